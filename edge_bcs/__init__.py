@@ -1,0 +1,41 @@
+"""edge-bcs: adversarially robust, globally sparse networks that keep training on low-power boards.
+
+The method is Bayesian Connectivity Sampling (Özdenizci & Legenstein, ICML 2021): a fixed number κ of connections
+for the whole network, rewired while it learns. Importing this package imports neither torch nor onnx nor
+onnxruntime; each name below is loaded when it is first used, so that the command line starts on a board.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+# In a source checkout the rooms `exporters`, `runtime` and `targets` lie beside this package; a wheel carries them
+# inside it. Looking in both places makes `edge_bcs.runtime` mean the same thing in either.
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "pyproject.toml").is_file() and (_checkout / "runtime" / "native").is_dir():
+    __path__.append(str(_checkout))
+
+_LAZY = {
+    "models": "edge_bcs.models",
+    "sparsify": "edge_bcs.connectivity:sparsify",
+    "SparseModel": "edge_bcs.connectivity:SparseModel",
+    "train": "edge_bcs.training:train",
+    "export": "edge_bcs.exporters:export",
+    "load": "edge_bcs.loading:load",
+    "EdgeBcsError": "edge_bcs.errors:EdgeBcsError",
+}
+
+__all__ = ["EdgeBcsError", "SparseModel", "__version__", "export", "load", "models", "sparsify", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    target = _LAZY.get(name)
+    if target is None:
+        raise AttributeError(f"module 'edge_bcs' has no attribute {name!r}")
+    module_name, _, attribute = target.partition(":")
+    module = importlib.import_module(module_name)
+    return getattr(module, attribute) if attribute else module

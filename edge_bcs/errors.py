@@ -1,0 +1,10 @@
+"""The one exception that reaches users."""
+
+from __future__ import annotations
+
+
+class EdgeBcsError(ValueError):
+    """A request that cannot be met, explained in one sentence that says what to do next.
+
+    The command line prints the sentence and exits with status 1; nothing that was on disk before is lost.
+    """

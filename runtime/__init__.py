@@ -1,0 +1,1 @@
+"""What runs on the board: numpy, ONNX Runtime and the operator library."""

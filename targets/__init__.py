@@ -1,0 +1,1 @@
+"""Boards, and the simulator of their memory budget."""
