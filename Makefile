@@ -1,14 +1,46 @@
-# Everything a newcomer needs, from a machine with Python 3.10+, a C++20 compiler and make.
+# Everything from a machine with Python 3.10+, a C++20 compiler and make; nothing else is asked for.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-CMAKE  ?= $(shell command -v $(BIN)/cmake || command -v cmake)
+OUT    ?= out
 
-.PHONY: help native
+# `pip install .` builds the operator library; this stamp is older than any source that went into it.
+INSTALLED := $(VENV)/.installed
+SOURCES   := pyproject.toml CMakeLists.txt \
+             $(shell find edge_bcs exporters runtime targets -type f ! -name '*.pyc' 2>/dev/null)
+
+.PHONY: help quickstart test lint native clean
 help:
-	@echo "make native      build the operator library into build/native (development)"
+	@echo "make quickstart  install into $(VENV), export a 99 % sparse VGG-16, simulate it, fine-tune it on digits"
+	@echo "make test        install into $(VENV) and run the tests"
+	@echo "make lint        ruff and mypy"
+	@echo "make native      only the operator library, into build/native (for work on the C++)"
+	@echo "make clean       remove what the above wrote"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[host,dev]'
+	@touch $@
+
+quickstart: $(INSTALLED)
+	$(BIN)/edge-bcs export --sparsity 0.99 --memory 12MiB -o $(OUT)/vgg16
+	$(BIN)/edge-bcs simulate $(OUT)/vgg16
+	$(BIN)/edge-bcs finetune $(OUT)/vgg16 --data digits --steps 30 -o $(OUT)/run
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(VENV) && bin/mypy --config-file $(CURDIR)/pyproject.toml -p edge_bcs
 
 native:
 	@mkdir -p build/native
 	@cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
 	@cmake --build build/native
+
+clean:
+	rm -rf build dist $(OUT) $(VENV)

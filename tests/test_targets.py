@@ -1,0 +1,80 @@
+"""Board descriptions: what comes with the package is sound, and a bad file is refused by field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_bcs import targets
+from edge_bcs.errors import EdgeBcsError
+
+GOOD = """
+title = "A board of mine"
+[memory]
+total = "1GiB"
+usable = "600MiB"
+default_budget = "16MiB"
+bandwidth = 4.0e9
+[cpu]
+isa = "neon"
+[[cpu.clusters]]
+core = "Cortex-A53"
+cores = 4
+frequency = 1.0e9
+flops_per_cycle = 8
+"""
+
+
+def test_every_board_of_the_package_loads_and_names_its_sources() -> None:
+    assert len(targets.names()) >= 14
+    for name in targets.names():
+        board = targets.load(name)
+        assert board.default_budget <= board.usable <= board.total
+        assert {"memory", "cpu"} <= set(board.sources)
+
+
+def test_peak_arithmetic_of_the_zero_2_w() -> None:
+    # 4 cores × 1 GHz × one 128-bit fused multiply-add (4 lanes × 2 operations) a cycle.
+    assert targets.load("raspberry-pi-zero-2w").peak_flops == 32e9
+    assert targets.load("raspberry-pi-zero-2w").total == 512 * 2**20
+
+
+def test_a_users_own_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    board = targets.load(path)
+    assert (board.name, board.usable, board.cores) == ("mine", 600 * 2**20, 4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ('title = "A board of mine"', "", "title"),
+        ('usable = "600MiB"', 'usable = "2GiB"', "memory.usable"),
+        ('default_budget = "16MiB"', 'default_budget = "lots"', "memory.default_budget"),
+        ('default_budget = "16MiB"', "", "memory.default_budget"),
+        ("bandwidth = 4.0e9", "bandwidth = -1", "memory.bandwidth"),
+        ('isa = "neon"', 'isa = "mmx"', "cpu.isa"),
+        ("cores = 4", "cores = 0", "cpu.clusters[0].cores"),
+        ("cores = 4", "cores = 4\ncolour = 1", "cpu.clusters[0].colour"),
+        ("frequency = 1.0e9", 'frequency = "fast"', "cpu.clusters[0].frequency"),
+    ],
+)
+def test_a_bad_file_is_refused_by_field(tmp_path: Path, old: str, new: str, field: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(EdgeBcsError, match=r"`" + field.replace("[", r"\[").replace("]", r"\]") + "`"):
+        targets.load(path)
+
+
+def test_an_unknown_board_lists_the_known_ones() -> None:
+    with pytest.raises(EdgeBcsError, match="raspberry-pi-5"):
+        targets.load("commodore-64")
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "torn.toml"
+    path.write_text(GOOD[:40] + "\n[memory")
+    with pytest.raises(EdgeBcsError, match="not valid TOML"):
+        targets.load(path)
