@@ -1,0 +1,57 @@
+"""The networks of the paper, as plain torch modules that torch.fx can trace.
+
+Each factory takes `num_classes`, `width` (a multiplier of every hidden channel count, at least 4 channels
+remain; 1.0 is the paper's network), `input_channels` and `input_size` (height = width of the images, in pixels).
+The module it returns carries `network = {"name": ..., "arguments": ...}`, from which `build` makes the same
+module again. They are made of convolution, linear, batch norm, ReLU, addition, pooling and flatten alone, which
+is what the compiler takes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.models.resnet import ResNet, resnet18, resnet34, resnet50
+from edge_bcs.models.vgg import VGG, vgg16
+from edge_bcs.models.wide_resnet import WideResNet, wrn28_2, wrn28_4, wrn28_10, wrn34_10
+
+__all__ = [
+    "FACTORIES",
+    "VGG",
+    "ResNet",
+    "WideResNet",
+    "build",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "vgg16",
+    "wrn28_2",
+    "wrn28_4",
+    "wrn28_10",
+    "wrn34_10",
+]
+
+FACTORIES: dict[str, Callable[..., nn.Module]] = {
+    factory.__name__: factory
+    for factory in (vgg16, resnet18, resnet34, resnet50, wrn28_2, wrn28_4, wrn28_10, wrn34_10)
+}
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """Return a freshly initialised network of the registry by its name, with the factory's arguments.
+
+    Raises `EdgeBcsError` for an unknown name, an unknown argument, or a geometry that does not fit.
+    """
+    factory = FACTORIES.get(name)
+    if factory is None:
+        raise EdgeBcsError(f"there is no network named {name!r}; choose one of {', '.join(FACTORIES)}")
+    known = inspect.signature(factory).parameters
+    unknown = [argument for argument in arguments if argument not in known]
+    if unknown:
+        raise EdgeBcsError(f"{name} takes no argument {unknown[0]!r}; it takes {', '.join(known)}")
+    return factory(**arguments)
