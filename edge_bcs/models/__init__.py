@@ -1,10 +1,10 @@
 """The networks of the paper, as plain torch modules that torch.fx can trace.
 
 Each factory takes `num_classes`, `width` (a multiplier of every hidden channel count, at least 4 channels
-remain; 1.0 is the paper's network), `input_channels` and `input_size` (height = width of the images, in pixels).
+remain; 1.0 is the paper's network), `input_channels` and `input_size` (height = width of images, in pixels).
 The module it returns carries `network = {"name": ..., "arguments": ...}`, from which `build` makes the same
-module again. They are made of convolution, linear, batch norm, ReLU, addition, pooling and flatten alone, which
-is what the compiler takes.
+module again. They are made of convolution, linear, batch norm, ReLU, addition, pooling and flatten alone:
+what the compiler takes.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from edge_bcs.models.geometry import check_arguments, scaled
 class PreActivationBlock(nn.Module):
     """Batch norm and ReLU before each 3x3 convolution.
 
-    f32 [n, channels, H, W] -> f32 [n, out, H/stride, W/stride]. Where the shape changes, the shortcut is a 1x1 convolution of the activated input.
+    f32 [n, channels, H, W] -> f32 [n, out, H/stride, W/stride]. Where the shape changes, the shortcut is a
+    1x1 convolution of the activated input.
     """
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
