@@ -1,0 +1,48 @@
+"""Where the operator library lies, and how a session gets it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_bcs.errors import EdgeBcsError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_NAME = "libedge_bcs_ops.so"
+
+
+def library_path() -> Path:
+    """Returns the path of the operator library.
+
+    Looks at the environment variable ``EDGE_BCS_LIBRARY``, then for a development build in ``build/native`` of a source
+    checkout, then beside this module in an installed package.
+
+    Raises:
+        EdgeBcsError: there is none at any of these places.
+    """
+    named = os.environ.get("EDGE_BCS_LIBRARY")
+    if named:
+        if not Path(named).is_file():
+            raise EdgeBcsError(f"EDGE_BCS_LIBRARY names {named}, which is not a file.")
+        return Path(named)
+    here = Path(__file__).resolve().parent
+    for place in (here.parent / "build" / "native", here):
+        if (place / _NAME).is_file():
+            return place / _NAME
+    raise EdgeBcsError(f"The operator library {_NAME} is missing: reinstall edge-bcs, or run `make native`.")
+
+
+def register(session_options: onnxruntime.SessionOptions) -> None:
+    """Adds the operators of the domain ``edge_bcs`` to the sessions made with these options.
+
+    Raises:
+        EdgeBcsError: the library is missing or does not load here.
+    """
+    path = library_path()
+    try:
+        session_options.register_custom_ops_library(str(path))
+    except Exception as error:
+        raise EdgeBcsError(f"The operator library {path} does not load: {error}") from error

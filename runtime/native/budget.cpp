@@ -1,0 +1,193 @@
+#include "budget.h"
+
+#include <cstdlib>
+#include <mutex>
+
+#include "isa.h"
+
+#define EDGE_BCS_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace edge_bcs::budget {
+
+namespace {
+
+constexpr std::size_t alignment = 64;
+
+// An allocation that did not fit.
+struct Refusal {
+  std::int64_t asked = 0;
+  std::int64_t in_use = 0;
+  std::int64_t cap = 0;
+};
+
+// What one process has in use. The environment of ONNX Runtime has one CPU allocator, so there is one of these too.
+struct Account {
+  std::mutex mutex;
+  bool owned = false;
+  std::int64_t cap = -1;  // -1: none
+  std::int64_t allocated = 0;
+  std::int64_t reserved = 0;
+  std::int64_t peak = 0;
+  Refusal refusal;
+
+  std::int64_t in_use() const { return allocated + reserved; }
+
+  // Counts `bytes` into `part`; throws Exceeded where that would go over the cap.
+  void take(std::int64_t& part, std::int64_t bytes) {
+    const std::lock_guard lock(mutex);
+    if (cap >= 0 && bytes > cap - in_use()) {
+      refusal = {bytes, in_use(), cap};
+      throw Exceeded("edge-bcs: memory budget exceeded: asked for " + std::to_string(bytes) + " bytes with " +
+                     std::to_string(in_use()) + " of " + std::to_string(cap) + " bytes in use");
+    }
+    part += bytes;
+    if (in_use() > peak) peak = in_use();
+  }
+
+  void give_back(std::int64_t& part, std::int64_t bytes) {
+    const std::lock_guard lock(mutex);
+    part -= bytes;
+  }
+};
+
+// Never destroyed: ONNX Runtime frees tensors until the very end of the process.
+Account& account() {
+  alignas(Account) static std::byte storage[sizeof(Account)];
+  static Account* const made = new (storage) Account();
+  return *made;
+}
+
+// Stands before every block; the block itself starts at the next multiple of the alignment.
+struct Header {
+  std::size_t bytes;
+};
+
+ort::MemoryInfo* memory_info = nullptr;
+ort::Allocator allocator{};
+bool registered = false;
+
+}  // namespace
+
+void* allocate(std::size_t bytes) {
+  if (bytes == 0) return nullptr;
+  if (bytes > (std::size_t{1} << 62)) throw std::bad_alloc();
+  account().take(account().allocated, static_cast<std::int64_t>(bytes));
+  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  void* block = std::aligned_alloc(alignment, alignment + rounded);
+  if (block == nullptr) {
+    account().give_back(account().allocated, static_cast<std::int64_t>(bytes));
+    throw std::bad_alloc();
+  }
+  static_cast<Header*>(block)->bytes = bytes;
+  return static_cast<std::byte*>(block) + alignment;
+}
+
+void release(void* memory) noexcept {
+  if (memory == nullptr) return;
+  void* block = static_cast<std::byte*>(memory) - alignment;
+  account().give_back(account().allocated, static_cast<std::int64_t>(static_cast<Header*>(block)->bytes));
+  std::free(block);
+}
+
+void register_with_environment() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    const auto succeeded = [](ort::Status* status) {
+      if (status != nullptr) ort::api.release_status(status);
+      return status == nullptr;
+    };
+    // CreateEnv gives the process's one environment and adds a reference; it is kept for good. In versions whose Python
+    // module has an environment of its own this fails, and sessions keep ONNX Runtime's allocator.
+    ort::Env* env = nullptr;
+    if (!succeeded(ort::api.create_env(ort::LoggingLevel::warning, "edge_bcs", &env))) return;
+    if (!succeeded(ort::api.create_cpu_memory_info(ort::AllocatorType::device, ort::MemoryType::by_default,
+                                                   &memory_info)))
+      return;
+    allocator.version = ort::api_version;
+    allocator.alloc = [](ort::Allocator*, std::size_t bytes) { return allocate(bytes); };
+    allocator.free = [](ort::Allocator*, void* memory) { release(memory); };
+    allocator.info = [](const ort::Allocator*) -> const ort::MemoryInfo* { return memory_info; };
+    allocator.reserve = [](ort::Allocator*, std::size_t bytes) { return allocate(bytes); };
+    registered = succeeded(ort::api.register_allocator(env, &allocator));
+  });
+}
+
+}  // namespace edge_bcs::budget
+
+using edge_bcs::budget::account;
+
+// The interface of runtime/budget.py.
+
+// Takes the budget for one trainer. cap_bytes: the most bytes in use at any time, or -1 for no cap. Returns 0, or -1 if
+// another trainer has it.
+EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_begin(std::int64_t cap_bytes) {
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
+  if (a.owned) return -1;
+  a.owned = true;
+  a.cap = cap_bytes;
+  a.peak = a.in_use();
+  return 0;
+}
+
+// Gives the budget back: no cap, and nothing reserved.
+EDGE_BCS_EXPORT void edge_bcs_budget_end() {
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
+  a.owned = false;
+  a.cap = -1;
+  a.reserved = 0;
+}
+
+// Counts memory that was allocated elsewhere (bound buffers). Returns 0, or -1 if it does not fit.
+EDGE_BCS_EXPORT int edge_bcs_budget_reserve(std::int64_t bytes) {
+  if (bytes < 0) return -1;
+  try {
+    account().take(account().reserved, bytes);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
+}
+
+// Takes back what `reserve` counted.
+EDGE_BCS_EXPORT void edge_bcs_budget_release(std::int64_t bytes) {
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
+  if (bytes > 0) a.reserved -= bytes < a.reserved ? bytes : a.reserved;
+}
+
+// Bytes in use now.
+EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_current() {
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
+  return a.in_use();
+}
+
+// The most bytes that were in use at once since `begin` or `reset_peak`.
+EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_peak() {
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
+  return a.peak;
+}
+
+EDGE_BCS_EXPORT void edge_bcs_budget_reset_peak() {
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
+  a.peak = a.in_use();
+}
+
+// 1 if ONNX Runtime takes its memory from this allocator, so that counts and cap are exact.
+EDGE_BCS_EXPORT int edge_bcs_budget_exact() { return edge_bcs::budget::registered ? 1 : 0; }
+
+// The last allocation that was refused: bytes asked for, bytes in use then, the cap. Zeros if there was none.
+EDGE_BCS_EXPORT void edge_bcs_last_refusal(std::int64_t* asked, std::int64_t* in_use, std::int64_t* cap) {
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
+  *asked = a.refusal.asked;
+  *in_use = a.refusal.in_use;
+  *cap = a.refusal.cap;
+}
+
+// The instruction set that the kernels run with: "scalar", "avx2", "avx512" or "neon".
+EDGE_BCS_EXPORT const char* edge_bcs_isa() { return edge_bcs::isa_name(edge_bcs::selected_isa()); }

@@ -1,0 +1,15 @@
+// Which of the compiled kernel variants this machine runs.
+#pragma once
+
+namespace edge_bcs {
+
+enum class Isa { scalar, avx2, avx512, neon };
+
+// The best variant that was compiled and that the processor has. The environment variable EDGE_BCS_ISA (a name as below)
+// asks for another; one that cannot run here is ignored. Decided once.
+Isa selected_isa();
+
+// "scalar", "avx2", "avx512" or "neon".
+const char* isa_name(Isa isa);
+
+}  // namespace edge_bcs

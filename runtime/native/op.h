@@ -1,0 +1,361 @@
+// A small framework in which an operator is one struct:
+//
+//   struct ResetGradient {
+//     static constexpr const char* name = "ResetGradient";
+//     static constexpr std::array inputs{Port{"buffer", float32}, Port{"lazy_reset_grad", boolean}};
+//     static constexpr std::array outputs{Port{"buffer_out", float32, aliases(0)}};
+//     explicit ResetGradient(const Attributes& attributes);
+//     void compute(Context& context) const;
+//   };
+//   const Register<ResetGradient> registered;
+//
+// The constructor reads and checks the attributes once, when the session is made; compute runs on every call, from
+// whichever thread ONNX Runtime chooses. Either may throw: the exception's text, after the operator's name, becomes the
+// error of the session or of the run. `require` is the way to check an input.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <initializer_list>
+#include <memory>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "budget.h"
+#include "ort_abi.h"
+
+namespace edge_bcs {
+
+// Bad input, explained in one sentence.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Throws Error with the parts written one after the other.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw Error(text.str());
+}
+
+// Throws Error with the parts written one after the other unless `condition` holds.
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) [[unlikely]] fail(parts...);
+}
+
+inline constexpr auto float32 = ort::ElementType::float32;
+inline constexpr auto uint8 = ort::ElementType::uint8;
+inline constexpr auto int32 = ort::ElementType::int32;
+inline constexpr auto int64 = ort::ElementType::int64;
+inline constexpr auto boolean = ort::ElementType::boolean;
+
+// How a port is used beyond its name and type: may be absent, or (outputs) shares the memory of an input.
+struct Use {
+  bool optional = false;
+  int alias = -1;
+};
+inline constexpr Use optional{true, -1};
+constexpr Use aliases(int input) { return {false, input}; }
+constexpr Use optional_aliases(int input) { return {true, input}; }
+
+// One input or output of an operator, as declared to ONNX Runtime.
+struct Port {
+  const char* name;
+  ort::ElementType type;
+  Use use{};
+};
+
+template <class T>
+constexpr ort::ElementType element_type() {
+  using Bare = std::remove_const_t<T>;
+  if constexpr (std::is_same_v<Bare, float>) return float32;
+  else if constexpr (std::is_same_v<Bare, std::uint8_t>) return uint8;
+  else if constexpr (std::is_same_v<Bare, std::int32_t>) return int32;
+  else if constexpr (std::is_same_v<Bare, std::int64_t>) return int64;
+  else if constexpr (std::is_same_v<Bare, bool>) return boolean;
+}
+
+// Dimensions of a tensor, at most eight of them.
+class Shape {
+ public:
+  Shape() = default;
+  Shape(std::initializer_list<std::int64_t> sizes) {
+    for (std::int64_t size : sizes) append(size);
+  }
+  void append(std::int64_t size) {
+    require(rank_ < sizes_.size(), "a tensor has more than ", sizes_.size(), " dimensions");
+    sizes_[rank_++] = size;
+  }
+  std::size_t rank() const { return rank_; }
+  std::int64_t operator[](std::size_t axis) const { return sizes_[axis]; }
+  const std::int64_t* data() const { return sizes_.data(); }
+  std::int64_t count() const {
+    std::int64_t product = 1;
+    for (std::size_t axis = 0; axis < rank_; ++axis) product *= sizes_[axis];
+    return product;
+  }
+  bool operator==(const Shape& other) const {
+    return rank_ == other.rank_ && std::equal(data(), data() + rank_, other.data());
+  }
+  // "[2, 3, 4]"
+  std::string text() const;
+
+ private:
+  std::array<std::int64_t, 8> sizes_{};
+  std::size_t rank_ = 0;
+};
+
+// A tensor of a known type: memory that ONNX Runtime owns, and its dimensions. An absent optional tensor is empty.
+template <class T>
+class Tensor {
+ public:
+  Tensor() = default;
+  Tensor(T* data, Shape shape) : data_(data), shape_(shape), present_(true) {}
+  explicit operator bool() const { return present_; }
+  T* data() const { return data_; }
+  T* begin() const { return data_; }
+  T* end() const { return data_ + size(); }
+  std::int64_t size() const { return present_ ? shape_.count() : 0; }
+  const Shape& shape() const { return shape_; }
+  std::int64_t dim(std::size_t axis) const { return shape_[axis]; }
+  T& operator[](std::int64_t i) const { return data_[i]; }
+
+ private:
+  T* data_ = nullptr;
+  Shape shape_;
+  bool present_ = false;
+};
+
+// The attributes of a node.
+class Attributes {
+ public:
+  explicit Attributes(const ort::KernelInfo* info) : info_(info) {}
+  std::int64_t integer(const char* name) const;
+  std::int64_t integer(const char* name, std::int64_t otherwise) const;
+  // An integer that must lie in [low, high].
+  std::int64_t integer_in(const char* name, std::int64_t low, std::int64_t high) const;
+  std::int64_t integer_in(const char* name, std::int64_t low, std::int64_t high, std::int64_t otherwise) const;
+  // 0 or 1.
+  bool flag(const char* name, bool otherwise) const;
+  float real(const char* name) const;
+  float real(const char* name, float otherwise) const;
+  std::vector<std::int64_t> integers(const char* name) const;
+  std::string text(const char* name, const std::string& otherwise) const;
+
+ private:
+  const ort::KernelInfo* info_;
+};
+
+// Work memory of one call, taken from the budget and given back on destruction. Not zeroed; 64-byte aligned.
+template <class T>
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(std::size_t count)
+      : data_(static_cast<T*>(budget::allocate(count * sizeof(T)))), count_(count) {}
+  T* data() const { return data_.get(); }
+  std::size_t size() const { return count_; }
+  T& operator[](std::size_t i) const { return data_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* memory) const { budget::release(memory); }
+  };
+  std::unique_ptr<T, Free> data_;
+  std::size_t count_ = 0;
+};
+
+// One call of an operator: its tensors and its threads.
+class Context {
+ public:
+  Context(ort::KernelContext* context, const Port* inputs, std::size_t input_count, const Port* outputs,
+          std::size_t output_count)
+      : context_(context), inputs_(inputs), outputs_(outputs), input_count_(input_count), output_count_(output_count) {}
+
+  // Input `index`; empty if it is optional and absent.
+  template <class T>
+  Tensor<const T> input(std::size_t index) const {
+    Raw raw = raw_input(index, element_type<T>());
+    return raw.present ? Tensor<const T>(static_cast<const T*>(raw.data), raw.shape) : Tensor<const T>();
+  }
+
+  // Output `index` with the given dimensions; empty if it is optional and the graph does not use it.
+  template <class T>
+  Tensor<T> output(std::size_t index, const Shape& shape) const {
+    Raw raw = raw_output(index, shape);
+    return raw.present ? Tensor<T>(static_cast<T*>(raw.data), shape) : Tensor<T>();
+  }
+
+  // Output `index`, which continues input `from` in place. Where ONNX Runtime could not give both the same memory
+  // (graph input and output bound to different tensors), the input is copied first, so the operator stays right. Empty
+  // if the input or the output is absent.
+  template <class T>
+  Tensor<T> in_place(std::size_t index, std::size_t from) const {
+    Tensor<const T> source = input<T>(from);
+    if (!source) return {};
+    Tensor<T> target = output<T>(index, source.shape());
+    if (target && target.data() != source.data() && source.size() > 0)
+      std::memcpy(target.data(), source.data(), static_cast<std::size_t>(source.size()) * sizeof(T));
+    return target;
+  }
+
+  // Calls body(i) for i in [0, count), from several threads; which thread runs which i is ONNX Runtime's choice, so the
+  // result must not depend on it. The first exception that a body throws is thrown again here.
+  template <class Body>
+  void parallel_for(std::int64_t count, const Body& body) const {
+    struct Job {
+      const Body& body;
+      std::atomic<bool> failed{false};
+      std::exception_ptr error{};
+    } job{body};
+    auto run = [](void* data, std::size_t i) {
+      Job& job = *static_cast<Job*>(data);
+      if (job.failed.load(std::memory_order_relaxed)) return;
+      try {
+        job.body(static_cast<std::int64_t>(i));
+      } catch (...) {
+        if (!job.failed.exchange(true)) job.error = std::current_exception();
+      }
+    };
+    if (count <= 0) return;
+    if (count == 1) run(&job, 0);
+    else run_parallel(run, static_cast<std::size_t>(count), &job);
+    if (job.error) std::rethrow_exception(job.error);
+  }
+
+  const char* input_name(std::size_t index) const { return inputs_[index].name; }
+
+ private:
+  struct Raw {
+    void* data = nullptr;
+    Shape shape;
+    bool present = false;
+  };
+  Raw raw_input(std::size_t index, ort::ElementType type) const;
+  Raw raw_output(std::size_t index, const Shape& shape) const;
+  void run_parallel(void (*run)(void*, std::size_t), std::size_t count, void* data) const;
+
+  ort::KernelContext* context_;
+  const Port* inputs_;
+  const Port* outputs_;
+  std::size_t input_count_;
+  std::size_t output_count_;
+};
+
+namespace detail {
+
+// Adds an operator to the domain `edge_bcs`; called while the library is loaded.
+void add_to_registry(const ort::CustomOp* op);
+
+// Turns an ORT status that is not null into an Error.
+void check(ort::Status* status);
+
+// "NAME: MESSAGE" as an ORT status.
+ort::Status* error_status(const char* name, const char* message);
+
+// The functions that ONNX Runtime calls for operator Op.
+template <class Op>
+struct Bridge {
+  static constexpr std::size_t inputs = Op::inputs.size();
+  static constexpr std::size_t outputs = Op::outputs.size();
+
+  template <class Work>
+  static ort::Status* guarded(const Work& work) noexcept {
+    try {
+      work();
+      return nullptr;
+    } catch (const std::exception& error) {
+      return error_status(Op::name, error.what());
+    } catch (...) {
+      return error_status(Op::name, "unknown error");
+    }
+  }
+
+  static ort::Status* create(const ort::CustomOp*, const void*, const ort::KernelInfo* info, void** kernel) {
+    return guarded([&] { *kernel = std::make_unique<Op>(Attributes(info)).release(); });
+  }
+
+  static ort::Status* compute(void* kernel, ort::KernelContext* raw) {
+    return guarded([&] {
+      Context context(raw, Op::inputs.data(), inputs, Op::outputs.data(), outputs);
+      static_cast<const Op*>(kernel)->compute(context);
+    });
+  }
+
+  static void destroy(void* kernel) { std::unique_ptr<Op>(static_cast<Op*>(kernel)).reset(); }
+
+  static std::size_t alias_map(int** from, int** to) {
+    static constexpr auto pairs = [] {
+      std::array<int, outputs> sources{}, targets{};
+      std::size_t count = 0;
+      for (std::size_t i = 0; i < outputs; ++i) {
+        if (Op::outputs[i].use.alias < 0) continue;
+        sources[count] = Op::outputs[i].use.alias;
+        targets[count++] = static_cast<int>(i);
+      }
+      return std::tuple(sources, targets, count);
+    }();
+    // Our own memory, never freed by ONNX Runtime, which only reads it; the interface lacks a const.
+    *from = const_cast<int*>(std::get<0>(pairs).data());
+    *to = const_cast<int*>(std::get<1>(pairs).data());
+    return std::get<2>(pairs);
+  }
+
+  static const ort::CustomOp& description() {
+    static const ort::CustomOp op = [] {
+      using ort::CustomOp;
+      CustomOp made{};
+      made.version = ort::api_version;
+      made.get_name = [](const CustomOp*) { return Op::name; };
+      made.get_execution_provider = [](const CustomOp*) -> const char* { return nullptr; };
+      made.get_input_type = [](const CustomOp*, std::size_t i) { return Op::inputs[i].type; };
+      made.get_input_count = [](const CustomOp*) { return inputs; };
+      made.get_output_type = [](const CustomOp*, std::size_t i) { return Op::outputs[i].type; };
+      made.get_output_count = [](const CustomOp*) { return outputs; };
+      made.destroy = destroy;
+      made.get_input_characteristic = [](const CustomOp*, std::size_t i) {
+        return Op::inputs[i].use.optional ? ort::Characteristic::optional : ort::Characteristic::required;
+      };
+      made.get_output_characteristic = [](const CustomOp*, std::size_t i) {
+        return Op::outputs[i].use.optional ? ort::Characteristic::optional : ort::Characteristic::required;
+      };
+      made.get_input_memory_type = [](const CustomOp*, std::size_t) { return ort::MemoryType::by_default; };
+      made.get_variadic_input_min_arity = [](const CustomOp*) { return 1; };
+      made.get_variadic_input_homogeneity = [](const CustomOp*) { return 0; };
+      made.get_variadic_output_min_arity = [](const CustomOp*) { return 1; };
+      made.get_variadic_output_homogeneity = [](const CustomOp*) { return 0; };
+      made.create_kernel_v2 = create;
+      made.compute_v2 = compute;
+      made.get_start_version = [](const CustomOp*) { return 1; };
+      made.get_end_version = [](const CustomOp*) { return 0x7fffffff; };
+      made.get_may_inplace = [](int**, int**) -> std::size_t { return 0; };
+      made.release_may_inplace = [](int*, int*) {};
+      made.get_alias_map = alias_map;
+      made.release_alias_map = [](int*, int*) {};
+      return made;
+    }();
+    return op;
+  }
+};
+
+}  // namespace detail
+
+// An object of this type with static storage adds Op to the library.
+template <class Op>
+struct Register {
+  Register() { detail::add_to_registry(&detail::Bridge<Op>::description()); }
+};
+
+}  // namespace edge_bcs
