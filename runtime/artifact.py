@@ -1,0 +1,331 @@
+"""Reading an artifact folder, and refusing one that is damaged.
+
+An artifact is a folder with `manifest.json`, five ONNX graphs and `state.safetensors`. A saved run has the same
+form (see runtime/state.py), so everything that reads an artifact reads a run. Nothing here executes what it reads:
+JSON, safetensors and sha256 only, no pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_bcs.errors import EdgeBcsError
+
+FORMAT = "edge-bcs-artifact"
+VERSION = 1
+GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
+MANIFEST = "manifest.json"
+STATE = "state.safetensors"
+_LARGEST_MANIFEST = 16 << 20
+
+
+def graph_file(graph: str) -> str:
+    """File name of a graph: "training" → "training_model.onnx"."""
+    return f"{graph}_model.onnx"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable layer. ``shape`` is [out, in, kh, kw] ([out, in] if linear), ``offset`` its first number."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    kernel: tuple[int, int]
+    stride: int
+    padding: int
+    density: float
+    algorithm: str
+
+    @property
+    def size(self) -> int:
+        """Number of positions of the layer, active or dormant."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The training objective and its attack; ``epsilon`` and ``step_size`` in pixel units of [0, 1]."""
+
+    name: str
+    beta: float
+    epsilon: float
+    step_size: float
+    attack_steps: int
+    start: str
+    attack_loss: str
+    two_branches: bool
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact (or saved run): the manifest's fields, typed. See contract of `manifest.json`.
+
+    Attributes:
+        kappa: κ, connections of the whole network; size: N, its prunable positions.
+        micro_batch: images per run of a graph; lanes: images per vector; batch_size: the default logical batch.
+        dense_size, statistics_size: lengths of dense.value and of batchnorm.mean.
+        budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum, noise…
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    sparsity: str
+    kappa: int
+    size: int
+    seed: int
+    layers: tuple[Layer, ...]
+    dense_size: int
+    statistics_size: int
+    objective: Objective
+    batch_norm: str
+    micro_batch: int
+    lanes: int
+    batch_size: int
+    hyper: dict[str, float]
+    lists_length: int
+    budget: int | None
+
+    @property
+    def network(self) -> str:
+        """The network's name, e.g. "vgg16"."""
+        return str(self.manifest["network"]["name"])
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """The working set that the compiler predicted, in bytes."""
+        return int(self.manifest["memory"]["predicted_peak_bytes"])
+
+    def graph(self, graph: str) -> Path:
+        """Path of one of GRAPHS."""
+        return self.path / graph_file(graph)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Artifact:
+        """Read and verify the folder ``path``: every field of the manifest, sha256 and size of every file.
+
+        The state is verified where it is read (runtime/state.py). Raises EdgeBcsError with one sentence for a
+        missing folder, a damaged manifest, a missing, truncated or altered file, or a newer format.
+        """
+        folder = Path(path)
+        manifest = _read_manifest(folder)
+        artifact = _parse(folder, manifest)
+        _verify_files(folder, manifest)
+        return artifact
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        kind = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise EdgeBcsError(f"the artifact {folder} {kind}; create one with `edge-bcs export -o {folder}`.")
+    file = folder / MANIFEST
+    try:
+        if file.stat().st_size > _LARGEST_MANIFEST:
+            raise EdgeBcsError(f"{file} is larger than 16 MiB, so it is not an edge-bcs manifest.")
+        manifest = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise EdgeBcsError(f"{folder} holds no {MANIFEST}, so it is not an edge-bcs artifact.") from None
+    except OSError as error:
+        raise EdgeBcsError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, EdgeBcsError):
+            raise
+        raise EdgeBcsError(f"{file} is not valid JSON (truncated or altered); copy the artifact again.") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise EdgeBcsError(f"{file} does not describe an edge-bcs artifact (its format is not {FORMAT!r}).")
+    version = manifest.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise EdgeBcsError(
+            f"{folder} has artifact format {version} and this edge-bcs reads up to {VERSION}: upgrade edge-bcs here, "
+            "or export again with this version."
+        )
+    if version != VERSION:
+        raise EdgeBcsError(f"{file} names the unknown format version {version!r}.")
+    return manifest
+
+
+class _Fields:
+    """Typed access to one JSON object of the manifest; every fault names the field."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise EdgeBcsError(f"the manifest's {where or 'content'} is not an object.")
+        self.value, self.where = value, where
+
+    def _fault(self, name: str, expected: str) -> EdgeBcsError:
+        field = f"{self.where}.{name}" if self.where else name
+        shown = repr(self.value.get(name, "missing"))[:60]
+        return EdgeBcsError(f"the manifest's field {field} must be {expected}, not {shown}.")
+
+    def integer(self, name: str, low: int = 0, high: int = 2**31 - 1) -> int:
+        value = self.value.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self._fault(name, f"a whole number from {low} to {high}")
+        return value
+
+    def number(self, name: str, low: float = 0.0, high: float = math.inf) -> float:
+        value = self.value.get(name)
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not valid or not math.isfinite(value) or not low <= value <= high:
+            raise self._fault(name, f"a finite number from {low:g} to {high:g}")
+        return float(value)
+
+    def text(self, name: str, choices: tuple[str, ...] = ()) -> str:
+        value = self.value.get(name)
+        if not isinstance(value, str) or (choices and value not in choices):
+            raise self._fault(name, " or ".join(choices) if choices else "text")
+        return value
+
+    def boolean(self, name: str) -> bool:
+        value = self.value.get(name)
+        if not isinstance(value, bool):
+            raise self._fault(name, "true or false")
+        return value
+
+    def integers(self, name: str, lengths: tuple[int, ...], low: int = 1) -> tuple[int, ...]:
+        value = self.value.get(name)
+        if not isinstance(value, list) or len(value) not in lengths:
+            raise self._fault(name, f"a list of {' or '.join(map(str, lengths))} numbers")
+        for item in value:
+            if isinstance(item, bool) or not isinstance(item, int) or not low <= item < 2**31:
+                raise self._fault(name, f"a list of whole numbers from {low}")
+        return tuple(value)
+
+    def object(self, name: str) -> _Fields:
+        return _Fields(self.value.get(name), f"{self.where}.{name}" if self.where else name)
+
+    def objects(self, name: str) -> list[_Fields]:
+        value = self.value.get(name)
+        if not isinstance(value, list):
+            raise self._fault(name, "a list")
+        return [_Fields(item, f"{name}[{number}]") for number, item in enumerate(value)]
+
+
+def _parse(folder: Path, manifest: dict[str, Any]) -> Artifact:
+    fields = _Fields(manifest, "")
+    network = fields.object("network")
+    network.text("name")
+    channels, height, width = network.integers("input_shape", (3,))
+    kappa, size = fields.integer("kappa", 1), fields.integer("size", 1)
+    if kappa > size:
+        raise EdgeBcsError(f"the manifest has kappa {kappa} above the network's size {size}.")
+    layers = _layers(fields, size)
+    statistics = [(item.integer("offset"), item.integer("channels", 1)) for item in fields.objects("statistics")]
+    dense = [
+        (item.integer("offset"), math.prod(item.integers("shape", (0, 1, 2, 3, 4)))) for item in fields.objects("dense")
+    ]
+    lists_length = fields.integer("lists_length", 1)
+    # One entry per row and one per (input channel, phase of the stride) of every layer, each list closed by an end.
+    expected = 3 * kappa + sum(layer.shape[0] + 1 + layer.shape[1] * layer.stride**2 + 1 for layer in layers)
+    if lists_length != expected:
+        raise EdgeBcsError(f"the manifest's lists_length is {lists_length}; its layers need {expected}.")
+    hyper = fields.object("hyper")
+    memory = fields.object("memory")
+    memory.integer("predicted_peak_bytes", 0, 1 << 50)
+    budget = None if memory.value.get("budget") is None else memory.integer("budget", 1, 1 << 50)
+    return Artifact(
+        path=folder,
+        manifest=manifest,
+        input_shape=(channels, height, width),
+        num_classes=network.integer("num_classes", 2),
+        sparsity=fields.text("sparsity"),
+        kappa=kappa,
+        size=size,
+        seed=fields.integer("seed", 0, 2**64 - 1),
+        layers=layers,
+        dense_size=_contiguous(dense, "dense"),
+        statistics_size=_contiguous(statistics, "statistics"),
+        objective=_objective(fields.object("objective")),
+        batch_norm=fields.text("batch_norm", ("frozen", "batch")),
+        micro_batch=fields.integer("micro_batch", 1, 1 << 16),
+        lanes=fields.integer("lanes", 1, 64),
+        batch_size=fields.integer("batch_size", 1, 1 << 20),
+        hyper={
+            **{name: float(value) for name, value in hyper.value.items() if isinstance(value, (int, float))},
+            **{name: hyper.number(name) for name in ("learning_rate", "weight_decay", "momentum", "noise")},
+        },
+        lists_length=lists_length,
+        budget=budget,
+    )
+
+
+def _layers(fields: _Fields, size: int) -> tuple[Layer, ...]:
+    layers = []
+    offset = 0
+    for item in fields.objects("layers"):
+        kernel = item.integers("kernel", (2,))
+        layer = Layer(
+            name=item.text("name"),
+            shape=item.integers("shape", (2, 4)),
+            offset=item.integer("offset"),
+            kernel=(kernel[0], kernel[1]),
+            stride=item.integer("stride", 1, 1 << 10),
+            padding=item.integer("padding", 0, 1 << 10),
+            density=item.number("density", 0.0, 1.0),
+            algorithm=item.text("algorithm", ("sparse", "dense")),
+        )
+        if layer.offset != offset:
+            raise EdgeBcsError(f"the manifest's layer {layer.name} starts at {layer.offset} instead of {offset}.")
+        offset += layer.size
+        layers.append(layer)
+    if offset != size:
+        raise EdgeBcsError(f"the manifest's layers hold {offset} positions and its size is {size}.")
+    return tuple(layers)
+
+
+def _contiguous(entries: list[tuple[int, int]], name: str) -> int:
+    end = 0
+    for offset, length in entries:
+        if offset != end:
+            raise EdgeBcsError(f"the manifest's {name} table has a gap or overlap at {end}.")
+        end += length
+    return end
+
+
+def _objective(fields: _Fields) -> Objective:
+    return Objective(
+        name=fields.text("name"),
+        beta=fields.number("beta"),
+        epsilon=fields.number("epsilon", 0.0, 1.0),
+        step_size=fields.number("step_size", 0.0, 1.0),
+        attack_steps=fields.integer("attack_steps", 0, 100_000),
+        start=fields.text("start", ("uniform", "gaussian")),
+        attack_loss=fields.text("attack_loss", ("cross_entropy", "kl")),
+        two_branches=fields.boolean("two_branches"),
+    )
+
+
+def sha256_of(file: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _verify_files(folder: Path, manifest: dict[str, Any]) -> None:
+    files = _Fields(manifest.get("files"), "files")
+    for graph in GRAPHS:
+        files.object(graph_file(graph))
+    for name in files.value:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+            raise EdgeBcsError(f"the manifest names the file {name!r}, which does not lie in the artifact's folder.")
+        entry = files.object(name)
+        size, digest = entry.integer("bytes", 0, 1 << 50), entry.text("sha256")
+        file = folder / name
+        if not file.is_file():
+            raise EdgeBcsError(f"{folder} lacks {name}; copy or export the artifact again.")
+        found = file.stat().st_size
+        if found != size:
+            cause = "truncated" if found < size else "altered"
+            raise EdgeBcsError(f"{file} is {cause}: {found} bytes instead of {size}; copy the artifact again.")
+        if sha256_of(file) != digest:
+            raise EdgeBcsError(f"{file} was altered: its sha256 is not the manifest's; copy the artifact again.")

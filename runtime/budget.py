@@ -1,0 +1,146 @@
+"""The byte budget: what the operator library's allocator counts, and the error when it would be exceeded.
+
+The library registers its own allocator with ONNX Runtime's environment, so that every tensor that ONNX Runtime
+makes is counted when it is made and a request over the cap is refused before memory is taken. Buffers that numpy
+owns (the bound buffers) are reserved here by the same rules. One environment serves the whole process, hence one
+budget serves one Trainer at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import warnings
+from functools import lru_cache
+from typing import Any
+
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.runtime.units import format_bytes
+
+_REFUSAL = re.compile(r"asked for (\d+) bytes with (\d+) of (\d+) bytes in use")
+_NODE = re.compile(r"running (\S+) node\. Name:'([^']*)'")
+
+
+class BudgetExceeded(EdgeBcsError):
+    """A request for memory was refused because it would have gone over the cap; nothing was changed.
+
+    Attributes:
+        asker: what asked, e.g. "the operator Conv 'features.3' of the training graph" or "buffer coo.value".
+        asked, in_use, cap: bytes asked for, bytes in use at that moment, and the cap.
+    """
+
+    def __init__(self, asker: str, asked: int, in_use: int, cap: int) -> None:
+        self.asker, self.asked, self.in_use, self.cap = asker, asked, in_use, cap
+        super().__init__(
+            f"memory budget exceeded: {asker} asked for {format_bytes(asked)} ({asked} bytes) with "
+            f"{format_bytes(in_use)} of {format_bytes(cap)} in use; allow at least {in_use + asked} bytes with "
+            "--memory, or export with a smaller micro-batch."
+        )
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    from edge_bcs.runtime.library import library_path
+
+    path = library_path()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EdgeBcsError(f"the operator library {path} cannot be loaded ({error}); reinstall edge-bcs.") from None
+    size = ctypes.c_int64
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "edge_bcs_budget_begin": (ctypes.c_int64, [size]),
+        "edge_bcs_budget_end": (None, []),
+        "edge_bcs_budget_reserve": (ctypes.c_int, [size]),
+        "edge_bcs_budget_release": (None, [size]),
+        "edge_bcs_budget_current": (ctypes.c_int64, []),
+        "edge_bcs_budget_peak": (ctypes.c_int64, []),
+        "edge_bcs_budget_reset_peak": (None, []),
+        "edge_bcs_budget_exact": (ctypes.c_int, []),
+        "edge_bcs_isa": (ctypes.c_char_p, []),
+        "edge_bcs_last_refusal": (None, [ctypes.POINTER(size)] * 3),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def instruction_set() -> str:
+    """Name of the kernel variant that the library chose for this processor, e.g. "avx512" or "neon"."""
+    return (_library().edge_bcs_isa() or b"").decode()
+
+
+class Budget:
+    """The process's budget, owned from construction to `close` by one Trainer.
+
+    ``cap`` is in bytes, None for counting without a limit. Raises EdgeBcsError if another Trainer owns it.
+    """
+
+    def __init__(self, cap: int | None) -> None:
+        self.cap = cap
+        self._library = _library()
+        self._reserved = 0
+        self._owned = False
+        if self._library.edge_bcs_budget_begin(-1 if cap is None else cap) != 0:
+            raise EdgeBcsError(
+                "another Trainer in this process owns the memory budget: close it first (trainer.close(), or use "
+                "`with Trainer(...) as trainer`)."
+            )
+        self._owned = True
+
+    def reserve(self, size: int, asker: str) -> None:
+        """Count ``size`` bytes that numpy is about to own; BudgetExceeded if they do not fit."""
+        if self._library.edge_bcs_budget_reserve(size) != 0:
+            raise BudgetExceeded(asker, size, self.current, self.cap or 0)
+        self._reserved += size
+
+    def close(self) -> None:
+        """Give back what was reserved and let another Trainer own the budget. Safe to call twice."""
+        if self._owned:
+            self._owned = False
+            self._library.edge_bcs_budget_release(self._reserved)
+            self._library.edge_bcs_budget_end()
+
+    @property
+    def current(self) -> int:
+        """Bytes in use now."""
+        return int(self._library.edge_bcs_budget_current())
+
+    @property
+    def peak(self) -> int:
+        """The most bytes in use at once since construction or `reset_peak`."""
+        return int(self._library.edge_bcs_budget_peak())
+
+    def reset_peak(self) -> None:
+        """Start measuring the peak again from what is in use now."""
+        self._library.edge_bcs_budget_reset_peak()
+
+    @property
+    def exact(self) -> bool:
+        """True if the library counts every tensor of ONNX Runtime (known once a session exists)."""
+        return bool(self._library.edge_bcs_budget_exact())
+
+    def warn_unless_exact(self) -> None:
+        """Say once that the cap only covers the bound buffers, where ONNX Runtime allows no more than that."""
+        if self.cap is not None and not self.exact:
+            import onnxruntime
+
+            warnings.warn(
+                f"onnxruntime {onnxruntime.__version__} does not let the operator library own its allocations, so "
+                "the memory cap covers the bound buffers only; with onnxruntime 1.23 or newer it is exact.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def explain(self, error: Exception, phase: str) -> EdgeBcsError:
+        """Turn an ONNX Runtime exception of the graph ``phase`` into one sentence: BudgetExceeded if it was that."""
+        text = str(error)
+        node = _NODE.search(text)
+        where = f"the operator {node[1]} '{node[2]}' of the {phase} graph" if node else f"the {phase} graph"
+        refusal = _REFUSAL.search(text)
+        if refusal:
+            asked, in_use, cap = (int(number) for number in refusal.groups())
+            return BudgetExceeded(where, asked, in_use, cap)
+        reason = text.rsplit("Status Message:", 1)[-1].strip().splitlines()
+        return EdgeBcsError(f"{where} refused its input: {reason[0] if reason else type(error).__name__}")

@@ -1,0 +1,75 @@
+"""The bound buffers: everything that lives as long as a Trainer, in one table that the planner shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+Shape = tuple[int, ...]
+_ALIGNMENT = 64
+
+
+def bound_buffers(
+    *,
+    kappa: int,
+    lists_length: int,
+    dense_size: int,
+    statistics_size: int,
+    micro_batch: int,
+    input_shape: Iterable[int],
+    num_classes: int,
+    two_branches: bool,
+    batch_statistics: bool,
+) -> dict[str, tuple[str, Shape]]:
+    """Name → (dtype, shape) of every buffer that the runtime binds to the graphs, whatever the phase.
+
+    The sum of their bytes is the part of the working set that never changes. With batch statistics a copy of the
+    running averages is kept, so that a step that fails half-way leaves no trace.
+    """
+    images = (micro_batch, *input_shape)
+    table: dict[str, tuple[str, Shape]] = {
+        "coo.value": ("float32", (kappa,)),
+        "coo.index": ("int32", (kappa,)),
+        "coo.momentum": ("float32", (kappa,)),
+        "coo.value_grad.accumulation.buffer": ("float32", (kappa,)),
+        "coo.lists": ("int32", (lists_length,)),
+        "dense.value": ("float32", (dense_size,)),
+        "dense.momentum": ("float32", (dense_size,)),
+        "dense.value_grad.accumulation.buffer": ("float32", (dense_size,)),
+        "batchnorm.mean": ("float32", (statistics_size,)),
+        "batchnorm.variance": ("float32", (statistics_size,)),
+        "input": ("float32", images),
+        "adversarial": ("float32", images),
+        "labels": ("int64", (micro_batch,)),
+        "sample_weight": ("float32", (micro_batch,)),
+        "target": ("float32", (micro_batch, num_classes)),
+        "logits": ("float32", (micro_batch, num_classes)),
+        "loss": ("float32", ()),
+        "correct": ("float32", (2 if two_branches else 1,)),
+        "coo.value_grad.accumulation.out": ("bool", (1,)),
+        "dense.value_grad.accumulation.out": ("bool", (1,)),
+        "lazy_reset_grad": ("bool", (1,)),
+        "step_size": ("float32", (1,)),
+        "epsilon": ("float32", (1,)),
+        "hyper": ("float32", (4,)),
+        "counter": ("int64", (2,)),
+    }
+    if batch_statistics:
+        table["rollback.mean"] = table["batchnorm.mean"]
+        table["rollback.variance"] = table["batchnorm.variance"]
+    return table
+
+
+def bytes_of(dtype: str, shape: Shape) -> int:
+    """Bytes of one buffer."""
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def allocate(dtype: str, shape: Shape) -> np.ndarray[Any, Any]:
+    """Return a zeroed array that begins on a 64-byte boundary, as the kernels like it."""
+    size = bytes_of(dtype, shape)
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)

@@ -1,0 +1,145 @@
+"""Four ONNX Runtime sessions over one set of bound buffers.
+
+Every input and output of the graphs is bound once to memory that numpy owns, and graphs that update in place have one
+buffer bound to both ends. Running a graph therefore copies nothing and allocates only its intermediate tensors, all
+of them from the budget.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.budget import Budget
+from edge_bcs.runtime.buffers import allocate, bound_buffers, bytes_of
+from edge_bcs.runtime.state import read_state
+
+_COO = ("coo.value", "coo.index", "coo.momentum", "coo.lists")
+_DENSE = ("dense.value", "dense.momentum")
+
+
+def available_threads() -> int:
+    """Number of processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options under which the graphs run as the compiler ordered them and every tensor comes from the budget."""
+    from edge_bcs.runtime.library import register
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # a refused step is reported once, by the exception
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Each session has its own threads; those of the session that just ran must not keep a core from the next one.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    register(options)
+    return options
+
+
+class Engine:
+    """Buffers, sessions and budget of one artifact.
+
+    Attributes:
+        arrays: name → numpy array of every bound buffer; writing to it is how inputs are given.
+        metadata: metadata of the state that was loaded ("step", "seed", …).
+        bound_bytes: bytes of all bound buffers.
+    """
+
+    def __init__(self, artifact: Artifact, cap: int | None, threads: int | None) -> None:
+        if threads is not None and not 1 <= threads <= 1024:
+            raise EdgeBcsError(f"threads must lie between 1 and 1024, not {threads}.")
+        self.artifact = artifact
+        self.threads = threads or available_threads()
+        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.bound_bytes = 0
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._bindings: dict[str, onnxruntime.IOBinding] = {}
+        self.budget = Budget(cap)
+        try:
+            self._allocate()
+            _, self.metadata = read_state(artifact, self.arrays)
+            for graph in ("lists", "training", "attack", "eval", "optimizer"):
+                self._open(graph)
+            self.budget.warn_unless_exact()
+            self.run("lists")
+        except BaseException:
+            self.close()
+            raise
+        # Needed once: lists are kept up to date by the optimizer graph from here on.
+        del self._bindings["lists"], self._sessions["lists"]
+
+    def _allocate(self) -> None:
+        artifact = self.artifact
+        table = bound_buffers(
+            kappa=artifact.kappa,
+            lists_length=artifact.lists_length,
+            dense_size=artifact.dense_size,
+            statistics_size=artifact.statistics_size,
+            micro_batch=artifact.micro_batch,
+            input_shape=artifact.input_shape,
+            num_classes=artifact.num_classes,
+            two_branches=artifact.objective.two_branches,
+            batch_statistics=artifact.batch_norm == "batch",
+        )
+        for name, (dtype, shape) in table.items():
+            size = bytes_of(dtype, shape)
+            self.budget.reserve(size, f"the buffer {name}")
+            self.arrays[name] = allocate(dtype, shape)
+            self.bound_bytes += size
+        self._values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self.arrays.items()}
+
+    def _bound_buffer(self, graph: str, name: str) -> str:
+        """Name of the buffer behind a graph's input or output."""
+        buffer = name
+        if name.endswith(".out") and name not in self._values:
+            buffer = name.removesuffix(".out")  # updated in place: the input's own memory
+        if graph == "training" and name == "input" and self.artifact.objective.name not in ("natural",):
+            # One branch: the images that the loss sees, adversarial or assembled from both kinds.
+            buffer = "input" if self.artifact.objective.two_branches else "adversarial"
+        if buffer not in self._values:
+            raise EdgeBcsError(f"the {graph} graph has the unknown input or output {name}; export the artifact again.")
+        return buffer
+
+    def _open(self, graph: str) -> None:
+        try:
+            session = onnxruntime.InferenceSession(
+                str(self.artifact.graph(graph)), session_options(self.threads), providers=["CPUExecutionProvider"]
+            )
+            binding = session.io_binding()
+            for item in session.get_inputs():
+                binding.bind_ortvalue_input(item.name, self._values[self._bound_buffer(graph, item.name)])
+            for item in session.get_outputs():
+                binding.bind_ortvalue_output(item.name, self._values[self._bound_buffer(graph, item.name)])
+        except EdgeBcsError:
+            raise
+        except Exception as error:
+            raise self.budget.explain(error, graph) from None
+        self._sessions[graph], self._bindings[graph] = session, binding
+
+    def run(self, graph: str) -> None:
+        """Run one graph on the bound buffers. EdgeBcsError (BudgetExceeded over the cap) if an operator refuses."""
+        if graph not in self._sessions:
+            raise EdgeBcsError("this Trainer is closed.")
+        try:
+            self._sessions[graph].run_with_iobinding(self._bindings[graph])
+        except Exception as error:
+            raise self.budget.explain(error, graph) from None
+
+    def close(self) -> None:
+        """Free the sessions and give the budget back. Safe to call twice."""
+        self._bindings.clear()
+        self._sessions.clear()
+        self._values = {}
+        self.budget.close()

@@ -1,0 +1,233 @@
+"""The trained state on disk: eight tensors, written so that a power cut at any moment loses at most one save.
+
+A saved run is a complete artifact folder (graphs and manifest copied) whose state lies in two slots:
+
+| file | what |
+| --- | --- |
+| `state.safetensors` | the newest state |
+| `state.previous.safetensors` | the one before; used if the newest is missing or damaged |
+
+A save writes `state.safetensors.partial`, flushes it to the medium (fsync), renames the newest slot to the previous
+one, renames the partial file to the newest and flushes the folder. A cut between the two renames leaves a complete
+partial file, which the reader therefore tries first: one intact state exists at every moment. Each slot carries the
+sha256 of its tensors and metadata in its own safetensors header; in the exported artifact the state has none of its
+own and is checked against the manifest instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.runtime.artifact import GRAPHS, MANIFEST, STATE, Artifact, graph_file
+
+FORMAT = "edge-bcs-state"
+VERSION = "1"
+PREVIOUS = "state.previous.safetensors"
+_PARTIAL_SUFFIX = ".partial"
+PARTIAL = STATE + _PARTIAL_SUFFIX
+_SAFETENSORS_TYPES = {"float32": "F32", "int32": "I32"}
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+def state_layout(artifact: Artifact) -> dict[str, tuple[str, int]]:
+    """Name → (dtype, length) of the tensors of a state, in the order in which they are written."""
+    kappa, dense, statistics = artifact.kappa, artifact.dense_size, artifact.statistics_size
+    return {
+        "coo.value": ("float32", kappa),
+        "coo.index": ("int32", kappa),
+        "coo.momentum": ("float32", kappa),
+        "dense.value": ("float32", dense),
+        "dense.momentum": ("float32", dense),
+        "batchnorm.mean": ("float32", statistics),
+        "batchnorm.variance": ("float32", statistics),
+    }
+
+
+def read_state(artifact: Artifact, into: Arrays | None = None) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """Return (tensors, metadata) of the newest intact slot, copied into the arrays ``into`` if they are given.
+
+    Metadata has at least "step" and "seed". Raises EdgeBcsError if no slot is intact, or if a tensor breaks an
+    invariant: wrong length, index not strictly ascending in [0, N), a value that is 0 or not finite, a negative
+    variance.
+    """
+    layout = state_layout(artifact)
+    sealed = STATE in artifact.manifest["files"]
+    slots = [STATE] if sealed else [PARTIAL, STATE, PREVIOUS]
+    faults = []
+    for slot in slots:
+        file = artifact.path / slot
+        if not file.is_file():
+            continue
+        try:
+            metadata = _verified_metadata(file, layout, sealed)
+            tensors = {}
+            with safe_open(str(file), framework="numpy") as stored:
+                for name, (dtype, length) in layout.items():
+                    array = into[name] if into is not None else np.empty(length, dtype)
+                    array[...] = stored.get_tensor(name)
+                    tensors[name] = array
+        except (EdgeBcsError, SafetensorError, OSError, ValueError) as error:
+            faults.append(f"{file.name}: {error}")
+            continue
+        check_state(tensors, artifact.size, str(file))
+        return tensors, metadata
+    detail = f" ({'; '.join(faults)})" if faults else ""
+    raise EdgeBcsError(f"{artifact.path} holds no intact state{detail}; copy the folder again or start anew.")
+
+
+def check_state(tensors: Arrays, size: int, source: str) -> None:
+    """Raise EdgeBcsError unless the tensors form a state of a network with ``size`` positions."""
+    index, value = tensors["coo.index"], tensors["coo.value"]
+    if index[0] < 0 or index[-1] >= size or not np.all(index[1:] > index[:-1]):
+        raise EdgeBcsError(f"{source}: coo.index is not strictly ascending within the network's {size} positions.")
+    for name, array in tensors.items():
+        if array.dtype == np.float32 and not np.isfinite(array).all():
+            raise EdgeBcsError(f"{source}: {name} holds a number that is not finite.")
+    if not np.all(value):
+        raise EdgeBcsError(f"{source}: coo.value holds a connection of weight zero.")
+    if np.any(tensors["batchnorm.variance"] < 0):
+        raise EdgeBcsError(f"{source}: batchnorm.variance holds a negative number.")
+
+
+def _verified_metadata(file: Path, layout: dict[str, tuple[str, int]], sealed: bool) -> dict[str, str]:
+    with safe_open(str(file), framework="numpy") as stored:
+        metadata = dict(stored.metadata() or {})
+        names = set(stored.keys())
+        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+            raise EdgeBcsError(f"it is not an {FORMAT} of version {VERSION}")
+        if names != set(layout):
+            raise EdgeBcsError(f"its tensors differ from the network's in {sorted(names ^ set(layout))[:4]}")
+        for name, (dtype, length) in layout.items():
+            piece = stored.get_slice(name)
+            if piece.get_dtype() != _SAFETENSORS_TYPES[dtype] or list(piece.get_shape()) != [length]:
+                raise EdgeBcsError(f"{name} is {piece.get_dtype()}{piece.get_shape()} instead of {dtype}[{length}]")
+        for name in ("step", "seed"):
+            if not metadata.get(name, "").isascii() or not metadata.get(name, "").isdigit():
+                raise EdgeBcsError(f"its metadata has no valid {name}")
+        if not sealed:
+            stated = metadata.pop("sha256", None)
+            if stated != _digest(((name, stored.get_tensor(name)) for name in layout), metadata):
+                raise EdgeBcsError("its checksum does not match (torn or altered)")
+    return metadata
+
+
+def _digest(tensors: Any, metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(sorted(metadata.items()))).encode())
+    for name, array in tensors:
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+def write_run(folder: str | Path, artifact: Artifact, tensors: Arrays, metadata: Mapping[str, str]) -> None:
+    """Save a state into the run folder, creating it as a copy of ``artifact`` the first time.
+
+    ``metadata`` needs "step" and "seed". Atomic and durable as the module says. Raises EdgeBcsError if the folder
+    belongs to something else, or if the medium is full or read-only; the earlier saves are then kept.
+    """
+    folder = Path(folder)
+    try:
+        if not _is_run_of(folder, artifact):
+            _create_run(folder, artifact)
+        _write_slot(folder, {name: tensors[name] for name in state_layout(artifact)}, metadata)
+    except OSError as error:
+        reason = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the disk is read-only",
+            errno.EACCES: "permission is denied",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise EdgeBcsError(f"the state could not be saved to {folder}: {reason}; earlier saves are kept.") from None
+
+
+def _is_run_of(folder: Path, artifact: Artifact) -> bool:
+    """True if ``folder`` is a run of this artifact; False if it is new; EdgeBcsError if it is anything else."""
+    if not (folder / MANIFEST).exists():
+        if folder.exists() and not folder.is_dir():
+            raise EdgeBcsError(f"{folder} is a file; choose a folder for the run.")
+        return False
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+    except (ValueError, KeyError, TypeError):
+        raise EdgeBcsError(f"{folder} holds a damaged manifest; choose another folder for the run.") from None
+    if STATE in files:
+        raise EdgeBcsError(f"{folder} is an exported artifact, which stays as it is; choose another folder for the run.")
+    if files != {name: entry for name, entry in artifact.manifest["files"].items() if name in files}:
+        raise EdgeBcsError(f"{folder} holds a run of another artifact; choose another folder for the run.")
+    return True
+
+
+def _create_run(folder: Path, artifact: Artifact) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [graph_file(graph) for graph in GRAPHS]
+    for name in names:
+        with _replacing(folder / name) as stream, (artifact.path / name).open("rb") as source:
+            shutil.copyfileobj(source, stream)
+    files = {name: artifact.manifest["files"][name] for name in names}
+    with _replacing(folder / MANIFEST) as stream:
+        stream.write(json.dumps({**artifact.manifest, "files": files}, indent=1).encode())
+    _sync_folder(folder)
+    _sync_folder(folder.parent)
+
+
+def _write_slot(folder: Path, tensors: Arrays, metadata: Mapping[str, str]) -> None:
+    stated = {"format": FORMAT, "version": VERSION, **metadata}
+    stated["sha256"] = _digest(tensors.items(), stated)
+    header: dict[str, Any] = {"__metadata__": stated}
+    end = 0
+    for name, array in tensors.items():
+        start, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": _SAFETENSORS_TYPES[str(array.dtype)],
+            "shape": list(array.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with _replacing(folder / STATE, previous=folder / PREVIOUS) as stream:
+        stream.write(len(text).to_bytes(8, "little"))
+        stream.write(text)
+        for array in tensors.values():
+            if array.size:
+                stream.write(memoryview(array).cast("B"))
+    _sync_folder(folder)
+
+
+@contextmanager
+def _replacing(file: Path, previous: Path | None = None) -> Iterator[Any]:
+    """Open a partial file that takes the place of ``file`` when the block ends well, and is removed if it fails."""
+    partial = file.with_name(file.name + _PARTIAL_SUFFIX)
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        if previous is not None and file.exists():
+            os.replace(file, previous)
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renames in ``folder`` durable; a no-op where folders cannot be opened (Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
