@@ -1,8 +1,8 @@
 """Reading an artifact folder, and refusing one that is damaged.
 
-An artifact is a folder with `manifest.json`, five ONNX graphs and `state.safetensors`. A saved run has the same
-form (see runtime/state.py), so everything that reads an artifact reads a run. Nothing here executes what it reads:
-JSON, safetensors and sha256 only, no pickle.
+An artifact is a folder with `manifest.json`, five ONNX graphs and `state.safetensors`. A saved run has the
+same form (see runtime/state.py), so everything that reads an artifact reads a run. Nothing here executes
+what it reads: JSON, safetensors and sha256 only, no pickle.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def graph_file(graph: str) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable layer. ``shape`` is [out, in, kh, kw] ([out, in] if linear), ``offset`` its first number."""
+    """One prunable layer. ``shape`` is [out, in, kh, kw] ([out, in] if linear), ``offset`` its first
+    number."""
 
     name: str
     shape: tuple[int, ...]
@@ -68,9 +69,11 @@ class Artifact:
 
     Attributes:
         kappa: κ, connections of the whole network; size: N, its prunable positions.
-        micro_batch: images per run of a graph; lanes: images per vector; batch_size: the default logical batch.
+        micro_batch: images per run of a graph; lanes: images per vector; batch_size: the default logical
+            batch.
         dense_size, statistics_size: lengths of dense.value and of batchnorm.mean.
-        budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum, noise…
+        budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum,
+            noise…
     """
 
     path: Path
@@ -137,14 +140,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, EdgeBcsError):
             raise
-        raise EdgeBcsError(f"{file} is not valid JSON (truncated or altered); copy the artifact again.") from None
+        raise EdgeBcsError(
+            f"{file} is not valid JSON (truncated or altered); copy the artifact again."
+        ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise EdgeBcsError(f"{file} does not describe an edge-bcs artifact (its format is not {FORMAT!r}).")
     version = manifest.get("version")
     if isinstance(version, int) and version > VERSION:
         raise EdgeBcsError(
-            f"{folder} has artifact format {version} and this edge-bcs reads up to {VERSION}: upgrade edge-bcs here, "
-            "or export again with this version."
+            f"{folder} has artifact format {version} and this edge-bcs reads up to {VERSION}: upgrade edge-bcs "
+            "here, or export again with this version."
         )
     if version != VERSION:
         raise EdgeBcsError(f"{file} names the unknown format version {version!r}.")
@@ -172,8 +177,9 @@ class _Fields:
 
     def number(self, name: str, low: float = 0.0, high: float = math.inf) -> float:
         value = self.value.get(name)
-        valid = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not valid or not math.isfinite(value) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._fault(name, "a number")
+        if not math.isfinite(value) or not low <= value <= high:
             raise self._fault(name, f"a finite number from {low:g} to {high:g}")
         return float(value)
 
@@ -217,12 +223,16 @@ def _parse(folder: Path, manifest: dict[str, Any]) -> Artifact:
     if kappa > size:
         raise EdgeBcsError(f"the manifest has kappa {kappa} above the network's size {size}.")
     layers = _layers(fields, size)
-    statistics = [(item.integer("offset"), item.integer("channels", 1)) for item in fields.objects("statistics")]
+    statistics = [
+        (item.integer("offset"), item.integer("channels", 1)) for item in fields.objects("statistics")
+    ]
     dense = [
-        (item.integer("offset"), math.prod(item.integers("shape", (0, 1, 2, 3, 4)))) for item in fields.objects("dense")
+        (item.integer("offset"), math.prod(item.integers("shape", (0, 1, 2, 3, 4))))
+        for item in fields.objects("dense")
     ]
     lists_length = fields.integer("lists_length", 1)
-    # One entry per row and one per (input channel, phase of the stride) of every layer, each list closed by an end.
+    # One entry per row and one per (input channel, phase of the stride) of every layer, each list closed by
+    # an end.
     expected = 3 * kappa + sum(layer.shape[0] + 1 + layer.shape[1] * layer.stride**2 + 1 for layer in layers)
     if lists_length != expected:
         raise EdgeBcsError(f"the manifest's lists_length is {lists_length}; its layers need {expected}.")
@@ -272,7 +282,9 @@ def _layers(fields: _Fields, size: int) -> tuple[Layer, ...]:
             algorithm=item.text("algorithm", ("sparse", "dense")),
         )
         if layer.offset != offset:
-            raise EdgeBcsError(f"the manifest's layer {layer.name} starts at {layer.offset} instead of {offset}.")
+            raise EdgeBcsError(
+                f"the manifest's layer {layer.name} starts at {layer.offset} instead of {offset}."
+            )
         offset += layer.size
         layers.append(layer)
     if offset != size:
@@ -317,7 +329,9 @@ def _verify_files(folder: Path, manifest: dict[str, Any]) -> None:
         files.object(graph_file(graph))
     for name in files.value:
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..") or "\\" in name:
-            raise EdgeBcsError(f"the manifest names the file {name!r}, which does not lie in the artifact's folder.")
+            raise EdgeBcsError(
+                f"the manifest names the file {name!r}, which does not lie in the artifact's folder."
+            )
         entry = files.object(name)
         size, digest = entry.integer("bytes", 0, 1 << 50), entry.text("sha256")
         file = folder / name
@@ -326,6 +340,10 @@ def _verify_files(folder: Path, manifest: dict[str, Any]) -> None:
         found = file.stat().st_size
         if found != size:
             cause = "truncated" if found < size else "altered"
-            raise EdgeBcsError(f"{file} is {cause}: {found} bytes instead of {size}; copy the artifact again.")
+            raise EdgeBcsError(
+                f"{file} is {cause}: {found} bytes instead of {size}; copy the artifact again."
+            )
         if sha256_of(file) != digest:
-            raise EdgeBcsError(f"{file} was altered: its sha256 is not the manifest's; copy the artifact again.")
+            raise EdgeBcsError(
+                f"{file} was altered: its sha256 is not the manifest's; copy the artifact again."
+            )

@@ -1,9 +1,9 @@
 """The byte budget: what the operator library's allocator counts, and the error when it would be exceeded.
 
-The library registers its own allocator with ONNX Runtime's environment, so that every tensor that ONNX Runtime
-makes is counted when it is made and a request over the cap is refused before memory is taken. Buffers that numpy
-owns (the bound buffers) are reserved here by the same rules. One environment serves the whole process, hence one
-budget serves one Trainer at a time.
+The library registers its own allocator with ONNX Runtime's environment, so that every tensor that ONNX
+Runtime makes is counted when it is made and a request over the cap is refused before memory is taken.
+Buffers that numpy owns (the bound buffers) are reserved here by the same rules. One environment serves the
+whole process, hence one budget serves one Trainer at a time.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import warnings
 from functools import lru_cache
 from typing import Any
 
-from edge_bcs.errors import EdgeBcsError
 from edge_bcs.runtime.units import format_bytes
+
+from edge_bcs.errors import EdgeBcsError
 
 _REFUSAL = re.compile(r"asked for (\d+) bytes with (\d+) of (\d+) bytes in use")
 _NODE = re.compile(r"running (\S+) node\. Name:'([^']*)'")
 
 
-class BudgetExceeded(EdgeBcsError):
+class BudgetExceeded(EdgeBcsError):  # noqa: N818 (it names what happened)
     """A request for memory was refused because it would have gone over the cap; nothing was changed.
 
     Attributes:
@@ -33,8 +34,8 @@ class BudgetExceeded(EdgeBcsError):
         self.asker, self.asked, self.in_use, self.cap = asker, asked, in_use, cap
         super().__init__(
             f"memory budget exceeded: {asker} asked for {format_bytes(asked)} ({asked} bytes) with "
-            f"{format_bytes(in_use)} of {format_bytes(cap)} in use; allow at least {in_use + asked} bytes with "
-            "--memory, or export with a smaller micro-batch."
+            f"{format_bytes(in_use)} of {format_bytes(cap)} in use; allow at least {in_use + asked} bytes "
+            "with --memory, or export with a smaller micro-batch."
         )
 
 
@@ -46,7 +47,9 @@ def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise EdgeBcsError(f"the operator library {path} cannot be loaded ({error}); reinstall edge-bcs.") from None
+        raise EdgeBcsError(
+            f"the operator library {path} cannot be loaded ({error}); reinstall edge-bcs."
+        ) from None
     size = ctypes.c_int64
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "edge_bcs_budget_begin": (ctypes.c_int64, [size]),
@@ -66,7 +69,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def instruction_set() -> str:
+def isa() -> str:
     """Name of the kernel variant that the library chose for this processor, e.g. "avx512" or "neon"."""
     return (_library().edge_bcs_isa() or b"").decode()
 
@@ -84,8 +87,8 @@ class Budget:
         self._owned = False
         if self._library.edge_bcs_budget_begin(-1 if cap is None else cap) != 0:
             raise EdgeBcsError(
-                "another Trainer in this process owns the memory budget: close it first (trainer.close(), or use "
-                "`with Trainer(...) as trainer`)."
+                "another Trainer in this process owns the memory budget: close it first (trainer.close(), or "
+                "use `with Trainer(...) as trainer`)."
             )
         self._owned = True
 
@@ -122,19 +125,21 @@ class Budget:
         return bool(self._library.edge_bcs_budget_exact())
 
     def warn_unless_exact(self) -> None:
-        """Say once that the cap only covers the bound buffers, where ONNX Runtime allows no more than that."""
+        """Say once that the cap only covers the bound buffers, where ONNX Runtime allows no more than
+        that."""
         if self.cap is not None and not self.exact:
             import onnxruntime
 
             warnings.warn(
-                f"onnxruntime {onnxruntime.__version__} does not let the operator library own its allocations, so "
-                "the memory cap covers the bound buffers only; with onnxruntime 1.23 or newer it is exact.",
+                f"onnxruntime {onnxruntime.__version__} does not let the operator library own its allocations, "
+                "so the memory cap covers the bound buffers only; with onnxruntime 1.23 or newer it is exact.",
                 RuntimeWarning,
                 stacklevel=3,
             )
 
     def explain(self, error: Exception, phase: str) -> EdgeBcsError:
-        """Turn an ONNX Runtime exception of the graph ``phase`` into one sentence: BudgetExceeded if it was that."""
+        """Turn an ONNX Runtime exception of the graph ``phase`` into one sentence: BudgetExceeded if it was
+        that."""
         text = str(error)
         node = _NODE.search(text)
         where = f"the operator {node[1]} '{node[2]}' of the {phase} graph" if node else f"the {phase} graph"

@@ -25,8 +25,8 @@ def bound_buffers(
 ) -> dict[str, tuple[str, Shape]]:
     """Name → (dtype, shape) of every buffer that the runtime binds to the graphs, whatever the phase.
 
-    The sum of their bytes is the part of the working set that never changes. With batch statistics a copy of the
-    running averages is kept, so that a step that fails half-way leaves no trace.
+    The sum of their bytes is the part of the working set that never changes. With batch statistics a copy of
+    the running averages is kept, so that a step that fails half-way leaves no trace.
     """
     images = (micro_batch, *input_shape)
     table: dict[str, tuple[str, Shape]] = {

@@ -1,8 +1,8 @@
 """Four ONNX Runtime sessions over one set of bound buffers.
 
-Every input and output of the graphs is bound once to memory that numpy owns, and graphs that update in place have one
-buffer bound to both ends. Running a graph therefore copies nothing and allocates only its intermediate tensors, all
-of them from the budget.
+Every input and output of the graphs is bound once to memory that numpy owns, and graphs that update in place
+have one buffer bound to both ends. Running a graph therefore copies nothing and allocates only its
+intermediate tensors, all of them from the budget.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-
-from edge_bcs.errors import EdgeBcsError
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.budget import Budget
 from edge_bcs.runtime.buffers import allocate, bound_buffers, bytes_of
 from edge_bcs.runtime.state import read_state
+
+from edge_bcs.errors import EdgeBcsError
 
 _COO = ("coo.value", "coo.index", "coo.momentum", "coo.lists")
 _DENSE = ("dense.value", "dense.momentum")
@@ -31,7 +31,8 @@ def available_threads() -> int:
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Options under which the graphs run as the compiler ordered them and every tensor comes from the budget."""
+    """Options under which the graphs run as the compiler ordered them and every tensor comes from the
+    budget."""
     from edge_bcs.runtime.library import register
 
     options = onnxruntime.SessionOptions()
@@ -42,7 +43,8 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # a refused step is reported once, by the exception
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Each session has its own threads; those of the session that just ran must not keep a core from the next one.
+    # Each session has its own threads; those of the session that just ran must not keep a core from the next
+    # one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     register(options)
     return options
@@ -98,7 +100,9 @@ class Engine:
             self.budget.reserve(size, f"the buffer {name}")
             self.arrays[name] = allocate(dtype, shape)
             self.bound_bytes += size
-        self._values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self.arrays.items()}
+        self._values = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self.arrays.items()
+        }
 
     def _bound_buffer(self, graph: str, name: str) -> str:
         """Name of the buffer behind a graph's input or output."""
@@ -109,13 +113,17 @@ class Engine:
             # One branch: the images that the loss sees, adversarial or assembled from both kinds.
             buffer = "input" if self.artifact.objective.two_branches else "adversarial"
         if buffer not in self._values:
-            raise EdgeBcsError(f"the {graph} graph has the unknown input or output {name}; export the artifact again.")
+            raise EdgeBcsError(
+                f"the {graph} graph has the unknown input or output {name}; export the artifact again."
+            )
         return buffer
 
     def _open(self, graph: str) -> None:
         try:
             session = onnxruntime.InferenceSession(
-                str(self.artifact.graph(graph)), session_options(self.threads), providers=["CPUExecutionProvider"]
+                str(self.artifact.graph(graph)),
+                session_options(self.threads),
+                providers=["CPUExecutionProvider"],
             )
             binding = session.io_binding()
             for item in session.get_inputs():
@@ -129,7 +137,8 @@ class Engine:
         self._sessions[graph], self._bindings[graph] = session, binding
 
     def run(self, graph: str) -> None:
-        """Run one graph on the bound buffers. EdgeBcsError (BudgetExceeded over the cap) if an operator refuses."""
+        """Run one graph on the bound buffers. EdgeBcsError (BudgetExceeded over the cap) if an operator
+        refuses."""
         if graph not in self._sessions:
             raise EdgeBcsError("this Trainer is closed.")
         try:

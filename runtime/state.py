@@ -1,4 +1,4 @@
-"""The trained state on disk: eight tensors, written so that a power cut at any moment loses at most one save.
+"""The trained state on disk: seven tensors, written so that a power cut at any moment loses at most one save.
 
 A saved run is a complete artifact folder (graphs and manifest copied) whose state lies in two slots:
 
@@ -7,11 +7,12 @@ A saved run is a complete artifact folder (graphs and manifest copied) whose sta
 | `state.safetensors` | the newest state |
 | `state.previous.safetensors` | the one before; used if the newest is missing or damaged |
 
-A save writes `state.safetensors.partial`, flushes it to the medium (fsync), renames the newest slot to the previous
-one, renames the partial file to the newest and flushes the folder. A cut between the two renames leaves a complete
-partial file, which the reader therefore tries first: one intact state exists at every moment. Each slot carries the
-sha256 of its tensors and metadata in its own safetensors header; in the exported artifact the state has none of its
-own and is checked against the manifest instead.
+A save writes `state.safetensors.partial`, flushes it to the medium (fsync), renames the newest slot to the
+previous one, renames the partial file to the newest and flushes the folder. A cut between the two renames
+leaves a complete
+partial file, which the reader therefore tries first: one intact state exists at every moment. Each slot
+    carries the sha256 of its tensors and metadata in its own safetensors header; in the exported artifact
+    the state has none of its own and is checked against the manifest instead.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edge_bcs.runtime.artifact import GRAPHS, MANIFEST, STATE, Artifact, graph_file
 from safetensors import SafetensorError, safe_open
 
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.runtime.artifact import GRAPHS, MANIFEST, STATE, Artifact, graph_file
 
 FORMAT = "edge-bcs-state"
 VERSION = "1"
@@ -55,12 +56,16 @@ def state_layout(artifact: Artifact) -> dict[str, tuple[str, int]]:
     }
 
 
-def read_state(artifact: Artifact, into: Arrays | None = None) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
-    """Return (tensors, metadata) of the newest intact slot, copied into the arrays ``into`` if they are given.
+def read_state(
+    artifact: Artifact, into: Arrays | None = None
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """Return (tensors, metadata) of the newest intact slot, copied into the arrays ``into`` if they are
+    given.
 
-    Metadata has at least "step" and "seed". Raises EdgeBcsError if no slot is intact, or if a tensor breaks an
-    invariant: wrong length, index not strictly ascending in [0, N), a value that is 0 or not finite, a negative
-    variance.
+    Metadata has at least "step" and "seed". Raises EdgeBcsError if no slot is intact, or if a tensor breaks
+    an
+    invariant: wrong length, index not strictly ascending in [0, N), a value that is 0 or not finite, a
+        negative variance.
     """
     layout = state_layout(artifact)
     sealed = STATE in artifact.manifest["files"]
@@ -91,7 +96,9 @@ def check_state(tensors: Arrays, size: int, source: str) -> None:
     """Raise EdgeBcsError unless the tensors form a state of a network with ``size`` positions."""
     index, value = tensors["coo.index"], tensors["coo.value"]
     if index[0] < 0 or index[-1] >= size or not np.all(index[1:] > index[:-1]):
-        raise EdgeBcsError(f"{source}: coo.index is not strictly ascending within the network's {size} positions.")
+        raise EdgeBcsError(
+            f"{source}: coo.index is not strictly ascending within the network's {size} positions."
+        )
     for name, array in tensors.items():
         if array.dtype == np.float32 and not np.isfinite(array).all():
             raise EdgeBcsError(f"{source}: {name} holds a number that is not finite.")
@@ -112,7 +119,9 @@ def _verified_metadata(file: Path, layout: dict[str, tuple[str, int]], sealed: b
         for name, (dtype, length) in layout.items():
             piece = stored.get_slice(name)
             if piece.get_dtype() != _SAFETENSORS_TYPES[dtype] or list(piece.get_shape()) != [length]:
-                raise EdgeBcsError(f"{name} is {piece.get_dtype()}{piece.get_shape()} instead of {dtype}[{length}]")
+                raise EdgeBcsError(
+                    f"{name} is {piece.get_dtype()}{piece.get_shape()} instead of {dtype}[{length}]"
+                )
         for name in ("step", "seed"):
             if not metadata.get(name, "").isascii() or not metadata.get(name, "").isdigit():
                 raise EdgeBcsError(f"its metadata has no valid {name}")
@@ -127,15 +136,15 @@ def _digest(tensors: Any, metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(dict(sorted(metadata.items()))).encode())
     for name, array in tensors:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+        digest.update(array.view(np.uint8).data)
     return digest.hexdigest()
 
 
 def write_run(folder: str | Path, artifact: Artifact, tensors: Arrays, metadata: Mapping[str, str]) -> None:
     """Save a state into the run folder, creating it as a copy of ``artifact`` the first time.
 
-    ``metadata`` needs "step" and "seed". Atomic and durable as the module says. Raises EdgeBcsError if the folder
-    belongs to something else, or if the medium is full or read-only; the earlier saves are then kept.
+    ``metadata`` needs "step" and "seed". Atomic and durable as the module says. Raises EdgeBcsError if the
+    folder belongs to something else, or if the medium is full or read-only; the earlier saves are then kept.
     """
     folder = Path(folder)
     try:
@@ -149,11 +158,14 @@ def write_run(folder: str | Path, artifact: Artifact, tensors: Arrays, metadata:
             errno.EROFS: "the disk is read-only",
             errno.EACCES: "permission is denied",
         }.get(error.errno or 0, error.strerror or str(error))
-        raise EdgeBcsError(f"the state could not be saved to {folder}: {reason}; earlier saves are kept.") from None
+        raise EdgeBcsError(
+            f"the state could not be saved to {folder}: {reason}; earlier saves are kept."
+        ) from None
 
 
 def _is_run_of(folder: Path, artifact: Artifact) -> bool:
-    """True if ``folder`` is a run of this artifact; False if it is new; EdgeBcsError if it is anything else."""
+    """True if ``folder`` is a run of this artifact; False if it is new; EdgeBcsError if it is anything
+    else."""
     if not (folder / MANIFEST).exists():
         if folder.exists() and not folder.is_dir():
             raise EdgeBcsError(f"{folder} is a file; choose a folder for the run.")
@@ -163,7 +175,9 @@ def _is_run_of(folder: Path, artifact: Artifact) -> bool:
     except (ValueError, KeyError, TypeError):
         raise EdgeBcsError(f"{folder} holds a damaged manifest; choose another folder for the run.") from None
     if STATE in files:
-        raise EdgeBcsError(f"{folder} is an exported artifact, which stays as it is; choose another folder for the run.")
+        raise EdgeBcsError(
+            f"{folder} is an exported artifact, which stays as it is; choose another folder for the run."
+        )
     if files != {name: entry for name, entry in artifact.manifest["files"].items() if name in files}:
         raise EdgeBcsError(f"{folder} holds a run of another artifact; choose another folder for the run.")
     return True
@@ -201,13 +215,14 @@ def _write_slot(folder: Path, tensors: Arrays, metadata: Mapping[str, str]) -> N
         stream.write(text)
         for array in tensors.values():
             if array.size:
-                stream.write(memoryview(array).cast("B"))
+                stream.write(array.view(np.uint8).data)
     _sync_folder(folder)
 
 
 @contextmanager
 def _replacing(file: Path, previous: Path | None = None) -> Iterator[Any]:
-    """Open a partial file that takes the place of ``file`` when the block ends well, and is removed if it fails."""
+    """Open a partial file that takes the place of ``file`` when the block ends well, and is removed if it
+    fails."""
     partial = file.with_name(file.name + _PARTIAL_SUFFIX)
     try:
         with partial.open("wb") as stream:

@@ -19,9 +19,9 @@ _LARGEST = 1 << 50
 def parse_bytes(size: int | str) -> int:
     """Return the number of bytes that ``size`` names.
 
-    Binary units are KiB, MiB, GiB (and K, M, G alone); decimal ones KB, MB, GB; a bare number is bytes. Fractions
-    such as "1.5MiB" are rounded down to whole bytes. Raises EdgeBcsError for anything else, for zero and for
-    sizes beyond 1 PiB.
+    Binary units are KiB, MiB, GiB (and K, M, G alone); decimal ones KB, MB, GB; a bare number is bytes.
+    Fractions such as "1.5MiB" are rounded down to whole bytes. Raises EdgeBcsError for anything else, for
+    zero and for sizes beyond 1 PiB.
     """
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise EdgeBcsError(f"a size is a number of bytes or text such as 6MiB, not {size!r}.")

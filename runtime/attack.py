@@ -1,0 +1,38 @@
+"""Where PGD starts: Philox noise that depends on an image's place in its batch, not on the micro-batch it is
+in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from edge_bcs import random
+
+Array = np.ndarray[Any, Any]
+GAUSSIAN_START = np.float32(0.001)  # TRADES, MART and RST: x + 0.001·N(0, 1)
+
+
+def start(x: Array, kind: str, epsilon: float, *, seed: int, step: int, purpose: int, position: int) -> Array:
+    """Return the first adversarial images f32[m, C, H, W] for the images ``x``, clipped to [0, 1].
+
+    ``kind`` is "uniform" (x ± ε) or "gaussian" (x + 0.001·N(0, 1)). Pixel j of image i takes draw number
+    (position + i)·C·H·W + j of the stream (seed, step, purpose), so that splitting a batch changes nothing.
+    """
+    pixels = math.prod(x.shape[1:])
+    first, count = position * pixels, len(x) * pixels
+    if kind == "uniform":
+        drawn = random.uniform(count, seed=seed, step=step, purpose=purpose, start=first)
+        noise = (np.float32(2) * drawn - np.float32(1)) * np.float32(epsilon)
+    else:
+        noise = random.normal(count, seed=seed, step=step, purpose=purpose, start=first) * GAUSSIAN_START
+    moved: Array = np.clip(x + noise.reshape(x.shape), np.float32(0), np.float32(1))
+    return moved
+
+
+def softmax(logits: Array) -> Array:
+    """Return the probabilities f32[n, K] of logits f32[n, K]."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Array = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
