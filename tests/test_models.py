@@ -29,7 +29,7 @@ def prunable(model: nn.Module) -> int:
 )
 def test_prunable_counts(name: str, classes: int, expected: int) -> None:
     with torch.device("meta"):
-        model = models.build(name, num_classes=classes)
+        model = models.create(name, num_classes=classes)
     assert prunable(model) == expected
 
 
@@ -49,7 +49,7 @@ def test_vgg_layers() -> None:
 def test_forward_backward_and_trace(name: str, channels: int, size: int) -> None:
     if size == 28 and name.endswith("10"):
         pytest.skip("the widest networks are exercised at two sizes")
-    model = models.build(name, num_classes=5, width=0.05, input_channels=channels, input_size=size)
+    model = models.create(name, num_classes=5, width=0.05, input_channels=channels, input_size=size)
     x = torch.rand(2, channels, size, size)
     logits = model(x)
     assert logits.shape == (2, 5)
@@ -69,7 +69,7 @@ def test_forward_backward_and_trace(name: str, channels: int, size: int) -> None
 def test_rebuilt_from_record() -> None:
     model = models.wrn28_2(num_classes=7, width=0.25, input_channels=1, input_size=8)
     assert model.network["name"] == "wrn28_2"
-    again = models.build(model.network["name"], **model.network["arguments"])
+    again = models.create(model.network["name"], **model.network["arguments"])
     again.load_state_dict(model.state_dict())
     x = torch.rand(1, 1, 8, 8)
     assert torch.equal(model.eval()(x), again.eval()(x))
@@ -79,8 +79,8 @@ def test_refusals() -> None:
     with pytest.raises(EdgeBcsError, match="at least 16x16 pixels, not 8x8"):
         models.vgg16(input_size=8)
     with pytest.raises(EdgeBcsError, match="no network named 'vgg19'"):
-        models.build("vgg19")
+        models.create("vgg19")
     with pytest.raises(EdgeBcsError, match="no argument 'depth'"):
-        models.build("resnet18", depth=3)
+        models.create("resnet18", depth=3)
     with pytest.raises(EdgeBcsError, match="2 classes"):
         models.resnet18(num_classes=1)

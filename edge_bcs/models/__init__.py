@@ -2,7 +2,7 @@
 
 Each factory takes `num_classes`, `width` (a multiplier of every hidden channel count, at least 4 channels
 remain; 1.0 is the paper's network), `input_channels` and `input_size` (height = width of images, in pixels).
-The module it returns carries `network = {"name": ..., "arguments": ...}`, from which `build` makes the same
+The module it returns carries `network = {"name": ..., "arguments": ...}`, from which `create` makes the same
 module again. They are made of convolution, linear, batch norm, ReLU, addition, pooling and flatten alone:
 what the compiler takes.
 """
@@ -25,7 +25,7 @@ __all__ = [
     "VGG",
     "ResNet",
     "WideResNet",
-    "build",
+    "create",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -42,7 +42,7 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(name: str, **arguments: Any) -> nn.Module:
+def create(name: str, **arguments: Any) -> nn.Module:
     """Return a freshly initialised network of the registry by its name, with the factory's arguments.
 
     Raises `EdgeBcsError` for an unknown name, an unknown argument, or a geometry that does not fit.
