@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from edge_bcs.errors import EdgeBcsError
 
-
 # What numbers are for: each purpose has a stream of its own in every step.
 SIGN = 1  # γ of a position (step 0, block = position)
 NOISE = 2  # Langevin noise of entry t of the κ arrays
@@ -166,7 +165,9 @@ _TAIL = (
      1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15),
 )  # fmt: skip
 
-_LN2_HIGH = 6.93147180369123816490e-01  # the leading 32 bits of ln 2, so that its multiples by exponents are exact
+_LN2_HIGH = (
+    6.93147180369123816490e-01  # the leading 32 bits of ln 2, so that its multiples by exponents are exact
+)
 _LN2_LOW = 1.90821492927058770002e-10
 _SQRT_HALF = 0.70710678118654752440
 

@@ -54,8 +54,15 @@ def rewire_step(
             hyper-parameter, or anything not finite, before or after the step.
     """
     check_buffers(value, index, momentum, gradient, size=size)
-    rate, decay, factor, sigma = (np.float32(x) for x in (learning_rate, weight_decay, momentum_factor, noise))
-    for name, number in (("learning rate", rate), ("weight decay", decay), ("momentum", factor), ("noise", sigma)):
+    rate, decay, factor, sigma = (
+        np.float32(x) for x in (learning_rate, weight_decay, momentum_factor, noise)
+    )
+    for name, number in (
+        ("learning rate", rate),
+        ("weight decay", decay),
+        ("momentum", factor),
+        ("noise", sigma),
+    ):
         if not (np.isfinite(number) and number >= 0):
             raise EdgeBcsError(f"the {name} is {number}, not a finite number of at least 0.")
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):

@@ -39,7 +39,10 @@ def session(
         return helper.make_tensor_value_info(name, ELEMENT_TYPE[np.dtype(dtype)], None)
 
     graph = helper.make_graph(
-        list(nodes), "test", [value(*item) for item in inputs.items()], [value(*item) for item in outputs.items()]
+        list(nodes),
+        "test",
+        [value(*item) for item in inputs.items()],
+        [value(*item) for item in outputs.items()],
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("edge_bcs", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -52,7 +55,9 @@ def session(
     if environment_allocator:
         options.add_session_config_entry("session.use_env_allocators", "1")
     library.register(options)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def run(
@@ -147,7 +152,9 @@ def pack_bits(images: np.ndarray, lanes: int) -> np.ndarray:
     """The ReLU bits u8 [NB, C·H, ceil(W·B / 8)] of images f32 [n, C, H, W]: which are positive."""
     n, channels, height, width = images.shape
     rows = images.reshape(n // lanes, lanes, channels * height, width).transpose(0, 2, 3, 1)
-    return np.packbits(rows.reshape(n // lanes, channels * height, width * lanes) > 0, axis=2, bitorder="little")
+    return np.packbits(
+        rows.reshape(n // lanes, channels * height, width * lanes) > 0, axis=2, bitorder="little"
+    )
 
 
 def lists_length(kappa: int, layers: Sequence[Mapping[str, Any]]) -> int:
@@ -157,7 +164,9 @@ def lists_length(kappa: int, layers: Sequence[Mapping[str, Any]]) -> int:
     )
 
 
-def build_lists(index: np.ndarray, layers: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list[int], list[int]]:
+def build_lists(
+    index: np.ndarray, layers: Sequence[Mapping[str, Any]]
+) -> tuple[np.ndarray, list[int], list[int]]:
     """coo.lists of positions `index`, and each layer's offsets of its forward and transpose pointers.
 
     Args:

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import onnxruntime
 import pytest
-from tests.native_helpers import budget_library, node, run, session
+from native_helpers import budget_library, node, run, session
 
 CHAIN = [
     node("ResetGradient", ["g", "reset"], ["g1"]),
@@ -17,7 +17,9 @@ CHAIN = [
 ]
 
 
-def bound(chain_end: str | None) -> tuple[onnxruntime.InferenceSession, onnxruntime.IOBinding, onnxruntime.OrtValue]:
+def bound(
+    chain_end: str | None,
+) -> tuple[onnxruntime.InferenceSession, onnxruntime.IOBinding, onnxruntime.OrtValue]:
     """A session of the chain over one bound buffer; `chain_end` is also a graph output if it is named."""
     outputs = {"ready": np.bool_} | ({chain_end: np.float32} if chain_end else {})
     opened = session(CHAIN, {"g": np.float32, "x": np.float32, "reset": np.bool_}, outputs)

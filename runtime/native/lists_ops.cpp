@@ -1,0 +1,133 @@
+// BuildLists: where each connection acts, layer by layer, row by row and column by column.
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "op.h"
+
+namespace edge_bcs {
+namespace {
+
+// A sparse layer [out_channels, in_channels, kernel_height, kernel_width] whose first number is `offset`.
+struct Layer {
+  std::int64_t offset, out_channels, in_channels, kernel_height, kernel_width, stride, padding;
+
+  std::int64_t kernel() const { return kernel_height * kernel_width; }
+  std::int64_t size() const { return out_channels * in_channels * kernel(); }
+  std::int64_t forward_pointers() const { return out_channels + 1; }
+  std::int64_t transpose_pointers() const { return in_channels * stride * stride + 1; }
+};
+
+// Fills coo.lists (i32[M], in place) from the positions (i32[κ]): M = 3κ + Σ(O + 1) + Σ(I·s² + 1).
+//   forward_column[κ]      in_channel << 8 | kernel position, in the order of the κ arrays
+//   transpose_row[κ]       out_channel << 8 | kernel position } both ordered, within a layer, by
+//   transpose_position[κ]  where in the κ arrays              } (in_channel, phase, out_channel, kernel position)
+//   forward pointers       for each layer O + 1 positions: where the rows begin
+//   transpose pointers     for each layer I·s² + 1 positions: where (in_channel, phase) begins
+// The phase of a kernel position is ((kh − p) mod s)·s + ((kw − p) mod s): which of the s² interleaved images of the input
+// it touches.
+struct BuildLists {
+  static constexpr const char* name = "BuildLists";
+  static constexpr std::array inputs{Port{"index", int32}, Port{"lists", int32}};
+  static constexpr std::array outputs{Port{"lists_out", int32, aliases(1)}};
+
+  std::vector<Layer> layers;
+  std::int64_t positions = 0;  // N
+  std::int64_t pointers = 0;   // of all layers
+
+  explicit BuildLists(const Attributes& attributes) {
+    const std::vector<std::int64_t> flat = attributes.integers("layers");
+    require(!flat.empty() && flat.size() % 7 == 0, "the attribute layers has ", flat.size(),
+            " numbers, not seven for each layer");
+    for (std::size_t i = 0; i < flat.size(); i += 7) {
+      const Layer layer{flat[i], flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4], flat[i + 5], flat[i + 6]};
+      constexpr std::int64_t channels = std::int64_t{1} << 23;
+      require(layer.out_channels >= 1 && layer.out_channels < channels && layer.in_channels >= 1 &&
+                  layer.in_channels < channels && layer.kernel_height >= 1 && layer.kernel_width >= 1 &&
+                  layer.kernel_height <= 255 && layer.kernel_width <= 255 && layer.kernel() <= 255 &&
+                  layer.stride >= 1 && layer.stride <= 255 && layer.padding >= 0 && layer.padding <= 255,
+              "layer ", layers.size(), " has a size out of range");
+      require(layer.offset == positions, "layer ", layers.size(), " begins at ", layer.offset, ", not at ", positions);
+      positions += layer.size();
+      require(positions <= std::numeric_limits<std::int32_t>::max(), "the network has 2^31 weights or more");
+      pointers += layer.forward_pointers() + layer.transpose_pointers();
+      layers.push_back(layer);
+    }
+  }
+
+  void compute(Context& context) const {
+    const auto index = context.input<std::int32_t>(0);
+    const std::int64_t kappa = index.size();
+    require(index.shape() == Shape{kappa}, "index is ", index.shape().text(), ", not a vector");
+    const auto length = context.input<std::int32_t>(1).shape();
+    require(length == Shape{3 * kappa + pointers}, "lists is ", length.text(), ", not [", 3 * kappa + pointers, "]");
+    bool ascending = true;
+    for (std::int64_t t = 1; t < kappa; ++t) ascending &= index[t - 1] < index[t];
+    require(ascending && (kappa == 0 || (index[0] >= 0 && index[kappa - 1] < positions)),
+            "index is not strictly ascending in [0, ", positions, ")");
+
+    const auto lists = context.in_place<std::int32_t>(0, 1);
+    context.parallel_for(static_cast<std::int64_t>(layers.size()), [&](std::int64_t number) {
+      std::int32_t* forward_pointer = lists.data() + 3 * kappa;
+      for (std::int64_t l = 0; l < number; ++l) forward_pointer += layers[l].forward_pointers();
+      std::int32_t* transpose_pointer = forward_pointer;
+      for (std::size_t l = number; l < layers.size(); ++l) transpose_pointer += layers[l].forward_pointers();
+      for (std::int64_t l = 0; l < number; ++l) transpose_pointer += layers[l].transpose_pointers();
+      fill(layers[number], index.data(), kappa, lists.data(), forward_pointer, transpose_pointer);
+    });
+  }
+
+ private:
+  static void fill(const Layer& layer, const std::int32_t* index, std::int64_t kappa, std::int32_t* lists,
+                   std::int32_t* forward_pointer, std::int32_t* transpose_pointer) {
+    std::int32_t* forward_column = lists;
+    std::int32_t* transpose_row = lists + kappa;
+    std::int32_t* transpose_position = lists + 2 * kappa;
+    const auto find = [&](std::int64_t position) {
+      return std::lower_bound(index, index + kappa, position) - index;
+    };
+    const std::int64_t first = find(layer.offset), last = find(layer.offset + layer.size());
+
+    std::array<std::int64_t, 256> phase{};
+    for (std::int64_t k = 0; k < layer.kernel(); ++k) {
+      const auto shifted = [&](std::int64_t x) {
+        return ((x - layer.padding) % layer.stride + layer.stride) % layer.stride;
+      };
+      phase[k] = shifted(k / layer.kernel_width) * layer.stride + shifted(k % layer.kernel_width);
+    }
+    const std::int64_t slots = layer.transpose_pointers() - 1;
+    const auto slot_of = [&](std::int64_t t) {
+      return (forward_column[t] >> 8) * layer.stride * layer.stride + phase[forward_column[t] & 255];
+    };
+
+    // Rows, and how many entries each slot has; counts are kept two places up, so that the running sums turn into
+    // where each slot begins (one place up), and filling the slots turns that into the pointers.
+    std::fill_n(transpose_pointer, slots + 1, 0);
+    std::int64_t rows = 0;
+    const std::int64_t row_size = layer.in_channels * layer.kernel();
+    for (std::int64_t t = first; t < last; ++t) {
+      const std::int64_t position = index[t] - layer.offset;
+      for (; rows * row_size <= position; ++rows) forward_pointer[rows] = static_cast<std::int32_t>(t);
+      const std::int64_t in_row = position - (rows - 1) * row_size;
+      forward_column[t] = static_cast<std::int32_t>((in_row / layer.kernel()) << 8 | in_row % layer.kernel());
+      const std::int64_t slot = slot_of(t);
+      if (slot + 2 <= slots) ++transpose_pointer[slot + 2];
+    }
+    for (; rows <= layer.out_channels; ++rows) forward_pointer[rows] = static_cast<std::int32_t>(last);
+    transpose_pointer[0] = transpose_pointer[1] = static_cast<std::int32_t>(first);
+    for (std::int64_t slot = 2; slot <= slots; ++slot) transpose_pointer[slot] += transpose_pointer[slot - 1];
+
+    // In the order of the κ arrays, so that a slot's entries come by out channel and kernel position.
+    for (std::int64_t row = 0; row < layer.out_channels; ++row)
+      for (std::int64_t t = forward_pointer[row]; t < forward_pointer[row + 1]; ++t) {
+        const std::int64_t place = transpose_pointer[slot_of(t) + 1]++;
+        transpose_row[place] = static_cast<std::int32_t>(row << 8 | (forward_column[t] & 255));
+        transpose_position[place] = static_cast<std::int32_t>(t);
+      }
+  }
+};
+const Register<BuildLists> build_lists;
+
+}  // namespace
+}  // namespace edge_bcs
