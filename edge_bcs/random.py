@@ -1,8 +1,9 @@
 """Counter-based random numbers: Philox4x32-10, the same to the bit as the operator library's.
 
-Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A number is a function of (seed,
-step, purpose, draw), so a run is the same whatever the number of threads, and a resumed run is the run that would have
-been. The normal distribution uses only operations that IEEE 754 rounds exactly, hence the same bits on every machine.
+Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A number is a function
+of (seed, step, purpose, draw), so a run is the same whatever the number of threads, and a resumed run is the run
+that would have been. The normal distribution uses only operations that IEEE 754 rounds exactly, hence the same
+bits on every machine.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def blocks(numbers: ArrayLike, *, seed: int, step: int, purpose: int) -> NDArray
     """
     if not (0 <= seed < 1 << 64 and 0 <= step < 1 << 56 and 0 <= purpose < 256):
         raise EdgeBcsError(
-            f"the seed {seed} must be in [0, 2^64), the step {step} in [0, 2^56), the purpose {purpose} in [0, 256)."
+            f"the seed {seed} must be in [0, 2^64), the step {step} in [0, 2^56) and the purpose {purpose} "
+            "in [0, 256)."
         )
     block = np.atleast_1d(np.asarray(numbers)).astype(np.uint64)
     counter = np.empty((*block.shape, 4), np.uint64)
@@ -109,7 +111,8 @@ def uniform_from_words(word: NDArray[np.uint32]) -> NDArray[np.float32]:
 class IntegerStream:
     """Integers uniform in [0, below), one after the other, from the words of (seed, step, purpose) in order.
 
-    Lemire's method without bias: word w gives m = w·below; it is skipped if m mod 2³² < 2³² mod below; else m >> 32.
+    Lemire's method without bias: word w gives m = w·below; it is skipped if m mod 2³² < 2³² mod below; otherwise
+    the integer is m >> 32.
     """
 
     def __init__(self, below: int, *, seed: int, step: int, purpose: int) -> None:
@@ -144,30 +147,35 @@ def integers(count: int, below: int, *, seed: int, step: int, purpose: int) -> N
     return IntegerStream(below, seed=seed, step=step, purpose=purpose).take(count)
 
 
-# The inverse of the normal distribution function: Wichura, "Algorithm AS 241: The percentage points of the normal
-# distribution", Applied Statistics 37 (1988), PPND16; relative accuracy about 1e-16. Lowest power first.
+# The inverse of the normal distribution function: Wichura, "Algorithm AS 241: The percentage points of the
+# normal distribution", Applied Statistics 37 (1988), PPND16; relative accuracy about 1e-16. Lowest power first.
 _CENTRE = (
-    (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
-     4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3),
-    (1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3, 2.1213794301586595867e4,
-     3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3),
+    (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3,
+     1.3731693765509461125e4, 4.5921953931549871457e4, 6.7265770927008700853e4,
+     3.3430575583588128105e4, 2.5090809287301226727e3),
+    (1.0, 4.2313330701600911252e1, 6.8718700749205790830e2,
+     5.3941960214247511077e3, 2.1213794301586595867e4, 3.9307895800092710610e4,
+     2.8729085735721942674e4, 5.2264952788528545610e3),
 )  # fmt: skip
 _MIDDLE = (
-    (1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0, 3.64784832476320460504e0,
-     1.27045825245236838258e0, 2.41780725177450611770e-1, 2.27238449892691845833e-2, 7.74545014278341407640e-4),
-    (1.0, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1, 1.48103976427480074590e-1,
-     1.51986665636164571966e-2, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
+    (1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0,
+     3.64784832476320460504e0, 1.27045825245236838258e0, 2.41780725177450611770e-1,
+     2.27238449892691845833e-2, 7.74545014278341407640e-4),
+    (1.0, 2.05319162663775882187e0, 1.67638483018380384940e0,
+     6.89767334985100004550e-1, 1.48103976427480074590e-1, 1.51986665636164571966e-2,
+     5.47593808499534494600e-4, 1.05075007164441684324e-9),
 )  # fmt: skip
 _TAIL = (
-    (6.65790464350110377720e0, 5.46378491116411436990e0, 1.78482653991729133580e0, 2.96560571828504891230e-1,
-     2.65321895265761230930e-2, 1.24266094738807843860e-3, 2.71155556874348757815e-5, 2.01033439929228813265e-7),
-    (1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2, 7.86869131145613259100e-4,
-     1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15),
+    (6.65790464350110377720e0, 5.46378491116411436990e0, 1.78482653991729133580e0,
+     2.96560571828504891230e-1, 2.65321895265761230930e-2, 1.24266094738807843860e-3,
+     2.71155556874348757815e-5, 2.01033439929228813265e-7),
+    (1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1,
+     1.48753612908506148525e-2, 7.86869131145613259100e-4, 1.84631831751005468180e-5,
+     1.42151175831644588870e-7, 2.04426310338993978564e-15),
 )  # fmt: skip
 
-_LN2_HIGH = (
-    6.93147180369123816490e-01  # the leading 32 bits of ln 2, so that its multiples by exponents are exact
-)
+# The leading 32 bits of ln 2, so that its multiples by exponents are exact, and the rest.
+_LN2_HIGH = 6.93147180369123816490e-01
 _LN2_LOW = 1.90821492927058770002e-10
 _SQRT_HALF = 0.70710678118654752440
 
@@ -180,7 +188,7 @@ def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDAr
 
 
 def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Natural logarithm of positive numbers, from + − × ÷ only: x = m·2ᵉ, s = (m−1)/(m+1), log m = 2 artanh s."""
+    """Natural logarithm of positive numbers, from + − × ÷ only: x = m·2ᵉ, log m = 2 artanh((m−1)/(m+1))."""
     m, e = np.frexp(x)
     low = m < _SQRT_HALF
     m = np.where(low, m * 2.0, m)

@@ -78,7 +78,7 @@ def run(
         attributes: the node's attributes.
 
     Returns:
-        name -> array of every output that is there. Inputs are copied, so outputs that continue one in place are new.
+        name -> array of every output that is there; outputs that continue an input in place are new arrays here.
     """
     given = {name: np.ascontiguousarray(array) for name, array in inputs.items() if array is not None}
     wanted = {name + ".out": dtype for name, dtype in outputs.items() if dtype is not None}
@@ -88,7 +88,6 @@ def run(
         ["" if dtype is None else name + ".out" for name, dtype in outputs.items()],
         **attributes,
     )
-    # A scalar's shape survives only if ascontiguousarray did not make it [1]; none of the operators reads a scalar.
     opened = session([made], {name: array.dtype for name, array in given.items()}, wanted, threads=threads)
     results = opened.run(list(wanted), given)
     return {name.removesuffix(".out"): result for name, result in zip(wanted, results, strict=True)}
@@ -113,7 +112,7 @@ def budget_library() -> ctypes.CDLL:
 
 
 def pack(images: np.ndarray, lanes: int, halo: int) -> np.ndarray:
-    """f32 [n, C, H, W] as a stack [n / lanes, P, lanes] (contract: halo rows shared between rows and planes)."""
+    """f32 [n, C, H, W] as a stack [n / lanes, P, lanes]; rows and planes share their halo."""
     n, channels, height, width = images.shape
     row = width + halo
     plane = (height + halo) * row
