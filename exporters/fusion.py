@@ -1,0 +1,179 @@
+"""Fusion: the layer graph becomes the list of operators that are executed forward.
+
+convolution → [batch norm or bias] → [residual addition] → [ReLU] is one operator. A ReLU before a max pooling moves
+into the pooling (the maximum of rectified values is the rectified maximum), so that only the pooled tensor is kept.
+A batch norm that follows no convolution of its own (pre-activation networks) becomes a scale and shift with ReLU.
+With batch statistics the normalisation is an operator of its own, which takes the addition and the ReLU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import layers
+from .layers import LayerGraph
+
+Geometry = tuple[int, int, int]
+
+CONVOLUTION, BATCH_NORM, AFFINE, ADD = "convolution", "batch_norm", "affine", "add"
+MAX_POOL, AVERAGE_POOL, INPUT = "max_pool", "average_pool", "input"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A range of the folded scale and shift: of a bias, of a batch norm with frozen statistics, or of one with
+    batch statistics (kinds 0, 1, 2 of FoldAffine). ``bias`` and ``norm`` are module names or None."""
+
+    kind: int
+    channels: int
+    bias: str | None
+    norm: str | None
+
+
+@dataclass
+class FusedLayer:
+    """One forward operator.
+
+    Attributes:
+        kind: one of the constants of this module.
+        name: name of the layer whose output this operator computes.
+        inputs: the fused layers it reads (without the residual).
+        layer: the layer that began it (holds kernel, stride, …).
+        source_geometry, geometry: (C, H, W) of the first input and of the output.
+        slot: its scale and shift, or None.
+        residual: name of the fused layer that is added, or None.
+        relu: whether the result is rectified.
+    """
+
+    kind: str
+    name: str
+    inputs: list[str]
+    layer: layers.Layer
+    source_geometry: Geometry
+    geometry: Geometry
+    slot: Slot | None = None
+    residual: str | None = None
+    relu: bool = False
+
+
+def fuse(graph: LayerGraph, batch_statistics: bool) -> list[FusedLayer]:
+    """Fuse ``graph``; the result is in order of execution and its last operator need not be the logits'.
+
+    Args:
+        graph: the captured network.
+        batch_statistics: whether batch norms use the statistics of the micro-batch (True) or the running ones.
+    """
+    return _Fusion(graph, batch_statistics).result()
+
+
+class _Fusion:
+    def __init__(self, graph: LayerGraph, batch_statistics: bool) -> None:
+        self.graph = graph
+        self.batch_statistics = batch_statistics
+        self.readers = graph.consumers()
+        self.readers[graph.output].append(graph[graph.output])  # the caller reads the logits
+        self.geometry = {layer.name: layer.geometry for layer in graph.layers}
+        self.owner: dict[str, FusedLayer] = {}  # name of a layer → the operator that computes its output
+        self.deferred: set[str] = set()  # rectifications left to the max pooling that follows
+        self.order: list[FusedLayer] = []
+
+    def result(self) -> list[FusedLayer]:
+        for layer in self.graph.layers:
+            self._visit(layer)
+        position = {layer.name: index for index, layer in enumerate(self.graph.layers)}
+        # An operator runs where its last fused layer stood: by then all its operands are there.
+        self.order.sort(key=lambda fused: position[fused.name])
+        for fused in self.order:
+            fused.inputs = [self.owner[name].name for name in fused.inputs]
+            fused.residual = self.owner[fused.residual].name if fused.residual else None
+        return self.order
+
+    def _start(self, kind: str, layer: layers.Layer, slot: Slot | None = None, relu: bool = False) -> None:
+        source = self.geometry[layer.inputs[0]] if layer.inputs else layer.geometry
+        fused = FusedLayer(kind, layer.name, list(layer.inputs), layer, source, layer.geometry, slot, None, relu)
+        self.order.append(fused)
+        self.owner[layer.name] = fused
+
+    def _extend(self, fused: FusedLayer, layer: layers.Layer) -> None:
+        """``layer`` becomes the last layer of ``fused``; names of inner layers keep pointing to it."""
+        fused.name = layer.name
+        self.owner[layer.name] = fused
+
+    def _open(self, name: str, *kinds: str) -> FusedLayer | None:
+        """The operator that computes ``name``, if nothing else reads it and more can be fused into it."""
+        fused = self.owner[name]
+        single = len(self.readers[name]) == 1 and fused.name == name
+        return fused if single and fused.kind in kinds and not fused.relu else None
+
+    def _visit(self, layer: layers.Layer) -> None:
+        match layer:
+            case layers.Input():
+                self._start(INPUT, layer)
+            case layers.Convolution():
+                slot = Slot(0, layer.shape[0], layer.module, None) if layer.bias else None
+                self._start(CONVOLUTION, layer, slot)
+            case layers.BatchNorm():
+                self._batch_norm(layer)
+            case layers.Add():
+                self._add(layer)
+            case layers.ReLU():
+                self._relu(layer)
+            case layers.MaxPool():
+                self._start(MAX_POOL, layer, relu=layer.inputs[0] in self.deferred)
+            case layers.AveragePool():
+                self._start(AVERAGE_POOL, layer)
+            case layers.Flatten():
+                self._flatten(layer)
+
+    def _batch_norm(self, layer: layers.BatchNorm) -> None:
+        channels = layer.shape[0]
+        if self.batch_statistics:
+            self._start(BATCH_NORM, layer, Slot(2, channels, None, layer.module))
+            return
+        fused = self._open(layer.inputs[0], CONVOLUTION)
+        if fused is None or fused.residual or (fused.slot is not None and fused.slot.norm):
+            self._start(AFFINE, layer, Slot(1, channels, None, layer.module))
+        else:
+            fused.slot = Slot(1, channels, fused.slot.bias if fused.slot else None, layer.module)
+            self._extend(fused, layer)
+
+    def _add(self, layer: layers.Add) -> None:
+        position = [other.name for other in self.graph.layers].index
+        # Of two branches that could take the addition, the one computed last does: the other is there by then.
+        for name in sorted(layer.inputs, key=position, reverse=True):
+            fused = self._open(name, CONVOLUTION, BATCH_NORM)
+            if fused is not None and fused.residual is None:
+                fused.residual = layer.inputs[1] if name == layer.inputs[0] else layer.inputs[0]
+                self._extend(fused, layer)
+                return
+        self._start(ADD, layer)
+
+    def _relu(self, layer: layers.ReLU) -> None:
+        name = layer.inputs[0]
+        following = self.readers[layer.name]
+        fused = self._open(name, CONVOLUTION, BATCH_NORM, AFFINE, ADD)
+        if fused is not None and len(following) == 1 and isinstance(following[0], layers.MaxPool):
+            self.deferred.add(layer.name)
+            self._extend(fused, layer)
+            return
+        fused = fused or self._open(name, MAX_POOL)
+        if fused is not None:
+            fused.relu = True
+            self._extend(fused, layer)
+        else:
+            self._start(AFFINE, layer, Slot(0, layer.geometry[0], None, None), relu=True)
+
+    def _flatten(self, layer: layers.Flatten) -> None:
+        # A tensor without halo is its own flattened form. Poolings can write (and, backward, read) any halo; for
+        # other producers a copy decouples the halo that the vector forbids from the one that convolutions need.
+        name = layer.inputs[0]
+        fused = self.owner[name]
+        if len(self.readers[name]) != 1 or fused.kind not in (INPUT, MAX_POOL, AVERAGE_POOL):
+            channels, height, width = self.geometry[name]
+            copy = layers.AveragePool(f"{layer.name}.copy", (name,), (channels, height, width), 1, 1)
+            source = self.geometry[name]
+            fused = FusedLayer(AVERAGE_POOL, layer.name, [name], copy, source, source)
+            self.order.append(fused)
+            self.owner[layer.name] = fused
+        else:
+            self._extend(fused, layer)

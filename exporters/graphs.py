@@ -1,0 +1,244 @@
+"""The graphs of an artifact, from the fused network: training, attack, evaluation, optimizer and lists.
+
+The order of nodes in each file is the intended order of execution.
+"""
+
+from __future__ import annotations
+
+from edge_bcs.errors import EdgeBcsError
+
+from .autodiff import Chains, Tape
+from .forward import Branch, FoldedAffine
+from .fusion import fuse
+from .network import Network
+from .nodes import Graph, HaloOf, TensorType
+
+TWO_BRANCHES = ("trades", "rst", "mart")
+OBJECTIVES = ("natural", "at", "mixed", *TWO_BRANCHES)
+MAX_LANES = 16
+
+
+def lanes_of(micro_batch: int) -> int:
+    """B, the largest divisor of the micro-batch that is at most 16: the images that lie innermost in a stack."""
+    return max(lanes for lanes in range(1, min(MAX_LANES, micro_batch) + 1) if micro_batch % lanes == 0)
+
+
+def _buffers(network: Network) -> dict[str, TensorType]:
+    statistics = TensorType("f32", (network.layout.statistics_size,))
+    return {
+        "coo.value": TensorType("f32", (network.kappa,)),
+        "dense.value": TensorType("f32", (network.layout.dense_size,)),
+        "batchnorm.mean": statistics,
+        "batchnorm.variance": statistics,
+        "coo.lists": TensorType("i32", (network.lists.length,)),
+    }
+
+
+def _images(network: Network, micro_batch: int) -> TensorType:
+    return TensorType("f32", (micro_batch, *network.image))
+
+
+def evaluation_graph(network: Network, micro_batch: int) -> Graph:
+    """Logits of a micro-batch with running statistics."""
+    graph = Graph("eval_model", {"input": _images(network, micro_batch), **_buffers(network)})
+    graph.outputs["logits"] = TensorType("f32", (micro_batch, network.classes))
+    layers = fuse(network.graph, batch_statistics=False)
+    branch = Branch(graph, network, layers, lanes_of(micro_batch), "input", FoldedAffine(graph, network, layers))
+    graph.emit("UnpackOutput", [branch.logits], ["logits"], lanes=lanes_of(micro_batch))
+    graph.resolve()
+    return graph
+
+
+def attack_graph(network: Network, micro_batch: int) -> Graph:
+    """One step of projected gradient descent on the images, with running statistics.
+
+    The seed softmax(logits) − target is the gradient of the cross-entropy for a one-hot target and that of
+    KL(target ‖ softmax) for clean probabilities.
+    """
+    images, scalar = _images(network, micro_batch), TensorType("f32", (1,))
+    lanes = lanes_of(micro_batch)
+    graph = Graph(
+        "attack_model",
+        {
+            "adversarial": images,
+            "input": images,
+            "target": TensorType("f32", (micro_batch, network.classes)),
+            "step_size": scalar,
+            "epsilon": scalar,
+            **_buffers(network),
+        },
+        {"adversarial.out": images},
+    )
+    layers = fuse(network.graph, batch_statistics=False)
+    affine = FoldedAffine(graph, network, layers)
+    branch = Branch(graph, network, layers, lanes, "adversarial", affine)
+    seed = f"d.{branch.logits}"
+    graph.halos.zero(seed)
+    graph.emit("SoftmaxDifference", [branch.logits, "target"], [seed], lanes=lanes)
+    tape = Tape(graph, branch.nodes, branch.geometry, affine.learned, image=True, chains=None)
+    tape.run(branch.logits, seed)
+    gradient = tape.image_gradient
+    graph.emit(
+        "PgdStep",
+        ["adversarial", "input", gradient, "step_size", "epsilon"],
+        ["adversarial.out"],
+        lanes=lanes,
+        dx_halo=HaloOf(gradient),
+    )
+    graph.resolve()
+    return graph
+
+
+def training_graph(
+    network: Network, micro_batch: int, objective: str, beta: float = 0.0, keep_both: bool | None = None
+) -> Graph:
+    """Loss and accumulated gradients of a micro-batch.
+
+    Args:
+        network: the network; ``batch_statistics`` decides how batch norms normalise.
+        micro_batch: images per run.
+        objective: one of ``OBJECTIVES``.
+        beta: weight of the robust term of TRADES and MART.
+        keep_both: for the two-branch objectives, keep the clean branch's activations while the adversarial branch
+            is differentiated, instead of computing them a second time. Default: only with batch statistics.
+    """
+    if objective not in OBJECTIVES:
+        raise EdgeBcsError(f"unknown objective '{objective}'; choose one of {', '.join(OBJECTIVES)}")
+    images = _images(network, micro_batch)
+    graph = Graph("training_model", {"input": images})
+    if objective in TWO_BRANCHES:
+        graph.inputs["adversarial"] = images
+    buffers = _buffers(network)
+    graph.inputs |= {
+        "labels": TensorType("i64", (micro_batch,)),
+        "sample_weight": TensorType("f32", (micro_batch,)),
+        **buffers,
+        "coo.value_grad.accumulation.buffer": buffers["coo.value"],
+        "dense.value_grad.accumulation.buffer": buffers["dense.value"],
+        "lazy_reset_grad": TensorType("bool", (1,)),
+    }
+    graph.outputs |= {
+        "loss": TensorType("f32", ()),
+        "correct": TensorType("f32", (2 if objective in TWO_BRANCHES else 1,)),
+        "coo.value_grad.accumulation.out": TensorType("bool", (1,)),
+        "dense.value_grad.accumulation.out": TensorType("bool", (1,)),
+    }
+    _Training(graph, network, lanes_of(micro_batch), objective, beta, keep_both)
+    graph.resolve()
+    return graph
+
+
+class _Training:
+    """Emits the body of the training graph."""
+
+    def __init__(
+        self, graph: Graph, network: Network, lanes: int, objective: str, beta: float, keep_both: bool | None
+    ) -> None:
+        self.graph, self.network, self.lanes = graph, network, lanes
+        self.layers = fuse(network.graph, network.batch_statistics)
+        self.affine = FoldedAffine(graph, network, self.layers)
+        self.statistics = ["batchnorm.mean", "batchnorm.variance"]
+        reset = {name: f"{name}.start" for name in ("coo.value_grad", "dense.value_grad")}
+        for name, start in reset.items():
+            graph.emit("ResetGradient", [f"{name}.accumulation.buffer", "lazy_reset_grad"], [start])
+        self.chains = Chains(reset["coo.value_grad"], "")
+        if objective in TWO_BRANCHES:
+            keep = network.batch_statistics if keep_both is None else keep_both
+            self._two_branches(objective, beta, keep)
+        else:
+            self._one_branch()
+        dense_grad = self.affine.fold_gradient(self.chains.affine_grad, reset["dense.value_grad"], self.statistics)
+        graph.emit("GradientReady", [self.chains.coo_grad], ["coo.value_grad.accumulation.out"])
+        graph.emit("GradientReady", [dense_grad], ["dense.value_grad.accumulation.out"])
+        if self.statistics[0] != "batchnorm.mean":
+            self._publish_statistics()
+
+    def _publish_statistics(self) -> None:
+        """Name the last tensors of the running statistics as graph outputs."""
+        for tensor, key in zip(self.statistics, ("mean", "variance"), strict=True):
+            for node in self.graph.nodes:
+                node.inputs = [f"batchnorm.{key}.out" if name == tensor else name for name in node.inputs]
+                node.outputs = [f"batchnorm.{key}.out" if name == tensor else name for name in node.outputs]
+            self.graph.outputs[f"batchnorm.{key}.out"] = self.graph.inputs[f"batchnorm.{key}"]
+
+    def _branch(self, image: str, prefix: str = "", update: bool = True) -> Branch:
+        return Branch(
+            self.graph, self.network, self.layers, self.lanes, image, self.affine, prefix, self.statistics, update
+        )
+
+    def _backward(self, branch: Branch, seed: str) -> None:
+        if not self.chains.affine_grad:
+            self.chains.affine_grad = self.affine.start_gradient()
+        self.graph.halos.zero(seed)
+        learned = self.affine.learned
+        Tape(self.graph, branch.nodes, branch.geometry, learned, False, self.chains).run(branch.logits, seed)
+
+    def _one_branch(self) -> None:
+        branch = self._branch("input")
+        seed = f"d.{branch.logits}"
+        inputs = [branch.logits, "labels", "sample_weight"]
+        self.graph.emit("CrossEntropy", inputs, ["loss", seed, "correct"], lanes=self.lanes)
+        self._backward(branch, seed)
+
+    def _two_branches(self, objective: str, beta: float, keep_both: bool) -> None:
+        clean = self._branch("input", "clean.")
+        adversarial = self._branch("adversarial", "adversarial.")
+        seeds = {branch: f"d.{branch.logits}" for branch in (clean, adversarial)}
+        self.graph.emit(
+            "Mart" if objective == "mart" else "Trades",
+            [clean.logits, adversarial.logits, "labels", "sample_weight"],
+            ["loss", seeds[clean], seeds[adversarial], "correct"],
+            lanes=self.lanes,
+            beta=float(beta),
+        )
+        self._backward(adversarial, seeds[adversarial])
+        if keep_both:
+            self._backward(clean, seeds[clean])
+            return
+        # Computing the clean branch again costs one forward pass and saves all that it would have kept.
+        image = "input.again"
+        self.graph.emit("After", ["input", self.chains.coo_grad], [image])
+        self._backward(self._branch(image, "again.", update=False), seeds[clean])
+
+
+def optimizer_graph(network: Network) -> Graph:
+    """The rewiring step, the lists it changes, and momentum descent on the dense parameters, all in place."""
+    connections = TensorType("f32", (network.kappa,))
+    dense = TensorType("f32", (network.layout.dense_size,))
+    graph = Graph(
+        "optimizer_model",
+        {
+            "coo.value": connections,
+            "coo.index": TensorType("i32", (network.kappa,)),
+            "coo.momentum": connections,
+            "coo.value_grad.accumulation.buffer": connections,
+            "coo.lists": TensorType("i32", (network.lists.length,)),
+            "dense.value": dense,
+            "dense.momentum": dense,
+            "dense.value_grad.accumulation.buffer": dense,
+            "hyper": TensorType("f32", (4,)),
+            "counter": TensorType("i64", (2,)),
+        },
+    )
+    names = ("coo.value", "coo.index", "coo.momentum", "coo.lists", "dense.value", "dense.momentum")
+    graph.outputs = {f"{name}.out": graph.inputs[name] for name in names}
+    graph.emit(
+        "RewireStep",
+        ["coo.value", "coo.index", "coo.momentum", "coo.value_grad.accumulation.buffer", "hyper", "counter"],
+        ["coo.value.out", "coo.index.out", "coo.momentum.out", "coo.value_grad.consumed"],
+        size=network.layout.size,
+    )
+    graph.emit("BuildLists", ["coo.index.out", "coo.lists"], ["coo.lists.out"], layers=network.lists.layers)
+    inputs = ["dense.value", "dense.momentum", "dense.value_grad.accumulation.buffer", "hyper"]
+    graph.emit("DenseStep", inputs, ["dense.value.out", "dense.momentum.out"])
+    return graph
+
+
+def lists_graph(network: Network) -> Graph:
+    """coo.index → coo.lists, once after loading."""
+    lists = TensorType("i32", (network.lists.length,))
+    graph = Graph(
+        "lists_model", {"coo.index": TensorType("i32", (network.kappa,)), "coo.lists": lists}, {"coo.lists.out": lists}
+    )
+    graph.emit("BuildLists", ["coo.index", "coo.lists"], ["coo.lists.out"], layers=network.lists.layers)
+    return graph

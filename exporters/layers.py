@@ -1,0 +1,110 @@
+"""The layer graph: what a captured network computes, one dataclass a layer, with the shape of every output.
+
+Shapes are those of one sample: ``(C, H, W)`` for a feature map and ``(F,)`` for a vector. The order of
+``LayerGraph.layers`` is the order in which the network computed them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: ``name`` is unique and also names its output; ``inputs`` are names of earlier layers."""
+
+    name: str
+    inputs: tuple[str, ...]
+    shape: Shape
+
+    @property
+    def geometry(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the output; a vector has height and width 1."""
+        return (self.shape[0], 1, 1) if len(self.shape) == 1 else (self.shape[0], self.shape[1], self.shape[2])
+
+
+@dataclass(frozen=True)
+class Input(Layer):
+    """The image."""
+
+
+@dataclass(frozen=True)
+class Convolution(Layer):
+    """A convolution without groups or dilation; a linear layer is a 1×1 convolution of a 1×1 map.
+
+    ``module`` is the qualified name of the torch module, ``kernel`` is (height, width).
+    """
+
+    module: str
+    kernel: tuple[int, int]
+    stride: int
+    padding: int
+    bias: bool
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Batch normalisation with a learned scale and shift and running statistics."""
+
+    module: str
+    epsilon: float
+    momentum: float
+
+
+@dataclass(frozen=True)
+class ReLU(Layer):
+    """max(0, x)."""
+
+
+@dataclass(frozen=True)
+class Add(Layer):
+    """Sum of two tensors of one shape."""
+
+
+@dataclass(frozen=True)
+class MaxPool(Layer):
+    """Maximum over square windows; padded pixels never win."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+
+@dataclass(frozen=True)
+class AveragePool(Layer):
+    """Mean over square windows without padding; global pooling is ``kernel`` = height = width."""
+
+    kernel: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """(C, H, W) → (C·H·W,)."""
+
+
+@dataclass
+class LayerGraph:
+    """The layers of a network in order of computation; ``output`` names the one that holds the logits."""
+
+    layers: list[Layer] = field(default_factory=list)
+    output: str = ""
+
+    def __getitem__(self, name: str) -> Layer:
+        return next(layer for layer in self.layers if layer.name == name)
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits."""
+        return prod(self[self.output].shape)
+
+    def consumers(self) -> dict[str, list[Layer]]:
+        """For each layer the layers that read it, in order; a layer that reads it twice is listed twice."""
+        readers: dict[str, list[Layer]] = {layer.name: [] for layer in self.layers}
+        for layer in self.layers:
+            for name in layer.inputs:
+                readers[name].append(layer)
+        return readers

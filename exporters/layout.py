@@ -1,0 +1,61 @@
+"""Where every parameter of a network lies in the flat buffers (prunable positions, dense values, statistics)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from edge_bcs.sparse_model import SparseModel
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A named run of a flat buffer: [offset, offset + size), holding an array of ``shape``."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The numbering of a network; dictionaries are in the order of the buffers.
+
+    Attributes:
+        prunable: module name → its kernel's segment among the N prunable positions, row-major [out, in, kh, kw].
+        dense: parameter name (``module.weight`` of batch norms, ``module.bias``) → segment of ``dense.value``.
+        statistics: batch-norm module name → segment of ``batchnorm.mean`` and ``batchnorm.variance``.
+    """
+
+    prunable: dict[str, Segment]
+    dense: dict[str, Segment]
+    statistics: dict[str, Segment]
+
+    @property
+    def size(self) -> int:
+        """N, the number of prunable weights."""
+        return sum(segment.size for segment in self.prunable.values())
+
+    @property
+    def dense_size(self) -> int:
+        """D, the number of all other trainable parameters."""
+        return sum(segment.size for segment in self.dense.values())
+
+    @property
+    def statistics_size(self) -> int:
+        """S, the number of batch-norm channels."""
+        return sum(segment.size for segment in self.statistics.values())
+
+
+def layout_of(sparse: SparseModel) -> Layout:
+    """The numbering that ``sparse`` uses for its own buffers."""
+    return Layout(
+        {layer.name: Segment(layer.name, tuple(layer.shape), layer.offset) for layer in sparse.layers},
+        {item.name: Segment(item.name, tuple(item.shape), item.offset) for item in sparse.dense},
+        {item.name: Segment(item.name, (item.channels,), item.offset) for item in sparse.statistics},
+    )

@@ -1,0 +1,115 @@
+"""Everything about a network that its graphs depend on: layers, numbering, connections, kernels, lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.sparse_model import SparseModel
+
+from . import cost_model
+from .capture import capture
+from .fusion import Slot
+from .layers import BatchNorm, Convolution, LayerGraph
+from .layout import Layout, layout_of
+
+
+@dataclass(frozen=True)
+class ListsLayout:
+    """Where the pointers of each layer lie in ``coo.lists``.
+
+    Attributes:
+        length: M, elements of ``coo.lists``.
+        forward, transpose: module name → offset of the layer's pointers.
+        layers: seven integers a layer (offset, O, I, kh, kw, stride, padding), the attribute of BuildLists.
+    """
+
+    length: int
+    forward: dict[str, int]
+    transpose: dict[str, int]
+    layers: list[int]
+
+
+@dataclass
+class Network:
+    """Everything about a network that the graphs depend on.
+
+    Attributes:
+        graph: its layers.
+        layout: the numbering of its parameters.
+        kappa: κ, the number of connections.
+        algorithms: module name of a prunable layer → "sparse" or "dense".
+        batch_statistics: whether training normalises by the micro-batch.
+    """
+
+    graph: LayerGraph
+    layout: Layout
+    kappa: int
+    algorithms: Mapping[str, str]
+    batch_statistics: bool = False
+    lists: ListsLayout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lists = _lists_layout(self)
+        self._norms = {layer.module: layer for layer in self.graph.layers if isinstance(layer, BatchNorm)}
+        epsilons = {layer.epsilon for layer in self._norms.values()}
+        if len(epsilons) > 1:
+            raise EdgeBcsError(f"the batch norms have different eps {sorted(epsilons)}; give all the same")
+        self.epsilon = epsilons.pop() if epsilons else 1e-5
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """(C, H, W) of the input."""
+        return self.graph.layers[0].geometry
+
+    @property
+    def classes(self) -> int:
+        """K, the length of the logits."""
+        return self.graph.num_classes
+
+    def entry(self, slot: Slot) -> list[int]:
+        """The six integers that describe ``slot`` to FoldAffine."""
+
+        def offset(module: str | None, key: str) -> int:
+            segment = self.layout.dense.get(f"{module}.{key}") if module else None
+            return segment.offset if segment else -1
+
+        statistics = self.layout.statistics[slot.norm].offset if slot.norm else -1
+        gamma, beta = offset(slot.norm, "weight"), offset(slot.norm, "bias")
+        return [slot.kind, slot.channels, offset(slot.bias, "bias"), gamma, beta, statistics]
+
+
+def _lists_layout(network: Network) -> ListsLayout:
+    convolutions = {layer.module: layer for layer in network.graph.layers if isinstance(layer, Convolution)}
+    position = 3 * network.kappa
+    forward: dict[str, int] = {}
+    transpose: dict[str, int] = {}
+    layers: list[int] = []
+    for name, segment in network.layout.prunable.items():
+        forward[name] = position
+        position += segment.shape[0] + 1
+    for name, segment in network.layout.prunable.items():
+        convolution = convolutions.get(name)
+        kernel = convolution.kernel if convolution else (1, 1)
+        stride, padding = (convolution.stride, convolution.padding) if convolution else (1, 0)
+        out_channels = segment.shape[0]
+        in_channels = segment.size // (out_channels * kernel[0] * kernel[1])
+        transpose[name] = position
+        position += in_channels * stride * stride + 1
+        layers += [segment.offset, out_channels, in_channels, *kernel, stride, padding]
+    return ListsLayout(position, forward, transpose, layers)
+
+
+def network_of(sparse: SparseModel, input_shape: tuple[int, int, int], batch_statistics: bool = False) -> Network:
+    """Capture ``sparse`` and choose each layer's kernel from its present density.
+
+    Raises:
+        EdgeBcsError: the network holds something that is not supported; the message names it.
+    """
+    layout = layout_of(sparse)
+    counts = sparse.layer_counts()
+    algorithms = {
+        name: cost_model.algorithm(counts[name] / segment.size) for name, segment in layout.prunable.items()
+    }
+    return Network(capture(sparse.network, input_shape), layout, sparse.kappa, algorithms, batch_statistics)

@@ -1,0 +1,489 @@
+"""The closed set of operators of the domain ``edge_bcs``: for each, in one place, the shapes of its outputs, the
+outputs that share an input's memory, its work memory, its arithmetic, and its gradient rule.
+
+A stack is an activation f32 [NB, P, B] of NB blocks of B images; P = h·R + h + C·S pixels with row stride R = W + h
+and plane stride S = (H + h)·R for a halo of h zero pixels shared between neighbouring rows and planes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .nodes import HaloOf, Node, TensorType
+
+if TYPE_CHECKING:
+    from .autodiff import Tape
+
+Types = dict[str, TensorType]
+Connections = Callable[[Node], int]
+"""Number of active connections of the layer that a convolution-like node belongs to."""
+
+
+def stack_type(blocks: int, channels: int, height: int, width: int, halo: int, lanes: int) -> TensorType:
+    """Type of the stack of a (channels, height, width) map with ``halo`` zero pixels."""
+    row = width + halo
+    pixels = halo * row + halo + channels * (height + halo) * row
+    return TensorType("f32", (blocks, pixels, lanes))
+
+
+def bits_type(blocks: int, channels: int, height: int, width: int, lanes: int) -> TensorType:
+    """Type of the packed ReLU mask of a (channels, height, width) map: one bit an element, rows padded to bytes."""
+    return TensorType("u8", (blocks, channels * height, (width * lanes + 7) // 8))
+
+
+def gradient_halo(attributes: dict[str, Any]) -> int:
+    """Halo that the transposed convolution needs of the output's gradient, the largest over both axes and sides."""
+    stride, padding = attributes["stride"], attributes["padding"]
+    halo = 0
+    for kernel, size, extent in zip(
+        attributes["kernel"],
+        (attributes["in_height"], attributes["in_width"]),
+        (attributes["out_height"], attributes["out_width"]),
+        strict=True,
+    ):
+        low = -((padding + 1 - kernel) // stride)  # ceil((kernel - 1 - padding) / stride)
+        high = (size - 1 + padding) // stride - (extent - 1)
+        halo = max(halo, low, high)
+    return halo
+
+
+class Operator:
+    """Base of all operators; subclasses override what they have.
+
+    Attributes:
+        aliases: output position → input position whose memory it shares.
+    """
+
+    aliases: dict[int, int] = {}  # noqa: RUF012
+
+    @property
+    def name(self) -> str:
+        """Operator type in the graph."""
+        return type(self).__name__
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        """Types of all outputs, the absent optional ones included."""
+        raise NotImplementedError
+
+    def work_bytes(self, node: Node, types: Types) -> int:
+        """Bytes that the kernel takes from the allocator while it runs."""
+        return 0
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        """Floating-point operations (a multiplication and an addition count as two)."""
+        return sum(t.bytes // 4 for t in self.outputs(node, types) if t.dtype == "f32")
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        """Emit the nodes that carry ``dy``, the gradient of the first output, to the inputs."""
+        raise AssertionError(f"{self.name} is not differentiable")
+
+
+def _blocks(node: Node, types: Types, position: int = 0) -> int:
+    return types[node.inputs[position]].dims[0]
+
+
+def _stack(node: Node, types: Types, side: str, halo: str, position: int = 0) -> TensorType:
+    """Stack with the attributes ``{side}_channels|height|width`` (or without prefix) and the halo attribute."""
+    a = node.attributes
+    prefix = f"{side}_" if side else ""
+    channels = a.get(f"{prefix}channels", a.get("channels"))
+    height, width = a[f"{prefix}height"], a[f"{prefix}width"]
+    return stack_type(_blocks(node, types, position), channels, height, width, a[halo], a["lanes"])
+
+
+# Input, output, scale and shift
+
+
+class PackInput(Operator):
+    """Images f32 [n, C, H, W] → stack."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        n, channels, height, width = types[node.inputs[0]].dims
+        lanes = node.attributes["lanes"]
+        return [stack_type(n // lanes, channels, height, width, node.attributes["halo"], lanes)]
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        """The image's gradient stays a stack, which PgdStep reads."""
+        tape.image_gradient = dy
+
+
+class UnpackOutput(Operator):
+    """Logits stack [NB, K, B] → f32 [n, K]."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        blocks, classes, lanes = types[node.inputs[0]].dims
+        return [TensorType("f32", (blocks * lanes, classes))]
+
+
+class FoldAffine(Operator):
+    """Dense parameters and statistics → scale and shift of every slot."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [TensorType("f32", (2 * sum(node.attributes["entries"][1::6]),))]
+
+
+class FoldAffineGrad(Operator):
+    """Gradient of scale and shift → gradient of the dense parameters, accumulated."""
+
+    aliases = {0: 4}  # noqa: RUF012
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [types[node.inputs[4]]]
+
+
+class ZeroAffine(Operator):
+    """Zeros of the shape of its input: where the scale and shift gradient is accumulated."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [types[node.inputs[0]]]
+
+
+# Convolution
+
+
+class _Convolutional(Operator):
+    products = 1  # sparse-dense products of the layer's size that the operator performs
+
+    def work_bytes(self, node: Node, types: Types) -> int:
+        a = node.attributes
+        if a["algorithm"] != "dense":
+            return 0
+        return 4 * a["out_channels"] * a["in_channels"] * a["kernel"][0] * a["kernel"][1]
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        a = node.attributes
+        images = _blocks(node, types) * a["lanes"]
+        return 2 * self.products * connections(node) * a["out_height"] * a["out_width"] * images
+
+
+class Conv(_Convolutional):
+    """act(scale·conv(x) + shift + residual); inputs x, value, affine?, residual?, lists; outputs y, bits?."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        a = node.attributes
+        bits = bits_type(_blocks(node, types), a["out_channels"], a["out_height"], a["out_width"], a["lanes"])
+        return [_stack(node, types, "out", "out_halo"), bits]
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        x, value, affine, residual, lists = node.inputs
+        if residual:
+            tape.pass_on(residual, dy)
+        attributes = {**node.attributes, "relu": 0, "dy_halo": HaloOf(dy)}
+        to_input = tape.needs(x)
+        if to_input:
+            tape.graph.halos.at_least(dy, gradient_halo(attributes))
+            addend, mask, dx = tape.absorb(x)
+            attributes |= {"dx_halo": HaloOf(dx), **mask.attributes}
+        else:
+            addend, mask, dx = "", tape.no_mask, ""
+            attributes |= {"dx_halo": 0, **mask.attributes}
+        if tape.parameters:
+            affine_grad, affine_out = tape.step_affine_grad() if affine else ("", "")
+            coo_grad, coo_out = tape.step_coo_grad()
+            inputs = [dy, x, value, affine, addend, mask.tensor, coo_grad, affine_grad, lists]
+            tape.graph.emit("ConvGrad", inputs, [dx, coo_out, affine_out], **attributes)
+        elif to_input:
+            inputs = [dy, value, affine, addend, mask.tensor, lists]
+            tape.graph.emit("ConvInputGrad", inputs, [dx], **attributes)
+
+
+class ConvInputGrad(_Convolutional):
+    """mask∘(convᵀ(scale·dy) + addend); inputs dy, value, affine?, addend?, mask?, lists."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [_stack(node, types, "in", "dx_halo")]
+
+
+class ConvGrad(_Convolutional):
+    """ConvInputGrad, and the gradients of values, scale and shift, accumulated in place."""
+
+    aliases = {1: 6, 2: 7}  # noqa: RUF012
+    products = 2
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        affine = node.inputs[7]
+        absent = TensorType("f32", (0,))
+        return [_stack(node, types, "in", "dx_halo"), types[node.inputs[6]], types[affine] if affine else absent]
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        both = super().flops(node, types, connections)
+        return both if node.outputs[0] else both // 2
+
+
+# Pooling
+
+
+def _pool_gradient_attributes(node: Node, dy: str, dx: str) -> dict[str, Any]:
+    return {**node.attributes, "in_halo": HaloOf(dx), "out_halo": HaloOf(dy)}
+
+
+class MaxPool(Operator):
+    """x → y, choice?."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        a = node.attributes
+        choice = TensorType("u8", (_blocks(node, types), a["channels"] * a["out_height"] * a["out_width"], a["lanes"]))
+        return [_stack(node, types, "out", "out_halo"), choice]
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        return super().flops(node, types, connections) * node.attributes["kernel"] ** 2
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        x = node.inputs[0]
+        if not tape.needs(x):
+            return
+        if not node.outputs[1]:
+            node.outputs[1] = tape.graph.unique(f"{node.outputs[0]}.choice")
+        dx = tape.contribute(x)
+        tape.graph.emit("MaxPoolGrad", [dy, node.outputs[1]], [dx], **_pool_gradient_attributes(node, dy, dx))
+
+
+class MaxPoolGrad(Operator):
+    """dy, choice → dx."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [_stack(node, types, "in", "in_halo")]
+
+
+class AveragePool(Operator):
+    """x → y."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [_stack(node, types, "out", "out_halo")]
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        return super().flops(node, types, connections) * node.attributes["kernel"] ** 2
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        x = node.inputs[0]
+        if not tape.needs(x):
+            return
+        addend, mask, dx = tape.absorb(x)
+        attributes = _pool_gradient_attributes(node, dy, dx) | mask.attributes
+        tape.graph.emit("AveragePoolGrad", [dy, addend, mask.tensor], [dx], **attributes)
+
+
+class AveragePoolGrad(Operator):
+    """dy, addend?, mask? → dx."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [_stack(node, types, "in", "in_halo")]
+
+
+# Element by element
+
+
+def _element_bits(node: Node, types: Types) -> TensorType:
+    a = node.attributes
+    return bits_type(_blocks(node, types), a["channels"], a["height"], a["width"], a["lanes"])
+
+
+class Affine(Operator):
+    """act(scale·x + shift); inputs x, affine; outputs y, bits?."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [_stack(node, types, "", "out_halo"), _element_bits(node, types)]
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        x, affine = node.inputs
+        learned = tape.parameters and tape.is_learned(node)
+        to_input = tape.needs(x)
+        if not (learned or to_input):
+            return
+        # A scale directly on the image still needs a tensor for the gradient that nobody reads.
+        addend, mask, dx = tape.absorb(x) if to_input else ("", tape.no_mask, tape.graph.unique(f"d.{x}"))
+        attributes = {**node.attributes, "relu": 0, "out_halo": HaloOf(dy)}
+        attributes |= {"dy_halo": HaloOf(dy), "dx_halo": HaloOf(dx), **mask.attributes}
+        if learned:
+            grad, out = tape.step_affine_grad()
+            tape.graph.emit("AffineGrad", [dy, x, affine, addend, mask.tensor, grad], [dx, out], **attributes)
+        else:
+            tape.graph.emit("AffineInputGrad", [dy, affine, addend, mask.tensor], [dx], **attributes)
+
+
+class AffineInputGrad(Operator):
+    """mask∘(scale·dy + addend); inputs dy, affine, addend?, mask?."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [_stack(node, types, "", "dx_halo")]
+
+
+class AffineGrad(Operator):
+    """AffineInputGrad, and the gradients of scale and shift; inputs dy, x, affine, addend?, mask?, affine_grad."""
+
+    aliases = {1: 5}  # noqa: RUF012
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [_stack(node, types, "", "dx_halo"), types[node.inputs[5]]]
+
+
+class Add(Operator):
+    """act(a + b); outputs y, bits?."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [_stack(node, types, "", "out_halo"), _element_bits(node, types)]
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        for tensor in node.inputs:
+            if tape.needs(tensor):
+                tape.pass_on(tensor, dy)
+
+
+class MaskedAdd(Operator):
+    """mask∘(a + b); inputs a, b?, mask?."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [_stack(node, types, "", "out_halo")]
+
+
+# Batch statistics
+
+
+class BatchNorm(Operator):
+    """Normalisation by the statistics of the micro-batch; inputs z, affine, sample_weight, mean, variance, residual?;
+    outputs y, saved [2C] (mean, inverse deviation), mean, variance, bits?."""
+
+    aliases = {2: 3, 3: 4}  # noqa: RUF012
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        saved = TensorType("f32", (2 * node.attributes["channels"],))
+        mean, variance = types[node.inputs[3]], types[node.inputs[4]]
+        return [_stack(node, types, "", "out_halo"), saved, mean, variance, _element_bits(node, types)]
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        z, affine, sample_weight, _, _, residual = node.inputs
+        if residual:
+            tape.pass_on(residual, dy)
+        # The scale's gradient is needed even where nobody reads the input's.
+        addend, mask, dz = (
+            tape.absorb(z) if tape.needs(z) else ("", tape.no_mask, tape.graph.unique(f"d.{z}"))
+        )
+        attributes = {**node.attributes, "relu": 0}
+        attributes |= {"dy_halo": HaloOf(dy), "dx_halo": HaloOf(dz), **mask.attributes}
+        grad, out = tape.step_affine_grad()
+        inputs = [dy, z, affine, node.outputs[1], sample_weight, addend, mask.tensor, grad]
+        tape.graph.emit("BatchNormGrad", inputs, [dz, out], **attributes)
+
+
+class BatchNormGrad(Operator):
+    """Inputs dy, z, affine, saved, sample_weight, addend?, mask?, affine_grad; outputs dz, affine_grad."""
+
+    aliases = {1: 7}  # noqa: RUF012
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [_stack(node, types, "", "dx_halo"), types[node.inputs[7]]]
+
+
+# Losses and the attack
+
+
+class CrossEntropy(Operator):
+    """logits, labels, sample_weight → loss, dlogits, correct [1]."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [TensorType("f32", ()), types[node.inputs[0]], TensorType("f32", (1,))]
+
+
+class _TwoBranchLoss(Operator):
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        clean, adversarial = types[node.inputs[0]], types[node.inputs[1]]
+        return [TensorType("f32", ()), clean, adversarial, TensorType("f32", (2,))]
+
+
+class Trades(_TwoBranchLoss):
+    """clean, adversarial, labels, sample_weight → loss, dclean, dadversarial, correct [2]."""
+
+
+class Mart(_TwoBranchLoss):
+    """clean, adversarial, labels, sample_weight → loss, dclean, dadversarial, correct [2]."""
+
+
+class SoftmaxDifference(Operator):
+    """logits, target [n, K] → dlogits."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [types[node.inputs[0]]]
+
+
+class PgdStep(Operator):
+    """x_adv, x, dx, step_size, epsilon → x_adv."""
+
+    aliases = {0: 0}  # noqa: RUF012
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [types[node.inputs[0]]]
+
+
+# Order and state
+
+
+class _InPlace(Operator):
+    aliases = {0: 0}  # noqa: RUF012
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [types[node.inputs[0]]]
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        return 0
+
+
+class ResetGradient(_InPlace):
+    """buffer, lazy_reset_grad → buffer."""
+
+
+class After(_InPlace):
+    """x, token → x."""
+
+
+class GradientReady(Operator):
+    """buffer → bool [1]."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [TensorType("bool", (1,))]
+
+
+class BuildLists(Operator):
+    """index, lists → lists."""
+
+    aliases = {0: 1}  # noqa: RUF012
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [types[node.inputs[1]]]
+
+
+class RewireStep(Operator):
+    """value, index, momentum, gradient, hyper, counter → the first four."""
+
+    aliases = {0: 0, 1: 1, 2: 2, 3: 3}  # noqa: RUF012
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [types[name] for name in node.inputs[:4]]
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        return 8 * types[node.inputs[0]].dims[0]
+
+
+class DenseStep(Operator):
+    """value, momentum, gradient, hyper → value, momentum."""
+
+    aliases = {0: 0, 1: 1}  # noqa: RUF012
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [types[name] for name in node.inputs[:2]]
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        return 5 * types[node.inputs[0]].dims[0]
+
+
+OPERATORS: dict[str, Operator] = {
+    operator.name: operator
+    for operator in (
+        PackInput(), UnpackOutput(), FoldAffine(), FoldAffineGrad(), ZeroAffine(), Conv(), ConvInputGrad(),
+        ConvGrad(), MaxPool(), MaxPoolGrad(), AveragePool(), AveragePoolGrad(), Affine(), AffineInputGrad(),
+        AffineGrad(), Add(), MaskedAdd(), BatchNorm(), BatchNormGrad(), CrossEntropy(), Trades(), Mart(),
+        SoftmaxDifference(), PgdStep(), ResetGradient(), After(), GradientReady(), BuildLists(), RewireStep(),
+        DenseStep(),
+    )
+}  # fmt: skip
+"""Operator type → its rules."""

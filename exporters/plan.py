@@ -1,0 +1,243 @@
+"""The memory plan: a replay of each graph's schedule that yields every tensor's life and the peak by category.
+
+The model of execution is ONNX Runtime's with its arena, memory patterns and buffer reuse switched off: nodes run in
+file order, each output is one allocation of its own size, made when its node runs and given back after its last
+reader; outputs that alias an input and graph outputs (which are bound) allocate nothing. Everything comes from the
+graph alone; nothing is measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_bcs.runtime.buffers import bytes_of
+
+from .nodes import Graph, Node, TensorType
+from .operators import OPERATORS, Types
+
+ACTIVATIONS = "activations in passing"
+KEPT = "activations kept for backward"
+GRADIENTS_IN_FLIGHT = "gradients in flight"
+SCALE_AND_SHIFT = "scale and shift"
+WORKSPACE = "workspace"
+
+BOUND_CATEGORIES = {
+    "coo.value": "values",
+    "coo.index": "indices",
+    "coo.lists": "lists",
+    "coo.momentum": "momentum",
+    "dense.momentum": "momentum",
+    "coo.value_grad.accumulation.buffer": "gradients",
+    "dense.value_grad.accumulation.buffer": "gradients",
+    "dense.value": "dense parameters",
+    "batchnorm.mean": "dense parameters",
+    "batchnorm.variance": "dense parameters",
+    "rollback.mean": "dense parameters",
+    "rollback.variance": "dense parameters",
+    "adversarial": "attack buffers",
+    "target": "attack buffers",
+    "step_size": "attack buffers",
+    "epsilon": "attack buffers",
+}
+"""Bound buffer → category; what is not listed is "data" (images, labels, logits, scalars)."""
+
+_SEEDS = ("CrossEntropy", "Trades", "Mart", "SoftmaxDifference")
+
+
+@dataclass(frozen=True)
+class Life:
+    """One allocation: alive from the start of node ``birth`` to the end of node ``death``."""
+
+    name: str
+    bytes: int
+    category: str
+    birth: int
+    death: int
+
+
+@dataclass
+class PhasePlan:
+    """The replay of one graph.
+
+    Attributes:
+        lives: every allocation in order of birth; work memory lives for one node.
+        totals: bytes alive while each node runs.
+        nodes: name of each node.
+        peak_bytes: the largest total; peak_node: where.
+        categories: bytes by category at the peak.
+    """
+
+    lives: list[Life]
+    totals: list[int]
+    nodes: list[str]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes allocated at the peak, without the bound buffers."""
+        return max(self.totals, default=0)
+
+    @property
+    def peak_node(self) -> int:
+        """The first node during which the peak is reached."""
+        return self.totals.index(self.peak_bytes) if self.totals else 0
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """Bytes by category at the peak."""
+        return self.categories_at(self.peak_node)
+
+    def categories_at(self, node: int) -> dict[str, int]:
+        """Bytes by category while ``node`` runs, largest first."""
+        counter: Counter[str] = Counter()
+        for life in self.lives:
+            if life.birth <= node <= life.death:
+                counter[life.category] += life.bytes
+        return dict(counter.most_common())
+
+
+def tensor_types(graph: Graph) -> Types:
+    """The type of every tensor of the graph, from the types of its inputs and the operators' shape rules."""
+    types = dict(graph.inputs)
+    for node in graph.nodes:
+        for name, tensor in zip(node.outputs, _complete(node, types), strict=False):
+            if name:
+                types[name] = tensor
+    return types
+
+
+def _complete(node: Node, types: Types) -> list[TensorType]:
+    """Output types of ``node``; trailing absent inputs, which files drop, count as ''."""
+    padded = Node(node.operator, node.inputs + [""] * (9 - len(node.inputs)), node.outputs, node.attributes)
+    return OPERATORS[node.operator].outputs(padded, types)
+
+
+def replay(graph: Graph) -> PhasePlan:
+    """Replay the schedule of ``graph``.
+
+    Raises:
+        AssertionError: a node reads a tensor that no earlier node wrote (the file order is not an order of
+            execution).
+    """
+    types = tensor_types(graph)
+    root = {name: "" for name in graph.inputs}  # tensor → the allocation it lives in, "" if it is bound
+    births: dict[str, int] = {}
+    deaths: dict[str, int] = {}
+    for index, node in enumerate(graph.nodes):
+        for name in filter(None, node.inputs):
+            assert name in root, f"node {node.name} reads {name} before it is written"
+            if root[name]:
+                deaths[root[name]] = index
+        aliases = OPERATORS[node.operator].aliases
+        for position, name in enumerate(node.outputs):
+            if not name:
+                continue
+            if position in aliases:
+                root[name] = root[node.inputs[aliases[position]]]
+                if root[name]:
+                    deaths[root[name]] = index
+            elif name in graph.outputs:
+                root[name] = ""
+            else:
+                root[name] = name
+                births[name] = deaths[name] = index
+    category = _categories(graph)
+    lives = [Life(name, types[name].bytes, category[name], birth, deaths[name]) for name, birth in births.items()]
+    for index, node in enumerate(graph.nodes):
+        work = OPERATORS[node.operator].work_bytes(node, types)
+        if work:
+            lives.append(Life(f"{node.name}.work", work, WORKSPACE, index, index))
+    lives.sort(key=lambda life: (life.birth, life.name))
+    totals = [0] * len(graph.nodes)
+    for life in lives:
+        for index in range(life.birth, life.death + 1):
+            totals[index] += life.bytes
+    return PhasePlan(lives, totals, [node.name for node in graph.nodes])
+
+
+def _categories(graph: Graph) -> dict[str, str]:
+    """Tensor → category. What a gradient operator reads of the forward pass is kept for it."""
+    backward = {"ConvGrad", "ConvInputGrad", "MaxPoolGrad", "AveragePoolGrad", "AffineGrad", "AffineInputGrad"}
+    backward |= {"BatchNormGrad", "MaskedAdd"}
+    category: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.operator in ("FoldAffine", "ZeroAffine"):
+            own = SCALE_AND_SHIFT
+        elif node.operator in backward or node.operator in _SEEDS:
+            own = GRADIENTS_IN_FLIGHT
+        else:
+            own = ACTIVATIONS
+        category |= {name: own for name in node.outputs if name}
+        if node.operator in backward:
+            for name in node.inputs:
+                if category.get(name) == ACTIVATIONS:
+                    category[name] = KEPT
+    return category
+
+
+@dataclass
+class MemoryPlan:
+    """Bound buffers and phases of an artifact.
+
+    Attributes:
+        bound: buffer → bytes.
+        phases: "training", "attack", "eval", "optimizer", "lists" → replay.
+    """
+
+    bound: dict[str, int]
+    phases: dict[str, PhasePlan] = field(default_factory=dict)
+
+    @property
+    def bound_bytes(self) -> int:
+        """Bytes of all bound buffers, alive in every phase."""
+        return sum(self.bound.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """The working set: the largest of all phases, bound buffers included."""
+        return self.bound_bytes + max((phase.peak_bytes for phase in self.phases.values()), default=0)
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase with the largest peak."""
+        return max(self.phases, key=lambda name: self.phases[name].peak_bytes)
+
+    def categories(self, phase: str) -> dict[str, int]:
+        """Bytes by category at the peak of ``phase``, bound buffers included."""
+        counter: Counter[str] = Counter()
+        for name, size in self.bound.items():
+            counter[BOUND_CATEGORIES.get(name, "data")] += size
+        counter.update(self.phases[phase].categories)
+        return {category: size for category, size in counter.most_common() if size}
+
+    def to_json(self, budget: int | None) -> dict[str, Any]:
+        """The manifest's ``memory`` object."""
+        return {
+            "budget": budget,
+            "predicted_peak_bytes": self.peak_bytes,
+            "bound_bytes": self.bound_bytes,
+            "bound": self.bound,
+            "phases": {
+                name: {
+                    "peak_bytes": self.bound_bytes + phase.peak_bytes,
+                    "peak_node": phase.nodes[phase.peak_node] if phase.nodes else "",
+                    "categories": self.categories(name),
+                    "nodes": phase.nodes,
+                    "tensors": [[x.name, x.bytes, x.category, x.birth, x.death] for x in phase.lives],
+                }
+                for name, phase in self.phases.items()
+            },
+        }
+
+
+def plan(graphs: Mapping[str, Graph], bound: Mapping[str, tuple[str, tuple[int, ...]]]) -> MemoryPlan:
+    """Plan an artifact.
+
+    Args:
+        graphs: phase → graph.
+        bound: buffer → (dtype, shape), see ``edge_bcs.runtime.buffers.bound_buffers``.
+    """
+    sizes = {name: bytes_of(dtype, shape) for name, (dtype, shape) in bound.items()}
+    return MemoryPlan(sizes, {name: replay(graph) for name, graph in graphs.items()})

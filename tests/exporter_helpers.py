@@ -1,0 +1,109 @@
+"""Small networks, batches and torch's answers for the tests of the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from reference_ops import Array, build_lists, mart_loss, trades_loss
+from torch import nn
+
+from edge_bcs import models
+from edge_bcs.exporters.network import Network
+from edge_bcs.sparse_model import SparseModel
+
+
+def tiny(name: str, width: float = 0.0625, size: int = 16, classes: int = 5, density: float = 0.3, seed: int = 3) -> SparseModel:
+    """A network of the registry at reduced width, with statistics, scales and shifts that are not the trivial ones."""
+    torch.manual_seed(seed)
+    return sparse_of(getattr(models, name)(num_classes=classes, width=width, input_size=size), density, seed)
+
+
+def sparse_of(module: nn.Module, density: float = 0.3, seed: int = 3) -> SparseModel:
+    """``module`` with random connections, batch norms away from their initial values."""
+    import edge_bcs
+
+    generator = torch.Generator().manual_seed(seed)
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            child.weight.data = 0.5 + torch.rand(child.num_features, generator=generator)
+            child.bias.data = 0.4 * torch.randn(child.num_features, generator=generator)
+            child.running_mean = 0.3 * torch.randn(child.num_features, generator=generator)
+            child.running_var = 0.5 + torch.rand(child.num_features, generator=generator)
+        elif isinstance(child, nn.Conv2d | nn.Linear) and child.bias is not None:
+            child.bias.data = 0.3 * torch.randn(child.bias.shape, generator=generator)
+    return edge_bcs.sparsify(module, sparsity=1 - density, seed=seed, distribution="uniform")
+
+
+def batch(network: Network, n: int, seed: int = 5) -> tuple[Array, Array]:
+    """(images f32 [n, C, H, W] in [0, 1], labels i64 [n])."""
+    random = np.random.default_rng(seed)
+    images = random.random((n, *network.image)).astype(np.float32)
+    return images, random.integers(0, network.classes, n)
+
+
+def state_feeds(sparse: SparseModel, network: Network) -> dict[str, Array]:
+    """The bound buffers that every graph reads."""
+    state = sparse.state()
+    lists = build_lists(state["coo.index"].astype(np.int64), network.lists.layers, network.lists.length)
+    names = ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance")
+    return {**{name: state[name] for name in names}, "coo.lists": lists}
+
+
+def double(sparse: SparseModel, batch_statistics: bool) -> nn.Module:
+    """A float64 copy of the network that normalises as asked."""
+    import copy
+
+    network = copy.deepcopy(sparse.network).double()
+    network.train(batch_statistics)
+    return network
+
+
+def loss_of(objective: str, beta: float) -> Callable[..., torch.Tensor]:
+    """Per-sample loss of (network, images, adversarial images, labels)."""
+
+    def loss(network: nn.Module, x: torch.Tensor, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if objective in ("trades", "rst"):
+            return trades_loss(network(x), network(adversarial), labels, beta)
+        if objective == "mart":
+            return mart_loss(network(x), network(adversarial), labels, beta)
+        return F.cross_entropy(network(x), labels, reduction="none")
+
+    return loss
+
+
+def torch_gradients(
+    sparse: SparseModel,
+    objective: str,
+    x: Array,
+    adversarial: Array,
+    labels: Array,
+    weight: Array,
+    beta: float,
+    batch_statistics: bool,
+) -> dict[str, Array]:
+    """Loss, gradients and running statistics that torch's autograd gives in float64."""
+    network = double(sparse, batch_statistics)
+    tensors = [torch.tensor(v, dtype=torch.float64) for v in (x, adversarial)]
+    per_sample = loss_of(objective, beta)(network, *tensors, torch.tensor(labels))
+    loss = (per_sample * torch.tensor(weight, dtype=torch.float64)).sum()
+    loss.backward()
+    coo = torch.cat([network.get_submodule(layer.name).weight.grad.reshape(-1) for layer in sparse.layers])
+    dense = [network.get_parameter(item.name).grad.reshape(-1) for item in sparse.dense]
+    norms = [network.get_submodule(item.name) for item in sparse.statistics]
+    return {
+        "loss": loss.detach().numpy(),
+        "coo": coo[sparse.index].numpy(),
+        "dense": torch.cat(dense).numpy() if dense else np.zeros(0),
+        "mean": torch.cat([norm.running_mean for norm in norms]).numpy() if norms else np.zeros(0),
+        "variance": torch.cat([norm.running_var for norm in norms]).numpy() if norms else np.zeros(0),
+    }
+
+
+def relative(actual: Array, expected: Array) -> float:
+    """Largest difference, relative to the largest expected magnitude."""
+    if expected.size == 0:
+        return 0.0
+    return float(np.abs(actual - expected).max() / max(float(np.abs(expected).max()), 1e-30))

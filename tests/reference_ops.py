@@ -1,0 +1,551 @@
+"""Plain float64 definitions of the operators of the domain ``edge_bcs``, and an interpreter for graphs of them.
+
+Written from the meaning of the operators alone: activations are unpacked to [n, C, H, W], computed with torch's
+float64 operators (whose gradients come from torch's autograd) and packed again. Packing and unpacking check that
+every pixel outside the image is zero, and every operator checks that the halos it is given suffice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import helper
+
+Array = np.ndarray
+Attributes = dict[str, Any]
+
+
+# Stacks and bits
+
+
+def pack(images: Array, lanes: int, halo: int) -> Array:
+    """[n, C, H, W] → stack [NB, P, B]."""
+    n, channels, height, width = images.shape
+    row, plane = width + halo, (height + halo) * (width + halo)
+    stack = np.zeros((n // lanes, halo * row + halo + channels * plane, lanes))
+    blocks = images.reshape(n // lanes, lanes, channels, height, width)
+    for c in range(channels):
+        for y in range(height):
+            start = halo * row + halo + c * plane + y * row
+            stack[:, start : start + width] = blocks[:, :, c, y].transpose(0, 2, 1)
+    return stack
+
+
+def unpack(stack: Array, channels: int, height: int, width: int, halo: int) -> Array:
+    """Stack [NB, P, B] → [n, C, H, W]; fails unless everything outside the image is zero."""
+    blocks, pixels, lanes = stack.shape
+    row, plane = width + halo, (height + halo) * (width + halo)
+    assert pixels == halo * row + halo + channels * plane, (stack.shape, channels, height, width, halo)
+    images = np.zeros((blocks, lanes, channels, height, width))
+    for c in range(channels):
+        for y in range(height):
+            start = halo * row + halo + c * plane + y * row
+            images[:, :, c, y] = stack[:, start : start + width].transpose(0, 2, 1)
+    images = images.reshape(blocks * lanes, channels, height, width)
+    assert np.array_equal(pack(images, lanes, halo), stack), "the halo is not zero"
+    return images
+
+
+def pack_bits(images: Array, lanes: int) -> Array:
+    """[n, C, H, W] → ReLU mask u8 [NB, C·H, ceil(W·B/8)]."""
+    n, channels, height, width = images.shape
+    rows = images.reshape(n // lanes, lanes, channels * height, width).transpose(0, 2, 3, 1)
+    return np.packbits((rows > 0).reshape(n // lanes, channels * height, width * lanes), axis=-1, bitorder="little")
+
+
+def unpack_bits(bits: Array, channels: int, height: int, width: int, lanes: int) -> Array:
+    """Inverse of ``pack_bits``: booleans [n, C, H, W]."""
+    blocks = bits.shape[0]
+    rows = np.unpackbits(bits, axis=-1, bitorder="little")[..., : width * lanes]
+    rows = rows.reshape(blocks, channels, height, width, lanes).transpose(0, 4, 1, 2, 3)
+    return rows.reshape(blocks * lanes, channels, height, width).astype(bool)
+
+
+# Lists
+
+
+def build_lists(index: Array, layers: list[int], length: int) -> Array:
+    """coo.lists from the ascending positions; ``layers``: (offset, O, I, kh, kw, stride, padding) a layer."""
+    kappa = len(index)
+    column, row, position = (np.zeros(kappa, np.int64) for _ in range(3))
+    forward_pointers, transpose_pointers = [], []
+    table = np.asarray(layers).reshape(-1, 7)
+    for offset, out, inn, kh, kw, stride, padding in table:
+        first, last = np.searchsorted(index, [offset, offset + out * inn * kh * kw])
+        o, i, y, x = np.unravel_index(index[first:last] - offset, (out, inn, kh, kw))
+        kpos = y * kw + x
+        column[first:last] = i << 8 | kpos
+        phase = ((y - padding) % stride) * stride + (x - padding) % stride
+        order = np.lexsort((kpos, o, phase, i))
+        row[first:last] = (o << 8 | kpos)[order]
+        position[first:last] = np.arange(first, last)[order]
+        forward_pointers += list(first + np.searchsorted(o, np.arange(out + 1)))
+        group = (i * stride * stride + phase)[order]
+        transpose_pointers += list(first + np.searchsorted(group, np.arange(inn * stride * stride + 1)))
+    lists = np.concatenate([column, row, position, forward_pointers, transpose_pointers])
+    assert len(lists) == length
+    return lists.astype(np.int32)
+
+
+def positions_of(a: Attributes, lists: Array) -> tuple[slice, tuple[Array, ...]]:
+    """(range of the layer in the κ arrays, index into its kernel [O, I, kh, kw]) as the forward lists say."""
+    pointers = lists[a["forward_pointer"] : a["forward_pointer"] + a["out_channels"] + 1]
+    part = slice(pointers[0], pointers[-1])
+    out = np.repeat(np.arange(a["out_channels"]), np.diff(pointers))
+    column = lists[part]
+    kpos = column & 255
+    return part, (out, column >> 8, kpos // a["kernel"][1], kpos % a["kernel"][1])
+
+
+# Geometry helpers
+
+
+def _in(a: Attributes, stack: Array, halo: int) -> Array:
+    return unpack(stack, a.get("in_channels", a.get("channels")), a["in_height"], a["in_width"], halo)
+
+
+def _out(a: Attributes, stack: Array, halo: int) -> Array:
+    return unpack(stack, a.get("out_channels", a.get("channels")), a["out_height"], a["out_width"], halo)
+
+
+def _same(a: Attributes, stack: Array, halo: int) -> Array:
+    return unpack(stack, a["channels"], a["height"], a["width"], halo)
+
+
+def _masked(a: Attributes, dx: Array, addend: Array | None, mask: Array | None, halo: int) -> Array:
+    """mask∘(dx + addend) for dx [n, C, H, W]; the addend is a stack with ``halo``."""
+    shape = dx.shape[1:]
+    if addend is not None:
+        dx = dx + unpack(addend, *shape, halo)
+    if a["mask_kind"] == 0:
+        assert mask is None
+        return dx
+    assert mask is not None
+    if a["mask_kind"] == 1:
+        return dx * (unpack(mask, *shape, a["mask_halo"]) > 0)
+    return dx * unpack_bits(mask, *shape, a["lanes"])
+
+
+def _channels(values: Array) -> Array:
+    return values[None, :, None, None]
+
+
+def _slot(a: Attributes, affine: Array | None, channels: int) -> tuple[Array, Array]:
+    if affine is None:
+        assert a["affine"] < 0
+        return np.ones(channels), np.zeros(channels)
+    part = slice(a["affine"], a["affine"] + channels)
+    return affine[part], affine[len(affine) // 2 :][part]
+
+
+def _add_to_slot(a: Attributes, grad: Array, channels: int, dscale: Array, dshift: Array) -> Array:
+    grad = grad.copy()
+    grad[a["affine"] : a["affine"] + channels] += dscale
+    half = len(grad) // 2
+    grad[half + a["affine"] : half + a["affine"] + channels] += dshift
+    return grad
+
+
+def _result(a: Attributes, y: Array, node_outputs: int) -> list[Array]:
+    """[stack of act(y), bits if wanted]."""
+    y = np.maximum(y, 0) if a["relu"] else y
+    return [pack(y, a["lanes"], a["out_halo"]), pack_bits(y, a["lanes"])][:node_outputs]
+
+
+# Input, output, scale and shift
+
+
+def pack_input(a, x):
+    return [pack(x, a["lanes"], a["halo"])]
+
+
+def unpack_output(a, stack):
+    return [unpack(stack, stack.shape[1], 1, 1, 0)[:, :, 0, 0]]
+
+
+def _entries(a):
+    start = 0
+    for kind, channels, bias, gamma, beta, statistics in np.asarray(a["entries"]).reshape(-1, 6):
+        yield kind, slice(start, start + channels), channels, bias, gamma, beta, statistics
+        start += channels
+
+
+def fold_affine(a, dense, mean, variance):
+    total = sum(a["entries"][1::6])
+    scale, shift = np.ones(total), np.zeros(total)
+    for kind, part, count, bias, gamma, beta, statistics in _entries(a):
+        b = dense[bias : bias + count] if bias >= 0 else 0.0
+        if kind == 0:
+            shift[part] = b
+            continue
+        g, t = dense[gamma : gamma + count], dense[beta : beta + count]
+        if kind == 2:
+            scale[part], shift[part] = g, t
+            continue
+        m, v = mean[statistics : statistics + count], variance[statistics : statistics + count]
+        scale[part] = g / np.sqrt(v + a["epsilon"])
+        shift[part] = t + (b - m) * scale[part]
+    return [np.concatenate([scale, shift])]
+
+
+def fold_affine_grad(a, affine_grad, dense, mean, variance, dense_grad):
+    """Through autograd of the definition of fold_affine, written once more in torch."""
+    parameters = torch.tensor(dense, requires_grad=True)
+    pieces_scale, pieces_shift = [], []
+    for kind, _, count, bias, gamma, beta, statistics in _entries(a):
+        b = parameters[bias : bias + count] if bias >= 0 else torch.zeros(count, dtype=torch.float64)
+        scale = torch.ones(count, dtype=torch.float64)
+        shift = b
+        if kind == 2:
+            scale, shift = parameters[gamma : gamma + count], parameters[beta : beta + count]
+        elif kind == 1:
+            part = slice(statistics, statistics + count)
+            scale = parameters[gamma : gamma + count] / torch.sqrt(torch.tensor(variance[part]) + a["epsilon"])
+            shift = parameters[beta : beta + count] + (b - torch.tensor(mean[part])) * scale
+        pieces_scale.append(scale)
+        pieces_shift.append(shift)
+    (torch.cat(pieces_scale + pieces_shift) * torch.tensor(affine_grad)).sum().backward()
+    assert parameters.grad is not None
+    return [dense_grad + parameters.grad.numpy()]
+
+
+def zero_affine(a, affine):
+    return [np.zeros_like(affine)]
+
+
+# Convolution
+
+
+def _kernel(a, value, lists):
+    part, where = positions_of(a, lists)
+    kernel = np.zeros((a["out_channels"], a["in_channels"], *a["kernel"]))
+    kernel[where] = value[part]
+    return kernel, part, where
+
+
+def conv(a, x, value, affine, residual, lists, outputs):
+    assert a["in_halo"] >= a["padding"]
+    kernel, _, _ = _kernel(a, value, lists)
+    z = F.conv2d(torch.tensor(_in(a, x, a["in_halo"])), torch.tensor(kernel), None, a["stride"], a["padding"]).numpy()
+    scale, shift = _slot(a, affine, a["out_channels"])
+    y = _channels(scale) * z + _channels(shift)
+    if residual is not None:
+        y = y + _out(a, residual, a["out_halo"])
+    return _result(a, y, outputs)
+
+
+def _dy_halo_needed(a):
+    need = 0
+    for k, size, extent in ((a["kernel"][0], a["in_height"], a["out_height"]), (a["kernel"][1], a["in_width"], a["out_width"])):
+        for o_start in range(size):
+            reached = [(o_start + a["padding"] - kpos) / a["stride"] for kpos in range(k)]
+            reached = [int(r) for r in reached if r == int(r)]
+            need = max([need] + [-r for r in reached] + [r - (extent - 1) for r in reached])
+    return need
+
+
+def _convolution_gradient(a, dy, x, value, affine, lists):
+    """(dx before addend and mask, gradient of the kernel, dscale, dshift) by autograd."""
+    kernel, part, where = _kernel(a, value, lists)
+    scale, _ = _slot(a, affine, a["out_channels"])
+    n = dy.shape[0]
+    images = np.zeros((n, a["in_channels"], a["in_height"], a["in_width"])) if x is None else x
+    tx, tk, ts = (torch.tensor(v, requires_grad=True) for v in (images, kernel, scale))
+    y = F.conv2d(tx, tk, None, a["stride"], a["padding"]) * ts[None, :, None, None]
+    y.backward(torch.tensor(dy))
+    return tx.grad.numpy(), tk.grad.numpy()[where], part, ts.grad.numpy(), dy.sum((0, 2, 3))
+
+
+def conv_input_grad(a, dy, value, affine, addend, mask, lists):
+    assert a["dy_halo"] >= _dy_halo_needed(a)
+    dx, *_ = _convolution_gradient(a, _out(a, dy, a["dy_halo"]), None, value, affine, lists)
+    return [pack(_masked(a, dx, addend, mask, a["dx_halo"]), a["lanes"], a["dx_halo"])]
+
+
+def conv_grad(a, dy, x, value, affine, addend, mask, coo_grad, affine_grad, lists, has_dx):
+    assert a["in_halo"] >= a["padding"] and (not has_dx or a["dy_halo"] >= _dy_halo_needed(a))
+    x = _in(a, x, a["in_halo"])
+    dx, dk, part, dscale, dshift = _convolution_gradient(a, _out(a, dy, a["dy_halo"]), x, value, affine, lists)
+    coo_grad = coo_grad.copy()
+    coo_grad[part] += dk
+    if affine is not None:
+        affine_grad = _add_to_slot(a, affine_grad, a["out_channels"], dscale, dshift)
+    dx_stack = pack(_masked(a, dx, addend, mask, a["dx_halo"]), a["lanes"], a["dx_halo"]) if has_dx else None
+    return [dx_stack, coo_grad, affine_grad]
+
+
+# Pooling
+
+
+def max_pool(a, x):
+    images = torch.tensor(_in(a, x, a["in_halo"]))
+    y, flat = F.max_pool2d(images, a["kernel"], a["stride"], a["padding"], return_indices=True)
+    # torch gives the place in the image; the choice is the place in the window.
+    iy, ix = flat.numpy() // a["in_width"], flat.numpy() % a["in_width"]
+    oy = np.arange(a["out_height"])[:, None] * a["stride"] - a["padding"]
+    ox = np.arange(a["out_width"])[None, :] * a["stride"] - a["padding"]
+    choice = (iy - oy) * a["kernel"] + (ix - ox)
+    y = y.numpy()
+    if a["relu"]:
+        choice = np.where(y > 0, choice, 255)
+        y = np.maximum(y, 0)
+    n = y.shape[0]
+    lanes = a["lanes"]
+    packed = choice.reshape(n // lanes, lanes, -1).transpose(0, 2, 1).astype(np.uint8)
+    return [pack(y, lanes, a["out_halo"]), packed]
+
+
+def max_pool_grad(a, dy, choice):
+    dy = _out(a, dy, a["out_halo"])
+    n, channels = dy.shape[:2]
+    chosen = choice.transpose(0, 2, 1).reshape(dy.shape).astype(int)
+    dx = np.zeros((n, channels, a["in_height"], a["in_width"]))
+    for i, c, oy, ox in np.argwhere(chosen != 255):
+        place = chosen[i, c, oy, ox]
+        y = oy * a["stride"] - a["padding"] + place // a["kernel"]
+        x = ox * a["stride"] - a["padding"] + place % a["kernel"]
+        dx[i, c, y, x] += dy[i, c, oy, ox]
+    return [pack(dx, a["lanes"], a["in_halo"])]
+
+
+def average_pool(a, x):
+    y = F.avg_pool2d(torch.tensor(_in(a, x, a["in_halo"])), a["kernel"], a["stride"]).numpy()
+    return [pack(y, a["lanes"], a["out_halo"])]
+
+
+def average_pool_grad(a, dy, addend, mask):
+    dy = _out(a, dy, a["out_halo"])
+    x = torch.zeros((*dy.shape[:2], a["in_height"], a["in_width"]), dtype=torch.float64, requires_grad=True)
+    F.avg_pool2d(x, a["kernel"], a["stride"]).backward(torch.tensor(dy))
+    assert x.grad is not None
+    return [pack(_masked(a, x.grad.numpy(), addend, mask, a["in_halo"]), a["lanes"], a["in_halo"])]
+
+
+# Element by element
+
+
+def affine_(a, x, affine, outputs):
+    scale, shift = _slot(a, affine, a["channels"])
+    return _result(a, _channels(scale) * _same(a, x, a["in_halo"]) + _channels(shift), outputs)
+
+
+def affine_input_grad(a, dy, affine, addend, mask):
+    scale, _ = _slot(a, affine, a["channels"])
+    dx = _channels(scale) * _same(a, dy, a["dy_halo"])
+    return [pack(_masked(a, dx, addend, mask, a["dx_halo"]), a["lanes"], a["dx_halo"])]
+
+
+def affine_grad_(a, dy, x, affine, addend, mask, affine_grad):
+    images, gradient = _same(a, x, a["in_halo"]), _same(a, dy, a["dy_halo"])
+    dscale, dshift = (gradient * images).sum((0, 2, 3)), gradient.sum((0, 2, 3))
+    affine_grad = _add_to_slot(a, affine_grad, a["channels"], dscale, dshift)
+    return [*affine_input_grad(a, dy, affine, addend, mask), affine_grad]
+
+
+def add(a, first, second, outputs):
+    return _result(a, _same(a, first, a["a_halo"]) + _same(a, second, a["b_halo"]), outputs)
+
+
+def masked_add(a, first, second, mask):
+    total = _same(a, first, a["a_halo"])
+    if second is not None:
+        total = total + _same(a, second, a["b_halo"])
+    return [pack(_masked(a, total, None, mask, 0), a["lanes"], a["out_halo"])]
+
+
+# Batch statistics
+
+
+def _normalise(a, z, weight, scale, shift):
+    """Torch: scale·(z − mean)·inv_std + shift with the statistics of the samples of weight > 0."""
+    counted = z[torch.tensor(weight > 0)]
+    mean = counted.mean((0, 2, 3))
+    variance = ((counted - mean[None, :, None, None]) ** 2).mean((0, 2, 3))
+    inverse = 1 / torch.sqrt(variance + a["epsilon"])
+    y = scale[None, :, None, None] * (z - mean[None, :, None, None]) * inverse[None, :, None, None]
+    return y + shift[None, :, None, None], mean, variance, inverse
+
+
+def batch_norm(a, z, affine, weight, mean, variance, residual, outputs):
+    scale, shift = (torch.tensor(v) for v in _slot(a, affine, a["channels"]))
+    y, m, v, inverse = _normalise(a, torch.tensor(_same(a, z, a["in_halo"])), weight, scale, shift)
+    y = y.numpy()
+    if residual is not None:
+        y = y + _same(a, residual, a["residual_halo"])
+    mean, variance = mean.copy(), variance.copy()
+    if a["update"]:
+        part = slice(a["statistics"], a["statistics"] + a["channels"])
+        mean[part] = (1 - a["momentum"]) * mean[part] + a["momentum"] * m.numpy()
+        variance[part] = (1 - a["momentum"]) * variance[part] + a["momentum"] * v.numpy()
+    stack, *bits = _result(a, y, 2)
+    return [stack, np.concatenate([m.numpy(), inverse.numpy()]), mean, variance, *bits][:outputs]
+
+
+def batch_norm_grad(a, dy, z, affine, saved, weight, addend, mask, affine_grad):
+    scale, shift = (torch.tensor(v, requires_grad=True) for v in _slot(a, affine, a["channels"]))
+    images = torch.tensor(_same(a, z, a["in_halo"]), requires_grad=True)
+    y, mean, _, inverse = _normalise(a, images, weight, scale, shift)
+    assert np.allclose(saved, np.concatenate([mean.detach().numpy(), inverse.detach().numpy()]))
+    # Samples of weight 0 have no part in the statistics and get no gradient.
+    gradient = _same(a, dy, a["dy_halo"]) * (weight > 0)[:, None, None, None]
+    y.backward(torch.tensor(gradient))
+    affine_grad = _add_to_slot(a, affine_grad, a["channels"], scale.grad.numpy(), shift.grad.numpy())
+    dz = _masked(a, images.grad.numpy(), addend, mask, a["dx_halo"])
+    return [pack(dz, a["lanes"], a["dx_halo"]), affine_grad]
+
+
+# Losses and the attack
+
+
+def _logits(stack):
+    return torch.tensor(unpack(stack, stack.shape[1], 1, 1, 0)[:, :, 0, 0], requires_grad=True)
+
+
+def _packed_gradient(logits, lanes):
+    return pack(logits.grad.numpy()[:, :, None, None], lanes, 0)
+
+
+def _correct(logits, labels, weight):
+    return float(((logits.detach().numpy().argmax(1) == labels) & (weight > 0)).sum())
+
+
+def cross_entropy(a, stack, labels, weight):
+    logits = _logits(stack)
+    loss = (torch.tensor(weight) * F.cross_entropy(logits, torch.tensor(labels), reduction="none")).sum()
+    loss.backward()
+    gradient = _packed_gradient(logits, stack.shape[2])
+    return [loss.detach().numpy(), gradient, np.array([_correct(logits, labels, weight)])]
+
+
+def _two_branches(a, clean_stack, adversarial_stack, labels, weight, rule):
+    clean, adversarial = _logits(clean_stack), _logits(adversarial_stack)
+    loss = (torch.tensor(weight) * rule(clean, adversarial, torch.tensor(labels), a["beta"])).sum()
+    loss.backward()
+    lanes = clean_stack.shape[2]
+    correct = np.array([_correct(clean, labels, weight), _correct(adversarial, labels, weight)])
+    return [loss.detach().numpy(), _packed_gradient(clean, lanes), _packed_gradient(adversarial, lanes), correct]
+
+
+def _kl(clean, adversarial):
+    return (clean.softmax(1) * (clean.log_softmax(1) - adversarial.log_softmax(1))).sum(1)
+
+
+def trades_loss(clean, adversarial, labels, beta):
+    return F.cross_entropy(clean, labels, reduction="none") + beta * _kl(clean, adversarial)
+
+
+def mart_loss(clean, adversarial, labels, beta):
+    probabilities = adversarial.softmax(1)
+    others = probabilities.masked_fill(F.one_hot(labels, probabilities.shape[1]).bool(), -1).amax(1)
+    boosted = F.cross_entropy(adversarial, labels, reduction="none") - torch.log(1.0001 - others + 1e-12)
+    confidence = clean.softmax(1).gather(1, labels[:, None])[:, 0]
+    return boosted + beta * _kl(clean, adversarial) * (1.0000001 - confidence)
+
+
+def softmax_difference(a, stack, target):
+    difference = _logits(stack).softmax(1).detach().numpy() - target
+    return [pack(difference[:, :, None, None], stack.shape[2], 0)]
+
+
+def pgd_step(a, adversarial, x, dx, step_size, epsilon):
+    gradient = unpack(dx, *x.shape[1:], a["dx_halo"])
+    moved = np.clip(adversarial + step_size * np.sign(gradient), x - epsilon, x + epsilon)
+    return [np.clip(moved, 0, 1)]
+
+
+# The interpreter
+
+
+def _run(node: onnx.NodeProto, a: Attributes, inputs: list[Any]) -> list[Any]:
+    outputs = len(node.output)
+    wanted = [bool(name) for name in node.output]
+
+    def padded(count: int) -> list[Any]:
+        return inputs + [None] * (count - len(inputs))
+
+    match node.op_type:
+        case "PackInput":
+            return pack_input(a, *inputs)
+        case "UnpackOutput":
+            return unpack_output(a, *inputs)
+        case "FoldAffine":
+            return fold_affine(a, *inputs)
+        case "FoldAffineGrad":
+            return fold_affine_grad(a, *inputs)
+        case "ZeroAffine":
+            return zero_affine(a, *inputs)
+        case "Conv":
+            return conv(a, *padded(5), outputs)
+        case "ConvInputGrad":
+            return conv_input_grad(a, *padded(6))
+        case "ConvGrad":
+            return conv_grad(a, *padded(9), wanted[0])
+        case "MaxPool":
+            return max_pool(a, *inputs)[:outputs]
+        case "MaxPoolGrad":
+            return max_pool_grad(a, *inputs)
+        case "AveragePool":
+            return average_pool(a, *inputs)
+        case "AveragePoolGrad":
+            return average_pool_grad(a, *padded(3))
+        case "Affine":
+            return affine_(a, *inputs, outputs)
+        case "AffineInputGrad":
+            return affine_input_grad(a, *padded(4))
+        case "AffineGrad":
+            return affine_grad_(a, *padded(6))
+        case "Add":
+            return add(a, *inputs, outputs)
+        case "MaskedAdd":
+            return masked_add(a, *padded(3))
+        case "BatchNorm":
+            return batch_norm(a, *padded(6), outputs)
+        case "BatchNormGrad":
+            return batch_norm_grad(a, *padded(8))
+        case "CrossEntropy":
+            return cross_entropy(a, *inputs)
+        case "Trades":
+            return _two_branches(a, *inputs, trades_loss)
+        case "Mart":
+            return _two_branches(a, *inputs, mart_loss)
+        case "SoftmaxDifference":
+            return softmax_difference(a, *inputs)
+        case "PgdStep":
+            return pgd_step(a, *inputs)
+        case "ResetGradient":
+            return [np.zeros_like(inputs[0]) if inputs[1][0] else inputs[0]]
+        case "After":
+            return [inputs[0]]
+        case "GradientReady":
+            return [np.array([True])]
+        case "BuildLists":
+            return [build_lists(inputs[0], a["layers"], len(inputs[1]))]
+    raise NotImplementedError(node.op_type)
+
+
+def run_graph(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
+    """Execute the nodes in file order in float64; returns the graph's outputs.
+
+    ``feeds`` has every graph input, and additionally nothing: a node that reads a tensor not yet written fails.
+    Chained outputs replace the feeds that share their memory only by name.
+    """
+    declared = {value.name: value for value in model.graph.input}
+    assert set(feeds) == set(declared), set(feeds) ^ set(declared)
+    values: dict[str, Any] = {}
+    for name, array in feeds.items():
+        shape = tuple(extent.dim_value for extent in declared[name].type.tensor_type.shape.dim)
+        assert tuple(array.shape) == shape, (name, array.shape, shape)
+        values[name] = array.astype(np.float64) if array.dtype == np.float32 else array
+    for node in model.graph.node:
+        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        attributes = {key: list(v) if isinstance(v, (list, tuple)) else v for key, v in attributes.items()}
+        results = _run(node, attributes, [values[name] if name else None for name in node.input])
+        for name, result in zip(node.output, results, strict=False):
+            if name:
+                assert result is not None, (node.name, name)
+                values[name] = result
+    return {value.name: values[value.name] for value in model.graph.output}
