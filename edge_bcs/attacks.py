@@ -6,6 +6,7 @@ batch-norm statistics (paper, section 4; Algorithm 1, lines 8-13).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -40,19 +41,18 @@ def start(
     seed: int,
     step: int,
     purpose: int = random.PGD_START,
+    first: int = 0,
 ) -> Tensor:
-    """Return a random perturbation f32 `shape` to start from; draw t is its t-th element, row-major.
+    """Return a random perturbation f32 `shape`; its t-th element, row-major, comes from draw first + t.
 
     "uniform": (2u − 1)·ε with u uniform in [0, 1); "gaussian": 0.001·N(0, 1).
     """
-    count = 1
-    for length in shape:
-        count *= length
+    count = math.prod(shape)
     if kind == "uniform":
-        uniform = random.uniform(count, seed=seed, step=step, purpose=purpose)
+        uniform = random.uniform(count, seed=seed, step=step, purpose=purpose, start=first)
         return torch.from_numpy(uniform).mul_(2).sub_(1).mul_(epsilon).view(shape)
     if kind == "gaussian":
-        normal = random.normal(count, seed=seed, step=step, purpose=purpose)
+        normal = random.normal(count, seed=seed, step=step, purpose=purpose, start=first)
         return torch.from_numpy(normal).mul_(0.001).view(shape)
     raise EdgeBcsError(f"there is no attack start {kind!r}; choose uniform or gaussian")
 

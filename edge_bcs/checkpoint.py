@@ -1,0 +1,130 @@
+"""The trained state of a sparse network as one safetensors file, written atomically.
+
+The file holds exactly the seven buffers of `edge_bcs.sparse_model.STATE_NAMES`, under the names that an
+artifact and the board use, and string metadata: format "edge-bcs-state", version "1", step, seed, `network`
+(JSON with name and arguments), `layers` (JSON: names and shapes of the kernels), sparsity, distribution,
+objective and whatever else the writer adds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.sparse_model import STATE_NAMES, SparseModel
+
+FORMAT = "edge-bcs-state"
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a state file holds: the buffers by their names, and the metadata as it was written."""
+
+    tensors: dict[str, NDArray[Any]]
+    metadata: dict[str, str]
+
+    @property
+    def step(self) -> int:
+        """Number of training steps done."""
+        return int(self.metadata["step"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of signs and random numbers."""
+        return int(self.metadata["seed"])
+
+
+def save_checkpoint(
+    path: str | Path,
+    sparse: SparseModel,
+    *,
+    step: int = 0,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the state of `sparse` to a file; a crash at any moment leaves the old file or the new one.
+
+    Args:
+        path: where; missing folders are made.
+        sparse: the network.
+        step: number of training steps done.
+        metadata: further strings, such as objective.
+
+    Raises:
+        EdgeBcsError: the file cannot be written (no space, no permission); the old file is kept.
+    """
+    described = {
+        **(metadata or {}),
+        "format": FORMAT,
+        "version": VERSION,
+        "step": str(step),
+        "seed": str(sparse.seed),
+        "network": json.dumps(sparse.record),
+        "layers": json.dumps([[layer.name, list(layer.shape)] for layer in sparse.layers]),
+        "sparsity": sparse.sparsity,
+        "distribution": sparse.distribution,
+    }
+    write_atomically(Path(path), save(sparse.state(), described))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by `content`, on the medium before this returns; never a mixture of old and new.
+
+    Raises:
+        EdgeBcsError: the file cannot be written; the old one is kept.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise EdgeBcsError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Return what a state file holds.
+
+    Raises:
+        EdgeBcsError: there is no such file, or it is truncated, or not a state of edge-bcs of this version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EdgeBcsError(f"there is no checkpoint file {path}")
+    try:
+        with safe_open(str(path), framework="numpy") as stored:
+            metadata = dict(stored.metadata() or {})
+            tensors = {name: np.asarray(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise EdgeBcsError(f"{path} is truncated or not a safetensors file ({error})") from None
+    if metadata.get("format") != FORMAT:
+        raise EdgeBcsError(f"{path} is a safetensors file, but not a state of edge-bcs")
+    if metadata.get("version") != VERSION:
+        raise EdgeBcsError(
+            f"{path} has the format version {metadata.get('version')}; this edge-bcs reads version {VERSION}"
+        )
+    missing = [name for name in STATE_NAMES if name not in tensors]
+    if missing:
+        raise EdgeBcsError(f"{path} lacks {missing[0]}")
+    if not all(metadata.get(name, "").isdecimal() for name in ("step", "seed")):
+        raise EdgeBcsError(f"{path} does not say its step and seed")
+    return Checkpoint(tensors, metadata)

@@ -1,0 +1,124 @@
+"""`edge_bcs.load`: from a checkpoint, an artifact or a saved run of the board back to a torch module."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import nn
+
+from edge_bcs import models
+from edge_bcs.checkpoint import read_checkpoint
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.sparse_model import SparseModel, prunable_layers
+
+_CHECKPOINT = "checkpoint.safetensors"
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> SparseModel:
+    """Return the sparse network stored at `path`, in evaluation mode, ready to be called or attacked.
+
+    Args:
+        path: a checkpoint file of `edge_bcs.train`, the folder it wrote, an artifact folder of
+            `edge_bcs.export`, or a run folder saved on the board.
+        model: the module that the state belongs to, for networks that are not in `edge_bcs.models`; it is
+            copied, not changed.
+
+    Raises:
+        EdgeBcsError: nothing usable at `path`, a truncated or altered file, or a module that does not fit.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise EdgeBcsError(f"there is no file or folder {path}")
+    if path.is_dir() and (path / "manifest.json").is_file():
+        return _from_artifact(path, model)
+    if path.is_dir():
+        path = path / _CHECKPOINT
+        if not path.is_file():
+            raise EdgeBcsError(f"{path.parent} holds neither an artifact (manifest.json) nor {_CHECKPOINT}")
+    checkpoint = read_checkpoint(path)
+    if "network" not in checkpoint.metadata:
+        raise EdgeBcsError(f"{path} does not describe its network; load the folder that contains it")
+    try:
+        record = json.loads(checkpoint.metadata["network"])
+        layers = [(name, tuple(shape)) for name, shape in json.loads(checkpoint.metadata["layers"])]
+    except (ValueError, KeyError, TypeError):
+        raise EdgeBcsError(f"{path} describes its network in a way that cannot be read") from None
+    return _assemble(
+        path,
+        record,
+        layers,
+        model,
+        checkpoint.tensors,
+        seed=checkpoint.seed,
+        sparsity=checkpoint.metadata.get("sparsity", "0"),
+        distribution=checkpoint.metadata.get("distribution", "paper"),
+    )
+
+
+def _from_artifact(path: Path, model: nn.Module | None) -> SparseModel:
+    # The runtime knows how its folders are verified and which of a run's saved states is intact.
+    from edge_bcs.runtime.artifact import Artifact
+    from edge_bcs.runtime.state import read_state
+
+    artifact = Artifact.read(path)
+    tensors, metadata = read_state(artifact)
+    return _assemble(
+        path,
+        artifact.manifest["network"],
+        [(layer.name, tuple(layer.shape)) for layer in artifact.layers],
+        model,
+        tensors,
+        seed=int(metadata["seed"]),
+        sparsity=str(artifact.manifest["sparsity"]),
+        distribution=str(artifact.manifest.get("distribution", "paper")),
+    )
+
+
+def _assemble(
+    path: Path,
+    record: dict[str, Any],
+    layers: list[tuple[str, tuple[int, ...]]],
+    model: nn.Module | None,
+    tensors: dict[str, NDArray[Any]],
+    *,
+    seed: int,
+    sparsity: str,
+    distribution: str,
+) -> SparseModel:
+    if model is not None:
+        network = copy.deepcopy(model.network if isinstance(model, SparseModel) else model)
+    elif record.get("name") in models.FACTORIES:
+        network = models.create(record["name"], **record.get("arguments", {}))
+    else:
+        raise EdgeBcsError(
+            f"{path} holds {record.get('name')!r}, which is not in edge_bcs.models; "
+            "give the module with load(path, model=...)"
+        )
+    found = [(layer.name, layer.shape) for layer in prunable_layers(network)]
+    if found != layers:
+        raise EdgeBcsError(
+            f"{path} belongs to another network: it has {len(layers)} kernels ({_differing(layers, found)}), "
+            f"the module {len(found)} ({_differing(found, layers)})"
+        )
+    sparse = SparseModel(
+        network,
+        tensors["coo.value"],
+        tensors["coo.index"],
+        seed=seed,
+        sparsity=sparsity,
+        distribution=distribution,
+    )
+    sparse.load_state(tensors)
+    return sparse.eval()
+
+
+def _differing(layers: list[tuple[str, tuple[int, ...]]], others: list[tuple[str, tuple[int, ...]]]) -> str:
+    """Return the first layer that is not in the other network, for a message."""
+    for name, shape in layers:
+        if (name, shape) not in others:
+            return f"{name} {list(shape)}"
+    return "in another order"
