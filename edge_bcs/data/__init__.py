@@ -1,0 +1,124 @@
+"""Data sets, streamed: nothing is ever held in memory beyond the batch that is asked for.
+
+    data = open_data("digits", split="train", shape=(3, 32, 32))
+    for x, y in data.batches(128, seed=0, epoch=3, shuffle=True, augment=True):
+        ...                                # x f32 [n, 3, 32, 32] in [0, 1], y i64[n]
+
+| `open_data(spec)` | what it reads |
+| --- | --- |
+| "digits" | scikit-learn's handwritten digits, embedded in the package |
+| folder/class/image.jpg | image files by class; also folder/train/class/… with folder/test/class/… |
+| .tar, .tar.gz; folder with train.tar.gz and test.tar.gz | the same, or CIFAR as published, in a tar |
+| folder with data_batch_1 … test_batch, or train, test and meta | CIFAR-10 and CIFAR-100 python batches |
+| train_32x32.mat with test_32x32.mat | SVHN, cropped digits |
+| file.npz (or train.npz with test.npz) | x and y, images and labels, or x_train, y_train, x_test, y_test |
+
+A source without a test split of its own has every tenth image of each class held out. Only numpy is needed,
+plus Pillow for image files and scipy for .mat.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_bcs.data.dataset import ArrayDataset, Dataset, Shape
+from edge_bcs.errors import EdgeBcsError
+
+__all__ = ["ArrayDataset", "Dataset", "open_data"]
+
+_SPLITS = ("train", "test")
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+def open_data(spec: str | Path, split: str = "train", shape: Shape = (3, 32, 32)) -> Dataset:
+    """Open one split of a data set (see the module's table).
+
+    Args:
+        spec: "digits", or the path of a folder or file.
+        split: "train" or "test".
+        shape: (C, H, W) that the network takes; image files and digits are resized to it, arrays must have
+            it.
+
+    Raises:
+        EdgeBcsError: nothing readable there; one sentence says what.
+    """
+    if split not in _SPLITS:
+        raise EdgeBcsError(f"the split is train or test, not {split!r}.")
+    if len(shape) != 3 or min(shape) < 1:
+        raise EdgeBcsError(f"images have a shape (channels, height, width), not {shape}.")
+    if str(spec) == "digits":
+        from edge_bcs.data.digits import Digits
+
+        return Digits(split, shape)
+    path = Path(spec)
+    if path.is_dir():
+        return _open_folder(path, split, shape)
+    if not path.exists():
+        raise EdgeBcsError(
+            f"the data {path} does not exist; give a folder, a .tar, .npz or .mat file, or digits."
+        )
+    return _open_file(path, split, shape)
+
+
+def _open_folder(folder: Path, split: str, shape: Shape) -> Dataset:
+    from edge_bcs.data.images import ImageFiles, folder_entries
+
+    for nested in ("cifar-10-batches-py", "cifar-100-python"):
+        if (folder / nested).is_dir():
+            return _open_folder(folder / nested, split, shape)
+    if (folder / "data_batch_1").is_file() or ((folder / "meta").is_file() and (folder / "train").is_file()):
+        return _open_cifar(folder, split, shape)
+    for suffix in (*_TAR, ".npz", ".mat"):
+        for name in ("train", "train_32x32"):
+            if (folder / f"{name}{suffix}").is_file():
+                return _open_file(folder / f"{name}{suffix}", split, shape)
+    return ImageFiles(((None, entry) for entry in folder_entries(folder)), split, shape, str(folder))
+
+
+def _open_file(file: Path, split: str, shape: Shape) -> Dataset:
+    from edge_bcs.data.images import ImageFiles, archive_entries, check_channels
+    from edge_bcs.data.readers import compressed_rows, npz_rows, svhn_rows
+    from edge_bcs.data.store import Stored
+
+    name = file.name.lower()
+    sibling = file.with_name("test" + file.name[5:]) if name.startswith("train") else None
+    files = [(file, "")] if sibling is None or not sibling.is_file() else [(file, "train"), (sibling, "test")]
+    paths = [path for path, _ in files]
+    if name.endswith(".tar"):
+        entries = ((path, entry) for path, kind in files for entry in archive_entries(path, kind))
+        return ImageFiles(entries, split, shape, str(file))
+    readers = {".npz": npz_rows, ".mat": svhn_rows, **dict.fromkeys(_TAR[1:], compressed_rows)}
+    read = next((reader for suffix, reader in readers.items() if name.endswith(suffix)), None)
+    if read is None:
+        raise EdgeBcsError(
+            f"{file} is not data that can be read: expected a folder, .tar, .tar.gz, .npz or .mat."
+        )
+    if read is compressed_rows:
+        check_channels(shape)
+    return Stored(
+        paths, lambda: (row for path, kind in files for row in read(path, kind, shape)), split, shape
+    )
+
+
+def _open_cifar(folder: Path, split: str, shape: Shape) -> Dataset:
+    from edge_bcs.data.readers import (
+        CIFAR10_FILES,
+        CIFAR100_FILES,
+        cifar_classes,
+        cifar_folder_rows,
+        unpickle,
+    )
+    from edge_bcs.data.store import Stored
+
+    ten = (folder / "data_batch_1").is_file()
+    names = CIFAR10_FILES if ten else CIFAR100_FILES
+    files = [folder / name for name in names if (folder / name).is_file()]
+
+    def classes() -> tuple[str, ...]:
+        meta = folder / ("batches.meta" if ten else "meta")
+        if not meta.is_file():
+            return tuple(str(label) for label in range(10 if ten else 100))
+        with meta.open("rb") as stream:
+            return cifar_classes(unpickle(stream, str(meta)), 10 if ten else 100)
+
+    return Stored(files, lambda: cifar_folder_rows(folder, shape), split, shape, classes)
