@@ -8,6 +8,7 @@ objective and whatever else the writer adds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -97,7 +98,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise EdgeBcsError(f"{path} cannot be written: {error.strerror or error}") from None
 
 

@@ -210,6 +210,8 @@ def update_reference(sparse: SparseModel, hyper: Hyper, *, step: int) -> None:
         EdgeBcsError: a gradient or a weight that is not finite; nothing is changed then.
     """
     gradient, dense_gradient = sparse.gradients()
+    if not torch.isfinite(dense_gradient).all():
+        raise EdgeBcsError(f"step {step} would make a weight that is not finite; lower the learning rate")
     value, index = sparse.coo()
     value, index, momentum = rewiring.rewire_step(
         value,

@@ -1,0 +1,156 @@
+"""Checkpoints: what they hold, that they come back, that damage is told from health."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+import edge_bcs
+from edge_bcs import checkpoint, models
+from edge_bcs.errors import EdgeBcsError
+
+
+class Own(nn.Module):
+    """A user's module."""
+
+    def __init__(self, hidden: int = 6) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, hidden, 3)
+        self.bn = nn.BatchNorm2d(hidden)
+        self.head = nn.Linear(hidden * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.bn(self.conv(x)).relu().flatten(1))
+        return out
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, edge_bcs.SparseModel]:
+    sparse = edge_bcs.sparsify(models.resnet18(width=0.05, num_classes=4), 0.9, 11, "erk")
+    for _ in range(3):
+        sparse(torch.rand(4, 3, 8, 8))  # moves the running statistics
+    sparse.momentum += 0.25
+    sparse.dense_momentum -= 0.5
+    checkpoint.save_checkpoint(
+        tmp_path / "net.safetensors", sparse, step=17, metadata={"objective": "trades"}
+    )
+    return tmp_path / "net.safetensors", sparse
+
+
+def test_round_trip(saved: tuple[Path, edge_bcs.SparseModel]) -> None:
+    path, sparse = saved
+    loaded = edge_bcs.load(path)
+    x = torch.rand(2, 3, 8, 8)
+    assert not loaded.training
+    assert torch.equal(loaded(x), sparse.eval()(x))
+    for name, buffer in sparse.state().items():
+        assert np.array_equal(loaded.state()[name], buffer), name
+    assert (loaded.seed, loaded.sparsity, loaded.distribution) == (11, "0.9", "erk")
+    assert loaded.record == {
+        "name": "resnet18",
+        "arguments": {"num_classes": 4, "width": 0.05, "input_channels": 3, "input_size": 32},
+    }
+
+
+def test_file_holds_exactly_the_seven_buffers(saved: tuple[Path, edge_bcs.SparseModel]) -> None:
+    path, sparse = saved
+    tensors = load_file(path)
+    assert {name: (str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()} == {
+        "coo.value": ("float32", (sparse.kappa,)),
+        "coo.index": ("int32", (sparse.kappa,)),
+        "coo.momentum": ("float32", (sparse.kappa,)),
+        "dense.value": ("float32", tensors["dense.momentum"].shape),
+        "dense.momentum": ("float32", tensors["dense.value"].shape),
+        "batchnorm.mean": ("float32", tensors["batchnorm.variance"].shape),
+        "batchnorm.variance": ("float32", tensors["batchnorm.mean"].shape),
+    }
+    # The kernels of the file, put back by hand, are those of the network.
+    dense = np.zeros(sparse.size, np.float32)
+    dense[tensors["coo.index"]] = tensors["coo.value"]
+    stem = sparse.network.conv1.weight.detach().numpy()
+    assert np.array_equal(dense[: stem.size], stem.ravel())
+    read = checkpoint.read_checkpoint(path)
+    assert (read.step, read.seed, read.metadata["objective"]) == (17, 11, "trades")
+    assert read.metadata["format"] == "edge-bcs-state" and read.metadata["version"] == "1"
+
+
+def test_a_users_own_module(tmp_path: Path) -> None:
+    sparse = edge_bcs.sparsify(Own(), 0.8, 1)
+    path = tmp_path / "own.safetensors"
+    checkpoint.save_checkpoint(path, sparse)
+    x = torch.rand(2, 1, 4, 4)
+    fresh = Own()
+    before = fresh.conv.weight.clone()
+    assert torch.equal(edge_bcs.load(path, model=fresh)(x), sparse.eval()(x))
+    assert torch.equal(fresh.conv.weight, before)
+    with pytest.raises(EdgeBcsError, match=r"'Own', which is not in edge_bcs\.models"):
+        edge_bcs.load(path)
+    with pytest.raises(EdgeBcsError, match=r"another network: it has 2 kernels \(conv \[6, 1, 3, 3\]\)"):
+        edge_bcs.load(path, model=Own(hidden=7))
+
+
+def test_damaged_files(saved: tuple[Path, edge_bcs.SparseModel], tmp_path: Path) -> None:
+    path, _ = saved
+    content = path.read_bytes()
+    bad = tmp_path / "bad.safetensors"
+    for length in (0, 5, 100, len(content) - 1):
+        bad.write_bytes(content[:length])
+        with pytest.raises(EdgeBcsError, match="truncated or not a safetensors file"):
+            edge_bcs.load(bad)
+    bad.write_bytes(b"not at all a checkpoint" * 50)
+    with pytest.raises(EdgeBcsError, match="truncated or not a safetensors file"):
+        edge_bcs.load(bad)
+    save_file({"a": np.zeros(3, np.float32)}, bad)
+    with pytest.raises(EdgeBcsError, match="not a state of edge-bcs"):
+        edge_bcs.load(bad)
+    with pytest.raises(EdgeBcsError, match="no file or folder"):
+        edge_bcs.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EdgeBcsError, match="neither an artifact"):
+        edge_bcs.load(tmp_path / "empty")
+
+
+def test_altered_contents(saved: tuple[Path, edge_bcs.SparseModel], tmp_path: Path) -> None:
+    path, _ = saved
+    length = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    metadata = json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]
+    bad = tmp_path / "bad.safetensors"
+
+    def altered(**changed: np.ndarray) -> Path:
+        save_file(
+            {**load_file(path), **{name.replace("_", "."): array for name, array in changed.items()}},
+            bad,
+            metadata,
+        )
+        return bad
+
+    tensors = load_file(path)
+    outside = tensors["coo.index"].copy()
+    outside[-1] = 2**30
+    with pytest.raises(EdgeBcsError, match="strictly ascending"):
+        edge_bcs.load(altered(coo_index=outside))
+    with pytest.raises(EdgeBcsError, match="finite and not zero"):
+        edge_bcs.load(altered(coo_value=np.full_like(tensors["coo.value"], np.nan)))
+    with pytest.raises(EdgeBcsError, match=r"dense\.value must hold"):
+        edge_bcs.load(altered(dense_value=tensors["dense.value"][:5]))
+    with pytest.raises(EdgeBcsError, match=r"batchnorm\.mean must hold"):
+        edge_bcs.load(altered(batchnorm_mean=np.full_like(tensors["batchnorm.mean"], np.inf)))
+    metadata["version"] = "2"
+    with pytest.raises(EdgeBcsError, match="format version 2"):
+        edge_bcs.load(altered())
+
+
+def test_a_failed_save_keeps_the_old_file(saved: tuple[Path, edge_bcs.SparseModel]) -> None:
+    path, sparse = saved
+    content = path.read_bytes()
+    path.with_name(path.name + ".partial").mkdir()  # makes the write impossible, whoever runs the test
+    with pytest.raises(EdgeBcsError, match="cannot be written"):
+        checkpoint.save_checkpoint(path, sparse, step=18)
+    assert path.read_bytes() == content
