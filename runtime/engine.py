@@ -40,6 +40,8 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
+    options.enable_mem_reuse = False  # a tensor is given back when its last reader is done, as the plan says
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # the order of the file
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # a refused step is reported once, by the exception
     options.add_session_config_entry("session.use_env_allocators", "1")

@@ -1,0 +1,330 @@
+"""Artifacts and saved runs: read as they were written, refused in one sentence when damaged, safe under
+power cuts."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.state import read_state, write_run
+from edge_bcs.runtime.units import format_bytes, parse_bytes
+from runtime_helpers import manifest, seal, state, write_artifact
+
+from edge_bcs.errors import EdgeBcsError
+
+METADATA = {"step": "3", "seed": "7"}
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("6MiB", 6291456),
+        ("6MB", 6000000),
+        ("6291456", 6291456),
+        (6291456, 6291456),
+        ("1.5 KiB", 1536),
+        ("0.1MB", 100000),
+        ("2g", 2147483648),
+        (" 12 mib ", 12582912),
+    ],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "6 parsecs", "-1MiB", "0", "1e6", "6MiBMiB", "99999999999TB", "9" * 40, True, 1.5]
+)
+def test_sizes_that_are_none(text: object) -> None:
+    with pytest.raises(EdgeBcsError, match="size"):
+        parse_bytes(text)  # type: ignore[arg-type]
+
+
+def test_sizes_are_shown_in_the_largest_unit() -> None:
+    assert [format_bytes(size) for size in (0, 1023, 1024, 12 << 20, 200 << 20, 3 << 30)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "12.0 MiB",
+        "200 MiB",
+        "3.0 GiB",
+    ]
+
+
+# Artifacts
+
+
+def test_an_artifact_is_read_as_written(tmp_path: Path) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    assert (artifact.kappa, artifact.size, artifact.dense_size, artifact.statistics_size) == (5, 72, 9, 3)
+    assert artifact.input_shape == (2, 6, 6) and artifact.layers[0].shape == (3, 2, 3, 3)
+    assert artifact.objective.epsilon == 8 / 255 and artifact.budget is None
+    tensors, metadata = read_state(artifact)
+    assert metadata["step"] == "3"
+    for name, array in state().items():
+        np.testing.assert_array_equal(tensors[name], array)
+
+
+def set_field(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(description: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        for parent in parents:
+            description = description[int(parent) if parent.isdigit() else parent]
+        if value is KeyError:
+            del description[last]
+        else:
+            description[last] = value
+
+    return change
+
+
+FIELD_FAULTS = [
+    ("version", 2, "upgrade edge-bcs"),
+    ("version", "1", "unknown format version"),
+    ("format", "onnx", "does not describe"),
+    ("network", [], "network is not an object"),
+    ("network.input_shape", [2, 6], "network.input_shape"),
+    ("network.input_shape", [2, -6, 6], "network.input_shape"),
+    ("network.num_classes", 1, "num_classes"),
+    ("kappa", 0, "kappa"),
+    ("kappa", 73, "above the network's size"),
+    ("kappa", True, "kappa"),
+    ("kappa", KeyError, "kappa must be .* not 'missing'"),
+    ("size", 73, "layers hold 72"),
+    ("seed", -1, "seed"),
+    ("layers", {}, "layers must be a list"),
+    ("layers.1.offset", 53, "starts at 53 instead of 54"),
+    ("layers.0.stride", 0, "stride"),
+    ("layers.0.density", 1.5, "density"),
+    ("layers.0.algorithm", "magic", "sparse or dense"),
+    ("lists_length", 42, "its layers need 41"),
+    ("dense.1.offset", 4, "gap or overlap at 3"),
+    ("statistics.0.channels", "3", "channels"),
+    ("objective.epsilon", float("nan"), "epsilon"),
+    ("objective.start", "zero", "uniform or gaussian"),
+    ("objective.two_branches", 1, "true or false"),
+    ("batch_norm", "none", "frozen or batch"),
+    ("micro_batch", 1 << 20, "micro_batch"),
+    ("hyper.noise", -1, "hyper.noise"),
+    ("memory.predicted_peak_bytes", None, "predicted_peak_bytes"),
+    ("memory.budget", 0, "memory.budget"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), FIELD_FAULTS)
+def test_every_field_is_checked(tmp_path: Path, path: str, value: object, message: str) -> None:
+    write_artifact(tmp_path / "a", change=set_field(path, value))
+    with pytest.raises(EdgeBcsError, match=message) as caught:
+        Artifact.read(tmp_path / "a")
+    assert "\n" not in str(caught.value)
+
+
+def flip_last_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+FILE_FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no folder", lambda f: shutil.rmtree(f), "does not exist"),
+    ("a file", lambda f: (shutil.rmtree(f), f.write_text("x")), "is a file"),
+    ("no manifest", lambda f: (f / "manifest.json").unlink(), "holds no manifest.json"),
+    ("half a manifest", lambda f: os.truncate(f / "manifest.json", 300), "not valid JSON"),
+    ("a deep manifest", lambda f: (f / "manifest.json").write_text("[" * 100_000), "not valid JSON"),
+    ("no graph", lambda f: (f / "attack_model.onnx").unlink(), "lacks attack_model.onnx"),
+    ("half a graph", lambda f: os.truncate(f / "eval_model.onnx", 30), "truncated: 30 bytes"),
+    ("a changed graph", lambda f: flip_last_byte(f / "eval_model.onnx"), "sha256"),
+    ("a changed state", lambda f: flip_last_byte(f / "state.safetensors"), "sha256"),
+    ("a longer graph", lambda f: (f / "lists_model.onnx").open("ab").write(b"x"), "altered"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [fault[1:] for fault in FILE_FAULTS], ids=[f[0] for f in FILE_FAULTS]
+)
+def test_damaged_folders(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    folder = write_artifact(tmp_path / "a")
+    damage(folder)
+    with pytest.raises(EdgeBcsError, match=message) as caught:
+        Artifact.read(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..\\x", ""])
+def test_files_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    folder = write_artifact(tmp_path / "a")
+    description = json.loads((folder / "manifest.json").read_text())
+    description["files"][name] = {"sha256": "0" * 64, "bytes": 0}
+    (folder / "manifest.json").write_text(json.dumps(description))
+    with pytest.raises(EdgeBcsError, match="does not lie in"):
+        Artifact.read(folder)
+
+
+STATE_FAULTS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
+    ("unsorted", lambda t: t["coo.index"].__setitem__(1, 31), "strictly ascending"),
+    ("repeated", lambda t: t["coo.index"].__setitem__(1, 30), "strictly ascending"),
+    ("beyond", lambda t: t["coo.index"].__setitem__(4, 72), "72 positions"),
+    ("negative", lambda t: t["coo.index"].__setitem__(0, -1), "72 positions"),
+    ("zero weight", lambda t: t["coo.value"].__setitem__(2, 0), "weight zero"),
+    ("NaN", lambda t: t["coo.momentum"].__setitem__(2, np.nan), "coo.momentum .* not finite"),
+    ("infinite", lambda t: t["dense.value"].__setitem__(2, np.inf), "dense.value .* not finite"),
+    ("variance", lambda t: t["batchnorm.variance"].__setitem__(0, -1), "negative"),
+    ("dtype", lambda t: t.update({"coo.index": t["coo.index"].astype(np.int64)}), "coo.index is I64"),
+    ("length", lambda t: t.update({"coo.value": t["coo.value"][:4].copy()}), r"coo.value is F32\[4\]"),
+    ("missing", lambda t: t.pop("dense.value"), "dense.value"),
+    ("extra", lambda t: t.update(more=np.zeros(1)), "more"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [fault[1:] for fault in STATE_FAULTS], ids=[f[0] for f in STATE_FAULTS]
+)
+def test_states_that_break_an_invariant(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a", change_state=change))
+    with pytest.raises(EdgeBcsError, match=message):
+        read_state(artifact)
+
+
+def test_a_sealed_file_that_is_no_safetensors(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "a")
+    (folder / "state.safetensors").write_bytes(b"\xff" * 100)
+    seal(folder, manifest())
+    with pytest.raises(EdgeBcsError, match="no intact state"):
+        read_state(Artifact.read(folder))
+
+
+# Saved runs
+
+
+def run_with(folder: Path, artifact: Artifact, steps: list[int]) -> dict[str, Any]:
+    """Save one state for each step; coo.value says which."""
+    tensors = state()
+    for step in steps:
+        tensors["coo.value"] = np.full(5, step, np.float32)
+        write_run(folder, artifact, tensors, {"step": str(step), "seed": "7"})
+    return tensors
+
+
+def saved_step(folder: Path) -> int:
+    tensors, metadata = read_state(Artifact.read(folder))
+    assert np.all(tensors["coo.value"] == int(metadata["step"]))  # metadata and tensors belong together
+    return int(metadata["step"])
+
+
+def test_a_run_is_an_artifact_with_the_newest_state(tmp_path: Path) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    run_with(tmp_path / "run", artifact, [1, 2, 3])
+    run = Artifact.read(tmp_path / "run")
+    assert (run.kappa, run.layers) == (artifact.kappa, artifact.layers)
+    assert saved_step(tmp_path / "run") == 3
+    shutil.rmtree(tmp_path / "a")  # nothing of the run lies elsewhere
+    assert saved_step(tmp_path / "run") == 3
+
+
+def test_a_torn_write_at_any_byte_falls_back_to_the_state_before(tmp_path: Path) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    folder = tmp_path / "run"
+    run_with(folder, artifact, [1, 2])
+    newest = folder / "state.safetensors"
+    whole = newest.read_bytes()
+    for length in range(0, len(whole), 7):
+        newest.write_bytes(whole[:length])
+        assert saved_step(folder) == 1
+    for position in range(0, len(whole), 3):  # a flipped bit anywhere, header and metadata included
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x10
+        newest.write_bytes(damaged)
+        assert saved_step(folder) == 1
+    run_with(folder, artifact, [3])  # the damaged slot is not what the next save keeps instead
+    assert saved_step(folder) == 3
+
+
+class PowerCutError(BaseException):
+    pass
+
+
+def test_a_power_cut_at_every_system_call_loses_at_most_one_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop before the n-th fsync or rename, for every n, leaving all files as they are at that moment."""
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    reached_end = False
+    for stop in range(100):
+        folder = tmp_path / f"run{stop}"
+        run_with(folder, artifact, [1, 2])
+        calls = 0
+
+        def interrupted(real: Callable[..., Any], stop: int = stop) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls > stop:
+                    raise PowerCutError
+                return real(*arguments)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", interrupted(os.fsync))
+            patch.setattr(os, "replace", interrupted(os.replace))
+            patch.setattr(
+                Path, "unlink", lambda self, missing_ok=False: None
+            )  # no clean-up after a power cut
+            try:
+                run_with(folder, artifact, [3])
+                reached_end = True
+            except PowerCutError:
+                pass
+        assert saved_step(folder) in (2, 3)
+        run_with(folder, artifact, [4])
+        assert saved_step(folder) == 4
+        if reached_end:
+            break
+    assert reached_end and stop >= 4  # fsync of the file, two renames, fsync of the folder
+
+
+@pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])
+def test_a_full_or_read_only_disk_keeps_what_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    run_with(tmp_path / "run", artifact, [1])
+
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(EdgeBcsError, match=message):
+            run_with(tmp_path / "run", artifact, [2])
+    assert saved_step(tmp_path / "run") == 1
+
+
+def test_a_run_does_not_overwrite_anything_else(tmp_path: Path) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    other = Artifact.read(write_artifact(tmp_path / "b"))
+    with pytest.raises(EdgeBcsError, match="exported artifact"):
+        write_run(tmp_path / "a", artifact, state(), METADATA)
+    run_with(tmp_path / "run", artifact, [1])
+    (tmp_path / "b" / "eval_model.onnx").write_bytes(b"another network")
+    seal(tmp_path / "b", manifest())
+    other = Artifact.read(tmp_path / "b")
+    with pytest.raises(EdgeBcsError, match="another artifact"):
+        write_run(tmp_path / "run", other, state(), METADATA)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(EdgeBcsError, match="is a file"):
+        write_run(tmp_path / "file", artifact, state(), METADATA)
+    assert saved_step(tmp_path / "run") == 1
