@@ -11,8 +11,41 @@ from reference_ops import Array, build_lists, mart_loss, trades_loss
 from torch import nn
 
 from edge_bcs import models
+from edge_bcs.exporters.graphs import TWO_BRANCHES
 from edge_bcs.exporters.network import Network
 from edge_bcs.sparse_model import SparseModel
+
+
+class EveryLayer(nn.Module):
+    """What the compiler takes, in forms that the paper's networks do not use, on images [2, 13, 13]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 6, 5, stride=2, padding=2)
+        self.wide = nn.Conv2d(6, 6, (1, 3), padding=0)
+        self.norm = nn.BatchNorm2d(6)
+        self.same = nn.Conv2d(6, 6, 3, padding="same", bias=False)
+        self.after = nn.BatchNorm2d(6)
+        self.shrink = nn.Conv2d(6, 4, 2, stride=3, padding=1)
+        self.drop = nn.Dropout(0.0)
+        self.hidden = nn.Linear(4 * 3 * 2, 7)
+        self.vector_norm = nn.BatchNorm1d(7)
+        self.head = nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.first(x))  # 6×7×7
+        y = F.relu(self.norm(x))
+        x = x + self.after(self.same(y))
+        x = F.max_pool2d(torch.relu(x), kernel_size=3, stride=1, padding=1)
+        x = self.wide(x)  # 6×7×5
+        x = F.avg_pool2d(x, 2, stride=1)  # 6×6×4
+        x = self.shrink(x).relu()  # 4×3×2
+        x = torch.add(x, x)
+        x = F.max_pool2d(x, 2, 1, 1)  # 4×4×3
+        x = F.max_pool2d(x, 2, 1)  # 4×3×2
+        x = self.drop(x).view(x.size(0), -1)
+        x = self.vector_norm(self.hidden(x)).relu()
+        return self.head(x)
 
 
 def tiny(name: str, width: float = 0.0625, size: int = 16, classes: int = 5, density: float = 0.3, seed: int = 3) -> SparseModel:
@@ -50,6 +83,30 @@ def state_feeds(sparse: SparseModel, network: Network) -> dict[str, Array]:
     lists = build_lists(state["coo.index"].astype(np.int64), network.lists.layers, network.lists.length)
     names = ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance")
     return {**{name: state[name] for name in names}, "coo.lists": lists}
+
+
+def training_feeds(
+    sparse: SparseModel,
+    network: Network,
+    objective: str,
+    images: Array,
+    adversarial: Array,
+    labels: Array,
+    weight: Array,
+) -> dict[str, Array]:
+    """All inputs of a training graph; the gradient buffers start at random and are to be reset."""
+    random = np.random.default_rng(7)
+    branches = {"adversarial": adversarial} if objective in TWO_BRANCHES else {}
+    return {
+        "input": images,
+        **branches,
+        "labels": labels,
+        "sample_weight": weight,
+        **state_feeds(sparse, network),
+        "coo.value_grad.accumulation.buffer": random.uniform(1, 2, network.kappa).astype(np.float32),
+        "dense.value_grad.accumulation.buffer": random.uniform(1, 2, network.layout.dense_size).astype(np.float32),
+        "lazy_reset_grad": np.array([True]),
+    }
 
 
 def double(sparse: SparseModel, batch_statistics: bool) -> nn.Module:
@@ -90,8 +147,8 @@ def torch_gradients(
     per_sample = loss_of(objective, beta)(network, *tensors, torch.tensor(labels))
     loss = (per_sample * torch.tensor(weight, dtype=torch.float64)).sum()
     loss.backward()
-    coo = torch.cat([network.get_submodule(layer.name).weight.grad.reshape(-1) for layer in sparse.layers])
-    dense = [network.get_parameter(item.name).grad.reshape(-1) for item in sparse.dense]
+    coo = torch.cat([_gradient(network.get_submodule(layer.name).weight) for layer in sparse.layers])
+    dense = [_gradient(network.get_parameter(item.name)) for item in sparse.dense]
     norms = [network.get_submodule(item.name) for item in sparse.statistics]
     return {
         "loss": loss.detach().numpy(),
@@ -100,6 +157,11 @@ def torch_gradients(
         "mean": torch.cat([norm.running_mean for norm in norms]).numpy() if norms else np.zeros(0),
         "variance": torch.cat([norm.running_var for norm in norms]).numpy() if norms else np.zeros(0),
     }
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """Flat gradient; zero for a parameter that the network does not use."""
+    return (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1)
 
 
 def relative(actual: Array, expected: Array) -> float:

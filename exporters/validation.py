@@ -1,0 +1,164 @@
+"""Self-validation: what the artifact computes in ONNX Runtime against torch's float64 autograd."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.engine import session_options
+from edge_bcs.runtime.state import read_state
+from edge_bcs.sparse_model import SparseModel
+from torch import Tensor
+
+from edge_bcs import objectives
+
+TOLERANCE = 1e-4
+_SAMPLES = 2  # images that count; the others of the micro-batch have weight 0
+_DRAWS = 3
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Relative differences between the artifact and torch: ‖a − b‖ / ‖b‖ of each quantity."""
+
+    logits: float
+    loss: float
+    coo_gradient: float
+    dense_gradient: float
+
+    @property
+    def largest(self) -> float:
+        """The largest of the four."""
+        return max(self.logits, self.loss, self.coo_gradient, self.dense_gradient)
+
+    def summary(self) -> str:
+        """One line for the user."""
+        return (
+            f"validated against torch float64: relative difference of logits {self.logits:.1e}, loss {self.loss:.1e}, "
+            f"gradient of connections {self.coo_gradient:.1e}, of other parameters {self.dense_gradient:.1e}"
+        )
+
+
+def validate(artifact: Artifact, sparse: SparseModel, tolerance: float = TOLERANCE) -> Differences:
+    """Compare logits, loss and the full training gradient on random images.
+
+    An activation within rounding of zero may be rectified differently in float32 and float64, which changes the
+    gradient visibly; so up to three draws of images are tried, and one that agrees is enough.
+
+    Raises:
+        EdgeBcsError: no draw agrees within ``tolerance``.
+    """
+    for draw in range(_DRAWS):
+        differences = _compare(artifact, sparse, draw)
+        if differences.largest <= tolerance:
+            return differences
+    raise EdgeBcsError(
+        f"the artifact does not agree with torch: relative differences of logits {differences.logits:.1e}, loss "
+        f"{differences.loss:.1e}, gradients {differences.coo_gradient:.1e} and {differences.dense_gradient:.1e} "
+        f"(allowed {tolerance:.0e}); this is a defect of edge-bcs, please report it"
+    )
+
+
+def run(path: str, feeds: dict[str, Array], threads: int = 0) -> dict[str, Array]:
+    """Run one graph file; inputs that the graph updates in place are changed in ``feeds``."""
+    session = onnxruntime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+    for item in session.get_inputs():
+        binding.bind_ortvalue_input(item.name, values[item.name])
+    outputs = {}
+    for item in session.get_outputs():
+        chained = item.name.removesuffix(".out")
+        if chained in feeds:
+            outputs[item.name] = feeds[chained]
+        else:
+            dtype = {"tensor(bool)": np.bool_, "tensor(float)": np.float32}[item.type]
+            outputs[item.name] = np.zeros(item.shape, dtype)
+            chained, values[item.name] = item.name, onnxruntime.OrtValue.ortvalue_from_numpy(outputs[item.name])
+        binding.bind_ortvalue_output(item.name, values[chained])
+    session.run_with_iobinding(binding)
+    return outputs
+
+
+def _compare(artifact: Artifact, sparse: SparseModel, draw: int) -> Differences:
+    n = artifact.micro_batch
+    counted = min(n, _SAMPLES)
+    random = np.random.default_rng(draw)
+    clean = random.random((n, *artifact.input_shape), dtype=np.float32)
+    moved = clean + random.uniform(-1, 1, clean.shape).astype(np.float32) * np.float32(artifact.objective.epsilon)
+    labels = random.integers(0, artifact.num_classes, n)
+    weight = np.zeros(n, np.float32)
+    weight[:counted] = 1 / counted
+
+    state, _ = read_state(artifact)
+    names = ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance")
+    buffers = {name: state[name] for name in names}
+    lists = np.zeros(artifact.lists_length, np.int32)
+    run(str(artifact.graph("lists")), {"coo.index": state["coo.index"], "coo.lists": lists})
+    logits = run(str(artifact.graph("eval")), {"input": clean, **buffers, "coo.lists": lists})["logits"]
+    feeds = {
+        "input": clean,
+        "adversarial": np.clip(moved, 0, 1),
+        "labels": labels,
+        "sample_weight": weight,
+        **buffers,
+        "coo.lists": lists,
+        # Anything but zero: the reset must clear it.
+        "coo.value_grad.accumulation.buffer": np.ones(artifact.kappa, np.float32),
+        "dense.value_grad.accumulation.buffer": np.ones(artifact.dense_size, np.float32),
+        "lazy_reset_grad": np.ones(1, np.bool_),
+    }
+    loss = run(str(artifact.graph("training")), feeds)["loss"]
+    images = [torch.tensor(feeds[name][:counted], dtype=torch.float64) for name in ("input", "adversarial")]
+    expected = _torch(artifact, sparse, images, torch.tensor(labels[:counted]))
+    return Differences(
+        _relative(logits[:counted], expected["logits"]),
+        _relative(loss, expected["loss"]),
+        _relative(feeds["coo.value_grad.accumulation.buffer"], expected["coo"]),
+        _relative(feeds["dense.value_grad.accumulation.buffer"], expected["dense"]),
+    )
+
+
+def _torch(artifact: Artifact, sparse: SparseModel, images: list[Tensor], labels: Tensor) -> dict[str, Array]:
+    """Logits, mean loss and gradients of a float64 copy of the network."""
+    network = copy.deepcopy(sparse.network).double().requires_grad_(True)
+    clean, adversarial = images
+    with torch.no_grad():
+        logits = network.eval()(clean)
+    # Frozen statistics are those of evaluation; an objective is a function of the images and of nothing else.
+    network.train(artifact.batch_norm == "batch")
+    rule = artifact.objective
+    logits_clean = network(clean)
+    logits_adversarial = network(adversarial) if rule.two_branches else None
+    per_sample = objectives.per_sample(rule.name, labels, logits_clean, logits_adversarial, rule.beta)
+    loss = per_sample.mean()
+    loss.backward()
+    kernels = [_gradient(network.get_submodule(layer.name).weight) for layer in sparse.layers]
+    others = [_gradient(network.get_parameter(item.name)) for item in sparse.dense]
+    return {
+        "logits": logits.numpy(),
+        "loss": loss.detach().numpy(),
+        "coo": torch.cat(kernels)[sparse.index.cpu()].numpy(),
+        "dense": torch.cat(others).numpy() if others else np.zeros(0),
+    }
+
+
+def _gradient(parameter: Any) -> Tensor:
+    """The flat gradient; zero where the parameter does not reach the loss."""
+    gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+    return gradient.reshape(-1)
+
+
+def _relative(actual: Array, expected: Array) -> float:
+    if not expected.size:
+        return 0.0
+    norm = float(np.linalg.norm(expected))
+    return float(np.linalg.norm(actual.astype(np.float64) - expected)) / (norm or 1.0)
