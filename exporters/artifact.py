@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import edge_bcs
 import onnx
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.objectives import Objective
-from edge_bcs.objectives import get as objective_named
 from edge_bcs.runtime.artifact import FORMAT, MANIFEST, STATE, VERSION, Artifact, graph_file, sha256_of
 from edge_bcs.runtime.buffers import bound_buffers
 from edge_bcs.runtime.units import format_bytes, parse_bytes
-from edge_bcs.sparse_model import SparseModel
 from safetensors.numpy import save
+
+import edge_bcs
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.objectives import Objective
+from edge_bcs.objectives import get as objective_named
+from edge_bcs.sparse_model import SparseModel
 
 from .graphs import attack_graph, evaluation_graph, lanes_of, lists_graph, optimizer_graph, training_graph
 from .layers import Convolution
@@ -70,8 +71,8 @@ def compile_network(network: Network, objective: Objective, beta: float, micro_b
 def _candidates(network: Network, batch_size: int) -> Iterator[tuple[Network, int]]:
     """(network, micro-batch) from the fastest to the smallest.
 
-    A dense kernel needs work memory for its unpacked weights. Full vectors matter more than dense kernels, dense
-    kernels more than batches beyond full vectors.
+    A dense kernel needs work memory for its unpacked weights. Full vectors matter more than dense kernels,
+    dense kernels more than batches beyond full vectors.
     """
     frugal = replace(network, algorithms=dict.fromkeys(network.algorithms, "sparse"))
     smallest = 2 if network.batch_statistics else 1
@@ -83,7 +84,12 @@ def _candidates(network: Network, batch_size: int) -> Iterator[tuple[Network, in
 
 
 def choose(
-    network: Network, objective: Objective, beta: float, batch_size: int, micro_batch: int | None, budget: int | None
+    network: Network,
+    objective: Objective,
+    beta: float,
+    batch_size: int,
+    micro_batch: int | None,
+    budget: int | None,
 ) -> Compiled:
     """Compile for the given micro-batch, or the fastest that fits the budget.
 
@@ -108,9 +114,9 @@ def choose(
     need = smallest.memory.peak_bytes
     advice = "" if micro_batch is None else f" with a micro-batch of {micro_batch}"
     raise EdgeBcsError(
-        f"{format_bytes(budget)} ({budget} bytes) is too little{advice}: the smallest feasible budget is {need} bytes "
-        f"({format_bytes(need)}, micro-batch {smallest.micro_batch}), whose peak is in the {smallest.memory.peak_phase} "
-        "graph; raise the sparsity, choose a smaller network or allow that much"
+        f"{format_bytes(budget)} ({budget} bytes) is too little{advice}: the smallest feasible budget is "
+        f"{need} bytes ({format_bytes(need)}, micro-batch {smallest.micro_batch}), whose peak is in the "
+        f"{smallest.memory.peak_phase} graph; raise the sparsity, choose a smaller network or allow that much"
     )
 
 
@@ -162,14 +168,20 @@ def export(
         The artifact, read back from disk.
 
     Raises:
-        EdgeBcsError: a network that is not supported, an impossible budget, a folder that is something else, or
+        EdgeBcsError: a network that is not supported, an impossible budget, a folder that is something else,
+            or
             an artifact that does not agree with torch; nothing is left on disk then.
     """
     target = Path(directory)
     rule = objective_named(objective)
     beta = rule.beta if beta is None else beta
     budget = None if memory is None else parse_bytes(memory)
-    numbers = {"learning_rate": learning_rate, "weight_decay": weight_decay, "momentum": momentum, "noise": noise}
+    numbers = {
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "noise": noise,
+    }
     _check(batch_norm, batch_size, micro_batch, attack_steps, {**numbers, "epsilon": epsilon, "beta": beta})
     _check_target(target)
     network = network_of(sparse, input_shape, batch_norm == "batch")
@@ -225,7 +237,10 @@ def _check(
         raise EdgeBcsError(f"the batch size must be at least 1, not {batch_size}")
     smallest = 2 if batch_norm == "batch" else 1
     if micro_batch is not None and not smallest <= micro_batch <= 1 << 16:
-        raise EdgeBcsError(f"the micro-batch must lie between {smallest} and 65536 (batch_norm={batch_norm!r}), not {micro_batch}")
+        raise EdgeBcsError(
+            f"the micro-batch must lie between {smallest} and 65536 (batch_norm={batch_norm!r}), "
+            f"not {micro_batch}"
+        )
     if attack_steps < 0:
         raise EdgeBcsError(f"the number of attack steps must not be negative, not {attack_steps}")
     for name, number in numbers.items():
@@ -234,7 +249,11 @@ def _check(
 
 
 def _check_target(target: Path) -> None:
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+    if (
+        target.exists()
+        and not (target / MANIFEST).is_file()
+        and (not target.is_dir() or any(target.iterdir()))
+    ):
         raise EdgeBcsError(f"{target} exists and is not an artifact; choose another folder")
 
 

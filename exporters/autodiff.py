@@ -1,10 +1,10 @@
 """Reverse mode over the closed operator set.
 
-The tape walks the forward nodes backwards. Where a tensor was read by several operators its gradient is a sum; the
-operator that contributes last takes the sum of the others as ``addend`` and applies the ReLU mask of the tensor's
-producer, so that a join costs neither a pass nor a tensor. Where the last contributor can do neither (a residual
-branch, a max pooling), a MaskedAdd does. No gradient tensor is ever overwritten: one tensor may be the gradient of
-both branches of an addition.
+The tape walks the forward nodes backwards. Where a tensor was read by several operators its gradient is a
+sum; the operator that contributes last takes the sum of the others as ``addend`` and applies the ReLU mask of
+the tensor's producer, so that a join costs neither a pass nor a tensor. Where the last contributor can do
+neither (a residual branch, a max pooling), a MaskedAdd does. No gradient tensor is ever overwritten: one
+tensor may be the gradient of both branches of an addition.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ NO_MASK = Mask("", {"mask_kind": 0, "mask_halo": 0})
 
 @dataclass
 class Chains:
-    """Current tensors of the alias chains that accumulate parameter gradients in place; shared by all branches."""
+    """Current tensors of the alias chains that accumulate parameter gradients in place; shared by all
+    branches.
+    """
 
     coo_grad: str
     affine_grad: str
@@ -46,7 +48,8 @@ class Tape:
 
     Args:
         graph: the graph that receives the backward nodes.
-        forward: the forward nodes of the branch in order; optional outputs (bits, choices) are added on demand.
+        forward: the forward nodes of the branch in order; optional outputs (bits, choices) are added on
+            demand.
         geometry: stack tensor → (channels, height, width) as its producer wrote it.
         learned_slots: affine offsets that have parameters (a plain rectification has none).
         image: whether the gradient of the image is wanted (attack).
@@ -117,7 +120,8 @@ class Tape:
         """Announce a contribution to ``tensor`` by an operator that can add and mask.
 
         Returns:
-            (addend or '', mask, name of the contribution). If others are still to come, neither addend nor mask.
+            (addend or '', mask, name of the contribution). If others are still to come, neither addend nor
+            mask.
         """
         name = self._announce(tensor)
         if self._remaining[tensor]:

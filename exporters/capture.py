@@ -1,4 +1,4 @@
-"""Capture: ``torch.fx`` trace of an ``nn.Module`` into the layer graph, refusing by name what it cannot hold."""
+"""Capture: ``torch.fx`` trace of an ``nn.Module`` into the layer graph, refusing the rest by name."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ class _Capture:
         if node.op == "placeholder":
             if any(isinstance(layer, Input) for layer in self.graph.layers):
                 if node.users:
-                    raise EdgeBcsError(f"the network takes a second input '{node.target}'; only one image is supported")
+                    raise EdgeBcsError(
+                        f"the network takes a second input '{node.target}'; only one image is supported"
+                    )
                 return
             self._append(node, Input(node.name, (), tuple(input_shape)))
         elif node.op == "output":
@@ -86,7 +88,9 @@ class _Capture:
         elif node.op == "call_method":
             self._method(node, str(node.target))
         elif node.users:
-            raise EdgeBcsError(f"the network reads the tensor '{node.target}' directly; supported are {SUPPORTED}")
+            raise EdgeBcsError(
+                f"the network reads the tensor '{node.target}' directly; supported are {SUPPORTED}"
+            )
 
     def _append(self, node: fx.Node, layer: Layer) -> None:
         self.graph.layers.append(layer)
@@ -102,14 +106,19 @@ class _Capture:
             if candidate.name in needed:
                 needed.update(candidate.inputs)
         # What does not reach the logits is not computed; the image stays, whatever the network does with it.
-        self.graph.layers = [kept for kept in self.graph.layers if kept.name in needed or isinstance(kept, Input)]
+        self.graph.layers = [
+            kept for kept in self.graph.layers if kept.name in needed or isinstance(kept, Input)
+        ]
 
     def _layer(self, node: fx.Node, position: int = 0) -> Layer:
         """The layer that argument ``position`` of ``node`` refers to."""
         argument = node.args[position] if position < len(node.args) else node.kwargs.get("input")
         layer = self.values.get(argument) if isinstance(argument, fx.Node) else None
         if layer is None:
-            raise EdgeBcsError(f"'{node.name}' takes something that is not a tensor of the network; supported are {SUPPORTED}")
+            raise EdgeBcsError(
+                f"'{node.name}' takes something that is not a tensor of the network; "
+                f"supported are {SUPPORTED}"
+            )
         return layer
 
     def _map(self, node: fx.Node, what: str) -> Layer:
@@ -148,30 +157,43 @@ class _Capture:
         elif isinstance(module, (nn.Dropout, nn.Dropout2d)):
             self._dropout(node, module.p, module.training)
         else:
-            raise EdgeBcsError(f"module '{name}' ({type(module).__name__}) is not supported; supported are {SUPPORTED}")
+            raise EdgeBcsError(
+                f"module '{name}' ({type(module).__name__}) is not supported; supported are {SUPPORTED}"
+            )
 
     def _convolution(self, node: fx.Node, name: str, module: nn.Conv2d) -> None:
         source = self._map(node, "convolution")
         if module.groups != 1:
             raise EdgeBcsError(f"convolution '{name}' has groups={module.groups}; only groups=1 is supported")
         if module.padding_mode != "zeros":
-            raise EdgeBcsError(f"convolution '{name}' has padding_mode='{module.padding_mode}'; only 'zeros' is supported")
+            raise EdgeBcsError(
+                f"convolution '{name}' has padding_mode='{module.padding_mode}'; only 'zeros' is supported"
+            )
         if _pair(module.dilation) != (1, 1):
-            raise EdgeBcsError(f"convolution '{name}' has dilation={module.dilation}; only dilation=1 is supported")
+            raise EdgeBcsError(
+                f"convolution '{name}' has dilation={module.dilation}; only dilation=1 is supported"
+            )
         kernel = _pair(module.kernel_size)
         stride = _single(module.stride, f"convolution '{name}' has unequal strides")
         if isinstance(module.padding, str):
             pads = (0, 0) if module.padding == "valid" else ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2)
             if module.padding == "same" and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0):
-                raise EdgeBcsError(f"convolution '{name}' has padding='same' with an even kernel; use an odd kernel")
+                raise EdgeBcsError(
+                    f"convolution '{name}' has padding='same' with an even kernel; use an odd kernel"
+                )
         else:
             pads = _pair(module.padding)
         padding = _single(pads, f"convolution '{name}' has unequal paddings")
         if kernel[0] * kernel[1] > 255:
-            raise EdgeBcsError(f"convolution '{name}' has a kernel of {kernel[0]}×{kernel[1]}; at most 255 weights a channel are supported")
+            raise EdgeBcsError(
+                f"convolution '{name}' has a kernel of {kernel[0]}×{kernel[1]}; "
+                "at most 255 weights a channel are supported"
+            )
         channels, height, width = source.shape
         if channels != module.in_channels:
-            raise EdgeBcsError(f"convolution '{name}' expects {module.in_channels} channels but gets {channels}")
+            raise EdgeBcsError(
+                f"convolution '{name}' expects {module.in_channels} channels but gets {channels}"
+            )
         shape = (
             module.out_channels,
             _extent(height, kernel[0], stride, padding, node),
@@ -183,17 +205,28 @@ class _Capture:
     def _linear(self, node: fx.Node, name: str, module: nn.Linear) -> None:
         source = self._layer(node)
         if source.shape != (module.in_features,):
-            raise EdgeBcsError(f"linear layer '{name}' expects a vector of {module.in_features} but gets {source.shape}; flatten before it")
+            raise EdgeBcsError(
+                f"linear layer '{name}' expects a vector of {module.in_features} but gets {source.shape}; "
+                "flatten before it"
+            )
         bias = module.bias is not None
-        self._append(node, Convolution(node.name, (source.name,), (module.out_features,), name, (1, 1), 1, 0, bias))
+        self._append(
+            node, Convolution(node.name, (source.name,), (module.out_features,), name, (1, 1), 1, 0, bias)
+        )
 
     def _batch_norm(self, node: fx.Node, name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         source = self._layer(node)
         if module.num_features != source.shape[0]:
-            raise EdgeBcsError(f"batch norm '{name}' expects {module.num_features} channels but gets {source.shape[0]}")
+            raise EdgeBcsError(
+                f"batch norm '{name}' expects {module.num_features} channels but gets {source.shape[0]}"
+            )
         if module.momentum is None:
-            raise EdgeBcsError(f"batch norm '{name}' has momentum=None; only a running average (such as 0.1) is supported")
-        self._append(node, BatchNorm(node.name, (source.name,), source.shape, name, module.eps, module.momentum))
+            raise EdgeBcsError(
+                f"batch norm '{name}' has momentum=None; only a running average (such as 0.1) is supported"
+            )
+        self._append(
+            node, BatchNorm(node.name, (source.name,), source.shape, name, module.eps, module.momentum)
+        )
 
     # Functions and methods
 
@@ -204,7 +237,9 @@ class _Capture:
         elif target in _ADD:
             self._add(node)
         elif target in (F.max_pool2d, torch.max_pool2d):
-            self._max_pool(node, _arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode"))
+            self._max_pool(
+                node, _arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+            )
         elif target in (F.avg_pool2d, torch._C._nn.avg_pool2d):
             names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
             self._average_pool(node, _arguments(node, *names))
@@ -238,7 +273,9 @@ class _Capture:
             self._flatten(node, arguments.get("start_dim", 0), arguments.get("end_dim", -1))
         elif name in ("view", "reshape"):
             sizes = node.args[1:]
-            self._reshape(node, tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes)
+            self._reshape(
+                node, tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+            )
         elif name == "contiguous":
             self.values[node] = self._layer(node)
         elif name in _SIZES:
@@ -252,16 +289,21 @@ class _Capture:
 
     def _add(self, node: fx.Node) -> None:
         if node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:
-            raise EdgeBcsError(f"the addition '{node.name}' must add two tensors of the network, without alpha")
+            raise EdgeBcsError(
+                f"the addition '{node.name}' must add two tensors of the network, without alpha"
+            )
         first, second = self._layer(node, 0), self._layer(node, 1)
         if first.shape != second.shape:
-            raise EdgeBcsError(f"the addition '{node.name}' adds {first.shape} and {second.shape}; both must have one shape")
+            raise EdgeBcsError(
+                f"the addition '{node.name}' adds {first.shape} and {second.shape}; both must have one shape"
+            )
         self._append(node, Add(node.name, (first.name, second.name), first.shape))
 
     def _dropout(self, node: fx.Node, probability: float, training: bool) -> None:
         if training and probability > 0:
             raise EdgeBcsError(
-                f"dropout '{node.name}' is active; the artifact trains without dropout, so call model.eval() first "
+                f"dropout '{node.name}' is active; the artifact trains without dropout, so call "
+                "model.eval() first "
                 "or set its probability to 0"
             )
         self.values[node] = self._layer(node)
@@ -271,20 +313,34 @@ class _Capture:
         kernel, stride = self._window(node, "max pooling", options)
         padding = _single(options.get("padding", 0), f"max pooling '{node.name}' has unequal paddings")
         if options.get("ceil_mode") or options.get("return_indices"):
-            raise EdgeBcsError(f"max pooling '{node.name}' must have ceil_mode=False and return_indices=False")
+            raise EdgeBcsError(
+                f"max pooling '{node.name}' must have ceil_mode=False and return_indices=False"
+            )
         if _pair(options.get("dilation", 1)) != (1, 1):
             raise EdgeBcsError(f"max pooling '{node.name}' has dilation; only dilation=1 is supported")
         if kernel * kernel > 255:
-            raise EdgeBcsError(f"max pooling '{node.name}' has a window of {kernel}×{kernel}; at most 15×15 is supported")
+            raise EdgeBcsError(
+                f"max pooling '{node.name}' has a window of {kernel}×{kernel}; at most 15×15 is supported"
+            )
         channels, height, width = source.shape
-        shape = (channels, _extent(height, kernel, stride, padding, node), _extent(width, kernel, stride, padding, node))
+        shape = (
+            channels,
+            _extent(height, kernel, stride, padding, node),
+            _extent(width, kernel, stride, padding, node),
+        )
         self._append(node, MaxPool(node.name, (source.name,), shape, kernel, stride, padding))
 
     def _average_pool(self, node: fx.Node, options: dict[str, Any]) -> None:
         source = self._map(node, "average pooling")
         kernel, stride = self._window(node, "average pooling", options)
-        if _pair(options.get("padding", 0)) != (0, 0) or options.get("ceil_mode") or options.get("divisor_override"):
-            raise EdgeBcsError(f"average pooling '{node.name}' must have padding=0, ceil_mode=False and no divisor_override")
+        if (
+            _pair(options.get("padding", 0)) != (0, 0)
+            or options.get("ceil_mode")
+            or options.get("divisor_override")
+        ):
+            raise EdgeBcsError(
+                f"average pooling '{node.name}' must have padding=0, ceil_mode=False and no divisor_override"
+            )
         channels, height, width = source.shape
         shape = (channels, _extent(height, kernel, stride, 0, node), _extent(width, kernel, stride, 0, node))
         self._append(node, AveragePool(node.name, (source.name,), shape, kernel, stride))
@@ -301,7 +357,10 @@ class _Capture:
         channels, height, width = source.shape
         size = _single(output_size, f"average pooling '{node.name}' has an output that is not square")
         if height != width or height % size:
-            raise EdgeBcsError(f"average pooling '{node.name}' cannot bring {height}×{width} to {size}×{size} with equal square windows")
+            raise EdgeBcsError(
+                f"average pooling '{node.name}' cannot bring {height}×{width} to {size}×{size} with "
+                "equal square windows"
+            )
         kernel = height // size
         self._append(node, AveragePool(node.name, (source.name,), (channels, size, size), kernel, kernel))
 
@@ -313,7 +372,9 @@ class _Capture:
             raise EdgeBcsError(f"the mean '{node.name}' must be over height and width, dim=[2, 3]")
         channels, height, width = source.shape
         if height != width:
-            raise EdgeBcsError(f"the mean '{node.name}' is over {height}×{width}; only square maps are supported")
+            raise EdgeBcsError(
+                f"the mean '{node.name}' is over {height}×{width}; only square maps are supported"
+            )
         pooled = AveragePool(f"{node.name}_pool", (source.name,), (channels, 1, 1), height, height)
         self._append(node, pooled)
         if not arguments.get("keepdim", False):
@@ -323,7 +384,9 @@ class _Capture:
         source = self._layer(node)
         rank = len(source.shape) + 1
         if start % rank != 1 or end % rank != rank - 1:
-            raise EdgeBcsError(f"the flatten '{node.name}' must keep the batch dimension and flatten all others")
+            raise EdgeBcsError(
+                f"the flatten '{node.name}' must keep the batch dimension and flatten all others"
+            )
         self._vector(node, source)
 
     def _reshape(self, node: fx.Node, sizes: tuple[Any, ...]) -> None:
@@ -331,7 +394,9 @@ class _Capture:
         total = prod(source.shape)
         batch = len(sizes) == 2 and (sizes[0] == -1 or self._is_size(sizes[0]))
         if not batch or not (sizes[1] == total or (sizes[1] == -1 and sizes[0] != -1)):
-            raise EdgeBcsError(f"the reshape '{node.name}' must give (batch, {total}); use torch.flatten(x, 1)")
+            raise EdgeBcsError(
+                f"the reshape '{node.name}' must give (batch, {total}); use torch.flatten(x, 1)"
+            )
         self._vector(node, source)
 
     def _is_size(self, value: Any) -> bool:
@@ -368,5 +433,7 @@ def _extent(size: int, kernel: int, stride: int, padding: int, node: fx.Node) ->
     """Number of windows along one axis."""
     extent = (size + 2 * padding - kernel) // stride + 1
     if extent < 1:
-        raise EdgeBcsError(f"the window of '{node.name}' ({kernel}) is larger than its input ({size} + 2·{padding})")
+        raise EdgeBcsError(
+            f"the window of '{node.name}' ({kernel}) is larger than its input ({size} + 2·{padding})"
+        )
     return extent

@@ -7,8 +7,10 @@ from .layers import AveragePool, BatchNorm, Convolution, MaxPool
 from .network import Network
 from .nodes import Graph, HaloOf, Node
 
+
 class Branch:
-    """One pass of the network over one batch of images; ``nodes`` are its forward nodes, ``logits`` their result.
+    """One pass of the network over one batch of images; ``nodes`` are its forward nodes, ``logits`` their
+    result.
 
     ``prefix`` makes the tensor names of several passes different. ``statistics`` are the current tensors of
     (running mean, running variance); a pass with batch statistics replaces them by its own.
@@ -138,7 +140,9 @@ class Branch:
         pool = layer.layer
         assert isinstance(pool, AveragePool)
         self._view(layer, y)
-        self.graph.emit("AveragePool", sources, [y], **self._pool(layer, sources[0], y, pool.kernel, pool.stride, 0))
+        self.graph.emit(
+            "AveragePool", sources, [y], **self._pool(layer, sources[0], y, pool.kernel, pool.stride, 0)
+        )
 
     def _map(self, layer: FusedLayer) -> dict[str, int]:
         channels, height, width = layer.geometry
@@ -200,7 +204,9 @@ class FoldedAffine:
         return "affine_grad"
 
     def fold_gradient(self, affine_grad: str, dense_grad: str, statistics: list[str]) -> str:
-        """Emit the chain rule from scales and shifts to the dense parameters; returns the accumulated gradient."""
+        """Emit the chain rule from scales and shifts to the dense parameters; returns the accumulated
+        gradient.
+        """
         if not self.entries:
             return dense_grad
         result = "dense.value_grad.accumulated"

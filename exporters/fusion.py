@@ -1,9 +1,10 @@
 """Fusion: the layer graph becomes the list of operators that are executed forward.
 
-convolution → [batch norm or bias] → [residual addition] → [ReLU] is one operator. A ReLU before a max pooling moves
-into the pooling (the maximum of rectified values is the rectified maximum), so that only the pooled tensor is kept.
-A batch norm that follows no convolution of its own (pre-activation networks) becomes a scale and shift with ReLU.
-With batch statistics the normalisation is an operator of its own, which takes the addition and the ReLU.
+convolution → [batch norm or bias] → [residual addition] → [ReLU] is one operator. A ReLU before a max pooling
+moves into the pooling (the maximum of rectified values is the rectified maximum), so that only the pooled
+tensor is kept. A batch norm that follows no convolution of its own (pre-activation networks) becomes a scale
+and shift with ReLU. With batch statistics the normalisation is an operator of its own, which takes the
+addition and the ReLU.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ MAX_POOL, AVERAGE_POOL, INPUT = "max_pool", "average_pool", "input"
 
 @dataclass(frozen=True)
 class Slot:
-    """A range of the folded scale and shift: of a bias, of a batch norm with frozen statistics, or of one with
-    batch statistics (kinds 0, 1, 2 of FoldAffine). ``bias`` and ``norm`` are module names or None."""
+    """A range of the folded scale and shift: of a bias, of a batch norm with frozen statistics, or of one
+    with batch statistics (kinds 0, 1, 2 of FoldAffine). ``bias`` and ``norm`` are module names or None."""
 
     kind: int
     channels: int
@@ -61,7 +62,8 @@ def fuse(graph: LayerGraph, batch_statistics: bool) -> list[FusedLayer]:
 
     Args:
         graph: the captured network.
-        batch_statistics: whether batch norms use the statistics of the micro-batch (True) or the running ones.
+        batch_statistics: whether batch norms use the statistics of the micro-batch (True) or the running
+            ones.
     """
     return _Fusion(graph, batch_statistics).result()
 
@@ -90,7 +92,9 @@ class _Fusion:
 
     def _start(self, kind: str, layer: layers.Layer, slot: Slot | None = None, relu: bool = False) -> None:
         source = self.geometry[layer.inputs[0]] if layer.inputs else layer.geometry
-        fused = FusedLayer(kind, layer.name, list(layer.inputs), layer, source, layer.geometry, slot, None, relu)
+        fused = FusedLayer(
+            kind, layer.name, list(layer.inputs), layer, source, layer.geometry, slot, None, relu
+        )
         self.order.append(fused)
         self.owner[layer.name] = fused
 
@@ -139,7 +143,8 @@ class _Fusion:
 
     def _add(self, layer: layers.Add) -> None:
         position = [other.name for other in self.graph.layers].index
-        # Of two branches that could take the addition, the one computed last does: the other is there by then.
+        # Of two branches that could take the addition, the one computed last does: the other is there by
+        # then.
         for name in sorted(layer.inputs, key=position, reverse=True):
             fused = self._open(name, CONVOLUTION, BATCH_NORM)
             if fused is not None and fused.residual is None:
@@ -164,8 +169,9 @@ class _Fusion:
             self._start(AFFINE, layer, Slot(0, layer.geometry[0], None, None), relu=True)
 
     def _flatten(self, layer: layers.Flatten) -> None:
-        # A tensor without halo is its own flattened form. Poolings can write (and, backward, read) any halo; for
-        # other producers a copy decouples the halo that the vector forbids from the one that convolutions need.
+        # A tensor without halo is its own flattened form. Poolings can write (and, backward, read) any halo;
+        # for other producers a copy decouples the halo that the vector forbids from the one that convolutions
+        # need.
         name = layer.inputs[0]
         fused = self.owner[name]
         if len(self.readers[name]) != 1 or fused.kind not in (INPUT, MAX_POOL, AVERAGE_POOL):

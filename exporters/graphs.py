@@ -19,7 +19,7 @@ MAX_LANES = 16
 
 
 def lanes_of(micro_batch: int) -> int:
-    """B, the largest divisor of the micro-batch that is at most 16: the images that lie innermost in a stack."""
+    """B, the largest divisor of the micro-batch that is at most 16: images that lie innermost in a stack."""
     return max(lanes for lanes in range(1, min(MAX_LANES, micro_batch) + 1) if micro_batch % lanes == 0)
 
 
@@ -43,7 +43,9 @@ def evaluation_graph(network: Network, micro_batch: int) -> Graph:
     graph = Graph("eval_model", {"input": _images(network, micro_batch), **_buffers(network)})
     graph.outputs["logits"] = TensorType("f32", (micro_batch, network.classes))
     layers = fuse(network.graph, batch_statistics=False)
-    branch = Branch(graph, network, layers, lanes_of(micro_batch), "input", FoldedAffine(graph, network, layers))
+    branch = Branch(
+        graph, network, layers, lanes_of(micro_batch), "input", FoldedAffine(graph, network, layers)
+    )
     graph.emit("UnpackOutput", [branch.logits], ["logits"], lanes=lanes_of(micro_batch))
     graph.resolve()
     return graph
@@ -99,7 +101,8 @@ def training_graph(
         micro_batch: images per run.
         objective: one of ``OBJECTIVES``.
         beta: weight of the robust term of TRADES and MART.
-        keep_both: for the two-branch objectives, keep the clean branch's activations while the adversarial branch
+        keep_both: for the two-branch objectives, keep the clean branch's activations while the adversarial
+            branch
             is differentiated, instead of computing them a second time. Default: only with batch statistics.
     """
     if objective not in OBJECTIVES:
@@ -147,7 +150,9 @@ class _Training:
             self._two_branches(objective, beta, keep)
         else:
             self._one_branch()
-        dense_grad = self.affine.fold_gradient(self.chains.affine_grad, reset["dense.value_grad"], self.statistics)
+        dense_grad = self.affine.fold_gradient(
+            self.chains.affine_grad, reset["dense.value_grad"], self.statistics
+        )
         graph.emit("GradientReady", [self.chains.coo_grad], ["coo.value_grad.accumulation.out"])
         graph.emit("GradientReady", [dense_grad], ["dense.value_grad.accumulation.out"])
         if self.statistics[0] != "batchnorm.mean":
@@ -163,7 +168,15 @@ class _Training:
 
     def _branch(self, image: str, prefix: str = "", update: bool = True) -> Branch:
         return Branch(
-            self.graph, self.network, self.layers, self.lanes, image, self.affine, prefix, self.statistics, update
+            self.graph,
+            self.network,
+            self.layers,
+            self.lanes,
+            image,
+            self.affine,
+            prefix,
+            self.statistics,
+            update,
         )
 
     def _backward(self, branch: Branch, seed: str) -> None:
@@ -238,7 +251,9 @@ def lists_graph(network: Network) -> Graph:
     """coo.index → coo.lists, once after loading."""
     lists = TensorType("i32", (network.lists.length,))
     graph = Graph(
-        "lists_model", {"coo.index": TensorType("i32", (network.kappa,)), "coo.lists": lists}, {"coo.lists.out": lists}
+        "lists_model",
+        {"coo.index": TensorType("i32", (network.kappa,)), "coo.lists": lists},
+        {"coo.lists.out": lists},
     )
     graph.emit("BuildLists", ["coo.index", "coo.lists"], ["coo.lists.out"], layers=network.lists.layers)
     return graph

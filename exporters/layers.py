@@ -23,7 +23,9 @@ class Layer:
     @property
     def geometry(self) -> tuple[int, int, int]:
         """(channels, height, width) of the output; a vector has height and width 1."""
-        return (self.shape[0], 1, 1) if len(self.shape) == 1 else (self.shape[0], self.shape[1], self.shape[2])
+        return (
+            (self.shape[0], 1, 1) if len(self.shape) == 1 else (self.shape[0], self.shape[1], self.shape[2])
+        )
 
 
 @dataclass(frozen=True)

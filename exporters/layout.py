@@ -1,4 +1,4 @@
-"""Where every parameter of a network lies in the flat buffers (prunable positions, dense values, statistics)."""
+"""Where every parameter of a network lies in the flat buffers (positions, dense values, statistics)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ class Layout:
     """The numbering of a network; dictionaries are in the order of the buffers.
 
     Attributes:
-        prunable: module name → its kernel's segment among the N prunable positions, row-major [out, in, kh, kw].
-        dense: parameter name (``module.weight`` of batch norms, ``module.bias``) → segment of ``dense.value``.
+        prunable: module name → its kernel's segment among the N prunable positions, row-major [out, in, kh,
+            kw].
+        dense: parameter name (``module.weight`` of batch norms, ``module.bias``) → segment of
+            ``dense.value``.
         statistics: batch-norm module name → segment of ``batchnorm.mean`` and ``batchnorm.variance``.
     """
 

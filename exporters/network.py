@@ -101,7 +101,9 @@ def _lists_layout(network: Network) -> ListsLayout:
     return ListsLayout(position, forward, transpose, layers)
 
 
-def network_of(sparse: SparseModel, input_shape: tuple[int, int, int], batch_statistics: bool = False) -> Network:
+def network_of(
+    sparse: SparseModel, input_shape: tuple[int, int, int], batch_statistics: bool = False
+) -> Network:
     """Capture ``sparse`` and choose each layer's kernel from its present density.
 
     Raises:

@@ -1,7 +1,7 @@
 """Graphs of operators under construction: nodes, halo constraints, and their ONNX form.
 
-A halo is chosen only when every reader of a tensor is known, so attributes refer to it as ``HaloOf(tensor)`` until
-``Graph.resolve`` replaces each by the smallest halo that satisfies all constraints.
+A halo is chosen only when every reader of a tensor is known, so attributes refer to it as ``HaloOf(tensor)``
+until ``Graph.resolve`` replaces each by the smallest halo that satisfies all constraints.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ONNX_TYPES = {
     "u8": TensorProto.UINT8,
     "bool": TensorProto.BOOL,
 }
-_TYPE_NAMES = {code: name for name, code in _ONNX_TYPES.items()}
+_TYPE_NAMES = {int(code): name for name, code in _ONNX_TYPES.items()}
 BYTES = {"f32": 4, "i32": 4, "i64": 8, "u8": 1, "bool": 1}
 
 
@@ -63,7 +63,7 @@ class Node:
 
 
 class HaloConstraints:
-    """Lower bounds and equalities on halos; the smallest solution is the largest bound of each set of equals."""
+    """Lower bounds and equalities on halos; the solution is the largest bound of each set of equals."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
@@ -101,15 +101,21 @@ class HaloConstraints:
         return self._bound.get(self._root(tensor), 0)
 
     def check(self) -> None:
-        """Fail if a tensor that must have no halo needs one: a defect of the compiler, not of the user's network."""
+        """Fail if a tensor that must have no halo needs one: a defect of the compiler, not of the user's
+        network.
+        """
         for tensor in self._zero:
             if self.solve(tensor):
-                raise AssertionError(f"tensor {tensor} must have no halo but its readers need {self.solve(tensor)}")
+                raise AssertionError(
+                    f"tensor {tensor} must have no halo but its readers need {self.solve(tensor)}"
+                )
 
 
 @dataclass
 class Graph:
-    """Nodes in intended order of execution, with typed graph inputs and outputs (dictionaries keep their order)."""
+    """Nodes in intended order of execution, with typed graph inputs and outputs (dictionaries keep their
+    order).
+    """
 
     name: str
     inputs: dict[str, TensorType] = field(default_factory=dict)
@@ -140,8 +146,8 @@ class Graph:
     def to_onnx(self) -> onnx.ModelProto:
         """The ONNX model; every halo must be resolved.
 
-        Intermediate tensors get no declared shapes on purpose: ONNX Runtime would otherwise keep a dead tensor's
-        buffer until a later tensor of the same shape takes it over, which raises the peak.
+        Intermediate tensors get no declared shapes on purpose: ONNX Runtime would otherwise keep a dead
+        tensor's buffer until a later tensor of the same shape takes it over, which raises the peak.
         """
         nodes = []
         for node in self.nodes:
@@ -151,12 +157,20 @@ class Graph:
             inputs = list(node.inputs)
             while inputs and not inputs[-1]:
                 inputs.pop()
-            nodes.append(helper.make_node(node.operator, inputs, outputs, node.name, domain=DOMAIN, **node.attributes))
+            nodes.append(
+                helper.make_node(node.operator, inputs, outputs, node.name, domain=DOMAIN, **node.attributes)
+            )
         graph = helper.make_graph(
             nodes,
             self.name,
-            [helper.make_tensor_value_info(name, _ONNX_TYPES[t.dtype], t.dims) for name, t in self.inputs.items()],
-            [helper.make_tensor_value_info(name, _ONNX_TYPES[t.dtype], t.dims) for name, t in self.outputs.items()],
+            [
+                helper.make_tensor_value_info(name, _ONNX_TYPES[t.dtype], t.dims)
+                for name, t in self.inputs.items()
+            ],
+            [
+                helper.make_tensor_value_info(name, _ONNX_TYPES[t.dtype], t.dims)
+                for name, t in self.outputs.items()
+            ],
         )
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         return helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets, producer_name="edge-bcs")
@@ -168,7 +182,7 @@ def graph_of(model: onnx.ModelProto) -> Graph:
     def types(values: Iterable[onnx.ValueInfoProto]) -> dict[str, TensorType]:
         return {
             value.name: TensorType(
-                _TYPE_NAMES[value.type.tensor_type.elem_type],
+                _TYPE_NAMES[int(value.type.tensor_type.elem_type)],
                 tuple(extent.dim_value for extent in value.type.tensor_type.shape.dim),
             )
             for value in values
@@ -177,6 +191,8 @@ def graph_of(model: onnx.ModelProto) -> Graph:
     graph = Graph(model.graph.name, types(model.graph.input), types(model.graph.output))
     for node in model.graph.node:
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        decoded = {key: value.decode() if isinstance(value, bytes) else value for key, value in attributes.items()}
+        decoded = {
+            key: value.decode() if isinstance(value, bytes) else value for key, value in attributes.items()
+        }
         graph.nodes.append(Node(node.op_type, list(node.input), list(node.output), decoded, node.name))
     return graph

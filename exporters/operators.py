@@ -1,8 +1,9 @@
-"""The closed set of operators of the domain ``edge_bcs``: for each, in one place, the shapes of its outputs, the
-outputs that share an input's memory, its work memory, its arithmetic, and its gradient rule.
+# ruff: noqa: D102 (the methods of all operators are described once, in the base class)
+"""The closed set of operators of the domain ``edge_bcs``: for each, in one place, the shapes of its outputs,
+the outputs that share an input's memory, its work memory, its arithmetic, and its gradient rule.
 
-A stack is an activation f32 [NB, P, B] of NB blocks of B images; P = h·R + h + C·S pixels with row stride R = W + h
-and plane stride S = (H + h)·R for a halo of h zero pixels shared between neighbouring rows and planes.
+A stack is an activation f32 [NB, P, B] of NB blocks of B images; P = h·R + h + C·S pixels with row stride R =
+W + h and plane stride S = (H + h)·R for a halo of h zero pixels shared between neighbouring rows and planes.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ def stack_type(blocks: int, channels: int, height: int, width: int, halo: int, l
 
 
 def bits_type(blocks: int, channels: int, height: int, width: int, lanes: int) -> TensorType:
-    """Type of the packed ReLU mask of a (channels, height, width) map: one bit an element, rows padded to bytes."""
+    """Type of the packed ReLU mask of a (channels, height, width) map: one bit an element, rows padded to
+    bytes.
+    """
     return TensorType("u8", (blocks, channels * height, (width * lanes + 7) // 8))
 
 
 def gradient_halo(attributes: dict[str, Any]) -> int:
-    """Halo that the transposed convolution needs of the output's gradient, the largest over both axes and sides."""
+    """Halo that the transposed convolution needs of the output's gradient, the largest over both axes and
+    sides.
+    """
     stride, padding = attributes["stride"], attributes["padding"]
     halo = 0
     for kernel, size, extent in zip(
@@ -84,10 +89,10 @@ def _blocks(node: Node, types: Types, position: int = 0) -> int:
 
 
 def _stack(node: Node, types: Types, side: str, halo: str, position: int = 0) -> TensorType:
-    """Stack with the attributes ``{side}_channels|height|width`` (or without prefix) and the halo attribute."""
+    """Stack with the attributes ``{side}_channels|height|width`` (or without prefix) and a halo attribute."""
     a = node.attributes
     prefix = f"{side}_" if side else ""
-    channels = a.get(f"{prefix}channels", a.get("channels"))
+    channels: int = a[f"{prefix}channels"] if f"{prefix}channels" in a else a["channels"]
     height, width = a[f"{prefix}height"], a[f"{prefix}width"]
     return stack_type(_blocks(node, types, position), channels, height, width, a[halo], a["lanes"])
 
@@ -149,12 +154,12 @@ class _Convolutional(Operator):
         a = node.attributes
         if a["algorithm"] != "dense":
             return 0
-        return 4 * a["out_channels"] * a["in_channels"] * a["kernel"][0] * a["kernel"][1]
+        return int(4 * a["out_channels"] * a["in_channels"] * a["kernel"][0] * a["kernel"][1])
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
         a = node.attributes
         images = _blocks(node, types) * a["lanes"]
-        return 2 * self.products * connections(node) * a["out_height"] * a["out_width"] * images
+        return int(2 * self.products * connections(node) * a["out_height"] * a["out_width"] * images)
 
 
 class Conv(_Convolutional):
@@ -204,7 +209,11 @@ class ConvGrad(_Convolutional):
     def outputs(self, node: Node, types: Types) -> list[TensorType]:
         affine = node.inputs[7]
         absent = TensorType("f32", (0,))
-        return [_stack(node, types, "in", "dx_halo"), types[node.inputs[6]], types[affine] if affine else absent]
+        return [
+            _stack(node, types, "in", "dx_halo"),
+            types[node.inputs[6]],
+            types[affine] if affine else absent,
+        ]
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
         both = super().flops(node, types, connections)
@@ -223,11 +232,13 @@ class MaxPool(Operator):
 
     def outputs(self, node: Node, types: Types) -> list[TensorType]:
         a = node.attributes
-        choice = TensorType("u8", (_blocks(node, types), a["channels"] * a["out_height"] * a["out_width"], a["lanes"]))
+        choice = TensorType(
+            "u8", (_blocks(node, types), a["channels"] * a["out_height"] * a["out_width"], a["lanes"])
+        )
         return [_stack(node, types, "out", "out_halo"), choice]
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
-        return super().flops(node, types, connections) * node.attributes["kernel"] ** 2
+        return super().flops(node, types, connections) * int(node.attributes["kernel"]) ** 2
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         x = node.inputs[0]
@@ -253,7 +264,7 @@ class AveragePool(Operator):
         return [_stack(node, types, "out", "out_halo")]
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
-        return super().flops(node, types, connections) * node.attributes["kernel"] ** 2
+        return super().flops(node, types, connections) * int(node.attributes["kernel"]) ** 2
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         x = node.inputs[0]
@@ -310,7 +321,9 @@ class AffineInputGrad(Operator):
 
 
 class AffineGrad(Operator):
-    """AffineInputGrad, and the gradients of scale and shift; inputs dy, x, affine, addend?, mask?, affine_grad."""
+    """AffineInputGrad, and the gradients of scale and shift; inputs dy, x, affine, addend?, mask?,
+    affine_grad.
+    """
 
     aliases = {1: 5}  # noqa: RUF012
 
@@ -341,8 +354,8 @@ class MaskedAdd(Operator):
 
 
 class BatchNorm(Operator):
-    """Normalisation by the statistics of the micro-batch; inputs z, affine, sample_weight, mean, variance, residual?;
-    outputs y, saved [2C] (mean, inverse deviation), mean, variance, bits?."""
+    """Normalisation by the statistics of the micro-batch; inputs z, affine, sample_weight, mean, variance,
+    residual?; outputs y, saved [2C] (mean, inverse deviation), mean, variance, bits?."""
 
     aliases = {2: 3, 3: 4}  # noqa: RUF012
 

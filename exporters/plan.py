@@ -1,9 +1,10 @@
-"""The memory plan: a replay of each graph's schedule that yields every tensor's life and the peak by category.
+"""The memory plan: a replay of each graph's schedule that yields every tensor's life and the peak by
+category.
 
-The model of execution is ONNX Runtime's with its arena, memory patterns and buffer reuse switched off: nodes run in
-file order, each output is one allocation of its own size, made when its node runs and given back after its last
-reader; outputs that alias an input and graph outputs (which are bound) allocate nothing. Everything comes from the
-graph alone; nothing is measured.
+The model of execution is ONNX Runtime's with its arena, memory patterns and buffer reuse switched off: nodes
+run in file order, each output is one allocation of its own size, made when its node runs and given back after
+its last reader; outputs that alias an input and graph outputs (which are bound) allocate nothing. Everything
+comes from the graph alone; nothing is measured.
 """
 
 from __future__ import annotations
@@ -144,7 +145,9 @@ def replay(graph: Graph) -> PhasePlan:
                 root[name] = name
                 births[name] = deaths[name] = index
     category = _categories(graph)
-    lives = [Life(name, types[name].bytes, category[name], birth, deaths[name]) for name, birth in births.items()]
+    lives = [
+        Life(name, types[name].bytes, category[name], birth, deaths[name]) for name, birth in births.items()
+    ]
     for index, node in enumerate(graph.nodes):
         work = OPERATORS[node.operator].work_bytes(node, types)
         if work:
@@ -159,7 +162,14 @@ def replay(graph: Graph) -> PhasePlan:
 
 def _categories(graph: Graph) -> dict[str, str]:
     """Tensor → category. What a gradient operator reads of the forward pass is kept for it."""
-    backward = {"ConvGrad", "ConvInputGrad", "MaxPoolGrad", "AveragePoolGrad", "AffineGrad", "AffineInputGrad"}
+    backward = {
+        "ConvGrad",
+        "ConvInputGrad",
+        "MaxPoolGrad",
+        "AveragePoolGrad",
+        "AffineGrad",
+        "AffineInputGrad",
+    }
     backward |= {"BatchNormGrad", "MaskedAdd"}
     category: dict[str, str] = {}
     for node in graph.nodes:

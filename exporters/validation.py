@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from edge_bcs.errors import EdgeBcsError
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.engine import session_options
 from edge_bcs.runtime.state import read_state
-from edge_bcs.sparse_model import SparseModel
 from torch import Tensor
 
 from edge_bcs import objectives
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.sparse_model import SparseModel
 
 TOLERANCE = 1e-4
 _SAMPLES = 2  # images that count; the others of the micro-batch have weight 0
@@ -42,7 +42,8 @@ class Differences:
     def summary(self) -> str:
         """One line for the user."""
         return (
-            f"validated against torch float64: relative difference of logits {self.logits:.1e}, loss {self.loss:.1e}, "
+            f"validated against torch float64: relative difference of logits {self.logits:.1e}, "
+            f"loss {self.loss:.1e}, "
             f"gradient of connections {self.coo_gradient:.1e}, of other parameters {self.dense_gradient:.1e}"
         )
 
@@ -50,8 +51,8 @@ class Differences:
 def validate(artifact: Artifact, sparse: SparseModel, tolerance: float = TOLERANCE) -> Differences:
     """Compare logits, loss and the full training gradient on random images.
 
-    An activation within rounding of zero may be rectified differently in float32 and float64, which changes the
-    gradient visibly; so up to three draws of images are tried, and one that agrees is enough.
+    An activation within rounding of zero may be rectified differently in float32 and float64, which changes
+    the gradient visibly; so up to three draws of images are tried, and one that agrees is enough.
 
     Raises:
         EdgeBcsError: no draw agrees within ``tolerance``.
@@ -61,8 +62,9 @@ def validate(artifact: Artifact, sparse: SparseModel, tolerance: float = TOLERAN
         if differences.largest <= tolerance:
             return differences
     raise EdgeBcsError(
-        f"the artifact does not agree with torch: relative differences of logits {differences.logits:.1e}, loss "
-        f"{differences.loss:.1e}, gradients {differences.coo_gradient:.1e} and {differences.dense_gradient:.1e} "
+        f"the artifact does not agree with torch: relative differences of logits {differences.logits:.1e}, "
+        f"loss {differences.loss:.1e}, gradients {differences.coo_gradient:.1e} and "
+        f"{differences.dense_gradient:.1e} "
         f"(allowed {tolerance:.0e}); this is a defect of edge-bcs, please report it"
     )
 
@@ -82,7 +84,10 @@ def run(path: str, feeds: dict[str, Array], threads: int = 0) -> dict[str, Array
         else:
             dtype = {"tensor(bool)": np.bool_, "tensor(float)": np.float32}[item.type]
             outputs[item.name] = np.zeros(item.shape, dtype)
-            chained, values[item.name] = item.name, onnxruntime.OrtValue.ortvalue_from_numpy(outputs[item.name])
+            chained, values[item.name] = (
+                item.name,
+                onnxruntime.OrtValue.ortvalue_from_numpy(outputs[item.name]),
+            )
         binding.bind_ortvalue_output(item.name, values[chained])
     session.run_with_iobinding(binding)
     return outputs
@@ -93,7 +98,9 @@ def _compare(artifact: Artifact, sparse: SparseModel, draw: int) -> Differences:
     counted = min(n, _SAMPLES)
     random = np.random.default_rng(draw)
     clean = random.random((n, *artifact.input_shape), dtype=np.float32)
-    moved = clean + random.uniform(-1, 1, clean.shape).astype(np.float32) * np.float32(artifact.objective.epsilon)
+    moved = clean + random.uniform(-1, 1, clean.shape).astype(np.float32) * np.float32(
+        artifact.objective.epsilon
+    )
     labels = random.integers(0, artifact.num_classes, n)
     weight = np.zeros(n, np.float32)
     weight[:counted] = 1 / counted
@@ -140,7 +147,7 @@ def _torch(artifact: Artifact, sparse: SparseModel, images: list[Tensor], labels
     logits_adversarial = network(adversarial) if rule.two_branches else None
     per_sample = objectives.per_sample(rule.name, labels, logits_clean, logits_adversarial, rule.beta)
     loss = per_sample.mean()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     kernels = [_gradient(network.get_submodule(layer.name).weight) for layer in sparse.layers]
     others = [_gradient(network.get_parameter(item.name)) for item in sparse.dense]
     return {

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from edge_bcs.exporters.graphs import TWO_BRANCHES
+from edge_bcs.exporters.network import Network
 from reference_ops import Array, build_lists, mart_loss, trades_loss
 from torch import nn
 
 from edge_bcs import models
-from edge_bcs.exporters.graphs import TWO_BRANCHES
-from edge_bcs.exporters.network import Network
 from edge_bcs.sparse_model import SparseModel
 
 
@@ -48,8 +48,12 @@ class EveryLayer(nn.Module):
         return self.head(x)
 
 
-def tiny(name: str, width: float = 0.0625, size: int = 16, classes: int = 5, density: float = 0.3, seed: int = 3) -> SparseModel:
-    """A network of the registry at reduced width, with statistics, scales and shifts that are not the trivial ones."""
+def tiny(
+    name: str, width: float = 0.0625, size: int = 16, classes: int = 5, density: float = 0.3, seed: int = 3
+) -> SparseModel:
+    """A network of the registry at reduced width, with statistics, scales and shifts that are not the trivial
+    ones.
+    """
     torch.manual_seed(seed)
     return sparse_of(getattr(models, name)(num_classes=classes, width=width, input_size=size), density, seed)
 
@@ -104,7 +108,9 @@ def training_feeds(
         "sample_weight": weight,
         **state_feeds(sparse, network),
         "coo.value_grad.accumulation.buffer": random.uniform(1, 2, network.kappa).astype(np.float32),
-        "dense.value_grad.accumulation.buffer": random.uniform(1, 2, network.layout.dense_size).astype(np.float32),
+        "dense.value_grad.accumulation.buffer": random.uniform(1, 2, network.layout.dense_size).astype(
+            np.float32
+        ),
         "lazy_reset_grad": np.array([True]),
     }
 
@@ -121,7 +127,9 @@ def double(sparse: SparseModel, batch_statistics: bool) -> nn.Module:
 def loss_of(objective: str, beta: float) -> Callable[..., torch.Tensor]:
     """Per-sample loss of (network, images, adversarial images, labels)."""
 
-    def loss(network: nn.Module, x: torch.Tensor, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(
+        network: nn.Module, x: torch.Tensor, adversarial: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         if objective in ("trades", "rst"):
             return trades_loss(network(x), network(adversarial), labels, beta)
         if objective == "mart":

@@ -1,8 +1,10 @@
-"""Plain float64 definitions of the operators of the domain ``edge_bcs``, and an interpreter for graphs of them.
+"""Plain float64 definitions of the operators of the domain ``edge_bcs``, and an interpreter for graphs of
+them.
 
-Written from the meaning of the operators alone: activations are unpacked to [n, C, H, W], computed with torch's
-float64 operators (whose gradients come from torch's autograd) and packed again. Packing and unpacking check that
-every pixel outside the image is zero, and every operator checks that the halos it is given suffice.
+Written from the meaning of the operators alone: activations are unpacked to [n, C, H, W], computed with
+torch's float64 operators (whose gradients come from torch's autograd) and packed again. Packing and unpacking
+check that every pixel outside the image is zero, and every operator checks that the halos it is given
+suffice.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ def pack_bits(images: Array, lanes: int) -> Array:
     """[n, C, H, W] → ReLU mask u8 [NB, C·H, ceil(W·B/8)]."""
     n, channels, height, width = images.shape
     rows = images.reshape(n // lanes, lanes, channels * height, width).transpose(0, 2, 3, 1)
-    return np.packbits((rows > 0).reshape(n // lanes, channels * height, width * lanes), axis=-1, bitorder="little")
+    return np.packbits(
+        (rows > 0).reshape(n // lanes, channels * height, width * lanes), axis=-1, bitorder="little"
+    )
 
 
 def unpack_bits(bits: Array, channels: int, height: int, width: int, lanes: int) -> Array:
@@ -204,7 +208,9 @@ def fold_affine_grad(a, affine_grad, dense, mean, variance, dense_grad):
             scale, shift = parameters[gamma : gamma + count], parameters[beta : beta + count]
         elif kind == 1:
             part = slice(statistics, statistics + count)
-            scale = parameters[gamma : gamma + count] / torch.sqrt(torch.tensor(variance[part]) + a["epsilon"])
+            scale = parameters[gamma : gamma + count] / torch.sqrt(
+                torch.tensor(variance[part]) + a["epsilon"]
+            )
             shift = parameters[beta : beta + count] + (b - torch.tensor(mean[part])) * scale
         pieces_scale.append(scale)
         pieces_shift.append(shift)
@@ -230,7 +236,9 @@ def _kernel(a, value, lists):
 def conv(a, x, value, affine, residual, lists, outputs):
     assert a["in_halo"] >= a["padding"]
     kernel, _, _ = _kernel(a, value, lists)
-    z = F.conv2d(torch.tensor(_in(a, x, a["in_halo"])), torch.tensor(kernel), None, a["stride"], a["padding"]).numpy()
+    z = F.conv2d(
+        torch.tensor(_in(a, x, a["in_halo"])), torch.tensor(kernel), None, a["stride"], a["padding"]
+    ).numpy()
     scale, shift = _slot(a, affine, a["out_channels"])
     y = _channels(scale) * z + _channels(shift)
     if residual is not None:
@@ -240,7 +248,10 @@ def conv(a, x, value, affine, residual, lists, outputs):
 
 def _dy_halo_needed(a):
     need = 0
-    for k, size, extent in ((a["kernel"][0], a["in_height"], a["out_height"]), (a["kernel"][1], a["in_width"], a["out_width"])):
+    for k, size, extent in (
+        (a["kernel"][0], a["in_height"], a["out_height"]),
+        (a["kernel"][1], a["in_width"], a["out_width"]),
+    ):
         for o_start in range(size):
             reached = [(o_start + a["padding"] - kpos) / a["stride"] for kpos in range(k)]
             reached = [int(r) for r in reached if r == int(r)]
@@ -269,7 +280,9 @@ def conv_input_grad(a, dy, value, affine, addend, mask, lists):
 def conv_grad(a, dy, x, value, affine, addend, mask, coo_grad, affine_grad, lists, has_dx):
     assert a["in_halo"] >= a["padding"] and (not has_dx or a["dy_halo"] >= _dy_halo_needed(a))
     x = _in(a, x, a["in_halo"])
-    dx, dk, part, dscale, dshift = _convolution_gradient(a, _out(a, dy, a["dy_halo"]), x, value, affine, lists)
+    dx, dk, part, dscale, dshift = _convolution_gradient(
+        a, _out(a, dy, a["dy_halo"]), x, value, affine, lists
+    )
     coo_grad = coo_grad.copy()
     coo_grad[part] += dk
     if affine is not None:
@@ -427,7 +440,12 @@ def _two_branches(a, clean_stack, adversarial_stack, labels, weight, rule):
     loss.backward()
     lanes = clean_stack.shape[2]
     correct = np.array([_correct(clean, labels, weight), _correct(adversarial, labels, weight)])
-    return [loss.detach().numpy(), _packed_gradient(clean, lanes), _packed_gradient(adversarial, lanes), correct]
+    return [
+        loss.detach().numpy(),
+        _packed_gradient(clean, lanes),
+        _packed_gradient(adversarial, lanes),
+        correct,
+    ]
 
 
 def _kl(clean, adversarial):
@@ -530,8 +548,8 @@ def _run(node: onnx.NodeProto, a: Attributes, inputs: list[Any]) -> list[Any]:
 def run_graph(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
     """Execute the nodes in file order in float64; returns the graph's outputs.
 
-    ``feeds`` has every graph input, and additionally nothing: a node that reads a tensor not yet written fails.
-    Chained outputs replace the feeds that share their memory only by name.
+    ``feeds`` has every graph input, and additionally nothing: a node that reads a tensor not yet written
+    fails. Chained outputs replace the feeds that share their memory only by name.
     """
     declared = {value.name: value for value in model.graph.input}
     assert set(feeds) == set(declared), set(feeds) ^ set(declared)

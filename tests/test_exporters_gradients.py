@@ -1,6 +1,7 @@
 """The compiled training and attack graphs against torch float64 autograd.
 
-Here the graphs are executed by the float64 interpreter of ``reference_ops``, so that what is tested is the compiler
+Here the graphs are executed by the float64 interpreter of ``reference_ops``, so that what is tested is the
+compiler
 alone: fusion, reverse mode, halos, slots and chains. Any error is far above the tolerance of 1e-6 (the only
 rounding is that of epsilon, a float32 attribute).
 """
@@ -14,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from edge_bcs.exporters.graphs import attack_graph, evaluation_graph, training_graph
 from edge_bcs.exporters.network import Network, network_of
-from edge_bcs.sparse_model import SparseModel
 from exporter_helpers import (
     EveryLayer,
     batch,
@@ -28,6 +28,8 @@ from exporter_helpers import (
 )
 from reference_ops import run_graph
 from torch import nn
+
+from edge_bcs.sparse_model import SparseModel
 
 BETA = 6.0
 
@@ -55,7 +57,14 @@ def check_training(
     actual = interpreted_gradients(model, feeds)
     part = slice(real)
     expected = torch_gradients(
-        sparse, objective, images[part], adversarial[part], labels[part], weight[part], BETA, network.batch_statistics
+        sparse,
+        objective,
+        images[part],
+        adversarial[part],
+        labels[part],
+        weight[part],
+        BETA,
+        network.batch_statistics,
     )
     for name, value in expected.items():
         assert relative(actual[name], value) < 1e-6, name
@@ -63,7 +72,9 @@ def check_training(
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])
 @pytest.mark.parametrize("objective", ["at", "trades", "mart"])
-@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet34", "resnet50", "wrn28_2", "wrn28_4", "wrn28_10"])
+@pytest.mark.parametrize(
+    "name", ["vgg16", "resnet18", "resnet34", "resnet50", "wrn28_2", "wrn28_4", "wrn28_10"]
+)
 def test_training_graph_has_torchs_gradients(name: str, objective: str, statistics: str) -> None:
     width = 0.0125 if name == "wrn28_10" else 0.0625
     sparse = tiny(name, width=width)
@@ -99,7 +110,9 @@ def test_a_module_with_every_layer(objective: str, statistics: str) -> None:
 
 
 class Residual(nn.Module):
-    """Joins of every kind: a sum of three branches, a tensor added to itself, a pooled and an unpooled reader."""
+    """Joins of every kind: a sum of three branches, a tensor added to itself, a pooled and an unpooled
+    reader.
+    """
 
     def __init__(self, variant: int) -> None:
         super().__init__()
@@ -137,7 +150,13 @@ def test_joins(variant: int, statistics: str) -> None:
 
 
 def torch_attack(
-    sparse: SparseModel, start: np.ndarray, images: np.ndarray, target: np.ndarray, step: float, epsilon: float, steps: int
+    sparse: SparseModel,
+    start: np.ndarray,
+    images: np.ndarray,
+    target: np.ndarray,
+    step: float,
+    epsilon: float,
+    steps: int,
 ) -> np.ndarray:
     """Adversarial images after some steps, in float64."""
     network = double(sparse, batch_statistics=False)
@@ -173,7 +192,9 @@ def check_attack(sparse: SparseModel, network: Network, steps: int, n: int = 2) 
                 **state_feeds(sparse, network),
             }
             moved = run_graph(model, feeds)["adversarial.out"]
-        expected = torch_attack(sparse, start, images, target.astype(np.float64), float(step), float(epsilon), steps)
+        expected = torch_attack(
+            sparse, start, images, target.astype(np.float64), float(step), float(epsilon), steps
+        )
         assert np.abs(moved - expected).max() < 1e-9
 
 
@@ -190,7 +211,9 @@ def test_evaluation_graph_has_torchs_logits(name: str) -> None:
     images, _ = batch(network, 5)
     feeds = {"input": images, **state_feeds(sparse, network)}
     logits = run_graph(evaluation_graph(network, 5).to_onnx(), feeds)["logits"]
-    expected = double(sparse, batch_statistics=False)(torch.tensor(images, dtype=torch.float64)).detach().numpy()
+    expected = (
+        double(sparse, batch_statistics=False)(torch.tensor(images, dtype=torch.float64)).detach().numpy()
+    )
     assert relative(logits, expected) < 1e-6
 
 
