@@ -138,7 +138,9 @@ Context::Raw Context::raw_output(std::size_t index, const Shape& shape) const {
 }
 
 void Context::run_parallel(void (*run)(void*, std::size_t), std::size_t count, void* data) const {
-  detail::check(ort::api.parallel_for(context_, run, count, 0, data));
+  // Few enough batches that handing them out costs little, enough of them that uneven work evens out.
+  constexpr std::size_t batches = 64;
+  detail::check(ort::api.parallel_for(context_, run, count, std::min(count, batches), data));
 }
 
 namespace detail {

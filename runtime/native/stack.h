@@ -23,10 +23,15 @@ struct Stack {
   std::int64_t lanes = 1;
 
   // Reads attributes "<prefix>channels", "<prefix>height", "<prefix>width", "<prefix>halo" and "lanes".
-  static Stack from(const Attributes& attributes, const std::string& prefix = "") {
-    return checked(attributes.integer((prefix + "channels").c_str()), attributes.integer((prefix + "height").c_str()),
-                   attributes.integer((prefix + "width").c_str()), attributes.integer((prefix + "halo").c_str()),
-                   attributes.integer("lanes"));
+  static Stack from(const Attributes& attributes, const std::string& prefix) {
+    return from(attributes, prefix, prefix + "halo");
+  }
+
+  // The same with the halo under a name of its own.
+  static Stack from(const Attributes& attributes, const std::string& prefix, const std::string& halo) {
+    const auto read = [&](const std::string& name) { return attributes.integer(name.c_str()); };
+    return checked(read(prefix + "channels"), read(prefix + "height"), read(prefix + "width"), read(halo),
+                   read("lanes"));
   }
 
   // A geometry whose sizes are all in range; throws Error otherwise.

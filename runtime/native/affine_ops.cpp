@@ -1,0 +1,293 @@
+// Per-channel scale and shift: folding batch norm and biases into them, applying them, and their gradients.
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "affine.h"
+#include "op.h"
+#include "rows.h"
+#include "stack.h"
+#include "sums.h"
+
+namespace edge_bcs {
+namespace {
+
+// One range of channels of the affine tensor: which parameters it is made of (offsets, −1 where there is none).
+struct Entry {
+  enum Kind : std::int64_t { bias_only = 0, frozen = 1, batch = 2 };
+  std::int64_t kind, channels, bias, gamma, beta, statistics;
+};
+
+struct Entries {
+  std::vector<Entry> list;
+  std::int64_t slots = 0;  // A
+  double epsilon;
+
+  explicit Entries(const Attributes& attributes) : epsilon(attributes.real("epsilon", 1e-5f)) {
+    const auto flat = attributes.integers("entries");
+    require(!flat.empty() && flat.size() % 6 == 0, "the attribute entries has ", flat.size(),
+            " numbers, not six for each entry");
+    require(epsilon > 0 && epsilon < 1, "epsilon is ", epsilon, ", not in (0, 1)");
+    for (std::size_t i = 0; i < flat.size(); i += 6) {
+      const Entry entry{flat[i], flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4], flat[i + 5]};
+      require(entry.kind >= Entry::bias_only && entry.kind <= Entry::batch && entry.channels >= 1 &&
+                  entry.channels < (1 << 23),
+              "entry ", list.size(), " is out of range");
+      require(entry.kind != Entry::frozen || entry.statistics >= 0, "entry ", list.size(), " has no statistics");
+      slots += entry.channels;
+      list.push_back(entry);
+    }
+  }
+
+  // Checks that every offset stays within the parameters and the statistics.
+  void check(const Tensor<const float>& dense, const Tensor<const float>& mean,
+             const Tensor<const float>& variance) const {
+    require(mean.shape() == Shape{mean.size()} && variance.shape() == mean.shape(), "mean ", mean.shape().text(),
+            " and variance ", variance.shape().text(), " are not vectors of one length");
+    for (const Entry& entry : list) {
+      for (std::int64_t offset : {entry.bias, entry.gamma, entry.beta})
+        require(offset >= -1 && offset + entry.channels <= dense.size(), "an entry reads parameters ", offset, " to ",
+                offset + entry.channels, " of ", dense.size());
+      require(entry.statistics >= -1 && entry.statistics + entry.channels <= mean.size(),
+              "an entry reads statistics ", entry.statistics, " to ", entry.statistics + entry.channels, " of ",
+              mean.size());
+    }
+  }
+
+  float inverse_deviation(float variance) const {
+    require(variance >= 0 && std::isfinite(variance), "a running variance is ", variance,
+            ", not a finite number of at least 0");
+    return static_cast<float>(1.0 / std::sqrt(static_cast<double>(variance) + epsilon));
+  }
+};
+
+float at(const Tensor<const float>& values, std::int64_t offset, std::int64_t c, float otherwise) {
+  return offset < 0 ? otherwise : values[offset + c];
+}
+
+struct FoldAffine {
+  static constexpr const char* name = "FoldAffine";
+  static constexpr std::array inputs{Port{"dense", float32}, Port{"mean", float32}, Port{"variance", float32}};
+  static constexpr std::array outputs{Port{"affine", float32}};
+
+  Entries entries;
+
+  explicit FoldAffine(const Attributes& attributes) : entries(attributes) {}
+
+  void compute(Context& context) const {
+    const auto dense = context.input<float>(0), mean = context.input<float>(1), variance = context.input<float>(2);
+    entries.check(dense, mean, variance);
+    const auto affine = context.output<float>(0, {2 * entries.slots});
+    float* scale = affine.data();
+    float* shift = affine.data() + entries.slots;
+    for (const Entry& e : entries.list)
+      for (std::int64_t c = 0; c < e.channels; ++c, ++scale, ++shift) {
+        const float bias = at(dense, e.bias, c, 0), gamma = at(dense, e.gamma, c, 1), beta = at(dense, e.beta, c, 0);
+        if (e.kind == Entry::bias_only) {
+          *scale = 1;
+          *shift = bias;
+        } else if (e.kind == Entry::frozen) {
+          *scale = gamma * entries.inverse_deviation(variance[e.statistics + c]);
+          *shift = beta + (bias - mean[e.statistics + c]) * *scale;
+        } else {
+          *scale = gamma;
+          *shift = beta;
+        }
+      }
+  }
+};
+const Register<FoldAffine> fold_affine;
+
+struct FoldAffineGrad {
+  static constexpr const char* name = "FoldAffineGrad";
+  static constexpr std::array inputs{Port{"affine_grad", float32}, Port{"dense", float32}, Port{"mean", float32},
+                                     Port{"variance", float32}, Port{"dense_grad", float32}};
+  static constexpr std::array outputs{Port{"dense_grad_out", float32, aliases(4)}};
+
+  Entries entries;
+
+  explicit FoldAffineGrad(const Attributes& attributes) : entries(attributes) {}
+
+  void compute(Context& context) const {
+    const auto affine_grad = context.input<float>(0), dense = context.input<float>(1);
+    const auto mean = context.input<float>(2), variance = context.input<float>(3);
+    entries.check(dense, mean, variance);
+    require(affine_grad.shape() == Shape{2 * entries.slots}, "affine_grad is ", affine_grad.shape().text(), ", not [",
+            2 * entries.slots, "]");
+    const Shape gradients = context.input<float>(4).shape();
+    require(gradients == dense.shape(), "dense_grad is ", gradients.text(), ", not ", dense.shape().text());
+    const auto gradient = context.in_place<float>(0, 4);
+    const auto add = [&](std::int64_t offset, std::int64_t c, float amount) {
+      if (offset >= 0) gradient[offset + c] += amount;
+    };
+    std::int64_t slot = 0;
+    for (const Entry& e : entries.list)
+      for (std::int64_t c = 0; c < e.channels; ++c, ++slot) {
+        const float dscale = affine_grad[slot], dshift = affine_grad[entries.slots + slot];
+        if (e.kind == Entry::bias_only) {
+          add(e.bias, c, dshift);
+        } else if (e.kind == Entry::frozen) {
+          const float inverse = entries.inverse_deviation(variance[e.statistics + c]);
+          const float centred = at(dense, e.bias, c, 0) - mean[e.statistics + c];
+          add(e.gamma, c, inverse * (dscale + centred * dshift));
+          add(e.beta, c, dshift);
+          add(e.bias, c, at(dense, e.gamma, c, 1) * inverse * dshift);
+        } else {
+          add(e.gamma, c, dscale);
+          add(e.beta, c, dshift);
+        }
+      }
+  }
+};
+const Register<FoldAffineGrad> fold_affine_grad;
+
+// Zeros of the size of its input: where the gradient of the affine tensor starts.
+struct ZeroAffine {
+  static constexpr const char* name = "ZeroAffine";
+  static constexpr std::array inputs{Port{"affine", float32}};
+  static constexpr std::array outputs{Port{"affine_grad", float32}};
+  explicit ZeroAffine(const Attributes&) {}
+  void compute(Context& context) const {
+    const auto zeros = context.output<float>(0, context.input<float>(0).shape());
+    std::fill(zeros.begin(), zeros.end(), 0.0f);
+  }
+};
+const Register<ZeroAffine> zero_affine;
+
+// y = act(scale·x + shift)
+struct Affine {
+  static constexpr const char* name = "Affine";
+  static constexpr std::array inputs{Port{"x", float32}, Port{"affine", float32}};
+  static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional}};
+
+  Stack in, out;
+  Slots slots;
+  bool rectify;
+
+  explicit Affine(const Attributes& attributes)
+      : in(Stack::from(attributes, "", "in_halo")),
+        out(Stack::from(attributes, "", "out_halo")),
+        slots(attributes, in.channels),
+        rectify(attributes.flag("relu", false)) {}
+
+  void compute(Context& context) const {
+    const auto x = context.input<float>(0);
+    const std::int64_t blocks = in.blocks(x, "x");
+    const auto affine = slots.bind(context.input<float>(1));
+    const auto y = context.output<float>(0, out.shape(blocks));
+    const Bits bits(context, 1, out, blocks);
+    for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
+      const float scale = affine.scale[c], shift = affine.shift[c];
+      for (std::int64_t row = 0; row < in.height; ++row) {
+        const float* from = x.data() + in.at(nb, c, row);
+        float* to = y.data() + out.at(nb, c, row);
+        for (std::int64_t j = 0; j < in.row(); ++j) to[j] = scale * from[j] + shift;
+        if (rectify) relu(to, in.row());
+        bits.write(to, nb, c, row);
+      }
+      out.zero_halo(y.data() + nb * out.block(), c);
+    });
+  }
+};
+const Register<Affine> affine_op;
+
+// The input gradient that both gradient operators give: dx = mask∘(scale·dy + addend).
+struct InputGradient {
+  Stack dy, dx;
+  Slots slots;
+  Mask::Description mask;
+
+  explicit InputGradient(const Attributes& attributes)
+      : dy(Stack::from(attributes, "", "dy_halo")),
+        dx(Stack::from(attributes, "", "dx_halo")),
+        slots(attributes, dy.channels),
+        mask(attributes, dx) {}
+
+  void plane(const float* from, float* to, float scale, const Addend& addend, const Mask& relu_mask, std::int64_t nb,
+             std::int64_t c) const {
+    for (std::int64_t y = 0; y < dy.height; ++y) {
+      const float* gradient = from + dy.at(nb, c, y);
+      float* row = to + dx.at(nb, c, y);
+      for (std::int64_t j = 0; j < dy.row(); ++j) row[j] = scale * gradient[j];
+      addend.add(row, nb, c, y);
+      relu_mask.apply(row, nb, c, y);
+    }
+    dx.zero_halo(to + nb * dx.block(), c);
+  }
+};
+
+struct AffineInputGrad {
+  static constexpr const char* name = "AffineInputGrad";
+  static constexpr std::array inputs{Port{"dy", float32}, Port{"affine", float32}, Port{"addend", float32, optional},
+                                     Port{"mask", ort::ElementType::any, optional}};
+  static constexpr std::array outputs{Port{"dx", float32}};
+
+  InputGradient rule;
+
+  explicit AffineInputGrad(const Attributes& attributes) : rule(attributes) {}
+
+  void compute(Context& context) const {
+    const auto dy = context.input<float>(0);
+    const std::int64_t blocks = rule.dy.blocks(dy, "dy");
+    const auto affine = rule.slots.bind(context.input<float>(1));
+    const Addend addend(context.input<float>(2), rule.dx, blocks, "addend");
+    const Mask mask = rule.mask.bind(context, 3, blocks);
+    const auto dx = context.output<float>(0, rule.dx.shape(blocks));
+    for_planes(context, blocks, rule.dy.channels, [&](std::int64_t nb, std::int64_t c) {
+      rule.plane(dy.data(), dx.data(), affine.scale[c], addend, mask, nb, c);
+    });
+  }
+};
+const Register<AffineInputGrad> affine_input_grad;
+
+// As AffineInputGrad, and dscale += Σ dy·x, dshift += Σ dy.
+struct AffineGrad {
+  static constexpr const char* name = "AffineGrad";
+  static constexpr std::array inputs{Port{"dy", float32},
+                                     Port{"x", float32},
+                                     Port{"affine", float32},
+                                     Port{"addend", float32, optional},
+                                     Port{"mask", ort::ElementType::any, optional},
+                                     Port{"affine_grad", float32}};
+  static constexpr std::array outputs{Port{"dx", float32}, Port{"affine_grad_out", float32, aliases(5)}};
+
+  InputGradient rule;
+  Stack in;
+
+  explicit AffineGrad(const Attributes& attributes)
+      : rule(attributes), in(Stack::from(attributes, "", "in_halo")) {}
+
+  void compute(Context& context) const {
+    const auto dy = context.input<float>(0), x = context.input<float>(1);
+    const std::int64_t blocks = rule.dy.blocks(dy, "dy");
+    in.check(x, blocks, "x");
+    const auto affine = rule.slots.bind(context.input<float>(2));
+    const Addend addend(context.input<float>(3), rule.dx, blocks, "addend");
+    const Mask mask = rule.mask.bind(context, 4, blocks);
+    const Shape gradients = context.input<float>(5).shape();
+    require(gradients == Shape{2 * affine.count}, "affine_grad is ", gradients.text(), ", not [", 2 * affine.count,
+            "]");
+    const auto dx = context.output<float>(0, rule.dx.shape(blocks));
+    const auto gradient = rule.slots.bind(context.in_place<float>(1, 5));
+    // A channel is one piece of work, so that its sums are made in one order.
+    context.parallel_for(in.channels, [&](std::int64_t c) {
+      double dscale = 0, dshift = 0;
+      for (std::int64_t nb = 0; nb < blocks; ++nb) {
+        for (std::int64_t y = 0; y < in.height; ++y) {
+          const float* d = dy.data() + rule.dy.at(nb, c, y);
+          const float* value = x.data() + in.at(nb, c, y);
+          dscale += dot(d, value, in.row());
+          dshift += sum(d, in.row());
+        }
+        rule.plane(dy.data(), dx.data(), affine.scale[c], addend, mask, nb, c);
+      }
+      gradient.scale[c] += static_cast<float>(dscale);
+      gradient.shift[c] += static_cast<float>(dshift);
+    });
+  }
+};
+const Register<AffineGrad> affine_grad;
+
+}  // namespace
+}  // namespace edge_bcs

@@ -1,0 +1,226 @@
+// Batch norm with the statistics of the micro-batch (Ioffe and Szegedy, 2015). Samples of weight 0 fill up a micro-batch
+// and count nowhere.
+
+#include <cmath>
+
+#include "affine.h"
+#include "op.h"
+#include "rows.h"
+#include "stack.h"
+
+namespace edge_bcs {
+namespace {
+
+// Which samples count, by batch block and lane.
+class Samples {
+ public:
+  Samples(const Tensor<const float>& weight, std::int64_t blocks, std::int64_t lanes) : weight_(weight), lanes_(lanes) {
+    require(weight.shape() == Shape{blocks * lanes}, "sample_weight is ", weight.shape().text(), ", not [",
+            blocks * lanes, "]");
+    for (float w : weight) {
+      require(std::isfinite(w) && w >= 0, "a sample has the weight ", w, ", not a finite number of at least 0");
+      count_ += w > 0;
+    }
+    require(count_ > 0, "no sample has a weight above 0, so that there are no batch statistics");
+  }
+  bool counts(std::int64_t nb, std::int64_t b) const { return weight_[nb * lanes_ + b] > 0; }
+  std::int64_t count() const { return count_; }
+
+ private:
+  Tensor<const float> weight_;
+  std::int64_t lanes_;
+  std::int64_t count_ = 0;
+};
+
+// Σ term(offset) over the pixels of channel c of all samples that count, in double and in a fixed order. `offset` is that
+// of a row's element: term(nb, row, j).
+template <class Term>
+double channel_sum(const Stack& stack, std::int64_t blocks, const Samples& samples, const Term& term) {
+  double total = 0;
+  for (std::int64_t nb = 0; nb < blocks; ++nb) {
+    std::array<double, 64> lanes{};  // a Stack has at most 64
+    for (std::int64_t y = 0; y < stack.height; ++y) {
+      const auto row = term(nb, y);
+      for (std::int64_t x = 0; x < stack.width; ++x)
+        for (std::int64_t b = 0; b < stack.lanes; ++b) lanes[b] += row(x * stack.lanes + b);
+    }
+    for (std::int64_t b = 0; b < stack.lanes; ++b)
+      if (samples.counts(nb, b)) total += lanes[b];
+  }
+  return total;
+}
+
+// y = act(scale·(z − mean)·inv_std + shift + residual); running averages ← (1 − momentum)·running + momentum·batch.
+struct BatchNorm {
+  static constexpr const char* name = "BatchNorm";
+  static constexpr std::array inputs{Port{"z", float32},
+                                     Port{"affine", float32},
+                                     Port{"sample_weight", float32},
+                                     Port{"mean", float32},
+                                     Port{"variance", float32},
+                                     Port{"residual", float32, optional}};
+  static constexpr std::array outputs{Port{"y", float32}, Port{"saved", float32},
+                                      Port{"mean_out", float32, optional_aliases(3)},
+                                      Port{"variance_out", float32, optional_aliases(4)},
+                                      Port{"bits", uint8, optional}};
+
+  Stack in, out, residual_stack;
+  Slots slots;
+  std::int64_t statistics;
+  bool rectify, update;
+  float momentum;
+  double epsilon;
+
+  explicit BatchNorm(const Attributes& attributes)
+      : in(Stack::from(attributes, "", "in_halo")),
+        out(Stack::from(attributes, "", "out_halo")),
+        residual_stack(in.with_halo(attributes.integer_in("residual_halo", 0, 256, 0))),
+        slots(attributes, in.channels),
+        statistics(attributes.integer_in("statistics", 0, std::int64_t{1} << 40)),
+        rectify(attributes.flag("relu", false)),
+        update(attributes.flag("update", true)),
+        momentum(attributes.real("momentum", 0.1f)),
+        epsilon(attributes.real("epsilon", 1e-5f)) {
+    require(momentum >= 0 && momentum <= 1, "momentum is ", momentum, ", not in [0, 1]");
+    require(epsilon > 0 && epsilon < 1, "epsilon is ", epsilon, ", not in (0, 1)");
+  }
+
+  void compute(Context& context) const {
+    const auto z = context.input<float>(0);
+    const std::int64_t blocks = in.blocks(z, "z");
+    const auto affine = slots.bind(context.input<float>(1));
+    const Samples samples(context.input<float>(2), blocks, in.lanes);
+    for (std::size_t index : {3, 4}) {
+      const Shape shape = context.input<float>(index).shape();
+      require(shape.rank() == 1 && statistics + in.channels <= shape[0], context.input_name(index), " is ",
+              shape.text(), " and has no elements ", statistics, " to ", statistics + in.channels);
+    }
+    const Addend residual(context.input<float>(5), residual_stack, blocks, "residual");
+    const auto y = context.output<float>(0, out.shape(blocks));
+    const auto saved = context.output<float>(1, {2 * in.channels});
+    const auto running_mean = context.in_place<float>(2, 3), running_variance = context.in_place<float>(3, 4);
+    require(!update || (running_mean && running_variance), "update is 1 but the running averages are no outputs");
+    const Bits bits(context, 4, out, blocks);
+    const auto count = static_cast<double>(samples.count() * in.height * in.width);
+
+    context.parallel_for(in.channels, [&](std::int64_t c) {
+      const auto row_of = [&](std::int64_t nb, std::int64_t y_index) { return z.data() + in.at(nb, c, y_index); };
+      const double mean = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
+                            return [row = row_of(nb, i)](std::int64_t j) { return static_cast<double>(row[j]); };
+                          }) / count;
+      const double variance = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
+                                return [row = row_of(nb, i), mean](std::int64_t j) {
+                                  const double centred = row[j] - mean;
+                                  return centred * centred;
+                                };
+                              }) / count;
+      require(std::isfinite(variance), "the activations of channel ", c, " are not finite");
+      const auto centre = saved[c] = static_cast<float>(mean);
+      const auto inverse = saved[in.channels + c] = static_cast<float>(1.0 / std::sqrt(variance + epsilon));
+      if (update) {
+        average(running_mean[statistics + c], mean);
+        average(running_variance[statistics + c], variance);
+      }
+      const float scale = affine.scale[c] * inverse, shift = affine.shift[c];
+      for (std::int64_t nb = 0; nb < blocks; ++nb) {
+        for (std::int64_t i = 0; i < in.height; ++i) {
+          const float* from = row_of(nb, i);
+          float* to = y.data() + out.at(nb, c, i);
+          for (std::int64_t j = 0; j < in.row(); ++j) to[j] = scale * (from[j] - centre) + shift;
+          residual.add(to, nb, c, i);
+          if (rectify) relu(to, in.row());
+          bits.write(to, nb, c, i);
+        }
+        out.zero_halo(y.data() + nb * out.block(), c);
+      }
+    });
+  }
+
+ private:
+  void average(float& running, double batch) const {
+    running = (1.0f - momentum) * running + momentum * static_cast<float>(batch);
+  }
+};
+const Register<BatchNorm> batch_norm;
+
+// dz = mask∘(scale·inv_std·(dy − mean dy − x̂·mean(dy·x̂)) + addend), dscale += Σ dy·x̂, dshift += Σ dy, with the means over
+// the samples that count; the first term is 0 for the others. dy is the gradient after the ReLU's mask.
+struct BatchNormGrad {
+  static constexpr const char* name = "BatchNormGrad";
+  static constexpr std::array inputs{Port{"dy", float32},
+                                     Port{"z", float32},
+                                     Port{"affine", float32},
+                                     Port{"saved", float32},
+                                     Port{"sample_weight", float32},
+                                     Port{"addend", float32, optional},
+                                     Port{"mask", ort::ElementType::any, optional},
+                                     Port{"affine_grad", float32}};
+  static constexpr std::array outputs{Port{"dz", float32}, Port{"affine_grad_out", float32, aliases(7)}};
+
+  Stack dy_stack, in, dz_stack;
+  Slots slots;
+  Mask::Description mask;
+
+  explicit BatchNormGrad(const Attributes& attributes)
+      : dy_stack(Stack::from(attributes, "", "dy_halo")),
+        in(Stack::from(attributes, "", "in_halo")),
+        dz_stack(Stack::from(attributes, "", "dx_halo")),
+        slots(attributes, in.channels),
+        mask(attributes, dz_stack) {}
+
+  void compute(Context& context) const {
+    const auto dy = context.input<float>(0), z = context.input<float>(1), saved = context.input<float>(3);
+    const std::int64_t blocks = dy_stack.blocks(dy, "dy");
+    in.check(z, blocks, "z");
+    const auto affine = slots.bind(context.input<float>(2));
+    require(saved.shape() == Shape{2 * in.channels}, "saved is ", saved.shape().text(), ", not [", 2 * in.channels,
+            "]");
+    const Samples samples(context.input<float>(4), blocks, in.lanes);
+    const Addend addend(context.input<float>(5), dz_stack, blocks, "addend");
+    const Mask relu_mask = mask.bind(context, 6, blocks);
+    const Shape gradients = context.input<float>(7).shape();
+    require(gradients == Shape{2 * affine.count}, "affine_grad is ", gradients.text(), ", not [", 2 * affine.count,
+            "]");
+    const auto dz = context.output<float>(0, dz_stack.shape(blocks));
+    const auto gradient = slots.bind(context.in_place<float>(1, 7));
+    const auto count = static_cast<double>(samples.count() * in.height * in.width);
+
+    context.parallel_for(in.channels, [&](std::int64_t c) {
+      const float mean = saved[c], inverse = saved[in.channels + c];
+      const double dshift = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
+        return [d = dy.data() + dy_stack.at(nb, c, i)](std::int64_t j) { return static_cast<double>(d[j]); };
+      });
+      const double dscale = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
+                              return [d = dy.data() + dy_stack.at(nb, c, i), x = z.data() + in.at(nb, c, i),
+                                      mean](std::int64_t j) { return d[j] * (static_cast<double>(x[j]) - mean); };
+                            }) * inverse;
+      gradient.scale[c] += static_cast<float>(dscale);
+      gradient.shift[c] += static_cast<float>(dshift);
+
+      const auto mean_dy = static_cast<float>(dshift / count);
+      const auto slope = static_cast<float>(dscale / count) * inverse;
+      const float scale = affine.scale[c] * inverse;
+      for (std::int64_t nb = 0; nb < blocks; ++nb) {
+        std::array<float, 64> lane_scale;
+        for (std::int64_t b = 0; b < in.lanes; ++b) lane_scale[b] = samples.counts(nb, b) ? scale : 0.0f;
+        for (std::int64_t i = 0; i < in.height; ++i) {
+          const float* d = dy.data() + dy_stack.at(nb, c, i);
+          const float* x = z.data() + in.at(nb, c, i);
+          float* row = dz.data() + dz_stack.at(nb, c, i);
+          for (std::int64_t p = 0; p < in.width; ++p)
+            for (std::int64_t b = 0; b < in.lanes; ++b) {
+              const std::int64_t j = p * in.lanes + b;
+              row[j] = lane_scale[b] * ((d[j] - mean_dy) - slope * (x[j] - mean));
+            }
+          addend.add(row, nb, c, i);
+          relu_mask.apply(row, nb, c, i);
+        }
+        dz_stack.zero_halo(dz.data() + nb * dz_stack.block(), c);
+      }
+    });
+  }
+};
+const Register<BatchNormGrad> batch_norm_grad;
+
+}  // namespace
+}  // namespace edge_bcs
