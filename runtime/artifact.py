@@ -148,8 +148,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     version = manifest.get("version")
     if isinstance(version, int) and version > VERSION:
         raise EdgeBcsError(
-            f"{folder} has artifact format {version} and this edge-bcs reads up to {VERSION}: upgrade edge-bcs "
-            "here, or export again with this version."
+            f"{folder} has artifact format {version} and this edge-bcs reads up to {VERSION}: upgrade "
+            "edge-bcs here, or export again with this version."
         )
     if version != VERSION:
         raise EdgeBcsError(f"{file} names the unknown format version {version!r}.")

@@ -14,14 +14,19 @@ Array = np.ndarray[Any, Any]
 GAUSSIAN_START = np.float32(0.001)  # TRADES, MART and RST: x + 0.001·N(0, 1)
 
 
-def start(x: Array, kind: str, epsilon: float, *, seed: int, step: int, purpose: int, position: int) -> Array:
+def start_images(
+    x: Array, kind: str, epsilon: float, *, seed: int, step: int, purpose: int, position: int
+) -> Array:
     """Return the first adversarial images f32[m, C, H, W] for the images ``x``, clipped to [0, 1].
 
-    ``kind`` is "uniform" (x ± ε) or "gaussian" (x + 0.001·N(0, 1)). Pixel j of image i takes draw number
-    (position + i)·C·H·W + j of the stream (seed, step, purpose), so that splitting a batch changes nothing.
+    ``kind`` is "uniform" (x ± ε), "none" (x) or "gaussian" (x + 0.001·N(0, 1)). Pixel j of image i takes
+    draw number (position + i)·C·H·W + j of the stream (seed, step, purpose), so that splitting a batch
+    changes nothing.
     """
     pixels = math.prod(x.shape[1:])
     first, count = position * pixels, len(x) * pixels
+    if kind == "none":
+        return x.copy()
     if kind == "uniform":
         drawn = random.uniform(count, seed=seed, step=step, purpose=purpose, start=first)
         noise = (np.float32(2) * drawn - np.float32(1)) * np.float32(epsilon)

@@ -74,6 +74,12 @@ def isa() -> str:
     return (_library().edge_bcs_isa() or b"").decode()
 
 
+def exact() -> bool:
+    """True if the library counts every tensor of ONNX Runtime (known once it is registered with a
+    session)."""
+    return bool(_library().edge_bcs_budget_exact())
+
+
 class Budget:
     """The process's budget, owned from construction to `close` by one Trainer.
 
@@ -121,8 +127,8 @@ class Budget:
 
     @property
     def exact(self) -> bool:
-        """True if the library counts every tensor of ONNX Runtime (known once a session exists)."""
-        return bool(self._library.edge_bcs_budget_exact())
+        """See the function `exact`."""
+        return exact()
 
     def warn_unless_exact(self) -> None:
         """Say once that the cap only covers the bound buffers, where ONNX Runtime allows no more than
@@ -131,8 +137,8 @@ class Budget:
             import onnxruntime
 
             warnings.warn(
-                f"onnxruntime {onnxruntime.__version__} does not let the operator library own its allocations, "
-                "so the memory cap covers the bound buffers only; with onnxruntime 1.23 or newer it is exact.",
+                f"onnxruntime {onnxruntime.__version__} does not let the operator library own its "
+                "allocations, so the memory cap covers the bound buffers only; from 1.23 on it is exact.",
                 RuntimeWarning,
                 stacklevel=3,
             )

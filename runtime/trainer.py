@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
-from edge_bcs.runtime import attack
 from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.attack import softmax, start_images
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.state import state_layout, write_run
 from edge_bcs.runtime.units import parse_bytes
@@ -183,6 +183,7 @@ class Trainer:
         if first < attacked:
             self._attack(
                 count,
+                epsilon=objective.epsilon,
                 steps=objective.attack_steps,
                 step_size=objective.step_size,
                 start=objective.start,
@@ -193,20 +194,28 @@ class Trainer:
         arrays["adversarial"][clean:] = arrays["input"][clean:]
 
     def _attack(
-        self, count: int, *, steps: int, step_size: float, start: str, loss: str, noise: tuple[int, int, int]
+        self,
+        count: int,
+        *,
+        epsilon: float,
+        steps: int,
+        step_size: float,
+        start: str,
+        loss: str,
+        noise: tuple[int, int, int],
     ) -> None:
         """Projected gradient descent from the images in `input` to those in `adversarial`, batch norm
         frozen."""
-        arrays, epsilon = self._engine.arrays, self.artifact.objective.epsilon
+        arrays = self._engine.arrays
         if loss == "kl":
             self._engine.run("eval")
-            arrays["target"][...] = attack.softmax(arrays["logits"])
+            arrays["target"][...] = softmax(arrays["logits"])
         else:
             arrays["target"][...] = 0
             arrays["target"][np.arange(len(arrays["labels"])), arrays["labels"]] = 1
         step, purpose, position = noise
         arrays["adversarial"][...] = arrays["input"]
-        arrays["adversarial"][:count] = attack.start(
+        arrays["adversarial"][:count] = start_images(
             arrays["input"][:count],
             start,
             epsilon,
@@ -328,6 +337,8 @@ class Trainer:
                 record = {
                     "step": self.steps,
                     "epoch": epoch,
+                    "done": done + 1,
+                    "total": plan["total_steps"],
                     **result,
                     "learning_rate": self.learning_rate,
                     "milliseconds": 1e3 * (time.perf_counter() - started),
@@ -340,7 +351,7 @@ class Trainer:
                 if on_step is not None:
                     on_step(record)
                 if progress:
-                    _show_progress(record, done + 1, plan["total_steps"])
+                    _show_progress(record)
                 if save is not None and time.monotonic() - saved >= save_seconds:
                     self.save(save)
                     saved = time.monotonic()
@@ -439,8 +450,8 @@ class Trainer:
             )
         if len(data.classes) > self.artifact.num_classes:
             raise EdgeBcsError(
-                f"the data has {len(data.classes)} classes and the network {self.artifact.num_classes}; export it "
-                f"with --classes {len(data.classes)}."
+                f"the data has {len(data.classes)} classes and the network "
+                f"{self.artifact.num_classes}; export it with --classes {len(data.classes)}."
             )
 
     # Looking at the result
@@ -466,23 +477,37 @@ class Trainer:
         data: Data,
         attack_steps: int = 20,
         *,
+        attack: str = "pgd",
         limit: int | None = None,
         restarts: int = 1,
+        epsilon: float | None = None,
         on_batch: Callable[[int, int], None] | None = None,
     ) -> Metrics:
-        """Return clean and PGD accuracy ("accuracy", "robust_accuracy", "samples"), measured on the artifact
-        itself.
+        """Return clean and robust accuracy ("accuracy", "robust_accuracy", "samples"), measured on the board.
 
-        PGD on the cross-entropy with the artifact's ε, ``attack_steps`` steps of 2.5·ε/steps from a uniform
-        start, an image counting as robust if no one of ``restarts`` attacks fools it. attack_steps=0
-        measures clean accuracy alone. ``limit``: the first images of a fixed shuffle; ``on_batch`` is called
-        with (done, all).
+        Args:
+            data: see `Data`.
+            attack_steps: of PGD on the cross-entropy, with steps of 2.5·ε/steps and a
+                uniform
+                start; 0 measures clean accuracy alone.
+            attack: "pgd", or "fgsm" for one step of size ε from the image itself.
+            limit: only so many images, the first of a fixed shuffle.
+            epsilon: radius of the attack; default: the artifact's.
+            restarts: an image counts as robust if none of so many attacks fools the network.
+            on_batch: called with (images done, all images).
         """
         self._check_data(data)
+        if attack not in ("pgd", "fgsm"):
+            raise EdgeBcsError(f"the board evaluates with pgd or fgsm, not {attack!r}.")
+        if attack == "fgsm":
+            attack_steps, restarts = min(attack_steps, 1), 1
         if attack_steps < 0 or restarts < 1 or (limit is not None and limit < 1):
             raise EdgeBcsError("attack steps must be at least 0, restarts and limit at least 1.")
         order = data.order(0, 0, shuffle=limit is not None)[:limit]
         arrays, size = self._engine.arrays, self.artifact.micro_batch
+        epsilon = self.artifact.objective.epsilon if epsilon is None else epsilon
+        if not 0 <= epsilon <= 1:
+            raise EdgeBcsError(f"epsilon must lie in [0, 1], not {epsilon}.")
         clean = robust = 0
         for first in range(0, len(order), size):
             x, y = self._checked(*data.read(order[first : first + size]))
@@ -494,9 +519,10 @@ class Trainer:
                 for restart in range(restarts):
                     self._attack(
                         len(x),
+                        epsilon=epsilon,
                         steps=attack_steps,
-                        step_size=2.5 * self.artifact.objective.epsilon / attack_steps,
-                        start="uniform",
+                        step_size=(1.0 if attack == "fgsm" else 2.5 / attack_steps) * epsilon,
+                        start="none" if attack == "fgsm" else "uniform",
                         loss="cross_entropy",
                         noise=(restart, random.EVALUATION, first),
                     )
@@ -548,6 +574,27 @@ class Trainer:
             * (1 if sys.platform == "darwin" else 1024),
         }
 
+    def measure_phases(self) -> dict[str, int]:
+        """Run every graph once, on noise, and return the peak of each in bytes, bound buffers included.
+
+        The state moves by one step, so this is for a Trainer that is closed afterwards.
+        """
+        artifact, budget = self.artifact, self._engine.budget
+        count = (artifact.micro_batch, *artifact.input_shape)
+        noise = random.uniform(math.prod(count), seed=0, step=0, purpose=random.EVALUATION)
+        self._load(noise.reshape(count), np.zeros(count[0], np.int64), 1.0 / count[0])
+        self._engine.arrays["adversarial"][...] = self._engine.arrays["input"]
+        self._engine.arrays["lazy_reset_grad"][0] = True
+        peaks = {}
+        for graph in ("eval", "attack", "training", "optimizer"):
+            budget.reset_peak()
+            if graph == "optimizer":
+                self.run_optimizer_only()
+            else:
+                self._engine.run(graph)
+            peaks[graph] = budget.peak
+        return peaks
+
     def reset_peak(self) -> None:
         """Measure the peak anew from here."""
         self._engine.budget.reset_peak()
@@ -573,8 +620,9 @@ class Trainer:
         self._progress, self._continues = progress, True
 
 
-def _show_progress(record: Metrics, done: int, total: int) -> None:
+def _show_progress(record: Metrics) -> None:
     """Rewrite one line on a terminal; elsewhere write one line every tenth of the way."""
+    done, total = int(record["done"]), int(record["total"])
     terminal = sys.stderr.isatty()
     if not terminal and done % max(1, total // 10) and done != total:
         return

@@ -1,0 +1,73 @@
+"""The command line: `edge-bcs export`, `simulate`, `finetune`, `evaluate`, `train`, `inspect`, …
+
+Each command lives in a module of its own that imports what it needs when it runs, so that `edge-bcs
+finetune` starts on a board without torch. A request that cannot be met ends with one sentence on standard
+error and exit status 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+import edge_bcs
+from edge_bcs.errors import EdgeBcsError
+
+_COMMANDS = {
+    "export": "Compile a sparse network into an artifact folder (host).",
+    "simulate": "Predict and measure an artifact's memory.",
+    "finetune": "Train an artifact robustly inside a byte budget.",
+    "evaluate": "Measure clean and robust accuracy.",
+    "train": "Train a sparse network with PyTorch (host).",
+    "inspect": "Show what an artifact or run holds.",
+    "targets": "List the boards that are known.",
+    "bench": "Time a robust training step beside dense PyTorch (host).",
+    "doctor": "Check this machine and say what to fix.",
+}
+
+
+class _Commands(click.Group):
+    """Imports a command when it is asked for, and turns EdgeBcsError into one sentence."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"edge_bcs.cli.{name}").command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except EdgeBcsError as error:
+            raise click.ClickException(str(error)) from None
+        except ModuleNotFoundError as error:
+            wanted = (error.name or "").split(".")[0]
+            extra = {"torch": "host", "onnx": "host", "onnxruntime": "device"}.get(wanted)
+            if extra is None:
+                raise
+            raise click.ClickException(
+                f"this command needs {wanted}, which is not installed: run `pip install 'edge-bcs[{extra}]'`."
+            ) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(edge_bcs.__version__, prog_name="edge-bcs")
+def main() -> None:
+    """Adversarially robust, 99 % sparse networks that keep training on low-power boards, inside a byte
+    budget.
+
+    \b
+    On the host:   edge-bcs export --sparsity 0.99 --memory 12MiB -o out/vgg16
+                   edge-bcs simulate out/vgg16
+    On the board:  edge-bcs finetune out/vgg16 --data photos/ -o run
+                   edge-bcs evaluate run --data photos/ --attack pgd
+    """

@@ -1,0 +1,91 @@
+"""What several commands share: output, options, numbers as people write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_bcs.errors import EdgeBcsError
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+data_option = click.option(
+    "--data",
+    "data_spec",
+    metavar="PATH|digits",
+    required=True,
+    help="A folder or .tar[.gz] of class folders, CIFAR-10/100 python batches, SVHN .mat, .npz, or digits.",
+)
+memory_option = click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Hard cap on the working set, such as 6MiB; default: the artifact's budget.",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="Default: all processors of this process."
+)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    click.echo(json.dumps(content, indent=1, default=str))
+
+
+def fraction(text: str, name: str) -> float:
+    """Return the number that "0.03" or "8/255" means."""
+    try:
+        above, _, below = text.partition("/")
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise EdgeBcsError(f"{name} must be a number such as 0.031 or 8/255, not {text!r}.") from None
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print a table; the first column is text, the others are numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    content = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None)
+    for number, column in enumerate(columns):
+        content.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        content.add_row(*(str(cell) for cell in row))
+    Console(highlight=False, soft_wrap=False).print(content)
+
+
+def pairs(rows: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, one pair a line."""
+    listed = [(name, value) for name, value in rows if value is not None]
+    width = max(len(name) for name, _ in listed)
+    for name, value in listed:
+        click.echo(f"  {name:<{width}}  {value}")
+
+
+def percent(share: float | None) -> str:
+    """0.5 → "50.0 %"."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def write_report(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = file.with_name(file.name + ".partial")
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(file)
+    except OSError as error:
+        raise EdgeBcsError(f"{file} cannot be written: {error.strerror}.") from None
+
+
+def examples(text: str) -> Callable[[Any], Any]:
+    """Append examples to a command's help, each on its own line."""
+
+    def decorate(function: Any) -> Any:
+        function.__doc__ = f"{function.__doc__}\n\n    \b\n    Examples:\n" + "\n".join(
+            f"      {line.strip()}" for line in text.strip().splitlines()
+        )
+        return function
+
+    return decorate

@@ -1,0 +1,154 @@
+"""edge-bcs export."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_bcs.cli.common import examples, fraction, json_option, pairs, print_json
+
+
+@click.command()
+@click.option(
+    "--model", default="vgg16", show_default=True, help="vgg16, resnet18/34/50, wrn28_2/_4/_10, wrn34_10."
+)
+@click.option("--checkpoint", type=click.Path(), help="A trained sparse network, instead of a new one.")
+@click.option("--sparsity", default="0.99", show_default=True, help="Share of dormant weights, in [0, 1).")
+@click.option(
+    "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True
+)
+@click.option("--classes", type=click.IntRange(2), default=10, show_default=True)
+@click.option("--input-size", type=click.IntRange(1), default=32, show_default=True, help="Height and width.")
+@click.option("--channels", type=click.IntRange(1), default=3, show_default=True, help="Colour channels.")
+@click.option(
+    "--width", type=float, default=1.0, show_default=True, help="Multiplier of all channel numbers."
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["natural", "at", "mixed", "trades", "rst", "mart"]),
+    default="at",
+    show_default=True,
+    help="The robust loss.",
+)
+@click.option(
+    "--batch-norm",
+    type=click.Choice(["frozen", "batch"]),
+    help="Running or micro-batch statistics; default: frozen for a checkpoint, batch for a new network.",
+)
+@click.option(
+    "--target", metavar="NAME", help="A board of `edge-bcs targets`; its default budget is the memory."
+)
+@click.option(
+    "--memory", metavar="SIZE", help="Byte budget, such as 12MiB; the largest micro-batch that fits is used."
+)
+@click.option(
+    "--micro-batch", type=click.IntRange(1), help="Images at a time; default: what fits the memory."
+)
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option(
+    "--epsilon", default="8/255", show_default=True, help="Radius of the attack (l∞, pixels in [0, 1])."
+)
+@click.option("--step-size", default="2/255", show_default=True, help="Step of the training attack.")
+@click.option("--attack-steps", type=click.IntRange(0), default=10, show_default=True)
+@click.option("--beta", type=float, help="Weight of the robust term (TRADES and RST 6, MART 4).")
+@click.option("--learning-rate", type=float, default=0.1, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--validate/--no-validate", default=True, show_default=True, help="Compare the artifact with torch."
+)
+@click.option("-o", "--output", type=click.Path(), help="The artifact folder; default: out/MODEL.")
+@json_option
+@examples("""
+    edge-bcs export --sparsity 0.99
+    edge-bcs export --model resnet18 --objective trades --target raspberry-pi-4 -o out/resnet18
+    edge-bcs export --checkpoint runs/vgg16 --memory 12MiB -o out/vgg16
+""")
+def command(**options: Any) -> None:
+    """Compile a sparse network into an artifact: one folder that a board can train inside a byte budget."""
+    from edge_bcs.runtime.units import format_bytes
+
+    memory = options["memory"]
+    if options["target"] and not memory:
+        from edge_bcs.targets import boards
+
+        memory = boards.load(options["target"]).default_budget
+    sparse, name, step = _network(options)
+    batch_norm = options["batch_norm"] or ("frozen" if options["checkpoint"] else "batch")
+    output = Path(options["output"] or Path("out") / name)
+
+    from edge_bcs.exporters import export
+
+    # Reports of the validation belong beside the result, not inside the JSON.
+    with contextlib.redirect_stdout(sys.stderr) if options["as_json"] else contextlib.nullcontext():
+        artifact = export(
+            sparse,
+            output,
+            objective=options["objective"],
+            input_shape=(options["channels"], options["input_size"], options["input_size"]),
+            memory=memory,
+            micro_batch=options["micro_batch"],
+            batch_norm=batch_norm,
+            batch_size=options["batch_size"],
+            epsilon=fraction(options["epsilon"], "--epsilon"),
+            step_size=fraction(options["step_size"], "--step-size"),
+            attack_steps=options["attack_steps"],
+            beta=options["beta"],
+            learning_rate=options["learning_rate"],
+            step=step,
+            validate=options["validate"],
+        )
+    size = sum(file.stat().st_size for file in output.iterdir())
+    if options["as_json"]:
+        print_json(
+            {
+                "artifact": str(output),
+                "network": artifact.network,
+                "sparsity": artifact.sparsity,
+                "kappa": artifact.kappa,
+                "size": artifact.size,
+                "objective": artifact.objective.name,
+                "batch_norm": artifact.batch_norm,
+                "micro_batch": artifact.micro_batch,
+                "memory": artifact.budget,
+                "predicted_peak_bytes": artifact.predicted_peak_bytes,
+                "artifact_bytes": size,
+            }
+        )
+        return
+    click.echo(f"Wrote {output} ({format_bytes(size)})")
+    budget = "" if artifact.budget is None else f" of {format_bytes(artifact.budget)}"
+    pairs(
+        [
+            ("network", f"{artifact.network}, {artifact.kappa:,} of {artifact.size:,} connections"),
+            ("objective", f"{artifact.objective.name}, batch norm {artifact.batch_norm}"),
+            ("micro-batch", f"{artifact.micro_batch} images, batches of {artifact.batch_size}"),
+            ("predicted peak", format_bytes(artifact.predicted_peak_bytes) + budget),
+        ]
+    )
+    click.echo(f"Next: edge-bcs simulate {output}\n      edge-bcs finetune {output} --data digits")
+
+
+def _network(options: dict[str, Any]) -> tuple[Any, str, int]:
+    """Return (sparse network, its name, training steps behind it)."""
+    if options["checkpoint"]:
+        from edge_bcs.loading import load
+
+        sparse = load(options["checkpoint"])
+        return sparse, str(sparse.record["name"]), 0
+    from edge_bcs import connectivity, models
+
+    model = models.create(
+        options["model"],
+        num_classes=options["classes"],
+        width=options["width"],
+        input_channels=options["channels"],
+        input_size=options["input_size"],
+    )
+    sparse = connectivity.sparsify(
+        model, sparsity=options["sparsity"], seed=options["seed"], distribution=options["distribution"]
+    )
+    return sparse, options["model"], 0

@@ -1,0 +1,66 @@
+"""edge-bcs inspect."""
+
+from __future__ import annotations
+
+import click
+
+from edge_bcs.cli.common import examples, json_option, pairs, print_json, table
+
+
+@click.command()
+@click.argument("artifact", type=click.Path())
+@json_option
+@examples("""
+    edge-bcs inspect out/vgg16
+    edge-bcs inspect run --json
+""")
+def command(artifact: str, as_json: bool) -> None:
+    """Show what an artifact or saved run holds, after verifying every file of it."""
+    import numpy as np
+
+    from edge_bcs.runtime.artifact import Artifact
+    from edge_bcs.runtime.state import read_state
+    from edge_bcs.runtime.units import format_bytes
+
+    described = Artifact.read(artifact)
+    tensors, metadata = read_state(described)
+    bounds = [layer.offset for layer in described.layers] + [described.size]
+    active = np.diff(np.searchsorted(tensors["coo.index"], bounds))
+    if as_json:
+        print_json(
+            {
+                **{key: value for key, value in described.manifest.items() if key not in ("files", "memory")},
+                "step": int(metadata["step"]),
+                "state_seed": int(metadata["seed"]),
+                "predicted_peak_bytes": described.predicted_peak_bytes,
+                "active": {
+                    layer.name: int(count) for layer, count in zip(described.layers, active, strict=True)
+                },
+            }
+        )
+        return
+    objective = described.objective
+    attack = f"PGD-{objective.attack_steps}, ε = {objective.epsilon * 255:.3g}/255"
+    pairs(
+        [
+            ("network", f"{described.network}, {'×'.join(map(str, described.input_shape))} images, "
+                        f"{described.num_classes} classes"),
+            ("connections", f"{described.kappa:,} of {described.size:,} (sparsity {described.sparsity})"),
+            ("trained", f"{metadata['step']} steps, seed {metadata['seed']}"),
+            ("objective", f"{objective.name}" + ("" if objective.name == "natural" else f" with {attack}")),
+            ("batch norm", described.batch_norm),
+            ("batches", f"{described.batch_size} images as micro-batches of {described.micro_batch}"),
+            ("predicted peak", format_bytes(described.predicted_peak_bytes)),
+            ("budget", None if described.budget is None else format_bytes(described.budget)),
+        ]
+    )  # fmt: skip
+    click.echo()
+    table(
+        "Layers",
+        ("layer", "shape", "active", "density", "stride", "kernel"),
+        [
+            (layer.name, "×".join(map(str, layer.shape)), f"{count:,}", f"{100 * count / layer.size:.2f} %",
+             layer.stride, layer.algorithm)
+            for layer, count in zip(described.layers, active, strict=True)
+        ],
+    )  # fmt: skip

@@ -1,0 +1,50 @@
+"""edge-bcs targets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from edge_bcs.cli.common import examples, json_option, pairs, print_json, table
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+@examples("""
+    edge-bcs targets
+    edge-bcs targets raspberry-pi-5
+""")
+def command(name: str | None, as_json: bool) -> None:
+    """List the boards whose memory and speed are known, or describe one (or a board file of your own)."""
+    from edge_bcs.runtime.units import format_bytes
+    from edge_bcs.targets import boards
+
+    known = [boards.load(item) for item in ([name] if name else boards.names())]
+    if as_json:
+        print_json({"targets": [{**asdict(board), "cores": board.cores} for board in known]})
+        return
+    if name:
+        (board,) = known
+        clusters = ", ".join(f"{c.cores}× {c.core} at {c.frequency / 1e9:.2g} GHz" for c in board.clusters)
+        pairs(
+            [
+                ("board", board.title),
+                ("memory", f"{format_bytes(board.total)}, {format_bytes(board.usable)} for one application"),
+                ("default budget", format_bytes(board.default_budget)),
+                ("bandwidth", f"{board.bandwidth / 1e9:.1f} GB/s"),
+                ("processor", f"{clusters} ({board.isa})"),
+                *((f"source, {topic}", source) for topic, source in board.sources.items()),
+            ]
+        )
+        return
+    table(
+        "Boards",
+        ("name", "memory", "usable", "default budget", "cores", "GFLOP/s"),
+        [
+            (board.name, format_bytes(board.total), format_bytes(board.usable),
+             format_bytes(board.default_budget), board.cores, f"{board.peak_flops / 1e9:.0f}")
+            for board in known
+        ],
+    )  # fmt: skip
