@@ -112,39 +112,24 @@ def budget_library() -> ctypes.CDLL:
 
 
 def pack(images: np.ndarray, lanes: int, halo: int) -> np.ndarray:
-    """f32 [n, C, H, W] as a stack [n / lanes, P, lanes]; rows and planes share their halo."""
+    """f32 [n, C, H, W] as a stack [n / lanes, P, lanes]: a zero halo after each row and plane and in front."""
     n, channels, height, width = images.shape
-    row = width + halo
-    plane = (height + halo) * row
-    origin = halo * row + halo
-    stack = np.zeros((n // lanes, origin + channels * plane, lanes), np.float32)
-    for sample in range(n):
-        block, lane = divmod(sample, lanes)
-        for c in range(channels):
-            for y in range(height):
-                start = origin + c * plane + y * row
-                stack[block, start : start + width, lane] = images[sample, c, y]
-    return stack
+    planes = np.zeros((n, channels, height + halo, width + halo), np.float32)
+    planes[:, :, :height, :width] = images
+    front = np.zeros((n, halo * (width + halo) + halo), np.float32)
+    pixels = np.concatenate([front, planes.reshape(n, -1)], axis=1)
+    return np.ascontiguousarray(pixels.reshape(n // lanes, lanes, -1).transpose(0, 2, 1))
 
 
 def unpack(stack: np.ndarray, channels: int, height: int, width: int, halo: int) -> np.ndarray:
     """The images f32 [n, C, H, W] of a stack; fails if anything of the halo is not zero."""
     blocks, _, lanes = stack.shape
-    row = width + halo
-    plane = (height + halo) * row
-    origin = halo * row + halo
-    images = np.zeros((blocks * lanes, channels, height, width), np.float32)
-    rest = stack.copy()
-    for sample in range(len(images)):
-        block, lane = divmod(sample, lanes)
-        for c in range(channels):
-            for y in range(height):
-                start = origin + c * plane + y * row
-                images[sample, c, y] = stack[block, start : start + width, lane]
-                rest[block, start : start + width, lane] = 0
-    assert stack.shape[1] == origin + channels * plane
-    assert not rest.any(), "the halo is not zero"
-    return images
+    pixels = stack.transpose(0, 2, 1).reshape(blocks * lanes, -1)
+    origin = halo * (width + halo) + halo
+    planes = pixels[:, origin:].reshape(blocks * lanes, channels, height + halo, width + halo)
+    halos = (pixels[:, :origin], planes[:, :, height:], planes[:, :, :, width:])
+    assert not any(part.any() for part in halos), "the halo is not zero"
+    return planes[:, :, :height, :width].copy()
 
 
 def pack_bits(images: np.ndarray, lanes: int) -> np.ndarray:
