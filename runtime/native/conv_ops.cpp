@@ -1,0 +1,501 @@
+// Sparse convolutions (a linear layer is one of a single pixel): forward, gradient of the input, gradient of both.
+//
+// The operators check everything that they are given, describe the work as walks (kernels/walk.h) and hand it to the
+// kernels of this machine's instruction set. y = act(scale · (W ∗ x) + shift + residual) with batch norm folded into scale
+// and shift; its gradients follow by the chain rule (see the README's table of operators).
+
+#include <limits>
+#include <string>
+
+#include "isa.h"
+#include "kernels/walk.h"
+#include "op.h"
+#include "stack.h"
+
+namespace edge_bcs {
+namespace {
+
+const ConvKernels& kernels() {
+  static const ConvKernels& chosen = []() -> const ConvKernels& {
+    switch (selected_isa()) {
+#ifdef EDGE_BCS_HAVE_AVX512
+      case Isa::avx512: return conv_kernels_avx512;
+#endif
+#ifdef EDGE_BCS_HAVE_AVX2
+      case Isa::avx2: return conv_kernels_avx2;
+#endif
+#ifdef EDGE_BCS_HAVE_NEON
+      case Isa::neon: return conv_kernels_neon;
+#endif
+      default: return conv_kernels_scalar;
+    }
+  }();
+  return chosen;
+}
+
+std::int64_t floor_divide(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
+
+enum class MaskKind { none, stack, bits };
+
+// The attributes that all three operators share.
+struct ConvLayer {
+  Stack x, y;  // their halos are those of the forward operator
+  std::int64_t kernel_height, kernel_width, stride, padding;
+  std::int64_t forward_pointer, transpose_pointer;
+  std::int64_t affine;  // slot, or -1
+  bool dense;
+
+  explicit ConvLayer(const Attributes& attributes)
+      : x(Stack::checked(attributes.integer("in_channels"), attributes.integer("in_height"),
+                         attributes.integer("in_width"), attributes.integer("in_halo", 0),
+                         attributes.integer("lanes"))),
+        y(Stack::checked(attributes.integer("out_channels"), attributes.integer("out_height"),
+                         attributes.integer("out_width"), attributes.integer("out_halo", 0), x.lanes)),
+        stride(attributes.integer_in("stride", 1, 64)),
+        padding(attributes.integer_in("padding", 0, 255)),
+        forward_pointer(attributes.integer_in("forward_pointer", 0, std::numeric_limits<std::int32_t>::max())),
+        transpose_pointer(attributes.integer_in("transpose_pointer", 0, std::numeric_limits<std::int32_t>::max())),
+        affine(attributes.integer_in("affine", -1, std::numeric_limits<std::int32_t>::max(), -1)) {
+    const auto kernel = attributes.integers("kernel");
+    require(kernel.size() == 2 && kernel[0] >= 1 && kernel[1] >= 1 && kernel[0] <= max_taps && kernel[1] <= max_taps &&
+                kernel[0] * kernel[1] <= max_taps,
+            "attribute kernel is not two positive sizes with at most ", max_taps, " positions");
+    kernel_height = kernel[0];
+    kernel_width = kernel[1];
+    const auto output = [&](std::int64_t size, std::int64_t kernel_size) {
+      return floor_divide(size + 2 * padding - kernel_size, stride) + 1;
+    };
+    require(y.height == output(x.height, kernel_height) && y.width == output(x.width, kernel_width),
+            "an output of ", y.height, " by ", y.width, " pixels does not follow from an input of ", x.height, " by ",
+            x.width, ", kernel ", kernel_height, " by ", kernel_width, ", stride ", stride, " and padding ", padding);
+    const std::string algorithm = attributes.text("algorithm", "sparse");
+    require(algorithm == "sparse" || algorithm == "dense", "attribute algorithm is \"", algorithm,
+            "\", neither \"sparse\" nor \"dense\"");
+    dense = algorithm == "dense";
+  }
+
+  std::int64_t positions() const { return kernel_height * kernel_width; }
+  std::int64_t weights() const { return y.channels * x.channels * positions(); }
+};
+
+// Checks entries [begin, end): channel << 8 | kernel position, both in range.
+void check_entries(const std::int32_t* entry, std::int64_t begin, std::int64_t end, std::int64_t channels,
+                   std::int64_t positions, const char* name) {
+  // As unsigned numbers negative entries are too large, too. Written so that the compiler can use vectors.
+  std::uint32_t largest = 0, last_position = 0;
+  for (std::int64_t j = begin; j < end; ++j) {
+    const auto word = static_cast<std::uint32_t>(entry[j]);
+    largest = std::max(largest, word);
+    last_position = std::max(last_position, word & 255u);
+  }
+  require((largest >> 8) < channels && last_position < positions, "lists: an entry of ", name,
+          " is out of range for ", channels, " channels and ", positions, " kernel positions");
+}
+
+// Checks that `count` + 1 pointers ascend within [0, kappa].
+void check_pointers(const std::int32_t* pointer, std::int64_t count, std::int64_t kappa, const char* name) {
+  bool ascending = pointer[0] >= 0 && pointer[count] <= kappa;
+  for (std::int64_t i = 0; i < count; ++i) ascending &= pointer[i] <= pointer[i + 1];
+  require(ascending, "lists: the ", name, " pointers do not ascend within [0, ", kappa, "]");
+}
+
+// The parts of coo.lists that a layer uses, checked.
+class Lists {
+ public:
+  Lists(const ConvLayer& layer, const Tensor<const std::int32_t>& lists, const Tensor<const float>& value)
+      : layer_(layer), value_(value.data()), kappa_(value.size()), data_(lists.data()) {
+    require(kappa_ <= std::numeric_limits<std::int32_t>::max() / 3 && 3 * kappa_ <= lists.size() &&
+                layer.forward_pointer + layer.y.channels + 1 <= lists.size() &&
+                layer.transpose_pointer + layer.x.channels * layer.stride * layer.stride + 1 <= lists.size(),
+            "lists has ", lists.size(), " elements, too few for ", kappa_, " values and this layer's pointers");
+  }
+
+  // By output channel, in the order of the arrays.
+  SparseRows forward() const {
+    SparseRows rows;
+    rows.pointer = data_ + layer_.forward_pointer;
+    rows.entry = data_;
+    rows.value = value_;
+    check_pointers(rows.pointer, layer_.y.channels, kappa_, "forward");
+    check_entries(rows.entry, rows.pointer[0], rows.pointer[layer_.y.channels], layer_.x.channels, layer_.positions(),
+                  "forward_column");
+    return rows;
+  }
+
+  // By input channel and phase; pointers of phase 0.
+  SparseRows transpose(const float* scale) const {
+    const std::int64_t count = layer_.x.channels * layer_.stride * layer_.stride;
+    SparseRows rows;
+    rows.pointer = data_ + layer_.transpose_pointer;
+    rows.step = layer_.stride * layer_.stride;
+    rows.entry = data_ + kappa_;
+    rows.position = data_ + 2 * kappa_;
+    rows.value = value_;
+    rows.factor = scale;
+    check_pointers(rows.pointer, count, kappa_, "transpose");
+    check_entries(rows.entry, rows.pointer[0], rows.pointer[count], layer_.y.channels, layer_.positions(),
+                  "transpose_row");
+    std::uint32_t largest = 0;
+    for (std::int64_t j = rows.pointer[0]; j < rows.pointer[count]; ++j)
+      largest = std::max(largest, static_cast<std::uint32_t>(rows.position[j]));
+    require(largest < kappa_ || rows.pointer[0] == rows.pointer[count],
+            "lists: a transpose_position is not in [0, ", kappa_, ")");
+    return rows;
+  }
+
+ private:
+  const ConvLayer& layer_;
+  const float* value_;
+  std::int64_t kappa_;
+  const std::int32_t* data_;
+};
+
+// This layer's part of an affine tensor f32[2A]: scales, then shifts.
+template <class T>
+struct AffineSlots {
+  T* scale = nullptr;
+  T* shift = nullptr;
+
+  AffineSlots(const ConvLayer& layer, const Tensor<T>& affine, const char* name) {
+    if (layer.affine < 0 || !affine) return;
+    const std::int64_t slots = affine.size() / 2;
+    require(affine.shape().rank() == 1 && affine.size() % 2 == 0 && layer.affine + layer.y.channels <= slots, name,
+            " is ", affine.shape().text(), ", too short for ", layer.y.channels, " channels at slot ", layer.affine);
+    scale = affine.data() + layer.affine;
+    shift = affine.data() + slots + layer.affine;
+  }
+};
+
+// Distances must fit an i32.
+void check_size(const Stack& stack) {
+  require(stack.block() <= std::numeric_limits<std::int32_t>::max() / 2, "a batch block of ", stack.pixels(),
+          " pixels is too large");
+}
+
+void use_all_taps(Walk& walk, std::int64_t positions) {
+  walk.taps = static_cast<int>(positions);
+  for (int k = 0; k < walk.taps; ++k) walk.used[k] = static_cast<std::uint8_t>(k);
+}
+
+// The forward walk from x; its output side is a stack of geometry y at `output` (null where only its steps matter).
+Walk forward_walk(const ConvLayer& layer, const Stack& x, const float* input, const Stack& y, float* output,
+                  std::int64_t blocks) {
+  check_size(x);
+  check_size(y);
+  const auto high = [&](std::int64_t out, std::int64_t size, std::int64_t kernel) {
+    return (out - 1) * layer.stride + kernel - 1 - layer.padding - (size - 1);
+  };
+  const std::int64_t needed = std::max({layer.padding, high(y.height, x.height, layer.kernel_height),
+                                        high(y.width, x.width, layer.kernel_width)});
+  require(x.halo >= needed, "x has halo ", x.halo, ", but the convolution needs ", needed);
+  const std::int64_t lanes = x.lanes;
+  Walk walk;
+  walk.blocks = blocks;
+  walk.lanes = lanes;
+  walk.rows = y.channels;
+  walk.channels = x.channels;
+  walk.height = y.height;
+  walk.width = y.width;
+  use_all_taps(walk, layer.positions());
+  for (std::int64_t k = 0; k < layer.positions(); ++k)
+    walk.tap[k] = static_cast<std::int32_t>(((k / layer.kernel_width - layer.padding) * x.row_stride() +
+                                             (k % layer.kernel_width - layer.padding)) * lanes);
+  walk.input = input + x.origin() * lanes;
+  walk.input_block = x.block();
+  walk.input_plane = x.plane_stride() * lanes;
+  walk.input_row = layer.stride * x.row_stride() * lanes;
+  walk.input_pixel = layer.stride * lanes;
+  walk.output = output == nullptr ? nullptr : output + y.origin() * lanes;
+  walk.output_block = y.block();
+  walk.output_plane = y.plane_stride() * lanes;
+  walk.output_row = y.row_stride() * lanes;
+  walk.output_pixel = lanes;
+  walk.tail_at = y.row();
+  walk.tail = y.halo * lanes;
+  walk.bottom = y.halo * y.row_stride() * lanes;
+  return walk;
+}
+
+// The walk from dy to the pixels of dx in one phase of the stride; of no rows if there are none.
+Walk transpose_walk(const ConvLayer& layer, const Stack& dy, const float* input, const Stack& dx, float* output,
+                    std::int64_t blocks, std::int64_t phase_y, std::int64_t phase_x) {
+  const std::int64_t lanes = dx.lanes, stride = layer.stride;
+  Walk walk;
+  if (phase_y >= dx.height || phase_x >= dx.width) return walk;
+  walk.blocks = blocks;
+  walk.lanes = lanes;
+  walk.rows = dx.channels;
+  walk.channels = dy.channels;
+  walk.height = (dx.height - phase_y + stride - 1) / stride;
+  walk.width = (dx.width - phase_x + stride - 1) / stride;
+  std::int64_t needed = 0;
+  for (std::int64_t k = 0; k < layer.positions(); ++k) {
+    const std::int64_t y = k / layer.kernel_width - layer.padding, x = k % layer.kernel_width - layer.padding;
+    const std::int64_t up = floor_divide(y, stride), left = floor_divide(x, stride);
+    if (y - up * stride != phase_y || x - left * stride != phase_x) continue;
+    walk.used[walk.taps++] = static_cast<std::uint8_t>(k);
+    walk.tap[k] = static_cast<std::int32_t>(-(up * dy.row_stride() + left) * lanes);
+    needed = std::max({needed, up, left, walk.height - 1 - up - (dy.height - 1), walk.width - 1 - left - (dy.width - 1)});
+  }
+  require(dy.halo >= needed, "dy has halo ", dy.halo, ", but the gradient of the input needs ", needed);
+  // A list that names a kernel position of another phase is wrong, but must not lead out of the stack.
+  for (std::int64_t k = 0, next = 0; walk.taps > 0 && k <= max_taps; ++k) {
+    if (next < walk.taps && walk.used[next] == k) ++next;
+    else walk.tap[k] = walk.tap[walk.used[0]];
+  }
+  walk.input = input + dy.origin() * lanes;
+  walk.input_block = dy.block();
+  walk.input_plane = dy.plane_stride() * lanes;
+  walk.input_row = dy.row_stride() * lanes;
+  walk.input_pixel = lanes;
+  walk.output = output + (dx.origin() + phase_y * dx.row_stride() + phase_x) * lanes;
+  walk.output_block = dx.block();
+  walk.output_plane = dx.plane_stride() * lanes;
+  walk.output_row = stride * dx.row_stride() * lanes;
+  walk.output_pixel = stride * lanes;
+  if (phase_x == 0) {
+    walk.tail_at = dx.row();
+    walk.tail = dx.halo * lanes;
+    if ((dx.height - 1) % stride == phase_y) walk.bottom = dx.halo * dx.row_stride() * lanes;
+  }
+  return walk;
+}
+
+// Runs one walk with the layer's algorithm; `packed` has room for all of its weights if that is dense.
+void run_walk(const Context& context, bool dense, const Walk& walk, const SparseRows& rows, float* packed) {
+  const ConvKernels& kernel = kernels();
+  if (dense && walk.taps > 0) {
+    context.parallel_for(kernel.pack_tasks(walk), [&](std::int64_t task) { kernel.pack(walk, rows, packed, task); });
+    context.parallel_for(kernel.dense_tasks(walk), [&](std::int64_t task) { kernel.dense(walk, packed, task); });
+  } else {
+    context.parallel_for(kernel.sparse_tasks(walk, rows),
+                         [&](std::int64_t task) { kernel.sparse(walk, rows, task); });
+  }
+}
+
+void zero_fronts(const Stack& stack, float* data, std::int64_t blocks) {
+  for (std::int64_t block = 0; block < blocks; ++block) stack.zero_front(data + block * stack.block());
+}
+
+// The room that the dense algorithm packs weights into.
+Scratch<float> packing_room(const ConvLayer& layer) {
+  return layer.dense ? Scratch<float>(static_cast<std::size_t>(layer.weights())) : Scratch<float>();
+}
+
+struct Conv {
+  static constexpr const char* name = "Conv";
+  static constexpr std::array inputs{Port{"x", float32}, Port{"value", float32}, Port{"affine", float32, optional},
+                                     Port{"residual", float32, optional}, Port{"lists", int32}};
+  static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional}};
+
+  explicit Conv(const Attributes& attributes) : layer(attributes), relu(attributes.flag("relu", false)) {}
+
+  void compute(Context& context) const {
+    const auto x = context.input<float>(0);
+    const auto affine = context.input<float>(2);
+    const auto residual = context.input<float>(3);
+    const std::int64_t blocks = layer.x.blocks(x, "x");
+    if (residual) layer.y.check(residual, blocks, "residual");
+    require(layer.affine < 0 || affine, "the input affine is missing");
+    const AffineSlots<const float> slots(layer, affine, "affine");
+    const SparseRows rows = Lists(layer, context.input<std::int32_t>(4), context.input<float>(1)).forward();
+    Walk walk = forward_walk(layer, layer.x, x.data(), layer.y, nullptr, blocks);
+
+    const auto y = context.output<float>(0, layer.y.shape(blocks));
+    const auto bits = context.output<std::uint8_t>(1, layer.y.bits_shape(blocks));
+    const std::int64_t origin = layer.y.origin() * layer.y.lanes;
+    walk.output = y.data() + origin;
+    walk.scale = slots.scale;
+    walk.shift = slots.shift;
+    if (residual) walk.addend = residual.data() + origin;
+    walk.relu = relu;
+    if (bits) walk.bits = bits.data();
+    walk.bits_row = layer.y.bit_row();
+    walk.bits_plane = layer.y.height * walk.bits_row;
+    walk.bits_block = layer.y.channels * walk.bits_plane;
+    walk.bits_pixel = layer.y.lanes;
+    const auto room = packing_room(layer);
+    zero_fronts(layer.y, y.data(), blocks);
+    run_walk(context, layer.dense, walk, rows, room.data());
+  }
+
+  ConvLayer layer;
+  bool relu;
+};
+const Register<Conv> conv;
+
+// dx = mask ∘ (convᵀ(scale · dy) + addend), for both operators that have it.
+struct InputGradient {
+  Stack dy, dx, mask;
+  MaskKind kind;
+
+  InputGradient(const ConvLayer& layer, const Attributes& attributes)
+      : dy(layer.y.with_halo(attributes.integer("dy_halo"))),
+        dx(layer.x.with_halo(attributes.integer("dx_halo", 0))),
+        mask(layer.x.with_halo(attributes.integer("mask_halo", 0))),
+        kind(static_cast<MaskKind>(attributes.integer_in("mask_kind", 0, 2, 0))) {}
+
+  // The inputs that only this gradient has, checked.
+  struct Inputs {
+    Tensor<const float> addend, mask;
+    Tensor<const std::uint8_t> bits;
+  };
+
+  Inputs read(const Context& context, std::size_t addend, std::size_t mask_index, std::int64_t blocks) const {
+    Inputs inputs;
+    inputs.addend = context.input<float>(addend);
+    if (inputs.addend) dx.check(inputs.addend, blocks, "addend");
+    if (kind == MaskKind::stack) {
+      inputs.mask = context.input<float>(mask_index);
+      require(static_cast<bool>(inputs.mask), "the input mask is missing");
+      mask.check(inputs.mask, blocks, "mask");
+    } else if (kind == MaskKind::bits) {
+      inputs.bits = context.input<std::uint8_t>(mask_index);
+      require(inputs.bits.shape() == dx.bits_shape(blocks), "mask is ", inputs.bits.shape().text(), ", not ",
+              dx.bits_shape(blocks).text());
+    }
+    return inputs;
+  }
+
+  // Checks that every phase fits in dy's halo.
+  void check(const ConvLayer& layer) const {
+    check_size(dy);
+    check_size(dx);
+    for (std::int64_t phase = 0; phase < layer.stride * layer.stride; ++phase)
+      transpose_walk(layer, dy, nullptr, dx, nullptr, 1, phase / layer.stride, phase % layer.stride);
+  }
+
+  void run(const Context& context, const ConvLayer& layer, const float* gradient, const Inputs& inputs, SparseRows rows,
+           float* result, std::int64_t blocks, float* packed) const {
+    zero_fronts(dx, result, blocks);
+    const std::int64_t stride = layer.stride, lanes = dx.lanes;
+    for (std::int64_t phase = 0; phase < stride * stride; ++phase, ++rows.pointer) {
+      const std::int64_t phase_y = phase / stride, phase_x = phase % stride;
+      Walk walk = transpose_walk(layer, dy, gradient, dx, result, blocks, phase_y, phase_x);
+      if (walk.rows == 0) continue;
+      if (inputs.addend) walk.addend = inputs.addend.data() + (walk.output - result);
+      if (inputs.mask) {
+        walk.mask = inputs.mask.data() + (mask.origin() + phase_y * mask.row_stride() + phase_x) * lanes;
+        walk.mask_block = mask.block();
+        walk.mask_plane = mask.plane_stride() * lanes;
+        walk.mask_row = stride * mask.row_stride() * lanes;
+        walk.mask_pixel = stride * lanes;
+      }
+      if (inputs.bits) {
+        walk.mask_bits = inputs.bits.data() + phase_y * dx.bit_row();
+        walk.bits_row = stride * dx.bit_row();
+        walk.bits_plane = dx.height * dx.bit_row();
+        walk.bits_block = dx.channels * walk.bits_plane;
+        walk.bits_first = phase_x * lanes;
+        walk.bits_pixel = stride * lanes;
+      }
+      if (walk.taps == 0) {
+        // No kernel position reaches these pixels: an entry here would be a fault of the lists.
+        for (std::int64_t row = 0; row < walk.rows; ++row)
+          require(rows.begin(row) == rows.end(row), "lists: an entry lies in a phase that no kernel position reaches");
+      }
+      run_walk(context, layer.dense, walk, rows, packed);
+      packed += walk.rows * walk.channels * walk.taps;
+    }
+  }
+};
+
+struct ConvInputGrad {
+  static constexpr const char* name = "ConvInputGrad";
+  static constexpr std::array inputs{Port{"dy", float32},
+                                     Port{"value", float32},
+                                     Port{"affine", float32, optional},
+                                     Port{"addend", float32, optional},
+                                     Port{"mask", ort::ElementType::any, optional},
+                                     Port{"lists", int32}};
+  static constexpr std::array outputs{Port{"dx", float32}};
+
+  explicit ConvInputGrad(const Attributes& attributes) : layer(attributes), gradient(layer, attributes) {
+    gradient.check(layer);
+  }
+
+  void compute(Context& context) const {
+    const auto dy = context.input<float>(0);
+    const auto affine = context.input<float>(2);
+    const std::int64_t blocks = gradient.dy.blocks(dy, "dy");
+    require(layer.affine < 0 || affine, "the input affine is missing");
+    const AffineSlots<const float> slots(layer, affine, "affine");
+    const auto given = gradient.read(context, 3, 4, blocks);
+    const SparseRows rows =
+        Lists(layer, context.input<std::int32_t>(5), context.input<float>(1)).transpose(slots.scale);
+    const auto dx = context.output<float>(0, gradient.dx.shape(blocks));
+    const auto room = packing_room(layer);
+    gradient.run(context, layer, dy.data(), given, rows, dx.data(), blocks, room.data());
+  }
+
+  ConvLayer layer;
+  InputGradient gradient;
+};
+const Register<ConvInputGrad> conv_input_grad;
+
+struct ConvGrad {
+  static constexpr const char* name = "ConvGrad";
+  static constexpr std::array inputs{Port{"dy", float32},
+                                     Port{"x", float32},
+                                     Port{"value", float32},
+                                     Port{"affine", float32, optional},
+                                     Port{"addend", float32, optional},
+                                     Port{"mask", ort::ElementType::any, optional},
+                                     Port{"coo_grad", float32},
+                                     Port{"affine_grad", float32, optional},
+                                     Port{"lists", int32}};
+  static constexpr std::array outputs{Port{"dx", float32, optional}, Port{"coo_grad_out", float32, aliases(6)},
+                                      Port{"affine_grad_out", float32, optional_aliases(7)}};
+
+  explicit ConvGrad(const Attributes& attributes) : layer(attributes), gradient(layer, attributes) {
+    forward_walk(layer, layer.x, nullptr, gradient.dy, nullptr, 1);
+  }
+
+  void compute(Context& context) const {
+    const auto dy = context.input<float>(0);
+    const auto x = context.input<float>(1);
+    const auto value = context.input<float>(2);
+    const auto affine = context.input<float>(3);
+    const std::int64_t blocks = gradient.dy.blocks(dy, "dy");
+    layer.x.check(x, blocks, "x");
+    require(layer.affine < 0 || affine, "the input affine is missing");
+    const AffineSlots<const float> slots(layer, affine, "affine");
+    const auto given = gradient.read(context, 4, 5, blocks);
+    const Lists lists(layer, context.input<std::int32_t>(8), value);
+    const SparseRows rows = lists.forward();
+    require(context.input<float>(6).size() == value.size(), "coo_grad has ", context.input<float>(6).size(),
+            " elements, value has ", value.size());
+    const AffineSlots<const float> grad_slots(layer, context.input<float>(7), "affine_grad");
+
+    const auto dx = context.output<float>(0, gradient.dx.shape(blocks));
+    const auto room = packing_room(layer);
+    if (dx) {
+      gradient.check(layer);
+      gradient.run(context, layer, dy.data(), given, lists.transpose(slots.scale), dx.data(), blocks, room.data());
+    }
+    const auto coo_grad = context.in_place<float>(1, 6);
+    const AffineSlots<float> sums(layer, context.in_place<float>(2, 7), "affine_grad");
+    const Walk walk = forward_walk(layer, layer.x, x.data(), gradient.dy, nullptr, blocks);
+    WeightGradient weights;
+    weights.dy = dy.data() + gradient.dy.origin() * gradient.dy.lanes;
+    weights.scale = slots.scale;
+    weights.grad = coo_grad.data();
+    weights.dscale = sums.scale;
+    weights.dshift = sums.shift;
+    const ConvKernels& kernel = kernels();
+    if (layer.dense)
+      context.parallel_for(kernel.dense_gradient_tasks(walk), [&](std::int64_t task) {
+        kernel.dense_gradient(walk, rows, weights, room.data(), task);
+      });
+    else
+      context.parallel_for(kernel.gradient_tasks(walk, rows),
+                           [&](std::int64_t task) { kernel.gradient(walk, rows, weights, task); });
+  }
+
+  ConvLayer layer;
+  InputGradient gradient;
+};
+const Register<ConvGrad> conv_grad;
+
+}  // namespace
+}  // namespace edge_bcs

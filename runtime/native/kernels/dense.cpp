@@ -1,0 +1,168 @@
+// Walks over all weights of a layer: for layers dense enough that skipping zeros costs more than it saves.
+//
+// A block of output planes shares every load of the input: the sums of `block_rows` planes times a few vectors are held in
+// registers. Weights are packed by blocks of rows, [row block][channel][tap][row], so that a block reads them in order.
+// Tiles are walked in chunks of input channels that fit the first-level cache, while all row blocks use them.
+#include "kernels/table.h"
+#include "kernels/tiles.h"
+
+#if !EDGE_BCS_SCALAR
+
+namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
+namespace {
+
+#ifndef OBLOCK
+#define OBLOCK 4
+#endif
+inline constexpr int block_rows = OBLOCK;
+// Vectors of a register block: block_rows times these are the accumulators.
+inline constexpr int block_vectors = registers == 32 ? 4 : 2;
+
+// The first row and the number of rows of the block that row r begins: a power of two at the end of the matrix.
+int block_size(std::int64_t rows_left) {
+  if (rows_left >= block_rows) return block_rows;
+  int size = 1;
+  while (size * 2 <= rows_left) size *= 2;
+  return size;
+}
+
+// The channels of one chunk.
+std::int64_t chunk_channels(const Walk& walk) {
+  return larger(1, smaller(walk.channels, first_cache / tile_footprint(walk)));
+}
+
+// Adds channels [begin, end) to the sums of OB output planes, for TY rows and TV vectors that begin `down` and `right`
+// in a tile.
+template <int VL, int OB, int TY, int TV, bool strided>
+void dense_block(const Walk& walk, const float* weights, const Place& place, std::int64_t row, int down,
+                 int right, std::int64_t begin, std::int64_t end) {
+  const float* input[TY];
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y) input[y] = walk.input + place.input[down + y] + place.input_x[right];
+  std::int64_t input_x[TV];
+#pragma GCC unroll 4
+  for (int x = 0; x < TV; ++x) input_x[x] = along<VL, strided>(place.input_x + right, x);
+  float* const output = walk.output + row * walk.output_plane + place.output_x[right];
+  Vector<VL> sums[OB][TY][TV];
+#pragma GCC unroll 8
+  for (int o = 0; o < OB; ++o)
+#pragma GCC unroll 8
+    for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+      for (int x = 0; x < TV; ++x)
+        sums[o][y][x] = begin == 0 ? Vector<VL>{}
+                                   : load<VL>(output + o * walk.output_plane + place.output[down + y] +
+                                              along<VL, strided>(place.output_x + right, x));
+  const float* weight = weights + begin * walk.taps * OB;
+  for (std::int64_t channel = begin; channel < end; ++channel) {
+    const std::int64_t plane = channel * walk.input_plane;
+    for (int k = 0; k < walk.taps; ++k, weight += OB) {
+      const std::int64_t distance = plane + walk.tap[walk.used[k]];
+      Vector<VL> pixels[TY][TV];
+#pragma GCC unroll 8
+      for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+        for (int x = 0; x < TV; ++x) pixels[y][x] = load<VL>(input[y] + distance + input_x[x]);
+#pragma GCC unroll 8
+      for (int o = 0; o < OB; ++o) {
+        const Vector<VL> factor = broadcast<VL>(weight[o]);
+#pragma GCC unroll 8
+        for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+          for (int x = 0; x < TV; ++x) sums[o][y][x] += factor * pixels[y][x];
+      }
+    }
+  }
+  if (end == walk.channels) {
+#pragma GCC unroll 8
+    for (int o = 0; o < OB; ++o) finish<VL, TY, TV, strided>(walk, place, row + o, sums[o], down, right);
+  } else {
+#pragma GCC unroll 8
+    for (int o = 0; o < OB; ++o)
+#pragma GCC unroll 8
+      for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+        for (int x = 0; x < TV; ++x)
+          store<VL>(output + o * walk.output_plane + place.output[down + y] +
+                        along<VL, strided>(place.output_x + right, x),
+                    sums[o][y][x]);
+  }
+}
+
+template <int VL, int TY, int TV, bool strided>
+void dense_tile(const Walk& walk, const float* packed, const Place& place, std::int64_t first, std::int64_t last) {
+  // Image rows of a register block.
+  constexpr int down = smaller_int(TY, block_vectors > TV ? block_vectors / TV : 1);
+  constexpr int across = smaller_int(TV, block_vectors);
+  static_assert(TV % across == 0);
+  const std::int64_t channels = chunk_channels(walk);
+  for (std::int64_t begin = 0; begin < walk.channels; begin += channels) {
+    const std::int64_t end = smaller(walk.channels, begin + channels);
+    for (std::int64_t row = first; row < last;) {
+      const float* const weights = packed + row * walk.channels * walk.taps;
+      const int size = block_size(last - row);
+      for (int y = 0; y < TY; y += down)
+        for (int x = 0; x < TV; x += across) {
+          switch (size) {
+            case block_rows:
+              dense_block<VL, block_rows, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+              break;
+            case 2: dense_block<VL, 2, down, across, strided>(walk, weights, place, row, y, x, begin, end); break;
+            default: dense_block<VL, 1, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+          }
+        }
+      row += size;
+    }
+  }
+}
+
+// Groups of rows begin at multiples of the row block, so that the packed weights do not depend on the cut.
+Tasks cut_blocks(const Walk& walk) {
+  Tasks tasks = cut(walk, 16);
+  tasks.group = ceil_divide(tasks.group, block_rows) * block_rows;
+  tasks.groups = ceil_divide(walk.rows, tasks.group);
+  return tasks;
+}
+
+}  // namespace
+
+std::int64_t pack_tasks(const Walk& walk) { return larger(1, smaller(enough_tasks, walk.rows / block_rows)); }
+
+void pack(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t task) {
+  const std::int64_t share = ceil_divide(ceil_divide(walk.rows, block_rows), pack_tasks(walk)) * block_rows;
+  const std::int64_t columns = walk.channels * walk.taps, end = smaller(walk.rows, (task + 1) * share);
+  const TapNumbers number(walk);
+  for (std::int64_t row = task * share; row < end;) {
+    const int size = block_size(walk.rows - row);
+    float* const weights = packed + row * columns;
+    std::memset(weights, 0, static_cast<std::size_t>(size * columns) * sizeof(float));
+    for (int o = 0; o < size; ++o)
+      for (std::int64_t j = rows.begin(row + o); j < rows.end(row + o); ++j) {
+        const std::int64_t channel = rows.entry[j] >> 8, tap = number.of[rows.entry[j] & 255];
+        float weight = rows.value[rows.position == nullptr ? j : rows.position[j]];
+        if (rows.factor != nullptr) weight *= rows.factor[channel];
+        weights[(channel * walk.taps + tap) * size + o] = weight;
+      }
+    row += size;
+  }
+}
+
+std::int64_t dense_tasks(const Walk& walk) {
+  const Tasks tasks = cut_blocks(walk);
+  return tasks.bands * tasks.groups;
+}
+
+void dense(const Walk& walk, const float* packed, std::int64_t task) {
+  const Tasks tasks = cut_blocks(walk);
+  const std::int64_t band = task / tasks.groups * tasks.band, image_rows = walk.blocks * walk.height;
+  const std::int64_t first = task % tasks.groups * tasks.group, last = smaller(walk.rows, first + tasks.group);
+  with_vectors(walk, [&]<int VL, bool strided>() {
+    for_tiles<VL>(walk, band, smaller(image_rows, band + tasks.band), [&]<int TY, int TV>(const Place& place) {
+      dense_tile<VL, TY, TV, strided>(walk, packed, place, first, last);
+    });
+  });
+}
+
+}  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE
+
+#endif

@@ -1,0 +1,148 @@
+// The kernels written as plainly as can be: the scalar variant, against which the others are tested.
+#include "kernels/table.h"
+
+#if EDGE_BCS_SCALAR
+
+namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
+namespace {
+
+// Calls body(input pixel offset, output pixel offset, mask offset, bits offset in bytes, bit) for every float of a plane,
+// and zeroes the halo of the output where there is one.
+template <class Body>
+void for_pixels(const Walk& walk, const Body& body) {
+  for (std::int64_t block = 0; block < walk.blocks; ++block)
+    for (std::int64_t y = 0; y < walk.height; ++y)
+      for (std::int64_t x = 0; x < walk.width; ++x)
+        for (std::int64_t lane = 0; lane < walk.lanes; ++lane)
+          body(block * walk.input_block + y * walk.input_row + x * walk.input_pixel + lane,
+               block * walk.output_block + y * walk.output_row + x * walk.output_pixel + lane,
+               block * walk.mask_block + y * walk.mask_row + x * walk.mask_pixel + lane,
+               block * walk.bits_block + y * walk.bits_row, walk.bits_first + x * walk.bits_pixel + lane);
+}
+
+// The output from the sums of one plane: sum(input offset) is called for every float.
+template <class Sum>
+void plane(const Walk& walk, std::int64_t row, const Sum& sum) {
+  for_pixels(walk, [&](std::int64_t in, std::int64_t out, std::int64_t mask, std::int64_t byte, std::int64_t bit) {
+    float value = sum(in);
+    if (walk.scale != nullptr) value = value * walk.scale[row] + walk.shift[row];
+    out += row * walk.output_plane;
+    if (walk.addend != nullptr) value += walk.addend[out];
+    if (walk.relu && value < 0) value = 0;
+    if (walk.mask != nullptr && !(walk.mask[row * walk.mask_plane + mask] > 0)) value = 0;
+    byte += row * walk.bits_plane + bit / 8;
+    if (walk.mask_bits != nullptr && (walk.mask_bits[byte] >> (bit % 8) & 1) == 0) value = 0;
+    walk.output[out] = value;
+    if (walk.bits != nullptr) {
+      const unsigned others = bit % 8 == 0 ? 0u : walk.bits[byte];
+      walk.bits[byte] = static_cast<std::uint8_t>(others | static_cast<unsigned>(value > 0) << (bit % 8));
+    }
+  });
+  for (std::int64_t block = 0; block < walk.blocks; ++block)
+    for (std::int64_t y = 0; y < walk.height; ++y) {
+      float* tail = walk.output + row * walk.output_plane + block * walk.output_block + y * walk.output_row +
+                    walk.tail_at;
+      const std::int64_t count = walk.tail + (y == walk.height - 1 ? walk.bottom : 0);
+      for (std::int64_t i = 0; i < count; ++i) tail[i] = 0;
+    }
+}
+
+float weight(const SparseRows& rows, std::int64_t entry) {
+  if (rows.position == nullptr) return rows.value[entry];
+  const float value = rows.value[rows.position[entry]];
+  return rows.factor == nullptr ? value : value * rows.factor[rows.entry[entry] >> 8];
+}
+
+std::int64_t distance(const Walk& walk, std::int32_t entry) {
+  return (entry >> 8) * walk.input_plane + walk.tap[entry & 255];
+}
+
+// grad, dscale and dshift of one row, from g'(entry).
+template <class Gradient>
+void deliver(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient, std::int64_t row,
+             const Gradient& gradient_of) {
+  double dscale = 0;
+  for (std::int64_t j = rows.begin(row); j < rows.end(row); ++j) {
+    const double sum = gradient_of(j);
+    gradient.grad[j] += static_cast<float>((gradient.scale == nullptr ? 1.0 : gradient.scale[row]) * sum);
+    dscale += sum * rows.value[j];
+  }
+  if (gradient.dscale == nullptr) return;
+  gradient.dscale[row] += static_cast<float>(dscale);
+  double dshift = 0;
+  for_pixels(walk, [&](std::int64_t, std::int64_t out, std::int64_t, std::int64_t, std::int64_t) {
+    dshift += gradient.dy[row * walk.output_plane + out];
+  });
+  gradient.dshift[row] += static_cast<float>(dshift);
+}
+
+// Σ dy · input at a distance.
+double product(const Walk& walk, const WeightGradient& gradient, std::int64_t row, std::int64_t at) {
+  double sum = 0;
+  for_pixels(walk, [&](std::int64_t in, std::int64_t out, std::int64_t, std::int64_t, std::int64_t) {
+    sum += static_cast<double>(gradient.dy[row * walk.output_plane + out]) * walk.input[in + at];
+  });
+  return sum;
+}
+
+}  // namespace
+
+std::int64_t sparse_tasks(const Walk& walk, const SparseRows&) { return walk.rows; }
+
+void sparse(const Walk& walk, const SparseRows& rows, std::int64_t row) {
+  plane(walk, row, [&](std::int64_t in) {
+    float sum = 0;
+    for (std::int64_t j = rows.begin(row); j < rows.end(row); ++j)
+      sum += weight(rows, j) * walk.input[in + distance(walk, rows.entry[j])];
+    return sum;
+  });
+}
+
+std::int64_t pack_tasks(const Walk& walk) { return walk.rows; }
+
+void pack(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t row) {
+  float* const weights = packed + row * walk.channels * walk.taps;
+  const TapNumbers number(walk);
+  for (std::int64_t i = 0; i < walk.channels * walk.taps; ++i) weights[i] = 0;
+  for (std::int64_t j = rows.begin(row); j < rows.end(row); ++j)
+    weights[(rows.entry[j] >> 8) * walk.taps + number.of[rows.entry[j] & 255]] = weight(rows, j);
+}
+
+std::int64_t dense_tasks(const Walk& walk) { return walk.rows; }
+
+void dense(const Walk& walk, const float* packed, std::int64_t row) {
+  const float* const weights = packed + row * walk.channels * walk.taps;
+  plane(walk, row, [&](std::int64_t in) {
+    float sum = 0;
+    for (std::int64_t channel = 0; channel < walk.channels; ++channel)
+      for (int k = 0; k < walk.taps; ++k)
+        sum += weights[channel * walk.taps + k] * walk.input[in + channel * walk.input_plane + walk.tap[walk.used[k]]];
+    return sum;
+  });
+}
+
+std::int64_t gradient_tasks(const Walk& walk, const SparseRows&) { return walk.rows; }
+
+void gradient(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient, std::int64_t row) {
+  deliver(walk, rows, gradient, row,
+          [&](std::int64_t j) { return product(walk, gradient, row, distance(walk, rows.entry[j])); });
+}
+
+std::int64_t dense_gradient_tasks(const Walk& walk) { return walk.rows; }
+
+void dense_gradient(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient, float* work,
+                    std::int64_t row) {
+  float* const sums = work + row * walk.channels * walk.taps;
+  for (std::int64_t channel = 0; channel < walk.channels; ++channel)
+    for (int k = 0; k < walk.taps; ++k)
+      sums[channel * walk.taps + k] =
+          static_cast<float>(product(walk, gradient, row, channel * walk.input_plane + walk.tap[walk.used[k]]));
+  const TapNumbers number(walk);
+  deliver(walk, rows, gradient, row, [&](std::int64_t j) {
+    return static_cast<double>(sums[(rows.entry[j] >> 8) * walk.taps + number.of[rows.entry[j] & 255]]);
+  });
+}
+
+}  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE
+
+#endif

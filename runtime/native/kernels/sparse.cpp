@@ -1,0 +1,92 @@
+// Walks over the entries of a sparse matrix: forward convolution and input gradient.
+//
+// A tile of the output plane is held in registers while the entries of its row are added to it: each entry is one
+// broadcast weight and one run of fused multiply-adds from memory, without a branch. Entries are first turned into
+// distances (in floats) from the output pixel, a bounded group at a time, and used for all tiles of a task. Where rows are
+// long, the group is walked in chunks of input channels, so that the input around the tile stays in the first-level cache
+// while all rows of the group use it; the sums wait in the output meanwhile.
+#include "kernels/table.h"
+#include "kernels/tiles.h"
+
+#if !EDGE_BCS_SCALAR
+
+namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
+namespace {
+
+template <int VL, int TY, int TV, bool strided>
+void sparse_tile(const Walk& walk, const Group& group, const Place& place) {
+  const float* input[TY];
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y) input[y] = walk.input + place.input[y] + place.input_x[0];
+  std::int64_t input_x[TV];
+#pragma GCC unroll 4
+  for (int x = 0; x < TV; ++x) input_x[x] = along<VL, strided>(place.input_x, x);
+  float* const output = walk.output + place.output_x[0];
+  for (int chunk = 0; chunk < group.chunks; ++chunk) {
+    for (int r = 0; r < group.rows; ++r) {
+      const int begin = group.begin(r, chunk), end = group.end(r, chunk);
+      const bool first = group.starts(r, chunk), last = group.completes(r, chunk);
+      if (begin == end && !first && !last) continue;
+      const std::int64_t row = group.first_row + r;
+      float* const plane = output + row * walk.output_plane;
+      Vector<VL> sums[TY][TV];
+      if (first) {
+#pragma GCC unroll 8
+        for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+          for (int x = 0; x < TV; ++x) sums[y][x] = Vector<VL>{};
+      } else {
+#pragma GCC unroll 8
+        for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+          for (int x = 0; x < TV; ++x)
+            sums[y][x] = load<VL>(plane + place.output[y] + along<VL, strided>(place.output_x, x));
+      }
+      for (int j = begin; j < end; ++j) {
+        const Vector<VL> weight = broadcast<VL>(group.weights[j]);
+        const std::int64_t distance = group.distance[j];
+#pragma GCC unroll 8
+        for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+          for (int x = 0; x < TV; ++x) sums[y][x] += weight * load<VL>(input[y] + distance + input_x[x]);
+      }
+      if (last) {
+        finish<VL, TY, TV, strided>(walk, place, row, sums);
+      } else {
+#pragma GCC unroll 8
+        for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+          for (int x = 0; x < TV; ++x)
+            store<VL>(plane + place.output[y] + along<VL, strided>(place.output_x, x), sums[y][x]);
+      }
+    }
+  }
+}
+
+template <int VL, bool strided>
+void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
+  const Tasks tasks = cut(walk, 16);
+  const std::int64_t band = task / tasks.groups * tasks.band, image_rows = walk.blocks * walk.height;
+  const std::int64_t first = task % tasks.groups * tasks.group;
+  Group group;
+  for (Cursor cursor(rows, first, smaller(walk.rows, first + tasks.group)); group.fill(walk, rows, cursor);) {
+    for_tiles<VL>(walk, band, smaller(image_rows, band + tasks.band), [&]<int TY, int TV>(const Place& place) {
+      sparse_tile<VL, TY, TV, strided>(walk, group, place);
+    });
+  }
+}
+
+}  // namespace
+
+std::int64_t sparse_tasks(const Walk& walk, const SparseRows&) {
+  const Tasks tasks = cut(walk, 16);
+  return tasks.bands * tasks.groups;
+}
+
+void sparse(const Walk& walk, const SparseRows& rows, std::int64_t task) {
+  with_vectors(walk, [&]<int VL, bool strided>() { sparse_walk<VL, strided>(walk, rows, task); });
+}
+
+}  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE
+
+#endif

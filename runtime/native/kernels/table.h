@@ -1,0 +1,33 @@
+// The functions behind one variant's ConvKernels.
+#pragma once
+
+#include "kernels/group.h"
+#include "kernels/simd.h"
+#include "kernels/walk.h"
+
+// 1 in the scalar variant, whose kernels are the plain loops of reference.cpp.
+#define EDGE_BCS_IS_scalar 1
+#define EDGE_BCS_SCALAR EDGE_BCS_JOIN(EDGE_BCS_IS_, EDGE_BCS_VARIANT)
+
+namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
+
+// The number of each kernel position among those that the walk uses; 0 for the others.
+struct TapNumbers {
+  explicit TapNumbers(const Walk& walk) {
+    for (int i = 0; i < walk.taps; ++i) of[walk.used[i]] = static_cast<std::uint8_t>(i);
+  }
+  std::uint8_t of[max_taps + 1] = {};
+};
+
+std::int64_t sparse_tasks(const Walk&, const SparseRows&);
+void sparse(const Walk&, const SparseRows&, std::int64_t task);
+std::int64_t pack_tasks(const Walk&);
+void pack(const Walk&, const SparseRows&, float* packed, std::int64_t task);
+std::int64_t dense_tasks(const Walk&);
+void dense(const Walk&, const float* packed, std::int64_t task);
+std::int64_t gradient_tasks(const Walk&, const SparseRows&);
+void gradient(const Walk&, const SparseRows&, const WeightGradient&, std::int64_t task);
+std::int64_t dense_gradient_tasks(const Walk&);
+void dense_gradient(const Walk&, const SparseRows&, const WeightGradient&, float* work, std::int64_t task);
+
+}  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE

@@ -1,0 +1,106 @@
+// What the convolution kernels are asked to do, and the table through which one compiled variant of them is called.
+//
+// All kernels see a convolution as a walk: a grid of `height` × `width` output pixels in each of `rows` output planes,
+// where output pixel (y, x) of plane r is the sum, over the entries of row r of a sparse matrix, of a weight times one
+// input pixel. The input pixel of an entry (channel, tap) lies at a fixed distance from the output pixel's own place:
+//
+//     input + channel * input_plane + tap[kpos] + y * input_row + x * input_pixel        (all in floats)
+//
+// because activations carry a halo of zeros (see stack.h), so no entry ever needs a border case. Forward walks have
+// input steps of `stride` pixels; a gradient with respect to the input is one walk for each phase of the stride, with
+// output steps of `stride` pixels. Every pixel is `lanes` floats, one for each image of a batch block.
+#pragma once
+
+#include <cstdint>
+
+namespace edge_bcs {
+
+// At most this many kernel positions (kh · kw); an entry's low eight bits can name one more.
+inline constexpr int max_taps = 255;
+
+struct Walk {
+  std::int64_t blocks = 1;   // NB
+  std::int64_t lanes = 1;    // B
+  std::int64_t rows = 0;     // output planes
+  std::int64_t channels = 0; // input planes
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+  std::int32_t tap[max_taps + 1] = {};    // distance of each kernel position, in floats
+  int taps = 0;                           // kernel positions that the walk uses:
+  std::uint8_t used[max_taps + 1] = {};   // these, in ascending order
+
+  // Steps in floats from one block, plane, row and pixel to the next; the pointers are at pixel (0, 0) of plane 0.
+  const float* input = nullptr;
+  std::int64_t input_block = 0, input_plane = 0, input_row = 0, input_pixel = 0;
+  float* output = nullptr;
+  std::int64_t output_block = 0, output_plane = 0, output_row = 0, output_pixel = 0;
+
+  // output = mask ∘ act(scale · sum + shift + addend); each part is absent where its pointer is null.
+  const float* scale = nullptr;   // [rows]
+  const float* shift = nullptr;   // [rows], given exactly when scale is
+  const float* addend = nullptr;  // steps as the output's
+  bool relu = false;
+  const float* mask = nullptr;    // passes where > 0
+  std::int64_t mask_block = 0, mask_plane = 0, mask_row = 0, mask_pixel = 0;
+  const std::uint8_t* mask_bits = nullptr;  // passes where the bit is set; bits_* below say where it lies
+  std::uint8_t* bits = nullptr;             // written: whether the output is > 0
+  std::int64_t bits_block = 0, bits_plane = 0, bits_row = 0;  // steps in bytes
+  std::int64_t bits_first = 0, bits_pixel = 0;                // steps in bits
+
+  // Floats to zero at `tail_at` after the start of an output row: the halo beside it, and below the last row.
+  std::int64_t tail_at = 0, tail = 0, bottom = 0;
+};
+
+// A sparse matrix of one layer, compressed by rows. Row r has the entries j in [pointer[r·step], pointer[r·step + 1]);
+// entry j is channel << 8 | kpos and its weight is value[j], or value[position[j]] · factor[channel].
+struct SparseRows {
+  const std::int32_t* pointer = nullptr;
+  std::int64_t step = 1;
+  const std::int32_t* entry = nullptr;
+  const std::int32_t* position = nullptr;
+  const float* value = nullptr;
+  const float* factor = nullptr;
+
+  std::int64_t begin(std::int64_t row) const { return pointer[row * step]; }
+  std::int64_t end(std::int64_t row) const { return pointer[row * step + 1]; }
+};
+
+// The gradient with respect to the weights of a forward walk whose output steps are those of dy: for each entry j of row
+// o, g'_j = Σ over blocks and pixels of dy · input pixel, and then
+// grad[j] += scale[o] · g'_j,  dscale[o] += Σ_j value[j] · g'_j,  dshift[o] += Σ dy.
+struct WeightGradient {
+  const float* dy = nullptr;     // at pixel (0, 0) of plane 0
+  const float* scale = nullptr;  // null: 1
+  float* grad = nullptr;         // indexed by j
+  float* dscale = nullptr;       // null: not wanted (then dshift is null too)
+  float* dshift = nullptr;
+};
+
+// The kernels of one instruction set; `conv_kernels_NAME` are those of variant NAME. Work is cut into `*_tasks` parts that depend on the sizes and the lists only,
+// never on the number of threads; each part is independent of the others.
+struct ConvKernels {
+  // Walk over the entries that there are.
+  std::int64_t (*sparse_tasks)(const Walk&, const SparseRows&);
+  void (*sparse)(const Walk&, const SparseRows&, std::int64_t task);
+
+  // Walk over all weights, packed into `packed` (rows · channels · taps floats) by `pack` first.
+  std::int64_t (*pack_tasks)(const Walk&);
+  void (*pack)(const Walk&, const SparseRows&, float* packed, std::int64_t task);
+  std::int64_t (*dense_tasks)(const Walk&);
+  void (*dense)(const Walk&, const float* packed, std::int64_t task);
+
+  // Gradient of the weights that there are.
+  std::int64_t (*gradient_tasks)(const Walk&, const SparseRows&);
+  void (*gradient)(const Walk&, const SparseRows&, const WeightGradient&, std::int64_t task);
+
+  // Gradient of all weights in `work` (rows · channels · taps floats), of which those that there are get used.
+  std::int64_t (*dense_gradient_tasks)(const Walk&);
+  void (*dense_gradient)(const Walk&, const SparseRows&, const WeightGradient&, float* work, std::int64_t task);
+};
+
+extern const ConvKernels conv_kernels_scalar;
+extern const ConvKernels conv_kernels_avx2;
+extern const ConvKernels conv_kernels_avx512;
+extern const ConvKernels conv_kernels_neon;
+
+}  // namespace edge_bcs
