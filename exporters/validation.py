@@ -19,7 +19,7 @@ from edge_bcs.errors import EdgeBcsError
 from edge_bcs.sparse_model import SparseModel
 
 TOLERANCE = 1e-4
-_SAMPLES = 2  # images that count; the others of the micro-batch have weight 0
+_SAMPLES = 4  # images that count; the others of the micro-batch have weight 0
 _DRAWS = 3
 
 Array = np.ndarray[Any, Any]
