@@ -26,6 +26,7 @@ __all__ = [
     "Layer",
     "SparseModel",
     "erk_densities",
+    "fixed",
     "kappa",
     "layer_counts",
     "paper_densities",
@@ -169,8 +170,6 @@ def sparsify(
     """
     if distribution not in DISTRIBUTIONS:
         raise EdgeBcsError(f"there is no distribution {distribution!r}; choose {', '.join(DISTRIBUTIONS)}")
-    if not 0 <= seed < 2**64:
-        raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}")
     if isinstance(model, SparseModel):
         model = model.network
     layers = prunable_layers(model)
@@ -183,6 +182,39 @@ def sparsify(
     else:
         densities = uniform_densities(layers)
     counts = layer_counts([layer.size for layer in layers], densities, count)
+    return _drawn(model, layers, counts, seed=seed, sparsity=str(sparsity), distribution=distribution)
+
+
+def fixed(model: nn.Module, trained: SparseModel, seed: int = 0) -> SparseModel:
+    """Return a copy of `model` with a random mask that has the layer counts of a trained network.
+
+    The baseline "Fixed" of the paper (section 4.1): the densities at which the method converged, without its
+    connections. Train it with `method="fixed"`.
+
+    Raises:
+        EdgeBcsError: the two networks have different kernels, or `model` cannot be handled.
+    """
+    layers = prunable_layers(model)
+    if layers != trained.layers:
+        raise EdgeBcsError("the network whose layer counts are to be taken has other kernels than the model")
+    counts = np.array(list(trained.layer_counts().values()))
+    return _drawn(
+        model, layers, counts, seed=seed, sparsity=trained.sparsity, distribution=trained.distribution
+    )
+
+
+def _drawn(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    counts: NDArray[np.int64],
+    *,
+    seed: int,
+    sparsity: str,
+    distribution: str,
+) -> SparseModel:
+    """Return a copy of `model` with so many random connections in each layer."""
+    if not 0 <= seed < 2**64:
+        raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}")
     index = np.concatenate(
         [
             layer.offset + _draw_positions(seed, number, layer.size, int(active))
@@ -191,9 +223,9 @@ def sparsify(
     )
     # He et al. (2015): standard deviation √(2 / fan-in), with the fan-in of the dense layer.
     scale = np.repeat([math.sqrt(2.0 / math.prod(layer.shape[1:])) for layer in layers], counts)
-    normal = random.normal(count, seed=seed, step=0, purpose=random.WEIGHT)
+    normal = random.normal(len(index), seed=seed, step=0, purpose=random.WEIGHT)
     theta = np.abs(normal) * scale.astype(np.float32)
     value = random.signs(index, seed=seed) * theta
     return SparseModel(
-        copy.deepcopy(model), value, index, seed=seed, sparsity=str(sparsity), distribution=distribution
+        copy.deepcopy(model), value, index, seed=seed, sparsity=sparsity, distribution=distribution
     )

@@ -1,0 +1,251 @@
+"""Clean and robust accuracy of any torch module, in RobustBench's terms.
+
+An image counts as robust if the network is right about the clean image and about every adversarial image
+found. Reports also warn of known signs of a robustness that is not real: gradients that vanish, and a
+network that answers at random (Athalye et al., 2018).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from edge_bcs import attacks
+from edge_bcs.attacks import Model
+from edge_bcs.checkpoint import write_atomically
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.objectives import cross_entropy
+
+ATTACKS = ("none", "fgsm", "pgd")
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What evaluation and training read from: every data set of `edge_bcs.data`."""
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    labels: NDArray[Any]
+
+    def __len__(self) -> int: ...
+
+    def order(self, seed: int, epoch: int, shuffle: bool = True) -> NDArray[Any]:
+        """Return the positions i64[N] in the order of one epoch."""
+        ...
+
+    def read(
+        self, positions: NDArray[Any], *, seed: int = 0, epoch: int = 0, augment: bool = False
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return images f32 [m, C, H, W] in [0, 1] and labels i64[m] at these positions."""
+        ...
+
+
+Batches = Iterable[tuple[NDArray[Any], NDArray[Any]]]
+
+
+def device_of(model: object) -> torch.device:
+    """Return where a module's first parameter lies; the CPU if it has none."""
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def evaluate(
+    model: Model,
+    data: Data | Batches,
+    *,
+    attack: str = "pgd",
+    epsilon: float = 8 / 255,
+    steps: int = 50,
+    restarts: int = 10,
+    step_size: float | None = None,
+    batch_size: int = 128,
+    samples: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    resume: str | Path | None = None,
+) -> dict[str, Any]:
+    """Return clean and robust accuracy with everything that says how they were measured.
+
+    Args:
+        model: maps f32 [n, C, H, W] in [0, 1] to logits f32 [n, K]; a module is used in evaluation mode.
+        data: a data set, or an iterable of batches (x f32 [n, C, H, W], y i64[n]).
+        attack: "pgd" with uniform random starts, "fgsm", or "none".
+        epsilon: radius of the l∞ ball, in units of pixels in [0, 1].
+        steps, restarts: of PGD; an image is robust only if no restart fools the network.
+        step_size: of PGD; 2.5·ε/steps if None (Madry et al., 2018).
+        batch_size: images at a time, where `data` is a data set.
+        samples: only the first so many images; all if None.
+        seed: of PGD's starts.
+        progress: show a progress bar.
+        resume: JSON file in which the counts are kept after each batch; if it holds those of an interrupted
+            evaluation with the same settings, that one is continued. Removed at the end.
+
+    Returns:
+        {"clean_acc", "adv_acc" (fractions), "samples", "attack", "norm": "Linf", "eps", "steps",
+        "restarts", "step_size", "seed", "seconds", "warnings": [sentences]}; adv_acc is None for the attack
+        "none".
+
+    Raises:
+        EdgeBcsError: an unknown attack, an empty data set, a label outside the network's classes.
+    """
+    if attack not in ATTACKS:
+        raise EdgeBcsError(f"there is no attack {attack!r} here; choose one of {', '.join(ATTACKS)}")
+    if attack == "fgsm":
+        steps, restarts, step_size = 1, 1, epsilon
+    step_size = 2.5 * epsilon / steps if step_size is None and steps else step_size
+    settings = {
+        "attack": attack,
+        "norm": "Linf",
+        "eps": epsilon,
+        "steps": steps if attack != "none" else 0,
+        "restarts": restarts if attack != "none" else 0,
+        "step_size": step_size if attack != "none" else 0.0,
+        "seed": seed,
+    }
+
+    def adversarial(x: Tensor, labels: Tensor, number: int) -> Tensor:
+        if attack == "fgsm":
+            return attacks.fgsm(model, x, labels, epsilon=epsilon)
+        assert step_size is not None
+        return attacks.pgd_restarts(
+            model,
+            x,
+            labels,
+            restarts=restarts,
+            epsilon=epsilon,
+            step_size=step_size,
+            steps=steps,
+            seed=seed,
+            batch=number,
+        )
+
+    return measure(
+        model,
+        data,
+        None if attack == "none" else adversarial,
+        settings,
+        batch_size=batch_size,
+        samples=samples,
+        progress=progress,
+        resume=resume,
+    )
+
+
+def measure(
+    model: Model,
+    data: Data | Batches,
+    adversarial: Callable[[Tensor, Tensor, int], Tensor] | None,
+    settings: dict[str, Any],
+    *,
+    batch_size: int = 128,
+    samples: int | None = None,
+    progress: bool = False,
+    resume: str | Path | None = None,
+) -> dict[str, Any]:
+    """Count over batches what `evaluate` reports, for any attack (x, labels, batch number) -> images."""
+    device = device_of(model)
+    total = samples
+    if isinstance(data, Data):
+        total = len(data) if samples is None else min(samples, len(data))
+    if total == 0:
+        raise EdgeBcsError("there is no image to evaluate")
+    asked = {**settings, "batch_size": batch_size, "samples": total}
+    counts = _resumed(resume, asked) or {"batches": 0, "samples": 0, "clean": 0, "adversarial": 0}
+    counts.setdefault("warnings", [])
+    began = time.monotonic()
+    with _bar(progress) as bar, attacks.evaluation_mode(model):
+        task = bar.add_task(settings["attack"], total=total, completed=counts["samples"])
+        for number, (images, targets) in enumerate(_batches(data, batch_size, total)):
+            if number < counts["batches"]:
+                continue
+            x, labels = torch.from_numpy(images).to(device), torch.from_numpy(targets).to(device)
+            with torch.no_grad():
+                logits = model(x)
+            _check_labels(labels, logits)
+            right = logits.argmax(1) == labels
+            if number == 0:
+                counts["warnings"] += _suspicions(model, x, labels, logits)
+            counts["clean"] += int(right.sum())
+            if adversarial is not None:
+                found = adversarial(x, labels, number)
+                with torch.no_grad():
+                    counts["adversarial"] += int((right & (model(found).argmax(1) == labels)).sum())
+            counts["samples"] += len(x)
+            counts["batches"] = number + 1
+            if resume is not None:
+                write_atomically(Path(resume), json.dumps({"asked": asked, "counts": counts}).encode())
+            bar.advance(task, len(x))
+    if not counts["samples"]:
+        raise EdgeBcsError("there is no image to evaluate")
+    if resume is not None:
+        Path(resume).unlink(missing_ok=True)
+    return {
+        "clean_acc": counts["clean"] / counts["samples"],
+        "adv_acc": counts["adversarial"] / counts["samples"] if adversarial is not None else None,
+        "samples": counts["samples"],
+        **settings,
+        "seconds": time.monotonic() - began,
+        "warnings": counts["warnings"],
+    }
+
+
+def _resumed(resume: str | Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:
+    if resume is None or not Path(resume).is_file():
+        return None
+    try:
+        stored = json.loads(Path(resume).read_text())
+        return dict(stored["counts"]) if stored["asked"] == asked else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _batches(data: Data | Batches, batch_size: int, total: int | None) -> Iterator[tuple[Any, Any]]:
+    """Yield at most `total` images, in stored order."""
+    if isinstance(data, Data):
+        order = data.order(0, 0, shuffle=False)[:total]
+        for first in range(0, len(order), batch_size):
+            yield data.read(order[first : first + batch_size])
+        return
+    left = 2**62 if total is None else total
+    for x, y in data:
+        if left <= 0:
+            return
+        yield np.asarray(x, np.float32)[:left], np.asarray(y, np.int64)[:left]
+        left -= len(x)
+
+
+def _check_labels(labels: Tensor, logits: Tensor) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        wrong = low if low < 0 else high
+        raise EdgeBcsError(f"label {wrong} is out of range: the network has {logits.shape[1]} classes")
+
+
+def _suspicions(model: Model, x: Tensor, labels: Tensor, logits: Tensor) -> list[str]:
+    """Return sentences about signs that gradients mislead an attack, seen on one batch."""
+    found = []
+    with torch.no_grad():
+        if not torch.allclose(model(x), logits, rtol=1e-3, atol=1e-4):
+            found.append("two passes of the same images differ: the network is randomised, and PGD may fail")
+    gradient = attacks.input_gradient(model, x, lambda out: cross_entropy(out, labels))
+    vanished = float((gradient.flatten(1).abs().amax(1) == 0).float().mean())
+    if vanished > 0.1:
+        found.append(
+            f"the gradient with respect to the image is zero for {vanished:.0%} of images: "
+            "a gradient attack cannot succeed there, so check with a black-box attack"
+        )
+    return found
+
+
+def _bar(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, disable=not shown)

@@ -1,0 +1,166 @@
+"""Evaluation: counts by hand on networks whose robustness is known, warnings, resumption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edge_bcs
+from edge_bcs import attacks, evaluation
+from edge_bcs.data import ArrayDataset
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.evaluation import evaluate
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean pixel is above one half: the exact l∞ margin of an image is |mean − ½|."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = x.flatten(1).mean(1) - 0.5
+        return torch.stack([-score, score], 1)
+
+
+def by_margin(*means: float) -> ArrayDataset:
+    images = np.stack([np.full((1, 2, 2), mean, np.float32) for mean in means])
+    return ArrayDataset(images, np.array([int(mean > 0.5) for mean in means]))
+
+
+def test_robust_accuracy_is_the_share_of_margins_beyond_epsilon() -> None:
+    data = by_margin(0.3, 0.45, 0.48, 0.52, 0.56, 0.7, 0.9, 0.1)
+    for attack, steps in (("fgsm", 50), ("pgd", 1), ("pgd", 20)):
+        step_size = 1.0 if steps == 1 else None
+        report = evaluate(
+            Threshold(),
+            data,
+            attack=attack,
+            epsilon=0.1,
+            steps=steps,
+            step_size=step_size,
+            restarts=2,
+            batch_size=3,
+        )
+        assert report["clean_acc"] == 1.0
+        assert report["adv_acc"] == 4 / 8  # 0.45, 0.48, 0.52 and 0.56 are within 0.1 of the threshold
+    assert evaluate(Threshold(), data, epsilon=0.03, batch_size=8)["adv_acc"] == 6 / 8
+
+
+def test_an_image_that_is_wrong_to_begin_with_is_not_robust() -> None:
+    data = by_margin(0.1, 0.9, 0.8, 0.2)
+    data.labels[:2] = 1 - data.labels[:2]
+    report = evaluate(Threshold(), data, epsilon=0.5, batch_size=2)
+    assert (report["clean_acc"], report["adv_acc"]) == (0.5, 0.0)
+    report = evaluate(Threshold(), data, epsilon=0.01)
+    assert (report["clean_acc"], report["adv_acc"]) == (0.5, 0.5)
+
+
+def test_report_says_how_it_was_measured() -> None:
+    report = evaluate(Threshold(), by_margin(0.1, 0.9), steps=50, restarts=10, seed=4)
+    assert report.pop("seconds") >= 0
+    assert report == {
+        "clean_acc": 1.0,
+        "adv_acc": 1.0,
+        "samples": 2,
+        "attack": "pgd",
+        "norm": "Linf",
+        "eps": 8 / 255,
+        "steps": 50,
+        "restarts": 10,
+        "step_size": 2.5 * (8 / 255) / 50,
+        "seed": 4,
+        "warnings": [],
+    }
+    assert json.dumps(report)
+    natural = evaluate(Threshold(), by_margin(0.1, 0.9), attack="none")
+    assert natural["adv_acc"] is None and natural["steps"] == 0
+
+
+def test_samples_and_iterables() -> None:
+    data = by_margin(*np.linspace(0.2, 0.45, 10))
+    assert evaluate(Threshold(), data, attack="none", samples=7, batch_size=3)["samples"] == 7
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for first in (0, 4, 8):
+            yield data.read(np.arange(first, min(first + 4, 10)))
+
+    whole = evaluate(Threshold(), data, epsilon=0.1, batch_size=4)
+    streamed = evaluate(Threshold(), batches(), epsilon=0.1)
+    assert streamed["samples"] == 10 and streamed["adv_acc"] == whole["adv_acc"]
+    assert evaluate(Threshold(), batches(), attack="none", samples=6)["samples"] == 6
+
+
+def test_model_is_left_as_it_was() -> None:
+    sparse = edge_bcs.sparsify(
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), 0.5
+    )
+    sparse.train()
+    before = sparse.state()
+    evaluate(sparse, by_margin(0.3, 0.6, 0.8), steps=2, restarts=2)
+    assert sparse.training and sparse.network[2].training
+    assert all(np.array_equal(before[name], buffer) for name, buffer in sparse.state().items())
+
+
+class Staircase(Threshold):
+    """The same answers through a step function: no gradient anywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x * 50).round() / 50)
+
+
+class Noisy(Threshold):
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits + 0.1 * torch.randn_like(logits)
+
+
+@pytest.mark.parametrize(
+    ("model", "word"), [(Staircase, "zero for 100%"), (Noisy, "randomised"), (Threshold, None)]
+)
+def test_warnings(model: Callable[[], nn.Module], word: str | None) -> None:
+    warnings = evaluate(model(), by_margin(0.2, 0.8), steps=2, restarts=1)["warnings"]
+    assert any(word in warning for warning in warnings) if word else warnings == []
+
+
+def test_interrupted_evaluation_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = by_margin(*np.random.default_rng(0).uniform(0.3, 0.7, 40))
+    arguments = {"epsilon": 0.1, "steps": 2, "step_size": 0.03, "restarts": 2, "batch_size": 8, "seed": 1}
+    whole = evaluate(Threshold(), data, **arguments)
+    restarts, calls = attacks.pgd_restarts, []
+
+    def stopping(*args: object, **kwargs: object) -> Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return restarts(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attacks, "pgd_restarts", stopping)
+    kept = tmp_path / "counts.json"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Threshold(), data, resume=kept, **arguments)
+    monkeypatch.undo()
+    assert json.loads(kept.read_text())["counts"]["batches"] == 3
+    monkeypatch.setattr(
+        attacks, "pgd_restarts", lambda *args, **kwargs: calls.append(2) or restarts(*args, **kwargs)
+    )
+    continued = evaluate(Threshold(), data, resume=kept, **arguments)
+    assert calls.count(2) == 2  # of five batches, three were done
+    assert (continued["adv_acc"], continued["samples"]) == (whole["adv_acc"], 40)
+    assert not kept.exists()
+    # Counts of other settings are not continued.
+    kept.write_text(json.dumps({"asked": {"seed": 2}, "counts": {"batches": 9, "samples": 9, "clean": 0}}))
+    assert evaluate(Threshold(), data, resume=kept, **arguments)["adv_acc"] == whole["adv_acc"]
+
+
+def test_refusals() -> None:
+    with pytest.raises(EdgeBcsError, match="no attack 'deepfool'"):
+        evaluate(Threshold(), by_margin(0.1), attack="deepfool")
+    with pytest.raises(EdgeBcsError, match="no image to evaluate"):
+        evaluate(Threshold(), [])
+    with pytest.raises(EdgeBcsError, match="label 7 is out of range: the network has 2 classes"):
+        evaluate(Threshold(), [(np.zeros((1, 1, 2, 2), np.float32), np.array([7]))])
+    assert evaluation.ATTACKS[:3] == ("none", "fgsm", "pgd")
