@@ -255,7 +255,7 @@ class _Capture:
         elif target is F.dropout or target is F.dropout2d:
             arguments = _arguments(node, "p", "training")
             self._dropout(node, arguments.get("p", 0.5), arguments.get("training", True))
-        elif target in (getattr, operator.getitem):
+        elif target is getattr or (target is operator.getitem and self._is_size(node.args[0])):
             self.values[node] = None  # a shape, only good as an argument of view or reshape
         else:
             name = getattr(target, "__name__", str(target))
