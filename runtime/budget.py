@@ -30,12 +30,12 @@ class BudgetExceeded(EdgeBcsError):  # noqa: N818 (it names what happened)
         asked, in_use, cap: bytes asked for, bytes in use at that moment, and the cap.
     """
 
-    def __init__(self, asker: str, asked: int, in_use: int, cap: int) -> None:
+    def __init__(self, asker: str, asked: int, in_use: int, cap: int, needed: int = 0) -> None:
         self.asker, self.asked, self.in_use, self.cap = asker, asked, in_use, cap
         super().__init__(
             f"memory budget exceeded: {asker} asked for {format_bytes(asked)} ({asked} bytes) with "
-            f"{format_bytes(in_use)} of {format_bytes(cap)} in use; allow at least {in_use + asked} bytes "
-            "with --memory, or export with a smaller micro-batch."
+            f"{format_bytes(in_use)} of {format_bytes(cap)} in use; allow {max(needed, in_use + asked)} "
+            "bytes or more with --memory, or export for a smaller budget."
         )
 
 
@@ -83,11 +83,13 @@ def exact() -> bool:
 class Budget:
     """The process's budget, owned from construction to `close` by one Trainer.
 
-    ``cap`` is in bytes, None for counting without a limit. Raises EdgeBcsError if another Trainer owns it.
+    ``cap`` is in bytes, None for counting without a limit; ``needed`` is the artifact's predicted peak, for
+    the advice in errors. Raises EdgeBcsError if another Trainer owns the budget.
     """
 
-    def __init__(self, cap: int | None) -> None:
+    def __init__(self, cap: int | None, needed: int = 0) -> None:
         self.cap = cap
+        self._needed = needed
         self._library = _library()
         self._reserved = 0
         self._owned = False
@@ -101,7 +103,7 @@ class Budget:
     def reserve(self, size: int, asker: str) -> None:
         """Count ``size`` bytes that numpy is about to own; BudgetExceeded if they do not fit."""
         if self._library.edge_bcs_budget_reserve(size) != 0:
-            raise BudgetExceeded(asker, size, self.current, self.cap or 0)
+            raise BudgetExceeded(asker, size, self.current, self.cap or 0, self._needed)
         self._reserved += size
 
     def close(self) -> None:
@@ -152,6 +154,6 @@ class Budget:
         refusal = _REFUSAL.search(text)
         if refusal:
             asked, in_use, cap = (int(number) for number in refusal.groups())
-            return BudgetExceeded(where, asked, in_use, cap)
+            return BudgetExceeded(where, asked, in_use, cap, self._needed)
         reason = text.rsplit("Status Message:", 1)[-1].strip().splitlines()
         return EdgeBcsError(f"{where} refused its input: {reason[0] if reason else type(error).__name__}")

@@ -70,7 +70,7 @@ class Engine:
         self.bound_bytes = 0
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._bindings: dict[str, onnxruntime.IOBinding] = {}
-        self.budget = Budget(cap)
+        self.budget = Budget(cap, artifact.predicted_peak_bytes)
         try:
             self._allocate()
             _, self.metadata = read_state(artifact, self.arrays)

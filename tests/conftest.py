@@ -1,1 +1,47 @@
 """Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runtime_helpers import tiny_network
+
+Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that exports a tiny network (1×8×8 images, 10 classes, κ = 364) and remembers it.
+
+    Keyword arguments go to `export`: objective, batch_norm, micro_batch, …
+    """
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    from edge_bcs.exporters import export
+
+    from edge_bcs.connectivity import sparsify
+
+    made: dict[tuple[tuple[str, Any], ...], Path] = {}
+
+    def make(**options: Any) -> Path:
+        options = {"objective": "at", "micro_batch": 4, "attack_steps": 3, "batch_size": 16, **options}
+        key = tuple(sorted(options.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("artifact") / "tiny"
+            torch.manual_seed(0)
+            sparse = sparsify(tiny_network(), 0.5, seed=0, distribution="uniform")
+            export(sparse, folder, input_shape=(1, 8, 8), validate=False, **options)
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def batch() -> tuple[Array, Array]:
+    """Ten images f32 [10, 1, 8, 8] in [0, 1] and their labels i64[10]."""
+    return np.random.default_rng(0).random((10, 1, 8, 8), np.float32), np.arange(10)

@@ -86,6 +86,28 @@ def seal(folder: Path, description: dict[str, Any]) -> None:
     (folder / "manifest.json").write_text(json.dumps(description))
 
 
+def tiny_network() -> Any:
+    """Return a torch network for 1×8×8 images and 10 classes with 728 prunable weights."""
+    import torch
+
+    class Tiny(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Conv2d(1, 8, 3, padding=1, bias=False)
+            self.norm = torch.nn.BatchNorm2d(8)
+            self.second = torch.nn.Conv2d(8, 8, 3, stride=2, padding=1, bias=False)
+            self.norm2 = torch.nn.BatchNorm2d(8)
+            self.linear = torch.nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.norm(self.first(x)))
+            x = torch.relu(self.norm2(self.second(x)))
+            logits: torch.Tensor = self.linear(torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+            return logits
+
+    return Tiny()
+
+
 def write_artifact(
     folder: Path,
     change: Callable[[dict[str, Any]], Any] = lambda description: None,

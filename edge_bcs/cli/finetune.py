@@ -228,7 +228,7 @@ def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any],
         click.echo()
     cap = "no cap" if memory["cap_bytes"] is None else f"cap {format_bytes(memory['cap_bytes'])}"
     click.echo(
-        f"{trainer.steps} steps, {training['milliseconds_per_step']:.0f} ms each ({trainer.threads} threads); "
+        f"{trainer.steps} steps of {training['milliseconds_per_step']:.0f} ms ({trainer.threads} threads); "
         f"peak working set {format_bytes(training['peak_bytes'])} ({cap}), "
         f"process {format_bytes(memory['rss_bytes'])}"
     )
