@@ -1,5 +1,4 @@
-"""A hand-made artifact folder: everything that is read without ONNX Runtime, small enough to damage by
-hand."""
+"""A hand-made artifact folder, small enough to damage by hand, and a tiny network."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Artifacts and saved runs: read as they were written, refused in one sentence when damaged, safe under
-power cuts."""
+"""Artifacts and saved runs: read as written, refused when damaged, safe under power cuts."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_bcs.runtime import BudgetExceeded, Trainer
+from runtime_helpers import tiny_network
 
 from edge_bcs.data import ArrayDataset, open_data
 from edge_bcs.errors import EdgeBcsError
