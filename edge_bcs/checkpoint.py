@@ -50,7 +50,6 @@ def save_checkpoint(
     path: str | Path,
     sparse: SparseModel,
     *,
-    step: int = 0,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write the state of `sparse` to a file; a crash at any moment leaves the old file or the new one.
@@ -58,7 +57,6 @@ def save_checkpoint(
     Args:
         path: where; missing folders are made.
         sparse: the network.
-        step: number of training steps done.
         metadata: further strings, such as objective.
 
     Raises:
@@ -68,7 +66,7 @@ def save_checkpoint(
         **(metadata or {}),
         "format": FORMAT,
         "version": VERSION,
-        "step": str(step),
+        "step": str(sparse.step),
         "seed": str(sparse.seed),
         "network": json.dumps(sparse.record),
         "layers": json.dumps([[layer.name, list(layer.shape)] for layer in sparse.layers]),

@@ -54,6 +54,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> SparseModel:
         model,
         checkpoint.tensors,
         seed=checkpoint.seed,
+        step=checkpoint.step,
         sparsity=checkpoint.metadata.get("sparsity", "0"),
         distribution=checkpoint.metadata.get("distribution", "paper"),
     )
@@ -73,6 +74,7 @@ def _from_artifact(path: Path, model: nn.Module | None) -> SparseModel:
         model,
         tensors,
         seed=int(metadata["seed"]),
+        step=int(metadata["step"]),
         sparsity=str(artifact.manifest["sparsity"]),
         distribution=str(artifact.manifest.get("distribution", "paper")),
     )
@@ -86,6 +88,7 @@ def _assemble(
     tensors: dict[str, NDArray[Any]],
     *,
     seed: int,
+    step: int,
     sparsity: str,
     distribution: str,
 ) -> SparseModel:
@@ -113,6 +116,7 @@ def _assemble(
         distribution=distribution,
     )
     sparse.load_state(tensors)
+    sparse.step = step
     return sparse.eval()
 
 

@@ -146,6 +146,7 @@ class SparseModel(nn.Module):
         dense: the other parameters, in the order of `dense.value`.
         dense_momentum: f32[D], their momentum.
         statistics: the batch norms, in the order of `batchnorm.mean`.
+        step: number of training steps that the weights have behind them.
         seed, sparsity, distribution: what `sparsify` was asked for; `sparsity` is a decimal string.
     """
 
@@ -168,6 +169,7 @@ class SparseModel(nn.Module):
         self.layers = prunable_layers(network)
         self.size = sum(layer.size for layer in self.layers)
         self.kappa = len(index)
+        self.step = 0
         self.seed, self.sparsity, self.distribution = seed, sparsity, distribution
         self.network = network
         self.dense = self._dense_parameters()

@@ -138,8 +138,8 @@ def train(
         progress: show a progress bar.
 
     Returns:
-        the last line of epochs.jsonl, with "best_epoch", "best_robust_acc", "best_clean_acc", "step",
-        "seconds".
+        the last line of epochs.jsonl, with "best_epoch", "best_step", "best_robust_acc", "best_clean_acc",
+        "step", "seconds".
 
     Raises:
         EdgeBcsError: an argument out of range, rst without its second data set, data that does not fit, a
@@ -328,6 +328,7 @@ class _Run:
             raise EdgeBcsError(f"{last.parent} holds a training of another network or seed")
         self.sparse.load_state(checkpoint.tensors)
         self.step, self.best, self._sums = checkpoint.step, best, sums
+        self.sparse.step = self.step
         if best:
             self.best_state = read_checkpoint(last.parent / BEST).tensors
 
@@ -336,7 +337,6 @@ class _Run:
             save_checkpoint(
                 self.output / name,
                 self.sparse,
-                step=self.step,
                 metadata={
                     "objective": self.plan.objective,
                     "plan": json.dumps(asdict(self.plan)),
@@ -372,6 +372,7 @@ class _Run:
                     saved = time.monotonic()
         if self.best:
             self.sparse.load_state(self.best_state)
+            self.sparse.step = self.best["best_step"]
         return {**report, **self.best, "step": self.step, "seconds": time.monotonic() - began}
 
     def _one_step(self, epoch: int, positions: NDArray[Any]) -> dict[str, Any]:
@@ -389,6 +390,7 @@ class _Run:
         outcome = self._gradients(x, labels)
         deaths = update(self.sparse, hyper, step=self.step, rewire=self.plan.rewire)
         self.step += 1
+        self.sparse.step = self.step
         correct = outcome.correct.tolist()
         loss = float(outcome.loss)
         line = {"step": self.step, "epoch": epoch, "loss": loss, "accuracy": correct[0] / len(x)}
@@ -473,12 +475,13 @@ class _Run:
             if better:
                 self.best = {
                     "best_epoch": epoch,
+                    "best_step": self.step,
                     "best_score": chosen,
                     "best_clean_acc": report["clean_acc"],
                     "best_robust_acc": report["adv_acc"],
                 }
         else:
-            self.best = {"best_epoch": epoch}
+            self.best = {"best_epoch": epoch, "best_step": self.step}
         line["connections"] = self.sparse.layer_counts()
         if better:
             self.best_state = self.sparse.state()
