@@ -545,15 +545,16 @@ def _run(node: onnx.NodeProto, a: Attributes, inputs: list[Any]) -> list[Any]:
     raise NotImplementedError(node.op_type)
 
 
-def run_graph(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
+def run_graph(
+    model: onnx.ModelProto, feeds: dict[str, Array], tensors: dict[str, Any] | None = None
+) -> dict[str, Array]:
     """Execute the nodes in file order in float64; returns the graph's outputs.
 
-    ``feeds`` has every graph input, and additionally nothing: a node that reads a tensor not yet written
-    fails. Chained outputs replace the feeds that share their memory only by name.
+    A node that reads a tensor which is not yet written fails. ``tensors``, if given, receives every tensor.
     """
     declared = {value.name: value for value in model.graph.input}
     assert set(feeds) == set(declared), set(feeds) ^ set(declared)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {} if tensors is None else tensors
     for name, array in feeds.items():
         shape = tuple(extent.dim_value for extent in declared[name].type.tensor_type.shape.dim)
         assert tuple(array.shape) == shape, (name, array.shape, shape)

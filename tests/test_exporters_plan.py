@@ -1,0 +1,268 @@
+"""The memory plan against an independent checker, against the allocator, and what it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from edge_bcs.exporters import artifact as artifacts
+from edge_bcs.exporters.artifact import Compiled, compile_network, export
+from edge_bcs.exporters.network import network_of
+from edge_bcs.exporters.plan import KEPT
+from edge_bcs.objectives import get
+from edge_bcs.runtime.engine import Engine, session_options
+from exporter_helpers import EveryLayer, batch, sparse_of, state_feeds, tiny, training_feeds
+from reference_ops import run_graph
+
+import edge_bcs
+from edge_bcs import EdgeBcsError, models
+
+# Which output shares which input's memory, as the operators declare it to ONNX Runtime.
+ALIASES = {
+    "ConvGrad": {1: 6, 2: 7},
+    "AffineGrad": {1: 5},
+    "BatchNorm": {2: 3, 3: 4},
+    "BatchNormGrad": {1: 7},
+    "FoldAffineGrad": {0: 4},
+    "PgdStep": {0: 0},
+    "ResetGradient": {0: 0},
+    "After": {0: 0},
+    "BuildLists": {0: 1},
+    "RewireStep": {0: 0, 1: 1, 2: 2, 3: 3},
+    "DenseStep": {0: 0, 1: 1},
+}
+
+
+def bytes_of(array: np.ndarray) -> int:
+    """Size of a tensor of the interpreter, whose float64 stands for float32."""
+    return array.size * (4 if array.dtype == np.float64 else array.itemsize)
+
+
+def check_schedule(model: onnx.ModelProto, tensors: dict[str, Any]) -> int:
+    """Replay the file with reference counts and the interpreter's actual arrays; returns the peak in bytes.
+
+    Fails if a node reads memory that is not written yet or already given back.
+    """
+    memory = {value.name: f"bound {value.name}" for value in model.graph.input}
+    bound_outputs = {value.name for value in model.graph.output}
+    readers: dict[str, int] = {}
+    owner = dict(memory)
+    for node in model.graph.node:  # first pass: who owns what, and how often it is read
+        for name in node.input:
+            if name:
+                readers[owner[name]] = readers.get(owner[name], 0) + 1
+        for position, name in enumerate(node.output):
+            if name:
+                source = ALIASES.get(node.op_type, {}).get(position)
+                owner[name] = name if source is None else owner[node.input[source]]
+    alive: dict[str, int] = {}
+    peak = 0
+    for node in model.graph.node:
+        made = []
+        for position, name in enumerate(node.output):
+            fresh = position not in ALIASES.get(node.op_type, {}) and name not in bound_outputs
+            if name and fresh:
+                alive[name] = bytes_of(np.asarray(tensors[name]))
+                made.append(name)
+        for name in filter(None, node.input):
+            root = owner[name]
+            assert root.startswith("bound ") or root in bound_outputs or root in alive, (node.name, name)
+        work = 0
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        if attributes.get("algorithm") == b"dense":
+            kernel = attributes["kernel"]
+            work = 4 * attributes["out_channels"] * attributes["in_channels"] * kernel[0] * kernel[1]
+        peak = max(peak, sum(alive.values()) + work)
+        for name in filter(None, node.input):
+            readers[owner[name]] -= 1
+        for root in {owner[name] for name in [*node.input, *made] if name}:
+            if not readers.get(root):
+                alive.pop(root, None)
+    assert not alive
+    return peak
+
+
+def compiled(
+    sparse: edge_bcs.SparseModel, objective: str, batch_statistics: bool, n: int, shape: Any
+) -> Compiled:
+    return compile_network(network_of(sparse, shape, batch_statistics), get(objective), 6.0, n)
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+@pytest.mark.parametrize("objective", ["at", "trades"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "wrn28_2", "every layer"])
+def test_an_independent_replay_finds_the_same_peaks(name: str, objective: str, statistics: str) -> None:
+    sparse = sparse_of(EveryLayer()) if name == "every layer" else tiny(name)
+    shape = (2, 13, 13) if name == "every layer" else (3, 16, 16)
+    result = compiled(sparse, objective, statistics == "batch", 2, shape)
+    network = result.network
+    images, labels = batch(network, 2)
+    weight = np.full(2, 0.5, np.float32)
+    common = state_feeds(sparse, network)
+    scalars = {name: np.array([0.01], np.float32) for name in ("step_size", "epsilon")}
+    target = np.eye(network.classes, dtype=np.float32)[labels]
+    feeds = {
+        "training": training_feeds(sparse, network, objective, images, images, labels, weight),
+        "attack": {"adversarial": images, "input": images, "target": target, **scalars, **common},
+        "eval": {"input": images, **common},
+    }
+    for phase, inputs in feeds.items():
+        model = result.graphs[phase].to_onnx()
+        tensors: dict[str, Any] = {}
+        run_graph(model, inputs, tensors)
+        assert check_schedule(model, tensors) == result.memory.phases[phase].peak_bytes, phase
+
+
+def test_the_checker_notices_a_tensor_read_too_early() -> None:
+    model = compiled(tiny("vgg16"), "at", False, 2, (3, 16, 16)).graphs["eval"].to_onnx()
+    nodes = list(model.graph.node)
+    nodes[2], nodes[3] = nodes[3], nodes[2]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    with pytest.raises((AssertionError, KeyError)):
+        check_schedule(model, {})
+
+
+def measured(
+    folder: Path, sparse: edge_bcs.SparseModel, shape: Any, **options: Any
+) -> dict[str, tuple[int, int]]:
+    """Phase → (predicted, measured) peak of the working set."""
+    artifact = export(sparse, folder, input_shape=shape, validate=False, **options)
+    engine = Engine(artifact, None, 1)
+    try:
+        engine.arrays["sample_weight"][...] = 1 / artifact.micro_batch
+        engine.arrays["lazy_reset_grad"][...] = True
+        engine.arrays["hyper"][...] = (0.1, 5e-4, 0.9, 0)
+        for name in ("input", "adversarial"):
+            engine.arrays[name][...] = np.random.default_rng(0).random(engine.arrays[name].shape)
+        peaks = {}
+        for phase in ("training", "attack", "eval", "optimizer"):
+            engine.budget.reset_peak()
+            engine.run(phase)
+            peaks[phase] = (artifact.manifest["memory"]["phases"][phase]["peak_bytes"], engine.budget.peak)
+        assert artifact.predicted_peak_bytes == max(peak for peak, _ in peaks.values())
+        return peaks
+    finally:
+        engine.close()
+
+
+NETWORKS = ("vgg16", "resnet18", "resnet34", "resnet50", "wrn28_2", "wrn28_4")
+
+
+def check_measured(folder: Path, name: str, objective: str, statistics: str, micro_batch: int) -> None:
+    options = {"objective": objective, "batch_norm": statistics, "micro_batch": micro_batch}
+    for phase, (predicted, peak) in measured(folder, tiny(name), (3, 16, 16), **options).items():
+        assert peak <= predicted <= 1.01 * peak, (phase, predicted, peak)
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "statistics", "micro_batch"),
+    [
+        ("vgg16", "at", "frozen", 4),
+        ("vgg16", "trades", "batch", 3),
+        ("resnet18", "mart", "frozen", 16),
+        ("resnet18", "natural", "batch", 2),
+        ("resnet50", "trades", "frozen", 1),
+        ("wrn28_2", "at", "batch", 18),
+        ("wrn28_4", "mixed", "frozen", 5),
+    ],
+)
+def test_predicted_is_measured(
+    tmp_path: Path, name: str, objective: str, statistics: str, micro_batch: int
+) -> None:
+    check_measured(tmp_path / "a", name, objective, statistics, micro_batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch", [2, 3, 16, 32])
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+@pytest.mark.parametrize("objective", ["natural", "at", "mixed", "trades", "rst", "mart"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_predicted_is_measured_everywhere(
+    tmp_path: Path, name: str, objective: str, statistics: str, micro_batch: int
+) -> None:
+    check_measured(tmp_path / "a", name, objective, statistics, micro_batch)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "wrn28_2"])
+def test_onnxruntime_executes_in_file_order(tmp_path: Path, name: str) -> None:
+    result = compiled(tiny(name), "trades", True, 2, (3, 16, 16))
+    network = result.network
+    images, labels = batch(network, 2)
+    weight = np.full(2, 0.5, np.float32)
+    model = result.graphs["training"].to_onnx()
+    options = session_options(1)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    session.run(None, training_feeds(tiny(name), network, "trades", images, images, labels, weight))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    executed = [event["name"] for event in events if event.get("name", "").endswith("_kernel_time")]
+    assert executed == [f"{node.name}_kernel_time" for node in model.graph.node]
+
+
+def test_the_attack_keeps_bits_and_choices_only() -> None:
+    for name in ("vgg16", "resnet18", "wrn28_2"):
+        phase = compiled(tiny(name), "at", False, 4, (3, 16, 16)).memory.phases["attack"]
+        kept = [life for life in phase.lives if life.category == KEPT]
+        assert kept and all(life.type.startswith("u8") for life in kept), name
+
+
+def test_two_branches_need_hardly_more_than_one() -> None:
+    sparse = edge_bcs.sparsify(models.vgg16(), 0.99)
+    peaks = {
+        name: compiled(sparse, name, False, 2, (3, 32, 32)).memory.peak_bytes
+        for name in ("at", "trades", "mart")
+    }
+    assert peaks["trades"] - peaks["at"] < 1024
+    assert peaks["mart"] - peaks["at"] < 1024
+
+
+def test_vgg16_at_99_percent_with_four_images_fits_12_mib() -> None:
+    sparse = edge_bcs.sparsify(models.vgg16(), 0.99)
+    assert compiled(sparse, "at", False, 4, (3, 32, 32)).memory.peak_bytes <= 12 * 2**20
+
+
+def test_the_largest_micro_batch_that_fits_is_chosen(tmp_path: Path) -> None:
+    sparse = tiny("resnet18")
+    network = network_of(sparse, (3, 16, 16))
+    peaks = {n: compile_network(network, get("at"), 0.0, n).memory.peak_bytes for n in (64, 32, 16)}
+    for budget, expected in ((peaks[64], 64), (peaks[64] - 1, 32), (peaks[32], 32), (peaks[16], 16)):
+        chosen = artifacts.choose(network, get("at"), 0.0, 64, None, budget)
+        assert chosen.micro_batch == expected
+        assert chosen.memory.peak_bytes <= budget
+
+
+def test_where_unpacked_weights_do_not_fit_the_sparse_kernel_is_chosen() -> None:
+    network = network_of(tiny("vgg16", width=0.25), (3, 16, 16))
+    assert "dense" in network.algorithms.values()
+    budget = compile_network(network, get("at"), 0.0, 4).memory.peak_bytes - 1
+    chosen = artifacts.choose(network, get("at"), 0.0, 4, None, budget)
+    assert chosen.micro_batch == 4 and set(chosen.network.algorithms.values()) == {"sparse"}
+
+
+def test_an_impossible_budget_is_refused_with_the_smallest_feasible(tmp_path: Path) -> None:
+    sparse = tiny("vgg16")
+    with pytest.raises(EdgeBcsError, match="smallest feasible budget is") as error:
+        export(sparse, tmp_path / "a", input_shape=(3, 16, 16), memory=1000)
+    words = str(error.value).split()
+    smallest = int(words[words.index("bytes", words.index("smallest")) - 1])
+    with pytest.raises(EdgeBcsError, match=str(smallest)):
+        export(sparse, tmp_path / "a", input_shape=(3, 16, 16), memory=smallest - 1)
+    assert not (tmp_path / "a").exists()
+    artifact = export(sparse, tmp_path / "a", input_shape=(3, 16, 16), memory=smallest, validate=False)
+    assert artifact.predicted_peak_bytes == smallest and artifact.budget == smallest
+    assert artifact.micro_batch == 1
+
+
+@pytest.mark.parametrize("size", ["12XB", "-1", "", "0", "1e6", "MiB"])
+def test_nonsense_sizes_are_refused(tmp_path: Path, size: str) -> None:
+    with pytest.raises(EdgeBcsError):
+        export(tiny("vgg16"), tmp_path / "a", input_shape=(3, 16, 16), memory=size)
