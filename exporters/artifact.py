@@ -65,7 +65,7 @@ def compile_network(network: Network, objective: Objective, beta: float, micro_b
         two_branches=objective.two_branches,
         batch_statistics=network.batch_statistics,
     )
-    return Compiled(network, micro_batch, graphs, plan(graphs, bound))
+    return Compiled(network, micro_batch, graphs, plan(graphs, bound, network.connections))
 
 
 def _candidates(network: Network, batch_size: int) -> Iterator[tuple[Network, int]]:

@@ -41,6 +41,8 @@ class Network:
         kappa: κ, the number of connections.
         algorithms: module name of a prunable layer → "sparse" or "dense".
         batch_statistics: whether training normalises by the micro-batch.
+        connections: first number of a prunable layer → its connections when it was captured; the estimate of
+            its arithmetic comes from these.
     """
 
     graph: LayerGraph
@@ -48,6 +50,7 @@ class Network:
     kappa: int
     algorithms: Mapping[str, str]
     batch_statistics: bool = False
+    connections: Mapping[int, int] = field(default_factory=dict)
     lists: ListsLayout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,4 +117,6 @@ def network_of(
     algorithms = {
         name: cost_model.algorithm(counts[name] / segment.size) for name, segment in layout.prunable.items()
     }
-    return Network(capture(sparse.network, input_shape), layout, sparse.kappa, algorithms, batch_statistics)
+    connections = {segment.offset: counts[name] for name, segment in layout.prunable.items()}
+    graph = capture(sparse.network, input_shape)
+    return Network(graph, layout, sparse.kappa, algorithms, batch_statistics, connections)

@@ -35,6 +35,9 @@ class TensorType:
     dtype: str
     dims: tuple[int, ...]
 
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
+
     @property
     def bytes(self) -> int:
         """Size of the elements in bytes."""

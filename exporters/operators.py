@@ -79,6 +79,10 @@ class Operator:
         """Floating-point operations (a multiplication and an addition count as two)."""
         return sum(t.bytes // 4 for t in self.outputs(node, types) if t.dtype == "f32")
 
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        """Bytes read and written, each tensor once: the least traffic with memory."""
+        return sum(types[name].bytes for names in (node.inputs, node.outputs) for name in {*names} - {""})
+
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         """Emit the nodes that carry ``dy``, the gradient of the first output, to the inputs."""
         raise AssertionError(f"{self.name} is not differentiable")
@@ -151,15 +155,26 @@ class _Convolutional(Operator):
     products = 1  # sparse-dense products of the layer's size that the operator performs
 
     def work_bytes(self, node: Node, types: Types) -> int:
+        return 4 * self.weights(node) if node.attributes["algorithm"] == "dense" else 0
+
+    @staticmethod
+    def weights(node: Node) -> int:
+        """Positions of the layer, active or dormant."""
         a = node.attributes
-        if a["algorithm"] != "dense":
-            return 0
-        return int(4 * a["out_channels"] * a["in_channels"] * a["kernel"][0] * a["kernel"][1])
+        return int(a["out_channels"] * a["in_channels"] * a["kernel"][0] * a["kernel"][1])
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
         a = node.attributes
         images = _blocks(node, types) * a["lanes"]
-        return int(2 * self.products * connections(node) * a["out_height"] * a["out_width"] * images)
+        weights = self.weights(node) if a["algorithm"] == "dense" else connections(node)
+        return int(2 * self.products * weights * a["out_height"] * a["out_width"] * images)
+
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        """Stacks and masks whole, but of the buffers of all layers only this layer's part: for each product a
+        value and its place in the lists, a gradient's sum read and written, unpacked weights likewise."""
+        stacks = {name for name in (*node.inputs, *node.outputs) if name and len(types[name].dims) > 1}
+        entries = 8 * connections(node) * (2 * self.products - 1)
+        return sum(types[name].bytes for name in stacks) + entries + 2 * self.work_bytes(node, types)
 
 
 class Conv(_Convolutional):
@@ -440,9 +455,15 @@ class _InPlace(Operator):
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
         return 0
 
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        return 0
+
 
 class ResetGradient(_InPlace):
     """buffer, lazy_reset_grad → buffer."""
+
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        return types[node.inputs[0]].bytes
 
 
 class After(_InPlace):
@@ -454,6 +475,9 @@ class GradientReady(Operator):
 
     def outputs(self, node: Node, types: Types) -> list[TensorType]:
         return [TensorType("bool", (1,))]
+
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        return 1
 
 
 class BuildLists(Operator):

@@ -50,13 +50,17 @@ _SEEDS = ("CrossEntropy", "Trades", "Mart", "SoftmaxDifference")
 
 @dataclass(frozen=True)
 class Life:
-    """One allocation: alive from the start of node ``birth`` to the end of node ``death``."""
+    """One allocation: alive from the start of node ``birth`` to the end of node ``death``.
+
+    ``type`` is its element type and dimensions, such as "f32[1,4624,16]".
+    """
 
     name: str
     bytes: int
     category: str
     birth: int
     death: int
+    type: str = ""
 
 
 @dataclass
@@ -66,7 +70,7 @@ class PhasePlan:
     Attributes:
         lives: every allocation in order of birth; work memory lives for one node.
         totals: bytes alive while each node runs.
-        nodes: name of each node.
+        nodes: name of each node; flops, moved: its arithmetic and the bytes that it reads and writes.
         peak_bytes: the largest total; peak_node: where.
         categories: bytes by category at the peak.
     """
@@ -74,6 +78,8 @@ class PhasePlan:
     lives: list[Life]
     totals: list[int]
     nodes: list[str]
+    flops: list[int] = field(default_factory=list)
+    moved: list[int] = field(default_factory=list)
 
     @property
     def peak_bytes(self) -> int:
@@ -115,8 +121,8 @@ def _complete(node: Node, types: Types) -> list[TensorType]:
     return OPERATORS[node.operator].outputs(padded, types)
 
 
-def replay(graph: Graph) -> PhasePlan:
-    """Replay the schedule of ``graph``.
+def replay(graph: Graph, connections: Mapping[int, int]) -> PhasePlan:
+    """Replay the schedule of ``graph``, whose layers have ``connections`` (see ``Network``).
 
     Raises:
         AssertionError: a node reads a tensor that no earlier node wrote (the file order is not an order of
@@ -146,18 +152,29 @@ def replay(graph: Graph) -> PhasePlan:
                 births[name] = deaths[name] = index
     category = _categories(graph)
     lives = [
-        Life(name, types[name].bytes, category[name], birth, deaths[name]) for name, birth in births.items()
+        Life(name, types[name].bytes, category[name], birth, deaths[name], str(types[name]))
+        for name, birth in births.items()
     ]
     for index, node in enumerate(graph.nodes):
         work = OPERATORS[node.operator].work_bytes(node, types)
         if work:
-            lives.append(Life(f"{node.name}.work", work, WORKSPACE, index, index))
+            lives.append(Life(f"{node.name}.work", work, WORKSPACE, index, index, f"u8[{work}]"))
     lives.sort(key=lambda life: (life.birth, life.name))
     totals = [0] * len(graph.nodes)
     for life in lives:
         for index in range(life.birth, life.death + 1):
             totals[index] += life.bytes
-    return PhasePlan(lives, totals, [node.name for node in graph.nodes])
+
+    def layer(node: Node) -> int:
+        return connections[node.attributes["layer_offset"]]
+
+    return PhasePlan(
+        lives,
+        totals,
+        [node.name for node in graph.nodes],
+        [OPERATORS[node.operator].flops(node, types, layer) for node in graph.nodes],
+        [OPERATORS[node.operator].bytes_moved(node, types, layer) for node in graph.nodes],
+    )
 
 
 def _categories(graph: Graph) -> dict[str, str]:
@@ -235,19 +252,26 @@ class MemoryPlan:
                     "peak_node": phase.nodes[phase.peak_node] if phase.nodes else "",
                     "categories": self.categories(name),
                     "nodes": phase.nodes,
-                    "tensors": [[x.name, x.bytes, x.category, x.birth, x.death] for x in phase.lives],
+                    "flops": phase.flops,
+                    "bytes": phase.moved,
+                    "tensors": [[x.name, x.bytes, x.category, x.birth, x.death, x.type] for x in phase.lives],
                 }
                 for name, phase in self.phases.items()
             },
         }
 
 
-def plan(graphs: Mapping[str, Graph], bound: Mapping[str, tuple[str, tuple[int, ...]]]) -> MemoryPlan:
+def plan(
+    graphs: Mapping[str, Graph],
+    bound: Mapping[str, tuple[str, tuple[int, ...]]],
+    connections: Mapping[int, int],
+) -> MemoryPlan:
     """Plan an artifact.
 
     Args:
         graphs: phase → graph.
         bound: buffer → (dtype, shape), see ``edge_bcs.runtime.buffers.bound_buffers``.
+        connections: first number of a layer → its connections.
     """
     sizes = {name: bytes_of(dtype, shape) for name, (dtype, shape) in bound.items()}
-    return MemoryPlan(sizes, {name: replay(graph) for name, graph in graphs.items()})
+    return MemoryPlan(sizes, {name: replay(graph, connections) for name, graph in graphs.items()})
