@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "op.h"
 #include "rows.h"
@@ -40,7 +41,26 @@ struct Pooling {
   }
 };
 
-constexpr std::uint8_t nothing = 255;  // the choice of a window whose maximum the ReLU stopped
+constexpr std::int32_t nothing = 255;  // the choice of a window whose maximum the ReLU stopped
+
+// Where the choices of output row (c, oy) begin.
+std::int64_t choice_at(const Stack& out, std::int64_t nb, std::int64_t c, std::int64_t oy) {
+  return ((nb * out.channels + c) * out.height + oy) * out.row();
+}
+
+// A few lanes at once: four in a vector, or one.
+using Float4 = float __attribute__((vector_size(16)));
+using Int4 = std::int32_t __attribute__((vector_size(16)));
+
+template <class Floats>
+using IntsOf = std::conditional_t<std::is_same_v<Floats, float>, std::int32_t, Int4>;
+
+template <class Floats>
+Floats load(const float* from) {
+  Floats loaded;
+  std::memcpy(&loaded, from, sizeof loaded);
+  return loaded;
+}
 
 struct MaxPool {
   static constexpr const char* name = "MaxPool";
@@ -61,43 +81,48 @@ struct MaxPool {
     const auto y = context.output<float>(0, out.shape(blocks));
     const auto choice = context.output<std::uint8_t>(1, {blocks, out.channels * out.height * out.width, lanes});
     for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      std::array<std::uint8_t, 64> unused;
-      for (std::int64_t oy = 0; oy < out.height; ++oy)
-        for (std::int64_t ox = 0; ox < out.width; ++ox) {
-          float* best = y.data() + out.at(nb, c, oy, ox);
-          std::uint8_t* where = unused.data();
-          if (choice) where = choice.data() + (((nb * out.channels + c) * out.height + oy) * out.width + ox) * lanes;
-          window(x.data(), nb, c, oy, ox, best, where);
-        }
+      for (std::int64_t oy = 0; oy < out.height; ++oy) {
+        const float* plane = x.data() + in.at(nb, c, 0);
+        float* to = y.data() + out.at(nb, c, oy);
+        std::uint8_t* where = choice ? choice.data() + choice_at(out, nb, c, oy) : nullptr;
+        if (lanes % 4 == 0) row<Float4>(plane, oy, to, where);
+        else row<float>(plane, oy, to, where);
+      }
       out.zero_halo(y.data() + nb * out.block(), c);
     });
   }
 
  private:
-  void window(const float* x, std::int64_t nb, std::int64_t c, std::int64_t oy, std::int64_t ox, float* best,
-              std::uint8_t* where) const {
-    const Stack& in = pooling.in;
-    bool empty = true;
-    for (std::int64_t ky = pooling.first(oy); ky < pooling.last(oy, in.height); ++ky)
-      for (std::int64_t kx = pooling.first(ox); kx < pooling.last(ox, in.width); ++kx) {
-        const float* pixel = x + in.at(nb, c, pooling.input(oy, ky), pooling.input(ox, kx));
-        const auto k = static_cast<std::uint8_t>(ky * pooling.kernel + kx);
-        if (empty) {
-          std::copy_n(pixel, in.lanes, best);
-          std::fill_n(where, in.lanes, k);
-          empty = false;
-          continue;
+  // Output row oy of a plane.
+  template <class Floats>
+  void row(const float* plane, std::int64_t oy, float* y, std::uint8_t* choice) const {
+    using Ints = IntsOf<Floats>;
+    constexpr std::int64_t width = sizeof(Floats) / sizeof(float);
+    const std::int64_t lanes = pooling.in.lanes, row_stride = pooling.in.row_stride() * lanes;
+    const std::int64_t top = pooling.first(oy), bottom = pooling.last(oy, pooling.in.height);
+    for (std::int64_t ox = 0; ox < pooling.out.width; ++ox) {
+      const std::int64_t left = pooling.first(ox), right = pooling.last(ox, pooling.in.width);
+      const float* window = plane + pooling.input(oy, 0) * row_stride + pooling.input(ox, 0) * lanes;
+      for (std::int64_t b = 0; b < lanes; b += width) {
+        Floats best = load<Floats>(window + top * row_stride + left * lanes + b);
+        Ints where = Ints{} + static_cast<std::int32_t>(top * pooling.kernel + left);
+        for (std::int64_t ky = top; ky < bottom; ++ky)
+          for (std::int64_t kx = left; kx < right; ++kx) {
+            const Floats pixel = load<Floats>(window + ky * row_stride + kx * lanes + b);
+            const auto more = (pixel > best) | (pixel != pixel);  // not a number wins, so that it is seen
+            best = more ? pixel : best;
+            where = more ? Ints{} + static_cast<std::int32_t>(ky * pooling.kernel + kx) : where;
+          }
+        if (rectify) {
+          where = best <= 0 ? Ints{} + nothing : where;
+          best = best <= 0 ? Floats{} : best;
         }
-        for (std::int64_t b = 0; b < in.lanes; ++b) {
-          const bool more = pixel[b] > best[b] || pixel[b] != pixel[b];  // not a number wins, so that it is seen
-          best[b] = more ? pixel[b] : best[b];
-          where[b] = more ? k : where[b];
-        }
+        std::memcpy(y + ox * lanes + b, &best, sizeof best);
+        if (choice == nullptr) continue;
+        std::array<std::int32_t, width> chosen;
+        std::memcpy(chosen.data(), &where, sizeof where);
+        std::copy(chosen.begin(), chosen.end(), choice + ox * lanes + b);
       }
-    if (!rectify) return;
-    for (std::int64_t b = 0; b < in.lanes; ++b) {
-      where[b] = best[b] <= 0 ? nothing : where[b];
-      best[b] = best[b] <= 0 ? 0.0f : best[b];
     }
   }
 };
@@ -125,20 +150,41 @@ struct MaxPoolGrad {
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
       for (std::int64_t y = 0; y < in.height; ++y) std::fill_n(dx.data() + in.at(nb, c, y), in.row(), 0.0f);
       in.zero_halo(dx.data() + nb * in.block(), c);
-      for (std::int64_t oy = 0; oy < out.height; ++oy)
-        for (std::int64_t ox = 0; ox < out.width; ++ox) {
-          const float* gradient = dy.data() + out.at(nb, c, oy, ox);
-          const std::uint8_t* where =
-              choice.data() + (((nb * out.channels + c) * out.height + oy) * out.width + ox) * lanes;
-          // A choice outside the image cannot come from MaxPool; it passes nothing.
-          for (std::int64_t ky = pooling.first(oy); ky < pooling.last(oy, in.height); ++ky)
-            for (std::int64_t kx = pooling.first(ox); kx < pooling.last(ox, in.width); ++kx) {
-              float* pixel = dx.data() + in.at(nb, c, pooling.input(oy, ky), pooling.input(ox, kx));
-              const auto k = static_cast<std::uint8_t>(ky * pooling.kernel + kx);
-              for (std::int64_t b = 0; b < lanes; ++b) pixel[b] += where[b] == k ? gradient[b] : 0.0f;
-            }
-        }
+      for (std::int64_t oy = 0; oy < out.height; ++oy) {
+        const float* gradient = dy.data() + out.at(nb, c, oy);
+        const std::uint8_t* where = choice.data() + choice_at(out, nb, c, oy);
+        if (lanes % 4 == 0) row<Float4>(gradient, where, oy, dx.data() + in.at(nb, c, 0));
+        else row<float>(gradient, where, oy, dx.data() + in.at(nb, c, 0));
+      }
     });
+  }
+
+ private:
+  // Adds what output row oy passes to a plane. A choice outside the image cannot come from MaxPool; it passes nothing.
+  template <class Floats>
+  void row(const float* dy, const std::uint8_t* choice, std::int64_t oy, float* plane) const {
+    using Ints = IntsOf<Floats>;
+    constexpr std::int64_t width = sizeof(Floats) / sizeof(float);
+    const std::int64_t lanes = pooling.in.lanes, row_stride = pooling.in.row_stride() * lanes;
+    const std::int64_t top = pooling.first(oy), bottom = pooling.last(oy, pooling.in.height);
+    for (std::int64_t ox = 0; ox < pooling.out.width; ++ox) {
+      const std::int64_t left = pooling.first(ox), right = pooling.last(ox, pooling.in.width);
+      float* window = plane + pooling.input(oy, 0) * row_stride + pooling.input(ox, 0) * lanes;
+      for (std::int64_t b = 0; b < lanes; b += width) {
+        const Floats gradient = load<Floats>(dy + ox * lanes + b);
+        std::array<std::int32_t, width> chosen;
+        std::copy_n(choice + ox * lanes + b, width, chosen.data());
+        Ints where;
+        std::memcpy(&where, chosen.data(), sizeof where);
+        for (std::int64_t ky = top; ky < bottom; ++ky)
+          for (std::int64_t kx = left; kx < right; ++kx) {
+            float* pixel = window + ky * row_stride + kx * lanes + b;
+            const auto here = where == Ints{} + static_cast<std::int32_t>(ky * pooling.kernel + kx);
+            const Floats total = load<Floats>(pixel) + (here ? gradient : Floats{});
+            std::memcpy(pixel, &total, sizeof total);
+          }
+      }
+    }
   }
 };
 const Register<MaxPoolGrad> max_pool_grad;
