@@ -59,7 +59,7 @@ def command(path: str, as_json: bool, **options: Any) -> None:
         else options["engine"] == "board"
     )
     on_board = on_board and (options["attack"] in ("none", "fgsm", "pgd") or options["engine"] == "board")
-    result = _on_board(path, options) if on_board else _in_torch(path, options)
+    result = _on_board(path, options) if on_board else _in_torch(path, options, progress=not as_json)
     result = {"path": path, "data": options["data_spec"], "split": options["split"], **result}
     if options["output"]:
         write_report(Path(options["output"]), result)
@@ -103,7 +103,7 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
+def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, Any]:
     if options["attack"] not in ("none", "fgsm", "pgd"):
         raise EdgeBcsError(f"{options['attack']} is not available in this version; use fgsm or pgd.")
     from edge_bcs import evaluation, loading
@@ -121,7 +121,7 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
         steps=options["attack_steps"],
         restarts=options["restarts"],
         samples=options["limit"],
-        progress=True,
+        progress=progress,
     )
     named = {"accuracy": result["clean_acc"]}
     if options["attack"] != "none":

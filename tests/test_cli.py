@@ -1,0 +1,253 @@
+"""The command line: results, JSON, one sentence and exit status 1 when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from edge_bcs.cli import main
+
+Make = Callable[..., Path]
+COMMANDS = ("export", "simulate", "finetune", "evaluate", "train", "inspect", "targets", "bench", "doctor")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: object) -> dict[str, Any]:
+    """Run with --json and return the object that standard output is."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    result = run(name, "--help")
+    assert result.exit_code == 0 and "Examples:" in result.output and f"edge-bcs {name}" in result.output
+    described = run("--help").output
+    assert name in described
+
+
+def test_the_command_line_starts_without_host_packages() -> None:
+    code = "import sys, edge_bcs.cli, edge_bcs.cli.finetune; print(*sys.modules, sep='\\n')"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "onnx", "onnxruntime", "scipy", "numpy"} & set(loaded)
+
+
+def test_export_simulate_inspect(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    folder = tmp_path / "resnet"
+    options = (
+        "--model",
+        "resnet18",
+        "--width",
+        0.0625,
+        "--input-size",
+        8,
+        "--sparsity",
+        0.9,
+        "--batch-norm",
+        "frozen",
+    )
+    exported = succeed("export", *options, "--memory", "2MiB", "-o", folder)
+    assert exported["network"] == "resnet18" and exported["memory"] == 2 << 20
+    assert exported["predicted_peak_bytes"] <= 2 << 20
+    simulated = succeed("simulate", folder)
+    assert simulated["fits"] and simulated["exact"]
+    assert (
+        simulated["measured_peak_bytes"]
+        == simulated["predicted_peak_bytes"]
+        == exported["predicted_peak_bytes"]
+    )
+    assert (
+        sum(simulated["phases"]["training"]["categories"].values())
+        == (simulated["phases"]["training"]["predicted_peak_bytes"])
+    )
+    inspected = succeed("inspect", folder)
+    assert sum(inspected["active"].values()) == inspected["kappa"] == exported["kappa"]
+    for command in ("simulate", "inspect"):
+        shown = run(command, folder)
+        assert shown.exit_code == 0 and "resnet18" in shown.output
+
+
+def test_simulate_fails_over_the_cap(tiny_artifact: Make) -> None:
+    path = tiny_artifact()
+    predicted = succeed("simulate", path)["predicted_peak_bytes"]
+    assert succeed("simulate", path, "--memory", predicted)["fits"]
+    result = run("simulate", path, "--memory", predicted - 1, "--json")
+    assert result.exit_code == 1 and "memory budget exceeded" in result.stderr
+    content = json.loads(result.stdout)
+    assert not content["fits"] and content["measured_peak_bytes"] is None
+
+
+def test_finetune_and_evaluate(tiny_artifact: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    common = ("--data", tmp_path / "digits.npz", "--eval-samples", 40, "--eval-steps", 2)
+    write_digits(tmp_path / "digits.npz")
+    report = succeed("finetune", tiny_artifact(), *common, "--steps", 6, "-o", folder)
+    assert set(report["before"]) == set(report["after"]) >= {"accuracy", "robust_accuracy"}
+    assert report["training"]["step"] == 6
+    assert json.loads((folder / "report.json").read_text())["after"] == report["after"]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+
+    refused = run("finetune", tiny_artifact(), *common, "-o", folder)
+    assert refused.exit_code == 1 and "already holds a run" in refused.stderr
+    longer = succeed("finetune", tiny_artifact(), *common, "--steps", 8, "-o", folder, "--resume")
+    assert longer["training"]["step"] == 8 and longer["before"] == report["before"]
+
+    board = succeed("evaluate", folder, "--data", tmp_path / "digits.npz", "--attack-steps", 2, "--limit", 40)
+    assert board["engine"] == "board" and board["samples"] == 40
+    assert board["accuracy"] == longer["after"]["accuracy"]
+    assert board["robust_accuracy"] == longer["after"]["robust_accuracy"]
+    fgsm = succeed(
+        "evaluate", folder, "--data", tmp_path / "digits.npz", "--attack", "fgsm", "--epsilon", "0"
+    )
+    assert fgsm["robust_accuracy"] == fgsm["accuracy"]
+    shown = run("evaluate", folder, "--data", tmp_path / "digits.npz", "--attack", "none")
+    assert shown.exit_code == 0 and "clean accuracy" in shown.output
+
+
+def write_digits(file: Path) -> None:
+    import numpy as np
+
+    from edge_bcs.data import open_data
+
+    parts = {kind: open_data("digits", kind, (1, 8, 8)) for kind in ("train", "test")}
+    arrays = {}
+    for kind, data in parts.items():
+        arrays[f"x_{kind}"], arrays[f"y_{kind}"] = data.read(np.arange(64))
+    np.savez(file, **arrays)
+
+
+def test_a_stopped_training_is_saved_and_goes_on_to_the_bit(tiny_artifact: Make, tmp_path: Path) -> None:
+    """SIGTERM in the middle, then --resume, against a training that was left alone."""
+    from edge_bcs.runtime.artifact import Artifact
+    from edge_bcs.runtime.state import read_state
+
+    write_digits(tmp_path / "digits.npz")
+    command = [
+        sys.executable,
+        "-m",
+        "edge_bcs.cli",
+        "finetune",
+        str(tiny_artifact()),
+        "--json",
+        "--steps",
+        "3000",
+    ]
+    command += ["--data", str(tmp_path / "digits.npz"), "--eval-samples", "0", "--batch-size", "4", "-o"]
+    stopped = subprocess.Popen([*command, str(tmp_path / "a")], stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "a" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not metrics.exists() or metrics.stat().st_size < 1000):
+        time.sleep(0.02)
+    os.kill(stopped.pid, signal.SIGTERM)
+    _, message = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130 and "--resume" in message
+    state_a, metadata = read_state(Artifact.read(tmp_path / "a"))
+    total = int(metadata["step"]) + 5
+    # The schedule depends on the length, so both are given the same one from here on.
+    command[command.index("3000")] = str(total * 3)
+    subprocess.run([*command, str(tmp_path / "b")], check=True, capture_output=True, timeout=120)
+    first = json.loads((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 1
+    subprocess.run([*command, str(tmp_path / "a"), "--resume"], check=True, capture_output=True, timeout=120)
+    state_a, _ = read_state(Artifact.read(tmp_path / "a"))
+    state_b, _ = read_state(Artifact.read(tmp_path / "b"))
+    assert all((state_a[name] == state_b[name]).all() for name in state_a)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("simulate", "nothing"), "does not exist"),
+        (("inspect", "nothing"), "does not exist"),
+        (("finetune", "nothing", "--data", "digits"), "does not exist"),
+        (("evaluate", "nothing", "--data", "digits"), "no file or folder"),
+        (("finetune", "ARTIFACT", "--data", "nothing", "-o", "TMP"), "does not exist"),
+        (("finetune", "ARTIFACT", "--data", "digits", "--memory", "lots", "-o", "TMP"), "is not a size"),
+        (
+            ("finetune", "ARTIFACT", "--data", "digits", "--memory", "9KiB", "-o", "TMP"),
+            "memory budget exceeded",
+        ),
+        (("evaluate", "ARTIFACT", "--data", "digits", "--epsilon", "big"), "--epsilon must be a number"),
+        (
+            ("evaluate", "ARTIFACT", "--data", "digits", "--attack", "square", "--engine", "board"),
+            "needs --engine",
+        ),
+        (("targets", "commodore-64"), "commodore-64"),
+        (("export", "--model", "vgg17"), "no network named"),
+        (("export", "--sparsity", "1"), "sparsity"),
+        (("export", "--checkpoint", "nothing"), "nothing"),
+        (("train", "--data", "nothing"), "does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    tiny_artifact: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"ARTIFACT": str(tiny_artifact()), "TMP": str(tmp_path / "run")}
+    result = run(*(places.get(argument, argument) for argument in arguments))
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr and result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+def test_a_wrong_option_is_clicks_business() -> None:
+    result = run("finetune", "x", "--data", "digits", "--epochs", "0")
+    assert result.exit_code == click.UsageError.exit_code and "--epochs" in result.stderr
+
+
+def test_targets_and_doctor() -> None:
+    boards = {board["name"]: board for board in succeed("targets")["targets"]}
+    assert boards["raspberry-pi-4"]["cores"] == 4
+    assert "raspberry-pi-4" in run("targets").output
+    assert "4× " in run("targets", "raspberry-pi-4").output
+    doctor = succeed("doctor")
+    topics = {finding["topic"]: finding for finding in doctor["findings"]}
+    assert doctor["usable"] and "exact byte budget" in topics["operators"]["found"]
+
+
+def test_train_on_the_host(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    write_digits(tmp_path / "digits.npz")
+    options = ("--width", 0.0625, "--input-size", 8, "--channels", 1, "--sparsity", 0.8, "--attack-steps", 1)
+    common = ("--model", "resnet18", "--data", tmp_path / "digits.npz", "--steps", 2, "--batch-size", 16)
+    result = succeed("train", *common, *options, "-o", tmp_path / "checkpoint")
+    assert result["step"] == 2
+    exported = succeed(
+        "export",
+        "--checkpoint",
+        tmp_path / "checkpoint",
+        "--channels",
+        1,
+        "--input-size",
+        8,
+        "-o",
+        tmp_path / "a",
+    )
+    assert exported["batch_norm"] == "frozen" and exported["sparsity"] == "0.8"
+    evaluated = succeed(
+        "evaluate", tmp_path / "checkpoint", "--data", tmp_path / "digits.npz", "--attack-steps", 1
+    )
+    assert evaluated["engine"] == "torch" and 0 <= evaluated["robust_accuracy"] <= evaluated["accuracy"] <= 1
