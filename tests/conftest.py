@@ -13,6 +13,12 @@ from runtime_helpers import tiny_network
 Array = np.ndarray[Any, Any]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded copies of data go where they are forgotten."""
+    monkeypatch.setenv("EDGE_BCS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that exports a tiny network (1×8×8 images, 10 classes, κ = 364) and remembers it.

@@ -17,11 +17,6 @@ from edge_bcs.errors import EdgeBcsError
 RANDOM = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGE_BCS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def png(color: tuple[int, int, int], size: tuple[int, int] = (4, 4)) -> bytes:
     image = pytest.importorskip("PIL.Image")
     stream = io.BytesIO()
