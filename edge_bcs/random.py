@@ -1,9 +1,9 @@
 """Counter-based random numbers: Philox4x32-10, the same to the bit as the operator library's.
 
 Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A number is a function
-of (seed, step, purpose, draw), so a run is the same whatever the number of threads, and a resumed run is the run
-that would have been. The normal distribution uses only operations that IEEE 754 rounds exactly, hence the same
-bits on every machine.
+of (seed, step, purpose, draw), so a run is the same whatever the number of threads, and a resumed run is the
+run that would have been. The normal distribution uses only operations that IEEE 754 rounds exactly, hence the
+same bits on every machine.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def uniform_from_words(word: NDArray[np.uint32]) -> NDArray[np.float32]:
 class IntegerStream:
     """Integers uniform in [0, below), one after the other, from the words of (seed, step, purpose) in order.
 
-    Lemire's method without bias: word w gives m = w·below; it is skipped if m mod 2³² < 2³² mod below; otherwise
-    the integer is m >> 32.
+    Lemire's method without bias: word w gives m = w·below; it is skipped if m mod 2³² < 2³² mod below;
+    otherwise the integer is m >> 32.
     """
 
     def __init__(self, below: int, *, seed: int, step: int, purpose: int) -> None:
@@ -148,7 +148,8 @@ def integers(count: int, below: int, *, seed: int, step: int, purpose: int) -> N
 
 
 # The inverse of the normal distribution function: Wichura, "Algorithm AS 241: The percentage points of the
-# normal distribution", Applied Statistics 37 (1988), PPND16; relative accuracy about 1e-16. Lowest power first.
+# normal distribution", Applied Statistics 37 (1988), PPND16; relative accuracy about 1e-16. Lowest power
+# first.
 _CENTRE = (
     (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3,
      1.3731693765509461125e4, 4.5921953931549871457e4, 6.7265770927008700853e4,

@@ -17,8 +17,8 @@ _NAME = "libedge_bcs_ops.so"
 def library_path() -> Path:
     """Returns the path of the operator library.
 
-    Looks at the environment variable ``EDGE_BCS_LIBRARY``, then for a development build in ``build/native`` of a
-    source checkout, then beside this module in an installed package.
+    Looks at the environment variable ``EDGE_BCS_LIBRARY``, then for a development build in ``build/native``
+    of a source checkout, then beside this module in an installed package.
 
     Raises:
         EdgeBcsError: there is none at any of these places.

@@ -78,7 +78,7 @@ def run(
         attributes: the node's attributes.
 
     Returns:
-        name -> array of every output that is there; outputs that continue an input in place are new arrays here.
+        name -> array of every output that is there; those that continue an input in place are new arrays.
     """
     given = {name: np.ascontiguousarray(array) for name, array in inputs.items() if array is not None}
     wanted = {name + ".out": dtype for name, dtype in outputs.items() if dtype is not None}
@@ -112,7 +112,7 @@ def budget_library() -> ctypes.CDLL:
 
 
 def pack(images: np.ndarray, lanes: int, halo: int) -> np.ndarray:
-    """f32 [n, C, H, W] as a stack [n / lanes, P, lanes]: a zero halo after each row and plane and in front."""
+    """f32 [n, C, H, W] as a stack [n / lanes, P, lanes]: zeros after each row and plane and in front."""
     n, channels, height, width = images.shape
     planes = np.zeros((n, channels, height + halo, width + halo), np.float32)
     planes[:, :, :height, :width] = images

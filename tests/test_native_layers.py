@@ -1,4 +1,4 @@
-"""Packing, pooling, affine, sums and batch norm against torch in float64, with halos, odd sizes and 1 to 16 lanes."""
+"""Packing, pooling, affine, sums and batch norm against torch in float64: halos, odd sizes, 1 to 16 lanes."""
 
 from __future__ import annotations
 
@@ -195,6 +195,16 @@ def test_max_pool_takes_the_first_of_equals() -> None:
     assert made["choice"].tolist() == [[[1]]]
     stopped = run("MaxPool", {"x": pack(-x, 1, 0)}, {"y": F, "choice": U8}, **attributes, relu=1)
     assert stopped["choice"].tolist() == [[[255]]] and stopped["y"].tolist() == [[[0]]]
+
+
+@pytest.mark.parametrize("lanes", [3, 4])
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_max_pool_lets_not_a_number_be_seen(lanes: int, place: int) -> None:
+    attributes, _, _ = pool_attributes(lanes, 1, (2, 2, 2, 2, 0), 0, 0)
+    x = np.arange(lanes * 4, dtype=F).reshape(lanes, 1, 2, 2)
+    x.reshape(lanes, 4)[1, place] = np.nan
+    y = run("MaxPool", {"x": pack(x, lanes, 0)}, {"y": F}, **attributes)["y"]
+    assert np.isnan(y[0, 0]).tolist() == [lane == 1 for lane in range(lanes)]
 
 
 @pytest.mark.parametrize("window", [window for window in WINDOWS if window[4] == 0])
@@ -522,8 +532,8 @@ def test_batch_norm_refuses(changes: dict[str, np.ndarray], attributes: dict[str
         run("BatchNorm", inputs | changes, outputs, **(plain | attributes))
 
 
-# kind, channels, bias, gamma, beta, statistics: a biased layer, one without anything, frozen batch norms with and
-# without a bias before them and without parameters, and a batch norm with batch statistics.
+# kind, channels, bias, gamma, beta, statistics: a biased layer, one without anything, frozen batch norms with
+# and without a bias before them and without parameters, and a batch norm with batch statistics.
 ENTRIES = [
     (0, 4, 10, -1, -1, -1),
     (0, 2, -1, -1, -1, -1),

@@ -13,7 +13,8 @@
 namespace edge_bcs {
 namespace {
 
-// One range of channels of the affine tensor: which parameters it is made of (offsets, −1 where there is none).
+// One range of channels of the affine tensor: which parameters it is made of (offsets, −1 where there is
+// none).
 struct Entry {
   enum Kind : std::int64_t { bias_only = 0, frozen = 1, batch = 2 };
   std::int64_t kind, channels, bias, gamma, beta, statistics;
@@ -34,7 +35,8 @@ struct Entries {
       require(entry.kind >= Entry::bias_only && entry.kind <= Entry::batch && entry.channels >= 1 &&
                   entry.channels < (1 << 23),
               "entry ", list.size(), " is out of range");
-      require(entry.kind != Entry::frozen || entry.statistics >= 0, "entry ", list.size(), " has no statistics");
+      require(entry.kind != Entry::frozen || entry.statistics >= 0, "entry ", list.size(),
+              " has no statistics");
       slots += entry.channels;
       list.push_back(entry);
     }
@@ -43,15 +45,15 @@ struct Entries {
   // Checks that every offset stays within the parameters and the statistics.
   void check(const Tensor<const float>& dense, const Tensor<const float>& mean,
              const Tensor<const float>& variance) const {
-    require(mean.shape() == Shape{mean.size()} && variance.shape() == mean.shape(), "mean ", mean.shape().text(),
-            " and variance ", variance.shape().text(), " are not vectors of one length");
+    require(mean.shape() == Shape{mean.size()} && variance.shape() == mean.shape(), "mean ",
+            mean.shape().text(), " and variance ", variance.shape().text(), " are not vectors of one length");
     for (const Entry& entry : list) {
       for (std::int64_t offset : {entry.bias, entry.gamma, entry.beta})
-        require(offset >= -1 && offset + entry.channels <= dense.size(), "an entry reads parameters ", offset, " to ",
-                offset + entry.channels, " of ", dense.size());
+        require(offset >= -1 && offset + entry.channels <= dense.size(), "an entry reads parameters ", offset,
+                " to ", offset + entry.channels, " of ", dense.size());
       require(entry.statistics >= -1 && entry.statistics + entry.channels <= mean.size(),
-              "an entry reads statistics ", entry.statistics, " to ", entry.statistics + entry.channels, " of ",
-              mean.size());
+              "an entry reads statistics ", entry.statistics, " to ", entry.statistics + entry.channels,
+              " of ", mean.size());
     }
   }
 
@@ -68,7 +70,8 @@ float at(const Tensor<const float>& values, std::int64_t offset, std::int64_t c,
 
 struct FoldAffine {
   static constexpr const char* name = "FoldAffine";
-  static constexpr std::array inputs{Port{"dense", float32}, Port{"mean", float32}, Port{"variance", float32}};
+  static constexpr std::array inputs{Port{"dense", float32}, Port{"mean", float32},
+                                     Port{"variance", float32}};
   static constexpr std::array outputs{Port{"affine", float32}};
 
   Entries entries;
@@ -76,14 +79,16 @@ struct FoldAffine {
   explicit FoldAffine(const Attributes& attributes) : entries(attributes) {}
 
   void compute(Context& context) const {
-    const auto dense = context.input<float>(0), mean = context.input<float>(1), variance = context.input<float>(2);
+    const auto dense = context.input<float>(0), mean = context.input<float>(1),
+               variance = context.input<float>(2);
     entries.check(dense, mean, variance);
     const auto affine = context.output<float>(0, {2 * entries.slots});
     float* scale = affine.data();
     float* shift = affine.data() + entries.slots;
     for (const Entry& e : entries.list)
       for (std::int64_t c = 0; c < e.channels; ++c, ++scale, ++shift) {
-        const float bias = at(dense, e.bias, c, 0), gamma = at(dense, e.gamma, c, 1), beta = at(dense, e.beta, c, 0);
+        const float bias = at(dense, e.bias, c, 0), gamma = at(dense, e.gamma, c, 1),
+                    beta = at(dense, e.beta, c, 0);
         if (e.kind == Entry::bias_only) {
           *scale = 1;
           *shift = bias;
@@ -101,8 +106,9 @@ const Register<FoldAffine> fold_affine;
 
 struct FoldAffineGrad {
   static constexpr const char* name = "FoldAffineGrad";
-  static constexpr std::array inputs{Port{"affine_grad", float32}, Port{"dense", float32}, Port{"mean", float32},
-                                     Port{"variance", float32}, Port{"dense_grad", float32}};
+  static constexpr std::array inputs{Port{"affine_grad", float32}, Port{"dense", float32},
+                                     Port{"mean", float32}, Port{"variance", float32},
+                                     Port{"dense_grad", float32}};
   static constexpr std::array outputs{Port{"dense_grad_out", float32, aliases(4)}};
 
   Entries entries;
@@ -113,8 +119,8 @@ struct FoldAffineGrad {
     const auto affine_grad = context.input<float>(0), dense = context.input<float>(1);
     const auto mean = context.input<float>(2), variance = context.input<float>(3);
     entries.check(dense, mean, variance);
-    require(affine_grad.shape() == Shape{2 * entries.slots}, "affine_grad is ", affine_grad.shape().text(), ", not [",
-            2 * entries.slots, "]");
+    require(affine_grad.shape() == Shape{2 * entries.slots}, "affine_grad is ", affine_grad.shape().text(),
+            ", not [", 2 * entries.slots, "]");
     const Shape gradients = context.input<float>(4).shape();
     require(gradients == dense.shape(), "dense_grad is ", gradients.text(), ", not ", dense.shape().text());
     const auto gradient = context.in_place<float>(0, 4);
@@ -204,8 +210,8 @@ struct InputGradient {
         slots(attributes, dy.channels),
         mask(attributes, dx) {}
 
-  void plane(const float* from, float* to, float scale, const Addend& addend, const Mask& relu_mask, std::int64_t nb,
-             std::int64_t c) const {
+  void plane(const float* from, float* to, float scale, const Addend& addend, const Mask& relu_mask,
+             std::int64_t nb, std::int64_t c) const {
     for (std::int64_t y = 0; y < dy.height; ++y) {
       const float* gradient = from + dy.at(nb, c, y);
       float* row = to + dx.at(nb, c, y);
@@ -219,7 +225,8 @@ struct InputGradient {
 
 struct AffineInputGrad {
   static constexpr const char* name = "AffineInputGrad";
-  static constexpr std::array inputs{Port{"dy", float32}, Port{"affine", float32}, Port{"addend", float32, optional},
+  static constexpr std::array inputs{Port{"dy", float32}, Port{"affine", float32},
+                                     Port{"addend", float32, optional},
                                      Port{"mask", ort::ElementType::any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
@@ -266,8 +273,8 @@ struct AffineGrad {
     const Addend addend(context.input<float>(3), rule.dx, blocks, "addend");
     const Mask mask = rule.mask.bind(context, 4, blocks);
     const Shape gradients = context.input<float>(5).shape();
-    require(gradients == Shape{2 * affine.count}, "affine_grad is ", gradients.text(), ", not [", 2 * affine.count,
-            "]");
+    require(gradients == Shape{2 * affine.count}, "affine_grad is ", gradients.text(), ", not [",
+            2 * affine.count, "]");
     const auto dx = context.output<float>(0, rule.dx.shape(blocks));
     const auto gradient = rule.slots.bind(context.in_place<float>(1, 5));
     // A channel is one piece of work, so that its sums are made in one order.

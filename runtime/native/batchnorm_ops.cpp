@@ -1,5 +1,5 @@
-// Batch norm with the statistics of the micro-batch (Ioffe and Szegedy, 2015). Samples of weight 0 fill up a micro-batch
-// and count nowhere.
+// Batch norm with the statistics of the micro-batch (Ioffe and Szegedy, 2015). Samples of weight 0 fill up a
+// micro-batch and count nowhere.
 
 #include <cmath>
 
@@ -14,11 +14,13 @@ namespace {
 // Which samples count, by batch block and lane.
 class Samples {
  public:
-  Samples(const Tensor<const float>& weight, std::int64_t blocks, std::int64_t lanes) : weight_(weight), lanes_(lanes) {
+  Samples(const Tensor<const float>& weight, std::int64_t blocks, std::int64_t lanes)
+      : weight_(weight), lanes_(lanes) {
     require(weight.shape() == Shape{blocks * lanes}, "sample_weight is ", weight.shape().text(), ", not [",
             blocks * lanes, "]");
     for (float w : weight) {
-      require(std::isfinite(w) && w >= 0, "a sample has the weight ", w, ", not a finite number of at least 0");
+      require(std::isfinite(w) && w >= 0, "a sample has the weight ", w,
+              ", not a finite number of at least 0");
       count_ += w > 0;
     }
     require(count_ > 0, "no sample has a weight above 0, so that there are no batch statistics");
@@ -32,8 +34,8 @@ class Samples {
   std::int64_t count_ = 0;
 };
 
-// Σ term(offset) over the pixels of channel c of all samples that count, in double and in a fixed order. `offset` is that
-// of a row's element: term(nb, row, j).
+// Σ term(offset) over the pixels of channel c of all samples that count, in double and in a fixed order.
+// `offset` is that of a row's element: term(nb, row, j).
 template <class Term>
 double channel_sum(const Stack& stack, std::int64_t blocks, const Samples& samples, const Term& term) {
   double total = 0;
@@ -50,19 +52,16 @@ double channel_sum(const Stack& stack, std::int64_t blocks, const Samples& sampl
   return total;
 }
 
-// y = act(scale·(z − mean)·inv_std + shift + residual); running averages ← (1 − momentum)·running + momentum·batch.
+// y = act(scale·(z − mean)·inv_std + shift + residual); running averages ← (1 − momentum)·running +
+// momentum·batch.
 struct BatchNorm {
   static constexpr const char* name = "BatchNorm";
-  static constexpr std::array inputs{Port{"z", float32},
-                                     Port{"affine", float32},
-                                     Port{"sample_weight", float32},
-                                     Port{"mean", float32},
-                                     Port{"variance", float32},
-                                     Port{"residual", float32, optional}};
-  static constexpr std::array outputs{Port{"y", float32}, Port{"saved", float32},
-                                      Port{"mean_out", float32, optional_aliases(3)},
-                                      Port{"variance_out", float32, optional_aliases(4)},
-                                      Port{"bits", uint8, optional}};
+  static constexpr std::array inputs{
+      Port{"z", float32},    Port{"affine", float32},   Port{"sample_weight", float32},
+      Port{"mean", float32}, Port{"variance", float32}, Port{"residual", float32, optional}};
+  static constexpr std::array outputs{
+      Port{"y", float32}, Port{"saved", float32}, Port{"mean_out", float32, optional_aliases(3)},
+      Port{"variance_out", float32, optional_aliases(4)}, Port{"bits", uint8, optional}};
 
   Stack in, out, residual_stack;
   Slots slots;
@@ -99,21 +98,29 @@ struct BatchNorm {
     const auto y = context.output<float>(0, out.shape(blocks));
     const auto saved = context.output<float>(1, {2 * in.channels});
     const auto running_mean = context.in_place<float>(2, 3), running_variance = context.in_place<float>(3, 4);
-    require(!update || (running_mean && running_variance), "update is 1 but the running averages are no outputs");
+    require(!update || (running_mean && running_variance),
+            "update is 1 but the running averages are no outputs");
     const Bits bits(context, 4, out, blocks);
     const auto count = static_cast<double>(samples.count() * in.height * in.width);
 
     context.parallel_for(in.channels, [&](std::int64_t c) {
-      const auto row_of = [&](std::int64_t nb, std::int64_t y_index) { return z.data() + in.at(nb, c, y_index); };
-      const double mean = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
-                            return [row = row_of(nb, i)](std::int64_t j) { return static_cast<double>(row[j]); };
-                          }) / count;
-      const double variance = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
-                                return [row = row_of(nb, i), mean](std::int64_t j) {
-                                  const double centred = row[j] - mean;
-                                  return centred * centred;
-                                };
-                              }) / count;
+      const auto row_of = [&](std::int64_t nb, std::int64_t y_index) {
+        return z.data() + in.at(nb, c, y_index);
+      };
+      const double mean =
+          channel_sum(in, blocks, samples,
+                      [&](std::int64_t nb, std::int64_t i) {
+                        return [row = row_of(nb, i)](std::int64_t j) { return static_cast<double>(row[j]); };
+                      }) /
+          count;
+      const double variance = channel_sum(in, blocks, samples,
+                                          [&](std::int64_t nb, std::int64_t i) {
+                                            return [row = row_of(nb, i), mean](std::int64_t j) {
+                                              const double centred = row[j] - mean;
+                                              return centred * centred;
+                                            };
+                                          }) /
+                              count;
       require(std::isfinite(variance), "the activations of channel ", c, " are not finite");
       const auto centre = saved[c] = static_cast<float>(mean);
       const auto inverse = saved[in.channels + c] = static_cast<float>(1.0 / std::sqrt(variance + epsilon));
@@ -143,8 +150,9 @@ struct BatchNorm {
 };
 const Register<BatchNorm> batch_norm;
 
-// dz = mask∘(scale·inv_std·(dy − mean dy − x̂·mean(dy·x̂)) + addend), dscale += Σ dy·x̂, dshift += Σ dy, with the means over
-// the samples that count; the first term is 0 for the others. dy is the gradient after the ReLU's mask.
+// dz = mask∘(scale·inv_std·(dy − mean dy − x̂·mean(dy·x̂)) + addend), dscale += Σ dy·x̂, dshift += Σ dy, with
+// the means over the samples that count; the first term is 0 for the others. dy is the gradient after the
+// ReLU's mask.
 struct BatchNormGrad {
   static constexpr const char* name = "BatchNormGrad";
   static constexpr std::array inputs{Port{"dy", float32},
@@ -173,14 +181,14 @@ struct BatchNormGrad {
     const std::int64_t blocks = dy_stack.blocks(dy, "dy");
     in.check(z, blocks, "z");
     const auto affine = slots.bind(context.input<float>(2));
-    require(saved.shape() == Shape{2 * in.channels}, "saved is ", saved.shape().text(), ", not [", 2 * in.channels,
-            "]");
+    require(saved.shape() == Shape{2 * in.channels}, "saved is ", saved.shape().text(), ", not [",
+            2 * in.channels, "]");
     const Samples samples(context.input<float>(4), blocks, in.lanes);
     const Addend addend(context.input<float>(5), dz_stack, blocks, "addend");
     const Mask relu_mask = mask.bind(context, 6, blocks);
     const Shape gradients = context.input<float>(7).shape();
-    require(gradients == Shape{2 * affine.count}, "affine_grad is ", gradients.text(), ", not [", 2 * affine.count,
-            "]");
+    require(gradients == Shape{2 * affine.count}, "affine_grad is ", gradients.text(), ", not [",
+            2 * affine.count, "]");
     const auto dz = context.output<float>(0, dz_stack.shape(blocks));
     const auto gradient = slots.bind(context.in_place<float>(1, 7));
     const auto count = static_cast<double>(samples.count() * in.height * in.width);
@@ -190,10 +198,13 @@ struct BatchNormGrad {
       const double dshift = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
         return [d = dy.data() + dy_stack.at(nb, c, i)](std::int64_t j) { return static_cast<double>(d[j]); };
       });
-      const double dscale = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
-                              return [d = dy.data() + dy_stack.at(nb, c, i), x = z.data() + in.at(nb, c, i),
-                                      mean](std::int64_t j) { return d[j] * (static_cast<double>(x[j]) - mean); };
-                            }) * inverse;
+      const double dscale =
+          channel_sum(in, blocks, samples,
+                      [&](std::int64_t nb, std::int64_t i) {
+                        return [d = dy.data() + dy_stack.at(nb, c, i), x = z.data() + in.at(nb, c, i),
+                                mean](std::int64_t j) { return d[j] * (static_cast<double>(x[j]) - mean); };
+                      }) *
+          inverse;
       gradient.scale[c] += static_cast<float>(dscale);
       gradient.shift[c] += static_cast<float>(dshift);
 

@@ -20,7 +20,8 @@ struct Refusal {
   std::int64_t cap = 0;
 };
 
-// What one process has in use. The environment of ONNX Runtime has one CPU allocator, so there is one of these too.
+// What one process has in use. The environment of ONNX Runtime has one CPU allocator, so there is one of
+// these too.
 struct Account {
   std::mutex mutex;
   bool owned = false;
@@ -96,8 +97,9 @@ void register_with_environment() {
       if (status != nullptr) ort::api.release_status(status);
       return status == nullptr;
     };
-    // CreateEnv gives the process's one environment and adds a reference; it is kept for good. In versions whose Python
-    // module has an environment of its own this fails, and sessions keep ONNX Runtime's allocator.
+    // CreateEnv gives the process's one environment and adds a reference; it is kept for good. In versions
+    // whose Python module has an environment of its own this fails, and sessions keep ONNX Runtime's
+    // allocator.
     ort::Env* env = nullptr;
     if (!succeeded(ort::api.create_env(ort::LoggingLevel::warning, "edge_bcs", &env))) return;
     if (!succeeded(ort::api.create_cpu_memory_info(ort::AllocatorType::device, ort::MemoryType::by_default,
@@ -118,8 +120,8 @@ using edge_bcs::budget::account;
 
 // The interface of runtime/budget.py.
 
-// Takes the budget for one trainer. cap_bytes: the most bytes in use at any time, or -1 for no cap. Returns 0, or -1 if
-// another trainer has it.
+// Takes the budget for one trainer. cap_bytes: the most bytes in use at any time, or -1 for no cap. Returns
+// 0, or -1 if another trainer has it.
 EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_begin(std::int64_t cap_bytes) {
   auto& a = account();
   const std::lock_guard lock(a.mutex);

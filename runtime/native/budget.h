@@ -1,5 +1,5 @@
-// The memory budget: every tensor that ONNX Runtime makes, every bound buffer and all work memory are counted to the
-// byte, and nothing goes over the cap.
+// The memory budget: every tensor that ONNX Runtime makes, every bound buffer and all work memory are counted
+// to the byte, and nothing goes over the cap.
 #pragma once
 
 #include <cstddef>
@@ -21,14 +21,15 @@ class Exceeded : public std::bad_alloc {
   std::string text_;
 };
 
-// Memory aligned to 64 bytes, counted as exactly `bytes`. Throws Exceeded over the cap, std::bad_alloc if the system has
-// none. Zero bytes give a null pointer.
+// Memory aligned to 64 bytes, counted as exactly `bytes`. Throws Exceeded over the cap, std::bad_alloc if the
+// system has none. Zero bytes give a null pointer.
 void* allocate(std::size_t bytes);
 
 // Gives memory of `allocate` back; null does nothing.
 void release(void* memory) noexcept;
 
-// Makes this allocator the one that sessions with session.use_env_allocators=1 use. Only the first call does anything.
+// Makes this allocator the one that sessions with session.use_env_allocators=1 use. Only the first call does
+// anything.
 void register_with_environment();
 
 }  // namespace edge_bcs::budget

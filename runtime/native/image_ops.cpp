@@ -20,8 +20,8 @@ struct Batch {
   Batch(const Shape& shape, std::int64_t halo, std::int64_t lanes) {
     require(shape.rank() == 4, "the images are ", shape.text(), ", not [n, channels, height, width]");
     stack = Stack::checked(shape[1], shape[2], shape[3], halo, lanes);
-    require(shape[0] >= 1 && shape[0] % lanes == 0, "the batch of ", shape[0], " is not a multiple of ", lanes,
-            " lanes");
+    require(shape[0] >= 1 && shape[0] % lanes == 0, "the batch of ", shape[0], " is not a multiple of ",
+            lanes, " lanes");
     blocks = shape[0] / lanes;
   }
 
@@ -76,7 +76,8 @@ struct UnpackOutput {
 
   void compute(Context& context) const {
     const auto stack = context.input<float>(0);
-    require(stack.shape().rank() == 3, "the stack is ", stack.shape().text(), ", not [blocks, classes, lanes]");
+    require(stack.shape().rank() == 3, "the stack is ", stack.shape().text(),
+            ", not [blocks, classes, lanes]");
     const std::int64_t blocks = stack.dim(0), classes = stack.dim(1), lanes = stack.dim(2);
     const auto y = context.output<float>(0, {blocks * lanes, classes});
     for (std::int64_t nb = 0; nb < blocks; ++nb)
@@ -87,7 +88,8 @@ struct UnpackOutput {
 };
 const Register<UnpackOutput> unpack_output;
 
-// One step of projected gradient ascent in l∞ (Madry et al., 2018): x' + step·sign(dx), within ε of x and in [0, 1].
+// One step of projected gradient ascent in l∞ (Madry et al., 2018): x' + step·sign(dx), within ε of x and in
+// [0, 1].
 struct PgdStep {
   static constexpr const char* name = "PgdStep";
   static constexpr std::array inputs{Port{"x_adv", float32}, Port{"x", float32}, Port{"dx", float32},

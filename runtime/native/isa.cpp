@@ -12,18 +12,23 @@ bool runs_here(Isa isa) {
   switch (isa) {
 #ifdef EDGE_BCS_HAVE_AVX2
     case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
 #endif
 #ifdef EDGE_BCS_HAVE_AVX512
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("fma");
 #endif
 #ifdef EDGE_BCS_HAVE_NEON
-    case Isa::neon: return true;  // part of every aarch64 processor
+    case Isa::neon:
+      return true;  // part of every aarch64 processor
 #endif
-    case Isa::scalar: return true;
-    default: return false;
+    case Isa::scalar:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -46,10 +51,14 @@ Isa selected_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
-    case Isa::neon: return "neon";
-    default: return "scalar";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::neon:
+      return "neon";
+    default:
+      return "scalar";
   }
 }
 

@@ -5,8 +5,8 @@ namespace edge_bcs {
 
 enum class Isa { scalar, avx2, avx512, neon };
 
-// The best variant that was compiled and that the processor has. The environment variable EDGE_BCS_ISA (a name as below)
-// asks for another; one that cannot run here is ignored. Decided once.
+// The best variant that was compiled and that the processor has. The environment variable EDGE_BCS_ISA (a
+// name as below) asks for another; one that cannot run here is ignored. Decided once.
 Isa selected_isa();
 
 // "scalar", "avx2", "avx512" or "neon".

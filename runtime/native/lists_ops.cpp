@@ -22,11 +22,12 @@ struct Layer {
 // Fills coo.lists (i32[M], in place) from the positions (i32[κ]): M = 3κ + Σ(O + 1) + Σ(I·s² + 1).
 //   forward_column[κ]      in_channel << 8 | kernel position, in the order of the κ arrays
 //   transpose_row[κ]       out_channel << 8 | kernel position } both ordered, within a layer, by
-//   transpose_position[κ]  where in the κ arrays              } (in_channel, phase, out_channel, kernel position)
+//   transpose_position[κ]  where in the κ arrays              } (in_channel, phase, out_channel, kernel pos.)
 //   forward pointers       for each layer O + 1 positions: where the rows begin
 //   transpose pointers     for each layer I·s² + 1 positions: where (in_channel, phase) begins
-// The phase of a kernel position is ((kh − p) mod s)·s + ((kw − p) mod s): which of the s² interleaved images of the input
-// it touches.
+//
+// The phase of a kernel position is ((kh − p) mod s)·s + ((kw − p) mod s): which of the s² interleaved images
+// of the input it touches.
 struct BuildLists {
   static constexpr const char* name = "BuildLists";
   static constexpr std::array inputs{Port{"index", int32}, Port{"lists", int32}};
@@ -41,14 +42,16 @@ struct BuildLists {
     require(!flat.empty() && flat.size() % 7 == 0, "the attribute layers has ", flat.size(),
             " numbers, not seven for each layer");
     for (std::size_t i = 0; i < flat.size(); i += 7) {
-      const Layer layer{flat[i], flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4], flat[i + 5], flat[i + 6]};
+      const Layer layer{flat[i],     flat[i + 1], flat[i + 2], flat[i + 3],
+                        flat[i + 4], flat[i + 5], flat[i + 6]};
       constexpr std::int64_t channels = std::int64_t{1} << 23;
       require(layer.out_channels >= 1 && layer.out_channels < channels && layer.in_channels >= 1 &&
                   layer.in_channels < channels && layer.kernel_height >= 1 && layer.kernel_width >= 1 &&
                   layer.kernel_height <= 255 && layer.kernel_width <= 255 && layer.kernel() <= 255 &&
                   layer.stride >= 1 && layer.stride <= 255 && layer.padding >= 0 && layer.padding <= 255,
               "layer ", layers.size(), " has a size out of range");
-      require(layer.offset == positions, "layer ", layers.size(), " begins at ", layer.offset, ", not at ", positions);
+      require(layer.offset == positions, "layer ", layers.size(), " begins at ", layer.offset, ", not at ",
+              positions);
       positions += layer.size();
       require(positions <= std::numeric_limits<std::int32_t>::max(), "the network has 2^31 weights or more");
       pointers += layer.forward_pointers() + layer.transpose_pointers();
@@ -61,7 +64,8 @@ struct BuildLists {
     const std::int64_t kappa = index.size();
     require(index.shape() == Shape{kappa}, "index is ", index.shape().text(), ", not a vector");
     const auto length = context.input<std::int32_t>(1).shape();
-    require(length == Shape{3 * kappa + pointers}, "lists is ", length.text(), ", not [", 3 * kappa + pointers, "]");
+    require(length == Shape{3 * kappa + pointers}, "lists is ", length.text(), ", not [",
+            3 * kappa + pointers, "]");
     bool ascending = true;
     for (std::int64_t t = 1; t < kappa; ++t) ascending &= index[t - 1] < index[t];
     require(ascending && (kappa == 0 || (index[0] >= 0 && index[kappa - 1] < positions)),
@@ -101,8 +105,8 @@ struct BuildLists {
       return (forward_column[t] >> 8) * layer.stride * layer.stride + phase[forward_column[t] & 255];
     };
 
-    // Rows, and how many entries each slot has; counts are kept two places up, so that the running sums turn into
-    // where each slot begins (one place up), and filling the slots turns that into the pointers.
+    // Rows, and how many entries each slot has; counts are kept two places up, so that the running sums turn
+    // into where each slot begins (one place up), and filling the slots turns that into the pointers.
     std::fill_n(transpose_pointer, slots + 1, 0);
     std::int64_t rows = 0;
     const std::int64_t row_size = layer.in_channels * layer.kernel();

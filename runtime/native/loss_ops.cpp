@@ -1,6 +1,6 @@
-// Losses and their exact gradients with respect to the logits, in double precision inside. Logits are stacks [NB, K, B]
-// (sample s = nb·B + b); every loss is a sum over samples of weight · loss of the sample, and samples of weight 0 fill up a
-// micro-batch: they change nothing, whatever they hold.
+// Losses and their exact gradients with respect to the logits, in double precision inside. Logits are stacks
+// [NB, K, B] (sample s = nb·B + b); every loss is a sum over samples of weight · loss of the sample, and
+// samples of weight 0 fill up a micro-batch: they change nothing, whatever they hold.
 
 #include <algorithm>
 #include <cmath>
@@ -84,9 +84,11 @@ struct Targets {
     require(labels.shape() == shape && weights.shape() == shape, "labels ", labels.shape().text(),
             " and sample_weight ", weights.shape().text(), " are not ", shape.text());
     for (std::int64_t label : labels)
-      require(label >= 0 && label < logits.classes, "a label is ", label, ", not in [0, ", logits.classes, ")");
+      require(label >= 0 && label < logits.classes, "a label is ", label, ", not in [0, ", logits.classes,
+              ")");
     for (float w : weights)
-      require(std::isfinite(w) && w >= 0, "a sample has the weight ", w, ", not a finite number of at least 0");
+      require(std::isfinite(w) && w >= 0, "a sample has the weight ", w,
+              ", not a finite number of at least 0");
   }
 };
 
@@ -97,8 +99,10 @@ void set_zero(Strided<float> gradient, std::int64_t classes) {
 // Σ weight·(−log p_y)
 struct CrossEntropy {
   static constexpr const char* name = "CrossEntropy";
-  static constexpr std::array inputs{Port{"logits", float32}, Port{"labels", int64}, Port{"sample_weight", float32}};
-  static constexpr std::array outputs{Port{"loss", float32}, Port{"dlogits", float32}, Port{"correct", float32}};
+  static constexpr std::array inputs{Port{"logits", float32}, Port{"labels", int64},
+                                     Port{"sample_weight", float32}};
+  static constexpr std::array outputs{Port{"loss", float32}, Port{"dlogits", float32},
+                                      Port{"correct", float32}};
 
   explicit CrossEntropy(const Attributes&) {}
 
@@ -120,7 +124,8 @@ struct CrossEntropy {
       const LogSoftmax p(logits.of(tensor, s), logits.classes);
       loss -= weight * p.log(label);
       correct += p.prediction() == label;
-      for (std::int64_t k = 0; k < logits.classes; ++k) d[k] = static_cast<float>(weight * (p[k] - (k == label)));
+      for (std::int64_t k = 0; k < logits.classes; ++k)
+        d[k] = static_cast<float>(weight * (p[k] - (k == label)));
     }
     context.output<float>(0, {})[0] = static_cast<float>(loss);
     context.output<float>(2, {1})[0] = static_cast<float>(correct);
@@ -133,10 +138,10 @@ const Register<CrossEntropy> cross_entropy;
 template <class Loss>
 struct TwoBranches {
   static constexpr const char* name = Loss::name;
-  static constexpr std::array inputs{Port{"clean", float32}, Port{"adversarial", float32}, Port{"labels", int64},
-                                     Port{"sample_weight", float32}};
-  static constexpr std::array outputs{Port{"loss", float32}, Port{"dclean", float32}, Port{"dadversarial", float32},
-                                      Port{"correct", float32}};
+  static constexpr std::array inputs{Port{"clean", float32}, Port{"adversarial", float32},
+                                     Port{"labels", int64}, Port{"sample_weight", float32}};
+  static constexpr std::array outputs{Port{"loss", float32}, Port{"dclean", float32},
+                                      Port{"dadversarial", float32}, Port{"correct", float32}};
 
   double beta;
 
@@ -176,15 +181,17 @@ struct TwoBranches {
   }
 };
 
-// CE(clean) + β·KL(p ‖ q) (Zhang et al., "Theoretically principled trade-off between robustness and accuracy", 2019).
+// CE(clean) + β·KL(p ‖ q) (Zhang et al., "Theoretically principled trade-off between robustness and
+// accuracy", 2019).
 struct TradesLoss {
   static constexpr const char* name = "Trades";
 
-  static double sample(const LogSoftmax& p, const LogSoftmax& q, std::int64_t label, double beta, double weight,
-                       Strided<float> dclean, Strided<float> dadversarial) {
+  static double sample(const LogSoftmax& p, const LogSoftmax& q, std::int64_t label, double beta,
+                       double weight, Strided<float> dclean, Strided<float> dadversarial) {
     const double kl = divergence(p, q);
     for (std::int64_t k = 0; k < p.classes(); ++k) {
-      dclean[k] = static_cast<float>(weight * (p[k] - (k == label) + beta * p[k] * (p.log(k) - q.log(k) - kl)));
+      dclean[k] =
+          static_cast<float>(weight * (p[k] - (k == label) + beta * p[k] * (p.log(k) - q.log(k) - kl)));
       dadversarial[k] = static_cast<float>(weight * beta * (q[k] - p[k]));
     }
     return -p.log(label) + beta * kl;
@@ -192,32 +199,33 @@ struct TradesLoss {
 };
 const Register<TwoBranches<TradesLoss>> trades;
 
-// BCE(q) + β·KL(p ‖ q)·(1.0000001 − p_y), BCE(q) = −log q_y − log(1.0001 − max_{j≠y} q_j + 1e-12) (Wang et al., "Improving
-// adversarial robustness requires revisiting misclassified examples", 2020; the constants are those of its code).
+// BCE(q) + β·KL(p ‖ q)·(1.0000001 − p_y), BCE(q) = −log q_y − log(1.0001 − max_{j≠y} q_j + 1e-12) (Wang et
+// al., "Improving adversarial robustness requires revisiting misclassified examples", 2020; the constants are
+// those of its code).
 struct MartLoss {
   static constexpr const char* name = "Mart";
 
-  static double sample(const LogSoftmax& p, const LogSoftmax& q, std::int64_t label, double beta, double weight,
-                       Strided<float> dclean, Strided<float> dadversarial) {
+  static double sample(const LogSoftmax& p, const LogSoftmax& q, std::int64_t label, double beta,
+                       double weight, Strided<float> dclean, Strided<float> dadversarial) {
     std::int64_t rival = label == 0 ? 1 : 0;
     for (std::int64_t k = 0; k < q.classes(); ++k)
       if (k != label && q.log(k) > q.log(rival)) rival = k;
     const double kl = divergence(p, q), unsure = 1.0000001 - p[label], margin = 1.0001 - q[rival] + 1e-12;
     for (std::int64_t k = 0; k < p.classes(); ++k) {
-      const double d_kl = p[k] * (p.log(k) - q.log(k) - kl);         // ∂KL/∂clean
-      const double d_unsure = -p[label] * ((k == label) - p[k]);     // ∂(1 − p_y)/∂clean
-      const double d_rival = q[rival] * ((k == rival) - q[k]);       // ∂q_rival/∂adversarial
+      const double d_kl = p[k] * (p.log(k) - q.log(k) - kl);      // ∂KL/∂clean
+      const double d_unsure = -p[label] * ((k == label) - p[k]);  // ∂(1 − p_y)/∂clean
+      const double d_rival = q[rival] * ((k == rival) - q[k]);    // ∂q_rival/∂adversarial
       dclean[k] = static_cast<float>(weight * beta * (unsure * d_kl + kl * d_unsure));
-      dadversarial[k] =
-          static_cast<float>(weight * (q[k] - (k == label) + d_rival / margin + beta * unsure * (q[k] - p[k])));
+      dadversarial[k] = static_cast<float>(
+          weight * (q[k] - (k == label) + d_rival / margin + beta * unsure * (q[k] - p[k])));
     }
     return -q.log(label) - std::log(margin) + beta * kl * unsure;
   }
 };
 const Register<TwoBranches<MartLoss>> mart;
 
-// softmax(logits) − target: the gradient that seeds an attack on CE (target one-hot) or on KL (target = p of the clean
-// image).
+// softmax(logits) − target: the gradient that seeds an attack on CE (target one-hot) or on KL (target = p of
+// the clean image).
 struct SoftmaxDifference {
   static constexpr const char* name = "SoftmaxDifference";
   static constexpr std::array inputs{Port{"logits", float32}, Port{"target", float32}};

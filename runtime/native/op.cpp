@@ -16,12 +16,18 @@ bool succeeded(ort::Status* status) {
 
 const char* type_name(ort::ElementType type) {
   switch (type) {
-    case float32: return "float32";
-    case uint8: return "uint8";
-    case int32: return "int32";
-    case int64: return "int64";
-    case boolean: return "bool";
-    default: return "another type";
+    case float32:
+      return "float32";
+    case uint8:
+      return "uint8";
+    case int32:
+      return "int32";
+    case int64:
+      return "int64";
+    case boolean:
+      return "bool";
+    default:
+      return "another type";
   }
 }
 
@@ -37,7 +43,8 @@ std::string Shape::text() const {
 
 std::int64_t Attributes::integer(const char* name) const {
   std::int64_t value = 0;
-  require(succeeded(ort::api.attribute_int(info_, name, &value)), "the integer attribute ", name, " is missing");
+  require(succeeded(ort::api.attribute_int(info_, name, &value)), "the integer attribute ", name,
+          " is missing");
   return value;
 }
 
@@ -48,22 +55,27 @@ std::int64_t Attributes::integer(const char* name, std::int64_t otherwise) const
 
 std::int64_t Attributes::integer_in(const char* name, std::int64_t low, std::int64_t high) const {
   const std::int64_t value = integer(name);
-  require(low <= value && value <= high, "attribute ", name, " is ", value, ", not in [", low, ", ", high, "]");
+  require(low <= value && value <= high, "attribute ", name, " is ", value, ", not in [", low, ", ", high,
+          "]");
   return value;
 }
 
 std::int64_t Attributes::integer_in(const char* name, std::int64_t low, std::int64_t high,
                                     std::int64_t otherwise) const {
   const std::int64_t value = integer(name, otherwise);
-  require(low <= value && value <= high, "attribute ", name, " is ", value, ", not in [", low, ", ", high, "]");
+  require(low <= value && value <= high, "attribute ", name, " is ", value, ", not in [", low, ", ", high,
+          "]");
   return value;
 }
 
-bool Attributes::flag(const char* name, bool otherwise) const { return integer_in(name, 0, 1, otherwise) != 0; }
+bool Attributes::flag(const char* name, bool otherwise) const {
+  return integer_in(name, 0, 1, otherwise) != 0;
+}
 
 float Attributes::real(const char* name) const {
   float value = 0;
-  require(succeeded(ort::api.attribute_float(info_, name, &value)), "the float attribute ", name, " is missing");
+  require(succeeded(ort::api.attribute_float(info_, name, &value)), "the float attribute ", name,
+          " is missing");
   return value;
 }
 
@@ -123,8 +135,7 @@ Context::Raw Context::raw_output(std::size_t index, const Shape& shape) const {
   std::size_t count = 0;
   detail::check(ort::api.output_count(context_, &count));
   ort::Value* value = nullptr;
-  if (index < count)
-    detail::check(ort::api.get_output(context_, index, shape.data(), shape.rank(), &value));
+  if (index < count) detail::check(ort::api.get_output(context_, index, shape.data(), shape.rank(), &value));
   const Port& port = outputs_[index];
   if (value == nullptr) {
     require(port.use.optional, "the output ", port.name, " is missing");

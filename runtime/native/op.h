@@ -9,9 +9,9 @@
 //   };
 //   const Register<ResetGradient> registered;
 //
-// The constructor reads and checks the attributes once, when the session is made; compute runs on every call, from
-// whichever thread ONNX Runtime chooses. Either may throw: the exception's text, after the operator's name, becomes the
-// error of the session or of the run. `require` is the way to check an input.
+// The constructor reads and checks the attributes once, when the session is made; compute runs on every call,
+// from whichever thread ONNX Runtime chooses. Either may throw: the exception's text, after the operator's
+// name, becomes the error of the session or of the run. `require` is the way to check an input.
 #pragma once
 
 #include <algorithm>
@@ -52,7 +52,8 @@ template <class... Parts>
 // Throws Error with the parts written one after the other unless `condition` holds.
 template <class... Parts>
 void require(bool condition, const Parts&... parts) {
-  if (!condition) [[unlikely]] fail(parts...);
+  if (!condition) [[unlikely]]
+    fail(parts...);
 }
 
 inline constexpr auto float32 = ort::ElementType::float32;
@@ -80,11 +81,16 @@ struct Port {
 template <class T>
 constexpr ort::ElementType element_type() {
   using Bare = std::remove_const_t<T>;
-  if constexpr (std::is_same_v<Bare, float>) return float32;
-  else if constexpr (std::is_same_v<Bare, std::uint8_t>) return uint8;
-  else if constexpr (std::is_same_v<Bare, std::int32_t>) return int32;
-  else if constexpr (std::is_same_v<Bare, std::int64_t>) return int64;
-  else if constexpr (std::is_same_v<Bare, bool>) return boolean;
+  if constexpr (std::is_same_v<Bare, float>)
+    return float32;
+  else if constexpr (std::is_same_v<Bare, std::uint8_t>)
+    return uint8;
+  else if constexpr (std::is_same_v<Bare, std::int32_t>)
+    return int32;
+  else if constexpr (std::is_same_v<Bare, std::int64_t>)
+    return int64;
+  else if constexpr (std::is_same_v<Bare, bool>)
+    return boolean;
 }
 
 // Dimensions of a tensor, at most eight of them.
@@ -117,7 +123,8 @@ class Shape {
   std::size_t rank_ = 0;
 };
 
-// A tensor of a known type: memory that ONNX Runtime owns, and its dimensions. An absent optional tensor is empty.
+// A tensor of a known type: memory that ONNX Runtime owns, and its dimensions. An absent optional tensor is
+// empty.
 template <class T>
 class Tensor {
  public:
@@ -146,7 +153,8 @@ class Attributes {
   std::int64_t integer(const char* name, std::int64_t otherwise) const;
   // An integer that must lie in [low, high].
   std::int64_t integer_in(const char* name, std::int64_t low, std::int64_t high) const;
-  std::int64_t integer_in(const char* name, std::int64_t low, std::int64_t high, std::int64_t otherwise) const;
+  std::int64_t integer_in(const char* name, std::int64_t low, std::int64_t high,
+                          std::int64_t otherwise) const;
   // 0 or 1.
   bool flag(const char* name, bool otherwise) const;
   float real(const char* name) const;
@@ -182,7 +190,11 @@ class Context {
  public:
   Context(ort::KernelContext* context, const Port* inputs, std::size_t input_count, const Port* outputs,
           std::size_t output_count)
-      : context_(context), inputs_(inputs), outputs_(outputs), input_count_(input_count), output_count_(output_count) {}
+      : context_(context),
+        inputs_(inputs),
+        outputs_(outputs),
+        input_count_(input_count),
+        output_count_(output_count) {}
 
   // Input `index`; empty if it is optional and absent.
   template <class T>
@@ -198,9 +210,9 @@ class Context {
     return raw.present ? Tensor<T>(static_cast<T*>(raw.data), shape) : Tensor<T>();
   }
 
-  // Output `index`, which continues input `from` in place. Where ONNX Runtime could not give both the same memory
-  // (graph input and output bound to different tensors), the input is copied first, so the operator stays right. Empty
-  // if the input or the output is absent.
+  // Output `index`, which continues input `from` in place. Where ONNX Runtime could not give both the same
+  // memory (graph input and output bound to different tensors), the input is copied first, so the operator
+  // stays right. Empty if the input or the output is absent.
   template <class T>
   Tensor<T> in_place(std::size_t index, std::size_t from) const {
     Tensor<const T> source = input<T>(from);
@@ -211,8 +223,8 @@ class Context {
     return target;
   }
 
-  // Calls body(i) for i in [0, count), from several threads; which thread runs which i is ONNX Runtime's choice, so the
-  // result must not depend on it. The first exception that a body throws is thrown again here.
+  // Calls body(i) for i in [0, count), from several threads; which thread runs which i is ONNX Runtime's
+  // choice, so the result must not depend on it. The first exception that a body throws is thrown again here.
   template <class Body>
   void parallel_for(std::int64_t count, const Body& body) const {
     struct Job {
@@ -230,8 +242,10 @@ class Context {
       }
     };
     if (count <= 0) return;
-    if (count == 1) run(&job, 0);
-    else run_parallel(run, static_cast<std::size_t>(count), &job);
+    if (count == 1)
+      run(&job, 0);
+    else
+      run_parallel(run, static_cast<std::size_t>(count), &job);
     if (job.error) std::rethrow_exception(job.error);
   }
 

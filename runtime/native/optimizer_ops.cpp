@@ -1,5 +1,5 @@
-// The optimizer: momentum SGD with decoupled weight decay, and the rewiring of Algorithm 1 (Özdenizci and Legenstein, ICML
-// 2021). The rewiring gives the same bits as edge_bcs/rewiring.py.
+// The optimizer: momentum SGD with decoupled weight decay, and the rewiring of Algorithm 1 (Özdenizci and
+// Legenstein, ICML 2021). The rewiring gives the same bits as edge_bcs/rewiring.py.
 
 #include <algorithm>
 #include <cstring>
@@ -12,8 +12,10 @@
 namespace edge_bcs {
 namespace {
 
-constexpr float newborn = 1e-12f;    // θ of a new connection
-constexpr std::int64_t chunk = 4096;  // entries that one thread does at once; a multiple of a Philox block's four words
+constexpr float newborn = 1e-12f;  // θ of a new connection
+
+// Entries that one thread does at once; a multiple of the four words of a Philox block.
+constexpr std::int64_t chunk = 4096;
 
 bool is_finite(float x) { return std::fabs(x) <= std::numeric_limits<float>::max(); }
 
@@ -36,9 +38,8 @@ struct Hyper {
 // Calls body(first, last) for fixed chunks of [0, count), in parallel.
 template <class Body>
 void for_chunks(const Context& context, std::int64_t count, const Body& body) {
-  context.parallel_for((count + chunk - 1) / chunk, [&](std::int64_t i) {
-    body(i * chunk, std::min(count, (i + 1) * chunk));
-  });
+  context.parallel_for((count + chunk - 1) / chunk,
+                       [&](std::int64_t i) { body(i * chunk, std::min(count, (i + 1) * chunk)); });
 }
 
 void require_finite(std::span<const float> numbers, const char* name) {
@@ -50,7 +51,8 @@ void require_finite(std::span<const float> numbers, const char* name) {
 // The standard normal draws first, first + 1, … of a step, four at a time.
 class Noise {
  public:
-  Noise(const Philox& philox, std::int64_t first) : philox_(philox), draw_(static_cast<std::uint64_t>(first)) {
+  Noise(const Philox& philox, std::int64_t first)
+      : philox_(philox), draw_(static_cast<std::uint64_t>(first)) {
     words_ = philox_.block(draw_ / 4);
   }
   float next() {
@@ -64,8 +66,8 @@ class Noise {
   Philox::Words words_;
 };
 
-// A set of positions in memory that holds nothing else: d floats of each of two arrays are 2d slots, never more than
-// half full. Words are copied in and out, because the memory belongs to floats.
+// A set of positions in memory that holds nothing else: d floats of each of two arrays are 2d slots, never
+// more than half full. Words are copied in and out, because the memory belongs to floats.
 class PositionSet {
  public:
   PositionSet(std::span<float> low, std::span<float> high) : low_(low), high_(high) {
@@ -102,14 +104,16 @@ class PositionSet {
   std::span<float> low_, high_;
 };
 
-// One step of Algorithm 1 on the κ connections, in place and without work memory. A step that fails changes nothing.
+// One step of Algorithm 1 on the κ connections, in place and without work memory. A step that fails changes
+// nothing.
 struct RewireStep {
   static constexpr const char* name = "RewireStep";
-  static constexpr std::array inputs{Port{"value", float32},    Port{"index", int32}, Port{"momentum", float32},
-                                     Port{"gradient", float32}, Port{"hyper", float32}, Port{"counter", int64}};
-  static constexpr std::array outputs{Port{"value_out", float32, aliases(0)}, Port{"index_out", int32, aliases(1)},
-                                      Port{"momentum_out", float32, aliases(2)},
-                                      Port{"gradient_out", float32, aliases(3)}};
+  static constexpr std::array inputs{Port{"value", float32},    Port{"index", int32},
+                                     Port{"momentum", float32}, Port{"gradient", float32},
+                                     Port{"hyper", float32},    Port{"counter", int64}};
+  static constexpr std::array outputs{
+      Port{"value_out", float32, aliases(0)}, Port{"index_out", int32, aliases(1)},
+      Port{"momentum_out", float32, aliases(2)}, Port{"gradient_out", float32, aliases(3)}};
 
   std::int64_t positions;  // N
 
@@ -120,7 +124,8 @@ struct RewireStep {
     const Hyper hyper(context.input<float>(4));
     const auto counter = context.input<std::int64_t>(5);
     require(counter.shape() == Shape{2}, "counter is ", counter.shape().text(), ", not [2] (seed, step)");
-    require(counter[1] >= 0 && counter[1] < (std::int64_t{1} << 56), "the step ", counter[1], " is not in [0, 2^56)");
+    require(counter[1] >= 0 && counter[1] < (std::int64_t{1} << 56), "the step ", counter[1],
+            " is not in [0, 2^56)");
     const auto seed = static_cast<std::uint64_t>(counter[0]);
     const auto step = static_cast<std::uint64_t>(counter[1]);
     const Philox noise(seed, step, Purpose::noise);
@@ -149,9 +154,11 @@ struct RewireStep {
     const auto gradient = context.input<float>(3);
     const std::int64_t kappa = value.size();
     const Shape shape{kappa};
-    require(value.shape() == shape && index.shape() == shape && momentum.shape() == shape && gradient.shape() == shape,
-            "value ", value.shape().text(), ", index ", index.shape().text(), ", momentum ", momentum.shape().text(),
-            " and gradient ", gradient.shape().text(), " are not vectors of one length");
+    require(value.shape() == shape && index.shape() == shape && momentum.shape() == shape &&
+                gradient.shape() == shape,
+            "value ", value.shape().text(), ", index ", index.shape().text(), ", momentum ",
+            momentum.shape().text(), " and gradient ", gradient.shape().text(),
+            " are not vectors of one length");
     require(kappa <= positions, "there are ", kappa, " connections for ", positions, " positions");
     const float noise_scale = hyper.rate * hyper.noise;
     for_chunks(context, kappa, [&](std::int64_t first, std::int64_t last) {
@@ -167,7 +174,8 @@ struct RewireStep {
       require(nonzero, "value has a 0; active weights never are");
       require(ascending && index[first] >= 0 && index[last - 1] < positions,
               "index is not strictly ascending in [0, ", positions, ")");
-      // Far from overflow the noise (below 7 standard deviations) need not be drawn to know that the sum is finite.
+      // Far from overflow the noise (below 7 standard deviations) need not be drawn to know that the sum is
+      // finite.
       constexpr float far = std::numeric_limits<float>::max() / 16;
       bool certain = noise_scale < far / 8;
       for (std::int64_t t = first; t < last; ++t) {
@@ -180,14 +188,15 @@ struct RewireStep {
         const float v = hyper.velocity(momentum[t], gradient[t]);
         float w = hyper.updated(value[t], v);
         if (hyper.noise != 0) w += noise_scale * normal.next();
-        require(is_finite(v) && is_finite(w), "the step would make a weight that is not finite; nothing was changed");
+        require(is_finite(v) && is_finite(w),
+                "the step would make a weight that is not finite; nothing was changed");
       }
     });
   }
 
   // Momentum SGD with noise; a connection that dies gets the value 0, which no survivor has.
-  static void update(const Context& context, const Hyper& hyper, const Philox& noise, float* value, float* momentum,
-                     const float* gradient, std::int64_t kappa) {
+  static void update(const Context& context, const Hyper& hyper, const Philox& noise, float* value,
+                     float* momentum, const float* gradient, std::int64_t kappa) {
     const float noise_scale = hyper.rate * hyper.noise;
     for_chunks(context, kappa, [&](std::int64_t first, std::int64_t last) {
       Noise normal(noise, first);
@@ -215,8 +224,8 @@ struct RewireStep {
     return kept;
   }
 
-  // Draws as many dormant positions as connections died into index[survivors, kappa), ascending. The places that the
-  // dead left in value and momentum hold the set of those drawn already.
+  // Draws as many dormant positions as connections died into index[survivors, kappa), ascending. The places
+  // that the dead left in value and momentum hold the set of those drawn already.
   void draw(std::uint64_t seed, std::uint64_t step, float* value, std::int32_t* index, float* momentum,
             std::int64_t survivors, std::int64_t kappa) const {
     const auto deaths = static_cast<std::size_t>(kappa - survivors);
@@ -225,14 +234,15 @@ struct RewireStep {
     for (std::int64_t t = survivors; t < kappa;) {
       const std::uint32_t candidate = candidates.next();
       const auto position = static_cast<std::int32_t>(candidate);
-      if (!std::binary_search(index, index + survivors, position) && drawn.insert(candidate)) index[t++] = position;
+      if (!std::binary_search(index, index + survivors, position) && drawn.insert(candidate))
+        index[t++] = position;
     }
     std::sort(index + survivors, index + kappa);
   }
 
   // Merges the births (positions, ascending, stored in memory of floats) into the survivors, from the back.
-  static void merge(std::uint64_t seed, const float* births, float* value, std::int32_t* index, float* momentum,
-                    std::int64_t survivors, std::int64_t kappa) {
+  static void merge(std::uint64_t seed, const float* births, float* value, std::int32_t* index,
+                    float* momentum, std::int64_t survivors, std::int64_t kappa) {
     std::int64_t s = survivors - 1, b = kappa - survivors - 1;
     for (std::int64_t t = kappa - 1; b >= 0; --t) {
       std::int32_t birth;
@@ -256,8 +266,8 @@ const Register<RewireStep> rewire_step;
 // Momentum SGD with decoupled weight decay on the dense parameters. A step that fails changes nothing.
 struct DenseStep {
   static constexpr const char* name = "DenseStep";
-  static constexpr std::array inputs{Port{"value", float32}, Port{"momentum", float32}, Port{"gradient", float32},
-                                     Port{"hyper", float32}};
+  static constexpr std::array inputs{Port{"value", float32}, Port{"momentum", float32},
+                                     Port{"gradient", float32}, Port{"hyper", float32}};
   static constexpr std::array outputs{Port{"value_out", float32, aliases(0)},
                                       Port{"momentum_out", float32, aliases(1)}};
 
@@ -268,8 +278,8 @@ struct DenseStep {
     const auto gradient = context.input<float>(2);
     const auto old_value = context.input<float>(0), old_momentum = context.input<float>(1);
     const Shape shape{old_value.size()};
-    require(old_value.shape() == shape && old_momentum.shape() == shape && gradient.shape() == shape, "value ",
-            old_value.shape().text(), ", momentum ", old_momentum.shape().text(), " and gradient ",
+    require(old_value.shape() == shape && old_momentum.shape() == shape && gradient.shape() == shape,
+            "value ", old_value.shape().text(), ", momentum ", old_momentum.shape().text(), " and gradient ",
             gradient.shape().text(), " are not vectors of one length");
     for_chunks(context, old_value.size(), [&](std::int64_t first, std::int64_t last) {
       bool finite = true;

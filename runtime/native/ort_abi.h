@@ -1,8 +1,8 @@
 // The part of ONNX Runtime's C ABI that the library uses, declared by slot number.
 //
-// No package ships the C headers, and the ABI is append-only and versioned, so a short declaration of our own is
-// enough: a function is the pointer at a fixed slot of the table that OrtApiBase::GetApi returns, and OrtCustomOp and
-// OrtAllocator are structs with fixed offsets (checked by the static_asserts below).
+// No package ships the C headers, and the ABI is append-only and versioned, so a short declaration of our own
+// is enough: a function is the pointer at a fixed slot of the table that OrtApiBase::GetApi returns, and
+// OrtCustomOp and OrtAllocator are structs with fixed offsets (checked by the static_asserts below).
 #pragma once
 
 #include <cstddef>
@@ -103,7 +103,8 @@ struct Api {
   Status* (*input_count)(const KernelContext*, std::size_t*);
   Status* (*output_count)(const KernelContext*, std::size_t*);
   Status* (*get_input)(const KernelContext*, std::size_t index, const Value**);
-  Status* (*get_output)(KernelContext*, std::size_t index, const std::int64_t* dimensions, std::size_t rank, Value**);
+  Status* (*get_output)(KernelContext*, std::size_t index, const std::int64_t* dimensions, std::size_t rank,
+                        Value**);
   void (*release_status)(Status*);
   void (*release_shape_info)(ShapeInfo*);
   Status* (*register_allocator)(Env*, Allocator*);
@@ -145,7 +146,8 @@ struct Api {
   }
 };
 
-// The table of the ONNX Runtime that loaded the library; filled by RegisterCustomOps before anything else runs.
+// The table of the ONNX Runtime that loaded the library; filled by RegisterCustomOps before anything else
+// runs.
 extern Api api;
 
 }  // namespace edge_bcs::ort

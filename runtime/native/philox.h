@@ -1,7 +1,9 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011), the same to the bit as edge_bcs/random.py.
+// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011), the same to the bit as
+// edge_bcs/random.py.
 //
 // A number is a function of (seed, step, purpose, draw): the same whatever the number of threads. The normal
-// distribution uses only operations that IEEE 754 rounds exactly, and the library is compiled with -ffp-contract=off.
+// distribution uses only operations that IEEE 754 rounds exactly, and the library is compiled with
+// -ffp-contract=off.
 #pragma once
 
 #include <array>
@@ -46,8 +48,8 @@ class Philox {
   std::uint32_t tag_;
 };
 
-// Integers uniform in [0, below), one after the other, from the words of a Philox in order. Lemire's method without
-// bias: word w gives m = w·below; it is skipped if m mod 2^32 < 2^32 mod below; else m >> 32.
+// Integers uniform in [0, below), one after the other, from the words of a Philox in order. Lemire's method
+// without bias: word w gives m = w·below; it is skipped if m mod 2^32 < 2^32 mod below; else m >> 32.
 class IntegerStream {
  public:
   // below: in [1, 2^32).
@@ -86,8 +88,9 @@ inline double polynomial(const std::array<double, n>& coefficients, double x) {
 
 // Natural logarithm of a normal positive number: x = m·2^e, s = (m − 1)/(m + 1), log m = 2 artanh s.
 inline double logarithm(double x) {
-  static constexpr std::array<double, 12> series{1.0,        1.0 / 3.0,  1.0 / 5.0,  1.0 / 7.0,  1.0 / 9.0,  1.0 / 11.0,
-                                                 1.0 / 13.0, 1.0 / 15.0, 1.0 / 17.0, 1.0 / 19.0, 1.0 / 21.0, 1.0 / 23.0};
+  static constexpr std::array<double, 12> series{1.0,        1.0 / 3.0,  1.0 / 5.0,  1.0 / 7.0,
+                                                 1.0 / 9.0,  1.0 / 11.0, 1.0 / 13.0, 1.0 / 15.0,
+                                                 1.0 / 17.0, 1.0 / 19.0, 1.0 / 21.0, 1.0 / 23.0};
   constexpr double ln2_high = 6.93147180369123816490e-01;
   constexpr double ln2_low = 1.90821492927058770002e-10;
   int exponent = 0;
@@ -103,13 +106,14 @@ inline double logarithm(double x) {
 
 }  // namespace normal_detail
 
-// The standard normal quantile at u = (word + ½)·2^-32: Wichura, Algorithm AS 241 (PPND16), Applied Statistics 37 (1988).
+// The standard normal quantile at u = (word + ½)·2^-32: Wichura, Algorithm AS 241 (PPND16), Applied
+// Statistics 37 (1988).
 inline float normal_from_word(std::uint32_t word) {
   using normal_detail::polynomial;
   using Coefficients = std::array<double, 8>;
-  static constexpr Coefficients centre_above{3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3,
-                                             1.3731693765509461125e4, 4.5921953931549871457e4, 6.7265770927008700853e4,
-                                             3.3430575583588128105e4, 2.5090809287301226727e3};
+  static constexpr Coefficients centre_above{
+      3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
+      4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3};
   static constexpr Coefficients centre_below{1.0,
                                              4.2313330701600911252e1,
                                              6.8718700749205790830e2,

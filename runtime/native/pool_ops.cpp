@@ -11,7 +11,8 @@
 namespace edge_bcs {
 namespace {
 
-// A window of kernel × kernel pixels every `stride`, on images with `padding` pixels around them that do not count.
+// A window of kernel × kernel pixels every `stride`, on images with `padding` pixels around them that do not
+// count.
 struct Pooling {
   Stack in, out;
   std::int64_t kernel, stride, padding;
@@ -21,13 +22,15 @@ struct Pooling {
         stride(attributes.integer_in("stride", 1, 1 << 14)),
         padding(attributes.integer_in("padding", 0, kernel / 2, 0)) {
     const auto read = [&](const char* name) { return attributes.integer(name); };
-    in = Stack::checked(read("channels"), read("in_height"), read("in_width"), read("in_halo"), read("lanes"));
+    in =
+        Stack::checked(read("channels"), read("in_height"), read("in_width"), read("in_halo"), read("lanes"));
     out = Stack::checked(in.channels, read("out_height"), read("out_width"), read("out_halo"), in.lanes);
     check(in.height, out.height, "height");
     check(in.width, out.width, "width");
   }
 
-  // Where the windows of output row or column `o` begin and end, relative to the window, so that they stay in the image.
+  // Where the windows of output row or column `o` begin and end, relative to the window, so that they stay in
+  // the image.
   std::int64_t first(std::int64_t o) const { return std::max<std::int64_t>(0, padding - o * stride); }
   std::int64_t last(std::int64_t o, std::int64_t size) const {
     return std::min(kernel, size + padding - o * stride);
@@ -36,8 +39,9 @@ struct Pooling {
 
  private:
   void check(std::int64_t from, std::int64_t to, const char* axis) const {
-    require(from + 2 * padding >= kernel && to == (from + 2 * padding - kernel) / stride + 1, "pooling ", from, " by ",
-            kernel, " every ", stride, " with padding ", padding, " does not give an output ", axis, " of ", to);
+    require(from + 2 * padding >= kernel && to == (from + 2 * padding - kernel) / stride + 1, "pooling ",
+            from, " by ", kernel, " every ", stride, " with padding ", padding, " does not give an output ",
+            axis, " of ", to);
   }
 };
 
@@ -70,7 +74,8 @@ struct MaxPool {
   Pooling pooling;
   bool rectify;
 
-  explicit MaxPool(const Attributes& attributes) : pooling(attributes), rectify(attributes.flag("relu", false)) {
+  explicit MaxPool(const Attributes& attributes)
+      : pooling(attributes), rectify(attributes.flag("relu", false)) {
     require(pooling.kernel <= 15, "the kernel ", pooling.kernel, " of a maximum is larger than 15");
   }
 
@@ -79,14 +84,17 @@ struct MaxPool {
     const auto x = context.input<float>(0);
     const std::int64_t blocks = in.blocks(x, "x"), lanes = in.lanes;
     const auto y = context.output<float>(0, out.shape(blocks));
-    const auto choice = context.output<std::uint8_t>(1, {blocks, out.channels * out.height * out.width, lanes});
+    const auto choice =
+        context.output<std::uint8_t>(1, {blocks, out.channels * out.height * out.width, lanes});
     for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
       for (std::int64_t oy = 0; oy < out.height; ++oy) {
         const float* plane = x.data() + in.at(nb, c, 0);
         float* to = y.data() + out.at(nb, c, oy);
         std::uint8_t* where = choice ? choice.data() + choice_at(out, nb, c, oy) : nullptr;
-        if (lanes % 4 == 0) row<Float4>(plane, oy, to, where);
-        else row<float>(plane, oy, to, where);
+        if (lanes % 4 == 0)
+          row<Float4>(plane, oy, to, where);
+        else
+          row<float>(plane, oy, to, where);
       }
       out.zero_halo(y.data() + nb * out.block(), c);
     });
@@ -153,14 +161,17 @@ struct MaxPoolGrad {
       for (std::int64_t oy = 0; oy < out.height; ++oy) {
         const float* gradient = dy.data() + out.at(nb, c, oy);
         const std::uint8_t* where = choice.data() + choice_at(out, nb, c, oy);
-        if (lanes % 4 == 0) row<Float4>(gradient, where, oy, dx.data() + in.at(nb, c, 0));
-        else row<float>(gradient, where, oy, dx.data() + in.at(nb, c, 0));
+        if (lanes % 4 == 0)
+          row<Float4>(gradient, where, oy, dx.data() + in.at(nb, c, 0));
+        else
+          row<float>(gradient, where, oy, dx.data() + in.at(nb, c, 0));
       }
     });
   }
 
  private:
-  // Adds what output row oy passes to a plane. A choice outside the image cannot come from MaxPool; it passes nothing.
+  // Adds what output row oy passes to a plane. A choice outside the image cannot come from MaxPool; it passes
+  // nothing.
   template <class Floats>
   void row(const float* dy, const std::uint8_t* choice, std::int64_t oy, float* plane) const {
     using Ints = IntsOf<Floats>;

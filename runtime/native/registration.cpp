@@ -40,7 +40,8 @@ extern "C" __attribute__((visibility("default"))) edge_bcs::ort::Status* Registe
     edge_bcs::ort::SessionOptions* options, const edge_bcs::ort::ApiBase* base) {
   using namespace edge_bcs;
   const void* table = base->get_api(ort::api_version);
-  if (table == nullptr) return nullptr;  // older than 1.18: the session then says that it does not know the operators
+  if (table == nullptr)
+    return nullptr;  // older than 1.18: the session then says that it does not know the operators
   static std::once_flag once;
   std::call_once(once, [&] { ort::api.load(table); });
   try {

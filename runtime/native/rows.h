@@ -30,8 +30,8 @@ inline void write_bits(const float* row, std::int64_t count, std::uint8_t* bits)
   }
 }
 
-// Where a gradient passes the ReLU before it: everywhere, or where a stack (the ReLU's output) is positive, or where a
-// bit is set. Attributes mask_kind (0, 1 or 2) and, for a stack, mask_halo.
+// Where a gradient passes the ReLU before it: everywhere, or where a stack (the ReLU's output) is positive,
+// or where a bit is set. Attributes mask_kind (0, 1 or 2) and, for a stack, mask_halo.
 class Mask {
  public:
   // The mask as an operator's attributes describe it; `image` is the geometry of the gradient that is masked.
@@ -64,7 +64,8 @@ class Mask {
     Stack stack_;
   };
 
-  // Zeroes the elements of a row (the W·B floats of row y of channel c of batch block nb) that the mask stops.
+  // Zeroes the elements of a row (the W·B floats of row y of channel c of batch block nb) that the mask
+  // stops.
   void apply(float* row, std::int64_t nb, std::int64_t c, std::int64_t y) const {
     const std::int64_t count = stack_.row();
     if (values_ != nullptr) {

@@ -1,9 +1,10 @@
 // How an activation lies in memory.
 //
-// A stack is f32 [NB, P, B]: NB batch blocks of B lanes, sample s = nb·B + b. Within a block, pixel (c, y, x) of a
-// C×H×W image with halo h is at h·R + h + c·S + y·R + x, with row stride R = W + h and plane stride S = (H + h)·R, and
-// P = h·R + h + C·S. Every place that is no pixel is zero: the halo is shared between neighbouring rows and planes, so a
-// convolution reads over a border without asking. With h = 0 the stack is the plain [C, H, W] array.
+// A stack is f32 [NB, P, B]: NB batch blocks of B lanes, sample s = nb·B + b. Within a block, pixel (c, y, x)
+// of a C×H×W image with halo h is at h·R + h + c·S + y·R + x, with row stride R = W + h and plane stride S =
+// (H + h)·R, and P = h·R + h + C·S. Every place that is no pixel is zero: the halo is shared between
+// neighbouring rows and planes, so a convolution reads over a border without asking. With h = 0 the stack is
+// the plain [C, H, W] array.
 #pragma once
 
 #include <algorithm>
@@ -39,8 +40,8 @@ struct Stack {
                        std::int64_t lanes) {
     constexpr std::int64_t side = 1 << 14;
     require(channels >= 1 && channels < (1 << 23), "a stack has ", channels, " channels, not in [1, 2^23)");
-    require(height >= 1 && height <= side && width >= 1 && width <= side, "a stack's image is ", height, " by ", width,
-            " pixels, not in [1, ", side, "]");
+    require(height >= 1 && height <= side && width >= 1 && width <= side, "a stack's image is ", height,
+            " by ", width, " pixels, not in [1, ", side, "]");
     require(halo >= 0 && halo <= 256, "a stack's halo is ", halo, ", not in [0, 256]");
     require(lanes >= 1 && lanes <= 64, "a stack has ", lanes, " lanes, not in [1, 64]");
     return {channels, height, width, halo, lanes};
@@ -49,12 +50,12 @@ struct Stack {
   // The same image with another halo.
   Stack with_halo(std::int64_t other) const { return checked(channels, height, width, other, lanes); }
 
-  std::int64_t row_stride() const { return width + halo; }                                   // R, pixels
-  std::int64_t plane_stride() const { return (height + halo) * row_stride(); }               // S, pixels
-  std::int64_t origin() const { return halo * row_stride() + halo; }                         // pixel (0, 0, 0)
-  std::int64_t pixels() const { return origin() + channels * plane_stride(); }               // P
-  std::int64_t block() const { return pixels() * lanes; }                                    // floats of one batch block
-  std::int64_t row() const { return width * lanes; }                                         // floats of one image row
+  std::int64_t row_stride() const { return width + halo; }                      // R, pixels
+  std::int64_t plane_stride() const { return (height + halo) * row_stride(); }  // S, pixels
+  std::int64_t origin() const { return halo * row_stride() + halo; }            // pixel (0, 0, 0)
+  std::int64_t pixels() const { return origin() + channels * plane_stride(); }  // P
+  std::int64_t block() const { return pixels() * lanes; }                       // floats of one batch block
+  std::int64_t row() const { return width * lanes; }                            // floats of one image row
   std::int64_t pixel(std::int64_t c, std::int64_t y, std::int64_t x) const {
     return origin() + c * plane_stride() + y * row_stride() + x;
   }
@@ -68,7 +69,8 @@ struct Stack {
   // Checks that a tensor is a stack of this geometry and returns its number of batch blocks.
   template <class T>
   std::int64_t blocks(const Tensor<T>& tensor, const char* name) const {
-    require(tensor.shape().rank() == 3 && tensor.dim(0) >= 1 && tensor.dim(1) == pixels() && tensor.dim(2) == lanes,
+    require(tensor.shape().rank() == 3 && tensor.dim(0) >= 1 && tensor.dim(1) == pixels() &&
+                tensor.dim(2) == lanes,
             name, " is ", tensor.shape().text(), ", not a stack [blocks, ", pixels(), ", ", lanes, "]");
     return tensor.dim(0);
   }
@@ -76,7 +78,8 @@ struct Stack {
   // Checks that a tensor is a stack of this geometry with the given number of batch blocks.
   template <class T>
   void check(const Tensor<T>& tensor, std::int64_t blocks, const char* name) const {
-    require(tensor.shape() == shape(blocks), name, " is ", tensor.shape().text(), ", not ", shape(blocks).text());
+    require(tensor.shape() == shape(blocks), name, " is ", tensor.shape().text(), ", not ",
+            shape(blocks).text());
   }
 
   // Zeroes the halo in front of the first plane of a batch block.
@@ -94,7 +97,8 @@ struct Stack {
     for (std::int64_t y = 0; y < height; ++y) zero_after_row(block_start, c, y);
   }
 
-  // ReLU bits: u8 [NB, C·H, bit_row()], bit j (least significant first) of a row is element j of the row's W·B floats.
+  // ReLU bits: u8 [NB, C·H, bit_row()], bit j (least significant first) of a row is element j of the row's
+  // W·B floats.
   std::int64_t bit_row() const { return (row() + 7) / 8; }  // bytes
   Shape bits_shape(std::int64_t blocks) const { return {blocks, channels * height, bit_row()}; }
   std::int64_t bits_at(std::int64_t nb, std::int64_t c, std::int64_t y) const {

@@ -1,5 +1,5 @@
-// Sums in double precision. Eight running parts, added in a fixed order at the end: a compiler can use vectors without
-// changing a bit.
+// Sums in double precision. Eight running parts, added in a fixed order at the end: a compiler can use
+// vectors without changing a bit.
 #pragma once
 
 #include <array>
