@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from edge_bcs import attacks
+from edge_bcs import attacks, external_attacks
 from edge_bcs.attacks import Model
 from edge_bcs.checkpoint import write_atomically
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.objectives import cross_entropy
 
-ATTACKS = ("none", "fgsm", "pgd")
+ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 
 
 @runtime_checkable
@@ -67,6 +67,7 @@ def evaluate(
     steps: int = 50,
     restarts: int = 10,
     step_size: float | None = None,
+    queries: int = 5000,
     batch_size: int = 128,
     samples: int | None = None,
     seed: int = 0,
@@ -78,9 +79,11 @@ def evaluate(
     Args:
         model: maps f32 [n, C, H, W] in [0, 1] to logits f32 [n, K]; a module is used in evaluation mode.
         data: a data set, or an iterable of batches (x f32 [n, C, H, W], y i64[n]).
-        attack: "pgd" with uniform random starts, "fgsm", or "none".
+        attack: "pgd" with uniform random starts, "fgsm", "none", or one that needs the extra `eval`:
+            "autoattack", "square", "bb" (B&B∞).
         epsilon: radius of the l∞ ball, in units of pixels in [0, 1].
-        steps, restarts: of PGD; an image is robust only if no restart fools the network.
+        steps, restarts: of PGD; an image is robust only if no restart fools the network. B&B∞ has steps, too.
+        queries: of Square.
         step_size: of PGD; 2.5·ε/steps if None (Madry et al., 2018).
         batch_size: images at a time, where `data` is a data set.
         samples: only the first so many images; all if None.
@@ -92,52 +95,82 @@ def evaluate(
     Returns:
         {"clean_acc", "adv_acc" (fractions), "samples", "attack", "norm": "Linf", "eps", "steps",
         "restarts", "step_size", "seed", "seconds", "warnings": [sentences]}; adv_acc is None for the attack
-        "none".
+        "none". Settings that an attack does not have are left out ("queries" is Square's).
 
     Raises:
-        EdgeBcsError: an unknown attack, an empty data set, a label outside the network's classes.
+        EdgeBcsError: an unknown attack or one whose library is missing, an empty data set, a label outside
+            the network's classes.
     """
     if attack not in ATTACKS:
         raise EdgeBcsError(f"there is no attack {attack!r} here; choose one of {', '.join(ATTACKS)}")
-    if attack == "fgsm":
-        steps, restarts, step_size = 1, 1, epsilon
-    step_size = 2.5 * epsilon / steps if step_size is None and steps else step_size
-    settings = {
-        "attack": attack,
-        "norm": "Linf",
-        "eps": epsilon,
-        "steps": steps if attack != "none" else 0,
-        "restarts": restarts if attack != "none" else 0,
-        "step_size": step_size if attack != "none" else 0.0,
-        "seed": seed,
-    }
+    warnings: list[str] = []
+    adversarial, details = _adversary(
+        model,
+        attack,
+        epsilon=epsilon,
+        steps=steps,
+        restarts=restarts,
+        step_size=step_size,
+        queries=queries,
+        seed=seed,
+        warnings=warnings,
+    )
+    return measure(
+        model,
+        data,
+        adversarial,
+        {"attack": attack, "norm": "Linf", "eps": epsilon, **details, "seed": seed},
+        batch_size=batch_size,
+        samples=samples,
+        progress=progress,
+        resume=resume,
+        warnings=warnings,
+    )
 
-    def adversarial(x: Tensor, labels: Tensor, number: int) -> Tensor:
-        if attack == "fgsm":
-            return attacks.fgsm(model, x, labels, epsilon=epsilon)
-        assert step_size is not None
+
+def _adversary(
+    model: Model,
+    attack: str,
+    *,
+    epsilon: float,
+    steps: int,
+    restarts: int,
+    step_size: float | None,
+    queries: int,
+    seed: int,
+    warnings: list[str],
+) -> tuple[Callable[[Tensor, Tensor, int], Tensor] | None, dict[str, Any]]:
+    """Return what finds adversarial images, and those settings that it has."""
+    if attack == "none":
+        return None, {}
+    if attack == "fgsm":
+        return lambda x, labels, _: attacks.fgsm(model, x, labels, epsilon=epsilon), {"step_size": epsilon}
+    if attack == "autoattack":
+        return external_attacks.autoattack(model, epsilon=epsilon, seed=seed, warnings=warnings), {}
+    if attack == "square":
+        return external_attacks.square(model, epsilon=epsilon, queries=queries, seed=seed), {
+            "queries": queries
+        }
+    if steps < 1:
+        raise EdgeBcsError(f"an attack needs at least 1 step, not {steps}")
+    if attack == "bb":
+        return external_attacks.brendel_bethge(model, epsilon=epsilon, steps=steps), {"steps": steps}
+    size = 2.5 * epsilon / steps if step_size is None else step_size
+
+    def restarted(x: Tensor, labels: Tensor, number: int) -> Tensor:
         return attacks.pgd_restarts(
             model,
             x,
             labels,
             restarts=restarts,
             epsilon=epsilon,
-            step_size=step_size,
+            step_size=size,
             steps=steps,
             seed=seed,
             batch=number,
         )
 
-    return measure(
-        model,
-        data,
-        None if attack == "none" else adversarial,
-        settings,
-        batch_size=batch_size,
-        samples=samples,
-        progress=progress,
-        resume=resume,
-    )
+    return restarted, {"steps": steps, "restarts": restarts, "step_size": size}
 
 
 def measure(
@@ -150,8 +183,13 @@ def measure(
     samples: int | None = None,
     progress: bool = False,
     resume: str | Path | None = None,
+    warnings: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Count over batches what `evaluate` reports, for any attack (x, labels, batch number) -> images."""
+    """Count over batches what `evaluate` reports, for any attack (x, labels, batch number) -> images.
+
+    Sentences that the attack adds to `warnings` while it runs become part of the report.
+    """
+    warnings = [] if warnings is None else warnings
     device = device_of(model)
     total = samples
     if isinstance(data, Data):
@@ -181,6 +219,7 @@ def measure(
                     counts["adversarial"] += int((right & (model(found).argmax(1) == labels)).sum())
             counts["samples"] += len(x)
             counts["batches"] = number + 1
+            counts["warnings"] += [text for text in warnings if text not in counts["warnings"]]
             if resume is not None:
                 write_atomically(Path(resume), json.dumps({"asked": asked, "counts": counts}).encode())
             bar.advance(task, len(x))

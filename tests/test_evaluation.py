@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import edge_bcs
-from edge_bcs import attacks, evaluation
+from edge_bcs import attacks, models
 from edge_bcs.data import ArrayDataset
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import evaluate
@@ -77,7 +78,7 @@ def test_report_says_how_it_was_measured() -> None:
     }
     assert json.dumps(report)
     natural = evaluate(Threshold(), by_margin(0.1, 0.9), attack="none")
-    assert natural["adv_acc"] is None and natural["steps"] == 0
+    assert natural["adv_acc"] is None and "steps" not in natural
 
 
 def test_samples_and_iterables() -> None:
@@ -163,4 +164,64 @@ def test_refusals() -> None:
         evaluate(Threshold(), [])
     with pytest.raises(EdgeBcsError, match="label 7 is out of range: the network has 2 classes"):
         evaluate(Threshold(), [(np.zeros((1, 1, 2, 2), np.float32), np.array([7]))])
-    assert evaluation.ATTACKS[:3] == ("none", "fgsm", "pgd")
+    with pytest.raises(EdgeBcsError, match="at least 1 step"):
+        evaluate(Threshold(), by_margin(0.1), steps=0)
+
+
+@pytest.mark.parametrize(
+    ("attack", "library"), [("autoattack", "pyautoattack"), ("square", "pyautoattack"), ("bb", "foolbox")]
+)
+def test_a_missing_library_is_named(attack: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pyautoattack", "pyautoattack.square", "foolbox"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        EdgeBcsError, match=rf"needs {library}; install it with pip install 'edge-bcs\[eval\]'"
+    ):
+        evaluate(Threshold(), by_margin(0.1, 0.9), attack=attack)
+
+
+def four_classes() -> nn.Module:
+    """A linear network on 2x2 images whose class is the brightest pixel: the margin is half the lead."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(10 * torch.eye(4))
+    return model
+
+
+def by_lead(*leads: float) -> ArrayDataset:
+    images = np.full((len(leads), 4), 0.4, np.float32)
+    labels = np.arange(len(leads)) % 4
+    images[np.arange(len(leads)), labels] += np.array(leads, np.float32)
+    return ArrayDataset(images.reshape(-1, 1, 2, 2), labels, tuple("abcd"))
+
+
+@pytest.mark.parametrize("attack", ["pgd", "autoattack", "square", "bb"])
+def test_external_attacks_find_what_is_within_reach(attack: str) -> None:
+    """Leads of less than 2·0.1 can be overturned, and no other."""
+    for library in {
+        "autoattack": ["pyautoattack"],
+        "square": ["pyautoattack"],
+        "bb": ["foolbox", "numba"],
+    }.get(attack, []):
+        pytest.importorskip(library)
+    data = by_lead(0.05, 0.12, 0.17, 0.25, 0.3, 0.4)
+    report = evaluate(
+        four_classes(), data, attack=attack, epsilon=0.1, steps=20, restarts=1, queries=300, batch_size=4
+    )
+    assert (report["clean_acc"], report["adv_acc"]) == (1.0, 0.5)
+    assert report["attack"] == attack and report.get("queries") == (300 if attack == "square" else None)
+
+
+def test_our_attacks_agree_with_foolbox() -> None:
+    foolbox = pytest.importorskip("foolbox")
+    torch.manual_seed(0)
+    model = models.resnet18(width=0.05, input_size=8).eval()
+    x, labels = torch.rand(6, 3, 8, 8), torch.arange(6)
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+    fgsm = foolbox.attacks.LinfFastGradientAttack(random_start=False)
+    pgd = foolbox.attacks.LinfProjectedGradientDescentAttack(abs_stepsize=0.01, steps=7, random_start=False)
+    expected, _, _ = fgsm(wrapped, x, labels, epsilons=0.03)
+    assert torch.allclose(attacks.fgsm(model, x, labels, epsilon=0.03), expected, atol=1e-6)
+    expected, _, _ = pgd(wrapped, x, labels, epsilons=0.03)
+    found = attacks.pgd(model, x, labels, epsilon=0.03, step_size=0.01, steps=7)
+    assert torch.allclose(found, expected, atol=1e-6)

@@ -1,0 +1,147 @@
+"""AutoAttack, Square and Brendel & Bethge through the libraries that the field uses (extra `eval`).
+
+| attack | library | settings |
+| --- | --- | --- |
+| autoattack | pyautoattack | standard ensemble (Croce & Hein, 2020) |
+| square | pyautoattack | margin loss, `queries` queries (Andriushchenko et al., 2020) |
+| bb | Foolbox | B&B∞ (Brendel et al., 2019): `steps` steps from an image of wide-radius PGD |
+
+Each function here returns a callable (x, labels, batch number) -> adversarial images, for `evaluation.measure`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edge_bcs import attacks
+from edge_bcs.attacks import Model
+from edge_bcs.errors import EdgeBcsError
+
+Adversary = Callable[[Tensor, Tensor, int], Tensor]
+_INITIAL_RADII = (2, 4, 8, 32)
+
+
+def _library(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise EdgeBcsError(
+            f"this attack needs {package}; install it with pip install 'edge-bcs[eval]'"
+        ) from None
+
+
+def _on_right_answers(model: Model, attack: Adversary) -> Adversary:
+    """Return an adversary that attacks only the images about which the network is right."""
+
+    def adversary(x: Tensor, labels: Tensor, number: int) -> Tensor:
+        with torch.no_grad():
+            right = model(x).argmax(1) == labels
+        found = x.clone()
+        if right.any():
+            found[right] = attack(x[right], labels[right], number).detach()
+        return found
+
+    return adversary
+
+
+@contextlib.contextmanager
+def _warnings_of(logger: str, into: list[str]) -> Iterator[None]:
+    """Collect what a library's logger warns of, each sentence once."""
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() not in into:
+                into.append(record.getMessage())
+
+    source, collector = logging.getLogger(logger), Collector(logging.WARNING)
+    source.addHandler(collector)
+    try:
+        yield
+    finally:
+        source.removeHandler(collector)
+
+
+def autoattack(model: Model, *, epsilon: float, seed: int, warnings: list[str]) -> Adversary:
+    """Return AutoAttack's standard l∞ ensemble; what it finds suspicious is added to `warnings`.
+
+    With fewer than ten classes its targeted attacks take all other classes as targets.
+
+    Raises:
+        EdgeBcsError: the library is missing; later, a network with fewer than four classes.
+    """
+    library = _library("pyautoattack", "pyautoattack")
+
+    def attack(x: Tensor, labels: Tensor, number: int) -> Tensor:
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1]
+        if classes < 4:
+            raise EdgeBcsError(f"AutoAttack's loss needs at least 4 classes, and the network has {classes}")
+        ensemble = library.AutoAttack(model, eps=epsilon, seed=seed + number, device=x.device)
+        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(9, classes - 1)
+        with _warnings_of("auto-attack", warnings):
+            found: Tensor = ensemble.run_standard_evaluation(x, labels, batch_size=len(x))[0]
+        return found
+
+    return _on_right_answers(model, attack)
+
+
+def square(model: Model, *, epsilon: float, queries: int, seed: int) -> Adversary:
+    """Return Square with a budget of queries: black-box, so it sees through masked gradients."""
+    if queries < 1:
+        raise EdgeBcsError(f"Square needs at least 1 query, not {queries}")
+    library = _library("pyautoattack.square", "pyautoattack")
+
+    def attack(x: Tensor, labels: Tensor, number: int) -> Tensor:
+        found: Tensor = library.SquareAttack(
+            model,
+            norm="Linf",
+            n_queries=queries,
+            eps=epsilon,
+            p_init=0.8,
+            n_restarts=1,
+            seed=seed + number,
+            loss="margin",
+            resc_schedule=False,
+            device=x.device,
+        ).perturb(x, labels)
+        return found
+
+    return _on_right_answers(model, attack)
+
+
+def brendel_bethge(model: Model, *, epsilon: float, steps: int) -> Adversary:
+    """Return B&B∞, which looks for the smallest perturbation; the image is fooled if that is within ε.
+
+    It walks along the decision boundary, so it needs an adversarial image to begin with: that of PGD with the
+    smallest of the radii 2, 4, 8 and 32 times ε that has one. Where none has, the image is left as it is.
+    """
+    foolbox = _library("foolbox", "foolbox")
+    _library("numba", "numba")
+    logging.getLogger("numba").setLevel(logging.WARNING)
+
+    def attack(x: Tensor, labels: Tensor, number: int) -> Tensor:
+        begin, fooled = x.clone(), torch.zeros_like(labels, dtype=torch.bool)
+        for factor in _INITIAL_RADII:
+            radius = min(1.0, factor * epsilon)
+            tried = attacks.pgd(model, x, labels, epsilon=radius, step_size=radius / 8, steps=40)
+            with torch.no_grad():
+                won = (model(tried).argmax(1) != labels) & ~fooled
+            begin[won], fooled = tried[won], fooled | won
+        found = x.clone()
+        if fooled.any():
+            wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
+            search = foolbox.attacks.LinfinityBrendelBethgeAttack(steps=steps)
+            _, near, _ = search(
+                wrapped, x[fooled], labels[fooled], starting_points=begin[fooled], epsilons=epsilon
+            )
+            found[fooled] = near
+        return found
+
+    return _on_right_answers(model, attack)
