@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 from edge_bcs.runtime.artifact import Artifact
@@ -324,7 +324,7 @@ class Trainer:
         began = saved = time.monotonic()
         history: list[Metrics] = []
         order, order_epoch = None, -1
-        stream = Path(metrics).open("a", encoding="utf-8") if metrics is not None else None  # noqa: SIM115
+        stream = None if metrics is None else _open_for_lines(Path(metrics))
         try:
             while (done := self.steps - plan["first_step"]) < plan["total_steps"]:
                 epoch = plan["first_epoch"] + done // per_epoch
@@ -618,6 +618,13 @@ class Trainer:
         if not valid:
             raise EdgeBcsError(f"{self.artifact.path}: the saved position of the training is damaged.")
         self._progress, self._continues = progress, True
+
+
+def _open_for_lines(file: Path) -> TextIO:
+    try:
+        return file.open("a", encoding="utf-8")
+    except OSError as error:
+        raise EdgeBcsError(f"the metrics file {file} cannot be written: {error.strerror}.") from None
 
 
 def _show_progress(record: Metrics) -> None:

@@ -357,6 +357,8 @@ def test_arguments_that_make_no_sense(tiny_artifact: Make, tmp_path: Path) -> No
         ):
             with pytest.raises(EdgeBcsError, match=message):
                 trainer.fit(digits, **fit_options)  # type: ignore[arg-type]
+        with pytest.raises(EdgeBcsError, match="metrics file"):
+            trainer.fit(digits, metrics=tmp_path / "no" / "folder")
         with pytest.raises(EdgeBcsError, match="images; the data has"):
             trainer.fit(open_data("digits", "train", (3, 8, 8)))
         with pytest.raises(EdgeBcsError, match="11 classes"):

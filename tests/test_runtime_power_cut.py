@@ -1,0 +1,69 @@
+"""A process that is killed without warning, again and again, ends where one that was left alone ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.state import read_state
+
+Make = Callable[..., Path]
+STEPS = 400
+PROGRAM = f"""
+import sys
+from pathlib import Path
+from edge_bcs.data import open_data
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.runtime import Trainer
+artifact, run = sys.argv[1:3]
+try:
+    trainer = Trainer.resume(run, threads=1)
+except EdgeBcsError:  # killed before the first save
+    trainer = Trainer(artifact, threads=1)
+with trainer:
+    data = open_data("digits", "train", (1, 8, 8))
+    trainer.fit(data, steps={STEPS}, batch_size=4, progress=False, save=run, save_seconds=0.0)
+"""
+
+
+def test_killed_at_any_moment_the_run_ends_the_same(
+    tiny_artifact: Callable[..., Path], tmp_path: Path
+) -> None:
+    artifact = tiny_artifact(batch_norm="batch")
+
+    def start(run: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(artifact), str(tmp_path / run)])
+
+    assert start("whole").wait(timeout=120) == 0
+    random = np.random.default_rng(0)
+    state_file = tmp_path / "cut" / "state.safetensors"
+    kills = 0
+    for _ in range(6):
+        process = start("cut")
+        seen = state_file.stat().st_mtime_ns if state_file.exists() else 0
+        # Wait until it saves, so that every kill lands in a training that saves after each step.
+        deadline = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < deadline:
+            if state_file.exists() and state_file.stat().st_mtime_ns != seen:
+                break
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.05))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait(timeout=60)
+        if process.returncode == 0:
+            break
+    assert kills >= 3
+    assert start("cut").wait(timeout=120) == 0
+    states = [read_state(Artifact.read(tmp_path / run)) for run in ("whole", "cut")]
+    assert states[0][1] == states[1][1] and int(states[0][1]["step"]) == STEPS
+    for name, expected in states[0][0].items():
+        np.testing.assert_array_equal(states[1][0][name], expected)
