@@ -301,12 +301,23 @@ def _write(
         model = graph.to_onnx()
         onnx.checker.check_model(model)
         (folder / graph_file(phase)).write_bytes(model.SerializeToString())
-    (folder / STATE).write_bytes(save(sparse.state(), metadata))
+    (folder / STATE).write_bytes(_sorted_header(save(sparse.state(), metadata)))
     files = sorted(path.name for path in folder.iterdir())
     manifest["files"] = {
         name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in files
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its metadata in sorted order, so that one network gives one file to the byte.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def _publish(folder: Path, target: Path, aside: Path) -> None:

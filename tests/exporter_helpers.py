@@ -49,7 +49,7 @@ class EveryLayer(nn.Module):
 
 
 def tiny(
-    name: str, width: float = 0.0625, size: int = 16, classes: int = 5, density: float = 0.3, seed: int = 3
+    name: str, width: float = 0.0625, size: int = 16, classes: int = 5, density: float = 0.5, seed: int = 3
 ) -> SparseModel:
     """A network of the registry at reduced width, with statistics, scales and shifts that are not the trivial
     ones.
@@ -58,7 +58,7 @@ def tiny(
     return sparse_of(getattr(models, name)(num_classes=classes, width=width, input_size=size), density, seed)
 
 
-def sparse_of(module: nn.Module, density: float = 0.3, seed: int = 3) -> SparseModel:
+def sparse_of(module: nn.Module, density: float = 0.5, seed: int = 3) -> SparseModel:
     """``module`` with random connections, batch norms away from their initial values."""
     import edge_bcs
 

@@ -14,13 +14,13 @@ from edge_bcs.exporters import artifact as artifacts
 from edge_bcs.exporters.artifact import Compiled, compile_network, export
 from edge_bcs.exporters.network import network_of
 from edge_bcs.exporters.plan import KEPT
-from edge_bcs.objectives import get
 from edge_bcs.runtime.engine import Engine, session_options
 from exporter_helpers import EveryLayer, batch, sparse_of, state_feeds, tiny, training_feeds
 from reference_ops import run_graph
 
 import edge_bcs
 from edge_bcs import EdgeBcsError, models
+from edge_bcs.objectives import get
 
 # Which output shares which input's memory, as the operators declare it to ONNX Runtime.
 ALIASES = {
