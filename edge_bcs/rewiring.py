@@ -1,8 +1,8 @@
 """The rewiring step in plain numpy: what the operator `edge_bcs::RewireStep` does, to the bit.
 
-Algorithm 1 of Özdenizci and Legenstein (ICML 2021): momentum SGD with decoupled weight decay and Langevin noise
-on the κ active connections; a connection whose weight would leave its sign's side of zero dies; as many dormant
-positions as died, drawn uniformly over the whole network, are born with θ = 1e-12.
+Algorithm 1 of Özdenizci and Legenstein (ICML 2021): momentum SGD with decoupled weight decay and Langevin
+noise on the κ active connections; a connection whose weight would leave its sign's side of zero dies; as many
+dormant positions as died, drawn uniformly over the whole network, are born with θ = 1e-12.
 """
 
 from __future__ import annotations

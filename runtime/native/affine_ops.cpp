@@ -35,6 +35,9 @@ struct Entries {
       require(entry.kind >= Entry::bias_only && entry.kind <= Entry::batch && entry.channels >= 1 &&
                   entry.channels < (1 << 23),
               "entry ", list.size(), " is out of range");
+      constexpr std::int64_t most = std::int64_t{1} << 40;
+      for (std::int64_t offset : {entry.bias, entry.gamma, entry.beta, entry.statistics})
+        require(offset >= -1 && offset <= most, "entry ", list.size(), " has an offset of ", offset);
       require(entry.kind != Entry::frozen || entry.statistics >= 0, "entry ", list.size(),
               " has no statistics");
       slots += entry.channels;
@@ -49,9 +52,9 @@ struct Entries {
             mean.shape().text(), " and variance ", variance.shape().text(), " are not vectors of one length");
     for (const Entry& entry : list) {
       for (std::int64_t offset : {entry.bias, entry.gamma, entry.beta})
-        require(offset >= -1 && offset + entry.channels <= dense.size(), "an entry reads parameters ", offset,
+        require(offset < 0 || offset + entry.channels <= dense.size(), "an entry reads parameters ", offset,
                 " to ", offset + entry.channels, " of ", dense.size());
-      require(entry.statistics >= -1 && entry.statistics + entry.channels <= mean.size(),
+      require(entry.statistics < 0 || entry.statistics + entry.channels <= mean.size(),
               "an entry reads statistics ", entry.statistics, " to ", entry.statistics + entry.channels,
               " of ", mean.size());
     }
