@@ -6,7 +6,7 @@
 | square | pyautoattack | margin loss, `queries` queries (Andriushchenko et al., 2020) |
 | bb | Foolbox | B&B∞ (Brendel et al., 2019): `steps` steps from an image of wide-radius PGD |
 
-Each function here returns a callable (x, labels, batch number) -> adversarial images, for `evaluation.measure`.
+| bb | Foolbox | B&B∞ (Brendel et al., 2019), `steps` steps from an image of wide PGD |
 """
 
 from __future__ import annotations
