@@ -143,9 +143,9 @@ def pack_bits(images: np.ndarray, lanes: int) -> np.ndarray:
 
 def lists_length(kappa: int, layers: Sequence[Mapping[str, Any]]) -> int:
     """M, the length of coo.lists, for layers with out_channels, in_channels and stride."""
-    return 3 * kappa + sum(
-        layer["out_channels"] + 1 + layer["in_channels"] * layer["stride"] ** 2 + 1 for layer in layers
-    )
+    rows = sum(int(layer["out_channels"]) + 1 for layer in layers)
+    columns = sum(int(layer["in_channels"]) * int(layer["stride"]) ** 2 + 1 for layer in layers)
+    return 3 * kappa + rows + columns
 
 
 def build_lists(
