@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from edge_bcs import random
+from edge_bcs import device_random, random
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.objectives import cross_entropy, kl
 
@@ -42,18 +42,21 @@ def start(
     step: int,
     purpose: int = random.PGD_START,
     first: int = 0,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Return a random perturbation f32 `shape`; its t-th element, row-major, comes from draw first + t.
 
     "uniform": (2u − 1)·ε with u uniform in [0, 1); "gaussian": 0.001·N(0, 1).
     """
-    count = math.prod(shape)
+    count, device = math.prod(shape), device or torch.device("cpu")
     if kind == "uniform":
-        uniform = random.uniform(count, seed=seed, step=step, purpose=purpose, start=first)
-        return torch.from_numpy(uniform).mul_(2).sub_(1).mul_(epsilon).view(shape)
+        drawn = device_random.uniform(
+            count, seed=seed, step=step, purpose=purpose, start=first, device=device
+        )
+        return drawn.mul_(2).sub_(1).mul_(epsilon).view(shape)
     if kind == "gaussian":
-        normal = random.normal(count, seed=seed, step=step, purpose=purpose, start=first)
-        return torch.from_numpy(normal).mul_(0.001).view(shape)
+        drawn = device_random.normal(count, seed=seed, step=step, purpose=purpose, start=first, device=device)
+        return drawn.mul_(0.001).view(shape)
     raise EdgeBcsError(f"there is no attack start {kind!r}; choose uniform or gaussian")
 
 
@@ -169,7 +172,8 @@ def pgd_restarts(
                 seed=seed,
                 step=(batch << 32) + restart,
                 purpose=random.EVALUATION,
-            ).to(x.device)[left]
+                device=x.device,
+            )[left]
             adversarial = pgd(
                 model,
                 x[left],

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_bcs import attacks, objectives, random, rewiring
+from edge_bcs import attacks, device_random, objectives, random, rewiring
 from edge_bcs.attacks import evaluation_mode
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.objectives import Objective
@@ -95,6 +95,7 @@ def craft(
         seed=seed,
         step=step,
         first=position * part[0].numel(),
+        device=x.device,
     )
     adversarial = attacks.pgd(
         sparse,
@@ -104,7 +105,7 @@ def craft(
         step_size=attack.step_size,
         steps=attack.steps,
         loss=objective.attack_loss,
-        perturbation=perturbation.to(x.device),
+        perturbation=perturbation,
     )
     return torch.cat([adversarial, x[attacked:]]) if attacked < len(x) else adversarial
 
@@ -257,8 +258,10 @@ def update(sparse: SparseModel, hyper: Hyper, *, step: int, rewire: str = "unifo
     moved = value * _one_minus(hyper.weight_decay) - velocity * rate
     if hyper.noise:
         scale = float(np.float32(rate) * np.float32(hyper.noise))
-        normal = random.normal(sparse.kappa, seed=sparse.seed, step=step, purpose=random.NOISE)
-        moved += torch.from_numpy(normal).to(moved.device) * scale
+        normal = device_random.normal(
+            sparse.kappa, seed=sparse.seed, step=step, purpose=random.NOISE, device=moved.device
+        )
+        moved += normal * scale
     if rewire == "none":
         survives = torch.ones_like(index, dtype=torch.bool)
         moved = torch.where(moved == 0, value.sign() * float(rewiring.NEWBORN), moved)
@@ -271,7 +274,7 @@ def update(sparse: SparseModel, hyper: Hyper, *, step: int, rewire: str = "unifo
     if deaths:
         remaining = index[survives]
         draw = _draw_by_layer if rewire == "by-layer" else _draw_uniform
-        born = draw(sparse, remaining.cpu().numpy(), deaths, step)
+        born = draw(sparse, remaining, deaths, step)
         newborn = torch.from_numpy(random.signs(born, seed=sparse.seed) * rewiring.NEWBORN)
         merged = torch.cat([remaining, torch.from_numpy(born).to(index.device)])
         merged, order = merged.sort()
@@ -294,9 +297,7 @@ def _one_minus(number: float) -> float:
     return float(np.float32(1) - np.float32(number))
 
 
-def _draw_uniform(
-    sparse: SparseModel, survivors: NDArray[np.int64], count: int, step: int
-) -> NDArray[np.int64]:
+def _draw_uniform(sparse: SparseModel, survivors: Tensor, count: int, step: int) -> NDArray[np.int64]:
     """Return the first `count` distinct dormant positions of the BIRTH stream, i64[count], in order."""
     stream = random.IntegerStream(sparse.size, seed=sparse.seed, step=step, purpose=random.BIRTH)
     born = np.empty(0, np.int64)
@@ -304,10 +305,19 @@ def _draw_uniform(
         candidates = stream.take(count - len(born))
         _, first = np.unique(candidates, return_index=True)
         candidates = candidates[np.sort(first)]
-        place = np.searchsorted(survivors, candidates)
-        taken = survivors[np.minimum(place, len(survivors) - 1)] == candidates if len(survivors) else False
-        born = np.concatenate([born, candidates[~(taken | np.isin(candidates, born))]])
+        taken = np.isin(candidates, born) | _members(survivors, candidates)
+        born = np.concatenate([born, candidates[~taken]])
     return born
+
+
+def _members(ascending: Tensor, candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return bool[n]: which of the candidates i64[n] occur in a vector in ascending order."""
+    if not len(ascending):
+        return np.zeros(len(candidates), dtype=bool)
+    wanted = torch.from_numpy(candidates).to(ascending.device)
+    place = torch.searchsorted(ascending, wanted).clamp_(max=len(ascending) - 1)
+    found: NDArray[np.bool_] = (ascending[place] == wanted).cpu().numpy()
+    return found
 
 
 def _words(seed: int, step: int) -> Iterator[int]:
@@ -318,16 +328,15 @@ def _words(seed: int, step: int) -> Iterator[int]:
         start += 1024
 
 
-def _draw_by_layer(
-    sparse: SparseModel, survivors: NDArray[np.int64], count: int, step: int
-) -> NDArray[np.int64]:
+def _draw_by_layer(sparse: SparseModel, survivors: Tensor, count: int, step: int) -> NDArray[np.int64]:
     """Return `count` distinct dormant positions, i64[count]: layers ∝ size, then uniform inside.
 
     A layer without a dormant position is drawn again.
     """
     starts = np.array([layer.offset for layer in sparse.layers])
-    active = np.diff(np.searchsorted(survivors, [*starts, sparse.size]))
-    taken = set(survivors.tolist())
+    positions = survivors.cpu().numpy()
+    active = np.diff(np.searchsorted(positions, [*starts, sparse.size]))
+    taken = set(positions.tolist())
     layer_stream = random.IntegerStream(sparse.size, seed=sparse.seed, step=step, purpose=random.BIRTH)
     words = _words(sparse.seed, step)
     born: list[int] = []

@@ -129,7 +129,7 @@ def train(
         seed: of order, augmentation and attack; the network's if None.
         device: where to train; a GPU if there is one.
         precision: "f32" or "bf16" (autocast; weights and updates stay f32); bf16 on a GPU if None.
-        compile: compile the network with torch.compile.
+        compile: compile the network with torch.compile; the minutes that takes are worth it on a GPU.
         output: folder for checkpoint.safetensors (best epoch), last.safetensors (newest state),
             metrics.jsonl (a line for each step) and epochs.jsonl (a line for each epoch, with the
             connections of each layer).
