@@ -12,6 +12,14 @@ import click
 from edge_bcs.errors import EdgeBcsError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+json_file_option = click.option(
+    "--json",
+    "json_file",
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    help="Write the answer as JSON, to standard output if no file is named.",
+)
 data_option = click.option(
     "--data",
     "data_spec",

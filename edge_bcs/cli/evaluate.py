@@ -11,7 +11,7 @@ from edge_bcs.cli.common import (
     data_option,
     examples,
     fraction,
-    json_option,
+    json_file_option,
     memory_option,
     pairs,
     percent,
@@ -40,14 +40,13 @@ _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 )
 @memory_option
 @threads_option
-@click.option("--output", type=click.Path(), help="Also write the result to this JSON file.")
-@json_option
+@json_file_option
 @examples("""
     edge-bcs evaluate run --data digits
     edge-bcs evaluate run --data photos/ --attack pgd --attack-steps 50 --restarts 10
     edge-bcs evaluate checkpoints/vgg16 --data cifar-10-batches-py --attack autoattack
 """)
-def command(path: str, as_json: bool, **options: Any) -> None:
+def command(path: str, json_file: str | None, **options: Any) -> None:
     """Measure clean and robust accuracy of an artifact, a saved run or a checkpoint.
 
     Artifacts and runs are measured by the board's own graphs; --engine torch loads them into PyTorch
@@ -59,13 +58,13 @@ def command(path: str, as_json: bool, **options: Any) -> None:
         else options["engine"] == "board"
     )
     on_board = on_board and (options["attack"] in ("none", "fgsm", "pgd") or options["engine"] == "board")
-    result = _on_board(path, options) if on_board else _in_torch(path, options, progress=not as_json)
+    result = _on_board(path, options) if on_board else _in_torch(path, options, progress=json_file != "-")
     result = {"path": path, "data": options["data_spec"], "split": options["split"], **result}
-    if options["output"]:
-        write_report(Path(options["output"]), result)
-    if as_json:
+    if json_file == "-":
         print_json(result)
         return
+    if json_file is not None:
+        write_report(Path(json_file), result)
     rows = [
         ("engine", result["engine"]),
         ("images", result["samples"]),
