@@ -1,7 +1,8 @@
 """Descriptions of boards: one TOML file each, checked field by field.
 
-A board is what the planner and the simulator need to know of the hardware: how much memory an application may use,
-how fast its memory is, and how much arithmetic its cores can do. A user adds a board with a file of the same form.
+A board is what the planner and the simulator need to know of the hardware: how much memory an
+application may use, how fast its memory is, and how much arithmetic its cores can do. A user adds a
+board with a file of the same form.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_bcs.errors import EdgeBcsError
 from edge_bcs.runtime.units import parse_bytes
+
+from edge_bcs.errors import EdgeBcsError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +28,8 @@ _INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon")
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Cores of one kind: `flops_per_cycle` counts float32 operations of one core, a fused multiply-add as two."""
+    """Cores of one kind: `flops_per_cycle` counts float32 operations of one core, a fused multiply-add
+    as two."""
 
     core: str
     cores: int
@@ -43,8 +46,8 @@ class Cluster:
 class Target:
     """A board.
 
-    Memory sizes are in bytes, `bandwidth` in bytes per second. `usable` is what a headless Linux leaves to one
-    application; `default_budget` is the working set that training gets when the user names none.
+    Memory sizes are in bytes, `bandwidth` in bytes per second. `usable` is what a headless Linux leaves
+    to one application; `default_budget` is the working set that training gets when the user names none.
     """
 
     name: str
@@ -77,14 +80,16 @@ def load(target: str | Path) -> Target:
     """Read a board by its name (see `names`) or from a user's own TOML file.
 
     Raises:
-        EdgeBcsError: no such board or file, or a field that is missing or makes no sense; the message names it.
+        EdgeBcsError: no such board or file, or a field that is missing or makes no sense; the message
+            names it.
     """
     path = Path(target)
     if path.suffix != ".toml":
         path = _FOLDER / f"{target}.toml"
         if not path.is_file():
             raise EdgeBcsError(
-                f"No board is called {str(target)!r}: choose one of {', '.join(names())}, or give a .toml file."
+                f"No board is called {str(target)!r}: choose one of {', '.join(names())}, "
+                "or give a .toml file."
             )
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,5 @@
-"""A checker of memory plans that shares nothing with the planner: it reads the ONNX file and the manifest alone.
+"""A checker of memory plans that shares nothing with the planner: it reads the ONNX file and the
+manifest alone.
 
 Shapes follow from the attributes by the definition of a stack, lives from who writes and who reads, and every
 disagreement with the plan is reported as a sentence.
@@ -46,7 +47,8 @@ BITS = {"Conv": 1, "Affine": 1, "Add": 1, "BatchNorm": 4}
 
 
 def _stack_bytes(images: int, channels: int, height: int, width: int, halo: int) -> int:
-    """A row is followed by the halo, a plane by a row of it, and a row and a halo come first; lanes change nothing."""
+    """A row is followed by the halo, a plane by a row of it, and a row and a halo come first; lanes
+    change nothing."""
     row = width + halo
     return 4 * images * (halo * row + halo + channels * (height + halo) * row)
 

@@ -2,125 +2,86 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Any
+from pathlib import Path
 
 import click
 
-from edge_bcs.cli.common import examples, json_option, memory_option, pairs, print_json, table, threads_option
+from edge_bcs.cli.common import examples, json_file_option, memory_option
 
 
 @click.command()
-@click.argument("artifact", type=click.Path())
+@click.argument("artifact", type=click.Path(), required=False)
 @click.option(
-    "--target", metavar="NAME", help="A board of `edge-bcs targets`; its default budget is the cap."
+    "--target",
+    metavar="NAME|FILE",
+    help="A board of `edge-bcs targets`, or a board file of your own; default: this host.",
 )
 @memory_option
-@threads_option
-@json_option
+@click.option("--threads", type=click.IntRange(1), help="Default: the board's cores.")
+@click.option(
+    "--run/--no-run", default=True, show_default=True, help="Run it here too, under the board's limits."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="About how long to run."
+)
+@json_file_option
+@click.option("--html", "html_file", type=click.Path(), help="Write a report: one page, for any browser.")
+@click.option("--trace", "trace_file", type=click.Path(), help="Write a trace for chrome://tracing.")
 @examples("""
     edge-bcs simulate out/vgg16
-    edge-bcs simulate out/vgg16 --memory 12MiB --json
-    edge-bcs simulate out/vgg16 --target raspberry-pi-zero-2w
+    edge-bcs simulate out/vgg16 --target raspberry-pi-zero-2w --html report.html
+    edge-bcs simulate out/vgg16 --memory 6MiB --no-run --json -
 """)
 def command(
-    artifact: str, target: str | None, memory: str | None, threads: int | None, as_json: bool
+    artifact: str | None,
+    target: str | None,
+    memory: str | None,
+    threads: int | None,
+    run: bool,
+    seconds: float,
+    json_file: str | None,
+    html_file: str | None,
+    trace_file: str | None,
 ) -> None:
-    """Predict an artifact's peak memory from its graphs, then run one step of each under the cap and measure
-    it.
+    """Say whether an artifact fits a board: its peak memory and the time of a step, predicted from its
+    plan and measured by running it on this host under the board's limits, and what to change if it does
+    not fit.
 
-    Exits with status 1 if the prediction or the measurement goes over the cap.
+    The verdict is "fits", "tight" (at least 90 % of the budget, or of the board's usable memory with the
+    whole process) or "does not fit". Exits with status 1 if it does not fit, or if the run needs more
+    than was predicted.
     """
-    from edge_bcs.runtime.artifact import Artifact
-    from edge_bcs.runtime.units import format_bytes, parse_bytes
+    if artifact is None and json_file and Path(json_file).is_dir():
+        artifact, json_file = json_file, "-"  # `simulate --json ARTIFACT`
+    if artifact is None:
+        raise click.UsageError("Missing argument 'ARTIFACT'.")
 
-    described = Artifact.read(artifact)
-    cap = described.budget if memory is None else parse_bytes(memory)
-    if target is not None and memory is None:
-        from edge_bcs.targets import boards
+    from rich.console import Console
 
-        cap = boards.load(target).default_budget
-    phases = described.manifest["memory"].get("phases", {})
-    predicted = described.predicted_peak_bytes
-    measured, failure, report = _measure(artifact, cap, threads)
-    measured_peak = max(measured.values(), default=None) if failure is None else None
-    fits = failure is None and (cap is None or predicted <= cap)
-    peak_phase = max(phases, key=lambda name: phases[name]["peak_bytes"]) if phases else None
-    if as_json:
-        print_json(
-            {
-                "artifact": artifact,
-                "predicted_peak_bytes": predicted,
-                "measured_peak_bytes": measured_peak,
-                "cap_bytes": cap,
-                "fits": fits,
-                "exact": report.get("exact"),
-                "error": failure,
-                "phases": {
-                    name: {
-                        "predicted_peak_bytes": phase["peak_bytes"],
-                        "measured_peak_bytes": measured.get(name),
-                        "categories": phase["categories"],
-                    }
-                    for name, phase in phases.items()
-                },
-                "rss_bytes": report.get("rss_bytes"),
-            }
-        )
+    from edge_bcs.targets import report
+    from edge_bcs.targets.simulator import simulate
+    from edge_bcs.targets.terminal import show
+
+    simulation = simulate(artifact, target=target, memory=memory, threads=threads, run=run, seconds=seconds)
+    if html_file:
+        report.write(html_file, report.html(simulation))
+    if trace_file:
+        report.write(trace_file, json.dumps(report.trace(simulation)))
+    content = json.dumps(simulation.to_json(), indent=1, ensure_ascii=False) + "\n"
+    if json_file == "-":
+        click.echo(content, nl=False)
     else:
-        rows = [
-            (
-                name,
-                format_bytes(phase["peak_bytes"]),
-                format_bytes(measured[name]) if name in measured else "–",
-            )
-            for name, phase in phases.items()
-            if name != "lists"
-        ]
-        table(f"Peak of each graph, {described.network}", ("graph", "predicted", "measured"), rows)
-        if peak_phase is not None:
-            categories = phases[peak_phase]["categories"]
-            click.echo()
-            table(
-                f"What is in memory at the peak ({peak_phase})",
-                ("category", "bytes", "share"),
-                [
-                    (name, f"{size:,}", f"{100 * size / phases[peak_phase]['peak_bytes']:.0f} %")
-                    for name, size in categories.items()
-                ],
-            )
-        click.echo()
-        pairs(
-            [
-                ("predicted peak", f"{predicted:,} bytes ({format_bytes(predicted)})"),
-                (
-                    "measured peak",
-                    None
-                    if measured_peak is None
-                    else f"{measured_peak:,} bytes ({format_bytes(measured_peak)})",
-                ),
-                ("cap", "none" if cap is None else f"{cap:,} bytes ({format_bytes(cap)})"),
-                (
-                    "process",
-                    f"{format_bytes(report['rss_bytes'])} with interpreter and libraries" if report else None,
-                ),
-            ]
-        )
-    if not fits:
-        reason = failure or f"the predicted peak of {predicted} bytes is over the cap of {cap} bytes"
-        click.echo(f"Error: {reason}", err=True)
+        if json_file:
+            report.write(json_file, content)
+        show(simulation, Console(highlight=False))
+        for name, file in (("report", html_file), ("trace", trace_file), ("figures", json_file)):
+            if file:
+                click.echo(f"Wrote the {name} to {file}.")
+    if not simulation.fits:
+        click.echo(f"Error: it does not fit: {simulation.failure}.", err=True)
         sys.exit(1)
-
-
-def _measure(
-    artifact: str, cap: int | None, threads: int | None
-) -> tuple[dict[str, int], str | None, dict[str, Any]]:
-    """Return (measured peak by graph, error if it did not fit, memory report)."""
-    from edge_bcs.runtime.budget import BudgetExceeded
-    from edge_bcs.runtime.trainer import Trainer
-
-    try:
-        with Trainer(artifact, memory=cap, threads=threads) as trainer:
-            return trainer.measure_phases(), None, trainer.memory()
-    except BudgetExceeded as error:
-        return {}, str(error), {}
+    if simulation.exceeded:
+        click.echo("Error: the run needed more than was predicted; please report this.", err=True)
+        sys.exit(1)

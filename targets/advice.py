@@ -1,0 +1,326 @@
+"""What would make an artifact fit: changes, each with the bytes it saves, the time it costs and a
+command to paste.
+
+Where the compiler is installed (the host), every figure comes from a plan that was really compiled for
+the changed artifact; elsewhere it is scaled from the artifact's own plan, and says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from edge_bcs.runtime.artifact import Artifact
+
+from edge_bcs.errors import EdgeBcsError
+
+from .plans import Phase, Plan, Tensor, plan_of
+
+if TYPE_CHECKING:
+    from edge_bcs.exporters.network import Network
+
+COMPILED = "compiled"
+SCALED = "scaled from the artifact's own plan"
+_FAMILIES = (
+    ("wrn34_10", "wrn28_10", "wrn28_4", "wrn28_2"),
+    ("resnet50", "resnet34", "resnet18"),
+)
+_SPARSITIES = ("0.95", "0.98", "0.99", "0.995", "0.999")
+_SCALING = {"data", "attack buffers", "activations in passing", "activations kept for backward"}
+_SCALING |= {"gradients in flight"}
+_CONNECTIONS = {"values", "indices", "lists", "momentum", "gradients"}
+
+Seconds = Callable[[Plan, int, int], float | None]
+"""(plan, micro-batch, lanes) → expected seconds of a step."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One way to a smaller working set.
+
+    Attributes:
+        what: a few words. command: to paste.
+        peak_bytes: predicted working set then; saved_bytes: against the artifact as it is.
+        seconds: expected duration of a step then, None if unknown; slowdown: against the artifact as it is.
+        fits: whether it is enough by itself. retrain: the present weights cannot be kept.
+        source: COMPILED or SCALED.
+    """
+
+    what: str
+    command: str
+    peak_bytes: int
+    saved_bytes: int
+    seconds: float | None
+    slowdown: float | None
+    fits: bool
+    retrain: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One micro-batch of the trade-off between memory and time."""
+
+    micro_batch: int
+    peak_bytes: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Changes, the best first, and the trade-off over micro-batches."""
+
+    changes: tuple[Change, ...]
+    curve: tuple[Point, ...]
+    source: str
+
+
+def advise(artifact: Artifact, plan: Plan, budget: int | None, seconds: Seconds) -> Advice:
+    """Changes that bring ``artifact`` under ``budget`` (none asked for if it is None) and the trade-off
+    curve."""
+    try:
+        maker: _Maker = _Compiler(artifact, plan)
+    except (ImportError, EdgeBcsError):
+        maker = _Scaler(artifact, plan)
+    now = seconds(plan, artifact.micro_batch, artifact.lanes)
+    curve = tuple(
+        Point(size, changed.peak_bytes, seconds(changed, size, _lanes(size)))
+        for size in sorted({*_powers(artifact), artifact.micro_batch})
+        for changed in [plan if size == artifact.micro_batch else maker.at(size)]
+        if changed is not None
+    )
+    if budget is None or plan.peak_bytes <= budget:
+        return Advice((), curve, maker.source)
+    changes = []
+    for what, options, retrain, size, changed in maker.variants(budget):
+        time = seconds(changed, size, _lanes(size))
+        changes.append(
+            Change(
+                what=what,
+                command=_command(artifact, options),
+                peak_bytes=changed.peak_bytes,
+                saved_bytes=plan.peak_bytes - changed.peak_bytes,
+                seconds=time,
+                slowdown=time / now if time is not None and now else None,
+                fits=changed.peak_bytes <= budget,
+                retrain=retrain,
+                source=maker.source,
+            )
+        )
+    useful = [change for change in changes if change.saved_bytes > 0]
+    useful.sort(key=lambda change: (not change.fits, change.retrain if change.fits else 0, _cost(change)))
+    return Advice(tuple(useful), curve, maker.source)
+
+
+def _cost(change: Change) -> float:
+    """Among the changes that fit the quickest is first, among the others the smallest."""
+    return change.seconds if change.fits and change.seconds is not None else float(change.peak_bytes)
+
+
+def _smallest(artifact: Artifact) -> int:
+    return 2 if artifact.batch_norm == "batch" else 1
+
+
+def _powers(artifact: Artifact) -> list[int]:
+    """Micro-batches worth looking at."""
+    largest = max(artifact.micro_batch, min(128, artifact.batch_size))
+    return [size for size in (1 << n for n in range(8)) if _smallest(artifact) <= size <= largest]
+
+
+def _lanes(size: int) -> int:
+    return max(lanes for lanes in range(1, min(16, size) + 1) if size % lanes == 0)
+
+
+Variant = tuple[str, dict[str, str], bool, int, Plan]
+"""(what, options of `edge-bcs export` that change, whether weights are lost, micro-batch, plan)."""
+
+
+class _Maker:
+    """Makes the plan of a changed artifact."""
+
+    source = ""
+
+    def at(self, micro_batch: int) -> Plan | None:
+        """The plan with another micro-batch."""
+        raise NotImplementedError
+
+    def variants(self, budget: int) -> Iterator[Variant]:
+        """Every change worth naming."""
+        raise NotImplementedError
+
+
+class _Scaler(_Maker):
+    """For boards: what is proportional to the micro-batch or to κ is scaled."""
+
+    source = SCALED
+
+    def __init__(self, artifact: Artifact, plan: Plan) -> None:
+        self.artifact, self.plan = artifact, plan
+
+    def at(self, micro_batch: int) -> Plan:
+        ratio = micro_batch / self.artifact.micro_batch
+        data = 12 + 8 * self.artifact.num_classes + 8 * math.prod(self.artifact.input_shape)
+        bound = dict(self.plan.bound)
+        bound["scaled data"] = data * (micro_batch - self.artifact.micro_batch)
+        phases = {
+            name: _scaled(phase, ratio, sum(bound.values())) for name, phase in self.plan.phases.items()
+        }
+        return Plan(max(phase.peak_bytes for phase in phases.values()), bound, phases)
+
+    def variants(self, budget: int) -> Iterator[Variant]:
+        sizes = [size for size in _powers(self.artifact) if size < self.artifact.micro_batch]
+        for size in sorted(sizes, reverse=True):
+            changed = self.at(size)
+            if changed.peak_bytes <= budget or size == min(sizes):
+                yield f"micro-batch {size}", {"--micro-batch": str(size)}, False, size, changed
+                break
+        now = 1 - Decimal(self.artifact.sparsity)
+        per_connection = sum(self.plan.peak_phase.categories.get(name, 0) for name in _CONNECTIONS)
+        for sparsity in _SPARSITIES:
+            if Decimal(sparsity) > 1 - now:
+                less = int(per_connection * (1 - (1 - Decimal(sparsity)) / now))
+                changed = replace(self.plan, peak_bytes=self.plan.peak_bytes - less)
+                yield (
+                    f"sparsity {sparsity}",
+                    {"--sparsity": sparsity},
+                    True,
+                    self.artifact.micro_batch,
+                    changed,
+                )
+
+
+def _scaled(phase: Phase, ratio: float, bound: int) -> Phase:
+    def scaled(tensor: Tensor) -> Tensor:
+        return replace(tensor, bytes=int(tensor.bytes * ratio)) if tensor.category in _SCALING else tensor
+
+    changed = replace(
+        phase,
+        tensors=tuple(map(scaled, phase.tensors)),
+        flops=tuple(int(flops * ratio) for flops in phase.flops),
+        moved=tuple(int(moved * ratio) for moved in phase.moved),
+    )
+    return replace(changed, peak_bytes=bound + max((step.total() for step in changed.live()), default=0))
+
+
+class _Compiler(_Maker):
+    """For hosts: compiles each change with the real compiler."""
+
+    source = COMPILED
+
+    def __init__(self, artifact: Artifact, plan: Plan) -> None:
+        from edge_bcs.exporters.network import network_of
+
+        from edge_bcs.loading import load
+
+        self.artifact, self.plan = artifact, plan
+        self._sparse = load(artifact.path)
+        self._network_of = network_of
+        self._batch = artifact.batch_norm == "batch"
+        self._network = network_of(self._sparse, artifact.input_shape, self._batch)
+
+    def at(self, micro_batch: int) -> Plan:
+        return self._compile(self._network, self.artifact.objective.name, micro_batch)
+
+    def _compile(self, network: Network, objective: str, micro_batch: int) -> Plan:
+        from edge_bcs.exporters.artifact import compile_network
+
+        from edge_bcs.objectives import get
+
+        compiled = compile_network(network, get(objective), self.artifact.objective.beta, micro_batch)
+        return plan_of(compiled.memory.to_json(None))
+
+    def _fitting(self, network: Network, objective: str, budget: int) -> tuple[int, Plan]:
+        """What the compiler makes of ``budget``, or the smallest it can if that is not enough."""
+        from edge_bcs.exporters.artifact import choose
+
+        from edge_bcs.objectives import get
+
+        beta, batch = self.artifact.objective.beta, self.artifact.batch_size
+        with contextlib.suppress(EdgeBcsError):
+            chosen = choose(network, get(objective), beta, batch, None, budget)
+            return chosen.micro_batch, plan_of(chosen.memory.to_json(budget))
+        size = 2 if network.batch_statistics else 1
+        frugal = replace(network, algorithms=dict.fromkeys(network.algorithms, "sparse"))
+        return size, self._compile(frugal, objective, size)
+
+    def variants(self, budget: int) -> Iterator[Variant]:
+        objective = self.artifact.objective.name
+        size, plan = self._fitting(self._network, objective, budget)
+        memory = {"--memory": str(max(budget, plan.peak_bytes))}
+        yield f"compile for this budget (micro-batch {size})", memory, False, size, plan
+        for what, options, retrain, network, name in self._single_changes(objective):
+            changed = self._compile(network, name, self.artifact.micro_batch)
+            if changed.peak_bytes <= budget:
+                keep = {"--micro-batch": str(self.artifact.micro_batch)}
+                yield what, {**options, **keep}, retrain, self.artifact.micro_batch, changed
+            else:
+                size, changed = self._fitting(network, name, budget)
+                memory = {"--memory": str(max(budget, changed.peak_bytes))}
+                yield f"{what}, micro-batch {size}", {**options, **memory}, retrain, size, changed
+
+    def _single_changes(self, objective: str) -> Iterator[tuple[str, dict[str, str], bool, Network, str]]:
+        if self._batch:
+            frozen = self._network_of(self._sparse, self.artifact.input_shape, False)
+            yield "frozen batch-norm statistics", {"--batch-norm": "frozen"}, False, frozen, objective
+        if self.artifact.objective.two_branches:
+            yield "objective at instead of " + objective, {"--objective": "at"}, False, self._network, "at"
+        for sparsity in _SPARSITIES:
+            if Decimal(sparsity) > Decimal(self.artifact.sparsity):
+                sparser = self._fresh(self.artifact.network, sparsity)
+                if sparser is not None:
+                    yield f"sparsity {sparsity}", {"--sparsity": sparsity}, True, sparser, objective
+        for family in _FAMILIES:
+            if self.artifact.network in family:
+                for name in family[family.index(self.artifact.network) + 1 :][:2]:
+                    smaller = self._fresh(name, self.artifact.sparsity)
+                    if smaller is not None:
+                        yield f"network {name}", {"--model": name}, True, smaller, objective
+
+    def _fresh(self, name: str, sparsity: str) -> Network | None:
+        """A new network of this name and sparsity, or None if there is none."""
+        from edge_bcs import connectivity, models
+
+        arguments = dict(self.artifact.manifest["network"].get("arguments", {}))
+        try:
+            model = models.create(name, **arguments)
+            distribution = self.artifact.manifest.get("distribution", "paper")
+            sparse = connectivity.sparsify(model, sparsity=sparsity, seed=0, distribution=distribution)
+            return self._network_of(sparse, self.artifact.input_shape, self._batch)
+        except EdgeBcsError:
+            return None
+
+
+def _command(artifact: Artifact, changed: dict[str, str]) -> str:
+    """`edge-bcs export …` for the artifact as it is but for ``changed``."""
+    channels, height, _ = artifact.input_shape
+    objective = artifact.objective
+    arguments: dict[str, Any] = artifact.manifest["network"].get("arguments", {})
+    options = {"--objective": objective.name, "--batch-norm": artifact.batch_norm}
+    defaults: dict[str, tuple[Any, Any]] = {
+        "--input-size": (height, 32),
+        "--channels": (channels, 3),
+        "--batch-size": (artifact.batch_size, 128),
+        "--attack-steps": (objective.attack_steps, 10),
+        "--epsilon": (objective.epsilon, 8 / 255),
+        "--step-size": (objective.step_size, 2 / 255),
+    }
+    if "--model" in changed or "--sparsity" in changed:
+        options["--model"] = artifact.network
+        options["--sparsity"] = artifact.sparsity
+        defaults["--classes"] = (artifact.num_classes, 10)
+        defaults["--width"] = (arguments.get("width", 1.0), 1.0)
+        defaults["--distribution"] = (artifact.manifest.get("distribution", "paper"), "paper")
+    else:
+        options["--checkpoint"] = str(artifact.path)
+    options |= {name: str(value) for name, (value, usual) in defaults.items() if value != usual}
+    options |= changed
+    options["-o"] = f"{str(artifact.path).rstrip('/')}-smaller"
+    words = ["edge-bcs", "export"]
+    for name, value in options.items():
+        words += [name, value]
+    return shlex.join(words)

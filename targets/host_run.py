@@ -1,0 +1,133 @@
+"""The measured half of the simulator: runs an artifact in a process of its own and tells what it took.
+
+`python -m edge_bcs.targets.host_run` reads one JSON request from standard input and writes one JSON
+answer. A fresh process, because resident memory is only meaningful where nothing else has run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def resident_peak() -> int:
+    """The most bytes of memory that this process has occupied.
+
+    From the kernel's high-water mark; ``getrusage`` would start from what the parent process occupied.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict[str, Any]:
+    """Train for at least one step on noise and return peaks and times.
+
+    Args:
+        path: the artifact. memory: cap on the working set in bytes. threads: of each graph.
+        seconds: about how long to train; a step that takes longer is timed on a part of its micro-batches.
+    """
+    import numpy as np
+    from edge_bcs.runtime import Trainer
+    from edge_bcs.runtime.budget import isa
+
+    from edge_bcs import random
+
+    libraries = resident_peak()
+    with Trainer(path, memory=memory, threads=threads) as trainer:
+        artifact, engine = trainer.artifact, trainer._engine
+        phases = {"lists": {"peak_bytes": trainer.memory()["peak_bytes"], "seconds": 0.0, "runs": 1}}
+        run = engine.run
+
+        def recorded(graph: str) -> None:
+            engine.budget.reset_peak()
+            began = time.perf_counter()
+            run(graph)
+            entry = phases.setdefault(graph, {"peak_bytes": 0, "seconds": 0.0, "runs": 0})
+            entry["seconds"] += time.perf_counter() - began
+            entry["runs"] += 1
+            entry["peak_bytes"] = max(entry["peak_bytes"], engine.budget.peak)
+
+        engine.run = recorded  # type: ignore[method-assign]
+
+        def batch(count: int) -> tuple[Any, Any]:
+            shape = (count, *artifact.input_shape)
+            pixels = random.uniform(math.prod(shape), seed=0, step=0, purpose=random.EVALUATION)
+            return pixels.reshape(shape), np.arange(count) % artifact.num_classes
+
+        parts = -(-artifact.batch_size // artifact.micro_batch)
+        x, y = batch(min(artifact.micro_batch, artifact.batch_size))
+        trainer.logits(x)
+        began = time.perf_counter()
+        trainer.step(x, y)  # not counted: memory is touched and threads are started here
+        once = time.perf_counter() - began
+        timed = max(1, min(parts, int(seconds / max(once, 1e-6))))
+        x, y = batch(min(artifact.batch_size, timed * artifact.micro_batch))
+        peaks = {name: entry["peak_bytes"] for name, entry in phases.items()}
+        phases.clear()
+        steps = max(1, min(3, int(seconds / max(once * timed, 1e-6))))
+        began = time.perf_counter()
+        for _ in range(steps):
+            metrics = trainer.step(x, y)
+        elapsed = (time.perf_counter() - began) / steps
+        optimizer = phases["optimizer"]["seconds"] / steps
+        for name, peak in peaks.items():
+            entry = phases.setdefault(name, {"peak_bytes": 0, "seconds": 0.0, "runs": 0})
+            entry["peak_bytes"] = max(entry["peak_bytes"], peak)
+        for name, entry in phases.items():
+            entry["seconds_per_step"] = (
+                entry.pop("seconds") / steps * (1 if name == "optimizer" else parts / timed)
+            )
+            entry["runs_per_step"] = round(
+                entry.pop("runs") / steps * (1 if name == "optimizer" else parts / timed)
+            )
+        return {
+            "peak_bytes": max(entry["peak_bytes"] for entry in phases.values()),
+            "phases": phases,
+            "seconds_per_step": (elapsed - optimizer) * parts / timed + optimizer,
+            "timed_micro_batches": timed,
+            "micro_batches_per_step": parts,
+            "steps": steps,
+            "loss": metrics["loss"],
+            "threads": trainer.threads,
+            "isa": isa(),
+            "exact": trainer.memory()["exact"],
+            "rss_libraries_bytes": libraries,
+            "rss_peak_bytes": resident_peak(),
+        }
+
+
+def main() -> None:
+    """Serve one request; an error is an answer too."""
+    from edge_bcs.runtime.budget import BudgetExceeded
+
+    from edge_bcs.errors import EdgeBcsError
+
+    request = json.loads(sys.stdin.read())
+    try:
+        answer = measure(**request)
+    except BudgetExceeded as error:
+        answer = {"refused": str(error), "rss_peak_bytes": resident_peak()}
+    except EdgeBcsError as error:
+        answer = {"error": str(error)}
+    except MemoryError:
+        answer = {
+            "refused": "the process reached the memory limit of the board",
+            "rss_peak_bytes": resident_peak(),
+        }
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

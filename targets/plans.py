@@ -1,0 +1,142 @@
+"""The memory plan of an artifact, as its manifest tells it: plain JSON, typed and checked.
+
+The compiler writes it and nothing here recomputes it; layouts, times and reports are views of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_bcs.errors import EdgeBcsError
+
+PHASES = ("training", "attack", "eval", "optimizer", "lists")
+"""The graphs of an artifact; one runs at a time."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One allocation, alive from the start of node ``birth`` to the end of node ``death`` of its phase.
+
+    Attributes:
+        bytes: its size. type: element type and dimensions, such as "f32[1,4624,16]", "" if unknown.
+    """
+
+    name: str
+    bytes: int
+    category: str
+    birth: int
+    death: int
+    type: str = ""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One graph of the artifact.
+
+    Attributes:
+        peak_bytes: the working set at its peak, bound buffers included; categories: bytes by category then.
+        nodes: names in order of execution; flops, moved: of each node its floating-point operations and
+            the bytes it reads and writes, empty if the manifest does not tell.
+    """
+
+    name: str
+    peak_bytes: int
+    peak_node: str
+    categories: Mapping[str, int]
+    nodes: tuple[str, ...]
+    flops: tuple[int, ...]
+    moved: tuple[int, ...]
+    tensors: tuple[Tensor, ...]
+
+    def live(self) -> list[Counter[str]]:
+        """For each node the bytes alive while it runs, by category, without the bound buffers."""
+        steps: list[Counter[str]] = [Counter() for _ in self.nodes]
+        for tensor in self.tensors:
+            for step in range(tensor.birth, tensor.death + 1):
+                steps[step][tensor.category] += tensor.bytes
+        return steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All phases over one set of bound buffers.
+
+    Attributes:
+        bound: buffer → bytes, alive all the time.
+    """
+
+    peak_bytes: int
+    bound: Mapping[str, int]
+    phases: Mapping[str, Phase]
+
+    @property
+    def bound_bytes(self) -> int:
+        """Bytes of all bound buffers."""
+        return sum(self.bound.values())
+
+    @property
+    def peak_phase(self) -> Phase:
+        """The phase with the largest peak."""
+        return max(self.phases.values(), key=lambda phase: phase.peak_bytes)
+
+
+def plan_of(memory: Any) -> Plan:
+    """Read the manifest's ``memory`` object.
+
+    Raises:
+        EdgeBcsError: a field is missing or contradicts another; the sentence names it.
+    """
+    try:
+        phases = {
+            name: Phase(
+                name=name,
+                peak_bytes=int(content["peak_bytes"]),
+                peak_node=str(content["peak_node"]),
+                categories={str(key): int(size) for key, size in content["categories"].items()},
+                nodes=tuple(map(str, content["nodes"])),
+                flops=tuple(map(int, content.get("flops", ()))),
+                moved=tuple(map(int, content.get("bytes", ()))),
+                tensors=tuple(Tensor(*entry) for entry in content["tensors"]),
+            )
+            for name, content in memory["phases"].items()
+        }
+        bound = {str(name): int(size) for name, size in memory["bound"].items()}
+        plan = Plan(int(memory["predicted_peak_bytes"]), bound, phases)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EdgeBcsError(
+            f"the manifest's memory plan cannot be read ({type(error).__name__}: {error}); "
+            "export the artifact again."
+        ) from None
+    _check(plan)
+    return plan
+
+
+def _check(plan: Plan) -> None:
+    if not plan.phases:
+        raise EdgeBcsError("the manifest's memory plan has no phases; export the artifact again.")
+    for phase in plan.phases.values():
+        count = len(phase.nodes)
+        fault = ""
+        if {len(phase.flops), len(phase.moved)} - {0, count}:
+            fault = f"tells the cost of {len(phase.flops)} nodes out of {count}"
+        for tensor in phase.tensors:
+            valid = all(isinstance(number, int) for number in (tensor.bytes, tensor.birth, tensor.death))
+            if not valid or not (0 <= tensor.birth <= tensor.death < count and tensor.bytes >= 0):
+                fault = f"gives {tensor.name} an impossible life"
+        if not fault:
+            found = plan.bound_bytes + max((step.total() for step in phase.live()), default=0)
+            if found != phase.peak_bytes:
+                fault = f"has tensors that reach {found} bytes and names a peak of {phase.peak_bytes}"
+        if fault:
+            raise EdgeBcsError(
+                f"the manifest's memory plan of {phase.name} {fault}; export the artifact again."
+            )
+    largest = max(phase.peak_bytes for phase in plan.phases.values())
+    if plan.peak_bytes != largest:
+        raise EdgeBcsError(
+            f"the manifest predicts {plan.peak_bytes} bytes and its phases reach {largest}; "
+            "export the artifact again."
+        )

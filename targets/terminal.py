@@ -1,0 +1,174 @@
+"""The simulator's answer for a terminal."""
+
+from __future__ import annotations
+
+from edge_bcs.runtime.units import format_bytes
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .layout import assign, letters, text_map
+from .plans import Phase
+from .simulator import DOES_NOT_FIT, TIGHT, Simulation
+
+_STYLES = {DOES_NOT_FIT: "bold red", TIGHT: "bold yellow"}
+
+
+def show(simulation: Simulation, console: Console) -> None:
+    """Print verdict, peaks, map, times and changes."""
+    console.print(_verdict(simulation))
+    for part in (_phases(simulation), _categories(simulation), _map(simulation, console.width)):
+        console.print()
+        console.print(part)
+    console.print()
+    _print_times(simulation, console)
+    if simulation.advice.changes:
+        console.print()
+        _print_changes(simulation, console)
+
+
+def _verdict(simulation: Simulation) -> RenderableType:
+    artifact, board = simulation.artifact, simulation.target
+    title = f"{artifact.network} at sparsity {artifact.sparsity}, {artifact.objective.name}, "
+    title += f"batch norm {artifact.batch_norm}, micro-batch {artifact.micro_batch}"
+    where = f" on {board.title}" if board else ""
+    line = Text(simulation.verdict.upper(), style=_STYLES.get(simulation.verdict, "bold green"))
+    return Group(
+        Text(title + where, style="bold"), line, *(Text(f"  {reason}") for reason in simulation.reasons)
+    )
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left", no_wrap=True)
+    return table
+
+
+def _phases(simulation: Simulation) -> Table:
+    table = _table("Peak of the working set, in bytes", "phase", "predicted", "measured", "difference")
+    runs = simulation.measured.phases if simulation.measured else {}
+    rows: list[tuple[str, int, int | None]] = []
+    for name, phase in simulation.plan.phases.items():
+        peak = runs.get(name, {}).get("peak_bytes")
+        rows.append((name, phase.peak_bytes, None if peak is None else int(peak)))
+    rows.append(("all", simulation.predicted_peak_bytes, simulation.measured_peak_bytes))
+    for name, predicted, measured in rows:
+        found = "–" if measured is None else f"{measured:,}"
+        difference = "–" if measured is None else f"{100 * (measured - predicted) / predicted:+.2f} %"
+        table.add_row(name, f"{predicted:,}", found, difference, style="bold" if name == "all" else "")
+    return table
+
+
+def _categories(simulation: Simulation) -> Table:
+    shown = [phase for phase in simulation.plan.phases.values() if phase.tensors]
+    table = _table("What is in memory at each peak", "category", *(phase.name for phase in shown), "share")
+    peak = simulation.plan.peak_phase
+    names = sorted(
+        {name for phase in shown for name in phase.categories},
+        key=lambda name: -peak.categories.get(name, 0),
+    )
+    for name in names:
+        sizes = [phase.categories.get(name) for phase in shown]
+        share = f"{100 * peak.categories.get(name, 0) / peak.peak_bytes:.0f} %"
+        table.add_row(name, *("–" if size is None else format_bytes(size) for size in sizes), share)
+    return table
+
+
+def _map(simulation: Simulation, width: int) -> RenderableType:
+    phase: Phase = simulation.plan.peak_phase
+    if not phase.tensors:
+        return Text(f"{phase.name} works in the bound buffers alone")
+    key = letters(simulation.plan.phases.values())
+    layout = assign(phase.tensors)
+    used = {tensor.category for tensor in phase.tensors}
+    lines = text_map(phase, key, width=max(16, min(100, width - 14)))
+    legend = "   ".join(f"{letter} {category}" for category, letter in key.items() if category in used)
+    packed = (
+        f"Packed into one block these tensors take {format_bytes(layout.extent)}; alive at once are at most "
+    )
+    packed += f"{format_bytes(layout.live)}, which is what the budget counts."
+    return Group(
+        Text(f"Address × time of {phase.name}: {len(phase.nodes)} nodes from left to right", style="bold"),
+        Text("\n".join(lines)),
+        Text(f"{'':>10}  {legend}   . free"),
+        Text(
+            f"{packed} ONNX Runtime places tensors in a heap as they come, so real addresses differ. The "
+            f"bound buffers, {format_bytes(simulation.plan.bound_bytes)}, lie outside."
+        ),
+    )
+
+
+def _print_times(simulation: Simulation, console: Console) -> None:
+    expected, measured = simulation.expected, simulation.measured
+    where = simulation.target.title if simulation.target else "this host"
+    size = simulation.artifact.batch_size
+    if expected:
+        table = _table(
+            f"Time of a step over {size} images", "phase", "runs", "expected there", "measured here"
+        )
+        for name, seconds in expected.phases.items():
+            took = measured.phases.get(name, {}).get("seconds_per_step") if measured else None
+            table.add_row(name, str(expected.runs[name]), _seconds(seconds), _seconds(took))
+        took = measured.seconds_per_step if measured else None
+        table.add_row("step", "", _seconds(expected.seconds), _seconds(took), style="bold")
+        console.print(table)
+        console.print(f"Expected on {where}, a roofline that assumes:")
+        for assumption in expected.assumptions:
+            console.print(f"  · {assumption}")
+    else:
+        console.print(
+            "The artifact's plan does not tell its arithmetic: export it again for an expected time."
+        )
+    if measured is None:
+        console.print("Not run; the verdict rests on the prediction.")
+        return
+    if simulation.calibrated_seconds is not None and simulation.target:
+        console.print(
+            "Corrected by measured over expected on this host: "
+            f"{_seconds(simulation.calibrated_seconds)} a step."
+        )
+    details = measured.details
+    if measured.seconds_per_step is not None:
+        part = ""
+        if details["timed_micro_batches"] < details["micro_batches_per_step"]:
+            timed, whole = details["timed_micro_batches"], details["micro_batches_per_step"]
+            part = f", extrapolated from {timed} of {whole} micro-batches"
+        console.print(f"Measured here with {measured.threads} threads, {details['isa']} kernels{part}.")
+    console.print(f"Process: {measured.confinement}.")
+    if measured.rss_peak_bytes:
+        libraries = measured.rss_libraries_bytes
+        note = f", {format_bytes(libraries)} of it before the artifact was opened" if libraries else ""
+        console.print(f"Resident memory at most {format_bytes(measured.rss_peak_bytes)}{note}.")
+    if not measured.exact and not measured.refused:
+        console.print(
+            "This ONNX Runtime does not let every tensor be counted: the measured peak is a lower bound."
+        )
+
+
+def _print_changes(simulation: Simulation, console: Console) -> None:
+    console.print(Text("What would help", style="bold"))
+    for change in simulation.advice.changes:
+        mark = "[green]fits[/green]" if change.fits else "[red]still too large[/red]"
+        speed = (
+            ""
+            if change.slowdown is None
+            else f", {change.slowdown:.2f} × the time ({_seconds(change.seconds)} a step)"
+        )
+        lost = ", needs training anew" if change.retrain else ""
+        console.print(
+            f"  {change.what}: {mark}, {format_bytes(change.peak_bytes)}, "
+            f"saves {format_bytes(change.saved_bytes)}{speed}{lost}"
+        )
+        console.print(Text(f"    {change.command}"), soft_wrap=True)
+    console.print(f"  (figures {simulation.advice.source})")
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds >= 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"
