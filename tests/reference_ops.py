@@ -25,31 +25,31 @@ Attributes = dict[str, Any]
 
 
 def pack(images: Array, lanes: int, halo: int) -> Array:
-    """[n, C, H, W] → stack [NB, P, B]."""
+    """[n, C, H, W] → stack [NB, P, B]: the halo first, then each plane of H + halo rows of W + halo pixels.
+    """
     n, channels, height, width = images.shape
-    row, plane = width + halo, (height + halo) * (width + halo)
-    stack = np.zeros((n // lanes, halo * row + halo + channels * plane, lanes))
+    planes = np.zeros((n // lanes, channels, height + halo, width + halo, lanes))
     blocks = images.reshape(n // lanes, lanes, channels, height, width)
-    for c in range(channels):
-        for y in range(height):
-            start = halo * row + halo + c * plane + y * row
-            stack[:, start : start + width] = blocks[:, :, c, y].transpose(0, 2, 1)
-    return stack
+    planes[:, :, :height, :width] = blocks.transpose(0, 2, 3, 4, 1)
+    before = np.zeros((n // lanes, halo * (width + halo) + halo, lanes))
+    return np.concatenate([before, planes.reshape(n // lanes, -1, lanes)], axis=1)
 
 
 def unpack(stack: Array, channels: int, height: int, width: int, halo: int) -> Array:
     """Stack [NB, P, B] → [n, C, H, W]; fails unless everything outside the image is zero."""
     blocks, pixels, lanes = stack.shape
-    row, plane = width + halo, (height + halo) * (width + halo)
-    assert pixels == halo * row + halo + channels * plane, (stack.shape, channels, height, width, halo)
-    images = np.zeros((blocks, lanes, channels, height, width))
-    for c in range(channels):
-        for y in range(height):
-            start = halo * row + halo + c * plane + y * row
-            images[:, :, c, y] = stack[:, start : start + width].transpose(0, 2, 1)
-    images = images.reshape(blocks * lanes, channels, height, width)
-    assert np.array_equal(pack(images, lanes, halo), stack), "the halo is not zero"
-    return images
+    before = halo * (width + halo) + halo
+    assert pixels == before + channels * (height + halo) * (width + halo), (
+        stack.shape,
+        channels,
+        height,
+        halo,
+    )
+    planes = stack[:, before:].reshape(blocks, channels, height + halo, width + halo, lanes)
+    outside = stack[:, :before].any() or planes[:, :, height:].any() or planes[:, :, :, width:].any()
+    assert not outside, "the halo is not zero"
+    images = planes[:, :, :height, :width].transpose(0, 4, 1, 2, 3)
+    return images.reshape(blocks * lanes, channels, height, width)
 
 
 def pack_bits(images: Array, lanes: int) -> Array:
@@ -317,11 +317,11 @@ def max_pool_grad(a, dy, choice):
     n, channels = dy.shape[:2]
     chosen = choice.transpose(0, 2, 1).reshape(dy.shape).astype(int)
     dx = np.zeros((n, channels, a["in_height"], a["in_width"]))
-    for i, c, oy, ox in np.argwhere(chosen != 255):
-        place = chosen[i, c, oy, ox]
-        y = oy * a["stride"] - a["padding"] + place // a["kernel"]
-        x = ox * a["stride"] - a["padding"] + place % a["kernel"]
-        dx[i, c, y, x] += dy[i, c, oy, ox]
+    i, c, oy, ox = np.nonzero(chosen != 255)
+    place = chosen[i, c, oy, ox]
+    y = oy * a["stride"] - a["padding"] + place // a["kernel"]
+    x = ox * a["stride"] - a["padding"] + place % a["kernel"]
+    np.add.at(dx, (i, c, y, x), dy[i, c, oy, ox])
     return [pack(dx, a["lanes"], a["in_halo"])]
 
 
