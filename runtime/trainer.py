@@ -574,27 +574,6 @@ class Trainer:
             * (1 if sys.platform == "darwin" else 1024),
         }
 
-    def measure_phases(self) -> dict[str, int]:
-        """Run every graph once, on noise, and return the peak of each in bytes, bound buffers included.
-
-        The state moves by one step, so this is for a Trainer that is closed afterwards.
-        """
-        artifact, budget = self.artifact, self._engine.budget
-        count = (artifact.micro_batch, *artifact.input_shape)
-        noise = random.uniform(math.prod(count), seed=0, step=0, purpose=random.EVALUATION)
-        self._load(noise.reshape(count), np.zeros(count[0], np.int64), 1.0 / count[0])
-        self._engine.arrays["adversarial"][...] = self._engine.arrays["input"]
-        self._engine.arrays["lazy_reset_grad"][0] = True
-        peaks = {}
-        for graph in ("eval", "attack", "training", "optimizer"):
-            budget.reset_peak()
-            if graph == "optimizer":
-                self.run_optimizer_only()
-            else:
-                self._engine.run(graph)
-            peaks[graph] = budget.peak
-        return peaks
-
     def reset_peak(self) -> None:
         """Measure the peak anew from here."""
         self._engine.budget.reset_peak()

@@ -68,8 +68,9 @@ def test_export_simulate_inspect(tmp_path: Path) -> None:
     exported = succeed("export", *options, "--memory", "2MiB", "-o", folder)
     assert exported["network"] == "resnet18" and exported["memory"] == 2 << 20
     assert exported["predicted_peak_bytes"] <= 2 << 20
-    simulated = succeed("simulate", folder)
-    assert simulated["fits"] and simulated["exact"]
+    simulated = succeed("simulate", folder, "--seconds", 0, "--html", tmp_path / "map.html")
+    assert simulated["fits"] and simulated["measurement"]["exact"]
+    assert "<html" in (tmp_path / "map.html").read_text()
     assert (
         simulated["measured_peak_bytes"]
         == simulated["predicted_peak_bytes"]
@@ -86,13 +87,14 @@ def test_export_simulate_inspect(tmp_path: Path) -> None:
         assert shown.exit_code == 0 and "resnet18" in shown.output
 
 
-def test_simulate_fails_over_the_cap(tiny_artifact: Make) -> None:
+def test_simulate_fails_over_the_cap(tiny_artifact: Make, tmp_path: Path) -> None:
     path = tiny_artifact()
-    predicted = succeed("simulate", path)["predicted_peak_bytes"]
-    assert succeed("simulate", path, "--memory", predicted)["fits"]
-    result = run("simulate", path, "--memory", predicted - 1, "--json")
+    predicted = succeed("simulate", path, "--no-run")["predicted_peak_bytes"]
+    common = ("simulate", path, "--seconds", 0)
+    assert succeed(*common, "--memory", predicted)["measured_peak_bytes"] == predicted
+    result = run(*common, "--memory", predicted - 1, "--json", tmp_path / "answer.json")
     assert result.exit_code == 1 and "memory budget exceeded" in result.stderr
-    content = json.loads(result.stdout)
+    content = json.loads((tmp_path / "answer.json").read_text())
     assert not content["fits"] and content["measured_peak_bytes"] is None
 
 
