@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from runtime_helpers import tiny_network
+
+# Torch's threads wait for each other at every tiny operator; one alone is many times faster. Read when torch is
+# first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Array = np.ndarray[Any, Any]
 
