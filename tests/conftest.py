@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from runtime_helpers import tiny_network
 
-# Torch's threads wait for each other at every tiny operator; one alone is many times faster. Read when torch is
-# first imported.
+# Torch's threads wait for each other at every tiny operator; one alone is many times faster. Read when torch
+# is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Array = np.ndarray[Any, Any]
