@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from tests.native_helpers import budget_library, build_lists, pack, pack_bits, run, unpack
 
 VARIANTS = ("scalar", "avx2", "avx512", "neon")
+RANDOM_CASES = 60
 TOLERANCE = 1e-5  # of the largest magnitude
 
 
@@ -182,9 +184,7 @@ class Problem:
             "mask_kind": case.mask_kind,
             "mask_halo": mask_halo,
         }
-        mask = {1: pack(self.mask, case.lanes, mask_halo), 2: pack_bits(self.mask, case.lanes)}.get(
-            case.mask_kind
-        )
+        masks = {1: pack(self.mask, case.lanes, mask_halo), 2: pack_bits(self.mask, case.lanes)}
         inputs = {"dy": pack(self.dy, case.lanes, dy_halo)}
         if weights:
             inputs["x"] = pack(self.x, case.lanes, attributes["in_halo"])
@@ -192,7 +192,7 @@ class Problem:
             "value": self.value,
             "affine": self.affine if case.affine else None,
             "addend": pack(self.addend, case.lanes, dx_halo) if case.addend else None,
-            "mask": mask,
+            "mask": masks.get(case.mask_kind),
         }
         outputs: dict[str, Any] = {"dx": np.float32 if with_dx else None}
         if weights:
@@ -315,7 +315,7 @@ BIG = [
     Case(32, 32, 32, 32, lanes=16, density=0.3, addend=True, mask_kind=2, extra_halo=1),
     Case(32, 32, 16, 16, stride=2, lanes=16, density=0.3, addend=True, mask_kind=2, extra_halo=1),
 ]
-CASES = [random_case(seed) for seed in range(60)] + [
+CASES = [random_case(seed) for seed in range(RANDOM_CASES)] + [
     replace(case, algorithm=algorithm) for case in BIG for algorithm in ("sparse", "dense")
 ]
 
@@ -330,7 +330,7 @@ def chosen_variant() -> str:
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> Iterator[ProcessPoolExecutor]:
-    """A process of its own for each instruction set, because the choice is made once, when the library is loaded."""
+    """A process for each instruction set, because the choice is made once, when the library is loaded."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=choose_variant, initargs=(request.param,)) as pool:
         if pool.submit(chosen_variant).result() != request.param:
@@ -357,7 +357,7 @@ def test_random_layers(variant: ProcessPoolExecutor) -> None:
 
 
 def test_the_number_of_threads_changes_no_bit(variant: ProcessPoolExecutor) -> None:
-    cases = [CASES[0], CASES[1], *CASES[60:]]
+    cases = [CASES[0], CASES[1], *CASES[RANDOM_CASES:]]
     one = variant.map(outcome, cases)
     two = variant.map(outcome, [replace(case, threads=2) for case in cases])
     for case, first, second in zip(cases, one, two, strict=True):

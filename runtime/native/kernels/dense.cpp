@@ -11,10 +11,7 @@
 namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
 
-#ifndef OBLOCK
-#define OBLOCK 4
-#endif
-inline constexpr int block_rows = OBLOCK;
+inline constexpr int block_rows = 6;
 // Vectors of a register block: block_rows times these are the accumulators.
 inline constexpr int block_vectors = registers == 32 ? 4 : 2;
 
@@ -107,6 +104,7 @@ void dense_tile(const Walk& walk, const float* packed, const Place& place, std::
             case block_rows:
               dense_block<VL, block_rows, down, across, strided>(walk, weights, place, row, y, x, begin, end);
               break;
+            case 4: dense_block<VL, 4, down, across, strided>(walk, weights, place, row, y, x, begin, end); break;
             case 2: dense_block<VL, 2, down, across, strided>(walk, weights, place, row, y, x, begin, end); break;
             default: dense_block<VL, 1, down, across, strided>(walk, weights, place, row, y, x, begin, end);
           }

@@ -36,13 +36,14 @@ struct Group {
   alignas(64) float weight[capacity];
   std::int32_t pointer[max_rows * (max_chunks + 1)];
 
+  int entries() const { return end(rows - 1, chunks - 1); }
   int begin(int r, int chunk) const { return pointer[r * (chunks + 1) + chunk]; }
   int end(int r, int chunk) const { return pointer[r * (chunks + 1) + chunk + 1]; }
   bool starts(int r, int chunk) const { return chunk == 0 && !(continues && r == 0); }
   bool completes(int r, int chunk) const { return chunk == chunks - 1 && !(unfinished && r == rows - 1); }
 
-  // Takes the next rows; false if there are none left.
-  bool fill(const Walk& walk, const SparseRows& matrix, Cursor& cursor) {
+  // Takes the next rows, of `most` entries at most; false if there are none left.
+  bool fill(const Walk& walk, const SparseRows& matrix, Cursor& cursor, int most = capacity) {
     if (cursor.row == cursor.end) return false;
     first_row = cursor.row;
     first_entry = cursor.entry;
@@ -53,9 +54,9 @@ struct Group {
     std::int64_t entries = 0;
     {
       std::int64_t entry = cursor.entry;
-      for (std::int64_t row = cursor.row; row < cursor.end && rows < max_rows && entries < capacity; ++row) {
+      for (std::int64_t row = cursor.row; row < cursor.end && rows < max_rows && entries < most; ++row) {
         const std::int64_t count = matrix.end(row) - entry;
-        entries += smaller(count, capacity - entries);
+        entries += smaller(count, most - entries);
         ++rows;
         if (row + 1 < cursor.end) entry = matrix.begin(row + 1);
       }
@@ -65,7 +66,7 @@ struct Group {
     std::int64_t used = 0;
     for (int r = 0; r < rows; ++r) {
       const std::int64_t row = first_row + r, end = matrix.end(row);
-      const std::int64_t count = smaller(end - cursor.entry, capacity - used);
+      const std::int64_t count = smaller(end - cursor.entry, most - used);
       turn(walk, matrix, cursor.entry, static_cast<int>(used), static_cast<int>(count));
       std::int32_t* const pointers = pointer + r * (chunks + 1);
       pointers[0] = static_cast<std::int32_t>(used);

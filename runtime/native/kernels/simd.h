@@ -54,9 +54,10 @@ EDGE_BCS_INLINE void store(float* to, Vector<VL> value) {
   *reinterpret_cast<typename Simd<VL>::Unaligned*>(to) = value;
 }
 
+// Minus a zero, not plus: that changes no value, so the compiler makes it a bare broadcast from memory.
 template <int VL>
 EDGE_BCS_INLINE Vector<VL> broadcast(float value) {
-  return Vector<VL>{} + value;
+  return value - Vector<VL>{};
 }
 
 // a where m > 0, else 0.

@@ -12,11 +12,11 @@ inline constexpr int max_tile_rows = 8;
 inline constexpr int max_tile_vectors = 4;
 // Accumulators of one tile; the rest of the registers hold weights and loads.
 inline constexpr int max_accumulators = registers == 32 ? 16 : 8;
-// What a tile's share of the input may take of the first-level cache, and a task's of the second-level cache (bytes).
-inline constexpr std::int64_t first_cache = native_lanes == 16 ? 36 << 10 : 22 << 10;
+// What the input around a tile may take of the first-level cache, and that around a band of tiles of the second (bytes).
+inline constexpr std::int64_t first_cache = native_lanes == 16 ? 28 << 10 : 22 << 10;
 inline constexpr std::int64_t second_cache = native_lanes == 16 ? 768 << 10 : 192 << 10;
 // Tasks to aim at: enough for the threads of a board to share evenly.
-inline constexpr std::int64_t enough_tasks = 8;
+inline constexpr std::int64_t enough_tasks = 16;
 
 constexpr int smaller_int(int a, int b) { return a < b ? a : b; }
 EDGE_BCS_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -145,11 +145,8 @@ struct Tasks {
 inline Tasks cut(const Walk& walk, std::int64_t smallest_group) {
   const TileShape shape = tile_shape(walk);
   const std::int64_t image_rows = walk.blocks * walk.height;
-  const std::int64_t row_bytes = walk.channels * walk.input_row * static_cast<std::int64_t>(sizeof(float));
-  const std::int64_t fitting = larger(1, second_cache / larger(1, row_bytes) / shape.rows);
-  const std::int64_t sharing = ceil_divide(ceil_divide(image_rows, enough_tasks), shape.rows);
   Tasks tasks;
-  tasks.band = smaller(fitting, sharing) * shape.rows;
+  tasks.band = ceil_divide(ceil_divide(image_rows, enough_tasks), shape.rows) * shape.rows;
   tasks.bands = ceil_divide(image_rows, tasks.band);
   const std::int64_t groups =
       larger(1, smaller(ceil_divide(enough_tasks, tasks.bands), walk.rows / larger(1, smallest_group)));
