@@ -296,31 +296,47 @@ class _Compiler(_Maker):
 
 
 def _command(artifact: Artifact, changed: dict[str, str]) -> str:
-    """`edge-bcs export …` for the artifact as it is but for ``changed``."""
+    """What exports the artifact again as it is but for the options ``changed`` of `edge-bcs export`."""
+    target = f"{str(artifact.path).rstrip('/')}-smaller"
+    arguments: dict[str, Any] = artifact.manifest["network"].get("arguments", {})
     channels, height, _ = artifact.input_shape
     objective = artifact.objective
-    arguments: dict[str, Any] = artifact.manifest["network"].get("arguments", {})
     options = {"--objective": objective.name, "--batch-norm": artifact.batch_norm}
     defaults: dict[str, tuple[Any, Any]] = {
-        "--input-size": (height, 32),
-        "--channels": (channels, 3),
         "--batch-size": (artifact.batch_size, 128),
         "--attack-steps": (objective.attack_steps, 10),
         "--epsilon": (objective.epsilon, 8 / 255),
         "--step-size": (objective.step_size, 2 / 255),
     }
+    if not arguments:  # a module of the user's own, which only Python can name
+        return _call(artifact, target, {**options, **_unusual(defaults), **changed})
+    defaults |= {"--input-size": (height, 32), "--channels": (channels, 3)}
     if "--model" in changed or "--sparsity" in changed:
-        options["--model"] = artifact.network
-        options["--sparsity"] = artifact.sparsity
+        options |= {"--model": artifact.network, "--sparsity": artifact.sparsity}
         defaults["--classes"] = (artifact.num_classes, 10)
         defaults["--width"] = (arguments.get("width", 1.0), 1.0)
         defaults["--distribution"] = (artifact.manifest.get("distribution", "paper"), "paper")
     else:
         options["--checkpoint"] = str(artifact.path)
-    options |= {name: str(value) for name, (value, usual) in defaults.items() if value != usual}
-    options |= changed
-    options["-o"] = f"{str(artifact.path).rstrip('/')}-smaller"
     words = ["edge-bcs", "export"]
-    for name, value in options.items():
+    for name, value in {**options, **_unusual(defaults), **changed, "-o": target}.items():
         words += [name, value]
     return shlex.join(words)
+
+
+def _unusual(defaults: dict[str, tuple[Any, Any]]) -> dict[str, str]:
+    """Options whose (value, default) differ."""
+    return {name: str(value) for name, (value, usual) in defaults.items() if value != usual}
+
+
+def _call(artifact: Artifact, target: str, options: dict[str, str]) -> str:
+    """The same in Python."""
+    sparsity = options.pop("--sparsity", None)
+    source = f"edge_bcs.load({str(artifact.path)!r}, model=module)"
+    if sparsity is not None:
+        source = f"edge_bcs.sparsify(module, sparsity={sparsity!r})"
+    words = [source, repr(target), f"input_shape={artifact.input_shape}"]
+    for name, value in options.items():
+        text = value if value.replace(".", "").isdigit() else repr(value)
+        words.append(f"{name.removeprefix('--').replace('-', '_')}={text}")
+    return f"edge_bcs.export({', '.join(words)})"

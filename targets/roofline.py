@@ -30,12 +30,15 @@ class Efficiency:
     Attributes:
         sparse, dense: fraction of the cores' peak arithmetic that the sparse and the blocked dense
             kernels reach.
+        vector_loss: kernels walk along rows of pixels × images, which fill vector registers the worse, the
+            fewer images lie side by side: lanes/(lanes + vector_loss·numbers in a register) of them is used.
         bandwidth: fraction of the memory's peak bandwidth that all cores together reach.
         node_seconds: time to start a node, whatever it does.
     """
 
     sparse: float = 0.2
     dense: float = 0.35
+    vector_loss: float = 0.05
     bandwidth: float = 0.6
     node_seconds: float = 20e-6
 
@@ -98,11 +101,11 @@ def step_time(
     Args:
         runs: graph → runs a step (see ``step_runs``).
         threads: threads of each graph; more than the board's cores count as its cores.
-        lanes: images that lie side by side in memory; fewer than fill a vector register waste the rest of it.
+        lanes: images that lie side by side in memory.
     """
     assumed = efficiency or Efficiency()
     threads = max(1, min(threads, target.cores))
-    filled = min(1.0, lanes / _VECTOR[target.isa])
+    filled = lanes / (lanes + assumed.vector_loss * _VECTOR[target.isa])
     arithmetic, traffic = filled * peak_flops(target, threads), assumed.bandwidth * target.bandwidth
     phases: dict[str, float] = {}
     flops, bound = 0, 0.0
@@ -141,14 +144,14 @@ def _dense_nodes(phase: Phase) -> set[str]:
 def _assumptions(
     target: Target, threads: int, arithmetic: float, filled: float, assumed: Efficiency
 ) -> tuple[str, ...]:
-    vectors = "" if filled == 1 else f" with {100 * filled:.0f} % of each vector register in use"
     return (
-        f"{threads} of {target.cores} cores, {arithmetic / 1e9:.0f} GFLOP/s of peak arithmetic{vectors}; "
-        f"sparse kernels reach {100 * assumed.sparse:.0f} %, dense ones {100 * assumed.dense:.0f} % of it",
-        f"{target.bandwidth / 1e9:.1f} GB/s of memory bandwidth, {100 * assumed.bandwidth:.0f} % of it reached; "
+        f"{threads} of {target.cores} cores, {arithmetic / 1e9:.0f} GFLOP/s of peak arithmetic, "
+        f"{100 * filled:.0f} % of vectors filled; sparse kernels reach {100 * assumed.sparse:.0f} % "
+        f"and dense ones {100 * assumed.dense:.0f} % of it",
+        f"{target.bandwidth / 1e9:.1f} GB/s of memory bandwidth, {100 * assumed.bandwidth:.0f} % reached; "
         "every tensor comes from memory once a node, as if caches kept nothing between nodes",
-        f"{1e6 * assumed.node_seconds:.0f} µs to start a node; connections spread over the layers as when "
-        "compiled; no throttling, no time for reading data",
+        f"{1e6 * assumed.node_seconds:.0f} µs to start a node; connections lie as when compiled; "
+        "no throttling, no time for reading data",
     )
 
 

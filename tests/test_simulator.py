@@ -1,0 +1,359 @@
+"""The simulator: layouts, times by hand, verdicts, runs under a board's limits, and changes that are true."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.targets import advice, simulator
+from edge_bcs.targets.layout import assign, letters, text_map
+from edge_bcs.targets.plans import Phase, Plan, Tensor, plan_of
+from edge_bcs.targets.roofline import Efficiency, peak_flops, step_runs, step_time, this_host
+from edge_bcs.targets.simulator import DOES_NOT_FIT, FITS, TIGHT, simulate
+
+from edge_bcs import EdgeBcsError, targets
+from edge_bcs.cli import main
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 of 4 channels on 16×16 images, TRADES with batch statistics, micro-batch 16."""
+    pytest.importorskip("torch")
+    import edge_bcs
+
+    network = edge_bcs.models.resnet18(num_classes=10, width=0.0625, input_size=16)
+    sparse = edge_bcs.sparsify(network, sparsity="0.9", seed=0)
+    folder = tmp_path_factory.mktemp("resnet") / "artifact"
+    options: dict[str, Any] = {"objective": "trades", "batch_norm": "batch", "micro_batch": 16}
+    edge_bcs.export(sparse, folder, input_shape=(3, 16, 16), batch_size=32, validate=False, **options)
+    return folder
+
+
+# Layout
+
+
+def test_placing_four_tensors_by_hand() -> None:
+    # The largest lies at 0; "small" fits above it, "late" reuses the place of the largest once that is gone.
+    tensors = [
+        Tensor("small", 10, "a", 0, 3),
+        Tensor("large", 100, "a", 0, 1),
+        Tensor("late", 60, "b", 2, 3),
+        Tensor("last", 40, "b", 3, 3),
+    ]
+    layout = assign(tensors)
+    assert layout.addresses == (100, 0, 0, 60)
+    assert (layout.extent, layout.live) == (110, 110)
+
+
+def test_no_two_tensors_share_a_byte_at_the_same_time() -> None:
+    rng = random.Random(1)
+    for _ in range(20):
+        tensors = []
+        for number in range(60):
+            birth = rng.randrange(40)
+            tensors.append(Tensor(str(number), rng.randrange(1, 1000), "a", birth, rng.randrange(birth, 40)))
+        layout = assign(tensors)
+        for step in range(40):
+            live = [
+                (address, address + tensor.bytes)
+                for address, tensor in zip(layout.addresses, tensors, strict=True)
+                if tensor.birth <= step <= tensor.death
+            ]
+            live.sort()
+            assert all(end <= start for (_, end), (start, _) in itertools.pairwise(live))
+            assert sum(end - start for start, end in live) <= layout.live <= layout.extent
+
+
+def phase(**changes: Any) -> Phase:
+    tensors = (Tensor("x", 3072, "activations kept for backward", 0, 1), Tensor("y", 1024, "workspace", 1, 2))
+    values: dict[str, Any] = {
+        "name": "training",
+        "peak_bytes": 4096 + 1000,
+        "peak_node": "b",
+        "categories": {"activations kept for backward": 3072, "workspace": 1024, "values": 1000},
+        "nodes": ("a", "b", "c"),
+        "flops": (2_000_000, 1_000_000, 0),
+        "moved": (1000, 6_000_000, 0),
+        "tensors": tensors,
+    }
+    return Phase(**{**values, **changes})
+
+
+def test_the_map_in_letters() -> None:
+    key = letters([phase()])
+    assert key == {"activations kept for backward": "A", "workspace": "W"}
+    lines = text_map(phase(), key, height=4)
+    assert [line.split("│")[1] for line in lines] == ["AA.", "AA.", "AA.", ".WW"]
+    assert [line.split("│")[0].strip() for line in lines] == ["0 B", "1.0 KiB", "2.0 KiB", "3.0 KiB"]
+    assert "allocates nothing" in text_map(phase(tensors=()), key)[0]
+
+
+# Roofline
+
+
+def test_the_time_of_a_step_by_hand() -> None:
+    # A Zero 2 W: 4 cores of 8 GFLOP/s, 3.6 GB/s. All fractions one half, full vectors, two threads:
+    # node a takes 2e6 / 8e9 s (arithmetic), node b 6e6 / 1.8e9 s (memory), each node a millisecond more.
+    board = targets.load("raspberry-pi-zero-2w")
+    assert peak_flops(board, 2) == 16e9
+    plan = Plan(5096, {"coo.value": 1000}, {"training": phase()})
+    assumed = Efficiency(sparse=0.5, dense=0.5, bandwidth=0.5, node_seconds=1e-3, vector_loss=0)
+    time = step_time(plan, {"training": 10}, board, 2, 16, assumed)
+    assert time is not None
+    assert time.seconds == pytest.approx(10 * (2e6 / 8e9 + 6e6 / 1.8e9 + 3e-3))
+    assert time.flops == 30_000_000
+    assert time.memory_bound == pytest.approx(10 * 6e6 / 1.8e9 / time.seconds)
+    # One image beside another fills 1/(1 + 0.25·4) of a register of four numbers: half the arithmetic.
+    narrow = step_time(plan, {"training": 1}, board, 2, 1, dataclasses.replace(assumed, vector_loss=0.25))
+    assert narrow is not None and narrow.seconds == pytest.approx(2e6 / 4e9 + 6e6 / 1.8e9 + 3e-3)
+
+
+def test_fast_cores_come_first_and_no_more_than_there_are() -> None:
+    board = targets.load("rk3588")  # 4 cores of 38.4 GFLOP/s and 4 of 14.4
+    assert [round(peak_flops(board, n) / 1e9, 1) for n in (1, 4, 5, 8, 99)] == [
+        38.4,
+        153.6,
+        168.0,
+        211.2,
+        211.2,
+    ]
+
+
+def test_without_figures_there_is_no_time() -> None:
+    plan = Plan(5096, {}, {"training": phase(flops=(), moved=())})
+    assert step_time(plan, {"training": 1}, targets.load("raspberry-pi-4"), 4, 16) is None
+
+
+@pytest.mark.parametrize(
+    ("objective", "runs"),
+    [
+        ("natural", {"attack": 0, "eval": 0, "training": 4, "optimizer": 1}),
+        ("at", {"attack": 12, "eval": 0, "training": 4, "optimizer": 1}),
+        ("mixed", {"attack": 6, "eval": 0, "training": 4, "optimizer": 1}),
+        ("trades", {"attack": 12, "eval": 4, "training": 4, "optimizer": 1}),
+    ],
+)
+def test_runs_a_step_are_those_of_the_trainer(
+    tiny_artifact: Make, objective: str, runs: dict[str, int]
+) -> None:
+    from edge_bcs.targets.host_run import measure
+
+    path = tiny_artifact(objective=objective)
+    assert step_runs(Artifact.read(path)) == runs
+    measured = measure(str(path), None, 1, 0.05)
+    assert {name: measured["phases"].get(name, {}).get("runs_per_step", 0) for name in runs} == runs
+
+
+# The manifest's plan
+
+
+def test_a_plan_that_contradicts_itself_is_refused(tiny_artifact: Make) -> None:
+    memory = Artifact.read(tiny_artifact()).manifest["memory"]
+
+    def refused(change: Callable[[dict[str, Any]], Any]) -> str:
+        copy = json.loads(json.dumps(memory))
+        change(copy)
+        with pytest.raises(EdgeBcsError) as caught:
+            plan_of(copy)
+        return str(caught.value)
+
+    training = memory["phases"]["training"]
+    assert plan_of(memory).phases["training"].peak_bytes == training["peak_bytes"]
+    assert "phases" in refused(lambda m: m.pop("phases"))
+    assert "no phases" in refused(lambda m: m.update(phases={}))
+    assert "predicts 1 bytes" in refused(lambda m: m.update(predicted_peak_bytes=1))
+    assert "impossible life" in refused(lambda m: m["phases"]["training"]["tensors"][0].__setitem__(4, 999))
+    assert "names a peak" in refused(lambda m: m["phases"]["training"]["tensors"][0].__setitem__(1, 10**9))
+    assert "cost of" in refused(lambda m: m["phases"]["training"]["flops"].pop())
+
+
+# Verdicts and runs
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
+@pytest.mark.parametrize("objective", ["natural", "at", "mixed", "trades", "mart"])
+def test_predicted_is_measured(tiny_artifact: Make, objective: str, batch_norm: str) -> None:
+    path = tiny_artifact(objective=objective, batch_norm=batch_norm)
+    need = Artifact.read(path).predicted_peak_bytes
+    result = simulate(path, "raspberry-pi-zero-2w", memory=need, threads=1, seconds=0)
+    assert result.measured_peak_bytes == result.predicted_peak_bytes == need
+    assert result.verdict == TIGHT  # all of the budget is used
+    assert result.measured is not None
+    for name, entry in result.measured.phases.items():
+        assert entry["peak_bytes"] == result.plan.phases[name].peak_bytes, name
+    assert result.measured.rss_peak_bytes and 20 << 20 < result.measured.rss_peak_bytes < 350 << 20
+
+
+def test_budgets_and_verdicts(tiny_artifact: Make) -> None:
+    path = tiny_artifact()
+    need = Artifact.read(path).predicted_peak_bytes
+
+    def verdict(memory: int | str | None, target: str | None = None) -> tuple[str, int | None]:
+        result = simulate(path, target, memory=memory, run=False)
+        return result.verdict, result.budget
+
+    assert verdict(None) == (FITS, None)
+    assert verdict(need) == (TIGHT, need)
+    assert verdict(int(need / 0.9)) == (TIGHT, int(need / 0.9))
+    assert verdict(int(need / 0.89)) == (FITS, int(need / 0.89))
+    assert verdict(need - 1) == (DOES_NOT_FIT, need - 1)
+    assert verdict(None, "raspberry-pi-zero-2w") == (FITS, 16 << 20)
+    assert simulate(tiny_artifact(memory="1MiB"), "raspberry-pi-5", run=False).budget == 1 << 20
+
+
+def test_a_run_over_the_budget_is_stopped_by_the_allocator(tiny_artifact: Make) -> None:
+    path = tiny_artifact()
+    result = simulate(path, memory=Artifact.read(path).predicted_peak_bytes - 1, threads=1, seconds=0)
+    assert not result.fits and result.measured_peak_bytes is None
+    assert result.measured is not None and "memory budget exceeded" in result.measured.refused
+
+
+def small_board(tmp_path: Path, usable: str) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(
+        f'title = "Small"\n[memory]\ntotal = "512MiB"\nusable = "{usable}"\ndefault_budget = "8MiB"\n'
+        'bandwidth = 1e9\n[cpu]\nisa = "neon"\n[[cpu.clusters]]\ncore = "a"\ncores = 1\nfrequency = 1e9\n'
+        "flops_per_cycle = 8\n"
+    )
+    return path
+
+
+def test_a_board_too_small_for_the_process(tiny_artifact: Make, tmp_path: Path) -> None:
+    result = simulate(tiny_artifact(), small_board(tmp_path, "40MiB"), seconds=0)
+    assert result.verdict == DOES_NOT_FIT
+    assert result.measured is not None and result.measured.refused
+    # The limit is one of the process, not of this one: a board with room for it runs the same artifact.
+    assert simulate(tiny_artifact(), small_board(tmp_path, "400MiB"), seconds=0).verdict == FITS
+
+
+def test_a_wrong_prediction_is_noticed(tiny_artifact: Make) -> None:
+    good = Artifact.read(tiny_artifact())
+    manifest = json.loads(json.dumps(good.manifest))
+    memory = manifest["memory"]
+    for content in memory["phases"].values():
+        content["peak_bytes"] -= memory["bound"]["coo.lists"]
+    memory["predicted_peak_bytes"] -= memory["bound"].pop("coo.lists")
+    result = simulate(dataclasses.replace(good, manifest=manifest), threads=1, seconds=0)
+    assert result.exceeded and result.measured_peak_bytes == good.predicted_peak_bytes
+
+
+def test_this_host_is_a_board() -> None:
+    host = this_host("scalar")
+    assert host.cores >= 1 and host.usable <= host.total and host.peak_flops > 1e8
+
+
+# Changes
+
+
+def test_every_change_is_what_the_compiler_makes_of_it(resnet: Path, tmp_path: Path) -> None:
+    need = Artifact.read(resnet).predicted_peak_bytes
+    result = simulate(resnet, memory=int(need * 0.8), run=False)
+    changes = result.advice.changes
+    assert result.advice.source == advice.COMPILED
+    assert {"--batch-norm", "--objective", "--sparsity"} <= {
+        word for change in changes for word in shlex.split(change.command)
+    }
+    assert any(change.fits for change in changes)
+    order = [(not change.fits, change.retrain and change.fits) for change in changes]
+    assert order == sorted(order)
+    for number, change in enumerate(changes):
+        assert change.saved_bytes == need - change.peak_bytes > 0
+        assert change.fits == (change.peak_bytes <= int(need * 0.8))
+        words = shlex.split(change.command)
+        assert words[:2] == ["edge-bcs", "export"] and words[-2] == "-o"
+        words[-1] = str(tmp_path / str(number))
+        done = CliRunner().invoke(main, [*words[1:], "--no-validate"])
+        assert done.exit_code == 0, (change.command, done.output)
+        assert Artifact.read(tmp_path / str(number)).predicted_peak_bytes == change.peak_bytes, change.what
+
+
+def test_the_trade_off_is_what_the_compiler_makes_of_it(resnet: Path) -> None:
+    from edge_bcs.exporters.artifact import compile_network
+    from edge_bcs.exporters.network import network_of
+
+    from edge_bcs.loading import load
+    from edge_bcs.objectives import get
+
+    points = simulate(resnet, "raspberry-pi-4", run=False).advice.curve
+    assert [point.micro_batch for point in points] == [2, 4, 8, 16, 32]
+    network = network_of(load(resnet), (3, 16, 16), True)
+    for point in points:
+        compiled = compile_network(network, get("trades"), 6.0, point.micro_batch)
+        assert compiled.memory.peak_bytes == point.peak_bytes
+    assert [p.peak_bytes for p in points] == sorted(p.peak_bytes for p in points)
+    seconds = [p.seconds for p in points if p.seconds is not None]
+    assert len(seconds) == 5 and seconds == sorted(seconds, reverse=True)
+
+
+def test_a_board_scales_the_plan_and_says_so(resnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = {point.micro_batch: point for point in simulate(resnet, run=False).advice.curve}
+
+    def absent(*_: object) -> None:
+        raise ImportError("torch")
+
+    monkeypatch.setattr(advice, "_Compiler", absent)
+    need = Artifact.read(resnet).predicted_peak_bytes
+    result = simulate(resnet, memory=int(need * 0.6), run=False)
+    assert result.advice.source == advice.SCALED
+    for point in result.advice.curve:
+        assert point.peak_bytes == pytest.approx(compiled[point.micro_batch].peak_bytes, rel=0.05)
+    best = result.advice.changes[0]
+    assert best.fits and "--micro-batch" in best.command and best.source == advice.SCALED
+
+
+def test_a_module_of_the_users_own_gets_python(tiny_artifact: Make) -> None:
+    path = tiny_artifact()
+    need = Artifact.read(path).predicted_peak_bytes
+    (change, *_) = simulate(path, memory=int(need * 0.9), run=False).advice.changes
+    assert change.command.startswith(f"edge_bcs.export(edge_bcs.load({str(path)!r}, model=module)")
+    assert "input_shape=(1, 8, 8)" in change.command and "micro_batch=" in change.command
+
+
+# Refusals and the command line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": "lots"}, "not a size"),
+        ({"target": "commodore-64"}, "raspberry-pi-5"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_bad_requests(tiny_artifact: Make, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EdgeBcsError, match=message):
+        simulate(tiny_artifact(), run=False, **options)
+
+
+def test_a_run_that_dies_without_a_word_is_reported(
+    tiny_artifact: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulator.sys, "executable", "/bin/false")
+    with pytest.raises(EdgeBcsError, match="exit status 1"):
+        simulate(tiny_artifact(), seconds=0)
+
+
+def test_the_command_line(tiny_artifact: Make, tmp_path: Path) -> None:
+    path, board = str(tiny_artifact()), str(small_board(tmp_path, "400MiB"))
+    shown = CliRunner().invoke(main, ["simulate", path, "--target", board, "--seconds", "0"])
+    assert shown.exit_code == 0, shown.output
+    for text in ("FITS", "Small", "Address × time", "roofline", "Resident memory", "+0.00 %"):
+        assert text in shown.output, text
+    result = CliRunner().invoke(main, ["simulate", "--no-run", "--memory", "9KiB", "--json", path])
+    assert result.exit_code == 1 and "does not fit" in result.stderr
+    content = json.loads(result.stdout)
+    assert content["verdict"] == DOES_NOT_FIT and content["measured_peak_bytes"] is None
+    assert content["predicted_peak_bytes"] == Artifact.read(path).predicted_peak_bytes
+    listed = CliRunner().invoke(main, ["targets", board])
+    assert listed.exit_code == 0 and "8.0 MiB" in listed.output
