@@ -79,7 +79,8 @@ def drawn(page: Path, width: int, tmp_path: Path) -> str:
     frame = page.with_name(f"frame-{width}.html")
     measure = (
         "<script>onload = () => { const d = document.querySelector('iframe').contentDocument;"
-        "document.body.append(d.documentElement.outerHTML, ' scrolls ', d.documentElement.scrollWidth); }</script>"
+        "document.body.append(d.documentElement.outerHTML, ' scrolls ', d.documentElement.scrollWidth);"
+        "}</script>"
     )
     frame.write_text(
         f"<meta charset=utf-8><iframe src='{page.name}' width={width} height=900></iframe>{measure}"
