@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_bcs import models
-from edge_bcs.checkpoint import read_checkpoint
+from edge_bcs.checkpoint import Checkpoint, read_checkpoint
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.sparse_model import SparseModel, prunable_layers
 
@@ -23,7 +23,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> SparseModel:
 
     Args:
         path: a checkpoint file of `edge_bcs.train`, the folder it wrote, an artifact folder of
-            `edge_bcs.export`, or a run folder saved on the board.
+            `edge_bcs.export`, a run folder saved on the board, or a `checkpoint` that ONNX Runtime's training
+            API saved.
         model: the module that the state belongs to, for networks that are not in `edge_bcs.models`; it is
             copied, not changed.
 
@@ -39,7 +40,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> SparseModel:
         path = path / _CHECKPOINT
         if not path.is_file():
             raise EdgeBcsError(f"{path.parent} holds neither an artifact (manifest.json) nor {_CHECKPOINT}")
-    checkpoint = read_checkpoint(path)
+    checkpoint = _from_ort(path) or read_checkpoint(path)
     if "network" not in checkpoint.metadata:
         raise EdgeBcsError(f"{path} does not describe its network; load the folder that contains it")
     try:
@@ -58,6 +59,13 @@ def load(path: str | Path, model: nn.Module | None = None) -> SparseModel:
         sparsity=checkpoint.metadata.get("sparsity", "0"),
         distribution=checkpoint.metadata.get("distribution", "paper"),
     )
+
+
+def _from_ort(path: Path) -> Checkpoint | None:
+    """Return the state in a `checkpoint` of ONNX Runtime's training API; None if the file is none."""
+    from edge_bcs.runtime.ort_checkpoint import is_ort_checkpoint, read_state
+
+    return Checkpoint(*read_state(path)) if is_ort_checkpoint(path) else None
 
 
 def _from_artifact(path: Path, model: nn.Module | None) -> SparseModel:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from edge_bcs.runtime.artifact import FORMAT, MANIFEST, STATE, VERSION, Artifact, graph_file, sha256_of
 from edge_bcs.runtime.buffers import bound_buffers
+from edge_bcs.runtime.ort_checkpoint import CHECKPOINT
 from edge_bcs.runtime.units import format_bytes, parse_bytes
 from safetensors.numpy import save
 
@@ -23,11 +25,13 @@ from edge_bcs.objectives import Objective
 from edge_bcs.objectives import get as objective_named
 from edge_bcs.sparse_model import SparseModel
 
+from . import ort_checkpoint
 from .graphs import attack_graph, evaluation_graph, lanes_of, lists_graph, optimizer_graph, training_graph
 from .layers import Convolution
 from .network import Network, network_of
 from .nodes import Graph
 from .plan import MemoryPlan, plan
+from .validation import run
 from .validation import validate as validate_artifact
 
 MICRO_BATCHES = (128, 64, 32, 16, 8, 4, 2, 1)
@@ -302,6 +306,11 @@ def _write(
         onnx.checker.check_model(model)
         (folder / graph_file(phase)).write_bytes(model.SerializeToString())
     (folder / STATE).write_bytes(_sorted_header(save(sparse.state(), metadata)))
+    if ort_checkpoint.available():
+        lists = np.zeros(compiled.network.lists.length, np.int32)
+        feeds = {"coo.index": sparse.state()["coo.index"], "coo.lists": lists}
+        run(str(folder / graph_file("lists")), feeds)
+        ort_checkpoint.write_ort_checkpoint(folder / CHECKPOINT, sparse.state(), lists, metadata)
     files = sorted(path.name for path in folder.iterdir())
     manifest["files"] = {
         name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in files
@@ -310,8 +319,7 @@ def _write(
 
 
 def _sorted_header(content: bytes) -> bytes:
-    """A safetensors file with its metadata in sorted order, so that one network gives one file to the byte.
-    """
+    """A safetensors file with its metadata in sorted order, so that one network gives one file to the byte."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

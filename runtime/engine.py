@@ -68,12 +68,13 @@ class Engine:
         self.threads = threads or available_threads()
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
         self.bound_bytes = 0
+        self._values: dict[str, onnxruntime.OrtValue] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._bindings: dict[str, onnxruntime.IOBinding] = {}
         self.budget = Budget(cap, artifact.predicted_peak_bytes)
         try:
             self._allocate()
-            _, self.metadata = read_state(artifact, self.arrays)
+            self.metadata = self._load_state()
             for graph in ("lists", "training", "attack", "eval", "optimizer"):
                 self._open(graph)
             self.budget.warn_unless_exact()
@@ -100,11 +101,19 @@ class Engine:
         for name, (dtype, shape) in table.items():
             size = bytes_of(dtype, shape)
             self.budget.reserve(size, f"the buffer {name}")
-            self.arrays[name] = allocate(dtype, shape)
+            self.arrays[name], self._values[name] = self._make_buffer(name, dtype, shape)
             self.bound_bytes += size
-        self._values = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self.arrays.items()
-        }
+
+    def _make_buffer(
+        self, name: str, dtype: str, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray[Any, Any], onnxruntime.OrtValue]:
+        """Return one buffer as numpy and as ONNX Runtime see it: the same memory."""
+        array = allocate(dtype, shape)
+        return array, onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    def _load_state(self) -> dict[str, str]:
+        """Fill the buffers of the state and return its metadata."""
+        return read_state(self.artifact, self.arrays)[1]
 
     def _bound_buffer(self, graph: str, name: str) -> str:
         """Name of the buffer behind a graph's input or output."""

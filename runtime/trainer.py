@@ -85,7 +85,7 @@ class Trainer:
         cap = self.artifact.budget if memory is None else parse_bytes(memory)
         if seed is not None and not 0 <= seed < 2**64:
             raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}.")
-        self._engine = Engine(self.artifact, cap, threads)
+        self._engine = self._open_engine(cap, threads)
         self._finalizer = weakref.finalize(self, Engine.close, self._engine)
         metadata = self._engine.metadata
         self.steps = int(metadata["step"])
@@ -95,6 +95,9 @@ class Trainer:
         self.momentum, self.noise = hyper["momentum"], hyper["noise"]
         self._progress: dict[str, Any] | None = None  # the fit under way, as it is saved
         self._continues = False
+
+    def _open_engine(self, cap: int | None, threads: int | None) -> Engine:
+        return Engine(self.artifact, cap, threads)
 
     @classmethod
     def resume(cls, path: str | Path, memory: int | str | None = None, threads: int | None = None) -> Trainer:

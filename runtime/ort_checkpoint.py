@@ -1,0 +1,230 @@
+"""ONNX Runtime's own `checkpoint` file, read and rewritten without the training build.
+
+The file is a FlatBuffer with the identifier "ODTC": parameters, optimizer groups (not read here) and a bag of
+properties. A table is reached through offsets, each relative to where it is stored; every access is checked
+against the end of the file, so that a truncated or altered file gives one sentence.
+
+| table | fields, in order |
+| --- | --- |
+| Checkpoint | version, module_state, optimizer_groups, property_bag |
+| ModuleState | requires_grad_params, frozen_params, is_nominal_state, has_external_data |
+| Tensor | name, doc_string, dims i64[], data_type, raw_data u8[], … |
+| PropertyBag | ints, floats, strings (each a list of name and value) |
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edge_bcs.runtime.state import FORMAT, VERSION
+
+from edge_bcs.errors import EdgeBcsError
+
+CHECKPOINT = "checkpoint"
+IDENTIFIER = b"ODTC"
+_DTYPES = {1: np.dtype("<f4"), 2: np.dtype("u1"), 6: np.dtype("<i4"), 7: np.dtype("<i8"), 9: np.dtype("?")}
+STATE_NAMES = (
+    "coo.value", "coo.index", "coo.momentum",
+    "dense.value", "dense.momentum", "batchnorm.mean", "batchnorm.variance",
+)  # fmt: skip
+_LONGEST_LIST = 1 << 20
+Array = np.ndarray[Any, Any]
+
+
+class _Table:
+    """One FlatBuffer table: `field` gives the position of a field's data, 0 where it is absent."""
+
+    def __init__(self, content: bytes, position: int) -> None:
+        self.content, self.position = content, position
+        self.map = position - self.number("<i", position)
+        self.entries = (self.number("<H", self.map) - 4) // 2
+
+    def number(self, form: str, position: int) -> Any:
+        if not 0 <= position <= len(self.content) - struct.calcsize(form):
+            raise ValueError(f"an offset leads to byte {position} of {len(self.content)}")
+        return struct.unpack_from(form, self.content, position)[0]
+
+    def field(self, number: int) -> int:
+        offset = self.number("<H", self.map + 4 + 2 * number) if number < self.entries else 0
+        return self.position + offset if offset else 0
+
+    def scalar(self, number: int, form: str, otherwise: Any) -> Any:
+        position = self.field(number)
+        return self.number(form, position) if position else otherwise
+
+    def vector(self, number: int, width: int) -> tuple[int, int]:
+        """(position of the first element, number of elements) of a list of elements of ``width`` bytes."""
+        position = self.field(number)
+        if not position:
+            return 0, 0
+        position += self.number("<I", position)
+        length = self.number("<I", position)
+        if position + 4 + length * width > len(self.content):
+            raise ValueError(f"a list of {length} elements goes beyond the end")
+        return position + 4, length
+
+    def text(self, number: int) -> str:
+        first, length = self.vector(number, 1)
+        return self.content[first : first + length].decode()
+
+    def table(self, number: int) -> _Table | None:
+        position = self.field(number)
+        return _Table(self.content, position + self.number("<I", position)) if position else None
+
+    def tables(self, number: int) -> list[_Table]:
+        first, length = self.vector(number, 4)
+        if length > _LONGEST_LIST:
+            raise ValueError(f"a list has {length} entries")
+        places = range(first, first + 4 * length, 4)
+        return [_Table(self.content, place + self.number("<I", place)) for place in places]
+
+
+@dataclass(frozen=True)
+class OrtCheckpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        trainable, frozen: parameter name → array (a copy), those that require a gradient and the others.
+        properties: name → int, float or text.
+    """
+
+    content: bytes
+    trainable: dict[str, Array]
+    frozen: dict[str, Array]
+    properties: dict[str, int | float | str]
+    places: dict[str, int]
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """All parameters by name."""
+        return {**self.trainable, **self.frozen}
+
+    def with_parameters(self, arrays: Mapping[str, Array]) -> bytes:
+        """The same file with the numbers of ``arrays`` (name → array) in the place of the old ones.
+
+        Raises EdgeBcsError for a name that is not in the checkpoint, or another shape or type.
+        """
+        content = bytearray(self.content)
+        held = self.parameters
+        for name, array in arrays.items():
+            if name not in held or held[name].shape != array.shape or held[name].dtype != array.dtype:
+                known = "" if name not in held else f" as {array.dtype}{list(array.shape)}"
+                raise EdgeBcsError(f"the checkpoint holds no parameter {name}{known}.")
+            content[self.places[name] : self.places[name] + array.nbytes] = array.tobytes()
+        return bytes(content)
+
+
+def is_ort_checkpoint(path: Path) -> bool:
+    """Whether a file begins as ORT's checkpoints do."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(8)[4:] == IDENTIFIER
+    except OSError:
+        return False
+
+
+def read_ort_checkpoint(path: str | Path) -> OrtCheckpoint:
+    """Read a complete checkpoint of ONNX Runtime's training API (format of 1.17 to 1.19.2).
+
+    Raises:
+        EdgeBcsError: no such file, one that is truncated, altered or something else, a nominal checkpoint (it
+            has no parameters), or one that keeps its numbers in a second file.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise EdgeBcsError(f"the checkpoint {path} cannot be read: {error.strerror}.") from None
+    if content[4:8] != IDENTIFIER:
+        raise EdgeBcsError(f"{path} is not a checkpoint of ONNX Runtime's training API.")
+    try:
+        return _parse(content)
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"{path}: {error}") from None
+    except (ValueError, struct.error) as error:
+        raise EdgeBcsError(f"{path} is truncated or altered ({error}); copy it again.") from None
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Array], dict[str, str]]:
+    """(tensors, metadata) of an edge-bcs state in a checkpoint that `edge-bcs export` or `OrtTrainer` wrote.
+
+    Raises EdgeBcsError as `read_ort_checkpoint` does, and for the checkpoint of another kind of network.
+    """
+    checkpoint = read_ort_checkpoint(path)
+    metadata = {name: str(value) for name, value in checkpoint.properties.items()}
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise EdgeBcsError(f"{path} is a checkpoint, but not of an edge-bcs network of version {VERSION}.")
+    if not all(metadata.get(name, "").isdecimal() for name in ("step", "seed")):
+        raise EdgeBcsError(f"{path} does not say its step and seed.")
+    held, tensors = checkpoint.parameters, {}
+    for name in STATE_NAMES:
+        # What is empty, such as the statistics of a network without batch norm, has no place in the file.
+        tensors[name] = held.get(name, np.zeros(0, np.float32))
+        if name.startswith("coo.") and not tensors[name].size:
+            raise EdgeBcsError(f"{path} lacks {name}.")
+    return tensors, metadata
+
+
+def _parse(content: bytes) -> OrtCheckpoint:
+    root = _Table(content, struct.unpack_from("<I", content, 0)[0])
+    module = root.table(1)
+    if module is None:
+        raise EdgeBcsError("the checkpoint has no parameters.")
+    if module.scalar(2, "<?", False):
+        raise EdgeBcsError("this is a nominal checkpoint, which has no numbers; use the complete one.")
+    if module.scalar(3, "<?", False):
+        raise EdgeBcsError("the checkpoint keeps its numbers in a second file, which is not supported.")
+    places: dict[str, int] = {}
+    parameters = []
+    for field in (0, 1):
+        tensors = {}
+        for table in module.tables(field):
+            name, place, array = _tensor(table)
+            if name in places:
+                raise ValueError(f"the parameter {name} occurs twice")
+            places[name], tensors[name] = place, array
+        parameters.append(tensors)
+    properties: dict[str, int | float | str] = {}
+    bag = root.table(3)
+    if bag is not None:
+        properties |= {item.text(0): int(item.scalar(1, "<q", 0)) for item in bag.tables(0)}
+        properties |= {item.text(0): float(item.scalar(1, "<f", 0.0)) for item in bag.tables(1)}
+        properties |= {item.text(0): item.text(1) for item in bag.tables(2)}
+    return OrtCheckpoint(content, parameters[0], parameters[1], properties, places)
+
+
+def _tensor(table: _Table) -> tuple[str, int, Array]:
+    """(name, position of the numbers, numbers)."""
+    name = table.text(0)
+    first, rank = table.vector(2, 8)
+    shape = [table.number("<q", first + 8 * axis) for axis in range(rank)]
+    code = table.scalar(3, "<i", 0)
+    if code not in _DTYPES:
+        raise EdgeBcsError(f"the parameter {name} has the element type {code}, which is not supported.")
+    dtype = _DTYPES[code]
+    place, size = table.vector(4, 1)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"the parameter {name} of shape {shape} has {size} bytes")
+    return name, place, np.frombuffer(table.content, dtype, math.prod(shape), place).reshape(shape).copy()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by ``content``, flushed to the medium; the old file or the new one, never a mixture."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise EdgeBcsError(f"{path} cannot be written: {error.strerror}.") from None
