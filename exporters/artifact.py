@@ -319,7 +319,7 @@ def _write(
 
 
 def _sorted_header(content: bytes) -> bytes:
-    """A safetensors file with its metadata in sorted order, so that one network gives one file to the byte."""
+    """A safetensors file with its metadata in sorted order: one network gives one file to the byte."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

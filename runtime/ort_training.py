@@ -5,9 +5,9 @@ with OrtTrainer("out/vgg16") as trainer:
     trainer.save_checkpoint("trained.checkpoint")
 sparse = edge_bcs.load("trained.checkpoint")
 
-`CheckpointState` owns the parameters and `Module` runs `training_model.onnx` and `eval_model.onnx`; the attack
-and the rewiring step are graphs that `Module` and `Optimizer` have no place for, so they run in sessions over
-the same memory. Everything else (objectives, evaluation, saving, resuming) is the Trainer's.
+`CheckpointState` owns the parameters and `Module` runs `training_model.onnx` and `eval_model.onnx`; the
+attack and the rewiring step are graphs that `Module` and `Optimizer` have no place for, so they run in
+sessions over the same memory. Everything else (objectives, evaluation, saving, resuming) is the Trainer's.
 
 These versions do not let the operator library own their allocations: the cap covers the bound buffers only.
 """

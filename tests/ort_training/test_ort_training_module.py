@@ -1,7 +1,8 @@
 """Our artifact in ONNX Runtime's own training API: CheckpointState, Module, and back to torch.
 
-Runs in the environment of `make test-ort-training`, the only one with a training build. What the stock runtime
-must give is computed here too: the Trainer works with this onnxruntime as well, through InferenceSession alone.
+Runs in the environment of `make test-ort-training`, the only one with a training build. What the stock
+runtime must give is computed here too: the Trainer works with this onnxruntime as well, through
+InferenceSession alone.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def test_the_files_are_ordinary_to_the_training_api(
     assert module.output_names()[0] == "loss"
     x, y = batch[0][:4], batch[1][:4]
     weight = np.full(4, 0.25, np.float32)
-    loss, correct = module(x, y, weight)
+    loss, _ = module(x, y, weight)
     once = state.parameters["coo.value"].grad.copy()
     module(x, y, weight)
     assert np.allclose(state.parameters["coo.value"].grad, 2 * once, rtol=1e-5, atol=1e-7)
@@ -151,9 +152,7 @@ def test_an_artifact_from_elsewhere_says_what_to_do(tiny_artifact: Make, tmp_pat
     manifest = json.loads((copied / "manifest.json").read_text())
     del manifest["files"]["checkpoint"]
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(
-        EdgeBcsError, match="no checkpoint of ONNX Runtime.*onnxruntime-training is installed"
-    ):
+    with pytest.raises(EdgeBcsError, match="no checkpoint of ONNX Runtime"):
         OrtTrainer(copied)
     with OrtTrainer(tiny_artifact()) as trainer:
         trainer.save_checkpoint(tmp_path / "file")
@@ -172,5 +171,5 @@ def test_another_networks_checkpoint_is_refused(tiny_artifact: Make, tmp_path: P
 
     other = sparsify(tiny_network(), 0.9, seed=0, distribution="uniform")
     export(other, tmp_path / "other", input_shape=(1, 8, 8), micro_batch=4, validate=False)
-    with pytest.raises(EdgeBcsError, match="belongs to another network: coo.value"):
+    with pytest.raises(EdgeBcsError, match=r"belongs to another network: coo\.value"):
         OrtTrainer(tiny_artifact(), checkpoint=tmp_path / "other" / "checkpoint")
