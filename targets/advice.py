@@ -221,10 +221,13 @@ class _Compiler(_Maker):
         self._sparse = load(artifact.path)
         self._network_of = network_of
         self._batch = artifact.batch_norm == "batch"
+        self._arguments = dict(artifact.manifest["network"].get("arguments", {}))
         self._network = network_of(self._sparse, artifact.input_shape, self._batch)
 
     def at(self, micro_batch: int) -> Plan:
-        return self._compile(self._network, self.artifact.objective.name, micro_batch)
+        kernels = {layer.name: layer.algorithm for layer in self.artifact.layers}
+        same = replace(self._network, algorithms=kernels)
+        return self._compile(same, self.artifact.objective.name, micro_batch)
 
     def _compile(self, network: Network, objective: str, micro_batch: int) -> Plan:
         from edge_bcs.exporters.artifact import compile_network
@@ -252,7 +255,13 @@ class _Compiler(_Maker):
         objective = self.artifact.objective.name
         size, plan = self._fitting(self._network, objective, budget)
         memory = {"--memory": str(max(budget, plan.peak_bytes))}
-        yield f"compile for this budget (micro-batch {size})", memory, False, size, plan
+        fits = plan.peak_bytes <= budget
+        what = (
+            f"compiled for this budget, micro-batch {size}"
+            if fits
+            else "the same network as small as it gets"
+        )
+        yield what, memory, False, size, plan
         for what, options, retrain, network, name in self._single_changes(objective):
             changed = self._compile(network, name, self.artifact.micro_batch)
             if changed.peak_bytes <= budget:
@@ -281,11 +290,17 @@ class _Compiler(_Maker):
                     if smaller is not None:
                         yield f"network {name}", {"--model": name}, True, smaller, objective
 
-    def _fresh(self, name: str, sparsity: str) -> Network | None:
-        """A new network of this name and sparsity, or None if there is none."""
+        width = float(self._arguments.get("width", 1.0)) / 2
+        narrower = self._fresh(self.artifact.network, self.artifact.sparsity, width)
+        if narrower is not None:
+            options = {"--model": self.artifact.network, "--width": str(width)}
+            yield f"half the width of {self.artifact.network}", options, True, narrower, objective
+
+    def _fresh(self, name: str, sparsity: str, width: float | None = None) -> Network | None:
+        """A new network of this name, sparsity and width (default: as now), or None if there is none."""
         from edge_bcs import connectivity, models
 
-        arguments = dict(self.artifact.manifest["network"].get("arguments", {}))
+        arguments = self._arguments if width is None else {**self._arguments, "width": width}
         try:
             model = models.create(name, **arguments)
             distribution = self.artifact.manifest.get("distribution", "paper")

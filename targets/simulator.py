@@ -30,7 +30,7 @@ from .roofline import StepTime, step_runs, step_time
 FITS, TIGHT, DOES_NOT_FIT = "fits", "tight", "does not fit"
 TIGHT_SHARE = 0.9
 """Share of a limit from which fitting is called tight."""
-LIBRARIES_BYTES = 80 << 20
+LIBRARIES_BYTES = 90 << 20
 """Resident memory of interpreter, numpy, ONNX Runtime and its sessions, when it was not measured."""
 
 

@@ -261,7 +261,7 @@ def test_every_change_is_what_the_compiler_makes_of_it(resnet: Path, tmp_path: P
     result = simulate(resnet, memory=int(need * 0.8), run=False)
     changes = result.advice.changes
     assert result.advice.source == advice.COMPILED
-    assert {"--batch-norm", "--objective", "--sparsity"} <= {
+    assert {"--batch-norm", "--objective", "--sparsity", "--width"} <= {
         word for change in changes for word in shlex.split(change.command)
     }
     assert any(change.fits for change in changes)
