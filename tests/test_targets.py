@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,10 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path.write_text(GOOD[:40] + "\n[memory")
     with pytest.raises(EdgeBcsError, match="not valid TOML"):
         targets.load(path)
+
+
+def test_this_room_knows_no_torch_and_no_onnx() -> None:
+    code = "import sys, edge_bcs.targets.simulator, edge_bcs.targets.report, edge_bcs.targets.terminal;"
+    code += "print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "onnx", "scipy"} & set(done.stdout.split())
