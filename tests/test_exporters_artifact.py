@@ -44,11 +44,15 @@ def gradient_error(
     """Largest relative difference of loss, gradients and statistics between the artifact and torch."""
     images, labels = batch(network, n, seed)
     adversarial = np.clip(images + 0.03, 0, 1).astype(np.float32)
-    weight = np.where(np.arange(n) < real, 1 / real, 0).astype(np.float32)
+    counted = (
+        np.linspace(0, n - 1, real).round().astype(int)
+    )  # anywhere in the micro-batch, not only in front
+    weight = np.zeros(n, np.float32)
+    weight[counted] = 1 / real
     feeds = training_feeds(sparse, network, objective, images, adversarial, labels, weight)
     outputs = run(str(folder / graph_file("training")), feeds, threads=1)
-    counted = (array[:real] for array in (images, adversarial, labels, weight))
-    expected = torch_gradients(sparse, objective, *counted, BETA, network.batch_statistics)
+    samples = (array[counted] for array in (images, adversarial, labels, weight))
+    expected = torch_gradients(sparse, objective, *samples, BETA, network.batch_statistics)
     assert np.abs(expected["coo"]).max() > 1e-3
     actual = {
         "loss": outputs["loss"],
@@ -66,7 +70,8 @@ def check_gradients(
     """The exported training graph agrees with torch within 1e-4.
 
     Among some hundred thousand activations one may lie within rounding of zero, and then float32 and float64
-    differentiate different functions; a second and a third batch tell that from a defect.
+    differentiate different functions (torch's own float32 gradient is then as far off); a second and a third
+    batch tell that from a defect, and few images count where the micro-batch is large.
     """
     batch_norm = {"batch_norm": statistics, "beta": BETA}
     export(sparse, folder, objective, shape, micro_batch=n, validate=False, **batch_norm)
@@ -94,7 +99,7 @@ def test_gradients_are_torchs(tmp_path: Path, name: str, objective: str, statist
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "real"), [(2, 2), (3, 2), (5, 5), (16, 16), (18, 17), (32, 31)])
+@pytest.mark.parametrize(("n", "real"), [(3, 3), (5, 4), (7, 7), (16, 16), (18, 13), (32, 9)])
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])
 @pytest.mark.parametrize("objective", ["natural", "at", "mixed", "trades", "rst", "mart"])
 @pytest.mark.parametrize("name", NETWORKS)
