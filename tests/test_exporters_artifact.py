@@ -98,6 +98,8 @@ def test_gradients_are_torchs(tmp_path: Path, name: str, objective: str, statist
     check_gradients(tmp_path / "a", narrow(name), objective, statistics, n=6, real=5)
 
 
+# At least three images: the normalised values of two are ±1 whatever the input, so that their gradient is
+# rounding.
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "real"), [(3, 3), (5, 4), (7, 7), (16, 16), (18, 13), (32, 9)])
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])
