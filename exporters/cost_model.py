@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-DENSE_THRESHOLD = 0.15
-"""Density from which the dense kernel is the faster one."""
+DENSE_THRESHOLD = 0.55
+"""Density from which the dense kernel is the faster one: measured for all three directions, 3×3 kernels on 4²
+to 32² pixels, with AVX-512 (where they meet between 0.5 and 0.6)."""
 
 
 def algorithm(density: float, threshold: float = DENSE_THRESHOLD) -> str:

@@ -241,7 +241,7 @@ def test_the_largest_micro_batch_that_fits_is_chosen(tmp_path: Path) -> None:
 
 
 def test_where_unpacked_weights_do_not_fit_the_sparse_kernel_is_chosen() -> None:
-    network = network_of(tiny("vgg16", width=0.25), (3, 16, 16))
+    network = network_of(tiny("vgg16", width=0.25, density=0.7), (3, 16, 16))
     assert "dense" in network.algorithms.values()
     budget = compile_network(network, get("at"), 0.0, 4).memory.peak_bytes - 1
     chosen = artifacts.choose(network, get("at"), 0.0, 4, None, budget)

@@ -11,7 +11,7 @@
 namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
 
-inline constexpr int block_rows = registers == 32 ? 4 : 2;
+inline constexpr int block_rows = registers == 32 ? 4 : 3;
 inline constexpr int block_columns = registers == 32 ? 6 : 4;
 inline constexpr int max_band = 64;
 // Bytes of the dy block.
@@ -28,7 +28,7 @@ template <int VL, bool strided>
 void block_products(const Walk& walk, const float* const (&dy)[block_rows], const float* const (&input)[block_columns],
                     const Band& band, float (&sums)[block_rows][block_columns]) {
   constexpr int count = block_rows * block_columns;
-  static_assert(count % 8 == 0);
+  static_assert(count % 4 == 0);
   Vector<VL> products[count];
 #pragma GCC unroll 24
   for (int i = 0; i < count; ++i) products[i] = Vector<VL>{};
@@ -57,9 +57,11 @@ void block_products(const Walk& walk, const float* const (&dy)[block_rows], cons
     }
   }
   alignas(64) float totals[count] = {};
-#pragma GCC unroll 4
-  for (int i = 0; i < count; i += 8)
-    add_lane_sums<VL, 8>(totals + i, reinterpret_cast<const Vector<VL>(&)[8]>(products[i]));
+#pragma GCC unroll 8
+  for (int i = 0; i < count; i += 4) {
+    const Vector<VL> four[4] = {products[i], products[i + 1], products[i + 2], products[i + 3]};
+    add_lane_sums<VL, 4>(totals + i, four);
+  }
   for (int o = 0; o < block_rows; ++o)
     for (int i = 0; i < block_columns; ++i) sums[o][i] += totals[o * block_columns + i];
 }

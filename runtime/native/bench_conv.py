@@ -1,0 +1,306 @@
+"""Times the convolution operators layer by layer beside torch's dense ones; a tool for work on the kernels.
+
+    python runtime/native/bench_conv.py --network vgg16 --distribution paper --sparsity 0.99 --batch 128
+
+Every distinct convolution of the network is one row: forward with folded batch norm, ReLU and its bits;
+gradient of the input under a mask of bits; gradient of input and weights. Ours and torch's (float32,
+channels_last, the same number of threads) run in turn, with a pause before each so that neither meets
+the other's spinning threads, and the medians of both are compared, so what else the machine does meets
+both alike. GFLOP/s counts the multiply-adds of the weights that there are (two operations each). Sums
+weigh each row by how often the network has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+import torch
+from edge_bcs.runtime import library
+from onnx import TensorProto, helper
+
+from edge_bcs import models
+from edge_bcs.connectivity import kappa, layer_counts, paper_densities
+from edge_bcs.sparse_model import prunable_layers
+
+OPERATIONS = ("forward", "input gradient", "both gradients")
+TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "uint8": TensorProto.UINT8}
+
+
+class Convolution(NamedTuple):
+    """One convolution's geometry and how many of its weights there are."""
+
+    in_channels: int
+    out_channels: int
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+    active: int
+
+    @property
+    def out_size(self) -> int:
+        """Height and width of the output."""
+        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def weights(self) -> int:
+        """Weights of the dense kernel."""
+        return self.out_channels * self.in_channels * self.kernel**2
+
+
+def convolutions(network: str, distribution: str, sparsity: str) -> Counter[Convolution]:
+    """The distinct convolutions of a network and how often it has each."""
+    model = models.create(network)
+    layers = prunable_layers(model)
+    sizes = [layer.size for layer in layers]
+    densities = [1.0] * len(sizes)
+    if distribution == "paper":
+        densities = paper_densities(model, layers, 1 - float(sparsity))
+    counts = dict(
+        zip(
+            (layer.name for layer in layers),
+            layer_counts(sizes, densities, kappa(sum(sizes), sparsity)),
+            strict=True,
+        )
+    )
+    found: Counter[Convolution] = Counter()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+
+            def note(module: torch.nn.Conv2d, inputs: Any, _: Any, name: str = name) -> None:
+                geometry = (
+                    module.in_channels,
+                    module.out_channels,
+                    inputs[0].shape[2],
+                    module.kernel_size[0],
+                )
+                steps = (module.stride[0], int(module.padding[0]))
+                found[Convolution(*geometry, *steps, int(counts[name]))] += 1
+
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, 32, 32))
+    return found
+
+
+def aligned(array: np.ndarray) -> onnxruntime.OrtValue:
+    """The array at an address that is a multiple of 64, as ONNX Runtime's own tensors are."""
+    room = np.empty(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return onnxruntime.OrtValue.ortvalue_from_numpy(copy)
+
+
+def session(
+    operator: str,
+    inputs: dict[str, np.ndarray | None],
+    outputs: list[str | None],
+    threads: int,
+    **attributes: Any,
+) -> Callable[[], Any]:
+    """A function that runs one operator on bound inputs; outputs are dtypes, None for an absent one."""
+    given = {name: array for name, array in inputs.items() if array is not None}
+    wanted = {f"out{i}": dtype for i, dtype in enumerate(outputs) if dtype is not None}
+    node = helper.make_node(
+        operator,
+        ["" if array is None else name for name, array in inputs.items()],
+        ["" if dtype is None else f"out{i}" for i, dtype in enumerate(outputs)],
+        domain="edge_bcs",
+        **attributes,
+    )
+    graph = helper.make_graph(
+        [node],
+        operator,
+        [
+            helper.make_tensor_value_info(name, TYPES[array.dtype.name], array.shape)
+            for name, array in given.items()
+        ],
+        [helper.make_tensor_value_info(name, TYPES[dtype], None) for name, dtype in wanted.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("edge_bcs", 1)]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    library.register(options)
+    made = onnxruntime.InferenceSession(
+        helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+    binding = made.io_binding()
+    for name, array in given.items():
+        binding.bind_ortvalue_input(name, aligned(array))
+    first = made.run(list(wanted), given)
+    for name, array in zip(wanted, first, strict=True):
+        binding.bind_ortvalue_output(name, aligned(array))
+
+    def run() -> list[np.ndarray]:
+        made.run_with_iobinding(binding)
+        return first
+
+    return run
+
+
+def stack(
+    random: np.random.Generator, blocks: int, channels: int, size: int, halo: int, lanes: int
+) -> np.ndarray:
+    """A stack f32 [blocks, P, lanes] of normal pixels with a halo of zeros."""
+    row = size + halo
+    planes = np.zeros((blocks, channels, size + halo, row, lanes), np.float32)
+    planes[:, :, :size, :size] = random.standard_normal((blocks, channels, size, size, lanes), np.float32)
+    front = np.zeros((blocks, halo * row + halo, lanes), np.float32)
+    return np.concatenate([front, planes.reshape(blocks, -1, lanes)], axis=1)
+
+
+def ours(layer: Convolution, batch: int, lanes: int, threads: int, algorithm: str) -> list[Callable[[], Any]]:
+    """The three operators on random data."""
+    random = np.random.default_rng(0)
+    index = np.sort(random.choice(layer.weights, layer.active, replace=False)).astype(np.int32)
+    value = random.standard_normal(layer.active, np.float32)
+    pointers = layer.out_channels + 1 + layer.in_channels * layer.stride**2 + 1
+    shape = [
+        0,
+        layer.out_channels,
+        layer.in_channels,
+        layer.kernel,
+        layer.kernel,
+        layer.stride,
+        layer.padding,
+    ]
+    empty = np.zeros(3 * layer.active + pointers, np.int32)
+    lists = session("BuildLists", {"index": index, "lists": empty}, ["int32"], 1, layers=shape)()[0]
+    blocks = batch // lanes
+    halo, dy_halo = layer.padding, layer.kernel // 2
+    attributes = {
+        "layer_offset": 0,
+        "in_channels": layer.in_channels,
+        "in_height": layer.size,
+        "in_width": layer.size,
+        "in_halo": halo,
+        "out_channels": layer.out_channels,
+        "out_height": layer.out_size,
+        "out_width": layer.out_size,
+        "out_halo": 1,
+        "kernel": [layer.kernel, layer.kernel],
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "lanes": lanes,
+        "forward_pointer": 3 * layer.active,
+        "transpose_pointer": 3 * layer.active + layer.out_channels + 1,
+        "affine": 0,
+        "relu": 1,
+        "algorithm": algorithm,
+    }
+    backward = attributes | {"dy_halo": dy_halo, "dx_halo": 1, "mask_kind": 2}
+    x = stack(random, blocks, layer.in_channels, layer.size, halo, lanes)
+    dy = stack(random, blocks, layer.out_channels, layer.out_size, dy_halo, lanes)
+    bytes_of_row = -(-layer.size * lanes // 8)
+    mask = random.integers(0, 256, (blocks, layer.in_channels * layer.size, bytes_of_row), np.uint8)
+    affine = random.standard_normal(2 * layer.out_channels, np.float32)
+    common = {"value": value, "affine": affine}
+    masked: dict[str, np.ndarray | None] = {"addend": None, "mask": mask}
+    grads = {"coo_grad": np.zeros_like(value), "affine_grad": np.zeros_like(affine)}
+    f32 = "float32"
+    forward: dict[str, np.ndarray | None] = {"x": x, **common, "residual": None, "lists": lists}
+    return [
+        session("Conv", forward, [f32, "uint8"], threads, **attributes),
+        session("ConvInputGrad", {"dy": dy, **common, **masked, "lists": lists}, [f32], threads, **backward),
+        session(
+            "ConvGrad",
+            {"dy": dy, "x": x, **common, **masked, **grads, "lists": lists},
+            [f32] * 3,
+            threads,
+            **backward,
+        ),
+    ]
+
+
+def dense(layer: Convolution, batch: int) -> list[Callable[[], Any]]:
+    """The same with torch: the convolution alone, without the batch norm and ReLU around it."""
+    memory: dict[str, Any] = {"memory_format": torch.channels_last}
+    x = torch.randn(batch, layer.in_channels, layer.size, layer.size).to(**memory)
+    dy = torch.randn(batch, layer.out_channels, layer.out_size, layer.out_size).to(**memory)
+    weight = torch.randn(layer.out_channels, layer.in_channels, layer.kernel, layer.kernel).to(**memory)
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return torch.nn.functional.conv2d(x, weight, stride=layer.stride, padding=layer.padding)
+
+    def backward(weights: bool) -> Any:
+        steps, pad = [layer.stride] * 2, [layer.padding] * 2
+        want = [True, weights, False]
+        return torch.ops.aten.convolution_backward(
+            dy, x, weight, None, steps, pad, [1, 1], False, [0, 0], 1, want
+        )
+
+    return [forward, lambda: backward(False), lambda: backward(True)]
+
+
+def timed(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
+    """Median seconds of each, run in turn."""
+    times: list[list[float]] = [[] for _ in functions]
+    for function in functions:
+        function()
+    for _ in range(rounds):
+        for function, collected in zip(functions, times, strict=True):
+            time.sleep(0.005)
+            start = time.perf_counter()
+            function()
+            collected.append(time.perf_counter() - start)
+    return [float(np.median(collected)) for collected in times]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", default="vgg16")
+    parser.add_argument("--distribution", choices=["uniform", "paper"], default="uniform")
+    parser.add_argument("--sparsity", default="0.99")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lanes", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--threshold", type=float, default=0.55, help="density from which the dense algorithm runs"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"{'layer':32}{'density':>8}  "
+        + "".join(f"{name + ': ms, GFLOP/s, × torch':>44}" for name in OPERATIONS)
+    )
+    totals = np.zeros((2, 3))
+    for layer, count in convolutions(options.network, options.distribution, options.sparsity).items():
+        density = layer.active / layer.weights
+        algorithm = "dense" if density >= options.threshold else "sparse"
+        sides = (
+            ours(layer, options.batch, options.lanes, options.threads, algorithm),
+            dense(layer, options.batch),
+        )
+        times = np.array(
+            timed([function for pair in zip(*sides, strict=True) for function in pair], options.rounds)
+        )
+        times = times.reshape(3, 2).T
+        totals += count * times
+        flops = 2.0 * layer.active * options.batch * layer.out_size**2 * np.array([1, 1, 2])
+        kind = f"{layer.kernel}×{layer.kernel}/{layer.stride} {layer.size}²"
+        name = f"{count}× {layer.in_channels}→{layer.out_channels} {kind}"
+        cells = [
+            f"{1e3 * own:22.2f}{work / own / 1e9:10.1f}{other / own:10.1f}× "
+            for own, other, work in zip(*times, flops, strict=True)
+        ]
+        print(f"{name:32}{density:8.4f}{algorithm[0]} " + "".join(cells), flush=True)
+    cells = [f"{1e3 * own:22.2f}{'':10}{other / own:10.1f}× " for own, other in zip(*totals, strict=True)]
+    print(f"{'all':42}" + "".join(cells))
+
+
+if __name__ == "__main__":
+    main()
