@@ -36,6 +36,17 @@ def words(count: int, *, seed: int, step: int, purpose: int, start: int = 0, dev
     """Return the draws start to start + count − 1, i64[count] of 32-bit words, as `random.words`."""
     first, last = start // 4, (start + count + 3) // 4
     block = torch.arange(first, last, device=device)
+    return blocks(block, seed=seed, step=step, purpose=purpose).flatten()[start - 4 * first :][:count]
+
+
+def signs(positions: Tensor, *, seed: int) -> Tensor:
+    """Return γ (f32, ±1) of positions i64[n], as `random.signs`."""
+    word = blocks(positions, seed=seed, step=0, purpose=random.SIGN)[:, 0]
+    return 1.0 - 2.0 * (word >> 31).to(torch.float32)
+
+
+def blocks(block: Tensor, *, seed: int, step: int, purpose: int) -> Tensor:
+    """Return the words of the blocks with these numbers i64[n], i64 [n, 4], as `random.blocks`."""
     c0, c1 = block & _MASK, block >> 32
     c2 = torch.full_like(block, step & _MASK)
     c3 = torch.full_like(block, purpose | (step >> 32) << 8)
@@ -45,7 +56,7 @@ def words(count: int, *, seed: int, step: int, purpose: int, start: int = 0, dev
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (p1 >> 32 & _MASK) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32 & _MASK) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return torch.stack([c0, c1, c2, c3], dim=1).flatten()[start - 4 * first :][:count]
+    return torch.stack([c0, c1, c2, c3], dim=1)
 
 
 def uniform_from_words(word: Tensor) -> Tensor:

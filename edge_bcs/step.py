@@ -231,11 +231,36 @@ def update_reference(sparse: SparseModel, hyper: Hyper, *, step: int) -> None:
     _update_dense(sparse, dense_gradient, hyper)
 
 
+def moved(
+    sparse: SparseModel, value: Tensor, gradient: Tensor, hyper: Hyper, *, step: int
+) -> tuple[Tensor, Tensor]:
+    """Return w and v of the connections, f32[κ] each, after momentum, decay and noise (Algorithm 1, line 15).
+
+    v ← μ·v + g; w ← w·(1 − λ_w) − λ·v + λ·σ·z, each operation rounded separately.
+    """
+    rate = _f32(hyper.learning_rate)
+    velocity = sparse.momentum * _f32(hyper.momentum) + gradient
+    w = value * _one_minus(hyper.weight_decay) - velocity * rate
+    if hyper.noise:
+        scale = float(np.float32(rate) * np.float32(hyper.noise))
+        normal = device_random.normal(
+            sparse.kappa, seed=sparse.seed, step=step, purpose=random.NOISE, device=w.device
+        )
+        w += normal * scale
+    return w, velocity
+
+
+def moved_dense(sparse: SparseModel, gradient: Tensor, hyper: Hyper) -> tuple[Tensor, Tensor]:
+    """Return p and v of biases and batch norm, f32[D] each: v ← μ·v + g; p ← p·(1 − λ_w) − λ·v."""
+    velocity = sparse.dense_momentum * _f32(hyper.momentum) + gradient
+    parameters = sparse.dense_value * _one_minus(hyper.weight_decay) - velocity * _f32(hyper.learning_rate)
+    return parameters, velocity
+
+
 def _update_dense(sparse: SparseModel, gradient: Tensor, hyper: Hyper) -> None:
-    """v ← μ·v + g; p ← p·(1 − λ_w) − λ·v, on biases and batch norm."""
-    parameters, velocity = sparse.dense_value, sparse.dense_momentum
-    velocity.mul_(_f32(hyper.momentum)).add_(gradient)
-    parameters.mul_(_one_minus(hyper.weight_decay)).sub_(velocity * _f32(hyper.learning_rate))
+    parameters, velocity = moved_dense(sparse, gradient, hyper)
+    sparse.dense_value.copy_(parameters)
+    sparse.dense_momentum.copy_(velocity)
 
 
 @torch.no_grad()
@@ -253,21 +278,13 @@ def update(sparse: SparseModel, hyper: Hyper, *, step: int, rewire: str = "unifo
         raise EdgeBcsError(f"connections are rewired uniform or by-layer, not {rewire!r}")
     gradient, dense_gradient = sparse.gradients()
     value, index = sparse.value(), sparse.index
-    rate, factor = _f32(hyper.learning_rate), _f32(hyper.momentum)
-    velocity = sparse.momentum * factor + gradient
-    moved = value * _one_minus(hyper.weight_decay) - velocity * rate
-    if hyper.noise:
-        scale = float(np.float32(rate) * np.float32(hyper.noise))
-        normal = device_random.normal(
-            sparse.kappa, seed=sparse.seed, step=step, purpose=random.NOISE, device=moved.device
-        )
-        moved += normal * scale
+    w, velocity = moved(sparse, value, gradient, hyper, step=step)
     if rewire == "none":
         survives = torch.ones_like(index, dtype=torch.bool)
-        moved = torch.where(moved == 0, value.sign() * float(rewiring.NEWBORN), moved)
+        w = torch.where(w == 0, value.sign() * float(rewiring.NEWBORN), w)
     else:
-        survives = (moved != 0) & (torch.signbit(moved) == torch.signbit(value))
-    finite = torch.isfinite(moved).all() & torch.isfinite(dense_gradient).all()
+        survives = (w != 0) & (torch.signbit(w) == torch.signbit(value))
+    finite = torch.isfinite(w).all() & torch.isfinite(dense_gradient).all()
     deaths, is_finite = torch.stack([(~survives).sum(), finite.long()]).tolist()
     if not is_finite:
         raise EdgeBcsError(f"step {step} would make a weight that is not finite; lower the learning rate")
@@ -278,11 +295,11 @@ def update(sparse: SparseModel, hyper: Hyper, *, step: int, rewire: str = "unifo
         newborn = torch.from_numpy(random.signs(born, seed=sparse.seed) * rewiring.NEWBORN)
         merged = torch.cat([remaining, torch.from_numpy(born).to(index.device)])
         merged, order = merged.sort()
-        moved = torch.cat([moved[survives], newborn.to(moved.device)])[order]
+        w = torch.cat([w[survives], newborn.to(w.device)])[order]
         velocity = torch.cat([velocity[survives], velocity.new_zeros(deaths)])[order]
-        sparse.write(moved, merged)
+        sparse.write(w, merged)
     else:
-        sparse.weights[index] = moved
+        sparse.weights[index] = w
     sparse.momentum.copy_(velocity)
     _update_dense(sparse, dense_gradient, hyper)
     return int(deaths)

@@ -1,0 +1,106 @@
+"""The update without a wait of the host: the same bits, refusals that change nothing, no look at the device."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import edge_bcs
+from edge_bcs import device_random, device_step, random
+from edge_bcs import step as steps
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.step import Hyper
+
+
+def network(sparsity: float = 0.9) -> edge_bcs.SparseModel:
+    torch.manual_seed(0)
+    return edge_bcs.sparsify(nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 5)), sparsity, 3, "uniform")
+
+
+def give_gradients(sparse: edge_bcs.SparseModel, seed: int, size: float = 1.0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sparse.zero_gradients()
+    for parameter in sparse.network.parameters():
+        assert parameter.grad is not None
+        parameter.grad.copy_(size * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("rewire", ["uniform", "none"])
+def test_same_bits_as_the_plain_update(rewire: str) -> None:
+    first = network()
+    second = copy.deepcopy(first)
+    total = 0
+    for step in range(8):
+        hyper = Hyper(noise=1e-6 if rewire == "uniform" else 0.0)
+        for sparse in (first, second):
+            give_gradients(sparse, step)
+        deaths = steps.update(first, hyper, step=step, rewire=rewire)
+        outcome = device_step.update_on_device(second, hyper, step=step, rewire=rewire)
+        assert device_step.raise_if_failed(outcome, step) == deaths
+        state = second.state()
+        assert all(np.array_equal(buffer, state[name]) for name, buffer in first.state().items())
+        total += deaths
+    assert (total > 100) == (rewire == "uniform")
+
+
+def test_every_connection_may_die_at_once() -> None:
+    first = network(0.8)
+    second = copy.deepcopy(first)
+    for sparse in (first, second):
+        sparse.zero_gradients()
+        sparse._weight_gradients.copy_(sparse.weights * 1e6)
+    deaths = steps.update(first, Hyper(noise=0.0), step=0)
+    outcome = device_step.update_on_device(second, Hyper(noise=0.0), step=0)
+    assert deaths == outcome[0] == first.kappa
+    assert np.array_equal(first.coo()[1], second.coo()[1])
+
+
+def test_a_failed_step_changes_nothing_and_nor_does_the_next() -> None:
+    sparse = network()
+    before = sparse.state()
+    give_gradients(sparse, 0)
+    sparse._weight_gradients[sparse.index[0]] = torch.inf
+    outcome = device_step.update_on_device(sparse, Hyper(), step=0)
+    give_gradients(sparse, 1)
+    after = device_step.update_on_device(sparse, Hyper(), step=1, failed=outcome[1] == 0)
+    assert outcome[1] == after[1] == 0
+    assert all(np.array_equal(buffer, before[name]) for name, buffer in sparse.state().items())
+    with pytest.raises(EdgeBcsError, match="step 0 would make a weight that is not finite"):
+        device_step.raise_if_failed(outcome, 0)
+
+
+def test_signs_as_on_the_host() -> None:
+    positions = np.array([0, 1, 5, 1000, 2**31 - 1])
+    drawn = device_random.signs(torch.from_numpy(positions), seed=2**40 + 7)
+    assert np.array_equal(drawn.numpy(), random.signs(positions, seed=2**40 + 7))
+
+
+@pytest.mark.parametrize("rewire", ["uniform", "none"])
+def test_the_host_never_needs_a_number_of_the_device(rewire: str) -> None:
+    """On a GPU's tensors without content, whatever would make the host wait for a number raises."""
+    with FakeTensorMode():
+        kappa, dense = torch.zeros(50, device="cuda"), torch.zeros(7, device="cuda")
+        weights = torch.zeros(500, device="cuda")
+        with pytest.raises(DataDependentOutputException):
+            int(weights.sum())
+        stand_in: Any = SimpleNamespace(
+            index=torch.zeros(50, dtype=torch.int64, device="cuda"),
+            momentum=kappa,
+            weights=weights,
+            dense_value=dense,
+            dense_momentum=dense.clone(),
+            value=lambda: kappa.clone(),
+            gradients=lambda: (kappa.clone(), dense.clone()),
+            kappa=50,
+            size=500,
+            seed=1,
+        )
+        outcome = device_step.update_on_device(stand_in, Hyper(), step=3, rewire=rewire)
+        assert outcome.device.type == "cuda" and outcome.shape == (2,)
