@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 DENSE_THRESHOLD = 0.55
-"""Density from which the dense kernel is the faster one: measured for all three directions, 3×3 kernels on 4²
+"""Density from which the dense kernel is the faster one: measured for all directions, 3×3 kernels on 4²
 to 32² pixels, with AVX-512 (where they meet between 0.5 and 0.6)."""
 
 
