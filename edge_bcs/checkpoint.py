@@ -51,6 +51,7 @@ def save_checkpoint(
     sparse: SparseModel,
     *,
     metadata: Mapping[str, str] | None = None,
+    more: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Write the state of `sparse` to a file; a crash at any moment leaves the old file or the new one.
 
@@ -58,6 +59,7 @@ def save_checkpoint(
         path: where; missing folders are made.
         sparse: the network.
         metadata: further strings, such as objective.
+        more: further arrays under names of their own, which only the training that wrote them reads.
 
     Raises:
         EdgeBcsError: the file cannot be written (no space, no permission); the old file is kept.
@@ -73,7 +75,7 @@ def save_checkpoint(
         "sparsity": sparse.sparsity,
         "distribution": sparse.distribution,
     }
-    write_atomically(Path(path), save(sparse.state(), described))
+    write_atomically(Path(path), save({**(more or {}), **sparse.state()}, described))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -247,6 +247,10 @@ class SparseModel(nn.Module):
         """Return (f32[κ], f32[D]): accumulated since `zero_gradients`, of connections and of others."""
         return self._weight_gradients[self.index], self._other_gradients
 
+    def all_gradients(self) -> Tensor:
+        """f32[N]: accumulated since `zero_gradients`, of all prunable weights, dormant ones too."""
+        return self._weight_gradients
+
     def value(self) -> Tensor:
         """Return a copy of w = γ·θ of the connections, f32[κ]."""
         return self.weights[self.index]

@@ -8,11 +8,13 @@ one that was not.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,11 +27,17 @@ from edge_bcs import objectives
 from edge_bcs.attacks import evaluation_mode
 from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
 from edge_bcs.data.dataset import ArrayDataset, Dataset
+from edge_bcs.engines import Batch, Numbers, open_engine
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.evaluation import Data, evaluate
+from edge_bcs.evaluation import Data
 from edge_bcs.objectives import Objective
+from edge_bcs.replicas import Replicas
 from edge_bcs.sparse_model import SparseModel
-from edge_bcs.step import REWIRE, Attack, Hyper, Outcome, accumulate, craft, update
+from edge_bcs.step import REWIRE, Hyper
+from edge_bcs.training_plan import Plan, divisor
+from edge_bcs.updates import Rewiring, Update
+
+__all__ = ["METHODS", "Part", "Plan", "divisor", "run_plan", "train"]
 
 METHODS = ("bcs", "random", "fixed", "dense")
 BEST = "checkpoint.safetensors"
@@ -41,36 +49,6 @@ _CACHED_BYTES = 2**31
 _SPLIT_EPOCH = 1 << 55
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything that decides what a training computes; a checkpoint continues only the plan that made it."""
-
-    objective: str
-    beta: float | None
-    method: str
-    rewire: str
-    epochs: int
-    steps: int | None
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    momentum: float
-    noise: float
-    epsilon: float
-    step_size: float
-    attack_steps: int
-    batch_norm: str
-    augment: bool
-    validation: float
-    samples: int
-    seed: int
-
-
-def divisor(step: int, total: int) -> int:
-    """Return what divides λ and λ_w at `step` of `total`: 1, then 10 from 50 % on, 100 from 75 % on."""
-    return 100 if 4 * step >= 3 * total else 10 if 2 * step >= total else 1
-
-
 def train(
     sparse: SparseModel,
     data: Data | tuple[NDArray[Any], NDArray[Any]],
@@ -78,11 +56,13 @@ def train(
     objective: str = "at",
     method: str = "bcs",
     rewire: str = "uniform",
+    engine: str = "torch",
     epochs: int = 200,
     steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float = 0.1,
     weight_decay: float = 5e-4,
+    schedule: str = "steps",
     momentum: float = 0.9,
     noise: float = 1e-6,
     beta: float | None = None,
@@ -97,6 +77,7 @@ def train(
     device: str | torch.device | None = None,
     precision: str | None = None,
     compile: bool = False,
+    threads: int | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     save_seconds: float = 60.0,
@@ -105,8 +86,8 @@ def train(
     """Train a sparse network (Algorithm 1), and leave it with the weights of its best epoch.
 
     The best epoch has the highest robust accuracy (PGD with the training attack; clean accuracy for natural
-    training) on images of the training data that are held out for it. Learning rate and weight decay are
-    divided by 10 at 50 % and at 75 % of all steps.
+    training) on images of the training data that are held out for it. Under torchrun all processes train one
+    network (see `edge_bcs.replicas`), and the first writes.
 
     Args:
         sparse: what `sparsify` returned; trained in place.
@@ -116,10 +97,13 @@ def train(
             see `connectivity.sparsify` and `connectivity.fixed`) or "dense" (a network of sparsity 0);
             baselines have neither rewiring nor noise nor a constraint on signs.
         rewire: "uniform" (Algorithm 1) or "by-layer" (the released code).
+        engine: "torch", or "sparse": through the compiled artifact, many times faster on a CPU for a sparse
+            network, with the same options and the same checkpoints (see `edge_bcs.engines.SparseEngine`).
         epochs: passes over the data that is not held out; a last batch that is not full is left out.
         steps: end after so many steps instead.
         batch_size: images a step; 128 if None, 256 for rst, half of them from `pseudo_labelled`.
         learning_rate, weight_decay, momentum, noise: λ, λ_w (decoupled, not scaled by λ), μ and σ.
+        schedule: "steps" (both rates divided by 10 at 50 % and at 75 %) or "cosine" (λ falls to 0).
         beta: weight of the objective's second term; its default if None.
         epsilon, step_size, attack_steps: PGD while training, in units of pixels in [0, 1].
         batch_norm: "batch", or "frozen" for running statistics throughout (fine-tuning).
@@ -130,6 +114,7 @@ def train(
         device: where to train; a GPU if there is one.
         precision: "f32" or "bf16" (autocast; weights and updates stay f32); bf16 on a GPU if None.
         compile: compile the network with torch.compile; the minutes that takes are worth it on a GPU.
+        threads: of the sparse engine; all processors of this process if None.
         output: folder for checkpoint.safetensors (best epoch), last.safetensors (newest state),
             metrics.jsonl (a line for each step) and epochs.jsonl (a line for each epoch, with the
             connections of each layer).
@@ -149,18 +134,22 @@ def train(
     if isinstance(data, tuple):
         data = ArrayDataset(*data)
     _check(described, method, rewire, batch_norm, precision, data, pseudo_labelled)
-    batch_size = batch_size or (256 if objective == "rst" else 128)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() and engine == "torch" else "cpu"))
+    replicas = Replicas.join(target)
     static = method != "bcs"
     plan = Plan(
         objective=objective,
         beta=described.beta if beta is None else beta,
         method=method,
         rewire="none" if static else rewire,
+        engine=engine,
+        processes=replicas.count,
         epochs=epochs,
         steps=steps,
-        batch_size=batch_size,
+        batch_size=(256 if objective == "rst" else 128) if batch_size is None else batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
+        schedule=schedule,
         momentum=momentum,
         noise=0.0 if static else noise,
         epsilon=epsilon,
@@ -172,18 +161,61 @@ def train(
         samples=len(data),
         seed=sparse.seed if seed is None else seed,
     )
-    _check_numbers(plan)
+    return run_plan(
+        sparse,
+        data,
+        plan,
+        Rewiring(plan.rewire),
+        pseudo_labelled=pseudo_labelled,
+        device=target,
+        precision=precision,
+        compile=compile,
+        threads=threads,
+        output=output,
+        resume=resume,
+        save_seconds=save_seconds,
+        progress=progress,
+    )
+
+
+def run_plan(
+    sparse: SparseModel,
+    data: Data,
+    plan: Plan,
+    update: Update,
+    *,
+    pseudo_labelled: Data | None = None,
+    device: torch.device,
+    precision: str | None = None,
+    compile: bool = False,
+    threads: int | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    save_seconds: float = 60.0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train as `plan` says, with any update; arguments, result and refusals are those of `train`."""
     if resume and output is None:
         raise EdgeBcsError("a training can only be resumed from the output folder that it wrote")
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    run = _Run(sparse.to(target), data, pseudo_labelled, plan, described, target, precision)
-    run.output = None if output is None else Path(output)
-    if run.output is not None:
-        run.open(resume)
-    if compile:
-        sparse.network.compile()
+    replicas = Replicas.join(device)
+    run = _Run(sparse.to(device), data, pseudo_labelled, plan, update, replicas)
+    run.engine = open_engine(
+        sparse,
+        plan,
+        run.objective,
+        update,
+        shape=data.shape,
+        precision=precision,
+        replicas=replicas,
+        threads=threads,
+    )
     try:
-        return run.train(save_seconds, progress)
+        if output is not None:
+            run.open(Path(output), resume)
+        if compile:
+            sparse.network.compile()
+        run.engine.load(run.step)
+        return run.train(save_seconds, progress and replicas.first)
     finally:
         sparse.network._compiled_call_impl = None
         sparse.eval()
@@ -221,19 +253,6 @@ def _check(
         )
 
 
-def _check_numbers(plan: Plan) -> None:
-    for name in ("epochs", "batch_size"):
-        if getattr(plan, name) < 1:
-            raise EdgeBcsError(f"{name} must be at least 1, not {getattr(plan, name)}")
-    if plan.steps is not None and plan.steps < 1:
-        raise EdgeBcsError(f"steps must be at least 1, not {plan.steps}")
-    for name in ("learning_rate", "weight_decay", "momentum", "noise", "epsilon", "step_size"):
-        if not (np.isfinite(getattr(plan, name)) and getattr(plan, name) >= 0):
-            raise EdgeBcsError(f"{name} must be a number of at least 0, not {getattr(plan, name)}")
-    if not 0 <= plan.validation < 1:
-        raise EdgeBcsError(f"the held-out fraction must be at least 0 and below 1, not {plan.validation}")
-
-
 class _Run:
     """One training: where it is, what it reads, what it has written."""
 
@@ -243,11 +262,12 @@ class _Run:
         data: Data,
         pseudo_labelled: Data | None,
         plan: Plan,
-        objective: Objective,
-        device: torch.device,
-        precision: str | None,
+        update: Update,
+        replicas: Replicas,
     ) -> None:
-        self.sparse, self.plan, self.objective, self.device = sparse, plan, objective, device
+        self.sparse, self.plan, self.update, self.replicas = sparse, plan, update, replicas
+        self.objective: Objective = objectives.get(plan.objective)
+        self.engine: Any = None
         held = round(plan.validation * len(data)) if plan.validation else 0
         if held >= len(data):
             raise EdgeBcsError(f"{len(data)} images are too few to hold {held} of them out")
@@ -258,23 +278,23 @@ class _Run:
             None if pseudo_labelled is None else Part(pseudo_labelled, np.arange(len(pseudo_labelled)))
         )
         self.labelled = plan.batch_size // 2 if pseudo_labelled is not None else plan.batch_size
-        self.per_epoch = max(1, len(self.data) // self.labelled)
+        self.per_epoch = max(1, len(self.data) // max(1, self.labelled))
         self.total = plan.steps or plan.epochs * self.per_epoch
-        self.precision = precision or ("bf16" if device.type == "cuda" else "f32")
-        self.attack = Attack(epsilon=plan.epsilon, step_size=plan.step_size, steps=plan.attack_steps)
         self._check_fit()
         self.step = 0
         self.best: dict[str, Any] = {}
         self.best_state = sparse.state()
         self.output: Path | None = None
         self._lines: IO[str] | None = None
-        self._sums = np.zeros(
-            4
-        )  # loss, correct answers of up to two branches, deaths; over the steps of an epoch
+        # Loss, correct answers of up to two branches, deaths; over the steps of an epoch.
+        self._sums = np.zeros(4)
+        # Steps whose numbers have not been read: what they are about, when they began, how to read them.
+        self._pending: deque[tuple[dict[str, Any], int, float, Callable[[], Numbers]]] = deque()
+        self._settled_at = 0.0
 
     def _check_fit(self) -> None:
         """Raise `EdgeBcsError` unless the network takes these images and has an answer for every class."""
-        x = torch.from_numpy(self.data.read(np.arange(1))[0]).to(self.device)
+        x = torch.from_numpy(self.data.read(np.arange(1))[0]).to(self.sparse.index.device)
         try:
             with evaluation_mode(self.sparse), torch.no_grad():
                 answers = self.sparse(x).shape[1]
@@ -284,26 +304,35 @@ class _Run:
             ) from None
         if len(self.data.classes) > answers:
             raise EdgeBcsError(f"the data has {len(self.data.classes)} classes, the network only {answers}")
+        smallest = self.plan.batch_size // (2 if len(self._bounds(self.plan.batch_size)) == 3 else 1)
+        if smallest < self.replicas.count:
+            raise EdgeBcsError(
+                f"batches of {self.plan.batch_size} images are too few for {self.replicas.count} processes"
+            )
 
     # The output folder.
 
-    def open(self, resume: bool) -> None:
-        """Start a folder, or continue the one that is there."""
-        assert self.output is not None
-        last = self.output / LAST
+    def open(self, output: Path, resume: bool) -> None:
+        """Start a folder, or continue the one that is there; only the first replica writes."""
+        last = output / LAST
         if resume:
             self._continue(last)
         elif last.exists():
-            raise EdgeBcsError(f"{self.output} holds a training already; resume it, or choose another folder")
+            raise EdgeBcsError(f"{output} holds a training already; resume it, or choose another folder")
+        if not self.replicas.first:
+            return
+        self.output = output
         try:
-            self.output.mkdir(parents=True, exist_ok=True)
+            output.mkdir(parents=True, exist_ok=True)
             for name in (STEPS, EPOCHS):
-                _keep_lines(self.output / name, self.step)
-            self._lines = (self.output / STEPS).open("a", encoding="utf-8")
+                _keep_lines(output / name, self.step)
+            self._lines = (output / STEPS).open("a", encoding="utf-8")
         except OSError as error:
-            raise EdgeBcsError(f"{self.output} cannot be written: {error.strerror or error}") from None
+            raise EdgeBcsError(f"{output} cannot be written: {error.strerror or error}") from None
 
     def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
         if self._lines is not None:
             self._lines.close()
 
@@ -327,12 +356,13 @@ class _Run:
         ):
             raise EdgeBcsError(f"{last.parent} holds a training of another network or seed")
         self.sparse.load_state(checkpoint.tensors)
+        self.update.load_state(checkpoint.tensors)
         self.step, self.best, self._sums = checkpoint.step, best, sums
         self.sparse.step = self.step
         if best:
             self.best_state = read_checkpoint(last.parent / BEST).tensors
 
-    def _save(self, name: str, **metadata: str) -> None:
+    def _save(self, name: str) -> None:
         if self.output is not None:
             save_checkpoint(
                 self.output / name,
@@ -342,8 +372,8 @@ class _Run:
                     "plan": json.dumps(asdict(self.plan)),
                     "sums": json.dumps(self._sums.tolist()),
                     "best": json.dumps(self.best),
-                    **metadata,
                 },
+                more=self.update.state() if name == LAST else None,
             )
 
     # The loop.
@@ -354,20 +384,27 @@ class _Run:
         order: NDArray[Any] | None = None
         with _bar(progress) as bar:
             task = bar.add_task(self.plan.objective, total=self.total, completed=self.step, shown="")
+
+            def settle(allowed: int) -> None:
+                while len(self._pending) > allowed:
+                    line = self._settle()
+                    shown = f"loss {line['loss']:.3f}  accuracy {line['accuracy']:.1%}"
+                    bar.update(task, advance=1, shown=shown)
+
             while self.step < self.total:
                 epoch, batch = divmod(self.step, self.per_epoch)
                 if order is None or batch == 0:
                     order = self.data.order(self.plan.seed, epoch)
-                line = self._one_step(epoch, order[batch * self.labelled : (batch + 1) * self.labelled])
-                if self._lines is not None:
-                    self._lines.write(json.dumps(line) + "\n")
-                shown = f"loss {line['loss']:.3f}  accuracy {line['accuracy']:.1%}"
-                bar.update(task, advance=1, shown=shown)
+                self._one_step(epoch, order[batch * self.labelled : (batch + 1) * self.labelled])
+                settle(self.engine.lag)
                 if batch + 1 == self.per_epoch or self.step == self.total:
+                    settle(0)
                     report = self._end_of_epoch(epoch, batch + 1)
                     saved = time.monotonic()
                 elif time.monotonic() - saved >= save_seconds:
+                    settle(0)
                     self._flush()
+                    self.engine.store()
                     self._save(LAST)
                     saved = time.monotonic()
         if self.best:
@@ -375,72 +412,69 @@ class _Run:
             self.sparse.step = self.best["best_step"]
         return {**report, **self.best, "step": self.step, "seconds": time.monotonic() - began}
 
-    def _one_step(self, epoch: int, positions: NDArray[Any]) -> dict[str, Any]:
-        """Do one step of Algorithm 1, and return its line of metrics."""
+    def _one_step(self, epoch: int, positions: NDArray[Any]) -> None:
+        """Begin one step of Algorithm 1; `_settle` tells how it went."""
         started = time.perf_counter()
-        x, labels = self._read(epoch, positions)
-        divided = divisor(self.step, self.total)
-        rate = self.plan.learning_rate / divided
+        batch = self._read(epoch, positions)
+        rate, decay = self.plan.rates(self.step, self.total)
         hyper = Hyper(
-            learning_rate=rate,
-            weight_decay=self.plan.weight_decay / divided,
-            momentum=self.plan.momentum,
-            noise=self.plan.noise,
+            learning_rate=rate, weight_decay=decay, momentum=self.plan.momentum, noise=self.plan.noise
         )
-        outcome = self._gradients(x, labels)
-        deaths = update(self.sparse, hyper, step=self.step, rewire=self.plan.rewire)
+        numbers = self.engine.step(batch, hyper, self.step)
         self.step += 1
         self.sparse.step = self.step
-        correct = outcome.correct.tolist()
-        loss = float(outcome.loss)
-        line = {"step": self.step, "epoch": epoch, "loss": loss, "accuracy": correct[0] / len(x)}
+        about = {"step": self.step, "epoch": epoch, "learning_rate": rate}
+        self._pending.append((about, batch.whole, started, numbers))
+
+    def _settle(self) -> dict[str, Any]:
+        """Read the numbers of the oldest step whose numbers are unread, and write its line of metrics."""
+        about, images, started, read = self._pending.popleft()
+        numbers = read()
+        shares = [count / images for count in numbers.correct]
+        line = {"step": about["step"], "epoch": about["epoch"], "loss": numbers.loss, "accuracy": shares[0]}
         if self.objective.two_branches:
-            line["robust_accuracy"] = correct[1] / len(x)
+            line["robust_accuracy"] = shares[1]
         elif self.objective.name == "at":
-            line["robust_accuracy"] = line["accuracy"]
-        self._sums += [loss, correct[0] / len(x), correct[-1] / len(x), deaths]
-        seconds = time.perf_counter() - started
-        return {**line, "deaths": deaths, "learning_rate": rate, "milliseconds": 1e3 * seconds}
+            line["robust_accuracy"] = shares[0]
+        self._sums += [numbers.loss, shares[0], shares[-1], numbers.deaths]
+        now = time.perf_counter()
+        seconds, self._settled_at = now - max(started, self._settled_at), now
+        line |= {"deaths": numbers.deaths, "learning_rate": about["learning_rate"]}
+        line["milliseconds"] = 1e3 * seconds
+        if self._lines is not None:
+            self._lines.write(json.dumps(line) + "\n")
+        return line
 
-    def _gradients(self, x: torch.Tensor, labels: torch.Tensor) -> Outcome:
-        sparse, plan = self.sparse, self.plan
-        # One context for the attack and one for the loss: autocast keeps its bf16 weights until it is left,
-        # and those made where no gradient was wanted would give none.
-        with self._autocast():
-            adversarial = craft(
-                sparse, x, labels, self.objective, self.attack, step=self.step, seed=plan.seed
-            )
-        sparse.zero_gradients()
-        with self._autocast():
-            return accumulate(
-                sparse,
-                x,
-                adversarial,
-                labels,
-                self.objective,
-                beta=plan.beta,
-                batch_norm=plan.batch_norm,
-            )
+    def _bounds(self, whole: int) -> list[int]:
+        """Return where the parts of a batch begin and end that replicas share one by one: all, or two halves.
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "f32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        Mixed batches are half adversarial, those of rst half pseudo-labelled: every replica gets of both.
+        """
+        halves = self.objective.adversarial_part == 0.5 or self.pseudo_labelled is not None
+        return [0, whole // 2, whole] if halves and self.replicas.count > 1 else [0, whole]
 
-    def _read(self, epoch: int, positions: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read(self, epoch: int, positions: NDArray[Any]) -> Batch:
+        """Return this replica's share of a batch."""
         seed, augment = self.plan.seed, self.plan.augment
-        x, labels = self.data.read(positions, seed=seed, epoch=epoch, augment=augment)
-        if self.pseudo_labelled is not None:
-            more = self.plan.batch_size - self.labelled
-            parts = [(x, labels)]
-            for lap, chosen in _laps(self.pseudo_labelled, seed, self.step * more, more):
-                parts.append(self.pseudo_labelled.read(chosen, seed=seed + 1, epoch=lap, augment=augment))
-            x = np.concatenate([images for images, _ in parts])
-            labels = np.concatenate([targets for _, targets in parts])
-        images = torch.from_numpy(x).to(self.device)
-        if self.device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, torch.from_numpy(labels).to(self.device)
+        labelled = len(positions)
+        more = self.plan.batch_size - self.labelled
+        bounds = self._bounds(labelled + more)
+        segments = [self.replicas.share(begin, end) for begin, end in itertools.pairwise(bounds)]
+        parts = []
+        for begin, end in segments:
+            if begin < labelled:
+                chosen = positions[begin : min(end, labelled)]
+                parts.append(self.data.read(chosen, seed=seed, epoch=epoch, augment=augment))
+            if end > labelled and self.pseudo_labelled is not None:
+                first = max(begin, labelled) - labelled
+                for lap, chosen in _laps(
+                    self.pseudo_labelled, seed, self.step * more + first, end - labelled - first
+                ):
+                    parts.append(self.pseudo_labelled.read(chosen, seed=seed + 1, epoch=lap, augment=augment))
+        images = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts])
+        labels = np.concatenate([part[1] for part in parts])
+        places = [(begin, end - begin) for begin, end in segments]
+        return Batch(images, labels, places, labelled + more)
 
     def _end_of_epoch(self, epoch: int, steps: int) -> dict[str, Any]:
         """Evaluate on the held-out images, keep the best state, write everything."""
@@ -456,32 +490,24 @@ class _Run:
             line["robust_accuracy"] = float(mean[2])
         self._sums = np.zeros(4)
         better = True
+        self.update.end_of_epoch(self.sparse, epoch)
         if self.held_out is not None:
-            natural = self.objective.name == "natural"
-            report = evaluate(
-                self.sparse,
-                self.held_out,
-                attack="none" if natural else "pgd",
-                epsilon=self.plan.epsilon,
-                steps=max(1, self.plan.attack_steps),
-                step_size=self.plan.step_size,
-                restarts=1,
-                seed=self.plan.seed,
-                batch_size=self.plan.batch_size,
-            )
-            line |= {"validation_clean_acc": report["clean_acc"], "validation_robust_acc": report["adv_acc"]}
-            chosen = report["clean_acc"] if natural else report["adv_acc"]
+            clean, robust = self.engine.evaluate(self.held_out)
+            line |= {"validation_clean_acc": clean, "validation_robust_acc": robust}
+            chosen = clean if robust is None else robust
             better = chosen >= self.best.get("best_score", -1.0)
             if better:
                 self.best = {
                     "best_epoch": epoch,
                     "best_step": self.step,
                     "best_score": chosen,
-                    "best_clean_acc": report["clean_acc"],
-                    "best_robust_acc": report["adv_acc"],
+                    "best_clean_acc": clean,
+                    "best_robust_acc": robust,
                 }
         else:
             self.best = {"best_epoch": epoch, "best_step": self.step}
+        self.engine.store()
+        self.replicas.check_agreement(self.sparse)
         line["connections"] = self.sparse.layer_counts()
         if better:
             self.best_state = self.sparse.state()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import edge_bcs
-from edge_bcs import attacks, connectivity, training
+from edge_bcs import attacks, connectivity, engines, training, updates
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.data import ArrayDataset, open_data
 from edge_bcs.errors import EdgeBcsError
@@ -127,9 +127,7 @@ def test_selection_never_sees_the_training_images() -> None:
 
 def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.3, 0.6, 0.5])
-    monkeypatch.setattr(
-        training, "evaluate", lambda *_, **__: {"clean_acc": 0.9, "adv_acc": next(scores), "warnings": []}
-    )
+    monkeypatch.setattr(engines.TorchEngine, "evaluate", lambda *_: (0.9, next(scores)))
     sparse = edge_bcs.sparsify(tiny(), 0.9)
     report = training.train(sparse, digits(64), epochs=3, validation=0.25, output=tmp_path, **SHORT)
     assert report["best_epoch"] == 1 and report["best_robust_acc"] == 0.6
@@ -150,7 +148,7 @@ def test_resumed_is_as_if_never_interrupted(
     training.train(whole, digits(60), output=tmp_path / "whole", **arguments)
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
 
-    update, calls = training.update, []
+    update, calls = updates.update, []
 
     def stopping(*args: object, **kwargs: object) -> int:
         calls.append(1)
@@ -158,7 +156,7 @@ def test_resumed_is_as_if_never_interrupted(
             raise KeyboardInterrupt
         return update(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "update", stopping)
+    monkeypatch.setattr(updates, "update", stopping)
     with pytest.raises(KeyboardInterrupt):
         training.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=tmp_path / "cut", **arguments)
     monkeypatch.undo()
