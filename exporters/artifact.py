@@ -30,6 +30,7 @@ from .graphs import attack_graph, evaluation_graph, lanes_of, lists_graph, optim
 from .layers import Convolution
 from .network import Network, network_of
 from .nodes import Graph
+from .plain_eval import PLAIN_EVAL, plain_evaluation_model
 from .plan import MemoryPlan, plan
 from .validation import run
 from .validation import validate as validate_artifact
@@ -139,13 +140,14 @@ def export(
     attack_steps: int = 10,
     beta: float | None = None,
     seed: int | None = None,
-    learning_rate: float = 0.1,
-    weight_decay: float = 5e-4,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
     momentum: float = 0.9,
     noise: float = 1e-6,
     epochs: int = 200,
     step: int = 0,
     validate: bool = True,
+    plain_eval: bool = False,
 ) -> Artifact:
     """Compile ``sparse`` into the artifact folder ``directory`` and check it against torch.
 
@@ -164,9 +166,13 @@ def export(
         epsilon, step_size: radius and step of the attack in units of pixel values; attack_steps: its length.
         beta: weight of the robust term; default 6 for TRADES and RST, 4 for MART.
         seed: of the fine-tuning run; default: that of ``sparse``.
-        learning_rate, weight_decay, momentum, noise, epochs: of the fine-tuning run.
+        learning_rate: of the fine-tuning run; default 0.1 with batch statistics (the paper's, from scratch) and
+            0.001 with frozen ones, where nothing rescales activations that grow.
+        weight_decay: default 0.005·learning_rate, the paper's ratio (5e-4 at 0.1).
+        momentum, noise, epochs: of the fine-tuning run.
         step: training steps that the network has behind it.
         validate: compare logits, loss and one gradient with torch in float64 and print the differences.
+        plain_eval: also write eval_model.plain.onnx, the evaluation model in ONNX's own operators.
 
     Returns:
         The artifact, read back from disk.
@@ -180,6 +186,10 @@ def export(
     rule = objective_named(objective)
     beta = rule.beta if beta is None else beta
     budget = None if memory is None else parse_bytes(memory)
+    if learning_rate is None:
+        learning_rate = 0.1 if batch_norm == "batch" else 0.001
+    if weight_decay is None:
+        weight_decay = 5e-3 * learning_rate
     numbers = {
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
@@ -225,6 +235,8 @@ def export(
         folder = Path(scratch) / target.name
         folder.mkdir()
         state = {"objective": rule.name, "step": str(step), "seed": str(seed)}
+        if plain_eval:
+            onnx.save(plain_evaluation_model(sparse, input_shape), folder / PLAIN_EVAL)
         _write(folder, compiled, manifest, sparse, state)
         if validate:
             print(validate_artifact(Artifact.read(folder), sparse).summary())

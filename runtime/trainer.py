@@ -310,7 +310,7 @@ class Trainer:
             data: see `Data`; read one micro-batch at a time.
             epochs, steps: how long, counted from where this training began; default: one epoch.
             batch_size: images per optimizer step; default: the artifact's.
-            learning_rate: the first learning rate; default: the artifact's.
+            learning_rate: the first learning rate; default: the artifact's. Weight decay keeps its ratio to it.
             augment: shift and flip the images.
             progress: write a line of progress to standard error.
             metrics: file to which one JSON object per step is appended.
@@ -436,7 +436,10 @@ class Trainer:
             100.0 if 4 * done >= 3 * plan["total_steps"] else 10.0 if 2 * done >= plan["total_steps"] else 1.0
         )
         self.learning_rate = plan["learning_rate"] / divisor
-        self.weight_decay = self.artifact.hyper["weight_decay"] / divisor
+        # The decay is not multiplied by the learning rate (Algorithm 1), so it must follow it here.
+        hyper = self.artifact.hyper
+        ratio = plan["learning_rate"] / hyper["learning_rate"] if hyper["learning_rate"] else 1.0
+        self.weight_decay = hyper["weight_decay"] * ratio / divisor
 
     def _reader(self, data: Data, chosen: Array, epoch: int, augment: bool) -> Reader:
         def read(first: int, end: int) -> tuple[Array, Array]:

@@ -46,6 +46,8 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
 
     libraries = resident_peak()
     with Trainer(path, memory=memory, threads=threads) as trainer:
+        # Noise teaches nothing: steps of length zero measure the same memory and cannot diverge.
+        trainer.learning_rate = trainer.weight_decay = 0.0
         artifact, engine = trainer.artifact, trainer._engine
         phases = {"lists": {"peak_bytes": trainer.memory()["peak_bytes"], "seconds": 0.0, "runs": 1}}
         run = engine.run

@@ -37,6 +37,7 @@ def test_three_steps(objective: str, tmp_path: Path) -> None:
         micro_batch=4,
         attack_steps=1,
         learning_rate=0.01,
+        weight_decay=5e-4,
         validate=False,
     )
     generator = np.random.default_rng(0)

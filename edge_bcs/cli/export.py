@@ -55,10 +55,13 @@ from edge_bcs.cli.common import examples, fraction, json_option, pairs, print_js
 @click.option("--step-size", default="2/255", show_default=True, help="Step of the training attack.")
 @click.option("--attack-steps", type=click.IntRange(0), default=10, show_default=True)
 @click.option("--beta", type=float, help="Weight of the robust term (TRADES and RST 6, MART 4).")
-@click.option("--learning-rate", type=float, default=0.1, show_default=True)
+@click.option("--learning-rate", type=float, help="Default: 0.1 with batch, 0.001 with frozen statistics.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--validate/--no-validate", default=True, show_default=True, help="Compare the artifact with torch."
+)
+@click.option(
+    "--plain-eval", is_flag=True, help="Also write eval_model.plain.onnx, which any ONNX runtime runs."
 )
 @click.option("-o", "--output", type=click.Path(), help="The artifact folder; default: out/MODEL.")
 @json_option
@@ -100,6 +103,7 @@ def command(**options: Any) -> None:
             learning_rate=options["learning_rate"],
             step=step,
             validate=options["validate"],
+            plain_eval=options["plain_eval"],
         )
     size = sum(file.stat().st_size for file in output.iterdir())
     if options["as_json"]:

@@ -1,0 +1,152 @@
+"""The evaluation model in ONNX's own operators: dense weights, batch norm folded, for any runtime.
+
+A batch norm that is the only reader of a convolution is folded into its weights; any other stays a
+BatchNormalization with its running statistics. The batch is free.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import edge_bcs
+from edge_bcs.sparse_model import SparseModel
+
+from . import layers
+from .capture import capture
+
+PLAIN_EVAL = "eval_model.plain.onnx"
+_OPSET, _IR_VERSION = 17, 8  # old enough for what is in the field
+Array = np.ndarray[Any, Any]
+
+
+def plain_evaluation_model(sparse: SparseModel, input_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """Return the model: input `input` f32 [batch, C, H, W] in [0, 1], output `logits` f32 [batch, classes].
+
+    Raises:
+        EdgeBcsError: the network holds something that is not supported; the message names it.
+    """
+    return _Writer(sparse, input_shape).model()
+
+
+class _Writer:
+    """Emits the layers in order; ``tensors`` maps a layer to the tensor that holds its output."""
+
+    def __init__(self, sparse: SparseModel, input_shape: tuple[int, int, int]) -> None:
+        self.network = sparse.network
+        self.graph = capture(sparse.network, input_shape)
+        self.input_shape = input_shape
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.tensors: dict[str, str] = {}
+        readers = self.graph.consumers()
+        self.folded = {  # convolution → the batch norm that becomes part of it
+            layer.name: found[0]
+            for layer in self.graph.layers
+            if isinstance(layer, layers.Convolution)
+            and len(found := readers[layer.name]) == 1
+            and isinstance(found[0], layers.BatchNorm)
+        }
+
+    def model(self) -> onnx.ModelProto:
+        for layer in self.graph.layers:
+            getattr(self, f"_{type(layer).__name__.lower()}")(layer)
+        logits = self.tensors[self.graph.output]
+        self.nodes.append(helper.make_node("Identity", [logits], ["logits"], "logits"))
+        graph = helper.make_graph(
+            self.nodes,
+            "eval_model",
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *self.input_shape])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", self.graph.num_classes])],
+            self.initializers,
+        )
+        model = helper.make_model(
+            graph,
+            ir_version=_IR_VERSION,
+            opset_imports=[helper.make_opsetid("", _OPSET)],
+            producer_name="edge-bcs",
+            producer_version=edge_bcs.__version__,
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+    def _constant(self, name: str, array: Array) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
+        return name
+
+    def _emit(self, operator: str, layer: layers.Layer, constants: list[str], **attributes: Any) -> None:
+        inputs = [self.tensors[name] for name in layer.inputs] + constants
+        self.nodes.append(helper.make_node(operator, inputs, [layer.name], layer.name, **attributes))
+        self.tensors[layer.name] = layer.name
+
+    def _input(self, layer: layers.Input) -> None:
+        self.tensors[layer.name] = "input"
+
+    def _convolution(self, layer: layers.Convolution) -> None:
+        module = self.network.get_submodule(layer.module)
+        weight = _numbers(module.weight)
+        bias = _numbers(module.bias) if layer.bias else np.zeros(len(weight))
+        norm = self.folded.get(layer.name)
+        if norm is not None:
+            scale, shift = self._scale_and_shift(norm)
+            weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+            bias = bias * scale + shift
+        constants = [
+            self._constant(f"{layer.name}.weight", weight),
+            self._constant(f"{layer.name}.bias", bias),
+        ]
+        if weight.ndim == 2:
+            self._emit("Gemm", layer, constants, transB=1)
+            return
+        self._emit(
+            "Conv",
+            layer,
+            constants,
+            kernel_shape=list(layer.kernel),
+            strides=[layer.stride] * 2,
+            pads=[layer.padding] * 4,
+        )
+
+    def _batchnorm(self, layer: layers.BatchNorm) -> None:
+        (source,) = layer.inputs
+        if self.folded.get(source) is layer:
+            self.tensors[layer.name] = self.tensors[source]
+            return
+        module = self.network.get_submodule(layer.module)
+        constants = [
+            self._constant(f"{layer.name}.{name}", _numbers(getattr(module, name)))
+            for name in ("weight", "bias", "running_mean", "running_var")
+        ]
+        self._emit("BatchNormalization", layer, constants, epsilon=layer.epsilon)
+
+    def _scale_and_shift(self, layer: layers.BatchNorm) -> tuple[Array, Array]:
+        """What the batch norm does to a channel, in float64."""
+        module = self.network.get_submodule(layer.module)
+        scale = _numbers(module.weight) / np.sqrt(_numbers(module.running_var) + layer.epsilon)
+        return scale, _numbers(module.bias) - _numbers(module.running_mean) * scale
+
+    def _relu(self, layer: layers.ReLU) -> None:
+        self._emit("Relu", layer, [])
+
+    def _add(self, layer: layers.Add) -> None:
+        self._emit("Add", layer, [])
+
+    def _maxpool(self, layer: layers.MaxPool) -> None:
+        attributes = {"strides": [layer.stride] * 2, "pads": [layer.padding] * 4}
+        self._emit("MaxPool", layer, [], kernel_shape=[layer.kernel] * 2, **attributes)
+
+    def _averagepool(self, layer: layers.AveragePool) -> None:
+        attributes = {"kernel_shape": [layer.kernel] * 2, "strides": [layer.stride] * 2}
+        self._emit("AveragePool", layer, [], **attributes)
+
+    def _flatten(self, layer: layers.Flatten) -> None:
+        self._emit("Flatten", layer, [], axis=1)
+
+
+def _numbers(parameter: Any) -> Array:
+    """A parameter in float64."""
+    array: Array = parameter.detach().cpu().double().numpy()
+    return array
