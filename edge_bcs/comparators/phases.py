@@ -1,0 +1,159 @@
+"""What the comparators share: phases of training one after the other, each with its own length and rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edge_bcs import objectives
+from edge_bcs.connectivity import sparsify
+from edge_bcs.data.dataset import ArrayDataset
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.evaluation import Data
+from edge_bcs.replicas import Replicas
+from edge_bcs.sparse_model import SparseModel
+from edge_bcs.training import LAST, run_plan
+from edge_bcs.training_plan import Plan
+from edge_bcs.updates import Sgd, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A comparator's numbers; the defaults are HYDRA's (SGD, cosine schedule, batches of 128).
+
+    Attributes:
+        sparsity: of the network at the end, in [0, 1), as a decimal.
+        seed: of initial weights, order, augmentation and attack.
+        objective, beta: the robust loss, in every phase.
+        pretrain_epochs: of the dense network.
+        search_epochs: in which HYDRA learns scores, ADMM its weights.
+        epochs: of fine-tuning.
+        steps: end every phase after so many steps instead.
+        learning_rate, fine_tuning_rate: where the cosine begins, in fine-tuning and before it.
+        weight_decay: λ_w, inside the gradient. momentum: μ.
+        batch_size, epsilon, step_size, attack_steps, batch_norm, augment, validation: as in `training.train`.
+    """
+
+    sparsity: str
+    seed: int = 0
+    objective: str = "at"
+    beta: float | None = None
+    pretrain_epochs: int = 100
+    search_epochs: int = 20
+    epochs: int = 100
+    steps: int | None = None
+    learning_rate: float = 0.1
+    fine_tuning_rate: float = 0.01
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    batch_size: int | None = None
+    epsilon: float = 8 / 255
+    step_size: float = 2 / 255
+    attack_steps: int = 10
+    batch_norm: str = "batch"
+    augment: bool = True
+    validation: float = 0.02
+
+
+class Phases:
+    """Runs phases; each keeps its checkpoints in a folder of its own, the last one in the output folder.
+
+    Args:
+        method: name of the comparator.
+        recipe: its numbers.
+        data, pseudo_labelled: as in `training.train`.
+        output: folder; None keeps nothing.
+        resume: continue where a phase was interrupted; finished phases are read back.
+        machine: device, precision, compile, save_seconds, progress, as in `training.train`.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        recipe: Recipe,
+        data: Data | tuple[Any, Any],
+        *,
+        pseudo_labelled: Data | None = None,
+        output: str | Path | None = None,
+        resume: bool = False,
+        device: str | torch.device | None = None,
+        **machine: Any,
+    ) -> None:
+        self.method, self.recipe, self.machine = method, recipe, machine
+        self.data: Data = ArrayDataset(*data) if isinstance(data, tuple) else data
+        if (recipe.objective == "rst") != (pseudo_labelled is not None):
+            raise EdgeBcsError("the objective rst, and no other, needs a second, pseudo-labelled data set")
+        self.pseudo_labelled, self.resume = pseudo_labelled, resume
+        self.output = None if output is None else Path(output)
+        if self.output is not None and not resume and self.output.exists() and any(self.output.iterdir()):
+            raise EdgeBcsError(f"{self.output} holds a training already; resume it, or choose another folder")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def pretrain(self, network: nn.Module, pretrained: SparseModel | None) -> SparseModel:
+        """Return a dense robust network: `pretrained`, or one trained for `pretrain_epochs`."""
+        dense = sparsify(network, 0, self.recipe.seed)
+        if pretrained is not None:
+            if pretrained.layers != dense.layers or pretrained.kappa != dense.size:
+                raise EdgeBcsError("the pretrained network is not a dense one with the kernels of the model")
+            dense.load_state(pretrained.state())
+            return dense
+        self.run("pretraining", dense, self.recipe.pretrain_epochs, self.recipe.learning_rate, Sgd())
+        return dense
+
+    def fine_tune(self, pruned: SparseModel) -> dict[str, Any]:
+        """Train the connections that are left, and return the report of this last phase."""
+        return self.run("", pruned, self.recipe.epochs, self.recipe.fine_tuning_rate, Sgd())
+
+    def run(
+        self,
+        name: str,
+        sparse: SparseModel,
+        epochs: int,
+        rate: float,
+        update: Update,
+        validation: float | None = None,
+    ) -> dict[str, Any]:
+        """Run one phase ("" is the last one); the network is left with its best epoch."""
+        recipe = self.recipe
+        if self.machine.get("progress", True):
+            print(f"{self.method}: {name or 'fine-tuning'} for {epochs} epochs", flush=True)
+        plan = Plan(
+            objective=recipe.objective,
+            beta=objectives.get(recipe.objective).beta if recipe.beta is None else recipe.beta,
+            method=f"{self.method} {name}".strip(),
+            rewire="none",
+            engine="torch",
+            processes=Replicas.join(self.device).count,
+            epochs=epochs,
+            steps=recipe.steps,
+            batch_size=recipe.batch_size or (256 if recipe.objective == "rst" else 128),
+            learning_rate=rate,
+            weight_decay=recipe.weight_decay,
+            schedule="cosine",
+            momentum=recipe.momentum,
+            noise=0.0,
+            epsilon=recipe.epsilon,
+            step_size=recipe.step_size,
+            attack_steps=recipe.attack_steps,
+            batch_norm=recipe.batch_norm,
+            augment=recipe.augment,
+            validation=recipe.validation if validation is None else validation,
+            samples=len(self.data),
+            seed=recipe.seed,
+        )
+        folder = None if self.output is None else self.output / name
+        return run_plan(
+            sparse,
+            self.data,
+            plan,
+            update,
+            pseudo_labelled=self.pseudo_labelled,
+            device=self.device,
+            output=folder,
+            resume=self.resume and folder is not None and (folder / LAST).is_file(),
+            **self.machine,
+        )

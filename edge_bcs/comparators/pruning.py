@@ -1,0 +1,44 @@
+"""Keep the largest weights (or scores) of each layer, κ of them altogether."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_bcs.connectivity import kappa, layer_counts
+from edge_bcs.sparse_model import Layer, SparseModel
+
+
+def equal_densities(layers: Sequence[Layer], sparsity: str) -> list[int]:
+    """Return how many weights each layer keeps: the same share of every layer, κ altogether."""
+    sizes = [layer.size for layer in layers]
+    counts: list[int] = layer_counts(sizes, [1.0] * len(sizes), kappa(sum(sizes), sparsity)).tolist()
+    return counts
+
+
+def largest(values: Tensor, layers: Sequence[Layer], counts: Sequence[int]) -> Tensor:
+    """Return the positions i64[κ], ascending, of the largest |values| (f32[N]) of each layer."""
+    chosen = [
+        values[layer.offset : layer.offset + layer.size].abs().topk(count, sorted=False).indices.sort()[0]
+        + layer.offset
+        for layer, count in zip(layers, counts, strict=True)
+    ]
+    return torch.cat(chosen)
+
+
+def pruned(dense: SparseModel, index: Tensor, sparsity: str) -> SparseModel:
+    """Return a copy of a dense network with only the connections at `index` i64[κ], momentum at rest."""
+    weights = dense.weights.detach().cpu()
+    positions = index.cpu()
+    return SparseModel(
+        copy.deepcopy(dense.network),
+        weights[positions].numpy().astype(np.float32),
+        positions.numpy(),
+        seed=dense.seed,
+        sparsity=sparsity,
+        distribution="uniform",
+    )
