@@ -1,8 +1,8 @@
 """HYDRA: learn which weights of a dense robust network matter to the robust loss (Sehwag et al., 2020).
 
-Every weight w has a score s, at first √(6/fan-in)·w/max|w| of its layer. The network uses w where |s| is among
-its layer's largest, and 0 elsewhere. Scores are trained with the robust loss, kernels stay as they are; on the
-way back the selection lets everything through: ∂L/∂s = ∂L/∂(w·mask)·w·sign(s).
+Every weight w has a score s, at first √(6/fan-in)·w/max|w| of its layer. The network uses w where |s| is
+among its layer's largest, and 0 elsewhere. Scores are trained with the robust loss, kernels stay as they are;
+on the way back the selection lets everything through: ∂L/∂s = ∂L/∂(w·mask)·w·sign(s).
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ class Stored(Dataset):
 
     Args:
         sources: the files that the copy is made from. rows: called to decode them, if there is no copy yet.
+        split: "train", "test", or "" for all that is not meant for testing, nothing held out.
         classes: names in label order, or None where rows carry class names, which then are sorted.
     """
 
@@ -90,11 +91,12 @@ class Stored(Dataset):
             self.classes = tuple(str(name) for name in stored["classes"])
             self._dtype = np.dtype(str(stored["dtype"]))
         known = splits != ""
-        chosen = (
-            np.where(known, splits, "train") == split
-            if known.any()
-            else held_out(labels) == (split == "test")
-        )
+        if not split:
+            chosen = splits != "test"
+        elif known.any():
+            chosen = np.where(known, splits, "train") == split
+        else:
+            chosen = held_out(labels) == (split == "test")
         self.shape = shape
         self._rows = np.flatnonzero(chosen)
         self.labels = labels[self._rows]
