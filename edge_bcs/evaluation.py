@@ -1,8 +1,8 @@
 """Clean and robust accuracy of any torch module, in RobustBench's terms.
 
 An image counts as robust if the network is right about the clean image and about every adversarial image
-found. Reports also warn of known signs of a robustness that is not real: gradients that vanish, and a
-network that answers at random (Athalye et al., 2018).
+found. Reports also warn of known signs of a robustness that is not real: gradients that vanish, a
+network that answers at random, a black-box attack that beats a gradient attack (Athalye et al., 2018).
 """
 
 from __future__ import annotations
@@ -148,9 +148,8 @@ def _adversary(
     if attack == "autoattack":
         return external_attacks.autoattack(model, epsilon=epsilon, seed=seed, warnings=warnings), {}
     if attack == "square":
-        return external_attacks.square(model, epsilon=epsilon, queries=queries, seed=seed), {
-            "queries": queries
-        }
+        black_box = external_attacks.square(model, epsilon=epsilon, queries=queries, seed=seed)
+        return _beside_pgd(model, black_box, epsilon, seed, warnings), {"queries": queries}
     if steps < 1:
         raise EdgeBcsError(f"an attack needs at least 1 step, not {steps}")
     if attack == "bb":
@@ -171,6 +170,38 @@ def _adversary(
         )
 
     return restarted, {"steps": steps, "restarts": restarts, "step_size": size}
+
+
+def _beside_pgd(
+    model: Model,
+    black_box: Callable[[Tensor, Tensor, int], Tensor],
+    epsilon: float,
+    seed: int,
+    warnings: list[str],
+) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """Return the black-box attack, which warns if it beats PGD of 20 steps on the first batch.
+
+    Gradients say more than queries; where they do not, they mislead (Athalye et al., 2018).
+    """
+
+    def compared(x: Tensor, labels: Tensor, number: int) -> Tensor:
+        found = black_box(x, labels, number)
+        if number == 0:
+            by_gradient = attacks.pgd_restarts(
+                model, x, labels, restarts=1, epsilon=epsilon, step_size=epsilon / 8, steps=20, seed=seed
+            )
+            with torch.no_grad():
+                fooled, by_pgd = (
+                    int((model(images).argmax(1) != labels).sum()) for images in (found, by_gradient)
+                )
+            if fooled > by_pgd + 0.02 * len(x):
+                warnings.append(
+                    f"Square fools {fooled} of {len(x)} images where PGD fools {by_pgd}: gradients mislead, "
+                    "and accuracies under gradient attacks mean little"
+                )
+        return found
+
+    return compared
 
 
 def measure(

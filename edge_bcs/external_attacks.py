@@ -5,8 +5,6 @@
 | autoattack | pyautoattack | standard ensemble (Croce & Hein, 2020) |
 | square | pyautoattack | margin loss, `queries` queries (Andriushchenko et al., 2020) |
 | bb | Foolbox | B&B∞ (Brendel et al., 2019): `steps` steps from an image of wide-radius PGD |
-
-| bb | Foolbox | B&B∞ (Brendel et al., 2019), `steps` steps from an image of wide PGD |
 """
 
 from __future__ import annotations

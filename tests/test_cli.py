@@ -198,6 +198,16 @@ def test_a_stopped_training_is_saved_and_goes_on_to_the_bit(tiny_artifact: Make,
         (("export", "--sparsity", "1"), "sparsity"),
         (("export", "--checkpoint", "nothing"), "nothing"),
         (("train", "--data", "nothing"), "does not exist"),
+        (("train", "--data", "digits", "--method", "fixed"), "needs --counts-from"),
+        (("train", "--data", "digits", "--pretrained", "x"), "--pretrained belongs to"),
+        (("train", "--data", "digits", "--objective", "rst"), "needs --pseudo-labelled"),
+        (("train", "--data", "digits", "--method", "hydra", "--engine", "sparse"), "--engine torch"),
+        (
+            ("train", "--data", "digits", "--objective", "rst", "--pseudo-labelled", "TMP"),
+            "pseudo-labelled data",
+        ),
+        (("evaluate", "ARTIFACT", "--data", "digits", "--queries", "9"), "--queries belongs to square"),
+        (("export", "--checkpoint", "x", "--classes", "4"), "a checkpoint has its own"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
@@ -230,26 +240,69 @@ def test_targets_and_doctor() -> None:
     assert doctor["usable"] and "exact byte budget" in topics["operators"]["found"]
 
 
-def test_train_on_the_host(tmp_path: Path) -> None:
+SMALL = ("--width", 0.0625, "--input-size", 8, "--channels", 1, "--sparsity", 0.8, "--attack-steps", 1)
+
+
+def train(tmp_path: Path, *more: object) -> dict[str, Any]:
     pytest.importorskip("torch")
-    write_digits(tmp_path / "digits.npz")
-    options = ("--width", 0.0625, "--input-size", 8, "--channels", 1, "--sparsity", 0.8, "--attack-steps", 1)
+    if not (tmp_path / "digits.npz").exists():
+        write_digits(tmp_path / "digits.npz")
     common = ("--model", "resnet18", "--data", tmp_path / "digits.npz", "--steps", 2, "--batch-size", 16)
-    result = succeed("train", *common, *options, "-o", tmp_path / "checkpoint")
-    assert result["step"] == 2
-    exported = succeed(
-        "export",
-        "--checkpoint",
-        tmp_path / "checkpoint",
-        "--channels",
-        1,
-        "--input-size",
-        8,
-        "-o",
-        tmp_path / "a",
-    )
+    return succeed("train", *common, *SMALL, *more)
+
+
+@pytest.mark.parametrize("engine", ["torch", "sparse"])
+def test_train_on_the_host(tmp_path: Path, engine: str) -> None:
+    result = train(tmp_path, "--engine", engine, "-o", tmp_path / "checkpoint")
+    assert result["step"] == 2 and 0 <= result["best_robust_acc"] <= result["best_clean_acc"] <= 1
+    # The network's shape and classes, and how far it has been trained, come from the checkpoint.
+    exported = succeed("export", "--checkpoint", tmp_path / "checkpoint", "-o", tmp_path / "a")
     assert exported["batch_norm"] == "frozen" and exported["sparsity"] == "0.8"
-    evaluated = succeed(
-        "evaluate", tmp_path / "checkpoint", "--data", tmp_path / "digits.npz", "--attack-steps", 1
-    )
+    assert load_file(tmp_path / "a")["step"] == "2"
+    evaluate = ("evaluate", "--data", tmp_path / "digits.npz", "--attack-steps", 1)
+    evaluated = succeed(*evaluate, tmp_path / "checkpoint")
     assert evaluated["engine"] == "torch" and 0 <= evaluated["robust_accuracy"] <= evaluated["accuracy"] <= 1
+    board = succeed(*evaluate, tmp_path / "a")
+    from_artifact = succeed(*evaluate, tmp_path / "a", "--engine", "torch")
+    assert board["accuracy"] == from_artifact["accuracy"] == evaluated["accuracy"]
+    assert from_artifact["kappa"] == exported["kappa"]
+
+
+def load_file(artifact: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(str(artifact / "state.safetensors"), framework="numpy") as stored:
+        return dict(stored.metadata())
+
+
+def test_train_every_baseline(tmp_path: Path) -> None:
+    bcs = train(tmp_path, "-o", tmp_path / "bcs")
+    fixed = train(tmp_path, "--method", "fixed", "--counts-from", tmp_path / "bcs", "-o", tmp_path / "fixed")
+    assert bcs["connections"] == fixed["connections"]
+    random = train(tmp_path, "--method", "random", "-o", tmp_path / "random")
+    first = next(iter(random["connections"].values()))
+    assert first == pytest.approx(0.2 * 9 * 4, abs=1)  # the same share of every layer: 1 × 4 kernels of 3 × 3
+    dense = train(tmp_path, "--method", "dense", "-o", tmp_path / "dense")
+    assert sum(dense["connections"].values()) == 5 * sum(bcs["connections"].values())
+    lengths = ("--pretrain-epochs", 1, "--search-epochs", 1, "--epochs", 1)
+    for method in ("lwm", "hydra", "admm"):
+        pruned = train(tmp_path, "--method", method, *lengths, "-o", tmp_path / method)
+        assert sum(pruned["connections"].values()) == sum(bcs["connections"].values())
+        succeed("export", "--checkpoint", tmp_path / method, "-o", tmp_path / f"{method}.artifact")
+
+
+def test_train_rst_and_resume(tmp_path: Path) -> None:
+    write_digits(tmp_path / "more.npz")
+    rst = ("--objective", "rst", "--pseudo-labelled", tmp_path / "more.npz", "-o", tmp_path / "rst")
+    first = train(tmp_path, *rst)
+    again = train(tmp_path, *rst, "--resume")
+    assert again["step"] == first["step"] and again["best_step"] == first["best_step"]
+
+
+def test_square_and_its_curve(tmp_path: Path) -> None:
+    pytest.importorskip("pyautoattack")
+    train(tmp_path, "-o", tmp_path / "run")
+    square = ("--attack", "square", "--queries", 5, "--queries", 20, "--limit", 12)
+    report = succeed("evaluate", tmp_path / "run", "--data", tmp_path / "digits.npz", *square)
+    assert [point["queries"] for point in report["curve"]] == [5, 20]
+    assert report["curve"][1]["adv_acc"] <= report["curve"][0]["adv_acc"]

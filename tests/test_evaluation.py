@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import edge_bcs
-from edge_bcs import attacks, models
+from edge_bcs import attacks, external_attacks, models
 from edge_bcs.data import ArrayDataset
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import evaluate
@@ -125,6 +125,22 @@ class Noisy(Threshold):
 def test_warnings(model: Callable[[], nn.Module], word: str | None) -> None:
     warnings = evaluate(model(), by_margin(0.2, 0.8), steps=2, restarts=1)["warnings"]
     assert any(word in warning for warning in warnings) if word else warnings == []
+
+
+@pytest.mark.parametrize(("model", "beaten"), [(Staircase, True), (Threshold, False)])
+def test_square_that_beats_pgd_is_reported(
+    model: Callable[[], nn.Module], beaten: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def darken_and_brighten(network: nn.Module, **_: object) -> Callable[[Tensor, Tensor, int], Tensor]:
+        return lambda x, labels, _: x + 0.1 * (1 - 2 * labels.view(-1, 1, 1, 1))
+
+    monkeypatch.setattr(external_attacks, "square", darken_and_brighten)
+    # Every image is within reach; the staircase gives PGD no gradient to find it by.
+    data = by_margin(0.44, 0.45, 0.55, 0.56)
+    report = evaluate(model(), data, attack="square", epsilon=0.1)
+    assert report["adv_acc"] == 0
+    found = [text for text in report["warnings"] if text.startswith("Square fools 4 of 4 images where PGD")]
+    assert bool(found) == beaten
 
 
 def test_interrupted_evaluation_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,13 @@ def write_report(file: Path, content: dict[str, Any]) -> None:
         raise EdgeBcsError(f"{file} cannot be written: {error.strerror}.") from None
 
 
+def stored_shape(sparse: Any) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images that a network of `edge_bcs.models` was made for."""
+    arguments = sparse.record.get("arguments", {})
+    size = int(arguments.get("input_size", 32))
+    return int(arguments.get("input_channels", 3)), size, size
+
+
 def examples(text: str) -> Callable[[Any], Any]:
     """Append examples to a command's help, each on its own line."""
 

@@ -16,6 +16,7 @@ from edge_bcs.cli.common import (
     pairs,
     percent,
     print_json,
+    stored_shape,
     threads_option,
     write_report,
 )
@@ -28,10 +29,20 @@ _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 @click.argument("path", type=click.Path())
 @data_option
 @click.option("--attack", type=click.Choice(_ATTACKS), default="pgd", show_default=True)
-@click.option("--attack-steps", type=click.IntRange(1), default=50, show_default=True, help="Steps of PGD.")
+@click.option("--attack-steps", type=click.IntRange(1), help="Of PGD (default 50) and B&B (100).")
+@click.option("--restarts", type=click.IntRange(1), default=1, show_default=True, help="Starts of PGD.")
+@click.option("--step-size", help="Of PGD, such as 2/255; default: 2.5·ε/steps.")
 @click.option(
-    "--restarts", type=click.IntRange(1), default=1, show_default=True, help="Random starts of PGD."
-)
+    "--queries", type=click.IntRange(1), multiple=True,
+    help="Of Square (default 5000); given several times, one report has them all.",
+)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the attack's starts.")
+@click.option("--device", help="Of the torch engine, such as cuda; default: a GPU if there is one.")
+@click.option(
+    "--resume", type=click.Path(),
+    help="File that keeps the counts after each batch; an interrupted evaluation goes on from it.",
+)  # fmt: skip
 @click.option("--epsilon", help="Radius, such as 8/255; default: the artifact's, or 8/255.")
 @click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="Only so many images.")
@@ -44,7 +55,8 @@ _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 @examples("""
     edge-bcs evaluate run --data digits
     edge-bcs evaluate run --data photos/ --attack pgd --attack-steps 50 --restarts 10
-    edge-bcs evaluate checkpoints/vgg16 --data cifar-10-batches-py --attack autoattack
+    edge-bcs evaluate runs/vgg16 --data cifar-10-batches-py --attack autoattack --resume counts.json
+    edge-bcs evaluate runs/vgg16 --data digits --attack square --queries 50 --queries 5000 --json square.json
 """)
 def command(path: str, json_file: str | None, **options: Any) -> None:
     """Measure clean and robust accuracy of an artifact, a saved run or a checkpoint.
@@ -52,6 +64,7 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
     Artifacts and runs are measured by the board's own graphs; --engine torch loads them into PyTorch
     instead, which attacks other than FGSM and PGD need.
     """
+    _check(options)
     on_board = (
         (Path(path) / "manifest.json").is_file()
         if options["engine"] is None
@@ -70,9 +83,22 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
         ("images", result["samples"]),
         ("clean accuracy", percent(result["accuracy"])),
     ]
-    if "robust_accuracy" in result:
+    for curve in result.get("curve", []):
+        rows.append((f"robust accuracy (square, {curve['queries']} queries)", percent(curve["adv_acc"])))
+    if "robust_accuracy" in result and "curve" not in result:
         rows.append((f"robust accuracy ({options['attack']})", percent(result["robust_accuracy"])))
     pairs([*rows, *(("warning", text) for text in result.get("warnings", []))])
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Refuse settings that the attack does not have, before anything is loaded."""
+    attack = options["attack"]
+    owners = {"queries": ("square",), "attack_steps": ("pgd", "bb"), "step_size": ("pgd",)}
+    for name, attacks in owners.items():
+        if options[name] and attack not in attacks:
+            raise EdgeBcsError(
+                f"--{name.replace('_', '-')} belongs to {' and '.join(attacks)}, not to {attack}."
+            )
 
 
 def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -86,13 +112,15 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
     with Trainer(path, memory=options["memory"], threads=options["threads"]) as trainer:
         data = open_data(options["data_spec"], options["split"], trainer.artifact.input_shape)
         epsilon = None if options["epsilon"] is None else fraction(options["epsilon"], "--epsilon")
+        if options["resume"] or options["step_size"]:
+            raise EdgeBcsError("--resume and --step-size need --engine torch.")
         return {
             "engine": "board",
             "attack": options["attack"],
             "epsilon": trainer.artifact.objective.epsilon if epsilon is None else epsilon,
             **trainer.evaluate(
                 data,
-                0 if options["attack"] == "none" else options["attack_steps"],
+                0 if options["attack"] == "none" else options["attack_steps"] or 50,
                 attack="pgd" if options["attack"] == "none" else options["attack"],
                 restarts=options["restarts"],
                 limit=options["limit"],
@@ -103,26 +131,63 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, Any]:
-    if options["attack"] not in ("none", "fgsm", "pgd"):
-        raise EdgeBcsError(f"{options['attack']} is not available in this version; use fgsm or pgd.")
+    import torch
+
     from edge_bcs import evaluation, loading
     from edge_bcs.data import open_data
 
     sparse = loading.load(path)
-    arguments = sparse.record["arguments"]
-    size = arguments.get("input_size", 32)
-    data = open_data(options["data_spec"], options["split"], (arguments.get("input_channels", 3), size, size))
-    result: dict[str, Any] = evaluation.evaluate(
-        sparse,
-        data,
-        attack=options["attack"],
-        epsilon=8 / 255 if options["epsilon"] is None else fraction(options["epsilon"], "--epsilon"),
-        steps=options["attack_steps"],
-        restarts=options["restarts"],
-        samples=options["limit"],
-        progress=progress,
-    )
+    device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options["threads"] is not None:
+        torch.set_num_threads(options["threads"])
+    sparse = sparse.to(device)
+    data = open_data(options["data_spec"], options["split"], _input_shape(path, sparse))
+    attack = options["attack"]
+    step_size = options["step_size"]
+    arguments = {
+        "attack": attack,
+        "epsilon": _epsilon(path, options),
+        "steps": options["attack_steps"] or (100 if attack == "bb" else 50),
+        "restarts": options["restarts"],
+        "step_size": None if step_size is None else fraction(step_size, "--step-size"),
+        "batch_size": options["batch_size"],
+        "samples": options["limit"],
+        "seed": options["seed"],
+        "progress": progress,
+        "resume": options["resume"],
+    }
+    reports = [
+        evaluation.evaluate(sparse, data, queries=queries, **arguments)
+        for queries in options["queries"] or (5000,)
+    ]
+    result: dict[str, Any] = reports[-1]
     named = {"accuracy": result["clean_acc"]}
-    if options["attack"] != "none":
+    if attack != "none":
         named["robust_accuracy"] = result["adv_acc"]
-    return {"engine": "torch", **named, **result}
+    described = {"sparsity": sparse.sparsity, "kappa": sparse.kappa, "size": sparse.size, "step": sparse.step}
+    report = {"engine": "torch", "device": str(device), **named, **result, **described}
+    if len(reports) > 1:
+        report["curve"] = [{name: part[name] for name in ("queries", "adv_acc")} for part in reports]
+        report["warnings"] = sorted({text for part in reports for text in part["warnings"]})
+    return report
+
+
+def _input_shape(path: str, sparse: Any) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images that a stored network takes: its artifact or its network says."""
+    manifest = Path(path) / "manifest.json"
+    if manifest.is_file():
+        from edge_bcs.runtime.artifact import Artifact
+
+        channels, height, width = Artifact.read(path).input_shape
+        return channels, height, width
+    return stored_shape(sparse)
+
+
+def _epsilon(path: str, options: dict[str, Any]) -> float:
+    if options["epsilon"] is not None:
+        return fraction(options["epsilon"], "--epsilon")
+    if (Path(path) / "manifest.json").is_file():
+        from edge_bcs.runtime.artifact import Artifact
+
+        return float(Artifact.read(path).objective.epsilon)
+    return 8 / 255

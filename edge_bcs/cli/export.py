@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from edge_bcs.cli.common import examples, fraction, json_option, pairs, print_json
+from edge_bcs.cli.common import examples, fraction, json_option, pairs, print_json, stored_shape
+from edge_bcs.errors import EdgeBcsError
 
 
 @click.command()
@@ -21,11 +22,13 @@ from edge_bcs.cli.common import examples, fraction, json_option, pairs, print_js
 @click.option(
     "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True
 )
-@click.option("--classes", type=click.IntRange(2), default=10, show_default=True)
-@click.option("--input-size", type=click.IntRange(1), default=32, show_default=True, help="Height and width.")
-@click.option("--channels", type=click.IntRange(1), default=3, show_default=True, help="Colour channels.")
+@click.option("--classes", type=click.IntRange(2), help="Default: 10. A checkpoint has its own.")
 @click.option(
-    "--width", type=float, default=1.0, show_default=True, help="Multiplier of all channel numbers."
+    "--input-size", type=click.IntRange(1), help="Height and width; default: the checkpoint's, or 32."
+)
+@click.option("--channels", type=click.IntRange(1), help="Colour channels; default: the checkpoint's, or 3.")
+@click.option(
+    "--width", type=float, help="Multiplier of all channel numbers; default: 1. A checkpoint has its own."
 )
 @click.option(
     "--objective",
@@ -91,7 +94,7 @@ def command(**options: Any) -> None:
             sparse,
             output,
             objective=options["objective"],
-            input_shape=(options["channels"], options["input_size"], options["input_size"]),
+            input_shape=_shape(options, sparse),
             memory=memory,
             micro_batch=options["micro_batch"],
             batch_norm=batch_norm,
@@ -136,21 +139,31 @@ def command(**options: Any) -> None:
     click.echo(f"Next: edge-bcs simulate {output}\n      edge-bcs finetune {output} --data digits")
 
 
+def _shape(options: dict[str, Any], sparse: Any) -> tuple[int, int, int]:
+    """Return (C, H, W): as asked for, else as the network was made for."""
+    channels, height, width = stored_shape(sparse)
+    size = options["input_size"]
+    return options["channels"] or channels, size or height, size or width
+
+
 def _network(options: dict[str, Any]) -> tuple[Any, str, int]:
     """Return (sparse network, its name, training steps behind it)."""
     if options["checkpoint"]:
         from edge_bcs.loading import load
 
+        for name in ("classes", "width"):
+            if options[name] is not None:
+                raise EdgeBcsError(f"--{name} belongs to a new network; a checkpoint has its own.")
         sparse = load(options["checkpoint"])
-        return sparse, str(sparse.record["name"]), 0
+        return sparse, str(sparse.record["name"]), int(sparse.step)
     from edge_bcs import connectivity, models
 
     model = models.create(
         options["model"],
-        num_classes=options["classes"],
-        width=options["width"],
-        input_channels=options["channels"],
-        input_size=options["input_size"],
+        num_classes=options["classes"] or 10,
+        width=1.0 if options["width"] is None else options["width"],
+        input_channels=options["channels"] or 3,
+        input_size=options["input_size"] or 32,
     )
     sparse = connectivity.sparsify(
         model, sparsity=options["sparsity"], seed=options["seed"], distribution=options["distribution"]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edge_bcs.cli.common import data_option, examples, fraction, json_option, pairs, print_json
+from edge_bcs.cli.common import (
+    data_option,
+    examples,
+    fraction,
+    json_option,
+    pairs,
+    percent,
+    print_json,
+    threads_option,
+)
+from edge_bcs.errors import EdgeBcsError
+
+_OURS = ("bcs", "random", "fixed", "dense")
+_COMPARATORS = ("lwm", "hydra", "admm")
 
 
 @click.command()
@@ -17,10 +31,25 @@ from edge_bcs.cli.common import data_option, examples, fraction, json_option, pa
 @data_option
 @click.option(
     "--objective",
-    type=click.Choice(["natural", "at", "mixed", "trades", "rst", "mart"]),
+    type=click.Choice(["natural", "at", "mixed", "trades", "mart", "rst"]),
     default="at",
     show_default=True,
 )
+@click.option(
+    "--method", type=click.Choice([*_OURS, *_COMPARATORS]), default="bcs", show_default=True,
+    help="bcs rewires; random and fixed keep a random mask, dense all weights; lwm, hydra and admm prune a "
+    "dense robust network.",
+)  # fmt: skip
+@click.option(
+    "--counts-from", type=click.Path(), help="fixed: checkpoint whose connections per layer are taken."
+)
+@click.option(
+    "--pretrained", type=click.Path(), help="lwm, hydra, admm: a dense robust checkpoint to begin with."
+)
+@click.option(
+    "--rewire", type=click.Choice(["uniform", "by-layer"]), default="uniform", show_default=True,
+    help="Where connections are born: anywhere (Algorithm 1), or as in the paper's code.",
+)  # fmt: skip
 @click.option("--sparsity", default="0.99", show_default=True, help="Share of dormant weights, in [0, 1).")
 @click.option(
     "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True
@@ -28,35 +57,66 @@ from edge_bcs.cli.common import data_option, examples, fraction, json_option, pa
 @click.option(
     "--width", type=float, default=1.0, show_default=True, help="Multiplier of all channel numbers."
 )
-@click.option("--epochs", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--steps", type=click.IntRange(1), help="End after so many steps instead.")
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="Default: 200; of fine-tuning after pruning, 100.")
+@click.option("--pretrain-epochs", type=click.IntRange(1), default=100, show_default=True)
+@click.option(
+    "--search-epochs", type=click.IntRange(1), help="Of HYDRA's scores (20) or ADMM's alternation (100)."
+)
+@click.option("--steps", type=click.IntRange(1), help="End (each phase) after so many steps instead.")
+@click.option("--batch-size", type=click.IntRange(1), help="Default: 128; for rst 256, half of each kind.")
 @click.option("--learning-rate", type=float, default=0.1, show_default=True)
+@click.option("--weight-decay", type=float, help="Default: 5e-4, decoupled; after pretraining 1e-4, in SGD.")
+@click.option("--beta", type=float, help="Weight of the second term (TRADES and RST 6, MART 4).")
 @click.option("--epsilon", default="8/255", show_default=True)
+@click.option("--step-size", default="2/255", show_default=True)
 @click.option("--attack-steps", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--pseudo-labelled", metavar="PATH", help="The second data set of RST.")
+@click.option("--batch-norm", type=click.Choice(["batch", "frozen"]), default="batch", show_default=True)
+@click.option("--augment/--no-augment", default=True, show_default=True, help="Shift by ±10 % and flip.")
+@click.option(
+    "--validation", type=float, default=0.02, show_default=True,
+    help="Share of the training data held out to choose the best epoch.",
+)  # fmt: skip
+@click.option("--pseudo-labelled", metavar="PATH", help="rst: the second data set, an .npz of x and y.")
+@click.option(
+    "--trust-pickle", is_flag=True,
+    help="Let --pseudo-labelled be the authors' .pickle; nothing but arrays is read from it.",
+)  # fmt: skip
 @click.option("--input-size", type=click.IntRange(1), default=32, show_default=True, help="Height and width.")
 @click.option("--channels", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--engine", type=click.Choice(["torch", "sparse"]), default="torch", show_default=True,
+    help="sparse: through the compiled artifact, on the CPU.",
+)  # fmt: skip
 @click.option("--device", help="Such as cuda or cpu; default: a GPU if there is one.")
+@click.option("--precision", type=click.Choice(["f32", "bf16"]), help="Default: bf16 on a GPU, else f32.")
+@click.option("--compile", is_flag=True, help="Compile the network with torch.compile.")
+@threads_option
 @click.option(
     "-o", "--output", type=click.Path(), help="Folder of checkpoints and metrics; default: runs/MODEL."
 )
 @click.option("--resume", is_flag=True, help="Continue what the output folder holds.")
 @json_option
 @examples("""
+    edge-bcs train --data digits --model vgg16 --width 0.25 --epochs 5 --engine sparse
     edge-bcs train --model resnet18 --data cifar-10-batches-py --objective trades -o runs/resnet18
-    edge-bcs train --data digits --epochs 5 --width 0.25
+    edge-bcs train --data cifar-10-batches-py --method fixed --counts-from runs/vgg16 -o runs/fixed
+    edge-bcs train --data cifar-10-batches-py --method hydra -o runs/hydra
+    torchrun --nproc-per-node 4 -m edge_bcs.cli train --data cifar-10-batches-py -o runs/vgg16
     edge-bcs export --checkpoint runs/resnet18 --memory 16MiB
 """)
 def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
-    """Train a sparse robust network from scratch with PyTorch, on the host (Algorithm 1 of the paper)."""
-    from edge_bcs import connectivity, models, training
+    """Train a sparse robust network from scratch on the host (Algorithm 1 of the paper), or a comparator.
+
+    The output folder gets checkpoint.safetensors (the best epoch on held-out images), last.safetensors,
+    metrics.jsonl and epochs.jsonl. A training that was stopped goes on to the bit with --resume.
+    """
+    from edge_bcs import models
     from edge_bcs.data import open_data
 
+    _check(options)
     shape = (options["channels"], options["input_size"], options["input_size"])
     data = open_data(data_spec, "train", shape)
-    extra = options["pseudo_labelled"]
     network = models.create(
         model,
         num_classes=len(data.classes),
@@ -64,28 +124,126 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
         input_channels=options["channels"],
         input_size=options["input_size"],
     )
-    sparse = connectivity.sparsify(
-        network, sparsity=options["sparsity"], seed=options["seed"], distribution=options["distribution"]
-    )
     output = Path(options["output"] or Path("runs") / model)
-    result: dict[str, Any] = training.train(
-        sparse,
-        data,
-        objective=options["objective"],
-        epochs=options["epochs"],
-        steps=options["steps"],
-        batch_size=options["batch_size"],
-        learning_rate=options["learning_rate"],
-        epsilon=fraction(options["epsilon"], "--epsilon"),
-        attack_steps=options["attack_steps"],
-        pseudo_labelled=None if extra is None else open_data(extra, "train", shape),
-        device=options["device"],
-        output=output,
-        resume=options["resume"],
-        progress=not as_json,
-    )
+    _use_threads(options)
+    arguments = {
+        "objective": options["objective"],
+        "steps": options["steps"],
+        "batch_size": options["batch_size"],
+        "learning_rate": options["learning_rate"],
+        "beta": options["beta"],
+        "epsilon": fraction(options["epsilon"], "--epsilon"),
+        "step_size": fraction(options["step_size"], "--step-size"),
+        "attack_steps": options["attack_steps"],
+        "batch_norm": options["batch_norm"],
+        "augment": options["augment"],
+        "validation": options["validation"],
+        **{name: options[name] for name in ("weight_decay", "epochs") if options[name] is not None},
+    }
+    machine = {
+        "pseudo_labelled": _pseudo_labelled(options, shape),
+        "device": options["device"],
+        "precision": options["precision"],
+        "compile": options["compile"],
+        "output": output,
+        "resume": options["resume"],
+        "progress": not as_json,
+    }
+    method = _train_comparator if options["method"] in _COMPARATORS else _train
+    result = method(network, data, options, arguments, machine)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
     if as_json:
         print_json({"output": str(output), **result})
         return
-    pairs(list(result.items()))
-    click.echo(f"Saved {output}; next: edge-bcs export --checkpoint {output}")
+    pairs(
+        [
+            ("steps", f"{result['step']} in {result['seconds']:.0f} s"),
+            ("best epoch", result.get("best_epoch")),
+            ("clean accuracy", _share(result, "best_clean_acc")),
+            ("robust accuracy", _share(result, "best_robust_acc")),
+        ]
+    )
+    click.echo(f"Saved {output}; next: edge-bcs evaluate {output} --data {data_spec}")
+    click.echo(f"      or: edge-bcs export --checkpoint {output}")
+
+
+def _share(result: dict[str, Any], name: str) -> str | None:
+    return f"{percent(result[name])} of the held-out images" if result.get(name) is not None else None
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Refuse what the chosen method has no use for, before anything is read."""
+    method = options["method"]
+    if (method == "fixed") != (options["counts_from"] is not None):
+        raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT, and no other method takes it.")
+    if options["pretrained"] and method not in _COMPARATORS:
+        raise EdgeBcsError(f"--pretrained belongs to {', '.join(_COMPARATORS)}, not to {method}.")
+    if options["engine"] == "sparse" and method in _COMPARATORS:
+        raise EdgeBcsError(f"{method} begins with a dense network: use --engine torch.")
+    if (options["objective"] == "rst") != (options["pseudo_labelled"] is not None):
+        raise EdgeBcsError("--objective rst needs --pseudo-labelled PATH, and no other objective takes it.")
+
+
+def _use_threads(options: dict[str, Any]) -> None:
+    if options["threads"] is not None:
+        import torch
+
+        torch.set_num_threads(options["threads"])
+
+
+def _pseudo_labelled(options: dict[str, Any], shape: tuple[int, int, int]) -> Any:
+    """Return the second data set of rst, if any."""
+    path = options["pseudo_labelled"]
+    if path is None:
+        return None
+    from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
+
+    return open_pseudo_labelled(path, shape, trust_pickle=options["trust_pickle"])
+
+
+def _train(
+    network: Any, data: Any, options: dict[str, Any], arguments: dict[str, Any], machine: dict[str, Any]
+) -> dict[str, Any]:
+    from edge_bcs import connectivity, loading, training
+
+    method, seed = options["method"], options["seed"]
+    if method == "fixed":
+        sparse = connectivity.fixed(network, loading.load(options["counts_from"]), seed)
+    else:
+        sparse = connectivity.sparsify(
+            network,
+            sparsity=0 if method == "dense" else options["sparsity"],
+            seed=seed,
+            distribution="uniform" if method == "random" else options["distribution"],
+        )
+    result: dict[str, Any] = training.train(
+        sparse,
+        data,
+        method=method,
+        rewire=options["rewire"],
+        engine=options["engine"],
+        threads=options["threads"],
+        **arguments,
+        **machine,
+    )
+    return result
+
+
+def _train_comparator(
+    network: Any, data: Any, options: dict[str, Any], arguments: dict[str, Any], machine: dict[str, Any]
+) -> dict[str, Any]:
+    from edge_bcs import comparators, loading
+
+    method = options["method"]
+    recipe = comparators.Recipe(
+        sparsity=options["sparsity"],
+        seed=options["seed"],
+        pretrain_epochs=options["pretrain_epochs"],
+        search_epochs=options["search_epochs"] or (100 if method == "admm" else 20),
+        **arguments,
+    )
+    phases = comparators.Phases(method, recipe, data, **machine)
+    pretrained = None if options["pretrained"] is None else loading.load(options["pretrained"])
+    result: dict[str, Any] = comparators.METHODS[method](network, phases, pretrained)[1]
+    return result
