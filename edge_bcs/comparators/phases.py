@@ -89,9 +89,10 @@ class Phases:
             raise EdgeBcsError("the objective rst, and no other, needs a second, pseudo-labelled data set")
         self.pseudo_labelled, self.resume = pseudo_labelled, resume
         self.output = None if output is None else Path(output)
-        if self.output is not None and not resume and self.output.exists() and any(self.output.iterdir()):
+        if self.output is not None and not resume and any(self.output.rglob(LAST)):
             raise EdgeBcsError(f"{self.output} holds a training already; resume it, or choose another folder")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.replicas = Replicas.join(self.device)
 
     def pretrain(self, network: nn.Module, pretrained: SparseModel | None) -> SparseModel:
         """Return a dense robust network: `pretrained`, or one trained for `pretrain_epochs`."""
@@ -119,7 +120,7 @@ class Phases:
     ) -> dict[str, Any]:
         """Run one phase ("" is the last one); the network is left with its best epoch."""
         recipe = self.recipe
-        if self.machine.get("progress", True):
+        if self.machine.get("progress", True) and self.replicas.first:
             print(f"{self.method}: {name or 'fine-tuning'} for {epochs} epochs", flush=True)
         plan = Plan(
             objective=recipe.objective,
@@ -127,7 +128,7 @@ class Phases:
             method=f"{self.method} {name}".strip(),
             rewire="none",
             engine="torch",
-            processes=Replicas.join(self.device).count,
+            processes=self.replicas.count,
             epochs=epochs,
             steps=recipe.steps,
             batch_size=recipe.batch_size or (256 if recipe.objective == "rst" else 128),
