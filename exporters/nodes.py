@@ -22,15 +22,16 @@ _ONNX_TYPES = {
     "i32": TensorProto.INT32,
     "i64": TensorProto.INT64,
     "u8": TensorProto.UINT8,
+    "u16": TensorProto.UINT16,
     "bool": TensorProto.BOOL,
 }
 _TYPE_NAMES = {int(code): name for name, code in _ONNX_TYPES.items()}
-BYTES = {"f32": 4, "i32": 4, "i64": 8, "u8": 1, "bool": 1}
+BYTES = {"f32": 4, "i32": 4, "i64": 8, "u8": 1, "u16": 2, "bool": 1}
 
 
 @dataclass(frozen=True)
 class TensorType:
-    """Element type ("f32", "i32", "i64", "u8", "bool") and dimensions of a tensor."""
+    """Element type ("f32", "i32", "i64", "u8", "u16", "bool") and dimensions of a tensor."""
 
     dtype: str
     dims: tuple[int, ...]

@@ -470,6 +470,26 @@ class After(_InPlace):
     """x, token → x."""
 
 
+class Narrow(Operator):
+    """x f32 → bfloat16, as u16: rounded to nearest, ties to even, but nothing that is not zero to zero."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [TensorType("u16", types[node.inputs[0]].dims)]
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        return types[node.outputs[0]].bytes // 2
+
+
+class Widen(Operator):
+    """x u16, token? → f32; the token, any tensor, only orders execution."""
+
+    def outputs(self, node: Node, types: Types) -> list[TensorType]:
+        return [TensorType("f32", types[node.inputs[0]].dims)]
+
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        return types[node.inputs[0]].bytes + types[node.outputs[0]].bytes
+
+
 class GradientReady(Operator):
     """buffer → bool [1]."""
 
@@ -520,7 +540,15 @@ OPERATORS: dict[str, Operator] = {
         ConvGrad(), MaxPool(), MaxPoolGrad(), AveragePool(), AveragePoolGrad(), Affine(), AffineInputGrad(),
         AffineGrad(), Add(), MaskedAdd(), BatchNorm(), BatchNormGrad(), CrossEntropy(), Trades(), Mart(),
         SoftmaxDifference(), PgdStep(), ResetGradient(), After(), GradientReady(), BuildLists(), RewireStep(),
-        DenseStep(),
+        DenseStep(), Narrow(), Widen(),
     )
 }  # fmt: skip
 """Operator type → its rules."""
+
+GRADIENTS = frozenset(
+    {
+        "ConvGrad", "ConvInputGrad", "MaxPoolGrad", "AveragePoolGrad", "AffineGrad", "AffineInputGrad",
+        "BatchNormGrad", "MaskedAdd",
+    }
+)  # fmt: skip
+"""Operators of the backward pass; what they read of the forward pass is kept for them."""

@@ -17,7 +17,7 @@ from typing import Any
 from edge_bcs.runtime.buffers import bytes_of
 
 from .nodes import Graph, Node, TensorType
-from .operators import OPERATORS, Types
+from .operators import GRADIENTS, OPERATORS, Types
 
 ACTIVATIONS = "activations in passing"
 KEPT = "activations kept for backward"
@@ -178,26 +178,17 @@ def replay(graph: Graph, connections: Mapping[int, int]) -> PhasePlan:
 
 
 def _categories(graph: Graph) -> dict[str, str]:
-    """Tensor → category. What a gradient operator reads of the forward pass is kept for it."""
-    backward = {
-        "ConvGrad",
-        "ConvInputGrad",
-        "MaxPoolGrad",
-        "AveragePoolGrad",
-        "AffineGrad",
-        "AffineInputGrad",
-    }
-    backward |= {"BatchNormGrad", "MaskedAdd"}
+    """Tensor → category. What gradient operators read of the forward pass, or what stands for it, is kept."""
     category: dict[str, str] = {}
     for node in graph.nodes:
         if node.operator in ("FoldAffine", "ZeroAffine"):
             own = SCALE_AND_SHIFT
-        elif node.operator in backward or node.operator in _SEEDS:
+        elif node.operator in GRADIENTS or node.operator in _SEEDS:
             own = GRADIENTS_IN_FLIGHT
         else:
-            own = ACTIVATIONS
+            own = KEPT if node.operator == "Narrow" else ACTIVATIONS
         category |= {name: own for name in node.outputs if name}
-        if node.operator in backward:
+        if node.operator in GRADIENTS:
             for name in node.inputs:
                 if category.get(name) == ACTIVATIONS:
                     category[name] = KEPT

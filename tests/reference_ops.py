@@ -338,6 +338,22 @@ def average_pool_grad(a, dy, addend, mask):
     return [pack(_masked(a, x.grad.numpy(), addend, mask, a["in_halo"]), a["lanes"], a["in_halo"])]
 
 
+# Half-size storage
+
+
+def narrow(x):
+    """bfloat16 of numbers, as u16: of the two neighbours the nearer, of two equally near the even one; but not
+    zero of what is not zero.
+    """
+    result = torch.tensor(x, dtype=torch.float32).to(torch.bfloat16)
+    result = torch.where((result == 0) & torch.tensor(x != 0), torch.tensor(np.sign(x) * 2.0**-133), result)
+    return result.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+
+
+def widen(x):
+    return torch.tensor(x.view(np.int16)).view(torch.bfloat16).double().numpy()
+
+
 # Element by element
 
 
@@ -538,6 +554,10 @@ def _run(node: onnx.NodeProto, a: Attributes, inputs: list[Any]) -> list[Any]:
             return [np.zeros_like(inputs[0]) if inputs[1][0] else inputs[0]]
         case "After":
             return [inputs[0]]
+        case "Narrow":
+            return [narrow(inputs[0])]
+        case "Widen":
+            return [widen(inputs[0])]
         case "GradientReady":
             return [np.array([True])]
         case "BuildLists":

@@ -58,6 +58,7 @@ void require(bool condition, const Parts&... parts) {
 
 inline constexpr auto float32 = ort::ElementType::float32;
 inline constexpr auto uint8 = ort::ElementType::uint8;
+inline constexpr auto uint16 = ort::ElementType::uint16;
 inline constexpr auto int32 = ort::ElementType::int32;
 inline constexpr auto int64 = ort::ElementType::int64;
 inline constexpr auto boolean = ort::ElementType::boolean;
@@ -85,6 +86,8 @@ constexpr ort::ElementType element_type() {
     return float32;
   else if constexpr (std::is_same_v<Bare, std::uint8_t>)
     return uint8;
+  else if constexpr (std::is_same_v<Bare, std::uint16_t>)
+    return uint16;
   else if constexpr (std::is_same_v<Bare, std::int32_t>)
     return int32;
   else if constexpr (std::is_same_v<Bare, std::int64_t>)

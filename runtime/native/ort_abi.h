@@ -21,7 +21,15 @@ struct ShapeInfo;
 struct MemoryInfo;
 
 // ONNXTensorElementDataType, the types that our operators use.
-enum class ElementType : std::int32_t { any = 0, float32 = 1, uint8 = 2, int32 = 6, int64 = 7, boolean = 9 };
+enum class ElementType : std::int32_t {
+  any = 0,
+  float32 = 1,
+  uint8 = 2,
+  uint16 = 4,
+  int32 = 6,
+  int64 = 7,
+  boolean = 9
+};
 
 enum class ErrorCode : std::int32_t { fail = 1, invalid_argument = 2, runtime_exception = 6 };
 enum class Characteristic : std::int32_t { required = 0, optional = 1, variadic = 2 };

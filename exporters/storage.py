@@ -1,0 +1,133 @@
+"""What happens to the activations that the backward pass reads: kept, recomputed, or kept as bfloat16.
+
+`store` rewrites a finished training graph. A recomputed tensor is given back after its last reader of the
+forward pass; right before the first gradient operator that reads it, its operator runs once more, on tensors
+that are kept or are recomputed themselves, and the same arithmetic on the same numbers gives the same bits. A
+narrowed tensor lies in memory as bfloat16 between its two uses, so that gradients change by its rounding. The
+tokens of After and Widen tie every inserted operator to the one before it in the file, so that no engine runs
+it earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, replace
+
+from .nodes import Graph, Node
+from .operators import GRADIENTS
+
+_REPEATABLE = ("PackInput", "Conv", "Affine", "Add", "MaxPool", "AveragePool", "BatchNorm")
+_EARLY = ("ZeroAffine", "FoldAffine", "ResetGradient")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Tensors of a training graph that are not simply kept.
+
+    Attributes:
+        recomputed: computed a second time. narrowed: kept as bfloat16 (the gradient is then not exact).
+    """
+
+    recomputed: frozenset[str] = frozenset()
+    narrowed: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.recomputed or self.narrowed)
+
+
+def kept_stacks(graph: Graph) -> list[str]:
+    """The stacks of the forward pass that gradient operators read, in order of their making: what `store` can
+    treat otherwise."""
+    made = {node.outputs[0] for node in graph.nodes if node.operator in _REPEATABLE}
+    read = {name for node in graph.nodes if node.operator in GRADIENTS for name in node.inputs}
+    return [node.outputs[0] for node in graph.nodes if node.outputs[0] in made & read]
+
+
+def store(graph: Graph, storage: Storage) -> Graph:
+    """A graph that computes the same with the tensors of ``storage`` recomputed or narrowed.
+
+    Args:
+        graph: a training graph whose halos are resolved; it is not changed.
+        storage: names among ``kept_stacks(graph)``.
+    """
+    return _Rewriting(graph, storage).result() if storage else graph
+
+
+class _Rewriting:
+    def __init__(self, graph: Graph, storage: Storage) -> None:
+        self.graph, self.storage = graph, storage
+        self.nodes: list[Node] = []
+        self.producer = {node.outputs[0]: node for node in graph.nodes if node.operator in _REPEATABLE}
+        self.kept: Set[str] = {*kept_stacks(graph)} - storage.recomputed
+        self.now: dict[str, str] = {}  # tensor → the name under which the forward pass reads it
+        self.again: dict[str, str] = {}  # tensor → the name under which the backward pass reads it
+        self.count: dict[str, int] = {}
+        self.statistics: list[str] = []  # the newest tensors of the running averages
+
+    def result(self) -> Graph:
+        for node in self.graph.nodes:
+            self._visit(node)
+        return replace(self.graph, nodes=self.nodes)
+
+    def _visit(self, node: Node) -> None:
+        if node.operator in GRADIENTS:
+            passing: dict[str, str] = {}
+            inputs = [self._late(name, passing) for name in node.inputs]
+        else:
+            inputs = [self.now.get(name, name) for name in node.inputs]
+        self.nodes.append(replace(node, inputs=inputs))
+        if node.operator == "BatchNorm" and node.outputs[2]:
+            self.statistics = node.outputs[2:4]
+        if node.operator in _REPEATABLE and node.outputs[0] in self.storage.narrowed:
+            tensor = node.outputs[0]
+            self._emit("Narrow", [tensor], [f"{tensor}.bf16"])
+            # The forward pass goes on only when the narrow copy is there.
+            self.now[tensor] = f"{tensor}.now"
+            self._emit("After", [tensor, f"{tensor}.bf16"], [self.now[tensor]])
+
+    def _late(self, tensor: str, passing: dict[str, str]) -> str:
+        """The name under which the backward pass reads ``tensor``; what has to be done for it is emitted.
+
+        ``passing`` holds recomputed tensors that no gradient operator reads; they live for one of them.
+        """
+        if tensor not in self.producer:
+            return tensor
+        known = self.again.get(tensor) or passing.get(tensor)
+        if known:
+            return known
+        if tensor in self.storage.narrowed:
+            name = self.again[tensor] = f"{tensor}.wide"
+            self._emit("Widen", [f"{tensor}.bf16", self._token()], [name])
+            return name
+        if tensor in self.kept:
+            return tensor
+        names = self.again if tensor in self.storage.recomputed else passing
+        names[tensor] = self._repeat(self.producer[tensor], passing)
+        return names[tensor]
+
+    def _repeat(self, node: Node, passing: dict[str, str]) -> str:
+        inputs = [self._late(name, passing) for name in node.inputs]
+        late = self._unique(f"{inputs[0]}.late")
+        self._emit("After", [inputs[0], self._token()], [late])
+        name = self._unique(f"{node.outputs[0]}.again")
+        outputs = [name] + [""] * (len(node.outputs) - 1)
+        attributes = dict(node.attributes)
+        if node.operator == "BatchNorm":
+            attributes["update"] = 0
+            inputs[3:5] = self.statistics
+            outputs[1] = f"{name}.saved"
+        self._emit(node.operator, [late, *inputs[1:]], outputs, **attributes)
+        return name
+
+    def _token(self) -> str:
+        """An output of the last operator that could not have run long ago."""
+        last = next(node for node in reversed(self.nodes) if node.operator not in _EARLY)
+        return next(name for name in last.outputs if name)
+
+    def _unique(self, base: str) -> str:
+        count = self.count[base] = self.count.get(base, 0) + 1
+        return base if count == 1 else f"{base}.{count}"
+
+    def _emit(self, operator: str, inputs: list[str], outputs: list[str], **attributes: object) -> None:
+        name = f"{operator}.{outputs[0]}"
+        self.nodes.append(Node(operator, inputs, outputs, attributes, name))
