@@ -87,6 +87,17 @@ class Replicas:
         if not everything:
             gradients[sparse.index] = chosen
 
+    def start_alike(self, sparse: SparseModel) -> None:
+        """Give every replica the first one's state."""
+        if self.count == 1:
+            return
+        state = sparse.state()
+        for name, buffer in state.items():
+            tensor = torch.from_numpy(buffer).to(sparse.index.device)
+            distributed.broadcast(tensor, 0)
+            state[name] = tensor.cpu().numpy()
+        sparse.load_state(state)
+
     def check_agreement(self, sparse: SparseModel) -> None:
         """Raise `EdgeBcsError` unless every replica has the same state to the bit."""
         if self.count == 1:

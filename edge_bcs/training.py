@@ -198,7 +198,9 @@ def run_plan(
     if resume and output is None:
         raise EdgeBcsError("a training can only be resumed from the output folder that it wrote")
     replicas = Replicas.join(device)
-    run = _Run(sparse.to(device), data, pseudo_labelled, plan, update, replicas)
+    sparse.to(device)
+    replicas.start_alike(sparse)
+    run = _Run(sparse, data, pseudo_labelled, plan, update, replicas)
     run.engine = open_engine(
         sparse,
         plan,

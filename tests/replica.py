@@ -18,7 +18,10 @@ torch.set_num_threads(1)
 output, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 rank = os.environ.get("RANK", "0")
 more = {"pseudo_labelled": digits(40)} if options["objective"] == "rst" else {}
-sparse = edge_bcs.sparsify(tiny(), 0.9, 5)
+network = tiny()
+# Whatever a process began with, the first one's network is trained.
+network[4].bias.data += int(rank)
+sparse = edge_bcs.sparsify(network, 0.9, 5)
 report = training.train(
     sparse, digits(80), output=output / "run", device="cpu", progress=False, **options, **more
 )

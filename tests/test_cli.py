@@ -254,6 +254,8 @@ def train(tmp_path: Path, *more: object) -> dict[str, Any]:
 @pytest.mark.parametrize("engine", ["torch", "sparse"])
 def test_train_on_the_host(tmp_path: Path, engine: str) -> None:
     result = train(tmp_path, "--engine", engine, "-o", tmp_path / "checkpoint")
+    again = train(tmp_path, "--engine", engine, "-o", tmp_path / "again")
+    assert {**again, "seconds": 0, "output": 0} == {**result, "seconds": 0, "output": 0}
     assert result["step"] == 2 and 0 <= result["best_robust_acc"] <= result["best_clean_acc"] <= 1
     # The network's shape and classes, and how far it has been trained, come from the checkpoint.
     exported = succeed("export", "--checkpoint", tmp_path / "checkpoint", "-o", tmp_path / "a")

@@ -156,8 +156,11 @@ def _network(options: dict[str, Any]) -> tuple[Any, str, int]:
                 raise EdgeBcsError(f"--{name} belongs to a new network; a checkpoint has its own.")
         sparse = load(options["checkpoint"])
         return sparse, str(sparse.record["name"]), int(sparse.step)
+    import torch
+
     from edge_bcs import connectivity, models
 
+    torch.manual_seed(options["seed"])  # biases begin as torch draws them
     model = models.create(
         options["model"],
         num_classes=options["classes"] or 10,

@@ -111,12 +111,15 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     The output folder gets checkpoint.safetensors (the best epoch on held-out images), last.safetensors,
     metrics.jsonl and epochs.jsonl. A training that was stopped goes on to the bit with --resume.
     """
+    _check(options)
+    import torch
+
     from edge_bcs import models
     from edge_bcs.data import open_data
 
-    _check(options)
     shape = (options["channels"], options["input_size"], options["input_size"])
     data = open_data(data_spec, "train", shape)
+    torch.manual_seed(options["seed"])  # biases begin as torch draws them
     network = models.create(
         model,
         num_classes=len(data.classes),
