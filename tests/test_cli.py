@@ -19,7 +19,18 @@ from click.testing import CliRunner, Result
 from edge_bcs.cli import main
 
 Make = Callable[..., Path]
-COMMANDS = ("export", "simulate", "finetune", "evaluate", "train", "inspect", "targets", "bench", "doctor")
+COMMANDS = (
+    "export",
+    "simulate",
+    "finetune",
+    "evaluate",
+    "train",
+    "plot",
+    "inspect",
+    "targets",
+    "bench",
+    "doctor",
+)
 
 
 def run(*arguments: object) -> Result:

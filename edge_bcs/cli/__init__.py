@@ -21,9 +21,11 @@ _COMMANDS = {
     "finetune": "Train an artifact robustly inside a byte budget.",
     "evaluate": "Measure clean and robust accuracy.",
     "train": "Train a sparse network with PyTorch (host).",
+    "plot": "Draw trainings and evaluation reports (host).",
     "inspect": "Show what an artifact or run holds.",
     "targets": "List the boards that are known.",
     "bench": "Time a robust training step beside dense PyTorch (host).",
+    "run-ort-artifact": "Train a dense artifact of ONNX Runtime's tools on a stock build.",
     "doctor": "Check this machine and say what to fix.",
 }
 
@@ -37,7 +39,7 @@ class _Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"edge_bcs.cli.{name}").command
+        command: click.Command = importlib.import_module(f"edge_bcs.cli.{name.replace('-', '_')}").command
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:

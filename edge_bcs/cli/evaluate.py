@@ -164,7 +164,13 @@ def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, A
     named = {"accuracy": result["clean_acc"]}
     if attack != "none":
         named["robust_accuracy"] = result["adv_acc"]
-    described = {"sparsity": sparse.sparsity, "kappa": sparse.kappa, "size": sparse.size, "step": sparse.step}
+    described = {
+        "method": _method(path),
+        "sparsity": sparse.sparsity,
+        "kappa": sparse.kappa,
+        "size": sparse.size,
+        "step": sparse.step,
+    }
     report = {"engine": "torch", "device": str(device), **named, **result, **described}
     if len(reports) > 1:
         report["curve"] = [{name: part[name] for name in ("queries", "adv_acc")} for part in reports]
@@ -181,6 +187,19 @@ def _input_shape(path: str, sparse: Any) -> tuple[int, int, int]:
         channels, height, width = Artifact.read(path).input_shape
         return channels, height, width
     return stored_shape(sparse)
+
+
+def _method(path: str) -> str | None:
+    """Return the method that a checkpoint says it was trained with; None for artifacts."""
+    import json
+
+    from edge_bcs.checkpoint import read_checkpoint
+
+    file = Path(path) / "checkpoint.safetensors" if Path(path).is_dir() else Path(path)
+    if not file.is_file() or (Path(path) / "manifest.json").is_file():
+        return None
+    method: str | None = json.loads(read_checkpoint(file).metadata.get("plan", "{}")).get("method")
+    return method
 
 
 def _epsilon(path: str, options: dict[str, Any]) -> float:
