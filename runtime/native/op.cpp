@@ -93,6 +93,12 @@ std::vector<std::int64_t> Attributes::integers(const char* name) const {
   return values;
 }
 
+std::vector<std::int64_t> Attributes::integers(const char* name,
+                                               const std::vector<std::int64_t>& otherwise) const {
+  std::size_t size = 0;
+  return succeeded(ort::api.attribute_ints(info_, name, nullptr, &size)) ? integers(name) : otherwise;
+}
+
 std::string Attributes::text(const char* name, const std::string& otherwise) const {
   std::size_t size = 0;
   if (!succeeded(ort::api.attribute_string(info_, name, nullptr, &size)) || size == 0) return otherwise;

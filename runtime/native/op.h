@@ -163,6 +163,7 @@ class Attributes {
   float real(const char* name) const;
   float real(const char* name, float otherwise) const;
   std::vector<std::int64_t> integers(const char* name) const;
+  std::vector<std::int64_t> integers(const char* name, const std::vector<std::int64_t>& otherwise) const;
   std::string text(const char* name, const std::string& otherwise) const;
 
  private:
@@ -273,8 +274,11 @@ class Context {
 
 namespace detail {
 
-// Adds an operator to the domain `edge_bcs`; called while the library is loaded.
-void add_to_registry(const ort::CustomOp* op);
+// Where an operator belongs: our own domain, or that of ONNX Runtime's operators that stock builds lack.
+enum class Domain { edge_bcs, microsoft };
+
+// Adds an operator to a domain; called while the library is loaded.
+void add_to_registry(const ort::CustomOp* op, Domain domain);
 
 // Turns an ORT status that is not null into an Error.
 void check(ort::Status* status);
@@ -370,9 +374,9 @@ struct Bridge {
 }  // namespace detail
 
 // An object of this type with static storage adds Op to the library.
-template <class Op>
+template <class Op, detail::Domain domain = detail::Domain::edge_bcs>
 struct Register {
-  Register() { detail::add_to_registry(&detail::Bridge<Op>::description()); }
+  Register() { detail::add_to_registry(&detail::Bridge<Op>::description(), domain); }
 };
 
 }  // namespace edge_bcs

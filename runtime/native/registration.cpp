@@ -1,5 +1,7 @@
 // The entry point that SessionOptions.register_custom_ops_library calls.
 
+#include <array>
+#include <atomic>
 #include <exception>
 #include <mutex>
 #include <vector>
@@ -14,27 +16,45 @@ ort::Api ort::api{};
 
 namespace {
 
-std::vector<const ort::CustomOp*>& registry() {
-  static std::vector<const ort::CustomOp*> ops;
-  return ops;
+using detail::Domain;
+
+std::vector<const ort::CustomOp*>& registry(Domain domain) {
+  static std::array<std::vector<const ort::CustomOp*>, 2> ops;
+  return ops[static_cast<std::size_t>(domain)];
 }
 
-// The domain with every operator; made once and shared by all sessions of the process.
-ort::CustomOpDomain* domain() {
-  static ort::CustomOpDomain* const made = [] {
-    ort::CustomOpDomain* domain = nullptr;
-    detail::check(ort::api.create_custom_op_domain("edge_bcs", &domain));
-    for (const ort::CustomOp* op : registry()) detail::check(ort::api.custom_op_domain_add(domain, op));
-    return domain;
-  }();
+ort::CustomOpDomain* make_domain(Domain which, const char* name) {
+  ort::CustomOpDomain* domain = nullptr;
+  detail::check(ort::api.create_custom_op_domain(name, &domain));
+  for (const ort::CustomOp* op : registry(which)) detail::check(ort::api.custom_op_domain_add(domain, op));
+  return domain;
+}
+
+// The domain with every operator of ours; made once and shared by all sessions of the process.
+ort::CustomOpDomain* own_domain() {
+  static ort::CustomOpDomain* const made = make_domain(Domain::edge_bcs, "edge_bcs");
   return made;
 }
 
+// The operators of ONNX Runtime's training builds, for stock builds, which lack them.
+ort::CustomOpDomain* training_domain() {
+  static ort::CustomOpDomain* const made = make_domain(Domain::microsoft, "com.microsoft");
+  return made;
+}
+
+std::atomic<bool> provide_training_operators{false};
+
 }  // namespace
 
-void detail::add_to_registry(const ort::CustomOp* op) { registry().push_back(op); }
+void detail::add_to_registry(const ort::CustomOp* op, Domain domain) { registry(domain).push_back(op); }
 
 }  // namespace edge_bcs
+
+// Whether sessions that are opened from now on also get the operators of ONNX Runtime's training builds (domain
+// com.microsoft). Off at first: a training build has its own.
+extern "C" __attribute__((visibility("default"))) void edge_bcs_provide_training_operators(int provide) {
+  edge_bcs::provide_training_operators = provide != 0;
+}
 
 extern "C" __attribute__((visibility("default"))) edge_bcs::ort::Status* RegisterCustomOps(
     edge_bcs::ort::SessionOptions* options, const edge_bcs::ort::ApiBase* base) {
@@ -46,7 +66,9 @@ extern "C" __attribute__((visibility("default"))) edge_bcs::ort::Status* Registe
   std::call_once(once, [&] { ort::api.load(table); });
   try {
     budget::register_with_environment();
-    return ort::api.add_custom_op_domain(options, domain());
+    if (provide_training_operators)
+      detail::check(ort::api.add_custom_op_domain(options, training_domain()));
+    return ort::api.add_custom_op_domain(options, own_domain());
   } catch (const std::exception& error) {
     return detail::error_status("edge-bcs", error.what());
   }

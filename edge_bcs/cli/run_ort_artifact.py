@@ -1,0 +1,113 @@
+"""edge-bcs run-ort-artifact."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from edge_bcs.cli.common import data_option, examples, json_option, percent, print_json, threads_option
+from edge_bcs.errors import EdgeBcsError
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path())
+@data_option
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the data; default: 1.")
+@click.option("--steps", type=click.IntRange(1), help="Optimizer steps, instead of epochs.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Default: what the graphs are fixed to, or 32 if nothing."
+)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@click.option("--prefix", default="", help="Of the artifact's file names, as given to generate_artifacts.")
+@click.option("--checkpoint", type=click.Path(), help="Begin with another checkpoint than the folder's.")
+@threads_option
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order of images.")
+@click.option("--augment/--no-augment", default=False, show_default=True, help="Shift by ±10 % and flip.")
+@click.option(
+    "--eval-samples", type=click.IntRange(0), default=200, show_default=True,
+    help="Held-out images measured before and after; 0: none.",
+)  # fmt: skip
+@click.option("-o", "--output", type=click.Path(), help="Where the trained checkpoint goes.")
+@json_option
+@examples("""
+    edge-bcs run-ort-artifact artifacts/ --data photos/ --epochs 3 -o trained.checkpoint
+    edge-bcs run-ort-artifact artifacts/ --data digits --steps 100 --learning-rate 0.01
+""")
+def command(folder: str, as_json: bool, **options: Any) -> None:
+    """Train a dense artifact of ONNX Runtime's own tools on a stock onnxruntime, aarch64 included.
+
+    DIR is what onnxruntime.training.artifacts.generate_artifacts wrote: training_model.onnx, eval_model.onnx,
+    optimizer_model.onnx and checkpoint. Images are given in [0, 1]. The trained checkpoint is one that
+    CheckpointState of a training build reads.
+    """
+    from edge_bcs.data import open_data
+    from edge_bcs.runtime.ort_artifact import OrtArtifact
+
+    training = OrtArtifact(
+        folder,
+        prefix=options["prefix"],
+        checkpoint=options["checkpoint"],
+        learning_rate=options["learning_rate"],
+        threads=options["threads"],
+    )
+    batch = _batch_size(training, options["batch_size"])
+    data = open_data(options["data_spec"], "train", training.input_shape)
+    held_out = open_data(options["data_spec"], "test", training.input_shape)
+    per_epoch = len(data) // batch
+    if not per_epoch:
+        raise EdgeBcsError(f"the data has {len(data)} images, less than one batch of {batch}.")
+    total = options["steps"] or per_epoch * (options["epochs"] or 1)
+    report: dict[str, Any] = {"before": _evaluate(training, held_out, batch, options["eval_samples"])}
+    losses: list[float] = []
+    began = time.perf_counter()
+    while training.steps < total:
+        epoch, position = divmod(training.steps, per_epoch)
+        if position == 0 or not losses:
+            order = data.order(options["seed"], epoch)
+        chosen = order[position * batch :][:batch]
+        images, labels = data.read(chosen, seed=options["seed"], epoch=epoch, augment=options["augment"])
+        losses.append(training.step(images, labels)["loss"])
+        if training.steps in (1, total) or training.steps % max(1, total // 10) == 0:
+            click.echo(f"step {training.steps}/{total}  loss {losses[-1]:.4f}", err=True)
+    report["steps"] = training.steps
+    report["losses"] = losses
+    report["milliseconds_per_step"] = 1e3 * (time.perf_counter() - began) / total
+    report["after"] = _evaluate(training, held_out, batch, options["eval_samples"])
+    if options["output"]:
+        training.save_checkpoint(options["output"])
+        report["checkpoint"] = options["output"]
+    if as_json:
+        print_json(report)
+        return
+    for when in ("before", "after"):
+        measured = report[when]
+        if measured:
+            accuracy = f", accuracy {percent(measured['accuracy'])}" if "accuracy" in measured else ""
+            click.echo(
+                f"{when:>6}: loss {measured['loss']:.4f}{accuracy} ({measured['samples']} held-out images)"
+            )
+    click.echo(f"{training.steps} steps of {report['milliseconds_per_step']:.0f} ms")
+    if options["output"]:
+        click.echo(f"Saved {options['output']}")
+
+
+def _batch_size(training: Any, asked: int | None) -> int:
+    fixed: int | None = training.batch_size
+    if fixed is not None and asked not in (None, fixed):
+        raise EdgeBcsError(f"the artifact's graphs are fixed to batches of {fixed}: leave --batch-size out.")
+    return fixed or asked or 32
+
+
+def _evaluate(training: Any, data: Any, batch: int, limit: int) -> dict[str, float]:
+    """Means over the whole batches of the first ``limit`` images of a fixed shuffle; {} if there are none."""
+    order = data.order(0, 0)[:limit]
+    results = [
+        training.evaluate(*data.read(order[first : first + batch]))
+        for first in range(0, len(order) - batch + 1, batch)
+    ]
+    if not results:
+        return {}
+    means = {name: sum(result[name] for result in results) / len(results) for name in results[0]}
+    return {**means, "samples": len(results) * batch}
