@@ -95,14 +95,12 @@ class TorchEngine:
         objective: Objective,
         update: Update,
         *,
-        precision: str | None,
         replicas: Replicas,
     ) -> None:
         self.sparse, self.plan, self.objective, self.update = sparse, plan, objective, update
         self.replicas = replicas
         self.device = sparse.index.device
-        self.precision = precision or ("bf16" if self.device.type == "cuda" else "f32")
-        self.lag = 1 if self.device.type == "cuda" else 0
+        self.lag = 0 if self.device.type == "cpu" else 1
         self.attack = Attack(epsilon=plan.epsilon, step_size=plan.step_size, steps=plan.attack_steps)
         self._failed: Tensor | None = None
 
@@ -179,7 +177,7 @@ class TorchEngine:
         return moved.contiguous(memory_format=torch.channels_last) if moved.dim() == 4 else moved
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "f32":
+        if self.plan.precision == "f32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
@@ -337,7 +335,6 @@ def open_engine(
     update: Update,
     *,
     shape: Sequence[int],
-    precision: str | None,
     replicas: Replicas,
     threads: int | None,
 ) -> Engine:
@@ -347,11 +344,11 @@ def open_engine(
         EdgeBcsError: the sparse engine is asked for what only PyTorch does.
     """
     if plan.engine == "torch":
-        return TorchEngine(sparse, plan, objective, update, precision=precision, replicas=replicas)
+        return TorchEngine(sparse, plan, objective, update, replicas=replicas)
     if not isinstance(update, Rewiring) or plan.rewire == "by-layer":
         what = "rewiring by layer" if isinstance(update, Rewiring) else f"the method {plan.method}"
         raise EdgeBcsError(f"the sparse engine does not do {what}; choose the engine torch")
-    if replicas.count > 1 or sparse.index.device.type != "cpu" or precision == "bf16":
+    if replicas.count > 1 or sparse.index.device.type != "cpu" or plan.precision != "f32":
         raise EdgeBcsError("the sparse engine runs in one process, on a CPU, in f32")
     if plan.seed != sparse.seed:
         raise EdgeBcsError("the sparse engine draws everything from the network's own seed")

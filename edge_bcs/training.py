@@ -34,7 +34,7 @@ from edge_bcs.objectives import Objective
 from edge_bcs.replicas import Replicas
 from edge_bcs.sparse_model import SparseModel
 from edge_bcs.step import REWIRE, Hyper
-from edge_bcs.training_plan import Plan, divisor
+from edge_bcs.training_plan import Plan, default_precision, divisor
 from edge_bcs.updates import Rewiring, Update
 
 __all__ = ["METHODS", "Part", "Plan", "divisor", "run_plan", "train"]
@@ -133,7 +133,7 @@ def train(
     described = objectives.get(objective)
     if isinstance(data, tuple):
         data = ArrayDataset(*data)
-    _check(described, method, rewire, batch_norm, precision, data, pseudo_labelled)
+    _check(described, method, rewire, batch_norm, data, pseudo_labelled)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() and engine == "torch" else "cpu"))
     replicas = Replicas.join(target)
     static = method != "bcs"
@@ -156,6 +156,7 @@ def train(
         step_size=step_size,
         attack_steps=attack_steps,
         batch_norm=batch_norm,
+        precision=precision or default_precision(target),
         augment=augment,
         validation=validation,
         samples=len(data),
@@ -168,7 +169,6 @@ def train(
         Rewiring(plan.rewire),
         pseudo_labelled=pseudo_labelled,
         device=target,
-        precision=precision,
         compile=compile,
         threads=threads,
         output=output,
@@ -186,7 +186,6 @@ def run_plan(
     *,
     pseudo_labelled: Data | None = None,
     device: torch.device,
-    precision: str | None = None,
     compile: bool = False,
     threads: int | None = None,
     output: str | Path | None = None,
@@ -207,7 +206,6 @@ def run_plan(
         run.objective,
         update,
         shape=data.shape,
-        precision=precision,
         replicas=replicas,
         threads=threads,
     )
@@ -229,7 +227,6 @@ def _check(
     method: str,
     rewire: str,
     batch_norm: str,
-    precision: str | None,
     data: Data,
     pseudo_labelled: Data | None,
 ) -> None:
@@ -239,8 +236,6 @@ def _check(
         raise EdgeBcsError(f"connections are rewired uniform or by-layer, not {rewire!r}")
     if batch_norm not in ("batch", "frozen"):
         raise EdgeBcsError(f"batch norm is either batch or frozen, not {batch_norm!r}")
-    if precision not in (None, "f32", "bf16"):
-        raise EdgeBcsError(f"the precision is f32 or bf16, not {precision!r}")
     if objective.name == "rst" and pseudo_labelled is None:
         raise EdgeBcsError("rst needs a second, pseudo-labelled data set (pseudo_labelled=)")
     if objective.name != "rst" and pseudo_labelled is not None:

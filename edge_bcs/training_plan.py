@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from edge_bcs.errors import EdgeBcsError
 
 SCHEDULES = ("steps", "cosine")
 ENGINES = ("torch", "sparse")
+PRECISIONS = ("f32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class Plan:
     step_size: float
     attack_steps: int
     batch_norm: str
+    precision: str
     augment: bool
     validation: float
     samples: int
@@ -50,7 +54,8 @@ class Plan:
                 raise EdgeBcsError(f"{name} must be a number of at least 0, not {getattr(self, name)}")
         if not 0 <= self.validation < 1:
             raise EdgeBcsError(f"the held-out fraction must be at least 0 and below 1, not {self.validation}")
-        for name, known in (("schedule", SCHEDULES), ("engine", ENGINES)):
+        choices = (("schedule", SCHEDULES), ("engine", ENGINES), ("precision", PRECISIONS))
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise EdgeBcsError(f"the {name} is {' or '.join(known)}, not {getattr(self, name)!r}")
 
@@ -69,3 +74,8 @@ class Plan:
 def divisor(step: int, total: int) -> int:
     """Return what divides λ and λ_w at `step` of `total`: 1, then 10 from 50 % on, 100 from 75 % on."""
     return 100 if 4 * step >= 3 * total else 10 if 2 * step >= total else 1
+
+
+def default_precision(device: torch.device) -> str:
+    """Return the precision of a training that asks for none: bf16 autocast on a GPU, else f32."""
+    return "bf16" if device.type == "cuda" else "f32"

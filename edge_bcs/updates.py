@@ -52,7 +52,7 @@ class Rewiring(Update):
     def __call__(self, sparse: SparseModel, hyper: Hyper, *, step: int, failed: Tensor | None) -> Tensor:
         """See `Update`; on a GPU the host does not wait, unless rewiring is by layer or the network dense."""
         on_device = self.rewire == "none" or (self.rewire == "uniform" and suits(sparse))
-        if sparse.index.is_cuda and on_device:
+        if sparse.index.device.type != "cpu" and on_device:
             return update_on_device(sparse, hyper, step=step, failed=failed, rewire=self.rewire)
         return torch.tensor([update(sparse, hyper, step=step, rewire=self.rewire), 1])
 

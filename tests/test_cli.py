@@ -319,3 +319,17 @@ def test_square_and_its_curve(tmp_path: Path) -> None:
     report = succeed("evaluate", tmp_path / "run", "--data", tmp_path / "digits.npz", *square)
     assert [point["queries"] for point in report["curve"]] == [5, 20]
     assert report["curve"][1]["adv_acc"] <= report["curve"][0]["adv_acc"]
+
+
+def test_train_stopped_by_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_bcs.engines import TorchEngine
+
+    write_digits(tmp_path / "digits.npz")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TorchEngine, "step", interrupt)
+    options = ("--model", "resnet18", "--data", tmp_path / "digits.npz", *SMALL, "-o", tmp_path / "run")
+    result = run("train", *options)
+    assert result.exit_code == 130 and "--resume" in result.stderr

@@ -12,10 +12,14 @@ import torch
 from torch import nn
 
 import edge_bcs
-from edge_bcs import device_random, device_step, random
+from edge_bcs import device_random, device_step, objectives, random
 from edge_bcs import step as steps
+from edge_bcs.engines import Batch, TorchEngine
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.replicas import Replicas
 from edge_bcs.step import Hyper
+from edge_bcs.training_plan import Plan
+from edge_bcs.updates import Rewiring
 
 
 def network(sparsity: float = 0.9) -> edge_bcs.SparseModel:
@@ -103,3 +107,31 @@ def test_the_host_never_needs_a_number_of_the_device(rewire: str) -> None:
     )
     outcome = device_step.update_on_device(stand_in, Hyper(), step=3, rewire=rewire)
     assert outcome.device == device and outcome.shape == (2,)
+
+
+@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
+@pytest.mark.parametrize("batch_norm", ["batch", "frozen"])
+def test_a_whole_step_never_waits(objective: str, batch_norm: str) -> None:
+    """Attack, loss, gradients, update and rewiring, queued twice before any number is asked for."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+    sparse = edge_bcs.sparsify(model, 0.9).to("meta")
+    plan = Plan(
+        objective=objective, beta=objectives.get(objective).beta, method="bcs", rewire="uniform",
+        engine="torch", processes=1, epochs=1, steps=None, batch_size=4, learning_rate=0.1, weight_decay=5e-4,
+        schedule="steps", momentum=0.9, noise=1e-6, epsilon=0.1, step_size=0.1, attack_steps=2,
+        batch_norm=batch_norm, precision="f32", augment=False, validation=0.0, samples=4, seed=0,
+    )  # fmt: skip
+    engine = TorchEngine(sparse, plan, objectives.get(objective), Rewiring("uniform"), replicas=Replicas())
+    assert engine.lag == 1
+    batch = Batch(np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, np.int64), [(0, 4)], 4)
+    engine.step(batch, Hyper(), 0)
+    numbers = engine.step(batch, Hyper(), 1)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        numbers()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,11 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
         "progress": not as_json,
     }
     method = _train_comparator if options["method"] in _COMPARATORS else _train
-    result = method(network, data, options, arguments, machine)
+    try:
+        result = method(network, data, options, arguments, machine)
+    except KeyboardInterrupt:
+        click.echo(f"Stopped; go on with --resume -o {output} (a minute is lost at most).", err=True)
+        sys.exit(130)
     if int(os.environ.get("RANK", "0")) > 0:
         return
     if as_json:

@@ -17,7 +17,7 @@ from edge_bcs.evaluation import Data
 from edge_bcs.replicas import Replicas
 from edge_bcs.sparse_model import SparseModel
 from edge_bcs.training import LAST, run_plan
-from edge_bcs.training_plan import Plan
+from edge_bcs.training_plan import Plan, default_precision
 from edge_bcs.updates import Sgd, Update
 
 
@@ -68,7 +68,8 @@ class Phases:
         data, pseudo_labelled: as in `training.train`.
         output: folder; None keeps nothing.
         resume: continue where a phase was interrupted; finished phases are read back.
-        machine: device, precision, compile, save_seconds, progress, as in `training.train`.
+        device, precision, machine: device, precision, compile, save_seconds, progress, as in
+            `training.train`.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Phases:
         output: str | Path | None = None,
         resume: bool = False,
         device: str | torch.device | None = None,
+        precision: str | None = None,
         **machine: Any,
     ) -> None:
         self.method, self.recipe, self.machine = method, recipe, machine
@@ -92,6 +94,7 @@ class Phases:
         if self.output is not None and not resume and any(self.output.rglob(LAST)):
             raise EdgeBcsError(f"{self.output} holds a training already; resume it, or choose another folder")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision = precision or default_precision(self.device)
         self.replicas = Replicas.join(self.device)
 
     def pretrain(self, network: nn.Module, pretrained: SparseModel | None) -> SparseModel:
@@ -141,6 +144,7 @@ class Phases:
             step_size=recipe.step_size,
             attack_steps=recipe.attack_steps,
             batch_norm=recipe.batch_norm,
+            precision=self.precision,
             augment=recipe.augment,
             validation=recipe.validation if validation is None else validation,
             samples=len(self.data),
