@@ -297,7 +297,7 @@ def test_train_every_baseline(tmp_path: Path) -> None:
     assert first == pytest.approx(0.2 * 9 * 4, abs=1)  # the same share of every layer: 1 × 4 kernels of 3 × 3
     dense = train(tmp_path, "--method", "dense", "-o", tmp_path / "dense")
     assert sum(dense["connections"].values()) == 5 * sum(bcs["connections"].values())
-    lengths = ("--pretrain-epochs", 1, "--search-epochs", 1, "--epochs", 1)
+    lengths = ("--pretrain-epochs", 1, "--search-epochs", 1, "--epochs", 1, "--admm-interval", 1)
     for method in ("lwm", "hydra", "admm"):
         pruned = train(tmp_path, "--method", method, *lengths, "-o", tmp_path / method)
         assert sum(pruned["connections"].values()) == sum(bcs["connections"].values())

@@ -63,9 +63,17 @@ _COMPARATORS = ("lwm", "hydra", "admm")
 @click.option(
     "--search-epochs", type=click.IntRange(1), help="Of HYDRA's scores (20) or ADMM's alternation (100)."
 )
+@click.option(
+    "--admm-interval", type=click.IntRange(1), default=20, show_default=True,
+    help="Epochs between two projections of ADMM.",
+)  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), help="End (each phase) after so many steps instead.")
 @click.option("--batch-size", type=click.IntRange(1), help="Default: 128; for rst 256, half of each kind.")
 @click.option("--learning-rate", type=float, default=0.1, show_default=True)
+@click.option(
+    "--fine-tuning-rate", type=float, default=0.01, show_default=True,
+    help="Learning rate of lwm, hydra and admm after pruning.",
+)  # fmt: skip
 @click.option("--weight-decay", type=float, help="Default: 5e-4, decoupled; after pretraining 1e-4, in SGD.")
 @click.option("--beta", type=float, help="Weight of the second term (TRADES and RST 6, MART 4).")
 @click.option("--epsilon", default="8/255", show_default=True)
@@ -249,9 +257,12 @@ def _train_comparator(
         seed=options["seed"],
         pretrain_epochs=options["pretrain_epochs"],
         search_epochs=options["search_epochs"] or (100 if method == "admm" else 20),
+        fine_tuning_rate=options["fine_tuning_rate"],
         **arguments,
     )
     phases = comparators.Phases(method, recipe, data, **machine)
     pretrained = None if options["pretrained"] is None else loading.load(options["pretrained"])
-    result: dict[str, Any] = comparators.METHODS[method](network, phases, pretrained)[1]
+    more = {"interval": options["admm_interval"]} if method == "admm" else {}
+    train: Any = comparators.METHODS[method]
+    result: dict[str, Any] = train(network, phases, pretrained, **more)[1]
     return result
