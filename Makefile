@@ -9,10 +9,11 @@ INSTALLED := $(VENV)/.installed
 SOURCES   := pyproject.toml CMakeLists.txt \
              $(shell find edge_bcs exporters runtime targets -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help quickstart test lint native clean
+.PHONY: help quickstart test test-ort-training lint native clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse VGG-16, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
+	@echo "make test-ort-training  the same artifacts in ONNX Runtime's own training API, in a second environment"
 	@echo "make lint        ruff and mypy"
 	@echo "make native      only the operator library, into build/native (for work on the C++)"
 	@echo "make clean       remove what the above wrote"
@@ -32,6 +33,12 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest
 
+# onnxruntime-training-cpu 1.19.2 takes the place of onnxruntime, so it has an environment of its own.
+test-ort-training:
+	$(PYTHON) -m venv $(VENV)-ort-training
+	$(VENV)-ort-training/bin/python -m pip install --quiet --disable-pip-version-check '.[ort-training]' 'pytest>=8.0'
+	$(VENV)-ort-training/bin/pytest tests/ort_training
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +50,4 @@ native:
 	@cmake --build build/native
 
 clean:
-	rm -rf build dist $(OUT) $(VENV)
+	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training
