@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -192,3 +195,22 @@ class TestBudget:
 
 def test_the_instruction_set_has_a_name() -> None:
     assert budget_library().edge_bcs_isa() in {b"scalar", b"avx2", b"avx512", b"neon"}
+
+
+def test_the_library_stays_when_its_last_session_goes() -> None:
+    """ONNX Runtime closes the library with the last options that used it, and keeps its allocator: two rounds,
+    in a process that holds the library in no other way."""
+    code = (
+        "import gc, onnxruntime\n"
+        "from edge_bcs.runtime.library import library_path\n"
+        "for _ in range(2):\n"
+        "    options = onnxruntime.SessionOptions()\n"
+        "    options.register_custom_ops_library(str(library_path()))\n"
+        "    del options\n"
+        "    gc.collect()\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "assert library_path().name in maps, 'unloaded'\n"
+    )
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc")
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,7 @@
 #include "budget.h"
 
+#include <dlfcn.h>
+
 #include <cstdlib>
 #include <mutex>
 
@@ -90,9 +92,21 @@ void release(void* memory) noexcept {
   std::free(block);
 }
 
+namespace {
+
+// ONNX Runtime closes a custom-operator library with the last session options that registered it, while its
+// environment keeps the pointer to our allocator for good: the library must outlive both.
+void stay_loaded() {
+  Dl_info self{};
+  if (dladdr(&allocator, &self) != 0 && self.dli_fname != nullptr) dlopen(self.dli_fname, RTLD_LAZY | RTLD_NODELETE);
+}
+
+}  // namespace
+
 void register_with_environment() {
   static std::once_flag once;
   std::call_once(once, [] {
+    stay_loaded();
     const auto succeeded = [](ort::Status* status) {
       if (status != nullptr) ort::api.release_status(status);
       return status == nullptr;
