@@ -176,7 +176,9 @@ class _DenseStep:
             (gradient,) = torch.autograd.grad(loss, adversarial)
             with torch.no_grad():
                 moved = adversarial + step * gradient.sign()
-                adversarial = torch.minimum(torch.maximum(moved, images - epsilon), images + epsilon).clamp(0, 1)
+                adversarial = torch.minimum(torch.maximum(moved, images - epsilon), images + epsilon).clamp(
+                    0, 1
+                )
         for parameter in self._model.parameters():
             parameter.requires_grad_(True)
         self._optimizer.zero_grad(set_to_none=True)

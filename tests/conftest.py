@@ -45,7 +45,11 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
             folder = tmp_path_factory.mktemp("artifact") / "tiny"
             torch.manual_seed(0)
             sparse = sparsify(tiny_network(), 0.5, seed=0, distribution="uniform")
-            export(sparse, folder, **{"input_shape": (1, 8, 8), "learning_rate": 0.1, "validate": False, **options})
+            export(
+                sparse,
+                folder,
+                **{"input_shape": (1, 8, 8), "learning_rate": 0.1, "validate": False, **options},
+            )
             made[key] = folder
         return made[key]
 

@@ -25,8 +25,7 @@ Attributes = dict[str, Any]
 
 
 def pack(images: Array, lanes: int, halo: int) -> Array:
-    """[n, C, H, W] → stack [NB, P, B]: the halo first, then each plane of H + halo rows of W + halo pixels.
-    """
+    """[n, C, H, W] → stack [NB, P, B]: the halo first, then each plane of H + halo rows of W + halo pixels."""
     n, channels, height, width = images.shape
     planes = np.zeros((n // lanes, channels, height + halo, width + halo, lanes))
     blocks = images.reshape(n // lanes, lanes, channels, height, width)

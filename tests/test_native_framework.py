@@ -198,7 +198,7 @@ def test_the_instruction_set_has_a_name() -> None:
 
 
 def test_the_library_stays_when_its_last_session_goes() -> None:
-    """ONNX Runtime closes the library with the last options that used it, and keeps its allocator: two rounds,
+    """ONNX Runtime closes the library with the last options that used it, but keeps its allocator: two rounds
     in a process that holds the library in no other way."""
     code = (
         "import gc, onnxruntime\n"
