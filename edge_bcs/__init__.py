@@ -1,8 +1,9 @@
 """edge-bcs: adversarially robust, globally sparse networks that keep training on low-power boards.
 
-The method is Bayesian Connectivity Sampling (Özdenizci & Legenstein, ICML 2021): a fixed number κ of connections
-for the whole network, rewired while it learns. Importing this package imports neither torch nor onnx nor
-onnxruntime; each name below is loaded when it is first used, so that the command line starts on a board.
+The method is Bayesian Connectivity Sampling (Özdenizci & Legenstein, ICML 2021): a fixed number κ of
+connections for the whole network, rewired while it learns. Importing this package imports neither torch nor
+onnx nor onnxruntime; each name below is loaded when it is first used, so that the command line starts on a
+board.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# In a source checkout the rooms `exporters`, `runtime` and `targets` lie beside this package; a wheel carries them
-# inside it. Looking in both places makes `edge_bcs.runtime` mean the same thing in either.
+# In a source checkout the rooms `exporters`, `runtime` and `targets` lie beside this package; a wheel carries
+# them inside it. Looking in both places makes `edge_bcs.runtime` mean the same thing in either.
 _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "runtime" / "native").is_dir():
     __path__.append(str(_checkout))

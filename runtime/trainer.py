@@ -310,7 +310,8 @@ class Trainer:
             data: see `Data`; read one micro-batch at a time.
             epochs, steps: how long, counted from where this training began; default: one epoch.
             batch_size: images per optimizer step; default: the artifact's.
-            learning_rate: the first learning rate; default: the artifact's. Weight decay keeps its ratio to it.
+            learning_rate: the first learning rate, to which weight decay keeps its ratio; default: the
+                artifact's.
             augment: shift and flip the images.
             progress: write a line of progress to standard error.
             metrics: file to which one JSON object per step is appended.

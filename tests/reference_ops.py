@@ -25,7 +25,7 @@ Attributes = dict[str, Any]
 
 
 def pack(images: Array, lanes: int, halo: int) -> Array:
-    """[n, C, H, W] → stack [NB, P, B]: the halo first, then each plane of H + halo rows of W + halo pixels."""
+    """[n, C, H, W] → stack [NB, P, B]: the halo, then each plane of H + halo rows of W + halo pixels."""
     n, channels, height, width = images.shape
     planes = np.zeros((n // lanes, channels, height + halo, width + halo, lanes))
     blocks = images.reshape(n // lanes, lanes, channels, height, width)
@@ -341,7 +341,7 @@ def average_pool_grad(a, dy, addend, mask):
 
 
 def narrow(x):
-    """bfloat16 of numbers, as u16: of the two neighbours the nearer, of two equally near the even one; but not
+    """bfloat16 of numbers, as u16: of two neighbours the nearer, of two equally near the even one; but not
     zero of what is not zero.
     """
     result = torch.tensor(x, dtype=torch.float32).to(torch.bfloat16)
