@@ -1,8 +1,8 @@
 """Time one robust training step beside dense PyTorch, on the same cores, in one interleaved run.
 
-Both sides do the same mathematics: PGD on the input with frozen batch-norm statistics, then loss, gradients and
-the momentum update on the whole batch; ours also rewires. The dense side is what a PyTorch user has today: the
-same network with all its weights, channels_last.
+Both sides do the same mathematics: PGD on the input with frozen batch-norm statistics, then loss, gradients
+and the momentum update on the whole batch; ours also rewires. The dense side is what a PyTorch user has
+today: the same network with all its weights, channels_last.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edge_bcs.errors import EdgeBcsError
 class StepComparison:
     """Seconds of one adversarial training step, ours and dense PyTorch's, and what was compared.
 
-    `sparse_seconds` and `dense_seconds` hold one entry a repetition, in the order in which they ran, by turns.
+    `sparse_seconds` and `dense_seconds` hold one entry a repetition, in the order in which they ran.
     """
 
     model: str
