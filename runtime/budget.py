@@ -19,7 +19,11 @@ from edge_bcs.runtime.units import format_bytes
 from edge_bcs.errors import EdgeBcsError
 
 _REFUSAL = re.compile(r"asked for (\d+) bytes with (\d+) of (\d+) bytes in use")
+_ARENA_REFUSAL = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
 _NODE = re.compile(r"running (\S+) node\. Name:'([^']*)'")
+
+
+_arena: int | None = None  # bytes that the process's shared arena was limited to; it can be made once
 
 
 class BudgetExceeded(EdgeBcsError):  # noqa: N818 (it names what happened)
@@ -93,6 +97,7 @@ class Budget:
         self._library = _library()
         self._reserved = 0
         self._owned = False
+        self.arena: int | None = None
         if self._library.edge_bcs_budget_begin(-1 if cap is None else cap) != 0:
             raise EdgeBcsError(
                 "another Trainer in this process owns the memory budget: close it first (trainer.close(), or "
@@ -132,15 +137,47 @@ class Budget:
         """See the function `exact`."""
         return exact()
 
+    def limit_arena(self, bound: int) -> None:
+        """Where the library cannot own ONNX Runtime's allocations (before 1.23), limit its arena instead.
+
+        The arena gets what ``bound`` bytes of bound buffers leave of the cap. A process makes its shared
+        arena once: where it has another limit already, ``arena`` stays None and only the buffers are counted.
+        """
+        global _arena
+        if self.cap is None or self.cap <= bound:
+            return  # nothing to limit, or the buffers will be refused
+        import onnxruntime
+        from edge_bcs.runtime.library import register
+
+        register(onnxruntime.SessionOptions())  # only then is it known whether counting is exact
+        if self.exact:
+            return
+        limit = self.cap - bound
+        if _arena is None:
+            from onnxruntime.capi import _pybind_state
+
+            memory = _pybind_state.OrtMemoryInfo(
+                "Cpu", _pybind_state.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, _pybind_state.OrtMemType.DEFAULT
+            )
+            # The limit, memory extended as asked for, and the default sizes of chunks.
+            settings = _pybind_state.OrtArenaCfg(limit, 1, -1, -1)
+            onnxruntime.create_and_register_allocator(memory, settings)
+            _arena = limit
+        self.arena = limit if limit == _arena else None
+
     def warn_unless_exact(self) -> None:
-        """Say once that the cap only covers the bound buffers, where ONNX Runtime allows no more than
-        that."""
+        """Say once how far the cap holds, where ONNX Runtime does not let it be exact."""
         if self.cap is not None and not self.exact:
             import onnxruntime
 
+            covers = (
+                "memory cap is kept by ONNX Runtime's arena, in whole chunks"
+                if self.arena is not None
+                else "memory cap covers the bound buffers only"
+            )
             warnings.warn(
                 f"onnxruntime {onnxruntime.__version__} does not let the operator library own its "
-                "allocations, so the memory cap covers the bound buffers only; from 1.23 on it is exact.",
+                f"allocations, so the {covers}; from 1.23 on it is exact.",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -155,5 +192,9 @@ class Budget:
         if refusal:
             asked, in_use, cap = (int(number) for number in refusal.groups())
             return BudgetExceeded(where, asked, in_use, cap, self._needed)
+        refusal = _ARENA_REFUSAL.search(text)
+        if refusal and self.arena is not None and self.cap is not None:
+            left, asked = int(refusal[1]), int(refusal[2])
+            return BudgetExceeded(where, asked, self.cap - left, self.cap, self._needed)
         reason = text.rsplit("Status Message:", 1)[-1].strip().splitlines()
         return EdgeBcsError(f"{where} refused its input: {reason[0] if reason else type(error).__name__}")

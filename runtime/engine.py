@@ -30,9 +30,9 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
+def session_options(threads: int, budget: Budget | None = None) -> onnxruntime.SessionOptions:
     """Options under which the graphs run as the compiler ordered them and every tensor comes from the
-    budget."""
+    budget; where ``budget`` cannot count each (before 1.23), from the arena that it limits."""
     from edge_bcs.runtime.library import register
 
     options = onnxruntime.SessionOptions()
@@ -44,7 +44,11 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # the order of the file
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # a refused step is reported once, by the exception
-    options.add_session_config_entry("session.use_env_allocators", "1")
+    if budget is not None and budget.arena is not None:
+        options.enable_cpu_mem_arena = True
+    # An arena that another Trainer of the process limited is not for one that has no such limit.
+    shared = budget is None or budget.exact or budget.arena is not None
+    options.add_session_config_entry("session.use_env_allocators", str(int(shared)))
     # Each session has its own threads; those of the session that just ran must not keep a core from the next
     # one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -86,8 +90,18 @@ class Engine:
         del self._bindings["lists"], self._sessions["lists"]
 
     def _allocate(self) -> None:
+        table = self._table()
+        self.budget.limit_arena(sum(bytes_of(dtype, shape) for dtype, shape in table.values()))
+        for name, (dtype, shape) in table.items():
+            size = bytes_of(dtype, shape)
+            self.budget.reserve(size, f"the buffer {name}")
+            self.arrays[name], self._values[name] = self._make_buffer(name, dtype, shape)
+            self.bound_bytes += size
+
+    def _table(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Every bound buffer."""
         artifact = self.artifact
-        table = bound_buffers(
+        return bound_buffers(
             kappa=artifact.kappa,
             lists_length=artifact.lists_length,
             dense_size=artifact.dense_size,
@@ -98,11 +112,6 @@ class Engine:
             two_branches=artifact.objective.two_branches,
             batch_statistics=artifact.batch_norm == "batch",
         )
-        for name, (dtype, shape) in table.items():
-            size = bytes_of(dtype, shape)
-            self.budget.reserve(size, f"the buffer {name}")
-            self.arrays[name], self._values[name] = self._make_buffer(name, dtype, shape)
-            self.bound_bytes += size
 
     def _make_buffer(
         self, name: str, dtype: str, shape: tuple[int, ...]
@@ -133,7 +142,7 @@ class Engine:
         try:
             session = onnxruntime.InferenceSession(
                 str(self.artifact.graph(graph)),
-                session_options(self.threads),
+                session_options(self.threads, self.budget),
                 providers=["CPUExecutionProvider"],
             )
             binding = session.io_binding()

@@ -9,7 +9,7 @@ sparse = edge_bcs.load("trained.checkpoint")
 attack and the rewiring step are graphs that `Module` and `Optimizer` have no place for, so they run in
 sessions over the same memory. Everything else (objectives, evaluation, saving, resuming) is the Trainer's.
 
-These versions do not let the operator library own their allocations: the cap covers the bound buffers only.
+These versions do not let the operator library own their allocations: the cap is kept by ONNX Runtime's arena.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.buffers import bytes_of
 from edge_bcs.runtime.engine import Engine, session_options
 from edge_bcs.runtime.ort_checkpoint import CHECKPOINT, read_state
 from edge_bcs.runtime.state import check_state, state_layout
@@ -66,12 +67,13 @@ class OrtEngine(Engine):
                     f"{self._file} belongs to another network: {name} is {found.dtype}{list(found.shape)}, "
                     f"not {dtype}[{length}]."
                 )
+        self.budget.limit_arena(sum(bytes_of(dtype, shape) for dtype, shape in self._table().values()))
         try:
             self._module = Module(
                 str(self.artifact.graph("training")),
                 self.checkpoint,
                 str(self.artifact.graph("eval")),
-                session_options=session_options(self.threads),
+                session_options=session_options(self.threads, self.budget),
             )
         except Exception as error:
             raise self.budget.explain(error, "training") from None
