@@ -1,4 +1,4 @@
-"""Before 1.23 the cap is kept by ONNX Runtime's arena. It is made once in a process, so each case has its own."""
+"""Before 1.23 the cap is kept by ONNX Runtime's arena. A process makes it once, so each case has its own."""
 
 from __future__ import annotations
 
