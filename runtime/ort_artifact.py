@@ -248,7 +248,10 @@ class _Optimizer:
     def run(self, rate: float, step: int, parameter: Any, gradient: Any, moments: list[Any]) -> None:
         """Change ``parameter`` and ``moments`` in place; ``step`` counts from 1."""
         binding = self._session.io_binding()
-        numbers = {"lr": np.array([rate], np.float32), "step": np.array([step], np.int64)}
+        numbers: dict[str, np.ndarray[Any, Any]] = {
+            "lr": np.array([rate], np.float32),
+            "step": np.array([step], np.int64),
+        }
         values = {name: _value(array) for name, array in numbers.items()}
         values |= {"weights": parameter, "gradients": gradient}
         values |= {f"moment_{i}": moment for i, moment in enumerate(moments)}

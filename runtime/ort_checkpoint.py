@@ -29,7 +29,13 @@ from edge_bcs.errors import EdgeBcsError
 
 CHECKPOINT = "checkpoint"
 IDENTIFIER = b"ODTC"
-_DTYPES = {1: np.dtype("<f4"), 2: np.dtype("u1"), 6: np.dtype("<i4"), 7: np.dtype("<i8"), 9: np.dtype("?")}
+_DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("<f4"),
+    2: np.dtype("u1"),
+    6: np.dtype("<i4"),
+    7: np.dtype("<i8"),
+    9: np.dtype("?"),
+}
 STATE_NAMES = (
     "coo.value", "coo.index", "coo.momentum",
     "dense.value", "dense.momentum", "batchnorm.mean", "batchnorm.variance",

@@ -168,6 +168,7 @@ class OrtTrainer(Trainer):
         Raises EdgeBcsError if the file cannot be written.
         """
         path = Path(path)
+        assert isinstance(self._engine, OrtEngine)
         state = self._engine.checkpoint
         metadata = {"step": str(self.steps), "seed": str(self.seed)}
         if self._progress is not None:
@@ -188,4 +189,4 @@ def _view(value: onnxruntime.OrtValue, dtype: str, shape: tuple[int, ...]) -> np
     """The numbers of a tensor as numpy sees them, without a copy; the tensor must outlive the array."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = (ctypes.c_uint8 * size).from_address(value.data_ptr())
-    return np.frombuffer(memory, np.uint8).view(dtype).reshape(shape)
+    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)

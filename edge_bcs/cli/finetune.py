@@ -115,7 +115,8 @@ def command(artifact: str, as_json: bool, **options: Any) -> None:
 
 def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
     """Return a Trainer on the artifact, or on the run that is to be resumed."""
-    from edge_bcs.runtime.state import PREVIOUS, STATE
+    from edge_bcs.runtime.artifact import STATE
+    from edge_bcs.runtime.state import PREVIOUS
     from edge_bcs.runtime.trainer import Trainer
 
     saved = (folder / "manifest.json").is_file() and any(
