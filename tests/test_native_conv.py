@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from tests.native_helpers import budget_library, build_lists, pack, pack_bits, run, unpack
+from native_helpers import budget_library, build_lists, pack, pack_bits, run, unpack
 
 VARIANTS = ("scalar", "avx2", "avx512", "neon")
 RANDOM_CASES = 60

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from tests.native_helpers import run
+from native_helpers import run
 
 # x is 1 2 3 / 4 5 6 / 7 8 9, the kernel has 10 at its centre and 1 at its left neighbour (kpos 4 and 3).
 LAYER: dict[str, Any] = {
