@@ -8,13 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from edge_bcs.runtime.artifact import FORMAT, MANIFEST, STATE, VERSION, Artifact, graph_file, sha256_of
-from edge_bcs.runtime.buffers import bound_buffers
 from edge_bcs.runtime.ort_checkpoint import CHECKPOINT
 from edge_bcs.runtime.units import format_bytes, parse_bytes
 from safetensors.numpy import save
@@ -23,6 +23,7 @@ import edge_bcs
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.objectives import Objective
 from edge_bcs.objectives import get as objective_named
+from edge_bcs.roofline import TYPICAL_BOARD, Machine
 from edge_bcs.sparse_model import SparseModel
 
 from . import ort_checkpoint
@@ -32,60 +33,53 @@ from .network import Network, network_of
 from .nodes import Graph
 from .plain_eval import PLAIN_EVAL, plain_evaluation_model
 from .plan import MemoryPlan, plan
+from .planner import Choice, Job, fastest, network_buffers, smallest
+from .storage import Storage, kept_stacks
+from .storage import store as stored_as
 from .validation import run
 from .validation import validate as validate_artifact
 
-MICRO_BATCHES = (128, 64, 32, 16, 8, 4, 2, 1)
 DEFAULT_MICRO_BATCH = 16
 BATCH_NORMS = ("frozen", "batch")
+STORES = ("f32", "bf16")
+_BYTES_PER_CONNECTION = 28
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Graphs and plan for one micro-batch."""
+    """Graphs and plan of one choice."""
 
     network: Network
-    micro_batch: int
+    choice: Choice
     graphs: dict[str, Graph]
     memory: MemoryPlan
 
+    @property
+    def micro_batch(self) -> int:
+        """Images a run of a graph."""
+        return self.choice.micro_batch
 
-def compile_network(network: Network, objective: Objective, beta: float, micro_batch: int) -> Compiled:
-    """Emit and plan the graphs of ``network`` for one micro-batch; nothing is written or run."""
+
+def compile_network(
+    network: Network, objective: Objective, beta: float, micro_batch: int, choice: Choice | None = None
+) -> Compiled:
+    """Emit and plan the graphs of ``network``; nothing is written or run.
+
+    Args:
+        choice: what the planner chose; default: everything that the backward pass reads is kept.
+    """
+    choice = choice or Choice(micro_batch, objective.two_branches and network.batch_statistics)
+    network = choice.network(network)
+    training = training_graph(network, micro_batch, objective.name, beta, choice.keep_both)
     graphs = {
-        "training": training_graph(network, micro_batch, objective.name, beta),
+        "training": stored_as(training, choice.storage),
         "attack": attack_graph(network, micro_batch),
         "eval": evaluation_graph(network, micro_batch),
         "optimizer": optimizer_graph(network),
         "lists": lists_graph(network),
     }
-    bound = bound_buffers(
-        kappa=network.kappa,
-        lists_length=network.lists.length,
-        dense_size=network.layout.dense_size,
-        statistics_size=network.layout.statistics_size,
-        micro_batch=micro_batch,
-        input_shape=network.image,
-        num_classes=network.classes,
-        two_branches=objective.two_branches,
-        batch_statistics=network.batch_statistics,
-    )
-    return Compiled(network, micro_batch, graphs, plan(graphs, bound, network.connections))
-
-
-def _candidates(network: Network, batch_size: int) -> Iterator[tuple[Network, int]]:
-    """(network, micro-batch) from the fastest to the smallest.
-
-    A dense kernel needs work memory for its unpacked weights. Full vectors matter more than dense kernels,
-    dense kernels more than batches beyond full vectors.
-    """
-    frugal = replace(network, algorithms=dict.fromkeys(network.algorithms, "sparse"))
-    smallest = 2 if network.batch_statistics else 1
-    for micro_batch in MICRO_BATCHES:
-        if smallest <= micro_batch <= max(batch_size, smallest):
-            yield network, micro_batch
-            if micro_batch <= DEFAULT_MICRO_BATCH and "dense" in network.algorithms.values():
-                yield frugal, micro_batch
+    bound = network_buffers(network, objective, micro_batch)
+    return Compiled(network, choice, graphs, plan(graphs, bound, network.connections))
 
 
 def choose(
@@ -95,34 +89,82 @@ def choose(
     batch_size: int,
     micro_batch: int | None,
     budget: int | None,
+    *,
+    attack_steps: int = 10,
+    bfloat16: bool = False,
+    machine: Machine = TYPICAL_BOARD,
 ) -> Compiled:
-    """Compile for the given micro-batch, or the fastest that fits the budget.
+    """Compile the fastest plan that fits the budget; without one, keep everything, or all of it as bfloat16.
+
+    Args:
+        network, objective, beta, batch_size, attack_steps: what a step is.
+        micro_batch: images a run; default: what the planner finds fastest, 16 without a budget.
+        budget: bytes of the working set.
+        bfloat16: whether activations may be kept as bfloat16.
+        machine: whose time counts.
 
     Raises:
-        EdgeBcsError: nothing fits; the message gives the smallest feasible budget in bytes.
+        EdgeBcsError: nothing fits; the message gives the smallest feasible budget in bytes, and what would
+            help.
     """
-    if micro_batch is None and budget is None:
-        micro_batch = min(DEFAULT_MICRO_BATCH, max(2 if network.batch_statistics else 1, batch_size))
-    if micro_batch is not None:
-        options = [pair for pair in _candidates(network, micro_batch) if pair[1] == micro_batch]
-        tried = options or [(network, micro_batch)]
-    else:
-        tried = list(_candidates(network, batch_size))
-    smallest: Compiled | None = None
-    for candidate, images in tried:
-        compiled = compile_network(candidate, objective, beta, images)
-        if budget is None or compiled.memory.peak_bytes <= budget:
-            return compiled
-        if smallest is None or compiled.memory.peak_bytes < smallest.memory.peak_bytes:
-            smallest = compiled
-    assert smallest is not None and budget is not None
-    need = smallest.memory.peak_bytes
+    job = Job(objective, beta, batch_size, attack_steps, bfloat16, machine)
+    if budget is not None:
+        found = fastest(network, job, budget, micro_batch)
+        if found is None:
+            raise EdgeBcsError(_refusal(network, job, budget, micro_batch))
+        return compile_network(network, objective, beta, found.choice.micro_batch, found.choice)
+    least = 2 if network.batch_statistics else 1
+    images = micro_batch or min(DEFAULT_MICRO_BATCH, max(least, batch_size))
+    compiled = compile_network(network, objective, beta, images)
+    if not bfloat16:
+        return compiled
+    narrowed = Storage(narrowed=frozenset(kept_stacks(compiled.graphs["training"])))
+    choice = replace(compiled.choice, storage=narrowed)
+    return compile_network(network, objective, beta, images, choice)
+
+
+def _refusal(network: Network, job: Job, budget: int, micro_batch: int | None) -> str:
+    least = smallest(network, job, micro_batch)
+    need = least.peak_bytes
     advice = "" if micro_batch is None else f" with a micro-batch of {micro_batch}"
-    raise EdgeBcsError(
+    changes = _changes(network, job, budget, micro_batch, need)
+    help_ = "; ".join(f"{what}: {size} bytes" for what, size in changes)
+    return (
         f"{format_bytes(budget)} ({budget} bytes) is too little{advice}: the smallest feasible budget is "
-        f"{need} bytes ({format_bytes(need)}, micro-batch {smallest.micro_batch}), whose peak is in the "
-        f"{smallest.memory.peak_phase} graph; raise the sparsity, choose a smaller network or allow that much"
+        f"{need} bytes ({format_bytes(need)}, micro-batch {least.choice.micro_batch}); "
+        f"what would help: {help_}"
     )
+
+
+def _changes(
+    network: Network, job: Job, budget: int, micro_batch: int | None, need: int
+) -> Iterator[tuple[str, int]]:
+    """(change, smallest working set then) of what makes the smallest, ``need`` bytes, smaller."""
+    options: list[tuple[str, Network, Job, int | None]] = []
+    if micro_batch is not None and micro_batch > (2 if network.batch_statistics else 1):
+        options.append(("any micro-batch", network, job, None))
+    if not job.bfloat16:
+        options.append(("--store bf16", network, replace(job, bfloat16=True), micro_batch))
+    if network.batch_statistics:
+        frozen = replace(network, batch_statistics=False)
+        options.append(("--batch-norm frozen", frozen, job, micro_batch))
+    if job.objective.two_branches:
+        options.append(
+            ("--objective at", network, replace(job, objective=objective_named("at")), micro_batch)
+        )
+    for what, changed, other, images in options:
+        size = smallest(changed, other, images).peak_bytes
+        if size < need:
+            yield what, size
+    # Values, indices, momentum, gradients and the three lists: 28 bytes a connection.
+    fewer = network.kappa + (budget - need) // _BYTES_PER_CONNECTION
+    if fewer > 0:
+        sparsity = 1 - Decimal(fewer) / network.layout.size
+        digits = sparsity.quantize(Decimal("0.0001"), ROUND_CEILING)
+        kappa = int((1 - digits) * network.layout.size)
+        yield f"--sparsity {digits}", need - _BYTES_PER_CONNECTION * (network.kappa - kappa)
+    else:
+        yield "a smaller network or smaller images", budget
 
 
 def export(
@@ -132,6 +174,8 @@ def export(
     input_shape: tuple[int, int, int] = (3, 32, 32),
     *,
     memory: int | str | None = None,
+    store: str = "f32",
+    machine: Machine = TYPICAL_BOARD,
     micro_batch: int | None = None,
     batch_norm: str = "frozen",
     batch_size: int = 128,
@@ -158,16 +202,20 @@ def export(
         directory: the folder to write.
         objective: natural, at, mixed, trades, rst or mart.
         input_shape: (channels, height, width) of the images, which lie in [0, 1].
-        memory: byte budget of the working set, such as "12MiB"; the largest micro-batch that fits is chosen.
-        micro_batch: images per run of a graph, at least 1 (2 with batch statistics); default: as ``memory``
-            says, or 16.
+        memory: byte budget of the working set, such as "12MiB"; the planner chooses the fastest way to stay
+            inside it: micro-batch, kernels, and what is recomputed for the backward pass.
+        store: "f32", or "bf16": activations may be kept for the backward pass as bfloat16, where the budget
+            asks for it (without a budget all are). Gradients then carry its rounding, 2⁻⁹ a number.
+        machine: whose time the planner counts.
+        micro_batch: images per run of a graph, at least 1 (2 with batch statistics); default: as the planner
+            says, or 16 without a budget.
         batch_norm: "frozen" (running statistics) or "batch" (statistics of the micro-batch).
         batch_size: default logical batch of the runtime.
         epsilon, step_size: radius and step of the attack in units of pixel values; attack_steps: its length.
         beta: weight of the robust term; default 6 for TRADES and RST, 4 for MART.
         seed: of the fine-tuning run; default: that of ``sparse``.
-        learning_rate: of the fine-tuning run; default 0.1 with batch statistics (the paper's, from scratch) and
-            0.001 with frozen ones, where nothing rescales activations that grow.
+        learning_rate: of the fine-tuning run; default 0.1 with batch statistics (the paper's, from scratch)
+            and 0.001 with frozen ones, where nothing rescales activations that grow.
         weight_decay: default 0.005·learning_rate, the paper's ratio (5e-4 at 0.1).
         momentum, noise, epochs: of the fine-tuning run.
         step: training steps that the network has behind it.
@@ -197,9 +245,21 @@ def export(
         "noise": noise,
     }
     _check(batch_norm, batch_size, micro_batch, attack_steps, {**numbers, "epsilon": epsilon, "beta": beta})
+    if store not in STORES:
+        raise EdgeBcsError(f"store must be 'f32' or 'bf16', not {store!r}")
     _check_target(target)
     network = network_of(sparse, input_shape, batch_norm == "batch")
-    compiled = choose(network, rule, beta, batch_size, micro_batch, budget)
+    compiled = choose(
+        network,
+        rule,
+        beta,
+        batch_size,
+        micro_batch,
+        budget,
+        attack_steps=attack_steps,
+        bfloat16=store == "bf16",
+        machine=machine,
+    )
     seed = sparse.seed if seed is None else seed
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -228,7 +288,7 @@ def export(
         "batch_size": batch_size,
         "hyper": {**numbers, "epochs": epochs},
         "lists_length": network.lists.length,
-        "memory": compiled.memory.to_json(budget),
+        "memory": {**compiled.memory.to_json(budget), "choice": _choice(compiled.choice, store)},
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
@@ -271,6 +331,16 @@ def _check_target(target: Path) -> None:
         and (not target.is_dir() or any(target.iterdir()))
     ):
         raise EdgeBcsError(f"{target} exists and is not an artifact; choose another folder")
+
+
+def _choice(choice: Choice, stored: str) -> dict[str, Any]:
+    """What the planner chose, in the manifest's ``memory`` object."""
+    return {
+        "store": stored,
+        "keep_both": choice.keep_both,
+        "recomputed": sorted(choice.storage.recomputed),
+        "narrowed": sorted(choice.storage.narrowed),
+    }
 
 
 def _tables(network: Network, sparse: SparseModel) -> dict[str, Any]:

@@ -370,7 +370,7 @@ class MaskedAdd(Operator):
 
 class BatchNorm(Operator):
     """Normalisation by the statistics of the micro-batch; inputs z, affine, sample_weight, mean, variance,
-    residual?; outputs y, saved [2C] (mean, inverse deviation), mean, variance, bits?."""
+    residual?; outputs y, saved? [2C] (mean, inverse deviation), mean, variance, bits?."""
 
     aliases = {2: 3, 3: 4}  # noqa: RUF012
 

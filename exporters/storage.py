@@ -18,6 +18,7 @@ from .operators import GRADIENTS
 
 _REPEATABLE = ("PackInput", "Conv", "Affine", "Add", "MaxPool", "AveragePool", "BatchNorm")
 _EARLY = ("ZeroAffine", "FoldAffine", "ResetGradient")
+_AGAIN = ".again."
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def kept_stacks(graph: Graph) -> list[str]:
     treat otherwise."""
     made = {node.outputs[0] for node in graph.nodes if node.operator in _REPEATABLE}
     read = {name for node in graph.nodes if node.operator in GRADIENTS for name in node.inputs}
-    return [node.outputs[0] for node in graph.nodes if node.outputs[0] in made & read]
+    kept = made & read
+    return [node.outputs[0] for node in graph.nodes if node.outputs[0] in kept]
 
 
 def store(graph: Graph, storage: Storage) -> Graph:
@@ -51,6 +53,11 @@ def store(graph: Graph, storage: Storage) -> Graph:
         storage: names among ``kept_stacks(graph)``.
     """
     return _Rewriting(graph, storage).result() if storage else graph
+
+
+def repeated(node: Node) -> str:
+    """Name of the node of the original graph that ``node`` is or repeats."""
+    return node.name.partition(_AGAIN)[0]
 
 
 class _Rewriting:
@@ -75,7 +82,7 @@ class _Rewriting:
             inputs = [self._late(name, passing) for name in node.inputs]
         else:
             inputs = [self.now.get(name, name) for name in node.inputs]
-        self.nodes.append(replace(node, inputs=inputs))
+        self.nodes.append(node if inputs == node.inputs else replace(node, inputs=inputs))
         if node.operator == "BatchNorm" and node.outputs[2]:
             self.statistics = node.outputs[2:4]
         if node.operator in _REPEATABLE and node.outputs[0] in self.storage.narrowed:
@@ -115,8 +122,15 @@ class _Rewriting:
         if node.operator == "BatchNorm":
             attributes["update"] = 0
             inputs[3:5] = self.statistics
-            outputs[1] = f"{name}.saved"
-        self._emit(node.operator, [late, *inputs[1:]], outputs, **attributes)
+        self.nodes.append(
+            Node(
+                node.operator,
+                [late, *inputs[1:]],
+                outputs,
+                attributes,
+                f"{node.name}{_AGAIN}{len(self.nodes)}",
+            )
+        )
         return name
 
     def _token(self) -> str:

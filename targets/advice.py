@@ -7,7 +7,6 @@ the changed artifact; elsewhere it is scaled from the artifact's own plan, and s
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shlex
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from .plans import Phase, Plan, Tensor, plan_of
 
 if TYPE_CHECKING:
     from edge_bcs.exporters.network import Network
+    from edge_bcs.exporters.planner import Job
 
 COMPILED = "compiled"
 SCALED = "scaled from the artifact's own plan"
@@ -221,35 +221,52 @@ class _Compiler(_Maker):
         self._sparse = load(artifact.path)
         self._network_of = network_of
         self._batch = artifact.batch_norm == "batch"
+        self._bfloat16 = artifact.manifest["memory"].get("choice", {}).get("store") == "bf16"
         self._arguments = dict(artifact.manifest["network"].get("arguments", {}))
         self._network = network_of(self._sparse, artifact.input_shape, self._batch)
 
     def at(self, micro_batch: int) -> Plan:
+        """With the kernels and the storage of the artifact."""
         kernels = {layer.name: layer.algorithm for layer in self.artifact.layers}
         same = replace(self._network, algorithms=kernels)
-        return self._compile(same, self.artifact.objective.name, micro_batch)
+        return self._compile(same, self.artifact.objective.name, micro_batch, as_stored=True)
 
-    def _compile(self, network: Network, objective: str, micro_batch: int) -> Plan:
+    def _compile(self, network: Network, objective: str, micro_batch: int, as_stored: bool = False) -> Plan:
         from edge_bcs.exporters.artifact import compile_network
+        from edge_bcs.exporters.planner import Choice
+        from edge_bcs.exporters.storage import Storage
 
         from edge_bcs.objectives import get
 
-        compiled = compile_network(network, get(objective), self.artifact.objective.beta, micro_batch)
+        record = self.artifact.manifest["memory"].get("choice") if as_stored else None
+        choice = None
+        if record:
+            stored = Storage(frozenset(record["recomputed"]), frozenset(record["narrowed"]))
+            choice = Choice(micro_batch, record["keep_both"], stored)
+        compiled = compile_network(network, get(objective), self.artifact.objective.beta, micro_batch, choice)
         return plan_of(compiled.memory.to_json(None))
 
-    def _fitting(self, network: Network, objective: str, budget: int) -> tuple[int, Plan]:
-        """What the compiler makes of ``budget``, or the smallest it can if that is not enough."""
-        from edge_bcs.exporters.artifact import choose
+    def _job(self, objective: str, bfloat16: bool) -> Job:
+        from edge_bcs.exporters.planner import Job
 
         from edge_bcs.objectives import get
 
-        beta, batch = self.artifact.objective.beta, self.artifact.batch_size
-        with contextlib.suppress(EdgeBcsError):
-            chosen = choose(network, get(objective), beta, batch, None, budget)
-            return chosen.micro_batch, plan_of(chosen.memory.to_json(budget))
-        size = 2 if network.batch_statistics else 1
-        frugal = replace(network, algorithms=dict.fromkeys(network.algorithms, "sparse"))
-        return size, self._compile(frugal, objective, size)
+        described = self.artifact.objective
+        size = self.artifact.batch_size
+        return Job(get(objective), described.beta, size, described.attack_steps, bfloat16)
+
+    def _fitting(
+        self, network: Network, objective: str, budget: int, bfloat16: bool | None = None
+    ) -> tuple[int, Plan]:
+        """What the planner makes of ``budget``, or the smallest it can if that is not enough."""
+        from edge_bcs.exporters.artifact import compile_network
+        from edge_bcs.exporters.planner import fastest, smallest
+
+        job = self._job(objective, self._bfloat16 if bfloat16 is None else bfloat16)
+        least = smallest(network, job)
+        choice = (fastest(network, job, budget, None, least) or least).choice
+        compiled = compile_network(network, job.objective, job.beta, choice.micro_batch, choice)
+        return choice.micro_batch, plan_of(compiled.memory.to_json(None))
 
     def variants(self, budget: int) -> Iterator[Variant]:
         objective = self.artifact.objective.name
@@ -262,6 +279,10 @@ class _Compiler(_Maker):
             else "the same network as small as it gets"
         )
         yield what, memory, False, size, plan
+        if not self._bfloat16:
+            size, plan = self._fitting(self._network, objective, budget, True)
+            memory = {"--store": "bf16", "--memory": str(max(budget, plan.peak_bytes))}
+            yield f"activations kept as bfloat16, micro-batch {size}", memory, False, size, plan
         for what, options, retrain, network, name in self._single_changes(objective):
             changed = self._compile(network, name, self.artifact.micro_batch)
             if changed.peak_bytes <= budget:
@@ -317,6 +338,8 @@ def _command(artifact: Artifact, changed: dict[str, str]) -> str:
     channels, height, _ = artifact.input_shape
     objective = artifact.objective
     options = {"--objective": objective.name, "--batch-norm": artifact.batch_norm}
+    if artifact.manifest["memory"].get("choice", {}).get("store") == "bf16":
+        options["--store"] = "bf16"
     defaults: dict[str, tuple[Any, Any]] = {
         "--batch-size": (artifact.batch_size, 128),
         "--attack-steps": (objective.attack_steps, 10),

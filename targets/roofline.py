@@ -16,32 +16,13 @@ from pathlib import Path
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.engine import available_threads
 
+from edge_bcs.roofline import Efficiency, Machine
+
 from .boards import Cluster, Target
 from .plans import Phase, Plan
 
 _FLOPS_PER_CYCLE = {"avx512": 64.0, "avx2": 32.0, "neon": 16.0, "scalar": 2.0}
 _VECTOR = {"avx512": 16, "avx2": 8, "neon": 4, "scalar": 1}  # float32 numbers in a register
-
-
-@dataclass(frozen=True)
-class Efficiency:
-    """What is assumed of the kernels: cautious, for cores in order; an AVX-512 core reached 0.4 and 0.7
-    of its peak.
-
-    Attributes:
-        sparse, dense: fraction of the cores' peak arithmetic that the sparse and the blocked dense
-            kernels reach.
-        vector_loss: kernels walk along rows of pixels × images, which fill vector registers the worse, the
-            fewer images lie side by side: lanes/(lanes + vector_loss·numbers in a register) of them is used.
-        bandwidth: fraction of the memory's peak bandwidth that all cores together reach.
-        node_seconds: time to start a node, whatever it does.
-    """
-
-    sparse: float = 0.3
-    dense: float = 0.5
-    vector_loss: float = 0.05
-    bandwidth: float = 0.6
-    node_seconds: float = 20e-6
 
 
 @dataclass(frozen=True)
@@ -89,6 +70,11 @@ def peak_flops(target: Target, threads: int) -> float:
     return sum(cores[:threads])
 
 
+def machine_of(target: Target, threads: int | None = None) -> Machine:
+    """The board as the planner sees it; ``threads`` default to its cores."""
+    return Machine(peak_flops(target, threads or target.cores), target.bandwidth, _VECTOR[target.isa])
+
+
 def step_time(
     plan: Plan,
     runs: Mapping[str, int],
@@ -106,8 +92,8 @@ def step_time(
     """
     assumed = efficiency or Efficiency()
     threads = max(1, min(threads, target.cores))
-    filled = lanes / (lanes + assumed.vector_loss * _VECTOR[target.isa])
-    arithmetic, traffic = filled * peak_flops(target, threads), assumed.bandwidth * target.bandwidth
+    machine = machine_of(target, threads)
+    filled = machine.filled(lanes, assumed)
     phases: dict[str, float] = {}
     flops, bound = 0, 0.0
     for name, count in runs.items():
@@ -119,8 +105,7 @@ def step_time(
         seconds = 0.0
         dense = _dense_nodes(phase)
         for node, operations, moved in zip(phase.nodes, phase.flops, phase.moved, strict=True):
-            fraction = assumed.dense if node in dense else assumed.sparse
-            compute, transfer = operations / (arithmetic * fraction), moved / traffic
+            compute, transfer = machine.seconds(operations, moved, node in dense, lanes, assumed)
             seconds += max(compute, transfer) + assumed.node_seconds
             bound += count * transfer if transfer > compute else 0.0
         phases[name] = count * seconds
@@ -133,7 +118,7 @@ def step_time(
         flops=flops,
         memory_bound=bound / total if total else 0.0,
         threads=threads,
-        assumptions=_assumptions(target, threads, arithmetic, filled, assumed),
+        assumptions=_assumptions(target, threads, filled * machine.arithmetic, filled, assumed),
     )
 
 

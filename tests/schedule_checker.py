@@ -100,6 +100,8 @@ class Checker:
             return 2 * 4 * sum(a["entries"][1::6])
         if operator in ("ZeroAffine", "SoftmaxDifference", "UnpackOutput"):
             return first
+        if operator in ("Narrow", "Widen"):
+            return first // 2 if operator == "Narrow" else 2 * first
         if operator in ("CrossEntropy", "Trades", "Mart"):
             return first  # only the gradients of the logits are not bound
         raise AssertionError(f"{operator} output {position} is not bound and has no rule")

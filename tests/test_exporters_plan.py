@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from edge_bcs.exporters import artifact as artifacts
 from edge_bcs.exporters.artifact import Compiled, compile_network, export
 from edge_bcs.exporters.network import network_of
 from edge_bcs.exporters.plan import KEPT
@@ -228,38 +227,6 @@ def test_two_branches_need_hardly_more_than_one() -> None:
 def test_vgg16_at_99_percent_with_four_images_fits_12_mib() -> None:
     sparse = edge_bcs.sparsify(models.vgg16(), 0.99)
     assert compiled(sparse, "at", False, 4, (3, 32, 32)).memory.peak_bytes <= 12 * 2**20
-
-
-def test_the_largest_micro_batch_that_fits_is_chosen(tmp_path: Path) -> None:
-    sparse = tiny("resnet18")
-    network = network_of(sparse, (3, 16, 16))
-    peaks = {n: compile_network(network, get("at"), 0.0, n).memory.peak_bytes for n in (64, 32, 16)}
-    for budget, expected in ((peaks[64], 64), (peaks[64] - 1, 32), (peaks[32], 32), (peaks[16], 16)):
-        chosen = artifacts.choose(network, get("at"), 0.0, 64, None, budget)
-        assert chosen.micro_batch == expected
-        assert chosen.memory.peak_bytes <= budget
-
-
-def test_where_unpacked_weights_do_not_fit_the_sparse_kernel_is_chosen() -> None:
-    network = network_of(tiny("vgg16", width=0.25, density=0.7), (3, 16, 16))
-    assert "dense" in network.algorithms.values()
-    budget = compile_network(network, get("at"), 0.0, 4).memory.peak_bytes - 1
-    chosen = artifacts.choose(network, get("at"), 0.0, 4, None, budget)
-    assert chosen.micro_batch == 4 and set(chosen.network.algorithms.values()) == {"sparse"}
-
-
-def test_an_impossible_budget_is_refused_with_the_smallest_feasible(tmp_path: Path) -> None:
-    sparse = tiny("vgg16")
-    with pytest.raises(EdgeBcsError, match="smallest feasible budget is") as error:
-        export(sparse, tmp_path / "a", input_shape=(3, 16, 16), memory=1000)
-    words = str(error.value).split()
-    smallest = int(words[words.index("bytes", words.index("smallest")) - 1])
-    with pytest.raises(EdgeBcsError, match=str(smallest)):
-        export(sparse, tmp_path / "a", input_shape=(3, 16, 16), memory=smallest - 1)
-    assert not (tmp_path / "a").exists()
-    artifact = export(sparse, tmp_path / "a", input_shape=(3, 16, 16), memory=smallest, validate=False)
-    assert artifact.predicted_peak_bytes == smallest and artifact.budget == smallest
-    assert artifact.micro_batch == 1
 
 
 @pytest.mark.parametrize("size", ["12XB", "-1", "", "0", "1e6", "MiB"])

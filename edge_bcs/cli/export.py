@@ -46,7 +46,14 @@ from edge_bcs.errors import EdgeBcsError
     "--target", metavar="NAME", help="A board of `edge-bcs targets`; its default budget is the memory."
 )
 @click.option(
-    "--memory", metavar="SIZE", help="Byte budget, such as 12MiB; the largest micro-batch that fits is used."
+    "--memory", metavar="SIZE", help="Byte budget, such as 12MiB; the fastest plan inside it is used."
+)
+@click.option(
+    "--store",
+    type=click.Choice(["f32", "bf16"]),
+    default="f32",
+    show_default=True,
+    help="How activations may be kept for the backward pass; bf16 halves them and rounds gradients.",
 )
 @click.option(
     "--micro-batch", type=click.IntRange(1), help="Images at a time; default: what fits the memory."
@@ -78,10 +85,14 @@ def command(**options: Any) -> None:
     from edge_bcs.runtime.units import format_bytes
 
     memory = options["memory"]
-    if options["target"] and not memory:
+    machine: dict[str, Any] = {}
+    if options["target"]:
         from edge_bcs.targets import boards
+        from edge_bcs.targets.roofline import machine_of
 
-        memory = boards.load(options["target"]).default_budget
+        board = boards.load(options["target"])
+        memory = memory or board.default_budget
+        machine["machine"] = machine_of(board)
     sparse, name, step = _network(options)
     batch_norm = options["batch_norm"] or ("frozen" if options["checkpoint"] else "batch")
     output = Path(options["output"] or Path("out") / name)
@@ -96,6 +107,8 @@ def command(**options: Any) -> None:
             objective=options["objective"],
             input_shape=_shape(options, sparse),
             memory=memory,
+            store=options["store"],
+            **machine,
             micro_batch=options["micro_batch"],
             batch_norm=batch_norm,
             batch_size=options["batch_size"],

@@ -60,7 +60,7 @@ struct BatchNorm {
       Port{"z", float32},    Port{"affine", float32},   Port{"sample_weight", float32},
       Port{"mean", float32}, Port{"variance", float32}, Port{"residual", float32, optional}};
   static constexpr std::array outputs{
-      Port{"y", float32}, Port{"saved", float32}, Port{"mean_out", float32, optional_aliases(3)},
+      Port{"y", float32}, Port{"saved", float32, optional}, Port{"mean_out", float32, optional_aliases(3)},
       Port{"variance_out", float32, optional_aliases(4)}, Port{"bits", uint8, optional}};
 
   Stack in, out, residual_stack;
@@ -122,8 +122,12 @@ struct BatchNorm {
                                           }) /
                               count;
       require(std::isfinite(variance), "the activations of channel ", c, " are not finite");
-      const auto centre = saved[c] = static_cast<float>(mean);
-      const auto inverse = saved[in.channels + c] = static_cast<float>(1.0 / std::sqrt(variance + epsilon));
+      const auto centre = static_cast<float>(mean);
+      const auto inverse = static_cast<float>(1.0 / std::sqrt(variance + epsilon));
+      if (saved) {
+        saved[c] = centre;
+        saved[in.channels + c] = inverse;
+      }
       if (update) {
         average(running_mean[statistics + c], mean);
         average(running_variance[statistics + c], variance);
