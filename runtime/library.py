@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ def library_path() -> Path:
     """Returns the path of the operator library.
 
     Looks at the environment variable ``EDGE_BCS_LIBRARY``, then for a development build in ``build/native``
-    of a source checkout, then beside this module in an installed package.
+    of a source checkout, then beside this module, then in the installed package.
 
     Raises:
         EdgeBcsError: there is none at any of these places.
@@ -29,10 +30,18 @@ def library_path() -> Path:
             raise EdgeBcsError(f"EDGE_BCS_LIBRARY names {named}, which is not a file.")
         return Path(named)
     here = Path(__file__).resolve().parent
-    for place in (here.parent / "build" / "native", here):
-        if (place / _NAME).is_file():
+    for place in (here.parent / "build" / "native", here, _installed()):
+        if place is not None and (place / _NAME).is_file():
             return place / _NAME
     raise EdgeBcsError(f"The operator library {_NAME} is missing: reinstall edge-bcs, or run `make native`.")
+
+
+def _installed() -> Path | None:
+    """The folder of the installed package, for a checkout that was not built itself."""
+    try:
+        return Path(str(distribution("edge-bcs").locate_file("edge_bcs/runtime")))
+    except PackageNotFoundError:
+        return None
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:
