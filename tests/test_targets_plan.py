@@ -88,8 +88,8 @@ def test_arithmetic_of_a_layer_by_hand() -> None:
     models, memory = compiled("vgg16", micro_batch=4)
     plan = memory["phases"]["eval"]
     first = next(node for node in models["eval"].graph.node if node.op_type == "Conv")
-    # Width 1/16 of VGG-16 has 4 channels: 3 → 4, 3×3, on 16×16 images; half of its 108 weights are active, too
-    # few for the dense kernel.
+    # Width 1/16 of VGG-16 has 4 channels: 3 → 4, 3×3, on 16×16 images; half of its 108 weights are active,
+    # too few for the dense kernel.
     attributes = {item.name: onnx.helper.get_attribute_value(item) for item in first.attribute}
     assert (attributes["algorithm"], attributes["out_channels"]) == (b"sparse", 4)
     position, active = plan["nodes"].index(first.name), 54
