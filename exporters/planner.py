@@ -32,7 +32,10 @@ from .plan import replay, tensor_types
 from .storage import Storage, kept_stacks, repeated, store
 
 Shape = tuple[int, ...]
-_LARGEST = 128
+_LARGEST = 128  # micro-batch
+_LARGE = 32  # stacks, beyond which a space is searched in larger steps
+_AT_A_TIME = 12  # changes that are compared there
+_TRIALS = 400  # single changes that are tried on the smallest choice
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class Space:
         }
         self.training = graphs["training"]
         self.stacks = kept_stacks(self.training)
+        self._by_worth: list[str] = []
         self._sizes: dict[str, int] = {}
         self._work: dict[str, list[tuple[int, str, int]]] = {}  # phase → (node, module, bytes)
         self._totals: dict[str, np.ndarray] = {}
@@ -141,6 +145,8 @@ class Space:
         self._module: dict[str, str] = {}  # node → its dense layer
         for phase, graph in graphs.items():
             self._prepare(phase, graph)
+        seconds = self._seconds["training"]
+        self._by_worth = sorted(self.stacks, key=lambda name: -self._sizes[name] / seconds[name])
 
     def _prepare(self, phase: str, graph: Graph) -> None:
         types = tensor_types(graph)
@@ -260,7 +266,9 @@ class Space:
         return self._time(size // 2, 3 * size * wide // 2, False)
 
     def moves(self, figures: Figures) -> Iterator[Choice]:
-        """Every choice that is one change away and touches the peak of ``figures``."""
+        """Every choice that is one change away and touches the peak of ``figures``; what saves most for its
+        time comes first.
+        """
         choice = figures.choice
         phase = max(figures.totals, key=lambda name: int(figures.totals[name].max()))
         node = int(figures.totals[phase].argmax())
@@ -275,38 +283,59 @@ class Space:
             yield replace(choice, sparse=choice.sparse | {dense})
         storage = choice.storage
         written = {name for earlier in nodes[: node + 1] for name in earlier.outputs}
-        for tensor in self.stacks:
+        for tensor in self._by_worth:
             if tensor in written and tensor not in storage.recomputed | storage.narrowed:
                 yield replace(choice, storage=replace(storage, recomputed=storage.recomputed | {tensor}))
                 if self.job.bfloat16:
                     yield replace(choice, storage=replace(storage, narrowed=storage.narrowed | {tensor}))
 
-    def fit(self, cap: int, figures: Figures | None = None) -> Figures | None:
-        """The fastest choice found whose peak is at most ``cap``, or None; see the module."""
-        figures = figures or self.measure(self.start)
-        while figures.peak_bytes > cap:
-            excess = figures.excess(cap)
-            best: tuple[float, Figures] | None = None
-            for choice in self.moves(figures):
+    def _improved(self, figures: Figures, cap: int, price: bool) -> Figures | None:
+        """The best change of ``figures`` that brings it nearer to ``cap``, or None if none does.
+
+        "Best" is the least time for what it gains, or, without ``price``, the largest gain. In a large space
+        the changes are tried a few at a time, and several are made at once where that gains more.
+        """
+        excess = figures.excess(cap)
+        large = len(self.stacks) > _LARGE
+        moves = list(self.moves(figures))
+        size = _AT_A_TIME if large else max(1, len(moves))
+        for first in range(0, len(moves), size):
+            ranked: list[tuple[float, int, Figures]] = []
+            for choice in moves[first : first + size]:
                 changed = self.measure(choice)
                 gain = excess - changed.excess(cap)
                 if gain > 0:
-                    price = (changed.seconds - figures.seconds) / gain
-                    if best is None or price < best[0]:
-                        best = price, changed
-            if best is None:
-                return None
-            figures = best[1]
-        return self.prune(figures, cap)
+                    worth = (changed.seconds - figures.seconds) / gain if price else -gain
+                    ranked.append((worth, len(ranked), changed))
+            if ranked:
+                ranked.sort()
+                best = ranked[0][2]
+                if not large:
+                    return best
+                several = self.measure(_together([entry[2].choice for entry in ranked[: size // 3]]))
+                return several if several.excess(cap) < best.excess(cap) else best
+        return None
+
+    def fit(self, cap: int, figures: Figures | None = None) -> Figures | None:
+        """The fastest choice found whose peak is at most ``cap``, or None; see the module."""
+        found: Figures | None = figures or self.measure(self.start)
+        while found is not None and found.peak_bytes > cap:
+            found = self._improved(found, cap, price=True)
+        return None if found is None else self.prune(found, cap)
 
     def prune(self, figures: Figures, cap: int) -> Figures:
         """Take changes back, the dearest first, as long as the peak stays under ``cap``."""
-        while True:
-            fewer = (self.measure(choice) for choice in _less(figures.choice))
-            useful = [f for f in fewer if f.peak_bytes <= cap and f.seconds < figures.seconds]
-            if not useful:
-                return figures
-            figures = min(useful, key=lambda f: f.seconds)
+        dearest = sorted(
+            (self.measure(choice).seconds, index, change)
+            for index, (change, choice) in enumerate(_less(figures.choice))
+        )
+        for _, _, change in dearest:
+            fewer = next((choice for name, choice in _less(figures.choice) if name == change), None)
+            if fewer is not None:
+                changed = self.measure(fewer)
+                if changed.peak_bytes <= cap and changed.seconds < figures.seconds:
+                    figures = changed
+        return figures
 
     def smallest(self) -> Figures:
         """The choice with the least peak that is found, whatever it costs."""
@@ -319,41 +348,59 @@ class Space:
             made = {node.outputs[0] for node in self.training.nodes if node.operator in kinds}
             storage = Storage(frozenset(self.stacks) & made)
             found = self._descend(self.measure(replace(start, storage=storage)), floor)
+            found = self._polish(found, floor)
             if found.peak_bytes < best.peak_bytes:
                 best = found
         return best
 
     def _descend(self, figures: Figures, floor: int) -> Figures:
-        best = figures
-        while best.peak_bytes > floor:
-            excess = figures.excess(floor)
-            options = [self.measure(choice) for choice in self.moves(figures)]
-            figures = min(options, key=lambda f: (f.excess(floor), f.peak_bytes), default=figures)
-            if figures.peak_bytes < best.peak_bytes:
-                best = figures
-            if figures.excess(floor) >= excess:
+        best, now = figures, self._improved(figures, floor, price=False)
+        while now is not None:
+            if now.peak_bytes < best.peak_bytes:
+                best = now
+            now = self._improved(now, floor, price=False)
+        return best
+
+    def _polish(self, best: Figures, floor: int) -> Figures:
+        """Changes that looked good early may be bad now, and the other way round."""
+        trials = _TRIALS
+        while trials > 0:
+            options = [*self.moves(best), *(choice for _, choice in _less(best.choice))]
+            before = best.peak_bytes, best.excess(floor)
+            for choice in options[:trials]:
+                trials -= 1
+                found = self.measure(choice)
+                if (found.peak_bytes, found.excess(floor)) < before:
+                    best = found
+                    break
+            else:
                 break
-        while True:  # changes that looked good early may be bad now, and the other way round
-            options = [self.measure(choice) for choice in (*self.moves(best), *_less(best.choice))]
-            found = min(options, key=lambda f: (f.peak_bytes, f.excess(floor)), default=best)
-            if (found.peak_bytes, found.excess(floor)) >= (best.peak_bytes, best.excess(floor)):
-                return best
-            best = found
+        return best
+
+
+def _together(choices: list[Choice]) -> Choice:
+    """All changes of choices with one origin; what one recomputes and another narrows is recomputed."""
+    recomputed = frozenset().union(*(choice.storage.recomputed for choice in choices))
+    narrowed = frozenset().union(*(choice.storage.narrowed for choice in choices))
+    sparse = frozenset().union(*(choice.sparse for choice in choices))
+    return replace(choices[0], storage=Storage(recomputed, narrowed - recomputed), sparse=sparse)
 
 
 def _sparse(node: Node) -> Node:
     return replace(node, attributes={**node.attributes, "algorithm": "sparse"})
 
 
-def _less(choice: Choice) -> Iterator[Choice]:
-    """Every choice with one change fewer."""
+def _less(choice: Choice) -> Iterator[tuple[str, Choice]]:
+    """(change, choice without it) of every change."""
     storage = choice.storage
     for tensor in sorted(storage.recomputed):
-        yield replace(choice, storage=replace(storage, recomputed=storage.recomputed - {tensor}))
+        fewer = replace(storage, recomputed=storage.recomputed - {tensor})
+        yield f"recomputed {tensor}", replace(choice, storage=fewer)
     for tensor in sorted(storage.narrowed):
-        yield replace(choice, storage=replace(storage, narrowed=storage.narrowed - {tensor}))
+        fewer = replace(storage, narrowed=storage.narrowed - {tensor})
+        yield f"narrowed {tensor}", replace(choice, storage=fewer)
     for module in sorted(choice.sparse):
-        yield replace(choice, sparse=choice.sparse - {module})
+        yield f"sparse {module}", replace(choice, sparse=choice.sparse - {module})
 
 
 def micro_batches(network: Network, job: Job) -> list[int]:
