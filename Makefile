@@ -9,13 +9,14 @@ INSTALLED := $(VENV)/.installed
 SOURCES   := pyproject.toml CMakeLists.txt \
              $(shell find edge_bcs exporters runtime targets -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help quickstart test test-ort-training lint native clean
+.PHONY: help quickstart test test-ort-training lint native trade-off clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
 	@echo "make test-ort-training  the same artifacts in ONNX Runtime's own training API, in a second environment"
 	@echo "make lint        ruff and mypy"
 	@echo "make native      only the operator library, into build/native (for work on the C++)"
+	@echo "make trade-off   the smallest budgets, and time over memory, into results/memory"
 	@echo "make clean       remove what the above wrote"
 
 $(BIN)/python:
@@ -53,6 +54,9 @@ native:
 	@mkdir -p build/native
 	@cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
 	@cmake --build build/native
+
+trade-off: $(INSTALLED)
+	$(BIN)/python -m edge_bcs.targets.trade_off results/memory
 
 clean:
 	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training

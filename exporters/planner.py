@@ -22,6 +22,7 @@ import numpy as np
 from edge_bcs.runtime.buffers import bound_buffers, bytes_of
 
 from edge_bcs.objectives import Objective
+from edge_bcs.objectives import get as objective_named
 from edge_bcs.roofline import TYPICAL_BOARD, Efficiency, Machine
 
 from .graphs import attack_graph, evaluation_graph, lanes_of, training_graph
@@ -337,21 +338,32 @@ class Space:
                     figures = changed
         return figures
 
-    def smallest(self) -> Figures:
-        """The choice with the least peak that is found, whatever it costs."""
+    def smallest(self, like: Storage | None = None) -> Figures:
+        """The choice with the least peak that is found, whatever it costs.
+
+        Args:
+            like: what is smallest for one branch; the search for two then begins there, in each of them.
+        """
         frugal = frozenset(module for phase in self._work.values() for _, module, _ in phase)
         start = replace(self.start, sparse=frugal)
         fixed = self.measure(start)
         floor = max(self.bound_bytes, *(int(fixed.totals[phase].max()) for phase in ("attack", "eval")))
         best = fixed
-        for kinds in ((), ("Affine", "Add"), ("Affine", "Add", "BatchNorm", "MaxPool")):
-            made = {node.outputs[0] for node in self.training.nodes if node.operator in kinds}
-            storage = Storage(frozenset(self.stacks) & made)
+        if like is None:
+            made = {node.outputs[0]: node.operator for node in self.training.nodes}
+            kinds = ((), ("Affine", "Add"), ("Affine", "Add", "BatchNorm", "MaxPool"))
+            starts = [Storage(frozenset(t for t in self.stacks if made[t] in kind)) for kind in kinds]
+        else:
+            starts = [Storage(self._in_branches(like.recomputed), self._in_branches(like.narrowed))]
+        for storage in starts:
             found = self._descend(self.measure(replace(start, storage=storage)), floor)
             found = self._polish(found, floor)
             if found.peak_bytes < best.peak_bytes:
                 best = found
         return best
+
+    def _in_branches(self, tensors: frozenset[str]) -> frozenset[str]:
+        return frozenset(tensor for tensor in self.stacks if tensor.partition(".")[2] in tensors)
 
     def _descend(self, figures: Figures, floor: int) -> Figures:
         best, now = figures, self._improved(figures, floor, price=False)
@@ -421,8 +433,14 @@ def branch_orders(network: Network, job: Job) -> tuple[bool, ...]:
 def smallest(network: Network, job: Job, micro_batch: int | None = None) -> Figures:
     """The smallest working set that is found for ``micro_batch`` images (default: as few as possible)."""
     images = micro_batch or (2 if network.batch_statistics else 1)
-    spaces = (Space(network, job, images, keep) for keep in branch_orders(network, job))
-    return min((space.smallest() for space in spaces), key=lambda figures: figures.peak_bytes)
+    options = []
+    if job.bfloat16:  # which is allowed, not asked for
+        options.append(smallest(network, replace(job, bfloat16=False), micro_batch))
+    like = None
+    if job.objective.two_branches:
+        like = smallest(network, replace(job, objective=objective_named("at")), micro_batch).choice.storage
+    options += [Space(network, job, images, keep).smallest(like) for keep in branch_orders(network, job)]
+    return min(options, key=lambda figures: figures.peak_bytes)
 
 
 def fastest(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 import weakref
@@ -22,6 +21,7 @@ import numpy as np
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.attack import softmax, start_images
 from edge_bcs.runtime.engine import Engine
+from edge_bcs.runtime.process import resident_peak
 from edge_bcs.runtime.state import state_layout, write_run
 from edge_bcs.runtime.units import parse_bytes
 
@@ -577,8 +577,7 @@ class Trainer:
             "peak_bytes": budget.peak,
             "cap_bytes": budget.cap,
             "exact": budget.exact,
-            "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            * (1 if sys.platform == "darwin" else 1024),
+            "rss_bytes": resident_peak(),
         }
 
     def reset_peak(self) -> None:

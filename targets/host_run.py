@@ -10,25 +10,9 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-
-def resident_peak() -> int:
-    """The most bytes of memory that this process has occupied.
-
-    From the kernel's high-water mark; ``getrusage`` would start from what the parent process occupied.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+from edge_bcs.runtime.process import resident_peak
 
 
 def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict[str, Any]:

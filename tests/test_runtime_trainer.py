@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from edge_bcs.runtime import BudgetExceeded, Trainer
 from runtime_helpers import tiny_network
 
+import edge_bcs
 from edge_bcs.data import ArrayDataset, open_data
 from edge_bcs.errors import EdgeBcsError
 
@@ -393,3 +395,17 @@ def test_the_runtime_needs_nothing_of_the_host(tiny_artifact: Make, tmp_path: Pa
     arguments = [sys.executable, "-c", BLOCKED, str(tiny_artifact()), str(tmp_path / "run")]
     result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
     assert result.stdout == "trained\n", result.stderr
+
+
+def test_resident_memory_is_this_processs_own(tiny_artifact: Any, tmp_path: Path) -> None:
+    script = (
+        "import sys; from edge_bcs.runtime import Trainer\n"
+        "trainer = Trainer(sys.argv[1]); print(trainer.memory()['rss_bytes'])"
+    )
+    ballast = np.ones(
+        1 << 27, np.uint8
+    )  # 128 MiB, which a child that is forked off would inherit as its peak
+    command = [sys.executable, "-c", script, str(tiny_artifact())]
+    environment = {**os.environ, "PYTHONPATH": str(Path(edge_bcs.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert 20e6 < int(done.stdout) < ballast.nbytes + 20e6
