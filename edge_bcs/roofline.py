@@ -46,8 +46,12 @@ class Machine:
     vector: int
 
     def filled(self, lanes: int, assumed: Efficiency) -> float:
-        """Share of the vector registers that ``lanes`` images side by side fill."""
-        return lanes / (lanes + assumed.vector_loss * self.vector)
+        """Share of the vector registers that ``lanes`` images side by side fill.
+
+        Three images were measured to be no faster, each, than two: what counts is the power of two below.
+        """
+        useful = 1 << (lanes.bit_length() - 1)
+        return useful / (useful + assumed.vector_loss * self.vector)
 
     def seconds(
         self, flops: int, moved: int, dense: bool, lanes: int, assumed: Efficiency

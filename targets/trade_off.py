@@ -1,7 +1,7 @@
 """`python -m edge_bcs.targets.trade_off`: how small, and what it costs.
 
 Writes `smallest.json` (the smallest working set of every network and objective), `trade_off.json` (budget →
-what the planner makes of it, its predicted time on a board, and time and peak measured on this host; dense
+what the planner makes of it for this host, and time and peak measured here; dense
 PyTorch's figures for the same step beside it), the plot of the latter, and a README with all figures, to the
 folder that is named (default results/memory). Needs the host's compiler; a few minutes.
 """
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,6 @@ def _compiled(name: str, objective: str) -> tuple[Any, Any, Any]:
 
 def smallest_table() -> list[dict[str, Any]]:
     """The smallest working set of every network for AT and TRADES, exactly and with bfloat16 storage."""
-    from dataclasses import replace
-
     from edge_bcs.exporters.planner import smallest
 
     rows = []
@@ -96,8 +95,13 @@ def curve(name: str, measure: tuple[int, ...], threads: int) -> list[dict[str, A
     """Budget → plan and predicted time, and the measured ones at the budgets ``measure`` (MiB)."""
     from edge_bcs.exporters import export
     from edge_bcs.exporters.planner import fastest, smallest
+    from edge_bcs.runtime.budget import isa
+
+    from .roofline import machine_of, this_host
 
     sparse, network, job = _compiled(name, "at")
+    machine = machine_of(this_host(isa()), threads)
+    job = replace(job, machine=machine)
     least = smallest(network, job)
     budgets = {least.peak_bytes} | {megabytes * MIB for megabytes in (*range(5, 33), *measure)}
     points = []
@@ -115,7 +119,7 @@ def curve(name: str, measure: tuple[int, ...], threads: int) -> list[dict[str, A
         if budget // MIB in measure and budget % MIB == 0:
             with tempfile.TemporaryDirectory() as folder:
                 path = f"{folder}/{name}"
-                export(sparse, path, "at", memory=budget, learning_rate=1e-3, validate=False)
+                export(sparse, path, "at", memory=budget, machine=machine, validate=False)
                 request = {"path": path, "memory": budget, "threads": threads, "seconds": 6.0}
                 answer = _python(["-m", "edge_bcs.targets.host_run"], json.dumps(request))
             point["measured_peak_bytes"] = answer["peak_bytes"]
@@ -148,12 +152,11 @@ def plot(curves: dict[str, Any], path: Path) -> None:
     for axis, (name, data) in zip(axes, curves.items(), strict=True):
         points = data["points"]
         real = [point for point in points if "measured_peak_bytes" in point]
-        scale = real[-1]["measured_seconds_per_image"] / real[-1]["predicted_seconds_per_image"]
         axis.plot(
             [point["peak_bytes"] / MIB for point in points],
-            [1e3 * scale * point["predicted_seconds_per_image"] for point in points],
+            [1e3 * point["predicted_seconds_per_image"] for point in points],
             color="#8899aa",
-            label=f"predicted shape (board × {scale:.2f})",
+            label="predicted",
         )
         axis.plot(
             [point["measured_peak_bytes"] / MIB for point in real],
@@ -178,11 +181,12 @@ def plot(curves: dict[str, Any], path: Path) -> None:
             color="#1d4ed8",
             label="dense PyTorch",
         )
-        axis.set(title=f"{name}, 99 %, AT with PGD-10", xlabel="working set (MiB)", xscale="log")
+        axis.set(
+            title=f"{name}, 99 %, AT with PGD-10", xlabel="working set (MiB)", xscale="log", yscale="log"
+        )
         axis.set_ylabel("time per image (ms)")
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=8, loc="upper center")
     figure.savefig(path, dpi=130)
 
 
@@ -194,7 +198,8 @@ def readme(rows: list[dict[str, Any]], curves: dict[str, Any], machine: dict[str
         "99 % sparsity (the paper's distribution), 32×32 images, frozen statistics, PGD-10. Working set:",
         "every byte that ONNX Runtime allocates, every bound buffer, the micro-batch; not the interpreter.",
         "",
-        f"`make trade-off`, {machine['date']}, {machine['cpu']}, {machine['threads']} threads.",
+        f"`make trade-off`, {machine['date']}, {machine['cpu']}, {machine['threads']} threads,",
+        "other work on the same cores: bytes are exact, times one short run each and good to a factor of two.",
         "",
         "## The smallest budget that works at all",
         "",
@@ -223,7 +228,7 @@ def readme(rows: list[dict[str, Any]], curves: dict[str, Any], machine: dict[str
             "",
             f"### {name}, AT",
             "",
-            "| budget | micro-batch | recomputed | predicted peak | measured | time, board | time, here |",
+            "| budget | micro-batch | recomputed | predicted peak | measured | predicted time | measured |",
             "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for point in data["points"]:
