@@ -199,7 +199,7 @@ def readme(rows: list[dict[str, Any]], curves: dict[str, Any], machine: dict[str
         "every byte that ONNX Runtime allocates, every bound buffer, the micro-batch; not the interpreter.",
         "",
         f"`make trade-off`, {machine['date']}, {machine['cpu']}, {machine['threads']} threads,",
-        "other work on the same cores: bytes are exact, times one short run each and good to a factor of two.",
+        f"load average {machine['load']:.1f} before: bytes are exact, times are one short run each.",
         "",
         "## The smallest budget that works at all",
         "",
@@ -267,7 +267,8 @@ def main() -> None:
     from edge_bcs.runtime.budget import isa
 
     cpu = f"{os.cpu_count()} cores of {_processor()} ({isa()})"
-    machine = {"date": time.strftime("%Y-%m-%d"), "cpu": cpu, "threads": options.threads}
+    machine: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "cpu": cpu, "threads": options.threads}
+    machine["load"] = os.getloadavg()[0]
     rows = smallest_table()
     curves = {}
     for name, budgets in MEASURED.items():
