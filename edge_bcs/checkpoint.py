@@ -8,9 +8,7 @@ objective and whatever else the writer adds.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import write_atomically
 from edge_bcs.sparse_model import STATE_NAMES, SparseModel
 
 FORMAT = "edge-bcs-state"
@@ -75,32 +74,7 @@ def save_checkpoint(
         "sparsity": sparse.sparsity,
         "distribution": sparse.distribution,
     }
-    write_atomically(Path(path), save({**(more or {}), **sparse.state()}, described))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by `content`, on the medium before this returns; never a mixture of old and new.
-
-    Raises:
-        EdgeBcsError: the file cannot be written; the old one is kept.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise EdgeBcsError(f"{path} cannot be written: {error.strerror or error}") from None
+    write_atomically(Path(path), save({**(more or {}), **sparse.state()}, described), make_folder=True)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from edge_bcs import attacks, external_attacks
 from edge_bcs.attacks import Model
-from edge_bcs.checkpoint import write_atomically
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import write_atomically
 from edge_bcs.objectives import cross_entropy
 
 ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
@@ -252,7 +252,8 @@ def measure(
             counts["batches"] = number + 1
             counts["warnings"] += [text for text in warnings if text not in counts["warnings"]]
             if resume is not None:
-                write_atomically(Path(resume), json.dumps({"asked": asked, "counts": counts}).encode())
+                content = json.dumps({"asked": asked, "counts": counts}).encode()
+                write_atomically(Path(resume), content, make_folder=True)
             bar.advance(task, len(x))
     if not counts["samples"]:
         raise EdgeBcsError("there is no image to evaluate")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,9 +33,12 @@ def library_path() -> Path:
             raise EdgeBcsError(f"EDGE_BCS_LIBRARY names {named}, which is not a file.")
         return Path(named)
     here = Path(__file__).resolve().parent
-    for place in (here.parent / "build" / "native", here, _installed()):
-        if place is not None and (place / _NAME).is_file():
+    for place in (here.parent / "build" / "native", here):
+        if (place / _NAME).is_file():
             return place / _NAME
+    installed = _installed()
+    if installed is not None and (installed / _NAME).is_file():
+        return installed / _NAME
     raise EdgeBcsError(f"The operator library {_NAME} is missing: reinstall edge-bcs, or run `make native`.")
 
 
@@ -44,14 +50,30 @@ def _installed() -> Path | None:
         return None
 
 
-def register(session_options: onnxruntime.SessionOptions) -> None:
+@contextmanager
+def _training_operators(path: Path) -> Iterator[None]:
+    """What is registered inside this block has the operators of training builds, too."""
+    library = ctypes.CDLL(str(path))
+    library.edge_bcs_provide_training_operators(1)
+    try:
+        yield
+    finally:
+        library.edge_bcs_provide_training_operators(0)
+
+
+def register(session_options: onnxruntime.SessionOptions, *, training_operators: bool = False) -> None:
     """Adds the operators of the domain ``edge_bcs`` to the sessions made with these options.
+
+    Args:
+        session_options: changed in place.
+        training_operators: add those of training builds to the domain ``com.microsoft``, too.
 
     Raises:
         EdgeBcsError: the library is missing or does not load here.
     """
     path = library_path()
     try:
-        session_options.register_custom_ops_library(str(path))
+        with _training_operators(path) if training_operators else nullcontext():
+            session_options.register_custom_ops_library(str(path))
     except Exception as error:
         raise EdgeBcsError(f"The operator library {path} does not load: {error}") from error

@@ -15,7 +15,6 @@ forms), InPlaceAccumulatorV2, SGDOptimizerV2, AdamWOptimizer; everything else mu
 
 from __future__ import annotations
 
-import ctypes
 import math
 import re
 from pathlib import Path
@@ -35,9 +34,10 @@ from edge_bcs.runtime.onnx_file import (
     make_model,
     read_model,
 )
-from edge_bcs.runtime.ort_checkpoint import CHECKPOINT, read_ort_checkpoint, write_atomically
+from edge_bcs.runtime.ort_checkpoint import CHECKPOINT, read_ort_checkpoint
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import write_atomically
 
 Array = np.ndarray[Any, Any]
 _MICROSOFT = "com.microsoft"
@@ -173,7 +173,7 @@ class OrtArtifact:
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write the parameters as ORT's checkpoint, atomically; a training build reads it."""
-        write_atomically(Path(path), self._checkpoint.with_parameters(self.parameters))
+        write_atomically(Path(path), self._checkpoint.with_parameters(self.parameters), make_folder=True)
 
     def _run(
         self, session: onnxruntime.InferenceSession, x: Array, y: Array, reset: bool, scores: str
@@ -327,12 +327,7 @@ def _session_options(threads: int | None) -> onnxruntime.SessionOptions:
     options.log_severity_level = 4
     # Fusions across the graph could drop tensors that a gradient reads.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    operators = ctypes.CDLL(str(library.library_path()))
-    operators.edge_bcs_provide_training_operators(1)
-    try:
-        library.register(options)
-    finally:
-        operators.edge_bcs_provide_training_operators(0)
+    library.register(options, training_operators=True)
     return options
 
 

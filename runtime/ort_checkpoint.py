@@ -15,7 +15,6 @@ against the end of the file, so that a truncated or altered file gives one sente
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -219,18 +218,3 @@ def _tensor(table: _Table) -> tuple[str, int, Array]:
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"the parameter {name} of shape {shape} has {size} bytes")
     return name, place, np.frombuffer(table.content, dtype, math.prod(shape), place).reshape(shape).copy()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by ``content``, flushed to the medium; the old file or the new one, never a mixture."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise EdgeBcsError(f"{path} cannot be written: {error.strerror}.") from None

@@ -9,10 +9,9 @@ A saved run is a complete artifact folder (graphs and manifest copied) whose sta
 
 A save writes `state.safetensors.partial`, flushes it to the medium (fsync), renames the newest slot to the
 previous one, renames the partial file to the newest and flushes the folder. A cut between the two renames
-leaves a complete
-partial file, which the reader therefore tries first: one intact state exists at every moment. Each slot
-    carries the sha256 of its tensors and metadata in its own safetensors header; in the exported artifact
-    the state has none of its own and is checked against the manifest instead.
+leaves a complete partial file, which the reader therefore tries first: one intact state exists at every
+moment. Each slot carries the sha256 of its tensors and metadata in its own safetensors header; in the
+exported artifact the state has none of its own and is checked against the manifest instead.
 """
 
 from __future__ import annotations
@@ -20,10 +19,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +29,12 @@ from edge_bcs.runtime.artifact import GRAPHS, MANIFEST, STATE, Artifact, graph_f
 from safetensors import SafetensorError, safe_open
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import PARTIAL_SUFFIX, replacing, sync_folder
 
 FORMAT = "edge-bcs-state"
 VERSION = "1"
 PREVIOUS = "state.previous.safetensors"
-_PARTIAL_SUFFIX = ".partial"
-PARTIAL = STATE + _PARTIAL_SUFFIX
+PARTIAL = STATE + PARTIAL_SUFFIX
 _SAFETENSORS_TYPES = {"float32": "F32", "int32": "I32"}
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -63,9 +60,8 @@ def read_state(
     given.
 
     Metadata has at least "step" and "seed". Raises EdgeBcsError if no slot is intact, or if a tensor breaks
-    an
-    invariant: wrong length, index not strictly ascending in [0, N), a value that is 0 or not finite, a
-        negative variance.
+    an invariant: wrong length, index not strictly ascending in [0, N), a value that is 0 or not finite, a
+    negative variance.
     """
     layout = state_layout(artifact)
     sealed = STATE in artifact.manifest["files"]
@@ -187,13 +183,13 @@ def _create_run(folder: Path, artifact: Artifact) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = [graph_file(graph) for graph in GRAPHS]
     for name in names:
-        with _replacing(folder / name) as stream, (artifact.path / name).open("rb") as source:
+        with replacing(folder / name) as stream, (artifact.path / name).open("rb") as source:
             shutil.copyfileobj(source, stream)
     files = {name: artifact.manifest["files"][name] for name in names}
-    with _replacing(folder / MANIFEST) as stream:
+    with replacing(folder / MANIFEST) as stream:
         stream.write(json.dumps({**artifact.manifest, "files": files}, indent=1).encode())
-    _sync_folder(folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder)
+    sync_folder(folder.parent)
 
 
 def _write_slot(folder: Path, tensors: Arrays, metadata: Mapping[str, str]) -> None:
@@ -210,39 +206,10 @@ def _write_slot(folder: Path, tensors: Arrays, metadata: Mapping[str, str]) -> N
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with _replacing(folder / STATE, previous=folder / PREVIOUS) as stream:
+    with replacing(folder / STATE, previous=folder / PREVIOUS) as stream:
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
         for array in tensors.values():
             if array.size:
                 stream.write(array.view(np.uint8).data)
-    _sync_folder(folder)
-
-
-@contextmanager
-def _replacing(file: Path, previous: Path | None = None) -> Iterator[Any]:
-    """Open a partial file that takes the place of ``file`` when the block ends well, and is removed if it
-    fails."""
-    partial = file.with_name(file.name + _PARTIAL_SUFFIX)
-    try:
-        with partial.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        if previous is not None and file.exists():
-            os.replace(file, previous)
-        os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renames in ``folder`` durable; a no-op where folders cannot be opened (Windows)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)

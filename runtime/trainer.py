@@ -12,6 +12,7 @@ import math
 import sys
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -326,7 +327,7 @@ class Trainer:
         batch, samples = int(plan["batch_size"]), int(plan["samples"])
         per_epoch = -(-samples // batch)
         began = saved = time.monotonic()
-        history: list[Metrics] = []
+        history: deque[Metrics] = deque(maxlen=per_epoch)  # the last epoch's worth of steps
         order, order_epoch = None, -1
         stream = None if metrics is None else _open_for_lines(Path(metrics))
         try:
@@ -348,7 +349,7 @@ class Trainer:
                     "milliseconds": 1e3 * (time.perf_counter() - started),
                     "peak_bytes": self._engine.budget.peak,
                 }
-                history = [*history[-per_epoch + 1 :], record] if per_epoch > 1 else [record]
+                history.append(record)
                 if stream is not None:
                     stream.write(json.dumps(record) + "\n")
                     stream.flush()

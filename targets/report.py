@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import edge_bcs
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import write_atomically
 
 from .layout import assign
 from .plans import Phase
@@ -109,11 +109,4 @@ def write(path: str | Path, content: str) -> None:
     Raises:
         EdgeBcsError: it cannot be written.
     """
-    file = Path(path)
-    partial = file.with_name(file.name + ".partial")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise EdgeBcsError(f"{file} cannot be written: {error.strerror}.") from None
+    write_atomically(Path(path), content.encode())

@@ -16,25 +16,11 @@ from edge_bcs.exporters.plan import KEPT
 from edge_bcs.runtime.engine import Engine, session_options
 from exporter_helpers import EveryLayer, batch, sparse_of, state_feeds, tiny, training_feeds
 from reference_ops import run_graph
+from schedule_checker import IN_PLACE
 
 import edge_bcs
 from edge_bcs import EdgeBcsError, models
 from edge_bcs.objectives import get
-
-# Which output shares which input's memory, as the operators declare it to ONNX Runtime.
-ALIASES = {
-    "ConvGrad": {1: 6, 2: 7},
-    "AffineGrad": {1: 5},
-    "BatchNorm": {2: 3, 3: 4},
-    "BatchNormGrad": {1: 7},
-    "FoldAffineGrad": {0: 4},
-    "PgdStep": {0: 0},
-    "ResetGradient": {0: 0},
-    "After": {0: 0},
-    "BuildLists": {0: 1},
-    "RewireStep": {0: 0, 1: 1, 2: 2, 3: 3},
-    "DenseStep": {0: 0, 1: 1},
-}
 
 
 def bytes_of(array: np.ndarray) -> int:
@@ -57,14 +43,14 @@ def check_schedule(model: onnx.ModelProto, tensors: dict[str, Any]) -> int:
                 readers[owner[name]] = readers.get(owner[name], 0) + 1
         for position, name in enumerate(node.output):
             if name:
-                source = ALIASES.get(node.op_type, {}).get(position)
+                source = IN_PLACE.get(node.op_type, {}).get(position)
                 owner[name] = name if source is None else owner[node.input[source]]
     alive: dict[str, int] = {}
     peak = 0
     for node in model.graph.node:
         made = []
         for position, name in enumerate(node.output):
-            fresh = position not in ALIASES.get(node.op_type, {}) and name not in bound_outputs
+            fresh = position not in IN_PLACE.get(node.op_type, {}) and name not in bound_outputs
             if name and fresh:
                 alive[name] = bytes_of(np.asarray(tensors[name]))
                 made.append(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,12 +42,7 @@ def run(
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    operators = ctypes.CDLL(str(library.library_path()))
-    operators.edge_bcs_provide_training_operators(1)
-    try:
-        library.register(options)
-    finally:
-        operators.edge_bcs_provide_training_operators(0)
+    library.register(options, training_operators=True)
     content = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()

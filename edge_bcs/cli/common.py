@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import write_atomically
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 json_file_option = click.option(
@@ -79,12 +80,7 @@ def percent(share: float | None) -> str:
 
 def write_report(file: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    try:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(file)
-    except OSError as error:
-        raise EdgeBcsError(f"{file} cannot be written: {error.strerror}.") from None
+    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def stored_shape(sparse: Any) -> tuple[int, int, int]:
