@@ -216,6 +216,16 @@ def test_every_graph_is_valid_and_loads_in_old_runtimes(tmp_path: Path) -> None:
         assert {node.domain for node in model.graph.node} == {"edge_bcs"}
 
 
+@pytest.mark.parametrize(("batch_norm", "rate", "decay"), [("batch", 0.1, 5e-4), ("frozen", 0.001, 5e-6)])
+def test_rates_that_were_not_given(tmp_path: Path, batch_norm: str, rate: float, decay: float) -> None:
+    """The paper's from scratch; a hundredth for fine-tuning, the decay in the paper's proportion."""
+    artifact = export(
+        tiny("vgg16"), tmp_path / "a", input_shape=SHAPE, batch_norm=batch_norm, micro_batch=4, validate=False
+    )
+    assert artifact.hyper["learning_rate"] == rate
+    assert artifact.hyper["weight_decay"] == pytest.approx(decay)
+
+
 def test_the_lists_are_those_of_the_contract(tmp_path: Path) -> None:
     sparse = tiny("resnet50")
     artifact = export(sparse, tmp_path / "a", input_shape=SHAPE, validate=False)
