@@ -3,10 +3,19 @@
 ``capture`` traces the network into ``layers``; ``fusion`` makes them ``operators``; ``autodiff``
 differentiates those; ``graphs`` writes training, attack, evaluation and optimizer graphs; ``plan`` replays
 them for the memory they need; ``artifact`` writes the folder and ``validation`` compares it with torch.
+``cost_model`` alone needs neither torch nor onnx; the simulator uses it on boards.
 """
 
 from __future__ import annotations
 
-from .artifact import export
+from typing import Any
 
 __all__ = ["export"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "export":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .artifact import export
+
+    return export

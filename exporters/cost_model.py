@@ -1,6 +1,66 @@
-"""Which kernel a layer gets: the sparse one, or the blocked dense one where the layer is dense enough."""
+"""How long an operator takes on a machine, and which kernel a layer gets.
+
+An operator's time is a sum: a fixed time to start it, its traffic (every tensor that it reads or writes,
+once), and its walks. A walk is one sparse or dense product: for every entry of the matrix the kernel visits
+all tiles of the output plane, and all vectors of a tile. Which of these decides differs from layer to layer
+(large planes: vectors; small planes or few images side by side: tiles), so a walk costs
+
+    entries · (entry + tiles · tile + vectors · vector)
+
+in units of one vector operation at the core's peak. The constants are a `Machine`: defaults for an
+instruction set (`COSTS`), or what `edge-bcs bench --calibrate` measured on this machine and saved with `save`
+to `default_path()`. Nothing here imports torch or onnx, so that the simulator runs on a board.
+
+The file is TOML:
+
+    format = "edge-bcs-machine"
+    version = 1
+    processor = "Intel(R) Xeon(R) Processor"  # for people
+    isa = "avx512"            # kernels that ran: scalar, avx2, avx512 or neon
+    arithmetic = [1.6e11, 1.6e11]  # float32 operations a second of each core at its peak, fastest first
+    bandwidth = 1.2e10        # bytes a second between all cores and memory
+    [costs]
+    scaling = 0.9             # of a core, what each thread beyond the first adds
+    node = 9e-6               # seconds to start an operator
+    stack = 1.2               # traffic of convolutions over bytes at the full bandwidth
+    element = 1.5             # the same for all other operators
+    [costs.sparse]            # forward and input gradient over connections, in vector operations at peak
+    entry = 5.0
+    tile = 7.0
+    vector = 1.7
+    [costs.sparse_gradient]   # of the connections' values
+    [costs.dense]             # forward and input gradient over all weights
+    [costs.dense_gradient]    # (these three tables have the same three fields)
+
+`arithmetic` and `bandwidth` need not be exact: costs are relative to them, and `fit` finds the costs from
+timed operators whatever the two say.
+"""
 
 from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import write_atomically
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FORMAT, VERSION = "edge-bcs-machine", 1
+VECTOR = {"scalar": 1, "avx2": 8, "avx512": 16, "neon": 4}
+"""Instruction set → float32 numbers in a register."""
+_REGISTERS = {"scalar": 8, "avx2": 8, "avx512": 16, "neon": 16}  # that hold sums in a tile
+KERNELS = ("sparse", "sparse_gradient", "dense", "dense_gradient")
 
 DENSE_THRESHOLD = 0.55
 """Density from which the dense kernel is the faster one: measured for all directions, 3×3 kernels on 4²
@@ -10,3 +70,283 @@ to 32² pixels, with AVX-512 (where they meet between 0.5 and 0.6)."""
 def algorithm(density: float, threshold: float = DENSE_THRESHOLD) -> str:
     """ "dense" for a layer whose fraction of active connections reaches ``threshold``, else "sparse"."""
     return "dense" if density >= threshold else "sparse"
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One product of a layer's matrix with a micro-batch.
+
+    Attributes:
+        kernel: one of ``KERNELS``. entries: connections, or all weights for the dense kernels.
+        rows: image rows of the output, over all batch blocks. floats: of one such row (pixels × lanes).
+        run: floats that lie side by side on both ends, the row or, with a stride, the lanes of a pixel.
+    """
+
+    kernel: str
+    entries: int
+    rows: int
+    floats: int
+    run: int
+
+    def tiles_and_vectors(self, isa: str) -> tuple[int, int]:
+        """Tiles of registers and vectors that each entry visits."""
+        length = VECTOR[isa]
+        while length >= 4 and self.run % length:
+            length //= 2
+        length = length if length >= 4 else 1
+        vectors = self.floats // length
+        across = 4 if vectors >= 4 else 2 if vectors >= 2 else 1
+        down = min(8, _REGISTERS[isa] // across)
+        return _parts(self.rows, down) * _parts(vectors, across), self.rows * vectors
+
+
+def _parts(count: int, size: int) -> int:
+    """Pieces of ``size``, a power of two, and of smaller powers of two that make up ``count``."""
+    return count // size + (count % size).bit_count()
+
+
+@dataclass(frozen=True)
+class KernelCosts:
+    """What a kernel takes for an entry, each tile and each vector of it, in vector operations at peak."""
+
+    entry: float
+    tile: float
+    vector: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The constants of the model; see the module."""
+
+    scaling: float
+    node: float
+    stack: float
+    element: float
+    sparse: KernelCosts
+    sparse_gradient: KernelCosts
+    dense: KernelCosts
+    dense_gradient: KernelCosts
+
+
+_OUT_OF_ORDER = Costs(
+    scaling=0.9,
+    node=12e-6,
+    stack=1.2,
+    element=2.0,
+    sparse=KernelCosts(5.0, 8.0, 1.8),
+    sparse_gradient=KernelCosts(35.0, 2.0, 3.0),
+    dense=KernelCosts(0.0, 6.5, 0.75),
+    dense_gradient=KernelCosts(35.0, 6.5, 1.1),
+)
+COSTS: Mapping[str, Costs] = {
+    "avx512": _OUT_OF_ORDER,
+    "avx2": _OUT_OF_ORDER,
+    "neon": replace(_OUT_OF_ORDER, node=20e-6),
+    "scalar": replace(_OUT_OF_ORDER, node=20e-6),
+}
+"""Instruction set → what is assumed of a machine that was not measured."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs the operators.
+
+    Attributes:
+        isa: instruction set of the kernels.
+        arithmetic: float32 operations a second of each core in use at its peak, the fastest first.
+        bandwidth: bytes a second between all cores and memory.
+        costs: what the kernels make of that. processor: its name, "" if it was not measured.
+    """
+
+    isa: str
+    arithmetic: tuple[float, ...]
+    bandwidth: float
+    costs: Costs
+    processor: str = ""
+
+    @cached_property
+    def cores(self) -> float:
+        """How many times as fast as its first core the machine is."""
+        return 1 + self.costs.scaling * sum(self.arithmetic[1:]) / self.arithmetic[0]
+
+    def on(self, threads: int) -> Machine:
+        """The machine with its fastest ``threads`` cores alone."""
+        return replace(self, arithmetic=self.arithmetic[: max(1, threads)])
+
+    def compute_seconds(self, walks: Iterable[Walk]) -> float:
+        """Time that the walks of an operator take."""
+        unit = 2 * VECTOR[self.isa] / (self.arithmetic[0] * self.cores)
+        total = 0.0
+        for walk in walks:
+            tiles, vectors = walk.tiles_and_vectors(self.isa)
+            cost: KernelCosts = getattr(self.costs, walk.kernel)
+            total += walk.entries * (cost.entry + tiles * cost.tile + vectors * cost.vector)
+        return unit * total
+
+    def traffic_seconds(self, moved: int, convolution: bool) -> float:
+        """Time to read and write ``moved`` bytes."""
+        return moved * (self.costs.stack if convolution else self.costs.element) / self.bandwidth
+
+    def seconds(self, walks: Sequence[Walk], moved: int) -> float:
+        """Time of one operator."""
+        traffic = self.traffic_seconds(moved, bool(walks))
+        return self.costs.node + self.compute_seconds(walks) + traffic
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An operator that was timed on one thread."""
+
+    walks: tuple[Walk, ...]
+    moved: int
+    seconds: float
+
+
+def fit(samples: Sequence[Sample], machine: Machine) -> Machine:
+    """``machine`` with costs that explain ``samples``: least squares, no cost negative.
+
+    ``scaling`` is kept: it takes runs with several threads.
+
+    Raises:
+        EdgeBcsError: too few samples.
+    """
+    columns = [*((kernel, field.name) for kernel in KERNELS for field in fields(KernelCosts))]
+    names = [*columns, "stack", "element", "node"]
+    if len(samples) < 2 * len(names):
+        raise EdgeBcsError(f"{len(samples)} timed operators are too few to calibrate by.")
+    unit = 2 * VECTOR[machine.isa] / machine.arithmetic[0]
+    matrix = np.zeros((len(samples), len(names)))
+    for row, sample in zip(matrix, samples, strict=True):
+        for walk in sample.walks:
+            tiles, vectors = walk.tiles_and_vectors(machine.isa)
+            first = 3 * KERNELS.index(walk.kernel)
+            row[first : first + 3] += unit * walk.entries * np.array([1, tiles, vectors])
+        row[-3 if sample.walks else -2] = sample.moved / machine.bandwidth
+        row[-1] = 1
+    seconds = np.array([sample.seconds for sample in samples])
+    # Between absolute and relative errors: the sum over all operators is asked for.
+    weight = np.maximum(seconds, 1e-6) ** -0.7
+    costs = dict(zip(names, _non_negative(matrix * weight[:, None], seconds * weight), strict=True))
+    found: dict[str, Any] = {
+        kernel: KernelCosts(*(costs[kernel, field.name] for field in fields(KernelCosts)))
+        for kernel in KERNELS
+    }
+    found |= {name: costs[name] for name in ("stack", "element", "node")}
+    return replace(machine, costs=replace(machine.costs, **found))
+
+
+def _non_negative(matrix: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> list[float]:
+    """Lawson & Hanson, "Solving Least Squares Problems" (1974), chapter 23."""
+    scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-300)
+    matrix = matrix / scale
+    count = matrix.shape[1]
+    found, free = np.zeros(count), np.zeros(count, bool)
+    for _ in range(3 * count):
+        slope = matrix.T @ (target - matrix @ found)
+        slope[free] = 0
+        if slope.max() <= 1e-10 * np.linalg.norm(target):
+            break
+        free[slope.argmax()] = True
+        while True:
+            trial = np.zeros(count)
+            trial[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
+            if (trial[free] > 0).all():
+                break
+            falling = free & (trial <= 0)
+            step = (found[falling] / (found[falling] - trial[falling])).min()
+            found = found + step * (trial - found)
+            free &= found > 1e-15
+            found[~free] = 0
+        found = trial
+    return [float(number) for number in found / scale]
+
+
+def default_path() -> Path:
+    """This machine's calibration: machine.toml in EDGE_BCS_CONFIG, else in the user's config folder."""
+    folder = os.environ.get("EDGE_BCS_CONFIG")
+    if folder:
+        return Path(folder) / "machine.toml"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "edge-bcs" / "machine.toml"
+
+
+def save(machine: Machine, path: Path | None = None) -> Path:
+    """Write ``machine`` to ``path`` (default: ``default_path()``) and return where it went."""
+    path = path or default_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    costs = asdict(machine.costs)
+    processor = machine.processor.replace("\\", "/").replace('"', "'")
+    lines = [
+        f'format = "{FORMAT}"',
+        f"version = {VERSION}",
+        f'processor = "{processor}"',
+        f'isa = "{machine.isa}"',
+        f"arithmetic = {[float(f'{rate:.6g}') for rate in machine.arithmetic]}",
+        f"bandwidth = {machine.bandwidth:.6e}",
+        "[costs]",
+        *(f"{name} = {value:.6e}" for name, value in costs.items() if name not in KERNELS),
+    ]
+    for kernel in KERNELS:
+        lines += [f"[costs.{kernel}]", *(f"{name} = {value:.6e}" for name, value in costs[kernel].items())]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    return path
+
+
+def load(path: Path | None = None) -> Machine | None:
+    """Read what ``save`` wrote; None if there is no file.
+
+    Args:
+        path: default: ``default_path()``.
+
+    Raises:
+        EdgeBcsError: a file that is none of ours; the message names the field.
+    """
+    path = path or default_path()
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise _bad(path, f"cannot be read: {error}") from None
+    if document.get("format") != FORMAT or document.get("version") != VERSION:
+        raise _bad(path, f'has not `format = "{FORMAT}"` and `version = {VERSION}`')
+    isa = document.get("isa")
+    if isa not in VECTOR:
+        raise _bad(path, f"has an `isa` that is none of {', '.join(VECTOR)}")
+    arithmetic = document.get("arithmetic")
+    if not isinstance(arithmetic, list) or not arithmetic or not all(_positive(rate) for rate in arithmetic):
+        raise _bad(path, "has an `arithmetic` that is no list of positive numbers")
+    bandwidth: Any = document.get("bandwidth")
+    if not _positive(bandwidth):
+        raise _bad(path, "has a `bandwidth` that is no positive number")
+    table = _table(path, document, "costs")
+    costs: dict[str, Any] = _numbers(path, {k: v for k, v in table.items() if k not in KERNELS}, Costs)
+    for name in KERNELS:
+        costs[name] = KernelCosts(**_numbers(path, _table(path, table, name), KernelCosts))
+    rates = tuple(sorted(map(float, arithmetic), reverse=True))
+    return Machine(isa, rates, bandwidth, Costs(**costs), str(document.get("processor", "")))
+
+
+def _positive(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < float("inf")
+
+
+def _table(path: Path, document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    table = document.get(name)
+    if not isinstance(table, dict):
+        raise _bad(path, f"has no table `{name}`")
+    return table
+
+
+def _numbers(path: Path, table: Mapping[str, Any], kind: type) -> dict[str, float]:
+    """The fields of ``kind`` that are numbers, from ``table``."""
+    wanted = {field.name for field in fields(kind)} - set(KERNELS)
+    for name in sorted(wanted ^ table.keys()):
+        raise _bad(path, f"{'lacks' if name in wanted else 'has an unknown'} `{name}`")
+    for name, value in table.items():
+        if value != 0 and not _positive(value):
+            raise _bad(path, f"has a `{name}` that is no number of at least 0")
+    return {name: float(value) for name, value in table.items()}
+
+
+def _bad(path: Path, what: str) -> EdgeBcsError:
+    return EdgeBcsError(f"The calibration {path} {what}; write it anew with `edge-bcs bench --calibrate`.")

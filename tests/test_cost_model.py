@@ -1,0 +1,109 @@
+"""The model of time: walks counted by hand, costs found again from times that they made, and the file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edge_bcs.exporters import cost_model
+from edge_bcs.exporters.cost_model import COSTS, KERNELS, KernelCosts, Machine, Sample, Walk, fit, load, save
+
+from edge_bcs import EdgeBcsError
+
+HOST = Machine("avx512", (1e11, 1e11), 1e10, COSTS["avx512"], 'a "fast" one')
+
+
+@pytest.mark.parametrize(
+    ("isa", "rows", "floats", "run", "expected"),
+    [
+        # 32 pixels of 16 images: 32 vectors a row; tiles of 4 rows × 4 vectors.
+        ("avx512", 32, 512, 512, (8 * 8, 32 * 32)),
+        # 4 pixels of one image: a vector of 4 a row; tiles of 8 rows × 1.
+        ("avx512", 4, 4, 4, (1, 4)),
+        # 32 pixels of 3 images: 96 floats, 6 vectors a row: a tile across of 4 and one of 2.
+        ("avx512", 32, 96, 96, (8 * 2, 32 * 6)),
+        # With a stride, 8 lanes are what lies side by side: vectors of 8.
+        ("avx512", 16, 16 * 8, 8, (4 * 4, 16 * 16)),
+        # 2 lanes are too few for any vector.
+        ("neon", 8, 8, 2, (2 * 2, 8 * 8)),
+        # Half the registers: 15 rows are seven tiles of 2 rows and a strip of 1.
+        ("avx2", 15, 32, 32, (7 + 1, 15 * 4)),
+    ],
+)
+def test_tiles_and_vectors_by_hand(
+    isa: str, rows: int, floats: int, run: int, expected: tuple[int, int]
+) -> None:
+    assert Walk("sparse", 1, rows, floats, run).tiles_and_vectors(isa) == expected
+
+
+def test_seconds_by_hand() -> None:
+    costs = replace(COSTS["neon"], scaling=0.5, node=1e-3, stack=2.0, sparse=KernelCosts(10, 5, 2))
+    board = Machine("neon", (8e9, 8e9, 4e9), 1e9, costs)
+    # A vector operation takes 8 flops / 8e9 s; two more cores add half of themselves: 1.75 cores.
+    # 100 entries on 8 rows of 4 vectors: 2 tiles of 4×4, 32 vectors: 10 + 2·5 + 32·2 = 84 operations each.
+    walk = Walk("sparse", 100, 8, 16, 16)
+    assert board.compute_seconds([walk]) == pytest.approx(100 * 84 * 1e-9 / 1.75)
+    assert board.on(1).compute_seconds([walk]) == pytest.approx(100 * 84 * 1e-9)
+    assert board.seconds([walk], 5000) == pytest.approx(1e-3 + 100 * 84e-9 / 1.75 + 2 * 5000 / 1e9)
+
+
+def test_costs_are_found_again() -> None:
+    random = np.random.default_rng(0)
+    costs = replace(COSTS["avx512"], **{k: KernelCosts(*random.uniform(1, 9, 3)) for k in KERNELS})
+    true = replace(HOST, costs=replace(costs, stack=0.7, element=3.0, node=2e-5)).on(1)
+    samples = []
+    for _ in range(200):
+        kernel = KERNELS[random.integers(4)]
+        rows, floats = int(random.integers(4, 65)), int(4 * random.integers(1, 129))
+        walks = (Walk(kernel, int(random.integers(50, 5000)), rows, floats, floats),)
+        walks = walks if random.random() < 0.8 else ()
+        moved = int(random.integers(1e4, 1e7))
+        samples.append(Sample(walks, moved, true.seconds(walks, moved)))
+    found = fit(samples, HOST)
+    for sample in samples:
+        assert found.on(1).seconds(sample.walks, sample.moved) == pytest.approx(sample.seconds, rel=1e-6)
+    assert found.costs.node == pytest.approx(2e-5) and found.costs.scaling == HOST.costs.scaling
+    with pytest.raises(EdgeBcsError, match="too few"):
+        fit(samples[:3], HOST)
+
+
+def test_no_cost_is_negative() -> None:
+    # Times that fall with the traffic are noise, not a cost.
+    samples = [
+        Sample((Walk("sparse", 1000, 8, 64 * n, 64 * n),), 10**6 * (40 - n), 1e-4 * n) for n in range(1, 40)
+    ]
+    found = fit(samples, HOST).costs
+    assert found.stack == 0 and min(found.sparse.entry, found.sparse.tile, found.sparse.vector) >= 0
+
+
+def test_the_file_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_BCS_CONFIG", str(tmp_path / "config"))
+    assert load() is None
+    assert save(HOST) == cost_model.default_path() == tmp_path / "config" / "machine.toml"
+    assert load() == replace(HOST, processor="a 'fast' one")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("version = 1", "version = 2", "version"),
+        ('"avx512"', '"mmx"', "isa"),
+        ("arithmetic = [", "arithmetic = [-1, ", "arithmetic"),
+        ("bandwidth = 1", "bandwidth = -1", "bandwidth"),
+        ("[costs]", "[costs]\ncolour = 1", "colour"),
+        ("scaling = ", "scaled = ", "scaling|scaled"),
+        ("tile = ", "tile = nan # ", "tile"),
+        ("[costs.dense]", "[costs.thick]", "dense"),
+    ],
+)
+def test_a_bad_file_is_refused_by_field(tmp_path: Path, old: str, new: str, field: str) -> None:
+    path = tmp_path / "machine.toml"
+    save(HOST, path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(EdgeBcsError, match=f"`.*({field})") as error:
+        load(path)
+    assert "bench --calibrate" in str(error.value)
