@@ -95,7 +95,7 @@ def test_the_file_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.
         ("[costs]", "[costs]\ncolour = 1", "colour"),
         ("scaling = ", "scaled = ", "scaling|scaled"),
         ("tile = ", "tile = nan # ", "tile"),
-        ("[costs.dense]", "[costs.thick]", "dense"),
+        ("[costs.dense]", "[costs.thick]", "thick"),
     ],
 )
 def test_a_bad_file_is_refused_by_field(tmp_path: Path, old: str, new: str, field: str) -> None:
