@@ -23,10 +23,10 @@ import edge_bcs
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.objectives import Objective
 from edge_bcs.objectives import get as objective_named
-from edge_bcs.roofline import TYPICAL_BOARD, Machine
 from edge_bcs.sparse_model import SparseModel
 
 from . import ort_checkpoint
+from .cost_model import TYPICAL_BOARD, Machine
 from .graphs import attack_graph, evaluation_graph, lanes_of, lists_graph, optimizer_graph, training_graph
 from .layers import Convolution
 from .network import Network, network_of

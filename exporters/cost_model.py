@@ -22,8 +22,8 @@ The file is TOML:
     [costs]
     scaling = 0.9             # of a core, what each thread beyond the first adds
     node = 9e-6               # seconds to start an operator
-    stack = 1.2               # traffic of convolutions over bytes at the full bandwidth
-    element = 1.5             # the same for all other operators
+    stack = 1.2               # time of one core's traffic over that at the full bandwidth: convolutions
+    element = 1.5             # all other operators
     [costs.sparse]            # forward and input gradient over connections, in vector operations at peak
     entry = 5.0
     tile = 7.0
@@ -128,21 +128,47 @@ class Costs:
     dense_gradient: KernelCosts
 
 
-_OUT_OF_ORDER = Costs(
-    scaling=0.9,
-    node=12e-6,
-    stack=1.2,
-    element=2.0,
-    sparse=KernelCosts(5.0, 8.0, 1.8),
-    sparse_gradient=KernelCosts(35.0, 2.0, 3.0),
-    dense=KernelCosts(0.0, 6.5, 0.75),
-    dense_gradient=KernelCosts(35.0, 6.5, 1.1),
-)
 COSTS: Mapping[str, Costs] = {
-    "avx512": _OUT_OF_ORDER,
-    "avx2": _OUT_OF_ORDER,
-    "neon": replace(_OUT_OF_ORDER, node=20e-6),
-    "scalar": replace(_OUT_OF_ORDER, node=20e-6),
+    "avx512": Costs(
+        scaling=0.9,
+        node=12e-6,
+        stack=1.2,
+        element=2.0,
+        sparse=KernelCosts(5.0, 8.0, 1.8),
+        sparse_gradient=KernelCosts(35.0, 2.0, 3.0),
+        dense=KernelCosts(0.0, 6.5, 0.75),
+        dense_gradient=KernelCosts(35.0, 6.5, 1.1),
+    ),
+    "avx2": Costs(
+        scaling=0.9,
+        node=12e-6,
+        stack=1.2,
+        element=2.0,
+        sparse=KernelCosts(5.0, 10.0, 1.8),
+        sparse_gradient=KernelCosts(35.0, 4.0, 3.0),
+        dense=KernelCosts(0.0, 8.0, 1.1),
+        dense_gradient=KernelCosts(35.0, 8.0, 1.5),
+    ),
+    "neon": Costs(
+        scaling=0.9,
+        node=20e-6,
+        stack=6.0,
+        element=6.0,
+        sparse=KernelCosts(6.0, 8.0, 3.3),
+        sparse_gradient=KernelCosts(35.0, 4.0, 4.5),
+        dense=KernelCosts(0.0, 7.0, 2.0),
+        dense_gradient=KernelCosts(35.0, 7.0, 2.5),
+    ),
+    "scalar": Costs(
+        scaling=0.9,
+        node=20e-6,
+        stack=2.0,
+        element=3.0,
+        sparse=KernelCosts(5.0, 8.0, 2.0),
+        sparse_gradient=KernelCosts(35.0, 4.0, 3.0),
+        dense=KernelCosts(0.0, 8.0, 2.0),
+        dense_gradient=KernelCosts(35.0, 8.0, 3.0),
+    ),
 }
 """Instruction set → what is assumed of a machine that was not measured."""
 
@@ -184,13 +210,22 @@ class Machine:
         return unit * total
 
     def traffic_seconds(self, moved: int, convolution: bool) -> float:
-        """Time to read and write ``moved`` bytes."""
-        return moved * (self.costs.stack if convolution else self.costs.element) / self.bandwidth
+        """Time to read and write ``moved`` bytes.
+
+        More cores share the work, but no more than the bandwidth lets them: what one core took longer than it
+        must.
+        """
+        one = self.costs.stack if convolution else self.costs.element
+        return moved * max(one / self.cores, min(one, 1.0)) / self.bandwidth
 
     def seconds(self, walks: Sequence[Walk], moved: int) -> float:
         """Time of one operator."""
         traffic = self.traffic_seconds(moved, bool(walks))
         return self.costs.node + self.compute_seconds(walks) + traffic
+
+
+TYPICAL_BOARD = Machine("neon", (1.5e9 * 8,) * 4, 4e9, COSTS["neon"])
+"""Four Cortex-A72 cores at 1.5 GHz (a Raspberry Pi 4): for whom plans are made when no board is named."""
 
 
 @dataclass(frozen=True)

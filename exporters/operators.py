@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .cost_model import Walk
 from .nodes import HaloOf, Node, TensorType
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ class Operator:
     def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
         """Bytes read and written, each tensor once: the least traffic with memory."""
         return sum(types[name].bytes for names in (node.inputs, node.outputs) for name in {*names} - {""})
+
+    def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
+        """The products of a layer's matrix with the micro-batch, on which the time depends."""
+        return ()
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         """Emit the nodes that carry ``dy``, the gradient of the first output, to the inputs."""
@@ -163,11 +168,25 @@ class _Convolutional(Operator):
         a = node.attributes
         return int(a["out_channels"] * a["in_channels"] * a["kernel"][0] * a["kernel"][1])
 
-    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+    def kernels(self, node: Node) -> tuple[str, ...]:
+        """Suffixes of the kernels that run: "" forwards or to the input, "_gradient" to the values."""
+        return ("",)
+
+    def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
+        """A gradient with respect to the input is a walk for each phase of the stride; each entry is in one
+        of them, and all together they cover as many pixels as the output has."""
         a = node.attributes
-        images = _blocks(node, types) * a["lanes"]
-        weights = self.weights(node) if a["algorithm"] == "dense" else connections(node)
-        return int(2 * self.products * weights * a["out_height"] * a["out_width"] * images)
+        entries = self.weights(node) if a["algorithm"] == "dense" else connections(node)
+        floats = a["out_width"] * a["lanes"]
+        run = floats if a["stride"] == 1 else a["lanes"]
+        rows = _blocks(node, types) * a["out_height"]
+        return tuple(
+            Walk(a["algorithm"] + kernel, entries, rows, floats, run) for kernel in self.kernels(node)
+        )
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        walks = self.walks(node, types, connections)
+        return sum(2 * walk.entries * walk.rows * walk.floats for walk in walks)
 
     def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
         """Stacks and masks whole, but of the buffers of all layers only this layer's part: for each product a
@@ -230,9 +249,8 @@ class ConvGrad(_Convolutional):
             types[affine] if affine else absent,
         ]
 
-    def flops(self, node: Node, types: Types, connections: Connections) -> int:
-        both = super().flops(node, types, connections)
-        return both if node.outputs[0] else both // 2
+    def kernels(self, node: Node) -> tuple[str, ...]:
+        return ("", "_gradient") if node.outputs[0] else ("_gradient",)
 
 
 # Pooling

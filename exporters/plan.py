@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from edge_bcs.runtime.buffers import bytes_of
 
+from .cost_model import Walk
 from .nodes import Graph, Node, TensorType
 from .operators import GRADIENTS, OPERATORS, Types
 
@@ -70,7 +71,8 @@ class PhasePlan:
     Attributes:
         lives: every allocation in order of birth; work memory lives for one node.
         totals: bytes alive while each node runs.
-        nodes: name of each node; flops, moved: its arithmetic and the bytes that it reads and writes.
+        nodes: name of each node; flops, moved, walks: its arithmetic, the bytes that it reads and writes, and
+            its products.
         peak_bytes: the largest total; peak_node: where.
         categories: bytes by category at the peak.
     """
@@ -80,6 +82,7 @@ class PhasePlan:
     nodes: list[str]
     flops: list[int] = field(default_factory=list)
     moved: list[int] = field(default_factory=list)
+    walks: list[tuple[Walk, ...]] = field(default_factory=list)
 
     @property
     def peak_bytes(self) -> int:
@@ -174,6 +177,7 @@ def replay(graph: Graph, connections: Mapping[int, int]) -> PhasePlan:
         [node.name for node in graph.nodes],
         [OPERATORS[node.operator].flops(node, types, layer) for node in graph.nodes],
         [OPERATORS[node.operator].bytes_moved(node, types, layer) for node in graph.nodes],
+        [OPERATORS[node.operator].walks(node, types, layer) for node in graph.nodes],
     )
 
 
@@ -245,6 +249,7 @@ class MemoryPlan:
                     "nodes": phase.nodes,
                     "flops": phase.flops,
                     "bytes": phase.moved,
+                    "walks": [[astuple(walk) for walk in walks] for walks in phase.walks],
                     "tensors": [[x.name, x.bytes, x.category, x.birth, x.death, x.type] for x in phase.lives],
                 }
                 for name, phase in self.phases.items()

@@ -2,7 +2,7 @@
 
 It chooses the micro-batch, which activations are recomputed (or, where that is allowed, kept as bfloat16),
 which layers do without the dense kernel's work memory, and whether the clean branch of a two-branch
-objective is kept or computed again. A choice is worth its predicted seconds an image (`edge_bcs.roofline`)
+objective is kept or computed again. A choice is worth its predicted seconds an image (`cost_model`)
 and is allowed if its predicted peak, by the replay that the artifact's plan comes from, does not exceed the
 budget. Images lie side by side in the largest number that divides the micro-batch: that costs no memory.
 
@@ -23,8 +23,8 @@ from edge_bcs.runtime.buffers import bound_buffers, bytes_of
 
 from edge_bcs.objectives import Objective
 from edge_bcs.objectives import get as objective_named
-from edge_bcs.roofline import TYPICAL_BOARD, Efficiency, Machine
 
+from .cost_model import TYPICAL_BOARD, Machine, Walk
 from .graphs import attack_graph, evaluation_graph, lanes_of, training_graph
 from .network import Network
 from .nodes import Graph, Node
@@ -125,7 +125,7 @@ class Space:
     """All choices for one micro-batch and one order of branches; ``measure`` predicts what each needs."""
 
     def __init__(self, network: Network, job: Job, micro_batch: int, keep_both: bool = False) -> None:
-        self.network, self.job, self.lanes = network, job, lanes_of(micro_batch)
+        self.network, self.job = network, job
         self.start = Choice(micro_batch, keep_both)
         bound = network_buffers(network, job.objective, micro_batch).values()
         self.bound_bytes = sum(bytes_of(dtype, shape) for dtype, shape in bound)
@@ -158,7 +158,7 @@ class Space:
             self._sizes = {name: tensor.bytes for name, tensor in types.items()}
         for index, node in enumerate(graph.nodes):
             dense = node.attributes.get("algorithm") == "dense"
-            taken = self._time(plan.flops[index], plan.moved[index], dense)
+            taken = self._time(plan.walks[index], plan.moved[index])
             self._seconds[phase][node.name] = taken
             if dense:
                 module = self.modules[node.attributes["layer_offset"]]
@@ -167,8 +167,8 @@ class Space:
                 self._totals[phase][index] -= work
                 self._work[phase].append((index, module, work))
                 self._module[f"{phase} {node.name}"] = module
-                count = rule.flops(other, types, self._connections)
-                frugal = self._time(count, rule.bytes_moved(other, types, self._connections), False)
+                walks = rule.walks(other, types, self._connections)
+                frugal = self._time(walks, rule.bytes_moved(other, types, self._connections))
                 self._saving[phase][node.name] = taken - frugal
             if phase == "training" and node.outputs[0] in self.stacks:
                 self._seconds[phase][node.outputs[0]] = taken
@@ -177,10 +177,8 @@ class Space:
     def _connections(self, node: Node) -> int:
         return self.network.connections[node.attributes["layer_offset"]]
 
-    def _time(self, flops: int, moved: int, dense: bool) -> float:
-        assumed = Efficiency()
-        machine = self.job.machine
-        return max(machine.seconds(flops, moved, dense, self.lanes, assumed)) + assumed.node_seconds
+    def _time(self, walks: tuple[Walk, ...], moved: int) -> float:
+        return self.job.machine.seconds(walks, moved)
 
     def measure(self, choice: Choice) -> Figures:
         """What ``choice``, one of this space, needs."""
@@ -264,7 +262,7 @@ class Space:
         """Seconds of an operator that `store` inserted and that repeats none."""
         size = self._size(node.outputs[0]) if node.operator in ("Narrow", "Widen") else 0
         wide = 2 if node.operator == "Narrow" else 1
-        return self._time(size // 2, 3 * size * wide // 2, False)
+        return self._time((), 3 * size * wide // 2)
 
     def moves(self, figures: Figures) -> Iterator[Choice]:
         """Every choice that is one change away and touches the peak of ``figures``; what saves most for its

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from edge_bcs.exporters.cost_model import Walk
 from edge_bcs.runtime.artifact import Artifact
 
 from edge_bcs.errors import EdgeBcsError
@@ -35,8 +36,8 @@ _SCALING = {"data", "attack buffers", "activations in passing", "activations kep
 _SCALING |= {"gradients in flight"}
 _CONNECTIONS = {"values", "indices", "lists", "momentum", "gradients"}
 
-Seconds = Callable[[Plan, int, int], float | None]
-"""(plan, micro-batch, lanes) → expected seconds of a step."""
+Seconds = Callable[[Plan, int], float | None]
+"""(plan, micro-batch) → expected seconds of a step."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def advise(artifact: Artifact, plan: Plan, budget: int | None, seconds: Seconds)
         maker: _Maker = _Compiler(artifact, plan)
     except (ImportError, EdgeBcsError):
         maker = _Scaler(artifact, plan)
-    now = seconds(plan, artifact.micro_batch, artifact.lanes)
+    now = seconds(plan, artifact.micro_batch)
     curve = tuple(
-        Point(size, changed.peak_bytes, seconds(changed, size, _lanes(size)))
+        Point(size, changed.peak_bytes, seconds(changed, size))
         for size in sorted({*_powers(artifact), artifact.micro_batch})
         for changed in [plan if size == artifact.micro_batch else maker.at(size)]
         if changed is not None
@@ -98,7 +99,7 @@ def advise(artifact: Artifact, plan: Plan, budget: int | None, seconds: Seconds)
         return Advice((), curve, maker.source)
     changes = []
     for what, options, retrain, size, changed in maker.variants(budget):
-        time = seconds(changed, size, _lanes(size))
+        time = seconds(changed, size)
         changes.append(
             Change(
                 what=what,
@@ -167,8 +168,10 @@ class _Scaler(_Maker):
         data = 12 + 8 * self.artifact.num_classes + 8 * math.prod(self.artifact.input_shape)
         bound = dict(self.plan.bound)
         bound["scaled data"] = data * (micro_batch - self.artifact.micro_batch)
+        lanes = self.artifact.lanes, _lanes(micro_batch)
         phases = {
-            name: _scaled(phase, ratio, sum(bound.values())) for name, phase in self.plan.phases.items()
+            name: _scaled(phase, ratio, sum(bound.values()), lanes)
+            for name, phase in self.plan.phases.items()
         }
         return Plan(max(phase.peak_bytes for phase in phases.values()), bound, phases)
 
@@ -194,12 +197,25 @@ class _Scaler(_Maker):
                 )
 
 
-def _scaled(phase: Phase, ratio: float, bound: int) -> Phase:
+def _scaled(phase: Phase, ratio: float, bound: int, lanes: tuple[int, int]) -> Phase:
+    """``phase`` with ``ratio`` times as many images, of which ``lanes`` lie side by side (before, then)."""
+    before, after = lanes
+
     def scaled(tensor: Tensor) -> Tensor:
         return replace(tensor, bytes=int(tensor.bytes * ratio)) if tensor.category in _SCALING else tensor
 
+    def walked(walk: Walk) -> Walk:
+        floats = walk.floats // before * after
+        return replace(
+            walk,
+            rows=round(walk.rows * ratio * before / after),
+            floats=floats,
+            run=floats if walk.run == walk.floats else after,
+        )
+
     changed = replace(
         phase,
+        walks=tuple(tuple(map(walked, walks)) for walks in phase.walks),
         tensors=tuple(map(scaled, phase.tensors)),
         flops=tuple(int(flops * ratio) for flops in phase.flops),
         moved=tuple(int(moved * ratio) for moved in phase.moved),

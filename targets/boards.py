@@ -2,7 +2,8 @@
 
 A board is what the planner and the simulator need to know of the hardware: how much memory an
 application may use, how fast its memory is, and how much arithmetic its cores can do. A user adds a
-board with a file of the same form.
+board with a file of the same form, which may name beside it what `edge-bcs bench --calibrate` wrote there:
+`calibration = "machine.toml"`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_bcs.exporters import cost_model
+from edge_bcs.exporters.cost_model import Machine
 from edge_bcs.runtime.units import parse_bytes
 
 from edge_bcs.errors import EdgeBcsError
@@ -23,7 +26,7 @@ else:
     import tomli as tomllib
 
 _FOLDER = Path(__file__).resolve().parent / "boards"
-_INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon")
+_INSTRUCTION_SETS = tuple(cost_model.VECTOR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,8 @@ class Target:
     """A board.
 
     Memory sizes are in bytes, `bandwidth` in bytes per second. `usable` is what a headless Linux leaves
-    to one application; `default_budget` is the working set that training gets when the user names none.
+    to one application; `default_budget` is the working set that training gets when the user names none;
+    `calibration` is what was measured on it, if anything was.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Target:
     isa: str
     clusters: tuple[Cluster, ...]
     sources: Mapping[str, str]
+    calibration: Machine | None = None
 
     @property
     def cores(self) -> int:
@@ -107,7 +112,7 @@ class _Reader:
         self._path = path
 
     def target(self, document: Mapping[str, Any]) -> Target:
-        self._only(document, {"title", "memory", "cpu", "sources"}, "")
+        self._only(document, {"title", "memory", "cpu", "sources", "calibration"}, "")
         memory = self._table(document, "memory")
         self._only(memory, {"total", "usable", "default_budget", "bandwidth"}, "memory.")
         cpu = self._table(document, "cpu")
@@ -135,7 +140,19 @@ class _Reader:
             isa=isa,
             clusters=self._clusters(cpu),
             sources=dict(sources),
+            calibration=self._calibration(document, isa),
         )
+
+    def _calibration(self, document: Mapping[str, Any], isa: str) -> Machine | None:
+        if "calibration" not in document:
+            return None
+        path = self._path.parent / self._text(document, "calibration", "")
+        machine = cost_model.load(path)
+        if machine is None:
+            raise self._bad("calibration", f"names {path}, which is not there")
+        if machine.isa != isa:
+            raise self._bad("calibration", f"names a machine with {machine.isa}, not {isa}")
+        return machine
 
     def _clusters(self, cpu: Mapping[str, Any]) -> tuple[Cluster, ...]:
         tables = cpu.get("clusters")

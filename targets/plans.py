@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edge_bcs.exporters.cost_model import KERNELS, Walk
+
 from edge_bcs.errors import EdgeBcsError
 
 PHASES = ("training", "attack", "eval", "optimizer", "lists")
@@ -38,8 +40,8 @@ class Phase:
 
     Attributes:
         peak_bytes: the working set at its peak, bound buffers included; categories: bytes by category then.
-        nodes: names in order of execution; flops, moved: of each node its floating-point operations and
-            the bytes it reads and writes, empty if the manifest does not tell.
+        nodes: names in order of execution; flops, moved, walks: of each node its floating-point operations,
+            the bytes it reads and writes and its products, empty if the manifest does not tell.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Phase:
     flops: tuple[int, ...]
     moved: tuple[int, ...]
     tensors: tuple[Tensor, ...]
+    walks: tuple[tuple[Walk, ...], ...] = ()
 
     def live(self) -> list[Counter[str]]:
         """For each node the bytes alive while it runs, by category, without the bound buffers."""
@@ -100,6 +103,7 @@ def plan_of(memory: Any) -> Plan:
                 flops=tuple(map(int, content.get("flops", ()))),
                 moved=tuple(map(int, content.get("bytes", ()))),
                 tensors=tuple(Tensor(*entry) for entry in content["tensors"]),
+                walks=tuple(tuple(Walk(*walk) for walk in walks) for walks in content.get("walks", ())),
             )
             for name, content in memory["phases"].items()
         }
@@ -120,8 +124,13 @@ def _check(plan: Plan) -> None:
     for phase in plan.phases.values():
         count = len(phase.nodes)
         fault = ""
-        if {len(phase.flops), len(phase.moved)} - {0, count}:
-            fault = f"tells the cost of {len(phase.flops)} nodes out of {count}"
+        for told in (phase.flops, phase.moved, phase.walks):
+            if len(told) not in (0, count):
+                fault = f"tells the cost of {len(told)} nodes out of {count}"
+        for walk in (walk for walks in phase.walks for walk in walks):
+            numbers = (walk.entries, walk.rows, walk.floats, walk.run)
+            if walk.kernel not in KERNELS or not all(isinstance(n, int) and n >= 0 for n in numbers):
+                fault = f"has an impossible product {walk}"
         for tensor in phase.tensors:
             valid = all(isinstance(number, int) for number in (tensor.bytes, tensor.birth, tensor.death))
             if not valid or not (0 <= tensor.birth <= tensor.death < count and tensor.bytes >= 0):

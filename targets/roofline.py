@@ -1,8 +1,9 @@
-"""How long a training step should take on a board: a roofline over the nodes of the plan.
+"""How long a training step should take on a board: the cost model over the nodes of the plan.
 
-Each node takes the longer of its arithmetic at a fraction of the cores' peak and its traffic at a
-fraction of the memory's bandwidth (Williams, Waterman & Patterson, "Roofline", CACM 2009), plus a fixed
-time to start it. The fractions are assumptions, carried in the result and printed with it.
+Each node takes the time to start it, its traffic with memory, and what the kernels make of the cores' peak
+arithmetic (`edge_bcs.exporters.cost_model`), a roofline (Williams, Waterman & Patterson, CACM 2009) whose
+fractions depend on the shapes. They are assumptions unless the machine was calibrated, carried in the result
+and printed with it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge_bcs.exporters import cost_model
+from edge_bcs.exporters.cost_model import COSTS, VECTOR, Machine
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.engine import available_threads
 
-from edge_bcs.roofline import Efficiency, Machine
-
 from .boards import Cluster, Target
-from .plans import Phase, Plan
+from .plans import Plan
 
 _FLOPS_PER_CYCLE = {"avx512": 64.0, "avx2": 32.0, "neon": 16.0, "scalar": 2.0}
-_VECTOR = {"avx512": 16, "avx2": 8, "neon": 4, "scalar": 1}  # float32 numbers in a register
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StepTime:
 
     Attributes:
         seconds: of the step. phases: graph → seconds of all its runs; runs: graph → runs a step.
-        memory_bound: share of the time in nodes that the bandwidth limits.
+        memory_bound: share of the time in traffic with memory.
         assumptions: sentences.
     """
 
@@ -57,58 +57,47 @@ def step_runs(artifact: Artifact, micro_batch: int | None = None) -> dict[str, i
     }
 
 
-def peak_flops(target: Target, threads: int) -> float:
-    """Float32 operations per second of the fastest ``threads`` cores."""
-    cores = sorted(
-        (
-            cluster.frequency * cluster.flops_per_cycle
-            for cluster in target.clusters
-            for _ in range(cluster.cores)
-        ),
-        reverse=True,
-    )
-    return sum(cores[:threads])
-
-
 def machine_of(target: Target, threads: int | None = None) -> Machine:
-    """The board as the planner sees it; ``threads`` default to its cores."""
-    return Machine(peak_flops(target, threads or target.cores), target.bandwidth, _VECTOR[target.isa])
+    """The fastest ``threads`` cores of the board (default: all) as the cost model sees them: as measured if
+    it was calibrated, else with the costs that are assumed of its instruction set."""
+    machine = target.calibration or Machine(
+        target.isa,
+        tuple(
+            sorted(
+                (
+                    cluster.frequency * cluster.flops_per_cycle
+                    for cluster in target.clusters
+                    for _ in range(cluster.cores)
+                ),
+                reverse=True,
+            )
+        ),
+        target.bandwidth,
+        COSTS[target.isa],
+    )
+    return machine.on(threads or target.cores)
 
 
-def step_time(
-    plan: Plan,
-    runs: Mapping[str, int],
-    target: Target,
-    threads: int,
-    lanes: int,
-    efficiency: Efficiency | None = None,
-) -> StepTime | None:
+def step_time(plan: Plan, runs: Mapping[str, int], target: Target, threads: int) -> StepTime | None:
     """Expected duration of a step, or None if the plan does not tell the cost of its nodes.
 
     Args:
         runs: graph → runs a step (see ``step_runs``).
         threads: threads of each graph; more than the board's cores count as its cores.
-        lanes: images that lie side by side in memory.
     """
-    assumed = efficiency or Efficiency()
     threads = max(1, min(threads, target.cores))
     machine = machine_of(target, threads)
-    filled = machine.filled(lanes, assumed)
     phases: dict[str, float] = {}
-    flops, bound = 0, 0.0
+    flops, traffic = 0, 0.0
     for name, count in runs.items():
         phase = plan.phases.get(name)
         if phase is None or not count:
             continue
-        if len(phase.flops) != len(phase.nodes) or len(phase.moved) != len(phase.nodes):
+        if not len(phase.flops) == len(phase.moved) == len(phase.walks) == len(phase.nodes):
             return None
-        seconds = 0.0
-        dense = _dense_nodes(phase)
-        for node, operations, moved in zip(phase.nodes, phase.flops, phase.moved, strict=True):
-            compute, transfer = machine.seconds(operations, moved, node in dense, lanes, assumed)
-            seconds += max(compute, transfer) + assumed.node_seconds
-            bound += count * transfer if transfer > compute else 0.0
-        phases[name] = count * seconds
+        nodes = list(zip(phase.walks, phase.moved, strict=True))
+        phases[name] = count * sum(machine.seconds(walks, moved) for walks, moved in nodes)
+        traffic += count * sum(machine.traffic_seconds(moved, bool(walks)) for walks, moved in nodes)
         flops += count * sum(phase.flops)
     total = sum(phases.values())
     return StepTime(
@@ -116,38 +105,46 @@ def step_time(
         phases=phases,
         runs=dict(runs),
         flops=flops,
-        memory_bound=bound / total if total else 0.0,
+        memory_bound=traffic / total if total else 0.0,
         threads=threads,
-        assumptions=_assumptions(target, threads, filled * machine.arithmetic, filled, assumed),
+        assumptions=_assumptions(target, machine),
     )
 
 
-def _dense_nodes(phase: Phase) -> set[str]:
-    """Nodes with work memory: the blocked dense kernels, which unpack the weights of their layer into it."""
-    return {tensor.name.removesuffix(".work") for tensor in phase.tensors if tensor.name.endswith(".work")}
-
-
-def _assumptions(
-    target: Target, threads: int, arithmetic: float, filled: float, assumed: Efficiency
-) -> tuple[str, ...]:
+def _assumptions(target: Target, machine: Machine) -> tuple[str, ...]:
+    costs = machine.costs
+    together = machine.arithmetic[0] * machine.cores
+    source = f"measured by `edge-bcs bench --calibrate` on {machine.processor or 'it'}"
     return (
-        f"{threads} of {target.cores} cores, {arithmetic / 1e9:.0f} GFLOP/s of peak arithmetic, "
-        f"{100 * filled:.0f} % of vectors filled; sparse kernels reach {100 * assumed.sparse:.0f} % "
-        f"and dense ones {100 * assumed.dense:.0f} % of it",
-        f"{target.bandwidth / 1e9:.1f} GB/s of memory bandwidth, {100 * assumed.bandwidth:.0f} % reached; "
-        "every tensor comes from memory once a node, as if caches kept nothing between nodes",
-        f"{1e6 * assumed.node_seconds:.0f} µs to start a node; connections lie as when compiled; "
-        "no throttling, no time for reading data",
+        "costs of the kernels "
+        + (source if target.calibration else f"assumed for {target.isa}, not measured"),
+        f"{len(machine.arithmetic)} of {target.cores} cores, together {together / 1e9:.0f} GFLOP/s at their "
+        f"peak (each beyond the first adds {100 * costs.scaling:.0f} % of itself)",
+        f"in long rows sparse kernels reach {_share(costs.sparse.vector)} of that and dense ones "
+        f"{_share(costs.dense.vector)}; small maps and few images fill the {VECTOR[machine.isa]} numbers of "
+        "a vector and the registers less",
+        f"{machine.bandwidth / 1e9:.1f} GB/s of memory bandwidth, of which all cores reach "
+        f"{_share(max(costs.stack / machine.cores, min(costs.stack, 1.0)))} in convolutions; every tensor "
+        "is moved once a node",
+        f"{1e6 * costs.node:.0f} µs to start a node; connections lie as when compiled; no throttling, no "
+        "time for reading data",
     )
+
+
+def _share(cost: float) -> str:
+    return f"{100 / cost:.0f} %" if cost else "all"
 
 
 def this_host(isa: str) -> Target:
-    """This machine as a board, as far as it can be known; bandwidth is an assumption.
+    """This machine as a board, as far as it can be known; bandwidth is assumed unless it was calibrated.
 
     Args:
         isa: the kernel variant that the operator library chose here.
     """
     cores = available_threads()
+    calibration = cost_model.load()
+    if calibration is not None and (calibration.isa != isa or len(calibration.arithmetic) < cores):
+        calibration = None  # of another processor, or of fewer cores than there are now
     available = _meminfo("MemAvailable")
     return Target(
         name="this host",
@@ -155,15 +152,16 @@ def this_host(isa: str) -> Target:
         total=_meminfo("MemTotal"),
         usable=available,
         default_budget=available,
-        bandwidth=12e9,
+        bandwidth=calibration.bandwidth if calibration else 12e9,
         isa=isa,
         clusters=(
             Cluster(core=isa, cores=cores, frequency=_frequency(), flops_per_cycle=_FLOPS_PER_CYCLE[isa]),
         ),
         sources={
-            "memory": "/proc/meminfo; bandwidth assumed",
+            "memory": "/proc/meminfo; bandwidth " + ("calibrated" if calibration else "assumed"),
             "cpu": "kernel variant; frequency of /proc/cpuinfo",
         },
+        calibration=calibration,
     )
 
 

@@ -194,11 +194,11 @@ def simulate(
     threads = min(threads or machine.cores, machine.cores)
     usable = board.usable if board else None
 
-    def expected_seconds(changed: Plan, micro_batch: int, lanes: int) -> float | None:
-        time = step_time(changed, step_runs(artifact, micro_batch), machine, threads, lanes)
+    def expected_seconds(changed: Plan, micro_batch: int) -> float | None:
+        time = step_time(changed, step_runs(artifact, micro_batch), machine, threads)
         return time.seconds if time else None
 
-    expected = step_time(plan, step_runs(artifact), machine, threads, artifact.lanes)
+    expected = step_time(plan, step_runs(artifact), machine, threads)
     measured = _run(artifact, budget, usable, min(threads, available_threads()), seconds) if run else None
     # What the process occupies beside its working set counts on the board, so it comes off what training
     # may use.
@@ -277,7 +277,7 @@ def _calibrated(
     """The board's expected time, times measured over expected on this host."""
     if expected is None or measured is None or measured.seconds_per_step is None:
         return None
-    here = step_time(plan, step_runs(artifact), roofline.this_host(isa()), measured.threads, artifact.lanes)
+    here = step_time(plan, step_runs(artifact), roofline.this_host(isa()), measured.threads)
     return expected.seconds * measured.seconds_per_step / here.seconds if here and here.seconds else None
 
 

@@ -216,7 +216,7 @@ def readme(rows: list[dict[str, Any]], curves: dict[str, Any], machine: dict[str
     lines += [
         "",
         'One image at a time; "recomputed" activations are computed a second time in the backward pass. The',
-        "time is predicted, an image of a whole step, for four Cortex-A72 cores (`edge_bcs/roofline.py`).",
+        "time is predicted, an image of a whole step, for four Cortex-A72 cores (`exporters/cost_model.py`).",
         "",
         "## Budget and time",
         "",

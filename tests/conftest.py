@@ -20,8 +20,9 @@ Array = np.ndarray[Any, Any]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoded copies of data go where they are forgotten."""
+    """Decoded copies of data go where they are forgotten, and this machine counts as never calibrated."""
     monkeypatch.setenv("EDGE_BCS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("EDGE_BCS_CONFIG", str(tmp_path_factory.mktemp("config")))
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,11 @@ def test_seconds_by_hand() -> None:
     walk = Walk("sparse", 100, 8, 16, 16)
     assert board.compute_seconds([walk]) == pytest.approx(100 * 84 * 1e-9 / 1.75)
     assert board.on(1).compute_seconds([walk]) == pytest.approx(100 * 84 * 1e-9)
-    assert board.seconds([walk], 5000) == pytest.approx(1e-3 + 100 * 84e-9 / 1.75 + 2 * 5000 / 1e9)
+    # One core moves half of the bandwidth, 1.75 of them seven eighths, and three cores no more than all.
+    assert board.seconds([walk], 5000) == pytest.approx(1e-3 + 100 * 84e-9 / 1.75 + 8 / 7 * 5000 / 1e9)
+    assert board.seconds([], 5000) == pytest.approx(1e-3 + 6 / 1.75 * 5000 / 1e9)
+    more = replace(board, arithmetic=(8e9,) * 4)
+    assert more.seconds([walk], 5000) == pytest.approx(1e-3 + 100 * 84e-9 / 2.5 + 5000 / 1e9)
 
 
 def test_costs_are_found_again() -> None:

@@ -8,16 +8,19 @@ import json
 import random
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from edge_bcs.exporters import cost_model
+from edge_bcs.exporters.cost_model import COSTS, KernelCosts, Walk
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.targets import advice, simulator
 from edge_bcs.targets.layout import assign, letters, text_map
 from edge_bcs.targets.plans import Phase, Plan, Tensor, plan_of
-from edge_bcs.targets.roofline import Efficiency, peak_flops, step_runs, step_time, this_host
+from edge_bcs.targets.roofline import machine_of, step_runs, step_time, this_host
 from edge_bcs.targets.simulator import DOES_NOT_FIT, FITS, TIGHT, simulate
 
 from edge_bcs import EdgeBcsError, targets
@@ -103,25 +106,25 @@ def test_the_map_in_letters() -> None:
 
 
 def test_the_time_of_a_step_by_hand() -> None:
-    # A Zero 2 W: 4 cores of 8 GFLOP/s, 3.6 GB/s. All fractions one half, full vectors, two threads:
-    # node a takes 2e6 / 8e9 s (arithmetic), node b 6e6 / 1.8e9 s (memory), each node a millisecond more.
+    # A Zero 2 W: 4 cores of 8 GFLOP/s, a vector operation of 8 flops in 1 ns; 3.6 GB/s. Node a has 1000
+    # entries on 2 tiles and 32 vectors each, node b moves 6 MB, a node takes a millisecond to start. A second
+    # thread adds half a core, and one core moves a third of the bandwidth, two half of it.
+    costs = replace(COSTS["neon"], scaling=0.5, node=1e-3, stack=3.0, element=3.0)
+    costs = replace(costs, sparse=KernelCosts(10, 5, 2))
     board = targets.load("raspberry-pi-zero-2w")
-    assert peak_flops(board, 2) == 16e9
-    plan = Plan(5096, {"coo.value": 1000}, {"training": phase()})
-    assumed = Efficiency(sparse=0.5, dense=0.5, bandwidth=0.5, node_seconds=1e-3, vector_loss=0)
-    time = step_time(plan, {"training": 10}, board, 2, 16, assumed)
-    assert time is not None
-    assert time.seconds == pytest.approx(10 * (2e6 / 8e9 + 6e6 / 1.8e9 + 3e-3))
-    assert time.flops == 30_000_000
-    assert time.memory_bound == pytest.approx(10 * 6e6 / 1.8e9 / time.seconds)
-    # One image beside another fills 1/(1 + 0.25·4) of a register of four numbers: half the arithmetic.
-    narrow = step_time(plan, {"training": 1}, board, 2, 1, dataclasses.replace(assumed, vector_loss=0.25))
-    assert narrow is not None and narrow.seconds == pytest.approx(2e6 / 4e9 + 6e6 / 1.8e9 + 3e-3)
+    board = replace(board, calibration=replace(machine_of(board), costs=costs))
+    walks = ((Walk("sparse", 1000, 8, 16, 16),), (), ())
+    plan = Plan(5096, {"coo.value": 1000}, {"training": phase(walks=walks, moved=(0, 6_000_000, 0))})
+    for threads, compute, traffic in ((1, 84e-6, 3 * 6 / 3600), (2, 84e-6 / 1.5, 2 * 6 / 3600)):
+        time = step_time(plan, {"training": 10}, board, threads)
+        assert time is not None and time.flops == 30_000_000
+        assert time.seconds == pytest.approx(10 * (compute + traffic + 3e-3))
+        assert time.memory_bound == pytest.approx(10 * traffic / time.seconds)
 
 
 def test_fast_cores_come_first_and_no_more_than_there_are() -> None:
     board = targets.load("rk3588")  # 4 cores of 38.4 GFLOP/s and 4 of 14.4
-    assert [round(peak_flops(board, n) / 1e9, 1) for n in (1, 4, 5, 8, 99)] == [
+    assert [round(sum(machine_of(board, n).arithmetic) / 1e9, 1) for n in (1, 4, 5, 8, 99)] == [
         38.4,
         153.6,
         168.0,
@@ -132,7 +135,18 @@ def test_fast_cores_come_first_and_no_more_than_there_are() -> None:
 
 def test_without_figures_there_is_no_time() -> None:
     plan = Plan(5096, {}, {"training": phase(flops=(), moved=())})
-    assert step_time(plan, {"training": 1}, targets.load("raspberry-pi-4"), 4, 16) is None
+    assert step_time(plan, {"training": 1}, targets.load("raspberry-pi-4"), 4) is None
+
+
+def test_a_calibration_of_this_machine_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_BCS_CONFIG", str(tmp_path))
+    assert this_host("avx2").calibration is None
+    cores = this_host("avx2").cores
+    machine = cost_model.Machine("avx2", (1e11,) * cores, 5e9, COSTS["avx2"], "mine")
+    cost_model.save(machine)
+    host = this_host("avx2")
+    assert machine_of(host) == machine and host.bandwidth == 5e9
+    assert this_host("avx512").calibration is None  # other kernels
 
 
 @pytest.mark.parametrize(

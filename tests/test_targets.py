@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from edge_bcs.exporters.cost_model import COSTS, Machine, save
 
 from edge_bcs import targets
 from edge_bcs.errors import EdgeBcsError
@@ -47,6 +49,19 @@ def test_a_users_own_file(tmp_path: Path) -> None:
     path.write_text(GOOD)
     board = targets.load(path)
     assert (board.name, board.usable, board.cores) == ("mine", 600 * 2**20, 4)
+
+
+def test_a_users_own_file_with_what_was_measured_there(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('calibration = "measured.toml"\n' + GOOD)
+    with pytest.raises(EdgeBcsError, match="`calibration` names"):
+        targets.load(path)
+    measured = Machine("neon", (8e9,) * 4, 3e9, COSTS["neon"], "Cortex-A53")
+    save(measured, tmp_path / "measured.toml")
+    assert targets.load(path).calibration == measured
+    save(replace(measured, isa="avx2"), tmp_path / "measured.toml")
+    with pytest.raises(EdgeBcsError, match="`calibration` names a machine with avx2"):
+        targets.load(path)
 
 
 @pytest.mark.parametrize(
