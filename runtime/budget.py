@@ -14,6 +14,7 @@ import warnings
 from functools import lru_cache
 from typing import Any
 
+from edge_bcs.runtime.checks import NotFiniteError
 from edge_bcs.runtime.units import format_bytes
 
 from edge_bcs.errors import EdgeBcsError
@@ -197,4 +198,5 @@ class Budget:
             left, asked = int(refusal[1]), int(refusal[2])
             return BudgetExceeded(where, asked, self.cap - left, self.cap, self._needed)
         reason = text.rsplit("Status Message:", 1)[-1].strip().splitlines()
-        return EdgeBcsError(f"{where} refused its input: {reason[0] if reason else type(error).__name__}")
+        kind = NotFiniteError if "not finite" in text else EdgeBcsError
+        return kind(f"{where} refused its input: {reason[0] if reason else type(error).__name__}")

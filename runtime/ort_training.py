@@ -15,7 +15,6 @@ These versions do not let the operator library own their allocations: the cap is
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -157,10 +156,11 @@ class OrtTrainer(Trainer):
             )
         return OrtEngine(self.artifact, self._file, self._own_state, cap, threads)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path) -> int:
         """Save a run folder as Trainer does, with a `checkpoint` in it."""
-        super().save(path)
-        self.save_checkpoint(Path(path) / CHECKPOINT)
+        size, checkpoint = super().save(path), Path(path) / CHECKPOINT
+        self.save_checkpoint(checkpoint)
+        return size + checkpoint.stat().st_size
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write ORT's `checkpoint` with the present numbers, atomically; `edge_bcs.load` reads it.
@@ -170,10 +170,7 @@ class OrtTrainer(Trainer):
         path = Path(path)
         assert isinstance(self._engine, OrtEngine)
         state = self._engine.checkpoint
-        metadata = {"step": str(self.steps), "seed": str(self.seed)}
-        if self._progress is not None:
-            metadata["progress"] = json.dumps(self._progress, sort_keys=True)
-        for name, value in metadata.items():
+        for name, value in self._metadata().items():
             state.properties[name] = value
         partial = path.with_name(path.name + ".partial")
         try:

@@ -35,6 +35,7 @@ FORMAT = "edge-bcs-state"
 VERSION = "1"
 PREVIOUS = "state.previous.safetensors"
 PARTIAL = STATE + PARTIAL_SUFFIX
+_HEADER_BYTES = 1 << 10
 _SAFETENSORS_TYPES = {"float32": "F32", "int32": "I32"}
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -79,10 +80,13 @@ def read_state(
                     array = into[name] if into is not None else np.empty(length, dtype)
                     array[...] = stored.get_tensor(name)
                     tensors[name] = array
+            if not sealed:
+                check_state(tensors, artifact.size, "it breaks an invariant")
         except (EdgeBcsError, SafetensorError, OSError, ValueError) as error:
             faults.append(f"{file.name}: {error}")
             continue
-        check_state(tensors, artifact.size, str(file))
+        if sealed:
+            check_state(tensors, artifact.size, str(file))
         return tensors, metadata
     detail = f" ({'; '.join(faults)})" if faults else ""
     raise EdgeBcsError(f"{artifact.path} holds no intact state{detail}; copy the folder again or start anew.")
@@ -136,20 +140,28 @@ def _digest(tensors: Any, metadata: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def write_run(folder: str | Path, artifact: Artifact, tensors: Arrays, metadata: Mapping[str, str]) -> None:
+def state_bytes(artifact: Artifact) -> int:
+    """About how many bytes a saved state has."""
+    layout = state_layout(artifact).values()
+    return sum(length * np.dtype(dtype).itemsize for dtype, length in layout) + _HEADER_BYTES
+
+
+def write_run(folder: str | Path, artifact: Artifact, tensors: Arrays, metadata: Mapping[str, str]) -> int:
     """Save a state into the run folder, creating it as a copy of ``artifact`` the first time.
 
-    ``metadata`` needs "step" and "seed". Atomic and durable as the module says. Raises EdgeBcsError if the
-    folder belongs to something else, or if the medium is full or read-only; the earlier saves are then kept.
+    Returns the bytes of the state. ``metadata`` needs "step" and "seed". Atomic and durable as the module
+    says. Raises EdgeBcsError if the folder belongs to something else, or if the medium is full or read-only;
+    the earlier saves are then kept.
     """
     folder = Path(folder)
     try:
         if not _is_run_of(folder, artifact):
             _create_run(folder, artifact)
-        _write_slot(folder, {name: tensors[name] for name in state_layout(artifact)}, metadata)
+        return _write_slot(folder, {name: tensors[name] for name in state_layout(artifact)}, metadata)
     except OSError as error:
         reason = {
             errno.ENOSPC: "the disk is full",
+            errno.EFBIG: "the file may not grow further",
             errno.EDQUOT: "the disk quota is used up",
             errno.EROFS: "the disk is read-only",
             errno.EACCES: "permission is denied",
@@ -192,7 +204,7 @@ def _create_run(folder: Path, artifact: Artifact) -> None:
     sync_folder(folder.parent)
 
 
-def _write_slot(folder: Path, tensors: Arrays, metadata: Mapping[str, str]) -> None:
+def _write_slot(folder: Path, tensors: Arrays, metadata: Mapping[str, str]) -> int:
     stated = {"format": FORMAT, "version": VERSION, **metadata}
     stated["sha256"] = _digest(tensors.items(), stated)
     header: dict[str, Any] = {"__metadata__": stated}
@@ -213,3 +225,4 @@ def _write_slot(folder: Path, tensors: Arrays, metadata: Mapping[str, str]) -> N
             if array.size:
                 stream.write(array.view(np.uint8).data)
     sync_folder(folder)
+    return 8 + len(text) + end

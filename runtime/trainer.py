@@ -7,23 +7,24 @@ with Trainer("out/vgg16", memory="16MiB") as trainer:
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TextIO
+from typing import Any, Literal
 
 import numpy as np
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.attack import softmax, start_images
+from edge_bcs.runtime.checks import Name, NotFiniteError, check_images, check_labels, check_update, in_batch
 from edge_bcs.runtime.engine import Engine
+from edge_bcs.runtime.fit import Data, Fit, Metrics
+from edge_bcs.runtime.plan import Plan
 from edge_bcs.runtime.process import resident_peak
+from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES, parse_max_writes
 from edge_bcs.runtime.state import state_layout, write_run
+from edge_bcs.runtime.thermostat import Thermostat
 from edge_bcs.runtime.units import parse_bytes
 
 from edge_bcs import random
@@ -31,27 +32,6 @@ from edge_bcs.errors import EdgeBcsError
 
 Array = np.ndarray[Any, Any]
 Reader = Callable[[int, int], tuple[Array, Array]]
-Metrics = dict[str, float]
-_LARGEST_GRADIENT = 1e30
-
-
-class Data(Protocol):
-    """What `fit` and `evaluate` read from (every data set of `edge_bcs.data`)."""
-
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-
-    def __len__(self) -> int: ...
-
-    def order(self, seed: int, epoch: int, shuffle: bool = True) -> Array:
-        """Positions i64[N] in the order of one epoch."""
-        ...
-
-    def read(
-        self, positions: Array, *, seed: int = 0, epoch: int = 0, augment: bool = False
-    ) -> tuple[Array, Array]:
-        """Images f32 [m, C, H, W] in [0, 1] and labels i64[m]."""
-        ...
 
 
 class Trainer:
@@ -68,6 +48,7 @@ class Trainer:
 
     Attributes:
         artifact: what was read. steps: optimizer steps done. seed: see above.
+        resumed: whether it was opened by `resume`.
         learning_rate, weight_decay, momentum, noise: λ, λ_w, μ, σ of the next step (facts of Algorithm 1,
             line 9).
 
@@ -94,8 +75,9 @@ class Trainer:
         hyper = self.artifact.hyper
         self.learning_rate, self.weight_decay = hyper["learning_rate"], hyper["weight_decay"]
         self.momentum, self.noise = hyper["momentum"], hyper["noise"]
-        self._progress: dict[str, Any] | None = None  # the fit under way, as it is saved
+        self._plan: Plan | None = None  # of the fit under way or last done, as it is saved
         self._continues = False
+        self.resumed = False
 
     def _open_engine(self, cap: int | None, threads: int | None) -> Engine:
         return Engine(self.artifact, cap, threads)
@@ -105,7 +87,13 @@ class Trainer:
         """Open a saved run so that the next `fit` goes on where the saved one stood, to the bit."""
         trainer = cls(path, memory=memory, threads=threads)
         try:
-            trainer._restore_progress(trainer._engine.metadata.get("progress"))
+            saved = trainer._engine.metadata.get("progress")
+            if saved is not None:
+                trainer._plan, trainer._continues = Plan.parse(saved, trainer.steps), True
+            trainer.resumed = True
+        except EdgeBcsError as error:
+            trainer.close()
+            raise EdgeBcsError(f"{path}: {error}") from None
         except BaseException:
             trainer.close()
             raise
@@ -137,36 +125,43 @@ class Trainer:
             "loss"; "accuracy" over the images that the loss saw (clean ones where the objective has two
             branches); "robust_accuracy" where the objective sees adversarial images apart from clean ones.
 
-        Raises EdgeBcsError for a wrong shape, a pixel or label out of range, or a loss or gradient that is
-        not finite; the state is then as before the call.
+        Raises EdgeBcsError for a wrong shape, a pixel or label out of range, and NotFiniteError for a pixel,
+        a loss or a gradient that is not finite, with the image or layer that it came from; the state is then
+        as before the call.
         """
         x, y = self._checked(x, y)
         return self._step(lambda first, end: (x[first:end], y[first:end]), len(x))
 
-    def _step(self, read: Reader, count: int) -> Metrics:
+    def _step(self, read: Reader, count: int, name: Name = in_batch) -> Metrics:
         arrays, objective, size = self._engine.arrays, self.artifact.objective, self.artifact.micro_batch
-        rollback = [name for name in ("mean", "variance") if f"rollback.{name}" in arrays]
-        for name in rollback:
-            arrays[f"rollback.{name}"][...] = arrays[f"batchnorm.{name}"]
+        rollback = [kind for kind in ("mean", "variance") if f"rollback.{kind}" in arrays]
+        for kind in rollback:
+            arrays[f"rollback.{kind}"][...] = arrays[f"batchnorm.{kind}"]
         loss, correct = 0.0, np.zeros(len(arrays["correct"]))
         try:
             for first in range(0, count, size):
                 x, y = read(first, min(first + size, count))
                 self._load(x, y, 1.0 / count)
-                self._craft(len(x), first, count)
-                arrays["lazy_reset_grad"][0] = first == 0
-                self._engine.run("training")
-                loss += float(arrays["loss"])
+                try:
+                    self._craft(len(x), first, count)
+                    arrays["lazy_reset_grad"][0] = first == 0
+                    self._engine.run("training")
+                    loss += float(arrays["loss"])
+                    if not math.isfinite(loss):
+                        raise NotFiniteError(f"the loss is {loss}")
+                except NotFiniteError as error:
+                    blamed = self._blamed(first, len(x), name)
+                    raise NotFiniteError(f"{error} ({blamed}); lower the learning rate.") from None
                 correct += arrays["correct"]
-            if not math.isfinite(loss):
-                raise EdgeBcsError(f"the loss of step {self.steps} is {loss}; lower the learning rate.")
-            self._check_gradients()
+            check_update(self.artifact, arrays, self._hyper())
             self.run_optimizer_only()
+        except NotFiniteError as error:
+            self._roll_back(rollback)
+            raise NotFiniteError(f"in step {self.steps + 1}, {error}") from None
         except BaseException:
-            for name in rollback:
-                arrays[f"batchnorm.{name}"][...] = arrays[f"rollback.{name}"]
+            self._roll_back(rollback)
             raise
-        metrics = {"loss": loss, "accuracy": float(correct[0]) / count}
+        metrics: Metrics = {"loss": loss, "accuracy": float(correct[0]) / count}
         if objective.two_branches:
             metrics["robust_accuracy"] = float(correct[1]) / count
         elif objective.name == "at":
@@ -232,58 +227,44 @@ class Trainer:
         for _ in range(steps):
             self._engine.run("attack")
 
-    def _check_gradients(self) -> None:
-        """Refuse what would make the update overflow, before the optimizer changes anything."""
-        for name in ("coo", "dense"):
-            gradient = self._engine.arrays[f"{name}.value_grad.accumulation.buffer"]
-            if gradient.size and not max(-float(gradient.min()), float(gradient.max())) < _LARGEST_GRADIENT:
-                raise EdgeBcsError(
-                    f"the gradient of {name}.value in step {self.steps} is not finite or beyond "
-                    f"{_LARGEST_GRADIENT:g}; lower the learning rate."
-                )
+    def _roll_back(self, kinds: list[str]) -> None:
+        """Take back what the micro-batches of a failed step did to the running statistics."""
+        for kind in kinds:
+            self._engine.arrays[f"batchnorm.{kind}"][...] = self._engine.arrays[f"rollback.{kind}"]
+
+    def _blamed(self, first: int, count: int, name: Name) -> str:
+        """Name the images of the micro-batch at hand whose logits are not finite; all if it is none of
+        them."""
+        arrays, faulty = self._engine.arrays, np.zeros(count, bool)
+        for images in ("input", "adversarial"):
+            arrays["input"][...] = arrays[images]
+            try:
+                self._engine.run("eval")
+            except EdgeBcsError:
+                continue
+            faulty |= ~np.isfinite(arrays["logits"][:count]).all(axis=1)
+        places = np.flatnonzero(faulty)
+        if len(places) in (0, count):
+            several = f"{name(first)} and the {count - 1} after it" if count > 1 else name(first)
+            return several
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        return f"{name(first + int(places[0]))}{more}"
+
+    def _hyper(self) -> tuple[float, float, float, float]:
+        return self.learning_rate, self.weight_decay, self.momentum, self.noise
 
     def run_optimizer_only(self) -> None:
         """Update and rewire with the gradients that the buffers hold, and count a step (for benchmarks)."""
         arrays = self._engine.arrays
-        arrays["hyper"][...] = (self.learning_rate, self.weight_decay, self.momentum, self.noise)
+        arrays["hyper"][...] = self._hyper()
         arrays["counter"][...] = np.array([self.seed, self.steps], np.uint64).view(np.int64)
         self._engine.run("optimizer")
         self.steps += 1
 
-    def _checked(self, x: Array, y: Array) -> tuple[Array, Array]:
+    def _checked(self, x: Array, y: Array, name: Name = in_batch) -> tuple[Array, Array]:
         """Validate a batch and return it as f32 and i64."""
-        x = self._checked_images(x)
-        y = np.asarray(y)
-        if y.shape != (len(x),) or y.dtype.kind not in "iu":
-            raise EdgeBcsError(
-                f"labels must be whole numbers of shape [{len(x)}], not {y.dtype}{list(y.shape)}."
-            )
-        if y.min() < 0 or y.max() >= self.artifact.num_classes:
-            wrong = y[(y < 0) | (y >= self.artifact.num_classes)][0]
-            raise EdgeBcsError(
-                f"label {wrong} is out of range: the network has {self.artifact.num_classes} classes."
-            )
-        return x, y.astype(np.int64)
-
-    def _checked_images(self, x: Array) -> Array:
-        x, shape = np.asarray(x), self.artifact.input_shape
-        if x.ndim != 4 or x.shape[1:] != shape or len(x) == 0:
-            raise EdgeBcsError(
-                f"images must have the shape [n, {', '.join(map(str, shape))}], not {list(x.shape)}."
-            )
-        if x.dtype.kind != "f":
-            raise EdgeBcsError(
-                f"images must be floating-point numbers in [0, 1], not {x.dtype}: divide by 255."
-            )
-        low, high = float(x.min()), float(x.max())
-        if not (low >= 0 and high <= 1):
-            found = (
-                "a pixel is not a finite number"
-                if not math.isfinite(low + high)
-                else f"they reach {low} to {high}"
-            )
-            raise EdgeBcsError(f"images must lie in [0, 1], but {found}.")
-        return x.astype(np.float32, copy=False)
+        x = check_images(x, self.artifact.input_shape, name)
+        return x, check_labels(y, len(x), self.artifact.num_classes, name)
 
     # Whole trainings
 
@@ -300,7 +281,13 @@ class Trainer:
         metrics: str | Path | None = None,
         on_step: Callable[[Metrics], None] | None = None,
         save: str | Path | None = None,
-        save_seconds: float = 60.0,
+        save_steps: int | None = None,
+        save_seconds: float | None = None,
+        max_writes: int | str | None = DEFAULT_MAX_WRITES,
+        on_nan: Literal["stop", "skip"] = "stop",
+        thermostat: Thermostat | None = None,
+        max_hours: float | None = None,
+        on_wait: Callable[[str], None] | None = None,
     ) -> Metrics:
         """Train for a number of epochs or steps, streaming ``data``; after `resume`, finish the saved
         training.
@@ -316,83 +303,56 @@ class Trainer:
             augment: shift and flip the images.
             progress: write a line of progress to standard error.
             metrics: file to which one JSON object per step is appended.
-            on_step: called with the same object after every step.
-            save: run folder to save into, at most every ``save_seconds`` and at the end.
+            on_step: called with the same object after every step; what it raises ends the training.
+            save: run folder to save into, now and then and at the end.
+            save_steps, save_seconds: how often, whichever comes first; default: every 60 seconds.
+            max_writes: bytes an hour (or "200MiB") that saves and metrics may write; saves come less often
+                where they would write more. None or "none": no limit.
+            on_nan: what happens to a batch with a pixel, a loss or a gradient that is not finite: "stop"
+                saves the state before it and raises; "skip" leaves it out, counts it, and raises when a whole
+                epoch was left out.
+            thermostat: pauses the training while the machine is too hot.
+            max_hours: return after so many hours, unfinished.
+            on_wait: called once a second of a pause with a sentence; what it raises ends the training.
 
         Returns:
-            the means over the last epoch's worth of steps, "step", "seconds", "milliseconds_per_step",
-            "peak_bytes".
-        """
-        plan = self._plan(data, epochs, steps, batch_size, learning_rate)
-        batch, samples = int(plan["batch_size"]), int(plan["samples"])
-        per_epoch = -(-samples // batch)
-        began = saved = time.monotonic()
-        history: deque[Metrics] = deque(maxlen=per_epoch)  # the last epoch's worth of steps
-        order, order_epoch = None, -1
-        stream = None if metrics is None else _open_for_lines(Path(metrics))
-        try:
-            while (done := self.steps - plan["first_step"]) < plan["total_steps"]:
-                epoch = plan["first_epoch"] + done // per_epoch
-                if order is None or order_epoch != epoch:
-                    order, order_epoch = data.order(self.seed, epoch), epoch
-                chosen = order[done % per_epoch * batch :][:batch]
-                self._schedule(plan, done)
-                started = time.perf_counter()
-                result = self._step(self._reader(data, chosen, epoch, augment), len(chosen))
-                record = {
-                    "step": self.steps,
-                    "epoch": epoch,
-                    "done": done + 1,
-                    "total": plan["total_steps"],
-                    **result,
-                    "learning_rate": self.learning_rate,
-                    "milliseconds": 1e3 * (time.perf_counter() - started),
-                    "peak_bytes": self._engine.budget.peak,
-                }
-                history.append(record)
-                if stream is not None:
-                    stream.write(json.dumps(record) + "\n")
-                    stream.flush()
-                if on_step is not None:
-                    on_step(record)
-                if progress:
-                    _show_progress(record)
-                if save is not None and time.monotonic() - saved >= save_seconds:
-                    self.save(save)
-                    saved = time.monotonic()
-        finally:
-            if stream is not None:
-                stream.close()
-            if progress and history:
-                sys.stderr.write("\n")
-        if save is not None:
-            self.save(save)
-        seconds = time.monotonic() - began
-        names = ("loss", "accuracy", "robust_accuracy")
-        return {
-            **{
-                name: float(np.mean([r[name] for r in history]))
-                for name in names
-                if history and name in history[0]
-            },
-            "step": self.steps,
-            "seconds": seconds,
-            "milliseconds_per_step": float(np.mean([r["milliseconds"] for r in history])) if history else 0.0,
-            "peak_bytes": self._engine.budget.peak,
-        }
+            the means over the last epoch's worth of steps; "step"; "steps" done by this call and "done" since
+            this training began; "finished"; "skipped" since it began; "seconds", of which "paused_seconds";
+            "milliseconds_per_step"; "peak_bytes"; "writes" (see `Fit.writes`) if it is saved or measured.
 
-    def _plan(
+        Raises EdgeBcsError for impossible options or data, for a file that cannot be written, and
+        NotFiniteError as ``on_nan`` says.
+        """
+        fitting = Fit(
+            self,
+            data,
+            augment=augment,
+            progress=progress,
+            metrics=metrics,
+            on_step=on_step,
+            save=save,
+            save_steps=save_steps,
+            save_seconds=save_seconds,
+            max_writes=parse_max_writes(max_writes),
+            on_nan=on_nan,
+            thermostat=thermostat,
+            max_hours=max_hours,
+            on_wait=on_wait,
+        )
+        resumed = self._continues
+        plan = self._make_plan(data, epochs, steps, batch_size, learning_rate)
+        return fitting.run(plan, resumed)
+
+    def _make_plan(
         self,
         data: Data,
         epochs: int | None,
         steps: int | None,
         batch_size: int | None,
         learning_rate: float | None,
-    ) -> dict[str, Any]:
+    ) -> Plan:
         """Where this training begins and ends: a new one, or after `resume` the saved one."""
         self._check_data(data)
-        saved = self._progress if self._continues else None
-        previous = self._progress
         if epochs is not None and steps is not None:
             raise EdgeBcsError("give the length in epochs or in steps, not both.")
         for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
@@ -400,54 +360,39 @@ class Trainer:
                 raise EdgeBcsError(f"{name} must be at least 1, not {value}.")
         if learning_rate is not None and not (math.isfinite(learning_rate) and learning_rate > 0):
             raise EdgeBcsError(f"the learning rate must be a positive number, not {learning_rate}.")
-        if saved is not None:
-            if saved["samples"] != len(data) or batch_size not in (None, saved["batch_size"]):
+        plan = self._plan
+        if plan is not None and self._continues:
+            if plan.samples != len(data) or batch_size not in (None, plan.batch_size):
                 raise EdgeBcsError(
-                    f"the saved training used {saved['samples']} images in batches of {saved['batch_size']}; "
+                    f"the saved training used {plan.samples} images in batches of {plan.batch_size}; "
                     "resume it with the same data and batch size, or start a new one."
                 )
-            plan = dict(saved)
         else:
-            batch = batch_size or self.artifact.batch_size
-            first_epoch = 0
-            if previous is not None:
-                behind = self.steps - previous["first_step"]
-                first_epoch = previous["first_epoch"] + -(
-                    -behind // -(-previous["samples"] // previous["batch_size"])
-                )
-            plan = {
-                "first_step": self.steps,
-                "first_epoch": first_epoch,
-                "batch_size": batch,
-                "samples": len(data),
-                "learning_rate": self.artifact.hyper["learning_rate"],
-                "total_steps": -(-len(data) // batch),
-            }
+            plan = Plan(
+                first_step=self.steps,
+                first_epoch=0 if plan is None else plan.next_epoch(self.steps),
+                batch_size=batch_size or self.artifact.batch_size,
+                samples=len(data),
+                learning_rate=self.artifact.hyper["learning_rate"],
+                total_steps=0,
+            )
+            plan.total_steps = plan.steps_per_epoch
         if learning_rate is not None:
-            plan["learning_rate"] = learning_rate
+            plan.learning_rate = learning_rate
         if epochs is not None:
-            plan["total_steps"] = epochs * -(-plan["samples"] // plan["batch_size"])
+            plan.total_steps = epochs * plan.steps_per_epoch
         elif steps is not None:
-            plan["total_steps"] = steps
-        self._progress, self._continues = plan, False
+            plan.total_steps = steps
+        self._plan, self._continues = plan, False
         return plan
 
-    def _schedule(self, plan: dict[str, Any], done: int) -> None:
-        """Set λ and λ_w of the next step: a tenth from 50 % on, a hundredth from 75 % on."""
-        divisor = (
-            100.0 if 4 * done >= 3 * plan["total_steps"] else 10.0 if 2 * done >= plan["total_steps"] else 1.0
-        )
-        self.learning_rate = plan["learning_rate"] / divisor
+    def _set_rates(self, learning_rate: float, divisor: float) -> None:
+        """Set λ and λ_w of the next step, for a training that began with ``learning_rate``."""
+        self.learning_rate = learning_rate / divisor
         # The decay is not multiplied by the learning rate (Algorithm 1), so it must follow it here.
         hyper = self.artifact.hyper
-        ratio = plan["learning_rate"] / hyper["learning_rate"] if hyper["learning_rate"] else 1.0
+        ratio = learning_rate / hyper["learning_rate"] if hyper["learning_rate"] else 1.0
         self.weight_decay = hyper["weight_decay"] * ratio / divisor
-
-    def _reader(self, data: Data, chosen: Array, epoch: int, augment: bool) -> Reader:
-        def read(first: int, end: int) -> tuple[Array, Array]:
-            return self._checked(*data.read(chosen[first:end], seed=self.seed, epoch=epoch, augment=augment))
-
-        return read
 
     def _check_data(self, data: Data) -> None:
         if len(data) == 0:
@@ -466,7 +411,7 @@ class Trainer:
 
     def logits(self, x: Array) -> Array:
         """Return the logits f32 [n, classes] of images f32 [n, C, H, W] in [0, 1]."""
-        x = self._checked_images(x)
+        x = check_images(x, self.artifact.input_shape)
         size, arrays = self.artifact.micro_batch, self._engine.arrays
         result = np.empty((len(x), self.artifact.num_classes), np.float32)
         for first in range(0, len(x), size):
@@ -554,15 +499,18 @@ class Trainer:
         """Return copies of the seven tensors of the state by name ("coo.value", "coo.index", …)."""
         return {name: self._engine.arrays[name].copy() for name in state_layout(self.artifact)}
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path) -> int:
         """Save a run folder, atomically and durably (runtime/state.py); it is itself a complete artifact.
 
-        Raises EdgeBcsError if the folder belongs to something else, or the medium is full or read-only.
+        Returns the bytes of the state. Raises EdgeBcsError if the folder belongs to something else, or the
+        medium is full or read-only.
         """
+        return write_run(path, self.artifact, self._engine.arrays, self._metadata())
+
+    def _metadata(self) -> dict[str, str]:
+        """What a saved state says beside its tensors."""
         metadata = {"step": str(self.steps), "seed": str(self.seed)}
-        if self._progress is not None:
-            metadata["progress"] = json.dumps(self._progress, sort_keys=True)
-        write_run(path, self.artifact, self._engine.arrays, metadata)
+        return metadata if self._plan is None else {**metadata, "progress": self._plan.dump()}
 
     def memory(self) -> dict[str, int | bool | None]:
         """Return what memory is in use, in bytes.
@@ -589,39 +537,3 @@ class Trainer:
     def threads(self) -> int:
         """Threads of each graph."""
         return int(self._engine.threads)
-
-    def _restore_progress(self, text: str | None) -> None:
-        if text is None:
-            return
-        names = {"first_step", "first_epoch", "batch_size", "samples", "total_steps"}
-        try:
-            progress = json.loads(text)
-            valid = set(progress) == names | {"learning_rate"} and math.isfinite(progress["learning_rate"])
-            valid = valid and all(type(progress[name]) is int and progress[name] >= 0 for name in names)
-            valid = valid and progress["batch_size"] > 0 and progress["first_step"] <= self.steps
-        except (ValueError, TypeError, RecursionError):
-            valid = False
-        if not valid:
-            raise EdgeBcsError(f"{self.artifact.path}: the saved position of the training is damaged.")
-        self._progress, self._continues = progress, True
-
-
-def _open_for_lines(file: Path) -> TextIO:
-    try:
-        return file.open("a", encoding="utf-8")
-    except OSError as error:
-        raise EdgeBcsError(f"the metrics file {file} cannot be written: {error.strerror}.") from None
-
-
-def _show_progress(record: Metrics) -> None:
-    """Rewrite one line on a terminal; elsewhere write one line every tenth of the way."""
-    done, total = int(record["done"]), int(record["total"])
-    terminal = sys.stderr.isatty()
-    if not terminal and done % max(1, total // 10) and done != total:
-        return
-    robust = f"  robust {100 * record['robust_accuracy']:.1f} %" if "robust_accuracy" in record else ""
-    line = (
-        f"step {done}/{total}  loss {record['loss']:.4f}  accuracy {100 * record['accuracy']:.1f} %{robust}"
-    )
-    sys.stderr.write(f"\r\x1b[K{line}" if terminal else f"{line}\n")
-    sys.stderr.flush()

@@ -52,3 +52,11 @@ def format_bytes(size: int) -> str:
         if abs(value) < 1024 or unit == "GiB":
             return f"{value:.1f} {unit}" if abs(value) < 100 else f"{value:.0f} {unit}"
     raise AssertionError("unreachable")
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration in the largest unit that keeps the number at least 1, e.g. "9.3 min"."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"

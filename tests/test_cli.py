@@ -172,7 +172,7 @@ def test_a_stopped_training_is_saved_and_goes_on_to_the_bit(tiny_artifact: Make,
         time.sleep(0.02)
     os.kill(stopped.pid, signal.SIGTERM)
     _, message = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130 and "--resume" in message
+    assert stopped.returncode == 143 and "--resume" in message
     state_a, metadata = read_state(Artifact.read(tmp_path / "a"))
     total = int(metadata["step"]) + 5
     # The schedule depends on the length, so both are given the same one from here on.

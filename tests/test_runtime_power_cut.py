@@ -29,7 +29,8 @@ except EdgeBcsError:  # killed before the first save
     trainer = Trainer(artifact, threads=1)
 with trainer:
     data = open_data("digits", "train", (1, 8, 8))
-    trainer.fit(data, steps={STEPS}, batch_size=4, progress=False, save=run, save_seconds=0.0)
+    saving = dict(save=run, save_steps=1, max_writes=None)
+    trainer.fit(data, steps={STEPS}, batch_size=4, progress=False, **saving)
 """
 
 

@@ -6,127 +6,191 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edge_bcs.cli.common import examples, json_option, print_json
 
-Finding = tuple[str, str, str]  # topic, what was found, what to do ("" if nothing)
+if TYPE_CHECKING:
+    from edge_bcs.runtime.machine import Machine
+
+_HOT = 80.0  # °C; boards slow down between 80 and 97
+_LITTLE_MEMORY, _LITTLE_DISK = 128 << 20, 64 << 20
+_EXACT_SINCE = (1, 23)  # of onnxruntime: the operator library owns every allocation
+_JETSON = "NVIDIA"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at and found; ``advice`` and the ``command`` that follows it, if something should be
+    done; ``blocks`` if training cannot run before."""
+
+    topic: str
+    found: str
+    advice: str = ""
+    command: str = ""
+    blocks: bool = False
 
 
 @click.command()
+@click.option(
+    "-o", "--output", type=click.Path(), default=".", help="The folder of the runs; default: this one."
+)
 @json_option
-@examples("edge-bcs doctor")
-def command(as_json: bool) -> None:
-    """Check this machine (libraries, processor, memory, clock, temperature) and say what to fix.
+@examples("""
+    edge-bcs doctor
+    edge-bcs doctor -o /mnt/data/runs --json
+""")
+def command(output: str, as_json: bool) -> None:
+    """Check this machine (libraries, processor, memory, clock, heat, disk) and say what to fix, and how.
 
     Exits with status 1 if training cannot run here.
     """
-    findings = [*_software(), *_processor(), *_memory()]
-    usable = not any(topic in ("onnxruntime", "operators") and advice for topic, _, advice in findings)
+    from edge_bcs.runtime.machine import Machine
+
+    findings = [*software(), *machine_findings(Machine(), Path(output))]
+    usable = not any(finding.blocks for finding in findings)
     if as_json:
-        print_json(
-            {
-                "usable": usable,
-                "findings": [
-                    {"topic": topic, "found": found, "advice": advice} for topic, found, advice in findings
-                ],
-            }
-        )
+        print_json({"usable": usable, "findings": [asdict(finding) for finding in findings]})
     else:
-        width = max(len(topic) for topic, _, _ in findings)
-        for topic, found, advice in findings:
-            click.echo(f"  {'!' if advice else '✓'} {topic:<{width}}  {found}")
-            if advice:
-                click.echo(f"    {'':<{width}}  → {advice}")
+        width = max(len(finding.topic) for finding in findings)
+        for finding in findings:
+            mark = "✗" if finding.blocks else "!" if finding.advice else "✓"
+            click.echo(f"  {mark} {finding.topic:<{width}}  {finding.found}")
+            for line in filter(None, (finding.advice and f"→ {finding.advice}", finding.command)):
+                click.echo(f"    {'':<{width}}  {line}")
     sys.exit(0 if usable else 1)
 
 
-def _software() -> list[Finding]:
-    findings: list[Finding] = [("python", f"{platform.python_version()} on {platform.machine()}", "")]
+def software() -> Iterator[Finding]:
+    """What is installed, and what it can enforce."""
+    yield Finding("python", f"{platform.python_version()} on {platform.machine()}")
     if importlib.util.find_spec("onnxruntime") is None:
-        findings.append(("onnxruntime", "not installed", "run `pip install 'edge-bcs[device]'`"))
-        return findings
+        install = "pip install 'edge-bcs[device]'"
+        yield Finding("onnxruntime", "not installed", "it runs the training", install, blocks=True)
+        return
     import onnxruntime
 
-    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    advice = (
-        "" if version >= (1, 23) else "upgrade to 1.23 or newer, which can enforce the byte budget exactly"
-    )
-    findings.append(("onnxruntime", onnxruntime.__version__, advice))
     from edge_bcs.errors import EdgeBcsError
     from edge_bcs.runtime import budget
     from edge_bcs.runtime.library import library_path, register
 
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version >= _EXACT_SINCE:
+        yield Finding("onnxruntime", f"{onnxruntime.__version__}, keeps --memory to the byte")
+    else:
+        yield Finding(
+            "onnxruntime",
+            f"{onnxruntime.__version__}, keeps --memory in whole chunks of its arena",
+            "from 1.23 on it is kept to the byte",
+            "pip install --upgrade 'onnxruntime>=1.23'",
+        )
     try:
         register(onnxruntime.SessionOptions())
-        exact = "exact byte budget" if budget.exact() else "byte budget for the bound buffers only"
-        findings.append(("operators", f"{library_path().name}, {budget.isa()} kernels, {exact}", ""))
+        exact = "exact byte budget" if budget.exact() else "byte budget kept by ONNX Runtime's arena"
+        yield Finding("operators", f"{library_path().name}, {budget.isa()} kernels, {exact}")
     except (EdgeBcsError, OSError, AttributeError) as error:
-        findings.append(("operators", "the operator library does not load", str(error)))
+        reinstall = "pip install --force-reinstall --no-deps edge-bcs"
+        yield Finding("operators", f"the library does not load: {error}", "reinstall it", reinstall, True)
+    if importlib.util.find_spec("PIL") is None:
+        yield Finding("pillow", "missing", "image files need it", "pip install pillow")
+    else:
+        yield Finding("pillow", "installed")
     host = importlib.util.find_spec("torch") is not None
-    findings.append(
-        ("torch", "installed" if host else "not installed (only export, train and bench need it)", "")
-    )
-    pillow = importlib.util.find_spec("PIL") is not None
-    findings.append(
-        ("pillow", "installed" if pillow else "missing", "" if pillow else "needed for image files")
-    )
-    return findings
+    yield Finding("torch", "installed" if host else "not installed (only export, train and bench need it)")
 
 
-def _processor() -> list[Finding]:
+def machine_findings(machine: Machine, folder: Path) -> Iterator[Finding]:
+    """What the machine's own files say; ``folder`` is where runs will be saved."""
     from edge_bcs.runtime.engine import available_threads
 
-    findings: list[Finding] = [
-        ("processors", f"{available_threads()} of {os.cpu_count()} for this process", "")
-    ]
-    governor = _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if governor:
-        slow = governor in ("powersave", "conservative")
-        findings.append(
-            ("governor", governor, "set it to performance or schedutil while training" if slow else "")
-        )
-    degrees = [int(value) / 1000 for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")
-               if (value := _text(str(zone))).lstrip("-").isdigit()]  # fmt: skip
-    if degrees:
-        hot = max(degrees) >= 80
-        findings.append(
-            ("temperature", f"{max(degrees):.0f} °C", "cool the board, or it will throttle" if hot else "")
-        )
-    return findings
+    jetson = _JETSON in machine.model()
+    yield Finding("board", machine.model() or "unknown")
+    yield Finding("cores", f"{available_threads()} of {os.cpu_count()} for this process")
+    yield from _clock(machine, jetson)
+    yield from _memory(machine)
+    yield from _disk(machine, folder)
 
 
-def _memory() -> list[Finding]:
+def _clock(machine: Machine, jetson: bool) -> Iterator[Finding]:
+    governors = machine.governors()
+    if set(governors) & {"powersave", "conservative"}:
+        faster = "echo performance | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
+        if jetson:
+            faster = "sudo nvpmodel -m 0 && sudo jetson_clocks"
+        yield Finding("governor", ", ".join(governors), "it keeps the clock low while training", faster)
+    elif governors:
+        yield Finding("governor", ", ".join(governors))
+    sensors = machine.temperatures()
+    if sensors:
+        hottest = max(sensors, key=lambda sensor: sensor.celsius)
+        found = f"{hottest.celsius:.0f} °C ({hottest.name})"
+        if hottest.celsius >= _HOT:
+            advice = "cool the board, or let training pause before it is throttled"
+            yield Finding("temperature", found, advice, "edge-bcs finetune … --max-temp 75")
+        else:
+            yield Finding("temperature", found)
+    else:
+        yield Finding("temperature", "no sensor, so --max-temp cannot be used")
+    causes = machine.throttling()
+    if any("voltage" in cause for cause in causes):
+        yield Finding("throttling", "; ".join(causes), "use the board's own power supply and a short cable")
+    elif causes:
+        advice = "cool the board, or let training pause before it is throttled"
+        yield Finding("throttling", "; ".join(causes), advice, "edge-bcs finetune … --max-temp 75")
+    else:
+        yield Finding("throttling", "none seen")
+
+
+def _memory(machine: Machine) -> Iterator[Finding]:
     from edge_bcs.runtime.units import format_bytes
 
-    fields = dict(line.split(":", 1) for line in _text("/proc/meminfo").splitlines() if ":" in line)
-    size = {
-        name: int(fields[name].split()[0]) * 1024
-        for name in ("MemTotal", "MemAvailable", "SwapTotal")
-        if name in fields
-    }
-    if not size:
-        return [("memory", "unknown", "")]
-    available = size["MemAvailable"]
-    low = available < 128 << 20
-    findings = [
-        (
-            "memory",
-            f"{format_bytes(available)} of {format_bytes(size['MemTotal'])} available",
-            "free some: interpreter and libraries alone take about 65 MiB" if low else "",
-        )
-    ]
-    if size.get("SwapTotal"):
-        findings.append(
-            ("swap", f"{format_bytes(size['SwapTotal'])} (wears SD cards; `swapoff -a` while training)", "")
-        )
-    return findings
+    size = machine.memory()
+    if "MemAvailable" in size:
+        found = f"{format_bytes(size['MemAvailable'])} of {format_bytes(size.get('MemTotal', 0))} available"
+        if size["MemAvailable"] < _LITTLE_MEMORY:
+            advice = "interpreter and libraries alone take about 65 MiB: stop the desktop"
+            yield Finding("memory", found, advice, "sudo systemctl isolate multi-user.target")
+        else:
+            yield Finding("memory", found)
+    else:
+        yield Finding("memory", "unknown")
+    swaps = machine.disk_swaps()
+    if swaps:
+        off = "sudo swapoff -a"
+        if "/var/swap" in swaps:  # Raspberry Pi OS
+            off = "sudo dphys-swapfile swapoff && sudo systemctl disable --now dphys-swapfile"
+        advice = "swapping wears the medium and slows every step: turn it off"
+        yield Finding("swap", f"{format_bytes(size.get('SwapTotal', 0))} on {', '.join(swaps)}", advice, off)
+    elif size.get("SwapTotal"):
+        yield Finding("swap", f"{format_bytes(size['SwapTotal'])}, compressed in memory")
+    else:
+        yield Finding("swap", "none")
 
 
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
+def _disk(machine: Machine, folder: Path) -> Iterator[Finding]:
+    from edge_bcs.runtime.units import format_bytes
+
+    medium = machine.medium(folder)
+    found = f"{format_bytes(medium.free)} free on {medium.kind}"
+    found += f" ({medium.filesystem})" if medium.filesystem else ""
+    if medium.read_only:
+        remount = f"sudo mount -o remount,rw {medium.mount or '/'}"
+        yield Finding("disk", f"{found}, read-only", "runs cannot be saved here", remount, blocks=True)
+    elif not medium.writable:
+        allow = f"sudo chown -R $USER {folder.resolve()}"
+        yield Finding("disk", f"{found}, not yours to write", "runs cannot be saved here", allow, blocks=True)
+    elif medium.free < _LITTLE_DISK:
+        yield Finding(
+            "disk", found, "make room: a run takes about three times its state", "df -h", blocks=True
+        )
+    elif medium.kind == "memory":
+        yield Finding("disk", found, "what is saved here is lost without power: choose another -o")
+    elif medium.kind in ("SD card", "eMMC"):
+        yield Finding("disk", f"{found}; finetune writes at most 200 MiB an hour (--max-writes)")
+    else:
+        yield Finding("disk", found)

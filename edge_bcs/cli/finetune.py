@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,10 +27,6 @@ from edge_bcs.errors import EdgeBcsError
 _REPORT = "report.json"
 
 
-class _Stopped(Exception):  # noqa: N818 (not an error)
-    """SIGINT or SIGTERM arrived; the step under way has been finished."""
-
-
 @click.command()
 @click.argument("artifact", type=click.Path())
 @data_option
@@ -49,9 +44,24 @@ class _Stopped(Exception):  # noqa: N818 (not an error)
 @click.option("--augment/--no-augment", default=True, show_default=True, help="Shift by ±10 % and flip.")
 @click.option("-o", "--output", type=click.Path(), help="The run folder; default: ARTIFACT-run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder, if there is one.")
+@click.option("--save-steps", type=click.IntRange(1), help="Steps between saves.")
 @click.option(
-    "--save-seconds", type=click.FloatRange(1), default=60.0, show_default=True, help="Time between saves."
-)
+    "--save-seconds", type=click.FloatRange(1),
+    help="Time between saves; default: 60, unless --save-steps is given.  [x>=1]",
+)  # fmt: skip
+@click.option(
+    "--max-writes", metavar="SIZE", default="200MiB", show_default=True,
+    help="Bytes an hour that saves and metrics may write, so that the medium lasts, or none: no limit.",
+)  # fmt: skip
+@click.option(
+    "--on-nan", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+    help="A batch with a pixel, loss or gradient that is not finite ends the training, or is left out.",
+)  # fmt: skip
+@click.option("--max-temp", type=float, metavar="°C", help="Pause while a sensor shows more.")
+@click.option(
+    "--max-hours", type=click.FloatRange(0, min_open=True),
+    help="Save and exit with status 75 after so long; --resume goes on.",
+)  # fmt: skip
 @click.option(
     "--eval-samples", type=click.IntRange(0), default=200, show_default=True,
     help="Held-out images for the report before and after; 0: no report.",
@@ -59,58 +69,136 @@ class _Stopped(Exception):  # noqa: N818 (not an error)
 @click.option(
     "--eval-steps", type=click.IntRange(0), default=20, show_default=True, help="PGD steps of the report."
 )
+@click.option(
+    "--print-service", is_flag=True, help="Train nothing; print the systemd service that does, at every boot."
+)
 @json_option
 @examples("""
     edge-bcs finetune out/vgg16 --data digits --steps 30
     edge-bcs finetune out/vgg16 --data photos/ --epochs 5 --memory 8MiB -o run
     edge-bcs finetune out/vgg16 --data photos/ --epochs 5 -o run --resume
+    edge-bcs finetune out/vgg16 --data photos/ --epochs 50 -o run --max-temp 75 --max-writes 50MiB
 """)
-def command(artifact: str, as_json: bool, **options: Any) -> None:
+def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -> None:
     """Train an artifact robustly on this machine, inside a byte budget, and report what it gained.
 
     The run folder is a complete artifact with the newest state, metrics.jsonl (one line a step) and
     report.json. It is saved now and then, and when the command is stopped; --resume goes on to the bit where
     it stood.
+
+    Exit status: 0 finished; 1 failed, what was saved is kept; 75 the time of --max-hours is over; 130 stopped
+    by SIGINT (Ctrl-C), 143 by SIGTERM. The last three are saved and go on with --resume.
     """
-    from edge_bcs.data import open_data
+    from edge_bcs.cli.stopping import TIME_IS_UP, Stopped, stoppable
 
     folder = Path(options["output"] or f"{artifact.rstrip('/')}-run")
-    trainer = _open(artifact, folder, options)
-    with trainer:
-        shape = trainer.artifact.input_shape
-        data = open_data(options["data_spec"], "train", shape)
-        held_out = open_data(options["data_spec"], "test", shape) if options["eval_samples"] else None
-        report = _report(folder) if trainer.steps and options["resume"] else {}
-        if held_out is not None and "before" not in report:
-            report["before"] = _evaluate(trainer, held_out, options, "before")
-        trainer.save(folder)
-        write_report(folder / _REPORT, report)
-        trainer.reset_peak()
+    if print_service:
+        from edge_bcs.cli.service import unit
+
+        click.echo(unit(click.get_current_context(), folder), nl=False)
+        return
+    report: dict[str, Any] = {"run": str(folder)}
+    status = 0
+    with stoppable() as check, _open(artifact, folder, options) as trainer:
         try:
-            with _progress(trainer) as show, _stoppable() as check:
-                report["training"] = trainer.fit(
-                    data,
-                    options["epochs"],
-                    steps=options["steps"],
-                    batch_size=options["batch_size"],
-                    learning_rate=options["learning_rate"],
-                    augment=options["augment"],
-                    progress=False,
-                    metrics=folder / "metrics.jsonl",
-                    on_step=lambda record: (show(record), check()),
-                    save=folder,
-                    save_seconds=options["save_seconds"],
-                )
-        except _Stopped:
+            _train(trainer, folder, options, report, check)
+        except Stopped as stopped:
             trainer.save(folder)
-            click.echo(f"Stopped after step {trainer.steps}; go on with --resume -o {folder}.", err=True)
-            sys.exit(130)
-        if held_out is not None:
-            report["after"] = _evaluate(trainer, held_out, options, "after")
-        report["memory"] = trainer.memory()
-        report["run"] = str(folder)
+            report["stopped"] = {"by": stopped.name, "step": trainer.steps}
+            status = stopped.exit_status
+        else:
+            if not report["training"]["finished"]:
+                report["stopped"] = {"by": "--max-hours", "step": trainer.steps}
+                status = TIME_IS_UP
         write_report(folder / _REPORT, report)
-        _print_report(report, trainer, options, as_json)
+        if as_json:
+            print_json(report)
+        elif not status:
+            _print_report(report, trainer, options)
+        if status:
+            by, step = report["stopped"]["by"], report["stopped"]["step"]
+            click.echo(f"Stopped by {by} after step {step}; go on with --resume -o {folder}.", err=True)
+    sys.exit(status)
+
+
+def _train(
+    trainer: Any, folder: Path, options: dict[str, Any], report: dict[str, Any], check: Callable[[], None]
+) -> None:
+    """Measure, train, save and measure again; fills ``report`` as it goes. ``check`` ends it by raising."""
+    from edge_bcs.cli.progress import progress
+    from edge_bcs.data import open_data
+    from edge_bcs.runtime.saving import SaveSchedule, parse_max_writes
+    from edge_bcs.runtime.state import state_bytes
+    from edge_bcs.runtime.thermostat import Thermostat
+
+    thermostat = None if options["max_temp"] is None else Thermostat(options["max_temp"])
+    max_writes = parse_max_writes(options["max_writes"])
+    shape = trainer.artifact.input_shape
+    data = open_data(options["data_spec"], "train", shape)
+    held_out = open_data(options["data_spec"], "test", shape) if options["eval_samples"] else None
+    if trainer.resumed:
+        report |= {**_report(folder), **report}
+        report.pop("stopped", None)
+    if held_out is not None and "before" not in report:
+        report["before"] = _evaluate(trainer, held_out, options, "before", check)
+    if not trainer.resumed:
+        trainer.save(folder)
+    write_report(folder / _REPORT, report)
+    trainer.reset_peak()
+    saving = {"steps": options["save_steps"], "seconds": options["save_seconds"], "max_writes": max_writes}
+    schedule = SaveSchedule(state_bytes(trainer.artifact), step=trainer.steps, **saving)
+    click.echo(f"{schedule.describe()}.", err=True)
+    with (
+        _saying_how_to_go_on(folder),
+        progress(trainer.artifact.objective.name != "at") as (show, say),
+    ):
+
+        def on_step(record: dict[str, Any]) -> None:
+            show(record)
+            check()
+
+        def on_wait(sentence: str) -> None:
+            say(sentence)
+            check()
+
+        training = trainer.fit(
+            data,
+            options["epochs"],
+            steps=options["steps"],
+            batch_size=options["batch_size"],
+            learning_rate=options["learning_rate"],
+            augment=options["augment"],
+            progress=False,
+            metrics=folder / "metrics.jsonl",
+            on_step=on_step,
+            save=folder,
+            save_steps=options["save_steps"],
+            save_seconds=options["save_seconds"],
+            max_writes=max_writes,
+            on_nan=options["on_nan"],
+            thermostat=thermostat,
+            max_hours=options["max_hours"],
+            on_wait=on_wait,
+        )
+    if training["steps"] or "training" not in report:
+        report["training"] = training
+        report.pop("after", None)
+    if held_out is not None and training["finished"] and "after" not in report:
+        report["after"] = _evaluate(trainer, held_out, options, "after", check)
+    report["memory"] = trainer.memory()
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    from edge_bcs.runtime.checks import NotFiniteError
+
+    try:
+        yield
+    except NotFiniteError as error:
+        raise EdgeBcsError(
+            f"{error} The state before it is saved: go on with --resume -o {folder}, adding --on-nan skip to "
+            "leave such batches out."
+        ) from None
 
 
 def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
@@ -142,78 +230,20 @@ def _report(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _evaluate(trainer: Any, data: Any, options: dict[str, Any], when: str) -> dict[str, float]:
+def _evaluate(
+    trainer: Any, data: Any, options: dict[str, Any], when: str, check: Callable[[], None]
+) -> dict[str, float]:
     limit = min(options["eval_samples"], len(data))
     click.echo(f"Measuring accuracy {when} on {limit} held-out images …", err=True)
-    measured: dict[str, float] = trainer.evaluate(data, options["eval_steps"], limit=limit)
+    measured: dict[str, float] = trainer.evaluate(
+        data, options["eval_steps"], limit=limit, on_batch=lambda done, total: check()
+    )
     return measured
 
 
-@contextmanager
-def _progress(trainer: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that shows a step: a bar on a terminal, a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any]) -> None:
+    from edge_bcs.runtime.units import format_bytes, format_seconds
 
-    from edge_bcs.runtime.units import format_bytes
-
-    console = Console(stderr=True)
-
-    def describe(record: dict[str, Any]) -> str:
-        robust = f"  robust {percent(record['robust_accuracy'])}" if "robust_accuracy" in record else ""
-        clean = "" if trainer.artifact.objective.name == "at" else f"  accuracy {percent(record['accuracy'])}"
-        return (
-            f"loss {record['loss']:.3f}{clean}{robust}  {record['milliseconds']:.0f} ms/step  "
-            f"peak {format_bytes(record['peak_bytes'])}"
-        )
-
-    if not console.is_terminal:
-
-        def line(record: dict[str, Any]) -> None:
-            done, total = record["done"], record["total"]
-            if done in (1, total) or done % max(1, total // 10) == 0:
-                click.echo(f"step {done}/{total}  {describe(record)}", err=True)
-
-        yield line
-        return
-    columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("starting")
-
-        def update(record: dict[str, Any]) -> None:
-            bar.update(task, completed=record["done"], total=record["total"], description=describe(record))
-
-        yield update
-
-
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], None]]:
-    """Let SIGINT and SIGTERM end the training after the step under way; yield the check for it."""
-    arrived: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if arrived:
-            raise KeyboardInterrupt  # asked twice: at once
-        arrived.append(number)
-
-    def check() -> None:
-        if arrived:
-            raise _Stopped
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield check
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any], as_json: bool) -> None:
-    from edge_bcs.runtime.units import format_bytes
-
-    if as_json:
-        print_json(report)
-        return
     training, memory = report["training"], report["memory"]
     if "after" in report:
         steps = report["after"].get("attack_steps", 0)
@@ -228,11 +258,17 @@ def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any],
         )
         click.echo()
     cap = "no cap" if memory["cap_bytes"] is None else f"cap {format_bytes(memory['cap_bytes'])}"
+    now = f" ({training['steps']} of them now)" if training["steps"] != training["done"] else ""
     click.echo(
-        f"{trainer.steps} steps of {training['milliseconds_per_step']:.0f} ms ({trainer.threads} threads); "
-        f"peak working set {format_bytes(training['peak_bytes'])} ({cap}), "
+        f"{training['done']} steps{now} of {training['milliseconds_per_step']:.0f} ms "
+        f"({trainer.threads} threads); peak working set {format_bytes(training['peak_bytes'])} ({cap}), "
         f"process {format_bytes(memory['rss_bytes'])}"
     )
+    if training["skipped"]:
+        click.echo(f"Skipped {training['skipped']} batches that were not finite; metrics.jsonl says which.")
+    if training["paused_seconds"]:
+        click.echo(f"Paused for {format_seconds(training['paused_seconds'])} to cool.")
     click.echo(
-        f"Saved {report['run']}; next: edge-bcs evaluate {report['run']} --data {options['data_spec']}"
+        f"Saved {report['run']} ({format_bytes(training['writes']['bytes_per_hour'])} an hour at this pace); "
+        f"next: edge-bcs evaluate {report['run']} --data {options['data_spec']}"
     )

@@ -1,0 +1,61 @@
+"""The systemd service that goes on with a fine-tuning whenever the board starts."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+_PATHS = ("artifact", "data_spec", "output")
+
+
+def unit(context: click.Context, run: Path) -> str:
+    """Return the unit file for the command line of ``context``, which trains into the folder ``run``."""
+    import edge_bcs.targets
+
+    template = Path(edge_bcs.targets.__file__).parent / "systemd" / "edge-bcs-finetune.service.in"
+    places = [Path(context.params["artifact"]).resolve(), run.resolve().parent]
+    if context.params["data_spec"] != "digits":
+        places.append(Path(context.params["data_spec"]).resolve())
+    command = [sys.executable, "-m", "edge_bcs.cli", "finetune", *_arguments(context, run)]
+    text = template.read_text()
+    for name, value in {
+        "RUN": str(run.resolve()).replace("%", "%%"),
+        "PATHS": " ".join(_quoted(str(place)) for place in places),
+        "USER": getpass.getuser(),
+        "COMMAND": " ".join(_quoted(word).replace("$", "$$") for word in command),
+        "WRITABLE": _quoted(str(run.resolve().parent)),
+    }.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def _arguments(context: click.Context, run: Path) -> list[str]:
+    """The command line again, with absolute paths and --resume."""
+    words = [str(Path(context.params["artifact"]).resolve())]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        if not isinstance(parameter, click.Option) or not given:
+            continue
+        if name in ("output", "resume", "print_service"):
+            continue
+        value: Any = context.params[name]
+        if parameter.is_flag:
+            words.append((parameter.opts if value else parameter.secondary_opts)[-1])
+        else:
+            if name in _PATHS and value != "digits":
+                value = Path(value).resolve()
+            words += [parameter.opts[-1], str(value)]
+    return [*words, "--output", str(run.resolve()), "--resume"]
+
+
+def _quoted(word: str) -> str:
+    """One word as systemd reads it."""
+    word = word.replace("\\", "\\\\").replace("%", "%%").replace('"', '\\"')
+    plain = not any(character.isspace() or character in "\"';" for character in word)
+    return word if plain else f'"{word}"'

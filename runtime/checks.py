@@ -1,0 +1,107 @@
+"""What a batch and a gradient must be before they may change anything, and where a fault came from."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from edge_bcs.runtime.artifact import Artifact
+
+from edge_bcs.errors import EdgeBcsError
+
+Array = np.ndarray[Any, Any]
+Name = Callable[[int], str]
+"""Says which image stands at a place of a batch, e.g. "image 3 of the batch"."""
+
+_LARGEST_GRADIENT = 1e30
+_LARGEST_UPDATE = 1e37  # float32 ends at 3.4e38
+_MOST_NORMAL = 8.0  # no normal draw reaches so many standard deviations
+
+
+class NotFiniteError(EdgeBcsError):
+    """A pixel, the loss or a gradient is NaN, infinite or would overflow; nothing was changed."""
+
+
+def in_batch(place: int) -> str:
+    """Name of the image at a place of a batch that was given by hand."""
+    return f"image {place} of the batch"
+
+
+def check_images(x: Array, shape: tuple[int, int, int], name: Name = in_batch) -> Array:
+    """Return ``x`` as f32 [n, C, H, W] in [0, 1], or raise EdgeBcsError with what is wrong and where."""
+    x = np.asarray(x)
+    if x.ndim != 4 or x.shape[1:] != shape or len(x) == 0:
+        raise EdgeBcsError(
+            f"images must have the shape [n, {', '.join(map(str, shape))}], not {list(x.shape)}."
+        )
+    if x.dtype.kind != "f":
+        raise EdgeBcsError(f"images must be floating-point numbers in [0, 1], not {x.dtype}: divide by 255.")
+    low, high = float(x.min()), float(x.max())
+    if not math.isfinite(low + high):
+        place = int(np.argmin(np.isfinite(x).all(axis=(1, 2, 3))))
+        raise NotFiniteError(f"{name(place)} has a pixel that is not a finite number; remove or repair it.")
+    if low < 0 or high > 1:
+        raise EdgeBcsError(f"images must lie in [0, 1], but they reach {low} to {high}.")
+    return x.astype(np.float32, copy=False)
+
+
+def check_labels(y: Array, count: int, classes: int, name: Name = in_batch) -> Array:
+    """Return ``y`` as i64[count] in [0, classes), or raise EdgeBcsError."""
+    y = np.asarray(y)
+    if y.shape != (count,) or y.dtype.kind not in "iu":
+        raise EdgeBcsError(f"labels must be whole numbers of shape [{count}], not {y.dtype}{list(y.shape)}.")
+    wrong = (y < 0) | (y >= classes)
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        raise EdgeBcsError(
+            f"label {y[place]} is out of range ({name(place)}): the network has {classes} classes."
+        )
+    return y.astype(np.int64)
+
+
+def check_update(artifact: Artifact, arrays: Mapping[str, Array], hyper: tuple[float, ...]) -> None:
+    """Raise NotFiniteError, naming the layer, if the optimizer might make a number that is not finite.
+
+    It looks at the largest magnitudes, so that the optimizer, which updates the connections and the dense
+    parameters one after the other, is never asked for a step that fails half-way.
+
+    Args:
+        arrays: the bound buffers. hyper: λ, λ_w, μ, σ.
+    """
+    rate, decay, factor, noise = hyper
+    for kind in ("coo", "dense"):
+        gradient = arrays[f"{kind}.value_grad.accumulation.buffer"]
+        if not _largest(gradient) < _LARGEST_GRADIENT:
+            magnitudes = np.abs(gradient)
+            place = int(np.argmax(np.where(np.isnan(magnitudes), np.inf, magnitudes)))
+            raise NotFiniteError(
+                f"the gradient of {_parameter(artifact, arrays, kind, place)} is {gradient[place]:g}; "
+                "lower the learning rate."
+            )
+        value, momentum = arrays[f"{kind}.value"], arrays[f"{kind}.momentum"]
+        velocity = factor * _largest(momentum) + _largest(gradient)
+        reach = abs(1 - decay) * _largest(value) + rate * (velocity + _MOST_NORMAL * noise)
+        if not max(velocity, reach) < _LARGEST_UPDATE:
+            place = int(np.argmax(np.abs(gradient)))
+            raise NotFiniteError(
+                f"the update of {_parameter(artifact, arrays, kind, place)} would overflow; "
+                "lower the learning rate."
+            )
+
+
+def _largest(array: Array) -> float:
+    """The largest magnitude; NaN if there is a NaN."""
+    return max(-float(array.min()), float(array.max())) if array.size else 0.0
+
+
+def _parameter(artifact: Artifact, arrays: Mapping[str, Array], kind: str, place: int) -> str:
+    """The name of the layer or dense parameter to which element ``place`` of a buffer belongs."""
+    if kind == "coo":
+        position = int(arrays["coo.index"][place])
+        number = bisect_right([layer.offset for layer in artifact.layers], position) - 1
+        return f"{artifact.layers[number].name}.weight"
+    entries = artifact.manifest["dense"]
+    return str(entries[bisect_right([entry["offset"] for entry in entries], place) - 1]["name"])

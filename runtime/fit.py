@@ -1,0 +1,265 @@
+"""A whole training, step after step: what each sees; saving, pausing, ending; what is reported."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from edge_bcs.runtime.checks import NotFiniteError
+from edge_bcs.runtime.plan import Plan
+from edge_bcs.runtime.saving import METRICS_SHARE, MetricsFile, SaveSchedule
+from edge_bcs.runtime.state import state_bytes
+from edge_bcs.runtime.thermostat import Thermostat
+
+from edge_bcs.errors import EdgeBcsError
+
+if TYPE_CHECKING:
+    from edge_bcs.runtime.trainer import Trainer
+
+Array = np.ndarray[Any, Any]
+Metrics = dict[str, Any]
+
+
+class Data(Protocol):
+    """What `fit` and `evaluate` read from (every data set of `edge_bcs.data`)."""
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def order(self, seed: int, epoch: int, shuffle: bool = True) -> Array:
+        """Positions i64[N] in the order of one epoch."""
+        ...
+
+    def read(
+        self, positions: Array, *, seed: int = 0, epoch: int = 0, augment: bool = False
+    ) -> tuple[Array, Array]:
+        """Images f32 [m, C, H, W] in [0, 1] and labels i64[m]."""
+        ...
+
+
+class Fit:
+    """One call of `Trainer.fit`, whose arguments these are.
+
+    Attributes:
+        plan: where the training begins and ends.
+    """
+
+    plan: Plan
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: Data,
+        *,
+        augment: bool,
+        progress: bool,
+        metrics: str | Path | None,
+        on_step: Callable[[Metrics], None] | None,
+        save: str | Path | None,
+        save_steps: int | None,
+        save_seconds: float | None,
+        max_writes: int | None,
+        on_nan: str,
+        thermostat: Thermostat | None,
+        max_hours: float | None,
+        on_wait: Callable[[str], None] | None,
+    ) -> None:
+        if on_nan not in ("stop", "skip"):
+            raise EdgeBcsError(f"what is not finite makes a training stop or skip, not {on_nan!r}.")
+        if max_hours is not None and not 0 < max_hours < float("inf"):
+            raise EdgeBcsError(f"the hours of a training must be a positive number, not {max_hours}.")
+        self._trainer, self._data, self._augment, self._progress = trainer, data, augment, progress
+        self._on_step, self._on_wait = on_step, on_wait
+        self._metrics_file, self._max_writes = metrics, max_writes
+        self._skips, self._thermostat, self._max_hours = on_nan == "skip", thermostat, max_hours
+        self._folder = save
+        self._schedule = SaveSchedule(
+            state_bytes(trainer.artifact),
+            step=trainer.steps,
+            steps=save_steps,
+            seconds=save_seconds,
+            max_writes=max_writes,
+        )
+        self._metrics: MetricsFile | None = None
+        self._saves = self._saved_bytes = 0
+        self._skipped_in_a_row = 0
+        self._paused_for = ""
+        self._order: Array | None = None
+        self._order_epoch = -1
+
+    def run(self, plan: Plan, resumed: bool) -> Metrics:
+        """Train to the end of the plan or of the time; see `Trainer.fit`.
+
+        ``resumed``: the training was interrupted, so the metrics file may say more than the saved state.
+        """
+        trainer, self.plan = self._trainer, plan
+        began, first_step = time.monotonic(), trainer.steps
+        paused_before = self._thermostat.paused_seconds if self._thermostat else 0.0
+        deadline = float("inf") if self._max_hours is None else began + 3600 * self._max_hours
+        history: deque[Metrics] = deque(maxlen=plan.steps_per_epoch)  # the last epoch's worth of steps
+        if self._metrics_file is not None:
+            self._metrics = MetricsFile(
+                self._metrics_file,
+                resumed_at=first_step if resumed else None,
+                max_writes=self._max_writes,
+            )
+        try:
+            while trainer.steps - plan.first_step < plan.total_steps:
+                if self._thermostat is not None:
+                    self._thermostat.wait(self._pause, deadline)
+                if time.monotonic() >= deadline:
+                    break
+                record = self._step()
+                if "skipped" not in record:
+                    history.append(record)
+                self._tell(record)
+                if self._folder is not None and self._schedule.due(trainer.steps):
+                    self._save()
+        except NotFiniteError:
+            self._save()
+            raise
+        finally:
+            if self._metrics is not None:
+                self._metrics.close()
+        self._save()
+        seconds = time.monotonic() - began
+        paused = self._thermostat.paused_seconds - paused_before if self._thermostat else 0.0
+        done, steps = trainer.steps - plan.first_step, trainer.steps - first_step
+        result = {
+            **_means(history, ("loss", "accuracy", "robust_accuracy")),
+            "step": trainer.steps,
+            "steps": steps,
+            "done": done,
+            "finished": done >= plan.total_steps,
+            "skipped": plan.skipped,
+            "seconds": seconds,
+            "paused_seconds": paused,
+            "milliseconds_per_step": _means(history, ("milliseconds",)).get("milliseconds", 0.0),
+            "peak_bytes": trainer._engine.budget.peak,
+        }
+        if self._folder is not None or self._metrics is not None:
+            result["writes"] = self.writes(seconds, steps)
+        return result
+
+    def writes(self, seconds: float, steps: int) -> dict[str, int | None]:
+        """What was written in ``seconds`` and ``steps``, and what that comes to in an hour.
+
+        "bytes": written by this call; "saves"; "bytes_per_save"; "bytes_per_hour": of a training that goes on
+        like this; "max_bytes_per_hour": the limit, or None. File contents only: a file system adds its own.
+        """
+        metrics = 0 if self._metrics is None else self._metrics.bytes
+        schedule, per_hour = self._schedule, 3600 * metrics / max(seconds, 1e-3)
+        if self._max_writes is not None:
+            per_hour = min(per_hour, METRICS_SHARE * self._max_writes)
+        if self._folder is not None:
+            per_hour += schedule.bytes_per_hour(seconds / max(steps, 1))
+        return {
+            "bytes": self._saved_bytes + metrics,
+            "saves": self._saves,
+            "bytes_per_save": schedule.size,
+            "bytes_per_hour": round(per_hour),
+            "max_bytes_per_hour": self._max_writes,
+        }
+
+    def _step(self) -> Metrics:
+        """One step, as it is reported; one that was skipped counts, too, and has "skipped": why."""
+        trainer, plan = self._trainer, self.plan
+        done = trainer.steps - plan.first_step
+        epoch = plan.epoch(done)
+        if self._order is None or self._order_epoch != epoch:
+            self._order, self._order_epoch = self._data.order(trainer.seed, epoch), epoch
+        chosen = self._order[plan.images(done)]
+        trainer._set_rates(plan.learning_rate, plan.divisor(done))
+        began = time.perf_counter()
+
+        def name(place: int) -> str:
+            return f"image {chosen[place]} of the data"
+
+        def read(first: int, end: int) -> tuple[Array, Array]:
+            x, y = self._data.read(chosen[first:end], seed=trainer.seed, epoch=epoch, augment=self._augment)
+            return trainer._checked(x, y, lambda place: name(first + place))
+
+        try:
+            result = trainer._step(read, len(chosen), name)
+            self._skipped_in_a_row = 0
+        except NotFiniteError as error:
+            if not self._skips:
+                raise
+            result = self._skip(error)
+        return {
+            "step": trainer.steps,
+            "epoch": epoch,
+            "done": done + 1,
+            "total": plan.total_steps,
+            **result,
+            "learning_rate": trainer.learning_rate,
+            "milliseconds": 1e3 * (time.perf_counter() - began),
+            "peak_bytes": trainer._engine.budget.peak,
+        }
+
+    def _skip(self, error: NotFiniteError) -> Metrics:
+        """Count a step without an update, so that the next one takes the images after these."""
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self.plan.steps_per_epoch:
+            raise NotFiniteError(f"every batch of an epoch was skipped; the last one, {error}") from None
+        self._trainer.steps += 1
+        self.plan.skipped += 1
+        return {"skipped": str(error)}
+
+    def _tell(self, record: Metrics) -> None:
+        if self._metrics is not None:
+            self._metrics.write(record)
+        if self._on_step is not None:
+            self._on_step(record)
+        if self._progress:
+            _show_progress(record)
+
+    def _pause(self, sentence: str) -> None:
+        if self._on_wait is not None:
+            self._on_wait(sentence)
+        if self._progress and sentence != self._paused_for:
+            sys.stderr.write(f"{sentence}\n")
+        self._paused_for = sentence
+
+    def _save(self) -> None:
+        if self._folder is None:
+            return
+        size = self._trainer.save(self._folder)
+        self._schedule.saved(self._trainer.steps, size)
+        self._saves += 1
+        self._saved_bytes += size
+
+
+def _means(history: deque[Metrics], names: tuple[str, ...]) -> Metrics:
+    return {
+        name: float(np.mean([record[name] for record in history]))
+        for name in names
+        if history and name in history[0]
+    }
+
+
+def _show_progress(record: Metrics) -> None:
+    """Rewrite one line on a terminal; elsewhere write one line every tenth of the way."""
+    done, total = int(record["done"]), int(record["total"])
+    terminal = sys.stderr.isatty()
+    if "skipped" in record:
+        line = f"step {done}/{total}  skipped: {record['skipped']}"
+    elif not terminal and done % max(1, total // 10) and done != total:
+        return
+    else:
+        robust = f"  robust {100 * record['robust_accuracy']:.1f} %" if "robust_accuracy" in record else ""
+        line = (
+            f"step {done}/{total}  loss {record['loss']:.4f}  "
+            f"accuracy {100 * record['accuracy']:.1f} %{robust}"
+        )
+    sys.stderr.write(f"\r\x1b[K{line}" if terminal else f"{line}\n")
+    if terminal and done == total:
+        sys.stderr.write("\n")
+    sys.stderr.flush()

@@ -1,0 +1,289 @@
+"""What is read of a machine, from copies of the files of boards; pausing for heat; the doctor's advice."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edge_bcs.runtime import Trainer
+from edge_bcs.runtime.machine import Machine
+from edge_bcs.runtime.thermostat import Thermostat
+
+from edge_bcs.cli.doctor import Finding, machine_findings
+from edge_bcs.data import open_data
+from edge_bcs.errors import EdgeBcsError
+
+Make = Callable[..., Path]
+
+# As read on the boards.
+RASPBERRY_PI_4 = {
+    "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
+    "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
+    "sys/class/thermal/thermal_zone0/temp": "83256\n",
+    "sys/class/hwmon/hwmon0/name": "cpu_thermal\n",
+    "sys/class/hwmon/hwmon0/temp1_input": "83256\n",
+    "sys/class/hwmon/hwmon1/name": "rpi_volt\n",
+    "sys/class/hwmon/hwmon1/in0_lcrit_alarm": "1\n",
+    "sys/devices/platform/soc/soc:firmware/get_throttled": "50005\n",
+    "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": "ondemand\n",
+    "proc/meminfo": "MemTotal:        1892948 kB\nMemFree: 100000 kB\nMemAvailable:      91234 kB\n"
+    "SwapTotal:        102396 kB\n",
+    "proc/swaps": "Filename\tType\tSize\tUsed\tPriority\n/var/swap file\t\t102396\t0\t-2\n",
+}
+JETSON_NANO = {
+    "proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0",
+    "sys/class/thermal/thermal_zone0/type": "AO-therm\n",
+    "sys/class/thermal/thermal_zone0/temp": "45000\n",
+    "sys/class/thermal/thermal_zone1/type": "CPU-therm\n",
+    "sys/class/thermal/thermal_zone1/temp": "38500\n",
+    "sys/class/thermal/thermal_zone2/type": "PMIC-Die\n",
+    "sys/class/thermal/thermal_zone2/temp": "100000\n",
+    "sys/class/thermal/thermal_zone3/type": "off\n",
+    "sys/class/thermal/thermal_zone3/temp": "-256000\n",
+    "sys/class/thermal/cooling_device0/type": "thermal-cpufreq-0\n",
+    "sys/class/thermal/cooling_device0/cur_state": "3\n",
+    "sys/class/thermal/cooling_device1/type": "pwm-fan\n",
+    "sys/class/thermal/cooling_device1/cur_state": "2\n",
+    "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": "powersave\n",
+    "proc/meminfo": "MemTotal: 4059000 kB\nMemAvailable: 3000000 kB\nSwapTotal: 2029500 kB\n",
+    "proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 507372 0 5\n",
+}
+LAPTOP = {
+    "proc/cpuinfo": "processor\t: 0\nmodel name\t: A processor\nprocessor\t: 1\nmodel name\t: A processor\n",
+    "sys/class/hwmon/hwmon0/name": "nvme\n",
+    "sys/class/hwmon/hwmon0/temp1_input": "95850\n",
+    "sys/class/hwmon/hwmon1/name": "coretemp\n",
+    "sys/class/hwmon/hwmon1/temp1_input": "51000\n",
+    "sys/class/hwmon/hwmon1/temp1_label": "Package id 0\n",
+    "sys/class/hwmon/hwmon1/temp2_input": "what?\n",
+    "proc/swaps": "Filename Type Size Used Priority\n",
+}
+
+
+def machine(root: Path, files: dict[str, str]) -> Machine:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return Machine(root)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (RASPBERRY_PI_4, {"cpu-thermal": 83.256, "cpu_thermal": 83.256}),
+        (JETSON_NANO, {"AO-therm": 45.0, "CPU-therm": 38.5}),  # neither the constant nor the absurd one
+        (LAPTOP, {"coretemp Package id 0": 51.0}),  # not the disk's
+        ({}, {}),
+    ],
+)
+def test_temperatures(tmp_path: Path, files: dict[str, str], expected: dict[str, float]) -> None:
+    sensors = machine(tmp_path, files).temperatures()
+    assert {sensor.name: sensor.celsius for sensor in sensors} == expected
+
+
+def test_a_zone_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    board = machine(tmp_path, JETSON_NANO)
+    zone = tmp_path / "sys/class/thermal/thermal_zone1/temp"
+    zone.unlink()
+    zone.mkdir()  # reading gives an OSError, as from an engine that is switched off
+    assert [sensor.name for sensor in board.temperatures()] == ["AO-therm"]
+
+
+def test_throttling(tmp_path: Path) -> None:
+    raspberry = machine(tmp_path / "a", RASPBERRY_PI_4).throttling()
+    assert raspberry == [
+        "the supply voltage is too low", "the clock is throttled",
+        "the supply voltage was too low", "the clock was throttled",
+    ]  # fmt: skip
+    assert machine(tmp_path / "b", JETSON_NANO).throttling() == [
+        "thermal-cpufreq-0 holds the clock down (state 3)"
+    ]
+    assert machine(tmp_path / "c", LAPTOP).throttling() == []
+
+
+def mounted(root: Path, folder: Path, *, kind: str = "ext4", disk: dict[str, str] | None = None) -> Machine:
+    """A machine that says that ``folder`` lies on the disk mmcblk0, with these files of it."""
+    number = os.stat(folder).st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    table = f"24 1 {device} / /data rw,noatime shared:1 - {kind} /dev/root rw\n"
+    files = {"proc/self/mountinfo": table}
+    if disk:
+        real = "sys/devices/disk"
+        (root / "sys/dev/block").mkdir(parents=True)
+        (root / real / disk["name"] / "part").mkdir(parents=True)
+        (root / "sys/dev/block" / device).symlink_to(root / real / disk["name"] / "part")
+        files |= {f"{real}/{disk['name']}/part/partition": "2\n"}
+        files |= {f"{real}/{disk['name']}/{file}": text for file, text in disk.items() if "/" in file}
+    return machine(root, files)
+
+
+@pytest.mark.parametrize(
+    ("kind", "disk", "expected"),
+    [
+        ("ext4", {"name": "mmcblk0", "device/type": "SD\n"}, "SD card"),
+        ("f2fs", {"name": "mmcblk0", "device/type": "MMC\n"}, "eMMC"),
+        ("ext4", {"name": "nvme0n1"}, "NVMe SSD"),
+        ("ext4", {"name": "sda", "queue/rotational": "1\n"}, "hard disk"),
+        ("ext4", {"name": "sda", "queue/rotational": "0\n"}, "SSD or USB stick"),
+        ("tmpfs", None, "memory"),
+        ("nfs4", None, "network or host folder"),
+        ("overlay", None, "unknown medium"),
+    ],
+)
+def test_media(tmp_path: Path, kind: str, disk: dict[str, str] | None, expected: str) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    medium = mounted(tmp_path / "root", folder, kind=kind, disk=disk).medium(folder / "not" / "yet")
+    assert (medium.kind, medium.filesystem, medium.mount) == (expected, kind, "/data")
+    assert medium.free == os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    assert medium.writable and not medium.read_only
+
+
+# The thermostat
+
+
+class Board:
+    """A board that heats up while it works and cools down while it sleeps, in simulated seconds."""
+
+    def __init__(self, root: Path, celsius: float) -> None:
+        self.machine = machine(root, JETSON_NANO)
+        self._file, self.now, self.readings = root / "sys/class/thermal/thermal_zone1/temp", 0.0, 0
+        self.celsius = celsius
+        self.work(0, 0)
+
+    def work(self, seconds: float, degrees: float) -> None:
+        self.now += seconds
+        self.celsius += degrees
+        self._file.write_text(f"{round(1000 * self.celsius)}\n")
+
+    def thermostat(self, limit: float) -> Thermostat:
+        return Thermostat(limit, self.machine, sleep=lambda s: self.work(s, -0.5 * s), clock=lambda: self.now)
+
+
+def test_it_pauses_at_the_threshold_and_goes_on_below_it(tmp_path: Path) -> None:
+    board = Board(tmp_path, 60.0)
+    thermostat = board.thermostat(75)
+    said: list[str] = []
+    while not thermostat.pauses:
+        board.work(1.0, 1.0)
+        thermostat.wait(said.append)
+    assert said and set(said) == {"paused: CPU-therm reached 75 °C; goes on at 70 °C"}
+    assert board.celsius == 70.0 and thermostat.paused_seconds == 10.0  # 5 degrees at ½ a second
+    board.work(1.0, 4.0)
+    thermostat.wait(said.append)  # 74 °C: between the two, it runs on
+    assert thermostat.pauses == 1
+    board.work(1.0, 1.0)
+    thermostat.wait(said.append)
+    assert thermostat.pauses == 2
+
+
+def test_it_waits_no_longer_than_it_may(tmp_path: Path) -> None:
+    board = Board(tmp_path, 110.0)
+    board.thermostat(40).wait(lambda sentence: None, until=30.0)
+    assert board.now == 30.0
+
+
+def test_what_is_raised_while_it_waits_ends_the_waiting(tmp_path: Path) -> None:
+    board = Board(tmp_path, 90.0)
+    thermostat = board.thermostat(75)
+
+    def stop(sentence: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        thermostat.wait(stop)
+
+
+def test_it_sleeps_while_it_waits(tmp_path: Path) -> None:
+    """Real time: next to no processor time is spent, and the sensor is read once a second at most."""
+    board = machine(tmp_path, JETSON_NANO | {"sys/class/thermal/thermal_zone1/temp": "90000"})
+    readings: list[float] = []
+    read = board.temperatures
+
+    def temperatures() -> Any:
+        readings.append(time.monotonic())
+        if len(readings) == 4:
+            (tmp_path / "sys/class/thermal/thermal_zone1/temp").write_text("60000")
+        return read()
+
+    board.temperatures = temperatures  # type: ignore[method-assign]
+    thermostat = Thermostat(75, board)
+    busy, began = time.process_time(), time.monotonic()
+    thermostat.wait(lambda sentence: None)
+    assert 1.9 < time.monotonic() - began < 20 and len(readings) == 4
+    assert time.process_time() - busy < 0.2
+
+
+def test_a_thermostat_needs_a_sensor_and_a_sensible_limit(tmp_path: Path) -> None:
+    with pytest.raises(EdgeBcsError, match="shows no temperature"):
+        Thermostat(75, machine(tmp_path / "none", {}))
+    for limit in (0.0, 75000.0, float("nan")):
+        with pytest.raises(EdgeBcsError, match="between 30 and 120 °C"):
+            Thermostat(limit, machine(tmp_path / "nano", JETSON_NANO))
+    board = Board(tmp_path / "failing", 90.0)
+    thermostat = board.thermostat(75)
+    with pytest.raises(EdgeBcsError, match="shows no temperature"):  # it disappears while it is too hot
+        thermostat.wait(lambda sentence: setattr(board.machine, "root", tmp_path / "none"))
+
+
+def test_a_training_pauses_and_goes_on(tiny_artifact: Make, tmp_path: Path) -> None:
+    data = open_data("digits", "train", (1, 8, 8))
+    with Trainer(tiny_artifact()) as trainer:
+        trainer.fit(data, steps=6, progress=False)
+        expected = trainer.state()
+    board = Board(tmp_path, 70.0)
+    thermostat = board.thermostat(75)
+    said: list[str] = []
+    with Trainer(tiny_artifact()) as trainer:
+        result = trainer.fit(
+            data, steps=6, progress=False, thermostat=thermostat, on_wait=said.append,
+            on_step=lambda record: board.work(1.0, 3.0),
+        )  # fmt: skip
+        state = trainer.state()
+    assert thermostat.pauses == 2 and said and result["finished"]
+    assert result["paused_seconds"] == thermostat.paused_seconds > 0
+    assert all((state[name] == expected[name]).all() for name in expected)
+
+
+# The doctor
+
+
+def advised(board: Machine, folder: Path) -> dict[str, Finding]:
+    return {finding.topic: finding for finding in machine_findings(board, folder)}
+
+
+def test_advice_for_a_raspberry_pi(tmp_path: Path) -> None:
+    findings = advised(machine(tmp_path / "root", RASPBERRY_PI_4), tmp_path)
+    assert findings["board"].found == "Raspberry Pi 4 Model B Rev 1.4"
+    assert "83 °C" in findings["temperature"].found and "--max-temp" in findings["temperature"].command
+    assert "voltage" in findings["throttling"].found and "power supply" in findings["throttling"].advice
+    assert "dphys-swapfile" in findings["swap"].command and "/var/swap" in findings["swap"].found
+    assert "89.1 MiB of 1.8 GiB" in findings["memory"].found and "systemctl" in findings["memory"].command
+    assert findings["governor"] == Finding("governor", "ondemand")
+
+
+def test_advice_for_a_jetson(tmp_path: Path) -> None:
+    findings = advised(machine(tmp_path / "root", JETSON_NANO), tmp_path)
+    assert findings["governor"].command == "sudo nvpmodel -m 0 && sudo jetson_clocks"
+    assert findings["temperature"] == Finding("temperature", "45 °C (AO-therm)")
+    assert "cpufreq" in findings["throttling"].found and findings["throttling"].command
+    assert findings["swap"] == Finding("swap", "1.9 GiB, compressed in memory")  # wears nothing
+
+
+def test_advice_on_disks(tmp_path: Path) -> None:
+    card = {"name": "mmcblk0", "device/type": "SD\n"}
+    disk = advised(mounted(tmp_path / "card", tmp_path, disk=card), tmp_path)["disk"]
+    assert "SD card (ext4)" in disk.found and "--max-writes" in disk.found and not disk.blocks
+    memory = advised(mounted(tmp_path / "memory", tmp_path, kind="tmpfs"), tmp_path)["disk"]
+    assert "lost without power" in memory.advice and not memory.blocks
+
+
+def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
+    findings = advised(machine(tmp_path / "root", {}), tmp_path)
+    assert findings["board"].found == findings["memory"].found == "unknown"
+    assert "no sensor" in findings["temperature"].found
+    assert not any(finding.blocks for finding in findings.values())
