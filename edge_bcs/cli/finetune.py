@@ -265,7 +265,7 @@ def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any])
         f"process {format_bytes(memory['rss_bytes'])}"
     )
     if training["skipped"]:
-        click.echo(f"Skipped {training['skipped']} batches that were not finite; metrics.jsonl says which.")
+        click.echo(f"Skipped batches that were not finite: {training['skipped']}; metrics.jsonl says which.")
     if training["paused_seconds"]:
         click.echo(f"Paused for {format_seconds(training['paused_seconds'])} to cool.")
     click.echo(

@@ -221,7 +221,9 @@ def _as_pixels(image: Array, shape: Shape, source: str) -> Array:
         image = np.broadcast_to(image, shape)
     elif image.shape != shape:
         raise EdgeBcsError(f"{source} holds images {list(image.shape)}; the network takes {list(shape)}.")
-    low, high = float(image.min()), float(image.max())
+    # A pixel that is not finite is for the training to stop at, or to skip, naming the image.
+    finite = image[np.isfinite(image)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
     limit = 1.0 if image.dtype.kind == "f" else 255
     if not (low >= 0 and high <= limit):
         raise EdgeBcsError(

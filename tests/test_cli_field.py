@@ -1,0 +1,266 @@
+"""`edge-bcs finetune` left alone on a board: signals, limits, faults, its service; and the doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from edge_bcs.runtime import machine as machine_module
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.state import read_state
+
+from edge_bcs.cli import main
+from edge_bcs.data import open_data
+
+Make = Callable[..., Path]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """An .npz file of 64 images, in batches of 16 four steps an epoch."""
+    x, y = open_data("digits", "train", (1, 8, 8)).read(np.arange(64))
+    np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x[:16], y_test=y[:16])
+    return tmp_path / "digits.npz"
+
+
+def state(run_folder: Path) -> tuple[dict[str, Any], int]:
+    tensors, metadata = read_state(Artifact.read(run_folder))
+    return tensors, int(metadata["step"])
+
+
+def test_the_steps_of_this_run_are_counted(tiny_artifact: Make, tmp_path: Path, digits: Path) -> None:
+    """Not those of the checkpoint that the artifact was exported from; and of them, those of this call."""
+    options = ("--data", digits, "--eval-samples", 0)
+    assert run("finetune", tiny_artifact(), *options, "--steps", 6, "-o", tmp_path / "a").exit_code == 0
+    again = run("finetune", tmp_path / "a", *options, "--steps", 5, "-o", tmp_path / "b")
+    assert "\n5 steps of " in "\n" + again.stdout and state(tmp_path / "b")[1] == 11
+    longer = run("finetune", tmp_path / "a", *options, "--steps", 7, "-o", tmp_path / "b", "--resume")
+    assert "7 steps (2 of them now) of " in longer.stdout
+    done = run("finetune", tmp_path / "a", *options, "-o", tmp_path / "b", "--resume", "--json")
+    assert json.loads(done.stdout)["training"]["step"] == 13  # nothing was left to do
+
+
+def test_what_is_written_an_hour_is_said(tiny_artifact: Make, tmp_path: Path, digits: Path) -> None:
+    common = ("finetune", tiny_artifact(), "--data", digits, "--eval-samples", 0, "--steps", 3)
+    result = run(*common, "-o", tmp_path / "a", "--max-writes", "1MiB/h", "--json")
+    assert "an hour (--max-writes allows 1.0 MiB)" in result.stderr
+    writes = json.loads(result.stdout)["training"]["writes"]
+    assert writes["max_bytes_per_hour"] == 1 << 20 >= writes["bytes_per_hour"] > 0
+    assert "an hour at this pace" in run(*common, "-o", tmp_path / "b").stdout
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signals_save_and_exit(
+    tiny_artifact: Make, tmp_path: Path, digits: Path, name: str, status: int
+) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "edge_bcs.cli", "finetune", str(tiny_artifact()), "--json"]
+    command += ["--steps", "100000", "--data", str(digits), "--eval-samples", "0", "-o", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    os.kill(process.pid, getattr(signal, name))
+    answer, message = process.communicate(timeout=60)
+    assert process.returncode == status and f"Stopped by {name}" in message
+    assert json.loads(answer)["stopped"] == {"by": name, "step": state(folder)[1]}
+
+
+def test_a_signal_while_accuracy_is_measured(tiny_artifact: Make, tmp_path: Path, digits: Path) -> None:
+    """Before the first step: the run is there, and begins with --resume."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "edge_bcs.cli", "finetune", str(tiny_artifact()), "--steps", "2"]
+    command += ["--data", str(digits), "--eval-samples", "16", "-o", str(folder)]
+    process = subprocess.Popen([*command, "--eval-steps", "1000000"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()  # "Measuring accuracy …"
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGTERM)  # asked twice, it leaves what it is doing
+    assert process.wait(timeout=60) not in (0, None)
+    shutil.rmtree(folder, ignore_errors=True)
+    done = subprocess.run([*command, "--eval-steps", "1", "--resume"], capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_the_time_is_up(tiny_artifact: Make, tmp_path: Path, digits: Path) -> None:
+    """One call after the other with a limit of time, until the last one finishes: the same state."""
+    common = ("finetune", tiny_artifact(), "--data", digits, "--eval-samples", 8, "--eval-steps", 1)
+    common = (*common, "--steps", 30, "--json")
+    folder, calls, steps = tmp_path / "run", 0, 0
+    while True:
+        limit = "0.00001" if calls < 2 else "1"  # hours
+        result = run(*common, "-o", folder, "--resume", "--max-hours", limit)
+        report = json.loads(result.stdout)
+        calls += 1
+        steps += report["training"]["steps"]
+        if result.exit_code == 0:
+            break
+        assert result.exit_code == 75 and report["stopped"]["by"] == "--max-hours"
+        assert "go on with --resume" in result.stderr and "after" not in report
+        assert report["stopped"]["step"] == state(folder)[1]
+    assert calls == 3 and steps == 30 and "stopped" not in report and "after" in report
+    assert run(*common, "-o", tmp_path / "whole").exit_code == 0
+    whole, parts = state(tmp_path / "whole")[0], state(folder)[0]
+    assert all((whole[tensor] == parts[tensor]).all() for tensor in whole)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 31))
+
+
+def spoiled(digits: Path) -> Path:
+    with np.load(digits) as stored:
+        arrays = dict(stored)
+    arrays["x_train"][20, 0, 4, 4] = np.nan
+    np.savez(digits.with_name("spoiled.npz"), **arrays)
+    return digits.with_name("spoiled.npz")
+
+
+def test_a_pixel_that_is_not_finite(tiny_artifact: Make, tmp_path: Path, digits: Path) -> None:
+    data, folder = spoiled(digits), tmp_path / "run"
+    common = ("finetune", tiny_artifact(), "--data", data, "--eval-samples", 0, "--epochs", 2, "-o", folder)
+    stopped = run(*common)
+    assert stopped.exit_code == 1 and "image 20 of the data has a pixel" in stopped.stderr
+    assert (
+        f"--resume -o {folder}, adding --on-nan skip" in stopped.stderr and "Traceback" not in stopped.stderr
+    )
+    again = run(*common, "--resume", "--on-nan", "skip")
+    assert again.exit_code == 0 and "not finite: 2;" in again.stdout and state(folder)[1] == 8
+    assert again.stderr.count("skipped: in step") == 2
+
+
+def test_a_pause_for_heat_is_told(
+    tiny_artifact: Make, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zone = tmp_path / "root/sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "temp").write_text("90000")
+    real, readings = machine_module.Machine.temperatures, 0
+
+    def temperatures(self: machine_module.Machine) -> Any:
+        nonlocal readings
+        readings += 1
+        if readings == 3:
+            (zone / "temp").write_text("50000")
+        self.root = tmp_path / "root"
+        return real(self)
+
+    monkeypatch.setattr(machine_module.Machine, "temperatures", temperatures)
+    common = ("finetune", tiny_artifact(), "--data", digits, "--eval-samples", 0, "--steps", 2)
+    result = run(*common, "-o", tmp_path / "run", "--max-temp", 75)
+    assert result.exit_code == 0 and "Paused for " in result.stdout
+    assert result.stderr.count("paused: thermal_zone0 reached 90 °C; goes on at 70 °C") == 1
+    (zone / "temp").unlink()
+    refused = run(*common, "-o", tmp_path / "other", "--max-temp", 75)
+    assert refused.exit_code == 1 and "shows no temperature" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--max-writes", "much"), "is not a size"),
+        (("--max-temp", "500"), "between 30 and 120 °C"),
+        (("--max-temp", "nan"), "between 30 and 120 °C"),
+    ],
+)
+def test_impossible_limits_are_one_sentence(
+    tiny_artifact: Make, tmp_path: Path, digits: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = run("finetune", tiny_artifact(), "--data", digits, "-o", tmp_path / "run", *options)
+    assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--save-steps", "0"), ("--save-seconds", "0"), ("--max-hours", "0"), ("--on-nan", "hope"),
+     ("--max-temp", "hot")],
+)  # fmt: skip
+def test_wrong_options_are_clicks_business(option: str, value: str) -> None:
+    result = run("finetune", "x", "--data", "digits", option, value)
+    assert result.exit_code == click.UsageError.exit_code and option in result.stderr
+
+
+# The service
+
+
+def service(tmp_path: Path, *options: object) -> str:
+    result = run("finetune", tmp_path / "my art", "--data", tmp_path / "100% $x", *options, "--print-service")
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def verified(file: Path) -> str:
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr + ("" if done.returncode == 0 else "failed")
+
+
+def test_the_service_says_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = service(tmp_path, "--max-temp", 75, "--no-augment", "-o", "run", "--steps", 4)
+    assert "@" not in text.split("[Unit]")[1]
+    command = next(line for line in text.splitlines() if line.startswith("ExecStart="))
+    assert command.startswith(f"ExecStart={sys.executable} -m edge_bcs.cli finetune ")
+    assert f'"{tmp_path}/my art" --data "{tmp_path}/100%% $$x" ' in command
+    assert command.endswith(f"--steps 4 --no-augment --max-temp 75.0 --output {tmp_path}/run --resume")
+    assert f"ReadWritePaths={tmp_path}\n" in text
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_accepts_the_service(tmp_path: Path) -> None:
+    file = tmp_path / "edge-bcs-finetune.service"
+    text = service(tmp_path, "--max-hours", 2, "-o", tmp_path / "a run's folder")
+    file.write_text(text)
+    assert verified(file) == ""
+    file.write_text(text.replace("ProtectSystem=strict", "ProtectSystem=very"))
+    assert "ignoring: very" in verified(file)  # it would have said so
+
+
+def test_the_command_of_the_service_runs(tiny_artifact: Make, tmp_path: Path, digits: Path) -> None:
+    """Started twice, as after a boot: it trains, then finds nothing left to do."""
+    options = ("--data", digits, "--steps", 2, "--eval-samples", 0, "-o", tmp_path / "run")
+    text = run("finetune", tiny_artifact(), *options, "--print-service").stdout
+    command = next(line for line in text.splitlines() if line.startswith("ExecStart="))
+    for _ in range(2):
+        done = subprocess.run(command.removeprefix("ExecStart=").split(), capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert state(tmp_path / "run")[1] == 2
+
+
+# The doctor
+
+
+def test_the_doctor_looks_at_the_folder_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = json.loads(run("doctor", "-o", tmp_path / "not yet", "--json").stdout)
+    topics = {finding["topic"]: finding for finding in found["findings"]}
+    assert found["usable"]
+    wanted = {"onnxruntime", "operators", "cores", "temperature", "throttling", "memory", "swap", "disk"}
+    assert wanted <= set(topics)
+    assert "to the byte" in topics["onnxruntime"]["found"]
+
+    monkeypatch.setattr(
+        machine_module.Machine,
+        "medium",
+        lambda self, folder: machine_module.Medium("SD card", "ext4", 1 << 30, False, True, "/data"),
+    )
+    result = run("doctor", "-o", tmp_path)
+    assert result.exit_code == 1 and "✗ disk" in result.stdout
+    assert "sudo mount -o remount,rw /data" in result.stdout
