@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES   := pyproject.toml CMakeLists.txt \
              $(shell find edge_bcs exporters runtime targets -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help quickstart test test-ort-training lint native trade-off clean
+.PHONY: help quickstart test test-ort-training lint native trade-off endurance clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make native      only the operator library, into build/native (for work on the C++)"
 	@echo "make trade-off   the smallest budgets, and time over memory, into results/memory"
+	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
 	@echo "make clean       remove what the above wrote"
 
 $(BIN)/python:
@@ -57,6 +58,9 @@ native:
 
 trade-off: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.targets.trade_off results/memory
+
+endurance: $(INSTALLED)
+	$(BIN)/python -m edge_bcs.targets.endurance -o results/endurance
 
 clean:
 	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training
