@@ -30,13 +30,17 @@ from .network import Network
 from .nodes import Graph, Node
 from .operators import OPERATORS
 from .plan import replay, tensor_types
-from .storage import Storage, kept_stacks, repeated, store
+from .sketch import Sketch
+from .storage import Storage
 
 Shape = tuple[int, ...]
 _LARGEST = 128  # micro-batch
 _LARGE = 32  # stacks, beyond which a space is searched in larger steps
 _AT_A_TIME = 12  # changes that are compared there
 _TRIALS = 400  # single changes that are tried on the smallest choice
+# The smallest choice of one micro-batch, in another one, may be above the budget by this factor for that one
+# to be looked at, and by this factor for larger ones to be.
+_PROMISING, _HOPELESS = 1.05, 1.25
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,36 @@ def network_buffers(network: Network, objective: Objective, micro_batch: int) ->
     return buffers
 
 
+@dataclass(frozen=True)
+class _Dense:
+    """An operator that runs the dense kernel: its work memory, and the seconds that the sparse one would take
+    less."""
+
+    module: str
+    work: int
+    saving: float
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A graph in which everything is kept: bytes at each node without work memory, seconds of each node."""
+
+    totals: np.ndarray
+    seconds: list[float]
+    dense: Mapping[int, _Dense]
+    total_seconds: float
+
+    def with_kernels(self, sparse: frozenset[str]) -> tuple[np.ndarray, float]:
+        """(bytes at each node, seconds of all) if the modules ``sparse`` do without the dense kernel."""
+        totals, seconds = self.totals.copy(), self.total_seconds
+        for node, dense in self.dense.items():
+            if dense.module in sparse:
+                seconds -= dense.saving
+            else:
+                totals[node] += dense.work
+        return totals, seconds
+
+
 class Space:
     """All choices for one micro-batch and one order of branches; ``measure`` predicts what each needs."""
 
@@ -130,49 +164,34 @@ class Space:
         bound = network_buffers(network, job.objective, micro_batch).values()
         self.bound_bytes = sum(bytes_of(dtype, shape) for dtype, shape in bound)
         self.modules = {segment.offset: name for name, segment in network.layout.prunable.items()}
-        graphs = {
-            "training": training_graph(network, micro_batch, job.objective.name, job.beta, keep_both),
-            "attack": attack_graph(network, micro_batch),
-            "eval": evaluation_graph(network, micro_batch),
+        training = training_graph(network, micro_batch, job.objective.name, job.beta, keep_both)
+        self.sketch = Sketch(training)
+        self.stacks = self.sketch.kept
+        self.phases = {
+            "training": self._phase(training),
+            "attack": self._phase(attack_graph(network, micro_batch)),
+            "eval": self._phase(evaluation_graph(network, micro_batch)),
         }
-        self.training = graphs["training"]
-        self.stacks = kept_stacks(self.training)
-        self._by_worth: list[str] = []
-        self._sizes: dict[str, int] = {}
-        self._work: dict[str, list[tuple[int, str, int]]] = {}  # phase → (node, module, bytes)
-        self._totals: dict[str, np.ndarray] = {}
-        self._seconds: dict[str, dict[str, float]] = {}  # phase → node → seconds
-        self._saving: dict[str, dict[str, float]] = {}  # phase → node → seconds less without the dense kernel
-        self._module: dict[str, str] = {}  # node → its dense layer
-        for phase, graph in graphs.items():
-            self._prepare(phase, graph)
-        seconds = self._seconds["training"]
-        self._by_worth = sorted(self.stacks, key=lambda name: -self._sizes[name] / seconds[name])
+        seconds = self.phases["training"].seconds
+        self._by_worth = sorted(
+            self.stacks, key=lambda t: -self.sketch.bytes_of(t) / seconds[self.sketch.producer[t]]
+        )
 
-    def _prepare(self, phase: str, graph: Graph) -> None:
+    def _phase(self, graph: Graph) -> _Phase:
         types = tensor_types(graph)
         plan = replay(graph, self.network.connections)
-        self._totals[phase] = np.array(plan.totals, np.int64)
-        self._seconds[phase], self._saving[phase], self._work[phase] = {}, {}, []
-        if phase == "training":
-            self._sizes = {name: tensor.bytes for name, tensor in types.items()}
+        totals = np.array(plan.totals, np.int64) + self.bound_bytes
+        seconds = [self._time(*of_node) for of_node in zip(plan.walks, plan.moved, strict=True)]
+        dense: dict[int, _Dense] = {}
         for index, node in enumerate(graph.nodes):
-            dense = node.attributes.get("algorithm") == "dense"
-            taken = self._time(plan.walks[index], plan.moved[index])
-            self._seconds[phase][node.name] = taken
-            if dense:
-                module = self.modules[node.attributes["layer_offset"]]
+            if node.attributes.get("algorithm") == "dense":
                 rule, other = OPERATORS[node.operator], _sparse(node)
-                work = rule.work_bytes(node, types)
-                self._totals[phase][index] -= work
-                self._work[phase].append((index, module, work))
-                self._module[f"{phase} {node.name}"] = module
                 walks = rule.walks(other, types, self._connections)
                 frugal = self._time(walks, rule.bytes_moved(other, types, self._connections))
-                self._saving[phase][node.name] = taken - frugal
-            if phase == "training" and node.outputs[0] in self.stacks:
-                self._seconds[phase][node.outputs[0]] = taken
-        self._totals[phase] += self.bound_bytes
+                module = self.modules[node.attributes["layer_offset"]]
+                dense[index] = _Dense(module, rule.work_bytes(node, types), seconds[index] - frugal)
+                totals[index] -= dense[index].work
+        return _Phase(totals, seconds, dense, sum(seconds))
 
     def _connections(self, node: Node) -> int:
         return self.network.connections[node.attributes["layer_offset"]]
@@ -182,108 +201,55 @@ class Space:
 
     def measure(self, choice: Choice) -> Figures:
         """What ``choice``, one of this space, needs."""
-        nodes = store(self.training, choice.storage).nodes
-        totals = {phase: self._fixed(phase, choice) for phase in ("attack", "eval")}
-        totals["training"], training = self._sketch(nodes, choice)
-        seconds = {phase: self._phase_seconds(phase, choice) for phase in ("attack", "eval")}
-        seconds["training"] = training
+        totals, seconds = {}, {}
+        for name, phase in self.phases.items():
+            totals[name], seconds[name] = phase.with_kernels(choice.sparse)
+        if choice.storage:
+            totals["training"], more = self._rewritten(choice)
+            seconds["training"] += more
         runs = self.job.runs(choice.micro_batch)
         each = sum(count * seconds[phase] for phase, count in runs.items()) / self.job.batch_size
         peak = max(self.bound_bytes, *(int(total.max()) for total in totals.values()))
         return Figures(choice, peak, each, totals)
 
-    def _fixed(self, phase: str, choice: Choice) -> np.ndarray:
-        totals = self._totals[phase].copy()
-        for index, module, work in self._work[phase]:
-            if module not in choice.sparse:
-                totals[index] += work
-        return totals
-
-    def _phase_seconds(self, phase: str, choice: Choice) -> float:
-        less = sum(
-            saving
-            for node, saving in self._saving[phase].items()
-            if self._module[f"{phase} {node}"] in choice.sparse
-        )
-        return sum(self._seconds[phase].values()) - less
-
-    def _sketch(self, nodes: list[Node], choice: Choice) -> tuple[np.ndarray, float]:
-        """(bytes in use at each node, seconds of all) of a rewritten training graph; `replay` in short."""
-        seconds, saving = self._seconds["training"], self._saving["training"]
-        root: dict[str, str] = {}
-        birth: dict[str, int] = {}
-        death: dict[str, int] = {}
-        change = np.zeros(len(nodes) + 1, np.int64)
-        outputs = self.training.outputs
-        taken = 0.0
-        for index, node in enumerate(nodes):
-            for name in node.inputs:
-                owner = root.get(name)
-                if owner:
-                    death[owner] = index
-            aliases = OPERATORS[node.operator].aliases
-            for position, name in enumerate(node.outputs):
-                if not name:
-                    continue
-                if position in aliases:
-                    root[name] = owner = root.get(node.inputs[aliases[position]], "")
-                    if owner:
-                        death[owner] = index
-                elif name not in outputs:
-                    root[name] = name
-                    birth[name] = death[name] = index
-            original = repeated(node)
-            taken += seconds.get(original) or self._inserted(node)
-            module = self._module.get(f"training {original}")
-            if module is not None:
-                if module in choice.sparse:
-                    taken -= saving[original]
-                else:
-                    work = OPERATORS[node.operator].work_bytes(node, {})
-                    change[index] += work
-                    change[index + 1] -= work
-        for name, index in birth.items():
-            size = self._size(name)
-            change[index] += size
-            change[death[name] + 1] -= size
-        return np.cumsum(change)[:-1] + self.bound_bytes, taken
-
-    def _size(self, name: str) -> int:
-        known = self._sizes.get(name)
-        if known is None:
-            stem, _, kind = name.rpartition(".")
-            if kind.isdigit():  # the second and further repetitions
-                stem, _, kind = stem.rpartition(".")
-            known = self._sizes[stem] // (2 if kind == "bf16" else 1)
-            self._sizes[name] = known
-        return known
-
-    def _inserted(self, node: Node) -> float:
-        """Seconds of an operator that `store` inserted and that repeats none."""
-        size = self._size(node.outputs[0]) if node.operator in ("Narrow", "Widen") else 0
-        wide = 2 if node.operator == "Narrow" else 1
-        return self._time((), 3 * size * wide // 2)
+    def _rewritten(self, choice: Choice) -> tuple[np.ndarray, float]:
+        """(bytes at each step, seconds of what is inserted) of the training graph that ``choice`` makes."""
+        found, phase = self.sketch.rewritten(choice.storage), self.phases["training"]
+        totals = found.totals + self.bound_bytes
+        seconds = found.after * self._time((), 0)
+        seconds += sum(self._time((), 3 * size // 2) for size in (*found.narrowed, *found.widened))
+        seconds += sum(phase.seconds[node] for _, node in found.repeats)
+        repeats = [(step, phase.dense[node]) for step, node in found.repeats if node in phase.dense]
+        for step, dense in repeats:
+            if dense.module in choice.sparse:
+                seconds -= dense.saving
+            else:
+                totals[step] += dense.work
+        for node, dense in phase.dense.items():
+            if dense.module not in choice.sparse:
+                totals[found.steps[node]] += dense.work
+        return totals, seconds
 
     def moves(self, figures: Figures) -> Iterator[Choice]:
         """Every choice that is one change away and touches the peak of ``figures``; what saves most for its
         time comes first.
         """
-        choice = figures.choice
-        phase = max(figures.totals, key=lambda name: int(figures.totals[name].max()))
-        node = int(figures.totals[phase].argmax())
-        if phase != "training":
-            for index, module, _ in self._work[phase]:
-                if index == node and module not in choice.sparse:
-                    yield replace(choice, sparse=choice.sparse | {module})
+        choice, storage = figures.choice, figures.choice.storage
+        name = max(figures.totals, key=lambda name: int(figures.totals[name].max()))
+        step = int(figures.totals[name].argmax())
+        phase, node, steps = self.phases[name], step, np.arange(len(self.phases[name].seconds))
+        if name == "training" and storage:
+            found = self.sketch.rewritten(storage)
+            steps = found.steps
+            node = dict(found.repeats).get(step, int(np.searchsorted(steps, step)))
+        dense = phase.dense.get(node)
+        if dense is not None and dense.module not in choice.sparse:
+            yield replace(choice, sparse=choice.sparse | {dense.module})
+        if name != "training":
             return
-        nodes = store(self.training, choice.storage).nodes
-        dense = self._module.get(f"training {repeated(nodes[node])}")
-        if dense is not None and dense not in choice.sparse:
-            yield replace(choice, sparse=choice.sparse | {dense})
-        storage = choice.storage
-        written = {name for earlier in nodes[: node + 1] for name in earlier.outputs}
         for tensor in self._by_worth:
-            if tensor in written and tensor not in storage.recomputed | storage.narrowed:
+            written = steps[self.sketch.producer[tensor]] <= step
+            if written and tensor not in storage.recomputed | storage.narrowed:
                 yield replace(choice, storage=replace(storage, recomputed=storage.recomputed | {tensor}))
                 if self.job.bfloat16:
                     yield replace(choice, storage=replace(storage, narrowed=storage.narrowed | {tensor}))
@@ -342,13 +308,13 @@ class Space:
         Args:
             like: what is smallest for one branch; the search for two then begins there, in each of them.
         """
-        frugal = frozenset(module for phase in self._work.values() for _, module, _ in phase)
+        frugal = frozenset(dense.module for phase in self.phases.values() for dense in phase.dense.values())
         start = replace(self.start, sparse=frugal)
         fixed = self.measure(start)
         floor = max(self.bound_bytes, *(int(fixed.totals[phase].max()) for phase in ("attack", "eval")))
         best = fixed
         if like is None:
-            made = {node.outputs[0]: node.operator for node in self.training.nodes}
+            made = {tensor: self.sketch.nodes[node].operator for tensor, node in self.sketch.producer.items()}
             kinds = ((), ("Affine", "Add"), ("Affine", "Add", "BatchNorm", "MaxPool"))
             starts = [Storage(frozenset(t for t in self.stacks if made[t] in kind)) for kind in kinds]
         else:
@@ -450,45 +416,48 @@ def fastest(
         micro_batch: only this many images.
         least: what ``smallest`` gave for the same arguments, if it is there already.
     """
-    spaces: list[tuple[Figures, Space]] = []
+    spaces: list[tuple[Figures, Space, Figures]] = []
+    least = least or smallest(network, job, micro_batch)
     for images in [micro_batch] if micro_batch else micro_batches(network, job):
-        for keep in branch_orders(network, job):
-            space = Space(network, job, images, keep)
-            spaces.append((space.measure(space.start), space))
-        if spaces[-1][1].bound_bytes > budget:  # and so are those of larger micro-batches
+        tried = [Space(network, job, images, keep) for keep in branch_orders(network, job)]
+        found = [
+            (space.measure(space.start), space, space.measure(_like(least.choice, space))) for space in tried
+        ]
+        spaces += found
+        if min(tight.peak_bytes for _, _, tight in found) > _HOPELESS * budget:  # so are larger micro-batches
             break
-    spaces.sort(key=lambda pair: pair[0].seconds)
+    spaces.sort(key=lambda entry: entry[0].seconds)
     if spaces[0][0].peak_bytes <= budget:
         return spaces[0][0]
-    least = least or smallest(network, job, micro_batch)
     if budget < least.peak_bytes:
         return None
     home = Space(network, job, least.choice.micro_batch, least.choice.keep_both)
     best = home.prune(least, budget)
-    for free, space in spaces:
+    for free, space, tight in spaces:
         if free.seconds >= best.seconds:
             break
-        found = free if free.peak_bytes <= budget else _squeeze(space, free, least, budget)
-        if found is not None and found.seconds < best.seconds:
-            best = found
+        squeezed = free if free.peak_bytes <= budget else _squeeze(space, free, tight, budget)
+        if squeezed is not None and squeezed.seconds < best.seconds:
+            best = squeezed
     return best
 
 
-def _squeeze(space: Space, free: Figures, least: Figures, budget: int) -> Figures | None:
-    """What fits of a space that does not without changes, None if nothing seems to."""
-    frugal = replace(least.choice, micro_batch=space.start.micro_batch, keep_both=space.start.keep_both)
-    known = frozenset(space.stacks)
-    storage = frugal.storage
-    frugal = replace(frugal, storage=Storage(storage.recomputed & known, storage.narrowed & known))
-    tight = space.measure(frugal)
-    found = space.fit(budget, free) if _promising(tight, budget) else None
+def _like(choice: Choice, space: Space) -> Choice:
+    """``choice`` with the images and the branches of ``space``."""
+    known, storage = frozenset(space.stacks), choice.storage
+    storage = Storage(storage.recomputed & known, storage.narrowed & known)
+    return replace(space.start, storage=storage, sparse=choice.sparse)
+
+
+def _squeeze(space: Space, free: Figures, tight: Figures, budget: int) -> Figures | None:
+    """What fits of a space that does not without changes, None if nothing seems to.
+
+    Args:
+        free: without changes. tight: with those of the smallest choice of all.
+    """
+    found = space.fit(budget, free) if tight.peak_bytes <= _PROMISING * budget else None
     if tight.peak_bytes <= budget:
         tight = space.prune(tight, budget)
         if found is None or tight.seconds < found.seconds:
             return tight
     return found
-
-
-def _promising(tight: Figures, budget: int) -> bool:
-    """Whether the smallest choice of another micro-batch comes near the budget in this one."""
-    return tight.peak_bytes <= 1.05 * budget

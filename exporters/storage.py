@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from .nodes import Graph, Node
 from .operators import GRADIENTS
 
-_REPEATABLE = ("PackInput", "Conv", "Affine", "Add", "MaxPool", "AveragePool", "BatchNorm")
-_EARLY = ("ZeroAffine", "FoldAffine", "ResetGradient")
+REPEATABLE = ("PackInput", "Conv", "Affine", "Add", "MaxPool", "AveragePool", "BatchNorm")
+EARLY = ("ZeroAffine", "FoldAffine", "ResetGradient")
 _AGAIN = ".again."
 
 
@@ -39,7 +39,7 @@ class Storage:
 def kept_stacks(graph: Graph) -> list[str]:
     """The stacks of the forward pass that gradient operators read, in order of their making: what `store` can
     treat otherwise."""
-    made = {node.outputs[0] for node in graph.nodes if node.operator in _REPEATABLE}
+    made = {node.outputs[0] for node in graph.nodes if node.operator in REPEATABLE}
     read = {name for node in graph.nodes if node.operator in GRADIENTS for name in node.inputs}
     kept = made & read
     return [node.outputs[0] for node in graph.nodes if node.outputs[0] in kept]
@@ -55,16 +55,11 @@ def store(graph: Graph, storage: Storage) -> Graph:
     return _Rewriting(graph, storage).result() if storage else graph
 
 
-def repeated(node: Node) -> str:
-    """Name of the node of the original graph that ``node`` is or repeats."""
-    return node.name.partition(_AGAIN)[0]
-
-
 class _Rewriting:
     def __init__(self, graph: Graph, storage: Storage) -> None:
         self.graph, self.storage = graph, storage
         self.nodes: list[Node] = []
-        self.producer = {node.outputs[0]: node for node in graph.nodes if node.operator in _REPEATABLE}
+        self.producer = {node.outputs[0]: node for node in graph.nodes if node.operator in REPEATABLE}
         self.kept: Set[str] = {*kept_stacks(graph)} - storage.recomputed
         self.now: dict[str, str] = {}  # tensor → the name under which the forward pass reads it
         self.again: dict[str, str] = {}  # tensor → the name under which the backward pass reads it
@@ -85,7 +80,7 @@ class _Rewriting:
         self.nodes.append(node if inputs == node.inputs else replace(node, inputs=inputs))
         if node.operator == "BatchNorm" and node.outputs[2]:
             self.statistics = node.outputs[2:4]
-        if node.operator in _REPEATABLE and node.outputs[0] in self.storage.narrowed:
+        if node.operator in REPEATABLE and node.outputs[0] in self.storage.narrowed:
             tensor = node.outputs[0]
             self._emit("Narrow", [tensor], [f"{tensor}.bf16"])
             # The forward pass goes on only when the narrow copy is there.
@@ -135,7 +130,7 @@ class _Rewriting:
 
     def _token(self) -> str:
         """An output of the last operator that could not have run long ago."""
-        last = next(node for node in reversed(self.nodes) if node.operator not in _EARLY)
+        last = next(node for node in reversed(self.nodes) if node.operator not in EARLY)
         return next(name for name in last.outputs if name)
 
     def _unique(self, base: str) -> str:
