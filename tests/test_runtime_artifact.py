@@ -295,6 +295,64 @@ def test_a_power_cut_at_every_system_call_loses_at_most_one_save(
     assert reached_end and stop >= 4  # fsync of the file, two renames, fsync of the folder
 
 
+def test_a_power_cut_while_the_run_is_made_leaves_a_folder_that_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop before the n-th write, fsync or rename of the very first save, for every n; then save again."""
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    stop, cut = 0, True
+    while cut:
+        calls, cut, folder = 0, False, tmp_path / f"run{stop}"
+
+        def interrupted(real: Callable[..., Any], stop: int = stop) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls > stop:
+                    raise PowerCutError
+                return real(*arguments)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", interrupted(os.fsync))
+            patch.setattr(os, "replace", interrupted(os.replace))
+            patch.setattr(shutil, "copyfileobj", interrupted(shutil.copyfileobj))
+            patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+            try:
+                run_with(folder, artifact, [1])
+            except PowerCutError:
+                cut = True
+        run_with(folder, artifact, [2])
+        assert saved_step(folder) == 2
+        stop += 1
+    assert stop > 20  # five graphs, the manifest and the state: content, fsync and rename of each
+
+
+@pytest.mark.parametrize("slot", ["state.safetensors", "state.safetensors.partial"])
+def test_blocks_that_were_never_written(tmp_path: Path, slot: str) -> None:
+    """The right length, and zeros from any byte on: what some file systems leave after a power cut."""
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    folder = tmp_path / "run"
+    run_with(folder, artifact, [1, 2])
+    whole = (folder / "state.safetensors").read_bytes()
+    left = 2 if slot.endswith("partial") else 1
+    run = Artifact.read(folder)
+    for position in range(len(whole)):
+        if any(whole[position:]):
+            (folder / slot).write_bytes(whole[:position] + b"\0" * (len(whole) - position))
+            assert read_state(run)[1]["step"] == str(left)
+
+
+def test_a_slot_that_breaks_an_invariant_falls_back(tmp_path: Path) -> None:
+    """Its checksum is right; a negative variance still makes it no state."""
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    tensors = run_with(tmp_path / "run", artifact, [1])
+    tensors["batchnorm.variance"] = np.full(3, -1, np.float32)
+    write_run(tmp_path / "run", artifact, tensors, {"step": "2", "seed": "7"})
+    assert saved_step(tmp_path / "run") == 1
+
+
 @pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])
 def test_a_full_or_read_only_disk_keeps_what_was_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str

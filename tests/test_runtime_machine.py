@@ -32,6 +32,7 @@ RASPBERRY_PI_4 = {
     "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": "ondemand\n",
     "proc/meminfo": "MemTotal:        1892948 kB\nMemFree: 100000 kB\nMemAvailable:      91234 kB\n"
     "SwapTotal:        102396 kB\n",
+    "etc/dphys-swapfile": "CONF_SWAPSIZE=100\n",
     "proc/swaps": "Filename\tType\tSize\tUsed\tPriority\n/var/swap file\t\t102396\t0\t-2\n",
 }
 JETSON_NANO = {

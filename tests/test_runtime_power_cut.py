@@ -15,7 +15,7 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state
 
 Make = Callable[..., Path]
-STEPS = 400
+STEPS = 250
 PROGRAM = f"""
 import sys
 from pathlib import Path
@@ -44,6 +44,12 @@ def test_killed_at_any_moment_the_run_ends_the_same(
 
     assert start("whole").wait(timeout=120) == 0
     random = np.random.default_rng(0)
+    # At any moment from the start of the process on: loading, making the folder, the first saves.
+    for seconds in (*random.uniform(0.2, 1.2, 2), 0.7):
+        process = start("cut")
+        time.sleep(seconds)
+        process.kill()
+        process.wait(timeout=60)
     state_file = tmp_path / "cut" / "state.safetensors"
     kills = 0
     for _ in range(6):

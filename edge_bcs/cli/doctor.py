@@ -162,7 +162,7 @@ def _memory(machine: Machine) -> Iterator[Finding]:
     swaps = machine.disk_swaps()
     if swaps:
         off = "sudo swapoff -a"
-        if "/var/swap" in swaps:  # Raspberry Pi OS
+        if (machine.root / "etc/dphys-swapfile").exists():  # Raspberry Pi OS 12 and older
             off = "sudo dphys-swapfile swapoff && sudo systemctl disable --now dphys-swapfile"
         advice = "swapping wears the medium and slows every step: turn it off"
         yield Finding("swap", f"{format_bytes(size.get('SwapTotal', 0))} on {', '.join(swaps)}", advice, off)

@@ -233,6 +233,7 @@ def _report(folder: Path) -> dict[str, Any]:
 def _evaluate(
     trainer: Any, data: Any, options: dict[str, Any], when: str, check: Callable[[], None]
 ) -> dict[str, float]:
+    """Measure clean and robust accuracy; ``check`` is called between micro-batches."""
     limit = min(options["eval_samples"], len(data))
     click.echo(f"Measuring accuracy {when} on {limit} held-out images …", err=True)
     measured: dict[str, float] = trainer.evaluate(
