@@ -1,9 +1,15 @@
-"""Self-validation: what the artifact computes in ONNX Runtime against torch's float64 autograd."""
+"""Self-validation: what the artifact computes in ONNX Runtime against torch's float64 autograd.
+
+How near float32 can come depends on the network: batch statistics over few numbers (two images on a 1×1
+map) make every normalised value ±1 and the gradient a difference of nearly equal numbers. So the allowed
+difference is measured, not guessed: torch's own float32 on the same images, network and statistics is
+compared with float64 too, and the artifact may differ by a few times as much.
+"""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,11 @@ from edge_bcs.sparse_model import SparseModel
 from .plain_eval import PLAIN_EVAL
 
 TOLERANCE = 1e-4
+"""Relative difference that is always allowed."""
+FLOAT32_FACTOR = 5.0
+"""How many times the difference of torch's own float32 is allowed beyond that: sums in another order."""
+MEANINGLESS = 0.05
+"""Difference of torch's own float32 from which images say nothing."""
 NARROW_TOLERANCE = {"frozen": 0.03, "batch": 0.3}
 """Of gradients where activations are kept as bfloat16; a batch norm amplifies the rounding."""
 _SAMPLES = 4  # images that count; the others of the micro-batch have weight 0
@@ -32,12 +43,17 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Differences:
-    """Relative differences between the artifact and torch: ‖a − b‖ / ‖b‖ of each quantity."""
+    """Relative differences from torch in float64: ‖a − b‖ / ‖b‖ of each quantity.
+
+    Attributes:
+        float32: the same of torch in float32 (None in that one itself): what rounding alone does here.
+    """
 
     logits: float
     loss: float
     coo_gradient: float
     dense_gradient: float
+    float32: Differences | None = None
 
     @property
     def largest(self) -> float:
@@ -46,10 +62,14 @@ class Differences:
 
     def summary(self) -> str:
         """One line for the user."""
+        rounding = ""
+        if self.float32 and self.float32.largest > TOLERANCE / FLOAT32_FACTOR:
+            rounding = f" (torch's own float32: {self.float32.largest:.1e})"
         return (
             f"validated against torch float64: relative difference of logits {self.logits:.1e}, "
             f"loss {self.loss:.1e}, "
-            f"gradient of connections {self.coo_gradient:.1e}, of other parameters {self.dense_gradient:.1e}"
+            f"gradient of connections {self.coo_gradient:.1e}, of other parameters "
+            f"{self.dense_gradient:.1e}{rounding}"
         )
 
 
@@ -57,29 +77,51 @@ def validate(artifact: Artifact, sparse: SparseModel, tolerance: float = TOLERAN
     """Compare logits, loss and the full training gradient on random images.
 
     An activation within rounding of zero may be rectified differently in float32 and float64, which changes
-    the gradient visibly; so up to three draws of images are tried, and one that agrees is enough.
+    the gradient visibly; so several draws of images are tried, and one that agrees is enough.
 
     Raises:
-        EdgeBcsError: no draw agrees within ``tolerance``.
+        EdgeBcsError: no draw agrees within ``tolerance``, or within what float32 can do; or none says
+            anything because torch's own float32 is far from float64.
     """
+    differences = None
     for draw in range(_DRAWS):
-        differences = _compare(artifact, sparse, draw)
-        if _agrees(artifact, differences, tolerance):
-            return differences
+        found = _compare(artifact, sparse, draw)
+        if _agrees(artifact, found, tolerance):
+            return found
+        if differences is None or not _telling(differences):
+            differences = found
+    assert differences is not None and differences.float32 is not None
+    if not _telling(differences):
+        raise EdgeBcsError(
+            "the artifact cannot be validated: batch statistics of so few numbers make the gradient rounding "
+            f"(torch's own float32 differs from float64 by {differences.float32.largest:.1e}); take a larger "
+            "micro-batch, --batch-norm frozen, or --no-validate"
+        )
     raise EdgeBcsError(
         f"the artifact does not agree with torch: relative differences of logits {differences.logits:.1e}, "
         f"loss {differences.loss:.1e}, gradients {differences.coo_gradient:.1e} and "
         f"{differences.dense_gradient:.1e} "
-        f"(allowed {tolerance:.0e}); this is a defect of edge-bcs, please report it"
+        f"(allowed {tolerance:.0e}, or {FLOAT32_FACTOR:.0f} times {differences.float32.largest:.1e}, which "
+        "is torch's own in float32); this is a defect of edge-bcs, please report it"
     )
 
 
+def _telling(differences: Differences) -> bool:
+    return differences.float32 is not None and differences.float32.largest < MEANINGLESS
+
+
 def _agrees(artifact: Artifact, differences: Differences, tolerance: float) -> bool:
-    if not artifact.manifest["memory"].get("choice", {}).get("narrowed"):
-        return differences.largest <= tolerance
+    assert differences.float32 is not None
+    if not _telling(differences):
+        return False
     gradients = max(differences.coo_gradient, differences.dense_gradient)
-    forward = max(differences.logits, differences.loss)  # is not touched
-    return forward <= tolerance and gradients <= NARROW_TOLERANCE[artifact.batch_norm]
+    rounding = max(differences.float32.coo_gradient, differences.float32.dense_gradient)
+    allowed = max(tolerance, FLOAT32_FACTOR * rounding)
+    if artifact.manifest["memory"].get("choice", {}).get("narrowed"):
+        allowed = max(allowed, NARROW_TOLERANCE[artifact.batch_norm])
+    logits = max(tolerance, FLOAT32_FACTOR * differences.float32.logits)
+    loss = max(tolerance, FLOAT32_FACTOR * differences.float32.loss)
+    return differences.logits <= logits and differences.loss <= loss and gradients <= allowed
 
 
 def run(path: str, feeds: dict[str, Array], threads: int = 0) -> dict[str, Array]:
@@ -146,20 +188,35 @@ def _compare(artifact: Artifact, sparse: SparseModel, draw: int) -> Differences:
         "lazy_reset_grad": np.ones(1, np.bool_),
     }
     loss = run(str(artifact.graph("training")), feeds)["loss"]
-    images = [torch.tensor(feeds[name][:counted], dtype=torch.float64) for name in ("input", "adversarial")]
-    expected = _torch(artifact, sparse, images, torch.tensor(labels[:counted]))
-    return Differences(
-        max(_relative(found[:counted], expected["logits"]) for found in (logits, plain_logits)),
-        _relative(loss, expected["loss"]),
-        _relative(feeds["coo.value_grad.accumulation.buffer"], expected["coo"]),
-        _relative(feeds["dense.value_grad.accumulation.buffer"], expected["dense"]),
+    images = [feeds[name][:counted] for name in ("input", "adversarial")]
+    exact = _torch(artifact, sparse, images, labels[:counted], torch.float64)
+    rounded = _torch(artifact, sparse, images, labels[:counted], torch.float32)
+    found = {
+        "logits": logits[:counted],
+        "loss": loss,
+        "coo": feeds["coo.value_grad.accumulation.buffer"],
+        "dense": feeds["dense.value_grad.accumulation.buffer"],
+    }
+    differences = _differences(found, exact, _differences(rounded, exact))
+    plain_difference = _relative(plain_logits[:counted], exact["logits"])
+    return replace(differences, logits=max(differences.logits, plain_difference))
+
+
+def _differences(
+    found: dict[str, Array], exact: dict[str, Array], float32: Differences | None = None
+) -> Differences:
+    logits, loss, coo, dense = (
+        _relative(found[name], exact[name]) for name in ("logits", "loss", "coo", "dense")
     )
+    return Differences(logits, loss, coo, dense, float32)
 
 
-def _torch(artifact: Artifact, sparse: SparseModel, images: list[Tensor], labels: Tensor) -> dict[str, Array]:
-    """Logits, mean loss and gradients of a float64 copy of the network."""
-    network = copy.deepcopy(sparse.network).double().requires_grad_(True)
-    clean, adversarial = images
+def _torch(
+    artifact: Artifact, sparse: SparseModel, images: list[Array], labels: Array, dtype: torch.dtype
+) -> dict[str, Array]:
+    """Logits, mean loss and gradients of a copy of the network with numbers of type ``dtype``."""
+    network = copy.deepcopy(sparse.network).to(dtype).requires_grad_(True)
+    clean, adversarial = (torch.tensor(array, dtype=dtype) for array in images)
     with torch.no_grad():
         logits = network.eval()(clean)
     # Frozen statistics are those of evaluation; an objective is a function of the images and of nothing else.
@@ -167,7 +224,8 @@ def _torch(artifact: Artifact, sparse: SparseModel, images: list[Tensor], labels
     rule = artifact.objective
     logits_clean = network(clean)
     logits_adversarial = network(adversarial) if rule.two_branches else None
-    per_sample = objectives.per_sample(rule.name, labels, logits_clean, logits_adversarial, rule.beta)
+    targets = torch.tensor(labels)
+    per_sample = objectives.per_sample(rule.name, targets, logits_clean, logits_adversarial, rule.beta)
     loss = per_sample.mean()
     loss.backward()  # type: ignore[no-untyped-call]
     kernels = [_gradient(network.get_submodule(layer.name).weight) for layer in sparse.layers]
