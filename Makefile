@@ -9,11 +9,12 @@ INSTALLED := $(VENV)/.installed
 SOURCES   := pyproject.toml CMakeLists.txt \
              $(shell find edge_bcs exporters runtime targets -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help quickstart test test-ort-training lint native trade-off endurance clean
+.PHONY: help quickstart test test-ort-training test-lowest lint native trade-off endurance clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
 	@echo "make test-ort-training  the same artifacts in ONNX Runtime's own training API, in a second environment"
+	@echo "make test-lowest the tests with the oldest dependencies that pyproject.toml allows, in a third environment"
 	@echo "make lint        ruff and mypy"
 	@echo "make native      only the operator library, into build/native (for work on the C++)"
 	@echo "make trade-off   the smallest budgets, and time over memory, into results/memory"
@@ -42,9 +43,14 @@ test: $(INSTALLED)
 
 # onnxruntime-training-cpu 1.19.2 takes the place of onnxruntime, so it has an environment of its own.
 test-ort-training:
-	$(PYTHON) -m venv $(VENV)-ort-training
+	$(PYTHON) -m venv $(VENV)-ort-training $(VENV)-lowest
 	$(VENV)-ort-training/bin/python -m pip install --quiet --disable-pip-version-check '.[ort-training]' 'pytest>=8.0'
 	$(VENV)-ort-training/bin/pytest tests/ort_training
+
+test-lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check '.[host,dev]' -r tests/lowest-versions.txt
+	$(VENV)-lowest/bin/pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -63,4 +69,4 @@ endurance: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.targets.endurance -o results/endurance
 
 clean:
-	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training
+	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest
