@@ -30,6 +30,11 @@ def in_batch(place: int) -> str:
     return f"image {place} of the batch"
 
 
+def in_data(positions: Array) -> Name:
+    """Names of the images that stand at ``positions`` of a data set."""
+    return lambda place: f"image {positions[place]} of the data"
+
+
 def check_images(x: Array, shape: tuple[int, int, int], name: Name = in_batch) -> Array:
     """Return ``x`` as f32 [n, C, H, W] in [0, 1], or raise EdgeBcsError with what is wrong and where."""
     x = np.asarray(x)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from edge_bcs.runtime.checks import NotFiniteError
+from edge_bcs.runtime.checks import NotFiniteError, in_data
 from edge_bcs.runtime.plan import Plan
 from edge_bcs.runtime.saving import METRICS_SHARE, MetricsFile, SaveSchedule
 from edge_bcs.runtime.state import state_bytes
@@ -179,15 +179,13 @@ class Fit:
         trainer._set_rates(plan.learning_rate, plan.divisor(done))
         began = time.perf_counter()
 
-        def name(place: int) -> str:
-            return f"image {chosen[place]} of the data"
-
         def read(first: int, end: int) -> tuple[Array, Array]:
-            x, y = self._data.read(chosen[first:end], seed=trainer.seed, epoch=epoch, augment=self._augment)
-            return trainer._checked(x, y, lambda place: name(first + place))
+            places = chosen[first:end]
+            x, y = self._data.read(places, seed=trainer.seed, epoch=epoch, augment=self._augment)
+            return trainer._checked(x, y, in_data(places))
 
         try:
-            result = trainer._step(read, len(chosen), name)
+            result = trainer._step(read, len(chosen), in_data(chosen))
             self._skipped_in_a_row = 0
         except NotFiniteError as error:
             if not self._skips:

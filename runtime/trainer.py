@@ -17,7 +17,14 @@ from typing import Any, Literal
 import numpy as np
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.attack import softmax, start_images
-from edge_bcs.runtime.checks import Name, NotFiniteError, check_images, check_labels, check_update, in_batch
+from edge_bcs.runtime.checks import (
+    Name,
+    NotFiniteError,
+    check_images,
+    check_labels,
+    check_update,
+    in_batch,
+)
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.fit import Data, Fit, Metrics
 from edge_bcs.runtime.plan import Plan
@@ -463,7 +470,8 @@ class Trainer:
             raise EdgeBcsError(f"epsilon must lie in [0, 1], not {epsilon}.")
         clean = robust = 0
         for first in range(0, len(order), size):
-            x, y = self._checked(*data.read(order[first : first + size]))
+            places = order[first : first + size]
+            x, y = self._checked(*data.read(places), in_data(places))
             self._load(x, y, 0.0)
             self._engine.run("eval")
             right = arrays["logits"][: len(x)].argmax(axis=1) == y

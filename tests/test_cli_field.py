@@ -165,6 +165,12 @@ def test_a_pause_for_heat_is_told(
     result = run(*common, "-o", tmp_path / "run", "--max-temp", 75)
     assert result.exit_code == 0 and "Paused for " in result.stdout
     assert result.stderr.count("paused: thermal_zone0 reached 90 °C; goes on at 70 °C") == 1
+    readings = 0  # it is hot again while accuracy is measured
+    (zone / "temp").write_text("90000")
+    measured = ("finetune", tiny_artifact(), "--data", digits, "--eval-samples", 4, "--steps", 1)
+    result = run(*measured, "-o", tmp_path / "measured", "--max-temp", 75)
+    before, after = result.stderr.split("Measuring accuracy before")[1].split("Saves ")
+    assert result.exit_code == 0 and "paused: thermal_zone0" in before and "paused" not in after
     (zone / "temp").unlink()
     refused = run(*common, "-o", tmp_path / "other", "--max-temp", 75)
     assert refused.exit_code == 1 and "shows no temperature" in refused.stderr

@@ -338,7 +338,7 @@ def test_blocks_that_were_never_written(tmp_path: Path, slot: str) -> None:
     whole = (folder / "state.safetensors").read_bytes()
     left = 2 if slot.endswith("partial") else 1
     run = Artifact.read(folder)
-    for position in range(len(whole)):
+    for position in range(0, len(whole), 3):
         if any(whole[position:]):
             (folder / slot).write_bytes(whole[:position] + b"\0" * (len(whole) - position))
             assert read_state(run)[1]["step"] == str(left)

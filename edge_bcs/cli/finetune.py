@@ -125,7 +125,7 @@ def _train(
     trainer: Any, folder: Path, options: dict[str, Any], report: dict[str, Any], check: Callable[[], None]
 ) -> None:
     """Measure, train, save and measure again; fills ``report`` as it goes. ``check`` ends it by raising."""
-    from edge_bcs.cli.progress import progress
+    from edge_bcs.cli.progress import progress, told_once
     from edge_bcs.data import open_data
     from edge_bcs.runtime.saving import SaveSchedule, parse_max_writes
     from edge_bcs.runtime.state import state_bytes
@@ -139,8 +139,21 @@ def _train(
     if trainer.resumed:
         report |= {**_report(folder), **report}
         report.pop("stopped", None)
+
+    tell = told_once()
+
+    def between(done: int, total: int) -> None:
+        """Between micro-batches of a measurement: end it if asked to, cool down if need be."""
+        check()
+        if thermostat is not None:
+            thermostat.wait(rest)
+
+    def rest(sentence: str) -> None:
+        tell(sentence)
+        check()
+
     if held_out is not None and "before" not in report:
-        report["before"] = _evaluate(trainer, held_out, options, "before", check)
+        report["before"] = _evaluate(trainer, held_out, options, "before", between)
     if not trainer.resumed:
         trainer.save(folder)
     write_report(folder / _REPORT, report)
@@ -184,7 +197,7 @@ def _train(
         report["training"] = training
         report.pop("after", None)
     if held_out is not None and training["finished"] and "after" not in report:
-        report["after"] = _evaluate(trainer, held_out, options, "after", check)
+        report["after"] = _evaluate(trainer, held_out, options, "after", between)
     report["memory"] = trainer.memory()
 
 
@@ -231,14 +244,12 @@ def _report(folder: Path) -> dict[str, Any]:
 
 
 def _evaluate(
-    trainer: Any, data: Any, options: dict[str, Any], when: str, check: Callable[[], None]
+    trainer: Any, data: Any, options: dict[str, Any], when: str, between: Callable[[int, int], None]
 ) -> dict[str, float]:
-    """Measure clean and robust accuracy; ``check`` is called between micro-batches."""
+    """Measure clean and robust accuracy; ``between`` is called after every micro-batch."""
     limit = min(options["eval_samples"], len(data))
     click.echo(f"Measuring accuracy {when} on {limit} held-out images …", err=True)
-    measured: dict[str, float] = trainer.evaluate(
-        data, options["eval_steps"], limit=limit, on_batch=lambda done, total: check()
-    )
+    measured: dict[str, float] = trainer.evaluate(data, options["eval_steps"], limit=limit, on_batch=between)
     return measured
 
 

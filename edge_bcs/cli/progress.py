@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import click
@@ -11,6 +12,19 @@ import click
 from edge_bcs.cli.common import percent
 
 Show = Callable[[dict[str, Any]], None]
+
+
+def told_once(say: Callable[[str], None] | None = None) -> Callable[[str], None]:
+    """Return a function that says a sentence (default: on standard error) unless it was the last one said."""
+    said = ""
+
+    def tell(sentence: str) -> None:
+        nonlocal said
+        if sentence != said:
+            (say or partial(click.echo, err=True))(sentence)
+        said = sentence
+
+    return tell
 
 
 def _described(record: dict[str, Any], clean: bool) -> str:
@@ -38,14 +52,6 @@ def progress(clean: bool) -> Iterator[tuple[Show, Callable[[str], None]]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    said = ""
-
-    def once(sentence: str, say: Callable[[str], None]) -> None:
-        nonlocal said
-        if sentence != said:
-            say(sentence)
-        said = sentence
-
     if not console.is_terminal:
 
         def line(record: dict[str, Any]) -> None:
@@ -53,7 +59,7 @@ def progress(clean: bool) -> Iterator[tuple[Show, Callable[[str], None]]]:
             if "skipped" in record or done in (1, total) or done % max(1, total // 10) == 0:
                 click.echo(f"step {done}/{total}  {_described(record, clean)}", err=True)
 
-        yield line, lambda sentence: once(sentence, lambda text: click.echo(text, err=True))
+        yield line, told_once()
         return
     columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
@@ -63,4 +69,4 @@ def progress(clean: bool) -> Iterator[tuple[Show, Callable[[str], None]]]:
             text = _described(record, clean)
             bar.update(task, completed=record["done"], total=record["total"], description=text)
 
-        yield update, lambda sentence: once(sentence, lambda text: bar.update(task, description=text))
+        yield update, told_once(lambda text: bar.update(task, description=text))
