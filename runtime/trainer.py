@@ -24,6 +24,7 @@ from edge_bcs.runtime.checks import (
     check_labels,
     check_update,
     in_batch,
+    in_data,
 )
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.fit import Data, Fit, Metrics

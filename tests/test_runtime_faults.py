@@ -71,6 +71,11 @@ def test_a_bad_pixel_stops_the_training_and_is_named(
     assert same(state, uninterrupted(path, repaired))
 
 
+def test_a_bad_pixel_among_the_held_out_images_is_named(tiny_artifact: Make) -> None:
+    with Trainer(tiny_artifact()) as trainer, pytest.raises(NotFiniteError, match="image 13 of the data has"):
+        trainer.evaluate(with_a_bad_pixel(13, np.nan), 0)
+
+
 @pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
 def test_a_bad_batch_is_left_out_if_asked_to(tiny_artifact: Make, tmp_path: Path, batch_norm: str) -> None:
     """In five batches an epoch, one is bad: of nine steps two are skipped. The others are those of a training
