@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,25 @@ from torch import nn
 from edge_bcs import models
 from edge_bcs.checkpoint import Checkpoint, read_checkpoint
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.runtime.archive import is_artifact
 from edge_bcs.sparse_model import SparseModel, prunable_layers
 
 _CHECKPOINT = "checkpoint.safetensors"
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> SparseModel:
+def load(
+    path: str | Path, model: nn.Module | None = None, *, trust_keys: Sequence[str | Path] = ()
+) -> SparseModel:
     """Return the sparse network stored at `path`, in evaluation mode, ready to be called or attacked.
 
     Args:
-        path: a checkpoint file of `edge_bcs.train`, the folder it wrote, an artifact folder of
+        path: a checkpoint file of `edge_bcs.train`, the folder it wrote, an artifact folder or archive of
             `edge_bcs.export`, a run folder saved on the board, or a `checkpoint` that ONNX Runtime's training
             API saved.
         model: the module that the state belongs to, for networks that are not in `edge_bcs.models`; it is
             copied, not changed.
+        trust_keys: Ed25519 public keys (PEM files); if there are any, `path` must be an artifact that one of
+            them signed.
 
     Raises:
         EdgeBcsError: nothing usable at `path`, a truncated or altered file, or a module that does not fit.
@@ -34,8 +40,12 @@ def load(path: str | Path, model: nn.Module | None = None) -> SparseModel:
     path = Path(path)
     if not path.exists():
         raise EdgeBcsError(f"there is no file or folder {path}")
-    if path.is_dir() and (path / "manifest.json").is_file():
-        return _from_artifact(path, model)
+    if is_artifact(path):
+        return _from_artifact(path, model, trust_keys)
+    if trust_keys:
+        raise EdgeBcsError(
+            f"{path} is not an artifact, and only artifacts carry a signature: leave the trusted key out"
+        )
     if path.is_dir():
         path = path / _CHECKPOINT
         if not path.is_file():
@@ -68,12 +78,12 @@ def _from_ort(path: Path) -> Checkpoint | None:
     return Checkpoint(*read_state(path)) if is_ort_checkpoint(path) else None
 
 
-def _from_artifact(path: Path, model: nn.Module | None) -> SparseModel:
+def _from_artifact(path: Path, model: nn.Module | None, trust_keys: Sequence[str | Path]) -> SparseModel:
     # The runtime knows how its folders are verified and which of a run's saved states is intact.
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.state import read_state
 
-    artifact = Artifact.read(path)
+    artifact = Artifact.read(path, trust_keys)
     tensors, metadata = read_state(artifact)
     return _assemble(
         path,

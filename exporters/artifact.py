@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+from edge_bcs.runtime import archive as archives
+from edge_bcs.runtime import signature
 from edge_bcs.runtime.artifact import FORMAT, MANIFEST, STATE, VERSION, Artifact, graph_file, sha256_of
 from edge_bcs.runtime.ort_checkpoint import CHECKPOINT
 from edge_bcs.runtime.units import format_bytes, parse_bytes
@@ -21,6 +23,7 @@ from safetensors.numpy import save
 
 import edge_bcs
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import replacing, sync_folder
 from edge_bcs.objectives import Objective
 from edge_bcs.objectives import get as objective_named
 from edge_bcs.sparse_model import SparseModel
@@ -192,14 +195,15 @@ def export(
     step: int = 0,
     validate: bool = True,
     plain_eval: bool = False,
+    sign_key: str | Path | None = None,
 ) -> Artifact:
-    """Compile ``sparse`` into the artifact folder ``directory`` and check it against torch.
+    """Compile ``sparse`` into the artifact ``directory`` and check it against torch.
 
-    The folder appears complete or not at all; an artifact that is already there is replaced.
+    It appears complete or not at all; an artifact that is already there is replaced.
 
     Args:
         sparse: the network with its κ connections.
-        directory: the folder to write.
+        directory: the folder to write, or a file NAME.tar: the same folder in one file.
         objective: natural, at, mixed, trades, rst or mart.
         input_shape: (channels, height, width) of the images, which lie in [0, 1].
         memory: byte budget of the working set, such as "12MiB"; the planner chooses the fastest way to stay
@@ -221,6 +225,7 @@ def export(
         step: training steps that the network has behind it.
         validate: compare logits, loss and one gradient with torch in float64 and print the differences.
         plain_eval: also write eval_model.plain.onnx, the evaluation model in ONNX's own operators.
+        sign_key: PEM file of an Ed25519 private key that signs the artifact (runtime/signature.py).
 
     Returns:
         The artifact, read back from disk.
@@ -248,6 +253,7 @@ def export(
     if store not in STORES:
         raise EdgeBcsError(f"store must be 'f32' or 'bf16', not {store!r}")
     _check_target(target)
+    key = None if sign_key is None else signature.private_key(sign_key)
     network = network_of(sparse, input_shape, batch_norm == "batch")
     compiled = choose(
         network,
@@ -300,7 +306,15 @@ def export(
         _write(folder, compiled, manifest, sparse, state)
         if validate:
             print(validate_artifact(Artifact.read(folder), sparse).summary())
-        _publish(folder, target, Path(scratch) / "replaced")
+        if key is not None:
+            signed = signature.sign((folder / MANIFEST).read_bytes(), key)
+            (folder / archives.SIGNATURE).write_bytes(signed)
+        if target.suffix == archives.SUFFIX:
+            with replacing(target) as stream:
+                archives.pack(folder, stream, target.stem)
+            sync_folder(target.parent)
+        else:
+            _publish(folder, target, Path(scratch) / "replaced")
     return Artifact.read(target)
 
 
@@ -325,6 +339,10 @@ def _check(
 
 
 def _check_target(target: Path) -> None:
+    if target.suffix == archives.SUFFIX:
+        if target.exists():
+            Artifact.read(target)  # refused if it is anything else, which then stays as it is
+        return
     if (
         target.exists()
         and not (target / MANIFEST).is_file()

@@ -1,8 +1,8 @@
 """Reading an artifact folder, and refusing one that is damaged.
 
-An artifact is a folder with `manifest.json`, five ONNX graphs and `state.safetensors`. A saved run has the
-same form (see runtime/state.py), so everything that reads an artifact reads a run. Nothing here executes
-what it reads: JSON, safetensors and sha256 only, no pickle.
+An artifact is a folder with `manifest.json`, five ONNX graphs and `state.safetensors`, or that folder in one
+file (see runtime/archive.py). A saved run has the same form (see runtime/state.py), so everything that reads
+an artifact reads a run. Nothing here executes what it reads: JSON, safetensors and sha256 only, no pickle.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+import shutil
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from edge_bcs.runtime import archive
+from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNATURE
 
 from edge_bcs.errors import EdgeBcsError
 
 FORMAT = "edge-bcs-artifact"
 VERSION = 1
 GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
-MANIFEST = "manifest.json"
+MANIFEST = archive.MANIFEST
 STATE = "state.safetensors"
-_LARGEST_MANIFEST = 16 << 20
+_MOST_NUMBERS = 2**31 - 1  # of any buffer
 
 
 def graph_file(graph: str) -> str:
@@ -74,6 +80,8 @@ class Artifact:
         dense_size, statistics_size: lengths of dense.value and of batchnorm.mean.
         budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum,
             noise…
+        path: the folder, a temporary one for an archive, which lives as long as this object.
+        signature: "none", "unchecked" (there is one, and no trusted key was given) or "valid".
     """
 
     path: Path
@@ -95,6 +103,7 @@ class Artifact:
     hyper: dict[str, float]
     lists_length: int
     budget: int | None
+    signature: str = "none"
 
     @property
     def network(self) -> str:
@@ -111,35 +120,85 @@ class Artifact:
         return self.path / graph_file(graph)
 
     @classmethod
-    def read(cls, path: str | Path) -> Artifact:
-        """Read and verify the folder ``path``: every field of the manifest, sha256 and size of every file.
+    def read(cls, path: str | Path, trust_keys: Sequence[str | Path] = ()) -> Artifact:
+        """Read and verify the folder or archive ``path``: every field of the manifest, sha256 and size of
+        every file, and, if there are ``trust_keys`` (PEM files of Ed25519 public keys), that one of them
+        signed the manifest.
 
         The state is verified where it is read (runtime/state.py). Raises EdgeBcsError with one sentence for a
-        missing folder, a damaged manifest, a missing, truncated or altered file, or a newer format.
+        missing folder, a damaged manifest, a missing, truncated or altered file, a newer format, or a missing
+        or wrong signature.
         """
-        folder = Path(path)
-        manifest = _read_manifest(folder)
-        artifact = _parse(folder, manifest)
-        _verify_files(folder, manifest)
+        if not archive.is_archive(path):
+            return _read(Path(path), trust_keys)
+        folder = archive.unpack(Path(path))
+        try:
+            artifact = _read(folder, trust_keys, shown=Path(path))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(artifact, shutil.rmtree, folder, ignore_errors=True)
         return artifact
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read(folder: Path, trust_keys: Sequence[str | Path], shown: Path | None = None) -> Artifact:
+    content = _manifest_content(folder)
+    signature = _check_signature(folder, content, trust_keys, shown or folder)
+    manifest = _parse_manifest(folder, content)
+    artifact = replace(_parse(folder, manifest), signature=signature)
+    _verify_files(folder, manifest)
+    if trust_keys and STATE not in manifest["files"]:
+        raise EdgeBcsError(f"the signed manifest of {shown or folder} does not list {STATE}.")
+    return artifact
+
+
+def _check_signature(folder: Path, content: bytes, trust_keys: Sequence[str | Path], shown: Path) -> str:
+    """Return Artifact.signature; EdgeBcsError if keys are trusted and none of them signed ``content``."""
+    file = folder / SIGNATURE
+    if not trust_keys:
+        return "unchecked" if file.is_file() else "none"
+    from edge_bcs.runtime.signature import verify
+
+    try:
+        signature = file.read_bytes()[:LARGEST_SIGNATURE] if file.is_file() else b""
+    except OSError as error:
+        raise EdgeBcsError(f"{file} cannot be read: {error.strerror}.") from None
+    signed = verify(content, signature, trust_keys)  # a key that cannot be used is the first thing to say
+    if not signature:
+        raise EdgeBcsError(
+            f"{shown} is not signed, and a trusted key was given: export it with --sign-key. (The runs of "
+            "`edge-bcs finetune` are never signed; leave the trusted key out for those made here.)"
+        )
+    if not signed:
+        raise EdgeBcsError(
+            f"{shown} was altered or signed with another key: the signature of its manifest is not that of "
+            f"{' or '.join(map(str, trust_keys))}."
+        )
+    return "valid"
+
+
+def _manifest_content(folder: Path) -> bytes:
     if not folder.is_dir():
-        kind = "is a file, not a folder" if folder.exists() else "does not exist"
+        kind = "is a file, neither a folder nor a .tar" if folder.exists() else "does not exist"
         raise EdgeBcsError(f"the artifact {folder} {kind}; create one with `edge-bcs export -o {folder}`.")
     file = folder / MANIFEST
     try:
-        if file.stat().st_size > _LARGEST_MANIFEST:
-            raise EdgeBcsError(f"{file} is larger than 16 MiB, so it is not an edge-bcs manifest.")
-        manifest = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise EdgeBcsError(f"{folder} holds no {MANIFEST}, so it is not an edge-bcs artifact.") from None
+        if not file.is_file():
+            raise EdgeBcsError(f"{folder} holds no {MANIFEST}, so it is not an edge-bcs artifact.")
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST_MANIFEST + 1)
     except OSError as error:
         raise EdgeBcsError(f"{file} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, EdgeBcsError):
-            raise
+    if len(content) > LARGEST_MANIFEST:
+        raise EdgeBcsError(f"{file} is larger than 16 MiB, so it is not an edge-bcs manifest.")
+    return content
+
+
+def _parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError):
         raise EdgeBcsError(
             f"{file} is not valid JSON (truncated or altered); copy the artifact again."
         ) from None
@@ -298,6 +357,8 @@ def _contiguous(entries: list[tuple[int, int]], name: str) -> int:
         if offset != end:
             raise EdgeBcsError(f"the manifest's {name} table has a gap or overlap at {end}.")
         end += length
+    if end > _MOST_NUMBERS:
+        raise EdgeBcsError(f"the manifest's {name} table holds {end} numbers, which is refused.")
     return end
 
 
@@ -312,6 +373,15 @@ def _objective(fields: _Fields) -> Objective:
         attack_loss=fields.text("attack_loss", ("cross_entropy", "kl")),
         two_branches=fields.boolean("two_branches"),
     )
+
+
+def check_is_run_of(run: str | Path, artifact: Artifact) -> None:
+    """Raise EdgeBcsError unless the folder ``run`` holds a run of ``artifact``: its graphs and settings, with
+    a state that training wrote."""
+    manifest = Artifact.read(run).manifest
+    files = {name: artifact.manifest["files"].get(name) for name in manifest["files"] if name != STATE}
+    if manifest != {**artifact.manifest, "files": files}:
+        raise EdgeBcsError(f"{run} does not hold a run of the artifact; choose another output folder.")
 
 
 def sha256_of(file: Path) -> str:

@@ -15,6 +15,7 @@ import onnxruntime
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.budget import Budget
 from edge_bcs.runtime.buffers import allocate, bound_buffers, bytes_of
+from edge_bcs.runtime.onnx_file import require_operators
 from edge_bcs.runtime.state import read_state
 
 from edge_bcs.errors import EdgeBcsError
@@ -95,7 +96,12 @@ class Engine:
         for name, (dtype, shape) in table.items():
             size = bytes_of(dtype, shape)
             self.budget.reserve(size, f"the buffer {name}")
-            self.arrays[name], self._values[name] = self._make_buffer(name, dtype, shape)
+            try:
+                self.arrays[name], self._values[name] = self._make_buffer(name, dtype, shape)
+            except (MemoryError, ValueError):  # numpy's, for more than there is or than can be addressed
+                raise EdgeBcsError(
+                    f"this machine does not have the {size} bytes of memory for the buffer {name}."
+                ) from None
             self.bound_bytes += size
 
     def _table(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -140,8 +146,10 @@ class Engine:
 
     def _open(self, graph: str) -> None:
         try:
+            content = self.artifact.graph(graph).read_bytes()
+            require_operators(content, "edge_bcs", str(self.artifact.graph(graph)))
             session = onnxruntime.InferenceSession(
-                str(self.artifact.graph(graph)),
+                content,
                 session_options(self.threads, self.budget),
                 providers=["CPUExecutionProvider"],
             )

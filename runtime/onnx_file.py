@@ -16,6 +16,12 @@ from edge_bcs.errors import EdgeBcsError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _OPSET = 7, 8  # of ModelProto
+_PLAIN = {  # fields by message that a graph of operators has; no weights, functions, subgraphs, other files
+    "model": {1, 2, 3, 4, 5, 6, _GRAPH, _OPSET, 14},
+    "graph": {1, 2, 10, 11, 12, 13, 16},
+    "node": {1, 2, 3, 4, 5, 6, 7, 9},
+    "attribute": {1, 2, 3, 4, 7, 8, 13, 20},
+}
 _NODE, _INPUT, _OUTPUT = 1, 11, 12  # of GraphProto
 Field = tuple[int, int, Any]
 FLOAT, INT64, BOOL = 1, 7, 9  # TensorProto.DataType
@@ -73,6 +79,46 @@ def read_model(content: bytes, source: str) -> FileModel:
     return FileModel(nodes, names[_INPUT], names[_OUTPUT], graph, model)
 
 
+def require_operators(content: bytes, domain: str, source: str) -> None:
+    """Raise EdgeBcsError unless a model consists of operators of ``domain`` and nothing else.
+
+    So a model from elsewhere can neither loop, nor read files, nor redefine an operator, nor carry weights:
+    what it can do is what that domain's operators do. A field that occurs twice, of which protobuf's readers
+    use the last, is refused where it would matter.
+    """
+
+    def plain(message: bytes, kind: str) -> list[Field]:
+        fields = decode(message)
+        strange = {number for number, _, _ in fields} - _PLAIN[kind]
+        if strange:
+            raise EdgeBcsError(
+                f"{source} holds more than operators of {domain} (field {min(strange)} of its {kind}), which "
+                "is refused; export the artifact again."
+            )
+        return fields
+
+    def parts(fields: list[Field], number: int) -> list[bytes]:
+        found = [(kind, value) for key, kind, value in fields if key == number]
+        if any(kind != _BYTES for kind, _ in found):
+            raise ValueError(f"field {number} has another wire type")
+        return [value for _, value in found]
+
+    try:
+        (graph,) = parts(plain(content, "model"), _GRAPH)
+        for node in parts(plain(graph, "graph"), _NODE):
+            fields = plain(node, "node")
+            (operator,), named = parts(fields, 4), parts(fields, 7)
+            if named != [domain.encode()]:
+                shown = f"{b', '.join(named).decode(errors='replace')}:{operator.decode(errors='replace')}"
+                raise EdgeBcsError(f"{source} holds the operator {shown[:80]!r}, which is not of {domain}.")
+            for attribute_ in parts(fields, 5):
+                plain(attribute_, "attribute")
+    except EdgeBcsError:
+        raise
+    except (ValueError, IndexError) as error:
+        raise EdgeBcsError(f"{source} is truncated or not an ONNX model ({error}).") from None
+
+
 def make_model(
     nodes: Iterable[FileNode], inputs: dict[str, int], outputs: dict[str, int], opsets: dict[str, int]
 ) -> bytes:
@@ -111,6 +157,8 @@ def decode(content: bytes) -> list[Field]:
     while position < len(content):
         key, position = _varint(content, position)
         number, kind = key >> 3, key & 7
+        if key >= 1 << 32:
+            raise ValueError(f"a field of number {number}")
         value: Any
         if kind == _VARINT:
             value, position = _varint(content, position)
@@ -167,7 +215,7 @@ def _signed(value: int) -> int:
 
 
 def _text(fields: list[Field], number: int) -> str:
-    return next((value.decode() for key, _, value in fields if key == number), "")
+    return next((value.decode() for key, _, value in reversed(fields) if key == number), "")
 
 
 def _decode_node(content: bytes) -> FileNode:

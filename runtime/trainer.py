@@ -46,7 +46,8 @@ class Trainer:
     """Fine-tunes, evaluates and saves one artifact inside a byte budget.
 
     Args:
-        path: an artifact folder, or a saved run (which starts from its state but counts a new training).
+        path: an artifact folder or archive, or a saved run (which starts from its state but counts a new
+            training); or what `Artifact.read` returned, which checks signatures.
         memory: cap on the working set, e.g. "6MiB" or bytes; default: the budget that the artifact was
             exported for,
             if any. It covers every tensor of ONNX Runtime and every bound buffer, not the interpreter.
@@ -66,12 +67,12 @@ class Trainer:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Artifact,
         memory: int | str | None = None,
         threads: int | None = None,
         seed: int | None = None,
     ) -> None:
-        self.artifact = Artifact.read(path)
+        self.artifact = path if isinstance(path, Artifact) else Artifact.read(path)
         cap = self.artifact.budget if memory is None else parse_bytes(memory)
         if seed is not None and not 0 <= seed < 2**64:
             raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}.")

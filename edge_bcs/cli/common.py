@@ -33,6 +33,16 @@ memory_option = click.option(
     metavar="SIZE",
     help="Hard cap on the working set, such as 6MiB; default: the artifact's budget.",
 )
+trust_option = click.option(
+    "--trust-key",
+    "trust_keys",
+    type=click.Path(),
+    multiple=True,
+    envvar="EDGE_BCS_TRUST_KEY",
+    show_envvar=True,
+    metavar="FILE",
+    help="Ed25519 public key (PEM): refuse an artifact that it (or another one given) did not sign.",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Default: all processors of this process."
 )

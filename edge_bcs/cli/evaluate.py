@@ -18,6 +18,7 @@ from edge_bcs.cli.common import (
     print_json,
     stored_shape,
     threads_option,
+    trust_option,
     write_report,
 )
 from edge_bcs.errors import EdgeBcsError
@@ -51,6 +52,7 @@ _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 )
 @memory_option
 @threads_option
+@trust_option
 @json_file_option
 @examples("""
     edge-bcs evaluate run --data digits
@@ -65,11 +67,9 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
     instead, which attacks other than FGSM and PGD need.
     """
     _check(options)
-    on_board = (
-        (Path(path) / "manifest.json").is_file()
-        if options["engine"] is None
-        else options["engine"] == "board"
-    )
+    from edge_bcs.runtime.archive import is_artifact
+
+    on_board = is_artifact(path) if options["engine"] is None else options["engine"] == "board"
     on_board = on_board and (options["attack"] in ("none", "fgsm", "pgd") or options["engine"] == "board")
     result = _on_board(path, options) if on_board else _in_torch(path, options, progress=json_file != "-")
     result = {"path": path, "data": options["data_spec"], "split": options["split"], **result}
@@ -103,13 +103,15 @@ def _check(options: dict[str, Any]) -> None:
 
 def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
     from edge_bcs.data import open_data
+    from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.trainer import Trainer
 
     if options["attack"] not in ("none", "fgsm", "pgd"):
         raise EdgeBcsError(
             f"the board knows the attacks fgsm and pgd; {options['attack']} needs --engine torch."
         )
-    with Trainer(path, memory=options["memory"], threads=options["threads"]) as trainer:
+    artifact = Artifact.read(path, options["trust_keys"])
+    with Trainer(artifact, memory=options["memory"], threads=options["threads"]) as trainer:
         data = open_data(options["data_spec"], options["split"], trainer.artifact.input_shape)
         epsilon = None if options["epsilon"] is None else fraction(options["epsilon"], "--epsilon")
         if options["resume"] or options["step_size"]:
@@ -136,7 +138,7 @@ def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, A
     from edge_bcs import evaluation, loading
     from edge_bcs.data import open_data
 
-    sparse = loading.load(path)
+    sparse = loading.load(path, trust_keys=options["trust_keys"])
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
@@ -180,8 +182,9 @@ def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, A
 
 def _input_shape(path: str, sparse: Any) -> tuple[int, int, int]:
     """Return (C, H, W) of the images that a stored network takes: its artifact or its network says."""
-    manifest = Path(path) / "manifest.json"
-    if manifest.is_file():
+    from edge_bcs.runtime.archive import is_artifact
+
+    if is_artifact(path):
         from edge_bcs.runtime.artifact import Artifact
 
         channels, height, width = Artifact.read(path).input_shape
@@ -194,9 +197,10 @@ def _method(path: str) -> str | None:
     import json
 
     from edge_bcs.checkpoint import read_checkpoint
+    from edge_bcs.runtime.archive import is_artifact
 
     file = Path(path) / "checkpoint.safetensors" if Path(path).is_dir() else Path(path)
-    if not file.is_file() or (Path(path) / "manifest.json").is_file():
+    if not file.is_file() or is_artifact(path):
         return None
     method: str | None = json.loads(read_checkpoint(file).metadata.get("plan", "{}")).get("method")
     return method
@@ -205,7 +209,9 @@ def _method(path: str) -> str | None:
 def _epsilon(path: str, options: dict[str, Any]) -> float:
     if options["epsilon"] is not None:
         return fraction(options["epsilon"], "--epsilon")
-    if (Path(path) / "manifest.json").is_file():
+    from edge_bcs.runtime.archive import is_artifact
+
+    if is_artifact(path):
         from edge_bcs.runtime.artifact import Artifact
 
         return float(Artifact.read(path).objective.epsilon)

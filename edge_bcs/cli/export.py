@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from edge_bcs.cli.common import examples, fraction, json_option, pairs, print_json, stored_shape
+from edge_bcs.cli.common import (
+    examples,
+    fraction,
+    json_option,
+    pairs,
+    print_json,
+    stored_shape,
+    trust_option,
+)
 from edge_bcs.errors import EdgeBcsError
 
 
@@ -73,16 +81,32 @@ from edge_bcs.errors import EdgeBcsError
 @click.option(
     "--plain-eval", is_flag=True, help="Also write eval_model.plain.onnx, which any ONNX runtime runs."
 )
-@click.option("-o", "--output", type=click.Path(), help="The artifact folder; default: out/MODEL.")
+@click.option("--archive", is_flag=True, help="Write one file, NAME.tar, instead of a folder.")
+@click.option(
+    "--sign-key",
+    type=click.Path(),
+    metavar="FILE",
+    help="Ed25519 private key (PEM, from `openssl genpkey -algorithm ed25519`) that signs the artifact.",
+)
+@trust_option
+@click.option(
+    "-o", "--output", type=click.Path(), help="The artifact folder, or a NAME.tar; default: out/MODEL."
+)
 @json_option
 @examples("""
     edge-bcs export --sparsity 0.99
     edge-bcs export --model resnet18 --objective trades --target raspberry-pi-4 -o out/resnet18
     edge-bcs export --checkpoint runs/vgg16 --memory 12MiB -o out/vgg16
+    edge-bcs export --checkpoint runs/vgg16 --archive --sign-key key.pem -o out/vgg16.tar
 """)
 def command(**options: Any) -> None:
-    """Compile a sparse network into an artifact: one folder that a board can train inside a byte budget."""
+    """Compile a sparse network into an artifact: one folder (or one file) that a board can train inside a
+    byte budget."""
+    from edge_bcs.runtime.archive import SUFFIX
     from edge_bcs.runtime.units import format_bytes
+
+    if options["trust_keys"] and not options["checkpoint"]:
+        raise EdgeBcsError("--trust-key belongs to --checkpoint: a new network comes from nowhere.")
 
     memory = options["memory"]
     machine: dict[str, Any] = {}
@@ -96,6 +120,8 @@ def command(**options: Any) -> None:
     sparse, name, step = _network(options)
     batch_norm = options["batch_norm"] or ("frozen" if options["checkpoint"] else "batch")
     output = Path(options["output"] or Path("out") / name)
+    if options["archive"] and output.suffix != SUFFIX:
+        output = output.with_name(output.name + SUFFIX)
 
     from edge_bcs.exporters import export
 
@@ -120,8 +146,9 @@ def command(**options: Any) -> None:
             step=step,
             validate=options["validate"],
             plain_eval=options["plain_eval"],
+            sign_key=options["sign_key"],
         )
-    size = sum(file.stat().st_size for file in output.iterdir())
+    size = sum(file.stat().st_size for file in (output.iterdir() if output.is_dir() else [output]))
     if options["as_json"]:
         print_json(
             {
@@ -136,10 +163,12 @@ def command(**options: Any) -> None:
                 "memory": artifact.budget,
                 "predicted_peak_bytes": artifact.predicted_peak_bytes,
                 "artifact_bytes": size,
+                "signed": artifact.signature != "none",
             }
         )
         return
-    click.echo(f"Wrote {output} ({format_bytes(size)})")
+    signed = "" if artifact.signature == "none" else ", signed"
+    click.echo(f"Wrote {output} ({format_bytes(size)}{signed})")
     budget = "" if artifact.budget is None else f" of {format_bytes(artifact.budget)}"
     pairs(
         [
@@ -167,7 +196,7 @@ def _network(options: dict[str, Any]) -> tuple[Any, str, int]:
         for name in ("classes", "width"):
             if options[name] is not None:
                 raise EdgeBcsError(f"--{name} belongs to a new network; a checkpoint has its own.")
-        sparse = load(options["checkpoint"])
+        sparse = load(options["checkpoint"], trust_keys=options["trust_keys"])
         return sparse, str(sparse.record["name"]), int(sparse.step)
     import torch
 

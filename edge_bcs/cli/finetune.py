@@ -20,6 +20,7 @@ from edge_bcs.cli.common import (
     print_json,
     table,
     threads_option,
+    trust_option,
     write_report,
 )
 from edge_bcs.errors import EdgeBcsError
@@ -40,6 +41,7 @@ _REPORT = "report.json"
 )
 @memory_option
 @threads_option
+@trust_option
 @click.option("--seed", type=click.IntRange(0), help="Of all randomness; default: the artifact's.")
 @click.option("--augment/--no-augment", default=True, show_default=True, help="Shift by ±10 % and flip.")
 @click.option("-o", "--output", type=click.Path(), help="The run folder; default: ARTIFACT-run.")
@@ -91,7 +93,7 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
     """
     from edge_bcs.cli.stopping import TIME_IS_UP, Stopped, stoppable
 
-    folder = Path(options["output"] or f"{artifact.rstrip('/')}-run")
+    folder = Path(options["output"] or f"{artifact.rstrip('/').removesuffix('.tar')}-run")
     if print_service:
         from edge_bcs.cli.service import unit
 
@@ -216,7 +218,7 @@ def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
 
 def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
     """Return a Trainer on the artifact, or on the run that is to be resumed."""
-    from edge_bcs.runtime.artifact import STATE
+    from edge_bcs.runtime.artifact import STATE, Artifact, check_is_run_of
     from edge_bcs.runtime.state import PREVIOUS
     from edge_bcs.runtime.trainer import Trainer
 
@@ -226,12 +228,16 @@ def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
     if saved and options["resume"]:
         if options["seed"] is not None:
             raise EdgeBcsError("a resumed run keeps its seed: leave --seed out.")
+        if options["trust_keys"]:
+            # What training wrote here has no signature; that it goes on from what was signed can be seen.
+            check_is_run_of(folder, Artifact.read(artifact, options["trust_keys"]))
         return Trainer.resume(folder, memory=options["memory"], threads=options["threads"])
     if saved:
         raise EdgeBcsError(
             f"{folder} already holds a run: add --resume to go on with it, or choose another -o."
         )
-    return Trainer(artifact, memory=options["memory"], threads=options["threads"], seed=options["seed"])
+    read = Artifact.read(artifact, options["trust_keys"])
+    return Trainer(read, memory=options["memory"], threads=options["threads"], seed=options["seed"])
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import click
 
-from edge_bcs.cli.common import examples, json_option, pairs, print_json, table
+from edge_bcs.cli.common import examples, json_option, pairs, print_json, table, trust_option
+
+_SIGNATURES = {
+    "none": "none",
+    "unchecked": "there is one, not checked (give --trust-key)",
+    "valid": "valid: made with the trusted key",
+}
 
 
 @click.command()
 @click.argument("artifact", type=click.Path())
+@trust_option
 @json_option
 @examples("""
     edge-bcs inspect out/vgg16
     edge-bcs inspect run --json
 """)
-def command(artifact: str, as_json: bool) -> None:
+def command(artifact: str, trust_keys: tuple[str, ...], as_json: bool) -> None:
     """Show what an artifact or saved run holds, after verifying every file of it."""
     import numpy as np
 
@@ -22,7 +29,7 @@ def command(artifact: str, as_json: bool) -> None:
     from edge_bcs.runtime.state import read_state
     from edge_bcs.runtime.units import format_bytes
 
-    described = Artifact.read(artifact)
+    described = Artifact.read(artifact, trust_keys)
     tensors, metadata = read_state(described)
     bounds = [layer.offset for layer in described.layers] + [described.size]
     active = np.diff(np.searchsorted(tensors["coo.index"], bounds))
@@ -30,6 +37,7 @@ def command(artifact: str, as_json: bool) -> None:
         print_json(
             {
                 **{key: value for key, value in described.manifest.items() if key not in ("files", "memory")},
+                "signature": described.signature,
                 "step": int(metadata["step"]),
                 "state_seed": int(metadata["seed"]),
                 "predicted_peak_bytes": described.predicted_peak_bytes,
@@ -52,6 +60,7 @@ def command(artifact: str, as_json: bool) -> None:
             ("batches", f"{described.batch_size} images as micro-batches of {described.micro_batch}"),
             ("predicted peak", format_bytes(described.predicted_peak_bytes)),
             ("budget", None if described.budget is None else format_bytes(described.budget)),
+            ("signature", _SIGNATURES[described.signature]),
         ]
     )  # fmt: skip
     click.echo()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import click
 
-from edge_bcs.cli.common import examples, json_file_option, memory_option
+from edge_bcs.cli.common import examples, json_file_option, memory_option, trust_option
 
 
 @click.command()
@@ -26,6 +25,7 @@ from edge_bcs.cli.common import examples, json_file_option, memory_option
 @click.option(
     "--seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="About how long to run."
 )
+@trust_option
 @json_file_option
 @click.option("--html", "html_file", type=click.Path(), help="Write a report: one page, for any browser.")
 @click.option("--trace", "trace_file", type=click.Path(), help="Write a trace for chrome://tracing.")
@@ -41,6 +41,7 @@ def command(
     threads: int | None,
     run: bool,
     seconds: float,
+    trust_keys: tuple[str, ...],
     json_file: str | None,
     html_file: str | None,
     trace_file: str | None,
@@ -53,18 +54,22 @@ def command(
     whole process) or "does not fit". Exits with status 1 if it does not fit, or if the run needs more
     than was predicted.
     """
-    if artifact is None and json_file and Path(json_file).is_dir():
+    from edge_bcs.runtime.archive import is_artifact
+
+    if artifact is None and json_file and is_artifact(json_file):
         artifact, json_file = json_file, "-"  # `simulate --json ARTIFACT`
     if artifact is None:
         raise click.UsageError("Missing argument 'ARTIFACT'.")
 
     from rich.console import Console
 
+    from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.targets import report
     from edge_bcs.targets.simulator import simulate
     from edge_bcs.targets.terminal import show
 
-    simulation = simulate(artifact, target=target, memory=memory, threads=threads, run=run, seconds=seconds)
+    read = Artifact.read(artifact, trust_keys)
+    simulation = simulate(read, target=target, memory=memory, threads=threads, run=run, seconds=seconds)
     if html_file:
         report.write(html_file, report.html(simulation))
     if trace_file:

@@ -18,6 +18,7 @@ from edge_bcs.cli.common import (
     percent,
     print_json,
     threads_option,
+    trust_option,
 )
 from edge_bcs.errors import EdgeBcsError
 
@@ -101,6 +102,7 @@ _COMPARATORS = ("lwm", "hydra", "admm")
 @click.option("--precision", type=click.Choice(["f32", "bf16"]), help="Default: bf16 on a GPU, else f32.")
 @click.option("--compile", is_flag=True, help="Compile the network with torch.compile.")
 @threads_option
+@trust_option
 @click.option(
     "-o", "--output", type=click.Path(), help="Folder of checkpoints and metrics; default: runs/MODEL."
 )
@@ -225,7 +227,9 @@ def _train(
 
     method, seed = options["method"], options["seed"]
     if method == "fixed":
-        sparse = connectivity.fixed(network, loading.load(options["counts_from"]), seed)
+        sparse = connectivity.fixed(
+            network, loading.load(options["counts_from"], trust_keys=options["trust_keys"]), seed
+        )
     else:
         sparse = connectivity.sparsify(
             network,
@@ -261,7 +265,11 @@ def _train_comparator(
         **arguments,
     )
     phases = comparators.Phases(method, recipe, data, **machine)
-    pretrained = None if options["pretrained"] is None else loading.load(options["pretrained"])
+    pretrained = (
+        None
+        if options["pretrained"] is None
+        else loading.load(options["pretrained"], trust_keys=options["trust_keys"])
+    )
     more = {"interval": options["admm_interval"]} if method == "admm" else {}
     train: Any = comparators.METHODS[method]
     result: dict[str, Any] = train(network, phases, pretrained, **more)[1]
