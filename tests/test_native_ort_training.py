@@ -243,3 +243,17 @@ def test_adamw_is_torchs() -> None:
         attributes = {"alpha": 0.8, "beta": 0.95, "epsilon": 1e-6, "weight_decay": 0.1, "adam_mode": 0}
         run("AdamWOptimizer", inputs, {"updated": np.bool_}, correct_bias=1, **attributes)
         close(weights, parameter, 1e-5)
+
+
+def test_scores_of_no_class_are_refused() -> None:
+    """With every label ignored no class is asked for, and there is none to read."""
+    inputs = {"scores": np.zeros((2, 0), np.float32), "labels": np.full(2, -1)}
+    with pytest.raises(Exception, match=r"\[2, 0\], of no class"):
+        run("SoftmaxCrossEntropyLossInternal", inputs, {"loss": np.float32}, ignore_index=-1)
+
+
+def test_a_flag_of_any_byte_is_a_flag() -> None:
+    flag = np.array([255], np.uint8).view(np.bool_)
+    inputs = {"buffer": noise(3), "gradient": noise(3, seed=1), "overwrite": flag}
+    run("InPlaceAccumulatorV2", inputs, {"updated": np.bool_})
+    np.testing.assert_array_equal(inputs["buffer"], inputs["gradient"])

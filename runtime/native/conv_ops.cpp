@@ -166,6 +166,12 @@ struct AffineSlots {
   }
 };
 
+// `place` + `distance`; null where the geometry alone is asked for.
+template <class T>
+T* ahead(T* place, std::int64_t distance) {
+  return place == nullptr ? nullptr : place + distance;
+}
+
 // Distances must fit an i32.
 void check_size(const Stack& stack) {
   require(stack.block() <= std::numeric_limits<std::int32_t>::max() / 2, "a batch block of ", stack.pixels(),
@@ -200,12 +206,12 @@ Walk forward_walk(const ConvLayer& layer, const Stack& x, const float* input, co
   for (std::int64_t k = 0; k < layer.positions(); ++k)
     walk.tap[k] = static_cast<std::int32_t>(((k / layer.kernel_width - layer.padding) * x.row_stride() +
                                              (k % layer.kernel_width - layer.padding)) * lanes);
-  walk.input = input + x.origin() * lanes;
+  walk.input = ahead(input, x.origin() * lanes);
   walk.input_block = x.block();
   walk.input_plane = x.plane_stride() * lanes;
   walk.input_row = layer.stride * x.row_stride() * lanes;
   walk.input_pixel = layer.stride * lanes;
-  walk.output = output == nullptr ? nullptr : output + y.origin() * lanes;
+  walk.output = ahead(output, y.origin() * lanes);
   walk.output_block = y.block();
   walk.output_plane = y.plane_stride() * lanes;
   walk.output_row = y.row_stride() * lanes;
@@ -243,12 +249,12 @@ Walk transpose_walk(const ConvLayer& layer, const Stack& dy, const float* input,
     if (next < walk.taps && walk.used[next] == k) ++next;
     else walk.tap[k] = walk.tap[walk.used[0]];
   }
-  walk.input = input + dy.origin() * lanes;
+  walk.input = ahead(input, dy.origin() * lanes);
   walk.input_block = dy.block();
   walk.input_plane = dy.plane_stride() * lanes;
   walk.input_row = dy.row_stride() * lanes;
   walk.input_pixel = lanes;
-  walk.output = output + (dx.origin() + phase_y * dx.row_stride() + phase_x) * lanes;
+  walk.output = ahead(output, (dx.origin() + phase_y * dx.row_stride() + phase_x) * lanes);
   walk.output_block = dx.block();
   walk.output_plane = dx.plane_stride() * lanes;
   walk.output_row = stride * dx.row_stride() * lanes;
@@ -395,7 +401,7 @@ struct InputGradient {
           require(rows.begin(row) == rows.end(row), "lists: an entry lies in a phase that no kernel position reaches");
       }
       run_walk(context, layer.dense, walk, rows, packed);
-      packed += walk.rows * walk.channels * walk.taps;
+      packed = ahead(packed, walk.rows * walk.channels * walk.taps);
     }
   }
 };

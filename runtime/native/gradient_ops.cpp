@@ -12,10 +12,9 @@ struct ResetGradient {
   static constexpr std::array outputs{Port{"buffer_out", float32, aliases(0)}};
   explicit ResetGradient(const Attributes&) {}
   void compute(Context& context) const {
-    const auto flag = context.input<bool>(1);
-    require(flag.size() == 1, "lazy_reset_grad has ", flag.size(), " elements, not 1");
+    const bool reset = context.flag(1);
     const auto buffer = context.in_place<float>(0, 0);
-    if (flag[0]) std::fill(buffer.begin(), buffer.end(), 0.0f);
+    if (reset) std::fill(buffer.begin(), buffer.end(), 0.0f);
   }
 };
 const Register<ResetGradient> reset_gradient;

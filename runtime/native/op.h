@@ -207,6 +207,15 @@ class Context {
     return raw.present ? Tensor<const T>(static_cast<const T*>(raw.data), raw.shape) : Tensor<const T>();
   }
 
+  // Input `index`, one bool, or `otherwise` if it is optional and absent. A file may hold any byte there: all
+  // but 0 are true.
+  bool flag(std::size_t index, bool otherwise = false) const {
+    const Raw raw = raw_input(index, boolean);
+    if (!raw.present) return otherwise;
+    require(raw.shape.count() == 1, input_name(index), " has ", raw.shape.count(), " elements, not 1");
+    return *static_cast<const std::uint8_t*>(raw.data) != 0;
+  }
+
   // Output `index` with the given dimensions; empty if it is optional and the graph does not use it.
   template <class T>
   Tensor<T> output(std::size_t index, const Shape& shape) const {

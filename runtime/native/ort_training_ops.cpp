@@ -100,11 +100,9 @@ struct InPlaceAccumulatorV2 {
   explicit InPlaceAccumulatorV2(const Attributes&) {}
   void compute(Context& context) const {
     const auto buffer = context.input<float>(0), gradient = context.input<float>(1);
-    const auto flag = context.input<bool>(2);
     require(buffer.shape() == gradient.shape(), "the gradient is ", gradient.shape().text(), ", not ",
             buffer.shape().text());
-    require(!flag || flag.size() == 1, "the flag has ", flag.size(), " elements, not 1");
-    const bool overwrite = flag && flag[0];
+    const bool overwrite = context.flag(2);
     auto* const sums = const_cast<float*>(buffer.data());
     in_pieces(context, buffer.size(), [&](std::int64_t first, std::int64_t end) {
       if (overwrite)
@@ -494,6 +492,7 @@ struct Samples {
       : labels(context.input<std::int64_t>(first)), weights(context.input<float>(first + 1)) {
     const Channels channels(shape);
     n = channels.n, classes = channels.channels, inner = channels.inner;
+    require(classes >= 1, "the scores are ", shape.text(), ", of no class");
     const auto given = context.input<std::int64_t>(first + 2);
     require(!given || given.size() == 1, "ignore_index has ", given.size(), " elements, not 1");
     ignored = given ? given[0] : ignore_index;

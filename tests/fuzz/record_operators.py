@@ -1,0 +1,130 @@
+"""A pytest plugin that writes each operator call of the native tests as a case for tests/fuzz/operators.cpp.
+
+    EDGE_BCS_FUZZ_CORPUS=FOLDER pytest -p record_operators tests/test_native_*.py
+
+The smallest calls of every operator are kept; those of many thousand numbers teach a fuzzer nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import native_helpers
+import numpy as np
+import pytest
+
+_LARGEST, _KEPT = 32 << 10, 40
+_cases: dict[tuple[str, str], set[bytes]] = defaultdict(set)
+
+
+def _name(text: str) -> bytes:
+    return struct.pack("<B", len(text)) + text.encode()
+
+
+def _attribute(name: str, value: Any) -> bytes:
+    if isinstance(value, str):
+        return _name(name) + b"\x02" + _name(value)
+    if isinstance(value, float):
+        return _name(name) + struct.pack("<Bf", 1, value)
+    if isinstance(value, Iterable):
+        numbers = [int(item) for item in value]
+        return _name(name) + struct.pack(f"<BB{len(numbers)}q", 3, len(numbers), *numbers)
+    return _name(name) + struct.pack("<Bq", 0, int(value))
+
+
+def _input(array: Any) -> bytes:
+    if array is None:
+        return b"\0"
+    array = np.ascontiguousarray(array)
+    kind = native_helpers.ELEMENT_TYPE[array.dtype]
+    head = struct.pack(f"<BB{array.ndim}iI", kind, array.ndim, *array.shape, array.nbytes)
+    return head + array.tobytes()
+
+
+def encode(
+    domain: str,
+    operator: str,
+    inputs: Mapping[str, Any],
+    outputs: Iterable[bool],
+    attributes: Mapping[str, Any],
+) -> bytes:
+    """Return one case, as `decode` of operators.cpp reads it."""
+    wanted = sum(1 << number for number, there in enumerate(outputs) if there)
+    parts = [_name(domain), _name(operator), struct.pack("<B", len(attributes))]
+    parts += [_attribute(*item) for item in attributes.items()]
+    parts += [struct.pack("<B", len(inputs)), *map(_input, inputs.values())]
+    return b"".join([*parts, struct.pack("<BI", 1, wanted)])
+
+
+def _recording(run: Callable[..., Any], domain: str) -> Callable[..., Any]:
+    def recorded(operator: str, inputs: Any, outputs: Any, *, threads: int = 1, **attributes: Any) -> Any:
+        flat = [len(value) for value in attributes.values() if isinstance(value, (list, tuple))]
+        size = sum(0 if array is None else np.asarray(array).nbytes for array in inputs.values())
+        if size <= _LARGEST and max(flat, default=0) < 256:
+            there = [dtype is not None for dtype in outputs.values()]
+            _cases[domain, operator].add(encode(domain, operator, inputs, there, attributes))
+        extra = {"threads": threads} if threads != 1 else {}
+        return run(operator, inputs, outputs, **extra, **attributes)
+
+    return recorded
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Record before the test modules import the function."""
+    native_helpers.run = _recording(native_helpers.run, "edge_bcs")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The tests of the training operators have a function of their own."""
+    for module in {item.module for item in session.items if isinstance(item, pytest.Function)}:
+        if module.__name__ == "test_native_ort_training":
+            module.run = _recording(module.run, "com.microsoft")
+
+
+def _more() -> Iterator[tuple[str, str, dict[str, Any], int, dict[str, Any]]]:
+    """Calls of operators that the tests give only large tensors, or several at once."""
+    rng = np.random.default_rng(0)
+
+    def real(*shape: int) -> Any:
+        return rng.normal(size=shape).astype(np.float32)
+
+    index = np.array([0, 3, 4, 9, 12, 19], np.int32)
+    for rate, noise, size in ((0.1, 1e-6, 20), (1.0, 0.0, 20), (5.0, 1.0, 20), (5.0, 0.1, 1 << 20)):
+        hyper, counter = np.array([rate, 5e-4, 0.9, noise], np.float32), np.array([7, 3], np.int64)
+        step = {"value": real(6), "index": index, "momentum": real(6), "gradient": real(6)}
+        yield "edge_bcs", "RewireStep", {**step, "hyper": hyper, "counter": counter}, 4, {"size": size}
+    yield "edge_bcs", "GradientReady", {"buffer": real(3)}, 1, {}
+    for name in ("ReluGrad", "LeakyReluGrad", "SigmoidGrad", "TanhGrad", "QuickGeluGrad"):
+        attributes = {"alpha": 0.5} if name[0] in "LQ" else {}
+        yield "com.microsoft", name, {"dY": real(2, 3), "value": real(2, 3)}, 1, attributes
+    for flag in (None, np.array([True]), np.array([False])):
+        given = {"buffer": real(5), "gradient": real(5), "overwrite": flag}
+        yield "com.microsoft", "InPlaceAccumulatorV2", given, 2, {}
+    window = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 0, 1]}
+    shapes: dict[str, Any] = {"dY": real(2, 4, 3, 5), "X": real(2, 2, 6, 5), "W": real(4, 2, 3, 2)}
+    yield "com.microsoft", "ConvGrad", shapes, 3, {**window, "dilations": [1, 1], "group": 1}
+    grouped = {**shapes, "W": real(4, 1, 3, 2)}
+    yield "com.microsoft", "ConvGrad", grouped, 3, {**window, "dilations": [1, 1], "group": 2}
+    pooled, image = real(2, 2, 3, 5), real(2, 2, 6, 5)
+    places = np.arange(60, dtype=np.int64).reshape(2, 2, 3, 5) * 2
+    yield "com.microsoft", "MaxPoolGrad", {"dY": pooled, "Indices": places, "X": image}, 1, {}
+    for include in (0, 1):
+        attributes = {**window, "count_include_pad": include}
+        yield "com.microsoft", "AveragePoolGrad", {"dY": pooled, "X": image}, 1, attributes
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the smallest cases of each operator."""
+    for domain, operator, inputs, outputs, attributes in _more():
+        _cases[domain, operator].add(encode(domain, operator, inputs, [True] * outputs, attributes))
+    folder = Path(os.environ["EDGE_BCS_FUZZ_CORPUS"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for (_, operator), cases in _cases.items():
+        for case in sorted(cases, key=len)[:_KEPT]:
+            (folder / f"{operator}-{hashlib.sha256(case).hexdigest()[:12]}").write_bytes(case)
