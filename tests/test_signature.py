@@ -250,6 +250,19 @@ def test_the_key_may_come_from_the_environment(
     assert edge_bcs("inspect", exported).exit_code == 1
 
 
+def test_the_service_keeps_the_key(
+    exported: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(keys)
+    monkeypatch.setenv("EDGE_BCS_TRUST_KEY", "maker.pub.pem")
+    begin = ["finetune", exported, "--data", "digits", "-o", tmp_path / "run", "--print-service"]
+    assert f"--trust-key {keys / 'maker.pub.pem'} " in edge_bcs(*begin).output
+    monkeypatch.delenv("EDGE_BCS_TRUST_KEY")
+    both = edge_bcs(*begin, "--trust-key", "maker.pub.pem", "--trust-key", "other.pub.pem").output
+    assert f"--trust-key {keys / 'maker.pub.pem'} --trust-key {keys / 'other.pub.pem'} " in both
+    assert "--trust-key" not in edge_bcs(*begin).output
+
+
 def test_an_archive_replaces_an_archive_and_nothing_else(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "data.tar").write_bytes(b"something else")
     arguments = ["export", "--width", "0.05", "--no-validate", "--micro-batch", "2", "-o"]

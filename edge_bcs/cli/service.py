@@ -10,7 +10,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-_PATHS = ("artifact", "data_spec", "output")
+_PATHS = ("artifact", "data_spec", "output", "trust_keys")
+_GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
 def unit(context: click.Context, run: Path) -> str:
@@ -39,7 +40,7 @@ def _arguments(context: click.Context, run: Path) -> list[str]:
     words = [str(Path(context.params["artifact"]).resolve())]
     for parameter in context.command.params:
         name = parameter.name or ""
-        given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        given = context.get_parameter_source(name) in _GIVEN
         if not isinstance(parameter, click.Option) or not given:
             continue
         if name in ("output", "resume", "print_service"):
@@ -47,10 +48,9 @@ def _arguments(context: click.Context, run: Path) -> list[str]:
         value: Any = context.params[name]
         if parameter.is_flag:
             words.append((parameter.opts if value else parameter.secondary_opts)[-1])
-        else:
-            if name in _PATHS and value != "digits":
-                value = Path(value).resolve()
-            words += [parameter.opts[-1], str(value)]
+        for item in [] if parameter.is_flag else value if parameter.multiple else [value]:
+            shown = Path(item).resolve() if name in _PATHS and item != "digits" else item
+            words += [parameter.opts[-1], str(shown)]
     return [*words, "--output", str(run.resolve()), "--resume"]
 
 
