@@ -244,7 +244,7 @@ def small_board(tmp_path: Path, usable: str) -> Path:
 
 
 def test_a_board_too_small_for_the_process(tiny_artifact: Make, tmp_path: Path) -> None:
-    result = simulate(tiny_artifact(), small_board(tmp_path, "40MiB"), seconds=0)
+    result = simulate(tiny_artifact(), small_board(tmp_path, "16MiB"), seconds=0)
     assert result.verdict == DOES_NOT_FIT
     assert result.measured is not None and result.measured.refused
     # The limit is one of the process, not of this one: a board with room for it runs the same artifact.
