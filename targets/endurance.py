@@ -58,6 +58,8 @@ def rewire(artifact: str | Path, steps: int) -> dict[str, Any]:
             _check(state, kappa, size)
             replaced += kappa - len(np.intersect1d(before["coo.index"], state["coo.index"]))
             memory.append({"step": step, "rss_bytes": resident_now(), "budget_bytes": _in_use(trainer)})
+            if len(memory) % 10 == 0:
+                print(f"step {step:,} of {steps:,}", file=sys.stderr, flush=True)
         _check(trainer.state(), kappa, size)
         memory.append({"step": steps, "rss_bytes": resident_now(), "budget_bytes": _in_use(trainer)})
         kept = len(np.intersect1d(first, trainer.state()["coo.index"]))
@@ -152,7 +154,7 @@ def _export(folder: Path) -> Path:
     from edge_bcs import connectivity, export, models
 
     model = models.create("resnet18", width=0.0625, input_channels=1, input_size=8)
-    sparse = connectivity.sparsify(model, sparsity=0.95, seed=0)
+    sparse = connectivity.sparsify(model, sparsity=0.99, seed=0)
     options: dict[str, Any] = {"objective": "at", "attack_steps": 2, "batch_size": 16, "micro_batch": 8}
     export(sparse, folder, input_shape=(1, 8, 8), validate=False, **options)
     return folder
@@ -161,7 +163,7 @@ def _export(folder: Path) -> Path:
 _README = """# A very long training
 
 `make endurance`, {date}, one thread of {machine}, numpy {numpy}, onnxruntime {onnxruntime}.
-A ResNet-18 of a sixteenth of the width at 95 % sparsity: {connections:,} connections of {positions:,}.
+A ResNet-18 of a sixteenth of the width at 99 % sparsity: {connections:,} connections of {positions:,}.
 
 | | rewiring steps | whole robust steps |
 | --- | ---: | ---: |
@@ -182,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What a very long training does to κ and to memory.")
     parser.add_argument("--artifact", help="a folder; default: a small network that is exported first")
     parser.add_argument("--steps", type=int, default=1_000_000, help="rewiring steps")
-    parser.add_argument("--training-steps", type=int, default=5000, help="whole robust steps")
+    parser.add_argument("--training-steps", type=int, default=3000, help="whole robust steps")
     parser.add_argument("-o", "--output", help="folder for the figures")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -255,78 +255,67 @@ class PowerCutError(BaseException):
     pass
 
 
+def cut_at(
+    number: int, save: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *more: tuple[Any, str]
+) -> bool:
+    """Save, and stop before the n-th fsync or rename (or call of ``more``), leaving all files as they are at
+    that moment; False if the end was reached."""
+    calls = 0
+
+    def interrupted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > number:
+                raise PowerCutError
+            return real(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "fsync"), (os, "replace"), *more):
+            patch.setattr(module, name, interrupted(getattr(module, name)))
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # no clean-up after a power cut
+        try:
+            save()
+        except PowerCutError:
+            return True
+    return False
+
+
 def test_a_power_cut_at_every_system_call_loses_at_most_one_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stop before the n-th fsync or rename, for every n, leaving all files as they are at that moment."""
     artifact = Artifact.read(write_artifact(tmp_path / "a"))
-    reached_end = False
-    for stop in range(100):
-        folder = tmp_path / f"run{stop}"
+    for number in range(100):
+        folder = tmp_path / f"run{number}"
         run_with(folder, artifact, [1, 2])
-        calls = 0
-
-        def interrupted(real: Callable[..., Any], stop: int = stop) -> Callable[..., Any]:
-            def call(*arguments: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls > stop:
-                    raise PowerCutError
-                return real(*arguments)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", interrupted(os.fsync))
-            patch.setattr(os, "replace", interrupted(os.replace))
-            patch.setattr(
-                Path, "unlink", lambda self, missing_ok=False: None
-            )  # no clean-up after a power cut
-            try:
-                run_with(folder, artifact, [3])
-                reached_end = True
-            except PowerCutError:
-                pass
+        was_cut = cut_at(number, lambda folder=folder: run_with(folder, artifact, [3]), monkeypatch)  # type: ignore[misc]
         assert saved_step(folder) in (2, 3)
         run_with(folder, artifact, [4])
         assert saved_step(folder) == 4
-        if reached_end:
+        if not was_cut:
             break
-    assert reached_end and stop >= 4  # fsync of the file, two renames, fsync of the folder
+    assert not was_cut and number >= 4  # fsync of the file, two renames, fsync of the folder
 
 
 def test_a_power_cut_while_the_run_is_made_leaves_a_folder_that_can_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stop before the n-th write, fsync or rename of the very first save, for every n; then save again."""
     artifact = Artifact.read(write_artifact(tmp_path / "a"))
-    stop, cut = 0, True
-    while cut:
-        calls, cut, folder = 0, False, tmp_path / f"run{stop}"
-
-        def interrupted(real: Callable[..., Any], stop: int = stop) -> Callable[..., Any]:
-            def call(*arguments: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls > stop:
-                    raise PowerCutError
-                return real(*arguments)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", interrupted(os.fsync))
-            patch.setattr(os, "replace", interrupted(os.replace))
-            patch.setattr(shutil, "copyfileobj", interrupted(shutil.copyfileobj))
-            patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
-            try:
-                run_with(folder, artifact, [1])
-            except PowerCutError:
-                cut = True
+    for number in range(100):
+        folder = tmp_path / f"run{number}"
+        was_cut = cut_at(
+            number,
+            lambda folder=folder: run_with(folder, artifact, [1]),  # type: ignore[misc]
+            monkeypatch,
+            (shutil, "copyfileobj"),
+        )
         run_with(folder, artifact, [2])
         assert saved_step(folder) == 2
-        stop += 1
-    assert stop > 20  # five graphs, the manifest and the state: content, fsync and rename of each
+        if not was_cut:
+            break
+    assert not was_cut and number > 20  # content, fsync and rename of five graphs, the manifest and the state
 
 
 @pytest.mark.parametrize("slot", ["state.safetensors", "state.safetensors.partial"])
