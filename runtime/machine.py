@@ -87,8 +87,12 @@ class Machine:
 
     def governors(self) -> list[str]:
         """Names of the frequency governors in use."""
-        files = self._glob("sys/devices/system/cpu/cpufreq/policy*/scaling_governor")
-        return sorted({name for file in files if (name := _text(file))})
+        names = set()
+        for policy in self._glob("sys/devices/system/cpu/cpufreq/policy*"):
+            # Where the processor chooses its clock itself, "powersave" holds nothing down.
+            if _text(policy / "scaling_driver") not in ("intel_pstate", "amd-pstate-epp"):
+                names.add(_text(policy / "scaling_governor"))
+        return sorted(names - {""})
 
     def model(self) -> str:
         """Name of the board, or of the processor, or ""."""

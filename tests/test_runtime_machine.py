@@ -55,6 +55,8 @@ JETSON_NANO = {
 }
 LAPTOP = {
     "proc/cpuinfo": "processor\t: 0\nmodel name\t: A processor\nprocessor\t: 1\nmodel name\t: A processor\n",
+    "sys/devices/system/cpu/cpufreq/policy0/scaling_driver": "intel_pstate\n",
+    "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": "powersave\n",
     "sys/class/hwmon/hwmon0/name": "nvme\n",
     "sys/class/hwmon/hwmon0/temp1_input": "95850\n",
     "sys/class/hwmon/hwmon1/name": "coretemp\n",
@@ -104,6 +106,12 @@ def test_throttling(tmp_path: Path) -> None:
         "thermal-cpufreq-0 holds the clock down (state 3)"
     ]
     assert machine(tmp_path / "c", LAPTOP).throttling() == []
+
+
+def test_governors(tmp_path: Path) -> None:
+    assert machine(tmp_path / "a", RASPBERRY_PI_4).governors() == ["ondemand"]
+    assert machine(tmp_path / "b", JETSON_NANO).governors() == ["powersave"]
+    assert machine(tmp_path / "c", LAPTOP).governors() == []  # there it holds nothing down
 
 
 def mounted(root: Path, folder: Path, *, kind: str = "ext4", disk: dict[str, str] | None = None) -> Machine:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from edge_bcs.cli.common import (
     write_report,
 )
 from edge_bcs.errors import EdgeBcsError
+
+if TYPE_CHECKING:
+    from edge_bcs.runtime.thermostat import Thermostat
 
 _REPORT = "report.json"
 
@@ -127,14 +130,13 @@ def _train(
     trainer: Any, folder: Path, options: dict[str, Any], report: dict[str, Any], check: Callable[[], None]
 ) -> None:
     """Measure, train, save and measure again; fills ``report`` as it goes. ``check`` ends it by raising."""
-    from edge_bcs.cli.progress import progress, told_once
+    from edge_bcs.cli.progress import told_once
     from edge_bcs.data import open_data
-    from edge_bcs.runtime.saving import SaveSchedule, parse_max_writes
-    from edge_bcs.runtime.state import state_bytes
+    from edge_bcs.runtime.saving import parse_max_writes
     from edge_bcs.runtime.thermostat import Thermostat
 
     thermostat = None if options["max_temp"] is None else Thermostat(options["max_temp"])
-    max_writes = parse_max_writes(options["max_writes"])
+    parse_max_writes(options["max_writes"])  # refused before anything is measured
     shape = trainer.artifact.input_shape
     data = open_data(options["data_spec"], "train", shape)
     held_out = open_data(options["data_spec"], "test", shape) if options["eval_samples"] else None
@@ -160,7 +162,30 @@ def _train(
         trainer.save(folder)
     write_report(folder / _REPORT, report)
     trainer.reset_peak()
-    saving = {"steps": options["save_steps"], "seconds": options["save_seconds"], "max_writes": max_writes}
+    training = _fit(trainer, data, folder, options, thermostat, check)
+    if training["steps"] or "training" not in report:
+        report["training"] = training
+        report.pop("after", None)
+    if held_out is not None and training["finished"] and "after" not in report:
+        report["after"] = _evaluate(trainer, held_out, options, "after", between)
+    report["memory"] = trainer.memory()
+
+
+def _fit(
+    trainer: Any,
+    data: Any,
+    folder: Path,
+    options: dict[str, Any],
+    thermostat: Thermostat | None,
+    check: Callable[[], None],
+) -> dict[str, Any]:
+    """Train with what the options say, showing how far it is; ``check`` is called after every step."""
+    from edge_bcs.cli.progress import progress
+    from edge_bcs.runtime.saving import SaveSchedule, parse_max_writes
+    from edge_bcs.runtime.state import state_bytes
+
+    saving = {"steps": options["save_steps"], "seconds": options["save_seconds"]}
+    saving["max_writes"] = max_writes = parse_max_writes(options["max_writes"])
     schedule = SaveSchedule(state_bytes(trainer.artifact), step=trainer.steps, **saving)
     click.echo(f"{schedule.describe()}.", err=True)
     with (
@@ -176,7 +201,7 @@ def _train(
             say(sentence)
             check()
 
-        training = trainer.fit(
+        training: dict[str, Any] = trainer.fit(
             data,
             options["epochs"],
             steps=options["steps"],
@@ -195,12 +220,7 @@ def _train(
             max_hours=options["max_hours"],
             on_wait=on_wait,
         )
-    if training["steps"] or "training" not in report:
-        report["training"] = training
-        report.pop("after", None)
-    if held_out is not None and training["finished"] and "after" not in report:
-        report["after"] = _evaluate(trainer, held_out, options, "after", between)
-    report["memory"] = trainer.memory()
+    return training
 
 
 @contextmanager
