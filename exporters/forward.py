@@ -99,7 +99,7 @@ class Branch:
         self.graph.emit(
             "BatchNorm",
             [sources[0], self.affine.tensor, "sample_weight", *self.statistics, residual],
-            [y, f"{y}.saved", *running, ""],
+            [y, "", *running, ""],
             **self._map(layer),
             in_halo=HaloOf(sources[0]),
             out_halo=HaloOf(y),

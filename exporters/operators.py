@@ -399,6 +399,8 @@ class BatchNorm(Operator):
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         z, affine, sample_weight, _, _, residual = node.inputs
+        if not node.outputs[1]:
+            node.outputs[1] = f"{node.outputs[0]}.saved"
         if residual:
             tape.pass_on(residual, dy)
         # The scale's gradient is needed even where nobody reads the input's.

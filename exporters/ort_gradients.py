@@ -170,8 +170,8 @@ def _branches(
 
 
 def _separate(graph: Graph) -> None:
-    """What the builder needs: choices of pools as outputs, residuals as additions of their own, and in an
-    addition the input that needs a gradient first.
+    """What the builder needs: choices of pools and statistics as outputs, residuals as additions of their
+    own, and in an addition the input that needs a gradient first.
     """
     nodes: list[Node] = []
     learned: set[str] = set()
@@ -179,6 +179,8 @@ def _separate(graph: Graph) -> None:
         y, a = node.outputs[0], node.attributes
         nodes.append(node)
         position = {"Conv": 3, "BatchNorm": 5}.get(node.operator)
+        if node.operator == "BatchNorm":
+            node.outputs[1] = f"{y}.saved"
         if node.operator == "MaxPool":
             node.outputs[1] = f"{y}.choice"
         elif position is not None and node.inputs[position]:

@@ -3,8 +3,8 @@ category.
 
 The model of execution is ONNX Runtime's with its arena, memory patterns and buffer reuse switched off: nodes
 run in file order, each output is one allocation of its own size, made when its node runs and given back after
-its last reader; outputs that alias an input and graph outputs (which are bound) allocate nothing. Everything
-comes from the graph alone; nothing is measured.
+its last reader; what nobody reads is given back when the run ends. Outputs that alias an input and graph
+outputs (which are bound) allocate nothing. Everything comes from the graph alone; nothing is measured.
 """
 
 from __future__ import annotations
@@ -135,11 +135,13 @@ def replay(graph: Graph, connections: Mapping[int, int]) -> PhasePlan:
     root = {name: "" for name in graph.inputs}  # tensor → the allocation it lives in, "" if it is bound
     births: dict[str, int] = {}
     deaths: dict[str, int] = {}
+    unread: set[str] = set()
     for index, node in enumerate(graph.nodes):
         for name in filter(None, node.inputs):
             assert name in root, f"node {node.name} reads {name} before it is written"
             if root[name]:
                 deaths[root[name]] = index
+                unread.discard(root[name])
         aliases = OPERATORS[node.operator].aliases
         for position, name in enumerate(node.outputs):
             if not name:
@@ -153,6 +155,8 @@ def replay(graph: Graph, connections: Mapping[int, int]) -> PhasePlan:
             else:
                 root[name] = name
                 births[name] = deaths[name] = index
+                unread.add(name)
+    deaths |= dict.fromkeys(unread, len(graph.nodes) - 1)
     category = _categories(graph)
     lives = [
         Life(name, types[name].bytes, category[name], birth, deaths[name], str(types[name]))

@@ -408,18 +408,31 @@ def smallest(network: Network, job: Job, micro_batch: int | None = None) -> Figu
 
 
 def fastest(
-    network: Network, job: Job, budget: int, micro_batch: int | None = None, least: Figures | None = None
+    network: Network,
+    job: Job,
+    budget: int,
+    micro_batch: int | None = None,
+    least: Figures | None = None,
+    known: dict[tuple[int, bool], Space] | None = None,
 ) -> Figures | None:
     """The fastest choice found inside ``budget`` bytes, None if there is none.
 
     Args:
         micro_batch: only this many images.
         least: what ``smallest`` gave for the same arguments, if it is there already.
+        known: keeps what is the same for other budgets of the same network and job.
     """
+    known = {} if known is None else known
+
+    def space_of(images: int, keep: bool) -> Space:
+        if (images, keep) not in known:
+            known[images, keep] = Space(network, job, images, keep)
+        return known[images, keep]
+
     spaces: list[tuple[Figures, Space, Figures]] = []
     least = least or smallest(network, job, micro_batch)
     for images in [micro_batch] if micro_batch else micro_batches(network, job):
-        tried = [Space(network, job, images, keep) for keep in branch_orders(network, job)]
+        tried = [space_of(images, keep) for keep in branch_orders(network, job)]
         found = [
             (space.measure(space.start), space, space.measure(_like(least.choice, space))) for space in tried
         ]
@@ -431,7 +444,7 @@ def fastest(
         return spaces[0][0]
     if budget < least.peak_bytes:
         return None
-    home = Space(network, job, least.choice.micro_batch, least.choice.keep_both)
+    home = space_of(least.choice.micro_batch, least.choice.keep_both)
     best = home.prune(least, budget)
     for free, space, tight in spaces:
         if free.seconds >= best.seconds:

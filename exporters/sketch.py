@@ -76,8 +76,9 @@ class Sketch:
                 elif name and name not in graph.outputs:
                     self.owner[name] = len(self.size)
                     self.size.append(types[name].bytes)
-                    for list_ in (self.birth, self.death, self.forward_death):
-                        list_.append(index)
+                    self.birth.append(index)
+                    self.death.append(len(graph.nodes) - 1)  # unless somebody reads it, see `plan`
+                    self.forward_death.append(index)
         # Of what each operator reads: stacks that could be made again, and all other allocations.
         self.stacks = [tuple(n for n in node.inputs if n in self.producer) for node in graph.nodes]
         self.others = [

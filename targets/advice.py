@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from edge_bcs.exporters.cost_model import Walk
+from edge_bcs.exporters.cost_model import Machine, Walk
 from edge_bcs.runtime.artifact import Artifact
 
 from edge_bcs.errors import EdgeBcsError
@@ -36,8 +36,25 @@ _SCALING = {"data", "attack buffers", "activations in passing", "activations kep
 _SCALING |= {"gradients in flight"}
 _CONNECTIONS = {"values", "indices", "lists", "momentum", "gradients"}
 
-Seconds = Callable[[Plan, int], float | None]
-"""(plan, micro-batch) → expected seconds of a step."""
+_BUDGETS = (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 9.0)
+"""Budgets of the trade-off curve over the smallest feasible one."""
+
+Seconds = Callable[[Plan, int, bool], float | None]
+"""(plan, micro-batch, with the objective "at" instead of the artifact's) → expected seconds of a step."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """For whom a change is planned.
+
+    Attributes:
+        target: the board as the command line names it, None for no board.
+        machine: what the planner counts the time of; seconds: what a plan would take there.
+    """
+
+    target: str | None
+    machine: Machine
+    seconds: Seconds
 
 
 @dataclass(frozen=True)
@@ -65,45 +82,48 @@ class Change:
 
 @dataclass(frozen=True)
 class Point:
-    """One micro-batch of the trade-off between memory and time."""
+    """What the planner makes of one budget.
 
+    Attributes:
+        budget_bytes: the budget. peak_bytes: of the working set that it plans with; recomputed: activations
+            that are computed twice (None where it is scaled from the artifact's own plan).
+        seconds: expected duration of a step, None if unknown.
+    """
+
+    budget_bytes: int
     micro_batch: int
+    recomputed: int | None
     peak_bytes: int
     seconds: float | None
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Changes, the best first, and the trade-off over micro-batches."""
+    """Changes, the best first, and the trade-off, the smallest budget first."""
 
     changes: tuple[Change, ...]
     curve: tuple[Point, ...]
     source: str
 
 
-def advise(artifact: Artifact, plan: Plan, budget: int | None, seconds: Seconds) -> Advice:
-    """Changes that bring ``artifact`` under ``budget`` (none asked for if it is None) and the trade-off
-    curve."""
+def advise(artifact: Artifact, plan: Plan, budget: int | None, place: Place, curve: bool = True) -> Advice:
+    """Changes that bring ``artifact`` under ``budget`` (none asked for if it is None) and, with ``curve``,
+    the trade-off between memory and time."""
     try:
-        maker: _Maker = _Compiler(artifact, plan)
+        maker: _Maker = _Compiler(artifact, plan, place)
     except (ImportError, EdgeBcsError):
-        maker = _Scaler(artifact, plan)
-    now = seconds(plan, artifact.micro_batch)
-    curve = tuple(
-        Point(size, changed.peak_bytes, seconds(changed, size))
-        for size in sorted({*_powers(artifact), artifact.micro_batch})
-        for changed in [plan if size == artifact.micro_batch else maker.at(size)]
-        if changed is not None
-    )
+        maker = _Scaler(artifact, plan, place)
+    now = place.seconds(plan, artifact.micro_batch, False)
+    points = tuple(maker.curve(budget)) if curve else ()
     if budget is None or plan.peak_bytes <= budget:
-        return Advice((), curve, maker.source)
+        return Advice((), points, maker.source)
     changes = []
     for what, options, retrain, size, changed in maker.variants(budget):
-        time = seconds(changed, size)
+        time = place.seconds(changed, size, options.get("--objective") == "at")
         changes.append(
             Change(
                 what=what,
-                command=_command(artifact, options),
+                command=_command(artifact, options, place.target),
                 peak_bytes=changed.peak_bytes,
                 saved_bytes=plan.peak_bytes - changed.peak_bytes,
                 seconds=time,
@@ -115,7 +135,7 @@ def advise(artifact: Artifact, plan: Plan, budget: int | None, seconds: Seconds)
         )
     useful = [change for change in changes if change.saved_bytes > 0]
     useful.sort(key=lambda change: (not change.fits, change.retrain if change.fits else 0, _cost(change)))
-    return Advice(tuple(useful), curve, maker.source)
+    return Advice(tuple(useful), points, maker.source)
 
 
 def _cost(change: Change) -> float:
@@ -146,8 +166,8 @@ class _Maker:
 
     source = ""
 
-    def at(self, micro_batch: int) -> Plan | None:
-        """The plan with another micro-batch."""
+    def curve(self, budget: int | None) -> Iterator[Point]:
+        """The trade-off, ``budget`` among its points."""
         raise NotImplementedError
 
     def variants(self, budget: int) -> Iterator[Variant]:
@@ -160,10 +180,16 @@ class _Scaler(_Maker):
 
     source = SCALED
 
-    def __init__(self, artifact: Artifact, plan: Plan) -> None:
-        self.artifact, self.plan = artifact, plan
+    def __init__(self, artifact: Artifact, plan: Plan, place: Place) -> None:
+        self.artifact, self.plan, self.place = artifact, plan, place
+
+    def curve(self, budget: int | None) -> Iterator[Point]:
+        for size in sorted({*_powers(self.artifact), self.artifact.micro_batch}):
+            plan = self.at(size)
+            yield Point(plan.peak_bytes, size, None, plan.peak_bytes, self.place.seconds(plan, size, False))
 
     def at(self, micro_batch: int) -> Plan:
+        """The plan with another micro-batch."""
         ratio = micro_batch / self.artifact.micro_batch
         data = 12 + 8 * self.artifact.num_classes + 8 * math.prod(self.artifact.input_shape)
         bound = dict(self.plan.bound)
@@ -228,12 +254,12 @@ class _Compiler(_Maker):
 
     source = COMPILED
 
-    def __init__(self, artifact: Artifact, plan: Plan) -> None:
+    def __init__(self, artifact: Artifact, plan: Plan, place: Place) -> None:
         from edge_bcs.exporters.network import network_of
 
         from edge_bcs.loading import load
 
-        self.artifact, self.plan = artifact, plan
+        self.artifact, self.plan, self.place = artifact, plan, place
         self._sparse = load(artifact.path)
         self._network_of = network_of
         self._batch = artifact.batch_norm == "batch"
@@ -241,26 +267,34 @@ class _Compiler(_Maker):
         self._arguments = dict(artifact.manifest["network"].get("arguments", {}))
         self._network = network_of(self._sparse, artifact.input_shape, self._batch)
 
-    def at(self, micro_batch: int) -> Plan:
-        """With the kernels and the storage of the artifact."""
-        kernels = {layer.name: layer.algorithm for layer in self.artifact.layers}
-        same = replace(self._network, algorithms=kernels)
-        return self._compile(same, self.artifact.objective.name, micro_batch, as_stored=True)
-
-    def _compile(self, network: Network, objective: str, micro_batch: int, as_stored: bool = False) -> Plan:
+    def curve(self, budget: int | None) -> Iterator[Point]:
         from edge_bcs.exporters.artifact import compile_network
-        from edge_bcs.exporters.planner import Choice
-        from edge_bcs.exporters.storage import Storage
+        from edge_bcs.exporters.planner import Space, fastest, smallest
+
+        job = self._job(self.artifact.objective.name, self._bfloat16)
+        least = smallest(self._network, job)
+        budgets = {int(factor * least.peak_bytes) for factor in _BUDGETS}
+        known: dict[tuple[int, bool], Space] = {}
+        previous = None
+        for limit in sorted(budgets | ({budget} if budget else set())):
+            found = fastest(self._network, job, limit, None, least, known)
+            if found is None or found.choice == previous:
+                continue
+            previous = choice = found.choice
+            memory = compile_network(
+                self._network, job.objective, job.beta, choice.micro_batch, choice
+            ).memory
+            seconds = self.place.seconds(plan_of(memory.to_json(None)), choice.micro_batch, False)
+            again = len(choice.storage.recomputed)
+            yield Point(limit, choice.micro_batch, again, found.peak_bytes, seconds)
+
+    def _compile(self, network: Network, objective: str, micro_batch: int) -> Plan:
+        from edge_bcs.exporters.artifact import compile_network
 
         from edge_bcs.objectives import get
 
-        record = self.artifact.manifest["memory"].get("choice") if as_stored else None
-        choice = None
-        if record:
-            stored = Storage(frozenset(record["recomputed"]), frozenset(record["narrowed"]))
-            choice = Choice(micro_batch, record["keep_both"], stored)
-        compiled = compile_network(network, get(objective), self.artifact.objective.beta, micro_batch, choice)
-        return plan_of(compiled.memory.to_json(None))
+        beta = self.artifact.objective.beta
+        return plan_of(compile_network(network, get(objective), beta, micro_batch).memory.to_json(None))
 
     def _job(self, objective: str, bfloat16: bool) -> Job:
         from edge_bcs.exporters.planner import Job
@@ -269,7 +303,8 @@ class _Compiler(_Maker):
 
         described = self.artifact.objective
         size = self.artifact.batch_size
-        return Job(get(objective), described.beta, size, described.attack_steps, bfloat16)
+        machine = self.place.machine
+        return Job(get(objective), described.beta, size, described.attack_steps, bfloat16, machine)
 
     def _fitting(
         self, network: Network, objective: str, budget: int, bfloat16: bool | None = None
@@ -347,8 +382,10 @@ class _Compiler(_Maker):
             return None
 
 
-def _command(artifact: Artifact, changed: dict[str, str]) -> str:
+def _command(artifact: Artifact, changed: dict[str, str], board: str | None) -> str:
     """What exports the artifact again as it is but for the options ``changed`` of `edge-bcs export`."""
+    if "--memory" in changed and board is not None:  # whose time the planner counts
+        changed = {**changed, "--target": board}
     target = f"{str(artifact.path).rstrip('/')}-smaller"
     arguments: dict[str, Any] = artifact.manifest["network"].get("arguments", {})
     channels, height, _ = artifact.input_shape
@@ -390,6 +427,7 @@ def _call(artifact: Artifact, target: str, options: dict[str, str]) -> str:
     if sparsity is not None:
         source = f"edge_bcs.sparsify(module, sparsity={sparsity!r})"
     words = [source, repr(target), f"input_shape={artifact.input_shape}"]
+    options.pop("--target", None)
     for name, value in options.items():
         text = value if value.replace(".", "").isdigit() else repr(value)
         words.append(f"{name.removeprefix('--').replace('-', '_')}={text}")

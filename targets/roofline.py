@@ -44,14 +44,19 @@ class StepTime:
     assumptions: tuple[str, ...] = field(default=())
 
 
-def step_runs(artifact: Artifact, micro_batch: int | None = None) -> dict[str, int]:
-    """How often each graph runs in one step over a batch (Algorithm 1: craft, accumulate, update)."""
+def step_runs(artifact: Artifact, micro_batch: int | None = None, plain: bool = False) -> dict[str, int]:
+    """How often each graph runs in one step over a batch (Algorithm 1: craft, accumulate, update).
+
+    Args:
+        micro_batch: default: the artifact's. plain: with the objective "at" instead of the artifact's.
+    """
     objective, size = artifact.objective, micro_batch or artifact.micro_batch
+    name, loss = ("at", "cross_entropy") if plain else (objective.name, objective.attack_loss)
     parts = -(-artifact.batch_size // size)
-    attacked = {"natural": 0, "mixed": -(-(artifact.batch_size // 2) // size)}.get(objective.name, parts)
+    attacked = {"natural": 0, "mixed": -(-(artifact.batch_size // 2) // size)}.get(name, parts)
     return {
         "attack": attacked * objective.attack_steps,
-        "eval": attacked if objective.attack_loss == "kl" else 0,
+        "eval": attacked if loss == "kl" else 0,
         "training": parts,
         "optimizer": 1,
     }

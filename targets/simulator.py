@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_bcs.exporters.cost_model import TYPICAL_BOARD
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.budget import isa
 from edge_bcs.runtime.engine import available_threads
@@ -21,7 +22,7 @@ import edge_bcs
 from edge_bcs.errors import EdgeBcsError
 
 from . import boards, roofline
-from .advice import Advice, advise
+from .advice import Advice, Place, advise
 from .boards import Target
 from .confinement import confinement
 from .plans import Plan, plan_of
@@ -167,6 +168,7 @@ def simulate(
     threads: int | None = None,
     run: bool = True,
     seconds: float = 10.0,
+    curve: bool = False,
 ) -> Simulation:
     """Predict whether ``artifact`` fits, and prove it by running it on this host under the same limits.
 
@@ -178,6 +180,7 @@ def simulate(
         threads: of each graph; default: the board's cores. The run uses no more than this host has.
         run: whether to run it; without that the answer is the prediction alone.
         seconds: about how long to train while measuring.
+        curve: whether to plan for several budgets too, which takes seconds.
 
     Raises:
         EdgeBcsError: a damaged artifact, an unknown board, a size that is none, or a run that failed for
@@ -194,10 +197,13 @@ def simulate(
     threads = min(threads or machine.cores, machine.cores)
     usable = board.usable if board else None
 
-    def expected_seconds(changed: Plan, micro_batch: int) -> float | None:
-        time = step_time(changed, step_runs(artifact, micro_batch), machine, threads)
+    def expected_seconds(changed: Plan, micro_batch: int, plain: bool) -> float | None:
+        time = step_time(changed, step_runs(artifact, micro_batch, plain), machine, threads)
         return time.seconds if time else None
 
+    # A command without a board plans for the typical one.
+    whose = TYPICAL_BOARD if board is None else roofline.machine_of(board)
+    place = Place(None if board is None else _named(target, board), whose, expected_seconds)
     expected = step_time(plan, step_runs(artifact), machine, threads)
     measured = _run(artifact, budget, usable, min(threads, available_threads()), seconds) if run else None
     # What the process occupies beside its working set counts on the board, so it comes off what training
@@ -225,8 +231,12 @@ def simulate(
         expected=expected,
         calibrated_seconds=_calibrated(artifact, plan, expected, measured),
         measured=measured,
-        advice=advise(artifact, plan, needed, expected_seconds),
+        advice=advise(artifact, plan, needed, place, curve),
     )
+
+
+def _named(target: str | Path | Target | None, board: Target) -> str:
+    return board.name if isinstance(target, Target) else str(target)
 
 
 def _budget(artifact: Artifact, board: Target | None, memory: int | str | None) -> tuple[int | None, str]:

@@ -111,6 +111,7 @@ class Checker:
         stale: set[str] = set()  # names whose memory was overwritten under a new name
         first: dict[str, int] = {}
         last: dict[str, int] = {}
+        unread: set[str] = set()
         work: dict[int, int] = {}
         for step, node in enumerate(self.nodes):
             for name in filter(None, node.input):
@@ -120,6 +121,7 @@ class Checker:
                     self.faults.append(f"{node.name} reads {name}, which was overwritten in place")
                 else:
                     last[memory[name]] = step
+                    unread.discard(memory[name])
             for position, name in enumerate(node.output):
                 source = IN_PLACE.get(node.op_type, {}).get(position)
                 if name and source is not None:
@@ -131,10 +133,12 @@ class Checker:
                 elif name and name not in self.bound:
                     memory[name] = name
                     first[name] = last[name] = step
+                    unread.add(name)
                     self.size[name] = self._output_bytes(node, position)
             a = self._attributes(node)
             if a.get("algorithm") == b"dense":
                 work[step] = 4 * math.prod((a["out_channels"], a["in_channels"], *a["kernel"]))
+        last |= dict.fromkeys(unread, len(self.nodes) - 1)  # ONNX Runtime frees them when the run ends
         lives = {name: (self.size[name], first[name], last[name]) for name in first}
         lives |= {f"{self.nodes[step].name}.work": (size, step, step) for step, size in work.items()}
         for name in sorted(lives.keys() | planned.keys()):

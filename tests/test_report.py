@@ -34,7 +34,7 @@ BROWSER = next(
 def simulation(tiny_artifact: Make) -> Simulation:
     path = tiny_artifact(objective="trades")
     need = Artifact.read(path).predicted_peak_bytes
-    return simulate(path, "raspberry-pi-zero-2w", memory=need - 1000, run=False)
+    return simulate(path, "raspberry-pi-zero-2w", memory=need - 1000, run=False, curve=True)
 
 
 class Links(HTMLParser):
@@ -108,8 +108,9 @@ def test_a_browser_draws_it(simulation: Simulation, tmp_path: Path, width: int) 
         assert f'data-name="{tensor.name}"' in document
     assert ">does not fit<" in document and "Raspberry Pi Zero 2 W" in document
     assert f">{simulation.predicted_peak_bytes:,}<" in document
+    assert len(simulation.advice.curve) > 3
     for point in simulation.advice.curve:
-        assert f'data-micro-batch="{point.micro_batch}"' in document
+        assert f'data-budget="{point.budget_bytes}"' in document
     for change in simulation.advice.changes:
         assert change.what in document and change.command in document
     scroll = re.search(r" scrolls (\d+)", document)

@@ -18,6 +18,7 @@ from edge_bcs.exporters import cost_model
 from edge_bcs.exporters.cost_model import COSTS, KernelCosts, Walk
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.targets import advice, simulator
+from edge_bcs.targets.host_run import measure
 from edge_bcs.targets.layout import assign, letters, text_map
 from edge_bcs.targets.plans import Phase, Plan, Tensor, plan_of
 from edge_bcs.targets.roofline import machine_of, step_runs, step_time, this_host
@@ -161,8 +162,6 @@ def test_a_calibration_of_this_machine_is_used(tmp_path: Path, monkeypatch: pyte
 def test_runs_a_step_are_those_of_the_trainer(
     tiny_artifact: Make, objective: str, runs: dict[str, int]
 ) -> None:
-    from edge_bcs.targets.host_run import measure
-
     path = tiny_artifact(objective=objective)
     assert step_runs(Artifact.read(path)) == runs
     measured = measure(str(path), None, 1, 0.05)
@@ -270,9 +269,13 @@ def test_this_host_is_a_board() -> None:
 # Changes
 
 
-def test_every_change_is_what_the_compiler_makes_of_it(resnet: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("target", "share"), [(None, 0.8), ("raspberry-pi-4", 0.5)])
+def test_every_command_does_what_it_says(
+    resnet: Path, tmp_path: Path, target: str | None, share: float
+) -> None:
     need = Artifact.read(resnet).predicted_peak_bytes
-    result = simulate(resnet, memory=int(need * 0.8), run=False)
+    budget = int(need * share)
+    result = simulate(resnet, target, memory=budget, run=False)
     changes = result.advice.changes
     assert result.advice.source == advice.COMPILED
     assert {"--batch-norm", "--objective", "--sparsity", "--width"} <= {
@@ -283,45 +286,69 @@ def test_every_change_is_what_the_compiler_makes_of_it(resnet: Path, tmp_path: P
     assert order == sorted(order)
     for number, change in enumerate(changes):
         assert change.saved_bytes == need - change.peak_bytes > 0
-        assert change.fits == (change.peak_bytes <= int(need * 0.8))
+        assert change.fits == (change.peak_bytes <= budget)
         words = shlex.split(change.command)
         assert words[:2] == ["edge-bcs", "export"] and words[-2] == "-o"
-        words[-1] = str(tmp_path / str(number))
+        path = words[-1] = str(tmp_path / str(number))
         done = CliRunner().invoke(main, [*words[1:], "--no-validate"])
         assert done.exit_code == 0, (change.command, done.output)
-        assert Artifact.read(tmp_path / str(number)).predicted_peak_bytes == change.peak_bytes, change.what
+        assert Artifact.read(path).predicted_peak_bytes == change.peak_bytes, change.what
+        if not change.fits:
+            continue
+        # It really trains inside the budget that the artifact did not fit: the allocator refuses a byte more.
+        measured = measure(path, budget, 1, 0.0)
+        assert measured["peak_bytes"] == change.peak_bytes <= budget
+        then = simulate(path, target, memory=budget, run=False)
+        assert then.fits and then.expected is not None
+        # The optimizer's time depends on the connections alone and is not what is planned.
+        assert then.expected.seconds == pytest.approx(change.seconds, rel=1e-6)
 
 
-def test_the_trade_off_is_what_the_compiler_makes_of_it(resnet: Path) -> None:
+def test_the_trade_off_is_what_the_planner_makes_of_each_budget(resnet: Path, tmp_path: Path) -> None:
+    budget = int(0.7 * Artifact.read(resnet).predicted_peak_bytes)
+    points = simulate(resnet, "raspberry-pi-4", memory=budget, run=False, curve=True).advice.curve
+    assert len(points) > 4 and budget in [point.budget_bytes for point in points]
+    assert [p.peak_bytes for p in points] == sorted(p.peak_bytes for p in points)
+    seconds = [p.seconds for p in points if p.seconds is not None]
+    assert len(seconds) == len(points) and seconds[-1] < 0.8 * seconds[0]
+    assert all(later <= 1.02 * earlier for earlier, later in itertools.pairwise(seconds))
+    assert points[0].recomputed and points[0].budget_bytes == points[0].peak_bytes
+    for number, point in enumerate(points[:3]):
+        path = tmp_path / str(number)
+        words = ["--checkpoint", str(resnet), "--objective", "trades", "--batch-norm", "batch"]
+        words += ["--batch-size", "32", "--input-size", "16", "--target", "raspberry-pi-4", "--no-validate"]
+        words += ["--memory", str(point.budget_bytes), "-o", str(path)]
+        assert CliRunner().invoke(main, ["export", *words]).exit_code == 0
+        artifact = Artifact.read(path)
+        assert (artifact.micro_batch, artifact.predicted_peak_bytes) == (point.micro_batch, point.peak_bytes)
+    assert simulate(resnet, "raspberry-pi-4", run=False).advice.curve == ()
+
+
+def test_a_board_scales_the_plan_and_says_so(resnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edge_bcs.exporters.artifact import compile_network
     from edge_bcs.exporters.network import network_of
 
     from edge_bcs.loading import load
     from edge_bcs.objectives import get
 
-    points = simulate(resnet, "raspberry-pi-4", run=False).advice.curve
-    assert [point.micro_batch for point in points] == [2, 4, 8, 16, 32]
     network = network_of(load(resnet), (3, 16, 16), True)
-    for point in points:
-        compiled = compile_network(network, get("trades"), 6.0, point.micro_batch)
-        assert compiled.memory.peak_bytes == point.peak_bytes
-    assert [p.peak_bytes for p in points] == sorted(p.peak_bytes for p in points)
-    seconds = [p.seconds for p in points if p.seconds is not None]
-    assert len(seconds) == 5 and seconds == sorted(seconds, reverse=True)
 
-
-def test_a_board_scales_the_plan_and_says_so(resnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = {point.micro_batch: point for point in simulate(resnet, run=False).advice.curve}
+    place = advice.Place(None, cost_model.TYPICAL_BOARD, lambda *_: None)
 
     def absent(*_: object) -> None:
         raise ImportError("torch")
 
     monkeypatch.setattr(advice, "_Compiler", absent)
     need = Artifact.read(resnet).predicted_peak_bytes
-    result = simulate(resnet, memory=int(need * 0.6), run=False)
+    result = simulate(resnet, memory=int(need * 0.6), run=False, curve=True)
     assert result.advice.source == advice.SCALED
+    assert [point.micro_batch for point in result.advice.curve] == [2, 4, 8, 16, 32]
     for point in result.advice.curve:
-        assert point.peak_bytes == pytest.approx(compiled[point.micro_batch].peak_bytes, rel=0.05)
+        compiled = compile_network(network, get("trades"), 6.0, point.micro_batch)
+        assert point.peak_bytes == pytest.approx(compiled.memory.peak_bytes, rel=0.05)
+        walks = [walk for walks in compiled.memory.phases["attack"].walks for walk in walks]
+        scaled = advice._Scaler(result.artifact, result.plan, place).at(point.micro_batch)
+        assert [walk for walks in scaled.phases["attack"].walks for walk in walks] == walks
     best = result.advice.changes[0]
     assert best.fits and "--micro-batch" in best.command and best.source == advice.SCALED
 

@@ -68,8 +68,15 @@ def command(
     from edge_bcs.targets.simulator import simulate
     from edge_bcs.targets.terminal import show
 
-    read = Artifact.read(artifact, trust_keys)
-    simulation = simulate(read, target=target, memory=memory, threads=threads, run=run, seconds=seconds)
+    simulation = simulate(
+        Artifact.read(artifact, trust_keys),
+        target=target,
+        memory=memory,
+        threads=threads,
+        run=run,
+        seconds=seconds,
+        curve=bool(html_file or json_file),
+    )
     if html_file:
         report.write(html_file, report.html(simulation))
     if trace_file:
