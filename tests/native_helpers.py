@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import native_programs
 import numpy as np
 import onnxruntime
 from edge_bcs.runtime import library
@@ -69,7 +70,7 @@ def run(
     threads: int = 1,
     **attributes: Any,
 ) -> dict[str, np.ndarray]:
-    """Runs one operator.
+    """Runs one operator: in ONNX Runtime, or on an emulated machine (see `native_programs`).
 
     Args:
         operator: its name.
@@ -81,6 +82,9 @@ def run(
     Returns:
         name -> array of every output that is there; those that continue an input in place are new arrays.
     """
+    if native_programs.EMULATOR:
+        copies = {name: None if array is None else array.copy() for name, array in inputs.items()}
+        return native_programs.run_operator(operator, copies, outputs, threads=threads, **attributes)
     given = {name: np.ascontiguousarray(array) for name, array in inputs.items() if array is not None}
     wanted = {name + ".out": dtype for name, dtype in outputs.items() if dtype is not None}
     made = node(

@@ -15,23 +15,7 @@
 namespace edge_bcs {
 namespace {
 
-const ConvKernels& kernels() {
-  static const ConvKernels& chosen = []() -> const ConvKernels& {
-    switch (selected_isa()) {
-#ifdef EDGE_BCS_HAVE_AVX512
-      case Isa::avx512: return conv_kernels_avx512;
-#endif
-#ifdef EDGE_BCS_HAVE_AVX2
-      case Isa::avx2: return conv_kernels_avx2;
-#endif
-#ifdef EDGE_BCS_HAVE_NEON
-      case Isa::neon: return conv_kernels_neon;
-#endif
-      default: return conv_kernels_scalar;
-    }
-  }();
-  return chosen;
-}
+const ConvKernels& kernels() { return *conv_kernels(selected_isa()); }
 
 std::int64_t floor_divide(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 

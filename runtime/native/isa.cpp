@@ -62,4 +62,31 @@ const char* isa_name(Isa isa) {
   }
 }
 
+const ConvKernels* conv_kernels(Isa isa) {
+  switch (isa) {
+#ifdef EDGE_BCS_HAVE_AVX512
+    case Isa::avx512:
+      return &conv_kernels_avx512;
+#endif
+#ifdef EDGE_BCS_HAVE_AVX2
+    case Isa::avx2:
+      return &conv_kernels_avx2;
+#endif
+#ifdef EDGE_BCS_HAVE_NEON
+    case Isa::neon:
+      return &conv_kernels_neon;
+#endif
+    case Isa::scalar:
+      return &conv_kernels_scalar;
+    default:
+      return nullptr;
+  }
+}
+
 }  // namespace edge_bcs
+
+// The kernels of this machine's instruction set and, with `scalar` not 0, the scalar ones that they are checked against.
+extern "C" __attribute__((visibility("default"))) const edge_bcs::ConvKernels* edge_bcs_conv_kernels(int scalar) {
+  using namespace edge_bcs;
+  return conv_kernels(scalar != 0 ? Isa::scalar : selected_isa());
+}

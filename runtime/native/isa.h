@@ -1,6 +1,8 @@
 // Which of the compiled kernel variants this machine runs.
 #pragma once
 
+#include "kernels/walk.h"
+
 namespace edge_bcs {
 
 enum class Isa { scalar, avx2, avx512, neon };
@@ -11,5 +13,8 @@ Isa selected_isa();
 
 // "scalar", "avx2", "avx512" or "neon".
 const char* isa_name(Isa isa);
+
+// A variant's kernels; null if it was not compiled into the library.
+const ConvKernels* conv_kernels(Isa isa);
 
 }  // namespace edge_bcs

@@ -192,13 +192,8 @@ class Scratch {
 // One call of an operator: its tensors and its threads.
 class Context {
  public:
-  Context(ort::KernelContext* context, const Port* inputs, std::size_t input_count, const Port* outputs,
-          std::size_t output_count)
-      : context_(context),
-        inputs_(inputs),
-        outputs_(outputs),
-        input_count_(input_count),
-        output_count_(output_count) {}
+  Context(ort::KernelContext* context, const Port* inputs, const Port* outputs)
+      : context_(context), inputs_(inputs), outputs_(outputs) {}
 
   // Input `index`; empty if it is optional and absent.
   template <class T>
@@ -277,8 +272,6 @@ class Context {
   ort::KernelContext* context_;
   const Port* inputs_;
   const Port* outputs_;
-  std::size_t input_count_;
-  std::size_t output_count_;
 };
 
 namespace detail {
@@ -319,7 +312,7 @@ struct Bridge {
 
   static ort::Status* compute(void* kernel, ort::KernelContext* raw) {
     return guarded([&] {
-      Context context(raw, Op::inputs.data(), inputs, Op::outputs.data(), outputs);
+      Context context(raw, Op::inputs.data(), Op::outputs.data());
       static_cast<const Op*>(kernel)->compute(context);
     });
   }

@@ -1,0 +1,124 @@
+"""Instructions per floating-point operation of the NEON kernels, counted under QEMU.
+
+    python tests/arm/count_instructions.py BUILD RESULT
+
+Emulated time says nothing about a processor's, but the instructions that it executes are the same. QEMU logs
+the instructions of every block that it translates (-d in_asm) and every block that it executes (-d
+exec,nochain); the sum over all executions inside the operator library is the count. Each kernel runs once and
+then twice: the difference is one run, without what happens when the library is loaded.
+
+At best a fused multiply-add of four lanes is eight operations: 0.125 instructions for each operation, if
+nothing else had to be done.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+EMULATOR = ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"]
+INSTRUCTION = re.compile(r"^0x([0-9a-f]+):\s+[0-9a-f]{8}\s+(\S+)\s*(.*)")
+EXECUTION = re.compile(r"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/")
+
+# name -> channels, rows, pixels on a side, kernel, stride, density, lanes
+LAYERS = {
+    "3x3, 64 to 64, 16x16 pixels, 1 %": (64, 64, 16, 3, 1, 0.01, 8),
+    "3x3, 64 to 64, 16x16 pixels, 10 %": (64, 64, 16, 3, 1, 0.1, 8),
+    "3x3 every 2 pixels, 64 to 64, 8x8 pixels, 10 %": (64, 64, 8, 3, 2, 0.1, 8),
+    "1x1, 128 to 128, 8x8 pixels, 10 %": (128, 128, 8, 1, 1, 0.1, 8),
+    "linear, 256 to 128, 10 %": (256, 128, 1, 1, 1, 0.1, 8),
+}
+DENSE_LAYERS = {
+    "3x3, 16 to 32, 8x8 pixels, all": (16, 32, 8, 3, 1, 1.0, 8),
+    "3x3 every 2 pixels, 16 to 32, 8x8 pixels, all": (16, 32, 8, 3, 2, 1.0, 8),
+}
+KERNELS = {
+    "sparse": LAYERS,
+    "transposed": LAYERS,
+    "gradient": LAYERS,
+    "dense": DENSE_LAYERS,
+    "dense_gradient": DENSE_LAYERS,
+}
+
+
+def kind(mnemonic: str, operands: str) -> str:
+    """What an instruction is for."""
+    vector = bool(re.search(r"\bq\d+|\bv\d+\.(4s|16b|2d)", operands))
+    if mnemonic in ("fmla", "fmul") and vector:
+        return "vector multiply-adds"
+    if mnemonic.startswith(("ld", "st")):
+        return (
+            "vector loads and stores" if vector or "v" in operands.split("[")[0] else "other loads and stores"
+        )
+    return "other vector instructions" if vector else "other instructions"
+
+
+def count(
+    build: Path, kernel: str, layer: tuple[float, ...], times: int
+) -> tuple[collections.Counter[str], int]:
+    """Instructions of the library by kind, and the operations of one run of the kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        program = [
+            str(build / "kernel_work"),
+            str(build / "libedge_bcs_ops.so"),
+            kernel,
+            *(str(n) for n in layer),
+        ]
+        command = [*EMULATOR, "-d", "in_asm,exec,nochain", "-D", str(log), *program, str(times)]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        operations, library = (int(number) for number in output.split())
+        inside = range(library, library + (build / "libedge_bcs_ops.so").stat().st_size)
+        blocks: dict[int, collections.Counter[str]] = {}
+        counts: collections.Counter[str] = collections.Counter()
+        executions: collections.Counter[int] = collections.Counter()
+        block = None
+        with log.open() as lines:
+            for line in lines:
+                if line.startswith("Trace"):
+                    found = EXECUTION.match(line)
+                    assert found, line
+                    executions[int(found[1], 16)] += 1
+                elif line.startswith("IN:"):
+                    block = collections.Counter()
+                    first = None
+                elif block is not None and (found := INSTRUCTION.match(line)):
+                    if first is None:
+                        first = int(found[1], 16)
+                        blocks[first] = block
+                    block[kind(found[2], found[3])] += 1
+        for address, number in executions.items():
+            if address not in inside:
+                continue
+            for name, instructions in blocks[address].items():
+                counts[name] += number * instructions
+    return counts, operations
+
+
+def main(build: Path, result: Path) -> None:
+    rows = []
+    for kernel, layers in KERNELS.items():
+        for name, layer in layers.items():
+            once, operations = count(build, kernel, layer, 1)
+            twice, _ = count(build, kernel, layer, 2)
+            one = {key: (twice[key] - once[key]) / operations for key in sorted(twice)}
+            rows.append({"kernel": kernel, "layer": name, "operations": operations,
+                         "instructions_per_operation": round(sum(one.values()), 4),
+                         "of_these": {key: round(value, 4) for key, value in one.items()}})  # fmt: skip
+            print(f"{kernel:>15}  {name:<48} {sum(one.values()):.3f}", flush=True)
+    version = subprocess.run([EMULATOR[0], "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout
+    compiler = subprocess.run(
+        ["aarch64-linux-gnu-g++", "--version"], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    report = {"emulator": version.splitlines()[0], "compiler": compiler.splitlines()[0], "rows": rows}
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

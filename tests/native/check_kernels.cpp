@@ -1,0 +1,143 @@
+// Every convolution kernel of this machine's instruction set against the scalar one, on random layers:
+//
+//   check_kernels LIBRARY [LAYERS] [SEED]
+//
+// For each number of the two results the allowed difference follows from the rounding errors of a sum of that many
+// terms of that size; the size is measured by running the scalar kernel on the absolute values of everything. So a
+// number that no term reaches (a halo, a float beyond an image row, what a mask stops) must be equal, and a term that
+// is missing or counted twice is seen. Prints what was compared; exit status 1 if anything differed.
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+
+#include "layer.h"
+
+namespace {
+
+using namespace layers;
+
+// `big`: long rows of weights, walked in chunks and groups.
+Layer random_layer(Random& random, bool big) {
+  Layer layer;
+  Walk& walk = layer.walk;
+  const std::int64_t kernel_height = random.one_of({1, 3, 3, 5, 2}), kernel_width = random.one_of({1, 3, 3, 5, 4});
+  walk.lanes = random.one_of({1, 2, 3, 4, 5, 8, 8, 12, 16, 16, 32});
+  walk.blocks = random.in(1, 3);
+  walk.channels = big ? random.in(40, 160) : random.in(1, 12);
+  walk.rows = big ? random.in(10, 140) : random.in(1, 14);
+  walk.height = random.in(1, big ? 6 : 10);
+  walk.width = random.in(1, big ? 6 : 11);
+  // A forward walk takes steps in its input; one phase of a gradient with respect to the input takes them in its
+  // output, and uses some of the kernel's positions only.
+  layer.step_in = random.one_of({1, 1, 1, 2, 2, 3});
+  if (layer.step_in == 1) layer.step_out = random.one_of({1, 1, 2, 3});
+  layer.phase_y = random.in(0, layer.step_out - 1);
+  layer.phase_x = random.in(0, layer.step_out - 1);
+  const std::int64_t padding = random.in(0, std::max(kernel_height, kernel_width) / 2);
+  lay_out(layer, kernel_height, kernel_width, padding, random.in(0, 1), random.in(0, 2),
+          random.in(0, layer.step_out - 1 - layer.phase_y), random.in(0, layer.step_out - 1 - layer.phase_x));
+  for (std::int64_t k = 0; k < kernel_height * kernel_width; ++k)
+    if (layer.step_out == 1 || random.chance(0.5)) walk.used[walk.taps++] = static_cast<std::uint8_t>(k);
+  if (walk.taps == 0) walk.used[walk.taps++] = 0;
+  // Each row empty, full, or in between; sometimes a batch that does not fill its last block.
+  const double density = random.one_of({0.02, 0.2, 0.6, 1.0});
+  fill(layer, random, random.chance(0.3) ? random.in(1, walk.lanes) : walk.lanes,
+       [&] { return random.one_of({density, density, density, density, 0.0, 1.0}); });
+  layer.relu = random.chance(0.5);
+  layer.scaled = random.chance(0.5);
+  layer.added = random.chance(0.5);
+  layer.positions = random.chance(0.5);
+  layer.factors = layer.positions && random.chance(0.5);
+  layer.mask = static_cast<int>(random.in(0, 2));
+  layer.writes_bits = layer.mask != 2 && layer.step_out == 1 && random.chance(0.7);
+  return layer;
+}
+
+// One kernel's comparisons.
+struct Tally {
+  const char* kernel;
+  Result (*run)(const ConvKernels&, const Layer&, bool dense, float before);
+  bool dense, gradient;
+  long layers = 0, numbers = 0, wrong = 0;
+  double worst = 0;  // largest difference, in units of what is allowed
+
+  void compare(const ConvKernels& variant, const ConvKernels& scalar, const Layer& layer) {
+    const Result expected = run(scalar, layer, dense, untouched), actual = run(variant, layer, dense, untouched);
+    const Result magnitude = run(scalar, layer.magnitudes(), dense, 0);
+    const double terms = gradient ? static_cast<double>(layer.walk.blocks * layer.walk.height * layer.walk.width * layer.walk.lanes)
+                                  : static_cast<double>(layer.walk.channels * layer.walk.taps);
+    const double relative = 1.5 * std::sqrt(terms + 16) * 0x1p-24;
+    std::vector<bool> near_zero(expected.floats.size());
+    ++layers;
+    numbers += static_cast<long>(expected.floats.size());
+    for (std::size_t i = 0; i < expected.floats.size(); ++i) {
+      const double allowed = relative * (std::fabs(static_cast<double>(magnitude.floats[i])) +
+                                         (gradient ? std::fabs(static_cast<double>(layer.before[i])) : 0));
+      const double error = std::fabs(static_cast<double>(actual.floats[i]) - static_cast<double>(expected.floats[i]));
+      near_zero[i] = std::fabs(expected.floats[i]) <= allowed;
+      if (error > 0) worst = std::max(worst, error / std::max(allowed, 1e-300));
+      if (!(error <= allowed)) report(layer, "float", i, static_cast<double>(expected.floats[i]), static_cast<double>(actual.floats[i]));
+    }
+    for (std::size_t byte = 0; byte < expected.bits.size(); ++byte) {
+      const unsigned different = expected.bits[byte] ^ actual.bits[byte];
+      for (unsigned bit = 0; bit < 8; ++bit)
+        if ((different >> bit & 1) != 0 && !bit_near_zero(layer, near_zero, byte, bit))
+          report(layer, "byte of bits", byte, expected.bits[byte], actual.bits[byte]);
+    }
+  }
+
+ private:
+  // Whether the output of which this bit tells the sign may have either.
+  static bool bit_near_zero(const Layer& layer, const std::vector<bool>& near_zero, std::size_t byte, unsigned bit) {
+    const auto at = static_cast<std::int64_t>(byte);
+    const std::int64_t block = at / layer.walk.bits_block, row = at % layer.walk.bits_block / layer.walk.bits_plane;
+    const std::int64_t y = at % layer.walk.bits_plane / layer.bit_row();
+    const std::int64_t x = at % layer.bit_row() * 8 + bit;
+    if (x >= layer.out.width * layer.out.lanes) return false;
+    return near_zero[static_cast<std::size_t>(block * layer.out.block() + layer.out.origin() + row * layer.out.plane() +
+                                              y * layer.out.row() + x)];
+  }
+
+  void report(const Layer& layer, const char* what, std::size_t i, double expected, double actual) {
+    if (++wrong <= 5)
+      std::printf("%s: %s %zu is %.9g, not %.9g (%s)\n", kernel, what, i, actual, expected, layer.text().c_str());
+  }
+};
+
+int check(const char* path, int layers, unsigned seed) {
+  const Kernels kernels(path);
+  Random random(seed);
+  std::array<Tally, 4> tallies{{{"sparse", walk_with, false, false},
+                                {"dense", walk_with, true, false},
+                                {"gradient", gradient_with, false, true},
+                                {"dense_gradient", gradient_with, true, true}}};
+  for (int i = 0; i < layers; ++i) {
+    const Layer layer = random_layer(random, i % 16 == 15);
+    for (Tally& tally : tallies)
+      // dy has no steps between its pixels.
+      if (!tally.gradient || layer.step_out == 1) tally.compare(*kernels.fast, *kernels.scalar, layer);
+  }
+  long wrong = 0;
+  for (const Tally& tally : tallies) {
+    std::printf("%s %s: %ld layers, %ld numbers, largest difference %.2f of what rounding allows, %ld wrong\n", kernels.isa,
+                tally.kernel, tally.layers, tally.numbers, tally.worst, tally.wrong);
+    wrong += tally.wrong;
+    if (tally.layers == 0) throw std::runtime_error("a kernel was not checked");
+  }
+  return wrong == 0 ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  try {
+    if (count < 2) throw std::runtime_error("use: check_kernels LIBRARY [LAYERS] [SEED]");
+    return check(arguments[1], count > 2 ? std::atoi(arguments[2]) : 400,
+                 count > 3 ? static_cast<unsigned>(std::atoi(arguments[3])) : 7);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "check_kernels: %s\n", error.what());
+    return 2;
+  }
+}
