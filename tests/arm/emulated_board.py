@@ -47,7 +47,7 @@ ORT = ["--steps", "20", "--learning-rate", "0.02", "--eval-samples", "0"]
 
 # Largest relative difference of a loss: float32 sums in another order and, in what follows, what the sign of
 # a gradient near zero makes of that.
-TOLERANCE = 2e-4
+TOLERANCE = 1e-5
 
 
 def say(text: str) -> None:

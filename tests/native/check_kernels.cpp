@@ -5,7 +5,8 @@
 // For each number of the two results the allowed difference follows from the rounding errors of a sum of that many
 // terms of that size; the size is measured by running the scalar kernel on the absolute values of everything. So a
 // number that no term reaches (a halo, a float beyond an image row, what a mask stops) must be equal, and a term that
-// is missing or counted twice is seen. Prints what was compared; exit status 1 if anything differed.
+// is missing or counted twice is seen. Bits must be those of the floats written beside them. Prints what was compared;
+// exit status 1 if anything differed.
 
 #include <array>
 #include <cstdio>
@@ -69,35 +70,32 @@ struct Tally {
     const double terms = gradient ? static_cast<double>(layer.walk.blocks * layer.walk.height * layer.walk.width * layer.walk.lanes)
                                   : static_cast<double>(layer.walk.channels * layer.walk.taps);
     const double relative = 1.5 * std::sqrt(terms + 16) * 0x1p-24;
-    std::vector<bool> near_zero(expected.floats.size());
     ++layers;
     numbers += static_cast<long>(expected.floats.size());
     for (std::size_t i = 0; i < expected.floats.size(); ++i) {
       const double allowed = relative * (std::fabs(static_cast<double>(magnitude.floats[i])) +
                                          (gradient ? std::fabs(static_cast<double>(layer.before[i])) : 0));
       const double error = std::fabs(static_cast<double>(actual.floats[i]) - static_cast<double>(expected.floats[i]));
-      near_zero[i] = std::fabs(expected.floats[i]) <= allowed;
       if (error > 0) worst = std::max(worst, error / std::max(allowed, 1e-300));
       if (!(error <= allowed)) report(layer, "float", i, static_cast<double>(expected.floats[i]), static_cast<double>(actual.floats[i]));
     }
     for (std::size_t byte = 0; byte < expected.bits.size(); ++byte) {
-      const unsigned different = expected.bits[byte] ^ actual.bits[byte];
-      for (unsigned bit = 0; bit < 8; ++bit)
-        if ((different >> bit & 1) != 0 && !bit_near_zero(layer, near_zero, byte, bit))
-          report(layer, "byte of bits", byte, expected.bits[byte], actual.bits[byte]);
+      const unsigned bits = layer.writes_bits ? bits_of(layer, actual.floats, byte) : expected.bits[byte];
+      if (bits != actual.bits[byte]) report(layer, "byte of bits", byte, bits, actual.bits[byte]);
     }
   }
 
  private:
-  // Whether the output of which this bit tells the sign may have either.
-  static bool bit_near_zero(const Layer& layer, const std::vector<bool>& near_zero, std::size_t byte, unsigned bit) {
+  // The bits that belong beside the variant's own output: which of eight floats are positive.
+  static unsigned bits_of(const Layer& layer, const Floats& floats, std::size_t byte) {
     const auto at = static_cast<std::int64_t>(byte);
     const std::int64_t block = at / layer.walk.bits_block, row = at % layer.walk.bits_block / layer.walk.bits_plane;
-    const std::int64_t y = at % layer.walk.bits_plane / layer.bit_row();
-    const std::int64_t x = at % layer.bit_row() * 8 + bit;
-    if (x >= layer.out.width * layer.out.lanes) return false;
-    return near_zero[static_cast<std::size_t>(block * layer.out.block() + layer.out.origin() + row * layer.out.plane() +
-                                              y * layer.out.row() + x)];
+    const std::int64_t y = at % layer.walk.bits_plane / layer.bit_row(), first = at % layer.bit_row() * 8;
+    const std::int64_t from = block * layer.out.block() + layer.out.origin() + row * layer.out.plane() + y * layer.out.row();
+    unsigned bits = 0;
+    for (std::int64_t x = first; x < std::min(first + 8, layer.out.width * layer.out.lanes); ++x)
+      bits |= static_cast<unsigned>(floats[static_cast<std::size_t>(from + x)] > 0) << (x - first);
+    return bits;
   }
 
   void report(const Layer& layer, const char* what, std::size_t i, double expected, double actual) {
@@ -121,7 +119,7 @@ int check(const char* path, int layers, unsigned seed) {
   }
   long wrong = 0;
   for (const Tally& tally : tallies) {
-    std::printf("%s %s: %ld layers, %ld numbers, largest difference %.2f of what rounding allows, %ld wrong\n", kernels.isa,
+    std::printf("%s %s: %ld layers, %ld numbers, largest difference %.3g of what rounding allows, %ld wrong\n", kernels.isa,
                 tally.kernel, tally.layers, tally.numbers, tally.worst, tally.wrong);
     wrong += tally.wrong;
     if (tally.layers == 0) throw std::runtime_error("a kernel was not checked");
