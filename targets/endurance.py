@@ -147,7 +147,12 @@ def _growth(memory: list[dict[str, int]]) -> dict[str, int]:
     counted = max(entry["budget_bytes"] for entry in memory) - min(entry["budget_bytes"] for entry in memory)
     if growth > _GROWTH_ALLOWED or counted:
         raise EdgeBcsError(f"memory grew: resident by {growth} bytes, what the budget counts by {counted}.")
-    return {"rss_growth_bytes": growth, "budget_growth_bytes": counted}
+    late = memory[-1]["rss_bytes"] - memory[len(memory) // 2]["rss_bytes"]
+    return {
+        "rss_growth_bytes": growth,
+        "rss_growth_second_half_bytes": late,
+        "budget_growth_bytes": counted,
+    }
 
 
 def _export(folder: Path) -> Path:
@@ -175,6 +180,7 @@ A ResNet-18 of a sixteenth of the width at 99 % sparsity: {connections:,} connec
 | of the first connections still there | {kept} | |
 | growth of what the budget counts | {budget} bytes | {train_budget} bytes |
 | growth of resident memory, from a tenth of the way to the end | {rss:,} bytes | {train_rss:,} bytes |
+| the same, from half of the way to the end | {late:,} bytes | {train_late:,} bytes |
 | saves | | {saves:,} |
 """
 
@@ -225,6 +231,8 @@ def _readme(result: dict[str, Any]) -> str:
         budget=rewiring["budget_growth_bytes"],
         train_budget=training["budget_growth_bytes"],
         rss=rewiring["rss_growth_bytes"],
+        late=rewiring["rss_growth_second_half_bytes"],
+        train_late=training["rss_growth_second_half_bytes"],
         train_rss=training["rss_growth_bytes"],
         saves=training["saves"],
     )
