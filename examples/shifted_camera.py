@@ -29,9 +29,9 @@ from edge_bcs.data import ArrayDataset, open_data
 
 CLASSES = (0, 1, 3, 5, 8)  # airplane, automobile, cat, dog, ship
 BLUR = 0.7  # standard deviation of the blur, pixels
-GAIN = (1.10, 0.95, 0.70)  # of red, green and blue: a warm lamp
-CONTRAST = 0.6  # about the middle grey
-NOISE = 0.04  # standard deviation of the sensor's noise, in units of the full range
+GAIN = (1.10, 0.97, 0.80)  # of red, green and blue: a warm lamp
+CONTRAST = 0.75  # about the middle grey
+NOISE = 0.03  # standard deviation of the sensor's noise, in units of the full range
 
 
 def seen_by_the_camera(images: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
@@ -69,6 +69,7 @@ def main(checkpoint: str, spec: str, output: Path, **options: Any) -> None:
     rows = []
     for name, objective in (("none", None), ("plain", "natural"), ("robust (AT, PGD-10)", "at")):
         rows.append({"fine_tuning": name, **measure(checkpoint, objective, training, held_out, options)})
+    output.mkdir(parents=True, exist_ok=True)
     write_report(output / "report.json", {"checkpoint": checkpoint, "data": spec, **options, "rows": rows})
     table(
         f"{len(held_out)} held-out images of the shifted camera",
