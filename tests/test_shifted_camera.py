@@ -1,4 +1,4 @@
-"""The example of examples/shifted_camera.py: what its camera does to an image, and the whole of it on digits."""
+"""examples/shifted_camera.py: what its camera does to an image, and the whole of it on digits."""
 
 from __future__ import annotations
 
