@@ -56,7 +56,7 @@ test: $(INSTALLED)
 
 # onnxruntime-training-cpu 1.19.2 takes the place of onnxruntime, so it has an environment of its own.
 test-ort-training:
-	$(PYTHON) -m venv $(VENV)-ort-training $(VENV)-lowest
+	$(PYTHON) -m venv $(VENV)-ort-training
 	$(VENV)-ort-training/bin/python -m pip install --quiet --disable-pip-version-check '.[ort-training]' 'pytest>=8.0'
 	$(VENV)-ort-training/bin/pytest tests/ort_training
 
