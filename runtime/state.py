@@ -36,6 +36,7 @@ VERSION = "1"
 PREVIOUS = "state.previous.safetensors"
 PARTIAL = STATE + PARTIAL_SUFFIX
 _HEADER_BYTES = 1 << 10
+_BOUNDS = {"step": 2**56, "seed": 2**64}  # of the counters of the random numbers
 _SAFETENSORS_TYPES = {"float32": "F32", "int32": "I32"}
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -123,7 +124,8 @@ def _verified_metadata(file: Path, layout: dict[str, tuple[str, int]], sealed: b
                     f"{name} is {piece.get_dtype()}{piece.get_shape()} instead of {dtype}[{length}]"
                 )
         for name in ("step", "seed"):
-            if not metadata.get(name, "").isascii() or not metadata.get(name, "").isdigit():
+            text = metadata.get(name, "")
+            if not text.isascii() or not text.isdigit() or len(text) > 20 or int(text) >= _BOUNDS[name]:
                 raise EdgeBcsError(f"its metadata has no valid {name}")
         if not sealed:
             stated = metadata.pop("sha256", None)

@@ -109,7 +109,7 @@ def plan_of(memory: Any) -> Plan:
         }
         bound = {str(name): int(size) for name, size in memory["bound"].items()}
         plan = Plan(int(memory["predicted_peak_bytes"]), bound, phases)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EdgeBcsError(
             f"the manifest's memory plan cannot be read ({type(error).__name__}: {error}); "
             "export the artifact again."

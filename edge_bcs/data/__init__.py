@@ -14,7 +14,7 @@
 | file.npz (or train.npz with test.npz) | x and y, images and labels, or x_train, y_train, x_test, y_test |
 
 A source without a test split of its own has every tenth image of each class held out. Only numpy is needed,
-plus Pillow for image files and scipy for .mat.
+plus Pillow for image files.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,9 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "val", "valid", "validation")
 _LARGEST_FILE = 64 << 20
 _LARGEST_PIXELS = 64 << 20
+_LARGEST_HEADER = 1 << 20
+# Pillow knows many more by their content, whatever their names, and gives some (PostScript) to programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def decode(data: bytes, shape: Shape, source: str) -> Array:
     except ImportError:
         raise EdgeBcsError("reading image files needs Pillow: run `pip install pillow`.") from None
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _quietly(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > _LARGEST_PIXELS:
                 raise EdgeBcsError(
                     f"{source} declares {image.width}×{image.height} pixels, which is refused."
@@ -66,11 +71,26 @@ def decode(data: bytes, shape: Shape, source: str) -> Array:
             pixels = np.asarray(converted, np.uint8)
     except UnidentifiedImageError:
         raise EdgeBcsError(f"{source} is not an image that Pillow can read.") from None
+    except Image.DecompressionBombError:
+        raise EdgeBcsError(f"{source} declares far too many pixels, which is refused.") from None
     except EdgeBcsError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise EdgeBcsError(f"{source} is damaged or truncated ({error}).") from None
+        raise EdgeBcsError(f"{source} is damaged or truncated ({reason(error)}).") from None
     return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
+
+
+def reason(error: Exception) -> str:
+    """What another library says of a fault, in one line that is not long."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Pillow's warnings about what is damaged, of which all that matters ends in an exception."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def check_channels(shape: Shape) -> None:
@@ -81,38 +101,72 @@ def check_channels(shape: Shape) -> None:
 
 def folder_entries(folder: Path) -> Iterator[Entry]:
     """Yield the images of ``folder``/[train|test/]class/, refusing class folders without any image."""
-    split_folders = [path for path in _folders(folder) if path.name.lower() in TRAIN_NAMES + TEST_NAMES]
+    split_folders = [
+        path for path in _folders(folder, folder) if path.name.lower() in TRAIN_NAMES + TEST_NAMES
+    ]
     for parent in split_folders or [folder]:
-        for class_folder in _folders(parent):
+        for class_folder in _folders(parent, folder):
             found = False
-            for name in sorted(os.listdir(class_folder)):
-                entry = entry_of(f"{parent.name}/{class_folder.name}/{name}")
+            with os.scandir(class_folder) as listing:
+                files = sorted(listing, key=lambda file: file.name)
+            for file in files:
+                entry = entry_of(f"{parent.name}/{class_folder.name}/{file.name}")
                 if entry is not None:
                     found = True
-                    yield Entry(
-                        entry.split if split_folders else "", class_folder.name, str(class_folder / name)
-                    )
+                    _check_link(file, folder)
+                    if not file.is_file():
+                        raise EdgeBcsError(f"{file.path} is not a file, which is refused among images.")
+                    yield Entry(entry.split if split_folders else "", class_folder.name, file.path)
             if not found:
                 raise EdgeBcsError(
                     f"the class folder {class_folder} holds no image ({', '.join(SUFFIXES[:3])}, …)."
                 )
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _folders(parent: Path, root: Path) -> list[Path]:
+    found = sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for path in found:
+        _check_link(path, root)
+    return found
+
+
+def _check_link(path: Path | os.DirEntry[str], root: Path) -> None:
+    """Refuse a link that leads out of the data's folder: a copy of that folder from elsewhere may name any
+    file of this machine."""
+    if path.is_symlink() and not Path(path).resolve().is_relative_to(root.resolve()):
+        raise EdgeBcsError(
+            f"{os.fspath(path)} is a link out of {root}, which is refused: copy what it names into it."
+        )
+
+
+class TarHeader(tarfile.TarInfo):
+    """A header of a tar, refused where it declares an extended header of more than 1 MiB: Python reads those
+    into memory whole."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        extended = (
+            tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+            tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+        )  # fmt: skip
+        if self.type in extended and self.size > _LARGEST_HEADER:
+            raise EdgeBcsError("a tar declares an extended header of more than 1 MiB, which is refused.")
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return member
 
 
 def archive_entries(file: Path, split: str = "") -> Iterator[Entry]:
     """Yield the images of a tar that is not compressed, with the places of their bytes; nothing is
     unpacked."""
     try:
-        with tarfile.open(file, "r:") as archive:
+        with tarfile.open(file, "r:", tarinfo=TarHeader) as archive:
             for member in archive:
                 entry = entry_of(member.name, member.offset_data, member.size) if member.isreg() else None
                 if entry is not None:
                     yield Entry(split or entry.split, entry.class_name, entry.name, entry.offset, entry.size)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise EdgeBcsError(f"{file} is not a complete tar archive ({error}).") from None
+    except EdgeBcsError:
+        raise
+    except Exception as error:  # beside its own kinds, tarfile lets through those of what it calls
+        raise EdgeBcsError(f"{file} is not a complete tar archive ({reason(error)}).") from None
 
 
 class ImageFiles(Dataset):

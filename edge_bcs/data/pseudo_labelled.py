@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edge_bcs.data.dataset import Dataset, Shape
-from edge_bcs.data.readers import _ArraysOnly, npz_rows
+from edge_bcs.data.readers import npz_rows, read_arrays
 from edge_bcs.data.store import Row, Stored
 from edge_bcs.errors import EdgeBcsError
 
@@ -43,16 +42,8 @@ def open_pseudo_labelled(path: str | Path, shape: Shape, *, trust_pickle: bool =
 
 
 def _pickle_rows(file: Path, shape: Shape) -> Iterator[Row]:
-    if file.stat().st_size > _LARGEST:
-        raise EdgeBcsError(f"{file} is larger than 4 GiB.")
-    try:
-        with file.open("rb") as stream:
-            content: Any = _ArraysOnly(stream, encoding="bytes").load()
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise EdgeBcsError(f"{file} is not a pickle of arrays ({error}).") from None
-    if not isinstance(content, dict):
-        raise EdgeBcsError(f"{file} holds no dictionary of arrays.")
-    named = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
+    with file.open("rb") as stream:
+        named = read_arrays(stream, str(file), "a pickle of arrays", _LARGEST)
     images = named.get("data")
     labels = next((named[name] for name in _LABELS if name in named), None)
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or labels is None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import pickletools
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -13,8 +16,9 @@ from typing import IO, Any
 import numpy as np
 
 from edge_bcs.data.dataset import Array, Shape
-from edge_bcs.data.images import _LARGEST_FILE, decode, entry_of
-from edge_bcs.data.store import Row
+from edge_bcs.data.images import _LARGEST_FILE, TarHeader, decode, entry_of, reason
+from edge_bcs.data.matlab import MatlabArray, arrays
+from edge_bcs.data.store import LARGEST_STORE, Row
 from edge_bcs.errors import EdgeBcsError
 
 CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -23,53 +27,109 @@ CIFAR100_FILES = ("train", "test")
 _IMAGES = ("x", "images", "data")
 _LABELS = ("y", "labels", "targets")
 _LARGEST_PICKLE = 1 << 30
+_LARGEST_MEMO = 1 << 20
+_LARGEST_TAR = 4 * LARGEST_STORE
+_MOST_IMAGES = 1 << 24
+
+
+class _StoredArray:
+    """A numeric array as a pickle describes it; ``array`` is there once the description is complete."""
+
+    array: Array | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        flat = np.frombuffer(data if isinstance(data, bytes) else data.encode("latin1"), dtype.dtype)
+        self.array = flat.reshape([int(size) for size in shape], order="F" if fortran else "C")
+
+
+class _StoredType:
+    """The element type of such an array; what a pickle adds to it is its byte order, which must be ours."""
+
+    def __init__(self, text: Any, *rest: Any) -> None:
+        text = text.decode() if isinstance(text, bytes) else text
+        if text not in ("u1", "uint8", "i8", "int64", "i4"):
+            raise EdgeBcsError(f"it holds an array of {text!r}, which CIFAR batches do not")
+        self.dtype = np.dtype(text)
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in ("|", "<", b"|", b"<"):
+            raise EdgeBcsError(f"it holds an array of the byte order {state[1]!r}")
+
+
+class _Call:
+    """Something that a pickle may call, and can do nothing else with: it has no attributes to replace."""
+
+    __slots__ = ()
+
+
+class _Reconstruct(_Call):
+    def __call__(self, kind: Any, shape: Any, dtype: Any) -> _StoredArray:
+        return _StoredArray()  # its content and shape follow by __setstate__
+
+
+class _Encode(_Call):
+    def __call__(self, text: Any, encoding: Any = "latin1") -> bytes:
+        return str(text).encode("latin1")
+
+
+class _Dtype(_Call):
+    def __call__(self, text: Any, *rest: Any) -> _StoredType:
+        return _StoredType(text)
+
+
+_KNOWN = {
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy", "ndarray"): _Call(),
+    ("numpy", "dtype"): _Dtype(),
+    ("_codecs", "encode"): _Encode(),
+}
 
 
 class _ArraysOnly(pickle.Unpickler):
     """An unpickler that can build numbers, text, lists, dicts and numeric numpy arrays, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _empty_array
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return _numeric_dtype
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        raise EdgeBcsError(f"it asks for {module}.{name}, which CIFAR batches do not need")
+        if (module, name) not in _KNOWN:
+            raise EdgeBcsError(f"it asks for {module}.{name}, which CIFAR batches do not need")
+        return _KNOWN[module, name]
 
 
-def _empty_array(kind: Any, shape: Any, dtype: Any) -> Array:
-    return np.empty(0, np.uint8)  # its content and shape follow by __setstate__
+def read_arrays(stream: IO[bytes], source: str, what: str, largest: int = _LARGEST_PICKLE) -> dict[str, Any]:
+    """Return the dictionary of a pickle, its arrays as numpy's, without ever running what it says to run.
 
-
-def _numeric_dtype(text: Any, *rest: Any) -> np.dtype[Any]:
-    if text not in ("u1", "uint8", "i8", "int64", "i4", b"u1", b"i8", b"i4"):
-        raise EdgeBcsError(f"it holds an array of {text!r}, which CIFAR batches do not")
-    return np.dtype(text.decode() if isinstance(text, bytes) else text)
-
-
-def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
-    return str(text).encode("latin1")
-
-
-def unpickle(stream: IO[bytes], source: str) -> dict[bytes, Any]:
-    """Return the dictionary (bytes keys) of a CIFAR batch, without ever running what the file says to run."""
+    Raises EdgeBcsError for a pickle that is damaged, larger than ``largest`` bytes, holds anything but a
+    dictionary, or asks for more than numbers, text, lists, dictionaries and numeric arrays.
+    """
     try:
-        content = _ArraysOnly(io.BytesIO(stream.read(_LARGEST_PICKLE)), encoding="bytes").load()
+        content = stream.read(largest + 1)
+        if len(content) > largest:
+            raise EdgeBcsError(f"it is larger than {largest >> 20} MiB")
+        for operation, argument, _ in pickletools.genops(content):
+            # Python's unpickler makes a table as large as the largest number that the pickle mentions.
+            if "PUT" in operation.name and int(argument or 0) > _LARGEST_MEMO:
+                raise EdgeBcsError(f"it numbers an object {argument}")
+        loaded = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(loaded, dict):
+            raise EdgeBcsError("it holds no dictionary")
+        named = {key.decode() if isinstance(key, bytes) else key: value for key, value in loaded.items()}
     except Exception as error:  # a damaged pickle raises almost anything
-        raise EdgeBcsError(f"{source} is not a CIFAR python batch ({error}).") from None
-    if not isinstance(content, dict):
-        raise EdgeBcsError(f"{source} is not a CIFAR python batch (it holds no dictionary).")
-    return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
+        raise EdgeBcsError(f"{source} is not {what} ({reason(error)}).") from None
+    return {name: value.array if isinstance(value, _StoredArray) else value for name, value in named.items()}
 
 
-def cifar_rows(content: dict[bytes, Any], split: str, shape: Shape, source: str) -> Iterator[Row]:
+def unpickle(stream: IO[bytes], source: str) -> dict[str, Any]:
+    """Return the dictionary of a CIFAR batch, without ever running what the file says to run."""
+    return read_arrays(stream, source, "a CIFAR python batch")
+
+
+def cifar_rows(content: dict[str, Any], split: str, shape: Shape, source: str) -> Iterator[Row]:
     """Yield the images of one batch: data u8 [n, 3072], labels or fine_labels."""
-    data, labels = content.get(b"data"), content.get(b"fine_labels", content.get(b"labels"))
+    data, labels = content.get("data"), content.get("fine_labels", content.get("labels"))
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise EdgeBcsError(f"{source} has no data of n×3072 bytes.")
+    labels = _whole_numbers(labels)
     if labels is None or len(labels) != len(data):
         raise EdgeBcsError(f"{source} does not have one label per image.")
     if shape != (3, 32, 32):
@@ -78,9 +138,19 @@ def cifar_rows(content: dict[bytes, Any], split: str, shape: Shape, source: str)
         yield Row(split, int(label), f"{source}:{number}", pixels.reshape(3, 32, 32))
 
 
-def cifar_classes(content: dict[bytes, Any], count: int) -> tuple[str, ...]:
+def _whole_numbers(labels: Any) -> Array | None:
+    """A list or array of labels as an array of one dimension; None if it is anything else."""
+    if isinstance(labels, list) and not all(type(label) is int and abs(label) < 1 << 31 for label in labels):
+        return None
+    if not isinstance(labels, (list, np.ndarray)):
+        return None
+    array = np.asarray(labels)
+    return array if array.ndim == 1 and (array.dtype.kind in "iu" or not len(array)) else None
+
+
+def cifar_classes(content: dict[str, Any], count: int) -> tuple[str, ...]:
     """Return the class names of a CIFAR meta file, or numbers if it has none."""
-    names = content.get(b"fine_label_names", content.get(b"label_names"))
+    names = content.get("fine_label_names", content.get("label_names"))
     if not isinstance(names, list) or len(names) != count:
         return tuple(str(label) for label in range(count))
     return tuple(name.decode("ascii", "replace") if isinstance(name, bytes) else str(name) for name in names)
@@ -100,9 +170,13 @@ def cifar_folder_rows(folder: Path, shape: Shape) -> Iterator[Row]:
 def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
     """Yield the images of a compressed tar in one pass: class folders, or CIFAR batches as they are
     published."""
+    total = 0
     try:
-        with tarfile.open(file, "r|*") as archive:
+        with tarfile.open(file, "r|*", tarinfo=TarHeader) as archive:
             for member in archive:
+                total += member.size
+                if total > _LARGEST_TAR:
+                    raise EdgeBcsError(f"{file} unpacks to more than {_LARGEST_TAR >> 30} GiB.")
                 if not member.isreg():
                     continue
                 name = member.name.rsplit("/", 1)[-1]
@@ -123,36 +197,53 @@ def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
                     yield Row(
                         split or entry.split, entry.class_name, member.name, np.ascontiguousarray(pixels)
                     )
-    except (tarfile.TarError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise EdgeBcsError(f"{file} is truncated or not a tar archive ({error}).") from None
+    except EdgeBcsError:
+        raise
+    except Exception as error:  # each of the compressions has its own kinds
+        raise EdgeBcsError(f"{file} is truncated or not a tar archive ({reason(error)}).") from None
 
 
 def svhn_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
     """Yield the images of an SVHN cropped-digits file: X u8 [32, 32, 3, n], y [n, 1] with 10 for the digit
     0."""
     try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise EdgeBcsError(
-            "reading .mat files needs scipy: run `pip install scipy`, or convert them to .npz elsewhere."
-        ) from None
-    try:
-        content = loadmat(file)
-    except Exception as error:
-        raise EdgeBcsError(f"{file} is not a readable MATLAB file ({str(error)[:80]}).") from None
-    x, y = content.get("X"), content.get("y")
-    if (
-        not isinstance(x, np.ndarray)
-        or x.ndim != 4
-        or x.dtype != np.uint8
-        or y is None
-        or y.size != x.shape[3]
-    ):
+        labels = _svhn_labels(file)
+        for array in arrays(file):
+            if array.name == "X":
+                yield from _svhn_images(array, labels, split, file, shape)
+                return
+        raise EdgeBcsError(f"{file} holds no images X.")
+    except (ValueError, zlib.error, OSError) as error:
+        if isinstance(error, EdgeBcsError):
+            raise
+        raise EdgeBcsError(f"{file} is not a readable MATLAB file ({reason(error)}).") from None
+
+
+def _svhn_images(found: MatlabArray, labels: Array, split: str, file: Path, shape: Shape) -> Iterator[Row]:
+    if len(found.shape) != 4 or found.dtype != np.uint8 or found.shape[3] != len(labels):
         raise EdgeBcsError(f"{file} does not have SVHN's X u8 [32, 32, 3, n] and y [n, 1].")
-    if (x.shape[2], x.shape[0], x.shape[1]) != shape:
-        raise EdgeBcsError(f"{file} holds {x.shape[:3]} images; the network takes {shape}.")
-    for number, label in enumerate(y.reshape(-1)):
-        yield Row(split, int(label) % 10, f"{file}:{number}", x[..., number].transpose(2, 0, 1).copy())
+    height, width, channels, _ = found.shape
+    if (channels, height, width) != shape:
+        raise EdgeBcsError(f"{file} holds {found.shape[:3]} images; the network takes {shape}.")
+    for number, label in enumerate(labels):
+        data = found.content.read(math.prod(shape))
+        if len(data) != math.prod(shape):
+            raise EdgeBcsError(f"{file} is truncated at image {number}.")
+        image = np.frombuffer(data, np.uint8).reshape(channels, width, height).transpose(0, 2, 1)
+        yield Row(split, int(label) % 10, f"{file}:{number}", image.copy())
+
+
+def _svhn_labels(file: Path) -> Array:
+    for array in arrays(file):
+        if array.name == "y":
+            count = math.prod(array.shape)
+            if count > _MOST_IMAGES:
+                raise EdgeBcsError(f"{file} has {count} labels, which is refused.")
+            labels = np.frombuffer(array.content.read(count * array.dtype.itemsize), array.dtype)
+            if len(labels) == count and np.isfinite(labels).all():
+                return labels
+            break
+    raise EdgeBcsError(f"{file} has no labels y.")
 
 
 def npz_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
@@ -169,8 +260,10 @@ def npz_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
                 pairs = [(x, y, split)]
             for x, y, kind in pairs:
                 yield from _npz_pair(archive, file, x, y, kind, shape)
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
-        raise EdgeBcsError(f"{file} is truncated or not an .npz file ({error}).") from None
+    except EdgeBcsError:
+        raise
+    except Exception as error:  # each of the compressions has its own kinds
+        raise EdgeBcsError(f"{file} is truncated or not an .npz file ({reason(error)}).") from None
 
 
 def _npz_pair(
@@ -178,18 +271,24 @@ def _npz_pair(
 ) -> Iterator[Row]:
     with archive.open(f"{y}.npy") as stream:
         length, dtype = _npy_header(stream, f"{y} in {file}")
-        if len(length) != 1 or dtype.kind not in "iu" or length[0] > 1 << 28:
+        if len(length) != 1 or dtype.kind not in "iu" or length[0] > _MOST_IMAGES:
             raise EdgeBcsError(
-                f"{y} in {file} must be whole numbers of one dimension, not {dtype}{list(length)}."
+                f"{y} in {file} must be at most {_MOST_IMAGES} whole numbers of one dimension, not "
+                f"{dtype}{list(length)}."
             )
-        labels = np.frombuffer(stream.read(length[0] * dtype.itemsize), dtype)
+        content = stream.read(length[0] * dtype.itemsize)
+        if len(content) != length[0] * dtype.itemsize:
+            raise EdgeBcsError(f"{y} in {file} is truncated.")
+        labels = np.frombuffer(content, dtype)
     with archive.open(f"{x}.npy") as stream:
         dimensions, dtype = _npy_header(stream, f"{x} in {file}")
         if not dimensions or dimensions[0] != len(labels):
             raise EdgeBcsError(f"{file} has {len(labels)} labels for images {list(dimensions)}.")
-        size = int(np.prod(dimensions[1:], dtype=np.int64)) * dtype.itemsize
+        size = math.prod(dimensions[1:]) * dtype.itemsize
         if size > _LARGEST_FILE:
             raise EdgeBcsError(f"{x} in {file} has images larger than 64 MiB.")
+        if size * len(labels) > LARGEST_STORE:
+            raise EdgeBcsError(f"{x} in {file} is larger than {LARGEST_STORE >> 30} GiB.")
         for number, label in enumerate(labels):
             data = stream.read(size)
             if len(data) != size:
@@ -206,7 +305,9 @@ def _npy_header(stream: IO[bytes], source: str) -> tuple[tuple[int, ...], np.dty
         )
         shape, fortran, dtype = read(stream)
     except ValueError as error:
-        raise EdgeBcsError(f"{source} is not a numpy array ({error}).") from None
+        raise EdgeBcsError(f"{source} is not a numpy array ({reason(error)}).") from None
+    if any(isinstance(item, bool) or item < 0 for item in shape):
+        raise EdgeBcsError(f"{source} has the impossible shape {list(shape)}.")
     if dtype.hasobject or dtype.kind not in "iuf" or fortran:
         raise EdgeBcsError(f"{source} must be a row-major array of numbers, not {dtype}.")
     return shape, dtype

@@ -1,0 +1,439 @@
+"""Files from elsewhere: damaged, declaring more than they are, or made to run something when read."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import importlib.util
+import io
+import os
+import pickle
+import random
+import resource
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_bcs.data import open_data
+from edge_bcs.data.images import decode
+from edge_bcs.data.readers import unpickle
+from edge_bcs.errors import EdgeBcsError
+
+ROOT = Path(__file__).parents[1]
+SHAPE = (3, 4, 4)
+specification = importlib.util.spec_from_file_location(
+    "fuzz_readers", Path(__file__).parent / "fuzz/readers.py"
+)
+assert specification and specification.loader
+fuzz = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(fuzz)
+
+
+@pytest.mark.parametrize("target", fuzz.TARGETS)
+def test_damaged_files_get_one_sentence(target: str) -> None:
+    """Cut off anywhere, with bytes changed, or with values of the form replaced: EdgeBcsError or nothing."""
+    pytest.importorskip("scipy")
+    chance = random.Random(0)
+    form = fuzz.FORMS.get(target)
+    refused = 0
+    for seed in fuzz.seeds(target):
+        fuzz.TARGETS[target](seed)
+        for number in range(150):
+            damaged = bytearray(seed)
+            if form is not None and number % 3:
+                damaged = bytearray(form(seed, chance))
+            elif number % 3 == 1:
+                del damaged[chance.randrange(len(seed)) :]
+            else:
+                for _ in range(chance.randrange(1, 4)):
+                    damaged[chance.randrange(len(seed))] = chance.choice([0, 1, 0x7F, 0x80, 0xFF, 0x30])
+            try:
+                fuzz.TARGETS[target](bytes(damaged))
+            except EdgeBcsError as error:
+                assert "\n" not in str(error)
+                refused += 1
+    assert refused > 30
+
+
+# Pickles
+
+
+class Command:
+    """Unpickling this runs a shell command."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.mark}",)
+
+
+def as_npz(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.array([content], object), y=np.zeros(1, int))
+    return buffer.getvalue()
+
+
+def as_labels(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.zeros((1, *SHAPE), np.uint8), y=np.array([content], object))
+    return buffer.getvalue()
+
+
+PICKLES: dict[str, Callable[[Any], bytes]] = {
+    "data.npz": as_npz,
+    "train.npz": as_labels,
+    "data_batch_1": lambda content: pickle.dumps({b"data": content, b"labels": [1]}),
+    "test_batch": pickle.dumps,
+    "checkpoint.pt": pickle.dumps,
+    "checkpoint.safetensors": pickle.dumps,
+    "manifest.json": pickle.dumps,
+    "data.pickle": pickle.dumps,
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_no_pickle_runs_anything(tmp_path: Path, name: str) -> None:
+    mark = tmp_path / "mark"
+    file = tmp_path / "in" / name
+    file.parent.mkdir()
+    file.write_bytes(PICKLES[name](Command(mark)))
+    for read in (
+        lambda: open_data(file, shape=SHAPE),
+        lambda: open_data(file.parent, shape=(3, 32, 32)),
+        lambda: __import__("edge_bcs.loading").loading.load(file),
+        lambda: __import__("edge_bcs.loading").loading.load(file.parent),
+        lambda: unpickle(io.BytesIO(file.read_bytes()), name),
+        lambda: __import__("edge_bcs.data.pseudo_labelled").data.pseudo_labelled.open_pseudo_labelled(
+            file, SHAPE, trust_pickle=True
+        ),
+    ):
+        with pytest.raises(EdgeBcsError):
+            read()
+    assert not mark.exists()
+
+
+def raw(*parts: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+HOSTILE_PICKLES = {
+    "eval": raw(b"cbuiltins\neval\n(U\x011tR"),
+    "an attribute of a class": raw(b"cnumpy\nndarray.__class__\n"),
+    "a nested name": raw(b"cnumpy\ndtype.__init__\n"),
+    "another function of numpy": raw(b"cnumpy\nload\n"),
+    "an object array": raw(b"cnumpy\ndtype\n(U\x02O8K\x00K\x01tR"),
+    "a persistent object": raw(b"Pname\n"),
+    "an extension": raw(b"\x82\x01"),
+    "attributes of what is called": raw(b"cnumpy\ndtype\nN}U\x08__call__Nsb\x86b"),
+    "state of a builtin": raw(b"cnumpy\nndarray\n}U\x01aK\x01sb"),
+    "the largest memo": raw(b"}r\xff\xff\xff\x7f"),
+    "a memo by text": raw(b"}p4000000000\n"),
+    "a large string": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"x.",
+    "no dictionary": raw(b"K\x01"),
+    "deep": raw(b"(" * 100_000),
+    "an array larger than its bytes": raw(
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+        b"(K\x01\x8a\x05\x00\x00\x00\x00\x7f\x85cnumpy\ndtype\n(U\x02u1K\x00K\x01tR\x89U\x01xtb"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_PICKLES)
+def test_hostile_pickles(name: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(EdgeBcsError, match="is not a CIFAR python batch") as caught:
+        unpickle(io.BytesIO(HOSTILE_PICKLES[name]), "it")
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+
+
+def test_nothing_in_the_package_unpickles_or_evaluates() -> None:
+    """By name, in every module: one place has an unpickler, which is the one attacked above."""
+    found = set()
+    for folder in ("edge_bcs", "exporters", "runtime", "targets"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                place = str(file.relative_to(ROOT))
+                if isinstance(node, (ast.Import, ast.ImportFrom)):
+                    names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                    found |= {(place, n) for n in names if n.split(".")[0] in UNSAFE_MODULES}
+                elif isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    if called in UNSAFE_CALLS:
+                        found.add((place, called))
+                    arguments = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                    if arguments.get("allow_pickle", "False") != "False":
+                        found.add((place, "allow_pickle"))
+                    if called in ("torch.load", "np.load"):
+                        safe = "weights_only" if called == "torch.load" else "allow_pickle"
+                        assert safe in arguments, f"{place}: {called} says nothing of {safe}"
+    assert found == {("edge_bcs/data/readers.py", name) for name in ("pickle", "pickletools")}
+
+
+UNSAFE_MODULES = {"pickle", "pickletools", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal",
+                  "shelve", "yaml"}  # fmt: skip
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
+
+
+# Files that declare more than they are
+
+
+def png(width: int, height: int, data: bytes = b"") -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
+
+
+def jpeg(width: int, height: int) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    content = bytearray(buffer.getvalue())
+    start = content.index(b"\xff\xc0") + 5
+    content[start : start + 4] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+IMAGE_BOMBS = {
+    "PNG": png(100_000, 100_000),
+    "a PNG below Pillow's own limit": png(9000, 9000),
+    "JPEG": jpeg(65_000, 65_000),
+    "BMP": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "GIF": b"GIF89a" + struct.pack("<HHBBB", 65_000, 65_000, 0, 0, 0) + b"\x2c" + bytes(4)
+    + struct.pack("<HHB", 65_000, 65_000, 0) + b"\x02\x02\x4c\x01\x00\x3b",
+    "PPM": b"P6 60000 60000 255\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMAGE_BOMBS)
+def test_image_bombs_are_refused_by_what_they_declare(name: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(EdgeBcsError, match="pixels, which is refused"):
+        decode(IMAGE_BOMBS[name], SHAPE, "it")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_an_image_is_never_given_to_another_program(tmp_path: Path) -> None:
+    """PostScript in a file called .png: Pillow would run Ghostscript on it."""
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n"
+    with pytest.raises(EdgeBcsError, match="not an image"):
+        decode(content, SHAPE, "it")
+
+
+def zipped(members: dict[str, bytes], declared: int | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in members.items():
+            made.writestr(name, content)
+    return buffer.getvalue()
+
+
+def npy(shape: tuple[int, ...], dtype: str, content: bytes = b"") -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + content
+
+
+NPZ_FAULTS = {
+    "labels without end": ({"y.npy": npy((1 << 40,), "<i8"), "x.npy": b""}, "at most"),
+    "a bomb of labels": ({"y.npy": npy((1 << 27,), "<i8", bytes(1 << 24)), "x.npy": b""}, "at most"),
+    "labels that are not there": ({"y.npy": npy((9,), "<i8", b"x" * 9), "x.npy": b""}, "is truncated"),
+    "a negative size": ({"y.npy": npy((-1,), "<i8", bytes(64)), "x.npy": b""}, "impossible shape"),
+    "a size that wraps": ({"y.npy": npy((1,), "|u1", b"x"), "x.npy": npy((1, 1 << 32, 1 << 32, 1), "|u1")},
+                          "larger than 64 MiB"),
+    "a large image": ({"y.npy": npy((1,), "<i8", bytes(8)), "x.npy": npy((1, 1 << 30), "|u1")}, "64 MiB"),
+    "more than the disk takes": ({"y.npy": npy((1 << 20,), "|u1", bytes(1 << 20)),
+                                  "x.npy": npy((1 << 20, 3, 100, 100), "|u1")}, "larger than 16 GiB"),
+    "an object array": ({"y.npy": npy((1,), "|O"), "x.npy": b""}, "array of numbers"),
+    "a header that is code": ({"y.npy": b"\x93NUMPY\x01\x00\x20\x00__import__('os').system('true') \n",
+                               "x.npy": b""}, "not a numpy array"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NPZ_FAULTS)
+def test_npz_files_that_declare_too_much(tmp_path: Path, name: str) -> None:
+    members, message = NPZ_FAULTS[name]
+    (tmp_path / "x.npz").write_bytes(zipped(members))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(EdgeBcsError, match=message):
+        open_data(tmp_path / "x.npz", shape=SHAPE)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_extended_headers_of_a_tar_are_bounded(tmp_path: Path, suffix: str, kind: bytes) -> None:
+    """Python's tarfile reads them whole: 300 MiB here, from 300 KiB of gzip."""
+    member = tarfile.TarInfo("x")
+    member.type, member.size = kind, 300 << 20
+    content = member.tobuf(tarfile.USTAR_FORMAT)
+    if suffix == ".tar.gz":
+        buffer = io.BytesIO()
+        with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1) as packed:
+            packed.write(content)
+            for _ in range(30):
+                packed.write(bytes(10 << 20))
+        content = buffer.getvalue()
+    (tmp_path / f"x{suffix}").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(EdgeBcsError, match="extended header of more than 1 MiB"):
+        open_data(tmp_path / f"x{suffix}", shape=SHAPE)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_a_tar_that_unpacks_without_end(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("rest.bin")
+    member.size = 100 << 30
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)))
+    with pytest.raises(EdgeBcsError, match="unpacks to more than 64 GiB"):
+        open_data(tmp_path / "x.tar.gz", shape=SHAPE)
+
+
+def test_a_mat_file_is_judged_by_what_it_declares(tmp_path: Path) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    file = tmp_path / "train_32x32.mat"
+    images = np.random.default_rng(0).integers(0, 255, (4, 4, 3, 9), np.uint8)
+    for compress in (False, True):  # what scipy writes is read as scipy reads it
+        content = {"other": "text", "X": images, "y": np.arange(1, 10)[:, None] + 1.0}
+        scipy_io.savemat(file, content, do_compression=compress)
+        data = open_data(file, shape=SHAPE)
+        for found, number in zip(data.images(np.arange(len(data))), np.r_[0:9], strict=False):
+            expected = images[..., number].transpose(2, 0, 1) / np.float32(255)
+            if number < 8:
+                np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert set(data.labels) <= set(range(10))
+    scipy_io.savemat(file, {"X": images, "y": np.array([["a"]] * 9, object)})
+    with pytest.raises(EdgeBcsError, match="has no labels y"):
+        open_data(file, shape=SHAPE)
+    whole = bytearray()
+    scipy_io.savemat(file, {"X": images, "y": np.ones((9, 1))})
+    whole += file.read_bytes()
+    place = whole.index(struct.pack("<4i", 4, 4, 3, 9))
+    whole[place : place + 16] = struct.pack("<4i", 1 << 30, 1 << 30, 3, 9)
+    file.write_bytes(whole)
+    with pytest.raises(EdgeBcsError, match="not a readable MATLAB file"):
+        open_data(file, shape=SHAPE)
+
+
+# Folders
+
+
+def image_folder(folder: Path) -> Path:
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(3):
+            (folder / name / f"{number}.png").write_bytes(png(4, 4, bytes(13 * 4)))
+    return folder
+
+
+def test_links_inside_the_folder_are_followed(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "data")
+    (folder / "c").symlink_to(folder / "a")
+    (folder / "b" / "more.png").symlink_to(folder / "a" / "0.png")
+    (tmp_path / "link").symlink_to(folder)
+    assert len(open_data(tmp_path / "link", shape=SHAPE)) == 3 * 2 + 1
+
+
+@pytest.mark.parametrize("link", ["a/9.png", "z", "train"])
+def test_links_out_of_the_folder_are_refused(tmp_path: Path, link: str) -> None:
+    folder = image_folder(tmp_path / "data")
+    outside = image_folder(tmp_path / "outside")
+    (folder / link).symlink_to(outside / "a" / "0.png" if link.endswith("png") else outside)
+    with pytest.raises(EdgeBcsError, match="is a link out of"):
+        open_data(folder, shape=SHAPE)
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "data")
+    os.mkfifo(folder / "a" / "pipe.png")
+    with pytest.raises(EdgeBcsError, match="is not a file"):
+        open_data(folder, shape=SHAPE)
+
+
+# Graphs
+
+
+def test_a_graph_is_operators_of_ours_and_nothing_else() -> None:
+    onnx = pytest.importorskip("onnx")
+    from edge_bcs.runtime.onnx_file import require_operators
+
+    helper = onnx.helper
+    ours = helper.make_node("PackInput", ["x"], ["y"], domain="edge_bcs", lanes=1, halo=0)
+
+    def refused(nodes: list[Any], message: str, change: Callable[[Any], Any] = lambda model: None) -> None:
+        values = [helper.make_tensor_value_info(name, 1, None) for name in ("x", "y")]
+        graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+        opsets = [helper.make_opsetid("", 21), helper.make_opsetid("edge_bcs", 1)]
+        model = helper.make_model(graph, opset_imports=opsets)
+        require_operators(
+            helper.make_model(helper.make_graph([ours], "g", *[[v] for v in values])).SerializeToString(),
+            "edge_bcs",
+            "it",
+        )
+        change(model)
+        with pytest.raises(EdgeBcsError, match=message):
+            require_operators(model.SerializeToString(), "edge_bcs", "it")
+
+    refused([helper.make_node("Relu", ["x"], ["y"])], "holds the operator ':Relu'")
+    refused([helper.make_node("FusedConv", ["x"], ["y"], domain="com.microsoft")], "com.microsoft:FusedConv")
+    weights = helper.make_tensor("w", 1, [1], [1.0])
+    refused([ours], "field 5 of its graph", lambda model: model.graph.initializer.append(weights))
+    body = helper.make_graph([ours], "body", [], [])
+    looping = helper.make_node("PackInput", ["x"], ["y"], domain="edge_bcs", body=body)
+    refused([looping], "field 6 of its attribute")
+    constant = helper.make_node("PackInput", ["x"], ["y"], domain="edge_bcs", value=weights)
+    refused([constant], "field 5 of its attribute")
+    function = helper.make_function("edge_bcs", "PackInput", ["x"], ["y"], [], [])
+    refused([ours], "field 25 of its model", lambda model: model.functions.append(function))
+
+    def two_domains(model: Any) -> None:
+        model.graph.node[0].ParseFromString(
+            model.graph.node[0].SerializeToString() + b"\x3a\x00"
+        )  # a second domain, "": readers of protobuf use the last
+
+    # Rewritten by protobuf, the last one stays; the raw bytes have both.
+    node = ours.SerializeToString() + b"\x3a\x00"
+    content = b"\x3a" + bytes([len(node) + 2]) + b"\x0a" + bytes([len(node)]) + node
+    with pytest.raises(EdgeBcsError, match="which is not of edge_bcs"):
+        require_operators(content, "edge_bcs", "it")
+    refused([ours], "holds the operator", two_domains)
+
+
+def test_an_artifact_with_another_operator_is_refused(
+    tiny_artifact: Callable[..., Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    onnx = pytest.importorskip("onnx")
+    from edge_bcs.runtime.artifact import sha256_of
+    from edge_bcs.runtime.trainer import Trainer
+
+    folder = shutil.copytree(tiny_artifact(), tmp_path / "hostile")
+    file = folder / "eval_model.onnx"
+    model = onnx.load(file)
+    model.graph.node.append(onnx.helper.make_node("Identity", ["logits"], ["more"]))
+    onnx.save(model, file)
+    text = (folder / "manifest.json").read_text()
+    described = __import__("json").loads(text)["files"]["eval_model.onnx"]
+    text = text.replace(described["sha256"], sha256_of(file))
+    text = text.replace(f'"bytes": {described["bytes"]}', f'"bytes": {file.stat().st_size}')
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(EdgeBcsError, match="holds the operator ':Identity'"):
+        Trainer(folder)
