@@ -18,12 +18,14 @@ ARM_TESTS     := $(addprefix tests/test_native_,programs.py conv.py conv_errors.
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest lint native trade-off endurance clean
+.PHONY: help quickstart test test-ort-training test-lowest test-sanitized fuzz lint native trade-off endurance clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
 	@echo "make test-ort-training  the same artifacts in ONNX Runtime's own training API, in a second environment"
 	@echo "make test-lowest the tests with the oldest dependencies that pyproject.toml allows, in a third environment"
+	@echo "make test-sanitized  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make fuzz        every operator and reader with hostile input, SECONDS=300 each (clang, atheris)"
 	@echo "make lint        ruff and mypy"
 	@echo "make native      only the operator library, into build/native (for work on the C++)"
 	@echo "make native-arm  the same for 64-bit ARM, into build/arm (apt-get install g++-aarch64-linux-gnu)"
@@ -64,6 +66,22 @@ test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check '.[host,dev]' -r tests/lowest-versions.txt
 	$(VENV)-lowest/bin/pytest
+
+# The operators' tests with a library that is built with sanitizers, inside an ordinary Python; leaks are not looked
+# for (Python's own would be found). SANITIZED_TESTS may name a part.
+SANITIZED_TESTS ?= tests/test_native_*.py
+test-sanitized: $(INSTALLED)
+	@cmake -S . -B build/sanitized -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS="$(SANITIZERS)" >/dev/null
+	@cmake --build build/sanitized -j2 >/dev/null
+	EDGE_BCS_LIBRARY=$(CURDIR)/build/sanitized/libedge_bcs_ops.so ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	    $(BIN)/python -m pytest $(SANITIZED_TESTS)
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -Wno-error -O1
+
+SECONDS ?= 300
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris || true
+	tests/fuzz/run.sh $(BIN)/python $(SECONDS) $(TARGETS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
