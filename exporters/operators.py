@@ -397,6 +397,10 @@ class BatchNorm(Operator):
         mean, variance = types[node.inputs[3]], types[node.inputs[4]]
         return [_stack(node, types, "", "out_halo"), saved, mean, variance, _element_bits(node, types)]
 
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        """The input is read three times: for the mean, for the variance, and to be normalised."""
+        return super().bytes_moved(node, types, connections) + 2 * types[node.inputs[0]].bytes
+
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         z, affine, sample_weight, _, _, residual = node.inputs
         if not node.outputs[1]:
@@ -421,6 +425,11 @@ class BatchNormGrad(Operator):
 
     def outputs(self, node: Node, types: Types) -> list[TensorType]:
         return [_stack(node, types, "", "dx_halo"), types[node.inputs[7]]]
+
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        """dy and z are read twice: for the sums, and for the gradient."""
+        again = types[node.inputs[0]].bytes + types[node.inputs[1]].bytes
+        return super().bytes_moved(node, types, connections) + again
 
 
 # Losses and the attack

@@ -126,7 +126,7 @@ class Checker:
                 source = IN_PLACE.get(node.op_type, {}).get(position)
                 if name and source is not None:
                     memory[name] = memory.get(node.input[source], name)
-                    self.size[name] = self.size[node.input[source]]
+                    self.size[name] = self.size.get(node.input[source], 0)
                     last[memory[name]] = step
                     if node.op_type != "After":
                         stale.add(node.input[source])
