@@ -58,6 +58,9 @@ class Sketch:
         self.birth: list[int] = []
         self.death: list[int] = []
         self.forward_death: list[int] = []  # the last reader that is no gradient operator
+        self.unread: set[int] = (
+            set()
+        )  # alive to the end, see `plan`, unless an inserted operator reads it
         self.readers: dict[str, list[int]] = defaultdict(list)  # kept stack → gradient operators
         kept = set(self.kept)
         for index, node in enumerate(graph.nodes):
@@ -75,9 +78,10 @@ class Sketch:
                         self._touch(owner, index, late)
                 elif name and name not in graph.outputs:
                     self.owner[name] = len(self.size)
+                    self.unread.add(len(self.size))
                     self.size.append(types[name].bytes)
                     self.birth.append(index)
-                    self.death.append(len(graph.nodes) - 1)  # unless somebody reads it, see `plan`
+                    self.death.append(len(graph.nodes) - 1)
                     self.forward_death.append(index)
         # Of what each operator reads: stacks that could be made again, and all other allocations.
         self.stacks = [tuple(n for n in node.inputs if n in self.producer) for node in graph.nodes]
@@ -96,6 +100,7 @@ class Sketch:
 
     def _touch(self, owner: int | None, index: int, late: bool) -> None:
         if owner is not None:
+            self.unread.discard(owner)
             self.death[owner] = index
             if not late:
                 self.forward_death[owner] = index
@@ -213,7 +218,7 @@ class _Pass:
             last[owner] = sketch.forward_death[owner]
         end = found.steps[last]
         for allocation, step in self.longer.items():
-            end[allocation] = max(end[allocation], step)
+            end[allocation] = step if allocation in sketch.unread else max(end[allocation], step)
         change = np.zeros(len(nodes) + len(self.gaps) + 1, np.int64)
         np.add.at(change, found.steps[birth], size)
         np.subtract.at(change, end + 1, size)
