@@ -18,11 +18,13 @@ Make = Callable[..., Path]
 STEPS = 250
 PROGRAM = f"""
 import sys
+import time
 from pathlib import Path
 from edge_bcs.data import open_data
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.runtime import Trainer
 artifact, run = sys.argv[1:3]
+pause = float(sys.argv[3])  # seconds after each step, so that a fast machine is not done before it is killed
 try:
     trainer = Trainer.resume(run, threads=1)
 except EdgeBcsError:  # killed before the first save
@@ -30,7 +32,9 @@ except EdgeBcsError:  # killed before the first save
 with trainer:
     data = open_data("digits", "train", (1, 8, 8))
     saving = dict(save=run, save_steps=1, max_writes=None)
-    trainer.fit(data, steps={STEPS}, batch_size=4, progress=False, **saving)
+    trainer.fit(
+        data, steps={STEPS}, batch_size=4, progress=False, on_step=lambda _: time.sleep(pause), **saving
+    )
 """
 
 
@@ -39,21 +43,21 @@ def test_killed_at_any_moment_the_run_ends_the_same(
 ) -> None:
     artifact = tiny_artifact(batch_norm="batch")
 
-    def start(run: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(artifact), str(tmp_path / run)])
+    def start(run: str, pause: float = 0.0) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", PROGRAM, artifact, tmp_path / run, str(pause)])
 
     assert start("whole").wait(timeout=120) == 0
     random = np.random.default_rng(0)
     # At any moment from the start of the process on: loading, making the folder, the first saves.
     for seconds in (*random.uniform(0.2, 1.2, 2), 0.7):
-        process = start("cut")
+        process = start("cut", pause=0.02)
         time.sleep(seconds)
         process.kill()
         process.wait(timeout=60)
     state_file = tmp_path / "cut" / "state.safetensors"
     kills = 0
     for _ in range(6):
-        process = start("cut")
+        process = start("cut", pause=0.02)
         seen = state_file.stat().st_mtime_ns if state_file.exists() else 0
         # Wait until it saves, so that every kill lands in a training that saves after each step.
         deadline = time.monotonic() + 30
