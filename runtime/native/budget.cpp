@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "arena.h"
 #include "isa.h"
 
 #define EDGE_BCS_EXPORT extern "C" __attribute__((visibility("default")))
@@ -14,6 +15,8 @@ namespace edge_bcs::budget {
 namespace {
 
 constexpr std::size_t alignment = 64;
+// Blocks from this size on come from the arena, smaller ones from the C library.
+constexpr std::size_t large = std::size_t{1} << 16;
 
 // An allocation that did not fit.
 struct Refusal {
@@ -32,6 +35,7 @@ struct Account {
   std::int64_t reserved = 0;
   std::int64_t peak = 0;
   Refusal refusal;
+  Arena arena;  // of the large blocks
 
   std::int64_t in_use() const { return allocated + reserved; }
 
@@ -65,6 +69,21 @@ struct Header {
   std::size_t bytes;
 };
 
+// Bytes of the block for `bytes` bytes, its header included.
+std::size_t block_size(std::size_t bytes) { return alignment + (bytes + alignment - 1) / alignment * alignment; }
+
+void* take_block(std::size_t size) {
+  if (size < large) return std::aligned_alloc(alignment, size);
+  const std::lock_guard lock(account().mutex);
+  return account().arena.take(size);
+}
+
+void give_back_block(void* block, std::size_t size) {
+  if (size < large) return std::free(block);
+  const std::lock_guard lock(account().mutex);
+  account().arena.give_back(block, size);
+}
+
 ort::MemoryInfo* memory_info = nullptr;
 ort::Allocator allocator{};
 bool registered = false;
@@ -75,8 +94,7 @@ void* allocate(std::size_t bytes) {
   if (bytes == 0) return nullptr;
   if (bytes > (std::size_t{1} << 62)) throw std::bad_alloc();
   account().take(account().allocated, static_cast<std::int64_t>(bytes));
-  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  void* block = std::aligned_alloc(alignment, alignment + rounded);
+  void* const block = take_block(block_size(bytes));
   if (block == nullptr) {
     account().give_back(account().allocated, static_cast<std::int64_t>(bytes));
     throw std::bad_alloc();
@@ -87,9 +105,10 @@ void* allocate(std::size_t bytes) {
 
 void release(void* memory) noexcept {
   if (memory == nullptr) return;
-  void* block = static_cast<std::byte*>(memory) - alignment;
-  account().give_back(account().allocated, static_cast<std::int64_t>(static_cast<Header*>(block)->bytes));
-  std::free(block);
+  void* const block = static_cast<std::byte*>(memory) - alignment;
+  const std::size_t bytes = static_cast<Header*>(block)->bytes;
+  give_back_block(block, block_size(bytes));
+  account().give_back(account().allocated, static_cast<std::int64_t>(bytes));
 }
 
 namespace {
@@ -153,6 +172,7 @@ EDGE_BCS_EXPORT void edge_bcs_budget_end() {
   a.owned = false;
   a.cap = -1;
   a.reserved = 0;
+  a.arena.trim();
 }
 
 // Counts memory that was allocated elsewhere (bound buffers). Returns 0, or -1 if it does not fit.
