@@ -27,15 +27,10 @@ struct Add {
     const std::int64_t blocks = a_stack.blocks(a, "a");
     const Addend b(context.input<float>(1), b_stack, blocks, "b");
     const auto y = context.output<float>(0, out.shape(blocks));
-    const Bits bits(context, 1, out, blocks);
+    const Finish finish{.count = out.row(), .addend = b, .relu = rectify, .bits = Bits(context, 1, out, blocks)};
     for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t i = 0; i < out.height; ++i) {
-        float* row = y.data() + out.at(nb, c, i);
-        std::copy_n(a.data() + a_stack.at(nb, c, i), out.row(), row);
-        b.add(row, nb, c, i);
-        if (rectify) relu(row, out.row());
-        bits.write(row, nb, c, i);
-      }
+      for (std::int64_t i = 0; i < out.height; ++i)
+        finish(a.data() + a_stack.at(nb, c, i), 1, 0, y.data() + out.at(nb, c, i), nb, c, i);
       out.zero_halo(y.data() + nb * out.block(), c);
     });
   }
@@ -62,15 +57,11 @@ struct MaskedAdd {
     const auto a = context.input<float>(0);
     const std::int64_t blocks = a_stack.blocks(a, "a");
     const Addend b(context.input<float>(1), b_stack, blocks, "b");
-    const Mask relu_mask = mask.bind(context, 2, blocks);
+    const Finish finish{.count = out.row(), .addend = b, .mask = mask.bind(context, 2, blocks)};
     const auto y = context.output<float>(0, out.shape(blocks));
     for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t i = 0; i < out.height; ++i) {
-        float* row = y.data() + out.at(nb, c, i);
-        std::copy_n(a.data() + a_stack.at(nb, c, i), out.row(), row);
-        b.add(row, nb, c, i);
-        relu_mask.apply(row, nb, c, i);
-      }
+      for (std::int64_t i = 0; i < out.height; ++i)
+        finish(a.data() + a_stack.at(nb, c, i), 1, 0, y.data() + out.at(nb, c, i), nb, c, i);
       out.zero_halo(y.data() + nb * out.block(), c);
     });
   }

@@ -185,16 +185,11 @@ struct Affine {
     const std::int64_t blocks = in.blocks(x, "x");
     const auto affine = slots.bind(context.input<float>(1));
     const auto y = context.output<float>(0, out.shape(blocks));
-    const Bits bits(context, 1, out, blocks);
+    const Finish finish{.count = out.row(), .relu = rectify, .bits = Bits(context, 1, out, blocks)};
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
-      const float scale = affine.scale[c], shift = affine.shift[c];
-      for (std::int64_t row = 0; row < in.height; ++row) {
-        const float* from = x.data() + in.at(nb, c, row);
-        float* to = y.data() + out.at(nb, c, row);
-        for (std::int64_t j = 0; j < in.row(); ++j) to[j] = scale * from[j] + shift;
-        if (rectify) relu(to, in.row());
-        bits.write(to, nb, c, row);
-      }
+      for (std::int64_t row = 0; row < in.height; ++row)
+        finish(x.data() + in.at(nb, c, row), affine.scale[c], affine.shift[c], y.data() + out.at(nb, c, row), nb, c,
+               row);
       out.zero_halo(y.data() + nb * out.block(), c);
     });
   }
@@ -213,15 +208,9 @@ struct InputGradient {
         slots(attributes, dy.channels),
         mask(attributes, dx) {}
 
-  void plane(const float* from, float* to, float scale, const Addend& addend, const Mask& relu_mask,
-             std::int64_t nb, std::int64_t c) const {
-    for (std::int64_t y = 0; y < dy.height; ++y) {
-      const float* gradient = from + dy.at(nb, c, y);
-      float* row = to + dx.at(nb, c, y);
-      for (std::int64_t j = 0; j < dy.row(); ++j) row[j] = scale * gradient[j];
-      addend.add(row, nb, c, y);
-      relu_mask.apply(row, nb, c, y);
-    }
+  void plane(const float* from, float* to, float scale, const Finish& finish, std::int64_t nb, std::int64_t c) const {
+    for (std::int64_t y = 0; y < dy.height; ++y)
+      finish(from + dy.at(nb, c, y), scale, 0, to + dx.at(nb, c, y), nb, c, y);
     dx.zero_halo(to + nb * dx.block(), c);
   }
 };
@@ -241,11 +230,12 @@ struct AffineInputGrad {
     const auto dy = context.input<float>(0);
     const std::int64_t blocks = rule.dy.blocks(dy, "dy");
     const auto affine = rule.slots.bind(context.input<float>(1));
-    const Addend addend(context.input<float>(2), rule.dx, blocks, "addend");
-    const Mask mask = rule.mask.bind(context, 3, blocks);
+    const Finish finish{.count = rule.dx.row(),
+                        .addend = Addend(context.input<float>(2), rule.dx, blocks, "addend"),
+                        .mask = rule.mask.bind(context, 3, blocks)};
     const auto dx = context.output<float>(0, rule.dx.shape(blocks));
     for_planes(context, blocks, rule.dy.channels, [&](std::int64_t nb, std::int64_t c) {
-      rule.plane(dy.data(), dx.data(), affine.scale[c], addend, mask, nb, c);
+      rule.plane(dy.data(), dx.data(), affine.scale[c], finish, nb, c);
     });
   }
 };
@@ -273,8 +263,9 @@ struct AffineGrad {
     const std::int64_t blocks = rule.dy.blocks(dy, "dy");
     in.check(x, blocks, "x");
     const auto affine = rule.slots.bind(context.input<float>(2));
-    const Addend addend(context.input<float>(3), rule.dx, blocks, "addend");
-    const Mask mask = rule.mask.bind(context, 4, blocks);
+    const Finish finish{.count = rule.dx.row(),
+                        .addend = Addend(context.input<float>(3), rule.dx, blocks, "addend"),
+                        .mask = rule.mask.bind(context, 4, blocks)};
     const Shape gradients = context.input<float>(5).shape();
     require(gradients == Shape{2 * affine.count}, "affine_grad is ", gradients.text(), ", not [",
             2 * affine.count, "]");
@@ -290,7 +281,7 @@ struct AffineGrad {
           dscale += dot(d, value, in.row());
           dshift += sum(d, in.row());
         }
-        rule.plane(dy.data(), dx.data(), affine.scale[c], addend, mask, nb, c);
+        rule.plane(dy.data(), dx.data(), affine.scale[c], finish, nb, c);
       }
       gradient.scale[c] += static_cast<float>(dscale);
       gradient.shift[c] += static_cast<float>(dshift);

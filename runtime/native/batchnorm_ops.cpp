@@ -94,13 +94,15 @@ struct BatchNorm {
       require(shape.rank() == 1 && statistics + in.channels <= shape[0], context.input_name(index), " is ",
               shape.text(), " and has no elements ", statistics, " to ", statistics + in.channels);
     }
-    const Addend residual(context.input<float>(5), residual_stack, blocks, "residual");
     const auto y = context.output<float>(0, out.shape(blocks));
     const auto saved = context.output<float>(1, {2 * in.channels});
     const auto running_mean = context.in_place<float>(2, 3), running_variance = context.in_place<float>(3, 4);
     require(!update || (running_mean && running_variance),
             "update is 1 but the running averages are no outputs");
-    const Bits bits(context, 4, out, blocks);
+    const Finish finish{.count = out.row(),
+                        .addend = Addend(context.input<float>(5), residual_stack, blocks, "residual"),
+                        .relu = rectify,
+                        .bits = Bits(context, 4, out, blocks)};
     const auto count = static_cast<double>(samples.count() * in.height * in.width);
 
     context.parallel_for(in.channels, [&](std::int64_t c) {
@@ -137,10 +139,8 @@ struct BatchNorm {
         for (std::int64_t i = 0; i < in.height; ++i) {
           const float* from = row_of(nb, i);
           float* to = y.data() + out.at(nb, c, i);
-          for (std::int64_t j = 0; j < in.row(); ++j) to[j] = scale * (from[j] - centre) + shift;
-          residual.add(to, nb, c, i);
-          if (rectify) relu(to, in.row());
-          bits.write(to, nb, c, i);
+          for (std::int64_t j = 0; j < in.row(); ++j) to[j] = from[j] - centre;
+          finish(to, scale, shift, to, nb, c, i);
         }
         out.zero_halo(y.data() + nb * out.block(), c);
       }
@@ -188,8 +188,9 @@ struct BatchNormGrad {
     require(saved.shape() == Shape{2 * in.channels}, "saved is ", saved.shape().text(), ", not [",
             2 * in.channels, "]");
     const Samples samples(context.input<float>(4), blocks, in.lanes);
-    const Addend addend(context.input<float>(5), dz_stack, blocks, "addend");
-    const Mask relu_mask = mask.bind(context, 6, blocks);
+    const Finish finish{.count = dz_stack.row(),
+                        .addend = Addend(context.input<float>(5), dz_stack, blocks, "addend"),
+                        .mask = mask.bind(context, 6, blocks)};
     const Shape gradients = context.input<float>(7).shape();
     require(gradients == Shape{2 * affine.count}, "affine_grad is ", gradients.text(), ", not [",
             2 * affine.count, "]");
@@ -227,8 +228,7 @@ struct BatchNormGrad {
               const std::int64_t j = p * in.lanes + b;
               row[j] = lane_scale[b] * ((d[j] - mean_dy) - slope * (x[j] - mean));
             }
-          addend.add(row, nb, c, i);
-          relu_mask.apply(row, nb, c, i);
+          finish(row, 1, 0, row, nb, c, i);
         }
         dz_stack.zero_halo(dz.data() + nb * dz_stack.block(), c);
       }

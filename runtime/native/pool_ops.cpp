@@ -1,8 +1,6 @@
 // Pooling: maximum and average over square windows, and their gradients.
 
 #include <algorithm>
-#include <cstring>
-#include <type_traits>
 
 #include "op.h"
 #include "rows.h"
@@ -45,25 +43,22 @@ struct Pooling {
   }
 };
 
-constexpr std::int32_t nothing = 255;  // the choice of a window whose maximum the ReLU stopped
-
 // Where the choices of output row (c, oy) begin.
 std::int64_t choice_at(const Stack& out, std::int64_t nb, std::int64_t c, std::int64_t oy) {
   return ((nb * out.channels + c) * out.height + oy) * out.row();
 }
 
-// A few lanes at once: four in a vector, or one.
-using Float4 = float __attribute__((vector_size(16)));
-using Int4 = std::int32_t __attribute__((vector_size(16)));
-
-template <class Floats>
-using IntsOf = std::conditional_t<std::is_same_v<Floats, float>, std::int32_t, Int4>;
-
-template <class Floats>
-Floats load(const float* from) {
-  Floats loaded;
-  std::memcpy(&loaded, from, sizeof loaded);
-  return loaded;
+// Output row oy of a pooling as the kernels see it.
+PoolRow pool_row(const Pooling& pooling, std::int64_t oy) {
+  return {.lanes = pooling.in.lanes,
+          .width = pooling.in.width,
+          .out_width = pooling.out.width,
+          .kernel = pooling.kernel,
+          .stride = pooling.stride,
+          .padding = pooling.padding,
+          .top = pooling.first(oy),
+          .bottom = pooling.last(oy, pooling.in.height),
+          .row = pooling.in.row_stride() * pooling.in.lanes};
 }
 
 struct MaxPool {
@@ -88,50 +83,13 @@ struct MaxPool {
         context.output<std::uint8_t>(1, {blocks, out.channels * out.height * out.width, lanes});
     for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
       for (std::int64_t oy = 0; oy < out.height; ++oy) {
-        const float* plane = x.data() + in.at(nb, c, 0);
-        float* to = y.data() + out.at(nb, c, oy);
-        std::uint8_t* where = choice ? choice.data() + choice_at(out, nb, c, oy) : nullptr;
-        if (lanes % 4 == 0)
-          row<Float4>(plane, oy, to, where);
-        else
-          row<float>(plane, oy, to, where);
+        const PoolRow row = pool_row(pooling, oy);
+        const float* window = x.data() + in.at(nb, c, 0) + pooling.input(oy, 0) * row.row;
+        row_kernels().max_pool(row, window, rectify, y.data() + out.at(nb, c, oy),
+                               choice ? choice.data() + choice_at(out, nb, c, oy) : nullptr);
       }
       out.zero_halo(y.data() + nb * out.block(), c);
     });
-  }
-
- private:
-  // Output row oy of a plane.
-  template <class Floats>
-  void row(const float* plane, std::int64_t oy, float* y, std::uint8_t* choice) const {
-    using Ints = IntsOf<Floats>;
-    constexpr std::int64_t width = sizeof(Floats) / sizeof(float);
-    const std::int64_t lanes = pooling.in.lanes, row_stride = pooling.in.row_stride() * lanes;
-    const std::int64_t top = pooling.first(oy), bottom = pooling.last(oy, pooling.in.height);
-    for (std::int64_t ox = 0; ox < pooling.out.width; ++ox) {
-      const std::int64_t left = pooling.first(ox), right = pooling.last(ox, pooling.in.width);
-      const float* window = plane + pooling.input(oy, 0) * row_stride + pooling.input(ox, 0) * lanes;
-      for (std::int64_t b = 0; b < lanes; b += width) {
-        Floats best = load<Floats>(window + top * row_stride + left * lanes + b);
-        Ints where = Ints{} + static_cast<std::int32_t>(top * pooling.kernel + left);
-        for (std::int64_t ky = top; ky < bottom; ++ky)
-          for (std::int64_t kx = left; kx < right; ++kx) {
-            const Floats pixel = load<Floats>(window + ky * row_stride + kx * lanes + b);
-            const auto more = (pixel > best) | (pixel != pixel);  // not a number wins, so that it is seen
-            best = more ? pixel : best;
-            where = more ? Ints{} + static_cast<std::int32_t>(ky * pooling.kernel + kx) : where;
-          }
-        if (rectify) {
-          where = best <= 0 ? Ints{} + nothing : where;
-          best = best <= 0 ? Floats{} : best;
-        }
-        std::memcpy(y + ox * lanes + b, &best, sizeof best);
-        if (choice == nullptr) continue;
-        std::array<std::int32_t, width> chosen;
-        std::memcpy(chosen.data(), &where, sizeof where);
-        std::copy(chosen.begin(), chosen.end(), choice + ox * lanes + b);
-      }
-    }
   }
 };
 const Register<MaxPool> max_pool;
@@ -155,47 +113,22 @@ struct MaxPoolGrad {
     const Shape choices{blocks, out.channels * out.height * out.width, lanes};
     require(choice.shape() == choices, "choice is ", choice.shape().text(), ", not ", choices.text());
     const auto dx = context.output<float>(0, in.shape(blocks));
+    // Windows that lie side by side write every pixel that they have; the others start from zeros.
+    const bool tiled = pooling.stride == pooling.kernel && pooling.padding == 0;
+    const std::int64_t covered = tiled ? out.height * pooling.kernel : 0, across = tiled ? out.width * pooling.kernel : 0;
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t y = 0; y < in.height; ++y) std::fill_n(dx.data() + in.at(nb, c, y), in.row(), 0.0f);
+      for (std::int64_t y = 0; y < in.height; ++y) {
+        const std::int64_t written = y < covered ? across : 0;
+        std::fill_n(dx.data() + in.at(nb, c, y, written), (in.width - written) * lanes, 0.0f);
+      }
       in.zero_halo(dx.data() + nb * in.block(), c);
       for (std::int64_t oy = 0; oy < out.height; ++oy) {
-        const float* gradient = dy.data() + out.at(nb, c, oy);
-        const std::uint8_t* where = choice.data() + choice_at(out, nb, c, oy);
-        if (lanes % 4 == 0)
-          row<Float4>(gradient, where, oy, dx.data() + in.at(nb, c, 0));
-        else
-          row<float>(gradient, where, oy, dx.data() + in.at(nb, c, 0));
+        const PoolRow row = pool_row(pooling, oy);
+        float* window = dx.data() + in.at(nb, c, 0) + pooling.input(oy, 0) * row.row;
+        row_kernels().max_pool_gradient(row, dy.data() + out.at(nb, c, oy),
+                                        choice.data() + choice_at(out, nb, c, oy), !tiled, window);
       }
     });
-  }
-
- private:
-  // Adds what output row oy passes to a plane. A choice outside the image cannot come from MaxPool; it passes
-  // nothing.
-  template <class Floats>
-  void row(const float* dy, const std::uint8_t* choice, std::int64_t oy, float* plane) const {
-    using Ints = IntsOf<Floats>;
-    constexpr std::int64_t width = sizeof(Floats) / sizeof(float);
-    const std::int64_t lanes = pooling.in.lanes, row_stride = pooling.in.row_stride() * lanes;
-    const std::int64_t top = pooling.first(oy), bottom = pooling.last(oy, pooling.in.height);
-    for (std::int64_t ox = 0; ox < pooling.out.width; ++ox) {
-      const std::int64_t left = pooling.first(ox), right = pooling.last(ox, pooling.in.width);
-      float* window = plane + pooling.input(oy, 0) * row_stride + pooling.input(ox, 0) * lanes;
-      for (std::int64_t b = 0; b < lanes; b += width) {
-        const Floats gradient = load<Floats>(dy + ox * lanes + b);
-        std::array<std::int32_t, width> chosen;
-        std::copy_n(choice + ox * lanes + b, width, chosen.data());
-        Ints where;
-        std::memcpy(&where, chosen.data(), sizeof where);
-        for (std::int64_t ky = top; ky < bottom; ++ky)
-          for (std::int64_t kx = left; kx < right; ++kx) {
-            float* pixel = window + ky * row_stride + kx * lanes + b;
-            const auto here = where == Ints{} + static_cast<std::int32_t>(ky * pooling.kernel + kx);
-            const Floats total = load<Floats>(pixel) + (here ? gradient : Floats{});
-            std::memcpy(pixel, &total, sizeof total);
-          }
-      }
-    }
   }
 };
 const Register<MaxPoolGrad> max_pool_grad;
@@ -253,8 +186,9 @@ struct AveragePoolGrad {
     const Stack &in = pooling.in, &out = pooling.out;
     const auto dy = context.input<float>(0);
     const std::int64_t blocks = out.blocks(dy, "dy"), lanes = in.lanes;
-    const Addend addend(context.input<float>(1), in, blocks, "addend");
-    const Mask relu_mask = mask.bind(context, 2, blocks);
+    const Finish finish{.count = in.row(),
+                        .addend = Addend(context.input<float>(1), in, blocks, "addend"),
+                        .mask = mask.bind(context, 2, blocks)};
     const auto dx = context.output<float>(0, in.shape(blocks));
     const float weight = 1.0f / static_cast<float>(pooling.kernel * pooling.kernel);
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
@@ -271,8 +205,7 @@ struct AveragePoolGrad {
               for (std::int64_t b = 0; b < lanes; ++b) pixel[b] += gradient[b] * weight;
             }
           }
-        addend.add(row, nb, c, y);
-        relu_mask.apply(row, nb, c, y);
+        finish(row, 1, 0, row, nb, c, y);
       }
       in.zero_halo(dx.data() + nb * in.block(), c);
     });

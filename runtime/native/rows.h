@@ -1,9 +1,9 @@
-// What the elementwise operators share: work on planes in parallel, ReLU masks, ReLU bits.
+// What the elementwise operators share: work on planes in parallel, additions, ReLU masks, ReLU bits.
 #pragma once
 
-#include <array>
 #include <cstdint>
 
+#include "kernels.h"
 #include "op.h"
 #include "stack.h"
 
@@ -15,25 +15,12 @@ void for_planes(const Context& context, std::int64_t blocks, std::int64_t channe
   context.parallel_for(blocks * channels, [&](std::int64_t i) { body(i / channels, i % channels); });
 }
 
-// bits[j / 8] bit j % 8 = row[j] > 0, for j in [0, count); the bits after the last are 0.
-inline void write_bits(const float* row, std::int64_t count, std::uint8_t* bits) {
-  std::int64_t j = 0;
-  for (; j + 8 <= count; j += 8) {
-    unsigned byte = 0;
-    for (int k = 0; k < 8; ++k) byte |= static_cast<unsigned>(row[j + k] > 0) << k;
-    *bits++ = static_cast<std::uint8_t>(byte);
-  }
-  if (j < count) {
-    unsigned byte = 0;
-    for (int k = 0; j + k < count; ++k) byte |= static_cast<unsigned>(row[j + k] > 0) << k;
-    *bits = static_cast<std::uint8_t>(byte);
-  }
-}
-
 // Where a gradient passes the ReLU before it: everywhere, or where a stack (the ReLU's output) is positive,
 // or where a bit is set. Attributes mask_kind (0, 1 or 2) and, for a stack, mask_halo.
 class Mask {
  public:
+  Mask() = default;  // everywhere
+
   // The mask as an operator's attributes describe it; `image` is the geometry of the gradient that is masked.
   class Description {
    public:
@@ -43,7 +30,8 @@ class Mask {
 
     // Checks input `index` of a call whose stacks have `blocks` batch blocks.
     Mask bind(const Context& context, std::size_t index, std::int64_t blocks) const {
-      Mask mask(stack_);
+      Mask mask;
+      mask.stack_ = stack_;
       if (kind_ == 1) {
         const auto tensor = context.input<float>(index);
         require(static_cast<bool>(tensor), "mask_kind is 1 but there is no mask");
@@ -64,29 +52,15 @@ class Mask {
     Stack stack_;
   };
 
-  // Zeroes the elements of a row (the W·B floats of row y of channel c of batch block nb) that the mask
-  // stops.
-  void apply(float* row, std::int64_t nb, std::int64_t c, std::int64_t y) const {
-    const std::int64_t count = stack_.row();
-    if (values_ != nullptr) {
-      const float* mask = values_ + stack_.at(nb, c, y);
-      for (std::int64_t j = 0; j < count; ++j) row[j] = mask[j] > 0 ? row[j] : 0.0f;
-    } else if (bits_ != nullptr) {
-      static constexpr std::array<std::uint32_t, 8> bit{1, 2, 4, 8, 16, 32, 64, 128};
-      const std::uint8_t* mask = bits_ + stack_.bits_at(nb, c, y);
-      std::int64_t j = 0;
-      for (; j + 8 <= count; j += 8) {
-        const std::uint32_t byte = *mask++;
-        for (int k = 0; k < 8; ++k) row[j + k] = (byte & bit[k]) != 0 ? row[j + k] : 0.0f;
-      }
-      for (int k = 0; j + k < count; ++k)
-        if ((*mask & bit[k]) == 0) row[j + k] = 0.0f;
-    }
+  // Row y of channel c of batch block nb of the stack and of the bits; null where there is none.
+  const float* values(std::int64_t nb, std::int64_t c, std::int64_t y) const {
+    return values_ == nullptr ? nullptr : values_ + stack_.at(nb, c, y);
+  }
+  const std::uint8_t* bits(std::int64_t nb, std::int64_t c, std::int64_t y) const {
+    return bits_ == nullptr ? nullptr : bits_ + stack_.bits_at(nb, c, y);
   }
 
  private:
-  explicit Mask(const Stack& stack) : stack_(stack) {}
-
   Stack stack_;
   const float* values_ = nullptr;
   const std::uint8_t* bits_ = nullptr;
@@ -95,41 +69,61 @@ class Mask {
 // An optional stack that is added to another; absent, it adds nothing.
 class Addend {
  public:
+  Addend() = default;
   Addend(const Tensor<const float>& tensor, const Stack& stack, std::int64_t blocks, const char* name)
       : stack_(stack), data_(tensor.data()) {
     if (tensor) stack.check(tensor, blocks, name);
   }
 
-  // Adds row y of channel c of batch block nb.
-  void add(float* row, std::int64_t nb, std::int64_t c, std::int64_t y) const {
-    if (data_ == nullptr) return;
-    const float* other = data_ + stack_.at(nb, c, y);
-    for (std::int64_t j = 0; j < stack_.row(); ++j) row[j] += other[j];
+  // Row y of channel c of batch block nb; null where there is none.
+  const float* row(std::int64_t nb, std::int64_t c, std::int64_t y) const {
+    return data_ == nullptr ? nullptr : data_ + stack_.at(nb, c, y);
   }
 
  private:
   Stack stack_;
-  const float* data_;
+  const float* data_ = nullptr;
 };
 
 // The optional output of ReLU bits; absent, nothing is written.
 class Bits {
  public:
+  Bits() = default;
   Bits(const Context& context, std::size_t output, const Stack& stack, std::int64_t blocks)
       : stack_(stack), data_(context.output<std::uint8_t>(output, stack.bits_shape(blocks)).data()) {}
 
-  // Writes the bits of row y of channel c of batch block nb.
-  void write(const float* row, std::int64_t nb, std::int64_t c, std::int64_t y) const {
-    if (data_ != nullptr) write_bits(row, stack_.row(), data_ + stack_.bits_at(nb, c, y));
+  // Row y of channel c of batch block nb; null where there is none.
+  std::uint8_t* row(std::int64_t nb, std::int64_t c, std::int64_t y) const {
+    return data_ == nullptr ? nullptr : data_ + stack_.bits_at(nb, c, y);
   }
 
  private:
   Stack stack_;
-  std::uint8_t* data_;
+  std::uint8_t* data_ = nullptr;
 };
 
-inline void relu(float* row, std::int64_t count) {
-  for (std::int64_t j = 0; j < count; ++j) row[j] = row[j] < 0 ? 0.0f : row[j];
-}
+// What an operator does to each row that it has computed.
+struct Finish {
+  std::int64_t count;  // floats of a row
+  Addend addend{};
+  Mask mask{};
+  bool relu = false;
+  Bits bits{};
+
+  // out = mask ∘ act(scale · a + shift + addend), and its bits, for row y of channel c of batch block nb; `a` may be `out`.
+  void operator()(const float* a, float scale, float shift, float* out, std::int64_t nb, std::int64_t c,
+                  std::int64_t y) const {
+    row_kernels().combine({.count = count,
+                           .a = a,
+                           .scale = scale,
+                           .shift = shift,
+                           .addend = addend.row(nb, c, y),
+                           .relu = relu,
+                           .mask = mask.values(nb, c, y),
+                           .mask_bits = mask.bits(nb, c, y),
+                           .out = out,
+                           .bits = bits.row(nb, c, y)});
+  }
+};
 
 }  // namespace edge_bcs

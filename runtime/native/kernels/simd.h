@@ -37,6 +37,7 @@ template <int VL>
 struct Simd {
   typedef float Vector __attribute__((vector_size(VL * sizeof(float))));
   typedef std::int32_t Integers __attribute__((vector_size(VL * sizeof(float))));
+  typedef std::uint8_t Bytes __attribute__((vector_size(VL)));
   typedef float Unaligned __attribute__((vector_size(VL * sizeof(float)), aligned(sizeof(float)), may_alias));
 };
 template <int VL>
@@ -135,6 +136,20 @@ EDGE_BCS_INLINE void store_bits(std::uint8_t* row, std::int64_t at, unsigned bit
     std::uint8_t& byte = row[at / 8];
     byte = static_cast<std::uint8_t>(at % 8 == 0 ? bits : byte | bits << (at % 8));
   }
+}
+
+// Numbers in [0, 255] as bytes, and back.
+template <int VL>
+EDGE_BCS_INLINE void store_bytes(std::uint8_t* to, Integers<VL> values) {
+  const auto bytes = __builtin_convertvector(values, typename Simd<VL>::Bytes);
+  std::memcpy(to, &bytes, VL);
+}
+
+template <int VL>
+EDGE_BCS_INLINE Integers<VL> load_bytes(const std::uint8_t* from) {
+  typename Simd<VL>::Bytes bytes;
+  std::memcpy(&bytes, from, VL);
+  return __builtin_convertvector(bytes, Integers<VL>);
 }
 
 // [a0+a1, a2+a3, …, b0+b1, b2+b3, …]

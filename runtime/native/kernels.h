@@ -1,0 +1,12 @@
+// The kernels of this machine's instruction set, apart from the convolutions' (isa.h).
+#pragma once
+
+#include "kernels/probe.h"
+#include "kernels/rows.h"
+
+namespace edge_bcs {
+
+const RowKernels& row_kernels();
+const ProbeKernels& probe_kernels();
+
+}  // namespace edge_bcs

@@ -1,0 +1,54 @@
+// Work on single image rows, element by element: scale and shift, addition, rectification, masks, maximum pooling.
+#pragma once
+
+#include <cstdint>
+
+namespace edge_bcs {
+
+// out = mask ∘ act(scale · a + shift + addend) over `count` floats; each part is absent where its pointer is null.
+struct Row {
+  std::int64_t count = 0;
+  const float* a = nullptr;
+  float scale = 1;
+  float shift = 0;
+  const float* addend = nullptr;
+  bool relu = false;
+  const float* mask = nullptr;              // passes where > 0
+  const std::uint8_t* mask_bits = nullptr;  // passes where bit j % 8 of byte j / 8 is set
+  float* out = nullptr;
+  std::uint8_t* bits = nullptr;             // written: whether out > 0; the bits after the last are 0
+};
+
+// One output row of a maximum pooling. Window x begins at input pixel x · stride - padding; only its pixels in image rows
+// [top, bottom) of the window and columns [0, width) of the image count.
+struct PoolRow {
+  std::int64_t lanes = 1, width = 0, out_width = 0;
+  std::int64_t kernel = 1, stride = 1, padding = 0;
+  std::int64_t top = 0, bottom = 0;
+  std::int64_t row = 0;  // floats from one image row of the input to the next
+
+  std::int64_t left(std::int64_t x) const { return x * stride < padding ? padding - x * stride : 0; }
+  std::int64_t right(std::int64_t x) const {
+    const std::int64_t rest = width + padding - x * stride;
+    return rest < kernel ? rest : kernel;
+  }
+};
+// The choice of a window whose maximum the ReLU stopped.
+inline constexpr std::int32_t no_choice = 255;
+
+struct RowKernels {
+  void (*combine)(const Row&);
+  // y = the maximum of each window (`input` is at image row 0 of the windows, column 0 of the image), rectified if `relu`;
+  // choice (may be null) = ky · kernel + kx of the first maximum, or no_choice where the ReLU stops it.
+  void (*max_pool)(const PoolRow&, const float* input, bool relu, float* y, std::uint8_t* choice);
+  // Passes dy to the chosen pixels of dx: adds it, or, where windows neither overlap nor leave gaps, stores it and zeros
+  // in the other pixels of each window.
+  void (*max_pool_gradient)(const PoolRow&, const float* dy, const std::uint8_t* choice, bool add, float* dx);
+};
+
+extern const RowKernels row_kernels_scalar;
+extern const RowKernels row_kernels_avx2;
+extern const RowKernels row_kernels_avx512;
+extern const RowKernels row_kernels_neon;
+
+}  // namespace edge_bcs
