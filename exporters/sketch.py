@@ -58,9 +58,7 @@ class Sketch:
         self.birth: list[int] = []
         self.death: list[int] = []
         self.forward_death: list[int] = []  # the last reader that is no gradient operator
-        self.unread: set[int] = (
-            set()
-        )  # alive to the end, see `plan`, unless an inserted operator reads it
+        self.unread: set[int] = set()  # alive to the end, see `plan`, unless an inserted operator reads it
         self.readers: dict[str, list[int]] = defaultdict(list)  # kept stack → gradient operators
         kept = set(self.kept)
         for index, node in enumerate(graph.nodes):
