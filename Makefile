@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/test_native_,programs.py conv.py conv_errors.
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-sanitized fuzz lint native trade-off endurance clean
+.PHONY: help quickstart test test-ort-training test-lowest test-sanitized fuzz lint native bench trade-off endurance clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
@@ -32,6 +32,7 @@ help:
 	@echo "make test-native-arm  the kernels' and operators' tests on it (apt-get install qemu-user-static)"
 	@echo "make wheels      manylinux wheels for x86-64 and aarch64, into dist"
 	@echo "make test-arm    the aarch64 wheel in an emulated Debian: fine-tuning there as here (root, minutes)"
+	@echo "make bench       layers and whole steps beside dense PyTorch and SparseProp, into results/speed"
 	@echo "make trade-off   the smallest budgets, and time over memory, into results/memory"
 	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
 	@echo "make clean       remove what the above wrote"
@@ -122,6 +123,12 @@ wheels: native native-arm
 
 test-arm: wheels $(INSTALLED)
 	$(BIN)/python tests/arm/emulated_board.py dist/edge_bcs-*_aarch64.whl build/arm-root results/arm
+
+# SparseProp is compared with where it builds: it has no wheels, and its setup.py expects pybind11 to be there.
+bench: $(INSTALLED)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check pybind11 setuptools wheel && \
+	    PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps sparseprop
+	$(BIN)/edge-bcs bench --all results/speed
 
 trade-off: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.targets.trade_off results/memory

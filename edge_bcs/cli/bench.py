@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from edge_bcs.cli.common import examples, json_option, pairs, print_json
@@ -14,33 +16,93 @@ from edge_bcs.cli.common import examples, json_option, pairs, print_json
     "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="uniform", show_default=True
 )
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--micro-batch", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--micro-batch", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--attack-steps", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--repetitions", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--all",
+    "report",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Measure the machine, single layers, whole steps and scaling; write JSON, tables and plots.",
+)
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Measure this machine; save the constants by which networks are compiled and times predicted.",
+)
 @json_option
 @examples("""
     edge-bcs bench
     edge-bcs bench --model resnet18 --distribution paper --batch-size 32 --json
+    edge-bcs bench --all results/speed
+    edge-bcs bench --calibrate
 """)
-def command(as_json: bool, **options: object) -> None:
-    """Time whole adversarial training steps, ours and dense PyTorch's, turn about on the same cores."""
+def command(report: Path | None, calibrate: bool, as_json: bool, **options: object) -> None:
+    """Time whole adversarial training steps, ours and dense PyTorch's (and SparseProp's, where it is
+    installed), turn about on the same cores."""
+    threads, repetitions = options["threads"], options["repetitions"]
+    assert isinstance(threads, int) and isinstance(repetitions, int)
+    if calibrate:
+        _calibrate(threads, as_json)
+    elif report is not None:
+        from edge_bcs.bench import report as writer
+        from edge_bcs.bench import suite
+
+        writer.write(suite.run(threads, repetitions, _progress), report)
+        click.echo(f"wrote {report}/README.md, bench.json, layers.png and scaling.png")
+    else:
+        _compare(as_json, **options)
+
+
+def _progress(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def _calibrate(threads: int, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from edge_bcs.bench.calibrate import calibrate
+    from edge_bcs.exporters import cost_model
+
+    machine = calibrate(threads, progress=_progress)
+    path = cost_model.save(machine)
+    if as_json:
+        print_json(asdict(machine) | {"file": str(path)})
+        return
+    pairs(
+        [
+            ("processor", f"{machine.processor} ({machine.isa}, {len(machine.arithmetic)} cores)"),
+            ("arithmetic", f"{sum(machine.arithmetic) / 1e9:.0f} GFLOP/s at the peak"),
+            ("memory", f"{machine.bandwidth / 1e9:.1f} GB/s"),
+            ("an operator starts in", f"{1e6 * machine.costs.node:.0f} µs"),
+            ("saved", str(path)),
+        ]
+    )
+
+
+def _compare(as_json: bool, **options: object) -> None:
     from edge_bcs.bench import compare_step
     from edge_bcs.runtime.units import format_bytes
 
-    result = compare_step(progress=lambda message: click.echo(message, err=True), **options)  # type: ignore[arg-type]
-    if as_json:
-        print_json(result.as_dict())
-        return
+    result = compare_step(progress=_progress, **options)  # type: ignore[arg-type]
     summary = result.as_dict()
-    pairs(
-        [
-            (
-                "edge-bcs",
-                f"{summary['sparse_median_seconds']:.2f} s a step ({result.isa}, {result.threads} threads)",
-            ),
-            ("dense PyTorch", f"{summary['dense_median_seconds']:.2f} s a step"),
-            ("faster", f"{result.ratio:.1f} times"),
-            ("working set", format_bytes(result.peak_bytes)),
-        ]
-    )
+    if as_json:
+        print_json(summary)
+        return
+    rows = [
+        (
+            "edge-bcs",
+            f"{summary['sparse_median_seconds']:.2f} s a step ({result.isa}, {result.threads} threads)",
+        ),
+        ("dense PyTorch", f"{summary['dense_median_seconds']:.2f} s a step"),
+        ("faster", f"{result.ratio:.1f} times"),
+    ]
+    if "sparseprop_ratio" in summary:
+        rows.append(("than SparseProp", f"{summary['sparseprop_ratio']:.1f} times"))
+    rows += [
+        ("update and rewiring", f"{100 * result.optimizer_share:.1f} % of the step"),
+        ("working set", format_bytes(result.peak_bytes)),
+    ]
+    pairs(rows)

@@ -1,18 +1,12 @@
-"""Times the convolution operators layer by layer beside torch's dense ones; a tool for work on the kernels.
+"""Single convolutions: ours, dense PyTorch's, ONNX Runtime's and SparseProp's, on the same shapes.
 
-    python runtime/native/bench_conv.py --network vgg16 --distribution paper --sparsity 0.99 --batch 128
-
-Every distinct convolution of the network is one row: forward with folded batch norm, ReLU and its bits;
-gradient of the input under a mask of bits; gradient of input and weights. Ours and torch's (float32,
-channels_last, the same number of threads) run in turn, with a pause before each so that neither meets
-the other's spinning threads, and the medians of both are compared, so what else the machine does meets
-both alike. GFLOP/s counts the multiply-adds of the weights that there are (two operations each). Sums
-weigh each row by how often the network has it.
+Every distinct convolution of a network is timed in three forms: forward (ours with folded batch norm, ReLU
+and its bits); gradient of the input (ours under a mask of bits); gradients of input and weights. The sides
+run in turn, with a pause before each so that none meets another's spinning threads.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 import torch
-from edge_bcs.runtime import library
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edge_bcs import models
 from edge_bcs.connectivity import kappa, layer_counts, paper_densities
+from edge_bcs.runtime import library
 from edge_bcs.sparse_model import prunable_layers
 
 OPERATIONS = ("forward", "input gradient", "both gradients")
@@ -136,7 +130,7 @@ def session(
     binding = made.io_binding()
     for name, array in given.items():
         binding.bind_ortvalue_input(name, aligned(array))
-    first = made.run(list(wanted), given)
+    first: list[np.ndarray] = made.run(list(wanted), given)
     for name, array in zip(wanted, first, strict=True):
         binding.bind_ortvalue_output(name, aligned(array))
 
@@ -242,65 +236,82 @@ def dense(layer: Convolution, batch: int) -> list[Callable[[], Any]]:
     return [forward, lambda: backward(False), lambda: backward(True)]
 
 
+def ort_dense(layer: Convolution, batch: int, threads: int) -> Callable[[], Any]:
+    """ONNX Runtime's own dense convolution, forward."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((batch, layer.in_channels, layer.size, layer.size), np.float32)
+    weight = random.standard_normal(
+        (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel), np.float32
+    )
+    node = helper.make_node(
+        "Conv",
+        ["x", "w"],
+        ["y"],
+        pads=[layer.padding] * 4,
+        strides=[layer.stride] * 2,
+        kernel_shape=[layer.kernel] * 2,
+    )
+    types = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)]
+    result = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph([node], "conv", types, result, [numpy_helper.from_array(weight, "w")])
+    opsets = [helper.make_opsetid("", 21)]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    made = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda: made.run(None, {"x": x})
+
+
+def sparseprop(layer: Convolution, batch: int) -> list[Callable[[], Any]] | None:
+    """SparseProp's forward and its gradients of input and weights; None where the package is not installed.
+
+    Of its two ways to use vectors (over images, over pixels) the faster one is taken, as its own
+    `swap_modules_with_sparse` does.
+    """
+    try:
+        from sparseprop.modules.conv2d import SparseConv2d
+    except ImportError:
+        return None
+    weight = torch.zeros(layer.weights)
+    weight[torch.randperm(layer.weights)[: layer.active]] = torch.randn(layer.active)
+    shape = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
+    x = torch.randn(batch, layer.in_channels, layer.size, layer.size, requires_grad=True)
+    dy = torch.randn(batch, layer.out_channels, layer.out_size, layer.out_size)
+    best: list[Callable[[], Any]] = []
+    fastest = float("inf")
+    for over_pixels in (False, True):
+        module = SparseConv2d(
+            weight.reshape(shape), padding=layer.padding, stride=layer.stride, vectorizing_over_on=over_pixels
+        )
+        result = module(x)
+
+        def forward(module: Any = module) -> Any:
+            with torch.no_grad():
+                return module(x)
+
+        def backward(module: Any = module, result: Any = result) -> Any:
+            return torch.autograd.grad(result, [x, module.W_val], dy, retain_graph=True)
+
+        seconds = sum(timed([forward, backward], 1))
+        if seconds < fastest:
+            best, fastest = [forward, backward], seconds
+    return best
+
+
 def timed(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
     """Median seconds of each, run in turn."""
-    times: list[list[float]] = [[] for _ in functions]
+    return [float(np.median(taken)) for taken in times(functions, rounds)]
+
+
+def times(functions: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    """Seconds of each run of each function, run in turn."""
+    taken: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
     for _ in range(rounds):
-        for function, collected in zip(functions, times, strict=True):
+        for function, collected in zip(functions, taken, strict=True):
             time.sleep(0.005)
             start = time.perf_counter()
             function()
             collected.append(time.perf_counter() - start)
-    return [float(np.median(collected)) for collected in times]
-
-
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--network", default="vgg16")
-    parser.add_argument("--distribution", choices=["uniform", "paper"], default="uniform")
-    parser.add_argument("--sparsity", default="0.99")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lanes", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--threshold", type=float, default=0.55, help="density from which the dense algorithm runs"
-    )
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(
-        f"{'layer':32}{'density':>8}  "
-        + "".join(f"{name + ': ms, GFLOP/s, × torch':>44}" for name in OPERATIONS)
-    )
-    totals = np.zeros((2, 3))
-    for layer, count in convolutions(options.network, options.distribution, options.sparsity).items():
-        density = layer.active / layer.weights
-        algorithm = "dense" if density >= options.threshold else "sparse"
-        sides = (
-            ours(layer, options.batch, options.lanes, options.threads, algorithm),
-            dense(layer, options.batch),
-        )
-        times = np.array(
-            timed([function for pair in zip(*sides, strict=True) for function in pair], options.rounds)
-        )
-        times = times.reshape(3, 2).T
-        totals += count * times
-        flops = 2.0 * layer.active * options.batch * layer.out_size**2 * np.array([1, 1, 2])
-        kind = f"{layer.kernel}×{layer.kernel}/{layer.stride} {layer.size}²"
-        name = f"{count}× {layer.in_channels}→{layer.out_channels} {kind}"
-        cells = [
-            f"{1e3 * own:22.2f}{work / own / 1e9:10.1f}{other / own:10.1f}× "
-            for own, other, work in zip(*times, flops, strict=True)
-        ]
-        print(f"{name:32}{density:8.4f}{algorithm[0]} " + "".join(cells), flush=True)
-    cells = [f"{1e3 * own:22.2f}{'':10}{other / own:10.1f}× " for own, other in zip(*totals, strict=True)]
-    print(f"{'all':42}" + "".join(cells))
-
-
-if __name__ == "__main__":
-    main()
+    return taken

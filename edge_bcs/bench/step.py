@@ -7,6 +7,8 @@ today: the same network with all its weights, channels_last.
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 import tempfile
 import time
@@ -25,7 +27,8 @@ from edge_bcs.errors import EdgeBcsError
 class StepComparison:
     """Seconds of one adversarial training step, ours and dense PyTorch's, and what was compared.
 
-    `sparse_seconds` and `dense_seconds` hold one entry a repetition, in the order in which they ran.
+    The seconds hold one entry a repetition, in the order in which they ran; none for a side that was left
+    out. `parts` holds median seconds of one run of each graph, and how often the step runs it.
     """
 
     model: str
@@ -38,22 +41,42 @@ class StepComparison:
     isa: str
     sparse_seconds: tuple[float, ...]
     dense_seconds: tuple[float, ...]
+    sparseprop_seconds: tuple[float, ...]
     optimizer_seconds: tuple[float, ...]
+    parts: dict[str, tuple[float, int]]
+    kappa: int
     peak_bytes: int
+
+    @property
+    def sparse_median(self) -> float:
+        """Our median seconds of a step."""
+        return statistics.median(self.sparse_seconds)
 
     @property
     def ratio(self) -> float:
         """Dense seconds over ours: the median of the ratios of neighbouring repetitions."""
-        pairs = zip(self.dense_seconds, self.sparse_seconds, strict=True)
-        return statistics.median(dense / sparse for dense, sparse in pairs)
+        return self._over_ours(self.dense_seconds)
+
+    @property
+    def optimizer_share(self) -> float:
+        """What update, rewiring and the lists that follow it take of our step."""
+        return statistics.median(self.optimizer_seconds) / self.sparse_median
+
+    def _over_ours(self, seconds: tuple[float, ...]) -> float:
+        pairs = zip(seconds, self.sparse_seconds, strict=True)
+        return statistics.median(other / ours for other, ours in pairs)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, for JSON."""
-        return asdict(self) | {
-            "ratio": self.ratio,
-            "sparse_median_seconds": statistics.median(self.sparse_seconds),
-            "dense_median_seconds": statistics.median(self.dense_seconds),
+        found = asdict(self) | {
+            "sparse_median_seconds": self.sparse_median,
+            "optimizer_share": self.optimizer_share,
         }
+        if self.dense_seconds:
+            found |= {"ratio": self.ratio, "dense_median_seconds": statistics.median(self.dense_seconds)}
+        if self.sparseprop_seconds:
+            found["sparseprop_ratio"] = self._over_ours(self.sparseprop_seconds)
+        return found
 
 
 def compare_step(
@@ -62,16 +85,18 @@ def compare_step(
     sparsity: float = 0.99,
     distribution: str = "uniform",
     batch_size: int = 128,
-    micro_batch: int = 16,
+    micro_batch: int = 32,
     attack_steps: int = 10,
     threads: int = 2,
     repetitions: int = 3,
+    image_size: int = 32,
+    dense: bool = True,
     progress: Callable[[str], None] = lambda message: None,
 ) -> StepComparison:
     """Time whole adversarial training steps (AT, PGD, update, rewiring) against dense PyTorch.
 
     Args:
-        model: name of a network of `edge_bcs.models`, for 32×32 colour images and 10 classes.
+        model: name of a network of `edge_bcs.models`, for colour images and 10 classes.
         sparsity: fraction of weights that are dormant, in (0, 1).
         distribution: initial per-layer densities, "paper", "uniform" or "erk".
         batch_size: images a step.
@@ -79,6 +104,9 @@ def compare_step(
         attack_steps: PGD steps for each image.
         threads: threads of both sides.
         repetitions: timed steps of each side, interleaved; one untimed step of each comes first.
+        image_size: height and width of the images.
+        dense: time the other sides, too: dense PyTorch and, where it is installed, PyTorch with SparseProp's
+            convolutions.
         progress: called with a sentence before each part.
 
     Raises:
@@ -92,9 +120,10 @@ def compare_step(
     from edge_bcs.runtime import Trainer, budget
 
     torch.set_num_threads(threads)
+    shape = (3, image_size, image_size)
     images = counter_random.uniform(
-        batch_size * 3 * 32 * 32, seed=0, step=0, purpose=counter_random.EVALUATION
-    ).reshape(batch_size, 3, 32, 32)
+        batch_size * math.prod(shape), seed=0, step=0, purpose=counter_random.EVALUATION
+    ).reshape(batch_size, *shape)
     labels = (np.arange(batch_size) % 10).astype(np.int64)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -107,33 +136,35 @@ def compare_step(
             sparse,
             artifact,
             objective="at",
-            input_shape=(3, 32, 32),
+            input_shape=shape,
             micro_batch=micro_batch,
             batch_norm="frozen",
             batch_size=batch_size,
             attack_steps=attack_steps,
             validate=False,
         )
-        trainer = Trainer(artifact, threads=threads)
-        dense = _DenseStep(models.create(model, num_classes=10), attack_steps)
-        dense_images, dense_labels = torch.from_numpy(images), torch.from_numpy(labels)
-
-        sparse_seconds, dense_seconds, optimizer_seconds = [], [], []
-        for repetition in range(repetitions + 1):
-            progress(f"repetition {repetition} of {repetitions}" if repetition else "warming up")
-            started = time.perf_counter()
-            dense(dense_images, dense_labels)
-            between = time.perf_counter()
-            trainer.step(images, labels)
-            ended = time.perf_counter()
-            trainer.run_optimizer_only()
-            optimized = time.perf_counter()
-            if repetition:
-                dense_seconds.append(between - started)
-                sparse_seconds.append(ended - between)
-                optimizer_seconds.append(optimized - ended)
-        peak = int(trainer.memory()["peak_bytes"])
-        trainer.close()
+        with Trainer(artifact, threads=threads) as trainer:
+            sides: dict[str, Callable[[], Any]] = {"sparse": lambda: trainer.step(images, labels)}
+            if dense:
+                given = torch.from_numpy(images), torch.from_numpy(labels)
+                others = {
+                    "dense": models.create(model, num_classes=10),
+                    "sparseprop": _sparseprop(sparse, given[0]),
+                }
+                for name, network in others.items():
+                    if network is not None:
+                        step = _TorchStep(network, attack_steps, channels_last=name == "dense")
+                        sides[name] = functools.partial(step, *given)
+            sides["optimizer"] = trainer.run_optimizer_only
+            seconds: dict[str, list[float]] = {name: [] for name in sides}
+            for repetition in range(repetitions + 1):
+                progress(f"repetition {repetition} of {repetitions}" if repetition else "warming up")
+                for name, side in sides.items():
+                    started = time.perf_counter()
+                    side()
+                    if repetition:
+                        seconds[name].append(time.perf_counter() - started)
+            peak, parts = int(trainer.memory()["peak_bytes"]), _parts(trainer, batch_size)
     return StepComparison(
         model=model,
         sparsity=sparsity,
@@ -143,28 +174,62 @@ def compare_step(
         attack_steps=attack_steps,
         threads=threads,
         isa=budget.isa(),
-        sparse_seconds=tuple(sparse_seconds),
-        dense_seconds=tuple(dense_seconds),
-        optimizer_seconds=tuple(optimizer_seconds),
+        sparse_seconds=tuple(seconds["sparse"]),
+        dense_seconds=tuple(seconds.get("dense", ())),
+        sparseprop_seconds=tuple(seconds.get("sparseprop", ())),
+        optimizer_seconds=tuple(seconds["optimizer"]),
+        parts=parts,
+        kappa=sparse.kappa,
         peak_bytes=peak,
     )
 
 
-class _DenseStep:
+def _parts(trainer: Any, batch_size: int) -> dict[str, tuple[float, int]]:
+    """Median seconds of a run of each graph, and its runs in a step."""
+    micro_batches = -(-batch_size // trainer.artifact.micro_batch)
+    runs = {"attack": micro_batches * trainer.artifact.objective.attack_steps, "training": micro_batches}
+    found = {}
+    for graph, count in runs.items():
+        taken = []
+        for _ in range(10):
+            started = time.perf_counter()
+            trainer._engine.run(graph)
+            taken.append(time.perf_counter() - started)
+        found[graph] = (statistics.median(taken), count)
+    return found
+
+
+def _sparseprop(sparse: Any, images: Any) -> Any:
+    """The network with SparseProp's layers where they are the faster ones; None where it is not installed."""
+    try:
+        from sparseprop.utils import swap_modules_with_sparse
+    except ImportError:
+        return None
+    import contextlib
+    import copy
+    import io
+
+    model = copy.deepcopy(sparse.network).eval()
+    with contextlib.redirect_stdout(io.StringIO()):
+        return swap_modules_with_sparse(model, tuple(images.shape))
+
+
+class _TorchStep:
     """The same step as a PyTorch user writes it: PGD, then SGD with momentum and decay, all weights."""
 
-    def __init__(self, model: Any, attack_steps: int) -> None:
+    def __init__(self, model: Any, attack_steps: int, channels_last: bool) -> None:
         import torch
 
         self._torch = torch
-        self._model = model.eval().to(memory_format=torch.channels_last)
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._model = model.eval().to(memory_format=self._format)
         self._attack_steps = attack_steps
         self._optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
     def __call__(self, images: Any, labels: Any) -> None:
         torch = self._torch
         cross_entropy = torch.nn.functional.cross_entropy
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self._format)
         epsilon, step = 8 / 255, 2 / 255
         # Gradients of the weights are not asked for during the attack, as any careful user would arrange it.
         for parameter in self._model.parameters():

@@ -1,0 +1,204 @@
+"""Writes what `suite.run` measured: JSON, a README with tables, and plots."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edge_bcs.bench.suite import median, stack_seconds
+from edge_bcs.files import write_atomically
+from edge_bcs.runtime.units import format_bytes
+
+COMMAND = "make bench"
+_OTHERS = ("torch", "sparseprop")
+
+
+def write(result: dict[str, Any], folder: Path) -> None:
+    """Write `bench.json`, `README.md`, `scaling.png` and `layers.png` into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "bench.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(folder / "README.md", readme(result).encode())
+    plot_scaling(result, folder / "scaling.png")
+    plot_layers(result, folder / "layers.png")
+
+
+def readme(result: dict[str, Any]) -> str:
+    """All tables as Markdown."""
+    machine = result["machine"]
+    peak = ", ".join(f"{rate / 1e9:.0f}" for rate in machine["core_arithmetic"])
+    lines = [
+        "# Speed",
+        "",
+        f"{machine['processor']}, {machine['threads']} threads, {machine['isa']};",
+        f"measured {machine['date']} by `{COMMAND}`:",
+        f"{result['repetitions']} repetitions, the sides in turn; medians (least to most).",
+        f"Roof: {peak} GFLOP/s of multiply-adds in registers a core; "
+        f"{machine['stack_bandwidth'] / 1e9:.0f} GB/s copied",
+        f"within 8 MiB a core, {machine['memory_bandwidth'] / 1e9:.0f} GB/s within 256 MiB.",
+        "",
+        "## Whole training steps",
+        "",
+        "AT with PGD: attack, gradients, update, rewiring; batch norm with running statistics on all sides.",
+        "",
+    ]
+    lines += _table(
+        (
+            "network", "densities", "batch", "ours, s", "dense PyTorch, s", "times", "SparseProp, s", "times",
+            "update and rewiring", "working set",
+        ),
+        (_step_row(step) for step in result["steps"]),
+    )  # fmt: skip
+    lines += ["", "### Where our step's time goes", ""]
+    lines += _table(
+        (
+            "network",
+            "densities",
+            "attack pass, ms",
+            "passes",
+            "training pass, ms",
+            "passes",
+            "update, ms",
+        ),
+        (_part_row(step) for step in result["steps"]),
+    )
+    lines += ["", "## All convolutions of a network, forward and backward", ""]
+    lines += [
+        f"Uniform density, batch {result['stacks'][0]['batch']}; ours with batch norm, ReLU and masks fused.",
+        "",
+    ]
+    lines += _table(
+        ("network", "sparsity", "ours, ms", "dense PyTorch, ms", "times", "SparseProp, ms", "times"),
+        (_stack_row(stack) for stack in result["stacks"]),
+    )
+    for stack in result["stacks"]:
+        lines += ["", f"### {stack['network']} at {stack['sparsity']}", "", *_layers(stack["layers"])]
+    lines += ["", "## Strided and 1×1 layers", "", *_layers(result["strided"])]
+    lines += ["", "## As batch, κ and image grow", "", "![scaling](scaling.png)", ""]
+    for name, points in result["scaling"].items():
+        ratios = [f"{point['x']:g}: {point['seconds']:.2f} s" for point in points]
+        lines.append(f"- {name}: {', '.join(ratios)}")
+    return "\n".join(lines) + "\n"
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    columns = list(columns)
+    marks = ["---"] * len(columns)
+    return ["| " + " | ".join(cells) + " |" for cells in (columns, marks, *map(list, rows))]
+
+
+def _seconds(taken: list[float], unit: float = 1.0) -> str:
+    if not taken:
+        return "–"
+    low, middle, high = (unit * value for value in (min(taken), statistics.median(taken), max(taken)))
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _step_row(step: dict[str, Any]) -> list[str]:
+    other = f"{step['sparseprop_ratio']:.1f}×" if "sparseprop_ratio" in step else "–"
+    return [
+        step["model"],
+        step["distribution"],
+        str(step["batch_size"]),
+        _seconds(step["sparse_seconds"]),
+        _seconds(step["dense_seconds"]),
+        f"{step['ratio']:.1f}×",
+        _seconds(step["sparseprop_seconds"]),
+        other,
+        f"{100 * step['optimizer_share']:.1f} %",
+        format_bytes(step["peak_bytes"]),
+    ]
+
+
+def _part_row(step: dict[str, Any]) -> list[str]:
+    cells = [step["model"], step["distribution"]]
+    for graph in ("attack", "training"):
+        seconds, runs = step["parts"][graph]
+        cells += [f"{1e3 * seconds:.2f}", str(runs)]
+    return [*cells, _seconds(step["optimizer_seconds"], 1e3)]
+
+
+def _stack_row(stack: dict[str, Any]) -> list[str]:
+    ours = stack_seconds(stack["layers"], "edge_bcs")
+    assert ours is not None
+    cells = [stack["network"], stack["sparsity"], f"{1e3 * ours:.1f}"]
+    for side in _OTHERS:
+        taken = stack_seconds(stack["layers"], side)
+        cells += ["–", "–"] if taken is None else [f"{1e3 * taken:.1f}", f"{taken / ours:.1f}×"]
+    return cells
+
+
+def _layers(rows: list[dict[str, Any]]) -> list[str]:
+    def cells(row: dict[str, Any]) -> list[str]:
+        name = f"{row['in_channels']}→{row['out_channels']}, {row['kernel']}×{row['kernel']}/{row['stride']}"
+        found = [f"{name} on {row['size']}²", f"{row['density']:.3f} {row['algorithm']}"]
+        for form in ("forward", "input_gradient", "both_gradients"):
+            ours, own = row["edge_bcs"][form], median(row, f"edge_bcs.{form}")
+            ratios = [f"{median(row, f'torch.{form}') / own:.1f}×"]
+            if f"sparseprop.{form}" in row["seconds"]:
+                ratios.append(f"{median(row, f'sparseprop.{form}') / own:.1f}×")
+            if f"onnxruntime.{form}" in row["seconds"]:
+                ratios.append(f"ORT {median(row, f'onnxruntime.{form}') / own:.1f}×")
+            roof = f"{100 * ours['roof_fraction']:.0f} %"
+            found += [
+                f"{1e3 * own:.2f}",
+                f"{ours['gflops']:.0f} / {ours['bytes'] / own / 1e9:.0f} / {roof}",
+                ", ".join(ratios),
+            ]
+        return found
+
+    columns = ["layer", "density"]
+    for form in ("forward", "input gradient", "both gradients"):
+        columns += [f"{form}, ms", "GFLOP/s / GB/s / of roof", "× torch, × SparseProp"]
+    return _table(columns, map(cells, rows))
+
+
+def plot_scaling(result: dict[str, Any], file: Path) -> None:
+    """Our step's seconds over batch, κ and pixels, beside a straight line through the first point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    labels = {"batch": "images a step", "kappa": "connections κ", "pixels": "pixels of an image"}
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    for axis, (name, points) in zip(axes, result["scaling"].items(), strict=True):
+        x, y = [point["x"] for point in points], [point["seconds"] for point in points]
+        slope, offset = statistics.linear_regression(x, y)
+        axis.plot(x, y, "o", color="#0072B2", label="measured")
+        axis.plot([0, max(x)], [offset, offset + slope * max(x)], "--", color="#D55E00", label="line")
+        axis.set(xlabel=labels[name], ylabel="seconds a step", xlim=(0, None), ylim=(0, None))
+        axis.legend(frameon=False)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def plot_layers(result: dict[str, Any], file: Path) -> None:
+    """How many times faster than dense PyTorch and SparseProp each convolution is, forward and backward."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 6), layout="constrained")
+    for axis, stack in zip(axes.flat, result["stacks"], strict=True):
+        rows = stack["layers"]
+        names = [
+            f"{r['in_channels']}→{r['out_channels']}\n{r['size']}² {r['kernel']}/{r['stride']}" for r in rows
+        ]
+        for shift, side, colour in ((-0.2, "torch", "#0072B2"), (0.2, "sparseprop", "#D55E00")):
+            totals = [stack_seconds([{**row, "count": 1}], side) for row in rows]
+            own = [stack_seconds([{**row, "count": 1}], "edge_bcs") for row in rows]
+            if None in totals:
+                continue
+            ratios = [total / ours for total, ours in zip(totals, own, strict=True)]  # type: ignore[operator]
+            label = {"torch": "× dense PyTorch", "sparseprop": "× SparseProp"}[side]
+            axis.bar([i + shift for i in range(len(rows))], ratios, 0.4, color=colour, label=label)
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_xticks(range(len(rows)), names, fontsize=6)
+        axis.set(title=f"{stack['network']} at {stack['sparsity']}", ylabel="times faster")
+        axis.legend(frameon=False)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
