@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from edge_bcs.errors import EdgeBcsError
 
@@ -36,6 +37,11 @@ def replacing(file: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, make_folder: bool = False) -> None:
+    """Replace a file by ``content`` as JSON, like `write_atomically`."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode(), make_folder=make_folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 import edge_bcs
-from edge_bcs.cli.common import percent, table, write_report
+from edge_bcs.cli.common import percent, table
 from edge_bcs.data import ArrayDataset, open_data
+from edge_bcs.files import write_json
 
 CLASSES = (0, 1, 3, 5, 8)  # airplane, automobile, cat, dog, ship
 BLUR = 0.7  # standard deviation of the blur, pixels
@@ -69,8 +70,8 @@ def main(checkpoint: str, spec: str, output: Path, **options: Any) -> None:
     rows = []
     for name, objective in (("none", None), ("plain", "natural"), ("robust (AT, PGD-10)", "at")):
         rows.append({"fine_tuning": name, **measure(checkpoint, objective, training, held_out, options)})
-    output.mkdir(parents=True, exist_ok=True)
-    write_report(output / "report.json", {"checkpoint": checkpoint, "data": spec, **options, "rows": rows})
+    report = {"checkpoint": checkpoint, "data": spec, **options, "rows": rows}
+    write_json(output / "report.json", report, make_folder=True)
     table(
         f"{len(held_out)} held-out images of the shifted camera",
         ["fine-tuning on the board", "clean", f"PGD-{options['attack_steps']}", "peak working set"],

@@ -246,6 +246,8 @@ def fit(samples: Sequence[Sample], machine: Machine) -> Machine:
     Raises:
         EdgeBcsError: too few samples.
     """
+    from scipy.optimize import nnls  # a host's package: boards read what was fitted
+
     columns = [*((kernel, field.name) for kernel in KERNELS for field in fields(KernelCosts))]
     names = [*columns, "stack", "element", "node"]
     if len(samples) < 2 * len(names):
@@ -262,39 +264,16 @@ def fit(samples: Sequence[Sample], machine: Machine) -> Machine:
     seconds = np.array([sample.seconds for sample in samples])
     # Between absolute and relative errors: the sum over all operators is asked for.
     weight = np.maximum(seconds, 1e-6) ** -0.7
-    costs = dict(zip(names, _non_negative(matrix * weight[:, None], seconds * weight), strict=True))
+    matrix *= weight[:, None]
+    scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-300)  # the costs differ by orders of magnitude
+    found_costs, _ = nnls(matrix / scale, seconds * weight)
+    costs = dict(zip(names, (found_costs / scale).tolist(), strict=True))
     found: dict[str, Any] = {
         kernel: KernelCosts(*(costs[kernel, field.name] for field in fields(KernelCosts)))
         for kernel in KERNELS
     }
     found |= {name: costs[name] for name in ("stack", "element", "node")}
     return replace(machine, costs=replace(machine.costs, **found))
-
-
-def _non_negative(matrix: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> list[float]:
-    """Lawson & Hanson, "Solving Least Squares Problems" (1974), chapter 23."""
-    scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-300)
-    matrix = matrix / scale
-    count = matrix.shape[1]
-    found, free = np.zeros(count), np.zeros(count, bool)
-    for _ in range(3 * count):
-        slope = matrix.T @ (target - matrix @ found)
-        slope[free] = 0
-        if slope.max() <= 1e-10 * np.linalg.norm(target):
-            break
-        free[slope.argmax()] = True
-        while True:
-            trial = np.zeros(count)
-            trial[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
-            if (trial[free] > 0).all():
-                break
-            falling = free & (trial <= 0)
-            step = (found[falling] / (found[falling] - trial[falling])).min()
-            found = found + step * (trial - found)
-            free &= found > 1e-15
-            found[~free] = 0
-        found = trial
-    return [float(number) for number in found / scale]
 
 
 def default_path() -> Path:

@@ -99,12 +99,15 @@ class Machine:
         board = _text(self.root / "proc/device-tree/model").rstrip("\0")
         if board:
             return board
-        names = [
-            line.split(":", 1)[1].strip()
-            for line in _text(self.root / "proc/cpuinfo").splitlines()
-            if line.startswith(("model name", "Model"))
-        ]
-        return names[0] if names else ""
+        return self._cpuinfo("model name", "Model")
+
+    def processor(self) -> str:
+        """Name of the processor, or ""."""
+        return self._cpuinfo("model name")
+
+    def _cpuinfo(self, *fields: str) -> str:
+        lines = _text(self.root / "proc/cpuinfo").splitlines()
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(fields)), "")
 
     def memory(self) -> dict[str, int]:
         """Bytes by the names of /proc/meminfo: "MemTotal", "MemAvailable", "SwapTotal"."""

@@ -24,7 +24,7 @@ from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.process import resident_now
 
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_atomically
+from edge_bcs.files import write_atomically, write_json
 from edge_bcs.rewiring import check_buffers, rewire_step
 
 CHECKS = 100
@@ -202,11 +202,10 @@ def main() -> None:
             }
         except EdgeBcsError as error:
             sys.exit(f"Error: {error}")
-    text = json.dumps(result, indent=1) + "\n"
     print(json.dumps({name: {**part, "memory": len(part["memory"])} for name, part in result.items()}))
     if arguments.output:
         output = Path(arguments.output)
-        write_atomically(output / "endurance.json", text.encode(), make_folder=True)
+        write_json(output / "endurance.json", result, make_folder=True)
         write_atomically(output / "README.md", _readme(result).encode())
 
 

@@ -180,10 +180,10 @@ def _frequency() -> float:
 
 
 def _meminfo(name: str) -> int:
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    from edge_bcs.runtime.machine import Machine as Board  # Machine is the cost model's here
+
+    physical = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return Board().memory().get(name, physical)
 
 
 def _read(path: str) -> str:

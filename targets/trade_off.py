@@ -249,13 +249,6 @@ def readme(rows: list[dict[str, Any]], curves: dict[str, Any], machine: dict[str
     return "\n".join(lines) + "\n"
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
-
-
 def main() -> None:
     """Measure and write everything."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -265,8 +258,9 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     import torch
     from edge_bcs.runtime.budget import isa
+    from edge_bcs.runtime.machine import Machine
 
-    cpu = f"{os.cpu_count()} cores of {_processor()} ({isa()})"
+    cpu = f"{os.cpu_count()} cores of {Machine().processor() or platform.machine()} ({isa()})"
     machine: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "cpu": cpu, "threads": options.threads}
     machine["load"] = os.getloadavg()[0]
     rows = smallest_table()

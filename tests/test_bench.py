@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch")
 
@@ -50,7 +53,7 @@ def test_one_layer_is_timed_on_every_side() -> None:
     assert all(len(taken) == 1 and taken[0] > 0 for taken in row["seconds"].values())
 
 
-def test_the_report_names_the_ratio() -> None:
+def test_the_report_names_the_ratio(tmp_path: Path) -> None:
     step = {
         "model": "vgg16", "distribution": "uniform", "batch_size": 128, "sparse_seconds": [0.5, 0.4, 0.6],
         "dense_seconds": [9.0, 10.0, 11.0], "sparseprop_seconds": [], "ratio": 20.0, "optimizer_share": 0.005,
@@ -58,15 +61,22 @@ def test_the_report_names_the_ratio() -> None:
         "optimizer_seconds": [0.002],
     }  # fmt: skip
     stack = {"network": "vgg16", "sparsity": "0.99", "batch": 32, "layers": [_row(0.001, 0.03, 2)]}
-    text = report.readme(
-        {
-            "machine": ROOF.as_dict(),
-            "repetitions": 3,
-            "steps": [step],
-            "stacks": [stack],
-            "strided": [_row(0.001, 0.03, 1)],
-            "scaling": {"batch": [{"x": 32, "seconds": 0.1}]},
-        }
-    )
+    points = [{"x": 32, "seconds": 0.1}, {"x": 64, "seconds": 0.2}]
+    result = {
+        "machine": ROOF.as_dict(),
+        "repetitions": 3,
+        "steps": [step],
+        "stacks": [stack] * len(suite.STACKS),
+        "strided": [_row(0.001, 0.03, 1)],
+        "scaling": dict.fromkeys(("batch", "kappa", "pixels"), points),
+    }
+    report.write(result, tmp_path / "speed")
+    text = (tmp_path / "speed" / "README.md").read_text()
+    assert text == report.readme(result)
+    assert json.loads((tmp_path / "speed" / "bench.json").read_text())["scaling"]["kappa"] == points
+    for plot in ("layers.png", "scaling.png"):
+        with Image.open(tmp_path / "speed" / plot) as image:
+            assert min(image.size) > 100
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 10  # curves, not an empty sheet
     assert "| vgg16 | uniform | 128 | 0.50 (0.40–0.60) | 10.00 (9.00–11.00) | 20.0× |" in text
     assert "| vgg16 | 0.99 | 4.0 | 120.0 | 30.0× |" in text

@@ -7,7 +7,6 @@ import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 STACK_BYTES = 8 << 20
@@ -78,10 +77,6 @@ def measure(threads: int, seconds: float = 0.5) -> Roof:
 
 def processor_name() -> str:
     """What the system calls its processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    from edge_bcs.runtime.machine import Machine
+
+    return Machine().processor() or platform.processor() or platform.machine()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from edge_bcs.bench.suite import median, stack_seconds
-from edge_bcs.files import write_atomically
+from edge_bcs.files import write_atomically, write_json
 from edge_bcs.runtime.units import format_bytes
 
 COMMAND = "make bench"
@@ -19,7 +18,7 @@ _OTHERS = ("torch", "sparseprop")
 def write(result: dict[str, Any], folder: Path) -> None:
     """Write `bench.json`, `README.md`, `scaling.png` and `layers.png` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "bench.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_json(folder / "bench.json", result)
     write_atomically(folder / "README.md", readme(result).encode())
     plot_scaling(result, folder / "scaling.png")
     plot_layers(result, folder / "layers.png")
@@ -156,7 +155,7 @@ def _layers(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def plot_scaling(result: dict[str, Any], file: Path) -> None:
-    """Our step's seconds over batch, κ and pixels, beside a straight line through the first point."""
+    """Our step's seconds over batch, κ and pixels, beside the straight line that fits them best."""
     import matplotlib
 
     matplotlib.use("Agg")

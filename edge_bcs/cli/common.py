@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_atomically
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 json_file_option = click.option(
@@ -86,11 +84,6 @@ def pairs(rows: Iterable[tuple[str, object]]) -> None:
 def percent(share: float | None) -> str:
     """0.5 → "50.0 %"."""
     return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def write_report(file: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    write_atomically(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def stored_shape(sparse: Any) -> tuple[int, int, int]:

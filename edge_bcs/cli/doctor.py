@@ -22,6 +22,7 @@ _HOT = 80.0  # °C; boards slow down between 80 and 97
 _LITTLE_MEMORY, _LITTLE_DISK = 128 << 20, 64 << 20
 _EXACT_SINCE = (1, 23)  # of onnxruntime: the operator library owns every allocation
 _JETSON = "NVIDIA"
+_COOL = ("cool the board, or let training pause before it is throttled", "edge-bcs finetune … --max-temp 75")
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,7 @@ def _clock(machine: Machine, jetson: bool) -> Iterator[Finding]:
         hottest = max(sensors, key=lambda sensor: sensor.celsius)
         found = f"{hottest.celsius:.0f} °C ({hottest.name})"
         if hottest.celsius >= _HOT:
-            advice = "cool the board, or let training pause before it is throttled"
-            yield Finding("temperature", found, advice, "edge-bcs finetune … --max-temp 75")
+            yield Finding("temperature", found, *_COOL)
         else:
             yield Finding("temperature", found)
     else:
@@ -140,8 +140,7 @@ def _clock(machine: Machine, jetson: bool) -> Iterator[Finding]:
     if any("voltage" in cause for cause in causes):
         yield Finding("throttling", "; ".join(causes), "use the board's own power supply and a short cable")
     elif causes:
-        advice = "cool the board, or let training pause before it is throttled"
-        yield Finding("throttling", "; ".join(causes), advice, "edge-bcs finetune … --max-temp 75")
+        yield Finding("throttling", "; ".join(causes), *_COOL)
     else:
         yield Finding("throttling", "none seen")
 

@@ -19,9 +19,9 @@ from edge_bcs.cli.common import (
     stored_shape,
     threads_option,
     trust_option,
-    write_report,
 )
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import write_json
 
 _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 
@@ -77,7 +77,7 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
         print_json(result)
         return
     if json_file is not None:
-        write_report(Path(json_file), result)
+        write_json(Path(json_file), result)
     rows = [
         ("engine", result["engine"]),
         ("images", result["samples"]),

@@ -21,9 +21,9 @@ from edge_bcs.cli.common import (
     table,
     threads_option,
     trust_option,
-    write_report,
 )
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import write_json
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.thermostat import Thermostat
@@ -115,7 +115,7 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
             if not report["training"]["finished"]:
                 report["stopped"] = {"by": "--max-hours", "step": trainer.steps}
                 status = TIME_IS_UP
-        write_report(folder / _REPORT, report)
+        write_json(folder / _REPORT, report)
         if as_json:
             print_json(report)
         elif not status:
@@ -160,7 +160,7 @@ def _train(
         report["before"] = _evaluate(trainer, held_out, options, "before", between)
     if not trainer.resumed:
         trainer.save(folder)
-    write_report(folder / _REPORT, report)
+    write_json(folder / _REPORT, report)
     trainer.reset_peak()
     training = _fit(trainer, data, folder, options, thermostat, check)
     if training["steps"] or "training" not in report:

@@ -8,12 +8,6 @@ namespace edge_bcs {
 namespace EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
 
-#if EDGE_BCS_SCALAR
-inline constexpr int longest = 1;
-#else
-inline constexpr int longest = native_lanes;
-#endif
-
 template <int VL>
 EDGE_BCS_INLINE void combine_vector(const Row& row, std::int64_t j) {
   Vector<VL> value = load<VL>(row.a + j) * row.scale + row.shift;

@@ -11,6 +11,13 @@
 
 namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 
+// The longest vectors of code that the scalar variant shares: there a float at a time.
+#if EDGE_BCS_SCALAR
+inline constexpr int longest = 1;
+#else
+inline constexpr int longest = native_lanes;
+#endif
+
 // The number of each kernel position among those that the walk uses; 0 for the others.
 struct TapNumbers {
   explicit TapNumbers(const Walk& walk) {
