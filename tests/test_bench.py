@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 
 from edge_bcs.bench import machine, report, suite
 from edge_bcs.bench.operators import Convolution
+from edge_bcs.bench.step import StepComparison
 
 ROOF = machine.Roof("a processor", 2, "avx512", (3e9, 1e9), 2e9, 1e9, "2026-01-01T00:00:00+00:00")
 
@@ -80,3 +81,24 @@ def test_the_report_names_the_ratio(tmp_path: Path) -> None:
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10  # curves, not an empty sheet
     assert "| vgg16 | uniform | 128 | 0.50 (0.40–0.60) | 10.00 (9.00–11.00) | 20.0× |" in text
     assert "| vgg16 | 0.99 | 4.0 | 120.0 | 30.0× |" in text
+
+
+def test_the_ratio_is_the_median_of_neighbouring_repetitions() -> None:
+    taken = StepComparison(
+        model="vgg16", sparsity=0.99, distribution="uniform", batch_size=128, micro_batch=32, attack_steps=10,
+        threads=2, isa="avx512", sparse_seconds=(1.0, 2.0, 4.0), dense_seconds=(30.0, 20.0, 80.0),
+        sparseprop_seconds=(5.0, 6.0, 20.0), optimizer_seconds=(0.1, 0.01, 0.02), parts={}, kappa=1,
+        peak_bytes=1,
+    )  # fmt: skip
+    assert taken.ratio == 20.0  # of 30, 10 and 20; the ratio of the medians would be 15
+    assert taken.as_dict()["sparseprop_ratio"] == 5.0  # of 5, 3 and 5
+    assert taken.optimizer_share == 0.02 / 2.0
+
+
+def test_the_plot_shows_what_was_measured_beside_the_line(tmp_path: Path) -> None:
+    # The same line fits both, so only the measured points can tell them apart.
+    for name, seconds in (("level", (2.0, 2.0, 2.0)), ("peak", (1.0, 4.0, 1.0))):
+        points = [{"x": x, "seconds": y} for x, y in zip((1, 2, 3), seconds, strict=True)]
+        scaling = dict.fromkeys(("batch", "kappa", "pixels"), points)
+        report.plot_scaling({"scaling": scaling}, tmp_path / f"{name}.png")
+    assert (tmp_path / "level.png").read_bytes() != (tmp_path / "peak.png").read_bytes()
