@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,7 +35,7 @@ from edge_bcs.runtime.onnx_file import (
     make_model,
     read_model,
 )
-from edge_bcs.runtime.ort_checkpoint import CHECKPOINT, read_ort_checkpoint
+from edge_bcs.runtime.ort_checkpoint import CHECKPOINT, OptimizerState, read_ort_checkpoint
 
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_atomically
@@ -44,7 +45,7 @@ _MICROSOFT = "com.microsoft"
 _GRADIENT = "_grad.accumulation.buffer"
 _RESET = "lazy_reset_grad"
 _POOL_GRADIENTS = ("MaxPoolGrad", "AveragePoolGrad")
-_MOMENTS = {"SGDOptimizerV2": 0, "AdamWOptimizer": 2}
+_MOMENTS = {"SGDOptimizerV2": 0, "AdamWOptimizer": 2}  # that the operator takes
 _UNKNOWN = re.compile(r"(\S+?):?(\w+)\(-?\d+\) is not a registered function/op")
 
 
@@ -53,13 +54,15 @@ class OrtArtifact:
 
     Args:
         path: the folder. prefix: of its file names, as given to generate_artifacts.
-        checkpoint: another checkpoint of the same network to begin with; default: the folder's.
+        checkpoint: another checkpoint of the same network to begin with, the optimizer's state included where
+            it has one; default: the folder's.
         learning_rate: of the optimizer; default 0.001, as in ONNX Runtime.
         threads: default: all processors of this process.
 
     Attributes:
         parameters: name → array of every parameter, trainable or not; changed in place by `step`.
-        steps: optimizer steps done. batch_size: images that the graphs are fixed to, or None.
+        steps: optimizer steps done, those of the checkpoint included.
+        batch_size: images that the graphs are fixed to, or None.
 
     Raises EdgeBcsError for a missing or damaged file, or an operator that nothing here supplies.
     """
@@ -80,7 +83,6 @@ class OrtArtifact:
         self.parameters = self._checkpoint.parameters
         self.trainable = tuple(self._checkpoint.trainable)
         self.learning_rate = learning_rate
-        self.steps = 0
         self._gradients = {name: np.zeros_like(self.parameters[name]) for name in self.trainable}
         self._values = {
             **{name: _value(array) for name, array in self.parameters.items()},
@@ -93,9 +95,11 @@ class OrtArtifact:
         self._training = self._open(training, "training_model.onnx")
         self._evaluation = self._open(evaluation, "eval_model.onnx")
         self._optimizer = _Optimizer(_read(folder / f"{prefix}optimizer_model.onnx"), self._options)
-        self._moments = {
-            name: [_value(np.zeros_like(self.parameters[name])) for _ in range(self._optimizer.moments)]
-            for name in self.trainable
+        self.steps = self._checkpoint.optimizer.step if self._checkpoint.optimizer else 0
+        self._moments = self._first_moments()
+        self._moment_values = {
+            name: [_value(moment) for moment in moments[: self._optimizer.moments]]
+            for name, moments in self._moments.items()
         }
         self._check_inputs()
 
@@ -117,6 +121,28 @@ class OrtArtifact:
             missing = _UNKNOWN.search(str(error))
             what = f"the operator {missing[1]}:{missing[2]}, which is not supplied" if missing else str(error)
             raise EdgeBcsError(f"{name} cannot run on this onnxruntime: it needs {what}.") from None
+
+    def _first_moments(self) -> dict[str, list[Array]]:
+        """The checkpoint's, or zeros; the training build keeps one for SGD too, which stays 0."""
+        count = max(1, self._optimizer.moments)
+        state = self._checkpoint.optimizer
+        if state is None:
+            shapes = {name: self.parameters[name] for name in self.trainable}
+            return {name: [np.zeros_like(like) for _ in range(count)] for name, like in shapes.items()}
+        if (
+            state.step < 0
+            or state.moments.keys() != set(self.trainable)
+            or any(len(moments) != count for moments in state.moments.values())
+            or any(
+                moment.shape != self.parameters[name].shape or moment.dtype != np.float32
+                for name, moments in state.moments.items()
+                for moment in moments
+            )
+        ):
+            raise EdgeBcsError(
+                "the checkpoint's optimizer state belongs to another network or another optimizer."
+            )
+        return state.moments
 
     def _check_inputs(self) -> None:
         known = {*self._values, _RESET}
@@ -161,7 +187,8 @@ class OrtArtifact:
         self.steps += 1
         for name in self.trainable:
             parameter, gradient = self._values[name], self._values[f"{name}{_GRADIENT}"]
-            self._optimizer.run(self.learning_rate, self.steps, parameter, gradient, self._moments[name])
+            moments = self._moment_values[name]
+            self._optimizer.run(self.learning_rate, self.steps, parameter, gradient, moments)
 
     def evaluate(self, x: Array, y: Array) -> dict[str, float]:
         """Run the evaluation model on one batch; "loss" and, where there are scores, "accuracy"."""
@@ -171,9 +198,20 @@ class OrtArtifact:
         """A copy of the gradient of a parameter."""
         return self._gradients[name].copy()
 
-    def save_checkpoint(self, path: str | Path) -> None:
-        """Write the parameters as ORT's checkpoint, atomically; a training build reads it."""
-        write_atomically(Path(path), self._checkpoint.with_parameters(self.parameters), make_folder=True)
+    def save_checkpoint(self, path: str | Path, include_optimizer_state: bool = True) -> None:
+        """Write parameters and, if wished, the optimizer's steps and moments as ORT's checkpoint, atomically.
+
+        A training build reads it; so does ``checkpoint`` of another `OrtArtifact`, which then goes on as this
+        one would have.
+        """
+        state = OptimizerState(self.steps, self.learning_rate, self._moments)
+        changed = replace(
+            self._checkpoint,
+            trainable={name: self.parameters[name] for name in self._checkpoint.trainable},
+            frozen={name: self.parameters[name] for name in self._checkpoint.frozen},
+            optimizer=state if include_optimizer_state else None,
+        )
+        write_atomically(Path(path), changed.serialize(), make_folder=True)
 
     def _run(
         self, session: onnxruntime.InferenceSession, x: Array, y: Array, reset: bool, scores: str

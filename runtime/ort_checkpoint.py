@@ -1,14 +1,17 @@
-"""ONNX Runtime's own `checkpoint` file, read and rewritten without the training build.
+"""ONNX Runtime's own `checkpoint` file, read and written without the training build.
 
-The file is a FlatBuffer with the identifier "ODTC": parameters, optimizer groups (not read here) and a bag of
+The file is a FlatBuffer with the identifier "ODTC": parameters, the optimizer's state and a bag of
 properties. A table is reached through offsets, each relative to where it is stored; every access is checked
-against the end of the file, so that a truncated or altered file gives one sentence.
+against the end of the file, so that a truncated or altered file gives one sentence (the flatbuffers package,
+which writes it, reads without such checks).
 
 | table | fields, in order |
 | --- | --- |
 | Checkpoint | version, module_state, optimizer_groups, property_bag |
 | ModuleState | requires_grad_params, frozen_params, is_nominal_state, has_external_data |
 | Tensor | name, doc_string, dims i64[], data_type, raw_data u8[], … |
+| OptimizerGroup | group_name, step i64, initial_learning_rate f32, optimizer_states |
+| ParameterOptimizerState | param_name, momentums (Tensors) |
 | PropertyBag | ints, floats, strings (each a list of name and value) |
 """
 
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,7 @@ STATE_NAMES = (
     "dense.value", "dense.momentum", "batchnorm.mean", "batchnorm.variance",
 )  # fmt: skip
 _LONGEST_LIST = 1 << 20
+_GROUP = "group0"  # as 1.19.2 calls the one group of parameters that it makes
 Array = np.ndarray[Any, Any]
 
 
@@ -92,38 +96,44 @@ class _Table:
 
 
 @dataclass(frozen=True)
+class OptimizerState:
+    """Where an optimizer of ONNX Runtime stands.
+
+    Attributes:
+        step: steps done. learning_rate: that it began with.
+        moments: parameter name → its moments, each of the parameter's shape: two for AdamW; one, which stays
+            0, for SGD without momentum.
+    """
+
+    step: int
+    learning_rate: float
+    moments: dict[str, list[Array]]
+
+
+@dataclass(frozen=True)
 class OrtCheckpoint:
     """What a checkpoint holds.
 
     Attributes:
-        trainable, frozen: parameter name → array (a copy), those that require a gradient and the others.
-        properties: name → int, float or text.
+        version: of the format.
+        trainable, frozen: parameter name → array, those that require a gradient and the others.
+        optimizer: its state, or None before the first step. properties: name → int, float or text.
     """
 
-    content: bytes
+    version: int
     trainable: dict[str, Array]
     frozen: dict[str, Array]
+    optimizer: OptimizerState | None
     properties: dict[str, int | float | str]
-    places: dict[str, int]
 
     @property
     def parameters(self) -> dict[str, Array]:
         """All parameters by name."""
         return {**self.trainable, **self.frozen}
 
-    def with_parameters(self, arrays: Mapping[str, Array]) -> bytes:
-        """The same file with the numbers of ``arrays`` (name → array) in the place of the old ones.
-
-        Raises EdgeBcsError for a name that is not in the checkpoint, or another shape or type.
-        """
-        content = bytearray(self.content)
-        held = self.parameters
-        for name, array in arrays.items():
-            if name not in held or held[name].shape != array.shape or held[name].dtype != array.dtype:
-                known = "" if name not in held else f" as {array.dtype}{list(array.shape)}"
-                raise EdgeBcsError(f"the checkpoint holds no parameter {name}{known}.")
-            content[self.places[name] : self.places[name] + array.nbytes] = array.tobytes()
-        return bytes(content)
+    def serialize(self) -> bytes:
+        """The file's content, which CheckpointState of a training build reads."""
+        return _Writer().checkpoint(self)
 
 
 def is_ort_checkpoint(path: Path) -> bool:
@@ -186,27 +196,41 @@ def _parse(content: bytes) -> OrtCheckpoint:
         raise EdgeBcsError("this is a nominal checkpoint, which has no numbers; use the complete one.")
     if module.scalar(3, "<?", False):
         raise EdgeBcsError("the checkpoint keeps its numbers in a second file, which is not supported.")
-    places: dict[str, int] = {}
-    parameters = []
-    for field in (0, 1):
-        tensors = {}
-        for table in module.tables(field):
-            name, place, array = _tensor(table)
-            if name in places:
-                raise ValueError(f"the parameter {name} occurs twice")
-            places[name], tensors[name] = place, array
-        parameters.append(tensors)
+    trainable = _named_tensors(module.tables(0))
+    frozen = _named_tensors(module.tables(1))
+    if both := trainable.keys() & frozen.keys():
+        raise ValueError(f"the parameter {min(both)} occurs twice")
     properties: dict[str, int | float | str] = {}
     bag = root.table(3)
     if bag is not None:
         properties |= {item.text(0): int(item.scalar(1, "<q", 0)) for item in bag.tables(0)}
         properties |= {item.text(0): float(item.scalar(1, "<f", 0.0)) for item in bag.tables(1)}
         properties |= {item.text(0): item.text(1) for item in bag.tables(2)}
-    return OrtCheckpoint(content, parameters[0], parameters[1], properties, places)
+    return OrtCheckpoint(root.scalar(0, "<i", 0), trainable, frozen, _optimizer(root.tables(2)), properties)
 
 
-def _tensor(table: _Table) -> tuple[str, int, Array]:
-    """(name, position of the numbers, numbers)."""
+def _named_tensors(tables: list[_Table]) -> dict[str, Array]:
+    tensors: dict[str, Array] = {}
+    for table in tables:
+        name, array = _tensor(table)
+        if name in tensors:
+            raise ValueError(f"the parameter {name} occurs twice")
+        tensors[name] = array
+    return tensors
+
+
+def _optimizer(groups: list[_Table]) -> OptimizerState | None:
+    if len(groups) > 1:
+        raise EdgeBcsError(f"the checkpoint has {len(groups)} groups of parameters; one is supported.")
+    if not groups:
+        return None
+    (group,) = groups
+    moments = {state.text(0): [_tensor(table)[1] for table in state.tables(1)] for state in group.tables(3)}
+    return OptimizerState(int(group.scalar(1, "<q", 0)), float(group.scalar(2, "<f", 0.0)), moments)
+
+
+def _tensor(table: _Table) -> tuple[str, Array]:
+    """(name, a copy of the numbers)."""
     name = table.text(0)
     first, rank = table.vector(2, 8)
     shape = [table.number("<q", first + 8 * axis) for axis in range(rank)]
@@ -217,4 +241,74 @@ def _tensor(table: _Table) -> tuple[str, int, Array]:
     place, size = table.vector(4, 1)
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"the parameter {name} of shape {shape} has {size} bytes")
-    return name, place, np.frombuffer(table.content, dtype, math.prod(shape), place).reshape(shape).copy()
+    return name, np.frombuffer(table.content, dtype, math.prod(shape), place).reshape(shape).copy()
+
+
+class _Writer:
+    """A FlatBuffer is written from its end: what a table refers to comes before the table."""
+
+    def __init__(self) -> None:
+        import flatbuffers  # which every onnxruntime requires
+
+        self.builder: Any = flatbuffers.Builder(1 << 16)
+
+    def checkpoint(self, held: OrtCheckpoint) -> bytes:
+        trainable = self.list(self.tensor(*item) for item in sorted(held.trainable.items()))
+        frozen = self.list(self.tensor(*item) for item in sorted(held.frozen.items()))
+        module = self.table(("UOffsetTRelative", trainable), ("UOffsetTRelative", frozen))
+        groups = self.list([self.group(held.optimizer)]) if held.optimizer else 0
+        bag = self.properties(held.properties)
+        places = (("UOffsetTRelative", place) for place in (module, groups, bag))
+        self.builder.Finish(self.table(("Int32", held.version), *places), file_identifier=IDENTIFIER)
+        return bytes(self.builder.Output())
+
+    def tensor(self, name: str, array: Array) -> int:
+        code = next(code for code, dtype in _DTYPES.items() if dtype == array.dtype)
+        text = self.builder.CreateString(name)
+        shape = self.builder.CreateNumpyVector(np.array(array.shape, "<i8"))
+        numbers = self.builder.CreateNumpyVector(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return self.table(
+            ("UOffsetTRelative", text),
+            ("UOffsetTRelative", 0),
+            ("UOffsetTRelative", shape),
+            ("Int32", code),
+            ("UOffsetTRelative", numbers),
+        )
+
+    def group(self, state: OptimizerState) -> int:
+        states = []
+        for name, moments in sorted(state.moments.items()):
+            text = self.builder.CreateString(name)
+            tensors = self.list(self.tensor(f"momentum{i}", moment) for i, moment in enumerate(moments))
+            states.append(self.table(("UOffsetTRelative", text), ("UOffsetTRelative", tensors)))
+        listed, text = self.list(states), self.builder.CreateString(_GROUP)
+        return self.table(
+            ("UOffsetTRelative", text),
+            ("Int64", state.step),
+            ("Float32", state.learning_rate),
+            ("UOffsetTRelative", listed),
+        )
+
+    def properties(self, properties: Mapping[str, int | float | str]) -> int:
+        lists: dict[type, list[int]] = {int: [], float: [], str: []}
+        kinds = {int: "Int64", float: "Float32", str: "UOffsetTRelative"}
+        for name, value in sorted(properties.items()):
+            kind = type(value)
+            text = self.builder.CreateString(name)
+            stored = self.builder.CreateString(value) if kind is str else value
+            lists[kind].append(self.table(("UOffsetTRelative", text), (kinds[kind], stored)))
+        return self.table(*[("UOffsetTRelative", self.list(tables)) for tables in lists.values()])
+
+    def list(self, tables: Iterable[int]) -> int:
+        places = [*tables]
+        self.builder.StartVector(4, len(places), 4)
+        for place in reversed(places):
+            self.builder.PrependUOffsetTRelative(place)
+        return int(self.builder.EndVector())
+
+    def table(self, *fields: tuple[str, Any]) -> int:
+        """The place of a table with ``fields`` (kind, value); one that is 0 is left out of the file."""
+        self.builder.StartObject(len(fields))
+        for number, (kind, value) in enumerate(fields):
+            getattr(self.builder, f"Prepend{kind}Slot")(number, value, 0)
+        return int(self.builder.EndObject())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,49 @@ def test_gradients_accumulate_until_reset() -> None:
         assert np.array_equal(training.gradient("head.weight"), once)
 
 
-def test_the_checkpoint_carries_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_checkpoint_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
     data = batches()
-    with OrtArtifact(DENSE / "residual", learning_rate=RATE) as training:
+    with OrtArtifact(DENSE / name, learning_rate=RATE) as training:
         for x, y in data[:3]:
             training.step(x, y)
         training.save_checkpoint(tmp_path / "saved")
+        training.save_checkpoint(tmp_path / "bare", include_optimizer_state=False)
         expected = [training.step(x, y)["loss"] for x, y in data[3:]]
     assert is_ort_checkpoint(tmp_path / "saved")
-    with OrtArtifact(DENSE / "residual", checkpoint=tmp_path / "saved", learning_rate=RATE) as training:
+    with OrtArtifact(DENSE / name, checkpoint=tmp_path / "saved", learning_rate=RATE) as training:
+        assert training.steps == 3
         assert [training.step(x, y)["loss"] for x, y in data[3:]] == expected
+        assert training.steps == 6
+    with OrtArtifact(DENSE / name, checkpoint=tmp_path / "bare", learning_rate=RATE) as training:
+        assert training.steps == 0
+        forgetful = [training.step(x, y)["loss"] for x, y in data[3:]]
+    # SGD has nothing to forget; AdamW's moments show from the second loss on.
+    assert forgetful[0] == expected[0] and (forgetful == expected) == (name == "residual")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_of_the_training_build_goes_on(name: str) -> None:
+    expected = json.loads((DENSE / name / "expected.json").read_text())["loss"][3:]
+    with OrtArtifact(DENSE / name, checkpoint=DENSE / name / "half_way", learning_rate=RATE) as training:
+        assert training.steps == 3
+        losses = [training.step(x, y)["loss"] for x, y in batches()[3:]]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_optimizer_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    held = read_ort_checkpoint(DENSE / "mobile" / "half_way")
+    assert held.optimizer is not None
+    first = sorted(held.optimizer.moments)[0]
+    for moments in (
+        {key: value for key, value in held.optimizer.moments.items() if key != first},
+        {**held.optimizer.moments, first: held.optimizer.moments[first][:1]},
+        {**held.optimizer.moments, first: [moment[:1] for moment in held.optimizer.moments[first]]},
+    ):
+        changed = replace(held, optimizer=replace(held.optimizer, moments=moments))
+        (tmp_path / "changed").write_bytes(changed.serialize())
+        with pytest.raises(EdgeBcsError, match="optimizer state belongs to another network"):
+            OrtArtifact(DENSE / "mobile", checkpoint=tmp_path / "changed")
 
 
 def test_the_command_trains_and_saves(tmp_path: Path) -> None:
@@ -108,6 +142,11 @@ def test_the_command_trains_and_saves(tmp_path: Path) -> None:
     before, after = read_ort_checkpoint(DENSE / "mobile" / "checkpoint"), read_ort_checkpoint(output)
     assert before.trainable.keys() == after.trainable.keys()
     assert not np.array_equal(before.trainable["head.weight"], after.trainable["head.weight"])
+    result = CliRunner().invoke(main, [*arguments, "--checkpoint", str(output)])  # and on from there
+    again = json.loads(result.stdout)
+    assert (again["steps_before"], again["steps"], len(again["losses"])) == (4 * 27, 4 * 27, 4 * 27)
+    assert again["before"] == report["after"]
+    assert np.mean(again["losses"]) < np.mean(report["losses"])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +172,7 @@ def test_damage_is_one_sentence(tmp_path: Path, change: Any, message: str | None
 
 
 def test_a_checkpoint_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    content = (DENSE / "mobile" / "checkpoint").read_bytes()
+    content = (DENSE / "mobile" / "half_way").read_bytes()
     file = tmp_path / "cut"
     for length in range(0, len(content) - 3, 7):
         file.write_bytes(content[:length])
@@ -142,7 +181,7 @@ def test_a_checkpoint_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_altered_anywhere_is_read_or_refused(tmp_path: Path) -> None:
-    content = (DENSE / "mobile" / "checkpoint").read_bytes()
+    content = (DENSE / "mobile" / "half_way").read_bytes()
     file = tmp_path / "altered"
     refused = 0
     for position in range(len(content)):

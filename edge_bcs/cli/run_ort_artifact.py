@@ -21,7 +21,10 @@ from edge_bcs.errors import EdgeBcsError
 )
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True)
 @click.option("--prefix", default="", help="Of the artifact's file names, as given to generate_artifacts.")
-@click.option("--checkpoint", type=click.Path(), help="Begin with another checkpoint than the folder's.")
+@click.option(
+    "--checkpoint", type=click.Path(),
+    help="Begin with another checkpoint than the folder's, with its optimizer's state where it has one.",
+)  # fmt: skip
 @threads_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order of images.")
 @click.option("--augment/--no-augment", default=False, show_default=True, help="Shift by ±10 % and flip.")
@@ -34,13 +37,14 @@ from edge_bcs.errors import EdgeBcsError
 @examples("""
     edge-bcs run-ort-artifact artifacts/ --data photos/ --epochs 3 -o trained.checkpoint
     edge-bcs run-ort-artifact artifacts/ --data digits --steps 100 --learning-rate 0.01
+    edge-bcs run-ort-artifact artifacts/ --data photos/ --checkpoint trained.checkpoint -o trained.checkpoint
 """)
 def command(folder: str, as_json: bool, **options: Any) -> None:
     """Train a dense artifact of ONNX Runtime's own tools on a stock onnxruntime, aarch64 included.
 
     DIR is what onnxruntime.training.artifacts.generate_artifacts wrote: training_model.onnx, eval_model.onnx,
-    optimizer_model.onnx and checkpoint. Images are given in [0, 1]. The trained checkpoint is one that
-    CheckpointState of a training build reads.
+    optimizer_model.onnx and checkpoint. Images are given in [0, 1]. The trained checkpoint holds the
+    optimizer's steps and moments too; CheckpointState of a training build reads it.
     """
     from edge_bcs.data import open_data
     from edge_bcs.runtime.ort_artifact import OrtArtifact
@@ -58,7 +62,8 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
     per_epoch = len(data) // batch
     if not per_epoch:
         raise EdgeBcsError(f"the data has {len(data)} images, less than one batch of {batch}.")
-    total = options["steps"] or per_epoch * (options["epochs"] or 1)
+    steps = options["steps"] or per_epoch * (options["epochs"] or 1)
+    first, total = training.steps, training.steps + steps
     report: dict[str, Any] = {"before": _evaluate(training, held_out, batch, options["eval_samples"])}
     losses: list[float] = []
     began = time.perf_counter()
@@ -69,11 +74,12 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
         chosen = order[position * batch :][:batch]
         images, labels = data.read(chosen, seed=options["seed"], epoch=epoch, augment=options["augment"])
         losses.append(training.step(images, labels)["loss"])
-        if training.steps in (1, total) or training.steps % max(1, total // 10) == 0:
+        done = training.steps - first
+        if done in (1, steps) or done % max(1, steps // 10) == 0:
             click.echo(f"step {training.steps}/{total}  loss {losses[-1]:.4f}", err=True)
-    report["steps"] = training.steps
+    report["steps"], report["steps_before"] = steps, first
     report["losses"] = losses
-    report["milliseconds_per_step"] = 1e3 * (time.perf_counter() - began) / total
+    report["milliseconds_per_step"] = 1e3 * (time.perf_counter() - began) / steps
     report["after"] = _evaluate(training, held_out, batch, options["eval_samples"])
     if options["output"]:
         training.save_checkpoint(options["output"])
@@ -88,7 +94,7 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
             click.echo(
                 f"{when:>6}: loss {measured['loss']:.4f}{accuracy} ({measured['samples']} held-out images)"
             )
-    click.echo(f"{training.steps} steps of {report['milliseconds_per_step']:.0f} ms")
+    click.echo(f"{steps} steps of {report['milliseconds_per_step']:.0f} ms")
     if options["output"]:
         click.echo(f"Saved {options['output']}")
 

@@ -3,8 +3,8 @@
     python tests/ort_training/dense_artifacts.py FOLDER
 
 writes FOLDER/residual and FOLDER/mobile anew, each with expected.json: losses of six steps, the first
-gradient and the last parameters. Runs only where onnxruntime-training is installed; the folder
-tests/ort_training/dense was made so.
+gradient and the last parameters; and with half_way, the checkpoint after three of them. Runs only where
+onnxruntime-training is installed; the folder tests/ort_training/dense was made so.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def make(name: str, folder: Path) -> None:
     onnx.save(optimizer, folder / "optimizer_model.onnx")
 
 
-def expected_of(folder: Path) -> dict[str, Any]:
-    """What the training build computes in six steps."""
+def expected_of(folder: Path, half_way: Path | None = None) -> dict[str, Any]:
+    """What the training build computes in six steps; ``half_way`` receives the checkpoint after three."""
     from onnxruntime.training.api import CheckpointState, Module, Optimizer
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -126,6 +126,8 @@ def expected_of(folder: Path) -> dict[str, Any]:
             module.lazy_reset_grad()
             module.eval()
             result["evaluation"].append(float(module(x, y)))
+            if half_way is not None and len(result["loss"]) == STEPS // 2:
+                CheckpointState.save_checkpoint(state, half_way, include_optimizer_state=True)
         for key, parameter in state.parameters:
             result["parameters"][key] = [float(v) for v in parameter.data.reshape(-1)]
         return result
@@ -135,4 +137,4 @@ if __name__ == "__main__":
     for made in NAMES:
         target = Path(sys.argv[1]) / made
         make(made, target)
-        (target / "expected.json").write_text(json.dumps(expected_of(target)) + "\n")
+        (target / "expected.json").write_text(json.dumps(expected_of(target, target / "half_way")) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 
 pytest.importorskip("onnxruntime.training.api", reason="see make test-ort-training")
 
-from dense_artifacts import NAMES, expected_of, make
+from dense_artifacts import NAMES, RATE, STEPS, batches, expected_of, make
 from edge_bcs.runtime.ort_artifact import OrtArtifact
 from edge_bcs.runtime.ort_checkpoint import read_ort_checkpoint
-from onnxruntime.training.api import CheckpointState
+from onnxruntime.training.api import CheckpointState, Module, Optimizer
 
 from edge_bcs.errors import EdgeBcsError
 
@@ -45,17 +46,46 @@ def test_both_readers_read_one_checkpoint(name: str, tmp_path: Path) -> None:
     assert {key for key, parameter in theirs.parameters if parameter.requires_grad} == set(ours.trainable)
     for key, parameter in theirs.parameters:
         assert np.array_equal(parameter.data, ours.parameters[key]), key
-    changed = {key: array * 2 + 1 for key, array in ours.parameters.items()}
-    (tmp_path / "changed").write_bytes(ours.with_parameters(changed))
+    changed = replace(
+        ours,
+        trainable={key: array * 2 + 1 for key, array in ours.trainable.items()},
+        frozen={key: array * 3 for key, array in ours.frozen.items()},
+    )
+    (tmp_path / "changed").write_bytes(changed.serialize())
     for key, parameter in CheckpointState.load_checkpoint(tmp_path / "changed").parameters:
-        assert np.array_equal(parameter.data, changed[key]), key
+        assert np.array_equal(parameter.data, changed.parameters[key]), key
+        assert parameter.requires_grad == (key in ours.trainable)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_training_build_goes_on_from_what_we_write(name: str, tmp_path: Path) -> None:
+    """half_way, which it wrote, read and written again: the next steps are those of an unbroken training."""
+    expected = json.loads((DENSE / name / "expected.json").read_text())["loss"][STEPS // 2 :]
+    held = read_ort_checkpoint(DENSE / name / "half_way")
+    assert held.optimizer is not None and held.optimizer.step == STEPS // 2
+    (tmp_path / "ours").write_bytes(held.serialize())
+    state = CheckpointState.load_checkpoint(tmp_path / "ours")
+    module = Module(DENSE / name / "training_model.onnx", state)
+    optimizer = Optimizer(DENSE / name / "optimizer_model.onnx", module)
+    optimizer.set_learning_rate(RATE)
+    losses = []
+    for x, y in batches()[STEPS // 2 :]:
+        module.train()
+        losses.append(float(module(x, y)))
+        optimizer.step()
+        module.lazy_reset_grad()
+    assert losses == pytest.approx(expected, rel=1e-6)
 
 
 def test_properties_are_read(tmp_path: Path) -> None:
     state = CheckpointState.load_checkpoint(DENSE / "mobile" / "checkpoint")
     state.properties["epoch"], state.properties["rate"], state.properties["who"] = -3, 0.5, "Jürgen"
     CheckpointState.save_checkpoint(state, tmp_path / "file")
-    assert read_ort_checkpoint(tmp_path / "file").properties == {"epoch": -3, "rate": 0.5, "who": "Jürgen"}
+    held = read_ort_checkpoint(tmp_path / "file")
+    assert held.properties == {"epoch": -3, "rate": 0.5, "who": "Jürgen"}
+    (tmp_path / "again").write_bytes(held.serialize())
+    again = CheckpointState.load_checkpoint(tmp_path / "again").properties
+    assert (again["epoch"], again["rate"], again["who"]) == (-3, 0.5, "Jürgen")
 
 
 def test_a_training_build_is_told_to_run_its_artifacts_itself() -> None:
