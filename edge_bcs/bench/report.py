@@ -1,13 +1,16 @@
-"""Writes what `suite.run` measured: JSON, a README with tables, and plots."""
+"""Writes what `suite.run` measured so far: JSON, a README with tables, and plots."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from edge_bcs.bench.suite import median, stack_seconds
+from edge_bcs.bench import targets
+from edge_bcs.bench.suite import median, pass_ratio, stack_seconds
+from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_atomically, write_json
 from edge_bcs.runtime.units import format_bytes
 
@@ -16,12 +19,29 @@ _OTHERS = ("torch", "sparseprop")
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
-    """Write `bench.json`, `README.md`, `scaling.png` and `layers.png` into ``folder``."""
+    """Write `bench.json`, `README.md` and, of what is there, the plots `scaling.png` and `layers.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "bench.json", result)
     write_atomically(folder / "README.md", readme(result).encode())
-    plot_scaling(result, folder / "scaling.png")
-    plot_layers(result, folder / "layers.png")
+    if result["scaling"]:
+        plot_scaling(result, folder / "scaling.png")
+    if result["stacks"]:
+        plot_layers(result, folder / "layers.png")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What `write` left in ``folder``.
+
+    Raises:
+        EdgeBcsError: there is none, or it cannot be read.
+    """
+    try:
+        found = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EdgeBcsError(f"{folder / 'bench.json'} cannot be resumed: {error}") from None
+    if not isinstance(found, dict):
+        raise EdgeBcsError(f"{folder / 'bench.json'} cannot be resumed: it has no object.")
+    return found
 
 
 def readme(result: dict[str, Any]) -> str:
@@ -38,6 +58,52 @@ def readme(result: dict[str, Any]) -> str:
         f"{machine['stack_bandwidth'] / 1e9:.0f} GB/s copied",
         f"within 8 MiB a core, {machine['memory_bandwidth'] / 1e9:.0f} GB/s within 256 MiB.",
         "",
+    ]
+    if result["missing"]:
+        lines += ["**Interrupted**; not measured: " + "; ".join(result["missing"]) + ".", ""]
+    lines += ["## Targets", ""]
+    lines += _table(("what", "target", "measured", ""), (target.cells() for target in targets.of(result)))
+    if result["steps"]:
+        lines += _steps(list(result["steps"].values()))
+    if result["passes"]:
+        lines += ["", "## A network forward and backward", ""]
+        lines += [
+            "One pass over 32 images, all gradients, uniform density; the layers follow each other, with",
+            "everything that is between the convolutions.",
+            "",
+        ]
+        columns = ("network, sparsity", "ours, ms", "dense PyTorch, ms", "times", "SparseProp, ms", "times")
+        lines += _table(columns, (_pass_row(*item) for item in result["passes"].items()))
+    if result["stacks"]:
+        lines += ["", "## All convolutions of a network, one at a time", ""]
+        lines += [
+            "Sums over all convolutions, forward and both gradients, uniform density, batch "
+            f"{next(iter(result['stacks'].values()))['batch']};",
+            "ours with batch norm, ReLU and masks fused. Each is run twice in a row, and the second time",
+            "counts: its data are where the caches hold them.",
+            "",
+        ]
+        lines += _table(
+            ("network", "sparsity", "ours, ms", "dense PyTorch, ms", "times", "SparseProp, ms", "times"),
+            map(_stack_row, result["stacks"].values()),
+        )
+        lines += ["", "![layers](layers.png)"]
+    for stack in result["stacks"].values():
+        lines += ["", f"### {stack['network']} at {stack['sparsity']}", "", *_layers(stack["layers"])]
+    for rows in result["strided"].values():
+        lines += ["", "## Strided and 1×1 layers", "", *_layers(rows)]
+    if result["scaling"]:
+        lines += ["", "## As batch, κ and image grow", "", "![scaling](scaling.png)", ""]
+    for name, points in result["scaling"].items():
+        ratios = [f"{point['x']:g}: {point['seconds']:.3f} s" for point in points]
+        lines.append(f"- {name}: {', '.join(ratios)}")
+    return "\n".join(lines) + "\n"
+
+
+def _steps(steps: list[dict[str, Any]]) -> list[str]:
+    """Whole steps, and where our time goes."""
+    lines = [
+        "",
         "## Whole training steps",
         "",
         "AT with PGD: attack, gradients, update, rewiring; batch norm with running statistics on all sides.",
@@ -46,40 +112,27 @@ def readme(result: dict[str, Any]) -> str:
     lines += _table(
         (
             "network", "densities", "batch", "ours, s", "dense PyTorch, s", "times", "SparseProp, s", "times",
-            "update and rewiring", "working set",
+            "whole update", "RewireStep alone", "working set",
         ),
-        (_step_row(step) for step in result["steps"]),
+        map(_step_row, steps),
     )  # fmt: skip
     lines += ["", "### Where our step's time goes", ""]
-    lines += _table(
-        (
-            "network",
-            "densities",
-            "attack pass, ms",
-            "passes",
-            "training pass, ms",
-            "passes",
-            "update, ms",
-        ),
-        (_part_row(step) for step in result["steps"]),
+    columns = (
+        "network",
+        "densities",
+        "attack pass, ms",
+        "passes",
+        "training pass, ms",
+        "passes",
+        "update, ms",
     )
-    lines += ["", "## All convolutions of a network, forward and backward", ""]
-    lines += [
-        f"Uniform density, batch {result['stacks'][0]['batch']}; ours with batch norm, ReLU and masks fused.",
-        "",
-    ]
-    lines += _table(
-        ("network", "sparsity", "ours, ms", "dense PyTorch, ms", "times", "SparseProp, ms", "times"),
-        (_stack_row(stack) for stack in result["stacks"]),
-    )
-    for stack in result["stacks"]:
-        lines += ["", f"### {stack['network']} at {stack['sparsity']}", "", *_layers(stack["layers"])]
-    lines += ["", "## Strided and 1×1 layers", "", *_layers(result["strided"])]
-    lines += ["", "## As batch, κ and image grow", "", "![scaling](scaling.png)", ""]
-    for name, points in result["scaling"].items():
-        ratios = [f"{point['x']:g}: {point['seconds']:.2f} s" for point in points]
-        lines.append(f"- {name}: {', '.join(ratios)}")
-    return "\n".join(lines) + "\n"
+    lines += _table(columns, map(_part_row, steps))
+    lines += ["", "Operators of one pass or update, ms:", ""]
+    for step in steps:
+        for graph, taken in step["operators"].items():
+            parts = [f"{name} {1e3 * seconds:.2f}" for name, seconds in taken.items() if seconds > 5e-5]
+            lines.append(f"- {step['model']}, {step['distribution']}, {graph}: {', '.join(parts)}")
+    return lines
 
 
 def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -106,7 +159,8 @@ def _step_row(step: dict[str, Any]) -> list[str]:
         f"{step['ratio']:.1f}×",
         _seconds(step["sparseprop_seconds"]),
         other,
-        f"{100 * step['optimizer_share']:.1f} %",
+        f"{100 * step['optimizer_share']:.2f} %",
+        f"{100 * step['rewiring_share']:.2f} %",
         format_bytes(step["peak_bytes"]),
     ]
 
@@ -117,6 +171,14 @@ def _part_row(step: dict[str, Any]) -> list[str]:
         seconds, runs = step["parts"][graph]
         cells += [f"{1e3 * seconds:.2f}", str(runs)]
     return [*cells, _seconds(step["optimizer_seconds"], 1e3)]
+
+
+def _pass_row(name: str, seconds: dict[str, list[float]]) -> list[str]:
+    cells = [name, _seconds(seconds["edge_bcs"], 1e3)]
+    for side in _OTHERS:
+        ratio = pass_ratio(seconds, side)
+        cells += ["–", "–"] if ratio is None else [_seconds(seconds[side], 1e3), f"{ratio:.1f}×"]
+    return cells
 
 
 def _stack_row(stack: dict[str, Any]) -> list[str]:
@@ -163,7 +225,7 @@ def plot_scaling(result: dict[str, Any], file: Path) -> None:
 
     labels = {"batch": "images a step", "kappa": "connections κ", "pixels": "pixels of an image"}
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    for axis, (name, points) in zip(axes, result["scaling"].items(), strict=True):
+    for axis, (name, points) in zip(axes, result["scaling"].items(), strict=False):
         x, y = [point["x"] for point in points], [point["seconds"] for point in points]
         slope, offset = statistics.linear_regression(x, y)
         axis.plot(x, y, "o", color="#0072B2", label="measured")
@@ -182,7 +244,7 @@ def plot_layers(result: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 6), layout="constrained")
-    for axis, stack in zip(axes.flat, result["stacks"], strict=True):
+    for axis, stack in zip(axes.flat, result["stacks"].values(), strict=False):
         rows = stack["layers"]
         names = [
             f"{r['in_channels']}→{r['out_channels']}\n{r['size']}² {r['kernel']}/{r['stride']}" for r in rows

@@ -7,12 +7,13 @@ today: the same network with all its weights, channels_last.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import math
+import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ class StepComparison:
     """Seconds of one adversarial training step, ours and dense PyTorch's, and what was compared.
 
     The seconds hold one entry a repetition, in the order in which they ran; none for a side that was left
-    out. `parts` holds median seconds of one run of each graph, and how often the step runs it.
+    out. `parts` holds median seconds of one run of each graph, and how often the step runs it; `operators`
+    the median seconds of each type of operator in one run of each graph, by ONNX Runtime's profiler.
     """
 
     model: str
@@ -44,6 +46,7 @@ class StepComparison:
     sparseprop_seconds: tuple[float, ...]
     optimizer_seconds: tuple[float, ...]
     parts: dict[str, tuple[float, int]]
+    operators: dict[str, dict[str, float]]
     kappa: int
     peak_bytes: int
 
@@ -59,8 +62,13 @@ class StepComparison:
 
     @property
     def optimizer_share(self) -> float:
-        """What update, rewiring and the lists that follow it take of our step."""
+        """What the whole update (connections, rewiring, lists, dense parameters) takes of our step."""
         return statistics.median(self.optimizer_seconds) / self.sparse_median
+
+    @property
+    def rewiring_share(self) -> float:
+        """What the operator RewireStep alone takes of our step."""
+        return self.operators["optimizer"]["RewireStep"] / self.sparse_median
 
     def _over_ours(self, seconds: tuple[float, ...]) -> float:
         pairs = zip(seconds, self.sparse_seconds, strict=True)
@@ -71,6 +79,7 @@ class StepComparison:
         found = asdict(self) | {
             "sparse_median_seconds": self.sparse_median,
             "optimizer_share": self.optimizer_share,
+            "rewiring_share": self.rewiring_share,
         }
         if self.dense_seconds:
             found |= {"ratio": self.ratio, "dense_median_seconds": statistics.median(self.dense_seconds)}
@@ -85,7 +94,7 @@ def compare_step(
     sparsity: float = 0.99,
     distribution: str = "uniform",
     batch_size: int = 128,
-    micro_batch: int = 32,
+    micro_batch: int | None = None,
     attack_steps: int = 10,
     threads: int = 2,
     repetitions: int = 3,
@@ -100,7 +109,7 @@ def compare_step(
         sparsity: fraction of weights that are dormant, in (0, 1).
         distribution: initial per-layer densities, "paper", "uniform" or "erk".
         batch_size: images a step.
-        micro_batch: images our artifact holds at once.
+        micro_batch: images our artifact holds at once; default: as the compiler chooses.
         attack_steps: PGD steps for each image.
         threads: threads of both sides.
         repetitions: timed steps of each side, interleaved; one untimed step of each comes first.
@@ -112,65 +121,34 @@ def compare_step(
     Raises:
         EdgeBcsError: an argument outside its range or an unknown network.
     """
+    from edge_bcs.runtime import budget
+
     if repetitions < 1 or batch_size < 1 or threads < 1:
         raise EdgeBcsError("repetitions, batch size and threads must be at least 1.")
     import torch
 
-    from edge_bcs import connectivity, exporters, models
-    from edge_bcs.runtime import Trainer, budget
-
     torch.set_num_threads(threads)
-    shape = (3, image_size, image_size)
-    images = counter_random.uniform(
-        batch_size * math.prod(shape), seed=0, step=0, purpose=counter_random.EVALUATION
-    ).reshape(batch_size, *shape)
-    labels = (np.arange(batch_size) % 10).astype(np.int64)
-
-    with tempfile.TemporaryDirectory() as folder:
-        progress(f"exporting {model} at sparsity {sparsity} ({distribution})")
-        sparse = connectivity.sparsify(
-            models.create(model, num_classes=10), sparsity=sparsity, seed=0, distribution=distribution
-        )
-        artifact = Path(folder) / "artifact"
-        exporters.export(
-            sparse,
-            artifact,
-            objective="at",
-            input_shape=shape,
-            micro_batch=micro_batch,
-            batch_norm="frozen",
-            batch_size=batch_size,
-            attack_steps=attack_steps,
-            validate=False,
-        )
-        with Trainer(artifact, threads=threads) as trainer:
-            sides: dict[str, Callable[[], Any]] = {"sparse": lambda: trainer.step(images, labels)}
-            if dense:
-                given = torch.from_numpy(images), torch.from_numpy(labels)
-                others = {
-                    "dense": models.create(model, num_classes=10),
-                    "sparseprop": _sparseprop(sparse, given[0]),
-                }
-                for name, network in others.items():
-                    if network is not None:
-                        step = _TorchStep(network, attack_steps, channels_last=name == "dense")
-                        sides[name] = functools.partial(step, *given)
-            sides["optimizer"] = trainer.run_optimizer_only
-            seconds: dict[str, list[float]] = {name: [] for name in sides}
-            for repetition in range(repetitions + 1):
-                progress(f"repetition {repetition} of {repetitions}" if repetition else "warming up")
-                for name, side in sides.items():
-                    started = time.perf_counter()
-                    side()
-                    if repetition:
-                        seconds[name].append(time.perf_counter() - started)
-            peak, parts = int(trainer.memory()["peak_bytes"]), _parts(trainer, batch_size)
+    with _trainer(
+        model, sparsity, distribution, image_size, micro_batch, threads, progress, batch_size, attack_steps
+    ) as (trainer, sparse):
+        images, labels = _batch(batch_size, image_size)
+        sides: dict[str, Callable[[], Any]] = {"sparse": lambda: trainer.step(images, labels)}
+        if dense:
+            given = torch.from_numpy(images), torch.from_numpy(labels)
+            for name, network in _others(model, sparse, given[0]).items():
+                step = _TorchStep(network, attack_steps, channels_last=name == "dense")
+                sides[name] = functools.partial(step, *given)
+        sides["optimizer"] = trainer.run_optimizer_only
+        seconds = _in_turn(sides, repetitions, progress)
+        peak, parts = int(trainer.memory()["peak_bytes"]), _parts(trainer, batch_size)
+        operators = {graph: _operators(trainer, graph) for graph in ("attack", "training", "optimizer")}
+        images_at_once = trainer.artifact.micro_batch
     return StepComparison(
         model=model,
         sparsity=sparsity,
         distribution=distribution,
         batch_size=batch_size,
-        micro_batch=micro_batch,
+        micro_batch=images_at_once,
         attack_steps=attack_steps,
         threads=threads,
         isa=budget.isa(),
@@ -179,9 +157,146 @@ def compare_step(
         sparseprop_seconds=tuple(seconds.get("sparseprop", ())),
         optimizer_seconds=tuple(seconds["optimizer"]),
         parts=parts,
+        operators=operators,
         kappa=sparse.kappa,
         peak_bytes=peak,
     )
+
+
+def compare_pass(
+    *,
+    model: str,
+    sparsity: float,
+    threads: int,
+    repetitions: int,
+    batch_size: int = 32,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, list[float]]:
+    """Seconds of one forward and backward pass of a whole network (uniform density, all gradients).
+
+    The layers follow each other, so that a layer finds its input where the layer before it left it: in the
+    caches, as far as they reach. Everything between the convolutions is part of it on all sides.
+
+    Returns:
+        Side ("edge_bcs", "torch", and "sparseprop" where that is installed) → seconds of each repetition, the
+        sides in turn.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    with _trainer(model, sparsity, "uniform", 32, None, threads, progress, batch_size, 1) as (
+        trainer,
+        sparse,
+    ):
+        images, labels = _batch(batch_size, 32)
+        trainer.step(images, labels)  # leaves a batch in the bound buffers
+        runs = -(-batch_size // trainer.artifact.micro_batch)
+        given = torch.from_numpy(images), torch.from_numpy(labels)
+        sides: dict[str, Callable[[], Any]] = {
+            "edge_bcs": lambda: [trainer._engine.run("training") for _ in range(runs)]
+        }
+        for name, network in _others(model, sparse, given[0]).items():
+            step = _TorchStep(network, 0, channels_last=name == "dense")
+            sides["torch" if name == "dense" else name] = functools.partial(step.gradients, *given)
+        return _in_turn(sides, repetitions, progress)
+
+
+def _batch(count: int, size: int) -> tuple[Any, Any]:
+    """Images f32 [count, 3, size, size] and labels i64 [count]."""
+    pixels = counter_random.uniform(
+        count * 3 * size * size, seed=0, step=0, purpose=counter_random.EVALUATION
+    )
+    return pixels.reshape(count, 3, size, size), (np.arange(count) % 10).astype(np.int64)
+
+
+@contextlib.contextmanager
+def _trainer(
+    model: str,
+    sparsity: float,
+    distribution: str,
+    image_size: int,
+    micro_batch: int | None,
+    threads: int,
+    progress: Callable[[str], None],
+    batch_size: int,
+    attack_steps: int,
+) -> Iterator[tuple[Any, Any]]:
+    """Our side, and the sparse network that it was exported from."""
+    from edge_bcs import connectivity, exporters, models
+    from edge_bcs.runtime import Trainer
+
+    progress(f"exporting {model} at sparsity {sparsity} ({distribution})")
+    sparse = connectivity.sparsify(
+        models.create(model, num_classes=10), sparsity=sparsity, seed=0, distribution=distribution
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder) / "artifact"
+        exporters.export(
+            sparse,
+            artifact,
+            objective="at",
+            input_shape=(3, image_size, image_size),
+            micro_batch=micro_batch,
+            batch_norm="frozen",
+            batch_size=batch_size,
+            attack_steps=attack_steps,
+            validate=False,
+        )
+        with Trainer(artifact, threads=threads) as trainer:
+            yield trainer, sparse
+
+
+def _others(model: str, sparse: Any, images: Any) -> dict[str, Any]:
+    """The networks beside ours: dense, and with SparseProp's layers where that is installed."""
+    from edge_bcs import models
+
+    found = {"dense": models.create(model, num_classes=10), "sparseprop": _sparseprop(sparse, images)}
+    return {name: network for name, network in found.items() if network is not None}
+
+
+def _in_turn(
+    sides: dict[str, Callable[[], Any]], repetitions: int, progress: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Seconds of each run of each side, after one that is not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repetition in range(repetitions + 1):
+        progress(f"repetition {repetition} of {repetitions}" if repetition else "warming up")
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if repetition:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _operators(trainer: Any, graph: str, runs: int = 7) -> dict[str, float]:
+    """Median seconds of all operators of each type in a run of a graph; every run starts from one state."""
+    import onnxruntime
+
+    from edge_bcs.runtime.engine import session_options
+
+    arrays = {name: array.copy() for name, array in trainer._engine.arrays.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options(trainer._engine.threads)
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(
+            trainer.artifact.graph(graph).read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
+        names = [item.name for item in session.get_inputs()]
+        for _ in range(runs + 1):
+            session.run(
+                None, {name: arrays[trainer._engine._bound_buffer(graph, name)].copy() for name in names}
+            )
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    taken: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("name", "").endswith("_kernel_time"):
+            taken.setdefault(event["name"], []).append(event["dur"] * 1e-6)
+    found: dict[str, float] = {}
+    for name, seconds in taken.items():
+        kind = name.removesuffix("_kernel_time").split(".")[-1]
+        found[kind] = found.get(kind, 0.0) + statistics.median(seconds[1:])
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _parts(trainer: Any, batch_size: int) -> dict[str, tuple[float, int]]:
@@ -244,11 +359,17 @@ class _TorchStep:
                 adversarial = torch.minimum(torch.maximum(moved, images - epsilon), images + epsilon).clamp(
                     0, 1
                 )
-        for parameter in self._model.parameters():
-            parameter.requires_grad_(True)
-        self._optimizer.zero_grad(set_to_none=True)
-        cross_entropy(self._model(adversarial.detach()), labels).backward()
+        self.gradients(adversarial.detach(), labels)
         with torch.no_grad():
             for parameter in self._model.parameters():
                 parameter.mul_(1 - 5e-4)
         self._optimizer.step()
+
+    def gradients(self, images: Any, labels: Any) -> None:
+        """Forward and backward: the gradients of all parameters."""
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(True)
+        self._optimizer.zero_grad(set_to_none=True)
+        images = images.contiguous(memory_format=self._format)
+        loss: Any = self._torch.nn.functional.cross_entropy(self._model(images), labels)
+        loss.backward()

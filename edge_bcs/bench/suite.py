@@ -1,18 +1,19 @@
 """Everything that `make bench` reports, as one dictionary of plain numbers.
 
 Seconds are lists with one entry a repetition, in the order in which they ran; the sides of a comparison ran
-in turn.
+in turn. The dictionary grows part by part, so that an interrupted run loses only the part it was in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edge_bcs.bench import machine as roof
-from edge_bcs.bench.step import compare_step
+from edge_bcs.bench.step import compare_pass, compare_step
+from edge_bcs.errors import EdgeBcsError
 
 Progress = Callable[[str], None]
 
@@ -27,31 +28,108 @@ STACKS = (("vgg16", "0.99"), ("vgg16", "0.9"), ("resnet18", "0.99"), ("resnet18"
 """Network, sparsity of the stacks of convolutions (uniform)."""
 STRIDED = ((128, 256, 3, 2), (256, 512, 3, 2), (128, 256, 1, 2), (256, 256, 1, 1), (512, 512, 1, 1))
 """Channels in and out, kernel, stride of single strided and 1×1 layers on 16² pixels."""
+GROWTH: dict[str, dict[str, Any]] = {
+    "batch": {"batch_size": (32, 64, 128, 256)},
+    "kappa": {"sparsity": (0.995, 0.99, 0.98, 0.96, 0.92), "batch_size": 32},
+    "pixels": {"image_size": (32, 64, 96), "batch_size": 32, "model": "resnet18"},
+}
+"""What grows, everything else kept: the argument of `compare_step` that takes several values, and others."""
+SECTIONS = ("steps", "passes", "stacks", "strided", "scaling")
 
 
-def run(threads: int, repetitions: int, progress: Progress = lambda message: None) -> dict[str, Any]:
-    """Measure everything."""
+class Part(NamedTuple):
+    """One measurement: where its result goes, and how it is made."""
+
+    section: str
+    name: str
+    measure: Callable[[], Any]
+
+
+def parts(peak: roof.Roof, repetitions: int, progress: Progress = lambda message: None) -> list[Part]:
+    """All parts in the order in which they are measured."""
+    threads = peak.threads
+    common: dict[str, Any] = {"threads": threads, "repetitions": repetitions, "progress": progress}
+
+    def step(model: str, distribution: str, batch: int) -> Callable[[], Any]:
+        return lambda: compare_step(
+            model=model, distribution=distribution, batch_size=batch, **common
+        ).as_dict()
+
+    def whole(network: str, sparsity: str) -> Callable[[], Any]:
+        return lambda: compare_pass(model=network, sparsity=float(sparsity), **common)
+
+    def layers(network: str, sparsity: str) -> Callable[[], Any]:
+        return lambda: stack(network, sparsity, peak, repetitions, progress)
+
+    def growth(what: str) -> Callable[[], Any]:
+        return lambda: scaling(what, threads, repetitions, progress)
+
+    return [
+        *(Part("steps", f"{model}, {densities}", step(model, densities, n)) for model, densities, n in STEPS),
+        *(Part("passes", f"{network}, {sparsity}", whole(network, sparsity)) for network, sparsity in STACKS),
+        *(
+            Part("stacks", f"{network}, {sparsity}", layers(network, sparsity))
+            for network, sparsity in STACKS
+        ),
+        Part("strided", "all", lambda: strided(peak, repetitions, progress)),
+        *(Part("scaling", what, growth(what)) for what in GROWTH),
+    ]
+
+
+def run(
+    threads: int,
+    repetitions: int,
+    progress: Progress = lambda message: None,
+    save: Callable[[dict[str, Any]], None] = lambda result: None,
+    earlier: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure everything.
+
+    Args:
+        threads, repetitions: of all sides, of each measurement.
+        progress: called with a sentence before each part.
+        save: called with the result after each part; its "missing" lists the parts that are still to come.
+        earlier: what an interrupted run saved: its parts are kept, the missing ones measured.
+
+    Raises:
+        EdgeBcsError: ``earlier`` was measured on another machine or otherwise.
+    """
     import torch
 
     torch.set_num_threads(threads)
     progress("the machine's roof")
     peak = roof.measure(threads)
     result: dict[str, Any] = {"machine": peak.as_dict(), "repetitions": repetitions}
-    result["stacks"] = [stack(network, sparsity, peak, repetitions, progress) for network, sparsity in STACKS]
-    result["strided"] = strided(peak, repetitions, progress)
-    result["steps"] = []
-    for model, distribution, batch in STEPS:
-        comparison = compare_step(
-            model=model,
-            distribution=distribution,
-            batch_size=batch,
-            threads=threads,
-            repetitions=repetitions,
-            progress=progress,
-        )
-        result["steps"].append(comparison.as_dict())
-    result["scaling"] = scaling(threads, repetitions, progress)
+    result |= {section: {} for section in SECTIONS}
+    if earlier is not None:
+        _check_same(earlier, result)
+        result = earlier
+    todo = [part for part in parts(peak, repetitions, progress) if part.name not in result[part.section]]
+    result["missing"] = [f"{part.section}: {part.name}" for part in todo]
+    for part in todo:
+        result[part.section][part.name] = part.measure()
+        del result["missing"][0]
+        save(result)
     return result
+
+
+def _check_same(earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    """Figures of different machines or settings do not belong in one table."""
+    if not isinstance(earlier.get("machine"), dict) or not all(
+        isinstance(earlier.get(section), dict) for section in SECTIONS
+    ):
+        raise EdgeBcsError("the bench.json there is not one that can be resumed; run without --resume.")
+    for what in ("processor", "threads", "isa"):
+        if earlier["machine"].get(what) != now["machine"][what]:
+            raise EdgeBcsError(
+                f"the bench.json there was measured with {what} {earlier['machine'].get(what)}, not "
+                f"{now['machine'][what]}; run without --resume."
+            )
+    if earlier.get("repetitions") != now["repetitions"]:
+        raise EdgeBcsError(
+            f"the bench.json there has {earlier.get('repetitions')} repetitions, not {now['repetitions']}; "
+            "run without --resume."
+        )
 
 
 def stack(network: str, sparsity: str, peak: roof.Roof, rounds: int, progress: Progress) -> dict[str, Any]:
@@ -141,23 +219,21 @@ def stack_seconds(rows: Sequence[dict[str, Any]], side: str) -> float | None:
     return float(sum(row["count"] * median(row, form) for row in rows for form in forms))
 
 
-def scaling(threads: int, repetitions: int, progress: Progress) -> dict[str, list[dict[str, float]]]:
-    """Our step's seconds as the batch, κ and the image grow, everything else kept."""
-    found: dict[str, list[dict[str, float]]] = {"batch": [], "kappa": [], "pixels": []}
-    common: dict[str, Any] = {
-        "model": "vgg16",
-        "threads": threads,
-        "repetitions": repetitions,
-        "dense": False,
-        "progress": progress,
-    }
-    for batch in (32, 64, 128, 256):
-        taken = compare_step(batch_size=batch, **common)
-        found["batch"].append({"x": batch, "seconds": taken.sparse_median})
-    for sparsity in (0.995, 0.99, 0.98, 0.96, 0.92):
-        taken = compare_step(batch_size=32, sparsity=sparsity, **common)
-        found["kappa"].append({"x": taken.kappa, "seconds": taken.sparse_median})
-    for size in (32, 64, 96):
-        taken = compare_step(batch_size=32, image_size=size, **common | {"model": "resnet18"})
-        found["pixels"].append({"x": size**2, "seconds": taken.sparse_median})
+def pass_ratio(seconds: dict[str, list[float]], side: str) -> float | None:
+    """Seconds of a side over ours: the median over neighbouring repetitions; None where it was not there."""
+    if side not in seconds:
+        return None
+    pairs = zip(seconds[side], seconds["edge_bcs"], strict=True)
+    return float(np.median([other / ours for other, ours in pairs]))
+
+
+def scaling(what: str, threads: int, repetitions: int, progress: Progress) -> list[dict[str, float]]:
+    """Our step's seconds as the batch, κ or the image grows, everything else kept."""
+    grown, others = next(iter(GROWTH[what].items())), dict(list(GROWTH[what].items())[1:])
+    found = []
+    for value in grown[1]:
+        arguments: dict[str, Any] = {"model": "vgg16", **others, grown[0]: value, "dense": False}
+        taken = compare_step(threads=threads, repetitions=repetitions, progress=progress, **arguments)
+        x = {"batch": taken.batch_size, "kappa": taken.kappa, "pixels": value**2}[what]
+        found.append({"x": x, "seconds": taken.sparse_median})
     return found

@@ -16,7 +16,7 @@ from edge_bcs.cli.common import examples, json_option, pairs, print_json
     "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="uniform", show_default=True
 )
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--micro-batch", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--micro-batch", type=click.IntRange(1), default=None, help="Default: as the compiler chooses.")
 @click.option("--attack-steps", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--repetitions", type=click.IntRange(1), default=3, show_default=True)
@@ -25,7 +25,11 @@ from edge_bcs.cli.common import examples, json_option, pairs, print_json
     "report",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Measure the machine, single layers, whole steps and scaling; write JSON, tables and plots.",
+    help="Measure the machine, whole steps, single layers and scaling; write JSON, tables and plots, "
+    "anew after each part, so that an interrupted run leaves what it measured.",
+)
+@click.option(
+    "--resume", is_flag=True, help="With --all: keep what DIR has and measure only what is missing."
 )
 @click.option(
     "--calibrate",
@@ -37,20 +41,24 @@ from edge_bcs.cli.common import examples, json_option, pairs, print_json
     edge-bcs bench
     edge-bcs bench --model resnet18 --distribution paper --batch-size 32 --json
     edge-bcs bench --all results/speed
+    edge-bcs bench --all results/speed --resume
     edge-bcs bench --calibrate
 """)
-def command(report: Path | None, calibrate: bool, as_json: bool, **options: object) -> None:
+def command(report: Path | None, resume: bool, calibrate: bool, as_json: bool, **options: object) -> None:
     """Time whole adversarial training steps, ours and dense PyTorch's (and SparseProp's, where it is
     installed), turn about on the same cores."""
     threads, repetitions = options["threads"], options["repetitions"]
     assert isinstance(threads, int) and isinstance(repetitions, int)
+    if resume and report is None:
+        raise click.UsageError("--resume belongs to --all.")
     if calibrate:
         _calibrate(threads, as_json)
     elif report is not None:
         from edge_bcs.bench import report as writer
         from edge_bcs.bench import suite
 
-        writer.write(suite.run(threads, repetitions, _progress), report)
+        earlier = writer.read(report) if resume else None
+        suite.run(threads, repetitions, _progress, lambda result: writer.write(result, report), earlier)
         click.echo(f"wrote {report}/README.md, bench.json, layers.png and scaling.png")
     else:
         _compare(as_json, **options)
