@@ -21,6 +21,7 @@ from safetensors.numpy import save
 
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_atomically
+from edge_bcs.metadata import counters, exact_sparsity, parse_json, parse_object
 from edge_bcs.sparse_model import STATE_NAMES, SparseModel
 
 FORMAT = "edge-bcs-state"
@@ -37,12 +38,32 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Number of training steps done."""
-        return int(self.metadata["step"])
+        return counters(self.metadata)[0]
 
     @property
     def seed(self) -> int:
         """Seed of signs and random numbers."""
-        return int(self.metadata["seed"])
+        return counters(self.metadata)[1]
+
+    @property
+    def sparsity(self) -> str:
+        """What `sparsify` was asked for, in decimal."""
+        return str(exact_sparsity(self.metadata.get("sparsity", "0")))
+
+    def network(self) -> dict[str, Any]:
+        """What rebuilds the network, {"name", "arguments"}; ValueError if that cannot be read."""
+        return parse_object(self.metadata["network"])
+
+    def layers(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every kernel, in order; ValueError if they cannot be read."""
+        try:
+            layers = [(name, tuple(shape)) for name, shape in parse_json(self.metadata["layers"])]
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        for name, shape in layers:
+            if type(name) is not str or not all(type(size) is int and size > 0 for size in shape):
+                raise ValueError(f"the layer {name!r} has the shape {shape}")
+        return layers
 
 
 def save_checkpoint(
@@ -90,7 +111,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         with safe_open(str(path), framework="numpy") as stored:
             metadata = dict(stored.metadata() or {})
             tensors = {name: np.asarray(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise EdgeBcsError(f"{path} is truncated or not a safetensors file ({error})") from None
     if metadata.get("format") != FORMAT:
         raise EdgeBcsError(f"{path} is a safetensors file, but not a state of edge-bcs")
@@ -101,6 +122,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     missing = [name for name in STATE_NAMES if name not in tensors]
     if missing:
         raise EdgeBcsError(f"{path} lacks {missing[0]}")
-    if not all(metadata.get(name, "").isdecimal() for name in ("step", "seed")):
-        raise EdgeBcsError(f"{path} does not say its step and seed")
+    try:
+        counters(metadata)
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"{path}: {error}") from None
     return Checkpoint(tensors, metadata)

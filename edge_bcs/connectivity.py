@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Protocol, cast
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import nn
 
 from edge_bcs import random
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.metadata import exact_sparsity
 from edge_bcs.sparse_model import Layer, SparseModel, prunable_layers
 
 __all__ = [
@@ -48,19 +49,10 @@ class HasInitialDensity(Protocol):
 def kappa(size: int, sparsity: float | str | Decimal) -> int:
     """Return floor((1 − sparsity)·size) in exact decimal arithmetic.
 
-    A float means the shortest decimal that prints as it (0.99 is ninety-nine hundredths, not the nearest
-    double).
-
     Raises:
-        EdgeBcsError: the sparsity is not in [0, 1), or leaves not a single connection.
+        EdgeBcsError: the sparsity is not in [0, 1) (see `exact_sparsity`), or leaves not a single connection.
     """
-    try:
-        exact = Decimal(str(sparsity))
-    except InvalidOperation:
-        raise EdgeBcsError(f"the sparsity must be a number, not {sparsity!r}") from None
-    if not (exact.is_finite() and 0 <= exact < 1):
-        raise EdgeBcsError(f"the sparsity must be at least 0 and below 1, not {sparsity}")
-    count = int((1 - exact) * size)
+    count = int((1 - exact_sparsity(sparsity)) * size)
     if count < 1:
         raise EdgeBcsError(f"a sparsity of {sparsity} leaves none of {size} weights; choose a lower one")
     return count

@@ -23,6 +23,7 @@ from edge_bcs import attacks, external_attacks
 from edge_bcs.attacks import Model
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_atomically
+from edge_bcs.metadata import parse_object
 from edge_bcs.objectives import cross_entropy
 
 ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
@@ -228,8 +229,7 @@ def measure(
     if total == 0:
         raise EdgeBcsError("there is no image to evaluate")
     asked = {**settings, "batch_size": batch_size, "samples": total}
-    counts = _resumed(resume, asked) or {"batches": 0, "samples": 0, "clean": 0, "adversarial": 0}
-    counts.setdefault("warnings", [])
+    counts = _resumed(resume, asked) or {**dict.fromkeys(_COUNTS, 0), "warnings": []}
     began = time.monotonic()
     with _bar(progress) as bar, attacks.evaluation_mode(model):
         task = bar.add_task(settings["attack"], total=total, completed=counts["samples"])
@@ -269,14 +269,23 @@ def measure(
     }
 
 
+_COUNTS = ("batches", "samples", "clean", "adversarial")
+
+
 def _resumed(resume: str | Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:
     if resume is None or not Path(resume).is_file():
         return None
     try:
-        stored = json.loads(Path(resume).read_text())
-        return dict(stored["counts"]) if stored["asked"] == asked else None
+        stored = parse_object(Path(resume).read_text())
+        counts = {name: stored["counts"][name] for name in (*_COUNTS, "warnings")}
     except (ValueError, KeyError, TypeError):
         return None
+    valid = all(type(counts[name]) is int and counts[name] >= 0 for name in _COUNTS)
+    valid = valid and max(counts["clean"], counts["adversarial"]) <= counts["samples"]
+    valid = (
+        valid and isinstance(counts["warnings"], list) and all(isinstance(t, str) for t in counts["warnings"])
+    )
+    return counts if valid and stored.get("asked") == asked else None
 
 
 def _batches(data: Data | Batches, batch_size: int, total: int | None) -> Iterator[tuple[Any, Any]]:

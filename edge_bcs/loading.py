@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from edge_bcs import models
 from edge_bcs.checkpoint import Checkpoint, read_checkpoint
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.runtime.archive import is_artifact
-from edge_bcs.sparse_model import SparseModel, prunable_layers
+from edge_bcs.sparse_model import STATE_NAMES, SparseModel, prunable_layers
 
 _CHECKPOINT = "checkpoint.safetensors"
 
@@ -54,9 +53,8 @@ def load(
     if "network" not in checkpoint.metadata:
         raise EdgeBcsError(f"{path} does not describe its network; load the folder that contains it")
     try:
-        record = json.loads(checkpoint.metadata["network"])
-        layers = [(name, tuple(shape)) for name, shape in json.loads(checkpoint.metadata["layers"])]
-    except (ValueError, KeyError, TypeError):
+        record, layers, sparsity = checkpoint.network(), checkpoint.layers(), checkpoint.sparsity
+    except (ValueError, KeyError):
         raise EdgeBcsError(f"{path} describes its network in a way that cannot be read") from None
     return _assemble(
         path,
@@ -66,7 +64,7 @@ def load(
         checkpoint.tensors,
         seed=checkpoint.seed,
         step=checkpoint.step,
-        sparsity=checkpoint.metadata.get("sparsity", "0"),
+        sparsity=sparsity,
         distribution=checkpoint.metadata.get("distribution", "paper"),
     )
 
@@ -112,19 +110,31 @@ def _assemble(
 ) -> SparseModel:
     if model is not None:
         network = copy.deepcopy(model.network if isinstance(model, SparseModel) else model)
-    elif record.get("name") in models.FACTORIES:
-        network = models.create(record["name"], **record.get("arguments", {}))
     else:
-        raise EdgeBcsError(
-            f"{path} holds {record.get('name')!r}, which is not in edge_bcs.models; "
-            "give the module with load(path, model=...)"
-        )
+        name, arguments = record.get("name"), record.get("arguments", {})
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise EdgeBcsError(f"{path} describes its network in a way that cannot be read")
+        if name not in models.FACTORIES:
+            raise EdgeBcsError(
+                f"{path} holds {name[:60]!r}, which is not in edge_bcs.models; "
+                "give the module with load(path, model=...)"
+            )
+        try:
+            network = models.outline(name, **arguments)
+        except EdgeBcsError as error:
+            raise EdgeBcsError(f"{path}: {error}") from None
     found = [(layer.name, layer.shape) for layer in prunable_layers(network)]
     if found != layers:
         raise EdgeBcsError(
             f"{path} belongs to another network: it has {len(layers)} kernels ({_differing(layers, found)}), "
             f"the module {len(found)} ({_differing(found, layers)})"
         )
+    for buffer in STATE_NAMES:
+        kind = "i" if buffer == "coo.index" else "f"
+        if tensors[buffer].ndim != 1 or tensors[buffer].dtype.kind != kind or tensors[buffer].itemsize < 4:
+            raise EdgeBcsError(f"{path}: {buffer} is {tensors[buffer].dtype}{list(tensors[buffer].shape)}")
+    if model is None:  # only what belongs to these numbers takes memory
+        network = models.create(record["name"], **record.get("arguments", {}))
     sparse = SparseModel(
         network,
         tensors["coo.value"],

@@ -6,14 +6,14 @@ write; nothing is computed anew.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.metadata import parse_object
 
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -48,12 +48,15 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     try:
         lines = (folder / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
-        epochs = [json.loads(line) for line in lines if line]
+        epochs = [parse_object(line) for line in lines if line]
     except (OSError, ValueError):
         raise EdgeBcsError(f"{folder} is not a folder of a training (no readable epochs.jsonl)") from None
     if not epochs:
         raise EdgeBcsError(f"the training in {folder} has not finished an epoch yet")
-    layers = json.loads(read_checkpoint(folder / "checkpoint.safetensors").metadata["layers"])
+    try:
+        layers = read_checkpoint(folder / "checkpoint.safetensors").layers()
+    except (ValueError, KeyError) as error:
+        raise EdgeBcsError(f"the checkpoint in {folder} does not describe its kernels ({error})") from None
     return Run(folder.name, epochs, {name: math.prod(shape) for name, shape in layers})
 
 
@@ -65,9 +68,11 @@ def read_report(file: str | Path) -> Report:
     """
     file = Path(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_object(file.read_text(encoding="utf-8"))
         complete = {"accuracy", "samples"} <= set(content)
-    except (OSError, ValueError, TypeError):
+        for name in ("accuracy", "robust_accuracy", "adv_acc"):
+            complete = complete and isinstance(content.get(name, 0), int | float | None)
+    except (OSError, ValueError):
         complete = False
     if not complete:
         raise EdgeBcsError(f"{file} is not a report of edge-bcs evaluate --json")
@@ -193,10 +198,23 @@ def _mark(axes: Any, values: set[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def save(figure: Any, file: Path) -> None:
-    """Write a figure as PNG (or what the name ends with), and forget it."""
+def save(draw: Callable[[], Any], file: Path) -> None:
+    """Write the figure that ``draw`` makes as PNG (or what the name ends with), and forget it.
+
+    Raises:
+        EdgeBcsError: the runs or reports, which come from files, hold something that cannot be drawn; or
+            the file cannot be written.
+    """
     from matplotlib import pyplot
 
+    try:
+        figure = draw()
+    except EdgeBcsError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise EdgeBcsError(
+            f"{file.name} cannot be drawn: a run or report lacks a number ({type(error).__name__}: {error})"
+        ) from None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=150)

@@ -30,6 +30,7 @@ from edge_bcs.data.dataset import ArrayDataset, Dataset
 from edge_bcs.engines import Batch, Numbers, open_engine
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import Data
+from edge_bcs.metadata import parse_json, parse_object
 from edge_bcs.objectives import Objective
 from edge_bcs.replicas import Replicas
 from edge_bcs.sparse_model import SparseModel
@@ -336,10 +337,13 @@ class _Run:
     def _continue(self, last: Path) -> None:
         checkpoint = read_checkpoint(last)
         try:
-            plan = json.loads(checkpoint.metadata["plan"])
-            best = json.loads(checkpoint.metadata["best"])
-            sums = np.array(json.loads(checkpoint.metadata["sums"]))
-        except (KeyError, ValueError):
+            plan = parse_object(checkpoint.metadata["plan"])
+            best = parse_object(checkpoint.metadata["best"])
+            sums = np.array(parse_json(checkpoint.metadata["sums"]), np.float64)
+            network = checkpoint.network()
+            if sums.shape != self._sums.shape or (best and type(best["best_step"]) is not int):
+                raise ValueError
+        except (KeyError, ValueError, TypeError):
             raise EdgeBcsError(f"{last} was not written by a training") from None
         for name, value in asdict(self.plan).items():
             if plan.get(name) != value:
@@ -347,10 +351,7 @@ class _Run:
                     f"{last.parent} was begun with {name} {plan.get(name)!r}, not {value!r}; resume it as it "
                     "was begun, or choose another folder"
                 )
-        if (
-            json.loads(checkpoint.metadata["network"]) != self.sparse.record
-            or checkpoint.seed != self.sparse.seed
-        ):
+        if network != self.sparse.record or checkpoint.seed != self.sparse.seed:
             raise EdgeBcsError(f"{last.parent} holds a training of another network or seed")
         self.sparse.load_state(checkpoint.tensors)
         self.update.load_state(checkpoint.tensors)
@@ -563,7 +564,7 @@ def _keep_lines(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
+            if parse_object(line)["step"] <= step:
                 kept.append(line + "\n")
     path.write_text("".join(kept), encoding="utf-8")
 

@@ -7,7 +7,6 @@ used to read, because it follows headers of extended formats whatever they decla
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tarfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.metadata import parse_object
 
 SUFFIX = ".tar"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
@@ -186,9 +186,9 @@ def _declared(stream: IO[bytes], members: dict[str, Member], path: Path) -> list
         raise EdgeBcsError(f"the manifest in {path} is larger than 16 MiB, so it is not one of edge-bcs.")
     stream.seek(manifest.offset)
     try:
-        content = json.loads(stream.read(manifest.size))
+        content = parse_object(stream.read(manifest.size))
         sizes: dict[str, Any] = {name: entry["bytes"] for name, entry in content["files"].items()}
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise EdgeBcsError(f"the manifest in {path} is damaged; copy the archive again.") from None
     for name, member in members.items():
         if name == MANIFEST:

@@ -8,7 +8,6 @@ an artifact reads a run. Nothing here executes what it reads: JSON, safetensors 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 import weakref
@@ -21,6 +20,7 @@ from edge_bcs.runtime import archive
 from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNATURE
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.metadata import exact_sparsity, parse_json
 
 FORMAT = "edge-bcs-artifact"
 VERSION = 1
@@ -28,6 +28,7 @@ GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
 MANIFEST = archive.MANIFEST
 STATE = "state.safetensors"
 _MOST_NUMBERS = 2**31 - 1  # of any buffer
+_LARGEST_NUMBER = 3.4e38  # of float32
 
 
 def graph_file(graph: str) -> str:
@@ -79,7 +80,7 @@ class Artifact:
             batch.
         dense_size, statistics_size: lengths of dense.value and of batchnorm.mean.
         budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum,
-            noise…
+            noise.
         path: the folder, a temporary one for an archive, which lives as long as this object.
         signature: "none", "unchecked" (there is one, and no trusted key was given) or "valid".
     """
@@ -197,8 +198,8 @@ def _manifest_content(folder: Path) -> bytes:
 def _parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:
     file = folder / MANIFEST
     try:
-        manifest = json.loads(content)
-    except (ValueError, RecursionError):
+        manifest = parse_json(content)
+    except ValueError:
         raise EdgeBcsError(
             f"{file} is not valid JSON (truncated or altered); copy the artifact again."
         ) from None
@@ -238,12 +239,12 @@ class _Fields:
         value = self.value.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._fault(name, "a number")
-        if not math.isfinite(value) or not low <= value <= high:
-            raise self._fault(name, f"a finite number from {low:g} to {high:g}")
+        if not low <= value <= high or value > _LARGEST_NUMBER:
+            raise self._fault(name, f"a finite number from {low:g} to {min(high, _LARGEST_NUMBER):g}")
         return float(value)
 
-    def text(self, name: str, choices: tuple[str, ...] = ()) -> str:
-        value = self.value.get(name)
+    def text(self, name: str, choices: tuple[str, ...] = (), missing: str | None = None) -> str:
+        value = self.value.get(name, missing)
         if not isinstance(value, str) or (choices and value not in choices):
             raise self._fault(name, " or ".join(choices) if choices else "text")
         return value
@@ -266,6 +267,9 @@ class _Fields:
     def object(self, name: str) -> _Fields:
         return _Fields(self.value.get(name), f"{self.where}.{name}" if self.where else name)
 
+    def optional_object(self, name: str) -> _Fields:
+        return self.object(name) if name in self.value else _Fields({}, name)
+
     def objects(self, name: str) -> list[_Fields]:
         value = self.value.get(name)
         if not isinstance(value, list):
@@ -277,6 +281,8 @@ def _parse(folder: Path, manifest: dict[str, Any]) -> Artifact:
     fields = _Fields(manifest, "")
     network = fields.object("network")
     network.text("name")
+    network.optional_object("arguments")
+    fields.text("distribution", missing="paper")
     channels, height, width = network.integers("input_shape", (3,))
     kappa, size = fields.integer("kappa", 1), fields.integer("size", 1)
     if kappa > size:
@@ -298,13 +304,14 @@ def _parse(folder: Path, manifest: dict[str, Any]) -> Artifact:
     hyper = fields.object("hyper")
     memory = fields.object("memory")
     memory.integer("predicted_peak_bytes", 0, 1 << 50)
+    memory.optional_object("choice")
     budget = None if memory.value.get("budget") is None else memory.integer("budget", 1, 1 << 50)
     return Artifact(
         path=folder,
         manifest=manifest,
         input_shape=(channels, height, width),
         num_classes=network.integer("num_classes", 2),
-        sparsity=fields.text("sparsity"),
+        sparsity=_sparsity(fields),
         kappa=kappa,
         size=size,
         seed=fields.integer("seed", 0, 2**64 - 1),
@@ -316,13 +323,19 @@ def _parse(folder: Path, manifest: dict[str, Any]) -> Artifact:
         micro_batch=fields.integer("micro_batch", 1, 1 << 16),
         lanes=fields.integer("lanes", 1, 64),
         batch_size=fields.integer("batch_size", 1, 1 << 20),
-        hyper={
-            **{name: float(value) for name, value in hyper.value.items() if isinstance(value, (int, float))},
-            **{name: hyper.number(name) for name in ("learning_rate", "weight_decay", "momentum", "noise")},
-        },
+        hyper={name: hyper.number(name) for name in ("learning_rate", "weight_decay", "momentum", "noise")},
         lists_length=lists_length,
         budget=budget,
     )
+
+
+def _sparsity(fields: _Fields) -> str:
+    text = fields.text("sparsity")
+    try:
+        exact_sparsity(text)
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"the manifest cannot be right: {error}.") from None
+    return text
 
 
 def _layers(fields: _Fields, size: int) -> tuple[Layer, ...]:

@@ -28,6 +28,7 @@ import numpy as np
 from edge_bcs.runtime.state import FORMAT, VERSION
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.metadata import counters
 
 CHECKPOINT = "checkpoint"
 IDENTIFIER = b"ODTC"
@@ -176,8 +177,10 @@ def read_state(path: str | Path) -> tuple[dict[str, Array], dict[str, str]]:
     metadata = {name: str(value) for name, value in checkpoint.properties.items()}
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise EdgeBcsError(f"{path} is a checkpoint, but not of an edge-bcs network of version {VERSION}.")
-    if not all(metadata.get(name, "").isdecimal() for name in ("step", "seed")):
-        raise EdgeBcsError(f"{path} does not say its step and seed.")
+    try:
+        counters(metadata)
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"{path}: {error}") from None
     held, tensors = checkpoint.parameters, {}
     for name in STATE_NAMES:
         # What is empty, such as the statistics of a network without batch norm, has no place in the file.

@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.metadata import parse_object
 
 
 @dataclass
@@ -59,12 +60,13 @@ class Plan:
         """Read what `dump` wrote, for a state that stands at ``step``; EdgeBcsError if it makes no sense."""
         whole = {field.name for field in fields(cls)} - {"learning_rate"}
         try:
-            content = {"skipped": 0, **json.loads(text)}  # older runs counted none
+            content = {"skipped": 0, **parse_object(text)}  # older runs counted none
             valid = set(content) == whole | {"learning_rate"} and math.isfinite(content["learning_rate"])
             valid = valid and all(type(content[name]) is int and content[name] >= 0 for name in whole)
             valid = valid and content["batch_size"] > 0 and content["samples"] > 0
             valid = valid and content["first_step"] <= step
-        except (ValueError, TypeError, RecursionError):
+            valid = valid and content["learning_rate"] >= 0
+        except (ValueError, TypeError, OverflowError):
             valid = False
         if not valid:
             raise EdgeBcsError("the saved position of the training is damaged.")

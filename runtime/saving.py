@@ -17,11 +17,13 @@ from typing import Any, BinaryIO
 from edge_bcs.runtime.units import format_bytes, format_seconds, parse_bytes
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.metadata import parse_object
 
 DEFAULT_SECONDS = 60.0
 DEFAULT_MAX_WRITES = "200MiB"
 METRICS_SHARE = 0.1  # of the limit; the rest is for the state
 _HOUR = 3600.0
+_LONGEST_LINE = 1 << 20
 Clock = Callable[[], float]
 
 
@@ -152,12 +154,11 @@ def _end_of_lines(file: Path, last_step: int) -> int:
     """Where the last whole line of a step up to ``last_step`` ends, in bytes."""
     end = position = 0
     with file.open("rb") as stream:
-        for line in stream:
+        while line := stream.readline(_LONGEST_LINE):
             position += len(line)
             try:
-                record = json.loads(line) if line.endswith(b"\n") else {}
-                if isinstance(record, dict) and int(record["step"]) <= last_step:
+                if line.endswith(b"\n") and int(parse_object(line)["step"]) <= last_step:
                     end = position
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue
     return end

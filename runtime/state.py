@@ -30,13 +30,13 @@ from safetensors import SafetensorError, safe_open
 
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import PARTIAL_SUFFIX, replacing, sync_folder
+from edge_bcs.metadata import counters, parse_object
 
 FORMAT = "edge-bcs-state"
 VERSION = "1"
 PREVIOUS = "state.previous.safetensors"
 PARTIAL = STATE + PARTIAL_SUFFIX
 _HEADER_BYTES = 1 << 10
-_BOUNDS = {"step": 2**56, "seed": 2**64}  # of the counters of the random numbers
 _SAFETENSORS_TYPES = {"float32": "F32", "int32": "I32"}
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -123,10 +123,7 @@ def _verified_metadata(file: Path, layout: dict[str, tuple[str, int]], sealed: b
                 raise EdgeBcsError(
                     f"{name} is {piece.get_dtype()}{piece.get_shape()} instead of {dtype}[{length}]"
                 )
-        for name in ("step", "seed"):
-            text = metadata.get(name, "")
-            if not text.isascii() or not text.isdigit() or len(text) > 20 or int(text) >= _BOUNDS[name]:
-                raise EdgeBcsError(f"its metadata has no valid {name}")
+        counters(metadata)
         if not sealed:
             stated = metadata.pop("sha256", None)
             if stated != _digest(((name, stored.get_tensor(name)) for name in layout), metadata):
@@ -181,7 +178,7 @@ def _is_run_of(folder: Path, artifact: Artifact) -> bool:
             raise EdgeBcsError(f"{folder} is a file; choose a folder for the run.")
         return False
     try:
-        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        files = dict(parse_object((folder / MANIFEST).read_bytes())["files"])
     except (ValueError, KeyError, TypeError):
         raise EdgeBcsError(f"{folder} holds a damaged manifest; choose another folder for the run.") from None
     if STATE in files:

@@ -194,16 +194,18 @@ def _input_shape(path: str, sparse: Any) -> tuple[int, int, int]:
 
 def _method(path: str) -> str | None:
     """Return the method that a checkpoint says it was trained with; None for artifacts."""
-    import json
-
     from edge_bcs.checkpoint import read_checkpoint
+    from edge_bcs.metadata import parse_object
     from edge_bcs.runtime.archive import is_artifact
 
     file = Path(path) / "checkpoint.safetensors" if Path(path).is_dir() else Path(path)
     if not file.is_file() or is_artifact(path):
         return None
-    method: str | None = json.loads(read_checkpoint(file).metadata.get("plan", "{}")).get("method")
-    return method
+    try:
+        method = parse_object(read_checkpoint(file).metadata.get("plan", "{}")).get("method")
+    except ValueError:
+        return None
+    return method if isinstance(method, str) else None
 
 
 def _epsilon(path: str, options: dict[str, Any]) -> float:

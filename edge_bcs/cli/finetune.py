@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,11 +23,19 @@ from edge_bcs.cli.common import (
 )
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_json
+from edge_bcs.metadata import parse_object
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.thermostat import Thermostat
 
 _REPORT = "report.json"
+_ACCURACY = ("accuracy", "samples", "robust_accuracy", "attack_steps")
+_REPORTED = {
+    "before": _ACCURACY,
+    "after": _ACCURACY,
+    "training": ("steps", "done", "finished", "milliseconds_per_step", "peak_bytes", "skipped",
+                 "paused_seconds", "bytes_per_hour"),
+}  # fmt: skip
 
 
 @click.command()
@@ -261,12 +268,21 @@ def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
 
 
 def _report(folder: Path) -> dict[str, Any]:
-    """Return the report of the run so far; it is a convenience, so a damaged one counts as none."""
+    """Return the report of the run so far; it is a convenience, so what is damaged in it counts as none."""
     try:
-        content = json.loads((folder / _REPORT).read_text())
-        return content if isinstance(content, dict) else {}
+        content = parse_object((folder / _REPORT).read_bytes())
     except (OSError, ValueError):
         return {}
+    return {name: content[name] for name in _REPORTED if _holds(content.get(name), _REPORTED[name])}
+
+
+def _holds(part: Any, numbers: tuple[str, ...]) -> bool:
+    """Whether a part of a report has at least these numbers."""
+    if not isinstance(part, dict):
+        return False
+    writes = part.get("writes")
+    flat = {"robust_accuracy": 0.0, "attack_steps": 0, **part, **(writes if isinstance(writes, dict) else {})}
+    return all(isinstance(flat.get(name), int | float) for name in numbers)
 
 
 def _evaluate(

@@ -54,7 +54,7 @@ def command(paths: tuple[str, ...], output: str, as_json: bool) -> None:
     written = []
     for name, draw in figures.items():
         file = Path(output) / f"{name}.png"
-        plots.save(draw(), file)
+        plots.save(draw, file)
         written.append(str(file))
     if as_json:
         print_json({"files": written})

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from edge_bcs.errors import EdgeBcsError
@@ -26,6 +27,7 @@ __all__ = [
     "ResNet",
     "WideResNet",
     "create",
+    "outline",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -42,10 +44,23 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def create(name: str, **arguments: Any) -> nn.Module:
+_MOST_PARAMETERS = 1 << 28  # 1 GiB of float32
+
+
+def create(name: str, /, **arguments: Any) -> nn.Module:
     """Return a freshly initialised network of the registry by its name, with the factory's arguments.
 
-    Raises `EdgeBcsError` for an unknown name, an unknown argument, or a geometry that does not fit.
+    Raises `EdgeBcsError`, before memory is taken, for an unknown name, an unknown argument, one of another
+    type or out of range, a geometry that does not fit, or more than 2^28 parameters.
+    """
+    outline(name, **arguments)
+    return FACTORIES[name](**arguments)
+
+
+def outline(name: str, /, **arguments: Any) -> nn.Module:
+    """Return what `create` does, on torch's device "meta": shapes without memory or numbers.
+
+    Raises `EdgeBcsError` as `create` does.
     """
     factory = FACTORIES.get(name)
     if factory is None:
@@ -54,4 +69,9 @@ def create(name: str, **arguments: Any) -> nn.Module:
     unknown = [argument for argument in arguments if argument not in known]
     if unknown:
         raise EdgeBcsError(f"{name} takes no argument {unknown[0]!r}; it takes {', '.join(known)}")
-    return factory(**arguments)
+    with torch.device("meta"):
+        network = factory(**arguments)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    if count > _MOST_PARAMETERS:
+        raise EdgeBcsError(f"{name} would have {count} parameters, and at most {_MOST_PARAMETERS} are taken")
+    return network

@@ -85,10 +85,10 @@ def state(content: bytes) -> None:
 
 
 def checkpoint(content: bytes) -> None:
-    """A host's checkpoint.safetensors, and what stands for a torch checkpoint."""
-    from edge_bcs.checkpoint import read_checkpoint
+    """A host's checkpoint.safetensors, and the network that it describes."""
+    from edge_bcs.loading import load
 
-    read_checkpoint(_file("checkpoint.safetensors", content))
+    load(_file("checkpoint.safetensors", content))
 
 
 def archive(content: bytes) -> None:
@@ -172,7 +172,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 INSTRUMENTED = (
     *("runtime.archive", "runtime.artifact", "runtime.onnx_file", "runtime.ort_checkpoint", "runtime.state"),
-    *("checkpoint", "data.images", "data.matlab", "data.readers", "targets.plans"),
+    *("checkpoint", "data.images", "data.matlab", "data.readers", "loading", "metadata", "models"),
+    *("models.geometry", "targets.plans"),
 )
 
 
@@ -187,8 +188,11 @@ def seeds(target: str) -> list[bytes]:
 def _seeds() -> Iterator[tuple[str, bytes]]:
     from edge_bcs.runtime import archive as archives
     from PIL import Image
-    from safetensors.numpy import save
     from scipy.io import savemat
+
+    from edge_bcs import models
+    from edge_bcs.checkpoint import save_checkpoint
+    from edge_bcs.connectivity import sparsify
 
     folder = _artifact()
     description = json.loads((folder / "manifest.json").read_text())
@@ -197,11 +201,8 @@ def _seeds() -> Iterator[tuple[str, bytes]]:
     description["memory"] |= {"bound": {"x": 996}, "phases": {"eval": phase}}
     yield "manifest", json.dumps(description).encode()
     yield "state", (folder / "state.safetensors").read_bytes()
-    numbers = {name: np.arange(3, dtype=np.float32) for name in (
-        "coo.value", "coo.index", "coo.momentum", "dense.value", "dense.momentum", "batchnorm.mean",
-        "batchnorm.variance")}  # fmt: skip
-    metadata = {"format": "edge-bcs-state", "version": "1", "step": "3", "seed": "7"}
-    yield "checkpoint", save(numbers, metadata)
+    save_checkpoint(_PLACE / "seed", sparsify(models.vgg16(width=1 / 16), 0.99))
+    yield "checkpoint", (_PLACE / "seed").read_bytes()
     packed = io.BytesIO()
     archives.pack(folder, packed, "seed")
     yield "archive", packed.getvalue()
@@ -268,7 +269,10 @@ def mutate_json(content: bytes, chance: random.Random) -> bytes:
     if not places:
         return content
     parent, key = chance.choice(places)
-    values: list[Any] = [None, True, "", "x" * 300, [], {}, [[]], 0, -1, 1, 2**31, 2**63, 2**200, 1e308, 0.5,
+    if isinstance(parent[key], str) and parent[key][:1] in ("{", "[") and chance.random() < 0.8:
+        parent[key] = mutate_json(parent[key].encode(), chance).decode()  # JSON in JSON: a state's metadata
+        return json.dumps(document).encode()
+    values: list[Any] = [None, True, "", "x" * 300, [], {}, [[]], 0, -1, 1, 2**31, 2**63, 10**400, 1e308, 0.5,
                          float("nan"), float("inf"), "../x", "/etc/passwd", "0" * 64]  # fmt: skip
     if isinstance(parent[key], int):
         values += [parent[key] + 1, parent[key] - 1, parent[key] * 2] * 3
