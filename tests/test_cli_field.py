@@ -17,6 +17,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from edge_bcs.runtime import Trainer
 from edge_bcs.runtime import machine as machine_module
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state
@@ -78,8 +79,25 @@ def test_signals_save_and_exit(
         time.sleep(0.02)
     os.kill(process.pid, getattr(signal, name))
     answer, message = process.communicate(timeout=60)
+    saved, step = state(folder)
     assert process.returncode == status and f"Stopped by {name}" in message
-    assert json.loads(answer)["stopped"] == {"by": name, "step": state(folder)[1]}
+    assert json.loads(answer)["stopped"] == {"by": name, "step": step}
+    expected = after(step, tiny_artifact(), digits, total=100_000)
+    assert all((saved[tensor] == expected[tensor]).all() for tensor in expected)
+
+
+def after(step: int, artifact: Path, digits: Path, total: int) -> dict[str, Any]:
+    """The state of a training of ``total`` steps that nothing disturbs, at one of them."""
+    with Trainer(artifact) as trainer:
+
+        def stop(record: dict[str, Any]) -> None:
+            if record["step"] == step:
+                raise StopIteration
+
+        if step:
+            with pytest.raises(StopIteration):
+                trainer.fit(open_data(digits, "train", (1, 8, 8)), steps=total, progress=False, on_step=stop)
+        return trainer.state()
 
 
 def test_a_signal_while_accuracy_is_measured(tiny_artifact: Make, tmp_path: Path, digits: Path) -> None:

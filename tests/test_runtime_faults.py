@@ -179,6 +179,62 @@ def test_a_gradient_that_is_not_finite_names_its_layer(
         assert same(trainer.state(), before) and trainer.steps == 0
 
 
+GRADIENTS = tuple(f"{kind}.value_grad.accumulation.buffer" for kind in ("coo", "dense"))
+
+
+def spoil(trainer: Trainer, what: str, step: int) -> None:
+    """Make the loss or the gradients of one step NaN, once."""
+    real, left = trainer._engine.run, [what]
+
+    def run(graph: str) -> None:
+        real(graph)
+        if graph == "training" and left and trainer.steps + 1 == step:
+            trainer._engine.arrays[left.pop()][...] = np.nan
+
+    trainer._engine.run = run  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
+@pytest.mark.parametrize("what", ["loss", *GRADIENTS])
+def test_a_step_that_is_not_finite_stops_the_training(
+    tiny_artifact: Make, tmp_path: Path, what: str, batch_norm: str
+) -> None:
+    """The state before it is saved, and resumed it ends as if nothing had been."""
+    path, data = tiny_artifact(batch_norm=batch_norm), ArrayDataset(*digits())
+    with Trainer(path) as trainer:
+        spoil(trainer, what, 4)
+        with pytest.raises(NotFiniteError, match=r"in step 4, the (loss|gradient of \S+) is nan"):
+            trainer.fit(data, save=tmp_path / "run", save_seconds=1e6, **OPTIONS)
+    with Trainer.resume(tmp_path / "run") as trainer:
+        assert trainer.steps == 3
+        trainer.fit(data, **OPTIONS)
+        state = trainer.state()
+    assert same(state, uninterrupted(path, data))
+
+
+@pytest.mark.parametrize("what", ["loss", *GRADIENTS])
+def test_a_step_that_is_not_finite_is_left_out_if_asked_to(tiny_artifact: Make, what: str) -> None:
+    """The training is one whose optimizer did nothing then."""
+    data = ArrayDataset(*digits())
+    with Trainer(tiny_artifact()) as trainer:
+        spoil(trainer, what, 4)
+        assert trainer.fit(data, on_nan="skip", **OPTIONS)["skipped"] == 1
+        skipped = trainer.state()
+    with Trainer(tiny_artifact()) as trainer:
+        update = trainer.run_optimizer_only
+
+        def idle() -> None:
+            if trainer.steps == 3:
+                trainer.steps += 1
+            else:
+                update()
+
+        trainer.run_optimizer_only = idle  # type: ignore[method-assign]
+        trainer.fit(data, **OPTIONS)
+        assert same(trainer.state(), skipped)
+    assert not same(skipped, uninterrupted(tiny_artifact(), data))
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "noise"])
 def test_an_update_that_would_overflow_changes_nothing(
     tiny_artifact: Make, batch: tuple[Array, Array], name: str
@@ -193,6 +249,29 @@ def test_an_update_that_would_overflow_changes_nothing(
 
 
 # Disks
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.999])
+def test_a_torn_save_loses_a_step_and_nothing_else(tiny_artifact: Make, tmp_path: Path, share: float) -> None:
+    """Cut off in the header, the metadata or the numbers, newest state or the one being written: it ends as
+    the training that nothing happened to."""
+    path, data, run = tiny_artifact(batch_norm="batch"), ArrayDataset(*digits()), tmp_path / "run"
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["step"] == 6:
+            raise InterruptedError
+
+    options = {**OPTIONS, "save": run, "save_steps": 1, "max_writes": None}
+    with Trainer(path) as trainer, pytest.raises(InterruptedError):
+        trainer.fit(data, on_step=stop, **options)
+    for torn in (run / "state.safetensors", run / "state.safetensors.partial"):
+        whole = (run / "state.safetensors").read_bytes()
+        torn.write_bytes(whole[: int(share * len(whole))])
+    with Trainer.resume(run) as trainer:
+        assert trainer.steps == 4  # 5 was the newest
+        trainer.fit(data, **OPTIONS)
+        state = trainer.state()
+    assert same(state, uninterrupted(path, data))
 
 
 @pytest.fixture
