@@ -28,7 +28,7 @@ def test_many_steps_drift_nowhere(tiny_artifact: Make, tmp_path: Path) -> None:
     rewiring, training = result["rewiring"], result["training"]
     assert rewiring["checks"] == 100 and rewiring["replaced_per_step"] > 1
     assert rewiring["first_connections_left"] < 300  # of 364
-    assert rewiring["rss_growth_bytes"] < 1 << 20 and rewiring["budget_growth_bytes"] == 0
+    assert rewiring["growth_bytes"] < 1 << 20 and rewiring["budget_growth_bytes"] == 0
     assert training["saves"] == 31 and training["budget_growth_bytes"] == 0
     assert "| steps | 20,000 | 300 |" in (tmp_path / "README.md").read_text()
 
@@ -49,11 +49,13 @@ def test_a_step_that_is_off_by_a_bit_is_noticed(tiny_artifact: Make, monkeypatch
 def test_growth_of_memory_is_noticed() -> None:
     def readings(grown: int, counted: int) -> list[dict[str, int]]:
         return [
-            {"step": step, "rss_bytes": 10**8 + step * grown, "budget_bytes": 1000 + step * counted}
+            {"step": step, "private_bytes": 10**8 + step * grown, "budget_bytes": 1000 + step * counted}
             for step in range(101)
         ]
 
-    assert endurance._growth(readings(1000, 0))["rss_growth_bytes"] == 90 * 1000
+    found = endurance._growth(readings(1000, 0))
+    assert found["growth_bytes"] == 90 * 1000 and found["largest_rise_bytes"] == 1000
+    assert found["readings_that_rose"] == found["readings"] == 90
     for grown, counted in ((20_000, 0), (0, 1)):
         with pytest.raises(EdgeBcsError, match="memory grew"):
             endurance._growth(readings(grown, counted))

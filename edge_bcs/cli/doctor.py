@@ -172,6 +172,7 @@ def _memory(machine: Machine) -> Iterator[Finding]:
 
 
 def _disk(machine: Machine, folder: Path) -> Iterator[Finding]:
+    from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES
     from edge_bcs.runtime.units import format_bytes
 
     medium = machine.medium(folder)
@@ -190,6 +191,6 @@ def _disk(machine: Machine, folder: Path) -> Iterator[Finding]:
     elif medium.kind == "memory":
         yield Finding("disk", found, "what is saved here is lost without power: choose another -o")
     elif medium.kind in ("SD card", "eMMC"):
-        yield Finding("disk", f"{found}; finetune writes at most 200 MiB an hour (--max-writes)")
+        yield Finding("disk", f"{found}; finetune writes at most {DEFAULT_MAX_WRITES} an hour (--max-writes)")
     else:
         yield Finding("disk", found)

@@ -24,6 +24,7 @@ from edge_bcs.cli.common import (
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_json
 from edge_bcs.metadata import parse_object
+from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.thermostat import Thermostat
@@ -62,7 +63,7 @@ _REPORTED = {
     help="Time between saves; default: 60, unless --save-steps is given.  [x>=1]",
 )  # fmt: skip
 @click.option(
-    "--max-writes", metavar="SIZE", default="200MiB", show_default=True,
+    "--max-writes", metavar="SIZE", default=DEFAULT_MAX_WRITES, show_default=True,
     help="Bytes an hour that saves and metrics may write, so that the medium lasts, or none: no limit.",
 )  # fmt: skip
 @click.option(
