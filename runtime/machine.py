@@ -117,9 +117,16 @@ class Machine:
         return {name: 1024 * int(fields[name].split()[0]) for name in wanted if name in fields}
 
     def disk_swaps(self) -> list[str]:
-        """Swap that lies on a disk (zram lies in memory and wears nothing)."""
+        """Swap that lies on a disk, or in memory (zram) that is written back to one."""
         lines = _text(self.root / "proc/swaps").splitlines()[1:]
-        return [line.split()[0] for line in lines if line.split() and "zram" not in line.split()[0]]
+        found = []
+        for device in (line.split()[0] for line in lines if line.split()):
+            behind = _text(self.root / "sys/block" / Path(device).name / "backing_dev")
+            if "zram" not in device:
+                found.append(device)
+            elif behind not in ("", "none"):
+                found.append(f"{device}, written back to {behind}")
+        return found
 
     def medium(self, folder: Path) -> Medium:
         """Where ``folder``, or the nearest folder above it that exists, lies."""

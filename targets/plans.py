@@ -17,6 +17,9 @@ from edge_bcs.errors import EdgeBcsError
 PHASES = ("training", "attack", "eval", "optimizer", "lists")
 """The graphs of an artifact; one runs at a time."""
 
+_LARGEST = 1 << 60  # number of the cost of a node
+_LONGEST_LIVES = 1 << 20  # of all tensors together, in nodes; WRN-34-10 has some ten thousand
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -124,25 +127,30 @@ def _check(plan: Plan) -> None:
     for phase in plan.phases.values():
         count = len(phase.nodes)
         fault = ""
-        for told in (phase.flops, phase.moved, phase.walks):
-            if len(told) not in (0, count):
-                fault = f"tells the cost of {len(told)} nodes out of {count}"
+        for costs in (phase.flops, phase.moved, phase.walks):
+            if len(costs) not in (0, count):
+                fault = f"tells the cost of {len(costs)} nodes out of {count}"
+        if not all(0 <= number <= _LARGEST for number in (*phase.flops, *phase.moved)):
+            fault = "has an impossible cost"
         for walk in (walk for walks in phase.walks for walk in walks):
             numbers = (walk.entries, walk.rows, walk.floats, walk.run)
-            if walk.kernel not in KERNELS or not all(isinstance(n, int) and n >= 0 for n in numbers):
+            known = isinstance(walk.kernel, str) and walk.kernel in KERNELS
+            if not known or not all(isinstance(n, int) and 0 <= n <= _LARGEST for n in numbers):
                 fault = f"has an impossible product {walk}"
         for tensor in phase.tensors:
             valid = all(isinstance(number, int) for number in (tensor.bytes, tensor.birth, tensor.death))
+            valid = valid and all(isinstance(t, str) for t in (tensor.name, tensor.category, tensor.type))
             if not valid or not (0 <= tensor.birth <= tensor.death < count and tensor.bytes >= 0):
                 fault = f"gives {tensor.name} an impossible life"
+        if not fault and sum(tensor.death - tensor.birth + 1 for tensor in phase.tensors) > _LONGEST_LIVES:
+            fault = "tells of more than can be added up"
         if not fault:
             found = plan.bound_bytes + max((step.total() for step in phase.live()), default=0)
             if found != phase.peak_bytes:
                 fault = f"has tensors that reach {found} bytes and names a peak of {phase.peak_bytes}"
         if fault:
-            raise EdgeBcsError(
-                f"the manifest's memory plan of {phase.name} {fault}; export the artifact again."
-            )
+            told = " ".join(f"{phase.name} {fault}".split())[:300]  # names come from the file
+            raise EdgeBcsError(f"the manifest's memory plan of {told}; export the artifact again.")
     largest = max(phase.peak_bytes for phase in plan.phases.values())
     if plan.peak_bytes != largest:
         raise EdgeBcsError(

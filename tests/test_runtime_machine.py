@@ -53,6 +53,33 @@ JETSON_NANO = {
     "proc/meminfo": "MemTotal: 4059000 kB\nMemAvailable: 3000000 kB\nSwapTotal: 2029500 kB\n",
     "proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 507372 0 5\n",
 }
+# A Raspberry Pi 5 with OS 13, whose compressed swap is written back to the card, and a Jetson with JetPack 6.
+RASPBERRY_PI_5 = {
+    "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
+    "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
+    "sys/class/thermal/thermal_zone0/temp": "56150\n",
+    "sys/class/thermal/cooling_device0/type": "pwm-fan\n",
+    "sys/class/thermal/cooling_device0/cur_state": "1\n",
+    "sys/class/hwmon/hwmon2/name": "rp1_adc\n",
+    "sys/class/hwmon/hwmon2/temp1_input": "57483\n",
+    "sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled": "0\n",
+    "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": "ondemand\n",
+    "proc/meminfo": "MemTotal: 8256000 kB\nMemAvailable: 7400000 kB\nSwapTotal: 2097136 kB\n",
+    "etc/rpi/swap.conf": "#[Main]\n",
+    "sys/block/zram0/backing_dev": "/dev/loop0\n",
+    "proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 2097136 0 100\n",
+}
+JETSON_ORIN_NANO = {
+    "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+    "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
+    "sys/class/thermal/thermal_zone0/temp": "48125\n",
+    "sys/class/thermal/thermal_zone8/type": "tj-thermal\n",
+    "sys/class/thermal/thermal_zone8/temp": "49843\n",
+    "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": "schedutil\n",
+    "proc/meminfo": "MemTotal: 7800000 kB\nMemAvailable: 6400000 kB\nSwapTotal: 3900000 kB\n",
+    "sys/block/zram0/backing_dev": "none\n",
+    "proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 650000 0 5\n",
+}
 LAPTOP = {
     "proc/cpuinfo": "processor\t: 0\nmodel name\t: A processor\nprocessor\t: 1\nmodel name\t: A processor\n",
     "sys/devices/system/cpu/cpufreq/policy0/scaling_driver": "intel_pstate\n",
@@ -277,10 +304,23 @@ def test_advice_for_a_raspberry_pi(tmp_path: Path) -> None:
 
 def test_advice_for_a_jetson(tmp_path: Path) -> None:
     findings = advised(machine(tmp_path / "root", JETSON_NANO), tmp_path)
-    assert findings["governor"].command == "sudo nvpmodel -m 0 && sudo jetson_clocks"
+    assert findings["governor"].command == "sudo jetson_clocks"
     assert findings["temperature"] == Finding("temperature", "45 °C (AO-therm)")
     assert "cpufreq" in findings["throttling"].found and findings["throttling"].command
     assert findings["swap"] == Finding("swap", "1.9 GiB, compressed in memory")  # wears nothing
+
+
+def test_advice_for_the_boards_of_the_guide(tmp_path: Path) -> None:
+    """Nothing but the swap of the Raspberry Pi has to be mended."""
+    findings = advised(machine(tmp_path / "pi", RASPBERRY_PI_5), tmp_path)
+    assert findings["temperature"] == Finding("temperature", "57 °C (rp1_adc)")
+    assert findings["throttling"] == Finding("throttling", "none seen")
+    assert findings["swap"].found == "2.0 GiB on /dev/zram0, written back to /dev/loop0"
+    assert "Mechanism=zram\\n' | sudo tee /etc/rpi/swap.conf.d/" in findings["swap"].command
+    others = [findings[topic] for topic in findings if topic not in ("swap", "disk")]
+    others += advised(machine(tmp_path / "jetson", JETSON_ORIN_NANO), tmp_path).values()
+    assert not any(finding.advice for finding in others)
+    assert Finding("swap", "3.7 GiB, compressed in memory") in others
 
 
 def test_advice_on_disks(tmp_path: Path) -> None:

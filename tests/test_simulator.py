@@ -189,6 +189,23 @@ def test_a_plan_that_contradicts_itself_is_refused(tiny_artifact: Make) -> None:
     assert "impossible life" in refused(lambda m: m["phases"]["training"]["tensors"][0].__setitem__(4, 999))
     assert "names a peak" in refused(lambda m: m["phases"]["training"]["tensors"][0].__setitem__(1, 10**9))
     assert "cost of" in refused(lambda m: m["phases"]["training"]["flops"].pop())
+    for number in (-1, 10**400):
+        assert "impossible cost" in refused(
+            lambda m, number=number: m["phases"]["training"]["flops"].__setitem__(0, number)  # type: ignore[misc]
+        )
+    for place in (0, 2):  # name and category
+        assert "impossible life" in refused(
+            lambda m, place=place: m["phases"]["training"]["tensors"][0].__setitem__(place, [])  # type: ignore[misc]
+        )
+
+
+def test_a_plan_without_end_is_refused() -> None:
+    """Nodes times tensors: minutes of additions from a small manifest."""
+    nodes = ["n"] * 20_000
+    phase = {"peak_bytes": 0, "peak_node": "n", "categories": {}, "nodes": nodes}
+    phase["tensors"] = [["t", 0, "work", 0, len(nodes) - 1]] * 20_000
+    with pytest.raises(EdgeBcsError, match="more than can be added up"):
+        plan_of({"phases": {"training": phase}, "bound": {}, "predicted_peak_bytes": 0})
 
 
 # Verdicts and runs

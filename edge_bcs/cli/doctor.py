@@ -122,7 +122,7 @@ def _clock(machine: Machine, jetson: bool) -> Iterator[Finding]:
     if set(governors) & {"powersave", "conservative"}:
         faster = "echo performance | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
         if jetson:
-            faster = "sudo nvpmodel -m 0 && sudo jetson_clocks"
+            faster = "sudo jetson_clocks"
         yield Finding("governor", ", ".join(governors), "it keeps the clock low while training", faster)
     elif governors:
         yield Finding("governor", ", ".join(governors))
@@ -163,6 +163,11 @@ def _memory(machine: Machine) -> Iterator[Finding]:
         off = "sudo swapoff -a"
         if (machine.root / "etc/dphys-swapfile").exists():  # Raspberry Pi OS 12 and older
             off = "sudo dphys-swapfile swapoff && sudo systemctl disable --now dphys-swapfile"
+        elif (machine.root / "etc/rpi/swap.conf").exists():  # Raspberry Pi OS 13
+            off = (
+                "sudo mkdir -p /etc/rpi/swap.conf.d && printf '[Main]\\nMechanism=zram\\n' | "
+                "sudo tee /etc/rpi/swap.conf.d/90-memory.conf && sudo reboot"
+            )
         advice = "swapping wears the medium and slows every step: turn it off"
         yield Finding("swap", f"{format_bytes(size.get('SwapTotal', 0))} on {', '.join(swaps)}", advice, off)
     elif size.get("SwapTotal"):
