@@ -275,18 +275,24 @@ def _operators(trainer: Any, graph: str, runs: int = 7) -> dict[str, float]:
 
     from edge_bcs.runtime.engine import session_options
 
-    arrays = {name: array.copy() for name, array in trainer._engine.arrays.items()}
+    engine = trainer._engine
+    state = {name: array.copy() for name, array in engine.arrays.items()}
     with tempfile.TemporaryDirectory() as folder:
-        options = session_options(trainer._engine.threads)
+        options = session_options(engine.threads)
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(
             trainer.artifact.graph(graph).read_bytes(), options, providers=["CPUExecutionProvider"]
         )
-        names = [item.name for item in session.get_inputs()]
+        # Bound as the engine binds them: what a graph updates in place is not copied.
+        binding = session.io_binding()
+        for item in session.get_inputs():
+            binding.bind_ortvalue_input(item.name, engine._values[engine._bound_buffer(graph, item.name)])
+        for item in session.get_outputs():
+            binding.bind_ortvalue_output(item.name, engine._values[engine._bound_buffer(graph, item.name)])
         for _ in range(runs + 1):
-            session.run(
-                None, {name: arrays[trainer._engine._bound_buffer(graph, name)].copy() for name in names}
-            )
+            for name, array in state.items():
+                engine.arrays[name][...] = array
+            session.run_with_iobinding(binding)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     taken: dict[str, list[float]] = {}
     for event in events:

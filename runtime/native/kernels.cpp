@@ -31,6 +31,7 @@ namespace edge_bcs {
   }
 
 const RowKernels& row_kernels() { EDGE_BCS_SELECT(row_kernels) }
+const NormalKernels& normal_kernels() { EDGE_BCS_SELECT(normal_kernels) }
 const ProbeKernels& probe_kernels() { EDGE_BCS_SELECT(probe_kernels) }
 
 }  // namespace edge_bcs

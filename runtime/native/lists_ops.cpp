@@ -66,9 +66,10 @@ struct BuildLists {
     const auto length = context.input<std::int32_t>(1).shape();
     require(length == Shape{3 * kappa + pointers}, "lists is ", length.text(), ", not [",
             3 * kappa + pointers, "]");
-    bool ascending = true;
-    for (std::int64_t t = 1; t < kappa; ++t) ascending &= index[t - 1] < index[t];
-    require(ascending && (kappa == 0 || (index[0] >= 0 && index[kappa - 1] < positions)),
+    int descending = 0;  // gathered without branching, so that the compiler uses vectors
+    const std::int32_t* const places = index.data();
+    for (std::int64_t t = 1; t < kappa; ++t) descending |= static_cast<int>(places[t - 1] >= places[t]);
+    require(descending == 0 && (kappa == 0 || (index[0] >= 0 && index[kappa - 1] < positions)),
             "index is not strictly ascending in [0, ", positions, ")");
 
     const auto lists = context.in_place<std::int32_t>(0, 1);
@@ -100,9 +101,9 @@ struct BuildLists {
       };
       phase[k] = shifted(k / layer.kernel_width) * layer.stride + shifted(k % layer.kernel_width);
     }
-    const std::int64_t slots = layer.transpose_pointers() - 1;
+    const std::int64_t slots = layer.transpose_pointers() - 1, phases = layer.stride * layer.stride;
     const auto slot_of = [&](std::int64_t t) {
-      return (forward_column[t] >> 8) * layer.stride * layer.stride + phase[forward_column[t] & 255];
+      return (forward_column[t] >> 8) * phases + phase[forward_column[t] & 255];
     };
 
     // Rows, and how many entries each slot has; counts are kept two places up, so that the running sums turn
@@ -110,11 +111,15 @@ struct BuildLists {
     std::fill_n(transpose_pointer, slots + 1, 0);
     std::int64_t rows = 0;
     const std::int64_t row_size = layer.in_channels * layer.kernel();
+    const auto kernel = static_cast<std::uint32_t>(layer.kernel());  // 32 bits divide faster
+    std::int64_t row_start = -row_size;
     for (std::int64_t t = first; t < last; ++t) {
       const std::int64_t position = index[t] - layer.offset;
-      for (; rows * row_size <= position; ++rows) forward_pointer[rows] = static_cast<std::int32_t>(t);
-      const std::int64_t in_row = position - (rows - 1) * row_size;
-      forward_column[t] = static_cast<std::int32_t>((in_row / layer.kernel()) << 8 | in_row % layer.kernel());
+      for (; row_start + row_size <= position; ++rows, row_start += row_size)
+        forward_pointer[rows] = static_cast<std::int32_t>(t);
+      const auto in_row = static_cast<std::uint32_t>(position - row_start);
+      const std::uint32_t channel = in_row / kernel;
+      forward_column[t] = static_cast<std::int32_t>(channel << 8 | (in_row - channel * kernel));
       const std::int64_t slot = slot_of(t);
       if (slot + 2 <= slots) ++transpose_pointer[slot + 2];
     }

@@ -2,10 +2,12 @@
 // Legenstein, ICML 2021). The rewiring gives the same bits as edge_bcs/rewiring.py.
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <span>
 
+#include "kernels.h"
 #include "op.h"
 #include "philox.h"
 
@@ -18,6 +20,14 @@ constexpr float newborn = 1e-12f;  // θ of a new connection
 constexpr std::int64_t chunk = 4096;
 
 bool is_finite(float x) { return std::fabs(x) <= std::numeric_limits<float>::max(); }
+
+// The checks gather an int without branching, so that the compiler uses vectors.
+template <class Holds>
+bool for_all(std::int64_t first, std::int64_t last, const Holds& holds) {
+  int broken = 0;
+  for (std::int64_t t = first; t < last; ++t) broken |= static_cast<int>(!holds(t));
+  return broken == 0;
+}
 
 // Learning rate λ, weight decay λ_w (not scaled by λ), momentum μ, and noise σ of standard deviation λ·σ.
 struct Hyper {
@@ -43,27 +53,27 @@ void for_chunks(const Context& context, std::int64_t count, const Body& body) {
 }
 
 void require_finite(std::span<const float> numbers, const char* name) {
-  bool all = true;
-  for (float x : numbers) all &= is_finite(x);
-  require(all, name, " has an element that is not finite");
+  const auto count = static_cast<std::int64_t>(numbers.size());
+  const float* const data = numbers.data();
+  require(for_all(0, count, [=](std::int64_t t) { return is_finite(data[t]); }), name, " has an element that is not finite");
 }
 
-// The standard normal draws first, first + 1, … of a step, four at a time.
+// The standard normal draws of a step's entries, a bounded number at a time.
 class Noise {
  public:
-  Noise(const Philox& philox, std::int64_t first)
-      : philox_(philox), draw_(static_cast<std::uint64_t>(first)) {
-    words_ = philox_.block(draw_ / 4);
-  }
-  float next() {
-    if (draw_ % 4 == 0) words_ = philox_.block(draw_ / 4);
-    return normal_from_word(words_[draw_++ % 4]);
+  static constexpr std::int64_t capacity = 512;  // a multiple of the four words of a Philox block
+
+  explicit Noise(const Philox& philox) : stream_(philox.stream()) {}
+
+  // Draws `first` (a multiple of four) and those after it, `count` of them, at most `capacity`.
+  const float* draw(std::int64_t first, std::int64_t count) {
+    normal_kernels().normals(stream_, static_cast<std::uint64_t>(first / 4), static_cast<int>((count + 3) / 4), numbers_);
+    return numbers_;
   }
 
  private:
-  const Philox& philox_;
-  std::uint64_t draw_;
-  Philox::Words words_;
+  NormalStream stream_;
+  float numbers_[capacity];
 };
 
 // A set of positions in memory that holds nothing else: d floats of each of two arrays are 2d slots, never
@@ -168,30 +178,51 @@ struct RewireStep {
       require_finite(part(value.data()), "value");
       require_finite(part(momentum.data()), "momentum");
       require_finite(part(gradient.data()), "gradient");
-      bool nonzero = true, ascending = first == 0 || index[first - 1] < index[first];
-      for (std::int64_t t = first; t < last; ++t) nonzero &= value[t] != 0;
-      for (std::int64_t t = first + 1; t < last; ++t) ascending &= index[t - 1] < index[t];
-      require(nonzero, "value has a 0; active weights never are");
-      require(ascending && index[first] >= 0 && index[last - 1] < positions,
+      const float* const values = value.data();
+      const std::int32_t* const places = index.data();
+      require(for_all(first, last, [=](std::int64_t t) { return values[t] != 0; }),
+              "value has a 0; active weights never are");
+      require(for_all(std::max<std::int64_t>(first, 1), last,
+                      [=](std::int64_t t) { return places[t - 1] < places[t]; }) &&
+                  places[first] >= 0 && places[last - 1] < positions,
               "index is not strictly ascending in [0, ", positions, ")");
       // Far from overflow the noise (below 7 standard deviations) need not be drawn to know that the sum is
       // finite.
       constexpr float far = std::numeric_limits<float>::max() / 16;
-      bool certain = noise_scale < far / 8;
-      for (std::int64_t t = first; t < last; ++t) {
-        const float v = hyper.velocity(momentum[t], gradient[t]);
-        certain &= std::fabs(v) < far && std::fabs(hyper.updated(value[t], v)) < far;
-      }
+      const float *const velocities = momentum.data(), *const gradients = gradient.data();
+      const bool certain =
+          noise_scale < far / 8 && for_all(first, last, [=](std::int64_t t) {
+            const float v = hyper.velocity(velocities[t], gradients[t]);
+            return static_cast<int>(std::fabs(v) < far) & static_cast<int>(std::fabs(hyper.updated(values[t], v)) < far);
+          });
       if (certain) return;
-      Noise normal(noise, first);
-      for (std::int64_t t = first; t < last; ++t) {
+      for_noise(hyper, noise, first, last, [&](std::int64_t t, auto normal) {
         const float v = hyper.velocity(momentum[t], gradient[t]);
-        float w = hyper.updated(value[t], v);
-        if (hyper.noise != 0) w += noise_scale * normal.next();
+        const float w = noisy(hyper.updated(value[t], v), noise_scale, normal);
         require(is_finite(v) && is_finite(w),
                 "the step would make a weight that is not finite; nothing was changed");
-      }
+      });
     });
+  }
+
+  struct Silent {};  // instead of a draw, where there is no noise
+  static float noisy(float w, float scale, float normal) { return w + scale * normal; }
+  static float noisy(float w, float, Silent) { return w; }
+
+  // Calls body(t, the entry's draw, or Silent) for the entries [first, last); `first` is a multiple of four.
+  template <class Body>
+  static void for_noise(const Hyper& hyper, const Philox& philox, std::int64_t first, std::int64_t last,
+                        const Body& body) {
+    if (hyper.noise == 0) {
+      for (std::int64_t t = first; t < last; ++t) body(t, Silent{});
+      return;
+    }
+    Noise noise(philox);
+    for (std::int64_t from = first; from < last; from += Noise::capacity) {
+      const std::int64_t end = std::min(last, from + Noise::capacity);
+      const float* const draws = noise.draw(from, end - from);
+      for (std::int64_t t = from; t < end; ++t) body(t, draws[t - from]);
+    }
   }
 
   // Momentum SGD with noise; a connection that dies gets the value 0, which no survivor has.
@@ -199,29 +230,45 @@ struct RewireStep {
                      float* momentum, const float* gradient, std::int64_t kappa) {
     const float noise_scale = hyper.rate * hyper.noise;
     for_chunks(context, kappa, [&](std::int64_t first, std::int64_t last) {
-      Noise normal(noise, first);
-      for (std::int64_t t = first; t < last; ++t) {
+      for_noise(hyper, noise, first, last, [&](std::int64_t t, auto normal) {
         const float v = hyper.velocity(momentum[t], gradient[t]);
-        float w = hyper.updated(value[t], v);
-        if (hyper.noise != 0) w += noise_scale * normal.next();
-        const bool survives = w != 0 && std::signbit(w) == std::signbit(value[t]);
-        value[t] = survives ? w : 0.0f;
+        const float w = noisy(hyper.updated(value[t], v), noise_scale, normal);
+        const bool same_sign = (std::bit_cast<std::int32_t>(w) ^ std::bit_cast<std::int32_t>(value[t])) >= 0;
+        value[t] = same_sign ? w : 0.0f;  // a w of ±0 is dead, too
         momentum[t] = v;
-      }
+      });
     });
   }
 
   // Moves the survivors to the front, in order, and returns how many there are.
   static std::int64_t compact(float* value, std::int32_t* index, float* momentum, std::int64_t kappa) {
-    std::int64_t kept = 0;
-    for (std::int64_t t = 0; t < kappa; ++t) {
-      const float w = value[t];
-      value[kept] = w;
-      index[kept] = index[t];
-      momentum[kept] = momentum[t];
-      kept += w != 0;
+    std::int64_t kept = next_dead(value, 0, kappa);
+    for (std::int64_t dead = kept; dead < kappa;) {
+      const std::int64_t from = dead + 1;
+      dead = next_dead(value, from, kappa);
+      move(value, index, momentum, kept, from, dead - from);
+      kept += dead - from;
     }
     return kept;
+  }
+
+  // The first entry of [from, kappa) whose value is 0, or kappa.
+  static std::int64_t next_dead(const float* value, std::int64_t from, std::int64_t kappa) {
+    constexpr std::int64_t block = 64;
+    while (from + block <= kappa &&
+           for_all(from, from + block, [=](std::int64_t t) { return value[t] != 0; }))
+      from += block;
+    while (from < kappa && value[from] != 0) ++from;
+    return from;
+  }
+
+  // Moves `count` entries that begin at `from`.
+  static void move(float* value, std::int32_t* index, float* momentum, std::int64_t to, std::int64_t from,
+                   std::int64_t count) {
+    const auto bytes = static_cast<std::size_t>(count) * 4;
+    std::memmove(value + to, value + from, bytes);
+    std::memmove(index + to, index + from, bytes);
+    std::memmove(momentum + to, momentum + from, bytes);
   }
 
   // Draws as many dormant positions as connections died into index[survivors, kappa), ascending. The places
@@ -243,21 +290,16 @@ struct RewireStep {
   // Merges the births (positions, ascending, stored in memory of floats) into the survivors, from the back.
   static void merge(std::uint64_t seed, const float* births, float* value, std::int32_t* index,
                     float* momentum, std::int64_t survivors, std::int64_t kappa) {
-    std::int64_t s = survivors - 1, b = kappa - survivors - 1;
-    for (std::int64_t t = kappa - 1; b >= 0; --t) {
+    std::int64_t end = survivors;  // survivors [0, end) are where they were
+    for (std::int64_t b = kappa - survivors - 1; b >= 0; --b) {
       std::int32_t birth;
       std::memcpy(&birth, births + b, sizeof birth);
-      if (s >= 0 && index[s] > birth) {
-        value[t] = value[s];
-        index[t] = index[s];
-        momentum[t] = momentum[s];
-        --s;
-      } else {
-        value[t] = position_sign(seed, static_cast<std::uint32_t>(birth)) * newborn;
-        index[t] = birth;
-        momentum[t] = 0.0f;
-        --b;
-      }
+      const std::int64_t after = std::lower_bound(index, index + end, birth) - index;
+      move(value, index, momentum, after + b + 1, after, end - after);
+      end = after;
+      value[end + b] = position_sign(seed, static_cast<std::uint32_t>(birth)) * newborn;
+      index[end + b] = birth;
+      momentum[end + b] = 0.0f;
     }
   }
 };
