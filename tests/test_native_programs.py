@@ -21,8 +21,12 @@ def test_every_kernel_equals_the_scalar_one(variant: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        f"{variant} {kernel}" for kernel in ("sparse", "dense", "gradient", "dense_gradient")
-    ]
+        f"{variant} {kernel}"
+        for kernel in (
+            "sparse", "dense", "gradient", "dense_gradient",
+            "combine", "max_pool", "max_pool_gradient", "normals",
+        )
+    ]  # fmt: skip
     assert all(line.endswith(" 0 wrong") for line in lines)
 
 

@@ -1,4 +1,5 @@
-// Every convolution kernel of this machine's instruction set against the scalar one, on random layers:
+// Every convolution kernel of this machine's instruction set against the scalar one, on random layers, and every kernel
+// of single rows, of both variants, against plain loops (row_checks.h), on as many random rows:
 //
 //   check_kernels LIBRARY [LAYERS] [SEED]
 //
@@ -14,6 +15,7 @@
 #include <exception>
 
 #include "layer.h"
+#include "row_checks.h"
 
 namespace {
 
@@ -124,6 +126,7 @@ int check(const char* path, int layers, unsigned seed) {
     wrong += tally.wrong;
     if (tally.layers == 0) throw std::runtime_error("a kernel was not checked");
   }
+  wrong += row_checks::check(kernels, layers, seed);
   return wrong == 0 ? 0 : 1;
 }
 

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/normal.h"
+#include "kernels/rows.h"
 #include "kernels/walk.h"
 
 namespace layers {
@@ -239,6 +241,8 @@ inline Result gradient_with(const ConvKernels& kernels, const Layer& layer, bool
 struct Kernels {
   const char* isa;
   const ConvKernels *fast, *scalar;
+  const edge_bcs::RowKernels *fast_rows, *scalar_rows;
+  const edge_bcs::NormalKernels *fast_normals, *scalar_normals;
 
   explicit Kernels(const char* path) {
     void* const library = dlopen(path, RTLD_NOW);
@@ -252,6 +256,12 @@ struct Kernels {
     isa = reinterpret_cast<const char* (*)()>(function("edge_bcs_isa"))();
     fast = kernels(0);
     scalar = kernels(1);
+    const auto rows = reinterpret_cast<const edge_bcs::RowKernels* (*)(int)>(function("edge_bcs_row_kernels"));
+    fast_rows = rows(0);
+    scalar_rows = rows(1);
+    const auto normals = reinterpret_cast<const edge_bcs::NormalKernels* (*)(int)>(function("edge_bcs_normal_kernels"));
+    fast_normals = normals(0);
+    scalar_normals = normals(1);
   }
 };
 

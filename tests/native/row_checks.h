@@ -1,0 +1,226 @@
+// The kernels of single rows and the normal draws, against loops written down here as plainly as can be.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "kernels/normal.h"
+#include "kernels/rows.h"
+#include "layer.h"
+#include "philox.h"
+
+namespace row_checks {
+
+using edge_bcs::NormalKernels;
+using edge_bcs::PoolRow;
+using edge_bcs::Row;
+using edge_bcs::RowKernels;
+using layers::Floats;
+using layers::Random;
+using Bytes = std::vector<std::uint8_t>;
+
+// Floats after the last that a kernel may write: they must stay as they were.
+constexpr std::size_t guard = 40;
+constexpr float untouched = 123.0f;
+
+inline Floats random_floats(Random& random, std::int64_t count) {
+  Floats floats(static_cast<std::size_t>(count));
+  for (float& f : floats) {
+    f = random.chance(0.1) ? 0.0f : random.number();
+    if (random.chance(0.01)) f = std::numeric_limits<float>::quiet_NaN();
+  }
+  return floats;
+}
+
+inline Bytes random_bytes(Random& random, std::int64_t count) {
+  Bytes bytes(static_cast<std::size_t>(count));
+  for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random.in(0, 255));
+  return bytes;
+}
+
+class Tally {
+ public:
+  explicit Tally(const char* kernel) : kernel_(kernel) {}
+
+  void number(float actual, float expected, float allowed, std::size_t at) {
+    ++numbers_;
+    const bool right = std::isnan(expected) ? std::isnan(actual) : std::fabs(actual - expected) <= allowed;
+    if (!right && ++wrong_ <= 5)
+      std::printf("%s: float %zu is %.9g, not %.9g\n", kernel_, at, static_cast<double>(actual),
+                  static_cast<double>(expected));
+  }
+  void byte(unsigned actual, unsigned expected, std::size_t at) {
+    ++numbers_;
+    if (actual != expected && ++wrong_ <= 5)
+      std::printf("%s: byte %zu is %u, not %u\n", kernel_, at, actual, expected);
+  }
+  long print(const char* isa, int rows) const {
+    std::printf("%s %s: %d rows, %ld numbers, %ld wrong\n", isa, kernel_, rows, numbers_, wrong_);
+    return numbers_ == 0 ? 1 : wrong_;
+  }
+
+ private:
+  const char* kernel_;
+  long numbers_ = 0, wrong_ = 0;
+};
+
+// out = mask ∘ act(scale · a + shift + addend), and the bits of that.
+inline void combine(const RowKernels& kernels, Random& random, Tally& tally) {
+  const std::int64_t count = random.in(1, 90), bytes = (count + 7) / 8;
+  const Floats a = random_floats(random, count), addend = random_floats(random, count),
+               mask = random_floats(random, count);
+  const Bytes mask_bits = random_bytes(random, bytes);
+  Row row;
+  row.count = count;
+  row.scale = random.number();
+  row.shift = random.number();
+  if (random.chance(0.5)) row.addend = addend.data();
+  row.relu = random.chance(0.5);
+  if (random.chance(0.3)) row.mask = mask.data();
+  if (random.chance(0.3)) row.mask_bits = mask_bits.data();
+  Floats out(static_cast<std::size_t>(count) + guard, untouched);
+  const bool in_place = random.chance(0.3);
+  if (in_place) std::copy(a.begin(), a.end(), out.begin());
+  row.a = in_place ? out.data() : a.data();
+  row.out = out.data();
+  Bytes bits(static_cast<std::size_t>(bytes) + guard, 0xA5);
+  if (random.chance(0.7)) row.bits = bits.data();
+  kernels.combine(row);
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    if (i >= a.size()) {
+      tally.number(out[i], untouched, 0, i);
+      continue;
+    }
+    const float other = row.addend == nullptr ? 0 : addend[i];
+    const auto exact = [](float x) { return static_cast<double>(x); };
+    auto expected = static_cast<float>(exact(a[i]) * exact(row.scale) + exact(row.shift) + exact(other));
+    // Three roundings of the kernel, one fewer where the multiplication is fused with the addition; one of ours.
+    const float allowed = 4 * 0x1p-24f * (std::fabs(a[i] * row.scale) + std::fabs(row.shift) + std::fabs(other));
+    const bool open = (row.mask == nullptr || mask[i] > 0) &&
+                (row.mask_bits == nullptr || (mask_bits[i / 8] >> (i % 8) & 1) != 0);
+    if (!open || (row.relu && expected < 0)) expected = 0;
+    tally.number(out[i], expected, open ? allowed : 0, i);
+  }
+  if (row.bits == nullptr) return;
+  for (std::size_t byte = 0; byte < bits.size(); ++byte) {
+    unsigned expected = byte < static_cast<std::size_t>(bytes) ? 0 : 0xA5;
+    for (std::size_t i = 8 * byte; i < std::min(8 * byte + 8, a.size()); ++i)
+      expected |= static_cast<unsigned>(out[i] > 0) << (i - 8 * byte);
+    tally.byte(bits[byte], expected, byte);
+  }
+}
+
+inline PoolRow random_pool(Random& random) {
+  PoolRow pool;
+  pool.lanes = random.one_of({1, 2, 3, 4, 5, 8, 12, 16, 24, 32});
+  pool.kernel = random.in(1, 4);
+  pool.stride = random.in(1, 4);
+  pool.padding = random.in(0, pool.kernel / 2);
+  pool.width = random.in(pool.kernel, 12);
+  pool.out_width = (pool.width + 2 * pool.padding - pool.kernel) / pool.stride + 1;
+  pool.top = random.in(0, pool.kernel - 1);
+  pool.bottom = random.in(pool.top + 1, pool.kernel);
+  pool.row = (pool.width + random.in(0, 2)) * pool.lanes;
+  return pool;
+}
+
+// Calls body(offset of the pixel, its number in the window) for the pixels of window x that count.
+template <class Body>
+void for_window(const PoolRow& pool, std::int64_t x, std::int64_t lane, const Body& body) {
+  for (std::int64_t ky = pool.top; ky < pool.bottom; ++ky)
+    for (std::int64_t kx = 0; kx < pool.kernel; ++kx) {
+      const std::int64_t column = x * pool.stride - pool.padding + kx;
+      if (column < 0 || column >= pool.width) continue;
+      body(static_cast<std::size_t>(ky * pool.row + column * pool.lanes + lane), ky * pool.kernel + kx);
+    }
+}
+
+inline void max_pool(const RowKernels& kernels, Random& random, Tally& tally) {
+  const PoolRow pool = random_pool(random);
+  const Floats input = random_floats(random, pool.kernel * pool.row);
+  const bool rectify = random.chance(0.5), chooses = random.chance(0.7);
+  const auto count = static_cast<std::size_t>(pool.out_width * pool.lanes);
+  Floats y(count + guard, untouched);
+  Bytes choice(count + guard, 0xA5);
+  kernels.max_pool(pool, input.data(), rectify, y.data(), chooses ? choice.data() : nullptr);
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    if (i >= count) {
+      tally.number(y[i], untouched, 0, i);
+      tally.byte(choice[i], 0xA5, i);
+      continue;
+    }
+    const auto at = static_cast<std::int64_t>(i);
+    float best = -std::numeric_limits<float>::infinity();
+    std::int64_t where = 0;
+    bool nan = false, chosen_nan = false;
+    for_window(pool, at / pool.lanes, at % pool.lanes, [&](std::size_t pixel, std::int64_t position) {
+      nan |= std::isnan(input[pixel]);
+      chosen_nan |= std::isnan(input[pixel]) && choice[i] == position;
+      if (input[pixel] > best) best = input[pixel], where = position;
+    });
+    if (nan) {  // is seen, and any of those that there are may be chosen
+      tally.number(y[i], std::numeric_limits<float>::quiet_NaN(), 0, i);
+      if (chooses) tally.byte(chosen_nan, 1, i);
+      continue;
+    }
+    if (rectify && best <= 0) best = 0, where = edge_bcs::no_choice;
+    tally.number(y[i], best, 0, i);
+    tally.byte(choice[i], chooses ? static_cast<unsigned>(where) : 0xA5, i);
+  }
+}
+
+inline void max_pool_gradient(const RowKernels& kernels, Random& random, Tally& tally) {
+  PoolRow pool = random_pool(random);
+  const bool add = pool.kernel != pool.stride || random.chance(0.5);
+  const Floats dy = random_floats(random, pool.out_width * pool.lanes);
+  Floats dx = random_floats(random, pool.kernel * pool.row + static_cast<std::int64_t>(guard)), expected = dx;
+  Bytes choice(dy.size());
+  for (std::size_t i = 0; i < dy.size(); ++i) {
+    choice[i] = static_cast<std::uint8_t>(random.chance(0.1) ? edge_bcs::no_choice
+                                                             : random.in(0, pool.kernel * pool.kernel - 1));
+    const auto at = static_cast<std::int64_t>(i);
+    for_window(pool, at / pool.lanes, at % pool.lanes, [&](std::size_t pixel, std::int64_t position) {
+      const float passed = choice[i] == position ? dy[i] : 0;
+      expected[pixel] = add ? expected[pixel] + passed : passed;
+    });
+  }
+  kernels.max_pool_gradient(pool, dy.data(), choice.data(), add, dx.data());
+  for (std::size_t i = 0; i < dx.size(); ++i) tally.number(dx[i], expected[i], 0, i);
+}
+
+// To the bit: what philox.h gives one at a time.
+inline void normals(const NormalKernels& kernels, Random& random, Tally& tally) {
+  const auto word = [&] { return static_cast<std::uint64_t>(random.in(0, 0x7FFFFFFF)) << random.in(0, 24); };
+  const edge_bcs::Philox philox(word() << 8, word(), edge_bcs::Purpose::noise);
+  const std::uint64_t first = word();
+  const int blocks = static_cast<int>(random.in(1, 40));
+  Floats numbers(static_cast<std::size_t>(4 * blocks) + guard, untouched);
+  kernels.normals(philox.stream(), first, blocks, numbers.data());
+  for (std::size_t i = 0; i < numbers.size(); ++i)
+    tally.number(numbers[i],
+                 i < numbers.size() - guard ? edge_bcs::normal_from_word(philox.block(first + i / 4)[i % 4]) : untouched, 0,
+                 i);
+}
+
+// Checks this machine's variant and the scalar one on random rows; returns how many numbers were wrong.
+inline long check(const layers::Kernels& kernels, int rows, unsigned seed) {
+  Random random(seed);
+  Tally tallies[]{Tally("combine"), Tally("max_pool"), Tally("max_pool_gradient"), Tally("normals")};
+  for (int i = 0; i < rows; ++i)
+    for (const bool scalar : {false, true}) {
+      const RowKernels& row = scalar ? *kernels.scalar_rows : *kernels.fast_rows;
+      combine(row, random, tallies[0]);
+      max_pool(row, random, tallies[1]);
+      max_pool_gradient(row, random, tallies[2]);
+      normals(scalar ? *kernels.scalar_normals : *kernels.fast_normals, random, tallies[3]);
+    }
+  long wrong = 0;
+  for (const Tally& tally : tallies) wrong += tally.print(kernels.isa, rows);
+  return wrong;
+}
+
+}  // namespace row_checks
