@@ -36,7 +36,7 @@ from .network import Network, network_of
 from .nodes import Graph
 from .plain_eval import PLAIN_EVAL, plain_evaluation_model
 from .plan import MemoryPlan, plan
-from .planner import Choice, Job, fastest, network_buffers, smallest
+from .planner import Choice, Found, Job, fastest, network_buffers, smallest
 from .storage import Storage, kept_stacks
 from .storage import store as stored_as
 from .validation import run
@@ -112,9 +112,11 @@ def choose(
     """
     job = Job(objective, beta, batch_size, attack_steps, bfloat16, machine)
     if budget is not None:
-        found = fastest(network, job, budget, micro_batch)
+        known: Found = {}
+        least = smallest(network, job, micro_batch, known)
+        found = fastest(network, job, budget, micro_batch, least) if least.peak_bytes <= budget else None
         if found is None:
-            raise EdgeBcsError(_refusal(network, job, budget, micro_batch))
+            raise EdgeBcsError(_refusal(network, job, budget, micro_batch, known))
         return compile_network(network, objective, beta, found.choice.micro_batch, found.choice)
     least = 2 if network.batch_statistics else 1
     images = micro_batch or min(DEFAULT_MICRO_BATCH, max(least, batch_size))
@@ -126,11 +128,11 @@ def choose(
     return compile_network(network, objective, beta, images, choice)
 
 
-def _refusal(network: Network, job: Job, budget: int, micro_batch: int | None) -> str:
-    least = smallest(network, job, micro_batch)
+def _refusal(network: Network, job: Job, budget: int, micro_batch: int | None, known: Found) -> str:
+    least = smallest(network, job, micro_batch, known)
     need = least.peak_bytes
     advice = "" if micro_batch is None else f" with a micro-batch of {micro_batch}"
-    changes = _changes(network, job, budget, micro_batch, need)
+    changes = _changes(network, job, budget, micro_batch, need, known)
     help_ = "; ".join(f"{what}: {size} bytes" for what, size in changes)
     return (
         f"{format_bytes(budget)} ({budget} bytes) is too little{advice}: the smallest feasible budget is "
@@ -140,7 +142,7 @@ def _refusal(network: Network, job: Job, budget: int, micro_batch: int | None) -
 
 
 def _changes(
-    network: Network, job: Job, budget: int, micro_batch: int | None, need: int
+    network: Network, job: Job, budget: int, micro_batch: int | None, need: int, known: Found
 ) -> Iterator[tuple[str, int]]:
     """(change, smallest working set then) of what makes the smallest, ``need`` bytes, smaller."""
     options: list[tuple[str, Network, Job, int | None]] = []
@@ -156,7 +158,7 @@ def _changes(
             ("--objective at", network, replace(job, objective=objective_named("at")), micro_batch)
         )
     for what, changed, other, images in options:
-        size = smallest(changed, other, images).peak_bytes
+        size = smallest(changed, other, images, known).peak_bytes
         if size < need:
             yield what, size
     # Values, indices, momentum, gradients and the three lists: 28 bytes a connection.

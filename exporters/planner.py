@@ -30,7 +30,7 @@ from .network import Network
 from .nodes import Graph, Node
 from .operators import OPERATORS
 from .plan import replay, tensor_types
-from .sketch import Sketch
+from .sketch import Rewritten, Sketch
 from .storage import Storage
 
 Shape = tuple[int, ...]
@@ -97,12 +97,14 @@ class Figures:
     Attributes:
         choice: the choice. peak_bytes: the working set. seconds: an image, all phases.
         totals: phase → bytes in use while each node runs, bound buffers included.
+        rewritten: the training graph of a choice that rewrites it.
     """
 
     choice: Choice
     peak_bytes: int
     seconds: float
     totals: Mapping[str, np.ndarray]
+    rewritten: Rewritten | None = None
 
     def excess(self, cap: int) -> int:
         """Bytes above ``cap``, summed over all nodes of all graphs."""
@@ -201,20 +203,21 @@ class Space:
 
     def measure(self, choice: Choice) -> Figures:
         """What ``choice``, one of this space, needs."""
-        totals, seconds = {}, {}
+        totals, seconds, found = {}, {}, None
         for name, phase in self.phases.items():
             totals[name], seconds[name] = phase.with_kernels(choice.sparse)
         if choice.storage:
-            totals["training"], more = self._rewritten(choice)
+            found = self.sketch.rewritten(choice.storage)
+            totals["training"], more = self._rewritten(choice, found)
             seconds["training"] += more
         runs = self.job.runs(choice.micro_batch)
         each = sum(count * seconds[phase] for phase, count in runs.items()) / self.job.batch_size
         peak = max(self.bound_bytes, *(int(total.max()) for total in totals.values()))
-        return Figures(choice, peak, each, totals)
+        return Figures(choice, peak, each, totals, found)
 
-    def _rewritten(self, choice: Choice) -> tuple[np.ndarray, float]:
+    def _rewritten(self, choice: Choice, found: Rewritten) -> tuple[np.ndarray, float]:
         """(bytes at each step, seconds of what is inserted) of the training graph that ``choice`` makes."""
-        found, phase = self.sketch.rewritten(choice.storage), self.phases["training"]
+        phase = self.phases["training"]
         totals = found.totals + self.bound_bytes
         seconds = found.after * self._time((), 0)
         seconds += sum(self._time((), 3 * size // 2) for size in (*found.narrowed, *found.widened))
@@ -238,8 +241,8 @@ class Space:
         name = max(figures.totals, key=lambda name: int(figures.totals[name].max()))
         step = int(figures.totals[name].argmax())
         phase, node, steps = self.phases[name], step, np.arange(len(self.phases[name].seconds))
-        if name == "training" and storage:
-            found = self.sketch.rewritten(storage)
+        if name == "training" and figures.rewritten is not None:
+            found = figures.rewritten
             steps = found.steps
             node = dict(found.repeats).get(step, int(np.searchsorted(steps, step)))
         dense = phase.dense.get(node)
@@ -394,17 +397,33 @@ def branch_orders(network: Network, job: Job) -> tuple[bool, ...]:
     return (True, False) if network.batch_statistics else (False, True)
 
 
-def smallest(network: Network, job: Job, micro_batch: int | None = None) -> Figures:
-    """The smallest working set that is found for ``micro_batch`` images (default: as few as possible)."""
+Found = dict[tuple[bool, str, bool, int], Figures]
+"""(batch statistics, objective, bfloat16 allowed, images) → the smallest choice of one network."""
+
+
+def smallest(
+    network: Network, job: Job, micro_batch: int | None = None, known: Found | None = None
+) -> Figures:
+    """The smallest working set that is found for ``micro_batch`` images (default: as few as possible).
+
+    Args:
+        known: keeps what is found, for other questions about the same network, machine and batch.
+    """
+    known = {} if known is None else known
     images = micro_batch or (2 if network.batch_statistics else 1)
+    key = (network.batch_statistics, job.objective.name, job.bfloat16, images)
+    if key in known:
+        return known[key]
     options = []
     if job.bfloat16:  # which is allowed, not asked for
-        options.append(smallest(network, replace(job, bfloat16=False), micro_batch))
+        options.append(smallest(network, replace(job, bfloat16=False), micro_batch, known))
     like = None
     if job.objective.two_branches:
-        like = smallest(network, replace(job, objective=objective_named("at")), micro_batch).choice.storage
+        simple = replace(job, objective=objective_named("at"))
+        like = smallest(network, simple, micro_batch, known).choice.storage
     options += [Space(network, job, images, keep).smallest(like) for keep in branch_orders(network, job)]
-    return min(options, key=lambda figures: figures.peak_bytes)
+    known[key] = min(options, key=lambda figures: figures.peak_bytes)
+    return known[key]
 
 
 def fastest(

@@ -121,8 +121,9 @@ class _Pass:
         self.gaps: list[int] = []  # of each inserted step: the node before which it comes
         self.size: list[int] = []
         self.birth: list[int] = []
-        self.death: list[int] = []
-        self.longer: dict[int, int] = {}  # allocation of the graph → a step at which it must still be alive
+        # Allocation → the last step known to read it: steps are looked at in ascending order. None stands for
+        # bound memory.
+        self.last: dict[int | None, int] = {}
         self.again: dict[str, int] = {}
         self.narrow: dict[str, int] = {}
         self.token: int | None = None
@@ -144,23 +145,15 @@ class _Pass:
         step = gap + len(self.gaps)
         self.gaps.append(gap)
         for allocation in read:
-            self._read(allocation, step)
+            self.last[allocation] = step
         return step
 
-    def _read(self, allocation: int | None, step: int) -> None:
-        if allocation is None:
-            return
-        own = allocation - len(self.sketch.size)
-        if own >= 0:
-            self.death[own] = max(self.death[own], step)
-        else:
-            self.longer[allocation] = max(self.longer.get(allocation, 0), step)
-
     def _allocate(self, size: int, step: int) -> int:
+        number = len(self.sketch.size) + len(self.size)
         self.size.append(size)
         self.birth.append(step)
-        self.death.append(step)
-        return len(self.sketch.size) + len(self.size) - 1
+        self.last[number] = step
+        return number
 
     def _narrow(self, tensor: str, gap: int) -> None:
         owner = self.sketch.owner[tensor]
@@ -176,7 +169,7 @@ class _Pass:
         read = [self._late(tensor, passing, gap) for tensor in self.sketch.stacks[gap]]
         step = gap + len(self.gaps)
         for allocation in read:
-            self._read(allocation, step)
+            self.last[allocation] = step
 
     def _late(self, tensor: str, passing: dict[str, int], gap: int) -> int:
         """The allocation from which the backward pass reads ``tensor``; see ``storage``."""
@@ -209,19 +202,22 @@ class _Pass:
         sketch, found = self.sketch, self.found
         nodes = np.arange(len(sketch.nodes))
         found.steps = nodes + np.searchsorted(np.array(self.gaps, np.int64), nodes, side="right")
-        size, birth, death = sketch._arrays
-        last = death.copy()
+        size, birth, last = sketch._arrays
+        last = last.copy()
         for tensor in self.storage.recomputed | self.storage.narrowed:
             owner = sketch.owner[tensor]
             last[owner] = sketch.forward_death[owner]
         end = found.steps[last]
-        for allocation, step in self.longer.items():
-            end[allocation] = step if allocation in sketch.unread else max(end[allocation], step)
+        first = len(sketch.size)
+        for allocation, step in self.last.items():
+            if allocation is not None and allocation < first:
+                end[allocation] = step if allocation in sketch.unread else max(end[allocation], step)
         change = np.zeros(len(nodes) + len(self.gaps) + 1, np.int64)
         np.add.at(change, found.steps[birth], size)
         np.subtract.at(change, end + 1, size)
         own = np.array(self.size, np.int64)
         np.add.at(change, np.array(self.birth, np.int64), own)
-        np.subtract.at(change, np.array(self.death, np.int64) + 1, own)
+        death = np.array([self.last[first + number] for number in range(len(own))], np.int64)
+        np.subtract.at(change, death + 1, own)
         found.totals = np.cumsum(change)[:-1]
         return found

@@ -217,23 +217,32 @@ def _torch(
     """Logits, mean loss and gradients of a copy of the network with numbers of type ``dtype``."""
     network = copy.deepcopy(sparse.network).to(dtype).requires_grad_(True)
     clean, adversarial = (torch.tensor(array, dtype=dtype) for array in images)
-    with torch.no_grad():
-        logits = network.eval()(clean)
+    batch_statistics = artifact.batch_norm == "batch"
+    if batch_statistics:
+        with torch.no_grad():
+            logits = network.eval()(clean)
     # Frozen statistics are those of evaluation; an objective is a function of the images and of nothing else.
-    network.train(artifact.batch_norm == "batch")
+    network.train(batch_statistics)
     rule = artifact.objective
     logits_clean = network(clean)
+    if not batch_statistics:
+        logits = logits_clean.detach()
     logits_adversarial = network(adversarial) if rule.two_branches else None
     targets = torch.tensor(labels)
     per_sample = objectives.per_sample(rule.name, targets, logits_clean, logits_adversarial, rule.beta)
     loss = per_sample.mean()
     loss.backward()  # type: ignore[no-untyped-call]
-    kernels = [_gradient(network.get_submodule(layer.name).weight) for layer in sparse.layers]
+    index = sparse.index.cpu()
+    bounds = torch.searchsorted(index, torch.tensor([layer.offset for layer in sparse.layers] + [sparse.size]))
+    kernels = [  # of the connections alone: all positions of a large network are hundreds of megabytes
+        _gradient(network.get_submodule(layer.name).weight)[index[first:last] - layer.offset]
+        for layer, first, last in zip(sparse.layers, bounds[:-1], bounds[1:], strict=True)
+    ]
     others = [_gradient(network.get_parameter(item.name)) for item in sparse.dense]
     return {
         "logits": logits.numpy(),
         "loss": loss.detach().numpy(),
-        "coo": torch.cat(kernels)[sparse.index.cpu()].numpy(),
+        "coo": torch.cat(kernels).numpy(),
         "dense": torch.cat(others).numpy() if others else np.zeros(0),
     }
 

@@ -130,10 +130,13 @@ def test_reading_what_is_not_there_is_noticed() -> None:
 
 
 def test_a_sketch_that_frees_early_contradicts_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = sketch._Pass._read
-    monkeypatch.setattr(
-        sketch._Pass, "_read", lambda self, allocation, step: right(self, allocation, step - 1)
-    )
+    right = sketch._Pass._summed
+
+    def early(walk: sketch._Pass) -> sketch.Rewritten:
+        walk.last = {allocation: step - 1 for allocation, step in walk.last.items()}
+        return right(walk)
+
+    monkeypatch.setattr(sketch._Pass, "_summed", early)
     network, job = network_of(tiny("resnet18"), (3, 16, 16)), Job(get("at"), 0.0, 32)
     least = smallest(network, job, 4)
     memory = compile_network(network, job.objective, 0.0, 4, least.choice).memory
