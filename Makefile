@@ -130,8 +130,12 @@ bench: $(INSTALLED)
 	    PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps sparseprop
 	$(BIN)/edge-bcs bench --all results/speed
 
+# Keeps what results/memory has; AGAIN=times measures the times anew (ten quiet minutes), AGAIN=all everything.
+# PART=smallest does without measuring, PART=times without the table of smallest budgets.
+AGAIN ?= nothing
+PART  ?= both
 trade-off: $(INSTALLED)
-	$(BIN)/python -m edge_bcs.targets.trade_off results/memory
+	$(BIN)/python -m edge_bcs.targets.trade_off results/memory --again $(AGAIN) --part $(PART)
 
 endurance: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.targets.endurance -o results/endurance

@@ -7,9 +7,11 @@ all tiles of the output plane, and all vectors of a tile. Which of these decides
 
     entries · (entry + tiles · tile + vectors · vector)
 
-in units of one vector operation at the core's peak. The constants are a `Machine`: defaults for an
-instruction set (`COSTS`), or what `edge-bcs bench --calibrate` measured on this machine and saved with `save`
-to `default_path()`. Nothing here imports torch or onnx, so that the simulator runs on a board.
+in units of one vector operation at the core's peak. The update walks over each connection once: over its
+value, with a random number for the noise (`rewire`), and over its place in the lists (`lists`). The constants
+are a `Machine`: defaults for an instruction set (`COSTS`), or what `edge-bcs bench --calibrate` measured on
+this machine and saved with `save` to `default_path()`. Nothing here imports torch or onnx, so that the
+simulator runs on a board.
 
 The file is TOML:
 
@@ -24,6 +26,8 @@ The file is TOML:
     node = 9e-6               # seconds to start an operator
     stack = 1.2               # time of one core's traffic over that at the full bandwidth: convolutions
     element = 1.5             # all other operators
+    rewire = 95.0             # updating a connection, in vector operations at peak: decision, noise, merge
+    lists = 35.0              # likewise: its place in the lists
     [costs.sparse]            # forward and input gradient over connections, in vector operations at peak
     entry = 5.0
     tile = 7.0
@@ -61,6 +65,8 @@ VECTOR = {"scalar": 1, "avx2": 8, "avx512": 16, "neon": 4}
 """Instruction set → float32 numbers in a register."""
 _REGISTERS = {"scalar": 8, "avx2": 8, "avx512": 16, "neon": 16}  # that hold sums in a tile
 KERNELS = ("sparse", "sparse_gradient", "dense", "dense_gradient")
+UPDATES = ("rewire", "lists")
+"""Walks of the optimizer's graph, which cost the same for each entry."""
 
 DENSE_THRESHOLD = 0.55
 """Density from which the dense kernel is the faster one: measured for all directions, 3×3 kernels on 4²
@@ -77,16 +83,16 @@ class Walk:
     """One product of a layer's matrix with a micro-batch.
 
     Attributes:
-        kernel: one of ``KERNELS``. entries: connections, or all weights for the dense kernels.
+        kernel: one of ``KERNELS`` or ``UPDATES``. entries: connections, or all weights for the dense kernels.
         rows: image rows of the output, over all batch blocks. floats: of one such row (pixels × lanes).
         run: floats that lie side by side on both ends, the row or, with a stride, the lanes of a pixel.
     """
 
     kernel: str
     entries: int
-    rows: int
-    floats: int
-    run: int
+    rows: int = 1
+    floats: int = 1
+    run: int = 1
 
     def tiles_and_vectors(self, isa: str) -> tuple[int, int]:
         """Tiles of registers and vectors that each entry visits."""
@@ -122,6 +128,8 @@ class Costs:
     node: float
     stack: float
     element: float
+    rewire: float
+    lists: float
     sparse: KernelCosts
     sparse_gradient: KernelCosts
     dense: KernelCosts
@@ -135,6 +143,8 @@ COSTS: Mapping[str, Costs] = {
         node=5.5e-6,
         stack=0.8,
         element=1.3,
+        rewire=95.0,
+        lists=35.0,
         sparse=KernelCosts(33.0, 28.0, 0.65),
         sparse_gradient=KernelCosts(21.0, 16.0, 2.2),
         dense=KernelCosts(0.0, 14.0, 0.3),
@@ -145,6 +155,8 @@ COSTS: Mapping[str, Costs] = {
         node=12e-6,
         stack=1.2,
         element=2.0,
+        rewire=95.0,
+        lists=35.0,
         sparse=KernelCosts(5.0, 10.0, 1.8),
         sparse_gradient=KernelCosts(35.0, 4.0, 3.0),
         dense=KernelCosts(0.0, 8.0, 1.1),
@@ -155,6 +167,8 @@ COSTS: Mapping[str, Costs] = {
         node=20e-6,
         stack=6.0,
         element=6.0,
+        rewire=140.0,
+        lists=50.0,
         sparse=KernelCosts(6.0, 8.0, 3.3),
         sparse_gradient=KernelCosts(35.0, 4.0, 4.5),
         dense=KernelCosts(0.0, 7.0, 2.0),
@@ -165,6 +179,8 @@ COSTS: Mapping[str, Costs] = {
         node=20e-6,
         stack=2.0,
         element=3.0,
+        rewire=140.0,
+        lists=50.0,
         sparse=KernelCosts(5.0, 8.0, 2.0),
         sparse_gradient=KernelCosts(35.0, 4.0, 3.0),
         dense=KernelCosts(0.0, 8.0, 2.0),
@@ -205,9 +221,11 @@ class Machine:
         unit = 2 * VECTOR[self.isa] / (self.arithmetic[0] * self.cores)
         total = 0.0
         for walk in walks:
-            tiles, vectors = walk.tiles_and_vectors(self.isa)
-            cost: KernelCosts = getattr(self.costs, walk.kernel)
-            total += walk.entries * (cost.entry + tiles * cost.tile + vectors * cost.vector)
+            cost = getattr(self.costs, walk.kernel)
+            if walk.kernel in KERNELS:
+                tiles, vectors = walk.tiles_and_vectors(self.isa)
+                cost = cost.entry + tiles * cost.tile + vectors * cost.vector
+            total += walk.entries * cost
         return unit * total
 
     def traffic_seconds(self, moved: int, convolution: bool) -> float:
@@ -249,13 +267,16 @@ def fit(samples: Sequence[Sample], machine: Machine) -> Machine:
     from scipy.optimize import nnls  # a host's package: boards read what was fitted
 
     columns = [*((kernel, field.name) for kernel in KERNELS for field in fields(KernelCosts))]
-    names = [*columns, "stack", "element", "node"]
+    names = [*columns, *UPDATES, "stack", "element", "node"]
     if len(samples) < 2 * len(names):
         raise EdgeBcsError(f"{len(samples)} timed operators are too few to calibrate by.")
     unit = 2 * VECTOR[machine.isa] / machine.arithmetic[0]
     matrix = np.zeros((len(samples), len(names)))
     for row, sample in zip(matrix, samples, strict=True):
         for walk in sample.walks:
+            if walk.kernel in UPDATES:
+                row[names.index(walk.kernel)] += unit * walk.entries
+                continue
             tiles, vectors = walk.tiles_and_vectors(machine.isa)
             first = 3 * KERNELS.index(walk.kernel)
             row[first : first + 3] += unit * walk.entries * np.array([1, tiles, vectors])
@@ -272,7 +293,7 @@ def fit(samples: Sequence[Sample], machine: Machine) -> Machine:
         kernel: KernelCosts(*(costs[kernel, field.name] for field in fields(KernelCosts)))
         for kernel in KERNELS
     }
-    found |= {name: costs[name] for name in ("stack", "element", "node")}
+    found |= {name: costs[name] for name in (*UPDATES, "stack", "element", "node")}
     return replace(machine, costs=replace(machine.costs, **found))
 
 

@@ -537,6 +537,9 @@ class BuildLists(Operator):
     def outputs(self, node: Node, types: Types) -> list[TensorType]:
         return [types[node.inputs[1]]]
 
+    def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
+        return (Walk("lists", types[node.inputs[0]].dims[0]),)
+
 
 class RewireStep(Operator):
     """value, index, momentum, gradient, hyper, counter → the first four."""
@@ -545,6 +548,9 @@ class RewireStep(Operator):
 
     def outputs(self, node: Node, types: Types) -> list[TensorType]:
         return [types[name] for name in node.inputs[:4]]
+
+    def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
+        return (Walk("rewire", types[node.inputs[0]].dims[0]),)
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
         return 8 * types[node.inputs[0]].dims[0]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 from edge_bcs.runtime.buffers import bound_buffers, bytes_of
@@ -169,6 +170,7 @@ class Space:
         training = training_graph(network, micro_batch, job.objective.name, job.beta, keep_both)
         self.sketch = Sketch(training)
         self.stacks = self.sketch.kept
+        self.large = len(self.stacks) > _LARGE
         self.phases = {
             "training": self._phase(training),
             "attack": self._phase(attack_graph(network, micro_batch)),
@@ -257,14 +259,14 @@ class Space:
                 if self.job.bfloat16:
                     yield replace(choice, storage=replace(storage, narrowed=storage.narrowed | {tensor}))
 
-    def _improved(self, figures: Figures, cap: int, price: bool) -> Figures | None:
+    def _improved(self, figures: Figures, cap: int, price: bool, large: bool) -> Figures | None:
         """The best change of ``figures`` that brings it nearer to ``cap``, or None if none does.
 
-        "Best" is the least time for what it gains, or, without ``price``, the largest gain. In a large space
-        the changes are tried a few at a time, and several are made at once where that gains more.
+        "Best" is the least time for what it gains, or, without ``price``, the largest gain. If the space
+        counts as ``large``, the changes are tried a few at a time, and several are made at once where that
+        gains more.
         """
         excess = figures.excess(cap)
-        large = len(self.stacks) > _LARGE
         moves = list(self.moves(figures))
         size = _AT_A_TIME if large else max(1, len(moves))
         for first in range(0, len(moves), size):
@@ -288,7 +290,7 @@ class Space:
         """The fastest choice found whose peak is at most ``cap``, or None; see the module."""
         found: Figures | None = figures or self.measure(self.start)
         while found is not None and found.peak_bytes > cap:
-            found = self._improved(found, cap, price=True)
+            found = self._improved(found, cap, price=True, large=self.large)
         return None if found is None else self.prune(found, cap)
 
     def prune(self, figures: Figures, cap: int) -> Figures:
@@ -322,8 +324,10 @@ class Space:
             starts = [Storage(frozenset(t for t in self.stacks if made[t] in kind)) for kind in kinds]
         else:
             starts = [Storage(self._in_branches(like.recomputed), self._in_branches(like.narrowed))]
-        for storage in starts:
-            found = self._descend(self.measure(replace(start, storage=storage)), floor)
+        # In a large space neither the large steps nor the small ones always find the less.
+        ways = (True, False) if self.large and like is None else (self.large,)
+        for storage, large in product(starts, ways):
+            found = self._descend(self.measure(replace(start, storage=storage)), floor, large)
             found = self._polish(found, floor)
             if found.peak_bytes < best.peak_bytes:
                 best = found
@@ -332,12 +336,12 @@ class Space:
     def _in_branches(self, tensors: frozenset[str]) -> frozenset[str]:
         return frozenset(tensor for tensor in self.stacks if tensor.partition(".")[2] in tensors)
 
-    def _descend(self, figures: Figures, floor: int) -> Figures:
-        best, now = figures, self._improved(figures, floor, price=False)
+    def _descend(self, figures: Figures, floor: int, large: bool) -> Figures:
+        best, now = figures, self._improved(figures, floor, price=False, large=large)
         while now is not None:
             if now.peak_bytes < best.peak_bytes:
                 best = now
-            now = self._improved(now, floor, price=False)
+            now = self._improved(now, floor, price=False, large=large)
         return best
 
     def _polish(self, best: Figures, floor: int) -> Figures:

@@ -233,7 +233,8 @@ def _torch(
     loss = per_sample.mean()
     loss.backward()  # type: ignore[no-untyped-call]
     index = sparse.index.cpu()
-    bounds = torch.searchsorted(index, torch.tensor([layer.offset for layer in sparse.layers] + [sparse.size]))
+    offsets = [*(layer.offset for layer in sparse.layers), sparse.size]
+    bounds = torch.searchsorted(index, torch.tensor(offsets))
     kernels = [  # of the connections alone: all positions of a large network are hundreds of megabytes
         _gradient(network.get_submodule(layer.name).weight)[index[first:last] - layer.offset]
         for layer, first, last in zip(sparse.layers, bounds[:-1], bounds[1:], strict=True)

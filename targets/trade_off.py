@@ -1,9 +1,16 @@
-"""`python -m edge_bcs.targets.trade_off`: how small, and what it costs.
+"""`python -m edge_bcs.targets.trade_off`: how small, what it costs, and how right the predictions are.
 
-Writes `smallest.json` (the smallest working set of every network and objective), `trade_off.json` (budget →
-what the planner makes of it for this host, and time and peak measured here; dense
-PyTorch's figures for the same step beside it), the plot of the latter, and a README with all figures, to the
-folder that is named (default results/memory). Needs the host's compiler; a few minutes.
+Writes to the folder that is named (default results/memory), each network as soon as it is done:
+
+- `smallest.json`: the smallest working set of every network and objective;
+- `machine.toml`: this machine's calibration, on which all predicted times rest;
+- `trade_off.json`: budget → what the planner makes of it for this machine; peak and time, predicted and
+  measured here, of a step and of each of its graphs; dense PyTorch's figures for the same step;
+- `trade_off.png`, and `README.md` with all figures.
+
+What is there is kept; `--again times` measures the times anew, `--again all` everything. `--part smallest`
+does without measuring, `--part times` without the table of smallest budgets. Needs the host's compiler; some
+ten minutes on two cores that do nothing else.
 """
 
 from __future__ import annotations
@@ -16,12 +23,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edge_bcs.exporters.cost_model import Machine
+
+from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import write_atomically
+
 NETWORKS = ("vgg16", "resnet18", "resnet34", "resnet50", "wrn28_2", "wrn28_4", "wrn28_10")
 MEASURED = {"vgg16": (6, 7, 9, 12, 20), "resnet18": (6, 8, 10, 16, 32)}
+OTHERS = (("vgg16", "trades", 9), ("wrn28_2", "mart", 6), ("wrn28_4", "natural", 12), ("resnet50", "at", 32))
+"""Network, objective and budget (MiB) of what else the model of time is held against."""
+ACCURACY = 0.25
+"""How far from the measured time of a step the predicted one may be."""
+_GRAPHS = ("attack", "training", "eval", "optimizer")
 MIB = 1 << 20
 IMAGES = 16
 
@@ -64,16 +82,26 @@ def _compiled(name: str, objective: str) -> tuple[Any, Any, Any]:
     return sparse, network_of(sparse, (3, 32, 32)), Job(rule, rule.beta)
 
 
-def smallest_table() -> list[dict[str, Any]]:
-    """The smallest working set of every network for AT and TRADES, exactly and with bfloat16 storage."""
-    from edge_bcs.exporters.planner import smallest
+def smallest_table(known: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The smallest working set of every network for AT and TRADES, exactly and with bfloat16 storage.
 
-    rows = []
+    Args:
+        known: rows that are there already.
+
+    Yields:
+        All rows so far, after each network.
+    """
+    from edge_bcs.exporters.planner import Found, smallest
+
+    rows = list(known)
     for name in NETWORKS:
+        if any(row["network"] == name for row in rows):
+            continue
+        found: Found = {}
         for objective in ("at", "trades"):
             _, network, job = _compiled(name, objective)
-            exact = smallest(network, job)
-            narrow = smallest(network, replace(job, bfloat16=True))
+            exact = smallest(network, job, known=found)
+            narrow = smallest(network, replace(job, bfloat16=True), known=found)
             rows.append(
                 {
                     "network": name,
@@ -81,32 +109,28 @@ def smallest_table() -> list[dict[str, Any]]:
                     "kappa": network.kappa,
                     "bytes": exact.peak_bytes,
                     "bfloat16_bytes": narrow.peak_bytes,
-                    "two_images_bytes": smallest(network, job, 2).peak_bytes,
+                    "two_images_bytes": smallest(network, job, 2, found).peak_bytes,
                     "micro_batch": exact.choice.micro_batch,
                     "recomputed": len(exact.choice.storage.recomputed),
                     "predicted_seconds_per_image": exact.seconds,
                 }
             )
             print(rows[-1], flush=True)
-    return rows
+        yield rows
 
 
-def curve(name: str, measure: tuple[int, ...], threads: int) -> list[dict[str, Any]]:
+def curve(name: str, measure: tuple[int, ...], machine: Machine) -> list[dict[str, Any]]:
     """Budget → plan and predicted time, and the measured ones at the budgets ``measure`` (MiB)."""
-    from edge_bcs.exporters import export
-    from edge_bcs.exporters.planner import fastest, smallest
-    from edge_bcs.runtime.budget import isa
+    from edge_bcs.exporters.planner import Space, fastest, smallest
 
-    from .roofline import machine_of, this_host
-
-    sparse, network, job = _compiled(name, "at")
-    machine = machine_of(this_host(isa()), threads)
+    _, network, job = _compiled(name, "at")
     job = replace(job, machine=machine)
     least = smallest(network, job)
+    known: dict[tuple[int, bool], Space] = {}
     budgets = {least.peak_bytes} | {megabytes * MIB for megabytes in (*range(5, 33), *measure)}
     points = []
     for budget in sorted(budgets):
-        found = fastest(network, job, budget, None, least)
+        found = fastest(network, job, budget, None, least, known)
         if found is None:
             continue
         point = {
@@ -117,16 +141,50 @@ def curve(name: str, measure: tuple[int, ...], threads: int) -> list[dict[str, A
             "predicted_seconds_per_image": found.seconds,
         }
         if budget // MIB in measure and budget % MIB == 0:
-            with tempfile.TemporaryDirectory() as folder:
-                path = f"{folder}/{name}"
-                export(sparse, path, "at", memory=budget, machine=machine, validate=False)
-                request = {"path": path, "memory": budget, "threads": threads, "seconds": 6.0}
-                answer = _python(["-m", "edge_bcs.targets.host_run"], json.dumps(request))
-            point["measured_peak_bytes"] = answer["peak_bytes"]
-            point["measured_seconds_per_image"] = answer["seconds_per_step"] / 128
+            point["measured"] = measured(name, "at", budget, machine)
         points.append(point)
-        print({key: value for key, value in point.items() if key != "recomputed"}, flush=True)
+        shown = {key: value for key, value in point.items() if key not in ("recomputed", "measured")}
+        print(shown, flush=True)
     return points
+
+
+def measured(name: str, objective: str, budget: int, machine: Machine) -> dict[str, Any]:
+    """Compile a network into a budget and run it here: bytes, and seconds of a step, predicted and measured.
+
+    Returns:
+        "phases" and "step" hold (predicted, measured) seconds.
+    """
+    from edge_bcs.exporters import export
+
+    from .plans import plan_of
+    from .roofline import step_runs, step_time, this_host
+
+    threads = len(machine.arithmetic)
+    sparse, _, _ = _compiled(name, objective)
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/{name}"
+        artifact = export(sparse, path, objective, memory=budget, machine=machine, validate=False)
+        request = {"path": path, "memory": budget, "threads": threads, "seconds": 6.0}
+        answer = _python(["-m", "edge_bcs.targets.host_run"], json.dumps(request))
+    host = replace(this_host(machine.isa), calibration=machine)
+    plan = plan_of(artifact.manifest["memory"])
+    expected = step_time(plan, step_runs(artifact), host, threads)
+    assert expected is not None
+    found = {
+        "network": name,
+        "objective": objective,
+        "budget_bytes": budget,
+        "micro_batch": artifact.micro_batch,
+        "peak_bytes": answer["peak_bytes"],
+        "step": (expected.seconds, answer["seconds_per_step"]),
+        "phases": {
+            phase: (seconds, answer["phases"][phase]["seconds_per_step"])
+            for phase, seconds in expected.phases.items()
+        },
+        "seconds_per_image": answer["seconds_per_step"] / artifact.batch_size,
+    }
+    print(found, flush=True)
+    return found
 
 
 def _python(arguments: list[str], text: str = "") -> dict[str, Any]:
@@ -151,7 +209,7 @@ def plot(curves: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(curves), figsize=(5.2 * len(curves), 4), layout="constrained")
     for axis, (name, data) in zip(axes, curves.items(), strict=True):
         points = data["points"]
-        real = [point for point in points if "measured_peak_bytes" in point]
+        real = [point["measured"] for point in points if "measured" in point]
         axis.plot(
             [point["peak_bytes"] / MIB for point in points],
             [1e3 * point["predicted_seconds_per_image"] for point in points],
@@ -159,8 +217,8 @@ def plot(curves: dict[str, Any], path: Path) -> None:
             label="predicted",
         )
         axis.plot(
-            [point["measured_peak_bytes"] / MIB for point in real],
-            [1e3 * point["measured_seconds_per_image"] for point in real],
+            [point["peak_bytes"] / MIB for point in real],
+            [1e3 * point["seconds_per_image"] for point in real],
             "o",
             color="#c2410c",
             label="measured",
@@ -168,7 +226,7 @@ def plot(curves: dict[str, Any], path: Path) -> None:
         for point in real:
             axis.annotate(
                 f"{point['micro_batch']} images",
-                (point["measured_peak_bytes"] / MIB, 1e3 * point["measured_seconds_per_image"]),
+                (point["peak_bytes"] / MIB, 1e3 * point["seconds_per_image"]),
                 textcoords="offset points",
                 xytext=(5, 6),
                 fontsize=8,
@@ -190,16 +248,15 @@ def plot(curves: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def readme(rows: list[dict[str, Any]], curves: dict[str, Any], machine: dict[str, Any]) -> str:
-    """The figures as text."""
+def readme(rows: list[dict[str, Any]], times: dict[str, Any]) -> str:
+    """The figures as text; what was not measured yet is left out."""
     lines = [
         "# Memory: how small, and what it costs",
         "",
         "99 % sparsity (the paper's distribution), 32×32 images, frozen statistics, PGD-10. Working set:",
         "every byte that ONNX Runtime allocates, every bound buffer, the micro-batch; not the interpreter.",
-        "",
-        f"`make trade-off`, {machine['date']}, {machine['cpu']}, {machine['threads']} threads,",
-        f"load average {machine['load']:.1f} before: bytes are exact, times are one short run each.",
+        "`make trade-off` writes all of it and keeps what is here; `make trade-off AGAIN=times` measures the",
+        "times again, `AGAIN=all` does everything again.",
         "",
         "## The smallest budget that works at all",
         "",
@@ -216,66 +273,184 @@ def readme(rows: list[dict[str, Any]], curves: dict[str, Any], machine: dict[str
     lines += [
         "",
         'One image at a time; "recomputed" activations are computed a second time in the backward pass. The',
-        "time is predicted, an image of a whole step, for four Cortex-A72 cores (`exporters/cost_model.py`).",
-        "",
-        "## Budget and time",
-        "",
-        "![time per image over the working set](trade_off.png)",
+        "time is predicted, an image of a whole step, for four Cortex-A72 cores that nobody has calibrated.",
     ]
-    for name, data in curves.items():
-        dense = data["dense_pytorch"]
+    if times["results"]:
+        machine = times["machine"]
         lines += [
             "",
-            f"### {name}, AT",
+            "## Budget and time",
             "",
-            "| budget | micro-batch | recomputed | predicted peak | measured | predicted time | measured |",
-            "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for point in data["points"]:
-            if "measured_peak_bytes" in point:
-                lines.append(
-                    f"| {point['budget_bytes'] // MIB} MiB | {point['micro_batch']} | "
-                    f"{len(point['recomputed'])} | "
-                    f"{point['peak_bytes']:,} | {point['measured_peak_bytes']:,} | "
-                    f"{1e3 * point['predicted_seconds_per_image']:.0f} ms | "
-                    f"{1e3 * point['measured_seconds_per_image']:.1f} ms |"
-                )
-        lines += [
+            f"{machine['date']}, {machine['cpu']}, {machine['threads']} threads, calibrated (`machine.toml`) "
+            f"while {100 * machine['available']:.0f} % of the cores' time was to be had.",
             "",
-            f"Dense PyTorch {data['torch']}, the same step on {dense['images']} images at once: "
-            f"{dense['bytes'] / MIB:.0f} MiB above what its process occupied before, "
-            f"{1e3 * dense['seconds_per_image']:.1f} ms an image.",
+            "![time per image over the working set](trade_off.png)",
         ]
+    for name, data in times["results"].items():
+        lines += _curve_table(name, data)
+    lines += _accuracy_table(times)
     return "\n".join(lines) + "\n"
 
 
+def _curve_table(name: str, data: dict[str, Any]) -> list[str]:
+    dense = data["dense_pytorch"]
+    lines = [
+        "",
+        f"### {name}, AT",
+        "",
+        "| budget | micro-batch | recomputed | predicted peak | measured | predicted time | measured |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for point in data["points"]:
+        if "measured" in point:
+            found = point["measured"]
+            lines.append(
+                f"| {point['budget_bytes'] // MIB} MiB | {point['micro_batch']} | "
+                f"{len(point['recomputed'])} | {point['peak_bytes']:,} | {found['peak_bytes']:,} | "
+                f"{1e3 * point['predicted_seconds_per_image']:.1f} ms | "
+                f"{1e3 * found['seconds_per_image']:.1f} ms |"
+            )
+    return [
+        *lines,
+        "",
+        f"Dense PyTorch {data['torch']}, the same step on {dense['images']} images at once: "
+        f"{dense['bytes'] / MIB:.0f} MiB above what its process occupied before, "
+        f"{1e3 * dense['seconds_per_image']:.1f} ms an image.",
+    ]
+
+
+def _accuracy_table(times: dict[str, Any]) -> list[str]:
+    """Predicted over measured seconds of a step and of its phases, of everything that was measured."""
+    points = [point for data in times["results"].values() for point in data["points"]]
+    rows = [point["measured"] for point in points if "measured" in point] + times["others"]
+    if not rows:
+        return []
+    good = sum(abs(row["step"][0] / row["step"][1] - 1) <= ACCURACY for row in rows)
+    lines = [
+        "",
+        "## How right the predicted times are",
+        "",
+        "Seconds of a step over 128 images that `edge-bcs simulate` predicts for this machine once it is",
+        "calibrated, beside those measured, and their ratio for the step and each graph: "
+        f"{good} of {len(rows)} steps are within {100 * ACCURACY:.0f} %.",
+        "",
+        "| network | objective | budget | images | predicted | measured | ratio | "
+        + " | ".join(_GRAPHS)
+        + " |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * len(_GRAPHS),
+    ]
+    for row in rows:
+        pairs = [row["phases"].get(graph) for graph in _GRAPHS]
+        ratios = ["–" if pair is None else f"{pair[0] / pair[1]:.2f}" for pair in pairs]
+        predicted, real = row["step"]
+        lines.append(
+            f"| {row['network']} | {row['objective']} | {row['budget_bytes'] / MIB:.0f} MiB | "
+            f"{row['micro_batch']} | {predicted:.2f} s | {real:.2f} s | {predicted / real:.2f} | "
+            + " | ".join(ratios)
+            + " |"
+        )
+    return lines
+
+
+class _Folder:
+    """What is there already, and what is written as soon as it is known."""
+
+    def __init__(self, path: Path, again: str) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        files = {"all": ("smallest.json", "trade_off.json", "machine.toml")}
+        files["times"] = files["all"][1:]
+        for file in files.get(again, ()):
+            (path / file).unlink(missing_ok=True)
+        self.rows: list[dict[str, Any]] = self._read("smallest", [])
+        nothing: dict[str, Any] = {"results": {}, "others": []}
+        self.times: dict[str, Any] = self._read("trade_off", nothing)
+        if "others" not in self.times or not (path / "machine.toml").is_file():
+            self.times = nothing  # of another form, or no model of time goes with it
+
+    def _read(self, name: str, default: Any) -> Any:
+        path = self.path / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+
+    def write(self) -> None:
+        """Everything that is known."""
+        self._write("smallest", self.rows)
+        if self.times["results"]:
+            self._write("trade_off", self.times)
+            plot(self.times["results"], self.path / "trade_off.png")
+        write_atomically(self.path / "README.md", readme(self.rows, self.times).encode())
+
+    def _write(self, name: str, content: Any) -> None:
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        write_atomically(self.path / f"{name}.json", (text + "\n").encode())
+
+    def machine(self, threads: int) -> Machine:
+        """This machine's calibration: the folder's own, measured where it is not there.
+
+        Raises:
+            EdgeBcsError: other work leaves too little of the cores to measure anything.
+        """
+        from edge_bcs.exporters import cost_model
+        from edge_bcs.runtime.machine import Machine as Board
+
+        from edge_bcs.bench.calibrate import calibrate
+
+        kept = cost_model.load(self.path / "machine.toml")
+        if kept is not None:
+            return kept.on(threads)
+        found = calibrate(threads, progress=lambda message: print(message, flush=True))
+        cost_model.save(found.machine, self.path / "machine.toml")
+        cpu = f"{os.cpu_count()} cores of {Board().processor() or platform.machine()} ({found.machine.isa})"
+        self.times["machine"] = {
+            "date": time.strftime("%Y-%m-%d"),
+            "cpu": cpu,
+            "threads": threads,
+            "available": found.available,
+        }
+        calibrated: Machine = found.machine
+        return calibrated
+
+
 def main() -> None:
-    """Measure and write everything."""
+    """Measure and write what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("results/memory"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--part", choices=["smallest", "times", "both"], default="both")
+    parser.add_argument("--again", choices=["nothing", "times", "all"], default="nothing")
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    import torch
-    from edge_bcs.runtime.budget import isa
-    from edge_bcs.runtime.machine import Machine
+    folder = _Folder(options.folder, options.again)
+    if options.part != "times":
+        for rows in smallest_table(folder.rows):
+            folder.rows = rows
+            folder.write()
+    if options.part != "smallest":
+        measure_times(folder, options.threads)
+    folder.write()
 
-    cpu = f"{os.cpu_count()} cores of {Machine().processor() or platform.machine()} ({isa()})"
-    machine: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "cpu": cpu, "threads": options.threads}
-    machine["load"] = os.getloadavg()[0]
-    rows = smallest_table()
-    curves = {}
+
+def measure_times(folder: _Folder, threads: int) -> None:
+    """Calibrate, then measure each network that is not there yet."""
+    import torch
+
+    machine = folder.machine(threads)
     for name, budgets in MEASURED.items():
-        points = curve(name, budgets, options.threads)
-        dense = _python(["-c", _DENSE, name, str(options.threads), str(IMAGES)])
-        curves[name] = {"points": points, "dense_pytorch": dense, "torch": torch.__version__}
-        print(dense, flush=True)
-    for file, content in (("smallest", rows), ("trade_off", curves)):
-        text = json.dumps({"machine": machine, "results": content}, indent=1)
-        (options.folder / f"{file}.json").write_text(text + "\n")
-    plot(curves, options.folder / "trade_off.png")
-    (options.folder / "README.md").write_text(readme(rows, curves, machine))
+        if name not in folder.times["results"]:
+            points = curve(name, budgets, machine)
+            dense = _python(["-c", _DENSE, name, str(threads), str(IMAGES)])
+            print(dense, flush=True)
+            found = {"points": points, "dense_pytorch": dense, "torch": torch.__version__}
+            folder.times["results"][name] = found
+            folder.write()
+    known = {(row["network"], row["objective"]) for row in folder.times["others"]}
+    for name, objective, megabytes in OTHERS:
+        if (name, objective) not in known:
+            folder.times["others"].append(measured(name, objective, megabytes * MIB, machine))
+            folder.write()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EdgeBcsError as error:
+        sys.exit(f"Error: {error}")

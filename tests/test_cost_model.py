@@ -8,9 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edge_bcs.exporters import cost_model
-from edge_bcs.exporters.cost_model import COSTS, KERNELS, KernelCosts, Machine, Sample, Walk, fit, load, save
+from edge_bcs.exporters.cost_model import (
+    COSTS,
+    KERNELS,
+    UPDATES,
+    KernelCosts,
+    Machine,
+    Sample,
+    Walk,
+    fit,
+    load,
+    save,
+)
 
 from edge_bcs import EdgeBcsError
+from edge_bcs.bench import calibrate
 
 HOST = Machine("avx512", (1e11, 1e11), 1e10, COSTS["avx512"], 'a "fast" one')
 
@@ -53,9 +65,19 @@ def test_seconds_by_hand() -> None:
     assert more.seconds([walk], 5000) == pytest.approx(1e-3 + 100 * 84e-9 / 2.5 + 5000 / 1e9)
 
 
+def test_an_update_costs_by_its_connections() -> None:
+    costs = replace(COSTS["neon"], scaling=0.5, node=1e-3, stack=2.0, rewire=50, lists=20)
+    board = Machine("neon", (8e9, 8e9), 1e9, costs)
+    # A vector operation takes a nanosecond; one and a half cores reach three quarters of the bandwidth.
+    for kernel, cost in (("rewire", 50), ("lists", 20)):
+        seconds = board.seconds([Walk(kernel, 3000)], 6000)
+        assert seconds == pytest.approx(1e-3 + 3000 * cost * 1e-9 / 1.5 + 4 / 3 * 6000 / 1e9)
+
+
 def test_costs_are_found_again() -> None:
     random = np.random.default_rng(0)
     costs = replace(COSTS["avx512"], **{k: KernelCosts(*random.uniform(1, 9, 3)) for k in KERNELS})
+    costs = replace(costs, rewire=77.0, lists=13.0)
     true = replace(HOST, costs=replace(costs, stack=0.7, element=3.0, node=2e-5)).on(1)
     samples = []
     for _ in range(200):
@@ -63,12 +85,15 @@ def test_costs_are_found_again() -> None:
         rows, floats = int(random.integers(4, 65)), int(4 * random.integers(1, 129))
         walks = (Walk(kernel, int(random.integers(50, 5000)), rows, floats, floats),)
         walks = walks if random.random() < 0.8 else ()
+        if random.random() < 0.1:
+            walks = (Walk(UPDATES[random.integers(2)], int(random.integers(1000, 100000))),)
         moved = int(random.integers(1e4, 1e7))
         samples.append(Sample(walks, moved, true.seconds(walks, moved)))
     found = fit(samples, HOST)
     for sample in samples:
         assert found.on(1).seconds(sample.walks, sample.moved) == pytest.approx(sample.seconds, rel=1e-6)
     assert found.costs.node == pytest.approx(2e-5) and found.costs.scaling == HOST.costs.scaling
+    assert (found.costs.rewire, found.costs.lists) == pytest.approx((77.0, 13.0))
     with pytest.raises(EdgeBcsError, match="too few"):
         fit(samples[:3], HOST)
 
@@ -111,3 +136,43 @@ def test_a_bad_file_is_refused_by_field(tmp_path: Path, old: str, new: str, fiel
     with pytest.raises(EdgeBcsError, match=f"`.*({field})") as error:
         load(path)
     assert "bench --calibrate" in str(error.value)
+
+
+def test_a_quarter_of_the_repetitions_is_no_slower() -> None:
+    assert calibrate.lower_quartile([5, 1, 4, 2, 3]) == 2
+    assert calibrate.lower_quartile([9.0]) == 9.0
+    # Of nine repetitions six may be disturbed.
+    assert calibrate.lower_quartile([1, 1, 1, 50, 50, 50, 50, 50, 50]) == 1
+
+
+def test_a_busy_machine_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "_available", lambda threads: 0.4)
+    with pytest.raises(EdgeBcsError, match="other work takes 60 % of the cores' time"):
+        calibrate.calibrate(2)
+    assert calibrate._require([0.5, 0.7]) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("share", "scaling"), [(0.6, COSTS["avx512"].scaling), (1.0, 0.2)])
+def test_further_cores_are_measured_only_on_a_quiet_machine(
+    monkeypatch: pytest.MonkeyPatch, share: float, scaling: float
+) -> None:
+    """Two threads take 5/6 of the time of one on two like cores: the second adds a fifth of itself."""
+
+    class Timed:
+        alone, together = [9.0, 1.2, 1.2], [9.0, 1.0, 1.0]
+
+        def __init__(self, *arguments: object) -> None: ...
+
+        def run(self) -> None: ...
+
+        def samples(self) -> list[Sample]:
+            return [Sample((), 1000, 1e-5)] * 3
+
+    roof = calibrate.roof.Roof("a processor", 2, "avx512", (1e11, 1e11), 1e10, 1e10, "")
+    monkeypatch.setattr(calibrate, "_available", lambda threads: share)
+    monkeypatch.setattr(calibrate.roof, "measure", lambda threads: roof)
+    monkeypatch.setattr(calibrate, "_Setting", lambda *arguments: None)
+    monkeypatch.setattr(calibrate, "_Timed", Timed)
+    found = calibrate.calibrate(2, runs=2)
+    assert found.machine.costs.scaling == pytest.approx(scaling)
+    assert found.available == pytest.approx(share) and found.quiet == (share == 1.0)

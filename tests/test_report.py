@@ -73,13 +73,28 @@ def test_a_name_cannot_break_out_of_the_page(simulation: Simulation) -> None:
     assert "<img src=x>" not in page and page.count("</script>") == 2
 
 
+# Points at every tensor of the map and writes down what the page then says, and where.
+_HOVER = """
+const said = [...d.querySelectorAll('.tensor')].map(tensor => {
+  tensor.scrollIntoView({block: 'center'});
+  const box = tensor.getBoundingClientRect();
+  const at = {clientX: (box.left + box.right) / 2, clientY: (box.top + box.bottom) / 2, bubbles: true};
+  const hit = d.elementFromPoint(at.clientX, at.clientY);
+  if (hit) hit.dispatchEvent(new w.PointerEvent('pointermove', at));
+  const tip = d.getElementById('tip'), place = tip.getBoundingClientRect();
+  return [tensor.dataset.name, tip.innerText, place.left, place.right, place.top, place.bottom];
+});
+"""
+
+
 def drawn(page: Path, width: int, tmp_path: Path) -> str:
-    """The document after its script has run, in a frame of the given width."""
+    """The document after its script has run, in a frame of the given width, and what pointing at it shows."""
     assert BROWSER is not None
     frame = page.with_name(f"frame-{width}.html")
     measure = (
-        "<script>onload = () => { const d = document.querySelector('iframe').contentDocument;"
-        "document.body.append(d.documentElement.outerHTML, ' scrolls ', d.documentElement.scrollWidth);"
+        "<script>onload = () => { const w = document.querySelector('iframe').contentWindow, d = w.document;"
+        "const page = d.documentElement.outerHTML, wide = d.documentElement.scrollWidth;"
+        f"{_HOVER}document.body.append(page, ' scrolls ', wide, ' says ', JSON.stringify(said), ' end');"
         "}</script>"
     )
     frame.write_text(
@@ -115,6 +130,14 @@ def test_a_browser_draws_it(simulation: Simulation, tmp_path: Path, width: int) 
         assert change.what in document and change.command in document
     scroll = re.search(r" scrolls (\d+)", document)
     assert scroll and int(scroll[1]) <= width  # nothing to scroll sideways, on a phone neither
+    told = json.loads(document.split(" says ")[-1].split(" end")[0])
+    types = {tensor.name: (f"{tensor.bytes:,} bytes", tensor.type) for tensor in training.tensors}
+    assert {name for name, *_ in told} == types.keys()
+    seen = [name for name, text, *_ in told if all(part in text for part in (name, *types[name]))]
+    # Slivers less than a pixel high may lie under their neighbours.
+    assert len(seen) >= 0.8 * len(types)
+    for _, text, left, right, top, bottom in told:
+        assert text and 0 <= left < right <= width and 0 <= top < bottom <= 900
 
 
 def test_the_trace_adds_up(simulation: Simulation) -> None:

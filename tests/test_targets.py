@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,7 +36,27 @@ def test_every_board_of_the_package_loads_and_names_its_sources() -> None:
     for name in targets.names():
         board = targets.load(name)
         assert board.default_budget <= board.usable <= board.total
-        assert {"memory", "cpu"} <= set(board.sources)
+        assert set(board.sources) == {"memory", "usable", "bandwidth", "cpu", "arithmetic"}
+
+
+def test_bandwidths_are_what_their_sources_compute() -> None:
+    computed = []
+    for name in targets.names():
+        board = targets.load(name)
+        bus = re.match(r"computed, the bus's peak: (\d+) MT/s × (\d+) bytes", board.sources["bandwidth"])
+        if bus is not None:
+            computed.append(name)
+            assert board.bandwidth == pytest.approx(int(bus[1]) * 1e6 * int(bus[2]), rel=0.005), name
+    assert set(targets.names()) - set(computed) == {"generic-aarch64", "generic-x86-64"}
+
+
+def test_arithmetic_is_what_was_measured_elsewhere() -> None:
+    """GFLOP/s of one core of each cluster, from benchmark_result/arm64 of github.com/pigirons/cpufp."""
+    measured = {"raspberry-pi-4": [11.958], "raspberry-pi-5": [38.369], "rk3588": [38.012, 14.593]}
+    for name, rates in measured.items():
+        clusters = targets.load(name).clusters
+        found = [cluster.peak_flops / cluster.cores / 1e9 for cluster in clusters]
+        assert found == pytest.approx(rates, rel=0.02), name
 
 
 def test_peak_arithmetic_of_the_zero_2_w() -> None:

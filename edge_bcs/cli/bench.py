@@ -74,10 +74,11 @@ def _calibrate(threads: int, as_json: bool) -> None:
     from edge_bcs.bench.calibrate import calibrate
     from edge_bcs.exporters import cost_model
 
-    machine = calibrate(threads, progress=_progress)
+    found = calibrate(threads, progress=_progress)
+    machine = found.machine
     path = cost_model.save(machine)
     if as_json:
-        print_json(asdict(machine) | {"file": str(path)})
+        print_json(asdict(machine) | {"file": str(path), "available": found.available, "quiet": found.quiet})
         return
     pairs(
         [
@@ -88,6 +89,12 @@ def _calibrate(threads: int, as_json: bool) -> None:
             ("saved", str(path)),
         ]
     )
+    if not found.quiet:
+        assumed = " and what further cores add is assumed" if threads > 1 else ""
+        click.echo(
+            f"Other work took {100 * (1 - found.available):.0f} % of the cores' time meanwhile: these times "
+            f"are less sure{assumed}. Calibrate again when nothing else runs."
+        )
 
 
 def _compare(as_json: bool, **options: object) -> None:
