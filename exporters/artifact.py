@@ -113,8 +113,8 @@ def choose(
     job = Job(objective, beta, batch_size, attack_steps, bfloat16, machine)
     if budget is not None:
         known: Found = {}
-        least = smallest(network, job, micro_batch, known)
-        found = fastest(network, job, budget, micro_batch, least) if least.peak_bytes <= budget else None
+        tight = smallest(network, job, micro_batch, known)
+        found = fastest(network, job, budget, micro_batch, tight) if tight.peak_bytes <= budget else None
         if found is None:
             raise EdgeBcsError(_refusal(network, job, budget, micro_batch, known))
         return compile_network(network, objective, beta, found.choice.micro_batch, found.choice)

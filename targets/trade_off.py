@@ -41,6 +41,8 @@ ACCURACY = 0.25
 """How far from the measured time of a step the predicted one may be."""
 _GRAPHS = ("attack", "training", "eval", "optimizer")
 MIB = 1 << 20
+SECONDS = 6.0
+"""For which each artifact is run."""
 IMAGES = 16
 
 _DENSE = """
@@ -164,7 +166,7 @@ def measured(name: str, objective: str, budget: int, machine: Machine) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/{name}"
         artifact = export(sparse, path, objective, memory=budget, machine=machine, validate=False)
-        request = {"path": path, "memory": budget, "threads": threads, "seconds": 6.0}
+        request = {"path": path, "memory": budget, "threads": threads, "seconds": SECONDS}
         answer = _python(["-m", "edge_bcs.targets.host_run"], json.dumps(request))
     host = replace(this_host(machine.isa), calibration=machine)
     plan = plan_of(artifact.manifest["memory"])
@@ -206,8 +208,9 @@ def plot(curves: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(5.2 * len(curves), 4), layout="constrained")
-    for axis, (name, data) in zip(axes, curves.items(), strict=True):
+    size = (5.2 * len(curves), 4)
+    figure, axes = pyplot.subplots(1, len(curves), figsize=size, layout="constrained", squeeze=False)
+    for axis, (name, data) in zip(axes[0], curves.items(), strict=True):
         points = data["points"]
         real = [point["measured"] for point in points if "measured" in point]
         axis.plot(
@@ -358,9 +361,9 @@ class _Folder:
     def __init__(self, path: Path, again: str) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        files = {"all": ("smallest.json", "trade_off.json", "machine.toml")}
-        files["times"] = files["all"][1:]
-        for file in files.get(again, ()):
+        of_times = ("trade_off.json", "machine.toml")
+        files = {"nothing": (), "times": of_times, "all": (*of_times, "smallest.json")}
+        for file in files[again]:
             (path / file).unlink(missing_ok=True)
         self.rows: list[dict[str, Any]] = self._read("smallest", [])
         nothing: dict[str, Any] = {"results": {}, "others": []}
