@@ -324,8 +324,8 @@ class Space:
             starts = [Storage(frozenset(t for t in self.stacks if made[t] in kind)) for kind in kinds]
         else:
             starts = [Storage(self._in_branches(like.recomputed), self._in_branches(like.narrowed))]
-        # In a large space neither the large steps nor the small ones always find the less; with bfloat16, which
-        # doubles the changes, the small ones take too long.
+        # In a large space neither the large steps nor the small ones always find the less; with bfloat16,
+        # which doubles the changes, the small ones take too long.
         both = self.large and like is None and not self.job.bfloat16
         ways = (True, False) if both else (self.large,)
         for storage, large in product(starts, ways):
