@@ -380,7 +380,8 @@ struct Channels {
   explicit Channels(const Shape& shape) {
     require(shape.rank() >= 2, "X is ", shape.text(), ", not [N, C, …]");
     n = shape[0], channels = shape[1], inner = 1;
-    for (std::size_t axis = 2; axis < shape.rank(); ++axis) inner *= shape[axis];
+    if (shape.count() == 0) inner = 0;  // the other sizes may then be any, and their product too large
+    for (std::size_t axis = 2; axis < shape.rank() && inner > 0; ++axis) inner *= shape[axis];
   }
   std::int64_t count() const { return n * inner; }
   template <class Body>
