@@ -18,12 +18,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_bcs import models
+from edge_bcs.bench.step import PAUSE
 from edge_bcs.connectivity import kappa, layer_counts, paper_densities
 from edge_bcs.runtime import library
 from edge_bcs.sparse_model import prunable_layers
 
 OPERATIONS = ("forward", "input gradient", "both gradients")
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "uint8": TensorProto.UINT8}
+RUNS = 4
+"""Timed in a row."""
 
 
 class Convolution(NamedTuple):
@@ -304,18 +307,19 @@ def timed(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
 
 
 def times(functions: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """Seconds of each run of each function, run in turn.
+    """Seconds of each run of each function, `RUNS` in a row every round, the functions in turn.
 
-    Each is run twice and the second run counts: in a network, too, a layer's input was just written.
+    Before its runs a function waits until the threads of the one before it no longer spin for work (they
+    would take the cores from this one's), and makes one run that does not count: in a network, too, a layer's
+    input was just written and its threads are awake.
     """
     taken: list[list[float]] = [[] for _ in functions]
-    for function in functions:
-        function()
     for _ in range(rounds):
         for function, collected in zip(functions, taken, strict=True):
-            time.sleep(0.005)
+            time.sleep(PAUSE)
             function()
-            start = time.perf_counter()
-            function()
-            collected.append(time.perf_counter() - start)
+            for _ in range(RUNS):
+                start = time.perf_counter()
+                function()
+                collected.append(time.perf_counter() - start)
     return taken

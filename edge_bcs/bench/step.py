@@ -26,6 +26,8 @@ from edge_bcs.errors import EdgeBcsError
 # Images lie side by side in vectors of up to 16, and a thread that has vectors of its own waits for no other:
 # 0.39 s a step of VGG-16 with 32 images and two threads, 0.47 s with 16.
 _IMAGES_PER_THREAD = 16
+PAUSE = 0.05
+"""Seconds after which the threads of OpenMP and ONNX Runtime that have nothing to do have gone to sleep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +184,12 @@ def compare_pass(
     caches, as far as they reach. Everything between the convolutions is part of it on all sides.
 
     Returns:
-        Side ("edge_bcs", "torch", and "sparseprop" where that is installed) → seconds of each repetition, the
-        sides in turn.
+        Side ("edge_bcs", "torch", and "sparseprop" where that is installed) → seconds as `operators.times`
+        takes them.
     """
     import torch
+
+    from edge_bcs.bench.operators import times
 
     torch.set_num_threads(threads)
     with _trainer(model, sparsity, "uniform", 32, None, threads, progress, batch_size, 1) as (
@@ -202,7 +206,8 @@ def compare_pass(
         for name, network in _others(model, sparse, given[0]).items():
             step = _TorchStep(network, 0, channels_last=name == "dense")
             sides["torch" if name == "dense" else name] = functools.partial(step.gradients, *given)
-        return _in_turn(sides, repetitions, progress)
+        progress(f"one pass of {model}, sparsity {sparsity}")
+        return dict(zip(sides, times(list(sides.values()), repetitions), strict=True))
 
 
 def _batch(count: int, size: int) -> tuple[Any, Any]:
@@ -266,6 +271,7 @@ def _in_turn(
     for repetition in range(repetitions + 1):
         progress(f"repetition {repetition} of {repetitions}" if repetition else "warming up")
         for name, side in sides.items():
+            time.sleep(PAUSE)
             started = time.perf_counter()
             side()
             if repetition:
