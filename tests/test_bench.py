@@ -13,7 +13,7 @@ from PIL import Image
 pytest.importorskip("torch")
 
 from edge_bcs.bench import machine, report, suite, targets
-from edge_bcs.bench.operators import Convolution
+from edge_bcs.bench.operators import RUNS, Convolution
 from edge_bcs.bench.step import StepComparison, compare_pass, compare_step
 from edge_bcs.cli import main
 from edge_bcs.errors import EdgeBcsError
@@ -188,7 +188,7 @@ def test_figures_of_another_machine_are_not_resumed(tmp_path: Path, monkeypatch:
 def test_a_whole_pass_is_timed_on_every_side() -> None:
     seconds = compare_pass(model="wrn28_2", sparsity=0.99, threads=1, repetitions=1, batch_size=1)
     assert {"edge_bcs", "torch"} <= seconds.keys()
-    assert all(len(taken) == 1 and taken[0] > 0 for taken in seconds.values())
+    assert all(len(taken) == RUNS and min(taken) > 0 for taken in seconds.values())
 
 
 def test_a_step_names_its_operators() -> None:
