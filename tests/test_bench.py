@@ -54,7 +54,7 @@ def test_one_layer_is_timed_on_every_side() -> None:
     assert row["edge_bcs"]["forward"]["flops"] == 2 * 12 * 4 * 4 * 32
     assert row["edge_bcs"]["both_gradients"]["flops"] == 2 * row["edge_bcs"]["forward"]["flops"]
     assert {"edge_bcs.forward", "torch.both_gradients", "onnxruntime.forward"} <= row["seconds"].keys()
-    assert all(len(taken) == 1 and taken[0] > 0 for taken in row["seconds"].values())
+    assert all(len(taken) == RUNS and min(taken) > 0 for taken in row["seconds"].values())
 
 
 STEP = {
