@@ -121,6 +121,11 @@ inline PoolRow random_pool(Random& random) {
   pool.stride = random.in(1, 4);
   pool.padding = random.in(0, pool.kernel / 2);
   pool.width = random.in(pool.kernel, 12);
+  if (random.chance(0.5)) {  // windows of two by two pixels, for which there are kernels of their own
+    pool.kernel = pool.stride = 2;
+    pool.padding = 0;
+    pool.width = random.in(2, 33);
+  }
   pool.out_width = (pool.width + 2 * pool.padding - pool.kernel) / pool.stride + 1;
   pool.top = random.in(0, pool.kernel - 1);
   pool.bottom = random.in(pool.top + 1, pool.kernel);

@@ -1,6 +1,8 @@
 // See rows.h. The scalar variant is the same code, one float at a time.
 #include "kernels/rows.h"
 
+#include <utility>
+
 #include "kernels/simd.h"
 #include "kernels/table.h"
 
@@ -26,29 +28,41 @@ void combine(const Row& row) {
 }
 
 
+// The best of a window so far, in VL windows at once.
+template <int VL>
+struct Best {
+  Vector<VL> value;
+  Integers<VL> where;
+
+  EDGE_BCS_INLINE void consider(Vector<VL> pixel, std::int64_t place) {
+    // Not a number wins, so that it is seen.
+    const Integers<VL> more = (pixel > value) | (pixel != pixel);
+    value = more ? pixel : value;
+    where = more ? Integers<VL>{} + static_cast<std::int32_t>(place) : where;
+  }
+  EDGE_BCS_INLINE void finish(bool rectify, float* y, std::uint8_t* choice) {
+    if (rectify) {
+      const Integers<VL> stopped = value <= Vector<VL>{};
+      where = stopped ? Integers<VL>{} + no_choice : where;
+      value = stopped ? Vector<VL>{} : value;
+    }
+    store<VL>(y, value);
+    if (choice != nullptr) store_bytes<VL>(choice, where);
+  }
+};
+
 template <int VL>
 void max_pool_lanes(const PoolRow& pool, const float* input, bool rectify, float* y, std::uint8_t* choice) {
   for (std::int64_t x = 0; x < pool.out_width; ++x) {
     const std::int64_t left = pool.left(x), right = pool.right(x);
     const float* window = input + (x * pool.stride - pool.padding) * pool.lanes;
     for (std::int64_t b = 0; b < pool.lanes; b += VL) {
-      Vector<VL> best = load<VL>(window + pool.top * pool.row + left * pool.lanes + b);
-      Integers<VL> where = Integers<VL>{} + static_cast<std::int32_t>(pool.top * pool.kernel + left);
+      Best<VL> best{load<VL>(window + pool.top * pool.row + left * pool.lanes + b),
+                    Integers<VL>{} + static_cast<std::int32_t>(pool.top * pool.kernel + left)};
       for (std::int64_t ky = pool.top; ky < pool.bottom; ++ky)
-        for (std::int64_t kx = left; kx < right; ++kx) {
-          const Vector<VL> pixel = load<VL>(window + ky * pool.row + kx * pool.lanes + b);
-          // Not a number wins, so that it is seen.
-          const Integers<VL> more = (pixel > best) | (pixel != pixel);
-          best = more ? pixel : best;
-          where = more ? Integers<VL>{} + static_cast<std::int32_t>(ky * pool.kernel + kx) : where;
-        }
-      if (rectify) {
-        const Integers<VL> stopped = best <= Vector<VL>{};
-        where = stopped ? Integers<VL>{} + no_choice : where;
-        best = stopped ? Vector<VL>{} : best;
-      }
-      store<VL>(y + x * pool.lanes + b, best);
-      if (choice != nullptr) store_bytes<VL>(choice + x * pool.lanes + b, where);
+        for (std::int64_t kx = left; kx < right; ++kx)
+          best.consider(load<VL>(window + ky * pool.row + kx * pool.lanes + b), ky * pool.kernel + kx);
+      best.finish(rectify, y + x * pool.lanes + b, choice == nullptr ? nullptr : choice + x * pool.lanes + b);
     }
   }
 }
@@ -72,6 +86,92 @@ void gradient_lanes(const PoolRow& pool, const float* dy, const std::uint8_t* ch
   }
 }
 
+// With few images side by side a vector holds several pixels of `lanes` floats. Of windows of two by two pixels beside each
+// other, two vectors of an image row hold the left and the right pixels in turn: `Pairs` sorts them, and puts them back.
+template <int VL, int lanes, class = std::make_integer_sequence<int, VL>>
+struct Pairs;
+template <int VL, int lanes, int... i>
+struct Pairs<VL, lanes, std::integer_sequence<int, i...>> {
+  static EDGE_BCS_INLINE Vector<VL> left(Vector<VL> a, Vector<VL> b) {
+    return __builtin_shufflevector(a, b, (i / lanes * 2 * lanes + i % lanes)...);
+  }
+  static EDGE_BCS_INLINE Vector<VL> right(Vector<VL> a, Vector<VL> b) {
+    return __builtin_shufflevector(a, b, (i / lanes * 2 * lanes + i % lanes + lanes)...);
+  }
+  static EDGE_BCS_INLINE Vector<VL> first(Vector<VL> left, Vector<VL> right) {
+    return __builtin_shufflevector(left, right, source(i)...);
+  }
+  static EDGE_BCS_INLINE Vector<VL> second(Vector<VL> left, Vector<VL> right) {
+    return __builtin_shufflevector(left, right, source(i + VL)...);
+  }
+
+ private:
+  static constexpr int source(int j) {
+    const int pixel = j / lanes;
+    return pixel / 2 * lanes + j % lanes + (pixel % 2 == 0 ? 0 : VL);
+  }
+};
+
+template <int VL, int lanes>
+void max_pool_pairs(const PoolRow& pool, const float* input, bool rectify, float* y, std::uint8_t* choice) {
+  for (std::int64_t j = 0; j < pool.out_width * lanes; j += VL) {
+    const auto pair = [&](std::int64_t ky) {
+      const float* const row = input + ky * pool.row + 2 * j;
+      const Vector<VL> a = load<VL>(row), b = load<VL>(row + VL);
+      return std::pair(Pairs<VL, lanes>::left(a, b), Pairs<VL, lanes>::right(a, b));
+    };
+    Best<VL> best{pair(pool.top).first, Integers<VL>{} + static_cast<std::int32_t>(2 * pool.top)};
+    for (std::int64_t ky = pool.top; ky < pool.bottom; ++ky) {
+      const auto [left, right] = pair(ky);
+      best.consider(left, 2 * ky);
+      best.consider(right, 2 * ky + 1);
+    }
+    best.finish(rectify, y + j, choice == nullptr ? nullptr : choice + j);
+  }
+}
+
+template <int VL, int lanes>
+void gradient_pairs(const PoolRow& pool, const float* dy, const std::uint8_t* choice, float* dx) {
+  for (std::int64_t j = 0; j < pool.out_width * lanes; j += VL) {
+    const Vector<VL> gradient = load<VL>(dy + j);
+    const Integers<VL> where = load_bytes<VL>(choice + j);
+    for (std::int64_t ky = pool.top; ky < pool.bottom; ++ky) {
+      const auto here = [&](std::int64_t kx) {
+        const Integers<VL> chosen = where == Integers<VL>{} + static_cast<std::int32_t>(2 * ky + kx);
+        return chosen ? gradient : Vector<VL>{};
+      };
+      const Vector<VL> left = here(0), right = here(1);
+      float* const row = dx + ky * pool.row + 2 * j;
+      store<VL>(row, Pairs<VL, lanes>::first(left, right));
+      store<VL>(row + VL, Pairs<VL, lanes>::second(left, right));
+    }
+  }
+}
+
+// Calls body.template operator()<vector length, lanes>() with the longest vectors that cut the windows of an output row
+// evenly; false where there are none, or where the lanes fill a vector already.
+template <class Body>
+bool with_pairs(const PoolRow& pool, const Body& body) {
+  if (pool.kernel != 2 || pool.stride != 2 || pool.padding != 0 || pool.width < 2 * pool.out_width) return false;
+  const std::int64_t floats = pool.out_width * pool.lanes;
+  const auto with_length = [&]<int VL>() {
+    if constexpr (longest >= VL) {
+      if (floats % VL != 0) return false;
+      const auto with = [&]<int lanes>() {
+        if constexpr (lanes < VL) {
+          if (pool.lanes == lanes) return body.template operator()<VL, lanes>(), true;
+        }
+        return false;
+      };
+      return with.template operator()<1>() || with.template operator()<2>() || with.template operator()<4>() ||
+             with.template operator()<8>();
+    }
+    return false;
+  };
+  return with_length.template operator()<16>() || with_length.template operator()<8>() ||
+         with_length.template operator()<4>();
+}
+
 // Calls body.template operator()<vector length>() with the longest vectors that cut `lanes` evenly.
 template <class Body>
 void with_lanes(std::int64_t lanes, const Body& body) {
@@ -88,10 +188,12 @@ void with_lanes(std::int64_t lanes, const Body& body) {
 }
 
 void max_pool(const PoolRow& pool, const float* input, bool rectify, float* y, std::uint8_t* choice) {
+  if (with_pairs(pool, [&]<int VL, int lanes>() { max_pool_pairs<VL, lanes>(pool, input, rectify, y, choice); })) return;
   with_lanes(pool.lanes, [&]<int VL>() { max_pool_lanes<VL>(pool, input, rectify, y, choice); });
 }
 
 void max_pool_gradient(const PoolRow& pool, const float* dy, const std::uint8_t* choice, bool add, float* dx) {
+  if (!add && with_pairs(pool, [&]<int VL, int lanes>() { gradient_pairs<VL, lanes>(pool, dy, choice, dx); })) return;
   with_lanes(pool.lanes, [&]<int VL>() { gradient_lanes<VL>(pool, dy, choice, add, dx); });
 }
 
