@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,7 +39,7 @@ def replacing(file: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, make_folder: bool = False) -> None:
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], *, make_folder: bool = False) -> None:
     """Replace a file by ``content`` as JSON, like `write_atomically`."""
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode(), make_folder=make_folder)
 

@@ -127,8 +127,10 @@ class OrtArtifact:
         count = max(1, self._optimizer.moments)
         state = self._checkpoint.optimizer
         if state is None:
-            shapes = {name: self.parameters[name] for name in self.trainable}
-            return {name: [np.zeros_like(like) for _ in range(count)] for name, like in shapes.items()}
+            return {
+                name: [np.zeros_like(array) for _ in range(count)]
+                for name, array in self._checkpoint.trainable.items()
+            }
         if (
             state.step < 0
             or state.moments.keys() != set(self.trainable)
@@ -205,12 +207,8 @@ class OrtArtifact:
         one would have.
         """
         state = OptimizerState(self.steps, self.learning_rate, self._moments)
-        changed = replace(
-            self._checkpoint,
-            trainable={name: self.parameters[name] for name in self._checkpoint.trainable},
-            frozen={name: self.parameters[name] for name in self._checkpoint.frozen},
-            optimizer=state if include_optimizer_state else None,
-        )
+        # The checkpoint's own arrays are what `step` changes.
+        changed = replace(self._checkpoint, optimizer=state if include_optimizer_state else None)
         write_atomically(Path(path), changed.serialize(), make_folder=True)
 
     def _run(

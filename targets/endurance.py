@@ -150,7 +150,9 @@ def _growth(memory: list[dict[str, int]]) -> dict[str, int]:
     growth = settled[-1]["private_bytes"] - settled[0]["private_bytes"]
     counted = max(entry["budget_bytes"] for entry in memory) - min(entry["budget_bytes"] for entry in memory)
     if growth > _GROWTH_ALLOWED or counted:
-        raise EdgeBcsError(f"memory grew: resident by {growth} bytes, what the budget counts by {counted}.")
+        raise EdgeBcsError(
+            f"memory grew: private memory by {growth} bytes, what the budget counts by {counted}."
+        )
     rises = [later["private_bytes"] - entry["private_bytes"] for entry, later in pairwise(settled)]
     return {
         "growth_bytes": growth,

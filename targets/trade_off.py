@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from typing import Any
 from edge_bcs.exporters.cost_model import Machine
 
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_atomically
+from edge_bcs.files import write_atomically, write_json
 
 NETWORKS = ("vgg16", "resnet18", "resnet34", "resnet50", "wrn28_2", "wrn28_4", "wrn28_10")
 MEASURED = {"vgg16": (6, 7, 9, 12, 20), "resnet18": (6, 8, 10, 16, 32)}
@@ -377,15 +376,11 @@ class _Folder:
 
     def write(self) -> None:
         """Everything that is known."""
-        self._write("smallest", self.rows)
+        write_json(self.path / "smallest.json", self.rows)
         if self.times["results"]:
-            self._write("trade_off", self.times)
+            write_json(self.path / "trade_off.json", self.times)
             plot(self.times["results"], self.path / "trade_off.png")
         write_atomically(self.path / "README.md", readme(self.rows, self.times).encode())
-
-    def _write(self, name: str, content: Any) -> None:
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_atomically(self.path / f"{name}.json", (text + "\n").encode())
 
     def machine(self, threads: int) -> Machine:
         """This machine's calibration: the folder's own, measured where it is not there.
@@ -394,7 +389,6 @@ class _Folder:
             EdgeBcsError: other work leaves too little of the cores to measure anything.
         """
         from edge_bcs.exporters import cost_model
-        from edge_bcs.runtime.machine import Machine as Board
 
         from edge_bcs.bench.calibrate import calibrate
 
@@ -403,7 +397,7 @@ class _Folder:
             return kept.on(threads)
         found = calibrate(threads, progress=lambda message: print(message, flush=True))
         cost_model.save(found.machine, self.path / "machine.toml")
-        cpu = f"{os.cpu_count()} cores of {Board().processor() or platform.machine()} ({found.machine.isa})"
+        cpu = f"{os.cpu_count()} cores of {found.machine.processor} ({found.machine.isa})"
         self.times["machine"] = {
             "date": time.strftime("%Y-%m-%d"),
             "cpu": cpu,

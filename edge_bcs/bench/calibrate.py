@@ -11,20 +11,18 @@ it; where it was too little, several threads tell nothing, and what is assumed o
 
 from __future__ import annotations
 
-import ctypes
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_bcs.bench import machine as roof
+from edge_bcs.bench.profiler import operator_seconds
 from edge_bcs.errors import EdgeBcsError
 
 # Network, distribution, sparsity, images: long and short rows of connections, large and small planes,
@@ -125,10 +123,7 @@ def _require(available: Sequence[float]) -> float:
 
 def _available(threads: int) -> float:
     """Share of the time of ``threads`` cores that this process gets if it asks for all of it."""
-    from edge_bcs.runtime.library import library_path
-
-    busy = ctypes.CDLL(str(library_path())).edge_bcs_peak_arithmetic
-    busy.restype, busy.argtypes = ctypes.c_double, [ctypes.c_double]
+    busy, _ = roof.probes()
 
     def share(_: int) -> float:
         wall, own = time.perf_counter(), time.thread_time()
@@ -211,12 +206,7 @@ class _Timed:
         from edge_bcs.exporters.operators import OPERATORS
         from edge_bcs.exporters.plan import tensor_types
 
-        events = json.loads(Path(self.sessions[0].end_profiling()).read_text(encoding="utf-8"))
-        taken: dict[str, list[float]] = {}
-        for event in events:
-            name = event.get("name", "")
-            if name.endswith("_kernel_time"):
-                taken.setdefault(name.removesuffix("_kernel_time"), []).append(event["dur"] * 1e-6)
+        taken = operator_seconds(self.sessions[0])
         graph = self.setting.compiled.graphs[self.phase]
         types = tensor_types(graph)
 

@@ -51,13 +51,8 @@ class Roof:
 def measure(threads: int, seconds: float = 0.5) -> Roof:
     """Measure the machine with so many threads at once, for `seconds` a figure."""
     from edge_bcs.runtime import budget
-    from edge_bcs.runtime.library import library_path
 
-    library = ctypes.CDLL(str(library_path()))
-    arithmetic, bandwidth = library.edge_bcs_peak_arithmetic, library.edge_bcs_peak_bandwidth
-    arithmetic.restype = bandwidth.restype = ctypes.c_double
-    arithmetic.argtypes = [ctypes.c_double]
-    bandwidth.argtypes = [ctypes.c_double, ctypes.c_int64, ctypes.c_int]
+    arithmetic, bandwidth = probes()
     with ThreadPoolExecutor(threads) as pool:
         cores = list(pool.map(lambda _: float(arithmetic(seconds)), range(threads)))
         rates = [
@@ -73,6 +68,19 @@ def measure(threads: int, seconds: float = 0.5) -> Roof:
         memory_bandwidth=rates[1],
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def probes() -> tuple[Any, Any]:
+    """The operator library's functions that keep a core busy: arithmetic(seconds), operations a second, and
+    bandwidth(seconds, bytes, threads), bytes a second."""
+    from edge_bcs.runtime.library import library_path
+
+    library = ctypes.CDLL(str(library_path()))
+    arithmetic, bandwidth = library.edge_bcs_peak_arithmetic, library.edge_bcs_peak_bandwidth
+    arithmetic.restype = bandwidth.restype = ctypes.c_double
+    arithmetic.argtypes = [ctypes.c_double]
+    bandwidth.argtypes = [ctypes.c_double, ctypes.c_int64, ctypes.c_int]
+    return arithmetic, bandwidth
 
 
 def processor_name() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from edge_bcs.bench import targets
 from edge_bcs.bench.suite import median, pass_ratio, stack_seconds
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_atomically, write_json
+from edge_bcs.metadata import parse_object
 from edge_bcs.runtime.units import format_bytes
 
 COMMAND = "make bench"
@@ -36,12 +36,9 @@ def read(folder: Path) -> dict[str, Any]:
         EdgeBcsError: there is none, or it cannot be read.
     """
     try:
-        found = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+        return parse_object((folder / "bench.json").read_bytes())
     except (OSError, ValueError) as error:
         raise EdgeBcsError(f"{folder / 'bench.json'} cannot be resumed: {error}") from None
-    if not isinstance(found, dict):
-        raise EdgeBcsError(f"{folder / 'bench.json'} cannot be resumed: it has no object.")
-    return found
 
 
 def readme(result: dict[str, Any]) -> str:

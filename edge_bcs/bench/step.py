@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from edge_bcs import random as counter_random
+from edge_bcs.bench.profiler import operator_seconds
 from edge_bcs.errors import EdgeBcsError
 
 # Images lie side by side in vectors of up to 16, and a thread that has vectors of its own waits for no other:
@@ -303,14 +303,10 @@ def _operators(trainer: Any, graph: str, runs: int = 7) -> dict[str, float]:
             for name, array in state.items():
                 engine.arrays[name][...] = array
             session.run_with_iobinding(binding)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    taken: dict[str, list[float]] = {}
-    for event in events:
-        if event.get("name", "").endswith("_kernel_time"):
-            taken.setdefault(event["name"], []).append(event["dur"] * 1e-6)
+        taken = operator_seconds(session)
     found: dict[str, float] = {}
     for name, seconds in taken.items():
-        kind = name.removesuffix("_kernel_time").split(".")[-1]
+        kind = name.split(".")[-1]
         found[kind] = found.get(kind, 0.0) + statistics.median(seconds[1:])
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 

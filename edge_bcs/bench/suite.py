@@ -220,7 +220,7 @@ def stack_seconds(rows: Sequence[dict[str, Any]], side: str) -> float | None:
 
 
 def pass_ratio(seconds: dict[str, list[float]], side: str) -> float | None:
-    """Seconds of a side over ours: the median over neighbouring repetitions; None where it was not there."""
+    """Seconds of a side over ours: the median over runs of the same round; None where it was not there."""
     if side not in seconds:
         return None
     pairs = zip(seconds[side], seconds["edge_bcs"], strict=True)
