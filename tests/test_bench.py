@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
-from edge_bcs.bench import machine, report, suite, targets
+from edge_bcs.bench import machine, operators, report, step, suite, targets
 from edge_bcs.bench.operators import RUNS, Convolution
 from edge_bcs.bench.step import StepComparison, compare_pass, compare_step
 from edge_bcs.cli import main
@@ -189,6 +190,46 @@ def test_a_whole_pass_is_timed_on_every_side() -> None:
     seconds = compare_pass(model="wrn28_2", sparsity=0.99, threads=1, repetitions=1, batch_size=1)
     assert {"edge_bcs", "torch"} <= seconds.keys()
     assert all(len(taken) == RUNS and min(taken) > 0 for taken in seconds.values())
+
+
+class _Clock:
+    """A clock that only the sides and the pauses move; a side that runs first after a pause takes longer."""
+
+    def __init__(self) -> None:
+        self.now, self.log, self.awake = 0.0, list[str](), False
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds == step.PAUSE
+        self.log.append("pause")
+        self.awake = False
+
+    def side(self, name: str, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            self.log.append(name)
+            self.now += seconds if self.awake else 100 * seconds
+            self.awake = True
+
+        return run
+
+
+def test_no_function_meets_the_threads_of_the_one_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock()
+    monkeypatch.setattr(operators, "time", clock)
+    taken = operators.times([clock.side("a", 1.0), clock.side("b", 2.0)], rounds=2)
+    assert clock.log == 2 * (["pause"] + (1 + RUNS) * ["a"] + ["pause"] + (1 + RUNS) * ["b"])
+    assert taken == [2 * RUNS * [1.0], 2 * RUNS * [2.0]]  # the first run, which finds all asleep, is left out
+
+
+def test_nor_does_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock()
+    monkeypatch.setattr(step, "time", clock)
+    sides = {"ours": clock.side("ours", 1.0), "dense": clock.side("dense", 2.0)}
+    taken = step._in_turn(sides, 2, lambda message: None)
+    assert clock.log == 3 * ["pause", "ours", "pause", "dense"]  # once more than is timed
+    assert [len(seconds) for seconds in taken.values()] == [2, 2]
 
 
 def test_a_step_names_its_operators() -> None:
