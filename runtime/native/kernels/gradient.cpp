@@ -51,7 +51,7 @@ EDGE_BCS_INLINE void products(const Vector<VL> (&dy)[TY][TV], const float* const
 }
 
 template <int VL, int TY, int TV, bool strided>
-void gradient_tile(const Walk& walk, const Group& group, const WeightGradient& gradient, const Place& place,
+__attribute__((noinline)) void gradient_tile(const Walk& walk, const Group& group, const WeightGradient& gradient, const Place& place,
                    Sums& sums) {
   const float* input[TY];
 #pragma GCC unroll 8

@@ -67,9 +67,18 @@ EDGE_BCS_INLINE Vector<VL> where_positive(Vector<VL> m, Vector<VL> a) {
   return reinterpret_cast<Vector<VL>>(reinterpret_cast<Integers<VL>>(a) & (m > Vector<VL>{}));
 }
 
-// max(a, 0); a NaN stays one, so that a run that has diverged is seen.
+// max(a, 0); a NaN stays one, so that a run that has diverged is seen: where a number is none, the instruction returns its
+// second operand.
 template <int VL>
 EDGE_BCS_INLINE Vector<VL> relu(Vector<VL> a) {
+#if defined(__AVX512F__)
+  if constexpr (VL == 16)
+    return reinterpret_cast<Vector<VL>>(_mm512_maskz_max_ps(0xFFFF, _mm512_setzero_ps(), reinterpret_cast<__m512>(a)));
+#endif
+#if defined(__AVX2__)
+  if constexpr (VL == 8)
+    return reinterpret_cast<Vector<VL>>(_mm256_max_ps(_mm256_setzero_ps(), reinterpret_cast<__m256>(a)));
+#endif
   return reinterpret_cast<Vector<VL>>(reinterpret_cast<Integers<VL>>(a) & ~(a < Vector<VL>{}));
 }
 

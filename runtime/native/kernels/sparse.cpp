@@ -13,8 +13,30 @@
 namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
 
+// sums += Σ weight · input at its distance, for `count` entries.
+template <int VL, int TY, int TV>
+EDGE_BCS_INLINE void accumulate(Vector<VL> (&sums)[TY][TV], const float* const (&input)[TY],
+                                const std::int64_t (&input_x)[TV], const float* weights, const std::int32_t* distances,
+                                int count) {
+  const float* rows[TY];
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y) {
+    rows[y] = input[y];
+    asm volatile("" : "+r"(rows[y]));
+  }
+  const float* const stop = weights + count;
+  for (; weights != stop; ++weights, ++distances) {
+    const Vector<VL> weight = broadcast<VL>(*weights);
+    const std::int64_t distance = *distances;
+#pragma GCC unroll 8
+    for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+      for (int x = 0; x < TV; ++x) sums[y][x] += weight * load<VL>(rows[y] + distance + input_x[x]);
+  }
+}
+
 template <int VL, int TY, int TV, bool strided>
-void sparse_tile(const Walk& walk, const Group& group, const Place& place) {
+__attribute__((noinline)) void sparse_tile(const Walk& walk, const Group& group, const Place& place) {
   const float* input[TY];
 #pragma GCC unroll 8
   for (int y = 0; y < TY; ++y) input[y] = walk.input + place.input[y] + place.input_x[0];
@@ -42,14 +64,7 @@ void sparse_tile(const Walk& walk, const Group& group, const Place& place) {
           for (int x = 0; x < TV; ++x)
             sums[y][x] = load<VL>(plane + place.output[y] + along<VL, strided>(place.output_x, x));
       }
-      for (int j = begin; j < end; ++j) {
-        const Vector<VL> weight = broadcast<VL>(group.weights[j]);
-        const std::int64_t distance = group.distance[j];
-#pragma GCC unroll 8
-        for (int y = 0; y < TY; ++y)
-#pragma GCC unroll 4
-          for (int x = 0; x < TV; ++x) sums[y][x] += weight * load<VL>(input[y] + distance + input_x[x]);
-      }
+      accumulate<VL, TY, TV>(sums, input, input_x, group.weights + begin, group.distance + begin, end - begin);
       if (last) {
         finish<VL, TY, TV, strided>(walk, place, row, sums);
       } else {
