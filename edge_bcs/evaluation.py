@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from edge_bcs import attacks, external_attacks
 from edge_bcs.attacks import Model
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.external_attacks import Adversary
 from edge_bcs.files import write_atomically
 from edge_bcs.metadata import parse_object
 from edge_bcs.objectives import cross_entropy
@@ -68,7 +69,7 @@ def evaluate(
     steps: int = 50,
     restarts: int = 10,
     step_size: float | None = None,
-    queries: int = 5000,
+    queries: int | Sequence[int] = 5000,
     batch_size: int = 128,
     samples: int | None = None,
     seed: int = 0,
@@ -84,10 +85,11 @@ def evaluate(
             "autoattack", "square", "bb" (B&B∞).
         epsilon: radius of the l∞ ball, in units of pixels in [0, 1].
         steps, restarts: of PGD; an image is robust only if no restart fools the network. B&B∞ has steps, too.
-        queries: of Square.
+        queries: of Square; of several budgets, one run with the largest tells all.
         step_size: of PGD; 2.5·ε/steps if None (Madry et al., 2018).
         batch_size: images at a time, where `data` is a data set.
-        samples: only the first so many images; all if None.
+        samples: only so many images, the first of a fixed shuffle (data on disk is often sorted by class), or
+            the first of an iterable; all if None.
         seed: of PGD's starts.
         progress: show a progress bar.
         resume: JSON file in which the counts are kept after each batch; if it holds those of an interrupted
@@ -96,7 +98,9 @@ def evaluate(
     Returns:
         {"clean_acc", "adv_acc" (fractions), "samples", "attack", "norm": "Linf", "eps", "steps",
         "restarts", "step_size", "seed", "seconds", "warnings": [sentences]}; adv_acc is None for the attack
-        "none". Settings that an attack does not have are left out ("queries" is Square's).
+        "none". Settings that an attack does not have are left out ("queries" is Square's). With several
+        budgets "queries" and "adv_acc" are those of the largest, and "curve" lists {"queries", "adv_acc"} of
+        each.
 
     Raises:
         EdgeBcsError: an unknown attack or one whose library is missing, an empty data set, a label outside
@@ -105,6 +109,7 @@ def evaluate(
     if attack not in ATTACKS:
         raise EdgeBcsError(f"there is no attack {attack!r} here; choose one of {', '.join(ATTACKS)}")
     warnings: list[str] = []
+    budgets = sorted({queries} if isinstance(queries, int) else set(queries))
     adversarial, details = _adversary(
         model,
         attack,
@@ -112,7 +117,7 @@ def evaluate(
         steps=steps,
         restarts=restarts,
         step_size=step_size,
-        queries=queries,
+        budgets=budgets,
         seed=seed,
         warnings=warnings,
     )
@@ -126,6 +131,7 @@ def evaluate(
         progress=progress,
         resume=resume,
         warnings=warnings,
+        budgets=budgets if attack == "square" else (),
     )
 
 
@@ -137,10 +143,10 @@ def _adversary(
     steps: int,
     restarts: int,
     step_size: float | None,
-    queries: int,
+    budgets: Sequence[int],
     seed: int,
     warnings: list[str],
-) -> tuple[Callable[[Tensor, Tensor, int], Tensor] | None, dict[str, Any]]:
+) -> tuple[Adversary | None, dict[str, Any]]:
     """Return what finds adversarial images, and those settings that it has."""
     if attack == "none":
         return None, {}
@@ -149,8 +155,8 @@ def _adversary(
     if attack == "autoattack":
         return external_attacks.autoattack(model, epsilon=epsilon, seed=seed, warnings=warnings), {}
     if attack == "square":
-        black_box = external_attacks.square(model, epsilon=epsilon, queries=queries, seed=seed)
-        return _beside_pgd(model, black_box, epsilon, seed, warnings), {"queries": queries}
+        black_box = external_attacks.square(model, epsilon=epsilon, queries=budgets, seed=seed)
+        return _beside_pgd(model, black_box, epsilon, seed, warnings), {"queries": budgets[-1]}
     if steps < 1:
         raise EdgeBcsError(f"an attack needs at least 1 step, not {steps}")
     if attack == "bb":
@@ -175,11 +181,11 @@ def _adversary(
 
 def _beside_pgd(
     model: Model,
-    black_box: Callable[[Tensor, Tensor, int], Tensor],
+    black_box: Adversary,
     epsilon: float,
     seed: int,
     warnings: list[str],
-) -> Callable[[Tensor, Tensor, int], Tensor]:
+) -> Adversary:
     """Return the black-box attack, which warns if it beats PGD of 20 steps on the first batch.
 
     Gradients say more than queries; where they do not, they mislead (Athalye et al., 2018).
@@ -193,7 +199,7 @@ def _beside_pgd(
             )
             with torch.no_grad():
                 fooled, by_pgd = (
-                    int((model(images).argmax(1) != labels).sum()) for images in (found, by_gradient)
+                    int((model(images).argmax(1) != labels).sum()) for images in (found[-1], by_gradient)
                 )
             if fooled > by_pgd + 0.02 * len(x):
                 warnings.append(
@@ -208,7 +214,7 @@ def _beside_pgd(
 def measure(
     model: Model,
     data: Data | Batches,
-    adversarial: Callable[[Tensor, Tensor, int], Tensor] | None,
+    adversarial: Adversary | None,
     settings: dict[str, Any],
     *,
     batch_size: int = 128,
@@ -216,10 +222,12 @@ def measure(
     progress: bool = False,
     resume: str | Path | None = None,
     warnings: list[str] | None = None,
+    budgets: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Count over batches what `evaluate` reports, for any attack (x, labels, batch number) -> images.
 
-    Sentences that the attack adds to `warnings` while it runs become part of the report.
+    Sentences that the attack adds to `warnings` while it runs become part of the report. An attack with
+    `budgets` of queries, ascending, returns images for each of them, f32 [budgets, n, C, H, W].
     """
     warnings = [] if warnings is None else warnings
     device = device_of(model)
@@ -228,8 +236,13 @@ def measure(
         total = len(data) if samples is None else min(samples, len(data))
     if total == 0:
         raise EdgeBcsError("there is no image to evaluate")
-    asked = {**settings, "batch_size": batch_size, "samples": total}
-    counts = _resumed(resume, asked) or {**dict.fromkeys(_COUNTS, 0), "warnings": []}
+    asked = {**settings, "batch_size": batch_size, "samples": total, "budgets": list(budgets)}
+    versions = max(1, len(budgets))
+    counts = _resumed(resume, asked, versions) or {
+        **dict.fromkeys(_COUNTS, 0),
+        "adversarial": [0] * versions,
+        "warnings": [],
+    }
     began = time.monotonic()
     with _bar(progress) as bar, attacks.evaluation_mode(model):
         task = bar.add_task(settings["attack"], total=total, completed=counts["samples"])
@@ -247,7 +260,9 @@ def measure(
             if adversarial is not None:
                 found = adversarial(x, labels, number)
                 with torch.no_grad():
-                    counts["adversarial"] += int((right & (model(found).argmax(1) == labels)).sum())
+                    for version, images_found in enumerate(found.view(versions, *x.shape)):
+                        robust = right & (model(images_found).argmax(1) == labels)
+                        counts["adversarial"][version] += int(robust.sum())
             counts["samples"] += len(x)
             counts["batches"] = number + 1
             counts["warnings"] += [text for text in warnings if text not in counts["warnings"]]
@@ -259,29 +274,37 @@ def measure(
         raise EdgeBcsError("there is no image to evaluate")
     if resume is not None:
         Path(resume).unlink(missing_ok=True)
-    return {
+    shares = [count / counts["samples"] for count in counts["adversarial"]]
+    report = {
         "clean_acc": counts["clean"] / counts["samples"],
-        "adv_acc": counts["adversarial"] / counts["samples"] if adversarial is not None else None,
+        "adv_acc": shares[-1] if adversarial is not None else None,
         "samples": counts["samples"],
         **settings,
         "seconds": time.monotonic() - began,
         "warnings": counts["warnings"],
     }
+    if len(budgets) > 1:
+        report["curve"] = [
+            {"queries": budget, "adv_acc": share} for budget, share in zip(budgets, shares, strict=True)
+        ]
+    return report
 
 
-_COUNTS = ("batches", "samples", "clean", "adversarial")
+_COUNTS = ("batches", "samples", "clean")
 
 
-def _resumed(resume: str | Path | None, asked: dict[str, Any]) -> dict[str, Any] | None:
+def _resumed(resume: str | Path | None, asked: dict[str, Any], versions: int) -> dict[str, Any] | None:
     if resume is None or not Path(resume).is_file():
         return None
     try:
         stored = parse_object(Path(resume).read_text())
-        counts = {name: stored["counts"][name] for name in (*_COUNTS, "warnings")}
+        counts = {name: stored["counts"][name] for name in (*_COUNTS, "adversarial", "warnings")}
+        right = [counts["clean"], *counts["adversarial"]]
     except (ValueError, KeyError, TypeError):
         return None
-    valid = all(type(counts[name]) is int and counts[name] >= 0 for name in _COUNTS)
-    valid = valid and max(counts["clean"], counts["adversarial"]) <= counts["samples"]
+    numbers = [counts["batches"], counts["samples"], *right]
+    valid = all(type(number) is int and number >= 0 for number in numbers) and len(right) == 1 + versions
+    valid = valid and max(right) <= counts["samples"]
     valid = (
         valid and isinstance(counts["warnings"], list) and all(isinstance(t, str) for t in counts["warnings"])
     )
@@ -289,9 +312,9 @@ def _resumed(resume: str | Path | None, asked: dict[str, Any]) -> dict[str, Any]
 
 
 def _batches(data: Data | Batches, batch_size: int, total: int | None) -> Iterator[tuple[Any, Any]]:
-    """Yield at most `total` images, in stored order."""
+    """Yield all images in stored order, or the first `total` of the shuffle that the board takes, too."""
     if isinstance(data, Data):
-        order = data.order(0, 0, shuffle=False)[:total]
+        order = data.order(0, 0, shuffle=total is not None and total < len(data))[:total]
         for first in range(0, len(order), batch_size):
             yield data.read(order[first : first + batch_size])
         return

@@ -3,7 +3,7 @@
 | attack | library | settings |
 | --- | --- | --- |
 | autoattack | pyautoattack | standard ensemble (Croce & Hein, 2020) |
-| square | pyautoattack | margin loss, `queries` queries (Andriushchenko et al., 2020) |
+| square | pyautoattack | margin loss, budgets of `queries` (Andriushchenko et al., 2020) |
 | bb | Foolbox | B&B∞ (Brendel et al., 2019): `steps` steps from an image of wide-radius PGD |
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,15 +35,18 @@ def _library(module: str, package: str) -> Any:
         ) from None
 
 
-def _on_right_answers(model: Model, attack: Adversary) -> Adversary:
-    """Return an adversary that attacks only the images about which the network is right."""
+def _on_right_answers(model: Model, attack: Adversary, *versions: int) -> Adversary:
+    """Return an adversary that attacks only the images about which the network is right.
+
+    What it returns has the shape of x, behind the leading dimensions `versions` that `attack` returns.
+    """
 
     def adversary(x: Tensor, labels: Tensor, number: int) -> Tensor:
         with torch.no_grad():
             right = model(x).argmax(1) == labels
-        found = x.clone()
+        found = x.expand(*versions, *x.shape).clone()
         if right.any():
-            found[right] = attack(x[right], labels[right], number).detach()
+            found[..., right, :, :, :] = attack(x[right], labels[right], number).detach()
         return found
 
     return adversary
@@ -90,28 +93,39 @@ def autoattack(model: Model, *, epsilon: float, seed: int, warnings: list[str]) 
     return _on_right_answers(model, attack)
 
 
-def square(model: Model, *, epsilon: float, queries: int, seed: int) -> Adversary:
-    """Return Square with a budget of queries: black-box, so it sees through masked gradients."""
-    if queries < 1:
-        raise EdgeBcsError(f"Square needs at least 1 query, not {queries}")
+def square(model: Model, *, epsilon: float, queries: Sequence[int], seed: int) -> Adversary:
+    """Return Square with budgets of queries: black-box, so it sees through masked gradients.
+
+    The adversary returns f32 [budgets, n, C, H, W], in the order of `queries`. One run with the largest
+    budget tells what every smaller one finds: the search does not look ahead, and whatever the budget it is
+    the same up to its end.
+    """
+    if min(queries) < 1:
+        raise EdgeBcsError(f"Square needs at least 1 query, not {min(queries)}")
     library = _library("pyautoattack.square", "pyautoattack")
 
     def attack(x: Tensor, labels: Tensor, number: int) -> Tensor:
-        found: Tensor = library.SquareAttack(
+        search = library.SquareAttack(
             model,
             norm="Linf",
-            n_queries=queries,
+            n_queries=max(queries),
             eps=epsilon,
             p_init=0.8,
             n_restarts=1,
-            seed=seed + number,
             loss="margin",
             resc_schedule=False,
             device=x.device,
-        ).perturb(x, labels)
-        return found
+        )
+        search.init_hyperparam(x)
+        torch.manual_seed(seed + number)
+        # What the library calls n queries are n tries after that of the stripes it begins with.
+        used, best = search.attack_single_run(x, labels)
+        with torch.no_grad():
+            fooled = model(best).argmax(1) != labels
+        in_time = [(fooled & (used <= budget + 1)).view(-1, 1, 1, 1) for budget in queries]
+        return torch.stack([torch.where(won, best, x) for won in in_time])
 
-    return _on_right_answers(model, attack)
+    return _on_right_answers(model, attack, len(queries))
 
 
 def brendel_bethge(model: Model, *, epsilon: float, steps: int) -> Adversary:

@@ -7,7 +7,7 @@ write; nothing is computed anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,25 +138,20 @@ def connectivity(runs: Sequence[Run]) -> Any:
 
 
 def compression(reports: Sequence[Report]) -> Any:
-    """Return clean (dotted) and robust (solid) accuracy against compression, as in the paper's Figure 1."""
+    """Return clean (dotted) and robust (solid) accuracy against compression, as in the paper's Figure 1.
+
+    Reports of one method and one sparsity (seeds) are one point, their mean, with a bar from the least to the
+    greatest.
+    """
     figure, (axes,) = _figure(1)
     for number, (name, group) in enumerate(_groups(reports).items()):
-        points = sorted((1 / (1 - float(item["sparsity"])), item) for item in group)
-        style = {
-            "color": _COLOURS[number % len(_COLOURS)],
-            "marker": _MARKERS[number % len(_MARKERS)],
-            "clip_on": False,
-        }
-        factors = [factor for factor, _ in points]
-        axes.plot(factors, [100 * item["accuracy"] for _, item in points], linestyle=":", **style)
-        robust = [(factor, item) for factor, item in points if item.get("robust_accuracy") is not None]
-        axes.plot(
-            [factor for factor, _ in robust],
-            [100 * item["robust_accuracy"] for _, item in robust],
-            linestyle="-",
-            label=name,
-            **style,
-        )
+        for key, line in (("accuracy", ":"), ("robust_accuracy", "-")):
+            points: dict[float, list[float]] = {}
+            for item in group:
+                if item.get(key) is not None:
+                    factor = 1 / (1 - float(item["sparsity"]))
+                    points.setdefault(factor, []).append(100 * item[key])
+            _means(axes, points, number, linestyle=line, label=name if line == "-" else None)
     axes.set(xlabel="model compression (×)", ylabel="accuracy (%)", ylim=(0, 100))
     _mark(axes, {1 / (1 - float(report.content["sparsity"])) for report in reports})
     axes.set_title("Accuracy against compression: dotted clean, solid robust")
@@ -165,27 +160,39 @@ def compression(reports: Sequence[Report]) -> Any:
 
 
 def queries(reports: Sequence[Report]) -> Any:
-    """Return robust accuracy against the query budget of Square, as in the paper's Figure 2."""
+    """Return robust accuracy against the query budget of Square, as in the paper's Figure 2.
+
+    Reports of one method (seeds, or other budgets) are one curve: means, with bars as in `compression`.
+    """
     figure, (axes,) = _figure(1)
+    budgets: set[float] = set()
     for number, (name, group) in enumerate(_groups(reports).items()):
-        points: dict[int, float] = {}
+        points: dict[float, list[float]] = {}
         for item in group:
-            curve = item.get("curve") or [{"queries": item["queries"], "adv_acc": item["adv_acc"]}]
-            points |= {part["queries"]: 100 * part["adv_acc"] for part in curve}
-        budgets = sorted(points)
-        style = {
-            "color": _COLOURS[number % len(_COLOURS)],
-            "marker": _MARKERS[number % len(_MARKERS)],
-            "clip_on": False,
-        }
-        axes.plot(budgets, [points[budget] for budget in budgets], label=name, **style)
-    axes.set(
-        xscale="log", xlabel="queries of the Square attack", ylabel="robust accuracy (%)", ylim=(0, None)
-    )
-    _mark(axes, {float(budget) for line in axes.lines for budget in line.get_xdata()})
+            for part in item.get("curve") or [item]:
+                points.setdefault(part["queries"], []).append(100 * part["adv_acc"])
+        _means(axes, points, number, linestyle="-", label=name)
+        budgets |= set(points)
+    axes.set(xlabel="queries of the Square attack", ylabel="robust accuracy (%)")
+    _mark(axes, budgets)
+    axes.set_ylim(0, None)
     axes.set_title("Accuracy against Square with limited queries")
     axes.legend(frameon=False)
     return figure
+
+
+def _means(axes: Any, points: Mapping[float, Sequence[float]], number: int, **style: Any) -> None:
+    """Draw the means of the numbers at each place, and bars from the least to the greatest where several."""
+    if not points:
+        return
+    places = sorted(points)
+    means = [sum(points[place]) / len(points[place]) for place in places]
+    colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+    axes.plot(places, means, color=colour, marker=marker, clip_on=False, **style)
+    several = [place for place in places if len(points[place]) > 1]
+    if several:
+        lowest, highest = zip(*((min(points[place]), max(points[place])) for place in several), strict=True)
+        axes.vlines(several, lowest, highest, color=colour, linewidth=3, alpha=0.4, capstyle="butt")
 
 
 def _mark(axes: Any, values: set[float]) -> None:

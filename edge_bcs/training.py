@@ -27,6 +27,7 @@ from edge_bcs import objectives
 from edge_bcs.attacks import evaluation_mode
 from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
 from edge_bcs.data.dataset import ArrayDataset, Dataset
+from edge_bcs.devices import choose_device
 from edge_bcs.engines import Batch, Numbers, open_engine
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import Data
@@ -128,14 +129,15 @@ def train(
         "step", "seconds".
 
     Raises:
-        EdgeBcsError: an argument out of range, rst without its second data set, data that does not fit, a
-            checkpoint of another plan, or a step that would make a weight that is not finite.
+        EdgeBcsError: an argument out of range, a device that is not there, rst without its second data set,
+            data that does not fit, a checkpoint of another plan, or a step that would make a weight that is
+            not finite.
     """
     described = objectives.get(objective)
     if isinstance(data, tuple):
         data = ArrayDataset(*data)
     _check(described, method, rewire, batch_norm, data, pseudo_labelled)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() and engine == "torch" else "cpu"))
+    target = choose_device("cpu" if device is None and engine == "sparse" else device)
     replicas = Replicas.join(target)
     static = method != "bcs"
     plan = Plan(

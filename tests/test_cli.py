@@ -128,10 +128,14 @@ def test_finetune_and_evaluate(tiny_artifact: Make, tmp_path: Path) -> None:
     assert board["engine"] == "board" and board["samples"] == 40
     assert board["accuracy"] == longer["after"]["accuracy"]
     assert board["robust_accuracy"] == longer["after"]["robust_accuracy"]
+    # RobustBench's names, and what a plot needs, whoever measured.
+    assert (board["clean_acc"], board["adv_acc"]) == (board["accuracy"], board["robust_accuracy"])
+    assert (board["norm"], board["eps"], board["steps"], board["restarts"]) == ("Linf", 8 / 255, 2, 1)
+    assert board["step_size"] == pytest.approx(2.5 * 8 / 255 / 2)
     fgsm = succeed(
         "evaluate", folder, "--data", tmp_path / "digits.npz", "--attack", "fgsm", "--epsilon", "0"
     )
-    assert fgsm["robust_accuracy"] == fgsm["accuracy"]
+    assert fgsm["adv_acc"] == fgsm["clean_acc"]
     shown = run("evaluate", folder, "--data", tmp_path / "digits.npz", "--attack", "none")
     assert shown.exit_code == 0 and "clean accuracy" in shown.output
 
@@ -217,7 +221,22 @@ def test_a_stopped_training_is_saved_and_goes_on_to_the_bit(tiny_artifact: Make,
             ("train", "--data", "digits", "--objective", "rst", "--pseudo-labelled", "TMP"),
             "pseudo-labelled data",
         ),
+        (("train", "--data", "digits", "--device", "gpu"), "no kind of device 'gpu'"),
+        (("train", "--data", "digits", "--device", "cuda:99"), "no device 'cuda:99' here"),
+        (("train", "--data", "digits", "--method", "lwm", "--device", "cuda:99"), "no device 'cuda:99' here"),
+        (("evaluate", "ARTIFACT", "--data", "digits", "--device", "cuda:99"), "no device 'cuda:99' here"),
+        (
+            ("train", "--data", "digits", "--method", "random", "--rewire", "by-layer"),
+            "--rewire belongs to bcs",
+        ),
+        (("train", "--data", "digits", "--engine", "sparse", "--compile"), "--compile is torch's"),
         (("evaluate", "ARTIFACT", "--data", "digits", "--queries", "9"), "--queries belongs to square"),
+        (
+            ("evaluate", "ARTIFACT", "--data", "digits", "--attack", "fgsm", "--restarts", "3"),
+            "belongs to pgd",
+        ),
+        (("evaluate", "ARTIFACT", "--data", "digits", "--engine", "board", "--seed", "1"), "--seed needs"),
+        (("evaluate", "ARTIFACT", "--data", "digits", "--seed", "1", "--memory", "1MiB"), "no such cap"),
         (("export", "--checkpoint", "x", "--classes", "4"), "a checkpoint has its own"),
     ],
 )
@@ -279,6 +298,14 @@ def test_train_on_the_host(tmp_path: Path, engine: str) -> None:
     from_artifact = succeed(*evaluate, tmp_path / "a", "--engine", "torch")
     assert board["accuracy"] == from_artifact["accuracy"] == evaluated["accuracy"]
     assert from_artifact["kappa"] == exported["kappa"]
+    # An option that is torch's alone chooses the engine; the images and the report's names are the same.
+    sample = (*evaluate, tmp_path / "a", "--limit", 30)
+    board, by_torch = succeed(*sample), succeed(*sample, "--resume", tmp_path / "counts.json")
+    assert (board["engine"], by_torch["engine"]) == ("board", "torch")
+    names = {"clean_acc", "norm", "eps", "attack", "steps", "restarts", "step_size"}
+    names |= {"samples", "sparsity", "kappa", "size", "step"}
+    assert all(board[name] == by_torch[name] for name in names)
+    assert set(board) & set(by_torch) >= {"adv_acc", "accuracy", "robust_accuracy"}
 
 
 def load_file(artifact: Path) -> dict[str, str]:
@@ -292,6 +319,11 @@ def test_train_every_baseline(tmp_path: Path) -> None:
     bcs = train(tmp_path, "-o", tmp_path / "bcs")
     fixed = train(tmp_path, "--method", "fixed", "--counts-from", tmp_path / "bcs", "-o", tmp_path / "fixed")
     assert bcs["connections"] == fixed["connections"]
+    with_other_counts = ("--method", "fixed", "--counts-from", tmp_path / "bcs", "--sparsity", 0.9)
+    refused = run(
+        "train", "--data", tmp_path / "digits.npz", "--model", "resnet18", *SMALL, *with_other_counts
+    )
+    assert refused.exit_code == 1 and "which is not a sparsity of 0.9" in refused.stderr
     random = train(tmp_path, "--method", "random", "-o", tmp_path / "random")
     first = next(iter(random["connections"].values()))
     assert first == pytest.approx(0.2 * 9 * 4, abs=1)  # the same share of every layer: 1 × 4 kernels of 3 × 3

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,22 @@ def test_samples_and_iterables() -> None:
     assert evaluate(Threshold(), batches(), attack="none", samples=6)["samples"] == 6
 
 
+def test_a_sample_of_sorted_images_has_all_classes() -> None:
+    """Images on disk are sorted by class: the first hundred would be of one class."""
+    data = by_margin(*np.linspace(0.1, 0.4, 50), *np.linspace(0.6, 0.9, 50))
+    seen = []
+
+    class Watching(Threshold):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.extend(x.flatten(1).mean(1).tolist())
+            return super().forward(x)
+
+    evaluate(Watching(), data, attack="none", samples=20, batch_size=20)
+    first = data.read(data.order(0, 0, shuffle=True)[:20])[0]  # what the board takes for its limit
+    assert seen[:20] == pytest.approx(first.reshape(20, -1).mean(1).tolist())
+    assert 4 < sum(mean > 0.5 for mean in seen[:20]) < 16
+
+
 def test_model_is_left_as_it_was() -> None:
     sparse = edge_bcs.sparsify(
         nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), 0.5
@@ -132,7 +149,7 @@ def test_square_that_beats_pgd_is_reported(
     model: Callable[[], nn.Module], beaten: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def darken_and_brighten(network: nn.Module, **_: object) -> Callable[[Tensor, Tensor, int], Tensor]:
-        return lambda x, labels, _: x + 0.1 * (1 - 2 * labels.view(-1, 1, 1, 1))
+        return lambda x, labels, _: (x + 0.1 * (1 - 2 * labels.view(-1, 1, 1, 1)))[None]
 
     monkeypatch.setattr(external_attacks, "square", darken_and_brighten)
     # Every image is within reach; the staircase gives PGD no gradient to find it by.
@@ -228,6 +245,51 @@ def test_external_attacks_find_what_is_within_reach(attack: str) -> None:
     assert report["attack"] == attack and report.get("queries") == (300 if attack == "square" else None)
 
 
+def test_one_run_of_square_is_the_runs_with_every_smaller_budget() -> None:
+    library = pytest.importorskip("pyautoattack.square")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    x = torch.rand(60, 3, 8, 8)
+    labels = model(x).argmax(1)
+    budgets = [1, 5, 20, 60]
+    found = external_attacks.square(model, epsilon=0.02, queries=budgets, seed=3)(x, labels, 0)
+    fooled = []
+    for budget, images in zip(budgets, found, strict=True):
+        search = library.SquareAttack(
+            model, eps=0.02, n_queries=budget, seed=3, loss="margin", resc_schedule=False
+        )
+        assert torch.equal(images, search.perturb(x, labels))
+        fooled.append(int((model(images).argmax(1) != labels).sum()))
+    assert 0 < fooled[0] < fooled[-1] < 60
+
+
+def test_budgets_of_queries_are_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted evaluation keeps the counts of every budget."""
+    data = by_margin(0.3, 0.42, 0.44, 0.47, 0.53, 0.58)
+
+    def reach(model: nn.Module, queries: list[int], **_: object) -> Callable[[Tensor, Tensor, int], Tensor]:
+        def attack(x: Tensor, labels: Tensor, number: int) -> Tensor:
+            if number == stop:
+                raise KeyboardInterrupt
+            toward = 1 - 2 * labels.view(-1, 1, 1, 1)
+            return torch.stack([x + 0.001 * budget * toward for budget in queries])
+
+        return attack
+
+    monkeypatch.setattr(external_attacks, "square", reach)
+    arguments = {"attack": "square", "queries": [70, 40, 10], "epsilon": 0.1, "batch_size": 2}
+    stop, kept = 2, tmp_path / "counts.json"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Threshold(), data, resume=kept, **arguments)
+    assert json.loads(kept.read_text())["counts"]["adversarial"] == [4, 3, 2]
+    stop = -1
+    report = evaluate(Threshold(), data, resume=kept, **arguments)
+    # Margins 0.2, 0.08, 0.06, 0.03, 0.03, 0.08: within reach of 10 none, of 40 two, of 70 three.
+    curve = [{"queries": 10, "adv_acc": 1.0}, {"queries": 40, "adv_acc": 4 / 6}]
+    assert report["curve"] == [*curve, {"queries": 70, "adv_acc": 3 / 6}]
+    assert (report["queries"], report["adv_acc"]) == (70, 3 / 6)
+
+
 def test_our_attacks_agree_with_foolbox() -> None:
     foolbox = pytest.importorskip("foolbox")
     torch.manual_seed(0)
@@ -241,3 +303,15 @@ def test_our_attacks_agree_with_foolbox() -> None:
     expected, _, _ = pgd(wrapped, x, labels, epsilons=0.03)
     found = attacks.pgd(model, x, labels, epsilon=0.03, step_size=0.01, steps=7)
     assert torch.allclose(found, expected, atol=1e-6)
+
+    # From one random start, too: Foolbox's is replaced by ours.
+    noise = attacks.start("uniform", tuple(x.shape), 0.03, seed=1, step=0)
+
+    class FromOurStart(foolbox.attacks.LinfProjectedGradientDescentAttack):  # type: ignore[misc]
+        def get_random_start(self, x0: Any, epsilon: float) -> Any:
+            return x0 + noise
+
+    begun = FromOurStart(abs_stepsize=0.01, steps=7, random_start=True)
+    expected, _, _ = begun(wrapped, x, labels, epsilons=0.03)
+    started = attacks.pgd(model, x, labels, epsilon=0.03, step_size=0.01, steps=7, perturbation=noise)
+    assert torch.allclose(started, expected, atol=1e-6) and not torch.allclose(started, found, atol=1e-3)

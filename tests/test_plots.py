@@ -78,6 +78,23 @@ def test_compression_and_queries(tmp_path: Path) -> None:
     assert line.get_ydata() == pytest.approx([60, 50, 45])
 
 
+def test_seeds_are_one_point(tmp_path: Path) -> None:
+    files = [
+        report(
+            tmp_path, f"{seed}", method="bcs", sparsity="0.99", attack="square", accuracy=clean,
+            robust_accuracy=robust, queries=50, adv_acc=robust,
+        )
+        for seed, (clean, robust) in enumerate([(0.7, 0.4), (0.8, 0.5), (0.75, 0.42)])
+    ]  # fmt: skip
+    reports = [plots.read_report(file) for file in files]
+    for draw in (plots.compression, plots.queries):
+        axes = draw(reports).axes[0]
+        assert [list(line.get_ydata()) for line in axes.lines][-1] == pytest.approx([44])
+        (low, high) = axes.collections[-1].get_segments()[0][:, 1]
+        assert (low, high) == pytest.approx((40, 50))
+    assert len(axes.get_legend().texts) == 1
+
+
 def test_command(run: Path, tmp_path: Path) -> None:
     reports = [
         report(tmp_path, "a", method="bcs", sparsity="0.9", accuracy=0.78, robust_accuracy=0.44),

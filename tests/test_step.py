@@ -141,6 +141,55 @@ def test_attacked_part_of_the_batch() -> None:
         assert torch.allclose(torch.cat(pieces), crafted, atol=1e-6)
 
 
+# The paper's table: where PGD starts, what it increases (of CE and KL(p(x) ‖ p(x̃))), images attacked of 6.
+@pytest.mark.parametrize(
+    ("name", "start", "loss", "attacked"),
+    [
+        ("at", "uniform", "ce", 6),
+        ("mixed", "uniform", "ce", 3),
+        ("trades", "gaussian", "kl", 6),
+        ("rst", "gaussian", "kl", 6),
+        ("mart", "gaussian", "ce", 6),
+    ],
+)
+def test_the_attack_of_every_objective(name: str, start: str, loss: str, attacked: int) -> None:
+    """Ten steps of 2/255 inside ±8/255 from the start's draws, in float64 on one hidden layer."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 4  # so that no gradient is near zero, where float32 may have another sign
+    sparse = edge_bcs.sparsify(model, 0, seed=5)
+    with torch.no_grad():
+        for layer in (1, 3):
+            sparse.network[layer].weight.copy_(model[layer].weight)
+    w1, b1, w2, b2 = (parameter.detach().double().numpy() for parameter in sparse.network.parameters())
+    x, labels = torch.rand(6, 3, 2, 2), torch.tensor([0, 1, 2, 3, 0, 1])
+    found = steps.craft(sparse, x, labels, objectives.get(name), Attack(), step=7, seed=5)
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        e = np.exp(np.maximum(images @ w1.T + b1, 0) @ w2.T + b2)
+        return e / e.sum(1, keepdims=True)
+
+    clean = x.double().numpy().reshape(6, 12)
+    count = attacked * 12
+    draws = {
+        "uniform": lambda: (
+            (2 * random.uniform(count, seed=5, step=7, purpose=random.PGD_START) - 1) * 8 / 255
+        ),
+        "gaussian": lambda: 0.001 * random.normal(count, seed=5, step=7, purpose=random.PGD_START),
+    }
+    moved = clean.copy()
+    moved[:attacked] = np.clip(moved[:attacked] + draws[start]().reshape(attacked, 12), 0, 1)
+    target = probabilities(clean) if loss == "kl" else np.eye(4)[labels]
+    for _ in range(10):
+        hidden = moved @ w1.T + b1
+        gradient = (((probabilities(moved) - target) @ w2) * (hidden > 0)) @ w1
+        stepped = np.clip(moved + 2 / 255 * np.sign(gradient), clean - 8 / 255, clean + 8 / 255).clip(0, 1)
+        moved[:attacked] = stepped[:attacked]
+    assert found.numpy().reshape(6, 12) == pytest.approx(moved, abs=1e-6)
+
+
 def test_micro_batches_accumulate_the_same_gradient() -> None:
     sparse = edge_bcs.sparsify(tiny(), 0.5, 0)
     x, y = batch(8)

@@ -185,7 +185,7 @@ t.training.train(t.edge_bcs.sparsify(t.tiny(), 0.9, 5), t.digits(60), epochs=40,
 """
 
 
-def test_kill_9_leaves_a_state_to_resume(tmp_path: Path) -> None:
+def test_kill_9_leaves_a_state_that_resumes_to_the_bit(tmp_path: Path) -> None:
     output = tmp_path / "run"
     tests = Path(__file__).parent
     script = _SCRIPT.format(root=str(tests.parent), tests=str(tests), output=str(output))
@@ -195,15 +195,20 @@ def test_kill_9_leaves_a_state_to_resume(tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not (output / "last.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.3)
+        time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
-    step = read_checkpoint(output / "last.safetensors").step
-    assert step > 0
-    arguments = {"epochs": 40, "validation": 0.1, **SHORT}
-    report = training.train(
-        edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=output, resume=True, **arguments
-    )
-    assert report["step"] == 120
+    assert 0 < read_checkpoint(output / "last.safetensors").step < 120
+    networks, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the process that was killed
+    try:
+        for folder, resume in ((output, True), (tmp_path / "whole", False)):
+            networks.append(edge_bcs.sparsify(tiny(), 0.9, 5))
+            arguments = {"epochs": 40, "validation": 0.1, **SHORT}
+            report = training.train(networks[-1], digits(60), output=folder, resume=resume, **arguments)
+            assert report["step"] == 120
+    finally:
+        torch.set_num_threads(threads)
+    assert same(*networks)
     steps = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 121))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edge_bcs.errors import EdgeBcsError
 
@@ -44,6 +45,12 @@ trust_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Default: all processors of this process."
 )
+
+
+def given(option: str) -> bool:
+    """Return whether the running command was given the option of that Python name, not left its default."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
 def print_json(content: dict[str, Any]) -> None:

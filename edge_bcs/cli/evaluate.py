@@ -11,6 +11,7 @@ from edge_bcs.cli.common import (
     data_option,
     examples,
     fraction,
+    given,
     json_file_option,
     memory_option,
     pairs,
@@ -24,6 +25,8 @@ from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_json
 
 _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
+_BOARDS_ATTACKS = ("none", "fgsm", "pgd")
+_TORCHS_OPTIONS = ("step_size", "batch_size", "seed", "device", "resume")
 
 
 @click.command()
@@ -37,7 +40,9 @@ _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
     "--queries", type=click.IntRange(1), multiple=True,
     help="Of Square (default 5000); given several times, one report has them all.",
 )  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Of the torch engine."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the attack's starts.")
 @click.option("--device", help="Of the torch engine, such as cuda; default: a GPU if there is one.")
 @click.option(
@@ -46,10 +51,11 @@ _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 )  # fmt: skip
 @click.option("--epsilon", help="Radius, such as 8/255; default: the artifact's, or 8/255.")
 @click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
-@click.option("--limit", type=click.IntRange(1), help="Only so many images.")
+@click.option("--limit", type=click.IntRange(1), help="Only so many images, drawn from all classes.")
 @click.option(
-    "--engine", type=click.Choice(["board", "torch"]), help="Default: board for artifacts, else torch."
-)
+    "--engine", type=click.Choice(["board", "torch"]),
+    help="Default: board for artifacts, unless an option is torch's alone; else torch.",
+)  # fmt: skip
 @memory_option
 @threads_option
 @trust_option
@@ -64,14 +70,12 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
     """Measure clean and robust accuracy of an artifact, a saved run or a checkpoint.
 
     Artifacts and runs are measured by the board's own graphs; --engine torch loads them into PyTorch
-    instead, which attacks other than FGSM and PGD need.
+    instead, which attacks other than FGSM and PGD need. The JSON has RobustBench's names: clean_acc,
+    adv_acc, norm, eps.
     """
     _check(options)
-    from edge_bcs.runtime.archive import is_artifact
-
-    on_board = is_artifact(path) if options["engine"] is None else options["engine"] == "board"
-    on_board = on_board and (options["attack"] in ("none", "fgsm", "pgd") or options["engine"] == "board")
-    result = _on_board(path, options) if on_board else _in_torch(path, options, progress=json_file != "-")
+    measure = _on_board if _chosen_engine(path, options) == "board" else _in_torch
+    result = measure(path, options, progress=json_file != "-")
     result = {"path": path, "data": options["data_spec"], "split": options["split"], **result}
     if json_file == "-":
         print_json(result)
@@ -93,43 +97,81 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
 def _check(options: dict[str, Any]) -> None:
     """Refuse settings that the attack does not have, before anything is loaded."""
     attack = options["attack"]
-    owners = {"queries": ("square",), "attack_steps": ("pgd", "bb"), "step_size": ("pgd",)}
+    owners = {
+        "queries": ("square",),
+        "attack_steps": ("pgd", "bb"),
+        "step_size": ("pgd",),
+        "restarts": ("pgd",),
+    }
     for name, attacks in owners.items():
-        if options[name] and attack not in attacks:
+        if given(name) and attack not in attacks:
             raise EdgeBcsError(
                 f"--{name.replace('_', '-')} belongs to {' and '.join(attacks)}, not to {attack}."
             )
 
 
-def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
+def _chosen_engine(path: str, options: dict[str, Any]) -> str:
+    """Return "board" or "torch"; refuse the board what only torch can do."""
+    from edge_bcs.runtime.archive import is_artifact
+
+    needs_torch = [f"--{name.replace('_', '-')}" for name in _TORCHS_OPTIONS if given(name)]
+    if options["attack"] not in _BOARDS_ATTACKS:
+        needs_torch.insert(0, f"--attack {options['attack']}")
+    if options["engine"] == "board" and needs_torch:
+        raise EdgeBcsError(f"{needs_torch[0]} needs --engine torch; the board has fgsm and pgd.")
+    board = options["engine"] == "board" or (
+        options["engine"] is None and is_artifact(path) and not needs_torch
+    )
+    if given("memory") and not board:
+        raise EdgeBcsError("--memory caps what the board's graphs take; torch has no such cap.")
+    return "board" if board else "torch"
+
+
+def _on_board(path: str, options: dict[str, Any], progress: bool) -> dict[str, Any]:
+    from rich.progress import Progress
+
     from edge_bcs.data import open_data
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.trainer import Trainer
 
-    if options["attack"] not in ("none", "fgsm", "pgd"):
-        raise EdgeBcsError(
-            f"the board knows the attacks fgsm and pgd; {options['attack']} needs --engine torch."
-        )
+    attack = options["attack"]
+    steps = {"none": 0, "fgsm": 1}.get(attack, options["attack_steps"] or 50)
     artifact = Artifact.read(path, options["trust_keys"])
-    with Trainer(artifact, memory=options["memory"], threads=options["threads"]) as trainer:
+    with (
+        Trainer(artifact, memory=options["memory"], threads=options["threads"]) as trainer,
+        Progress(disable=not progress) as bar,
+    ):
         data = open_data(options["data_spec"], options["split"], trainer.artifact.input_shape)
-        epsilon = None if options["epsilon"] is None else fraction(options["epsilon"], "--epsilon")
-        if options["resume"] or options["step_size"]:
-            raise EdgeBcsError("--resume and --step-size need --engine torch.")
-        return {
+        epsilon = artifact.objective.epsilon
+        if options["epsilon"] is not None:
+            epsilon = fraction(options["epsilon"], "--epsilon")
+        task = bar.add_task(attack, total=None)
+        measured = trainer.evaluate(
+            data,
+            steps,
+            attack="pgd" if attack == "none" else attack,
+            restarts=options["restarts"],
+            limit=options["limit"],
+            epsilon=epsilon,
+            on_batch=lambda done, all_of_them: bar.update(task, completed=done, total=all_of_them),
+        )
+        report = {
             "engine": "board",
-            "attack": options["attack"],
-            "epsilon": trainer.artifact.objective.epsilon if epsilon is None else epsilon,
-            **trainer.evaluate(
-                data,
-                0 if options["attack"] == "none" else options["attack_steps"] or 50,
-                attack="pgd" if options["attack"] == "none" else options["attack"],
-                restarts=options["restarts"],
-                limit=options["limit"],
-                epsilon=epsilon,
-            ),
+            "clean_acc": measured["accuracy"],
+            "adv_acc": measured.get("robust_accuracy"),
+            "attack": attack,
+            "norm": "Linf",
+            "eps": epsilon,
+            **measured,
+            "sparsity": artifact.sparsity,
+            "kappa": artifact.kappa,
+            "size": artifact.size,
+            "step": trainer.steps,
             "peak_bytes": trainer.memory()["peak_bytes"],
         }
+        if attack != "none":
+            report |= {"steps": steps, "step_size": epsilon * (1.0 if attack == "fgsm" else 2.5 / steps)}
+        return report
 
 
 def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, Any]:
@@ -137,9 +179,10 @@ def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, A
 
     from edge_bcs import evaluation, loading
     from edge_bcs.data import open_data
+    from edge_bcs.devices import choose_device
 
+    device = choose_device(options["device"])
     sparse = loading.load(path, trust_keys=options["trust_keys"])
-    device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
     sparse = sparse.to(device)
@@ -158,14 +201,10 @@ def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, A
         "progress": progress,
         "resume": options["resume"],
     }
-    reports = [
-        evaluation.evaluate(sparse, data, queries=queries, **arguments)
-        for queries in options["queries"] or (5000,)
-    ]
-    result: dict[str, Any] = reports[-1]
-    named = {"accuracy": result["clean_acc"]}
+    report = evaluation.evaluate(sparse, data, queries=options["queries"] or 5000, **arguments)
+    named = {"accuracy": report["clean_acc"]}
     if attack != "none":
-        named["robust_accuracy"] = result["adv_acc"]
+        named["robust_accuracy"] = report["adv_acc"]
     described = {
         "method": _method(path),
         "sparsity": sparse.sparsity,
@@ -173,11 +212,7 @@ def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, A
         "size": sparse.size,
         "step": sparse.step,
     }
-    report = {"engine": "torch", "device": str(device), **named, **result, **described}
-    if len(reports) > 1:
-        report["curve"] = [{name: part[name] for name in ("queries", "adv_acc")} for part in reports]
-        report["warnings"] = sorted({text for part in reports for text in part["warnings"]})
-    return report
+    return {"engine": "torch", "device": str(device), **named, **report, **described}
 
 
 def _input_shape(path: str, sparse: Any) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ from edge_bcs.cli.common import (
     data_option,
     examples,
     fraction,
+    given,
     json_option,
     pairs,
     percent,
@@ -24,6 +25,17 @@ from edge_bcs.errors import EdgeBcsError
 
 _OURS = ("bcs", "random", "fixed", "dense")
 _COMPARATORS = ("lwm", "hydra", "admm")
+# Options of some methods only: a training that took no notice of one would not be what was asked for.
+_OWNERS = {
+    "counts_from": ("fixed",),
+    "rewire": ("bcs",),
+    "distribution": ("bcs",),
+    "pretrained": _COMPARATORS,
+    "pretrain_epochs": _COMPARATORS,
+    "fine_tuning_rate": _COMPARATORS,
+    "search_epochs": _COMPARATORS,
+    "admm_interval": _COMPARATORS,
+}
 
 
 @click.command()
@@ -52,7 +64,10 @@ _COMPARATORS = ("lwm", "hydra", "admm")
     "--rewire", type=click.Choice(["uniform", "by-layer"]), default="uniform", show_default=True,
     help="Where connections are born: anywhere (Algorithm 1), or as in the paper's code.",
 )  # fmt: skip
-@click.option("--sparsity", default="0.99", show_default=True, help="Share of dormant weights, in [0, 1).")
+@click.option(
+    "--sparsity", default="0.99", show_default=True,
+    help="Share of dormant weights, in [0, 1); dense has none, fixed as many as --counts-from.",
+)  # fmt: skip
 @click.option(
     "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True
 )
@@ -193,12 +208,16 @@ def _share(result: dict[str, Any], name: str) -> str | None:
 def _check(options: dict[str, Any]) -> None:
     """Refuse what the chosen method has no use for, before anything is read."""
     method = options["method"]
-    if (method == "fixed") != (options["counts_from"] is not None):
-        raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT, and no other method takes it.")
-    if options["pretrained"] and method not in _COMPARATORS:
-        raise EdgeBcsError(f"--pretrained belongs to {', '.join(_COMPARATORS)}, not to {method}.")
-    if options["engine"] == "sparse" and method in _COMPARATORS:
-        raise EdgeBcsError(f"{method} begins with a dense network: use --engine torch.")
+    for name, owners in _OWNERS.items():
+        if given(name) and method not in owners:
+            raise EdgeBcsError(f"--{name.replace('_', '-')} belongs to {', '.join(owners)}, not to {method}.")
+    if method == "fixed" and options["counts_from"] is None:
+        raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT: a network that bcs trained.")
+    if options["engine"] == "sparse":
+        if method in _COMPARATORS:
+            raise EdgeBcsError(f"{method} begins with a dense network: use --engine torch.")
+        if options["compile"]:
+            raise EdgeBcsError("--compile is torch's; the sparse engine compiles the network by itself.")
     if (options["objective"] == "rst") != (options["pseudo_labelled"] is not None):
         raise EdgeBcsError("--objective rst needs --pseudo-labelled PATH, and no other objective takes it.")
 
@@ -227,9 +246,13 @@ def _train(
 
     method, seed = options["method"], options["seed"]
     if method == "fixed":
-        sparse = connectivity.fixed(
-            network, loading.load(options["counts_from"], trust_keys=options["trust_keys"]), seed
-        )
+        trained = loading.load(options["counts_from"], trust_keys=options["trust_keys"])
+        sparse = connectivity.fixed(network, trained, seed)
+        if given("sparsity") and connectivity.kappa(sparse.size, options["sparsity"]) != sparse.kappa:
+            raise EdgeBcsError(
+                f"--counts-from has {sparse.kappa} connections, which is not a sparsity of "
+                f"{options['sparsity']}; leave --sparsity out."
+            )
     else:
         sparse = connectivity.sparsify(
             network,

@@ -12,6 +12,7 @@ from torch import nn
 from edge_bcs import objectives
 from edge_bcs.connectivity import sparsify
 from edge_bcs.data.dataset import ArrayDataset
+from edge_bcs.devices import choose_device
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import Data
 from edge_bcs.replicas import Replicas
@@ -93,7 +94,7 @@ class Phases:
         self.output = None if output is None else Path(output)
         if self.output is not None and not resume and any(self.output.rglob(LAST)):
             raise EdgeBcsError(f"{self.output} holds a training already; resume it, or choose another folder")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(device)
         self.precision = precision or default_precision(self.device)
         self.replicas = Replicas.join(self.device)
 
@@ -124,7 +125,8 @@ class Phases:
         """Run one phase ("" is the last one); the network is left with its best epoch."""
         recipe = self.recipe
         if self.machine.get("progress", True) and self.replicas.first:
-            print(f"{self.method}: {name or 'fine-tuning'} for {epochs} epochs", flush=True)
+            length = f"{recipe.steps} steps" if recipe.steps else f"{epochs} epochs"
+            print(f"{self.method}: {name or 'fine-tuning'} for {length}", flush=True)
         plan = Plan(
             objective=recipe.objective,
             beta=objectives.get(recipe.objective).beta if recipe.beta is None else recipe.beta,

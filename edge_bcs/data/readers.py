@@ -49,7 +49,7 @@ class _StoredType:
     def __init__(self, text: Any, *rest: Any) -> None:
         text = text.decode() if isinstance(text, bytes) else text
         if text not in ("u1", "uint8", "i8", "int64", "i4"):
-            raise EdgeBcsError(f"it holds an array of {text!r}, which CIFAR batches do not")
+            raise EdgeBcsError(f"it holds an array of {text!r}, and not of whole numbers")
         self.dtype = np.dtype(text)
 
     def __setstate__(self, state: Any) -> None:
@@ -92,7 +92,7 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
-            raise EdgeBcsError(f"it asks for {module}.{name}, which CIFAR batches do not need")
+            raise EdgeBcsError(f"it asks for {module}.{name}, which arrays do not need")
         return _KNOWN[module, name]
 
 
