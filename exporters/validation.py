@@ -213,8 +213,10 @@ def _compare(artifact: Artifact, sparse: SparseModel, draw: int, tolerance: floa
 
 
 def _differences(found: dict[str, Array], exact: dict[str, Array]) -> Differences:
-    quantities = ("logits", "loss", "coo", "dense")
-    return Differences(*(_relative(found[name], exact[name]) for name in quantities))
+    logits, loss, coo, dense = (
+        _relative(found[name], exact[name]) for name in ("logits", "loss", "coo", "dense")
+    )
+    return Differences(logits, loss, coo, dense)
 
 
 def _torch(
