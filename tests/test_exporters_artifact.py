@@ -372,7 +372,7 @@ def test_a_loaded_artifact_is_the_exported_network(tmp_path: Path) -> None:
     assert torch.equal(again.eval()(x), sparse.eval()(x))
 
 
-def test_choose_without_a_budget_takes_sixteen() -> None:
+def test_choose_without_a_budget_takes_whole_vectors_for_two_threads() -> None:
     network = network_of(tiny("vgg16"), SHAPE)
-    assert artifacts.choose(network, get("at"), 0.0, 128, None, None).micro_batch == 16
+    assert artifacts.choose(network, get("at"), 0.0, 128, None, None).micro_batch == 32
     assert artifacts.choose(network, get("at"), 0.0, 5, None, None).micro_batch == 5
