@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from edge_bcs.runtime.process import resident_peak
+from edge_bcs.runtime.process import resident_peak, waited_for_cores
 
 
 def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict[str, Any]:
@@ -64,10 +64,10 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
         x, y = batch(min(artifact.batch_size, timed * artifact.micro_batch))
         steps = max(1, min(3, int(seconds / max(once * timed, 1e-6))))
         taken.clear()
-        began, own = time.perf_counter(), time.process_time()
+        began, waited = time.perf_counter(), waited_for_cores()
         for _ in range(steps):
             metrics = trainer.step(x, y)
-        elapsed, own = time.perf_counter() - began, time.process_time() - own
+        elapsed, waited = time.perf_counter() - began, waited_for_cores() - waited
         runs = {graph: len(each) // steps for graph, each in taken.items()}
         if timed < parts:
             runs |= step_runs(artifact)
@@ -85,7 +85,7 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
                 for graph, peak in peaks.items()
             },
             "seconds_per_step": sum(spent.values()) + beside,
-            "cores_share": min(1.0, own / elapsed / trainer.threads),
+            "cores_share": max(0.0, 1 - waited / elapsed / trainer.threads),
             "timed_micro_batches": timed,
             "micro_batches_per_step": parts,
             "steps": steps,

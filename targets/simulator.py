@@ -32,7 +32,7 @@ FITS, TIGHT, DOES_NOT_FIT = "fits", "tight", "does not fit"
 TIGHT_SHARE = 0.9
 """Share of a limit from which fitting is called tight."""
 UNDISTURBED = 0.8
-"""Share of the cores' time from which a run counts as undisturbed; alone it has 0.9 and more."""
+"""Share of its threads' time that a run spent on a core, from which it counts as undisturbed."""
 LIBRARIES_BYTES = 90 << 20
 """Resident memory of interpreter, numpy, ONNX Runtime and its sessions, when it was not measured."""
 

@@ -179,7 +179,7 @@ def test_a_part_of_the_micro_batches_stands_for_all(tiny_artifact: Make) -> None
     runs = {name: phase["runs_per_step"] for name, phase in measured["phases"].items()}
     assert runs == {"attack": 6, "eval": 0, "training": 4, "optimizer": 1, "lists": 0}
     graphs = sum(phase["seconds_per_step"] for phase in measured["phases"].values())
-    assert 0 < graphs <= measured["seconds_per_step"] and 0 < measured["cores_share"] <= 1
+    assert 0 < graphs <= measured["seconds_per_step"] and 0 <= measured["cores_share"] <= 1
 
 
 # The manifest's plan

@@ -7,10 +7,10 @@ the constants that explain those of one thread, `cost_model.fit_threads` what fu
 The graphs take turns, and before the runs that count each makes one that does not: in a training, too, a
 graph runs many times in a row, with its numbers in the caches and its threads awake.
 
-Other work on the machine only ever adds time, and comes and goes. How much of the cores' time a run had is
-known (the process's own time over the clock's), so rounds go on until every graph had enough runs that
-nothing disturbed, or until a limit. Of those the median counts. Where there are too few, the lower quartile
-of all runs on one thread must do; of several threads such runs tell nothing, and what is assumed stays.
+Other work on the machine only ever adds time, and comes and goes. How long a run's threads waited for a core
+is known (`waited_for_cores`), so rounds go on until every graph had enough runs that nothing disturbed, or
+until a limit. Of those the median counts. Where there are too few, the lower quartile of all runs on one
+thread must do; of several threads such runs tell nothing, and what is assumed stays.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 from edge_bcs.bench import machine as roof
 from edge_bcs.bench.profiler import operator_seconds
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.runtime.process import waited_for_cores
 
 # Network, distribution, sparsity, images: long and short rows of connections, large and small planes,
 # strides, 1×1 kernels, layers dense enough for the dense kernels; few images side by side, whole vectors of
@@ -256,7 +257,7 @@ class _Side:
     """A session that is timed.
 
     Attributes:
-        shares: of the time of ``threads`` cores, what each run that counts had.
+        shares: of each run that counts: what its threads did not spend waiting for a core.
     """
 
     def __init__(self, session: Any, threads: int) -> None:
@@ -267,10 +268,10 @@ class _Side:
         """Once to warm up, then the runs that count."""
         self.session.run(None, feeds)
         for _ in range(_IN_A_ROW):
-            wall, own = time.perf_counter(), time.process_time()
+            waited, began = waited_for_cores(), time.perf_counter()
             self.session.run(None, feeds)
-            share = (time.process_time() - own) / (time.perf_counter() - wall)
-            self.shares.append(min(1.0, share / self.threads))
+            seconds = time.perf_counter() - began
+            self.shares.append(max(0.0, 1 - (waited_for_cores() - waited) / seconds / self.threads))
 
     def operator_seconds(self) -> dict[str, float]:
         """Operator → its typical time. Ends the profiling."""
