@@ -139,7 +139,9 @@ def _refusal(network: Network, job: Job, budget: int, micro_batch: int | None, k
         (size > budget, size, f"{what}: {size} bytes" + (" (enough)" if size <= budget else ""))
         for what, size in _changes(network, job, budget, micro_batch, need, known)
     ]
-    help_ = "; ".join(text for _, _, text in sorted(changes)) or "a smaller network or smaller images"
+    if all(size > budget for _, size, _ in changes):
+        changes.append((True, need, "a smaller network or smaller images"))
+    help_ = "; ".join(text for _, _, text in sorted(changes))
     return (
         f"{format_bytes(budget)} ({budget} bytes) is too little{advice}: the smallest feasible budget is "
         f"{need} bytes ({format_bytes(need)}, micro-batch {least.choice.micro_batch}); "

@@ -121,6 +121,20 @@ def test_simulate_fails_over_the_cap(tiny_artifact: Make, tmp_path: Path) -> Non
     assert not content["fits"] and content["measured_peak_bytes"] is None
 
 
+def test_finetune_refuses_a_cap_below_the_plan_before_it_measures(
+    tiny_artifact: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_artifact()
+    need = succeed("inspect", path)["predicted_peak_bytes"]
+    write_digits(tmp_path / "digits.npz")
+    finetune = ("finetune", path, "--data", tmp_path / "digits.npz", "--steps", 1, "-o", tmp_path / "run")
+    monkeypatch.setattr("edge_bcs.cli.finetune._evaluate", lambda *_: pytest.fail("measured first"))
+    refused = run(*finetune, "--memory", need - 1)
+    assert refused.exit_code == 1 and f"takes {need} bytes, more than the {need - 1}" in refused.stderr
+    assert not (tmp_path / "run" / "report.json").exists()
+    assert run(*finetune, "--memory", need, "--eval-samples", 0).exit_code == 0
+
+
 def test_finetune_and_evaluate(tiny_artifact: Make, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     common = ("--data", tmp_path / "digits.npz", "--eval-samples", 40, "--eval-steps", 2)

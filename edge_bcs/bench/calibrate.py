@@ -36,7 +36,8 @@ from edge_bcs.runtime.process import waited_for_cores
 SETTINGS = (
     ("vgg16", "uniform", 0.99, (2, 16)),
     ("vgg16", "paper", 0.99, (4, 32)),
-    ("resnet18", "uniform", 0.9, (2, 16)),
+    ("resnet18", "uniform", 0.9, (16,)),
+    ("resnet18", "uniform", 0.99, (2,)),
     ("wrn28_2", "uniform", 0.98, (4, 32)),
     ("vgg16", "uniform", 0.3, (2,)),
 )
