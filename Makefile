@@ -131,7 +131,8 @@ bench: $(INSTALLED)
 	$(BIN)/edge-bcs bench --all results/speed
 
 # Keeps what results/memory has; AGAIN=times measures the times anew (ten quiet minutes), AGAIN=all everything.
-# PART=smallest does without measuring, PART=times without the table of smallest budgets.
+# PART=smallest does without measuring, PART=times without the table of smallest budgets. What was interrupted goes
+# on with `make trade-off` alone.
 AGAIN ?= nothing
 PART  ?= both
 trade-off: $(INSTALLED)

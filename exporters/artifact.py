@@ -42,7 +42,9 @@ from .storage import store as stored_as
 from .validation import run
 from .validation import validate as validate_artifact
 
-DEFAULT_MICRO_BATCH = 16
+DEFAULT_MICRO_BATCH = 32
+"""Images a run where no budget asks for fewer: 16, whole vectors, for each of two threads. More are hardly
+faster, and what a micro-batch's statistics teach must not depend on the machine that compiles."""
 BATCH_NORMS = ("frozen", "batch")
 STORES = ("f32", "bf16")
 _BYTES_PER_CONNECTION = 28
@@ -101,7 +103,8 @@ def choose(
 
     Args:
         network, objective, beta, batch_size, attack_steps: what a step is.
-        micro_batch: images a run; default: what the planner finds fastest, 16 without a budget.
+        micro_batch: images a run; default: what the planner finds fastest, without a budget
+            ``DEFAULT_MICRO_BATCH``.
         budget: bytes of the working set.
         bfloat16: whether activations may be kept as bfloat16.
         machine: whose time counts.
@@ -132,8 +135,13 @@ def _refusal(network: Network, job: Job, budget: int, micro_batch: int | None, k
     least = smallest(network, job, micro_batch, known)
     need = least.peak_bytes
     advice = "" if micro_batch is None else f" with a micro-batch of {micro_batch}"
-    changes = _changes(network, job, budget, micro_batch, need, known)
-    help_ = "; ".join(f"{what}: {size} bytes" for what, size in changes)
+    changes = [
+        (size > budget, size, f"{what}: {size} bytes" + (" (enough)" if size <= budget else ""))
+        for what, size in _changes(network, job, budget, micro_batch, need, known)
+    ]
+    if all(size > budget for _, size, _ in changes):
+        changes.append((True, need, "a smaller network or smaller images"))
+    help_ = "; ".join(text for _, _, text in sorted(changes))
     return (
         f"{format_bytes(budget)} ({budget} bytes) is too little{advice}: the smallest feasible budget is "
         f"{need} bytes ({format_bytes(need)}, micro-batch {least.choice.micro_batch}); "
@@ -147,7 +155,7 @@ def _changes(
     """(change, smallest working set then) of what makes the smallest, ``need`` bytes, smaller."""
     options: list[tuple[str, Network, Job, int | None]] = []
     if micro_batch is not None and micro_batch > (2 if network.batch_statistics else 1):
-        options.append(("any micro-batch", network, job, None))
+        options.append(("no --micro-batch", network, job, None))
     if not job.bfloat16:
         options.append(("--store bf16", network, replace(job, bfloat16=True), micro_batch))
     if network.batch_statistics:
@@ -167,9 +175,7 @@ def _changes(
         sparsity = 1 - Decimal(fewer) / network.layout.size
         digits = sparsity.quantize(Decimal("0.0001"), ROUND_CEILING)
         kappa = int((1 - digits) * network.layout.size)
-        yield f"--sparsity {digits}", need - _BYTES_PER_CONNECTION * (network.kappa - kappa)
-    else:
-        yield "a smaller network or smaller images", budget
+        yield f"a new network of --sparsity {digits}", need - _BYTES_PER_CONNECTION * (network.kappa - kappa)
 
 
 def export(
@@ -214,7 +220,7 @@ def export(
             asks for it (without a budget all are). Gradients then carry its rounding, 2⁻⁹ a number.
         machine: whose time the planner counts.
         micro_batch: images per run of a graph, at least 1 (2 with batch statistics); default: as the planner
-            says, or 16 without a budget.
+            says, or 32 without a budget.
         batch_norm: "frozen" (running statistics) or "batch" (statistics of the micro-batch).
         batch_size: default logical batch of the runtime.
         epsilon, step_size: radius and step of the attack in units of pixel values; attack_steps: its length.

@@ -36,3 +36,19 @@ def private_now() -> int:
     import resource
 
     return (resident - shared) * resource.getpagesize()
+
+
+def waited_for_cores() -> float:
+    """Seconds that this process's threads could have run and waited for a core so far, all together.
+
+    Other work on the machine shows in it, and nothing else does: a thread that has nothing to do sleeps. 0.0
+    where the system does not tell (it takes Linux's scheduler statistics); threads that have ended are not
+    counted.
+    """
+    waited = 0
+    for thread in Path("/proc/self/task").glob("*"):
+        try:
+            waited += int((thread / "schedstat").read_text().split()[1])
+        except (OSError, ValueError, IndexError):  # it has just ended
+            continue
+    return 1e-9 * waited

@@ -23,7 +23,7 @@ from .plans import Phase, Plan, Tensor, plan_of
 
 if TYPE_CHECKING:
     from edge_bcs.exporters.network import Network
-    from edge_bcs.exporters.planner import Job
+    from edge_bcs.exporters.planner import Choice, Job
 
 COMPILED = "compiled"
 SCALED = "scaled from the artifact's own plan"
@@ -308,7 +308,7 @@ class _Compiler(_Maker):
 
     def _fitting(
         self, network: Network, objective: str, budget: int, bfloat16: bool | None = None
-    ) -> tuple[int, Plan]:
+    ) -> tuple[Choice, Plan]:
         """What the planner makes of ``budget``, or the smallest it can if that is not enough."""
         from edge_bcs.exporters.artifact import compile_network
         from edge_bcs.exporters.planner import fastest, smallest
@@ -317,11 +317,12 @@ class _Compiler(_Maker):
         least = smallest(network, job)
         choice = (fastest(network, job, budget, None, least) or least).choice
         compiled = compile_network(network, job.objective, job.beta, choice.micro_batch, choice)
-        return choice.micro_batch, plan_of(compiled.memory.to_json(None))
+        return choice, plan_of(compiled.memory.to_json(None))
 
     def variants(self, budget: int) -> Iterator[Variant]:
         objective = self.artifact.objective.name
-        size, plan = self._fitting(self._network, objective, budget)
+        choice, plan = self._fitting(self._network, objective, budget)
+        size = choice.micro_batch
         memory = {"--memory": str(max(budget, plan.peak_bytes))}
         fits = plan.peak_bytes <= budget
         what = (
@@ -331,16 +332,19 @@ class _Compiler(_Maker):
         )
         yield what, memory, False, size, plan
         if not self._bfloat16:
-            size, plan = self._fitting(self._network, objective, budget, True)
+            choice, plan = self._fitting(self._network, objective, budget, True)
+            size = choice.micro_batch
             memory = {"--store": "bf16", "--memory": str(max(budget, plan.peak_bytes))}
-            yield f"activations kept as bfloat16, micro-batch {size}", memory, False, size, plan
+            if choice.storage.narrowed:  # else it is the plan that is named already
+                yield f"activations kept as bfloat16, micro-batch {size}", memory, False, size, plan
         for what, options, retrain, network, name in self._single_changes(objective):
             changed = self._compile(network, name, self.artifact.micro_batch)
             if changed.peak_bytes <= budget:
                 keep = {"--micro-batch": str(self.artifact.micro_batch)}
                 yield what, {**options, **keep}, retrain, self.artifact.micro_batch, changed
             else:
-                size, changed = self._fitting(network, name, budget)
+                choice, changed = self._fitting(network, name, budget)
+                size = choice.micro_batch
                 memory = {"--memory": str(max(budget, changed.peak_bytes))}
                 yield f"{what}, micro-batch {size}", {**options, **memory}, retrain, size, changed
 

@@ -81,6 +81,23 @@ def names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
+def file_of(target: str | Path) -> Path:
+    """The file of a board that is named as `load` takes it; a user's own need not exist.
+
+    Raises:
+        EdgeBcsError: no board of the package has that name, and it is no .toml file.
+    """
+    path = Path(target)
+    if path.suffix == ".toml":
+        return path
+    if str(target) not in names():
+        raise EdgeBcsError(
+            f"No board is called {str(target)!r}: choose one of {', '.join(names())}, or give a .toml file "
+            "(`edge-bcs targets NAME --toml` prints one to begin with)."
+        )
+    return _FOLDER / f"{target}.toml"
+
+
 def load(target: str | Path) -> Target:
     """Read a board by its name (see `names`) or from a user's own TOML file.
 
@@ -88,14 +105,7 @@ def load(target: str | Path) -> Target:
         EdgeBcsError: no such board or file, or a field that is missing or makes no sense; the message
             names it.
     """
-    path = Path(target)
-    if path.suffix != ".toml":
-        path = _FOLDER / f"{target}.toml"
-        if not path.is_file():
-            raise EdgeBcsError(
-                f"No board is called {str(target)!r}: choose one of {', '.join(names())}, "
-                "or give a .toml file."
-            )
+    path = file_of(target)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -128,8 +138,10 @@ class _Reader:
         if default_budget > usable:
             raise self._bad("memory.default_budget", "is more than memory.usable")
         sources = document.get("sources", {})
-        if not isinstance(sources, dict) or not all(isinstance(text, str) for text in sources.values()):
+        if not isinstance(sources, dict):
             raise self._bad("sources", "must be a table of sentences")
+        for topic in sources:
+            self._text(sources, topic, "sources.")
         return Target(
             name=self._path.stem,
             title=self._text(document, "title", ""),
@@ -178,17 +190,23 @@ class _Reader:
     def _table(self, document: Mapping[str, Any], field: str) -> Mapping[str, Any]:
         table = document.get(field)
         if not isinstance(table, dict):
-            raise self._bad(field, "is missing: it must be a table")
+            raise self._bad(
+                field, "must be a table" if field in document else "is missing: it must be a table"
+            )
         return table
 
     def _text(self, table: Mapping[str, Any], field: str, prefix: str) -> str:
         text = table.get(field)
         if not isinstance(text, str) or not text.strip():
-            raise self._bad(prefix + field, "is missing: it must be text")
+            raise self._bad(
+                prefix + field, "must be text" if field in table else "is missing: it must be text"
+            )
         return text
 
     def _positive(self, table: Mapping[str, Any], field: str, prefix: str) -> float:
         number = table.get(field)
+        if number is None:
+            raise self._bad(prefix + field, "is missing: it must be a positive number")
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
             raise self._bad(prefix + field, "must be a positive number")
         return float(number)
@@ -199,7 +217,7 @@ class _Reader:
         except KeyError:
             raise self._bad(f"memory.{field}", "is missing: it must be a size such as '512MiB'") from None
         except (EdgeBcsError, TypeError) as error:
-            raise self._bad(f"memory.{field}", f"is not a size: {error}") from None
+            raise self._bad(f"memory.{field}", f"is not a size: {str(error).rstrip('.')}") from None
 
     def _only(self, table: Mapping[str, Any], known: set[str], prefix: str) -> None:
         for field in table:

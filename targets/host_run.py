@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
 import time
 from typing import Any
 
-from edge_bcs.runtime.process import resident_peak
+from edge_bcs.runtime.process import resident_peak, waited_for_cores
 
 
 def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict[str, Any]:
@@ -28,22 +29,23 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
 
     from edge_bcs import random
 
+    from .roofline import step_runs
+
     libraries = resident_peak()
     with Trainer(path, memory=memory, threads=threads) as trainer:
         # Noise teaches nothing: steps of length zero measure the same memory and cannot diverge.
         trainer.learning_rate = trainer.weight_decay = 0.0
         artifact, engine = trainer.artifact, trainer._engine
-        phases = {"lists": {"peak_bytes": trainer.memory()["peak_bytes"], "seconds": 0.0, "runs": 1}}
+        peaks = {"lists": trainer.memory()["peak_bytes"]}
+        taken: dict[str, list[float]] = {}
         run = engine.run
 
         def recorded(graph: str) -> None:
             engine.budget.reset_peak()
             began = time.perf_counter()
             run(graph)
-            entry = phases.setdefault(graph, {"peak_bytes": 0, "seconds": 0.0, "runs": 0})
-            entry["seconds"] += time.perf_counter() - began
-            entry["runs"] += 1
-            entry["peak_bytes"] = max(entry["peak_bytes"], engine.budget.peak)
+            taken.setdefault(graph, []).append(time.perf_counter() - began)
+            peaks[graph] = max(peaks.get(graph, 0), engine.budget.peak)
 
         engine.run = recorded  # type: ignore[method-assign]
 
@@ -60,28 +62,30 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
         once = time.perf_counter() - began
         timed = max(1, min(parts, int(seconds / max(once, 1e-6))))
         x, y = batch(min(artifact.batch_size, timed * artifact.micro_batch))
-        peaks = {name: entry["peak_bytes"] for name, entry in phases.items()}
-        phases.clear()
         steps = max(1, min(3, int(seconds / max(once * timed, 1e-6))))
-        began = time.perf_counter()
+        taken.clear()
+        began, waited = time.perf_counter(), waited_for_cores()
         for _ in range(steps):
             metrics = trainer.step(x, y)
-        elapsed = (time.perf_counter() - began) / steps
-        optimizer = phases["optimizer"]["seconds"] / steps
-        for name, peak in peaks.items():
-            entry = phases.setdefault(name, {"peak_bytes": 0, "seconds": 0.0, "runs": 0})
-            entry["peak_bytes"] = max(entry["peak_bytes"], peak)
-        for name, entry in phases.items():
-            entry["seconds_per_step"] = (
-                entry.pop("seconds") / steps * (1 if name == "optimizer" else parts / timed)
-            )
-            entry["runs_per_step"] = round(
-                entry.pop("runs") / steps * (1 if name == "optimizer" else parts / timed)
-            )
+        elapsed, waited = time.perf_counter() - began, waited_for_cores() - waited
+        runs = {graph: len(each) // steps for graph, each in taken.items()}
+        if timed < parts:
+            runs |= step_runs(artifact)
+        # The median, because other work on the machine takes a core away for a while now and then.
+        spent = {graph: runs[graph] * statistics.median(each) for graph, each in taken.items()}
+        beside = (elapsed - sum(map(sum, taken.values()))) / steps * parts / timed
         return {
-            "peak_bytes": max(entry["peak_bytes"] for entry in phases.values()),
-            "phases": phases,
-            "seconds_per_step": (elapsed - optimizer) * parts / timed + optimizer,
+            "peak_bytes": max(peaks.values()),
+            "phases": {
+                graph: {
+                    "peak_bytes": peak,
+                    "seconds_per_step": spent.get(graph, 0.0),
+                    "runs_per_step": runs.get(graph, 0),
+                }
+                for graph, peak in peaks.items()
+            },
+            "seconds_per_step": sum(spent.values()) + beside,
+            "cores_share": max(0.0, 1 - waited / elapsed / trainer.threads),
             "timed_micro_batches": timed,
             "micro_batches_per_step": parts,
             "steps": steps,

@@ -119,6 +119,9 @@ def step_time(plan: Plan, runs: Mapping[str, int], target: Target, threads: int)
 def _assumptions(target: Target, machine: Machine) -> tuple[str, ...]:
     costs = machine.costs
     together = machine.arithmetic[0] * machine.cores
+    shared = (
+        f" and {1e6 * costs.fork:.0f} µs to share it among threads" if len(machine.arithmetic) > 1 else ""
+    )
     source = f"measured by `edge-bcs bench --calibrate` on {machine.processor or 'it'}"
     return (
         "costs of the kernels "
@@ -131,8 +134,8 @@ def _assumptions(target: Target, machine: Machine) -> tuple[str, ...]:
         f"{machine.bandwidth / 1e9:.1f} GB/s of memory bandwidth, of which all cores reach "
         f"{_share(max(costs.stack / machine.cores, min(costs.stack, 1.0)))} in convolutions; every tensor "
         "is moved once a node",
-        f"{1e6 * costs.node:.0f} µs to start a node; connections lie as when compiled; no throttling, no "
-        "time for reading data",
+        f"{1e6 * costs.node:.0f} µs to start a node{shared}; connections lie as when compiled; no "
+        "throttling, no time for reading data",
     )
 
 

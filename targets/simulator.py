@@ -31,6 +31,8 @@ from .roofline import StepTime, step_runs, step_time
 FITS, TIGHT, DOES_NOT_FIT = "fits", "tight", "does not fit"
 TIGHT_SHARE = 0.9
 """Share of a limit from which fitting is called tight."""
+UNDISTURBED = 0.8
+"""Share of its threads' time that a run spent on a core, from which it counts as undisturbed."""
 LIBRARIES_BYTES = 90 << 20
 """Resident memory of interpreter, numpy, ONNX Runtime and its sessions, when it was not measured."""
 
@@ -47,7 +49,8 @@ class Measurement:
         seconds_per_step: of one optimizer step over a whole batch.
         refused: why memory did not suffice, else "".
         exact: whether the allocator counted every tensor.
-        details: steps and micro-batches that were timed, kernels, loss.
+        details: steps and micro-batches that were timed, share of the cores' time that the run had, kernels,
+            loss.
     """
 
     confinement: str
@@ -60,6 +63,11 @@ class Measurement:
     refused: str
     exact: bool
     details: Mapping[str, Any]
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work took so much of the cores' time that the measured times say little."""
+        return bool(self.details.get("cores_share", 1.0) < UNDISTURBED)
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ class Simulation:
             },
             "expected_step": asdict(self.expected) if self.expected else None,
             "calibrated_step_seconds": self.calibrated_seconds,
-            "measurement": asdict(measured) if measured else None,
+            "measurement": {**asdict(measured), "disturbed": measured.disturbed} if measured else None,
             "changes": [asdict(change) for change in self.advice.changes],
             "trade_off": [asdict(point) for point in self.advice.curve],
             "figures_of_changes": self.advice.source,
@@ -284,8 +292,8 @@ def _verdict(
 def _calibrated(
     artifact: Artifact, plan: Plan, expected: StepTime | None, measured: Measurement | None
 ) -> float | None:
-    """The board's expected time, times measured over expected on this host."""
-    if expected is None or measured is None or measured.seconds_per_step is None:
+    """The board's expected time, times measured over expected on this host; None if the run was disturbed."""
+    if expected is None or measured is None or measured.seconds_per_step is None or measured.disturbed:
         return None
     here = step_time(plan, step_runs(artifact), roofline.this_host(isa()), measured.threads)
     return expected.seconds * measured.seconds_per_step / here.seconds if here and here.seconds else None
@@ -319,7 +327,7 @@ def _run(
         if usable is None:
             raise EdgeBcsError(f"the run on this host ended without an answer: {reason}")
         answer["refused"] = f"the process failed under the board's memory limit ({reason})"
-    details = ("timed_micro_batches", "micro_batches_per_step", "steps", "isa", "loss")
+    details = ("timed_micro_batches", "micro_batches_per_step", "steps", "cores_share", "isa", "loss")
     return Measurement(
         confinement=confined.description,
         threads=int(answer.get("threads", threads)),

@@ -85,7 +85,7 @@ def _map(simulation: Simulation, width: int) -> RenderableType:
     layout = assign(phase.tensors)
     used = {tensor.category for tensor in phase.tensors}
     lines = text_map(phase, key, width=max(16, min(100, width - 14)))
-    legend = "   ".join(f"{letter} {category}" for category, letter in key.items() if category in used)
+    legend = [f"{letter} {category}" for category, letter in key.items() if category in used]
     packed = (
         f"Packed into one block these tensors take {format_bytes(layout.extent)}; alive at once are at most "
     )
@@ -93,12 +93,23 @@ def _map(simulation: Simulation, width: int) -> RenderableType:
     return Group(
         Text(f"Address × time of {phase.name}: {len(phase.nodes)} nodes from left to right", style="bold"),
         Text("\n".join(lines)),
-        Text(f"{'':>10}  {legend}   . free"),
+        Text("\n".join(_lines([*legend, ". free"], width, indent=12))),
         Text(
             f"{packed} ONNX Runtime places tensors in a heap as they come, so real addresses differ. The "
             f"bound buffers, {format_bytes(simulation.plan.bound_bytes)}, lie outside."
         ),
     )
+
+
+def _lines(items: list[str], width: int, indent: int) -> list[str]:
+    """Items side by side, three spaces apart; none is broken at the end of a line."""
+    lines = [" " * indent + items[0]]
+    for item in items[1:]:
+        if len(lines[-1]) + 3 + len(item) <= width:
+            lines[-1] += "   " + item
+        else:
+            lines.append(" " * indent + item)
+    return lines
 
 
 def _print_times(simulation: Simulation, console: Console) -> None:
@@ -116,8 +127,10 @@ def _print_times(simulation: Simulation, console: Console) -> None:
         table.add_row("step", "", _seconds(expected.seconds), _seconds(took), style="bold")
         console.print(table)
         console.print(f"Expected on {where}, a roofline that assumes:")
+        points = Table.grid(padding=(0, 1))
         for assumption in expected.assumptions:
-            console.print(f"  · {assumption}")
+            points.add_row("  ·", assumption)
+        console.print(points)
     else:
         console.print(
             "The artifact's plan does not tell its arithmetic: export it again for an expected time."
@@ -137,6 +150,11 @@ def _print_times(simulation: Simulation, console: Console) -> None:
             timed, whole = details["timed_micro_batches"], details["micro_batches_per_step"]
             part = f", extrapolated from {timed} of {whole} micro-batches"
         console.print(f"Measured here with {measured.threads} threads, {details['isa']} kernels{part}.")
+        if measured.disturbed:
+            console.print(
+                f"Other work took {100 * (1 - details['cores_share']):.0f} % of the cores meanwhile: a step "
+                "is faster than that when nothing else runs. Bytes do not depend on it."
+            )
     console.print(f"Process: {measured.confinement}.")
     if measured.rss_peak_bytes:
         libraries = measured.rss_libraries_bytes

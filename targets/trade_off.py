@@ -9,8 +9,8 @@ Writes to the folder that is named (default results/memory), each network as soo
 - `trade_off.png`, and `README.md` with all figures.
 
 What is there is kept; `--again times` measures the times anew, `--again all` everything. `--part smallest`
-does without measuring, `--part times` without the table of smallest budgets. Needs the host's compiler; some
-ten minutes on two cores that do nothing else.
+does without measuring, `--part times` without the table of smallest budgets. What was interrupted goes on
+without `--again`. Needs the host's compiler; some ten minutes on two cores that do nothing else.
 """
 
 from __future__ import annotations
@@ -284,7 +284,8 @@ def readme(rows: list[dict[str, Any]], times: dict[str, Any]) -> str:
             "## Budget and time",
             "",
             f"{machine['date']}, {machine['cpu']}, {machine['threads']} threads, calibrated (`machine.toml`) "
-            f"while {100 * machine['available']:.0f} % of the cores' time was to be had.",
+            f"while {100 * machine['available']:.0f} % of the cores' time was to be had"
+            + ("." if machine["quiet"] else ", too little to measure what a second thread brings."),
             "",
             "![time per image over the working set](trade_off.png)",
         ]
@@ -367,18 +368,30 @@ class _Folder:
         self.rows: list[dict[str, Any]] = self._read("smallest", [])
         nothing: dict[str, Any] = {"results": {}, "others": []}
         self.times: dict[str, Any] = self._read("trade_off", nothing)
-        if "others" not in self.times or not (path / "machine.toml").is_file():
-            self.times = nothing  # of another form, or no model of time goes with it
+        self.calibration = self._calibration()
+        if "machine" not in self.times or self.calibration is None:
+            # Nothing is there, or it is of another form, or no model of time goes with it.
+            self.times, self.calibration = nothing, None
 
     def _read(self, name: str, default: Any) -> Any:
         path = self.path / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
 
+    def _calibration(self) -> Machine | None:
+        """The folder's own; None if there is none, or one of an earlier form, which is measured anew."""
+        from edge_bcs.exporters import cost_model
+
+        try:
+            return cost_model.load(self.path / "machine.toml")
+        except EdgeBcsError:
+            return None
+
     def write(self) -> None:
         """Everything that is known."""
         write_json(self.path / "smallest.json", self.rows)
-        if self.times["results"]:
+        if "machine" in self.times:
             write_json(self.path / "trade_off.json", self.times)
+        if self.times["results"]:
             plot(self.times["results"], self.path / "trade_off.png")
         write_atomically(self.path / "README.md", readme(self.rows, self.times).encode())
 
@@ -392,9 +405,8 @@ class _Folder:
 
         from edge_bcs.bench.calibrate import calibrate
 
-        kept = cost_model.load(self.path / "machine.toml")
-        if kept is not None:
-            return kept.on(threads)
+        if self.calibration is not None:
+            return self.calibration.on(threads)
         found = calibrate(threads, progress=lambda message: print(message, flush=True))
         cost_model.save(found.machine, self.path / "machine.toml")
         cpu = f"{os.cpu_count()} cores of {found.machine.processor} ({found.machine.isa})"
@@ -403,9 +415,11 @@ class _Folder:
             "cpu": cpu,
             "threads": threads,
             "available": found.available,
+            "quiet": found.quiet,
         }
-        calibrated: Machine = found.machine
-        return calibrated
+        self.calibration = found.machine
+        self.write()
+        return self.calibration
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,17 @@ def test_export_simulate_inspect(tmp_path: Path) -> None:
     for command in ("simulate", "inspect"):
         shown = run(command, folder)
         assert shown.exit_code == 0 and "resnet18" in shown.output
+    assert re.search(r"activations     \d+ computed a second time\n", run("inspect", folder).output)
+    # As small as it gets, one image at a time; and as large as it likes.
+    tight = ("export", *options, "--objective", "trades", "--no-validate", "-o", folder, "--memory")
+    need = re.search(r"smallest feasible budget is (\d+) bytes", run(*tight, "1KiB").output)
+    assert need is not None
+    shown = run(*tight, need[1]).output
+    assert "micro-batch     1 image, batches of 128" in shown
+    assert re.search(r"activations     \d+ computed a second time, the clean branch run twice", shown)
+    shown = run("export", *options, "--no-validate", "-o", folder).output
+    assert "micro-batch     32 images" in shown and "all kept for the backward pass" in shown
+    assert "no budget was named (--memory, --target)" in shown
 
 
 def test_simulate_fails_over_the_cap(tiny_artifact: Make, tmp_path: Path) -> None:
@@ -107,6 +119,20 @@ def test_simulate_fails_over_the_cap(tiny_artifact: Make, tmp_path: Path) -> Non
     assert result.exit_code == 1 and "memory budget exceeded" in result.stderr
     content = json.loads((tmp_path / "answer.json").read_text())
     assert not content["fits"] and content["measured_peak_bytes"] is None
+
+
+def test_finetune_refuses_a_cap_below_the_plan_before_it_measures(
+    tiny_artifact: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_artifact()
+    need = succeed("inspect", path)["predicted_peak_bytes"]
+    write_digits(tmp_path / "digits.npz")
+    finetune = ("finetune", path, "--data", tmp_path / "digits.npz", "--steps", 1, "-o", tmp_path / "run")
+    monkeypatch.setattr("edge_bcs.cli.finetune._evaluate", lambda *_: pytest.fail("measured first"))
+    refused = run(*finetune, "--memory", need - 1)
+    assert refused.exit_code == 1 and f"takes {need} bytes, more than the {need - 1}" in refused.stderr
+    assert not (tmp_path / "run" / "report.json").exists()
+    assert run(*finetune, "--memory", need, "--eval-samples", 0).exit_code == 0
 
 
 def test_finetune_and_evaluate(tiny_artifact: Make, tmp_path: Path) -> None:
@@ -238,6 +264,9 @@ def test_a_stopped_training_is_saved_and_goes_on_to_the_bit(tiny_artifact: Make,
         (("evaluate", "ARTIFACT", "--data", "digits", "--engine", "board", "--seed", "1"), "--seed needs"),
         (("evaluate", "ARTIFACT", "--data", "digits", "--seed", "1", "--memory", "1MiB"), "no such cap"),
         (("export", "--checkpoint", "x", "--classes", "4"), "a checkpoint has its own"),
+        (("export", "--checkpoint", "x", "--sparsity", "0.99"), "--sparsity belongs to a new network"),
+        (("export", "--checkpoint", "x", "--model", "vgg16"), "--model belongs to a new network"),
+        (("export", "--target", ""), "No board is called ''"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(

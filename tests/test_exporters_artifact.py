@@ -263,7 +263,9 @@ def test_two_images_that_normalise_each_other_are_no_defect(
 ) -> None:
     # On 1×1 maps every normalised value is ±1: torch's own float32 is 1e-3 (VGG-16) away from float64.
     export(tiny(name), tmp_path / "a", objective, SHAPE, micro_batch=2, batch_norm="batch")
-    assert "(torch's own float32: " in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert "validated against torch float64" in found
+    assert name != "vgg16" or "(torch's own float32: " in found
 
 
 @pytest.mark.parametrize("options", [{}, {"micro_batch": 2, "batch_norm": "batch"}], ids=["frozen", "batch"])
@@ -296,11 +298,11 @@ def test_one_draw_at_a_kink_is_not_a_defect(tmp_path: Path, monkeypatch: pytest.
     sparse = tiny("vgg16")
     artifact = export(sparse, tmp_path / "a", input_shape=SHAPE, validate=False)
     rounding = Differences(0, 0, 1e-6, 1e-6)
-    bad, good = Differences(0, 0, 1e-2, 0, rounding), Differences(0, 0, 1e-6, 0, rounding)
+    bad, good = Differences(0, 0, 1e-2, 0, rounding), Differences(0, 0, 1e-6, 0)
     # As far as rounding goes in float32 itself, and no farther; where that is everything, nothing is proved.
     rough = Differences(0, 0, 1e-2, 0, Differences(0, 0, 0.4e-2, 0))
     rougher = Differences(0, 0, 1e-2, 0, Differences(0, 0, 0.1e-2, 0))
-    mute = Differences(0, 0, 1e-7, 0, Differences(0, 0, 0.5, 0))
+    mute = Differences(0, 0, 1e-2, 0, Differences(0, 0, 0.5, 0))
     for draws, found, accepted in (
         ([bad, good], good, True),
         ([bad, bad, bad], None, False),
@@ -370,7 +372,7 @@ def test_a_loaded_artifact_is_the_exported_network(tmp_path: Path) -> None:
     assert torch.equal(again.eval()(x), sparse.eval()(x))
 
 
-def test_choose_without_a_budget_takes_sixteen() -> None:
+def test_choose_without_a_budget_takes_whole_vectors_for_two_threads() -> None:
     network = network_of(tiny("vgg16"), SHAPE)
-    assert artifacts.choose(network, get("at"), 0.0, 128, None, None).micro_batch == 16
+    assert artifacts.choose(network, get("at"), 0.0, 128, None, None).micro_batch == 32
     assert artifacts.choose(network, get("at"), 0.0, 5, None, None).micro_batch == 5

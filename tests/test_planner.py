@@ -265,7 +265,22 @@ def test_the_smallest_budget_works_and_a_byte_less_is_refused_with_help(
     assert ("--objective at" in dict(changes)) == (objective == "trades")
     assert ("--batch-norm frozen" in dict(changes)) == (statistics == "batch")
     assert all(int(size) < budget for _, size in changes)
+    assert str(error.value).count("(enough)") == len(changes)  # a byte less is enough
     step_under(export(sparse, tmp_path / "a", memory=budget, **options), budget)
+
+
+def test_changes_that_are_enough_come_first() -> None:
+    _, network = made("vgg16", "batch")
+    job = Job(get("trades"), 6.0)
+    frozen = smallest(replace(network, batch_statistics=False), job).peak_bytes
+    with pytest.raises(EdgeBcsError) as error:
+        choose(network, job.objective, job.beta, job.batch_size, None, frozen)
+    parts = str(error.value).partition("would help: ")[2].split("; ")
+    assert "--objective at: " in str(error.value) and f"--batch-norm frozen: {frozen} bytes (enough)" in parts
+    marks = ["(enough)" in part for part in parts]
+    assert marks == sorted(marks, reverse=True) and not all(marks)
+    with pytest.raises(EdgeBcsError, match=r"would help: .*a smaller network or smaller images$"):
+        choose(network_of(made("vgg16")[0], (3, 16, 16)), get("at"), 0.0, 128, 1, 1, bfloat16=True)
 
 
 def test_the_sparsity_that_is_advised_is_enough(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -336,3 +338,27 @@ def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     assert findings["board"].found == findings["memory"].found == "unknown"
     assert "no sensor" in findings["temperature"].found
     assert not any(finding.blocks for finding in findings.values())
+
+
+_CROWDED = """
+import hashlib, os, threading, time
+from edge_bcs.runtime.process import waited_for_cores
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+before, began, end = waited_for_cores(), time.perf_counter(), threading.Barrier(3)
+def work():
+    while time.perf_counter() - began < 0.5:
+        hashlib.pbkdf2_hmac("sha256", b"word", b"salt", 20_000)
+    end.wait()  # what threads that have ended waited is forgotten
+    end.wait()
+for _ in range(2):
+    threading.Thread(target=work).start()
+end.wait()
+print((waited_for_cores() - before) / (time.perf_counter() - began))
+end.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="no scheduler statistics here")
+def test_two_threads_on_one_core_wait_for_it_in_turns() -> None:
+    done = subprocess.run([sys.executable, "-c", _CROWDED], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 0.7  # a second of each second, and more if others want the core too

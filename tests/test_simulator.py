@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import random
@@ -17,12 +18,13 @@ from click.testing import CliRunner
 from edge_bcs.exporters import cost_model
 from edge_bcs.exporters.cost_model import COSTS, KernelCosts, Walk
 from edge_bcs.runtime.artifact import Artifact
-from edge_bcs.targets import advice, simulator
+from edge_bcs.targets import advice, simulator, terminal
 from edge_bcs.targets.host_run import measure
 from edge_bcs.targets.layout import assign, letters, text_map
 from edge_bcs.targets.plans import Phase, Plan, Tensor, plan_of
 from edge_bcs.targets.roofline import machine_of, step_runs, step_time, this_host
 from edge_bcs.targets.simulator import DOES_NOT_FIT, FITS, TIGHT, simulate
+from rich.console import Console
 
 from edge_bcs import EdgeBcsError, targets
 from edge_bcs.cli import main
@@ -108,9 +110,10 @@ def test_the_map_in_letters() -> None:
 
 def test_the_time_of_a_step_by_hand() -> None:
     # A Zero 2 W: 4 cores of 8 GFLOP/s, a vector operation of 8 flops in 1 ns; 3.6 GB/s. Node a has 1000
-    # entries on 2 tiles and 32 vectors each, node b moves 6 MB, a node takes a millisecond to start. A second
-    # thread adds half a core, and one core moves a third of the bandwidth, two half of it.
-    costs = replace(COSTS["neon"], scaling=0.5, node=1e-3, stack=3.0, element=3.0)
+    # entries on 2 tiles and 32 vectors each, node b moves 6 MB, a node takes a millisecond to start, and
+    # a tenth of it more where threads share it. A second thread adds half a core, and one core moves a third
+    # of the bandwidth, two half of it.
+    costs = replace(COSTS["neon"], scaling=0.5, node=1e-3, fork=1e-4, stack=3.0, element=3.0)
     costs = replace(costs, sparse=KernelCosts(10, 5, 2))
     board = targets.load("raspberry-pi-zero-2w")
     board = replace(board, calibration=replace(machine_of(board), costs=costs))
@@ -119,7 +122,8 @@ def test_the_time_of_a_step_by_hand() -> None:
     for threads, compute, traffic in ((1, 84e-6, 3 * 6 / 3600), (2, 84e-6 / 1.5, 2 * 6 / 3600)):
         time = step_time(plan, {"training": 10}, board, threads)
         assert time is not None and time.flops == 30_000_000
-        assert time.seconds == pytest.approx(10 * (compute + traffic + 3e-3))
+        shared = 3e-4 if threads > 1 else 0.0
+        assert time.seconds == pytest.approx(10 * (compute + traffic + 3e-3 + shared))
         assert time.memory_bound == pytest.approx(10 * traffic / time.seconds)
 
 
@@ -164,8 +168,18 @@ def test_runs_a_step_are_those_of_the_trainer(
 ) -> None:
     path = tiny_artifact(objective=objective)
     assert step_runs(Artifact.read(path)) == runs
-    measured = measure(str(path), None, 1, 0.05)
+    measured = measure(str(path), None, 1, 20.0)
+    assert measured["timed_micro_batches"] == measured["micro_batches_per_step"]
     assert {name: measured["phases"].get(name, {}).get("runs_per_step", 0) for name in runs} == runs
+
+
+def test_a_part_of_the_micro_batches_stands_for_all(tiny_artifact: Make) -> None:
+    measured = measure(str(tiny_artifact(objective="mixed")), None, 1, 0.0)
+    assert (measured["timed_micro_batches"], measured["micro_batches_per_step"]) == (1, 4)
+    runs = {name: phase["runs_per_step"] for name, phase in measured["phases"].items()}
+    assert runs == {"attack": 6, "eval": 0, "training": 4, "optimizer": 1, "lists": 0}
+    graphs = sum(phase["seconds_per_step"] for phase in measured["phases"].values())
+    assert 0 < graphs <= measured["seconds_per_step"] and 0 <= measured["cores_share"] <= 1
 
 
 # The manifest's plan
@@ -310,6 +324,7 @@ def test_every_command_does_what_it_says(
         done = CliRunner().invoke(main, [*words[1:], "--no-validate"])
         assert done.exit_code == 0, (change.command, done.output)
         assert Artifact.read(path).predicted_peak_bytes == change.peak_bytes, change.what
+        assert "--store" not in words or Artifact.read(path).manifest["memory"]["choice"]["narrowed"]
         if not change.fits:
             continue
         # It really trains inside the budget that the artifact did not fit: the allocator refuses a byte more.
@@ -392,6 +407,26 @@ def test_a_module_of_the_users_own_gets_python(tiny_artifact: Make) -> None:
 def test_bad_requests(tiny_artifact: Make, options: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgeBcsError, match=message):
         simulate(tiny_artifact(), run=False, **options)
+
+
+def test_a_run_that_other_work_disturbed_says_so(tiny_artifact: Make) -> None:
+    result = simulate(tiny_artifact(), "raspberry-pi-4", threads=1, seconds=0)
+    assert result.measured is not None
+
+    def shown(share: float) -> tuple[str, bool]:
+        details = {**result.measured.details, "cores_share": share}
+        measured = dataclasses.replace(result.measured, details=details)
+        changed = dataclasses.replace(result, measured=measured)
+        output = io.StringIO()
+        terminal.show(changed, Console(file=output, width=200))
+        time = simulator._calibrated(result.artifact, result.plan, result.expected, measured)
+        assert changed.to_json()["measurement"]["disturbed"] == (time is None)
+        return output.getvalue(), time is None
+
+    text, disturbed = shown(0.3)
+    assert "Other work took 70 % of the cores meanwhile" in text and disturbed
+    text, disturbed = shown(0.95)
+    assert "Other work" not in text and not disturbed
 
 
 def test_a_run_that_dies_without_a_word_is_reported(

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from edge_bcs.exporters.cost_model import COSTS, Machine, save
 
 from edge_bcs import targets
+from edge_bcs.cli import main
 from edge_bcs.errors import EdgeBcsError
 
 GOOD = """
@@ -89,6 +91,9 @@ def test_a_users_own_file_with_what_was_measured_there(tmp_path: Path) -> None:
     ("old", "new", "field"),
     [
         ('title = "A board of mine"', "", "title"),
+        ("[cpu]", "[sources]\nusable = 5\n[cpu]", "sources.usable"),
+        ("bandwidth = 4.0e9", "", "memory.bandwidth"),
+        ("[memory]", "[memories]", "memories"),
         ('usable = "600MiB"', 'usable = "2GiB"', "memory.usable"),
         ('default_budget = "16MiB"', 'default_budget = "lots"', "memory.default_budget"),
         ('default_budget = "16MiB"', "", "memory.default_budget"),
@@ -104,6 +109,29 @@ def test_a_bad_file_is_refused_by_field(tmp_path: Path, old: str, new: str, fiel
     path.write_text(GOOD.replace(old, new))
     with pytest.raises(EdgeBcsError, match=r"`" + field.replace("[", r"\[").replace("]", r"\]") + "`"):
         targets.load(path)
+
+
+def test_a_field_is_missing_or_wrong_and_the_sentence_ends_once(tmp_path: Path) -> None:
+    def refused(old: str, new: str) -> str:
+        (tmp_path / "bad.toml").write_text(GOOD.replace(old, new))
+        with pytest.raises(EdgeBcsError) as caught:
+            targets.load(tmp_path / "bad.toml")
+        return str(caught.value).partition("refused: ")[2]
+
+    assert refused('title = "A board of mine"', "") == "`title` is missing: it must be text."
+    assert refused('"A board of mine"', "5") == "`title` must be text."
+    assert refused("bandwidth = 4.0e9", "") == "`memory.bandwidth` is missing: it must be a positive number."
+    assert refused("bandwidth = 4.0e9", "bandwidth = nan") == "`memory.bandwidth` must be a positive number."
+    assert refused('"16MiB"', '"lots"').endswith("or 6291456.")
+
+
+def test_the_file_of_a_board_is_one_to_begin_with(tmp_path: Path) -> None:
+    printed = CliRunner().invoke(main, ["targets", "raspberry-pi-5", "--toml"])
+    (tmp_path / "mine.toml").write_text(printed.output)
+    assert targets.load(tmp_path / "mine.toml") == replace(targets.load("raspberry-pi-5"), name="mine")
+    assert CliRunner().invoke(main, ["targets", "--toml"]).exit_code == 2
+    unknown = CliRunner().invoke(main, ["targets", "../boards/raspberry-pi-5", "--toml"])
+    assert unknown.exit_code == 1 and "No board is called" in unknown.output
 
 
 def test_an_unknown_board_lists_the_known_ones() -> None:

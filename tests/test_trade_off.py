@@ -47,7 +47,7 @@ def times() -> dict[str, Any]:
     dense = {"images": 16, "seconds_per_image": 0.5, "bytes": 400 * MIB}
     points = [point | {"measured": measured("vgg16", 1.24, 1.0)}, point]
     return {
-        "machine": {"date": "2026-01-01", "cpu": "2 cores", "threads": 2, "available": 0.97},
+        "machine": {"date": "2026-01-01", "cpu": "2 cores", "threads": 2, "available": 0.97, "quiet": True},
         "results": {"vgg16": {"points": points, "dense_pytorch": dense, "torch": "2.0"}},
         "others": [measured("resnet50", 0.7, 1.0)],
     }
@@ -74,6 +74,9 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     save(machine, tmp_path / "machine.toml")
     folder = trade_off._Folder(tmp_path, "nothing")
     assert folder.rows == rows and folder.times == times() and folder.machine(1) == machine.on(1)
+    (tmp_path / "machine.toml").write_text("version = 1")
+    assert trade_off._Folder(tmp_path, "nothing").times["results"] == {}  # of a form that is no more
+    save(machine, tmp_path / "machine.toml")
     again = trade_off._Folder(tmp_path, "times")
     assert again.rows == rows and again.times["results"] == {} and again.times["others"] == []
     assert trade_off._Folder(tmp_path, "all").rows == []
@@ -95,8 +98,9 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return points
 
     monkeypatch.setattr(trade_off, "curve", curve)
+    calibrated = {"machine": times()["machine"], "results": {}, "others": []}  # interrupted just after that
+    (tmp_path / "trade_off.json").write_text(json.dumps(calibrated))
     first = trade_off._Folder(tmp_path, "nothing")
-    first.times["machine"] = times()["machine"]
     with pytest.raises(EdgeBcsError):
         trade_off.measure_times(first, 2)
     second = trade_off._Folder(tmp_path, "nothing")

@@ -1,12 +1,16 @@
 """`edge-bcs bench --calibrate`: measures this machine for the compiler's cost model.
 
-The graphs of a few networks run on one thread with ONNX Runtime's profiler; each operator's time, what it
-computes and what it moves are one sample, and `cost_model.fit` finds the constants that explain them. How
-much each further core adds is told by the time of the same graphs on all threads.
+The graphs of a few networks, with few images and with many, run with ONNX Runtime's profiler on one thread
+and on all. Each operator's time, what it computes and what it moves are one sample: `cost_model.fit` finds
+the constants that explain those of one thread, `cost_model.fit_threads` what further threads bring and cost.
 
-Other work on the machine only ever adds time, and comes and goes: so the graphs take turns, and of each
-figure's repetitions the lower quartile counts. How much of the cores' time was to be had is measured beside
-it; where it was too little, several threads tell nothing, and what is assumed of further cores stays.
+The graphs take turns, and before the runs that count each makes one that does not: in a training, too, a
+graph runs many times in a row, with its numbers in the caches and its threads awake.
+
+Other work on the machine only ever adds time, and comes and goes. How long a run's threads waited for a core
+is known (`waited_for_cores`), so rounds go on until every graph had enough runs that nothing disturbed, or
+until a limit. Of those the median counts. Where there are too few, the lower quartile of all runs on one
+thread must do; of several threads such runs tell nothing, and what is assumed stays.
 """
 
 from __future__ import annotations
@@ -14,9 +18,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,19 +28,24 @@ import numpy as np
 from edge_bcs.bench import machine as roof
 from edge_bcs.bench.profiler import operator_seconds
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.runtime.process import waited_for_cores
 
 # Network, distribution, sparsity, images: long and short rows of connections, large and small planes,
-# strides, 1×1 kernels, layers dense enough for the dense kernels, few and many images side by side.
+# strides, 1×1 kernels, layers dense enough for the dense kernels; few images side by side, whole vectors of
+# them, and so many that each of two threads has whole vectors of its own.
 SETTINGS = (
-    ("vgg16", "uniform", 0.99, 16),
-    ("vgg16", "paper", 0.99, 8),
-    ("resnet18", "uniform", 0.9, 16),
-    ("wrn28_2", "uniform", 0.98, 8),
-    ("vgg16", "uniform", 0.3, 2),
+    ("vgg16", "uniform", 0.99, (2, 16)),
+    ("vgg16", "paper", 0.99, (4, 32)),
+    ("resnet18", "uniform", 0.9, (16,)),
+    ("resnet18", "uniform", 0.99, (2,)),
+    ("wrn28_2", "uniform", 0.98, (4, 32)),
+    ("vgg16", "uniform", 0.3, (2,)),
 )
 _PHASES = ("attack", "training", "optimizer")
-QUIET, USELESS = 0.9, 0.5
-"""Shares of the cores' time: from which times of several threads are believed, and from which any are."""
+QUIET, USELESS = 0.95, 0.5
+"""Shares of the cores' time: from which a run counts as undisturbed, and below which nothing is believed."""
+_IN_A_ROW = 2  # runs of a graph that count, after one that does not
+_ENOUGH = 3  # undisturbed runs of a graph
 _PROBE = 0.05  # seconds
 
 
@@ -46,79 +55,81 @@ class Calibration:
 
     Attributes:
         machine: an `edge_bcs.exporters.cost_model.Machine`.
-        available: share of the cores' time that other work left while it was measured, in (0, 1].
+        available: share of the cores' time that other work left to the runs, in (0, 1].
+        quiet: whether every graph had undisturbed runs, so that times are medians of them and what further
+            cores bring was measured, not assumed.
     """
 
     machine: Any
     available: float
-
-    @property
-    def quiet(self) -> bool:
-        """Whether so little else ran that what each further core adds was measured, not assumed."""
-        return self.available >= QUIET
+    quiet: bool
 
 
 def calibrate(
-    threads: int, *, runs: int = 9, progress: Callable[[str], None] = lambda message: None
+    threads: int,
+    *,
+    runs: int = 9,
+    seconds: float = 120.0,
+    progress: Callable[[str], None] = lambda message: None,
 ) -> Calibration:
     """Measure this machine with ``threads`` threads.
 
     Args:
         threads: cores in use.
-        runs: of each graph.
+        runs: undisturbed ones of each graph that are waited for.
+        seconds: after which no further round begins, whatever is missing.
         progress: called with a sentence before each part.
 
     Raises:
         EdgeBcsError: other work leaves less than half of the cores' time, before or meanwhile.
     """
-    from edge_bcs.exporters.cost_model import COSTS, Machine, fit
+    from edge_bcs.exporters.cost_model import COSTS, Machine, fit, fit_threads
 
-    _require([_available(threads) for _ in range(5)])
+    _require(statistics.fmean(_available(threads) for _ in range(5)))
     progress("peak arithmetic and bandwidth")
     peak = roof.measure(threads)
     start = Machine(
         peak.isa, peak.core_arithmetic, peak.memory_bandwidth, COSTS[peak.isa], processor=peak.processor
     )
-    settings = []
-    for model, distribution, sparsity, images in SETTINGS:
-        progress(f"compiling {model}, {distribution}, {100 * sparsity:g} % sparse, {images} images")
-        settings.append(_Setting(model, distribution, sparsity, images))
     with tempfile.TemporaryDirectory() as folder:
-        graphs = [
-            _Timed(setting, phase, threads, f"{folder}/{number}")
-            for number, setting in enumerate(settings)
-            for phase in _PHASES
-        ]
-        available = [_available(threads)]
-        for number in range(runs + 1):  # the first warms up
-            progress(f"round {number} of {runs}" if number else "warming up")
+        graphs = _graphs(threads, folder, progress)
+        began, number = time.monotonic(), 0
+        while number == 0 or (
+            min(graph.undisturbed for graph in graphs) < runs and time.monotonic() - began < seconds
+        ):
+            number += 1
+            progress(
+                f"round {number}: {sum(graph.undisturbed >= runs for graph in graphs)} of {len(graphs)} done"
+            )
             for graph in graphs:
                 graph.run()
-            available.append(_available(threads))
-        fitted = fit([sample for graph in graphs for sample in graph.samples()], start)
-    found = _require(available)
-    if threads > 1 and found >= QUIET:
-        alone = sum(lower_quartile(graph.alone[1:]) for graph in graphs)
-        together = sum(lower_quartile(graph.together[1:]) for graph in graphs)
-        gained = (alone / together - 1) * peak.core_arithmetic[0] / sum(peak.core_arithmetic[1:])
-        fitted = replace(fitted, costs=replace(fitted.costs, scaling=float(np.clip(gained, 0.05, 1.0))))
-    return Calibration(fitted, found)
+        available = _require(statistics.fmean(share for graph in graphs for share in graph.shares))
+        fitted = fit([sample for graph in graphs for sample in graph.samples(1)], start)
+        quiet = all(graph.undisturbed >= _ENOUGH for graph in graphs)
+        if quiet and threads > 1:
+            fitted = fit_threads([sample for graph in graphs for sample in graph.samples(threads)], fitted)
+    return Calibration(fitted, available, quiet)
 
 
-def lower_quartile(seconds: Sequence[float]) -> float:
-    """The time that a quarter of the repetitions undercut or meet."""
-    return sorted(seconds)[(len(seconds) - 1) // 4]
+def typical(seconds: Sequence[float], shares: Sequence[float]) -> float:
+    """The median of the runs that nothing disturbed; of too few of them, the time that a quarter of all
+    runs undercut or meet.
+
+    Args:
+        seconds: of each run. shares: of the cores' time that each run had.
+    """
+    alone = [taken for taken, share in zip(seconds, shares, strict=True) if share >= QUIET]
+    return statistics.median(alone) if len(alone) >= _ENOUGH else sorted(seconds)[(len(seconds) - 1) // 4]
 
 
-def _require(available: Sequence[float]) -> float:
-    """The mean share, if it is enough to measure anything."""
-    found = statistics.fmean(available)
-    if found < USELESS:
+def _require(available: float) -> float:
+    """The share, if it is enough to measure anything."""
+    if available < USELESS:
         raise EdgeBcsError(
-            f"other work takes {100 * (1 - found):.0f} % of the cores' time, so that no time can be "
+            f"other work takes {100 * (1 - available):.0f} % of the cores' time, so that no time can be "
             "measured: calibrate when nothing else runs."
         )
-    return found
+    return available
 
 
 def _available(threads: int) -> float:
@@ -132,6 +143,17 @@ def _available(threads: int) -> float:
 
     with ThreadPoolExecutor(threads) as pool:
         return min(1.0, statistics.fmean(pool.map(share, range(threads))))
+
+
+def _graphs(threads: int, folder: str, progress: Callable[[str], None]) -> list[_Timed]:
+    """All graphs of all settings, ready to run; profiles are written to ``folder``."""
+    graphs: list[_Timed] = []
+    for model, distribution, sparsity, sizes in SETTINGS:
+        for images in sizes:
+            progress(f"compiling {model}, {distribution}, {100 * sparsity:g} % sparse, {images} images")
+            setting = _Setting(model, distribution, sparsity, images)
+            graphs += [_Timed(setting, phase, threads, f"{folder}/{len(graphs)}") for phase in _PHASES]
+    return graphs
 
 
 class _Setting:
@@ -184,29 +206,38 @@ class _Setting:
 
 
 class _Timed:
-    """A graph on one thread, with the profiler, and on all."""
+    """A graph with the profiler, on one thread and on all; its sides are known by their threads."""
 
-    def __init__(self, setting: _Setting, phase: str, threads: int, folder: str) -> None:
+    def __init__(self, setting: _Setting, phase: str, threads: int, prefix: str) -> None:
         self.setting, self.phase = setting, phase
-        self.sessions = [setting.session(phase, 1, f"{folder}.{phase}"), setting.session(phase, threads)]
-        self.feeds = setting.feeds(self.sessions[0])
-        self.alone: list[float] = []
-        self.together: list[float] = []
+        self.sides = {
+            count: _Side(setting.session(phase, count, f"{prefix}.{phase}.{count}"), count)
+            for count in sorted({1, threads})
+        }
+        self.feeds = setting.feeds(self.sides[1].session)
 
     def run(self) -> None:
-        """Once on one thread and once on all."""
-        for session, taken in zip(self.sessions, (self.alone, self.together), strict=True):
-            start = time.perf_counter()
-            session.run(None, self.feeds)
-            taken.append(time.perf_counter() - start)
+        """A few times in a row on one thread, and on all."""
+        for side in self.sides.values():
+            side.run(self.feeds)
 
-    def samples(self) -> list[Any]:
-        """Every operator of the graph, timed on one thread."""
+    @property
+    def undisturbed(self) -> int:
+        """Undisturbed runs of the side that has fewer."""
+        return min(sum(share >= QUIET for share in side.shares) for side in self.sides.values())
+
+    @property
+    def shares(self) -> list[float]:
+        """Of the cores' time, of every run."""
+        return [share for side in self.sides.values() for share in side.shares]
+
+    def samples(self, threads: int) -> list[Any]:
+        """Every operator of the graph, timed on so many threads. Ends the profiling of that side."""
         from edge_bcs.exporters.cost_model import Sample
         from edge_bcs.exporters.operators import OPERATORS
         from edge_bcs.exporters.plan import tensor_types
 
-        taken = operator_seconds(self.sessions[0])
+        taken = self.sides[threads].operator_seconds()
         graph = self.setting.compiled.graphs[self.phase]
         types = tensor_types(graph)
 
@@ -217,7 +248,36 @@ class _Timed:
             Sample(
                 OPERATORS[node.operator].walks(node, types, connections),
                 OPERATORS[node.operator].bytes_moved(node, types, connections),
-                lower_quartile(taken[node.name][1:]),
+                taken[node.name],
             )
             for node in graph.nodes
         ]
+
+
+class _Side:
+    """A session that is timed.
+
+    Attributes:
+        shares: of each run that counts: what its threads did not spend waiting for a core.
+    """
+
+    def __init__(self, session: Any, threads: int) -> None:
+        self.session, self.threads = session, threads
+        self.shares: list[float] = []
+
+    def run(self, feeds: Mapping[str, Any]) -> None:
+        """Once to warm up, then the runs that count."""
+        self.session.run(None, feeds)
+        for _ in range(_IN_A_ROW):
+            waited, began = waited_for_cores(), time.perf_counter()
+            self.session.run(None, feeds)
+            seconds = time.perf_counter() - began
+            self.shares.append(max(0.0, 1 - (waited_for_cores() - waited) / seconds / self.threads))
+
+    def operator_seconds(self) -> dict[str, float]:
+        """Operator → its typical time. Ends the profiling."""
+        cycle = _IN_A_ROW + 1
+        return {
+            name: typical([second for run, second in enumerate(taken) if run % cycle], self.shares)
+            for name, taken in operator_seconds(self.session).items()
+        }

@@ -80,15 +80,16 @@ def _calibrate(threads: int, as_json: bool) -> None:
     if as_json:
         print_json(asdict(machine) | {"file": str(path), "available": found.available, "quiet": found.quiet})
         return
-    pairs(
-        [
-            ("processor", f"{machine.processor} ({machine.isa}, {len(machine.arithmetic)} cores)"),
-            ("arithmetic", f"{sum(machine.arithmetic) / 1e9:.0f} GFLOP/s at the peak"),
-            ("memory", f"{machine.bandwidth / 1e9:.1f} GB/s"),
-            ("an operator starts in", f"{1e6 * machine.costs.node:.0f} µs"),
-            ("saved", str(path)),
-        ]
-    )
+    rows = [
+        ("processor", f"{machine.processor} ({machine.isa}, {len(machine.arithmetic)} cores)"),
+        ("arithmetic", f"{sum(machine.arithmetic) / 1e9:.0f} GFLOP/s at the peak"),
+        ("memory", f"{machine.bandwidth / 1e9:.1f} GB/s"),
+        ("an operator starts in", f"{1e6 * machine.costs.node:.0f} µs"),
+    ]
+    if threads > 1 and found.quiet:
+        rows.append(("a further core adds", f"{100 * machine.costs.scaling:.0f} % of itself"))
+        rows.append(("sharing an operator takes", f"{1e6 * machine.costs.fork:.0f} µs"))
+    pairs([*rows, ("saved", str(path))])
     if not found.quiet:
         assumed = " and what further cores add is assumed" if threads > 1 else ""
         click.echo(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from edge_bcs.errors import EdgeBcsError
+
+if TYPE_CHECKING:
+    from edge_bcs.runtime.artifact import Artifact
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 json_file_option = click.option(
@@ -86,6 +89,17 @@ def pairs(rows: Iterable[tuple[str, object]]) -> None:
     width = max(len(name) for name, _ in listed)
     for name, value in listed:
         click.echo(f"  {name:<{width}}  {value}")
+
+
+def activations(artifact: Artifact) -> str:
+    """What an artifact's plan does with what the backward pass needs."""
+    choice = artifact.manifest["memory"].get("choice", {})
+    ways = {"recomputed": "computed a second time", "narrowed": "kept as bfloat16"}
+    lists = {name: value for name, value in choice.items() if isinstance(value, list) and value}
+    parts = [f"{len(lists[name])} {way}" for name, way in ways.items() if name in lists]
+    if artifact.objective.two_branches and choice.get("keep_both") is False:
+        parts.append("the clean branch run twice")
+    return ", ".join(parts) or "all kept for the backward pass"
 
 
 def percent(share: float | None) -> str:

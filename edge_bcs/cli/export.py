@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edge_bcs.cli.common import (
+    activations,
     examples,
     fraction,
     json_option,
@@ -51,7 +53,10 @@ from edge_bcs.errors import EdgeBcsError
     help="Running or micro-batch statistics; default: frozen for a checkpoint, batch for a new network.",
 )
 @click.option(
-    "--target", metavar="NAME", help="A board of `edge-bcs targets`; its default budget is the memory."
+    "--target",
+    metavar="NAME|FILE",
+    help="A board of `edge-bcs targets`, or a board file of your own, whose time is planned for; without "
+    "--memory its default budget is the memory.",
 )
 @click.option(
     "--memory", metavar="SIZE", help="Byte budget, such as 12MiB; the fastest plan inside it is used."
@@ -64,7 +69,9 @@ from edge_bcs.errors import EdgeBcsError
     help="How activations may be kept for the backward pass; bf16 halves them and rounds gradients.",
 )
 @click.option(
-    "--micro-batch", type=click.IntRange(1), help="Images at a time; default: what fits the memory."
+    "--micro-batch",
+    type=click.IntRange(1),
+    help="Images at a time; default: the fastest that fits the memory, 32 without a limit.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option(
@@ -99,7 +106,8 @@ from edge_bcs.errors import EdgeBcsError
     edge-bcs export --checkpoint runs/vgg16 --memory 12MiB -o out/vgg16
     edge-bcs export --checkpoint runs/vgg16 --archive --sign-key key.pem -o out/vgg16.tar
 """)
-def command(**options: Any) -> None:
+@click.pass_context
+def command(context: click.Context, /, **options: Any) -> None:
     """Compile a sparse network into an artifact: one folder (or one file) that a board can train inside a
     byte budget."""
     from edge_bcs.runtime.archive import SUFFIX
@@ -108,9 +116,14 @@ def command(**options: Any) -> None:
     if options["trust_keys"] and not options["checkpoint"]:
         raise EdgeBcsError("--trust-key belongs to --checkpoint: a new network comes from nowhere.")
 
+    if options["checkpoint"]:
+        for name in ("model", "sparsity", "distribution", "classes", "width"):
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise EdgeBcsError(f"--{name} belongs to a new network; a checkpoint has its own.")
+
     memory = options["memory"]
     machine: dict[str, Any] = {}
-    if options["target"]:
+    if options["target"] is not None:
         from edge_bcs.targets import boards
         from edge_bcs.targets.roofline import machine_of
 
@@ -169,12 +182,16 @@ def command(**options: Any) -> None:
         return
     signed = "" if artifact.signature == "none" else ", signed"
     click.echo(f"Wrote {output} ({format_bytes(size)}{signed})")
-    budget = "" if artifact.budget is None else f" of {format_bytes(artifact.budget)}"
+    images = "1 image" if artifact.micro_batch == 1 else f"{artifact.micro_batch} images"
+    budget = "; no budget was named (--memory, --target)"
+    if artifact.budget is not None:
+        budget = f" of {format_bytes(artifact.budget)}"
     pairs(
         [
             ("network", f"{artifact.network}, {artifact.kappa:,} of {artifact.size:,} connections"),
             ("objective", f"{artifact.objective.name}, batch norm {artifact.batch_norm}"),
-            ("micro-batch", f"{artifact.micro_batch} images, batches of {artifact.batch_size}"),
+            ("micro-batch", f"{images}, batches of {artifact.batch_size}"),
+            ("activations", activations(artifact)),
             ("predicted peak", format_bytes(artifact.predicted_peak_bytes) + budget),
         ]
     )
@@ -193,9 +210,6 @@ def _network(options: dict[str, Any]) -> tuple[Any, str, int]:
     if options["checkpoint"]:
         from edge_bcs.loading import load
 
-        for name in ("classes", "width"):
-            if options[name] is not None:
-                raise EdgeBcsError(f"--{name} belongs to a new network; a checkpoint has its own.")
         sparse = load(options["checkpoint"], trust_keys=options["trust_keys"])
         return sparse, str(sparse.record["name"]), int(sparse.step)
     import torch

@@ -145,6 +145,7 @@ def _train(
 
     thermostat = None if options["max_temp"] is None else Thermostat(options["max_temp"])
     parse_max_writes(options["max_writes"])  # refused before anything is measured
+    _check_budget(trainer)
     shape = trainer.artifact.input_shape
     data = open_data(options["data_spec"], "train", shape)
     held_out = open_data(options["data_spec"], "test", shape) if options["eval_samples"] else None
@@ -242,6 +243,21 @@ def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
             f"{error} The state before it is saved: go on with --resume -o {folder}, adding --on-nan skip to "
             "leave such batches out."
         ) from None
+
+
+def _check_budget(trainer: Any) -> None:
+    """Refuse at once what the plan says cannot be trained, instead of after measuring for minutes.
+
+    Raises:
+        EdgeBcsError: the cap is below the peak of the artifact's plan.
+    """
+    cap, need = trainer.memory()["cap_bytes"], trainer.artifact.predicted_peak_bytes
+    if cap is not None and cap < need:
+        raise EdgeBcsError(
+            f"memory budget exceeded: training this artifact takes {need} bytes, more than the {cap} that "
+            f"are allowed. Allow {need} or more with --memory, or export it for less on the host: "
+            f"`edge-bcs export --checkpoint … --memory {cap}`."
+        )
 
 
 def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edge_bcs.cli.common import examples, json_option, pairs, print_json, table, trust_option
+from edge_bcs.cli.common import activations, examples, json_option, pairs, print_json, table, trust_option
 
 _SIGNATURES = {
     "none": "none",
@@ -58,6 +58,7 @@ def command(artifact: str, trust_keys: tuple[str, ...], as_json: bool) -> None:
             ("objective", f"{objective.name}" + ("" if objective.name == "natural" else f" with {attack}")),
             ("batch norm", described.batch_norm),
             ("batches", f"{described.batch_size} images as micro-batches of {described.micro_batch}"),
+            ("activations", activations(described)),
             ("predicted peak", format_bytes(described.predicted_peak_bytes)),
             ("budget", None if described.budget is None else format_bytes(described.budget)),
             ("signature", _SIGNATURES[described.signature]),

@@ -11,16 +11,27 @@ from edge_bcs.cli.common import examples, json_option, pairs, print_json, table
 
 @click.command()
 @click.argument("name", required=False)
+@click.option(
+    "--toml", "as_toml", is_flag=True, help="Print the board's file, to begin one of your own with."
+)
 @json_option
 @examples("""
     edge-bcs targets
     edge-bcs targets raspberry-pi-5
+    edge-bcs targets raspberry-pi-5 --toml > mine.toml
+    edge-bcs simulate out/vgg16 --target mine.toml
 """)
-def command(name: str | None, as_json: bool) -> None:
+def command(name: str | None, as_toml: bool, as_json: bool) -> None:
     """List the boards whose memory and speed are known, or describe one (or a board file of your own)."""
     from edge_bcs.runtime.units import format_bytes
     from edge_bcs.targets import boards
 
+    if as_toml:
+        if name is None:
+            raise click.UsageError("--toml belongs to the NAME of a board.")
+        boards.load(name)
+        click.echo(boards.file_of(name).read_text(encoding="utf-8"), nl=False)
+        return
     known = [boards.load(item) for item in ([name] if name else boards.names())]
     if as_json:
         print_json({"targets": [{**asdict(board), "cores": board.cores} for board in known]})
