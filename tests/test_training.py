@@ -275,6 +275,26 @@ def test_bf16_stays_close() -> None:
     assert losses["bf16"] == pytest.approx(losses["f32"], rel=0.1)
 
 
+def test_a_compiled_network_trains_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a backend that traces and differentiates, but writes no machine code: that takes minutes."""
+    compile_module, compiled = nn.Module.compile, []
+
+    def traced(self: nn.Module) -> None:
+        compiled.append(self)
+        compile_module(self, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    losses, networks = [], []
+    for compiling in (False, True):
+        networks.append(edge_bcs.sparsify(tiny(), 0.5, 0, "uniform"))
+        arguments = {"objective": "trades", "steps": 3, "validation": 0.25, "compile": compiling, **SHORT}
+        losses.append(training.train(networks[-1], digits(64), **arguments)["loss"])
+    assert compiled == [networks[1].network]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    means = [network.state()["batchnorm.variance"] for network in networks]
+    assert means[1] == pytest.approx(means[0], rel=1e-3)
+
+
 def test_pixels_are_kept_in_memory_only_if_that_changes_nothing() -> None:
     reads = []
 
