@@ -349,6 +349,19 @@ def test_refusals(tmp_path: Path) -> None:
     refused("begun with epochs 1, not 2", output=tmp_path / "run", resume=True, epochs=2)
 
 
+def test_a_network_that_is_cut_is_told() -> None:
+    """No connection between the layers: 200 epochs would change nothing but the last bias."""
+    arguments = {"steps": 1, "validation": 0.2, **SHORT}
+    assert training.train(edge_bcs.sparsify(tiny(), 0.9), digits(64), **arguments)["warnings"] == []
+    sparse = edge_bcs.sparsify(tiny(), 0.99)
+    value, index = sparse.coo()
+    # The dense layer keeps its connections to the first channel, the convolution those of the others.
+    index = np.concatenate([np.arange(9, 9 + 10), 72 + np.arange(len(index) - 10)])
+    sparse.load_coo(np.ones_like(value), index)
+    (warning,) = training.train(sparse, digits(64), **arguments)["warnings"]
+    assert "the network is cut" in warning
+
+
 def test_frozen_statistics() -> None:
     sparse = edge_bcs.sparsify(tiny(), 0.5)
     training.train(sparse, digits(40), epochs=1, batch_norm="frozen", validation=0.0, **SHORT)
