@@ -7,6 +7,7 @@ network that answers at random, a black-box attack that beats a gradient attack 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -93,7 +94,7 @@ def evaluate(
         seed: of PGD's starts.
         progress: show a progress bar.
         resume: JSON file in which the counts are kept after each batch; if it holds those of an interrupted
-            evaluation with the same settings, that one is continued. Removed at the end.
+            evaluation of the same network with the same settings, that one is continued. Removed at the end.
 
     Returns:
         {"clean_acc", "adv_acc" (fractions), "samples", "attack", "norm": "Linf", "eps", "steps",
@@ -237,6 +238,8 @@ def measure(
     if total == 0:
         raise EdgeBcsError("there is no image to evaluate")
     asked = {**settings, "batch_size": batch_size, "samples": total, "budgets": list(budgets)}
+    if resume is not None:
+        asked["of"] = _fingerprint(model, data)
     versions = max(1, len(budgets))
     counts = _resumed(resume, asked, versions) or {
         **dict.fromkeys(_COUNTS, 0),
@@ -291,6 +294,18 @@ def measure(
 
 
 _COUNTS = ("batches", "samples", "clean")
+
+
+def _fingerprint(model: Model, data: Data | Batches) -> str:
+    """Return a digest of the network's numbers and the data's labels: whose counts are to be continued."""
+    digest = hashlib.sha256()
+    if isinstance(model, nn.Module):
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    if isinstance(data, Data):
+        digest.update(repr(data.shape).encode() + data.labels.tobytes())
+    return digest.hexdigest()
 
 
 def _resumed(resume: str | Path | None, asked: dict[str, Any], versions: int) -> dict[str, Any] | None:

@@ -106,7 +106,7 @@ def connectivity(runs: Sequence[Run]) -> Any:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     figure, panels = _figure(len(runs), shared=True)
     deepest = max(len(run.sizes) for run in runs)
@@ -131,7 +131,8 @@ def connectivity(runs: Sequence[Run]) -> Any:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
     panels[0].set_ylabel("connections in each layer (% of its weights)")
-    bar = figure.colorbar(ScalarMappable(depth, colours), ax=list(panels), pad=0.02, aspect=30)
+    ticks = MaxNLocator(integer=True)
+    bar = figure.colorbar(ScalarMappable(depth, colours), ax=list(panels), pad=0.02, aspect=30, ticks=ticks)
     bar.set_label("layer, from the first to the last")
     bar.outline.set_visible(False)
     return figure

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edge_bcs import objectives
-from edge_bcs.attacks import evaluation_mode
+from edge_bcs.attacks import evaluation_mode, input_gradient
 from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
 from edge_bcs.data.dataset import ArrayDataset, Dataset
 from edge_bcs.devices import choose_device
@@ -47,6 +47,11 @@ LAST = "last.safetensors"
 STEPS = "metrics.jsonl"
 EPOCHS = "epochs.jsonl"
 _CACHED_BYTES = 2**31
+_CHECKED_IMAGES = 64
+_CUT = (
+    "the network is cut: its answers do not depend on the image, and no gradient will reach its first "
+    "layers; choose a lower sparsity, a wider network, another distribution or another seed"
+)
 # The shuffle of the held-out split is that of an epoch which no training reaches.
 _SPLIT_EPOCH = 1 << 55
 
@@ -126,7 +131,7 @@ def train(
 
     Returns:
         the last line of epochs.jsonl, with "best_epoch", "best_step", "best_robust_acc", "best_clean_acc",
-        "step", "seconds".
+        "step", "seconds", "warnings" (sentences: a network in which nothing leads from image to answer).
 
     Raises:
         EdgeBcsError: an argument out of range, a device that is not there, rst without its second data set,
@@ -280,6 +285,7 @@ class _Run:
         self.labelled = plan.batch_size // 2 if pseudo_labelled is not None else plan.batch_size
         self.per_epoch = max(1, len(self.data) // max(1, self.labelled))
         self.total = plan.steps or plan.epochs * self.per_epoch
+        self.warnings: list[str] = []
         self._check_fit()
         self.step = 0
         self.best: dict[str, Any] = {}
@@ -293,11 +299,19 @@ class _Run:
         self._settled_at = 0.0
 
     def _check_fit(self) -> None:
-        """Raise `EdgeBcsError` unless the network takes these images and has an answer for every class."""
-        x = torch.from_numpy(self.data.read(np.arange(1))[0]).to(self.sparse.index.device)
+        """Raise `EdgeBcsError` unless the network takes these images and has an answer for every class.
+
+        Also warn of a network in which no path leads from the image to the answer. Rewiring cannot mend it:
+        without a gradient no connection dies.
+        """
+        images = self.data.read(np.arange(min(len(self.data), _CHECKED_IMAGES)))[0]
+        x = torch.from_numpy(images).to(self.sparse.index.device)
         try:
-            with evaluation_mode(self.sparse), torch.no_grad():
-                answers = self.sparse(x).shape[1]
+            with evaluation_mode(self.sparse):
+                answers = self.sparse(x[:1]).shape[1]
+                # Of differently weighted logits: those of equally weighted ones might cancel.
+                if not input_gradient(self.sparse, x, lambda logits: logits.cumsum(1)).any():
+                    self.warnings.append(_CUT)
         except RuntimeError:
             raise EdgeBcsError(
                 f"the network does not take images of the shape {list(self.data.shape)}"
@@ -383,6 +397,8 @@ class _Run:
         report: dict[str, Any] = dict(self.best)
         order: NDArray[Any] | None = None
         with _bar(progress) as bar:
+            for text in self.warnings if progress else ():
+                bar.console.print(f"warning: {text}")
             task = bar.add_task(self.plan.objective, total=self.total, completed=self.step, shown="")
 
             def settle(allowed: int) -> None:
@@ -410,7 +426,8 @@ class _Run:
         if self.best:
             self.sparse.load_state(self.best_state)
             self.sparse.step = self.best["best_step"]
-        return {**report, **self.best, "step": self.step, "seconds": time.monotonic() - began}
+        seconds = time.monotonic() - began
+        return {**report, **self.best, "step": self.step, "seconds": seconds, "warnings": self.warnings}
 
     def _one_step(self, epoch: int, positions: NDArray[Any]) -> None:
         """Begin one step of Algorithm 1; `_settle` tells how it went."""

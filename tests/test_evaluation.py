@@ -190,6 +190,34 @@ def test_interrupted_evaluation_continues(tmp_path: Path, monkeypatch: pytest.Mo
     assert evaluate(Threshold(), data, resume=kept, **arguments)["adv_acc"] == whole["adv_acc"]
 
 
+def test_counts_of_another_network_are_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One --resume file for two checkpoints must not mix them."""
+
+    class Shifted(Threshold):
+        def __init__(self, shift: float) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.tensor(shift))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + self.shift)
+
+    data, kept = by_margin(0.3, 0.4, 0.6, 0.7), tmp_path / "counts.json"
+    fgsm = attacks.fgsm
+
+    def stopping(model: nn.Module, x: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
+        if kept.exists():
+            raise KeyboardInterrupt
+        return fgsm(model, x, labels, epsilon=epsilon)
+
+    arguments = {"attack": "fgsm", "epsilon": 0.01, "batch_size": 2, "resume": kept}
+    monkeypatch.setattr(attacks, "fgsm", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Shifted(0.0), data, **arguments)
+    monkeypatch.undo()
+    # Shifted by 0.3 both images of the first batch are wrong: half, where the kept counts would say all.
+    assert evaluate(Shifted(0.3), data, **arguments)["clean_acc"] == 0.5
+
+
 def test_refusals() -> None:
     with pytest.raises(EdgeBcsError, match="no attack 'deepfool'"):
         evaluate(Threshold(), by_margin(0.1), attack="deepfool")

@@ -48,6 +48,8 @@ def test_connectivity_is_that_of_each_layer(run: Path) -> None:
     last = json.loads((run / "epochs.jsonl").read_text().splitlines()[-1])["connections"]
     figure = plots.connectivity([plots.read_run(run)] * 2)
     assert len(figure.axes) == 3  # two panels and the bar of depths
+    depths = [float(text.get_text()) for text in figure.axes[2].get_yticklabels() if text.get_text()]
+    assert all(depth.is_integer() for depth in depths) and depths  # there is no layer 1½
     convolution, linear, whole = figure.axes[0].lines
     assert convolution.get_ydata()[-1] == pytest.approx(100 * last["0"] / 72)
     assert linear.get_ydata()[-1] == pytest.approx(100 * last["4"] / 5120)

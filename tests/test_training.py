@@ -275,6 +275,26 @@ def test_bf16_stays_close() -> None:
     assert losses["bf16"] == pytest.approx(losses["f32"], rel=0.1)
 
 
+def test_a_compiled_network_trains_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a backend that traces and differentiates, but writes no machine code: that takes minutes."""
+    compile_module, compiled = nn.Module.compile, []
+
+    def traced(self: nn.Module) -> None:
+        compiled.append(self)
+        compile_module(self, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    losses, networks = [], []
+    for compiling in (False, True):
+        networks.append(edge_bcs.sparsify(tiny(), 0.5, 0, "uniform"))
+        arguments = {"objective": "trades", "steps": 3, "validation": 0.25, "compile": compiling, **SHORT}
+        losses.append(training.train(networks[-1], digits(64), **arguments)["loss"])
+    assert compiled == [networks[1].network]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    means = [network.state()["batchnorm.variance"] for network in networks]
+    assert means[1] == pytest.approx(means[0], rel=1e-3)
+
+
 def test_pixels_are_kept_in_memory_only_if_that_changes_nothing() -> None:
     reads = []
 
@@ -327,6 +347,19 @@ def test_refusals(tmp_path: Path) -> None:
     training.train(edge_bcs.sparsify(tiny(), 0.9), data, epochs=1, output=tmp_path / "run", **SHORT)
     refused("holds a training already", output=tmp_path / "run")
     refused("begun with epochs 1, not 2", output=tmp_path / "run", resume=True, epochs=2)
+
+
+def test_a_network_that_is_cut_is_told() -> None:
+    """No connection between the layers: 200 epochs would change nothing but the last bias."""
+    arguments = {"steps": 1, "validation": 0.2, **SHORT}
+    assert training.train(edge_bcs.sparsify(tiny(), 0.9), digits(64), **arguments)["warnings"] == []
+    sparse = edge_bcs.sparsify(tiny(), 0.99)
+    value, index = sparse.coo()
+    # The dense layer keeps its connections to the first channel, the convolution those of the others.
+    index = np.concatenate([np.arange(9, 9 + 10), 72 + np.arange(len(index) - 10)])
+    sparse.load_coo(np.ones_like(value), index)
+    (warning,) = training.train(sparse, digits(64), **arguments)["warnings"]
+    assert "the network is cut" in warning
 
 
 def test_frozen_statistics() -> None:

@@ -195,6 +195,7 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
             ("best epoch", result.get("best_epoch")),
             ("clean accuracy", _share(result, "best_clean_acc")),
             ("robust accuracy", _share(result, "best_robust_acc")),
+            *(("warning", text) for text in result["warnings"]),
         ]
     )
     click.echo(f"Saved {output}; next: edge-bcs evaluate {output} --data {data_spec}")
