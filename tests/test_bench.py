@@ -23,8 +23,9 @@ from edge_bcs.bench.step import StepComparison, compare_pass, compare_step
 from edge_bcs.cli import main
 from edge_bcs.errors import EdgeBcsError
 
+COPIES = ((machine.STACK_BYTES, 2e9), (machine.MEMORY_BYTES, 1e9))
 LOADS = ((1 << 14, 8e6), (1 << 20, 2e6))  # a doubling of the bytes costs a million loads a second
-ROOF = machine.Roof("a processor", 2, "avx512", (3e9, 1e9), 2e9, 1e9, LOADS, "2026-01-01T00:00:00+00:00")
+ROOF = machine.Roof("a processor", 2, "avx512", (3e9, 1e9), COPIES, LOADS, "2026-01-01T00:00:00+00:00")
 
 
 def _row(ours: float, torch: float, count: int) -> dict[str, Any]:
@@ -50,35 +51,43 @@ def _row(ours: float, torch: float, count: int) -> dict[str, Any]:
 
 
 def test_the_least_time_is_the_largest_of_arithmetic_loads_and_traffic() -> None:
-    # 4 GFLOP/s of both cores; 1e9 bytes are 15,625,000 vectors of 64 bytes.
+    # 4 GFLOP/s of both cores; 1e9 bytes are 15,625,000 vectors of 64 bytes, and far beyond the caches.
     least = roofline.least([], flops=8e9, moved=1e9, roof=ROOF)
-    assert least == roofline.Least(arithmetic=2.0, loads=15.625e6 / 8e6, traffic=0.5)
+    assert least == roofline.Least(arithmetic=2.0, loads=15.625e6 / 8e6, traffic=1.0)
+    assert roofline.least([], flops=0, moved=16 << 20, roof=ROOF).traffic == (16 << 20) / 2e9
     assert (least.binds, least.seconds, least.in_cache) == ("arithmetic", 2.0, 2.0)
     assert roofline.Least(1.0, 2.0, 3.0).binds == "traffic"
     assert roofline.Least(1.0, 2.0, 3.0).in_cache == 2.0
 
 
-def test_loads_slow_down_as_the_working_set_grows() -> None:
+def test_loads_and_copies_slow_down_as_the_working_set_grows() -> None:
     sizes = (1, 1 << 14, 1 << 17, 1 << 20, 1 << 30)
     assert [ROOF.loads(size) for size in sizes] == pytest.approx([8e6, 8e6, 5e6, 2e6, 2e6])
+    assert (ROOF.stack_bandwidth, ROOF.memory_bandwidth) == (2e9, 1e9)
+    assert [ROOF.bandwidth(size << 20) for size in (1, 16, 1024)] == pytest.approx([2e9, 1.8e9, 1e9])
 
 
 def test_a_sparse_product_loads_a_vector_for_each_multiply_add() -> None:
     # 32 images, 16 to a vector: an output plane of 4 × 4 pixels is 2 × 4 × 4 = 32 vectors, and each of the 5
     # weights meets one input vector for each of them. Two planes of 16 vectors stay in the first-level cache.
     layer = Convolution(2, 3, 4, 3, 1, 1, 5)
-    forward, to_input, both = operators.rooflines(layer, 32, 16, "sparse", ROOF)
+    bytes_moved, (forward, to_input, both) = zip(
+        *operators.rooflines(layer, 32, 16, "sparse", ROOF), strict=True
+    )
     assert forward.loads == pytest.approx(5 * 32 / 8e6)
     assert forward.arithmetic == pytest.approx(2 * 5 * 16 * 32 / 4e9)
     images, results = 4 * 32 * 2 * 16, 4 * 32 * 3 * 16
-    assert forward.traffic == pytest.approx((images + results + results / 32) / 2e9)
-    assert to_input.traffic == pytest.approx((results + images + images / 32) / 2e9)
-    assert both.traffic == pytest.approx((results + 2 * images + images / 32) / 2e9)
+    assert bytes_moved == (
+        images + results + results / 32,
+        results + images + images / 32,
+        results + 2 * images + images / 32,
+    )
+    assert forward.traffic == pytest.approx(bytes_moved[0] / 2e9)
     assert forward.binds == to_input.binds == both.binds == "loads"
     assert (to_input.loads, both.loads) == pytest.approx((forward.loads, 2 * forward.loads))
     # Half the output along each side: a quarter of the vectors, in the gradient, too, over all its phases.
     strided = operators.rooflines(layer._replace(stride=2), 32, 16, "sparse", ROOF)
-    assert [least.loads for least in strided] == pytest.approx([5 * 8 / 8e6, 5 * 8 / 8e6, 2 * 5 * 8 / 8e6])
+    assert [least.loads for _, least in strided] == pytest.approx([5 * 8 / 8e6, 5 * 8 / 8e6, 2 * 5 * 8 / 8e6])
 
 
 def test_the_input_around_a_tile_of_all_planes_says_how_far_loads_go() -> None:
@@ -121,7 +130,7 @@ def test_planes_are_cut_into_parts_where_a_nearer_cache_pays() -> None:
 
 def test_no_core_loads_for_more_multiply_adds_than_it_does() -> None:
     peak = machine.measure(1, 0.02)
-    assert [size for size, _ in peak.vector_loads] == list(machine.WORKING_SETS)
+    assert [size for size, _ in peak.vector_loads] == list(machine.LOADED)
     multiply_adds = peak.arithmetic / 2 / peak.vector
     assert all(0 < rate < 1.5 * multiply_adds for _, rate in peak.vector_loads)
 
@@ -208,7 +217,8 @@ def test_the_report_names_the_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "| vgg16, 0.99 | 10.00 (10.00–20.00) | 6.00 (5.00) | 300.00 (200.00–800.00) | 30.0× |" in text
     assert "- vgg16, uniform, attack: Conv 4.00 (75 %, loads)\n" in text
     assert "| 1.00 | 1 / 1000 / 25 % / 50 % loads |" in text
-    assert "by the bytes of a core from\nwhich they come: 16.0 KiB 0.0, 1.0 MiB 0.0." in text
+    assert "GB/s copied, by the bytes of a core within which: 8.0 MiB 2, 256 MiB 1;\n" in text
+    assert "by the bytes of a core from which: 16.0 KiB 0.0, 1.0 MiB 0.0.\n" in text
 
 
 def test_the_targets_say_met_not_met_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

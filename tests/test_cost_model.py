@@ -168,7 +168,7 @@ def test_further_cores_are_measured_only_on_a_quiet_machine(
         def samples(self) -> list[Sample]:
             return [Sample((), 1000, 1e-5)] * 3
 
-    roof = calibrate.roof.Roof("a processor", 2, "avx512", (1e11, 1e11), 1e10, 1e10, ((1, 1e9),), "")
+    roof = calibrate.roof.Roof("a processor", 2, "avx512", (1e11, 1e11), ((1, 1e10),), ((1, 1e9),), "")
     monkeypatch.setattr(calibrate, "_available", lambda threads: share)
     monkeypatch.setattr(calibrate.roof, "measure", lambda threads: roof)
     monkeypatch.setattr(calibrate, "_Setting", lambda *arguments: None)

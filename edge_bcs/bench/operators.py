@@ -227,10 +227,12 @@ def ours(layer: Convolution, batch: int, lanes: int, threads: int, algorithm: st
     ]
 
 
-def rooflines(layer: Convolution, batch: int, lanes: int, algorithm: str, roof: Roof) -> list[Least]:
-    """The least seconds of the three operators.
+def rooflines(
+    layer: Convolution, batch: int, lanes: int, algorithm: str, roof: Roof
+) -> list[tuple[float, Least]]:
+    """Bytes moved and least seconds of the three operators.
 
-    Their traffic: each stack once, and a bit for each element of the one that was or is to be rectified.
+    Bytes: each stack once, and a bit for each element of the one that was or is to be rectified.
     """
     images = 4.0 * batch * layer.in_channels * layer.size**2
     results = 4.0 * batch * layer.out_channels * layer.out_size**2
@@ -250,7 +252,7 @@ def rooflines(layer: Convolution, batch: int, lanes: int, algorithm: str, roof: 
         walks = [walk(kernel) for kernel in kernels]
         multiplied = roofline.products(operator, attributes_of(layer, lanes, algorithm), walks)
         flops = sum(2.0 * walk.entries * walk.rows * walk.floats for walk in walks)
-        found.append(roofline.least(multiplied, flops, moved, roof))
+        found.append((moved, roofline.least(multiplied, flops, moved, roof)))
     return found
 
 

@@ -20,7 +20,7 @@ _LIMIT = """\
 
 An operator takes at least the largest of three times: of its *arithmetic*, at the rate of multiply-adds in
 registers; of its *loads*, the vectors that its multiply-adds need from the caches; of its *traffic*, each
-tensor once, at the rate of copies within 8 MiB a core. The second is what binds a sparse product: a weight
+tensor once, at the rate of copies within as many bytes. The second is what binds a sparse product: a weight
 meets every vector of its input plane once, and the next weight that meets the same vector comes long after
 the first-level cache has lost it, so each multiply-add of a vector loads that vector from wherever the input
 around a tile of output, of all planes, lies: tens to hundreds of kilobytes, so the second-level cache. The
@@ -30,8 +30,9 @@ loads several times in registers. `edge_bcs/bench/roofline.py` is the model.
 "The rooflines allow" is the other side's time over ours if every operator ran at its roofline; in brackets
 without the traffic, as if no tensor left the caches from one operator to the next. What a target asks beyond
 that is out of this machine's reach with one load a multiply-add; what it allows beyond what was measured is
-the kernels' to find. In the tables "of roof" is the fraction of the larger of arithmetic and traffic,
-"of roofline" that of the largest of the three, with its name.
+the kernels' to find. In the tables "of roof" is the fraction of the larger of arithmetic and traffic, the
+traffic at the rate of copies within 8 MiB a core; "of roofline" that of the largest of the three, which is
+named.
 """
 _OTHERS = ("torch", "sparseprop")
 
@@ -69,11 +70,11 @@ def readme(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['threads']} threads, {machine['isa']};",
         f"measured {machine['date']} by `{COMMAND}`:",
         f"{result['repetitions']} repetitions, the sides in turn; medians (least to most).",
-        f"Roof: {peak} GFLOP/s of multiply-adds in registers a core; "
-        f"{machine['stack_bandwidth'] / 1e9:.0f} GB/s copied",
-        f"within 8 MiB a core, {machine['memory_bandwidth'] / 1e9:.0f} GB/s within 256 MiB.",
-        "Vectors loaded for a multiply-add each, billions a second of all cores, by the bytes of a core from",
-        "which they come: "
+        f"Roof: {peak} GFLOP/s of multiply-adds in registers a core. All cores together:",
+        "GB/s copied, by the bytes of a core within which: "
+        + ", ".join(f"{format_bytes(size)} {rate / 1e9:.0f}" for size, rate in machine["copies"])
+        + ";",
+        "billions of vectors loaded a second, for a multiply-add each, by the bytes of a core from which: "
         + ", ".join(f"{format_bytes(size)} {rate / 1e9:.1f}" for size, rate in machine["vector_loads"])
         + ".",
         "",

@@ -99,13 +99,14 @@ def least(products: Sequence[Product], flops: float, moved: float, roof: Roof) -
     Args:
         products: what it multiplies; none for an operator that works element by element, which loads each
             vector of its tensors once, at best from the first-level cache.
-        flops: float32 operations. moved: bytes of its tensors, each once.
+        flops: float32 operations. moved: bytes of its tensors, each once, all of which it may find in the
+            nearest cache that holds them.
     """
     if products:
         loads = sum(load_seconds(product, roof) for product in products)
     else:
         loads = moved / (4 * roof.vector) / roof.loads(0)
-    return Least(flops / roof.arithmetic, loads, moved / roof.stack_bandwidth)
+    return Least(flops / roof.arithmetic, loads, moved / roof.bandwidth(moved / roof.threads))
 
 
 def load_seconds(product: Product, roof: Roof) -> float:

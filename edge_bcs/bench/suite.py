@@ -184,14 +184,15 @@ def compare_layer(layer: Any, peak: roof.Roof, rounds: int) -> dict[str, Any]:
         functions |= zip(("sparseprop.forward", "sparseprop.both_gradients"), other, strict=True)
     taken = operators.times(list(functions.values()), rounds)
     ours = {}
-    for form, least in zip(_FORMS, operators.rooflines(layer, BATCH, LANES, chosen, peak), strict=True):
+    rooflines = operators.rooflines(layer, BATCH, LANES, chosen, peak)
+    for form, (moved, least) in zip(_FORMS, rooflines, strict=True):
         seconds = float(np.median(taken[list(functions).index(f"edge_bcs.{form}")]))
         flops = 2.0 * layer.active * BATCH * layer.out_size**2 * (2 if form == "both_gradients" else 1)
         ours[form] = {
             "flops": flops,
-            "bytes": least.traffic * peak.stack_bandwidth,
+            "bytes": moved,
             "gflops": flops / seconds / 1e9,
-            "roof_fraction": max(least.arithmetic, least.traffic) / seconds,
+            "roof_fraction": max(flops / peak.arithmetic, moved / peak.stack_bandwidth) / seconds,
             "roofline_fraction": least.seconds / seconds,
             "least": least.as_dict(),
         }
