@@ -96,15 +96,20 @@ class Walk:
     floats: int = 1
     run: int = 1
 
-    def tiles_and_vectors(self, isa: str) -> tuple[int, int]:
-        """Tiles of registers and vectors that each entry visits."""
+    def tile(self, isa: str) -> tuple[int, int, int]:
+        """A tile of registers: image rows, vectors of each, floats of a vector."""
         length = VECTOR[isa]
         while length >= 4 and self.run % length:
             length //= 2
         length = length if length >= 4 else 1
         vectors = self.floats // length
         across = 4 if vectors >= 4 else 2 if vectors >= 2 else 1
-        down = min(8, _REGISTERS[isa] // across)
+        return min(8, _REGISTERS[isa] // across), across, length
+
+    def tiles_and_vectors(self, isa: str) -> tuple[int, int]:
+        """Tiles of registers and vectors that each entry visits."""
+        down, across, length = self.tile(isa)
+        vectors = self.floats // length
         return _parts(self.rows, down) * _parts(vectors, across), self.rows * vectors
 
 

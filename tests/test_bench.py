@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,30 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
-from edge_bcs.bench import machine, operators, report, step, suite, targets
+from edge_bcs.exporters.cost_model import Walk
+
+from edge_bcs.bench import machine, operators, report, roofline, step, suite, targets
 from edge_bcs.bench.operators import RUNS, Convolution
 from edge_bcs.bench.step import StepComparison, compare_pass, compare_step
 from edge_bcs.cli import main
 from edge_bcs.errors import EdgeBcsError
 
-ROOF = machine.Roof("a processor", 2, "avx512", (3e9, 1e9), 2e9, 1e9, "2026-01-01T00:00:00+00:00")
+COPIES = ((machine.STACK_BYTES, 2e9), (machine.MEMORY_BYTES, 1e9))
+LOADS = ((1 << 14, 8e6), (1 << 20, 2e6))  # a doubling of the bytes costs a million loads a second
+ROOF = machine.Roof("a processor", 2, "avx512", (3e9, 1e9), COPIES, LOADS, "2026-01-01T00:00:00+00:00")
 
 
 def _row(ours: float, torch: float, count: int) -> dict[str, Any]:
     seconds = {}
     for form in ("forward", "input_gradient", "both_gradients"):
         seconds |= {f"edge_bcs.{form}": [ours, 9.0, ours], f"torch.{form}": [torch, torch, 0.0]}
-    figures = {"gflops": 1.0, "bytes": 1e9, "roof_fraction": 0.5}
+    figures = {
+        "gflops": 1.0,
+        "bytes": 1e9,
+        "roof_fraction": 0.25,
+        "roofline_fraction": 0.5,
+        "least": roofline.Least(ours / 8, ours / 2, ours / 4).as_dict(),
+    }
     geometry = Convolution(8, 16, 4, 3, 1, 1, 12)._asdict()
     return {
         "count": count,
@@ -38,9 +50,89 @@ def _row(ours: float, torch: float, count: int) -> dict[str, Any]:
     }
 
 
-def test_the_least_time_is_the_larger_of_arithmetic_and_traffic() -> None:
-    assert ROOF.seconds(flops=8e9, moved=1e9) == 2.0  # 4 GFLOP/s of both cores
-    assert ROOF.seconds(flops=8e9, moved=6e9) == 3.0
+def test_the_least_time_is_the_largest_of_arithmetic_loads_and_traffic() -> None:
+    # 4 GFLOP/s of both cores; 1e9 bytes are 15,625,000 vectors of 64 bytes, and far beyond the caches.
+    least = roofline.least([], flops=8e9, moved=1e9, roof=ROOF)
+    assert least == roofline.Least(arithmetic=2.0, loads=15.625e6 / 8e6, traffic=1.0)
+    assert roofline.least([], flops=0, moved=16 << 20, roof=ROOF).traffic == (16 << 20) / 2e9
+    assert (least.binds, least.seconds, least.in_cache) == ("arithmetic", 2.0, 2.0)
+    assert roofline.Least(1.0, 2.0, 3.0).binds == "traffic"
+    assert roofline.Least(1.0, 2.0, 3.0).in_cache == 2.0
+
+
+def test_loads_and_copies_slow_down_as_the_working_set_grows() -> None:
+    sizes = (1, 1 << 14, 1 << 17, 1 << 20, 1 << 30)
+    assert [ROOF.loads(size) for size in sizes] == pytest.approx([8e6, 8e6, 5e6, 2e6, 2e6])
+    assert (ROOF.stack_bandwidth, ROOF.memory_bandwidth) == (2e9, 1e9)
+    assert [ROOF.bandwidth(size << 20) for size in (1, 16, 1024)] == pytest.approx([2e9, 1.8e9, 1e9])
+
+
+def test_a_sparse_product_loads_a_vector_for_each_multiply_add() -> None:
+    # 32 images, 16 to a vector: an output plane of 4 × 4 pixels is 2 × 4 × 4 = 32 vectors, and each of the 5
+    # weights meets one input vector for each of them. Two planes of 16 vectors stay in the first-level cache.
+    layer = Convolution(2, 3, 4, 3, 1, 1, 5)
+    bytes_moved, (forward, to_input, both) = zip(
+        *operators.rooflines(layer, 32, 16, "sparse", ROOF), strict=True
+    )
+    assert forward.loads == pytest.approx(5 * 32 / 8e6)
+    assert forward.arithmetic == pytest.approx(2 * 5 * 16 * 32 / 4e9)
+    images, results = 4 * 32 * 2 * 16, 4 * 32 * 3 * 16
+    assert bytes_moved == (
+        images + results + results / 32,
+        results + images + images / 32,
+        results + 2 * images + images / 32,
+    )
+    assert forward.traffic == pytest.approx(bytes_moved[0] / 2e9)
+    assert forward.binds == to_input.binds == both.binds == "loads"
+    assert (to_input.loads, both.loads) == pytest.approx((forward.loads, 2 * forward.loads))
+    # Half the output along each side: a quarter of the vectors, in the gradient, too, over all its phases.
+    strided = operators.rooflines(layer._replace(stride=2), 32, 16, "sparse", ROOF)
+    assert [least.loads for _, least in strided] == pytest.approx([5 * 8 / 8e6, 5 * 8 / 8e6, 2 * 5 * 8 / 8e6])
+
+
+def test_the_input_around_a_tile_of_all_planes_says_how_far_loads_go() -> None:
+    # Tiles are 4 rows of 4 vectors; a 3×3 kernel sees 6 × 6 pixels around one, of 64 bytes each.
+    product = roofline.products(
+        "Conv",
+        operators.attributes_of(Convolution(16, 8, 32, 3, 1, 1, 1), 16, "sparse"),
+        [Walk("sparse", 1, rows=64, floats=512, run=512)],
+    )[0]
+    assert product.tile_bytes("avx512") == 36 * 64
+    assert product._replace(step=2).tile_bytes("avx512") == 9 * 9 * 64
+    # Images of two rows of two pixels: tiles of 8 rows of 2 vectors lie in four images, whole.
+    small = product._replace(height=2, width=2, out_height=2, walk=Walk("sparse", 1, 64, 32, 32))
+    assert small.tile_bytes("avx512") == 4 * 2 * 2 * 64
+    # With AVX2 tiles are 4 rows of 2 vectors of 8 floats here: 4 pixels of 4 images.
+    narrow = product._replace(lanes=4, width=4, walk=Walk("sparse", 1, 64, 16, 16))
+    assert narrow.tile_bytes("avx2") == 6 * 4 * 16
+    # 16 planes of 2304 bytes are 2.25 times the 16 KiB from which 8 million vectors a second are loaded.
+    rate = 8e6 - 1e6 * math.log2(2.25)
+    assert roofline.load_seconds(product, ROOF) == pytest.approx(64 * 32 / rate)
+
+
+def test_planes_are_cut_into_parts_where_a_nearer_cache_pays() -> None:
+    tile = Walk("sparse", 10_000, rows=4, floats=64, run=64)  # 16 vectors of output, one tile
+    product = roofline.Product(
+        tile, lanes=16, planes=64, height=4, width=4, rows=1, out_height=4, reach=1, step=1
+    )
+    assert product.tile_bytes("avx512") == 1024  # so 64 KiB in one part, and 16 KiB in four
+    # Four parts: three times 16 sums are written and read again.
+    assert roofline.load_seconds(product, ROOF) == pytest.approx(160_000 / 8e6 + 3 * 2 * 16 / 8e6)
+    gradient = product._replace(walk=replace(tile, kernel="sparse_gradient"))
+    assert roofline.load_seconds(gradient, ROOF) == pytest.approx(160_000 / 8e6 + 3 * 16 / 8e6)
+    # One weight in each of four rows: the sums' way would be longer than the weights'.
+    few = product._replace(walk=replace(tile, entries=4), rows=4)
+    assert roofline.load_seconds(few, ROOF) == pytest.approx(4 * 16 / 6e6)
+    # A dense block of registers takes each pixel for six output planes, in the first-level cache.
+    dense = product._replace(walk=replace(tile, kernel="dense"))
+    assert roofline.load_seconds(dense, ROOF) == pytest.approx(160_000 / 6 / 8e6)
+
+
+def test_no_core_loads_for_more_multiply_adds_than_it_does() -> None:
+    peak = machine.measure(1, 0.02)
+    assert [size for size, _ in peak.vector_loads] == list(machine.LOADED)
+    multiply_adds = peak.arithmetic / 2 / peak.vector
+    assert all(0 < rate < 1.5 * multiply_adds for _, rate in peak.vector_loads)
 
 
 def test_a_stack_weighs_each_layer_by_how_often_it_occurs() -> None:
@@ -56,15 +148,29 @@ def test_one_layer_is_timed_on_every_side() -> None:
     assert row["edge_bcs"]["both_gradients"]["flops"] == 2 * row["edge_bcs"]["forward"]["flops"]
     assert {"edge_bcs.forward", "torch.both_gradients", "onnxruntime.forward"} <= row["seconds"].keys()
     assert all(len(taken) == RUNS and min(taken) > 0 for taken in row["seconds"].values())
+    forward, median = row["edge_bcs"]["forward"], suite.median(row, "edge_bcs.forward")
+    assert forward["roofline_fraction"] * median == pytest.approx(
+        12 * 32 / 8e6
+    )  # 12 weights, 32 vectors each
+    assert forward["roof_fraction"] * median == pytest.approx(forward["bytes"] / 2e9)
+    assert forward["least"]["binds"] == "loads"
 
 
 STEP = {
     "model": "vgg16", "distribution": "uniform", "batch_size": 128, "sparse_seconds": [0.5, 0.4, 0.6],
-    "dense_seconds": [9.0, 10.0, 11.0], "sparseprop_seconds": [], "ratio": 20.0, "optimizer_share": 0.0125,
+    "dense_seconds": [9.0, 10.0, 11.0], "dense_median_seconds": 10.0, "sparseprop_seconds": [], "ratio": 20.0,
+    "least_seconds": 0.25, "least_in_cache_seconds": 0.2, "optimizer_share": 0.0125,
     "rewiring_share": 0.005, "peak_bytes": 1 << 20, "parts": {"attack": (0.01, 40), "training": (0.02, 4)},
     "operators": {"attack": {"Conv": 0.004, "PackInput": 1e-6}}, "optimizer_seconds": [0.002],
+    "rooflines": {
+        "attack": {"Conv": {"arithmetic": 0.001, "loads": 0.002, "traffic": 0.0015, "seconds": 0.003}},
+    },
 }  # fmt: skip
-PASS = {"edge_bcs": [0.01, 0.02, 0.01], "torch": [0.2, 0.8, 0.3]}
+PASS = {
+    "seconds": {"edge_bcs": [0.01, 0.02, 0.01], "torch": [0.2, 0.8, 0.3]},
+    "least_seconds": 0.006,
+    "least_in_cache_seconds": 0.005,
+}
 POINTS = [{"x": 32, "seconds": 0.1}, {"x": 64, "seconds": 0.2}]
 STACK = {"network": "vgg16", "sparsity": "0.99", "batch": 32, "layers": [_row(0.001, 0.03, 2)]}
 
@@ -106,15 +212,18 @@ def test_the_report_names_the_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with Image.open(tmp_path / "speed" / plot) as image:
             assert min(image.size) > 100
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10  # curves, not an empty sheet
-    assert "| vgg16 | uniform | 128 | 0.50 (0.40–0.60) | 10.00 (9.00–11.00) | 20.0× |" in text
-    assert "| vgg16 | 0.99 | 4.0 | 120.0 | 30.0× |" in text
-    assert "| vgg16, 0.99 | 10.00 (10.00–20.00) | 300.00 (200.00–800.00) | 30.0× |" in text
-    assert "- vgg16, uniform, attack: Conv 4.00\n" in text
+    assert "| vgg16 | uniform | 128 | 0.50 (0.40–0.60) | 0.25 (0.20) | 10.00 (9.00–11.00) | 20.0× |" in text
+    assert "| vgg16 | 0.99 | 4.0 | 2.0 (2.0) | 120.0 | 30.0× |" in text
+    assert "| vgg16, 0.99 | 10.00 (10.00–20.00) | 6.00 (5.00) | 300.00 (200.00–800.00) | 30.0× |" in text
+    assert "- vgg16, uniform, attack: Conv 4.00 (75 %, loads)\n" in text
+    assert "| 1.00 | 1 / 1000 / 25 % / 50 % loads |" in text
+    assert "GB/s copied, by the bytes of a core within which: 8.0 MiB 2, 256 MiB 1;\n" in text
+    assert "by the bytes of a core from which: 16.0 KiB 0.0, 1.0 MiB 0.0.\n" in text
 
 
 def test_the_targets_say_met_not_met_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = targets.of({})
-    assert len(empty) == 8 * 2 + 4 + 3 + 3
+    assert len(empty) == 8 * 2 + 4 + 2 + 2 + 3
     assert {row.met for row in empty} == {None}
     _measure(monkeypatch)
     verdicts = {row.what: row for row in targets.of(suite.run(2, 3))}
@@ -127,10 +236,16 @@ def test_the_targets_say_met_not_met_and_not_measured(monkeypatch: pytest.Monkey
         if row.what.startswith("conv stack, vgg16, 0.99")
     ]
     assert stack == [
-        ("≥ 30× dense PyTorch", "30.0×", "met"),
-        ("≥ 30× dense PyTorch", "30.0×", "met"),
-        ("≥ 6× SparseProp", "not measured", "–"),
-        ("≥ 6× SparseProp", "not measured", "–"),
+        ("≥ 30× dense PyTorch", "30.0×", "60.0× (60.0×)", "met"),  # 120 ms; at their rooflines 2 ms
+        ("≥ 30× dense PyTorch", "30.0×", "50.0× (60.0×)", "met"),  # 300 ms over 6 and 5
+        ("≥ 6× SparseProp", "not measured", "", "–"),
+        ("≥ 6× SparseProp", "not measured", "", "–"),
+    ]
+    assert verdicts["whole AT step, vgg16, uniform"].allowed == "40.0× (50.0×)"  # 10 s over 0.25 and 0.2
+    kernels = [row for row in targets.of(suite.run(2, 3)) if row.what.startswith("each kernel")]
+    assert [(row.target, row.measured, row.met) for row in kernels] == [
+        ("≥ 50 % of the larger of arithmetic and traffic", "25 to 25 %, 0 of 8 reach it", False),
+        ("≥ 50 % of the largest of arithmetic, loads and traffic", "50 to 50 %, 8 of 8 reach it", True),
     ]
     assert verdicts["strided and 1×1 layers at ≥ 90 %, forward and backward"].met is True
     assert verdicts["time of a step as batch grows"].met is True
@@ -159,7 +274,7 @@ def test_an_interrupted_run_leaves_what_it_measured_and_goes_on(
     assert asked == ["steps"] * 4 + ["passes"] * 4 + ["stacks"]
     text = (tmp_path / "README.md").read_text()
     assert "**Interrupted**; not measured: stacks: vgg16, 0.99; stacks: vgg16, 0.9; " in text
-    assert "| whole AT step, vgg16, uniform | ≥ 20× dense PyTorch | 20.0× | met |" in text
+    assert "| whole AT step, vgg16, uniform | ≥ 20× dense PyTorch | 20.0× | 40.0× (50.0×) | met |" in text
     assert not (tmp_path / "layers.png").exists()
 
     asked = _measure(monkeypatch)
@@ -184,12 +299,16 @@ def test_figures_of_another_machine_are_not_resumed(tmp_path: Path, monkeypatch:
         report.read(tmp_path)
     with pytest.raises(EdgeBcsError, match="not one that can be resumed"):
         suite.run(2, 3, earlier={})
+    before = {name: figure for name, figure in result["machine"].items() if name != "vector_loads"}
+    with pytest.raises(EdgeBcsError, match="not one that can be resumed"):
+        suite.run(2, 3, earlier=result | {"machine": before})
 
 
 def test_a_whole_pass_is_timed_on_every_side() -> None:
-    seconds = compare_pass(model="wrn28_2", sparsity=0.99, threads=1, repetitions=1, batch_size=1)
-    assert {"edge_bcs", "torch"} <= seconds.keys()
-    assert all(len(taken) == RUNS and min(taken) > 0 for taken in seconds.values())
+    found = compare_pass(model="wrn28_2", sparsity=0.99, threads=1, repetitions=1, batch_size=1, roof=ROOF)
+    assert {"edge_bcs", "torch"} <= found["seconds"].keys()
+    assert all(len(taken) == RUNS and min(taken) > 0 for taken in found["seconds"].values())
+    assert 0 < found["least_in_cache_seconds"] <= found["least_seconds"]
 
 
 class _Clock:
@@ -234,20 +353,46 @@ def test_nor_does_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_step_names_its_operators() -> None:
     taken = compare_step(
-        model="wrn28_2", batch_size=1, attack_steps=1, threads=1, repetitions=1, image_size=8, dense=False
+        model="wrn28_2", batch_size=1, attack_steps=1, threads=1, repetitions=1, dense=False, roof=ROOF
     )
     assert {"RewireStep", "BuildLists", "DenseStep"} == taken.operators["optimizer"].keys()
     assert "ConvInputGrad" in taken.operators["attack"] and "ConvGrad" in taken.operators["training"]
     assert 0 < taken.rewiring_share < 1 and taken.micro_batch == 1
+    assert {graph: least.keys() for graph, least in taken.rooflines.items()} == {
+        graph: seconds.keys() for graph, seconds in taken.operators.items()
+    }
+    # Two operations for each connection and pixel of its layer's output, of which the last layer has one.
+    layers = operators.convolutions("wrn28_2", "uniform", "0.99")
+    products = sum(count * layer.active * layer.out_size**2 for layer, count in layers.items())
+    products += taken.kappa - sum(count * layer.active for layer, count in layers.items())
+    assert taken.rooflines["attack"]["Conv"]["arithmetic"] == pytest.approx(2 * products / ROOF.arithmetic)
+
+
+def test_the_least_of_a_step_is_the_sum_over_its_runs() -> None:
+    def least(seconds: float) -> dict[str, dict[str, float]]:
+        return {"Conv": {"seconds": seconds, "in_cache_seconds": seconds / 2}, "MaxPool": {"seconds": 0.0}}
+
+    taken = StepComparison(**COMPARISON, parts={"attack": (0.5, 10), "training": (0.5, 2)}, rooflines={})
+    assert taken.least() is None and "least_seconds" not in taken.as_dict()
+    rooflines = {"attack": least(0.25), "training": least(0.5), "optimizer": least(1.0)}
+    for kinds in rooflines.values():
+        kinds["MaxPool"]["in_cache_seconds"] = 0.125
+    taken = replace(taken, rooflines=rooflines)
+    assert taken.as_dict()["least_seconds"] == 10 * 0.25 + 2 * 0.5 + 1.0
+    assert taken.as_dict()["least_in_cache_seconds"] == 10 * 0.25 + 2 * 0.375 + 0.625
+
+
+COMPARISON: dict[str, Any] = {
+    "model": "vgg16", "sparsity": 0.99, "distribution": "uniform", "batch_size": 128, "micro_batch": 32,
+    "attack_steps": 10, "threads": 2, "isa": "avx512", "sparse_seconds": (1.0, 2.0, 4.0),
+    "dense_seconds": (30.0, 20.0, 80.0), "sparseprop_seconds": (5.0, 6.0, 20.0),
+    "optimizer_seconds": (0.1, 0.01, 0.02), "operators": {"optimizer": {"RewireStep": 0.01}}, "kappa": 1,
+    "peak_bytes": 1,
+}  # fmt: skip
 
 
 def test_the_ratio_is_the_median_of_neighbouring_repetitions() -> None:
-    taken = StepComparison(
-        model="vgg16", sparsity=0.99, distribution="uniform", batch_size=128, micro_batch=32, attack_steps=10,
-        threads=2, isa="avx512", sparse_seconds=(1.0, 2.0, 4.0), dense_seconds=(30.0, 20.0, 80.0),
-        sparseprop_seconds=(5.0, 6.0, 20.0), optimizer_seconds=(0.1, 0.01, 0.02), parts={},
-        operators={"optimizer": {"RewireStep": 0.01}}, kappa=1, peak_bytes=1,
-    )  # fmt: skip
+    taken = StepComparison(**COMPARISON, parts={}, rooflines={})
     assert taken.ratio == 20.0  # of 30, 10 and 20; the ratio of the medians would be 15
     assert taken.as_dict()["sparseprop_ratio"] == 5.0  # of 5, 3 and 5
     assert taken.optimizer_share == 0.02 / 2.0

@@ -207,7 +207,7 @@ def test_further_cores_are_measured_only_on_a_quiet_machine(
     monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     true = replace(HOST, costs=replace(HOST.costs, scaling=0.3, fork=5e-5, element=2.5))
-    roof = calibrate.roof.Roof("a processor", 2, "avx512", (1e11, 1e11), 1e10, 1e10, "")
+    roof = calibrate.roof.Roof("a processor", 2, "avx512", (1e11, 1e11), ((1, 1e10),), ((1, 1e9),), "")
     graphs = [Timed(true, share), Timed(true, share)]
     monkeypatch.setattr(calibrate, "_available", lambda threads: share)
     monkeypatch.setattr(calibrate.roof, "measure", lambda threads: roof)

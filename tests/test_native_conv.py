@@ -316,8 +316,11 @@ BIG = [
     Case(32, 32, 32, 32, lanes=16, density=0.3, addend=True, mask_kind=2, extra_halo=1),
     Case(32, 32, 16, 16, stride=2, lanes=16, density=0.3, addend=True, mask_kind=2, extra_halo=1),
 ]
+# Stacks beyond the caches, which the sparse kernels ask for ahead.
+FAR = Case(64, 64, 32, 32, lanes=16, blocks=2, density=0.03, addend=True, mask_kind=2)
 CASES = [random_case(seed) for seed in range(RANDOM_CASES)] + [
-    replace(case, algorithm=algorithm) for case in BIG for algorithm in ("sparse", "dense")
+    *(replace(case, algorithm=algorithm) for case in BIG for algorithm in ("sparse", "dense")),
+    FAR,
 ]
 
 

@@ -134,7 +134,7 @@ def _require(available: float) -> float:
 
 def _available(threads: int) -> float:
     """Share of the time of ``threads`` cores that this process gets if it asks for all of it."""
-    busy, _ = roof.probes()
+    busy, *_ = roof.probes()
 
     def share(_: int) -> float:
         wall, own = time.perf_counter(), time.thread_time()

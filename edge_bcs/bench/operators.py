@@ -18,8 +18,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_bcs import models
+from edge_bcs.bench import roofline
+from edge_bcs.bench.machine import Roof
+from edge_bcs.bench.roofline import Least
 from edge_bcs.bench.step import PAUSE
 from edge_bcs.connectivity import kappa, layer_counts, paper_densities
+from edge_bcs.exporters.cost_model import Walk
 from edge_bcs.runtime import library
 from edge_bcs.sparse_model import prunable_layers
 
@@ -155,6 +159,30 @@ def stack(
     return np.concatenate([front, planes.reshape(blocks, -1, lanes)], axis=1)
 
 
+def attributes_of(layer: Convolution, lanes: int, algorithm: str) -> dict[str, Any]:
+    """Attributes of the layer's node Conv, alone in its network, with ReLU."""
+    return {
+        "layer_offset": 0,
+        "in_channels": layer.in_channels,
+        "in_height": layer.size,
+        "in_width": layer.size,
+        "in_halo": layer.padding,
+        "out_channels": layer.out_channels,
+        "out_height": layer.out_size,
+        "out_width": layer.out_size,
+        "out_halo": 1,
+        "kernel": [layer.kernel, layer.kernel],
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "lanes": lanes,
+        "forward_pointer": 3 * layer.active,
+        "transpose_pointer": 3 * layer.active + layer.out_channels + 1,
+        "affine": 0,
+        "relu": 1,
+        "algorithm": algorithm,
+    }
+
+
 def ours(layer: Convolution, batch: int, lanes: int, threads: int, algorithm: str) -> list[Callable[[], Any]]:
     """The three operators on random data."""
     random = np.random.default_rng(0)
@@ -174,26 +202,7 @@ def ours(layer: Convolution, batch: int, lanes: int, threads: int, algorithm: st
     lists = session("BuildLists", {"index": index, "lists": empty}, ["int32"], 1, layers=shape)()[0]
     blocks = batch // lanes
     halo, dy_halo = layer.padding, layer.kernel // 2
-    attributes = {
-        "layer_offset": 0,
-        "in_channels": layer.in_channels,
-        "in_height": layer.size,
-        "in_width": layer.size,
-        "in_halo": halo,
-        "out_channels": layer.out_channels,
-        "out_height": layer.out_size,
-        "out_width": layer.out_size,
-        "out_halo": 1,
-        "kernel": [layer.kernel, layer.kernel],
-        "stride": layer.stride,
-        "padding": layer.padding,
-        "lanes": lanes,
-        "forward_pointer": 3 * layer.active,
-        "transpose_pointer": 3 * layer.active + layer.out_channels + 1,
-        "affine": 0,
-        "relu": 1,
-        "algorithm": algorithm,
-    }
+    attributes = attributes_of(layer, lanes, algorithm)
     backward = attributes | {"dy_halo": dy_halo, "dx_halo": 1, "mask_kind": 2}
     x = stack(random, blocks, layer.in_channels, layer.size, halo, lanes)
     dy = stack(random, blocks, layer.out_channels, layer.out_size, dy_halo, lanes)
@@ -216,6 +225,35 @@ def ours(layer: Convolution, batch: int, lanes: int, threads: int, algorithm: st
             **backward,
         ),
     ]
+
+
+def rooflines(
+    layer: Convolution, batch: int, lanes: int, algorithm: str, roof: Roof
+) -> list[tuple[float, Least]]:
+    """Bytes moved and least seconds of the three operators.
+
+    Bytes: each stack once, and a bit for each element of the one that was or is to be rectified.
+    """
+    images = 4.0 * batch * layer.in_channels * layer.size**2
+    results = 4.0 * batch * layer.out_channels * layer.out_size**2
+    row = layer.out_size * lanes
+    entries = layer.weights if algorithm == "dense" else layer.active
+
+    def walk(kernel: str) -> Walk:
+        rows = batch // lanes * layer.out_size
+        return Walk(kernel, entries, rows, row, row if layer.stride == 1 else lanes)
+
+    found = []
+    for operator, kernels, moved in (
+        ("Conv", [algorithm], images + results * 33 / 32),
+        ("ConvInputGrad", [algorithm], results + images * 33 / 32),
+        ("ConvGrad", [algorithm, f"{algorithm}_gradient"], results + images * 65 / 32),
+    ):
+        walks = [walk(kernel) for kernel in kernels]
+        multiplied = roofline.products(operator, attributes_of(layer, lanes, algorithm), walks)
+        flops = sum(2.0 * walk.entries * walk.rows * walk.floats for walk in walks)
+        found.append((moved, roofline.least(multiplied, flops, moved, roof)))
+    return found
 
 
 def dense(layer: Convolution, batch: int) -> list[Callable[[], Any]]:

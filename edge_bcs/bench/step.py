@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 
 from edge_bcs import random as counter_random
+from edge_bcs.bench import roofline
+from edge_bcs.bench.machine import Roof
 from edge_bcs.bench.profiler import operator_seconds
 from edge_bcs.errors import EdgeBcsError
 
 # Images lie side by side in vectors of up to 16, and a thread that has vectors of its own waits for no other:
 # 0.39 s a step of VGG-16 with 32 images and two threads, 0.47 s with 16.
 _IMAGES_PER_THREAD = 16
+_GRAPHS = ("attack", "training", "optimizer")
 PAUSE = 0.05
 """Seconds after which the threads of OpenMP and ONNX Runtime that have nothing to do have gone to sleep."""
 
@@ -36,7 +39,8 @@ class StepComparison:
 
     The seconds hold one entry a repetition, in the order in which they ran; none for a side that was left
     out. `parts` holds median seconds of one run of each graph, and how often the step runs it; `operators`
-    the median seconds of each type of operator in one run of each graph, by ONNX Runtime's profiler.
+    the median seconds of each type of operator in one run of each graph, by ONNX Runtime's profiler, and
+    `rooflines` what they take at least by `roofline.sums`, if a roof was given.
     """
 
     model: str
@@ -53,6 +57,7 @@ class StepComparison:
     optimizer_seconds: tuple[float, ...]
     parts: dict[str, tuple[float, int]]
     operators: dict[str, dict[str, float]]
+    rooflines: dict[str, dict[str, dict[str, float]]]
     kappa: int
     peak_bytes: int
 
@@ -76,6 +81,21 @@ class StepComparison:
         """What the operator RewireStep alone takes of our step."""
         return self.operators["optimizer"]["RewireStep"] / self.sparse_median
 
+    def least(self, which: str = "seconds") -> float | None:
+        """Seconds of a step if every operator ran at its roofline; None without a roof.
+
+        Args:
+            which: "seconds", or "in_cache_seconds": if no tensor left the caches between two operators.
+        """
+        if not self.rooflines:
+            return None
+        runs = {graph: count for graph, (_, count) in self.parts.items()} | {"optimizer": 1}
+        return sum(
+            count * operator[which]
+            for graph, count in runs.items()
+            for operator in self.rooflines[graph].values()
+        )
+
     def _over_ours(self, seconds: tuple[float, ...]) -> float:
         pairs = zip(seconds, self.sparse_seconds, strict=True)
         return statistics.median(other / ours for other, ours in pairs)
@@ -87,6 +107,8 @@ class StepComparison:
             "optimizer_share": self.optimizer_share,
             "rewiring_share": self.rewiring_share,
         }
+        if self.rooflines:
+            found |= {f"least_{which}": self.least(which) for which in ("seconds", "in_cache_seconds")}
         if self.dense_seconds:
             found |= {"ratio": self.ratio, "dense_median_seconds": statistics.median(self.dense_seconds)}
         if self.sparseprop_seconds:
@@ -106,6 +128,7 @@ def compare_step(
     repetitions: int = 3,
     image_size: int = 32,
     dense: bool = True,
+    roof: Roof | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> StepComparison:
     """Time whole adversarial training steps (AT, PGD, update, rewiring) against dense PyTorch.
@@ -122,6 +145,7 @@ def compare_step(
         image_size: height and width of the images.
         dense: time the other sides, too: dense PyTorch and, where it is installed, PyTorch with SparseProp's
             convolutions.
+        roof: what the machine reaches at most, for the least time of every operator.
         progress: called with a sentence before each part.
 
     Raises:
@@ -147,7 +171,12 @@ def compare_step(
         sides["optimizer"] = trainer.run_optimizer_only
         seconds = _in_turn(sides, repetitions, progress)
         peak, parts = int(trainer.memory()["peak_bytes"]), _parts(trainer, batch_size)
-        operators = {graph: _operators(trainer, graph) for graph in ("attack", "training", "optimizer")}
+        operators = {graph: _operators(trainer, graph) for graph in _GRAPHS}
+        rooflines = {
+            graph: roofline.sums(roofline.graph_rooflines(trainer.artifact, graph, roof))
+            for graph in _GRAPHS
+            if roof is not None
+        }
         images_at_once = trainer.artifact.micro_batch
     return StepComparison(
         model=model,
@@ -164,6 +193,7 @@ def compare_step(
         optimizer_seconds=tuple(seconds["optimizer"]),
         parts=parts,
         operators=operators,
+        rooflines=rooflines,
         kappa=sparse.kappa,
         peak_bytes=peak,
     )
@@ -176,16 +206,18 @@ def compare_pass(
     threads: int,
     repetitions: int,
     batch_size: int = 32,
+    roof: Roof | None = None,
     progress: Callable[[str], None] = lambda message: None,
-) -> dict[str, list[float]]:
+) -> dict[str, Any]:
     """Seconds of one forward and backward pass of a whole network (uniform density, all gradients).
 
     The layers follow each other, so that a layer finds its input where the layer before it left it: in the
     caches, as far as they reach. Everything between the convolutions is part of it on all sides.
 
     Returns:
-        Side ("edge_bcs", "torch", and "sparseprop" where that is installed) → seconds as `operators.times`
-        takes them.
+        "seconds": side ("edge_bcs", "torch", and "sparseprop" where that is installed) → seconds as
+        `operators.times` takes them; with a ``roof`` also "least_seconds" and "least_in_cache_seconds", ours
+        if every operator ran at its roofline.
     """
     import torch
 
@@ -207,7 +239,13 @@ def compare_pass(
             step = _TorchStep(network, 0, channels_last=name == "dense")
             sides["torch" if name == "dense" else name] = functools.partial(step.gradients, *given)
         progress(f"one pass of {model}, sparsity {sparsity}")
-        return dict(zip(sides, times(list(sides.values()), repetitions), strict=True))
+        taken = times(list(sides.values()), repetitions)
+        found: dict[str, Any] = {"seconds": dict(zip(sides, taken, strict=True))}
+        if roof is not None:
+            each = [item for _, item in roofline.graph_rooflines(trainer.artifact, "training", roof)]
+            found["least_seconds"] = runs * sum(item.seconds for item in each)
+            found["least_in_cache_seconds"] = runs * sum(item.in_cache for item in each)
+        return found
 
 
 def _batch(count: int, size: int) -> tuple[Any, Any]:

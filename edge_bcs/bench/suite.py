@@ -52,11 +52,11 @@ def parts(peak: roof.Roof, repetitions: int, progress: Progress = lambda message
 
     def step(model: str, distribution: str, batch: int) -> Callable[[], Any]:
         return lambda: compare_step(
-            model=model, distribution=distribution, batch_size=batch, **common
+            model=model, distribution=distribution, batch_size=batch, roof=peak, **common
         ).as_dict()
 
     def whole(network: str, sparsity: str) -> Callable[[], Any]:
-        return lambda: compare_pass(model=network, sparsity=float(sparsity), **common)
+        return lambda: compare_pass(model=network, sparsity=float(sparsity), roof=peak, **common)
 
     def layers(network: str, sparsity: str) -> Callable[[], Any]:
         return lambda: stack(network, sparsity, peak, repetitions, progress)
@@ -115,9 +115,9 @@ def run(
 
 def _check_same(earlier: dict[str, Any], now: dict[str, Any]) -> None:
     """Figures of different machines or settings do not belong in one table."""
-    if not isinstance(earlier.get("machine"), dict) or not all(
-        isinstance(earlier.get(section), dict) for section in SECTIONS
-    ):
+    machine = earlier.get("machine")
+    known = isinstance(machine, dict) and machine.keys() == now["machine"].keys()
+    if not known or not all(isinstance(earlier.get(section), dict) for section in SECTIONS):
         raise EdgeBcsError("the bench.json there is not one that can be resumed; run without --resume.")
     for what in ("processor", "threads", "isa"):
         if earlier["machine"].get(what) != now["machine"][what]:
@@ -159,6 +159,8 @@ def strided(peak: roof.Roof, rounds: int, progress: Progress) -> list[dict[str, 
 
 BATCH, LANES = 32, 16
 _FORMS = ("forward", "input_gradient", "both_gradients")
+STACK_FORMS = ("forward", "both_gradients")
+"""What a training pass does with each convolution."""
 
 
 def compare_layer(layer: Any, peak: roof.Roof, rounds: int) -> dict[str, Any]:
@@ -181,21 +183,18 @@ def compare_layer(layer: Any, peak: roof.Roof, rounds: int) -> dict[str, Any]:
     if other is not None:
         functions |= zip(("sparseprop.forward", "sparseprop.both_gradients"), other, strict=True)
     taken = operators.times(list(functions.values()), rounds)
-    images = 4.0 * BATCH * layer.in_channels * layer.size**2
-    results = 4.0 * BATCH * layer.out_channels * layer.out_size**2
-    multiplied = 2.0 * layer.active * BATCH * layer.out_size**2
-    # Each stack once, and a bit for each element of the one that was or is to be rectified.
-    moved = {"forward": images + results * 33 / 32, "input_gradient": results + images * 33 / 32}
-    moved["both_gradients"] = moved["input_gradient"] + images
     ours = {}
-    for form in _FORMS:
-        flops = multiplied * (2 if form == "both_gradients" else 1)
+    rooflines = operators.rooflines(layer, BATCH, LANES, chosen, peak)
+    for form, (moved, least) in zip(_FORMS, rooflines, strict=True):
         seconds = float(np.median(taken[list(functions).index(f"edge_bcs.{form}")]))
+        flops = 2.0 * layer.active * BATCH * layer.out_size**2 * (2 if form == "both_gradients" else 1)
         ours[form] = {
             "flops": flops,
-            "bytes": moved[form],
+            "bytes": moved,
             "gflops": flops / seconds / 1e9,
-            "roof_fraction": peak.seconds(flops, moved[form]) / seconds,
+            "roof_fraction": max(flops / peak.arithmetic, moved / peak.stack_bandwidth) / seconds,
+            "roofline_fraction": least.seconds / seconds,
+            "least": least.as_dict(),
         }
     return {
         **layer._asdict(),
@@ -215,8 +214,17 @@ def stack_seconds(rows: Sequence[dict[str, Any]], side: str) -> float | None:
     """Seconds of forward and backward of all convolutions; None where the side was not there."""
     if f"{side}.both_gradients" not in rows[0]["seconds"]:
         return None
-    forms = (f"{side}.forward", f"{side}.both_gradients")
-    return float(sum(row["count"] * median(row, form) for row in rows for form in forms))
+    return float(sum(row["count"] * median(row, f"{side}.{form}") for row in rows for form in STACK_FORMS))
+
+
+def stack_least(rows: Sequence[dict[str, Any]], which: str) -> float:
+    """Seconds of forward and backward of all convolutions if each ran at its roofline.
+
+    Args:
+        which: "seconds", or "in_cache_seconds" (see `roofline.Least.in_cache`).
+    """
+    least = ((row["count"], row["edge_bcs"][form]["least"]) for row in rows for form in STACK_FORMS)
+    return float(sum(count * seconds[which] for count, seconds in least))
 
 
 def pass_ratio(seconds: dict[str, list[float]], side: str) -> float | None:

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <memory>
+#include <random>
 #include <vector>
 
 #include "kernels.h"
@@ -47,5 +49,42 @@ EDGE_BCS_EXPORT double edge_bcs_peak_bandwidth(double seconds, std::int64_t byte
       static_cast<void>(kept);
     }
     return count * static_cast<std::int64_t>(sizeof(float)) * (copy ? 2 : 1);
+  });
+}
+
+// Multiply-adds of vectors a second that each load their vector from a working set of so many bytes, in the order in which
+// a sparse kernel meets them: a row of the matrix has an entry in every hundredth column or so, and a column is one of
+// nine positions in one input plane.
+EDGE_BCS_EXPORT double edge_bcs_peak_loads(double seconds, std::int64_t bytes) {
+  constexpr std::int64_t gap = 100, at_least = 1 << 18;
+  const edge_bcs::ProbeKernels& probe = edge_bcs::probe_kernels();
+  const edge_bcs::ProbeTile& tile = probe.tile;
+  const std::int64_t planes = std::max<std::int64_t>(1, bytes / (tile.plane() * static_cast<std::int64_t>(sizeof(float))));
+  constexpr std::int64_t positions = edge_bcs::ProbeTile::positions;
+  const std::int64_t columns = planes * positions * positions;
+  // Enough entries that their tiles cover all planes more than once.
+  const std::int64_t entries = std::max<std::int64_t>(1024, 4 * planes), rounds = 1 + at_least / (entries * tile.vectors());
+  std::vector<std::int32_t> distance;
+  std::minstd_rand random(1);
+  std::uniform_int_distribution<std::int64_t> step(1, 2 * gap - 1);
+  for (std::int64_t column = 0; static_cast<std::int64_t>(distance.size()) < entries;
+       column = (column + step(random)) % columns) {
+    const std::int64_t plane = column / (positions * positions), position = column % (positions * positions);
+    distance.push_back(static_cast<std::int32_t>(plane * tile.plane() + position / positions * tile.plane_row() +
+                                                 position % positions * tile.lanes));
+  }
+  const std::vector<float> weight(distance.size(), 0.5f);
+  // On a line of the cache, as the stacks of whole vectors are.
+  constexpr std::int64_t line = 64 / sizeof(float);
+  std::vector<float> memory(static_cast<std::size_t>(planes * tile.plane() + line), 1.0f);
+  void* first = memory.data();
+  std::size_t room = memory.size() * sizeof(float);
+  const auto* const input = static_cast<const float*>(std::align(64, 4, first, room));
+  return best_rate(seconds, [&] {
+    for (std::int64_t round = 0; round < rounds; ++round) {
+      volatile float kept = probe.load_multiply_adds(input, distance.data(), weight.data(), entries);
+      static_cast<void>(kept);
+    }
+    return rounds * entries * tile.vectors();
   });
 }

@@ -59,6 +59,8 @@ __attribute__((noinline)) void gradient_tile(const Walk& walk, const Group& grou
   std::int64_t input_x[TV];
 #pragma GCC unroll 4
   for (int x = 0; x < TV; ++x) input_x[x] = along<VL, strided>(place.input_x, x);
+  const bool ahead = !strided && fetches_ahead(walk, group.entries());
+  std::int64_t fetched = 0;
   for (int chunk = 0; chunk < group.chunks; ++chunk) {
     for (int r = 0; r < group.rows; ++r) {
       int j = group.begin(r, chunk);
@@ -66,6 +68,12 @@ __attribute__((noinline)) void gradient_tile(const Walk& walk, const Group& grou
       const bool first = group.starts(r, chunk);
       if (j == end && !first) continue;
       const float* const plane = gradient.dy + (group.first_row + r) * walk.output_plane + place.output_x[0];
+      if (ahead) {
+        const std::int64_t visits = group.chunks * group.rows, visit = chunk * group.rows + r + 1;
+        fetch_next<VL, TY, TV>(walk, place, fetched, walk.channels * visit / visits);
+        if (chunk == 0 && r + rows_ahead < group.rows)
+          fetch<VL, TY, TV, 0, 3>(plane + rows_ahead * walk.output_plane, place.output);
+      }
       Vector<VL> dy[TY][TV];
 #pragma GCC unroll 8
       for (int y = 0; y < TY; ++y)

@@ -2,6 +2,7 @@
 
 #include "kernels/simd.h"
 #include "kernels/table.h"
+#include "kernels/tiles.h"
 
 namespace edge_bcs {
 namespace EDGE_BCS_KERNEL_NAMESPACE {
@@ -46,6 +47,26 @@ void copy(const float* from, float* to, std::int64_t count) {
   for (; i < count; ++i) to[i] = from[i];
 }
 
+inline constexpr ProbeTile tile{longest, max_accumulators / max_tile_vectors, max_tile_vectors};
+
+float load_multiply_adds(const float* planes, const std::int32_t* distance, const float* weight, std::int64_t entries) {
+  Vector<longest> sums[tile.rows][tile.across] = {};
+  for (std::int64_t j = 0; j < entries; ++j) {
+    const Vector<longest> factor = broadcast<longest>(weight[j]);
+    const float* const input = planes + distance[j];
+#pragma GCC unroll 8
+    for (int y = 0; y < tile.rows; ++y)
+#pragma GCC unroll 4
+      for (int x = 0; x < tile.across; ++x)
+        sums[y][x] += factor * load<longest>(input + y * tile.plane_row() + x * longest);
+  }
+  float total = 0;
+  for (const auto& row : sums)
+    for (const auto& part : row)
+      for (int lane = 0; lane < longest; ++lane) total += part[lane];
+  return total;
+}
+
 }  // namespace
 }  // namespace EDGE_BCS_KERNEL_NAMESPACE
 
@@ -53,6 +74,8 @@ const ProbeKernels EDGE_BCS_JOIN(probe_kernels_, EDGE_BCS_VARIANT) = {
     EDGE_BCS_KERNEL_NAMESPACE::multiply_adds,
     EDGE_BCS_KERNEL_NAMESPACE::sum,
     EDGE_BCS_KERNEL_NAMESPACE::copy,
+    EDGE_BCS_KERNEL_NAMESPACE::tile,
+    EDGE_BCS_KERNEL_NAMESPACE::load_multiply_adds,
 };
 
 }  // namespace edge_bcs

@@ -44,6 +44,8 @@ __attribute__((noinline)) void sparse_tile(const Walk& walk, const Group& group,
 #pragma GCC unroll 4
   for (int x = 0; x < TV; ++x) input_x[x] = along<VL, strided>(place.input_x, x);
   float* const output = walk.output + place.output_x[0];
+  const bool ahead = !strided && fetches_ahead(walk, group.entries());
+  std::int64_t fetched = 0;
   for (int chunk = 0; chunk < group.chunks; ++chunk) {
     for (int r = 0; r < group.rows; ++r) {
       const int begin = group.begin(r, chunk), end = group.end(r, chunk);
@@ -51,6 +53,16 @@ __attribute__((noinline)) void sparse_tile(const Walk& walk, const Group& group,
       if (begin == end && !first && !last) continue;
       const std::int64_t row = group.first_row + r;
       float* const plane = output + row * walk.output_plane;
+      if (ahead) {
+        // The next tile's input, a few planes with each row; what later rows of this tile write and add.
+        const std::int64_t visits = group.chunks * group.rows, visit = chunk * group.rows + r + 1;
+        fetch_next<VL, TY, TV>(walk, place, fetched, walk.channels * visit / visits);
+        if (chunk == 0 && r + rows_ahead < group.rows) {
+          const float* const later = plane + rows_ahead * walk.output_plane;
+          fetch<VL, TY, TV, 1, 3>(later, place.output);
+          if (walk.addend != nullptr) fetch<VL, TY, TV, 0, 3>(walk.addend + (later - walk.output), place.output);
+        }
+      }
       Vector<VL> sums[TY][TV];
       if (first) {
 #pragma GCC unroll 8

@@ -167,6 +167,37 @@ inline std::int64_t tile_footprint(const Walk& walk) {
   return across * down * walk.lanes * static_cast<std::int64_t>(sizeof(float));
 }
 
+// Whether to ask for a walk's memory before it is needed: where its input lies beyond the caches and most of its planes are
+// used. Tiles go from left to right, but over more planes at once than a core follows by itself.
+inline bool fetches_ahead(const Walk& walk, std::int64_t entries) {
+  const std::int64_t floats = walk.blocks * walk.channels * walk.height * walk.input_row;
+  return contiguous(walk) && floats * static_cast<std::int64_t>(sizeof(float)) >= 8 * second_cache &&
+         entries >= walk.channels;
+}
+
+// Rows of the matrix between asking for a tile of one of their planes and using it.
+inline constexpr int rows_ahead = 2;
+
+// Asks for the vectors of a tile at `from`, to be written (write = 1) or read, into the first-level cache (level = 3) or
+// the second (2).
+template <int VL, int TY, int TV, int write, int level>
+EDGE_BCS_INLINE void fetch(const float* from, const std::int64_t (&rows)[max_tile_rows]) {
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+    for (int x = 0; x < TV; ++x) __builtin_prefetch(from + rows[y] + x * VL, write, level);
+}
+
+// Asks for the input of the tile to the right of `place` in planes [plane, end): what this tile has not read, too.
+template <int VL, int TY, int TV>
+EDGE_BCS_INLINE void fetch_next(const Walk& walk, const Place& place, std::int64_t& plane, std::int64_t end) {
+  if (place.ends_row) return;
+  for (; plane < end; ++plane) {
+    const float* const input = walk.input + plane * walk.input_plane;
+    fetch<VL, TY, TV, 0, 2>(input + place.input_x[0] + TV * VL + walk.lanes, place.input);
+  }
+}
+
 // out = mask ∘ act(scale · sums + shift + addend) of one output plane, with the bits and the halo, for TY rows and TV
 // vectors of a tile that begin `down` and `right` in it.
 template <int VL, int TY, int TV, bool strided>
