@@ -30,7 +30,6 @@ for name in bcs fixed random; do
             --resume "$report.counts" --json "$report"
     done
 done
-for seed in $seeds; do train "dense-$seed" --method dense --seed $seed; done
 edge-bcs plot "$out"/pgd/*.json "$out"/square/*.json -o "$out/plots"
 first=${seeds%% *}
 edge-bcs plot "$out/bcs-0.99-$first" "$out/fixed-0.99-$first" "$out/random-0.99-$first" -o "$out/plots"
