@@ -255,17 +255,23 @@ def small_data(folder: Path) -> Path:
     return folder / "data.npz"
 
 
-@pytest.mark.parametrize("damage", [{"clean": -1}, {"batches": "x"}, {"warnings": [1]}, {"clean": 9}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"clean": -1}, {"batches": "x"}, {"warnings": [1]}, {"clean": 9},
+        {"adversarial": 2}, {"adversarial": [5]}, {"adversarial": [1, 1]}, {"adversarial": "x"},
+    ],
+)  # fmt: skip
 def test_counts_of_an_interrupted_evaluation(damage: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from edge_bcs.evaluation import _resumed
 
-    counts = {"batches": 1, "samples": 4, "clean": 3, "adversarial": 2, "warnings": ["w"]}
+    counts = {"batches": 1, "samples": 4, "clean": 3, "adversarial": [2], "warnings": ["w"]}
     file = tmp_path / "counts.json"
     file.write_text(json.dumps({"asked": {}, "counts": counts}))
-    assert _resumed(file, {}) == counts
+    assert _resumed(file, {}, 1) == counts
     file.write_text(json.dumps({"asked": {}, "counts": {**counts, **damage}}))
-    assert _resumed(file, {}) is None
+    assert _resumed(file, {}, 1) is None
 
 
 @pytest.mark.parametrize(
