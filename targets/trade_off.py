@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ _GRAPHS = ("attack", "training", "eval", "optimizer")
 MIB = 1 << 20
 SECONDS = 6.0
 """For which each artifact is run."""
+ATTEMPTS = 3
+"""At measuring one artifact, while other work takes the cores."""
 IMAGES = 16
 
 _DENSE = """
@@ -166,7 +169,7 @@ def measured(name: str, objective: str, budget: int, machine: Machine) -> dict[s
         path = f"{folder}/{name}"
         artifact = export(sparse, path, objective, memory=budget, machine=machine, validate=False)
         request = {"path": path, "memory": budget, "threads": threads, "seconds": SECONDS}
-        answer = _python(["-m", "edge_bcs.targets.host_run"], json.dumps(request))
+        answer = _least_disturbed(json.dumps(request))
     host = replace(this_host(machine.isa), calibration=machine)
     plan = plan_of(artifact.manifest["memory"])
     expected = step_time(plan, step_runs(artifact), host, threads)
@@ -183,9 +186,20 @@ def measured(name: str, objective: str, budget: int, machine: Machine) -> dict[s
             for phase, seconds in expected.phases.items()
         },
         "seconds_per_image": answer["seconds_per_step"] / artifact.batch_size,
+        "cores_share": answer["cores_share"],
     }
     print(found, flush=True)
     return found
+
+
+def _least_disturbed(request: str) -> dict[str, Any]:
+    """What `host_run` answers; of a few attempts, where other work disturbed it, the one that had most."""
+    from .simulator import UNDISTURBED
+
+    answers: list[dict[str, Any]] = []
+    while len(answers) < ATTEMPTS and all(answer["cores_share"] < UNDISTURBED for answer in answers):
+        answers.append(_python(["-m", "edge_bcs.targets.host_run"], request))
+    return max(answers, key=itemgetter("cores_share"))
 
 
 def _python(arguments: list[str], text: str = "") -> dict[str, Any]:

@@ -110,11 +110,23 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(second.times["others"]) == 1 and (tmp_path / "trade_off.png").stat().st_size > 10_000
 
 
+def test_an_artifact_is_measured_again_while_other_work_disturbs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*shares: float) -> list[float]:
+        answers = iter(shares)
+        monkeypatch.setattr(trade_off, "_python", lambda *_: {"cores_share": next(answers)})
+        return [trade_off._least_disturbed("{}")["cores_share"], *answers]
+
+    assert asked(0.99, 0.5) == [0.99, 0.5]  # the second was not asked for
+    assert asked(0.3, 0.9, 0.5) == [0.9, 0.5]
+    assert asked(0.3, 0.6, 0.5, 0.9) == [0.6, 0.9]  # three attempts, and no more
+
+
 def test_one_artifact_is_predicted_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = tiny("resnet18")
     job = Job(get("at"))
     monkeypatch.setattr(trade_off, "_compiled", lambda *_: (sparse, network_of(sparse, (3, 32, 32)), job))
     monkeypatch.setattr(trade_off, "SECONDS", 0.0)
+    monkeypatch.setattr(trade_off, "ATTEMPTS", 1)
     machine = Machine(isa(), (1e11,), 1e10, COSTS[isa()])
     found = trade_off.measured("vgg16", "at", 4 * MIB, machine)
     assert found["peak_bytes"] <= 4 * MIB
