@@ -13,6 +13,21 @@
 namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
 
+// Asks for what `finish` will touch of output plane `row` in the tile to the right. A tile takes a short piece of each of many
+// planes, which no prefetcher of a processor foresees, and with few entries a row there is no arithmetic to wait behind.
+template <int VL, int TY, int TV>
+EDGE_BCS_INLINE void fetch_next_tile(const Walk& walk, const Place& place, std::int64_t row) {
+  constexpr int cache_line = 64 / sizeof(float), step = smaller_int(TV, cache_line > VL ? cache_line / VL : 1);
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+    for (int x = 0; x < TV; x += step) {
+      const std::int64_t at = row * walk.output_plane + place.output[y] + place.output_x[0] + (TV + x) * VL;
+      __builtin_prefetch(walk.output + at, 1, 2);
+      if (walk.addend != nullptr) __builtin_prefetch(walk.addend + at, 0, 2);
+    }
+}
+
 template <int VL, int TY, int TV, bool strided>
 void sparse_tile(const Walk& walk, const Group& group, const Place& place) {
   const float* input[TY];
@@ -29,6 +44,9 @@ void sparse_tile(const Walk& walk, const Group& group, const Place& place) {
       if (begin == end && !first && !last) continue;
       const std::int64_t row = group.first_row + r;
       float* const plane = output + row * walk.output_plane;
+      if constexpr (!strided) {
+        if (last && !place.ends_row) fetch_next_tile<VL, TY, TV>(walk, place, row);
+      }
       Vector<VL> sums[TY][TV];
       if (first) {
 #pragma GCC unroll 8
