@@ -8,7 +8,6 @@
 #include "op.h"
 #include "rows.h"
 #include "stack.h"
-#include "sums.h"
 
 namespace edge_bcs {
 namespace {
@@ -208,9 +207,15 @@ struct InputGradient {
         slots(attributes, dy.channels),
         mask(attributes, dx) {}
 
-  void plane(const float* from, float* to, float scale, const Finish& finish, std::int64_t nb, std::int64_t c) const {
-    for (std::int64_t y = 0; y < dy.height; ++y)
-      finish(from + dy.at(nb, c, y), scale, 0, to + dx.at(nb, c, y), nb, c, y);
+  // `before`(y, dy's row y) is called before that row is used.
+  template <class Before>
+  void plane(const float* from, float* to, float scale, const Finish& finish, std::int64_t nb, std::int64_t c,
+             const Before& before) const {
+    for (std::int64_t y = 0; y < dy.height; ++y) {
+      const float* row = from + dy.at(nb, c, y);
+      before(y, row);
+      finish(row, scale, 0, to + dx.at(nb, c, y), nb, c, y);
+    }
     dx.zero_halo(to + nb * dx.block(), c);
   }
 };
@@ -235,7 +240,7 @@ struct AffineInputGrad {
                         .mask = rule.mask.bind(context, 3, blocks)};
     const auto dx = context.output<float>(0, rule.dx.shape(blocks));
     for_planes(context, blocks, rule.dy.channels, [&](std::int64_t nb, std::int64_t c) {
-      rule.plane(dy.data(), dx.data(), affine.scale[c], finish, nb, c);
+      rule.plane(dy.data(), dx.data(), affine.scale[c], finish, nb, c, [](std::int64_t, const float*) {});
     });
   }
 };
@@ -274,15 +279,12 @@ struct AffineGrad {
     // A channel is one piece of work, so that its sums are made in one order.
     context.parallel_for(in.channels, [&](std::int64_t c) {
       double dscale = 0, dshift = 0;
-      for (std::int64_t nb = 0; nb < blocks; ++nb) {
-        for (std::int64_t y = 0; y < in.height; ++y) {
-          const float* d = dy.data() + rule.dy.at(nb, c, y);
-          const float* value = x.data() + in.at(nb, c, y);
-          dscale += dot(d, value, in.row());
-          dshift += sum(d, in.row());
-        }
-        rule.plane(dy.data(), dx.data(), affine.scale[c], finish, nb, c);
-      }
+      for (std::int64_t nb = 0; nb < blocks; ++nb)
+        rule.plane(dy.data(), dx.data(), affine.scale[c], finish, nb, c, [&](std::int64_t y, const float* row) {
+          const RowSums sums = row_kernels().sums(row, x.data() + in.at(nb, c, y), in.row());
+          dscale += sums.products;
+          dshift += sums.values;
+        });
       gradient.scale[c] += static_cast<float>(dscale);
       gradient.shift[c] += static_cast<float>(dshift);
     });

@@ -114,6 +114,25 @@ inline void combine(const RowKernels& kernels, Random& random, Tally& tally) {
   }
 }
 
+// Σ a · b and Σ a, in double.
+inline void sums(const RowKernels& kernels, Random& random, Tally& tally) {
+  const std::int64_t count = random.in(0, 150);
+  Floats a(static_cast<std::size_t>(count)), b(a.size());
+  for (Floats* floats : {&a, &b})
+    for (float& f : *floats) f = random.number();
+  const edge_bcs::RowSums made = kernels.sums(a.data(), b.data(), count);
+  long double products = 0, values = 0, largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    products += static_cast<long double>(a[i]) * b[i];
+    values += a[i];
+    largest += std::fabs(static_cast<long double>(a[i]) * b[i]) + std::fabs(static_cast<long double>(a[i]));
+  }
+  // What is left over is an error of double precision, far below one of float's.
+  const auto allowed = static_cast<float>(1e-14L * largest);
+  tally.number(static_cast<float>(made.products - static_cast<double>(products)), 0, allowed, 0);
+  tally.number(static_cast<float>(made.values - static_cast<double>(values)), 0, allowed, 1);
+}
+
 inline PoolRow random_pool(Random& random) {
   PoolRow pool;
   pool.lanes = random.one_of({1, 2, 3, 4, 5, 8, 12, 16, 24, 32});
@@ -214,14 +233,15 @@ inline void normals(const NormalKernels& kernels, Random& random, Tally& tally) 
 // Checks this machine's variant and the scalar one on random rows; returns how many numbers were wrong.
 inline long check(const layers::Kernels& kernels, int rows, unsigned seed) {
   Random random(seed);
-  Tally tallies[]{Tally("combine"), Tally("max_pool"), Tally("max_pool_gradient"), Tally("normals")};
+  Tally tallies[]{Tally("combine"), Tally("sums"), Tally("max_pool"), Tally("max_pool_gradient"), Tally("normals")};
   for (int i = 0; i < rows; ++i)
     for (const bool scalar : {false, true}) {
       const RowKernels& row = scalar ? *kernels.scalar_rows : *kernels.fast_rows;
       combine(row, random, tallies[0]);
-      max_pool(row, random, tallies[1]);
-      max_pool_gradient(row, random, tallies[2]);
-      normals(scalar ? *kernels.scalar_normals : *kernels.fast_normals, random, tallies[3]);
+      sums(row, random, tallies[1]);
+      max_pool(row, random, tallies[2]);
+      max_pool_gradient(row, random, tallies[3]);
+      normals(scalar ? *kernels.scalar_normals : *kernels.fast_normals, random, tallies[4]);
     }
   long wrong = 0;
   for (const Tally& tally : tallies) wrong += tally.print(kernels.isa, rows);

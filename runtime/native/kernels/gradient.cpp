@@ -70,7 +70,7 @@ __attribute__((noinline)) void gradient_tile(const Walk& walk, const Group& grou
       const float* const plane = gradient.dy + (group.first_row + r) * walk.output_plane + place.output_x[0];
       if (ahead) {
         const std::int64_t visits = group.chunks * group.rows, visit = chunk * group.rows + r + 1;
-        fetch_next<VL, TY, TV>(walk, place, fetched, walk.channels * visit / visits);
+        fetch_next_input<VL, TY, TV>(walk, place, fetched, walk.channels * visit / visits);
         if (chunk == 0 && r + rows_ahead < group.rows)
           fetch<VL, TY, TV, 0, 3>(plane + rows_ahead * walk.output_plane, place.output);
       }

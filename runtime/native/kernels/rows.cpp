@@ -27,6 +27,32 @@ void combine(const Row& row) {
   for (; j < row.count; ++j) combine_vector<1>(row, j);
 }
 
+RowSums sums(const float* a, const float* b, std::int64_t count) {
+  // As many floats as doubles fit a vector; several running parts, so that no addition waits for the one before.
+  constexpr int length = longest >= 4 ? longest / 2 : 1, parts = 4;
+  typedef double Doubles __attribute__((vector_size(length * sizeof(double))));
+  Doubles products[parts]{}, values[parts]{};
+  std::int64_t j = 0;
+  for (; j + parts * length <= count; j += parts * length)
+#pragma GCC unroll 4
+    for (int part = 0; part < parts; ++part) {
+      const auto from = __builtin_convertvector(load<length>(a + j + part * length), Doubles);
+      products[part] += from * __builtin_convertvector(load<length>(b + j + part * length), Doubles);
+      values[part] += from;
+    }
+  const Doubles product = (products[0] + products[1]) + (products[2] + products[3]);
+  const Doubles value = (values[0] + values[1]) + (values[2] + values[3]);
+  RowSums total;
+  for (int lane = 0; lane < length; ++lane) {
+    total.products += product[lane];
+    total.values += value[lane];
+  }
+  for (; j < count; ++j) {
+    total.products += static_cast<double>(a[j]) * static_cast<double>(b[j]);
+    total.values += static_cast<double>(a[j]);
+  }
+  return total;
+}
 
 // The best of a window so far, in VL windows at once.
 template <int VL>
@@ -202,6 +228,7 @@ void max_pool_gradient(const PoolRow& pool, const float* dy, const std::uint8_t*
 
 const RowKernels EDGE_BCS_JOIN(row_kernels_, EDGE_BCS_VARIANT) = {
     EDGE_BCS_KERNEL_NAMESPACE::combine,
+    EDGE_BCS_KERNEL_NAMESPACE::sums,
     EDGE_BCS_KERNEL_NAMESPACE::max_pool,
     EDGE_BCS_KERNEL_NAMESPACE::max_pool_gradient,
 };

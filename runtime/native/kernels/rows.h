@@ -1,4 +1,4 @@
-// Work on single image rows, element by element: scale and shift, addition, rectification, masks, maximum pooling.
+// Work on single image rows: scale and shift, addition, rectification, masks, sums, maximum pooling.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,12 @@ struct Row {
   const std::uint8_t* mask_bits = nullptr;  // passes where bit j % 8 of byte j / 8 is set
   float* out = nullptr;
   std::uint8_t* bits = nullptr;             // written: whether out > 0; the bits after the last are 0
+};
+
+// Sums over two rows a and b, in double.
+struct RowSums {
+  double products = 0;  // Σ a · b
+  double values = 0;    // Σ a
 };
 
 // One output row of a maximum pooling. Window x begins at input pixel x · stride - padding; only its pixels in image rows
@@ -38,6 +44,7 @@ inline constexpr std::int32_t no_choice = 255;
 
 struct RowKernels {
   void (*combine)(const Row&);
+  RowSums (*sums)(const float* a, const float* b, std::int64_t count);
   // y = the maximum of each window (`input` is at image row 0 of the windows, column 0 of the image), rectified if `relu`;
   // choice (may be null) = ky · kernel + kx of the first maximum, or no_choice where the ReLU stops it.
   void (*max_pool)(const PoolRow&, const float* input, bool relu, float* y, std::uint8_t* choice);

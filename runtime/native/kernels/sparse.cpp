@@ -35,6 +35,21 @@ EDGE_BCS_INLINE void accumulate(Vector<VL> (&sums)[TY][TV], const float* const (
   }
 }
 
+// Asks for what `finish` will touch of output plane `row` in the tile to the right. A tile takes a short piece of each of many
+// planes, which no prefetcher of a processor foresees, and with few entries a row there is no arithmetic to wait behind.
+template <int VL, int TY, int TV>
+EDGE_BCS_INLINE void fetch_next_output(const Walk& walk, const Place& place, std::int64_t row) {
+  constexpr int cache_line = 64 / sizeof(float), step = smaller_int(TV, cache_line > VL ? cache_line / VL : 1);
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+    for (int x = 0; x < TV; x += step) {
+      const std::int64_t at = row * walk.output_plane + place.output[y] + place.output_x[0] + (TV + x) * VL;
+      __builtin_prefetch(walk.output + at, 1, 2);
+      if (walk.addend != nullptr) __builtin_prefetch(walk.addend + at, 0, 2);
+    }
+}
+
 template <int VL, int TY, int TV, bool strided>
 __attribute__((noinline)) void sparse_tile(const Walk& walk, const Group& group, const Place& place) {
   const float* input[TY];
@@ -54,14 +69,12 @@ __attribute__((noinline)) void sparse_tile(const Walk& walk, const Group& group,
       const std::int64_t row = group.first_row + r;
       float* const plane = output + row * walk.output_plane;
       if (ahead) {
-        // The next tile's input, a few planes with each row; what later rows of this tile write and add.
+        // The next tile's input, a few planes with each row.
         const std::int64_t visits = group.chunks * group.rows, visit = chunk * group.rows + r + 1;
-        fetch_next<VL, TY, TV>(walk, place, fetched, walk.channels * visit / visits);
-        if (chunk == 0 && r + rows_ahead < group.rows) {
-          const float* const later = plane + rows_ahead * walk.output_plane;
-          fetch<VL, TY, TV, 1, 3>(later, place.output);
-          if (walk.addend != nullptr) fetch<VL, TY, TV, 0, 3>(walk.addend + (later - walk.output), place.output);
-        }
+        fetch_next_input<VL, TY, TV>(walk, place, fetched, walk.channels * visit / visits);
+      }
+      if constexpr (!strided) {
+        if (last && !place.ends_row) fetch_next_output<VL, TY, TV>(walk, place, row);
       }
       Vector<VL> sums[TY][TV];
       if (first) {

@@ -175,7 +175,7 @@ inline bool fetches_ahead(const Walk& walk, std::int64_t entries) {
          entries >= walk.channels;
 }
 
-// Rows of the matrix between asking for a tile of one of their planes and using it.
+// Rows of the matrix between asking for the tile of dy of one of their planes and using it.
 inline constexpr int rows_ahead = 2;
 
 // Asks for the vectors of a tile at `from`, to be written (write = 1) or read, into the first-level cache (level = 3) or
@@ -190,7 +190,7 @@ EDGE_BCS_INLINE void fetch(const float* from, const std::int64_t (&rows)[max_til
 
 // Asks for the input of the tile to the right of `place` in planes [plane, end): what this tile has not read, too.
 template <int VL, int TY, int TV>
-EDGE_BCS_INLINE void fetch_next(const Walk& walk, const Place& place, std::int64_t& plane, std::int64_t end) {
+EDGE_BCS_INLINE void fetch_next_input(const Walk& walk, const Place& place, std::int64_t& plane, std::int64_t end) {
   if (place.ends_row) return;
   for (; plane < end; ++plane) {
     const float* const input = walk.input + plane * walk.input_plane;
