@@ -50,9 +50,10 @@ EDGE_BCS_INLINE void products(const Vector<VL> (&dy)[TY][TV], const float* const
   }
 }
 
+// A function of its own, as `sparse_tile` is.
 template <int VL, int TY, int TV, bool strided>
-__attribute__((noinline)) void gradient_tile(const Walk& walk, const Group& group, const WeightGradient& gradient, const Place& place,
-                   Sums& sums) {
+__attribute__((noinline)) void gradient_tile(const Walk& walk, const Group& group, const WeightGradient& gradient,
+                                             const Place& place, Sums& sums) {
   const float* input[TY];
 #pragma GCC unroll 8
   for (int y = 0; y < TY; ++y) input[y] = walk.input + place.input[y] + place.input_x[0];

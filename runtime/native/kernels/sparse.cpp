@@ -18,6 +18,7 @@ template <int VL, int TY, int TV>
 EDGE_BCS_INLINE void accumulate(Vector<VL> (&sums)[TY][TV], const float* const (&input)[TY],
                                 const std::int64_t (&input_x)[TV], const float* weights, const std::int32_t* distances,
                                 int count) {
+  // Changes nothing, but without it the compiler reloads these from the stack for every entry.
   const float* rows[TY];
 #pragma GCC unroll 8
   for (int y = 0; y < TY; ++y) {
@@ -50,6 +51,7 @@ EDGE_BCS_INLINE void fetch_next_output(const Walk& walk, const Place& place, std
     }
 }
 
+// A function of its own: inlined into its caller, its inner loop runs out of registers.
 template <int VL, int TY, int TV, bool strided>
 __attribute__((noinline)) void sparse_tile(const Walk& walk, const Group& group, const Place& place) {
   const float* input[TY];
