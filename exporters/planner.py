@@ -15,6 +15,7 @@ of the budget, so that a budget is feasible exactly if it is not below that.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -176,6 +177,7 @@ class Space:
             "attack": self._phase(attack_graph(network, micro_batch)),
             "eval": self._phase(evaluation_graph(network, micro_batch)),
         }
+        self.start = replace(self.start, sparse=self._faster_without_dense())
         seconds = self.phases["training"].seconds
         self._by_worth = sorted(
             self.stacks, key=lambda t: -self.sketch.bytes_of(t) / seconds[self.sketch.producer[t]]
@@ -196,6 +198,14 @@ class Space:
                 dense[index] = _Dense(module, rule.work_bytes(node, types), seconds[index] - frugal)
                 totals[index] -= dense[index].work
         return _Phase(totals, seconds, dense, sum(seconds))
+
+    def _faster_without_dense(self) -> frozenset[str]:
+        """Layers dense enough for the dense kernels that this machine nevertheless runs faster without."""
+        saved: dict[str, float] = defaultdict(float)
+        for name, runs in self.job.runs(self.start.micro_batch).items():
+            for dense in self.phases[name].dense.values():
+                saved[dense.module] += runs * dense.saving
+        return frozenset(module for module, seconds in saved.items() if seconds > 0)
 
     def _connections(self, node: Node) -> int:
         return self.network.connections[node.attributes["layer_offset"]]

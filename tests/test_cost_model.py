@@ -68,6 +68,29 @@ def test_seconds_by_hand() -> None:
     assert more.seconds([walk], 5000) == pytest.approx(1.1e-3 + 100 * 84e-9 / 2.5 + 5000 / 1e9)
 
 
+@pytest.mark.parametrize(
+    ("isa", "kernel", "run", "expected"),
+    [
+        ("avx512", "dense", 16, "dense"),
+        ("avx512", "dense", 4, "dense"),
+        ("avx512", "dense", 2, "sparse"),  # single floats
+        ("neon", "dense_gradient", 1, "sparse_gradient"),
+        ("neon", "sparse", 1, "sparse"),
+        ("scalar", "dense", 1, "dense"),  # never anything else there, so measured as what it is
+        ("avx512", "rewire", 1, "rewire"),
+    ],
+)
+def test_a_dense_kernel_on_single_floats_costs_like_a_sparse_one(
+    isa: str, kernel: str, run: int, expected: str
+) -> None:
+    walk = Walk(kernel, 100, 8, 16 * run, run)
+    assert walk.costs_like(isa) == expected
+    costs = replace(COSTS[isa], dense=KernelCosts(0, 1, 1), sparse=KernelCosts(10, 20, 30))
+    if kernel == "dense":
+        ours = Machine(isa, (1e9,), 1e9, costs).compute_seconds([walk])
+        assert ours == Machine(isa, (1e9,), 1e9, costs).compute_seconds([replace(walk, kernel=expected)])
+
+
 def test_an_update_costs_by_its_connections() -> None:
     costs = replace(COSTS["neon"], scaling=0.5, node=1e-3, fork=0.0, stack=2.0, rewire=50, lists=20)
     board = Machine("neon", (8e9, 8e9), 1e9, costs)

@@ -203,6 +203,17 @@ def test_what_the_planner_predicts_is_what_the_compiler_plans(
                     assert np.array_equal(totals, expected), phase
 
 
+def test_a_strided_layer_of_few_lanes_does_without_the_dense_kernel() -> None:
+    """Three quarters of its weights are stored, which on whole vectors is a case for the dense kernel."""
+    network = network_of(sparse_of(Strided(), 0.75), (3, 32, 32), False)
+    strided = "convs.1"
+    assert network.algorithms[strided] == "dense"
+    for images, expected in ((1, True), (2, True), (16, False)):
+        assert (strided in Space(network, Job(get("at")), images).start.sparse) is expected
+    # The linear layer has the lanes alone, too; the other convolutions a row of pixels, whatever the images.
+    assert Space(network, Job(get("at")), 1).start.sparse == {strided, "head"}
+
+
 def test_a_recomputed_operator_costs_its_time() -> None:
     _, network = made("vgg16")
     space = Space(network, Job(get("natural")), 16)
