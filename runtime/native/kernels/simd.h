@@ -147,6 +147,36 @@ EDGE_BCS_INLINE void store_bits(std::uint8_t* row, std::int64_t at, unsigned bit
   }
 }
 
+// The same for N vectors beside each other, the first of which starts at a multiple of N · VL bits.
+template <int VL, int N>
+EDGE_BCS_INLINE void where_bits(const std::uint8_t* row, std::int64_t at, Vector<VL> (&a)[N]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) a[i] = where_bits<VL>(load_bits<VL>(row, at + i * VL), a[i]);
+}
+
+template <int VL, int N>
+EDGE_BCS_INLINE void store_positive_bits(std::uint8_t* row, std::int64_t at, const Vector<VL> (&a)[N]) {
+#if defined(__AVX512F__)
+  if constexpr (VL == 16 && N == 4) {
+    __mmask16 bits[N];
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) bits[i] = static_cast<__mmask16>(positive_bits<VL>(a[i]));
+    _store_mask64(reinterpret_cast<__mmask64*>(row + at / 8),
+                  _mm512_kunpackd(_mm512_kunpackw(bits[3], bits[2]), _mm512_kunpackw(bits[1], bits[0])));
+    return;
+  }
+#endif
+  if constexpr (VL * N == 32 || VL * N == 16) {
+    std::uint32_t bits = 0;
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) bits |= positive_bits<VL>(a[i]) << (i * VL);
+    std::memcpy(row + at / 8, &bits, VL * N / 8);
+  } else {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) store_bits<VL>(row, at + i * VL, positive_bits<VL>(a[i]));
+  }
+}
+
 // Numbers in [0, 255] as bytes, and back.
 template <int VL>
 EDGE_BCS_INLINE void store_bytes(std::uint8_t* to, Integers<VL> values) {
