@@ -60,11 +60,14 @@ struct Best {
   Vector<VL> value;
   Integers<VL> where;
 
-  EDGE_BCS_INLINE void consider(Vector<VL> pixel, std::int64_t place) {
+  EDGE_BCS_INLINE void consider(Vector<VL> pixel, Integers<VL> place) {
     // Not a number wins, so that it is seen.
     const Integers<VL> more = (pixel > value) | (pixel != pixel);
     value = more ? pixel : value;
-    where = more ? Integers<VL>{} + static_cast<std::int32_t>(place) : where;
+    where = more ? place : where;
+  }
+  EDGE_BCS_INLINE void consider(Vector<VL> pixel, std::int64_t place) {
+    consider(pixel, Integers<VL>{} + static_cast<std::int32_t>(place));
   }
   EDGE_BCS_INLINE void finish(bool rectify, float* y, std::uint8_t* choice) {
     if (rectify) {
@@ -110,6 +113,46 @@ void gradient_lanes(const PoolRow& pool, const float* dy, const std::uint8_t* ch
         }
     }
   }
+}
+
+// Windows of two by two pixels beside each other, all of them whole.
+bool in_twos(const PoolRow& pool) {
+  return pool.kernel == 2 && pool.stride == 2 && pool.padding == 0 && pool.width >= 2 * pool.out_width && pool.top == 0 &&
+         pool.bottom == 2;
+}
+
+template <int VL>
+void max_pool_twos(const PoolRow& pool, const float* input, bool rectify, float* y, std::uint8_t* choice) {
+  for (std::int64_t x = 0; x < pool.out_width; ++x)
+    for (std::int64_t b = 0; b < pool.lanes; b += VL) {
+      const float* const upper = input + 2 * x * pool.lanes + b;
+      const float* const lower = upper + pool.row;
+      // Two comparisons that do not wait for each other, then the third.
+      Best<VL> best{load<VL>(upper), Integers<VL>{}}, below{load<VL>(lower), Integers<VL>{} + 2};
+      best.consider(load<VL>(upper + pool.lanes), Integers<VL>{} + 1);
+      below.consider(load<VL>(lower + pool.lanes), Integers<VL>{} + 3);
+      best.consider(below.value, below.where);
+      best.finish(rectify, y + x * pool.lanes + b, choice == nullptr ? nullptr : choice + x * pool.lanes + b);
+    }
+}
+
+template <int VL>
+void gradient_twos(const PoolRow& pool, const float* dy, const std::uint8_t* choice, float* dx) {
+  for (std::int64_t x = 0; x < pool.out_width; ++x)
+    for (std::int64_t b = 0; b < pool.lanes; b += VL) {
+      const Vector<VL> gradient = load<VL>(dy + x * pool.lanes + b);
+      const Integers<VL> where = load_bytes<VL>(choice + x * pool.lanes + b);
+      const auto chosen = [&](int place) {
+        const Integers<VL> here = where == Integers<VL>{} + place;
+        return here ? gradient : Vector<VL>{};
+      };
+      float* const upper = dx + 2 * x * pool.lanes + b;
+      float* const lower = upper + pool.row;
+      store<VL>(upper, chosen(0));
+      store<VL>(upper + pool.lanes, chosen(1));
+      store<VL>(lower, chosen(2));
+      store<VL>(lower + pool.lanes, chosen(3));
+    }
 }
 
 // With few images side by side a vector holds several pixels of `lanes` floats. Of windows of two by two pixels beside each
@@ -178,7 +221,7 @@ void gradient_pairs(const PoolRow& pool, const float* dy, const std::uint8_t* ch
 // evenly; false where there are none, or where the lanes fill a vector already.
 template <class Body>
 bool with_pairs(const PoolRow& pool, const Body& body) {
-  if (pool.kernel != 2 || pool.stride != 2 || pool.padding != 0 || pool.width < 2 * pool.out_width) return false;
+  if (!in_twos(pool)) return false;
   const std::int64_t floats = pool.out_width * pool.lanes;
   const auto with_length = [&]<int VL>() {
     if constexpr (longest >= VL) {
@@ -215,12 +258,18 @@ void with_lanes(std::int64_t lanes, const Body& body) {
 
 void max_pool(const PoolRow& pool, const float* input, bool rectify, float* y, std::uint8_t* choice) {
   if (with_pairs(pool, [&]<int VL, int lanes>() { max_pool_pairs<VL, lanes>(pool, input, rectify, y, choice); })) return;
-  with_lanes(pool.lanes, [&]<int VL>() { max_pool_lanes<VL>(pool, input, rectify, y, choice); });
+  with_lanes(pool.lanes, [&]<int VL>() {
+    if (in_twos(pool)) max_pool_twos<VL>(pool, input, rectify, y, choice);
+    else max_pool_lanes<VL>(pool, input, rectify, y, choice);
+  });
 }
 
 void max_pool_gradient(const PoolRow& pool, const float* dy, const std::uint8_t* choice, bool add, float* dx) {
   if (!add && with_pairs(pool, [&]<int VL, int lanes>() { gradient_pairs<VL, lanes>(pool, dy, choice, dx); })) return;
-  with_lanes(pool.lanes, [&]<int VL>() { gradient_lanes<VL>(pool, dy, choice, add, dx); });
+  with_lanes(pool.lanes, [&]<int VL>() {
+    if (!add && in_twos(pool)) gradient_twos<VL>(pool, dy, choice, dx);
+    else gradient_lanes<VL>(pool, dy, choice, add, dx);
+  });
 }
 
 }  // namespace
