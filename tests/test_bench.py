@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 from edge_bcs.exporters.cost_model import Walk
 
 from edge_bcs.bench import machine, operators, report, roofline, step, suite, targets
-from edge_bcs.bench.operators import RUNS, Convolution
+from edge_bcs.bench.operators import Convolution
 from edge_bcs.bench.step import StepComparison, compare_pass, compare_step
 from edge_bcs.cli import main
 from edge_bcs.errors import EdgeBcsError
@@ -147,7 +147,7 @@ def test_one_layer_is_timed_on_every_side() -> None:
     assert row["edge_bcs"]["forward"]["flops"] == 2 * 12 * 4 * 4 * 32
     assert row["edge_bcs"]["both_gradients"]["flops"] == 2 * row["edge_bcs"]["forward"]["flops"]
     assert {"edge_bcs.forward", "torch.both_gradients", "onnxruntime.forward"} <= row["seconds"].keys()
-    assert all(len(taken) == RUNS and min(taken) > 0 for taken in row["seconds"].values())
+    assert all(len(taken) == 1 and min(taken) > 0 for taken in row["seconds"].values())
     forward, median = row["edge_bcs"]["forward"], suite.median(row, "edge_bcs.forward")
     assert forward["roofline_fraction"] * median == pytest.approx(
         12 * 32 / 8e6
@@ -307,7 +307,7 @@ def test_figures_of_another_machine_are_not_resumed(tmp_path: Path, monkeypatch:
 def test_a_whole_pass_is_timed_on_every_side() -> None:
     found = compare_pass(model="wrn28_2", sparsity=0.99, threads=1, repetitions=1, batch_size=1, roof=ROOF)
     assert {"edge_bcs", "torch"} <= found["seconds"].keys()
-    assert all(len(taken) == RUNS and min(taken) > 0 for taken in found["seconds"].values())
+    assert all(len(taken) == 1 and min(taken) > 0 for taken in found["seconds"].values())
     assert 0 < found["least_in_cache_seconds"] <= found["least_seconds"]
 
 
@@ -338,8 +338,17 @@ def test_no_function_meets_the_threads_of_the_one_before_it(monkeypatch: pytest.
     clock = _Clock()
     monkeypatch.setattr(operators, "time", clock)
     taken = operators.times([clock.side("a", 1.0), clock.side("b", 2.0)], rounds=2)
-    assert clock.log == 2 * (["pause"] + (1 + RUNS) * ["a"] + ["pause"] + (1 + RUNS) * ["b"])
-    assert taken == [2 * RUNS * [1.0], 2 * RUNS * [2.0]]  # the first run, which finds all asleep, is left out
+    assert clock.log == 2 * (["pause"] + 5 * ["a"] + ["pause"] + 5 * ["b"])
+    assert taken == [[1.0, 1.0], [2.0, 2.0]]  # the first run, which finds all asleep, is left out
+
+
+def test_all_functions_are_timed_for_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock()
+    monkeypatch.setattr(operators, "time", clock)
+    short = 2**-14  # seconds: exact sums
+    assert operators.times([clock.side("short", short)], rounds=1) == [[short]]
+    warm = math.ceil(operators.WARM_SECONDS / short - 100)  # the first run takes a hundred times as long
+    assert clock.log == ["pause"] + (1 + warm + math.ceil(operators.TURN_SECONDS / short)) * ["short"]
 
 
 def test_nor_does_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:

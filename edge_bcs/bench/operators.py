@@ -29,8 +29,9 @@ from edge_bcs.sparse_model import prunable_layers
 
 OPERATIONS = ("forward", "input gradient", "both gradients")
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "uint8": TensorProto.UINT8}
-RUNS = 4
-"""Timed in a row."""
+WARM_SECONDS, TURN_SECONDS, RUNS = 0.01, 0.03, 4
+"""A function's turn: run untimed for so long, and once at least; then timed for so long, and so often at
+least."""
 
 
 class Convolution(NamedTuple):
@@ -345,19 +346,26 @@ def timed(functions: list[Callable[[], Any]], rounds: int) -> list[float]:
 
 
 def times(functions: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """Seconds of each run of each function, `RUNS` in a row every round, the functions in turn.
+    """Seconds of each function in each round: the median of the runs of its turn.
 
-    Before its runs a function waits until the threads of the one before it no longer spin for work (they
-    would take the cores from this one's), and makes one run that does not count: in a network, too, a layer's
-    input was just written and its threads are awake.
+    The functions take turns. Before its turn a function waits until the threads of the one before it no
+    longer spin for work (they would take the cores from this one's). Then it runs untimed for `WARM_SECONDS`,
+    because in a network, too, a layer's input was just written and its threads are awake; and all functions
+    are timed for as long, however short their runs: after a pause it takes a machine milliseconds to be as
+    fast as it is in the middle of a training.
     """
     taken: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
         for function, collected in zip(functions, taken, strict=True):
             time.sleep(PAUSE)
+            began = time.perf_counter()
             function()
-            for _ in range(RUNS):
+            while time.perf_counter() < began + WARM_SECONDS:
+                function()
+            runs: list[float] = []
+            while len(runs) < RUNS or sum(runs) < TURN_SECONDS:
                 start = time.perf_counter()
                 function()
-                collected.append(time.perf_counter() - start)
+                runs.append(time.perf_counter() - start)
+            collected.append(float(np.median(runs)))
     return taken

@@ -105,12 +105,14 @@ def readme(result: dict[str, Any]) -> str:
             (_pass_row(*item) for item in result["passes"].items()),
         )  # fmt: skip
     if result["stacks"]:
+        from edge_bcs.bench.operators import TURN_SECONDS, WARM_SECONDS
+
         lines += ["", "## All convolutions of a network, one at a time", ""]
         lines += [
             "Sums over all convolutions, forward and both gradients, uniform density, batch "
             f"{next(iter(result['stacks'].values()))['batch']};",
             "ours with batch norm, ReLU and masks fused. Each side waits until the others' threads sleep,",
-            "then runs five times in a row, of which the first does not count.",
+            f"runs untimed for {1e3 * WARM_SECONDS:.0f} ms, and is then timed for {1e3 * TURN_SECONDS:.0f} ms.",
             "",
         ]
         lines += _table(

@@ -15,12 +15,10 @@ inline constexpr int block_rows = 6;
 // Vectors of a register block: block_rows times these are the accumulators.
 inline constexpr int block_vectors = registers == 32 ? 4 : 2;
 
-// The first row and the number of rows of the block that row r begins: a power of two at the end of the matrix.
+// The number of rows of the block that begins `rows_left` rows before the end of the matrix.
 int block_size(std::int64_t rows_left) {
   if (rows_left >= block_rows) return block_rows;
-  int size = 1;
-  while (size * 2 <= rows_left) size *= 2;
-  return size;
+  return rows_left == 5 ? 3 : static_cast<int>(rows_left);
 }
 
 // The channels of one chunk.
@@ -105,6 +103,7 @@ void dense_tile(const Walk& walk, const float* packed, const Place& place, std::
               dense_block<VL, block_rows, down, across, strided>(walk, weights, place, row, y, x, begin, end);
               break;
             case 4: dense_block<VL, 4, down, across, strided>(walk, weights, place, row, y, x, begin, end); break;
+            case 3: dense_block<VL, 3, down, across, strided>(walk, weights, place, row, y, x, begin, end); break;
             case 2: dense_block<VL, 2, down, across, strided>(walk, weights, place, row, y, x, begin, end); break;
             default: dense_block<VL, 1, down, across, strided>(walk, weights, place, row, y, x, begin, end);
           }

@@ -27,7 +27,7 @@ struct Walk {
   std::int64_t width = 0;
   std::int32_t tap[max_taps + 1] = {};    // distance of each kernel position, in floats
   int taps = 0;                           // kernel positions that the walk uses:
-  std::uint8_t used[max_taps + 1] = {};   // these, in ascending order
+  std::uint8_t used[max_taps + 1] = {};   // these, in ascending order of their distances
 
   // Steps in floats from one block, plane, row and pixel to the next; the pointers are at pixel (0, 0) of plane 0.
   const float* input = nullptr;
