@@ -1,5 +1,7 @@
 #include "isa.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <string_view>
 
@@ -60,6 +62,14 @@ const char* isa_name(Isa isa) {
     default:
       return "scalar";
   }
+}
+
+std::int64_t first_level_cache() {
+  std::int64_t bytes = 0;
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#endif
+  return bytes > 0 ? bytes : 32 << 10;
 }
 
 const ConvKernels* conv_kernels(Isa isa) {

@@ -1,6 +1,8 @@
 // Which of the compiled kernel variants this machine runs.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/walk.h"
 
 namespace edge_bcs {
@@ -13,6 +15,10 @@ Isa selected_isa();
 
 // "scalar", "avx2", "avx512" or "neon".
 const char* isa_name(Isa isa);
+
+// Bytes of a core's first-level data cache; 32 KiB where the system does not say. How much of it a kernel fills decides
+// how fast it is, not what it computes.
+std::int64_t first_level_cache();
 
 // A variant's kernels; null if it was not compiled into the library.
 const ConvKernels* conv_kernels(Isa isa);

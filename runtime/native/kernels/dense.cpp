@@ -23,7 +23,7 @@ int block_size(std::int64_t rows_left) {
 
 // The channels of one chunk.
 std::int64_t chunk_channels(const Walk& walk) {
-  return larger(1, smaller(walk.channels, first_cache / tile_footprint(walk)));
+  return larger(1, smaller(walk.channels, first_cache() / tile_footprint(walk)));
 }
 
 // Adds channels [begin, end) to the sums of OB output planes, for TY rows and TV vectors that begin `down` and `right`

@@ -92,7 +92,7 @@ struct Group {
  private:
   // Chunks are worth the sums' way to memory and back where each has enough entries of a row.
   int chunks_for(const Walk& walk, std::int64_t entries) const {
-    const std::int64_t wanted = ceil_divide(walk.channels * tile_footprint(walk), first_cache);
+    const std::int64_t wanted = ceil_divide(walk.channels * tile_footprint(walk), first_cache());
     const std::int64_t affordable = entries / (rows * smallest_chunk);
     return wanted <= affordable ? static_cast<int>(smaller(wanted, max_chunks)) : 1;
   }

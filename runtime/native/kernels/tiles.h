@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "isa.h"
 #include "kernels/simd.h"
 #include "kernels/walk.h"
 
@@ -12,8 +13,12 @@ inline constexpr int max_tile_rows = 8;
 inline constexpr int max_tile_vectors = 4;
 // Accumulators of one tile; the rest of the registers hold weights and loads.
 inline constexpr int max_accumulators = registers == 32 ? 16 : 8;
-// What the input around a tile may take of the first-level cache, and that around a band of tiles of the second (bytes).
-inline constexpr std::int64_t first_cache = native_lanes == 16 ? 28 << 10 : 22 << 10;
+// What the input around a tile may take of the first-level cache (bytes): the sums of other rows pass through it, too.
+inline std::int64_t first_cache() {
+  static const std::int64_t bytes = first_level_cache() / 16 * (native_lanes == 16 ? 14 : 11);
+  return bytes;
+}
+// And that around a band of tiles of the second.
 inline constexpr std::int64_t second_cache = native_lanes == 16 ? 768 << 10 : 192 << 10;
 // Tasks to aim at: enough for the threads of a board to share evenly.
 inline constexpr std::int64_t enough_tasks = 16;
