@@ -128,7 +128,7 @@ test-arm: wheels $(INSTALLED)
 bench: $(INSTALLED)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check pybind11 setuptools wheel && \
 	    PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps sparseprop
-	$(BIN)/edge-bcs bench --all results/speed
+	$(BIN)/edge-bcs bench --repetitions 5 --all results/speed
 
 # Keeps what results/memory has; AGAIN=times measures the times anew (ten quiet minutes), AGAIN=all everything.
 # PART=smallest does without measuring, PART=times without the table of smallest budgets. What was interrupted goes

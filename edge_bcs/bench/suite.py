@@ -241,7 +241,8 @@ def scaling(what: str, threads: int, repetitions: int, progress: Progress) -> li
     found = []
     for value in grown[1]:
         arguments: dict[str, Any] = {"model": "vgg16", **others, grown[0]: value, "dense": False}
-        taken = compare_step(threads=threads, repetitions=repetitions, progress=progress, **arguments)
+        # A step of ours alone is short.
+        taken = compare_step(threads=threads, repetitions=5 * repetitions, progress=progress, **arguments)
         x = {"batch": taken.batch_size, "kappa": taken.kappa, "pixels": value**2}[what]
         found.append({"x": x, "seconds": taken.sparse_median})
     return found

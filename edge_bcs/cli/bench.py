@@ -16,7 +16,12 @@ from edge_bcs.cli.common import examples, json_option, pairs, print_json
     "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="uniform", show_default=True
 )
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--micro-batch", type=click.IntRange(1), default=None, help="Default: 16 for each thread.")
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(1),
+    default=None,
+    help="Default: 16 or 16 for each thread, the faster.",
+)
 @click.option("--attack-steps", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--repetitions", type=click.IntRange(1), default=3, show_default=True)
