@@ -157,7 +157,8 @@ def test_one_layer_is_timed_on_every_side() -> None:
 
 
 STEP = {
-    "model": "vgg16", "distribution": "uniform", "batch_size": 128, "sparse_seconds": [0.5, 0.4, 0.6],
+    "model": "vgg16", "distribution": "uniform", "batch_size": 128, "micro_batch": 32,
+    "sparse_seconds": [0.5, 0.4, 0.6],
     "dense_seconds": [9.0, 10.0, 11.0], "dense_median_seconds": 10.0, "sparseprop_seconds": [], "ratio": 20.0,
     "least_seconds": 0.25, "least_in_cache_seconds": 0.2, "optimizer_share": 0.0125,
     "rewiring_share": 0.005, "peak_bytes": 1 << 20, "parts": {"attack": (0.01, 40), "training": (0.02, 4)},
