@@ -160,7 +160,12 @@ class _Convolutional(Operator):
     products = 1  # sparse-dense products of the layer's size that the operator performs
 
     def work_bytes(self, node: Node, types: Types) -> int:
-        return 4 * self.weights(node) if node.attributes["algorithm"] == "dense" else 0
+        """Packed weights; four numbers for three, where the kernels may take Winograd's form."""
+        a = node.attributes
+        if a["algorithm"] != "dense":
+            return 0
+        winograd = a["kernel"][1] == 3 and a["stride"] == 1 and a["lanes"] % 16 == 0
+        return 4 * (self.weights(node) // 3 * 4 if winograd else self.weights(node))
 
     @staticmethod
     def weights(node: Node) -> int:

@@ -269,9 +269,11 @@ void zero_fronts(const Stack& stack, float* data, std::int64_t blocks) {
   for (std::int64_t block = 0; block < blocks; ++block) stack.zero_front(data + block * stack.block());
 }
 
-// The room that the dense algorithm packs weights into.
+// The room that the dense algorithm packs weights into: four numbers for three, where the kernels may take Winograd's form.
 Scratch<float> packing_room(const ConvLayer& layer) {
-  return layer.dense ? Scratch<float>(static_cast<std::size_t>(layer.weights())) : Scratch<float>();
+  if (!layer.dense) return Scratch<float>();
+  const bool winograd = layer.kernel_width == 3 && layer.stride == 1 && layer.x.lanes % 16 == 0;
+  return Scratch<float>(static_cast<std::size_t>(winograd ? layer.weights() / 3 * 4 : layer.weights()));
 }
 
 struct Conv {

@@ -68,14 +68,16 @@ struct Tally {
 
   void compare(const ConvKernels& variant, const ConvKernels& scalar, const Layer& layer) {
     const Result expected = run(scalar, layer, dense, untouched), actual = run(variant, layer, dense, untouched);
-    const Result magnitude = run(scalar, layer.magnitudes(), dense, 0);
+    Layer unmasked = layer.magnitudes();
+    unmasked.mask = 0;
+    const Result magnitude = run(scalar, unmasked, dense, 0);
     const double terms = gradient ? static_cast<double>(layer.walk.blocks * layer.walk.height * layer.walk.width * layer.walk.lanes)
                                   : static_cast<double>(layer.walk.channels * layer.walk.taps);
     const double relative = 1.5 * std::sqrt(terms + 16) * 0x1p-24;
     ++layers;
     numbers += static_cast<long>(expected.floats.size());
     for (std::size_t i = 0; i < expected.floats.size(); ++i) {
-      const double allowed = relative * (std::fabs(static_cast<double>(magnitude.floats[i])) +
+      const double allowed = relative * (size_of(layer, magnitude.floats, i) +
                                          (gradient ? std::fabs(static_cast<double>(layer.before[i])) : 0));
       const double error = std::fabs(static_cast<double>(actual.floats[i]) - static_cast<double>(expected.floats[i]));
       if (error > 0) worst = std::max(worst, error / std::max(allowed, 1e-300));
@@ -88,6 +90,20 @@ struct Tally {
   }
 
  private:
+  // What rounding is relative to: the sum of the absolute products, or, as Winograd's products mix pixels beside each other,
+  // the largest of theirs.
+  double size_of(const Layer& layer, const Floats& floats, std::size_t i) const {
+    const auto at = static_cast<std::int64_t>(i), end = static_cast<std::int64_t>(floats.size());
+    const std::int64_t reach = dense && !gradient ? 3 : 0;
+    double largest = 0;
+    for (std::int64_t pixel = -reach; pixel <= reach; ++pixel) {
+      const std::int64_t other = at + pixel * layer.walk.lanes;
+      if (other >= 0 && other < end)
+        largest = std::max(largest, std::fabs(static_cast<double>(floats[static_cast<std::size_t>(other)])));
+    }
+    return largest;
+  }
+
   // The bits that belong beside the variant's own output: which of eight floats are positive.
   static unsigned bits_of(const Layer& layer, const Floats& floats, std::size_t byte) {
     const auto at = static_cast<std::int64_t>(byte);

@@ -5,6 +5,7 @@
 // Tiles are walked in chunks of input channels that fit the first-level cache, while all row blocks use them.
 #include "kernels/table.h"
 #include "kernels/tiles.h"
+#include "kernels/winograd.h"
 
 #if !EDGE_BCS_SCALAR
 
@@ -12,6 +13,7 @@ namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
 
 inline constexpr int block_rows = 6;
+static_assert(block_rows % winograd_rows == 0);
 // Vectors of a register block: block_rows times these are the accumulators.
 inline constexpr int block_vectors = registers == 32 ? 4 : 2;
 
@@ -128,6 +130,7 @@ std::int64_t pack_tasks(const Walk& walk) { return larger(1, smaller(enough_task
 void pack(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t task) {
   const std::int64_t share = ceil_divide(ceil_divide(walk.rows, block_rows), pack_tasks(walk)) * block_rows;
   const std::int64_t columns = walk.channels * walk.taps, end = smaller(walk.rows, (task + 1) * share);
+  if (suits_winograd(walk)) return pack_winograd(walk, rows, packed, task * share, end);
   const TapNumbers number(walk);
   for (std::int64_t row = task * share; row < end;) {
     const int size = block_size(walk.rows - row);
@@ -153,6 +156,7 @@ void dense(const Walk& walk, const float* packed, std::int64_t task) {
   const Tasks tasks = cut_blocks(walk);
   const std::int64_t band = task / tasks.groups * tasks.band, image_rows = walk.blocks * walk.height;
   const std::int64_t first = task % tasks.groups * tasks.group, last = smaller(walk.rows, first + tasks.group);
+  if (suits_winograd(walk)) return winograd(walk, packed, band, smaller(image_rows, band + tasks.band), first, last);
   with_vectors(walk, [&]<int VL, bool strided>() {
     for_tiles<VL>(walk, band, smaller(image_rows, band + tasks.band), [&]<int TY, int TV>(const Place& place) {
       dense_tile<VL, TY, TV, strided>(walk, packed, place, first, last);

@@ -83,7 +83,8 @@ struct ConvKernels {
   std::int64_t (*sparse_tasks)(const Walk&, const SparseRows&);
   void (*sparse)(const Walk&, const SparseRows&, std::int64_t task);
 
-  // Walk over all weights, packed into `packed` (rows · channels · taps floats) by `pack` first.
+  // Walk over all weights, packed by `pack` first into `packed`: rows · channels · taps floats, or 4/3 of that where the
+  // positions lie three beside each other and the lanes are a multiple of 16.
   std::int64_t (*pack_tasks)(const Walk&);
   void (*pack)(const Walk&, const SparseRows&, float* packed, std::int64_t task);
   std::int64_t (*dense_tasks)(const Walk&);
