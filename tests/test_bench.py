@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,8 @@ def test_the_report_names_the_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with Image.open(tmp_path / "speed" / plot) as image:
             assert min(image.size) > 100
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10  # curves, not an empty sheet
-    assert "| vgg16 | uniform | 128 | 32 | 0.50 (0.40–0.60) | 0.25 (0.20) | 10.00 (9.00–11.00) |" in text
+    row = "| vgg16 | uniform | 128 | 32 | 0.50 (0.40–0.60) | 0.25 (0.20) | 10.00 (9.00–11.00) | "
+    assert row + "20.0× |" in text
     assert "| vgg16 | 0.99 | 4.0 | 2.0 (2.0) | 120.0 | 30.0× |" in text
     assert "| vgg16, 0.99 | 10.00 (10.00–20.00) | 6.00 (5.00) | 300.00 (200.00–800.00) | 30.0× |" in text
     assert "- vgg16, uniform, attack: Conv 4.00 (75 %, loads)\n" in text
@@ -359,6 +361,22 @@ def test_nor_does_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = step._in_turn(sides, 2, lambda message: None)
     assert clock.log == 3 * ["pause", "ours", "pause", "dense"]  # once more than is timed
     assert [len(seconds) for seconds in taken.values()] == [2, 2]
+
+
+def test_ours_takes_the_micro_batch_that_makes_the_faster_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported: list[int] = []
+
+    @contextlib.contextmanager
+    def export(*arguments: Any) -> Iterator[tuple[int, None]]:
+        exported.append(arguments[4])
+        yield arguments[4], None
+
+    monkeypatch.setattr(step, "_exported", export)
+    for seconds, faster in (({16: 1.0, 32: 2.0}, 16), ({16: 2.0, 32: 1.0}, 32)):
+        monkeypatch.setattr(step, "_step_seconds", lambda images, *_, seconds=seconds: seconds[images])
+        with step._trainer("vgg16", 0.99, "uniform", 32, None, 2, lambda message: None, 64, 1) as (chosen, _):
+            assert chosen == faster
+    assert exported == [16, 32, 16, 16, 32, 32]
 
 
 def test_a_step_names_its_operators() -> None:

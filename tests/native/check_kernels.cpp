@@ -68,16 +68,20 @@ struct Tally {
 
   void compare(const ConvKernels& variant, const ConvKernels& scalar, const Layer& layer) {
     const Result expected = run(scalar, layer, dense, untouched), actual = run(variant, layer, dense, untouched);
-    Layer unmasked = layer.magnitudes();
-    unmasked.mask = 0;
-    const Result magnitude = run(scalar, unmasked, dense, 0);
+    const Result magnitude = run(scalar, layer.magnitudes(), dense, 0);
+    Floats unmasked;
+    if (may_mix(layer.walk)) {
+      Layer without = layer.magnitudes();
+      without.mask = 0;
+      unmasked = run(scalar, without, dense, 0).floats;
+    }
     const double terms = gradient ? static_cast<double>(layer.walk.blocks * layer.walk.height * layer.walk.width * layer.walk.lanes)
                                   : static_cast<double>(layer.walk.channels * layer.walk.taps);
     const double relative = 1.5 * std::sqrt(terms + 16) * 0x1p-24;
     ++layers;
     numbers += static_cast<long>(expected.floats.size());
     for (std::size_t i = 0; i < expected.floats.size(); ++i) {
-      const double allowed = relative * (size_of(layer, magnitude.floats, i) +
+      const double allowed = relative * (size_of(layer, magnitude.floats, unmasked, i) +
                                          (gradient ? std::fabs(static_cast<double>(layer.before[i])) : 0));
       const double error = std::fabs(static_cast<double>(actual.floats[i]) - static_cast<double>(expected.floats[i]));
       if (error > 0) worst = std::max(worst, error / std::max(allowed, 1e-300));
@@ -90,17 +94,23 @@ struct Tally {
   }
 
  private:
-  // What rounding is relative to: the sum of the absolute products, or, as Winograd's products mix pixels beside each other,
-  // the largest of theirs.
-  double size_of(const Layer& layer, const Floats& floats, std::size_t i) const {
-    const auto at = static_cast<std::int64_t>(i), end = static_cast<std::int64_t>(floats.size());
-    const std::int64_t reach = dense && !gradient ? 3 : 0;
+  // Whether a dense walk may use Winograd's products, which mix pixels beside each other (kernels/winograd.h).
+  bool may_mix(const Walk& walk) const {
+    if (!dense || gradient || walk.lanes % 16 != 0 || walk.width % 4 != 0 || walk.taps % 3 != 0) return false;
+    for (int k = 0; k < walk.taps; ++k)
+      if (k % 3 != 0 && walk.tap[walk.used[k]] - walk.tap[walk.used[k - 1]] != walk.input_pixel) return false;
+    return walk.input_pixel == walk.lanes;
+  }
+
+  // What rounding is relative to: the sum of the absolute products, or, where pixels are mixed, the largest of such sums
+  // beside each other, `unmasked`; what is masked is nothing at all.
+  static double size_of(const Layer& layer, const Floats& own, const Floats& unmasked, std::size_t i) {
+    const auto size = [](const Floats& floats, std::size_t at) { return std::fabs(static_cast<double>(floats[at])); };
+    if (unmasked.empty() || (own[i] == 0 && unmasked[i] != 0)) return size(own, i);
+    const auto at = static_cast<std::int64_t>(i), end = static_cast<std::int64_t>(unmasked.size());
     double largest = 0;
-    for (std::int64_t pixel = -reach; pixel <= reach; ++pixel) {
-      const std::int64_t other = at + pixel * layer.walk.lanes;
-      if (other >= 0 && other < end)
-        largest = std::max(largest, std::fabs(static_cast<double>(floats[static_cast<std::size_t>(other)])));
-    }
+    for (std::int64_t other = at - 3 * layer.walk.lanes; other <= at + 3 * layer.walk.lanes; other += layer.walk.lanes)
+      if (other >= 0 && other < end) largest = std::max(largest, size(unmasked, static_cast<std::size_t>(other)));
     return largest;
   }
 

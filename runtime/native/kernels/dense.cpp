@@ -139,9 +139,7 @@ void pack(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t 
     for (int o = 0; o < size; ++o)
       for (std::int64_t j = rows.begin(row + o); j < rows.end(row + o); ++j) {
         const std::int64_t channel = rows.entry[j] >> 8, tap = number.of[rows.entry[j] & 255];
-        float weight = rows.value[rows.position == nullptr ? j : rows.position[j]];
-        if (rows.factor != nullptr) weight *= rows.factor[channel];
-        weights[(channel * walk.taps + tap) * size + o] = weight;
+        weights[(channel * walk.taps + tap) * size + o] = rows.weight(j);
       }
     row += size;
   }

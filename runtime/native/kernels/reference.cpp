@@ -47,12 +47,6 @@ void plane(const Walk& walk, std::int64_t row, const Sum& sum) {
     }
 }
 
-float weight(const SparseRows& rows, std::int64_t entry) {
-  if (rows.position == nullptr) return rows.value[entry];
-  const float value = rows.value[rows.position[entry]];
-  return rows.factor == nullptr ? value : value * rows.factor[rows.entry[entry] >> 8];
-}
-
 std::int64_t distance(const Walk& walk, std::int32_t entry) {
   return (entry >> 8) * walk.input_plane + walk.tap[entry & 255];
 }
@@ -93,7 +87,7 @@ void sparse(const Walk& walk, const SparseRows& rows, std::int64_t row) {
   plane(walk, row, [&](std::int64_t in) {
     float sum = 0;
     for (std::int64_t j = rows.begin(row); j < rows.end(row); ++j)
-      sum += weight(rows, j) * walk.input[in + distance(walk, rows.entry[j])];
+      sum += rows.weight(j) * walk.input[in + distance(walk, rows.entry[j])];
     return sum;
   });
 }
@@ -105,7 +99,7 @@ void pack(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t 
   const TapNumbers number(walk);
   for (std::int64_t i = 0; i < walk.channels * walk.taps; ++i) weights[i] = 0;
   for (std::int64_t j = rows.begin(row); j < rows.end(row); ++j)
-    weights[(rows.entry[j] >> 8) * walk.taps + number.of[rows.entry[j] & 255]] = weight(rows, j);
+    weights[(rows.entry[j] >> 8) * walk.taps + number.of[rows.entry[j] & 255]] = rows.weight(j);
 }
 
 std::int64_t dense_tasks(const Walk& walk) { return walk.rows; }

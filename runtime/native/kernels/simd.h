@@ -147,13 +147,7 @@ EDGE_BCS_INLINE void store_bits(std::uint8_t* row, std::int64_t at, unsigned bit
   }
 }
 
-// The same for N vectors beside each other, the first of which starts at a multiple of N · VL bits.
-template <int VL, int N>
-EDGE_BCS_INLINE void where_bits(const std::uint8_t* row, std::int64_t at, Vector<VL> (&a)[N]) {
-#pragma GCC unroll 4
-  for (int i = 0; i < N; ++i) a[i] = where_bits<VL>(load_bits<VL>(row, at + i * VL), a[i]);
-}
-
+// Whether each number is positive, for N vectors beside each other, the first of which starts at a multiple of N · VL bits.
 template <int VL, int N>
 EDGE_BCS_INLINE void store_positive_bits(std::uint8_t* row, std::int64_t at, const Vector<VL> (&a)[N]) {
 #if defined(__AVX512F__)

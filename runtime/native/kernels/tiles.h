@@ -231,12 +231,9 @@ EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t r
   }
   if (walk.mask_bits != nullptr) {
     const std::uint8_t* bits = walk.mask_bits + row * walk.bits_plane;
-    if constexpr (strided) {
-      EDGE_BCS_EACH_VECTOR sums[y][x] =
-          where_bits<VL>(load_bits<VL>(bits + place.bits[down + y], place.bit[right + x]), sums[y][x]);
-    } else {
-#pragma GCC unroll 8
-      for (int y = 0; y < TY; ++y) where_bits<VL, TV>(bits + place.bits[down + y], place.bit[right], sums[y]);
+    EDGE_BCS_EACH_VECTOR {
+      const std::int64_t bit = place.bit[right] + along<VL, strided>(place.bit + right, x);
+      sums[y][x] = where_bits<VL>(load_bits<VL>(bits + place.bits[down + y], bit), sums[y][x]);
     }
   }
   EDGE_BCS_EACH_VECTOR store<VL>(walk.output + out(y, x), sums[y][x]);

@@ -63,6 +63,10 @@ struct SparseRows {
 
   std::int64_t begin(std::int64_t row) const { return pointer[row * step]; }
   std::int64_t end(std::int64_t row) const { return pointer[row * step + 1]; }
+  float weight(std::int64_t j) const {
+    const float number = value[position == nullptr ? j : position[j]];
+    return factor == nullptr ? number : number * factor[entry[j] >> 8];
+  }
 };
 
 // The gradient with respect to the weights of a forward walk whose output steps are those of dy: for each entry j of row

@@ -175,8 +175,7 @@ void pack_winograd(const Walk& walk, const SparseRows& rows, float* packed, std:
     for (int o = 0; o < size; ++o)
       for (std::int64_t j = rows.begin(row + o); j < rows.end(row + o); ++j) {
         const std::int64_t channel = rows.entry[j] >> 8, tap = number.of[rows.entry[j] & 255];
-        float weight = rows.value[rows.position == nullptr ? j : rows.position[j]];
-        if (rows.factor != nullptr) weight *= rows.factor[channel];
+        const float weight = rows.weight(j);
         float* const to = weights + ((channel * kernel.count + tap / 3) * size + o) * products;
         const std::int64_t place = kernel.ascends ? tap % 3 : 2 - tap % 3;
         to[1] += weight / 2;
