@@ -39,7 +39,7 @@ def start(
     epsilon: float,
     *,
     seed: int,
-    step: int,
+    step: int | Tensor,
     purpose: int = random.PGD_START,
     first: int = 0,
     device: torch.device | None = None,

@@ -1,7 +1,8 @@
 """The numbers of `edge_bcs.random`, computed by torch where the network is, the same to the bit.
 
 On a CPU numpy is used; on a GPU, drawing there saves the host's time and the transfer. The operations are
-those of `edge_bcs.random`, each rounded separately, so both give the same float32 numbers.
+those of `edge_bcs.random`, each rounded separately, so both give the same float32 numbers. There the step
+may be a tensor i64[], so that a recorded graph draws anew each time.
 """
 
 from __future__ import annotations
@@ -17,22 +18,28 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def uniform(
-    count: int, *, seed: int, step: int, purpose: int, start: int = 0, device: torch.device
+    count: int, *, seed: int, step: int | Tensor, purpose: int, start: int = 0, device: torch.device
 ) -> Tensor:
     """Return f32[count] uniform in [0, 1), as `random.uniform`, on `device`."""
     if device.type == "cpu":
+        step = int(step)
         return torch.from_numpy(random.uniform(count, seed=seed, step=step, purpose=purpose, start=start))
     return uniform_from_words(words(count, seed=seed, step=step, purpose=purpose, start=start, device=device))
 
 
-def normal(count: int, *, seed: int, step: int, purpose: int, start: int = 0, device: torch.device) -> Tensor:
+def normal(
+    count: int, *, seed: int, step: int | Tensor, purpose: int, start: int = 0, device: torch.device
+) -> Tensor:
     """Return f32[count] standard normal, as `random.normal`, on `device`."""
     if device.type == "cpu":
+        step = int(step)
         return torch.from_numpy(random.normal(count, seed=seed, step=step, purpose=purpose, start=start))
     return normal_from_words(words(count, seed=seed, step=step, purpose=purpose, start=start, device=device))
 
 
-def words(count: int, *, seed: int, step: int, purpose: int, start: int = 0, device: torch.device) -> Tensor:
+def words(
+    count: int, *, seed: int, step: int | Tensor, purpose: int, start: int = 0, device: torch.device
+) -> Tensor:
     """Return the draws start to start + count − 1, i64[count] of 32-bit words, as `random.words`."""
     first, last = start // 4, (start + count + 3) // 4
     block = torch.arange(first, last, device=device)
@@ -45,11 +52,11 @@ def signs(positions: Tensor, *, seed: int) -> Tensor:
     return 1.0 - 2.0 * (word >> 31).to(torch.float32)
 
 
-def blocks(block: Tensor, *, seed: int, step: int, purpose: int) -> Tensor:
+def blocks(block: Tensor, *, seed: int, step: int | Tensor, purpose: int) -> Tensor:
     """Return the words of the blocks with these numbers i64[n], i64 [n, 4], as `random.blocks`."""
     c0, c1 = block & _MASK, block >> 32
-    c2 = torch.full_like(block, step & _MASK)
-    c3 = torch.full_like(block, purpose | (step >> 32) << 8)
+    c2 = _everywhere(step & _MASK, block)
+    c3 = _everywhere(purpose | (step >> 32) << 8, block)
     k0, k1 = seed & _MASK, seed >> 32
     for _ in range(10):
         # 64-bit products of 32-bit numbers: they wrap into the sign bit, which the masks take away again.
@@ -57,6 +64,10 @@ def blocks(block: Tensor, *, seed: int, step: int, purpose: int) -> Tensor:
         c0, c1, c2, c3 = (p1 >> 32 & _MASK) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32 & _MASK) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return torch.stack([c0, c1, c2, c3], dim=1)
+
+
+def _everywhere(number: int | Tensor, block: Tensor) -> Tensor:
+    return number.expand_as(block) if isinstance(number, Tensor) else torch.full_like(block, number)
 
 
 def uniform_from_words(word: Tensor) -> Tensor:

@@ -30,7 +30,12 @@ def suits(sparse: SparseModel) -> bool:
 
 @torch.no_grad()
 def update_on_device(
-    sparse: SparseModel, hyper: Hyper, *, step: int, failed: Tensor | None = None, rewire: str = "uniform"
+    sparse: SparseModel,
+    hyper: Hyper,
+    *,
+    step: int | Tensor,
+    failed: Tensor | None = None,
+    rewire: str = "uniform",
 ) -> Tensor:
     """Update and rewire as `step.update` ("uniform" or "none"); return i64[2]: deaths, and 1 if it succeeded.
 
@@ -70,7 +75,9 @@ def update_on_device(
     return torch.stack([deaths, success.long()])
 
 
-def _births(sparse: SparseModel, survives: Tensor, deaths: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def _births(
+    sparse: SparseModel, survives: Tensor, deaths: Tensor, step: int | Tensor
+) -> tuple[Tensor, Tensor]:
     """Return candidates i64[2κ + 1024], and bool of that length: the first `deaths` of them that may be born.
 
     The candidates are the integers of `random.IntegerStream`, in order (a word that it skips stands for the

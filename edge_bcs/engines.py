@@ -22,12 +22,15 @@ from edge_bcs.device_step import raise_if_failed
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import Data, evaluate
 from edge_bcs.objectives import Objective
+from edge_bcs.recorded import Recorded
 from edge_bcs.replicas import Replicas
 from edge_bcs.rewiring import NEWBORN
 from edge_bcs.sparse_model import SparseModel
 from edge_bcs.step import Attack, Hyper, accumulate, craft
 from edge_bcs.training_plan import Plan
 from edge_bcs.updates import Rewiring, Update, keep_mask
+
+_Segments = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Batch:
 
     images: NDArray[Any]
     labels: NDArray[Any]
-    segments: Sequence[tuple[int, int]]
+    segments: _Segments
     whole: int
 
 
@@ -103,6 +106,14 @@ class TorchEngine:
         self.lag = 0 if self.device.type == "cpu" else 1
         self.attack = Attack(epsilon=plan.epsilon, step_size=plan.step_size, steps=plan.attack_steps)
         self._failed: Tensor | None = None
+        self._craft: Callable[..., Tensor] = self._crafted
+        self._gradients: Callable[..., Tensor] = self._accumulated
+        self._update: Callable[..., Tensor] = self._updated
+        if self.device.type == "cuda":
+            self._craft, self._gradients = Recorded(self._crafted), Recorded(self._accumulated)
+            self._failed = torch.zeros((), dtype=torch.bool, device=self.device)
+            if update.queues(sparse):
+                self._update = Recorded(self._updated)
 
     def load(self, step: int) -> None:
         """See `Engine`: the network is its state."""
@@ -116,14 +127,69 @@ class TorchEngine:
     def step(self, batch: Batch, hyper: Hyper, step: int) -> Callable[[], Numbers]:
         """See `Engine`."""
         x, labels = self._to_device(batch.images), self._to_device(batch.labels)
-        # One context for the attack and one for the loss: autocast keeps its bf16 weights until it is left,
-        # and those made where no gradient was wanted would give none.
+        number = torch.full((), step, device=self.device) if self.lag else step
+        adversarial = self._craft(x, labels, number, segments=tuple(batch.segments), whole=batch.whole)
+        told = self._gradients(x, adversarial, labels, whole=batch.whole)
+        self.replicas.sum_gradients(self.sparse, told, everything=self.update.needs_all_gradients)
+        result = self._update(number, self._failed, hyper=hyper)
+        if self.lag:
+            self._failed = result[1] == 0
+        read_told, read_result = self._queue_to_host(told), self._queue_to_host(result)
+
+        def numbers() -> Numbers:
+            deaths = raise_if_failed(read_result(), step)
+            loss, *correct = read_told().tolist()
+            return Numbers(loss, correct, deaths)
+
+        return numbers
+
+    def _queue_to_host(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Return what waits for the tensor, and for nothing that is queued behind it."""
+        if self.device.type != "cuda":
+            return lambda: tensor
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        copy.copy_(tensor, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+
+        def read() -> Tensor:
+            arrived.synchronize()
+            return copy
+
+        return read
+
+    # The three parts of a step; on a GPU they are recorded. Each has an autocast of its own: it keeps its
+    # bf16 weights until it is left, and those made where no gradient was wanted would give none.
+
+    def _crafted(
+        self, x: Tensor, labels: Tensor, step: int | Tensor, *, segments: _Segments, whole: int
+    ) -> Tensor:
+        parts, begin = [], 0
         with self._autocast():
-            adversarial = self._craft(x, labels, batch, step)
+            for place, length in segments:
+                part = slice(begin, begin + length)
+                begin += length
+                parts.append(
+                    craft(
+                        self.sparse,
+                        x[part],
+                        labels[part],
+                        self.objective,
+                        self.attack,
+                        step=step,
+                        seed=self.plan.seed,
+                        position=place,
+                        batch=whole,
+                    )
+                )
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _accumulated(self, x: Tensor, adversarial: Tensor, labels: Tensor, *, whole: int) -> Tensor:
+        """Return f32[2] or f32[3]: loss and correct answers; the gradients are the network's."""
         self.sparse.zero_gradients()
         weight = None
         if self.replicas.count > 1:
-            weight = torch.full((len(x),), 1 / batch.whole, device=self.device)
+            weight = torch.full((len(x),), 1 / whole, device=self.device)
         with self._autocast():
             outcome = accumulate(
                 self.sparse,
@@ -135,38 +201,10 @@ class TorchEngine:
                 sample_weight=weight,
                 batch_norm=self.plan.batch_norm,
             )
-        told = torch.cat([outcome.loss.float().reshape(1), outcome.correct.float()])
-        self.replicas.sum_gradients(self.sparse, told, everything=self.update.needs_all_gradients)
-        result = self.update(self.sparse, hyper, step=step, failed=self._failed)
-        if self.lag:
-            self._failed = result[1] == 0
+        return torch.cat([outcome.loss.float().reshape(1), outcome.correct.float()])
 
-        def numbers() -> Numbers:
-            deaths = raise_if_failed(result, step)
-            loss, *correct = told.tolist()
-            return Numbers(loss, correct, deaths)
-
-        return numbers
-
-    def _craft(self, x: Tensor, labels: Tensor, batch: Batch, step: int) -> Tensor:
-        parts, begin = [], 0
-        for place, length in batch.segments:
-            part = slice(begin, begin + length)
-            begin += length
-            parts.append(
-                craft(
-                    self.sparse,
-                    x[part],
-                    labels[part],
-                    self.objective,
-                    self.attack,
-                    step=step,
-                    seed=self.plan.seed,
-                    position=place,
-                    batch=batch.whole,
-                )
-            )
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _updated(self, step: int | Tensor, failed: Tensor | None, *, hyper: Hyper) -> Tensor:
+        return self.update(self.sparse, hyper, step=step, failed=failed)
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

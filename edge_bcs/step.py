@@ -65,7 +65,7 @@ def craft(
     objective: Objective,
     attack: Attack,
     *,
-    step: int,
+    step: int | Tensor,
     seed: int,
     position: int = 0,
     batch: int | None = None,
@@ -78,7 +78,7 @@ def craft(
         labels: i64[n].
         objective: says how much of the batch is attacked, from which start, and against which loss.
         attack: radius, step and number of steps.
-        step: number of the training step, from 0.
+        step: number of the training step, from 0; on a GPU it may be a tensor i64[].
         seed: of the start.
         position: place of the first image in the whole batch, where x is a part of one.
         batch: size of the whole batch; n if None.
@@ -232,7 +232,7 @@ def update_reference(sparse: SparseModel, hyper: Hyper, *, step: int) -> None:
 
 
 def moved(
-    sparse: SparseModel, value: Tensor, gradient: Tensor, hyper: Hyper, *, step: int
+    sparse: SparseModel, value: Tensor, gradient: Tensor, hyper: Hyper, *, step: int | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return w and v of the connections, f32[κ] each, after momentum, decay and noise (Algorithm 1, line 15).
 

@@ -25,7 +25,13 @@ class Update:
 
     needs_all_gradients = False
 
-    def __call__(self, sparse: SparseModel, hyper: Hyper, *, step: int, failed: Tensor | None) -> Tensor:
+    def queues(self, sparse: SparseModel) -> bool:
+        """Whether on a GPU it queues the same kernels at every step, and `step` may be a tensor i64[]."""
+        return False
+
+    def __call__(
+        self, sparse: SparseModel, hyper: Hyper, *, step: int | Tensor, failed: Tensor | None
+    ) -> Tensor:
         """Update the network with its gradients; return i64[2]: connections that died, and 1 if it succeeded.
 
         A step with anything that is not finite changes nothing, nor does any after `failed` (bool[]).
@@ -49,12 +55,17 @@ class Rewiring(Update):
     def __init__(self, rewire: str) -> None:
         self.rewire = rewire
 
-    def __call__(self, sparse: SparseModel, hyper: Hyper, *, step: int, failed: Tensor | None) -> Tensor:
+    def __call__(
+        self, sparse: SparseModel, hyper: Hyper, *, step: int | Tensor, failed: Tensor | None
+    ) -> Tensor:
         """See `Update`; on a GPU the host does not wait, unless rewiring is by layer or the network dense."""
-        on_device = self.rewire == "none" or (self.rewire == "uniform" and suits(sparse))
-        if sparse.index.device.type != "cpu" and on_device:
+        if sparse.index.device.type != "cpu" and self.queues(sparse):
             return update_on_device(sparse, hyper, step=step, failed=failed, rewire=self.rewire)
-        return torch.tensor([update(sparse, hyper, step=step, rewire=self.rewire), 1])
+        return torch.tensor([update(sparse, hyper, step=int(step), rewire=self.rewire), 1])
+
+    def queues(self, sparse: SparseModel) -> bool:
+        """See `Update`."""
+        return self.rewire == "none" or (self.rewire == "uniform" and suits(sparse))
 
 
 class Sgd(Update):
@@ -67,7 +78,9 @@ class Sgd(Update):
         """Return what is added to the gradient of the connections, f32[κ]."""
         return 0.0
 
-    def __call__(self, sparse: SparseModel, hyper: Hyper, *, step: int, failed: Tensor | None) -> Tensor:
+    def __call__(
+        self, sparse: SparseModel, hyper: Hyper, *, step: int | Tensor, failed: Tensor | None
+    ) -> Tensor:
         """See `Update`."""
         with torch.no_grad():
             gradient, dense_gradient = sparse.gradients()

@@ -16,8 +16,11 @@ CPU = torch.device("cpu")
 )
 def test_words(seed: int, step: int, start: int) -> None:
     expected = random.words(1001, seed=seed, step=step, purpose=random.NOISE, start=start)
-    found = device_random.words(1001, seed=seed, step=step, purpose=random.NOISE, start=start, device=CPU)
-    assert np.array_equal(found.numpy(), expected)
+    for number in (step, torch.tensor(step)):
+        found = device_random.words(
+            1001, seed=seed, step=number, purpose=random.NOISE, start=start, device=CPU
+        )
+        assert np.array_equal(found.numpy(), expected)
 
 
 def test_distributions() -> None:

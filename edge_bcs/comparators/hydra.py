@@ -49,7 +49,9 @@ class Scores(Update):
         self.scores = initial_scores(self.weights, layers)
         self.momentum = torch.zeros_like(self.scores)
 
-    def __call__(self, sparse: SparseModel, hyper: Hyper, *, step: int, failed: Tensor | None) -> Tensor:
+    def __call__(
+        self, sparse: SparseModel, hyper: Hyper, *, step: int | Tensor, failed: Tensor | None
+    ) -> Tensor:
         """See `Update`; connections that make way for others are counted as deaths."""
         with torch.no_grad():
             gradient = sparse.all_gradients() * self.weights * self.scores.sign()
