@@ -67,12 +67,19 @@ VECTOR = {"scalar": 1, "avx2": 8, "avx512": 16, "neon": 4}
 """Instruction set → float32 numbers in a register."""
 _REGISTERS = {"scalar": 8, "avx2": 8, "avx512": 16, "neon": 16}  # that hold sums in a tile
 KERNELS = ("sparse", "sparse_gradient", "dense", "dense_gradient")
+WINOGRAD = "winograd"
+"""The dense kernel of a layer that is three positions wide and whose output rows are a multiple of four
+pixels: where images lie so, too, it uses Winograd's products along them; see `saves`."""
 UPDATES = ("rewire", "lists")
 """Walks of the optimizer's graph, which cost the same for each entry."""
 
-DENSE_THRESHOLD = 0.55
-"""Density from which the dense kernel is the faster one: measured for all directions, 3×3 kernels on 4²
-to 32² pixels, with AVX-512 (where they meet between 0.5 and 0.6)."""
+WINOGRAD_TIME = 0.75
+"""Time with Winograd's products, over that of the dense kernel without: measured with AVX-512, 64 and 128
+channels on 16² and 32² pixels."""
+DENSE_THRESHOLD = 0.4
+"""Density from which a dense kernel can be the faster one; the planner leaves it where it is not. With
+AVX-512 the two meet between 0.5 and 0.6 (measured for all directions, 3×3 kernels on 4² to 32² pixels), and
+with Winograd's products at three quarters of that."""
 
 
 def algorithm(density: float, threshold: float = DENSE_THRESHOLD) -> str:
@@ -85,9 +92,11 @@ class Walk:
     """One product of a layer's matrix with a micro-batch.
 
     Attributes:
-        kernel: one of ``KERNELS`` or ``UPDATES``. entries: connections, or all weights for the dense kernels.
+        kernel: one of ``KERNELS`` or ``UPDATES``, or ``WINOGRAD``.
+        entries: connections, or all weights for the dense kernels.
         rows: image rows of the output, over all batch blocks. floats: of one such row (pixels × lanes).
         run: floats that lie side by side on both ends, the row or, with a stride, the lanes of a pixel.
+        lanes: images that lie side by side.
     """
 
     kernel: str
@@ -95,6 +104,7 @@ class Walk:
     rows: int = 1
     floats: int = 1
     run: int = 1
+    lanes: int = 1
 
     def tile(self, isa: str) -> tuple[int, int, int]:
         """A tile of registers: image rows, vectors of each, floats of a vector."""
@@ -114,7 +124,11 @@ class Walk:
         """
         if self.kernel.startswith("dense") and VECTOR[isa] > 1 and self.tile(isa)[2] == 1:
             return self.kernel.replace("dense", "sparse")
-        return self.kernel
+        return "dense" if self.kernel == WINOGRAD else self.kernel
+
+    def saves(self, isa: str) -> bool:
+        """Whether it takes Winograd's products: four multiplications for six, in 32 registers of vectors."""
+        return self.kernel == WINOGRAD and self.lanes % 16 == 0 and _REGISTERS[isa] == 16
 
     def tiles_and_vectors(self, isa: str) -> tuple[int, int]:
         """Tiles of registers and vectors that each entry visits."""
@@ -246,10 +260,10 @@ class Machine:
         total = 0.0
         for walk in walks:
             cost = getattr(self.costs, walk.costs_like(self.isa))
-            if walk.kernel in KERNELS:
+            if walk.kernel not in UPDATES:
                 tiles, vectors = walk.tiles_and_vectors(self.isa)
                 cost = cost.entry + tiles * cost.tile + vectors * cost.vector
-            total += walk.entries * cost
+            total += walk.entries * cost * (WINOGRAD_TIME if walk.saves(self.isa) else 1)
         return unit * total
 
     def traffic_seconds(self, moved: int, convolution: bool) -> float:
@@ -303,7 +317,8 @@ def fit(samples: Sequence[Sample], machine: Machine) -> Machine:
                 continue
             tiles, vectors = walk.tiles_and_vectors(machine.isa)
             first = 3 * KERNELS.index(walk.costs_like(machine.isa))
-            row[first : first + 3] += unit * walk.entries * np.array([1, tiles, vectors])
+            share = WINOGRAD_TIME if walk.saves(machine.isa) else 1
+            row[first : first + 3] += unit * walk.entries * share * np.array([1, tiles, vectors])
         row[-3 if sample.walks else -2] = sample.moved / machine.bandwidth
         row[-1] = 1
     seconds = np.array([sample.seconds for sample in samples])

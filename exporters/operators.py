@@ -8,10 +8,10 @@ W + h and plane stride S = (H + h)·R for a halo of h zero pixels shared between
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .cost_model import Walk
+from .cost_model import WINOGRAD, Walk
 from .nodes import HaloOf, Node, TensorType
 
 if TYPE_CHECKING:
@@ -156,6 +156,20 @@ class ZeroAffine(Operator):
 # Convolution
 
 
+def may_use_winograd(attributes: Mapping[str, Any]) -> bool:
+    """Whether a dense layer's kernel lets it use Winograd's products, if its images do."""
+    return bool(attributes["kernel"][1] == 3 and attributes["stride"] == 1)
+
+
+def walk_kernel(attributes: Mapping[str, Any], suffix: str, width: int) -> str:
+    """The kernel of a walk over output images of a width: `cost_model.KERNELS` or `cost_model.WINOGRAD`."""
+    algorithm = attributes["algorithm"]
+    enough = width % 4 == 0 and min(attributes["in_channels"], attributes["out_channels"]) >= 8
+    if algorithm == "dense" and not suffix and enough and may_use_winograd(attributes):
+        return WINOGRAD
+    return f"{algorithm}{suffix}"
+
+
 class _Convolutional(Operator):
     products = 1  # sparse-dense products of the layer's size that the operator performs
 
@@ -164,7 +178,7 @@ class _Convolutional(Operator):
         a = node.attributes
         if a["algorithm"] != "dense":
             return 0
-        winograd = a["kernel"][1] == 3 and a["stride"] == 1 and a["lanes"] % 16 == 0
+        winograd = may_use_winograd(a) and a["lanes"] % 16 == 0
         return 4 * (self.weights(node) // 3 * 4 if winograd else self.weights(node))
 
     @staticmethod
@@ -186,7 +200,8 @@ class _Convolutional(Operator):
         run = floats if a["stride"] == 1 else a["lanes"]
         rows = _blocks(node, types) * a["out_height"]
         return tuple(
-            Walk(a["algorithm"] + kernel, entries, rows, floats, run) for kernel in self.kernels(node)
+            Walk(walk_kernel(a, suffix, a["out_width"]), entries, rows, floats, run, a["lanes"])
+            for suffix in self.kernels(node)
         )
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:

@@ -237,6 +237,7 @@ def _scaled(phase: Phase, ratio: float, bound: int, lanes: tuple[int, int]) -> P
             rows=round(walk.rows * ratio * before / after),
             floats=floats,
             run=floats if walk.run == walk.floats else after,
+            lanes=after,
         )
 
     changed = replace(

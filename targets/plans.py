@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_bcs.exporters.cost_model import KERNELS, UPDATES, Walk
+from edge_bcs.exporters.cost_model import KERNELS, UPDATES, WINOGRAD, Walk
 
 from edge_bcs.errors import EdgeBcsError
 
@@ -133,8 +133,8 @@ def _check(plan: Plan) -> None:
         if not all(0 <= number <= _LARGEST for number in (*phase.flops, *phase.moved)):
             fault = "has an impossible cost"
         for walk in (walk for walks in phase.walks for walk in walks):
-            numbers = (walk.entries, walk.rows, walk.floats, walk.run)
-            known = isinstance(walk.kernel, str) and walk.kernel in KERNELS + UPDATES
+            numbers = (walk.entries, walk.rows, walk.floats, walk.run, walk.lanes)
+            known = isinstance(walk.kernel, str) and walk.kernel in (*KERNELS, *UPDATES, WINOGRAD)
             if not known or not all(isinstance(n, int) and 0 <= n <= _LARGEST for n in numbers):
                 fault = f"has an impossible product {walk}"
         for tensor in phase.tensors:

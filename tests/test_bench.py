@@ -71,11 +71,12 @@ def test_loads_and_copies_slow_down_as_the_working_set_grows() -> None:
 def test_a_sparse_product_loads_a_vector_for_each_multiply_add() -> None:
     # 32 images, 16 to a vector: an output plane of 4 × 4 pixels is 2 × 4 × 4 = 32 vectors, and each of the 5
     # weights meets one input vector for each of them. Two planes of 16 vectors stay in the first-level cache.
+    # Every vector of the result is fetched, too: of three planes, or of two for the gradient of the input.
     layer = Convolution(2, 3, 4, 3, 1, 1, 5)
     bytes_moved, (forward, to_input, both) = zip(
         *operators.rooflines(layer, 32, 16, "sparse", ROOF), strict=True
     )
-    assert forward.loads == pytest.approx(5 * 32 / 8e6)
+    assert forward.loads == pytest.approx((5 + 3) * 32 / 8e6)
     assert forward.arithmetic == pytest.approx(2 * 5 * 16 * 32 / 4e9)
     images, results = 4 * 32 * 2 * 16, 4 * 32 * 3 * 16
     assert bytes_moved == (
@@ -85,10 +86,11 @@ def test_a_sparse_product_loads_a_vector_for_each_multiply_add() -> None:
     )
     assert forward.traffic == pytest.approx(bytes_moved[0] / 2e9)
     assert forward.binds == to_input.binds == both.binds == "loads"
-    assert (to_input.loads, both.loads) == pytest.approx((forward.loads, 2 * forward.loads))
+    assert to_input.loads == pytest.approx((5 + 2) * 32 / 8e6)
+    assert both.loads == pytest.approx(to_input.loads + forward.loads)
     # Half the output along each side: a quarter of the vectors, in the gradient, too, over all its phases.
     strided = operators.rooflines(layer._replace(stride=2), 32, 16, "sparse", ROOF)
-    assert [least.loads for _, least in strided] == pytest.approx([5 * 8 / 8e6, 5 * 8 / 8e6, 2 * 5 * 8 / 8e6])
+    assert [least.loads for _, least in strided] == pytest.approx([8 * 8 / 8e6, 7 * 8 / 8e6, 15 * 8 / 8e6])
 
 
 def test_the_input_around_a_tile_of_all_planes_says_how_far_loads_go() -> None:
@@ -108,7 +110,7 @@ def test_the_input_around_a_tile_of_all_planes_says_how_far_loads_go() -> None:
     assert narrow.tile_bytes("avx2") == 6 * 4 * 16
     # 16 planes of 2304 bytes are 2.25 times the 16 KiB from which 8 million vectors a second are loaded.
     rate = 8e6 - 1e6 * math.log2(2.25)
-    assert roofline.load_seconds(product, ROOF) == pytest.approx(64 * 32 / rate)
+    assert roofline.load_seconds(product, ROOF) == pytest.approx(64 * 32 / rate + 8 * 64 * 32 / 8e6)
 
 
 def test_planes_are_cut_into_parts_where_a_nearer_cache_pays() -> None:
@@ -117,16 +119,33 @@ def test_planes_are_cut_into_parts_where_a_nearer_cache_pays() -> None:
         tile, lanes=16, planes=64, height=4, width=4, rows=1, out_height=4, reach=1, step=1
     )
     assert product.tile_bytes("avx512") == 1024  # so 64 KiB in one part, and 16 KiB in four
-    # Four parts: three times 16 sums are written and read again.
-    assert roofline.load_seconds(product, ROOF) == pytest.approx(160_000 / 8e6 + 3 * 2 * 16 / 8e6)
+    # Four parts: 16 sums are fetched and written, and three times written and read again.
+    assert roofline.load_seconds(product, ROOF) == pytest.approx(160_000 / 8e6 + (1 + 3 * 2) * 16 / 8e6)
     gradient = product._replace(walk=replace(tile, kernel="sparse_gradient"))
-    assert roofline.load_seconds(gradient, ROOF) == pytest.approx(160_000 / 8e6 + 3 * 16 / 8e6)
+    assert roofline.load_seconds(gradient, ROOF) == pytest.approx(160_000 / 8e6 + (1 + 3) * 16 / 8e6)
     # One weight in each of four rows: the sums' way would be longer than the weights'.
     few = product._replace(walk=replace(tile, entries=4), rows=4)
-    assert roofline.load_seconds(few, ROOF) == pytest.approx(4 * 16 / 6e6)
+    assert roofline.load_seconds(few, ROOF) == pytest.approx(4 * 16 / 6e6 + 4 * 16 / 8e6)
     # A dense block of registers takes each pixel for six output planes, in the first-level cache.
     dense = product._replace(walk=replace(tile, kernel="dense"))
     assert roofline.load_seconds(dense, ROOF) == pytest.approx(160_000 / 6 / 8e6)
+
+
+@pytest.mark.parametrize(("isa", "share"), [("avx512", 2 / 3), ("neon", 2 / 3), ("avx2", 1)])
+def test_a_roofline_of_winograds_products_has_fewer_multiplications(isa: str, share: float) -> None:
+    roof = replace(ROOF, isa=isa)
+    dense = Convolution(8, 12, 8, 3, 1, 1, 12 * 8 * 9)
+    (_, forward), _, (_, both) = operators.rooflines(dense, 16, 16, "dense", roof)
+    nominal = 2 * 12 * 8 * 9 * 64 * 16 / roof.arithmetic
+    assert forward.arithmetic == pytest.approx(share * nominal)
+    assert both.arithmetic == pytest.approx((share + 1) * nominal)  # the weights' gradient has none
+    # Two pairs of pixels side by side are needed, 16 images, and eight planes.
+    (_, odd), *_ = operators.rooflines(dense._replace(size=6), 16, 16, "dense", roof)
+    (_, few), *_ = operators.rooflines(dense, 16, 8, "dense", roof)
+    assert odd.arithmetic == pytest.approx(36 / 64 * nominal)
+    assert few.arithmetic == pytest.approx(nominal)
+    (_, colours), *_ = operators.rooflines(dense._replace(in_channels=3), 16, 16, "dense", roof)
+    assert colours.arithmetic == pytest.approx(3 / 8 * nominal)
 
 
 def test_no_core_loads_for_more_multiply_adds_than_it_does() -> None:
@@ -150,9 +169,8 @@ def test_one_layer_is_timed_on_every_side() -> None:
     assert {"edge_bcs.forward", "torch.both_gradients", "onnxruntime.forward"} <= row["seconds"].keys()
     assert all(len(taken) == 1 and min(taken) > 0 for taken in row["seconds"].values())
     forward, median = row["edge_bcs"]["forward"], suite.median(row, "edge_bcs.forward")
-    assert forward["roofline_fraction"] * median == pytest.approx(
-        12 * 32 / 8e6
-    )  # 12 weights, 32 vectors each
+    # 12 weights and 16 planes of the result, 32 vectors each.
+    assert forward["roofline_fraction"] * median == pytest.approx((12 + 16) * 32 / 8e6)
     assert forward["roof_fraction"] * median == pytest.approx(forward["bytes"] / 2e9)
     assert forward["least"]["binds"] == "loads"
 

@@ -12,6 +12,7 @@ from edge_bcs.exporters.cost_model import (
     COSTS,
     KERNELS,
     UPDATES,
+    WINOGRAD,
     KernelCosts,
     Machine,
     Sample,
@@ -78,6 +79,7 @@ def test_seconds_by_hand() -> None:
         ("neon", "sparse", 1, "sparse"),
         ("scalar", "dense", 1, "dense"),  # never anything else there, so measured as what it is
         ("avx512", "rewire", 1, "rewire"),
+        ("avx512", "winograd", 16, "dense"),
     ],
 )
 def test_a_dense_kernel_on_single_floats_costs_like_a_sparse_one(
@@ -89,6 +91,15 @@ def test_a_dense_kernel_on_single_floats_costs_like_a_sparse_one(
     if kernel == "dense":
         ours = Machine(isa, (1e9,), 1e9, costs).compute_seconds([walk])
         assert ours == Machine(isa, (1e9,), 1e9, costs).compute_seconds([replace(walk, kernel=expected)])
+
+
+def test_winograds_products_take_three_quarters_where_they_fit_the_registers() -> None:
+    walk = Walk("winograd", 100, 8, 64, 64, lanes=16)
+    for isa, share in (("avx512", 0.75), ("neon", 0.75), ("avx2", 1), ("scalar", 1)):
+        board = Machine(isa, (1e9,), 1e9, COSTS[isa])
+        dense = board.compute_seconds([replace(walk, kernel="dense")])
+        assert board.compute_seconds([walk]) == pytest.approx(share * dense)
+        assert board.compute_seconds([replace(walk, lanes=8)]) == pytest.approx(dense)
 
 
 def test_an_update_costs_by_its_connections() -> None:
@@ -105,9 +116,11 @@ def operators(seed: int) -> list[tuple[tuple[Walk, ...], int]]:
     random = np.random.default_rng(seed)
     found: list[tuple[tuple[Walk, ...], int]] = []
     for _ in range(200):
-        kernel = KERNELS[random.integers(4)]
+        kernel = (*KERNELS, WINOGRAD)[random.integers(5)]
         rows, floats = int(random.integers(4, 65)), int(4 * random.integers(1, 129))
-        walks: tuple[Walk, ...] = (Walk(kernel, int(random.integers(50, 5000)), rows, floats, floats),)
+        walks: tuple[Walk, ...] = (
+            Walk(kernel, int(random.integers(50, 5000)), rows, floats, floats, 16 * int(random.integers(2))),
+        )
         walks = walks if random.random() < 0.8 else ()
         if random.random() < 0.1:
             walks = (Walk(UPDATES[random.integers(2)], int(random.integers(1000, 100000))),)

@@ -89,11 +89,11 @@ def test_arithmetic_of_a_layer_by_hand() -> None:
     plan = memory["phases"]["eval"]
     first = next(node for node in models["eval"].graph.node if node.op_type == "Conv")
     # Width 1/16 of VGG-16 has 4 channels: 3 → 4, 3×3, on 16×16 images; half of its 108 weights are active,
-    # too few for the dense kernel.
+    # enough for a dense kernel, which unpacks all of them and reads them again.
     attributes = {item.name: onnx.helper.get_attribute_value(item) for item in first.attribute}
-    assert (attributes["algorithm"], attributes["out_channels"]) == (b"sparse", 4)
-    position, active = plan["nodes"].index(first.name), 54
-    assert plan["flops"][position] == 2 * active * (16 * 16) * 4
+    assert (attributes["algorithm"], attributes["out_channels"]) == (b"dense", 4)
+    position, weights, active = plan["nodes"].index(first.name), 108, 54
+    assert plan["flops"][position] == 2 * weights * (16 * 16) * 4
     # Moved: both stacks with their halos of one pixel, scale and shift aside, and the connections.
     stacks = 4 * 4 * sum(1 * 17 + 1 + channels * 17 * 17 for channels in (3, 4))
-    assert abs(plan["bytes"][position] - stacks - 8 * active) <= 8 * 40
+    assert abs(plan["bytes"][position] - stacks - 8 * active - 8 * weights) <= 8 * 40

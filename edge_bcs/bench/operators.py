@@ -24,6 +24,7 @@ from edge_bcs.bench.roofline import Least
 from edge_bcs.bench.step import PAUSE
 from edge_bcs.connectivity import kappa, layer_counts, paper_densities
 from edge_bcs.exporters.cost_model import Walk
+from edge_bcs.exporters.operators import walk_kernel
 from edge_bcs.runtime import library
 from edge_bcs.sparse_model import prunable_layers
 
@@ -240,18 +241,20 @@ def rooflines(
     row = layer.out_size * lanes
     entries = layer.weights if algorithm == "dense" else layer.active
 
-    def walk(kernel: str) -> Walk:
-        rows = batch // lanes * layer.out_size
-        return Walk(kernel, entries, rows, row, row if layer.stride == 1 else lanes)
+    attributes = attributes_of(layer, lanes, algorithm)
+
+    def walk(suffix: str) -> Walk:
+        kernel, rows = walk_kernel(attributes, suffix, layer.out_size), batch // lanes * layer.out_size
+        return Walk(kernel, entries, rows, row, row if layer.stride == 1 else lanes, lanes)
 
     found = []
-    for operator, kernels, moved in (
-        ("Conv", [algorithm], images + results * 33 / 32),
-        ("ConvInputGrad", [algorithm], results + images * 33 / 32),
-        ("ConvGrad", [algorithm, f"{algorithm}_gradient"], results + images * 65 / 32),
+    for operator, suffixes, moved in (
+        ("Conv", [""], images + results * 33 / 32),
+        ("ConvInputGrad", [""], results + images * 33 / 32),
+        ("ConvGrad", ["", "_gradient"], results + images * 65 / 32),
     ):
-        walks = [walk(kernel) for kernel in kernels]
-        multiplied = roofline.products(operator, attributes_of(layer, lanes, algorithm), walks)
+        walks = [walk(suffix) for suffix in suffixes]
+        multiplied = roofline.products(operator, attributes, walks)
         flops = sum(2.0 * walk.entries * walk.rows * walk.floats for walk in walks)
         found.append((moved, roofline.least(multiplied, flops, moved, roof)))
     return found

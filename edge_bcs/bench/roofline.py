@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 MAX_PARTS = 16
 """Parts into which the kernels cut a layer's input planes, at most."""
 DENSE_LOADS = {
-    "avx512": {"dense": 1 / 6, "dense_gradient": (4 + 6) / (4 * 6)},
-    "neon": {"dense": 1 / 6, "dense_gradient": (4 + 6) / (4 * 6)},
-    "avx2": {"dense": 1 / 6, "dense_gradient": (3 + 4) / (3 * 4)},
-    "scalar": {"dense": 1.0, "dense_gradient": 1.0},
+    "avx512": {"dense": 1 / 6, "winograd": 18 / 36, "dense_gradient": (4 + 6) / (4 * 6)},
+    "neon": {"dense": 1 / 6, "winograd": 18 / 36, "dense_gradient": (4 + 6) / (4 * 6)},
+    "avx2": {"dense": 1 / 6, "winograd": 1 / 6, "dense_gradient": (3 + 4) / (3 * 4)},
+    "scalar": {"dense": 1.0, "winograd": 1.0, "dense_gradient": 1.0},
 }
 """Instruction set → dense kernel → vector loads for each multiply-add of a vector, by what it holds in
-registers: a pixel meets six output planes; rows of dy meet columns of the input."""
+registers: a pixel meets six output planes; rows of dy meet columns of the input. With Winograd's products
+three planes, four pixels and three positions meet: twelve weights and six pixels for 36 multiply-adds, of
+which 24 are left."""
+WINOGRAD_MULTIPLICATIONS = 24 / 36
 
 
 class Product(NamedTuple):
@@ -99,24 +102,27 @@ def least(products: Sequence[Product], flops: float, moved: float, roof: Roof) -
     Args:
         products: what it multiplies; none for an operator that works element by element, which loads each
             vector of its tensors once, at best from the first-level cache.
-        flops: float32 operations. moved: bytes of its tensors, each once, all of which it may find in the
-            nearest cache that holds them.
+        flops: float32 operations, those that Winograd's products save included.
+        moved: bytes of its tensors, each once, all of which it may find in the nearest cache that holds them.
     """
     if products:
         loads = sum(load_seconds(product, roof) for product in products)
     else:
         loads = moved / (4 * roof.vector) / roof.loads(0)
+    saved = sum(2 * p.walk.entries * p.walk.rows * p.walk.floats for p in products if p.walk.saves(roof.isa))
+    flops -= (1 - WINOGRAD_MULTIPLICATIONS) * saved
     return Least(flops / roof.arithmetic, loads, moved / roof.bandwidth(moved / roof.threads))
 
 
 def load_seconds(product: Product, roof: Roof) -> float:
     """The least time in which a product's vectors are loaded.
 
-    Sparse kernels load one vector for each multiply-add of a vector. They may cut the input planes into parts
-    so small that a nearer cache holds what is around a tile; then the sums of a tile (forward and input
-    gradient: read and written; weight gradient: the tile of dy, read) pass the registers once more for each
-    further part and row. The fastest number of parts counts. Dense kernels load from the first-level cache,
-    as often as their blocks of registers make them.
+    Sparse kernels load one vector for each multiply-add of a vector, and each vector of the result, too: a
+    cache fetches a line before it is written, by the way on which the input comes (the weight gradient loads
+    dy instead). They may cut the input planes into parts so small that a nearer cache holds what is around a
+    tile; then the sums of a tile (forward and input gradient: read and written; weight gradient: the tile of
+    dy, read) pass the registers once more for each further part and row. The fastest number of parts counts.
+    Dense kernels load from the first-level cache, as often as their blocks of registers make them.
     """
     walk = product.walk
     _, vectors = walk.tiles_and_vectors(roof.isa)
@@ -125,10 +131,11 @@ def load_seconds(product: Product, roof: Roof) -> float:
         return multiply_adds * DENSE_LOADS[roof.isa][walk.kernel] / roof.loads(0)
     down, across, length = walk.tile(roof.isa)
     around = product.planes * product.tile_bytes(roof.isa)
-    passing = product.rows * vectors * (1 if walk.kernel == "sparse_gradient" else 2)
-    passing_rate = roof.loads(product.rows * down * across * length * 4)
+    once = product.rows * vectors
+    again = once if walk.kernel == "sparse_gradient" else 2 * once
+    result_rate = roof.loads(product.rows * down * across * length * 4)
     return min(
-        multiply_adds / roof.loads(around / parts) + (parts - 1) * passing / passing_rate
+        multiply_adds / roof.loads(around / parts) + (once + (parts - 1) * again) / result_rate
         for parts in range(1, min(MAX_PARTS, product.planes) + 1)
     )
 

@@ -30,7 +30,7 @@ Layer random_layer(Random& random, bool big, bool even) {
   const std::int64_t kernel_width = even ? 3 : random.one_of({1, 3, 3, 5, 4});
   walk.lanes = even ? random.one_of({16, 32, 48}) : random.one_of({1, 2, 3, 4, 5, 8, 8, 12, 16, 16, 32});
   walk.blocks = random.in(1, 3);
-  walk.channels = big ? random.in(40, 160) : random.in(1, 12);
+  walk.channels = big ? random.in(40, 160) : even ? random.in(8, 20) : random.in(1, 12);
   walk.rows = big ? random.in(10, 140) : random.in(1, 14);
   walk.height = random.in(1, big ? 6 : 10);
   walk.width = even ? 4 * random.in(1, 3) : random.in(1, big ? 6 : 11);
@@ -98,7 +98,8 @@ struct Tally {
  private:
   // Whether a dense walk may use Winograd's products, which mix pixels beside each other (kernels/winograd.h).
   bool may_mix(const Walk& walk) const {
-    if (!dense || gradient || walk.lanes % 16 != 0 || walk.width % 4 != 0 || walk.taps % 3 != 0) return false;
+    if (!dense || gradient || walk.channels < 8 || walk.lanes % 16 != 0 || walk.width % 4 != 0 || walk.taps % 3 != 0)
+      return false;
     for (int k = 0; k < walk.taps; ++k)
       if (k % 3 != 0 && walk.tap[walk.used[k]] - walk.tap[walk.used[k - 1]] != walk.input_pixel) return false;
     return walk.input_pixel == walk.lanes;

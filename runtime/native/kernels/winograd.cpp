@@ -154,7 +154,10 @@ void winograd_walk(const Walk& walk, const float* packed, std::int64_t begin_row
 }  // namespace
 
 bool suits_winograd(const Walk& walk) {
-  if (registers < 32 || walk.taps == 0 || walk.taps % 3 != 0 || walk.width % pixels_across != 0 || walk.lanes % 16 != 0 ||
+  // A sum that is zero because its weights meet nothing but zeros (a few weights at the border of an image, say) comes out of
+  // these products as a rounding error, which a ReLU may let pass. With several planes no row has so few weights.
+  constexpr std::int64_t fewest_channels = 8;
+  if (registers < 32 || walk.channels < fewest_channels || walk.taps == 0 || walk.taps % 3 != 0 || walk.width % pixels_across != 0 || walk.lanes % 16 != 0 ||
       walk.input_pixel != walk.lanes)
     return false;
   const std::int32_t step = walk.tap[walk.used[1]] - walk.tap[walk.used[0]];
