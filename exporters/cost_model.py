@@ -69,17 +69,17 @@ _REGISTERS = {"scalar": 8, "avx2": 8, "avx512": 16, "neon": 16}  # that hold sum
 KERNELS = ("sparse", "sparse_gradient", "dense", "dense_gradient")
 WINOGRAD = "winograd"
 """The dense kernel of a layer that is three positions wide and whose output rows are a multiple of four
-pixels: where images lie so, too, it uses Winograd's products along them; see `saves`."""
+pixels, eight at least: where images lie so, too, it uses Winograd's products along them; see `saves`."""
 UPDATES = ("rewire", "lists")
 """Walks of the optimizer's graph, which cost the same for each entry."""
 
 WINOGRAD_TIME = 0.75
 """Time with Winograd's products, over that of the dense kernel without: measured with AVX-512, 64 and 128
 channels on 16² and 32² pixels."""
-DENSE_THRESHOLD = 0.4
+DENSE_THRESHOLD = 0.5
 """Density from which a dense kernel can be the faster one; the planner leaves it where it is not. With
-AVX-512 the two meet between 0.5 and 0.6 (measured for all directions, 3×3 kernels on 4² to 32² pixels), and
-with Winograd's products at three quarters of that."""
+AVX-512 and 3×3 kernels the two meet at 0.43 (64 channels on 32² pixels) to 0.52 (256 on 8²) with Winograd's
+products, and between 0.5 and 0.65 without."""
 
 
 def algorithm(density: float, threshold: float = DENSE_THRESHOLD) -> str:

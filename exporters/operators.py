@@ -164,7 +164,7 @@ def may_use_winograd(attributes: Mapping[str, Any]) -> bool:
 def walk_kernel(attributes: Mapping[str, Any], suffix: str, width: int) -> str:
     """The kernel of a walk over output images of a width: `cost_model.KERNELS` or `cost_model.WINOGRAD`."""
     algorithm = attributes["algorithm"]
-    enough = width % 4 == 0 and min(attributes["in_channels"], attributes["out_channels"]) >= 8
+    enough = width % 4 == 0 and width >= 8 and min(attributes["in_channels"], attributes["out_channels"]) >= 8
     if algorithm == "dense" and not suffix and enough and may_use_winograd(attributes):
         return WINOGRAD
     return f"{algorithm}{suffix}"

@@ -139,10 +139,12 @@ def test_a_roofline_of_winograds_products_has_fewer_multiplications(isa: str, sh
     nominal = 2 * 12 * 8 * 9 * 64 * 16 / roof.arithmetic
     assert forward.arithmetic == pytest.approx(share * nominal)
     assert both.arithmetic == pytest.approx((share + 1) * nominal)  # the weights' gradient has none
-    # Two pairs of pixels side by side are needed, 16 images, and eight planes.
-    (_, odd), *_ = operators.rooflines(dense._replace(size=6), 16, 16, "dense", roof)
+    # Pairs of pairs of pixels side by side are needed, eight pixels, 16 images, and eight planes.
+    (_, odd), *_ = operators.rooflines(dense._replace(size=10), 16, 16, "dense", roof)
+    (_, narrow), *_ = operators.rooflines(dense._replace(size=4), 16, 16, "dense", roof)
     (_, few), *_ = operators.rooflines(dense, 16, 8, "dense", roof)
-    assert odd.arithmetic == pytest.approx(36 / 64 * nominal)
+    assert odd.arithmetic == pytest.approx(100 / 64 * nominal)
+    assert narrow.arithmetic == pytest.approx(16 / 64 * nominal)
     assert few.arithmetic == pytest.approx(nominal)
     (_, colours), *_ = operators.rooflines(dense._replace(in_channels=3), 16, 16, "dense", roof)
     assert colours.arithmetic == pytest.approx(3 / 8 * nominal)

@@ -33,7 +33,7 @@ Layer random_layer(Random& random, bool big, bool even) {
   walk.channels = big ? random.in(40, 160) : even ? random.in(8, 20) : random.in(1, 12);
   walk.rows = big ? random.in(10, 140) : random.in(1, 14);
   walk.height = random.in(1, big ? 6 : 10);
-  walk.width = even ? 4 * random.in(1, 3) : random.in(1, big ? 6 : 11);
+  walk.width = even ? 4 * random.in(2, 4) : random.in(1, big ? 6 : 11);
   // A forward walk takes steps in its input; one phase of a gradient with respect to the input takes them in its
   // output, and uses some of the kernel's positions only.
   if (!even) layer.step_in = random.one_of({1, 1, 1, 2, 2, 3});
@@ -98,7 +98,7 @@ struct Tally {
  private:
   // Whether a dense walk may use Winograd's products, which mix pixels beside each other (kernels/winograd.h).
   bool may_mix(const Walk& walk) const {
-    if (!dense || gradient || walk.channels < 8 || walk.lanes % 16 != 0 || walk.width % 4 != 0 || walk.taps % 3 != 0)
+    if (!dense || gradient || walk.channels < 8 || walk.lanes % 16 != 0 || walk.width < 8 || walk.width % 4 != 0 || walk.taps % 3 != 0)
       return false;
     for (int k = 0; k < walk.taps; ++k)
       if (k % 3 != 0 && walk.tap[walk.used[k]] - walk.tap[walk.used[k - 1]] != walk.input_pixel) return false;

@@ -157,6 +157,9 @@ bool suits_winograd(const Walk& walk) {
   // A sum that is zero because its weights meet nothing but zeros (a few weights at the border of an image, say) comes out of
   // these products as a rounding error, which a ReLU may let pass. With several planes no row has so few weights.
   constexpr std::int64_t fewest_channels = 8;
+  // On images of four pixels each weight is used too seldom for a third more of them to be packed and read.
+  constexpr std::int64_t narrowest = 8;
+  if (walk.width < narrowest) return false;
   if (registers < 32 || walk.channels < fewest_channels || walk.taps == 0 || walk.taps % 3 != 0 || walk.width % pixels_across != 0 || walk.lanes % 16 != 0 ||
       walk.input_pixel != walk.lanes)
     return false;

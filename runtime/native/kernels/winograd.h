@@ -9,7 +9,7 @@ namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 inline constexpr int winograd_rows = 3;
 
 // Whether a dense walk can be done this way: its kernel positions lie three beside each other, its pixels four, each a whole
-// number of vectors, there are registers for the sums, and enough input planes.
+// number of vectors, there are registers for the sums, and enough input planes and pixels in a row.
 bool suits_winograd(const Walk& walk);
 
 // Packs the weights of rows [begin, end), `begin` a multiple of winograd_rows, into their part of rows · channels · taps · 4/3
