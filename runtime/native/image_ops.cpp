@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "op.h"
@@ -16,13 +17,41 @@ bool is_finite(float x) { return std::abs(x) <= std::numeric_limits<float>::max(
 
 // Whether all of `count` numbers are finite, seen in their exponents so that the compiler can use vectors.
 bool all_finite(const float* numbers, std::int64_t count) {
-  std::uint32_t largest = 0;
+  std::uint32_t endless = 0;
   for (std::int64_t i = 0; i < count; ++i)
-    largest = std::max(largest, std::bit_cast<std::uint32_t>(numbers[i]) & 0x7fffffffu);
-  return largest < 0x7f800000u;
+    endless |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(numbers[i]) & 0x7f800000u) == 0x7f800000u);
+  return endless == 0;
 }
 
-// Pixels of a row that are turned at once, between images side by side in a stack and one after the other.
+// Four floats, which every processor here has vectors for.
+using Four = float __attribute__((vector_size(16)));
+
+// to[i · to_step + b] = from[b · from_step + i] for `rows` b and `columns` i: between images side by side in a stack and one
+// after the other.
+void turn(const float* from, std::int64_t from_step, float* to, std::int64_t to_step, std::int64_t rows,
+          std::int64_t columns) {
+  std::int64_t b = 0;
+  for (; b + 4 <= rows; b += 4) {
+    std::int64_t i = 0;
+    for (; i + 4 <= columns; i += 4) {
+      Four in[4];
+      for (int k = 0; k < 4; ++k) std::memcpy(&in[k], from + (b + k) * from_step + i, sizeof in[k]);
+      const auto left = [](Four a, Four b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); };
+      const auto right = [](Four a, Four b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); };
+      const auto lower = [](Four a, Four b) { return __builtin_shufflevector(a, b, 0, 1, 4, 5); };
+      const auto upper = [](Four a, Four b) { return __builtin_shufflevector(a, b, 2, 3, 6, 7); };
+      const Four a = left(in[0], in[1]), c = left(in[2], in[3]), d = right(in[0], in[1]), e = right(in[2], in[3]);
+      const Four out[4] = {lower(a, c), upper(a, c), lower(d, e), upper(d, e)};
+      for (int k = 0; k < 4; ++k) std::memcpy(to + (i + k) * to_step + b, &out[k], sizeof out[k]);
+    }
+    for (; i < columns; ++i)
+      for (int k = 0; k < 4; ++k) to[i * to_step + b + k] = from[(b + k) * from_step + i];
+  }
+  for (; b < rows; ++b)
+    for (std::int64_t i = 0; i < columns; ++i) to[i * to_step + b] = from[b * from_step + i];
+}
+
+// Pixels of a row that are turned at once.
 constexpr std::int64_t turned_pixels = 16;
 using Turned = float[64][turned_pixels];
 
@@ -37,6 +66,18 @@ struct Batch {
     require(shape[0] >= 1 && shape[0] % lanes == 0, "the batch of ", shape[0], " is not a multiple of ",
             lanes, " lanes");
     blocks = shape[0] / lanes;
+  }
+
+  // Calls body(nb, c, y) for every image row of every batch block, shared among the threads in bands of rows.
+  template <class Body>
+  void for_rows(const Context& context, const Body& body) const {
+    constexpr std::int64_t band = 8;
+    const std::int64_t bands = (stack.height + band - 1) / band;
+    context.parallel_for(blocks * stack.channels * bands, [&](std::int64_t task) {
+      const std::int64_t plane = task / bands, first = task % bands * band;
+      for (std::int64_t y = first; y < std::min(stack.height, first + band); ++y)
+        body(plane / stack.channels, plane % stack.channels, y);
+    });
   }
 
   // Offset of row y of channel c of lane b of batch block nb in the plain tensor.
@@ -61,18 +102,15 @@ struct PackInput {
     const Batch batch(x.shape(), halo, lanes);
     const Stack& stack = batch.stack;
     const auto out = context.output<float>(0, stack.shape(batch.blocks));
-    for_planes(context, batch.blocks, stack.channels, [&](std::int64_t nb, std::int64_t c) {
+    batch.for_rows(context, [&](std::int64_t nb, std::int64_t c, std::int64_t y) {
+      const std::int64_t first = batch.plain(nb, 0, c, y), next = batch.plain(nb, 1, c, y) - first;
       bool finite = true;
-      for (std::int64_t y = 0; y < stack.height; ++y) {
-        float* row = out.data() + stack.at(nb, c, y);
-        for (std::int64_t b = 0; b < lanes; ++b) {
-          const float* pixels = x.data() + batch.plain(nb, b, c, y);
-          finite &= all_finite(pixels, stack.width);
-          for (std::int64_t i = 0; i < stack.width; ++i) row[i * lanes + b] = pixels[i];
-        }
-      }
+      for (std::int64_t b = 0; b < lanes; ++b) finite &= all_finite(x.data() + first + b * next, stack.width);
       require(finite, "the input has a pixel that is not finite");
-      stack.zero_halo(out.data() + nb * stack.block(), c);
+      turn(x.data() + first, next, out.data() + stack.at(nb, c, y), lanes, lanes, stack.width);
+      float* const block = out.data() + nb * stack.block();
+      if (c == 0 && y == 0) stack.zero_front(block);
+      stack.zero_after_row(block, c, y);
     });
   }
 };
@@ -122,22 +160,18 @@ struct PgdStep {
     stack.check(dx, batch.blocks, "dx");
     const float step = scalar(context, 3), epsilon = scalar(context, 4);
     const auto x_adv = context.in_place<float>(0, 0);
-    for_planes(context, batch.blocks, stack.channels, [&](std::int64_t nb, std::int64_t c) {
-      bool finite = true;
+    batch.for_rows(context, [&](std::int64_t nb, std::int64_t c, std::int64_t y) {
       Turned gradient;
-      for (std::int64_t y = 0; y < stack.height; ++y)
-        for (std::int64_t first = 0; first < stack.width; first += turned_pixels) {
-          const std::int64_t count = std::min(turned_pixels, stack.width - first);
-          const float* const pixels = dx.data() + stack.at(nb, c, y, first);
-          finite &= all_finite(pixels, count * lanes);
-          for (std::int64_t i = 0; i < count; ++i)
-            for (std::int64_t b = 0; b < lanes; ++b) gradient[b][i] = pixels[i * lanes + b];
-          for (std::int64_t b = 0; b < lanes; ++b) {
-            const std::int64_t row = batch.plain(nb, b, c, y) + first;
-            ascend(gradient[b], x.data() + row, x_adv.data() + row, count, step, epsilon);
-          }
+      for (std::int64_t first = 0; first < stack.width; first += turned_pixels) {
+        const std::int64_t count = std::min(turned_pixels, stack.width - first);
+        const float* const pixels = dx.data() + stack.at(nb, c, y, first);
+        require(all_finite(pixels, count * lanes), "the gradient of the input is not finite");
+        turn(pixels, lanes, gradient[0], turned_pixels, count, lanes);
+        for (std::int64_t b = 0; b < lanes; ++b) {
+          const std::int64_t row = batch.plain(nb, b, c, y) + first;
+          ascend(gradient[b], x.data() + row, x_adv.data() + row, count, step, epsilon);
         }
-      require(finite, "the gradient of the input is not finite");
+      }
     });
   }
 
