@@ -384,19 +384,28 @@ def test_nor_does_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ours_takes_the_micro_batch_that_makes_the_faster_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    exported: list[int] = []
+    opened: list[int] = []
 
     @contextlib.contextmanager
     def export(*arguments: Any) -> Iterator[tuple[int, None]]:
-        exported.append(arguments[4])
         yield arguments[4], None
 
+    @contextlib.contextmanager
+    def trainer(size: int, *, threads: int) -> Iterator[int]:
+        assert threads == 2
+        opened.append(size)
+        yield size
+
     monkeypatch.setattr(step, "_exported", export)
+    monkeypatch.setattr("edge_bcs.runtime.Trainer", trainer)
     for seconds, faster in (({16: 1.0, 32: 2.0}, 16), ({16: 2.0, 32: 1.0}, 32)):
-        monkeypatch.setattr(step, "_step_seconds", lambda images, *_, seconds=seconds: seconds[images])
+        monkeypatch.setattr(step, "_step_seconds", lambda size, *_, seconds=seconds: seconds[size])
         with step._trainer("vgg16", 0.99, "uniform", 32, None, 2, lambda message: None, 64, 1) as (chosen, _):
             assert chosen == faster
-    assert exported == [16, 32, 16, 16, 32, 32]
+        assert opened == [16, 32] * 3 + [faster]
+        opened.clear()
+    with step._trainer("vgg16", 0.99, "uniform", 32, 8, 2, lambda message: None, 64, 1) as (chosen, _):
+        assert opened == [8]
 
 
 def test_a_step_names_its_operators() -> None:

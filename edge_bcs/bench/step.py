@@ -29,7 +29,7 @@ from edge_bcs.errors import EdgeBcsError
 # (VGG-16 on two threads of a Xeon: 0.39 s a step, 0.47 s with 16 in all); with 16 in all, more of a network
 # stays in the caches (WRN-28-4 on two threads of an EPYC: 0.41 s a step, 0.48 s with 32).
 _IMAGES_IN_VECTORS = 16
-_TRIAL_ROUNDS = 6
+_TRIAL_ROUNDS = 3
 _GRAPHS = ("attack", "training", "optimizer")
 PAUSE = 0.05
 """Seconds after which the threads of OpenMP and ONNX Runtime that have nothing to do have gone to sleep."""
@@ -272,24 +272,27 @@ def _trainer(
     attack_steps: int,
 ) -> Iterator[tuple[Any, Any]]:
     """Our side, and the sparse network that it was exported from."""
-    given = (model, sparsity, distribution, image_size)
-    rest = (threads, progress, batch_size, attack_steps)
-    candidates = {min(batch_size, images) for images in (_IMAGES_IN_VECTORS, _IMAGES_IN_VECTORS * threads)}
-    if micro_batch is None and len(candidates) > 1:
-        images, labels = _batch(batch_size, image_size)
-        with contextlib.ExitStack() as exported:
-            trainers = {
-                candidate: exported.enter_context(_exported(*given, candidate, *rest))[0]
-                for candidate in sorted(candidates)
-            }
+    from edge_bcs.runtime import Trainer
+
+    sizes = {min(batch_size, images) for images in (_IMAGES_IN_VECTORS, _IMAGES_IN_VECTORS * threads)}
+    with contextlib.ExitStack() as stack:
+        exported = {
+            size: stack.enter_context(
+                _exported(model, sparsity, distribution, image_size, size, progress, batch_size, attack_steps)
+            )
+            for size in (sorted(sizes) if micro_batch is None else [micro_batch])
+        }
+        seconds = dict.fromkeys(exported, float("inf"))
+        if len(exported) > 1:
+            images, labels = _batch(batch_size, image_size)
             # Turn about: the machine changes within seconds. The fastest counts, of several.
-            rounds = [
-                {size: _step_seconds(trainer, images, labels) for size, trainer in trainers.items()}
-                for _ in range(_TRIAL_ROUNDS)
-            ]
-        micro_batch = min(trainers, key=lambda candidate: min(taken[candidate] for taken in rounds))
-    with _exported(*given, micro_batch or min(candidates), *rest) as found:
-        yield found
+            for size in _TRIAL_ROUNDS * list(exported):
+                with Trainer(exported[size][0], threads=threads) as trainer:
+                    taken = [_step_seconds(trainer, images, labels) for _ in range(3)]
+                seconds[size] = min(seconds[size], *taken)
+        artifact, sparse = exported[min(exported, key=lambda size: seconds[size])]
+        with Trainer(artifact, threads=threads) as trainer:
+            yield trainer, sparse
 
 
 def _step_seconds(trainer: Any, images: Any, labels: Any) -> float:
@@ -305,13 +308,12 @@ def _exported(
     distribution: str,
     image_size: int,
     micro_batch: int,
-    threads: int,
     progress: Callable[[str], None],
     batch_size: int,
     attack_steps: int,
-) -> Iterator[tuple[Any, Any]]:
+) -> Iterator[tuple[Path, Any]]:
+    """The artifact of our side, and the sparse network that it is exported from."""
     from edge_bcs import connectivity, exporters, models
-    from edge_bcs.runtime import Trainer
 
     progress(f"exporting {model} at sparsity {sparsity} ({distribution}), micro-batch {micro_batch}")
     sparse = connectivity.sparsify(
@@ -330,8 +332,7 @@ def _exported(
             attack_steps=attack_steps,
             validate=False,
         )
-        with Trainer(artifact, threads=threads) as trainer:
-            yield trainer, sparse
+        yield artifact, sparse
 
 
 def _others(model: str, sparse: Any, images: Any) -> dict[str, Any]:
