@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("torch")
 
 from edge_bcs.exporters.cost_model import Walk
+from edge_bcs.runtime.artifact import Artifact
 
 from edge_bcs.bench import machine, operators, report, roofline, step, suite, targets
 from edge_bcs.bench.operators import Convolution
@@ -377,35 +379,37 @@ def test_all_functions_are_timed_for_as_long(monkeypatch: pytest.MonkeyPatch) ->
 def test_nor_does_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock()
     monkeypatch.setattr(step, "time", clock)
-    sides = {"ours": clock.side("ours", 1.0), "dense": clock.side("dense", 2.0)}
+    sides = {
+        name: functools.partial(step._seconds, clock.side(name, seconds))
+        for name, seconds in (("ours", 1.0), ("dense", 2.0))
+    }
     taken = step._in_turn(sides, 2, lambda message: None)
-    assert clock.log == 3 * ["pause", "ours", "pause", "dense"]  # once more than is timed
-    assert [len(seconds) for seconds in taken.values()] == [2, 2]
+    assert clock.log == 3 * ["pause", "ours", "pause", "dense"]  # once more than counts
+    assert taken == {"ours": [100.0, 100.0], "dense": [200.0, 200.0]}  # each after a pause
 
 
-def test_ours_takes_the_micro_batch_that_makes_the_faster_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[int] = []
+@pytest.mark.parametrize(("seconds", "faster"), [({16: 1.0, 17: 2.0}, 16), ({16: 2.0, 17: 1.0}, 17)])
+def test_ours_takes_the_micro_batch_that_makes_the_faster_steps(
+    seconds: dict[int, float], faster: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[int] = []
 
-    @contextlib.contextmanager
-    def export(*arguments: Any) -> Iterator[tuple[int, None]]:
-        yield arguments[4], None
+    def trained(artifact: Path, threads: int, images: Any, labels: Any) -> float:
+        assert threads == 2 and len(images) == len(labels) == 17
+        order.append(Artifact.read(artifact).micro_batch)
+        return seconds[order[-1]]
 
-    @contextlib.contextmanager
-    def trainer(size: int, *, threads: int) -> Iterator[int]:
-        assert threads == 2
-        opened.append(size)
-        yield size
+    monkeypatch.setattr(step, "_trainer_seconds", trained)
+    taken = compare_step(
+        model="wrn28_2", batch_size=17, attack_steps=1, threads=2, repetitions=2, dense=False
+    )
+    assert order == [16, 17] * 3
+    assert (taken.micro_batch, taken.sparse_seconds) == (faster, (1.0, 1.0))
 
-    monkeypatch.setattr(step, "_exported", export)
-    monkeypatch.setattr("edge_bcs.runtime.Trainer", trainer)
-    for seconds, faster in (({16: 1.0, 32: 2.0}, 16), ({16: 2.0, 32: 1.0}, 32)):
-        monkeypatch.setattr(step, "_step_seconds", lambda size, *_, seconds=seconds: seconds[size])
-        with step._trainer("vgg16", 0.99, "uniform", 32, None, 2, lambda message: None, 64, 1) as (chosen, _):
-            assert chosen == faster
-        assert opened == [16, 32] * 3 + [faster]
-        opened.clear()
-    with step._trainer("vgg16", 0.99, "uniform", 32, 8, 2, lambda message: None, 64, 1) as (chosen, _):
-        assert opened == [8]
+
+def test_a_trainers_step_is_timed_without_its_first(tmp_path: Path, tiny_artifact: Any) -> None:
+    images = np.zeros((2, 1, 8, 8), np.float32)
+    assert 0 < step._trainer_seconds(tiny_artifact(), 1, images, np.zeros(2, np.int64)) < 5
 
 
 def test_a_step_names_its_operators() -> None:

@@ -25,11 +25,10 @@ from edge_bcs.bench.machine import Roof
 from edge_bcs.bench.profiler import operator_seconds
 from edge_bcs.errors import EdgeBcsError
 
-# Images lie side by side in vectors of up to 16. With 16 for each thread, threads wait less for each other
-# (VGG-16 on two threads of a Xeon: 0.39 s a step, 0.47 s with 16 in all); with 16 in all, more of a network
-# stays in the caches (WRN-28-4 on two threads of an EPYC: 0.41 s a step, 0.48 s with 32).
+# Images lie side by side in vectors of up to 16. With 16 for each thread, threads share less (VGG-16 on two
+# threads of a Xeon: 0.39 s a step, 0.47 s with 16 in all); with 16 in all, more of a network stays in the
+# caches (WRN-28-4 on two threads of an EPYC: 0.39 s a step, 0.49 s with 32, while they have one cache).
 _IMAGES_IN_VECTORS = 16
-_TRIAL_ROUNDS = 3
 _GRAPHS = ("attack", "training", "optimizer")
 PAUSE = 0.05
 """Seconds after which the threads of OpenMP and ONNX Runtime that have nothing to do have gone to sleep."""
@@ -140,8 +139,8 @@ def compare_step(
         sparsity: fraction of weights that are dormant, in (0, 1).
         distribution: initial per-layer densities, "paper", "uniform" or "erk".
         batch_size: images a step.
-        micro_batch: images our artifact holds at once; default: 16, the longest vector, or 16 for each
-            thread, whichever makes the faster steps.
+        micro_batch: images our artifact holds at once; default: 16, the longest vector, and 16 for each
+            thread, both timed in the same run; the faster by its median counts.
         attack_steps: PGD steps for each image.
         threads: threads of both sides.
         repetitions: timed steps of each side, interleaved; one untimed step of each comes first.
@@ -154,25 +153,42 @@ def compare_step(
     Raises:
         EdgeBcsError: an argument outside its range or an unknown network.
     """
-    from edge_bcs.runtime import budget
+    from edge_bcs.runtime import Trainer, budget
 
     if repetitions < 1 or batch_size < 1 or threads < 1:
         raise EdgeBcsError("repetitions, batch size and threads must be at least 1.")
     import torch
 
     torch.set_num_threads(threads)
-    with _trainer(
-        model, sparsity, distribution, image_size, micro_batch, threads, progress, batch_size, attack_steps
-    ) as (trainer, sparse):
+    sizes = {min(batch_size, images) for images in (_IMAGES_IN_VECTORS, _IMAGES_IN_VECTORS * threads)}
+    given = (model, sparsity, distribution, image_size)
+    with contextlib.ExitStack() as stack:
+        exported = {
+            size: stack.enter_context(_exported(*given, size, progress, batch_size, attack_steps))
+            for size in (sorted(sizes) if micro_batch is None else [micro_batch])
+        }
+        sparse = next(iter(exported.values()))[1]
         images, labels = _batch(batch_size, image_size)
-        sides: dict[str, Callable[[], Any]] = {"sparse": lambda: trainer.step(images, labels)}
+        sides: dict[str, Callable[[], float]] = {
+            f"{size}": functools.partial(_trainer_seconds, artifact, threads, images, labels)
+            for size, (artifact, _) in exported.items()
+        }
+        if len(exported) == 1:
+            trainer = stack.enter_context(Trainer(exported[next(iter(exported))][0], threads=threads))
+            sides = {name: functools.partial(_seconds, trainer.step, images, labels) for name in sides}
         if dense:
-            given = torch.from_numpy(images), torch.from_numpy(labels)
-            for name, network in _others(model, sparse, given[0]).items():
+            tensors = torch.from_numpy(images), torch.from_numpy(labels)
+            for name, network in _others(model, sparse, tensors[0]).items():
                 step = _TorchStep(network, attack_steps, channels_last=name == "dense")
-                sides[name] = functools.partial(step, *given)
-        sides["optimizer"] = trainer.run_optimizer_only
+                sides[name] = functools.partial(_seconds, step, *tensors)
         seconds = _in_turn(sides, repetitions, progress)
+        chosen = min(exported, key=lambda size: statistics.median(seconds[f"{size}"]))
+        if len(exported) > 1:
+            trainer = stack.enter_context(Trainer(exported[chosen][0], threads=threads))
+            trainer.step(images, labels)
+        update = _in_turn(
+            {"update": functools.partial(_seconds, trainer.run_optimizer_only)}, repetitions, lambda _: None
+        )
         peak, parts = int(trainer.memory()["peak_bytes"]), _parts(trainer, batch_size)
         operators = {graph: _operators(trainer, graph) for graph in _GRAPHS}
         rooflines = {
@@ -180,20 +196,19 @@ def compare_step(
             for graph in _GRAPHS
             if roof is not None
         }
-        images_at_once = trainer.artifact.micro_batch
     return StepComparison(
         model=model,
         sparsity=sparsity,
         distribution=distribution,
         batch_size=batch_size,
-        micro_batch=images_at_once,
+        micro_batch=chosen,
         attack_steps=attack_steps,
         threads=threads,
         isa=budget.isa(),
-        sparse_seconds=tuple(seconds["sparse"]),
+        sparse_seconds=tuple(seconds[f"{chosen}"]),
         dense_seconds=tuple(seconds.get("dense", ())),
         sparseprop_seconds=tuple(seconds.get("sparseprop", ())),
-        optimizer_seconds=tuple(seconds["optimizer"]),
+        optimizer_seconds=tuple(update["update"]),
         parts=parts,
         operators=operators,
         rooflines=rooflines,
@@ -225,11 +240,13 @@ def compare_pass(
     import torch
 
     from edge_bcs.bench.operators import times
+    from edge_bcs.runtime import Trainer
 
     torch.set_num_threads(threads)
-    with _trainer(model, sparsity, "uniform", 32, None, threads, progress, batch_size, 1) as (
-        trainer,
-        sparse,
+    images_at_once = min(batch_size, _IMAGES_IN_VECTORS)
+    with (
+        _exported(model, sparsity, "uniform", 32, images_at_once, progress, batch_size, 1) as exported,
+        Trainer(exported[0], threads=threads) as trainer,
     ):
         images, labels = _batch(batch_size, 32)
         trainer.step(images, labels)  # leaves a batch in the bound buffers
@@ -238,7 +255,7 @@ def compare_pass(
         sides: dict[str, Callable[[], Any]] = {
             "edge_bcs": lambda: [trainer._engine.run("training") for _ in range(runs)]
         }
-        for name, network in _others(model, sparse, given[0]).items():
+        for name, network in _others(model, exported[1], given[0]).items():
             step = _TorchStep(network, 0, channels_last=name == "dense")
             sides["torch" if name == "dense" else name] = functools.partial(step.gradients, *given)
         progress(f"one pass of {model}, sparsity {sparsity}")
@@ -259,46 +276,19 @@ def _batch(count: int, size: int) -> tuple[Any, Any]:
     return pixels.reshape(count, 3, size, size), (np.arange(count) % 10).astype(np.int64)
 
 
-@contextlib.contextmanager
-def _trainer(
-    model: str,
-    sparsity: float,
-    distribution: str,
-    image_size: int,
-    micro_batch: int | None,
-    threads: int,
-    progress: Callable[[str], None],
-    batch_size: int,
-    attack_steps: int,
-) -> Iterator[tuple[Any, Any]]:
-    """Our side, and the sparse network that it was exported from."""
+def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    started = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - started
+
+
+def _trainer_seconds(artifact: Path, threads: int, images: Any, labels: Any) -> float:
+    """Seconds of a step of a trainer of its own, after one that is not timed: a process has one at a time."""
     from edge_bcs.runtime import Trainer
 
-    sizes = {min(batch_size, images) for images in (_IMAGES_IN_VECTORS, _IMAGES_IN_VECTORS * threads)}
-    with contextlib.ExitStack() as stack:
-        exported = {
-            size: stack.enter_context(
-                _exported(model, sparsity, distribution, image_size, size, progress, batch_size, attack_steps)
-            )
-            for size in (sorted(sizes) if micro_batch is None else [micro_batch])
-        }
-        seconds = dict.fromkeys(exported, float("inf"))
-        if len(exported) > 1:
-            images, labels = _batch(batch_size, image_size)
-            # Turn about: the machine changes within seconds. The fastest counts, of several.
-            for size in _TRIAL_ROUNDS * list(exported):
-                with Trainer(exported[size][0], threads=threads) as trainer:
-                    taken = [_step_seconds(trainer, images, labels) for _ in range(3)]
-                seconds[size] = min(seconds[size], *taken)
-        artifact, sparse = exported[min(exported, key=lambda size: seconds[size])]
-        with Trainer(artifact, threads=threads) as trainer:
-            yield trainer, sparse
-
-
-def _step_seconds(trainer: Any, images: Any, labels: Any) -> float:
-    started = time.perf_counter()
-    trainer.step(images, labels)
-    return time.perf_counter() - started
+    with Trainer(artifact, threads=threads) as trainer:
+        trainer.step(images, labels)
+        return _seconds(trainer.step, images, labels)
 
 
 @contextlib.contextmanager
@@ -344,18 +334,17 @@ def _others(model: str, sparse: Any, images: Any) -> dict[str, Any]:
 
 
 def _in_turn(
-    sides: dict[str, Callable[[], Any]], repetitions: int, progress: Callable[[str], None]
+    sides: dict[str, Callable[[], float]], repetitions: int, progress: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Seconds of each run of each side, after one that is not timed."""
+    """Seconds of each run of each side, as it tells them, after one that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(repetitions + 1):
         progress(f"repetition {repetition} of {repetitions}" if repetition else "warming up")
         for name, side in sides.items():
             time.sleep(PAUSE)
-            started = time.perf_counter()
-            side()
+            taken = side()
             if repetition:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(taken)
     return seconds
 
 

@@ -240,7 +240,13 @@ def scaling(what: str, threads: int, repetitions: int, progress: Progress) -> li
     grown, others = next(iter(GROWTH[what].items())), dict(list(GROWTH[what].items())[1:])
     found = []
     for value in grown[1]:
-        arguments: dict[str, Any] = {"model": "vgg16", **others, grown[0]: value, "dense": False}
+        arguments: dict[str, Any] = {
+            "model": "vgg16",
+            "dense": False,
+            "micro_batch": LANES,
+            **others,
+            grown[0]: value,
+        }
         # A step of ours alone is short.
         taken = compare_step(threads=threads, repetitions=5 * repetitions, progress=progress, **arguments)
         x = {"batch": taken.batch_size, "kappa": taken.kappa, "pixels": value**2}[what]

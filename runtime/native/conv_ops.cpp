@@ -8,6 +8,7 @@
 #include <string>
 
 #include "isa.h"
+#include "kernels.h"
 #include "kernels/walk.h"
 #include "op.h"
 #include "stack.h"
@@ -65,14 +66,8 @@ struct ConvLayer {
 // Checks entries [begin, end): channel << 8 | kernel position, both in range.
 void check_entries(const std::int32_t* entry, std::int64_t begin, std::int64_t end, std::int64_t channels,
                    std::int64_t positions, const char* name) {
-  // As unsigned numbers negative entries are too large, too. Written so that the compiler can use vectors.
-  std::uint32_t largest = 0, last_position = 0;
-  for (std::int64_t j = begin; j < end; ++j) {
-    const auto word = static_cast<std::uint32_t>(entry[j]);
-    largest = std::max(largest, word);
-    last_position = std::max(last_position, word & 255u);
-  }
-  require((largest >> 8) < channels && last_position < positions, "lists: an entry of ", name,
+  const EntryBounds largest = row_kernels().entry_bounds(entry + begin, end - begin);
+  require((largest.entry >> 8) < channels && largest.position < positions, "lists: an entry of ", name,
           " is out of range for ", channels, " channels and ", positions, " kernel positions");
 }
 
@@ -119,10 +114,9 @@ class Lists {
     check_pointers(rows.pointer, count, kappa_, "transpose");
     check_entries(rows.entry, rows.pointer[0], rows.pointer[count], layer_.y.channels, layer_.positions(),
                   "transpose_row");
-    std::uint32_t largest = 0;
-    for (std::int64_t j = rows.pointer[0]; j < rows.pointer[count]; ++j)
-      largest = std::max(largest, static_cast<std::uint32_t>(rows.position[j]));
-    require(largest < kappa_ || rows.pointer[0] == rows.pointer[count],
+    const EntryBounds largest =
+        row_kernels().entry_bounds(rows.position + rows.pointer[0], rows.pointer[count] - rows.pointer[0]);
+    require(largest.entry < kappa_ || rows.pointer[0] == rows.pointer[count],
             "lists: a transpose_position is not in [0, ", kappa_, ")");
     return rows;
   }

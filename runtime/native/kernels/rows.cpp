@@ -1,6 +1,7 @@
 // See rows.h. The scalar variant is the same code, one float at a time.
 #include "kernels/rows.h"
 
+#include <cstring>
 #include <utility>
 
 #include "kernels/simd.h"
@@ -52,6 +53,31 @@ RowSums sums(const float* a, const float* b, std::int64_t count) {
     total.values += static_cast<double>(a[j]);
   }
   return total;
+}
+
+EntryBounds entry_bounds(const std::int32_t* entry, std::int64_t count) {
+  constexpr int length = longest, parts = 4;
+  typedef std::uint32_t Words __attribute__((vector_size(length * sizeof(std::uint32_t))));
+  const auto larger = [](Words a, Words b) { return a > b ? a : b; };
+  Words entries[parts]{}, positions[parts]{};
+  std::int64_t j = 0;
+  for (; j + parts * length <= count; j += parts * length)
+#pragma GCC unroll 4
+    for (int part = 0; part < parts; ++part) {
+      Words words;
+      std::memcpy(&words, entry + j + part * length, sizeof words);
+      entries[part] = larger(entries[part], words);
+      positions[part] = larger(positions[part], words & 255u);
+    }
+  EntryBounds bounds;
+  const auto take = [&](std::uint32_t word, std::uint32_t position) {
+    if (word > bounds.entry) bounds.entry = word;
+    if (position > bounds.position) bounds.position = position;
+  };
+  for (int part = 0; part < parts; ++part)
+    for (int lane = 0; lane < length; ++lane) take(entries[part][lane], positions[part][lane]);
+  for (; j < count; ++j) take(static_cast<std::uint32_t>(entry[j]), static_cast<std::uint32_t>(entry[j]) & 255u);
+  return bounds;
 }
 
 // The best of a window so far, in VL windows at once.
@@ -276,6 +302,7 @@ void max_pool_gradient(const PoolRow& pool, const float* dy, const std::uint8_t*
 }  // namespace EDGE_BCS_KERNEL_NAMESPACE
 
 const RowKernels EDGE_BCS_JOIN(row_kernels_, EDGE_BCS_VARIANT) = {
+    EDGE_BCS_KERNEL_NAMESPACE::entry_bounds,
     EDGE_BCS_KERNEL_NAMESPACE::combine,
     EDGE_BCS_KERNEL_NAMESPACE::sums,
     EDGE_BCS_KERNEL_NAMESPACE::max_pool,

@@ -39,10 +39,17 @@ struct PoolRow {
     return rest < kernel ? rest : kernel;
   }
 };
+// What bounds a list of entries (walk.h): their largest, negative ones counting as larger than all others, and the largest of
+// their kernel positions.
+struct EntryBounds {
+  std::uint32_t entry = 0, position = 0;
+};
+
 // The choice of a window whose maximum the ReLU stopped.
 inline constexpr std::int32_t no_choice = 255;
 
 struct RowKernels {
+  EntryBounds (*entry_bounds)(const std::int32_t* entry, std::int64_t count);
   void (*combine)(const Row&);
   RowSums (*sums)(const float* a, const float* b, std::int64_t count);
   // y = the maximum of each window (`input` is at image row 0 of the windows, column 0 of the image), rectified if `relu`;
