@@ -24,9 +24,9 @@ tensor once, at the rate of copies within as many bytes. The second is what bind
 meets every vector of its input plane once, and the next weight that meets the same vector comes long after
 the first-level cache has lost it, so each multiply-add of a vector loads that vector from wherever the input
 around a tile of output, of all planes, lies: tens to hundreds of kilobytes, so the second-level cache. The
-rate is measured by the kernels' own inner loop on such working sets, above. A dense product meets what it
-loads several times in registers. `edge_bcs/bench/roofline.py` is the model; `results/speed/limit.md` says
-what was tried to come nearer.
+lines of the result come the same way before they are written. The rate is measured by the kernels' own inner
+loop on such working sets, above. A dense product meets what it loads several times in registers.
+`edge_bcs/bench/roofline.py` is the model; `results/speed/limit.md` says what was tried to come nearer.
 
 "The rooflines allow" is the other side's time over ours if every operator ran at its roofline; in brackets
 without the traffic, as if no tensor left the caches from one operator to the next. What a target asks beyond
