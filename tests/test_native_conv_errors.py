@@ -105,6 +105,49 @@ def test_malformed_lists_are_refused(lists: np.ndarray, complaint: str) -> None:
         conv(lists)
 
 
+# All weights of a kernel from 20 planes to one: so many entries that vectors of them are looked at together.
+LONG = 180
+LONG_LAYER = {"in_channels": 20, "forward_pointer": 3 * LONG, "transpose_pointer": 3 * LONG + 2}
+LONG_LISTS = np.concatenate(
+    [
+        np.arange(LONG) // 9 << 8 | np.arange(LONG) % 9,
+        np.arange(LONG) % 9,
+        np.arange(LONG),
+        [0, LONG],
+        np.arange(0, LONG + 1, 9),
+    ]
+).astype(np.int32)
+
+
+def long(lists: np.ndarray, part: int) -> np.ndarray:
+    """The operator that reads this part of the lists."""
+    value = np.ones(LONG, np.float32)
+    if part > 0:
+        return conv_input_grad(lists, value, **LONG_LAYER)
+    return conv(lists, value, np.ones((1, 4 + 1 + 20 * 4 * 4, 1), np.float32), **LONG_LAYER)
+
+
+@pytest.mark.parametrize("place", [0, 1, 15, 16, 31, 63, 64, 100, 127, 128, LONG - 1])
+@pytest.mark.parametrize(
+    ("part", "number", "complaint"),
+    [
+        (0, 20 << 8, "forward_column is out of range"),
+        (0, 9, "forward_column is out of range"),
+        (0, -1, "forward_column is out of range"),
+        (1, 1 << 8, "transpose_row is out of range"),
+        (1, 9, "transpose_row is out of range"),
+        (2, LONG, "transpose_position"),
+        (2, -1, "transpose_position"),
+    ],
+)
+def test_one_wrong_entry_among_many_is_refused(place: int, part: int, number: int, complaint: str) -> None:
+    assert np.isfinite(long(LONG_LISTS, part)).all()
+    lists = LONG_LISTS.copy()
+    lists[part * LONG + place] = number
+    with pytest.raises(Exception, match=complaint):
+        long(lists, part)
+
+
 @pytest.mark.parametrize(
     ("lists", "complaint"),
     [
