@@ -161,13 +161,11 @@ def may_use_winograd(attributes: Mapping[str, Any]) -> bool:
     return bool(attributes["kernel"][1] == 3 and attributes["stride"] == 1)
 
 
-def walk_kernel(attributes: Mapping[str, Any], suffix: str, width: int) -> str:
-    """The kernel of a walk over output images of a width: `cost_model.KERNELS` or `cost_model.WINOGRAD`."""
-    algorithm = attributes["algorithm"]
-    enough = width % 4 == 0 and width >= 8 and min(attributes["in_channels"], attributes["out_channels"]) >= 8
-    if algorithm == "dense" and not suffix and enough and may_use_winograd(attributes):
-        return WINOGRAD
-    return f"{algorithm}{suffix}"
+def walk_kernel(attributes: Mapping[str, Any], suffix: str) -> str:
+    """The kernel of one of a layer's walks, of `cost_model.KERNELS` or `cost_model.WINOGRAD`."""
+    a, kernel = attributes, f"{attributes['algorithm']}{suffix}"
+    enough = a["out_width"] % 4 == 0 and a["out_width"] >= 8 and min(a["in_channels"], a["out_channels"]) >= 8
+    return WINOGRAD if kernel == "dense" and enough and may_use_winograd(a) else kernel
 
 
 class _Convolutional(Operator):
@@ -200,7 +198,7 @@ class _Convolutional(Operator):
         run = floats if a["stride"] == 1 else a["lanes"]
         rows = _blocks(node, types) * a["out_height"]
         return tuple(
-            Walk(walk_kernel(a, suffix, a["out_width"]), entries, rows, floats, run, a["lanes"])
+            Walk(walk_kernel(a, suffix), entries, rows, floats, run, a["lanes"])
             for suffix in self.kernels(node)
         )
 

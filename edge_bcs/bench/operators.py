@@ -244,7 +244,7 @@ def rooflines(
     attributes = attributes_of(layer, lanes, algorithm)
 
     def walk(suffix: str) -> Walk:
-        kernel, rows = walk_kernel(attributes, suffix, layer.out_size), batch // lanes * layer.out_size
+        kernel, rows = walk_kernel(attributes, suffix), batch // lanes * layer.out_size
         return Walk(kernel, entries, rows, row, row if layer.stride == 1 else lanes, lanes)
 
     found = []

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge_bcs.bench.machine import Roof
-from edge_bcs.exporters.cost_model import Walk
+from edge_bcs.exporters.cost_model import WINOGRAD, Walk
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
@@ -25,8 +25,8 @@ MAX_PARTS = 16
 DENSE_LOADS = {
     "avx512": {"dense": 1 / 6, "winograd": 18 / 36, "dense_gradient": (4 + 6) / (4 * 6)},
     "neon": {"dense": 1 / 6, "winograd": 18 / 36, "dense_gradient": (4 + 6) / (4 * 6)},
-    "avx2": {"dense": 1 / 6, "winograd": 1 / 6, "dense_gradient": (3 + 4) / (3 * 4)},
-    "scalar": {"dense": 1.0, "winograd": 1.0, "dense_gradient": 1.0},
+    "avx2": {"dense": 1 / 6, "dense_gradient": (3 + 4) / (3 * 4)},
+    "scalar": {"dense": 1.0, "dense_gradient": 1.0},
 }
 """Instruction set → dense kernel → vector loads for each multiply-add of a vector, by what it holds in
 registers: a pixel meets six output planes; rows of dy meet columns of the input. With Winograd's products
@@ -39,7 +39,7 @@ class Product(NamedTuple):
     """A product of a layer's matrix with a batch, and the planes that it reads.
 
     Attributes:
-        walk: kernel, entries, output rows and floats. lanes: images side by side.
+        walk: kernel, entries, output rows and floats, and images side by side.
         planes: input planes, among which a row's entries choose; height, width: theirs, in pixels.
         rows: rows of the matrix, the output planes. out_height: their height.
         reach, step: input pixels along a side that the kernel's positions span, and from one output pixel to
@@ -47,7 +47,6 @@ class Product(NamedTuple):
     """
 
     walk: Walk
-    lanes: int
     planes: int
     height: int
     width: int
@@ -61,10 +60,10 @@ class Product(NamedTuple):
         down, across, length = self.walk.tile(isa)
         down = min(down, self.walk.rows)
         images = -(-down // self.out_height)
-        pixels = max(1, across * length // self.lanes)
+        pixels = max(1, across * length // self.walk.lanes)
         high = min(self.height, (min(down, self.out_height) - 1) * self.step + self.reach)
         wide = min(self.width, (pixels - 1) * self.step + self.reach)
-        return images * high * wide * self.lanes * 4
+        return images * high * wide * self.walk.lanes * 4
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,9 @@ def load_seconds(product: Product, roof: Roof) -> float:
     walk = product.walk
     _, vectors = walk.tiles_and_vectors(roof.isa)
     multiply_adds = walk.entries * vectors
-    if walk.kernel in DENSE_LOADS[roof.isa]:
-        return multiply_adds * DENSE_LOADS[roof.isa][walk.kernel] / roof.loads(0)
+    kernel = "dense" if walk.kernel == WINOGRAD and not walk.saves(roof.isa) else walk.kernel
+    if kernel in DENSE_LOADS[roof.isa]:
+        return multiply_adds * DENSE_LOADS[roof.isa][kernel] / roof.loads(0)
     down, across, length = walk.tile(roof.isa)
     around = product.planes * product.tile_bytes(roof.isa)
     once = product.rows * vectors
@@ -158,7 +158,6 @@ def products(operator: str, attributes: Mapping[str, Any], walks: Iterable[Walk]
         found.append(
             Product(
                 walk,
-                a["lanes"],
                 planes=a[f"{source}_channels"],
                 height=a[f"{source}_height"],
                 width=a[f"{source}_width"],

@@ -98,8 +98,8 @@ struct Tally {
  private:
   // Whether a dense walk may use Winograd's products, which mix pixels beside each other (kernels/winograd.h).
   bool may_mix(const Walk& walk) const {
-    if (!dense || gradient || walk.channels < 8 || walk.lanes % 16 != 0 || walk.width < 8 || walk.width % 4 != 0 || walk.taps % 3 != 0)
-      return false;
+    if (!dense || gradient || walk.channels < 8 || walk.width < 8 || walk.width % 4 != 0) return false;
+    if (walk.lanes % 16 != 0 || walk.taps % 3 != 0) return false;
     for (int k = 0; k < walk.taps; ++k)
       if (k % 3 != 0 && walk.tap[walk.used[k]] - walk.tap[walk.used[k - 1]] != walk.input_pixel) return false;
     return walk.input_pixel == walk.lanes;

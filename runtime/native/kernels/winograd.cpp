@@ -159,10 +159,9 @@ bool suits_winograd(const Walk& walk) {
   constexpr std::int64_t fewest_channels = 8;
   // On images of four pixels each weight is used too seldom for a third more of them to be packed and read.
   constexpr std::int64_t narrowest = 8;
-  if (walk.width < narrowest) return false;
-  if (registers < 32 || walk.channels < fewest_channels || walk.taps == 0 || walk.taps % 3 != 0 || walk.width % pixels_across != 0 || walk.lanes % 16 != 0 ||
-      walk.input_pixel != walk.lanes)
+  if (registers < 32 || walk.channels < fewest_channels || walk.width < narrowest || walk.width % pixels_across != 0)
     return false;
+  if (walk.taps == 0 || walk.taps % 3 != 0 || walk.lanes % 16 != 0 || walk.input_pixel != walk.lanes) return false;
   const std::int32_t step = walk.tap[walk.used[1]] - walk.tap[walk.used[0]];
   if (step != walk.lanes && step != -walk.lanes) return false;
   for (int k = 0; k < walk.taps; ++k)
