@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from edge_bcs import attacks, external_attacks
 from edge_bcs.attacks import Model
+from edge_bcs.data.adapt import as_array, dataset_of, is_pair
+from edge_bcs.data.dataset import check_finite, check_pixels
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.external_attacks import Adversary
 from edge_bcs.files import write_atomically
@@ -63,7 +66,7 @@ def device_of(model: object) -> torch.device:
 
 def evaluate(
     model: Model,
-    data: Data | Batches,
+    data: Any,
     *,
     attack: str = "pgd",
     epsilon: float = 8 / 255,
@@ -81,7 +84,9 @@ def evaluate(
 
     Args:
         model: maps f32 [n, C, H, W] in [0, 1] to logits f32 [n, K]; a module is used in evaluation mode.
-        data: a data set, or an iterable of batches (x f32 [n, C, H, W], y i64[n]).
+        data: a data set, (images, labels), "digits" or a path (its test images), or a map-style torch Dataset
+            (see `edge_bcs.data.adapt`); or an iterable of batches (x f32 [n, C, H, W] in [0, 1], y i64[n]),
+            such as a DataLoader.
         attack: "pgd" with uniform random starts, "fgsm", "none", or one that needs the extra `eval`:
             "autoattack", "square", "bb" (B&B∞).
         epsilon: radius of the l∞ ball, in units of pixels in [0, 1].
@@ -214,7 +219,7 @@ def _beside_pgd(
 
 def measure(
     model: Model,
-    data: Data | Batches,
+    data: Any,
     adversarial: Adversary | None,
     settings: dict[str, Any],
     *,
@@ -231,6 +236,7 @@ def measure(
     `budgets` of queries, ascending, returns images for each of them, f32 [budgets, n, C, H, W].
     """
     warnings = [] if warnings is None else warnings
+    data = _readable(model, data)
     device = device_of(model)
     total = samples
     if isinstance(data, Data):
@@ -326,19 +332,40 @@ def _resumed(resume: str | Path | None, asked: dict[str, Any], versions: int) ->
     return counts if valid and stored.get("asked") == asked else None
 
 
+def _readable(model: Model, data: Any) -> Data | Batches:
+    """Return a data set, or the iterable of batches that `data` is."""
+    whole = isinstance(data, (str, PathLike)) or is_pair(data)
+    sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if isinstance(data, Data) or not (whole or (sequence and not isinstance(data, (list, tuple)))):
+        batches: Data | Batches = data
+        return batches
+    return dataset_of(data, split="test", shape=getattr(model, "input_shape", None))
+
+
 def _batches(data: Data | Batches, batch_size: int, total: int | None) -> Iterator[tuple[Any, Any]]:
     """Yield all images in stored order, or the first `total` of the shuffle that the board takes, too."""
     if isinstance(data, Data):
         order = data.order(0, 0, shuffle=total is not None and total < len(data))[:total]
         for first in range(0, len(order), batch_size):
-            yield data.read(order[first : first + batch_size])
+            yield _checked(*data.read(order[first : first + batch_size]), first)
         return
-    left = 2**62 if total is None else total
+    left, first = 2**62 if total is None else total, 0
     for x, y in data:
         if left <= 0:
             return
-        yield np.asarray(x, np.float32)[:left], np.asarray(y, np.int64)[:left]
-        left -= len(x)
+        yield _checked(as_array(x)[:left], as_array(y)[:left], first)
+        left, first = left - len(x), first + len(x)
+
+
+def _checked(x: NDArray[Any], y: NDArray[Any], first: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return a batch as f32 and i64 after looking at its pixels and the kind of its labels."""
+    if x.dtype.kind != "f" or y.dtype.kind not in "iu":
+        raise EdgeBcsError(
+            f"a batch must have floats in [0, 1] and whole numbers as labels, not {x.dtype} and {y.dtype}"
+        )
+    check_finite(x, lambda place: f"image {first + place}")
+    check_pixels(x, "images")
+    return x.astype(np.float32, copy=False), y.astype(np.int64, copy=False)
 
 
 def _check_labels(labels: Tensor, logits: Tensor) -> None:

@@ -193,8 +193,19 @@ class SparseModel(nn.Module):
     @property
     def record(self) -> dict[str, Any]:
         """What rebuilds the network: {"name", "arguments"}; a user's own module has the name of its class."""
-        record: dict[str, Any] | None = getattr(self.network, "network", None)
-        return record or {"name": type(self.network).__name__, "arguments": {}}
+        record = getattr(self.network, "network", None)
+        if isinstance(record, dict) and "name" in record:  # a module may call a part of it `network`, too
+            return record
+        return {"name": type(self.network).__name__, "arguments": {}}
+
+    @property
+    def input_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of the images that the network was made for; None for a module that does not say."""
+        arguments = self.record["arguments"]
+        if not arguments:
+            return None
+        size = int(arguments.get("input_size", 32))
+        return int(arguments.get("input_channels", 3)), size, size
 
     # Flat views.
 

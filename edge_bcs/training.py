@@ -13,8 +13,9 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from edge_bcs import objectives
 from edge_bcs.attacks import evaluation_mode, input_gradient
 from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
-from edge_bcs.data.dataset import ArrayDataset, Dataset
+from edge_bcs.data.adapt import batch_size_of, dataset_of
+from edge_bcs.data.dataset import Dataset, check_finite, check_pixels
+from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
 from edge_bcs.devices import choose_device
 from edge_bcs.engines import Batch, Numbers, open_engine
 from edge_bcs.errors import EdgeBcsError
@@ -58,8 +61,9 @@ _SPLIT_EPOCH = 1 << 55
 
 def train(
     sparse: SparseModel,
-    data: Data | tuple[NDArray[Any], NDArray[Any]],
+    data: Any,
     *,
+    input_shape: Sequence[int] | None = None,
     objective: str = "at",
     method: str = "bcs",
     rewire: str = "uniform",
@@ -78,7 +82,7 @@ def train(
     attack_steps: int = 10,
     batch_norm: str = "batch",
     augment: bool = True,
-    pseudo_labelled: Data | None = None,
+    pseudo_labelled: Any = None,
     validation: float = 0.02,
     seed: int | None = None,
     device: str | torch.device | None = None,
@@ -98,7 +102,12 @@ def train(
 
     Args:
         sparse: what `sparsify` returned; trained in place.
-        data: a data set of `edge_bcs.data`, or a pair of arrays: images f32 [N, C, H, W] in [0, 1], labels.
+        data: a data set of `edge_bcs.data`; (images, labels), arrays or tensors: floats [N, C, H, W] in
+            [0, 1], or u8, which are divided by 255, and whole numbers; "digits" or a path; a map-style torch
+            Dataset of (image, label), or a DataLoader of one. Of a loader its dataset and its batch size
+            count, its order does not: every epoch has one of its own (see `edge_bcs.data.adapt`).
+        input_shape: (C, H, W) to which the images of a path are brought; what the network was made for if
+            None, which networks of `edge_bcs.models` say.
         objective: natural, at, mixed, trades, mart or rst.
         method: "bcs", or a baseline with a static mask: "random" and "fixed" (the mask is that of `sparse`,
             see `connectivity.sparsify` and `connectivity.fixed`) or "dense" (a network of sparsity 0);
@@ -108,14 +117,15 @@ def train(
             network, with the same options and the same checkpoints (see `edge_bcs.engines.SparseEngine`).
         epochs: passes over the data that is not held out; a last batch that is not full is left out.
         steps: end after so many steps instead.
-        batch_size: images a step; 128 if None, 256 for rst, half of them from `pseudo_labelled`.
+        batch_size: images a step; if None that of the DataLoader, or 128, or 256 for rst, half of them from
+            `pseudo_labelled`.
         learning_rate, weight_decay, momentum, noise: λ, λ_w (decoupled, not scaled by λ), μ and σ.
         schedule: "steps" (both rates divided by 10 at 50 % and at 75 %) or "cosine" (λ falls to 0).
         beta: weight of the objective's second term; its default if None.
         epsilon, step_size, attack_steps: PGD while training, in units of pixels in [0, 1].
         batch_norm: "batch", or "frozen" for running statistics throughout (fine-tuning).
         augment: shift by up to ±10 % and flip.
-        pseudo_labelled: the second data set of rst.
+        pseudo_labelled: the second data set of rst, of the same kinds; a path is read whole (an .npz).
         validation: fraction of the data that is held out; with 0 the last epoch is kept.
         seed: of order, augmentation and attack; the network's if None.
         device: where to train; a GPU if there is one.
@@ -135,12 +145,14 @@ def train(
 
     Raises:
         EdgeBcsError: an argument out of range, a device that is not there, rst without its second data set,
-            data that does not fit, a checkpoint of another plan, or a step that would make a weight that is
-            not finite.
+            data that does not fit, a pixel beyond [0, 1] or not finite, a checkpoint of another plan, or a
+            step that would make a weight that is not finite.
     """
     described = objectives.get(objective)
-    if isinstance(data, tuple):
-        data = ArrayDataset(*data)
+    batch_size = batch_size_of(data) if batch_size is None else batch_size
+    data = dataset_of(data, shape=input_shape or sparse.input_shape)
+    if pseudo_labelled is not None:
+        pseudo_labelled = _second(pseudo_labelled, data.shape)
     _check(described, method, rewire, batch_norm, data, pseudo_labelled)
     target = choose_device("cpu" if device is None and engine == "sparse" else device)
     replicas = Replicas.join(target)
@@ -184,6 +196,12 @@ def train(
         save_seconds=save_seconds,
         progress=progress,
     )
+
+
+def _second(pseudo_labelled: Any, shape: tuple[int, int, int]) -> Data:
+    if isinstance(pseudo_labelled, (str, PathLike)):
+        return open_pseudo_labelled(Path(pseudo_labelled), shape)
+    return dataset_of(pseudo_labelled)
 
 
 def run_plan(
@@ -542,29 +560,39 @@ class _Run:
 
 
 class Part(Dataset):
-    """Some positions of a data set; pixels that are multiples of 1/255 stay in memory once read."""
+    """Some positions of a data set, whose pixels are checked when they are read.
+
+    Pixels that are multiples of 1/255 stay in memory, unless the data may give others the next time.
+    """
 
     def __init__(self, data: Data, positions: NDArray[Any]) -> None:
         self.classes, self.shape, self.labels = data.classes, data.shape, data.labels[positions]
         self._data, self._where = data, positions
-        fits = len(positions) * math.prod(data.shape) <= _CACHED_BYTES
-        self._pixels = np.empty((len(positions), *data.shape), np.uint8) if fits else None
+        kept = len(positions) * math.prod(data.shape) <= _CACHED_BYTES and not getattr(data, "varies", False)
+        self._pixels = np.empty((len(positions), *data.shape), np.uint8) if kept else None
         self._known = np.zeros(len(positions), dtype=bool)
 
     def images(self, positions: NDArray[Any]) -> NDArray[Any]:
         """Return the images f32 [m, C, H, W] in [0, 1] at positions i64[m] of this part, as they are."""
         missing = positions[~self._known[positions]]
         if self._pixels is not None and len(missing):
-            images = self._data.read(self._where[missing])[0]
+            images = self._read(missing)
             pixels = np.rint(images * 255).astype(np.uint8)
             if np.array_equal(pixels.astype(np.float32) / np.float32(255), images):
                 self._pixels[missing], self._known[missing] = pixels, True
             else:
                 self._pixels = None
         if self._pixels is None:
-            return self._data.read(self._where[positions])[0]
+            return self._read(positions)
         known: NDArray[Any] = self._pixels[positions].astype(np.float32) / np.float32(255)
         return known
+
+    def _read(self, positions: NDArray[Any]) -> NDArray[Any]:
+        places = self._where[positions]
+        images = self._data.read(places)[0]
+        check_finite(images, lambda number: f"image {places[number]} of the data")
+        check_pixels(images, "the images of the data")
+        return images
 
 
 def _laps(data: Part, seed: int, first: int, count: int) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from edge_bcs.runtime.artifact import Artifact
 
+from edge_bcs.data.dataset import advice
 from edge_bcs.errors import EdgeBcsError
 
 Array = np.ndarray[Any, Any]
@@ -49,7 +50,9 @@ def check_images(x: Array, shape: tuple[int, int, int], name: Name = in_batch) -
         place = int(np.argmin(np.isfinite(x).all(axis=(1, 2, 3))))
         raise NotFiniteError(f"{name(place)} has a pixel that is not a finite number; remove or repair it.")
     if low < 0 or high > 1:
-        raise EdgeBcsError(f"images must lie in [0, 1], but they reach {low} to {high}.")
+        raise EdgeBcsError(
+            f"images must lie in [0, 1], but they reach {low:g} to {high:g}: {advice(low, high)}."
+        )
     return x.astype(np.float32, copy=False)
 
 

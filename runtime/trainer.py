@@ -36,6 +36,7 @@ from edge_bcs.runtime.thermostat import Thermostat
 from edge_bcs.runtime.units import parse_bytes
 
 from edge_bcs import random
+from edge_bcs.data.adapt import batch_size_of, dataset_of
 from edge_bcs.errors import EdgeBcsError
 
 Array = np.ndarray[Any, Any]
@@ -279,7 +280,7 @@ class Trainer:
 
     def fit(
         self,
-        data: Data,
+        data: Any,
         epochs: int | None = None,
         *,
         steps: int | None = None,
@@ -304,9 +305,12 @@ class Trainer:
         Learning rate and weight decay are divided by 10 at 50 % and again at 75 % of the steps.
 
         Args:
-            data: see `Data`; read one micro-batch at a time.
+            data: a data set of `edge_bcs.data`; (images, labels), arrays or tensors: floats [N, C, H, W] in
+                [0, 1], or u8, and whole numbers; "digits" or a path (its training images); a map-style torch
+                Dataset of (image, label), or a DataLoader of one, whose dataset and batch size count and
+                whose order does not (see `edge_bcs.data.adapt`). Read one micro-batch at a time.
             epochs, steps: how long, counted from where this training began; default: one epoch.
-            batch_size: images per optimizer step; default: the artifact's.
+            batch_size: images per optimizer step; default: a DataLoader's, or the artifact's.
             learning_rate: the first learning rate, to which weight decay keeps its ratio; default: the
                 artifact's.
             augment: shift and flip the images.
@@ -332,6 +336,8 @@ class Trainer:
         Raises EdgeBcsError for impossible options or data, for a file that cannot be written, and
         NotFiniteError as ``on_nan`` says.
         """
+        batch_size = batch_size_of(data) if batch_size is None else batch_size
+        data = self._dataset(data, "train")
         fitting = Fit(
             self,
             data,
@@ -403,6 +409,11 @@ class Trainer:
         ratio = learning_rate / hyper["learning_rate"] if hyper["learning_rate"] else 1.0
         self.weight_decay = hyper["weight_decay"] * ratio / divisor
 
+    def _dataset(self, data: Any, split: str) -> Data:
+        """Whatever holds images, as a data set; pixels are checked when they are read, for one may be
+        skipped."""
+        return dataset_of(data, split=split, shape=self.artifact.input_shape, finite=False)
+
     def _check_data(self, data: Data) -> None:
         if len(data) == 0:
             raise EdgeBcsError("the data set is empty.")
@@ -436,7 +447,7 @@ class Trainer:
 
     def evaluate(
         self,
-        data: Data,
+        data: Any,
         attack_steps: int = 20,
         *,
         attack: str = "pgd",
@@ -448,7 +459,7 @@ class Trainer:
         """Return clean and robust accuracy ("accuracy", "robust_accuracy", "samples"), measured on the board.
 
         Args:
-            data: see `Data`.
+            data: what `fit` takes; of a path its test images.
             attack_steps: of PGD on the cross-entropy, with steps of 2.5·ε/steps and a
                 uniform
                 start; 0 measures clean accuracy alone.
@@ -458,14 +469,15 @@ class Trainer:
             restarts: an image counts as robust if none of so many attacks fools the network.
             on_batch: called with (images done, all images).
         """
-        self._check_data(data)
+        held_out = self._dataset(data, "test")
+        self._check_data(held_out)
         if attack not in ("pgd", "fgsm"):
             raise EdgeBcsError(f"the board evaluates with pgd or fgsm, not {attack!r}.")
         if attack == "fgsm":
             attack_steps, restarts = min(attack_steps, 1), 1
         if attack_steps < 0 or restarts < 1 or (limit is not None and limit < 1):
             raise EdgeBcsError("attack steps must be at least 0, restarts and limit at least 1.")
-        order = data.order(0, 0, shuffle=limit is not None)[:limit]
+        order = held_out.order(0, 0, shuffle=limit is not None)[:limit]
         arrays, size = self._engine.arrays, self.artifact.micro_batch
         epsilon = self.artifact.objective.epsilon if epsilon is None else epsilon
         if not 0 <= epsilon <= 1:
@@ -473,7 +485,7 @@ class Trainer:
         clean = robust = 0
         for first in range(0, len(order), size):
             places = order[first : first + size]
-            x, y = self._checked(*data.read(places), in_data(places))
+            x, y = self._checked(*held_out.read(places), in_data(places))
             self._load(x, y, 0.0)
             self._engine.run("eval")
             right = arrays["logits"][: len(x)].argmax(axis=1) == y

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -217,6 +218,17 @@ def test_svhn(tmp_path: Path) -> None:
     assert all_of(tmp_path / "train_32x32.mat", "test", (3, 32, 32))[1].tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("wrong", [1e300, -7.0, 11.0, 2.5, np.nan, np.inf])
+def test_svhn_labels_are_digits(tmp_path: Path, wrong: float) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    content = {"X": np.zeros((32, 32, 3, 3), np.uint8), "y": np.array([[1.0], [10.0], [wrong]])}
+    scipy_io.savemat(tmp_path / "train_32x32.mat", content)
+    with pytest.raises(
+        EdgeBcsError, match=f"label {re.escape(f'{wrong:g}')} of image 2 in .* is not one of SVHN's"
+    ):
+        open_data(tmp_path / "train_32x32.mat")
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "float"])
 def test_npz(tmp_path: Path, save: object, layout: str) -> None:
@@ -311,6 +323,14 @@ FAULTS = {
     "npz range": (lambda t: npz(t, x=np.full((2, 3, 4, 4), 7.0), y=np.zeros(2, int)), "0 to 1 was expected"),
     "npz not a number": (lambda t: npz(t, x=np.full((2, 3, 4, 4), np.nan), y=np.zeros(2, int)), "0 to 1"),
     "npz negative label": (lambda t: npz(t, x=np.zeros((2, 3, 4, 4)), y=np.array([0, -1])), "label -1"),
+    "npz labels of floats": (
+        lambda t: npz(t, x=np.zeros((2, 3, 4, 4)), y=np.array([0, 1e300])),
+        "whole numbers",
+    ),
+    "npz label without end": (
+        lambda t: npz(t, x=np.zeros((2, 3, 4, 4)), y=np.array([0, 2**64 - 7], np.uint64)),
+        "label 18446744073709551609",
+    ),
     "truncated npz": (lambda t: half(npz(t, x=np.zeros((9, 3, 4, 4)), y=np.zeros(9, int))), "truncated"),
 }
 
@@ -329,4 +349,4 @@ def test_arrays_in_memory() -> None:
     with pytest.raises(EdgeBcsError, match="positions"):
         data.read(np.array([3]))
     with pytest.raises(EdgeBcsError, match="floats"):
-        ArrayDataset(np.ones((3, 1, 2, 2), np.uint8), np.array([0, 2, 1]))
+        ArrayDataset(np.ones((3, 1, 2, 2), np.int64), np.array([0, 2, 1]))

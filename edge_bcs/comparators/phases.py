@@ -11,7 +11,7 @@ from torch import nn
 
 from edge_bcs import objectives
 from edge_bcs.connectivity import sparsify
-from edge_bcs.data.dataset import ArrayDataset
+from edge_bcs.data.adapt import dataset_of
 from edge_bcs.devices import choose_device
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import Data
@@ -66,7 +66,7 @@ class Phases:
     Args:
         method: name of the comparator.
         recipe: its numbers.
-        data, pseudo_labelled: as in `training.train`.
+        data, pseudo_labelled: as in `training.train`, but for paths.
         output: folder; None keeps nothing.
         resume: continue where a phase was interrupted; finished phases are read back.
         device, precision, machine: device, precision, compile, save_seconds, progress, as in
@@ -77,9 +77,9 @@ class Phases:
         self,
         method: str,
         recipe: Recipe,
-        data: Data | tuple[Any, Any],
+        data: Any,
         *,
-        pseudo_labelled: Data | None = None,
+        pseudo_labelled: Any = None,
         output: str | Path | None = None,
         resume: bool = False,
         device: str | torch.device | None = None,
@@ -87,10 +87,11 @@ class Phases:
         **machine: Any,
     ) -> None:
         self.method, self.recipe, self.machine = method, recipe, machine
-        self.data: Data = ArrayDataset(*data) if isinstance(data, tuple) else data
+        self.data: Data = dataset_of(data)
         if (recipe.objective == "rst") != (pseudo_labelled is not None):
             raise EdgeBcsError("the objective rst, and no other, needs a second, pseudo-labelled data set")
-        self.pseudo_labelled, self.resume = pseudo_labelled, resume
+        self.pseudo_labelled = None if pseudo_labelled is None else dataset_of(pseudo_labelled)
+        self.resume = resume
         self.output = None if output is None else Path(output)
         if self.output is not None and not resume and any(self.output.rglob(LAST)):
             raise EdgeBcsError(f"{self.output} holds a training already; resume it, or choose another folder")

@@ -13,12 +13,14 @@
 | train_32x32.mat with test_32x32.mat | SVHN, cropped digits |
 | file.npz (or train.npz with test.npz) | x and y, images and labels, or x_train, y_train, x_test, y_test |
 
+Images and labels in memory, torch Datasets and DataLoaders are taken by `edge_bcs.data.adapt`.
 A source without a test split of its own has every tenth image of each class held out. Only numpy is needed,
 plus Pillow for image files.
 """
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 
 from edge_bcs.data.dataset import ArrayDataset, Dataset, Shape
@@ -30,7 +32,7 @@ _SPLITS = ("train", "test")
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
-def open_data(spec: str | Path, split: str = "train", shape: Shape = (3, 32, 32)) -> Dataset:
+def open_data(spec: str | PathLike[str], split: str = "train", shape: Shape = (3, 32, 32)) -> Dataset:
     """Open one split of a data set (see the module's table).
 
     Args:

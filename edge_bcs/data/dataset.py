@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from edge_bcs.errors import EdgeBcsError
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, int, int]
 SHIFT = 0.1  # of the size, on each axis
+MOST_CLASSES = 100_000
+_CHECKED = 256  # images whose pixels are looked at at a time
 
 
 class Dataset(ABC):
@@ -23,11 +25,13 @@ class Dataset(ABC):
         classes: names of the classes, in the order of their labels.
         shape: (C, H, W) of every image.
         labels: i64[N], the label of each position.
+        varies: whether an image may be another one each time it is read, so that none may be kept.
     """
 
     classes: tuple[str, ...]
     shape: Shape
     labels: Array
+    varies: bool = False
 
     def __len__(self) -> int:
         """Number of images."""
@@ -107,29 +111,101 @@ def _shifted(length: int, word: int) -> Array:
 
 
 class ArrayDataset(Dataset):
-    """Images that are already in memory: f32 [N, C, H, W] in [0, 1] and labels int [N]."""
+    """Images that are already in memory, [N, C, H, W]: floats in [0, 1], or u8, which are divided by 255; and
+    labels, whole numbers [N] from 0.
+
+    A pixel that is not a finite number is left to whoever reads it: a board may skip its batch.
+    """
 
     def __init__(self, images: Array, labels: Array, classes: tuple[str, ...] | None = None) -> None:
         images, labels = np.asarray(images), np.asarray(labels)
-        if images.ndim != 4 or images.dtype.kind != "f":
-            raise EdgeBcsError(f"images must be floats [N, C, H, W], not {images.dtype}{list(images.shape)}.")
-        if (
-            labels.shape != (len(images),)
-            or labels.dtype.kind not in "iu"
-            or (len(labels) and labels.min() < 0)
-        ):
-            raise EdgeBcsError(f"labels must be whole numbers from 0, of shape [{len(images)}].")
-        count = int(labels.max()) + 1 if len(labels) else 0
-        self.classes = classes or tuple(str(label) for label in range(count))
-        if count > len(self.classes):
-            raise EdgeBcsError(f"label {count - 1} has no name among {len(self.classes)} classes.")
+        if images.ndim != 4 or (images.dtype.kind != "f" and images.dtype != np.uint8):
+            raise EdgeBcsError(
+                "images must be floats in [0, 1] or uint8, of shape [N, C, H, W], not "
+                f"{images.dtype}{list(images.shape)}."
+            )
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise EdgeBcsError(
+                f"labels must be whole numbers from 0, of shape [{len(images)}], not "
+                f"{labels.dtype}{list(labels.shape)}."
+            )
+        if images.dtype != np.uint8:
+            check_pixels(images, "the images")
+        self.classes = class_names(labels, classes)
         self.shape = (images.shape[1], images.shape[2], images.shape[3])
         self.labels = labels.astype(np.int64)
         self._images = images
 
     def images(self, positions: Array) -> Array:
         """Return the images at ``positions``."""
-        return self._images[positions].astype(np.float32)
+        chosen = self._images[positions].astype(np.float32)
+        return chosen / np.float32(255) if self._images.dtype == np.uint8 else chosen
+
+    def check_finite(self) -> None:
+        """Raise EdgeBcsError for a pixel that is not a finite number."""
+        if self._images.dtype != np.uint8:
+            check_finite(self._images, lambda place: f"image {place} of the data")
+
+
+def class_names(labels: Array, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return ``names``, or a number for each class where there are none, after checking labels int[N].
+
+    Raises EdgeBcsError for a label below 0, or one that is no class.
+    """
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
+    if low < 0 or high >= MOST_CLASSES:
+        wrong = low if low < 0 else high
+        raise EdgeBcsError(
+            f"label {wrong} of image {int(np.argmax(labels == wrong))} is out of range: labels are whole "
+            f"numbers from 0 and below {MOST_CLASSES}."
+        )
+    names = names or tuple(str(label) for label in range(high + 1))
+    if high >= len(names):
+        raise EdgeBcsError(f"label {high} has no name among {len(names)} classes.")
+    return names
+
+
+def check_pixels(images: Array, name: str) -> None:
+    """Raise EdgeBcsError for floats of any shape beyond [0, 1], of which ``name`` is what they are called.
+
+    What is not a finite number passes; see `check_finite`.
+    """
+    low, high = np.inf, -np.inf
+    for first in range(0, len(images), _CHECKED):
+        part = images[first : first + _CHECKED]
+        if not _all_finite(part):
+            part = part[np.isfinite(part)]
+        if part.size:
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+    if low < 0 or high > 1:
+        raise EdgeBcsError(
+            f"{name} must lie in [0, 1], but they reach {low:g} to {high:g}: {advice(low, high)}."
+        )
+
+
+def check_finite(images: Array, name: Callable[[int], str]) -> None:
+    """Raise EdgeBcsError, naming the image, for a pixel of images [m, …] that is not a finite number."""
+    for first in range(0, len(images), _CHECKED):
+        part = images[first : first + _CHECKED]
+        if not _all_finite(part):
+            place = first + int(np.argmin(np.isfinite(part.reshape(len(part), -1)).all(axis=1)))
+            raise EdgeBcsError(f"{name(place)} has a pixel that is not a finite number; remove or repair it.")
+
+
+def _all_finite(values: Array) -> bool:
+    return not values.size or bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+
+
+def advice(low: float, high: float) -> str:
+    """What makes pixels that reach from ``low`` to ``high`` lie in [0, 1]."""
+    if low < 0:
+        return (
+            "leave out the normalisation by mean and deviation, for which a batch norm may be the network's "
+            "first layer"
+        )
+    if high > 255:
+        return "divide by the largest value that a pixel can have"
+    return "divide by 255" if high > 2 else "clip them"
 
 
 def held_out(labels: Array) -> Array:

@@ -240,9 +240,16 @@ def _svhn_labels(file: Path) -> Array:
             if count > _MOST_IMAGES:
                 raise EdgeBcsError(f"{file} has {count} labels, which is refused.")
             labels = np.frombuffer(array.content.read(count * array.dtype.itemsize), array.dtype)
-            if len(labels) == count and np.isfinite(labels).all():
-                return labels
-            break
+            if len(labels) != count:
+                break
+            wrong = ~((labels >= 0) & (labels <= 10) & (labels == np.floor(labels)))  # NaN is wrong, too
+            if wrong.any():
+                place = int(np.argmax(wrong))
+                raise EdgeBcsError(
+                    f"label {labels[place]:g} of image {place} in {file} is not one of SVHN's: whole numbers "
+                    "from 1 to 10, which stands for the digit 0."
+                )
+            return labels.astype(np.int64)
     raise EdgeBcsError(f"{file} has no labels y.")
 
 

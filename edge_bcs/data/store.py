@@ -20,13 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_bcs.data.dataset import Array, Dataset, Shape, held_out
+from edge_bcs.data.dataset import MOST_CLASSES, Array, Dataset, Shape, held_out
 from edge_bcs.errors import EdgeBcsError
 
 LARGEST_STORE = 16 << 30
 _KEPT_FREE = 64 << 20
-_FORMAT = 1
-_MOST_CLASSES = 100_000
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _numbered(
     position = {name: number for number, name in enumerate(names)}
     numbers = [position[label] if isinstance(label, str) else label for label in labels]
     if classes is None:
-        classes = tuple(names) or tuple(str(label) for label in range(min(max(numbers), _MOST_CLASSES) + 1))
+        classes = tuple(names) or tuple(str(label) for label in range(min(max(numbers), MOST_CLASSES) + 1))
     if min(numbers) < 0 or max(numbers) >= len(classes):
         wrong = min(numbers) if min(numbers) < 0 else max(numbers)
         raise EdgeBcsError(f"{source}: label {wrong} is not one of its {len(classes)} classes.")
