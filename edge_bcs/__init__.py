@@ -9,10 +9,16 @@ board.
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
+
+# From 1.29 on onnxruntime writes a device id below ~/.cache and reports its use to its maker. It looks at
+# this variable once, when it is loaded; disable_telemetry_events() comes too late. Every module of ours is
+# imported after this one, and onnxruntime after that; child processes inherit it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # In a source checkout the rooms `exporters`, `runtime` and `targets` lie beside this package; a wheel carries
 # them inside it. Looking in both places makes `edge_bcs.runtime` mean the same thing in either.

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,9 +28,22 @@ Adversary = Callable[[Tensor, Tensor, int], Tensor]
 _INITIAL_RADII = (2, 4, 8, 32)
 
 
+@contextlib.contextmanager
+def _without_sockets() -> Iterator[None]:
+    """Keep urllib3, which Foolbox imports and no attack needs, from trying IPv6 with a socket."""
+    there, socket.has_ipv6 = socket.has_ipv6, False
+    try:
+        yield
+    finally:
+        socket.has_ipv6 = there
+        if there and (connection := sys.modules.get("urllib3.util.connection")) is not None:
+            connection.HAS_IPV6 = True  # type: ignore[attr-defined]  # for those who do use it
+
+
 def _library(module: str, package: str) -> Any:
     try:
-        return importlib.import_module(module)
+        with _without_sockets():
+            return importlib.import_module(module)
     except ImportError:
         raise EdgeBcsError(
             f"this attack needs {package}; install it with pip install 'edge-bcs[eval]'"

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from runtime_helpers import tiny_network
 
+import edge_bcs  # noqa: F401 (before any test imports onnxruntime: see there)
+
 # Torch's threads wait for each other at every tiny operator; one alone is many times faster. Read when torch
 # is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

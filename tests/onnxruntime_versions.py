@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import edge_bcs.runtime  # noqa: F401 (before onnxruntime, which it keeps from reporting its use)
 import numpy as np
 import onnxruntime
 from edge_bcs.runtime import Trainer

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import edge_bcs.runtime  # noqa: F401 (before onnxruntime, which it keeps from reporting its use)
 import numpy as np
 import onnxruntime
 from edge_bcs.runtime import library

@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import edge_bcs.runtime  # noqa: F401 (before onnxruntime, which it keeps from reporting its use)
 import numpy as np
 import onnx
 import torch
