@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_atomically
+from edge_bcs.files import reading, write_atomically
 from edge_bcs.metadata import counters, exact_sparsity, parse_json, parse_object
 from edge_bcs.sparse_model import STATE_NAMES, SparseModel
+from edge_bcs.state_faults import state_fault
+from edge_bcs.tensor_file import TensorFile
 
 FORMAT = "edge-bcs-state"
 VERSION = "1"
@@ -82,8 +83,13 @@ def save_checkpoint(
         more: further arrays under names of their own, which only the training that wrote them reads.
 
     Raises:
-        EdgeBcsError: the file cannot be written (no space, no permission); the old file is kept.
+        EdgeBcsError: the file cannot be written (no space, no permission), or a number is not finite; the old
+            file is kept.
     """
+    state = sparse.state()
+    fault = state_fault(state, sparse.parts) or _not_finite(more or {})
+    if fault is not None:
+        raise EdgeBcsError(f"{path} was not written: {fault}; an earlier one is kept")
     described = {
         **(metadata or {}),
         "format": FORMAT,
@@ -95,24 +101,33 @@ def save_checkpoint(
         "sparsity": sparse.sparsity,
         "distribution": sparse.distribution,
     }
-    write_atomically(Path(path), save({**(more or {}), **sparse.state()}, described), make_folder=True)
+    write_atomically(Path(path), save({**(more or {}), **state}, described), make_folder=True)
+
+
+def _not_finite(arrays: Mapping[str, NDArray[Any]]) -> str | None:
+    wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    return f"{wrong[0]} holds a number that is not finite" if wrong else None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Return what a state file holds.
 
     Raises:
-        EdgeBcsError: there is no such file, or it is truncated, or not a state of edge-bcs of this version.
+        EdgeBcsError: there is no such file, or it cannot be read, is truncated, or not a state of edge-bcs
+            of this version.
     """
     path = Path(path)
-    if not path.is_file():
-        raise EdgeBcsError(f"there is no checkpoint file {path}")
     try:
-        with safe_open(str(path), framework="numpy") as stored:
-            metadata = dict(stored.metadata() or {})
-            tensors = {name: np.asarray(stored.get_tensor(name)) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        with reading(path):
+            if not path.is_file():
+                raise EdgeBcsError(f"there is no checkpoint file {path}")
+            with TensorFile(path) as stored:
+                metadata = stored.metadata
+                tensors = {name: stored.read(name) for name in stored.tensors}
+    except ValueError as error:
         raise EdgeBcsError(f"{path} is truncated or not a safetensors file ({error})") from None
+    except MemoryError:
+        raise EdgeBcsError(f"{path} is larger than the memory of this machine") from None
     if metadata.get("format") != FORMAT:
         raise EdgeBcsError(f"{path} is a safetensors file, but not a state of edge-bcs")
     if metadata.get("version") != VERSION:

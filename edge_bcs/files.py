@@ -1,4 +1,5 @@
-"""Replacing files so that a reader finds the old content or the new, never a mixture; for host and board."""
+"""Reading files with one sentence for each failure; replacing them so that a reader finds the old content or
+the new, never a mixture."""
 
 from __future__ import annotations
 
@@ -13,6 +14,15 @@ from edge_bcs.errors import EdgeBcsError
 
 PARTIAL_SUFFIX = ".partial"
 """Ends the name of a file that is being written, beside the one whose place it will take."""
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Make one sentence, an EdgeBcsError, of an OSError inside the block, which reads ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise EdgeBcsError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 @contextlib.contextmanager

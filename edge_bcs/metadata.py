@@ -12,12 +12,22 @@ from edge_bcs.errors import EdgeBcsError
 _BOUNDS = {"step": 2**56, "seed": 2**64}  # of the counters of the random numbers
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Return what JSON text holds; ValueError if it is none, or nested too deeply."""
+def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
+    """Return what JSON text holds; ValueError if it is none, or nested too deeply.
+
+    With ``unique`` also if an object has a name twice, of which others might read the first and we the last.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice in one object")
+    return found
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:

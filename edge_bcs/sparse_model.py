@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.state_faults import Parts
 
 STATE_NAMES = (
     "coo.value",
@@ -206,6 +207,17 @@ class SparseModel(nn.Module):
             return None
         size = int(arguments.get("input_size", 32))
         return int(arguments.get("input_channels", 3)), size, size
+
+    @property
+    def parts(self) -> Parts:
+        """Which kernel, parameter or batch norm a number of the state belongs to."""
+        kernels = [(f"{layer.name}.weight".removeprefix("."), layer.offset) for layer in self.layers]
+        return Parts(
+            self.size,
+            kernels,
+            [(parameter.name, parameter.offset) for parameter in self.dense],
+            [(statistics.name, statistics.offset) for statistics in self.statistics],
+        )
 
     # Flat views.
 

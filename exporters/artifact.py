@@ -27,6 +27,7 @@ from edge_bcs.files import replacing, sync_folder
 from edge_bcs.objectives import Objective
 from edge_bcs.objectives import get as objective_named
 from edge_bcs.sparse_model import SparseModel
+from edge_bcs.state_faults import state_fault
 
 from . import ort_checkpoint
 from .cost_model import TYPICAL_BOARD, Machine
@@ -239,9 +240,9 @@ def export(
         The artifact, read back from disk.
 
     Raises:
-        EdgeBcsError: a network that is not supported, an impossible budget, a folder that is something else,
-            or
-            an artifact that does not agree with torch; nothing is left on disk then.
+        EdgeBcsError: a network that is not supported or holds a number that is not finite, an impossible
+            budget, a folder that is something else, or an artifact that does not agree with torch; nothing
+            is left on disk then.
     """
     target = Path(directory)
     rule = objective_named(objective)
@@ -260,6 +261,9 @@ def export(
     _check(batch_norm, batch_size, micro_batch, attack_steps, {**numbers, "epsilon": epsilon, "beta": beta})
     if store not in STORES:
         raise EdgeBcsError(f"store must be 'f32' or 'bf16', not {store!r}")
+    fault = state_fault(sparse.state(), sparse.parts)
+    if fault is not None:
+        raise EdgeBcsError(f"the network cannot be exported: {fault}.")
     _check_target(target)
     key = None if sign_key is None else signature.private_key(sign_key)
     network = network_of(sparse, input_shape, batch_norm == "batch")

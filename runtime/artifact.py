@@ -20,6 +20,7 @@ from edge_bcs.runtime import archive
 from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNATURE
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import reading
 from edge_bcs.metadata import exact_sparsity, parse_json
 
 FORMAT = "edge-bcs-artifact"
@@ -120,6 +121,11 @@ class Artifact:
         """Path of one of GRAPHS."""
         return self.path / graph_file(graph)
 
+    def read_graph(self, graph: str) -> bytes:
+        """The file of one of GRAPHS; EdgeBcsError if it cannot be read."""
+        with reading(self.graph(graph)):
+            return self.graph(graph).read_bytes()
+
     @classmethod
     def read(cls, path: str | Path, trust_keys: Sequence[str | Path] = ()) -> Artifact:
         """Read and verify the folder or archive ``path``: every field of the manifest, sha256 and size of
@@ -130,7 +136,9 @@ class Artifact:
         missing folder, a damaged manifest, a missing, truncated or altered file, a newer format, or a missing
         or wrong signature.
         """
-        if not archive.is_archive(path):
+        with reading(Path(path)):
+            archived = archive.is_archive(path)
+        if not archived:
             return _read(Path(path), trust_keys)
         folder = archive.unpack(Path(path))
         try:
@@ -156,14 +164,15 @@ def _read(folder: Path, trust_keys: Sequence[str | Path], shown: Path | None = N
 def _check_signature(folder: Path, content: bytes, trust_keys: Sequence[str | Path], shown: Path) -> str:
     """Return Artifact.signature; EdgeBcsError if keys are trusted and none of them signed ``content``."""
     file = folder / SIGNATURE
-    if not trust_keys:
-        return "unchecked" if file.is_file() else "none"
+    signature = b""
+    with reading(file):
+        if not trust_keys:
+            return "unchecked" if file.is_file() else "none"
+        if file.is_file():
+            with file.open("rb") as stream:
+                signature = stream.read(LARGEST_SIGNATURE)
     from edge_bcs.runtime.signature import verify
 
-    try:
-        signature = file.read_bytes()[:LARGEST_SIGNATURE] if file.is_file() else b""
-    except OSError as error:
-        raise EdgeBcsError(f"{file} cannot be read: {error.strerror}.") from None
     signed = verify(content, signature, trust_keys)  # a key that cannot be used is the first thing to say
     if not signature:
         raise EdgeBcsError(
@@ -179,17 +188,18 @@ def _check_signature(folder: Path, content: bytes, trust_keys: Sequence[str | Pa
 
 
 def _manifest_content(folder: Path) -> bytes:
-    if not folder.is_dir():
-        kind = "is a file, neither a folder nor a .tar" if folder.exists() else "does not exist"
-        raise EdgeBcsError(f"the artifact {folder} {kind}; create one with `edge-bcs export -o {folder}`.")
     file = folder / MANIFEST
-    try:
+    with reading(folder):
+        if not folder.is_dir():
+            kind = "is a file, neither a folder nor a .tar" if folder.exists() else "does not exist"
+            raise EdgeBcsError(
+                f"the artifact {folder} {kind}; create one with `edge-bcs export -o {folder}`."
+            )
+    with reading(file):
         if not file.is_file():
             raise EdgeBcsError(f"{folder} holds no {MANIFEST}, so it is not an edge-bcs artifact.")
         with file.open("rb") as stream:
             content = stream.read(LARGEST_MANIFEST + 1)
-    except OSError as error:
-        raise EdgeBcsError(f"{file} cannot be read: {error.strerror}.") from None
     if len(content) > LARGEST_MANIFEST:
         raise EdgeBcsError(f"{file} is larger than 16 MiB, so it is not an edge-bcs manifest.")
     return content
@@ -398,9 +408,9 @@ def check_is_run_of(run: str | Path, artifact: Artifact) -> None:
 
 
 def sha256_of(file: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces of 1 MiB."""
+    """Hexadecimal sha256 of a file, read in pieces of 1 MiB; EdgeBcsError if it cannot be read."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    with reading(file), file.open("rb") as stream:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
@@ -418,9 +428,10 @@ def _verify_files(folder: Path, manifest: dict[str, Any]) -> None:
         entry = files.object(name)
         size, digest = entry.integer("bytes", 0, 1 << 50), entry.text("sha256")
         file = folder / name
-        if not file.is_file():
-            raise EdgeBcsError(f"{folder} lacks {name}; copy or export the artifact again.")
-        found = file.stat().st_size
+        with reading(file):
+            if not file.is_file():
+                raise EdgeBcsError(f"{folder} lacks {name}; copy or export the artifact again.")
+            found = file.stat().st_size
         if found != size:
             cause = "truncated" if found < size else "altered"
             raise EdgeBcsError(

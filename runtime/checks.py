@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.state import parts_of
 
 from edge_bcs.data.dataset import advice
 from edge_bcs.errors import EdgeBcsError
@@ -86,7 +86,7 @@ def check_update(artifact: Artifact, arrays: Mapping[str, Array], hyper: tuple[f
             magnitudes = np.abs(gradient)
             place = int(np.argmax(np.where(np.isnan(magnitudes), np.inf, magnitudes)))
             raise NotFiniteError(
-                f"the gradient of {_parameter(artifact, arrays, kind, place)} is {gradient[place]:g}; "
+                f"the gradient of {_owner(artifact, arrays, f'{kind}.value', place)} is {gradient[place]:g}; "
                 "lower the learning rate."
             )
         value, momentum = arrays[f"{kind}.value"], arrays[f"{kind}.momentum"]
@@ -95,9 +95,23 @@ def check_update(artifact: Artifact, arrays: Mapping[str, Array], hyper: tuple[f
         if not max(velocity, reach) < _LARGEST_UPDATE:
             place = int(np.argmax(np.abs(gradient)))
             raise NotFiniteError(
-                f"the update of {_parameter(artifact, arrays, kind, place)} would overflow; "
+                f"the update of {_owner(artifact, arrays, f'{kind}.value', place)} would overflow; "
                 "lower the learning rate."
             )
+
+
+def check_statistics(artifact: Artifact, arrays: Mapping[str, Array]) -> None:
+    """Raise NotFiniteError, naming the batch norm, if a running average is not finite.
+
+    Activations can be so large that their variance overflows while the loss, which sees them divided by it,
+    stays finite.
+    """
+    for kind in ("mean", "variance"):
+        statistics = arrays[f"batchnorm.{kind}"]
+        if not math.isfinite(_largest(statistics)):
+            place = int(np.argmin(np.isfinite(statistics)))
+            owner = _owner(artifact, arrays, f"batchnorm.{kind}", place)
+            raise NotFiniteError(f"the running {kind} of {owner} is {statistics[place]:g}")
 
 
 def _largest(array: Array) -> float:
@@ -105,11 +119,5 @@ def _largest(array: Array) -> float:
     return max(-float(array.min()), float(array.max())) if array.size else 0.0
 
 
-def _parameter(artifact: Artifact, arrays: Mapping[str, Array], kind: str, place: int) -> str:
-    """The name of the layer or dense parameter to which element ``place`` of a buffer belongs."""
-    if kind == "coo":
-        position = int(arrays["coo.index"][place])
-        number = bisect_right([layer.offset for layer in artifact.layers], position) - 1
-        return f"{artifact.layers[number].name}.weight"
-    entries = artifact.manifest["dense"]
-    return str(entries[bisect_right([entry["offset"] for entry in entries], place) - 1]["name"])
+def _owner(artifact: Artifact, arrays: Mapping[str, Array], tensor: str, place: int) -> str:
+    return parts_of(artifact).owner(tensor, place, arrays["coo.index"])

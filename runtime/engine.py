@@ -146,7 +146,7 @@ class Engine:
 
     def _open(self, graph: str) -> None:
         try:
-            content = self.artifact.graph(graph).read_bytes()
+            content = self.artifact.read_graph(graph)
             require_operators(content, "edge_bcs", str(self.artifact.graph(graph)))
             session = onnxruntime.InferenceSession(
                 content,

@@ -122,8 +122,11 @@ class Fit:
                 self._tell(record)
                 if self._folder is not None and self._schedule.due(trainer.steps):
                     self._save()
-        except NotFiniteError:
-            self._save()
+        except NotFiniteError as error:
+            try:
+                self._save()
+            except EdgeBcsError as unsaved:
+                raise EdgeBcsError(f"{error} And {unsaved}") from None
             raise
         finally:
             if self._metrics is not None:

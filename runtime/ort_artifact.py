@@ -204,8 +204,16 @@ class OrtArtifact:
         """Write parameters and, if wished, the optimizer's steps and moments as ORT's checkpoint, atomically.
 
         A training build reads it; so does ``checkpoint`` of another `OrtArtifact`, which then goes on as this
-        one would have.
+        one would have. Raises EdgeBcsError if the file cannot be written, or a parameter or a moment is not
+        finite; an earlier checkpoint is kept.
         """
+        for name, array in self.parameters.items():
+            for numbers in (array, *self._moments.get(name, ())):
+                if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+                    raise EdgeBcsError(
+                        f"the checkpoint {path} was not written: the parameter {name} or its moment is not "
+                        "finite; an earlier one is kept."
+                    )
         state = OptimizerState(self.steps, self.learning_rate, self._moments)
         # The checkpoint's own arrays are what `step` changes.
         changed = replace(self._checkpoint, optimizer=state if include_optimizer_state else None)

@@ -25,10 +25,11 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.buffers import bytes_of
 from edge_bcs.runtime.engine import Engine, session_options
 from edge_bcs.runtime.ort_checkpoint import CHECKPOINT, read_state
-from edge_bcs.runtime.state import check_state, state_layout
+from edge_bcs.runtime.state import parts_of, state_layout
 from edge_bcs.runtime.trainer import Trainer
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.state_faults import state_fault
 
 try:
     from onnxruntime.training.api import CheckpointState, Module
@@ -91,9 +92,15 @@ class OrtEngine(Engine):
     def _load_state(self) -> dict[str, str]:
         if not self._own_state:
             return super()._load_state()
-        state = {name: self.arrays[name] for name in state_layout(self.artifact)}
-        check_state(state, self.artifact.size, str(self._file))
+        fault = self.state_fault()
+        if fault is not None:
+            raise EdgeBcsError(f"{self._file} holds no state of the network: {fault}.")
         return self._properties
+
+    def state_fault(self) -> str | None:
+        """Why the present numbers are no state that can be saved, or None."""
+        state = {name: self.arrays[name] for name in state_layout(self.artifact)}
+        return state_fault(state, parts_of(self.artifact))
 
     def _open(self, graph: str) -> None:
         if graph not in _MODULE_GRAPHS:
@@ -165,10 +172,13 @@ class OrtTrainer(Trainer):
     def save_checkpoint(self, path: str | Path) -> None:
         """Write ORT's `checkpoint` with the present numbers, atomically; `edge_bcs.load` reads it.
 
-        Raises EdgeBcsError if the file cannot be written.
+        Raises EdgeBcsError if the file cannot be written, or a number is not finite; an earlier one is kept.
         """
         path = Path(path)
         assert isinstance(self._engine, OrtEngine)
+        fault = self._engine.state_fault()
+        if fault is not None:
+            raise EdgeBcsError(f"the checkpoint {path} was not written: {fault}; an earlier one is kept.")
         state = self._engine.checkpoint
         for name, value in self._metadata().items():
             state.properties[name] = value

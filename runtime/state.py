@@ -26,11 +26,12 @@ from typing import Any
 
 import numpy as np
 from edge_bcs.runtime.artifact import GRAPHS, MANIFEST, STATE, Artifact, graph_file
-from safetensors import SafetensorError, safe_open
 
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import PARTIAL_SUFFIX, replacing, sync_folder
 from edge_bcs.metadata import counters, parse_object
+from edge_bcs.state_faults import Parts, state_fault
+from edge_bcs.tensor_file import TensorFile
 
 FORMAT = "edge-bcs-state"
 VERSION = "1"
@@ -58,12 +59,11 @@ def state_layout(artifact: Artifact) -> dict[str, tuple[str, int]]:
 def read_state(
     artifact: Artifact, into: Arrays | None = None
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
-    """Return (tensors, metadata) of the newest intact slot, copied into the arrays ``into`` if they are
-    given.
+    """Return (tensors, metadata) of the newest intact slot, read into the arrays ``into`` if they are given.
 
-    Metadata has at least "step" and "seed". Raises EdgeBcsError if no slot is intact, or if a tensor breaks
-    an invariant: wrong length, index not strictly ascending in [0, N), a value that is 0 or not finite, a
-    negative variance.
+    Metadata has at least "step" and "seed". A slot that cannot be read, is torn or altered, or breaks an
+    invariant (wrong length, index not strictly ascending in [0, N), a value that is 0 or not finite, a
+    negative variance) is passed over. Raises EdgeBcsError if none is intact; ``into`` then holds anything.
     """
     layout = state_layout(artifact)
     sealed = STATE in artifact.manifest["files"]
@@ -71,64 +71,56 @@ def read_state(
     faults = []
     for slot in slots:
         file = artifact.path / slot
-        if not file.is_file():
-            continue
         try:
-            metadata = _verified_metadata(file, layout, sealed)
-            tensors = {}
-            with safe_open(str(file), framework="numpy") as stored:
-                for name, (dtype, length) in layout.items():
-                    array = into[name] if into is not None else np.empty(length, dtype)
-                    array[...] = stored.get_tensor(name)
-                    tensors[name] = array
-            if not sealed:
-                check_state(tensors, artifact.size, "it breaks an invariant")
-        except (EdgeBcsError, SafetensorError, OSError, ValueError) as error:
-            faults.append(f"{file.name}: {error}")
+            if not file.is_file():
+                continue
+            tensors, metadata = _read_slot(file, layout, sealed, into)
+            fault = state_fault(tensors, parts_of(artifact))
+        except OSError as error:  # a sector that cannot be read, a network folder that is gone, no permission
+            faults.append(f"{slot} cannot be read: {error.strerror or error}")
             continue
-        if sealed:
-            check_state(tensors, artifact.size, str(file))
-        return tensors, metadata
+        except (EdgeBcsError, ValueError) as error:
+            faults.append(f"{slot}: {error}")
+            continue
+        if fault is None:
+            return tensors, metadata
+        faults.append(f"{slot}: {fault}")
     detail = f" ({'; '.join(faults)})" if faults else ""
     raise EdgeBcsError(f"{artifact.path} holds no intact state{detail}; copy the folder again or start anew.")
 
 
-def check_state(tensors: Arrays, size: int, source: str) -> None:
-    """Raise EdgeBcsError unless the tensors form a state of a network with ``size`` positions."""
-    index, value = tensors["coo.index"], tensors["coo.value"]
-    if index[0] < 0 or index[-1] >= size or not np.all(index[1:] > index[:-1]):
-        raise EdgeBcsError(
-            f"{source}: coo.index is not strictly ascending within the network's {size} positions."
-        )
-    for name, array in tensors.items():
-        if array.dtype == np.float32 and not np.isfinite(array).all():
-            raise EdgeBcsError(f"{source}: {name} holds a number that is not finite.")
-    if not np.all(value):
-        raise EdgeBcsError(f"{source}: coo.value holds a connection of weight zero.")
-    if np.any(tensors["batchnorm.variance"] < 0):
-        raise EdgeBcsError(f"{source}: batchnorm.variance holds a negative number.")
-
-
-def _verified_metadata(file: Path, layout: dict[str, tuple[str, int]], sealed: bool) -> dict[str, str]:
-    with safe_open(str(file), framework="numpy") as stored:
-        metadata = dict(stored.metadata() or {})
-        names = set(stored.keys())
+def _read_slot(
+    file: Path, layout: dict[str, tuple[str, int]], sealed: bool, into: Arrays | None
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """(tensors, metadata) of one slot whose checksum is right; else OSError, ValueError or EdgeBcsError."""
+    with TensorFile(file) as stored:
+        metadata = stored.metadata
         if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
             raise EdgeBcsError(f"it is not an {FORMAT} of version {VERSION}")
-        if names != set(layout):
-            raise EdgeBcsError(f"its tensors differ from the network's in {sorted(names ^ set(layout))[:4]}")
+        differing = stored.tensors.keys() ^ layout.keys()
+        if differing:
+            raise EdgeBcsError(f"its tensors differ from the network's in {sorted(differing)[:4]}")
         for name, (dtype, length) in layout.items():
-            piece = stored.get_slice(name)
-            if piece.get_dtype() != _SAFETENSORS_TYPES[dtype] or list(piece.get_shape()) != [length]:
-                raise EdgeBcsError(
-                    f"{name} is {piece.get_dtype()}{piece.get_shape()} instead of {dtype}[{length}]"
-                )
+            found = stored.tensors[name]
+            if (found.dtype, found.shape) != (np.dtype(dtype), (length,)):
+                raise EdgeBcsError(f"{name} is {found} instead of {dtype}[{length}]")
         counters(metadata)
-        if not sealed:
-            stated = metadata.pop("sha256", None)
-            if stated != _digest(((name, stored.get_tensor(name)) for name in layout), metadata):
-                raise EdgeBcsError("its checksum does not match (torn or altered)")
-    return metadata
+        tensors = {name: stored.read(name, None if into is None else into[name]) for name in layout}
+    if not sealed:
+        stated = metadata.pop("sha256", None)
+        if stated != _digest(tensors.items(), metadata):
+            raise EdgeBcsError("its checksum does not match (torn or altered)")
+    return tensors, metadata
+
+
+def parts_of(artifact: Artifact) -> Parts:
+    """Which part of the network each number of a state belongs to."""
+
+    def table(name: str) -> list[tuple[str, int]]:
+        return [(str(entry.get("name", name)), entry["offset"]) for entry in artifact.manifest[name]]
+
+    kernels = [(f"{layer.name}.weight".removeprefix("."), layer.offset) for layer in artifact.layers]
+    return Parts(artifact.size, kernels, table("dense"), table("statistics"))
 
 
 def _digest(tensors: Any, metadata: Mapping[str, str]) -> str:
@@ -149,10 +141,14 @@ def write_run(folder: str | Path, artifact: Artifact, tensors: Arrays, metadata:
     """Save a state into the run folder, creating it as a copy of ``artifact`` the first time.
 
     Returns the bytes of the state. ``metadata`` needs "step" and "seed". Atomic and durable as the module
-    says. Raises EdgeBcsError if the folder belongs to something else, or if the medium is full or read-only;
-    the earlier saves are then kept.
+    says. Raises EdgeBcsError if the folder belongs to something else, if the medium is full or read-only, or
+    if ``tensors`` are no state that could be read again (a number that is not finite); the earlier saves are
+    then kept.
     """
     folder = Path(folder)
+    fault = state_fault({name: tensors[name] for name in state_layout(artifact)}, parts_of(artifact))
+    if fault is not None:
+        raise EdgeBcsError(f"the state was not saved to {folder}: {fault}; earlier saves are kept.")
     try:
         if not _is_run_of(folder, artifact):
             _create_run(folder, artifact)

@@ -22,6 +22,7 @@ from edge_bcs.runtime.checks import (
     NotFiniteError,
     check_images,
     check_labels,
+    check_statistics,
     check_update,
     in_batch,
     in_data,
@@ -159,6 +160,8 @@ class Trainer:
                     loss += float(arrays["loss"])
                     if not math.isfinite(loss):
                         raise NotFiniteError(f"the loss is {loss}")
+                    if rollback:
+                        check_statistics(self.artifact, arrays)
                 except NotFiniteError as error:
                     blamed = self._blamed(first, len(x), name)
                     raise NotFiniteError(f"{error} ({blamed}); lower the learning rate.") from None
@@ -524,8 +527,9 @@ class Trainer:
     def save(self, path: str | Path) -> int:
         """Save a run folder, atomically and durably (runtime/state.py); it is itself a complete artifact.
 
-        Returns the bytes of the state. Raises EdgeBcsError if the folder belongs to something else, or the
-        medium is full or read-only.
+        Returns the bytes of the state. Raises EdgeBcsError if the folder belongs to something else, the
+        medium is full or read-only, or the state holds a number that is not finite; earlier saves are then
+        kept.
         """
         return write_run(path, self.artifact, self._engine.arrays, self._metadata())
 

@@ -89,6 +89,25 @@ def test_signals_save_and_exit(
     assert all((saved[tensor] == expected[tensor]).all() for tensor in expected)
 
 
+def test_a_signal_where_the_state_cannot_be_saved(
+    tiny_artifact: Make, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not saved, so the status is not the one that says it was; what was saved before is whole."""
+
+    def fit(self: Trainer, *_: Any, on_wait: Callable[[str], None], **__: Any) -> None:
+        self._engine.arrays["batchnorm.variance"][0] = np.inf
+        os.kill(os.getpid(), signal.SIGTERM)
+        on_wait("")
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    result = run("finetune", tiny_artifact(), "--data", digits, "--eval-samples", 0, "-o", tmp_path / "run")
+    assert result.exit_code == 1
+    sentence = result.stderr.splitlines()[-1]
+    assert sentence.startswith("Error: stopped by SIGTERM after step 0, but the state was not saved to ")
+    assert sentence.endswith("holds inf, which is not finite; earlier saves are kept.")
+    assert state(tmp_path / "run")[1] == 0
+
+
 def after(step: int, artifact: Path, digits: Path, total: int) -> dict[str, Any]:
     """The state of a training of ``total`` steps that nothing disturbs, at one of them."""
     with Trainer(artifact) as trainer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -152,4 +154,61 @@ def test_a_failed_save_keeps_the_old_file(saved: tuple[Path, edge_bcs.SparseMode
     path.with_name(path.name + ".partial").mkdir()  # makes the write impossible, whoever runs the test
     with pytest.raises(EdgeBcsError, match="cannot be written"):
         checkpoint.save_checkpoint(path, sparse)
+    assert path.read_bytes() == content
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EIO by the kernel, and by `stat`: the cause is said, and that the file is not a wrong one."""
+    unreadable = Path("/proc/self/mem")
+    if not unreadable.exists():
+        pytest.skip("there is no file that gives EIO")
+    (tmp_path / "x.safetensors").symlink_to(unreadable)
+    message = r"x\.safetensors cannot be read: Input/output error"
+    with pytest.raises(EdgeBcsError, match=message):
+        checkpoint.read_checkpoint(tmp_path / "x.safetensors")
+
+    def failing(self: Path) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+
+    monkeypatch.setattr(Path, "is_file", failing)
+    with pytest.raises(EdgeBcsError, match=message):
+        checkpoint.read_checkpoint(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("tensor", "where"),
+    [
+        ("weights", "coo.value of conv1.weight"),
+        ("momentum", "coo.momentum of conv1.weight"),
+        ("dense_value", "dense.value of bn1.weight"),
+        ("dense_momentum", "dense.momentum of bn1.weight"),
+        ("running_var", "batchnorm.variance of bn1"),
+    ],
+)
+def test_a_state_that_is_not_finite_is_not_saved(
+    saved: tuple[Path, edge_bcs.SparseModel], tensor: str, where: str, value: float
+) -> None:
+    path, sparse = saved
+    content = path.read_bytes()
+    with torch.no_grad():
+        if tensor == "running_var":
+            sparse.network.bn1.running_var[0] = value
+        else:
+            array = getattr(sparse, tensor)
+            array[sparse.index[0] if tensor == "weights" else 0] = value
+    for _ in range(2):
+        with pytest.raises(EdgeBcsError, match=f"({where}) holds {value:g}, which is not finite.* is kept"):
+            checkpoint.save_checkpoint(path, sparse)
+    assert path.read_bytes() == content
+    with pytest.raises(EdgeBcsError, match=f"cannot be exported: ({where}) holds {value:g}"):
+        edge_bcs.export(sparse, path.parent / "artifact", objective="natural", input_shape=(3, 32, 32))
+    assert not (path.parent / "artifact").exists()
+
+
+def test_what_an_update_remembers_is_checked_too(saved: tuple[Path, edge_bcs.SparseModel]) -> None:
+    path, sparse = saved
+    content = path.read_bytes()
+    with pytest.raises(EdgeBcsError, match=r"admm\.dual holds a number that is not finite.* is kept"):
+        checkpoint.save_checkpoint(path, sparse, more={"admm.dual": np.array([1, np.nan], np.float32)})
     assert path.read_bytes() == content

@@ -81,6 +81,23 @@ def test_gradients_accumulate_until_reset() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_that_is_not_finite_is_not_saved(name: str, tmp_path: Path) -> None:
+    with OrtArtifact(DENSE / name, learning_rate=RATE) as training:
+        training.step(*batches()[0])
+        training.save_checkpoint(tmp_path / "saved")
+        content = (tmp_path / "saved").read_bytes()
+        for array in (training.parameters["head.weight"], training._moments["head.weight"][0]):
+            before = array.copy()
+            array.reshape(-1)[1] = np.inf
+            with pytest.raises(EdgeBcsError, match=r"parameter head\.weight .* not finite; an earlier one"):
+                training.save_checkpoint(tmp_path / "saved")
+            array[...] = before
+        assert (tmp_path / "saved").read_bytes() == content
+        training.save_checkpoint(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_saved_checkpoint_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
     data = batches()
     with OrtArtifact(DENSE / name, learning_rate=RATE) as training:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime import state as state_module
+from edge_bcs.runtime.artifact import Artifact, sha256_of
 from edge_bcs.runtime.state import read_state, write_run
 from edge_bcs.runtime.units import format_bytes, parse_bytes
 from runtime_helpers import manifest, seal, state, write_artifact
@@ -338,8 +342,184 @@ def test_a_slot_that_breaks_an_invariant_falls_back(tmp_path: Path) -> None:
     artifact = Artifact.read(write_artifact(tmp_path / "a"))
     tensors = run_with(tmp_path / "run", artifact, [1])
     tensors["batchnorm.variance"] = np.full(3, -1, np.float32)
-    write_run(tmp_path / "run", artifact, tensors, {"step": "2", "seed": "7"})
+    state_module._write_slot(tmp_path / "run", tensors, {"step": "2", "seed": "7"})
     assert saved_step(tmp_path / "run") == 1
+
+
+class Failing(io.FileIO):
+    """A file of which only the first ``left`` bytes can be read."""
+
+    number, left = errno.EIO, 0
+
+    def readinto(self, buffer: Any) -> int:
+        if self.left <= 0:
+            raise OSError(self.number, os.strerror(self.number))
+        count = super().readinto(memoryview(buffer)[: self.left]) or 0
+        self.left -= count
+        return count
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
+@pytest.mark.parametrize("where", ["stat", "open", 0, 8, 500, 780, 850])
+def test_a_slot_that_cannot_be_read_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, where: Any
+) -> None:
+    """A bad sector anywhere, a network folder that went away, a file that is not ours."""
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    run_with(tmp_path / "run", artifact, [1, 2])
+    run = Artifact.read(tmp_path / "run")
+    newest = tmp_path / "run" / "state.safetensors"
+    assert newest.stat().st_size > 850
+    real_open, real_stat = Path.open, Path.is_file
+
+    def opened(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self != newest:
+            return real_open(self, *arguments, **more)
+        if where == "open":
+            raise OSError(number, os.strerror(number), str(self))
+        stream = Failing(self)
+        stream.number, stream.left = number, where
+        return stream
+
+    def is_file(self: Path) -> bool:
+        if self == newest and where == "stat":
+            raise OSError(number, os.strerror(number), str(self))
+        return real_stat(self)
+
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(Path, "is_file", is_file)
+    tensors, metadata = read_state(run)
+    assert metadata["step"] == "1" and np.all(tensors["coo.value"] == 1)
+    (tmp_path / "run" / "state.previous.safetensors").write_bytes(b"")
+    with pytest.raises(EdgeBcsError, match=r"state\.safetensors cannot be read: ") as caught:
+        read_state(run)
+    assert os.strerror(number) in str(caught.value) and "\n" not in str(caught.value)
+
+
+UNREADABLE = Path("/proc/self/mem")  # a file whose first byte the kernel answers with EIO
+needs_unreadable = pytest.mark.skipif(not UNREADABLE.exists(), reason="there is no file that gives EIO")
+
+
+@needs_unreadable
+def test_what_the_kernel_cannot_read(tmp_path: Path) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    run_with(tmp_path / "run", artifact, [1, 2])
+    newest = tmp_path / "run" / "state.safetensors"
+    newest.unlink()
+    newest.symlink_to(UNREADABLE)
+    assert saved_step(tmp_path / "run") == 1
+    with pytest.raises(EdgeBcsError, match=r"^/proc/self/mem cannot be read: Input/output error\.$"):
+        sha256_of(UNREADABLE)
+
+
+CUT_OFF = """
+import subprocess, sys
+from pathlib import Path
+from edge_bcs.runtime import state
+from edge_bcs.runtime.artifact import Artifact
+run, real = Artifact.read(sys.argv[1]), state.counters
+
+def cut_off(metadata):
+    state.counters = real
+    newest = Path(sys.argv[1]) / "state.safetensors"
+    subprocess.run([sys.executable, "-c", "import os, sys; os.truncate(sys.argv[1], 0)", newest], check=True)
+    return real(metadata)
+
+state.counters = cut_off  # called when the header was read and the numbers were not
+print(state.read_state(run)[1]["step"])
+"""
+
+
+def test_a_slot_that_another_process_cuts_off_falls_back(tmp_path: Path) -> None:
+    """Where a file is mapped, this is SIGBUS, and the end of the process; a bad sector is the same."""
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    run_with(tmp_path / "run", artifact, [1, 2])
+    command = [sys.executable, "-c", CUT_OFF, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
+
+
+def test_a_state_is_read_into_what_is_there(tmp_path: Path) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    run_with(tmp_path / "run", artifact, [1, 2])
+    given = {name: np.zeros_like(array) for name, array in state().items()}
+    tensors, _ = read_state(Artifact.read(tmp_path / "run"), given)
+    assert all(tensors[name] is given[name] for name in given) and np.all(given["coo.value"] == 2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("tensor", "place", "where"),
+    [
+        ("coo.value", 3, "conv.weight"),
+        ("coo.momentum", 4, "linear.weight"),
+        ("dense.value", 2, "bn.weight"),
+        ("dense.momentum", 3, "rest"),
+        ("batchnorm.mean", 0, "bn"),
+        ("batchnorm.variance", 1, "bn"),
+    ],
+)
+def test_a_state_that_is_not_finite_is_not_saved(
+    tmp_path: Path, value: float, tensor: str, place: int, where: str
+) -> None:
+    """Two such saves would leave no slot that can be read."""
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    tensors = run_with(tmp_path / "run", artifact, [1, 2])
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    tensors[tensor][place] = value
+    for folder in (tmp_path / "run", tmp_path / "run", tmp_path / "new"):
+        message = f"{tensor} of {where} holds {value:g}, which is not finite; earlier saves are kept"
+        with pytest.raises(EdgeBcsError, match=message):
+            write_run(folder, artifact, tensors, {"step": "3", "seed": "7"})
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [fault[1:] for fault in STATE_FAULTS[:8]], ids=[f[0] for f in STATE_FAULTS[:8]]
+)
+def test_what_could_not_be_read_again_is_not_saved(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    tensors = run_with(tmp_path / "run", artifact, [1])
+    change(tensors)
+    with pytest.raises(EdgeBcsError, match=message):
+        write_run(tmp_path / "run", artifact, tensors, {"step": "2", "seed": "7"})
+    assert saved_step(tmp_path / "run") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
+def test_an_artifact_that_no_file_can_be_opened_for(tmp_path: Path) -> None:
+    import resource
+
+    folder = write_artifact(tmp_path / "a")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        for read in (lambda: Artifact.read(folder), lambda: sha256_of(folder / "eval_model.onnx")):
+            with pytest.raises(EdgeBcsError, match=r"(json|onnx) cannot be read: Too many open files\.$"):
+                read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("place", ["manifest.json", "eval_model.onnx", "state.safetensors"])
+@pytest.mark.parametrize("call", ["open", "is_file", "stat"])
+def test_a_file_of_an_artifact_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, call: str
+) -> None:
+    folder, real = write_artifact(tmp_path / "a"), getattr(Path, call)
+
+    def failing(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self == folder / place:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return real(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, call, failing)
+    with pytest.raises(EdgeBcsError) as caught:
+        Artifact.read(folder)
+    assert str(caught.value) == f"{folder / place} cannot be read: Input/output error."
 
 
 @pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])

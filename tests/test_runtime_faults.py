@@ -248,6 +248,73 @@ def test_an_update_that_would_overflow_changes_nothing(
         assert same(trainer.state(), before) and trainer.steps == 0
 
 
+def test_statistics_that_overflow_stop_the_step(tiny_artifact: Make) -> None:
+    """The loss sees activations divided by their deviation, and is finite; their variance is not."""
+    x, y = digits(12)
+    with Trainer(tiny_artifact(batch_norm="batch", objective="natural", micro_batch=16)) as trainer:
+        first = trainer._engine.arrays["coo.index"] < trainer.artifact.layers[0].size
+        trainer._engine.arrays["coo.value"][first] *= np.float32(3e20)
+        before = trainer.state()
+        with pytest.raises(NotFiniteError, match=r"step 1, the running variance of norm is inf \(.*rate"):
+            trainer.step(x, y)
+        assert same(trainer.state(), before) and trainer.steps == 0
+        skipped = trainer.fit(ArrayDataset(x, y), on_nan="skip", **{**OPTIONS, "steps": 1, "batch_size": 4})
+        assert skipped["skipped"] == 1 and same(trainer.state(), before)
+
+
+def poison(trainer: Trainer, tensor: str = "batchnorm.variance") -> None:
+    """A number that no step makes: a flipped bit."""
+    trainer._engine.arrays[tensor][3] = np.inf
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_state_that_is_not_finite_ends_the_training_and_overwrites_nothing(
+    tiny_artifact: Make, tmp_path: Path, on_nan: str
+) -> None:
+    path, data, run = tiny_artifact(), ArrayDataset(*digits()), tmp_path / "run"
+
+    def on_step(record: dict[str, Any]) -> None:
+        if record["step"] == 4:
+            poison(trainer)
+
+    options = {**OPTIONS, "save": run, "save_steps": 1, "max_writes": None, "on_nan": on_nan}
+    with Trainer(path) as trainer:
+        with pytest.raises(
+            EdgeBcsError, match=r"batchnorm\.variance of norm holds inf.*saves are kept"
+        ) as caught:
+            trainer.fit(data, on_step=on_step, **options)
+        assert "\n" not in str(caught.value) and not isinstance(caught.value, NotFiniteError)
+        for _ in range(2):
+            with pytest.raises(EdgeBcsError, match="earlier saves are kept"):
+                trainer.save(run)
+    (run / "state.safetensors").rename(tmp_path / "newest")
+    assert read_state(Artifact.read(run))[1]["step"] == "2"  # both slots are whole
+    (tmp_path / "newest").rename(run / "state.safetensors")
+    with Trainer.resume(run) as trainer:
+        assert trainer.steps == 3
+        trainer.fit(data, **OPTIONS)
+        state = trainer.state()
+    assert same(state, uninterrupted(path, data))
+
+
+def test_a_step_that_stops_where_nothing_can_be_saved_says_both(tiny_artifact: Make, tmp_path: Path) -> None:
+    data, run = ArrayDataset(*digits()), tmp_path / "run"
+
+    def on_step(record: dict[str, Any]) -> None:
+        if record["step"] == 3:
+            poison(trainer, "coo.momentum")
+            spoil(trainer, "loss", 4)
+
+    with Trainer(tiny_artifact(objective="natural")) as trainer:
+        trainer.save(run)
+        with pytest.raises(
+            EdgeBcsError, match=r"in step 4, .* And the state was not saved .* coo.momentum of first"
+        ) as caught:
+            trainer.fit(data, save=run, save_seconds=1e6, on_step=on_step, **OPTIONS)
+    assert not isinstance(caught.value, NotFiniteError)
+    assert read_state(Artifact.read(run))[1]["step"] == "0"
+
+
 # Disks
 
 

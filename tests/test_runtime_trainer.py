@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_bcs.runtime import BudgetExceeded, Trainer
+from edge_bcs.runtime.artifact import Artifact
 from runtime_helpers import tiny_network
 
 import edge_bcs
@@ -271,6 +273,23 @@ def test_buffers_that_do_not_fit_are_named(tiny_artifact: Make) -> None:
         Trainer(tiny_artifact(), memory=1000)
     assert str(caught.value.asked) in str(caught.value)
     Trainer(tiny_artifact()).close()  # what had been reserved is given back
+
+
+def test_a_graph_that_cannot_be_read_is_named(tiny_artifact: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact, real = Artifact.read(tiny_artifact()), Path.read_bytes
+    file = artifact.graph("attack")
+
+    def failing(self: Path) -> bytes:
+        if self == file:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(EdgeBcsError) as caught:
+        Trainer(artifact)
+    assert str(caught.value) == f"{file} cannot be read: Input/output error."
+    monkeypatch.undo()
+    Trainer(artifact).close()  # nothing was left open
 
 
 def test_one_trainer_at_a_time(tiny_artifact: Make) -> None:

@@ -116,7 +116,12 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
         try:
             _train(trainer, folder, options, report, check)
         except Stopped as stopped:
-            trainer.save(folder)
+            try:
+                trainer.save(folder)
+            except EdgeBcsError as error:  # not saved, so this is no status that says so
+                raise EdgeBcsError(
+                    f"stopped by {stopped.name} after step {trainer.steps}, but {error}"
+                ) from None
             report["stopped"] = {"by": stopped.name, "step": trainer.steps}
             status = stopped.exit_status
         else:
