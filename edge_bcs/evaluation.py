@@ -7,6 +7,7 @@ network that answers at random, a black-box attack that beats a gradient attack 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -18,7 +19,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from edge_bcs import attacks, external_attacks
@@ -30,6 +30,7 @@ from edge_bcs.external_attacks import Adversary
 from edge_bcs.files import write_atomically
 from edge_bcs.metadata import parse_object
 from edge_bcs.objectives import cross_entropy
+from edge_bcs.progress import Progress
 
 ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 
@@ -97,7 +98,7 @@ def evaluate(
         samples: only so many images, the first of a fixed shuffle (data on disk is often sorted by class), or
             the first of an iterable; all if None.
         seed: of PGD's starts.
-        progress: show a progress bar.
+        progress: show on standard error how far it is: a bar, or a line every ten seconds.
         resume: JSON file in which the counts are kept after each batch; if it holds those of an interrupted
             evaluation of the same network with the same settings, that one is continued. Removed at the end.
 
@@ -253,8 +254,10 @@ def measure(
         "warnings": [],
     }
     began = time.monotonic()
-    with _bar(progress) as bar, attacks.evaluation_mode(model):
-        task = bar.add_task(settings["attack"], total=total, completed=counts["samples"])
+    named = "measuring" if settings["attack"] == "none" else settings["attack"]
+    bar = Progress(named, total, done=counts["samples"], unit="images", shown=progress)
+    counting = _counting_passes(model, bar) if progress else contextlib.nullcontext()
+    with bar, attacks.evaluation_mode(model), counting:
         for number, (images, targets) in enumerate(_batches(data, batch_size, total)):
             if number < counts["batches"]:
                 continue
@@ -278,7 +281,7 @@ def measure(
             if resume is not None:
                 content = json.dumps({"asked": asked, "counts": counts}).encode()
                 write_atomically(Path(resume), content, make_folder=True)
-            bar.advance(task, len(x))
+            bar.update(counts["samples"])
     if not counts["samples"]:
         raise EdgeBcsError("there is no image to evaluate")
     if resume is not None:
@@ -391,6 +394,21 @@ def _suspicions(model: Model, x: Tensor, labels: Tensor, logits: Tensor) -> list
     return found
 
 
-def _bar(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, disable=not shown)
+@contextlib.contextmanager
+def _counting_passes(model: Model, bar: Progress) -> Iterator[None]:
+    """Tell how often images went through the network: an attack may take minutes over one batch."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        bar.update(text=f"passes of the network: {passes:,}")
+
+    hook = model.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

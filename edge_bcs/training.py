@@ -7,7 +7,6 @@ one that was not.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
@@ -22,7 +21,6 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edge_bcs import objectives
 from edge_bcs.attacks import evaluation_mode, input_gradient
@@ -36,7 +34,9 @@ from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import Data
 from edge_bcs.metadata import parse_json, parse_object
 from edge_bcs.objectives import Objective
+from edge_bcs.progress import Progress
 from edge_bcs.replicas import Replicas
+from edge_bcs.runtime.saving import keep_lines
 from edge_bcs.sparse_model import SparseModel
 from edge_bcs.step import REWIRE, Hyper
 from edge_bcs.training_plan import Plan, default_precision, divisor
@@ -135,9 +135,9 @@ def train(
         output: folder for checkpoint.safetensors (best epoch), last.safetensors (newest state),
             metrics.jsonl (a line for each step) and epochs.jsonl (a line for each epoch, with the
             connections of each layer).
-        resume: continue what `output` holds.
+        resume: continue what `output` holds; what was interrupted before its first save begins anew.
         save_seconds: time between saves of the newest state; it is also saved at the end of each epoch.
-        progress: show a progress bar.
+        progress: show on standard error how far it is: a bar, or a line every ten seconds.
 
     Returns:
         the last line of epochs.jsonl, with "best_epoch", "best_step", "best_robust_acc", "best_clean_acc",
@@ -345,9 +345,12 @@ class _Run:
     # The output folder.
 
     def open(self, output: Path, resume: bool) -> None:
-        """Start a folder, or continue the one that is there; only the first replica writes."""
+        """Start a folder, or continue the one that is there; only the first replica writes.
+
+        A training that was killed before its first save left lines of metrics alone: it begins anew.
+        """
         last = output / LAST
-        if resume:
+        if resume and (last.exists() or not (output / STEPS).exists()):
             self._continue(last)
         elif last.exists():
             raise EdgeBcsError(f"{output} holds a training already; resume it, or choose another folder")
@@ -357,7 +360,7 @@ class _Run:
         try:
             output.mkdir(parents=True, exist_ok=True)
             for name in (STEPS, EPOCHS):
-                _keep_lines(output / name, self.step)
+                keep_lines(output / name, self.step)
             self._lines = (output / STEPS).open("a", encoding="utf-8")
         except OSError as error:
             raise EdgeBcsError(f"{output} cannot be written: {error.strerror or error}") from None
@@ -414,16 +417,15 @@ class _Run:
         began = saved = time.monotonic()
         report: dict[str, Any] = dict(self.best)
         order: NDArray[Any] | None = None
-        with _bar(progress) as bar:
-            for text in self.warnings if progress else ():
-                bar.console.print(f"warning: {text}")
-            task = bar.add_task(self.plan.objective, total=self.total, completed=self.step, shown="")
+        with Progress("training", self.total, done=self.step, unit="steps", shown=progress) as bar:
+            for text in self.warnings:
+                bar.say(f"warning: {text}")
 
             def settle(allowed: int) -> None:
                 while len(self._pending) > allowed:
                     line = self._settle()
-                    shown = f"loss {line['loss']:.3f}  accuracy {line['accuracy']:.1%}"
-                    bar.update(task, advance=1, shown=shown)
+                    told = f"epoch {line['epoch'] + 1}, loss {line['loss']:.3f}"
+                    bar.update(line["step"], text=f"{told}, accuracy {100 * line['accuracy']:.1f} %")
 
             while self.step < self.total:
                 epoch, batch = divmod(self.step, self.per_epoch)
@@ -602,20 +604,3 @@ def _laps(data: Part, seed: int, first: int, count: int) -> Iterator[tuple[int, 
         chosen = data.order(seed + 1, lap)[begin : begin + count]
         yield lap, chosen
         first, count = first + len(chosen), count - len(chosen)
-
-
-def _keep_lines(path: Path, step: int) -> None:
-    """Drop the lines that a resumed training writes again: those beyond `step`, and one torn by a crash."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if parse_object(line)["step"] <= step:
-                kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
-
-
-def _bar(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.fields[shown]}"), disable=not shown)

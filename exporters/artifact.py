@@ -26,6 +26,7 @@ from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import replacing, sync_folder
 from edge_bcs.objectives import Objective
 from edge_bcs.objectives import get as objective_named
+from edge_bcs.progress import note
 from edge_bcs.sparse_model import SparseModel
 from edge_bcs.state_faults import state_fault
 
@@ -187,7 +188,7 @@ def export(
     *,
     memory: int | str | None = None,
     store: str = "f32",
-    machine: Machine = TYPICAL_BOARD,
+    machine: Machine | None = None,
     micro_batch: int | None = None,
     batch_norm: str = "frozen",
     batch_size: int = 128,
@@ -219,7 +220,7 @@ def export(
             inside it: micro-batch, kernels, and what is recomputed for the backward pass.
         store: "f32", or "bf16": activations may be kept for the backward pass as bfloat16, where the budget
             asks for it (without a budget all are). Gradients then carry its rounding, 2⁻⁹ a number.
-        machine: whose time the planner counts.
+        machine: whose time the planner counts; default: that of a typical board.
         micro_batch: images per run of a graph, at least 1 (2 with batch statistics); default: as the planner
             says, or 32 without a budget.
         batch_norm: "frozen" (running statistics) or "batch" (statistics of the micro-batch).
@@ -266,7 +267,9 @@ def export(
         raise EdgeBcsError(f"the network cannot be exported: {fault}.")
     _check_target(target)
     key = None if sign_key is None else signature.private_key(sign_key)
+    note("reading the network")
     network = network_of(sparse, input_shape, batch_norm == "batch")
+    note("planning its memory")
     compiled = choose(
         network,
         rule,
@@ -276,7 +279,7 @@ def export(
         budget,
         attack_steps=attack_steps,
         bfloat16=store == "bf16",
-        machine=machine,
+        machine=machine or TYPICAL_BOARD,
     )
     seed = sparse.seed if seed is None else seed
     manifest: dict[str, Any] = {
@@ -315,8 +318,10 @@ def export(
         state = {"objective": rule.name, "step": str(step), "seed": str(seed)}
         if plain_eval:
             onnx.save(plain_evaluation_model(sparse, input_shape), folder / PLAIN_EVAL)
+        note("writing it")
         _write(folder, compiled, manifest, sparse, state)
         if validate:
+            note("comparing it with torch")
             print(validate_artifact(Artifact.read(folder), sparse).summary())
         if key is not None:
             signed = signature.sign((folder / MANIFEST).read_bytes(), key)

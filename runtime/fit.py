@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,8 +14,10 @@ from edge_bcs.runtime.plan import Plan
 from edge_bcs.runtime.saving import METRICS_SHARE, MetricsFile, SaveSchedule
 from edge_bcs.runtime.state import state_bytes
 from edge_bcs.runtime.thermostat import Thermostat
+from edge_bcs.runtime.units import format_bytes
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.progress import Progress
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.trainer import Trainer
@@ -91,6 +92,7 @@ class Fit:
         self._saves = self._saved_bytes = 0
         self._skipped_in_a_row = 0
         self._paused_for = ""
+        self._bar: Progress
         self._order: Array | None = None
         self._order_epoch = -1
 
@@ -99,6 +101,12 @@ class Fit:
 
         ``resumed``: the training was interrupted, so the metrics file may say more than the saved state.
         """
+        self._bar = Progress("training", plan.total_steps, unit="steps", shown=self._progress)
+        with self._bar:
+            self._bar.begin(self._trainer.steps - plan.first_step)
+            return self._run(plan, resumed)
+
+    def _run(self, plan: Plan, resumed: bool) -> Metrics:
         trainer, self.plan = self._trainer, plan
         began, first_step = time.monotonic(), trainer.steps
         paused_before = self._thermostat.paused_seconds if self._thermostat else 0.0
@@ -107,7 +115,7 @@ class Fit:
         if self._metrics_file is not None:
             self._metrics = MetricsFile(
                 self._metrics_file,
-                resumed_at=first_step if resumed else None,
+                resumed_at=first_step if resumed or self._metrics_are_of_the_run() else None,
                 max_writes=self._max_writes,
             )
         try:
@@ -150,6 +158,15 @@ class Fit:
         if self._folder is not None or self._metrics is not None:
             result["writes"] = self.writes(seconds, steps)
         return result
+
+    def _metrics_are_of_the_run(self) -> bool:
+        """Whether the metrics lie in the run folder, and so tell of the training whose state lies there.
+
+        What they say of later steps is of a training that was killed before its first save.
+        """
+        if self._folder is None or self._metrics_file is None:
+            return False
+        return Path(self._metrics_file).resolve().parent == Path(self._folder).resolve()
 
     def writes(self, seconds: float, steps: int) -> dict[str, int | None]:
         """What was written in ``seconds`` and ``steps``, and what that comes to in an hour.
@@ -219,14 +236,28 @@ class Fit:
             self._metrics.write(record)
         if self._on_step is not None:
             self._on_step(record)
-        if self._progress:
-            _show_progress(record)
+        if "skipped" in record:
+            self._bar.say(f"step {record['done']}/{record['total']}  skipped: {record['skipped']}")
+            self._bar.update(record["done"])
+        else:
+            self._bar.update(record["done"], text=self._described(record))
+
+    def _described(self, record: Metrics) -> str:
+        # Where the loss sees adversarial images alone, there is one accuracy, the robust one.
+        clean = self._trainer.artifact.objective.name != "at"
+        shares = {"accuracy": "accuracy"} if clean else {}
+        shares |= {"robust": "robust_accuracy"} if "robust_accuracy" in record else {}
+        accuracies = "".join(f", {name} {100 * record[key]:.1f} %" for name, key in shares.items())
+        return (
+            f"loss {record['loss']:.3f}{accuracies}, {record['milliseconds']:.0f} ms a step, "
+            f"peak {format_bytes(record['peak_bytes'])}"
+        )
 
     def _pause(self, sentence: str) -> None:
         if self._on_wait is not None:
             self._on_wait(sentence)
-        if self._progress and sentence != self._paused_for:
-            sys.stderr.write(f"{sentence}\n")
+        if sentence != self._paused_for:
+            self._bar.say(sentence)
         self._paused_for = sentence
 
     def _save(self) -> None:
@@ -244,23 +275,3 @@ def _means(history: deque[Metrics], names: tuple[str, ...]) -> Metrics:
         for name in names
         if history and name in history[0]
     }
-
-
-def _show_progress(record: Metrics) -> None:
-    """Rewrite one line on a terminal; elsewhere write one line every tenth of the way."""
-    done, total = int(record["done"]), int(record["total"])
-    terminal = sys.stderr.isatty()
-    if "skipped" in record:
-        line = f"step {done}/{total}  skipped: {record['skipped']}"
-    elif not terminal and done % max(1, total // 10) and done != total:
-        return
-    else:
-        robust = f"  robust {100 * record['robust_accuracy']:.1f} %" if "robust_accuracy" in record else ""
-        line = (
-            f"step {done}/{total}  loss {record['loss']:.4f}  "
-            f"accuracy {100 * record['accuracy']:.1f} %{robust}"
-        )
-    sys.stderr.write(f"\r\x1b[K{line}" if terminal else f"{line}\n")
-    if terminal and done == total:
-        sys.stderr.write("\n")
-    sys.stderr.flush()

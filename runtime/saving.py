@@ -123,8 +123,8 @@ class MetricsFile:
         self._clock, self._began = clock, clock()
         self._per_hour = None if max_writes is None else METRICS_SHARE * max_writes
         try:
-            if resumed_at is not None and self.file.exists():
-                os.truncate(self.file, _end_of_lines(self.file, resumed_at))
+            if resumed_at is not None:
+                keep_lines(self.file, resumed_at)
             self._stream: BinaryIO = self.file.open("ab", buffering=0)
         except OSError as error:
             raise self._fault(error) from None
@@ -148,6 +148,13 @@ class MetricsFile:
 
     def _fault(self, error: OSError) -> EdgeBcsError:
         return EdgeBcsError(f"the metrics file {self.file} cannot be written: {error.strerror}.")
+
+
+def keep_lines(file: Path, last_step: int) -> None:
+    """Remove from a file of metrics, if it is there, what comes after the last whole line of a step up to
+    ``last_step``: lines that a training writes again, and one that was cut off."""
+    if file.exists():
+        os.truncate(file, _end_of_lines(file, last_step))
 
 
 def _end_of_lines(file: Path, last_step: int) -> int:

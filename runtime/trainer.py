@@ -317,7 +317,7 @@ class Trainer:
             learning_rate: the first learning rate, to which weight decay keeps its ratio; default: the
                 artifact's.
             augment: shift and flip the images.
-            progress: write a line of progress to standard error.
+            progress: show on standard error how far it is: a bar, or a line every ten seconds.
             metrics: file to which one JSON object per step is appended.
             on_step: called with the same object after every step; what it raises ends the training.
             save: run folder to save into, now and then and at the end.
@@ -357,7 +357,7 @@ class Trainer:
             max_hours=max_hours,
             on_wait=on_wait,
         )
-        resumed = self._continues
+        resumed = self._continues or self.resumed  # killed before its first save, it has no plan yet
         plan = self._make_plan(data, epochs, steps, batch_size, learning_rate)
         return fitting.run(plan, resumed)
 

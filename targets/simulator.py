@@ -20,6 +20,7 @@ from edge_bcs.runtime.units import format_bytes, parse_bytes
 
 import edge_bcs
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.progress import note
 
 from . import boards, roofline
 from .advice import Advice, Place, advise
@@ -213,7 +214,9 @@ def simulate(
     whose = TYPICAL_BOARD if board is None else roofline.machine_of(board)
     place = Place(None if board is None else _named(target, board), whose, expected_seconds)
     expected = step_time(plan, step_runs(artifact), machine, threads)
+    note("running it here" if run else "")
     measured = _run(artifact, budget, usable, min(threads, available_threads()), seconds) if run else None
+    note("looking for what would help")
     # What the process occupies beside its working set counts on the board, so it comes off what training
     # may use.
     others = LIBRARIES_BYTES

@@ -12,6 +12,7 @@ import pytest
 from runtime_helpers import tiny_network
 
 import edge_bcs  # noqa: F401 (before any test imports onnxruntime: see there)
+from edge_bcs import progress
 
 # Torch's threads wait for each other at every tiny operator; one alone is many times faster. Read when torch
 # is first imported.
@@ -25,6 +26,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """Decoded copies of data go where they are forgotten, and this machine counts as never calibrated."""
     monkeypatch.setenv("EDGE_BCS_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("EDGE_BCS_CONFIG", str(tmp_path_factory.mktemp("config")))
+
+
+@pytest.fixture(autouse=True)
+def in_no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command says of its progress depends on how busy this machine is: tests of other things hear
+    nothing of it."""
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 1e6)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -386,11 +387,45 @@ def test_train_stopped_by_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: 
     from edge_bcs.engines import TorchEngine
 
     write_digits(tmp_path / "digits.npz")
+    step = TorchEngine.step
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupted_at(when: int) -> Callable[..., Any]:
+        def interrupt(self: TorchEngine, batch: Any, hyper: Any, number: int) -> Any:
+            if number == when:
+                raise KeyboardInterrupt
+            return step(self, batch, hyper, number)
 
-    monkeypatch.setattr(TorchEngine, "step", interrupt)
-    options = ("--model", "resnet18", "--data", tmp_path / "digits.npz", *SMALL, "-o", tmp_path / "run")
-    result = run("train", *options)
-    assert result.exit_code == 130 and "--resume" in result.stderr
+        return interrupt
+
+    common = ("--model", "resnet18", "--data", tmp_path / "digits.npz", *SMALL, "--batch-size", 16)
+    for when, said in ((0, "nothing was saved yet."), (4, f"go on with --resume -o '{tmp_path}/my run'.")):
+        monkeypatch.setattr(TorchEngine, "step", interrupted_at(when))
+        result = run("train", *common, "--epochs", 2, "-o", tmp_path / "my run")
+        assert result.exit_code == 130 and result.stderr.endswith(f"Stopped; {said}\n")
+
+
+def recommended(result: Result) -> list[list[str]]:
+    """The commands that an answer recommends, as a shell reads them: words without "edge-bcs"."""
+    assert result.exit_code == 0, result.output
+    return [
+        shlex.split(line.partition("edge-bcs ")[2])
+        for line in result.output.splitlines()
+        if "edge-bcs " in line
+    ]
+
+
+@pytest.mark.parametrize("classes", [3, 10])
+def test_what_is_recommended_fits_the_network_and_can_be_typed(tmp_path: Path, classes: int) -> None:
+    pytest.importorskip("torch")
+    folder = tmp_path / "it's my net; $HOME"
+    small = ("--model", "resnet18", "--width", 0.0625, "--input-size", 8, "--sparsity", 0.9)
+    exported = run("export", *small, "--classes", classes, "--no-validate", "-o", folder)
+    simulate, finetune = recommended(exported)
+    assert run(*simulate, "--no-run").exit_code == 0
+    assert finetune[:2] == ["finetune", str(folder)]
+    if classes != 10:
+        assert "digits" not in finetune and "a folder of 3 class folders" in exported.stdout
+        return
+    (evaluate,) = recommended(run(*finetune, "--steps", 1, "--batch-size", 8, "--eval-samples", 0))
+    assert evaluate == ["evaluate", f"{folder}-run", "--data", "digits"]
+    assert run(*evaluate, "--attack", "none", "--limit", 8).exit_code == 0

@@ -23,6 +23,7 @@ from edge_bcs.runtime import Trainer
 from edge_bcs.runtime import fit as fit_module
 from edge_bcs.runtime import machine as machine_module
 from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.saving import MetricsFile
 from edge_bcs.runtime.state import read_state
 
 from edge_bcs.cli import main
@@ -166,6 +167,58 @@ def test_the_time_is_up(
     assert all((whole[tensor] == parts[tensor]).all() for tensor in whole)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 31))
+
+
+def killed_after(lines: int, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A training ends, without saving, once it has written so many lines of metrics."""
+    write, written = MetricsFile.write, itertools.count(1)
+
+    def write_and_die(self: MetricsFile, record: Any) -> None:
+        write(self, record)
+        if next(written) == lines:
+            raise SystemExit(137)
+
+    monkeypatch.setattr(MetricsFile, "write", write_and_die)
+    return monkeypatch
+
+
+def test_killed_before_the_first_save_each_step_is_in_the_metrics_once(
+    tiny_artifact: Make, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ("finetune", tiny_artifact(), "--data", digits, "--eval-samples", 0, "--steps", 40)
+    common = (*common, "-o", tmp_path / "run", "--save-seconds", 3600)
+    with monkeypatch.context() as patch:
+        killed_after(17, patch)
+        assert run(*common).exit_code == 137
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert len(metrics.read_text().splitlines()) == 17 and state(tmp_path / "run")[1] == 0
+    assert run(*common, "--resume").exit_code == 0
+    lines = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert lines == list(range(1, 41))
+
+
+def test_begun_anew_each_step_is_in_the_metrics_once(
+    tiny_artifact: Make, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing was saved, there is nothing to resume; the lines in the run folder are still those of it.
+    A file elsewhere belongs to whoever named it, and keeps what it has."""
+    data = open_data(digits, "train", (1, 8, 8))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    options: dict[str, Any] = {"steps": 6, "progress": False, "save": folder, "save_seconds": 3600.0}
+    for metrics, expected in (
+        (folder / "metrics.jsonl", list(range(1, 7))),
+        (tmp_path / "mine.jsonl", [*range(1, 5), *range(1, 7)]),
+    ):
+        with monkeypatch.context() as patch, Trainer(tiny_artifact()) as trainer:
+            killed_after(4, patch)
+            with pytest.raises(SystemExit):
+                trainer.fit(data, metrics=metrics, **options)
+        with Trainer(tiny_artifact()) as trainer:
+            trainer.fit(data, metrics=metrics, **options)
+        assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == expected
+        shutil.rmtree(folder)
+        folder.mkdir()
 
 
 def spoiled(digits: Path) -> Path:

@@ -175,6 +175,28 @@ def test_resumed_is_as_if_never_interrupted(
     ).read_text()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_killed_before_the_first_save_it_begins_anew(
+    resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a line of epochs.jsonl and before the state of that epoch: each line is there once."""
+    arguments = {"epochs": 2, "validation": 0.1, **SHORT}
+
+    def killed(self: object, name: str) -> None:
+        if name == "last.safetensors":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training._Run, "_save", killed)
+        training.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=tmp_path, **arguments)
+    assert len((tmp_path / "epochs.jsonl").read_text().splitlines()) == 1
+    with (tmp_path / "metrics.jsonl").open("ab") as stream:
+        stream.write(b'{"step": 4, "lo\xff')  # torn
+    training.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=tmp_path, resume=resume, **arguments)
+    for name, steps in (("metrics.jsonl", [1, 2, 3, 4, 5, 6]), ("epochs.jsonl", [3, 6])):
+        assert [json.loads(line)["step"] for line in (tmp_path / name).read_text().splitlines()] == steps
+
+
 _SCRIPT = """
 import sys, torch
 sys.path[:0] = [{root!r}, {tests!r}]

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edge_bcs.cli.common import examples, json_option, pairs, print_json
+from edge_bcs.progress import Progress, note
 
 
 @click.command()
@@ -63,14 +64,11 @@ def command(report: Path | None, resume: bool, calibrate: bool, as_json: bool, *
         from edge_bcs.bench import suite
 
         earlier = writer.read(report) if resume else None
-        suite.run(threads, repetitions, _progress, lambda result: writer.write(result, report), earlier)
+        with Progress("measuring"):
+            suite.run(threads, repetitions, note, lambda result: writer.write(result, report), earlier)
         click.echo(f"wrote {report}/README.md, bench.json, layers.png and scaling.png")
     else:
         _compare(as_json, **options)
-
-
-def _progress(message: str) -> None:
-    click.echo(message, err=True)
 
 
 def _calibrate(threads: int, as_json: bool) -> None:
@@ -79,7 +77,8 @@ def _calibrate(threads: int, as_json: bool) -> None:
     from edge_bcs.bench.calibrate import calibrate
     from edge_bcs.exporters import cost_model
 
-    found = calibrate(threads, progress=_progress)
+    with Progress("calibrating"):
+        found = calibrate(threads, progress=note)
     machine = found.machine
     path = cost_model.save(machine)
     if as_json:
@@ -107,7 +106,8 @@ def _compare(as_json: bool, **options: object) -> None:
     from edge_bcs.bench import compare_step
     from edge_bcs.runtime.units import format_bytes
 
-    result = compare_step(progress=_progress, **options)  # type: ignore[arg-type]
+    with Progress("measuring"):
+        result = compare_step(progress=note, **options)  # type: ignore[arg-type]
     summary = result.as_dict()
     if as_json:
         print_json(summary)

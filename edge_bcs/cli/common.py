@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -54,6 +56,17 @@ def given(option: str) -> bool:
     """Return whether the running command was given the option of that Python name, not left its default."""
     source = click.get_current_context().get_parameter_source(option)
     return source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
+def word(value: object) -> str:
+    """Return a word of a command as a shell takes it; a Path that begins with - stays one."""
+    text = str(value)
+    return shlex.quote(f"./{text}" if text.startswith("-") and isinstance(value, Path) else text)
+
+
+def command_line(command: str, *words: object) -> str:
+    """Return what to type in a shell for `edge-bcs COMMAND WORD …`."""
+    return " ".join(["edge-bcs", command, *map(word, words)])
 
 
 def print_json(content: dict[str, Any]) -> None:

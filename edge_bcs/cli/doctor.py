@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_bcs.cli.common import examples, json_option, print_json
+from edge_bcs.progress import Progress
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.machine import Machine
@@ -53,7 +55,8 @@ def command(output: str, as_json: bool) -> None:
     """
     from edge_bcs.runtime.machine import Machine
 
-    findings = [*software(), *machine_findings(Machine(), Path(output))]
+    with Progress("looking at this machine"):
+        findings = [*software(), *machine_findings(Machine(), Path(output))]
     usable = not any(finding.blocks for finding in findings)
     if as_json:
         print_json({"usable": usable, "findings": [asdict(finding) for finding in findings]})
@@ -184,10 +187,10 @@ def _disk(machine: Machine, folder: Path) -> Iterator[Finding]:
     found = f"{format_bytes(medium.free)} free on {medium.kind}"
     found += f" ({medium.filesystem})" if medium.filesystem else ""
     if medium.read_only:
-        remount = f"sudo mount -o remount,rw {medium.mount or '/'}"
+        remount = f"sudo mount -o remount,rw {shlex.quote(medium.mount or '/')}"
         yield Finding("disk", f"{found}, read-only", "runs cannot be saved here", remount, blocks=True)
     elif not medium.writable:
-        allow = f"sudo chown -R $USER {folder.resolve()}"
+        allow = f"sudo chown -R $USER {shlex.quote(str(folder.resolve()))}"
         yield Finding("disk", f"{found}, not yours to write", "runs cannot be saved here", allow, blocks=True)
     elif medium.free < _LITTLE_DISK:
         yield Finding(

@@ -23,6 +23,7 @@ from edge_bcs.cli.common import (
 )
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_json
+from edge_bcs.progress import Progress
 
 _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 _BOARDS_ATTACKS = ("none", "fgsm", "pgd")
@@ -75,7 +76,8 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
     """
     _check(options)
     measure = _on_board if _chosen_engine(path, options) == "board" else _in_torch
-    result = measure(path, options, progress=json_file != "-")
+    with Progress(f"opening {path}"):
+        result = measure(path, options)
     result = {"path": path, "data": options["data_spec"], "split": options["split"], **result}
     if json_file == "-":
         print_json(result)
@@ -127,9 +129,7 @@ def _chosen_engine(path: str, options: dict[str, Any]) -> str:
     return "board" if board else "torch"
 
 
-def _on_board(path: str, options: dict[str, Any], progress: bool) -> dict[str, Any]:
-    from rich.progress import Progress
-
+def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
     from edge_bcs.data import open_data
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.trainer import Trainer
@@ -137,24 +137,21 @@ def _on_board(path: str, options: dict[str, Any], progress: bool) -> dict[str, A
     attack = options["attack"]
     steps = {"none": 0, "fgsm": 1}.get(attack, options["attack_steps"] or 50)
     artifact = Artifact.read(path, options["trust_keys"])
-    with (
-        Trainer(artifact, memory=options["memory"], threads=options["threads"]) as trainer,
-        Progress(disable=not progress) as bar,
-    ):
+    with Trainer(artifact, memory=options["memory"], threads=options["threads"]) as trainer:
         data = open_data(options["data_spec"], options["split"], trainer.artifact.input_shape)
         epsilon = artifact.objective.epsilon
         if options["epsilon"] is not None:
             epsilon = fraction(options["epsilon"], "--epsilon")
-        task = bar.add_task(attack, total=None)
-        measured = trainer.evaluate(
-            data,
-            steps,
-            attack="pgd" if attack == "none" else attack,
-            restarts=options["restarts"],
-            limit=options["limit"],
-            epsilon=epsilon,
-            on_batch=lambda done, all_of_them: bar.update(task, completed=done, total=all_of_them),
-        )
+        with Progress("measuring" if attack == "none" else attack, unit="images") as bar:
+            measured = trainer.evaluate(
+                data,
+                steps,
+                attack="pgd" if attack == "none" else attack,
+                restarts=options["restarts"],
+                limit=options["limit"],
+                epsilon=epsilon,
+                on_batch=lambda done, total: bar.update(done, total=total),
+            )
         report = {
             "engine": "board",
             "clean_acc": measured["accuracy"],
@@ -174,7 +171,7 @@ def _on_board(path: str, options: dict[str, Any], progress: bool) -> dict[str, A
         return report
 
 
-def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, Any]:
+def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from edge_bcs import evaluation, loading
@@ -198,7 +195,7 @@ def _in_torch(path: str, options: dict[str, Any], progress: bool) -> dict[str, A
         "batch_size": options["batch_size"],
         "samples": options["limit"],
         "seed": options["seed"],
-        "progress": progress,
+        "progress": True,
         "resume": options["resume"],
     }
     report = evaluation.evaluate(sparse, data, queries=options["queries"] or 5000, **arguments)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from edge_bcs.cli.common import (
     activations,
+    command_line,
     examples,
     fraction,
     json_option,
@@ -21,6 +22,10 @@ from edge_bcs.cli.common import (
     trust_option,
 )
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.progress import Progress, note
+
+if TYPE_CHECKING:
+    from edge_bcs.runtime.artifact import Artifact
 
 
 @click.command()
@@ -110,9 +115,6 @@ from edge_bcs.errors import EdgeBcsError
 def command(context: click.Context, /, **options: Any) -> None:
     """Compile a sparse network into an artifact: one folder (or one file) that a board can train inside a
     byte budget."""
-    from edge_bcs.runtime.archive import SUFFIX
-    from edge_bcs.runtime.units import format_bytes
-
     if options["trust_keys"] and not options["checkpoint"]:
         raise EdgeBcsError("--trust-key belongs to --checkpoint: a new network comes from nowhere.")
 
@@ -130,6 +132,20 @@ def command(context: click.Context, /, **options: Any) -> None:
         board = boards.load(options["target"])
         memory = memory or board.default_budget
         machine["machine"] = machine_of(board)
+    with Progress("compiling"):
+        artifact, output, validation = _exported(options, memory, machine)
+    if validation:
+        click.echo(validation, err=options["as_json"])
+    _report(artifact, output, options)
+
+
+def _exported(
+    options: dict[str, Any], memory: int | str | None, machine: dict[str, Any]
+) -> tuple[Artifact, Path, str]:
+    """Make or read the network and compile it; return the artifact, where it lies, and what is said of it."""
+    from edge_bcs.runtime.archive import SUFFIX
+
+    note("reading the network")
     sparse, name, step = _network(options)
     batch_norm = options["batch_norm"] or ("frozen" if options["checkpoint"] else "batch")
     output = Path(options["output"] or Path("out") / name)
@@ -138,8 +154,8 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     from edge_bcs.exporters import export
 
-    # Reports of the validation belong beside the result, not inside the JSON.
-    with contextlib.redirect_stdout(sys.stderr) if options["as_json"] else contextlib.nullcontext():
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
         artifact = export(
             sparse,
             output,
@@ -161,6 +177,12 @@ def command(context: click.Context, /, **options: Any) -> None:
             plain_eval=options["plain_eval"],
             sign_key=options["sign_key"],
         )
+    return artifact, output, said.getvalue().strip()
+
+
+def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
+    from edge_bcs.runtime.units import format_bytes
+
     size = sum(file.stat().st_size for file in (output.iterdir() if output.is_dir() else [output]))
     if options["as_json"]:
         print_json(
@@ -195,7 +217,14 @@ def command(context: click.Context, /, **options: Any) -> None:
             ("predicted peak", format_bytes(artifact.predicted_peak_bytes) + budget),
         ]
     )
-    click.echo(f"Next: edge-bcs simulate {output}\n      edge-bcs finetune {output} --data digits")
+    click.echo(f"Next: {command_line('simulate', output)}")
+    if options["checkpoint"] or artifact.num_classes != 10:
+        click.echo(
+            f"      {command_line('finetune', output, '--data', 'PHOTOS')}\n"
+            f"      (PHOTOS: a folder of {artifact.num_classes} class folders of images, or a .tar or .npz)"
+        )
+    else:
+        click.echo(f"      {command_line('finetune', output, '--data', 'digits')}")
 
 
 def _shape(options: dict[str, Any], sparse: Any) -> tuple[int, int, int]:

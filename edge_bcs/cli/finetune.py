@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_bcs.cli.common import (
+    command_line,
     data_option,
     examples,
     json_option,
@@ -20,10 +21,12 @@ from edge_bcs.cli.common import (
     table,
     threads_option,
     trust_option,
+    word,
 )
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_json
 from edge_bcs.metadata import parse_object
+from edge_bcs.progress import Progress, say, told_once
 from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES
 
 if TYPE_CHECKING:
@@ -135,7 +138,7 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
             _print_report(report, trainer, options)
         if status:
             by, step = report["stopped"]["by"], report["stopped"]["step"]
-            click.echo(f"Stopped by {by} after step {step}; go on with --resume -o {folder}.", err=True)
+            say(f"Stopped by {by} after step {step}; go on with --resume -o {word(folder)}.")
     sys.exit(status)
 
 
@@ -143,7 +146,6 @@ def _train(
     trainer: Any, folder: Path, options: dict[str, Any], report: dict[str, Any], check: Callable[[], None]
 ) -> None:
     """Measure, train, save and measure again; fills ``report`` as it goes. ``check`` ends it by raising."""
-    from edge_bcs.cli.progress import told_once
     from edge_bcs.data import open_data
     from edge_bcs.runtime.saving import parse_max_writes
     from edge_bcs.runtime.thermostat import Thermostat
@@ -152,8 +154,9 @@ def _train(
     parse_max_writes(options["max_writes"])  # refused before anything is measured
     _check_budget(trainer)
     shape = trainer.artifact.input_shape
-    data = open_data(options["data_spec"], "train", shape)
-    held_out = open_data(options["data_spec"], "test", shape) if options["eval_samples"] else None
+    with Progress(f"reading {options['data_spec']}"):
+        data = open_data(options["data_spec"], "train", shape)
+        held_out = open_data(options["data_spec"], "test", shape) if options["eval_samples"] else None
     if trainer.resumed:
         report |= {**_report(folder), **report}
         report.pop("stopped", None)
@@ -193,28 +196,16 @@ def _fit(
     thermostat: Thermostat | None,
     check: Callable[[], None],
 ) -> dict[str, Any]:
-    """Train with what the options say, showing how far it is; ``check`` is called after every step."""
-    from edge_bcs.cli.progress import progress
+    """Train with what the options say, showing how far it is; ``check`` is called after every step and once a
+    second of a pause."""
     from edge_bcs.runtime.saving import SaveSchedule, parse_max_writes
     from edge_bcs.runtime.state import state_bytes
 
     saving = {"steps": options["save_steps"], "seconds": options["save_seconds"]}
     saving["max_writes"] = max_writes = parse_max_writes(options["max_writes"])
     schedule = SaveSchedule(state_bytes(trainer.artifact), step=trainer.steps, **saving)
-    click.echo(f"{schedule.describe()}.", err=True)
-    with (
-        _saying_how_to_go_on(folder),
-        progress(trainer.artifact.objective.name != "at") as (show, say),
-    ):
-
-        def on_step(record: dict[str, Any]) -> None:
-            show(record)
-            check()
-
-        def on_wait(sentence: str) -> None:
-            say(sentence)
-            check()
-
+    say(f"{schedule.describe()}.")
+    with _saying_how_to_go_on(folder):
         training: dict[str, Any] = trainer.fit(
             data,
             options["epochs"],
@@ -222,9 +213,9 @@ def _fit(
             batch_size=options["batch_size"],
             learning_rate=options["learning_rate"],
             augment=options["augment"],
-            progress=False,
+            progress=True,
             metrics=folder / "metrics.jsonl",
-            on_step=on_step,
+            on_step=lambda _: check(),
             save=folder,
             save_steps=options["save_steps"],
             save_seconds=options["save_seconds"],
@@ -232,7 +223,7 @@ def _fit(
             on_nan=options["on_nan"],
             thermostat=thermostat,
             max_hours=options["max_hours"],
-            on_wait=on_wait,
+            on_wait=lambda _: check(),
         )
     return training
 
@@ -245,8 +236,8 @@ def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
         yield
     except NotFiniteError as error:
         raise EdgeBcsError(
-            f"{error} The state before it is saved: go on with --resume -o {folder}, adding --on-nan skip to "
-            "leave such batches out."
+            f"{error} The state before it is saved: go on with --resume -o {word(folder)}, adding --on-nan "
+            "skip to leave such batches out."
         ) from None
 
 
@@ -265,6 +256,7 @@ def _check_budget(trainer: Any) -> None:
         )
 
 
+@Progress("opening the artifact")
 def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
     """Return a Trainer on the artifact, or on the run that is to be resumed."""
     from edge_bcs.runtime.artifact import STATE, Artifact, check_is_run_of
@@ -312,8 +304,16 @@ def _evaluate(
 ) -> dict[str, float]:
     """Measure clean and robust accuracy; ``between`` is called after every micro-batch."""
     limit = min(options["eval_samples"], len(data))
-    click.echo(f"Measuring accuracy {when} on {limit} held-out images …", err=True)
-    measured: dict[str, float] = trainer.evaluate(data, options["eval_steps"], limit=limit, on_batch=between)
+    say(f"Measuring accuracy {when} on {limit} held-out images …")
+    with Progress("measuring", limit, unit="images") as bar:
+
+        def on_batch(done: int, total: int) -> None:
+            bar.update(done, total=total)
+            between(done, total)
+
+        measured: dict[str, float] = trainer.evaluate(
+            data, options["eval_steps"], limit=limit, on_batch=on_batch
+        )
     return measured
 
 
@@ -346,5 +346,5 @@ def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any])
         click.echo(f"Paused for {format_seconds(training['paused_seconds'])} to cool.")
     click.echo(
         f"Saved {report['run']} ({format_bytes(training['writes']['bytes_per_hour'])} an hour at this pace); "
-        f"next: edge-bcs evaluate {report['run']} --data {options['data_spec']}"
+        f"next: {command_line('evaluate', Path(report['run']), '--data', options['data_spec'])}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from edge_bcs.cli.common import activations, examples, json_option, pairs, print_json, table, trust_option
+from edge_bcs.progress import Progress
 
 _SIGNATURES = {
     "none": "none",
@@ -29,8 +30,9 @@ def command(artifact: str, trust_keys: tuple[str, ...], as_json: bool) -> None:
     from edge_bcs.runtime.state import read_state
     from edge_bcs.runtime.units import format_bytes
 
-    described = Artifact.read(artifact, trust_keys)
-    tensors, metadata = read_state(described)
+    with Progress(f"reading {artifact}"):
+        described = Artifact.read(artifact, trust_keys)
+        tensors, metadata = read_state(described)
     bounds = [layer.offset for layer in described.layers] + [described.size]
     active = np.diff(np.searchsorted(tensors["coo.index"], bounds))
     if as_json:

@@ -9,6 +9,7 @@ import click
 
 from edge_bcs.cli.common import data_option, examples, json_option, percent, print_json, threads_option
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.progress import Progress
 
 
 @click.command()
@@ -49,16 +50,17 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
     from edge_bcs.data import open_data
     from edge_bcs.runtime.ort_artifact import OrtArtifact
 
-    training = OrtArtifact(
-        folder,
-        prefix=options["prefix"],
-        checkpoint=options["checkpoint"],
-        learning_rate=options["learning_rate"],
-        threads=options["threads"],
-    )
-    batch = _batch_size(training, options["batch_size"])
-    data = open_data(options["data_spec"], "train", training.input_shape)
-    held_out = open_data(options["data_spec"], "test", training.input_shape)
+    with Progress(f"opening {folder}"):
+        training = OrtArtifact(
+            folder,
+            prefix=options["prefix"],
+            checkpoint=options["checkpoint"],
+            learning_rate=options["learning_rate"],
+            threads=options["threads"],
+        )
+        batch = _batch_size(training, options["batch_size"])
+        data = open_data(options["data_spec"], "train", training.input_shape)
+        held_out = open_data(options["data_spec"], "test", training.input_shape)
     per_epoch = len(data) // batch
     if not per_epoch:
         raise EdgeBcsError(f"the data has {len(data)} images, less than one batch of {batch}.")
@@ -67,16 +69,15 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
     report: dict[str, Any] = {"before": _evaluate(training, held_out, batch, options["eval_samples"])}
     losses: list[float] = []
     began = time.perf_counter()
-    while training.steps < total:
-        epoch, position = divmod(training.steps, per_epoch)
-        if position == 0 or not losses:
-            order = data.order(options["seed"], epoch)
-        chosen = order[position * batch :][:batch]
-        images, labels = data.read(chosen, seed=options["seed"], epoch=epoch, augment=options["augment"])
-        losses.append(training.step(images, labels)["loss"])
-        done = training.steps - first
-        if done in (1, steps) or done % max(1, steps // 10) == 0:
-            click.echo(f"step {training.steps}/{total}  loss {losses[-1]:.4f}", err=True)
+    with Progress("training", steps, unit="steps") as bar:
+        while training.steps < total:
+            epoch, position = divmod(training.steps, per_epoch)
+            if position == 0 or not losses:
+                order = data.order(options["seed"], epoch)
+            chosen = order[position * batch :][:batch]
+            images, labels = data.read(chosen, seed=options["seed"], epoch=epoch, augment=options["augment"])
+            losses.append(training.step(images, labels)["loss"])
+            bar.update(training.steps - first, text=f"loss {losses[-1]:.4f}")
     report["steps"], report["steps_before"] = steps, first
     report["losses"] = losses
     report["milliseconds_per_step"] = 1e3 * (time.perf_counter() - began) / steps
@@ -109,10 +110,11 @@ def _batch_size(training: Any, asked: int | None) -> int:
 def _evaluate(training: Any, data: Any, batch: int, limit: int) -> dict[str, float]:
     """Means over the whole batches of the first ``limit`` images of a fixed shuffle; {} if there are none."""
     order = data.order(0, 0)[:limit]
-    results = [
-        training.evaluate(*data.read(order[first : first + batch]))
-        for first in range(0, len(order) - batch + 1, batch)
-    ]
+    results = []
+    with Progress("measuring", len(order), unit="images") as bar:
+        for first in range(0, len(order) - batch + 1, batch):
+            results.append(training.evaluate(*data.read(order[first : first + batch])))
+            bar.update(first + batch)
     if not results:
         return {}
     means = {name: sum(result[name] for result in results) / len(results) for name in results[0]}

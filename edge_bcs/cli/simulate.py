@@ -8,6 +8,7 @@ import sys
 import click
 
 from edge_bcs.cli.common import examples, json_file_option, memory_option, trust_option
+from edge_bcs.progress import Progress
 
 
 @click.command()
@@ -68,15 +69,16 @@ def command(
     from edge_bcs.targets.simulator import simulate
     from edge_bcs.targets.terminal import show
 
-    simulation = simulate(
-        Artifact.read(artifact, trust_keys),
-        target=target,
-        memory=memory,
-        threads=threads,
-        run=run,
-        seconds=seconds,
-        curve=bool(html_file or json_file),
-    )
+    with Progress("simulating"):
+        simulation = simulate(
+            Artifact.read(artifact, trust_keys),
+            target=target,
+            memory=memory,
+            threads=threads,
+            run=run,
+            seconds=seconds,
+            curve=bool(html_file or json_file),
+        )
     if html_file:
         report.write(html_file, report.html(simulation))
     if trace_file:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edge_bcs.cli.common import (
+    command_line,
     data_option,
     examples,
     fraction,
@@ -20,10 +21,13 @@ from edge_bcs.cli.common import (
     print_json,
     threads_option,
     trust_option,
+    word,
 )
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.progress import Progress, say
 
 _OURS = ("bcs", "random", "fixed", "dense")
+_SAVED = "last.safetensors"
 _COMPARATORS = ("lwm", "hydra", "admm")
 # Options of some methods only: a training that took no notice of one would not be what was asked for.
 _OWNERS = {
@@ -121,7 +125,11 @@ _OWNERS = {
 @click.option(
     "-o", "--output", type=click.Path(), help="Folder of checkpoints and metrics; default: runs/MODEL."
 )
-@click.option("--resume", is_flag=True, help="Continue what the output folder holds.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue what the output folder holds.",
+)
 @json_option
 @examples("""
     edge-bcs train --data digits --model vgg16 --width 0.25 --epochs 5 --engine sparse
@@ -138,6 +146,35 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     metrics.jsonl and epochs.jsonl. A training that was stopped goes on to the bit with --resume.
     """
     _check(options)
+    output = Path(options["output"] or Path("runs") / model)
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
+    try:
+        with Progress("preparing to train", shown=first):
+            result = _trained(model, data_spec, output, options)
+    except KeyboardInterrupt:
+        saved = any(output.rglob(_SAVED))
+        say(f"Stopped; {f'go on with --resume -o {word(output)}' if saved else 'nothing was saved yet'}.")
+        sys.exit(130)
+    if not first:
+        return
+    if as_json:
+        print_json({"output": str(output), **result})
+        return
+    pairs(
+        [
+            ("steps", f"{result['step']} in {result['seconds']:.0f} s"),
+            ("best epoch", result.get("best_epoch")),
+            ("clean accuracy", _share(result, "best_clean_acc")),
+            ("robust accuracy", _share(result, "best_robust_acc")),
+            *(("warning", text) for text in result["warnings"]),
+        ]
+    )
+    click.echo(f"Saved {output}; next: {command_line('evaluate', output, '--data', data_spec)}")
+    click.echo(f"      or: {command_line('export', '--checkpoint', output)}")
+
+
+def _trained(model: str, data_spec: str, output: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Read the data, make the network, and train it; return the report."""
     import torch
 
     from edge_bcs import models
@@ -153,7 +190,6 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
         input_channels=options["channels"],
         input_size=options["input_size"],
     )
-    output = Path(options["output"] or Path("runs") / model)
     _use_threads(options)
     arguments = {
         "objective": options["objective"],
@@ -176,30 +212,10 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
         "compile": options["compile"],
         "output": output,
         "resume": options["resume"],
-        "progress": not as_json,
+        "progress": True,
     }
     method = _train_comparator if options["method"] in _COMPARATORS else _train
-    try:
-        result = method(network, data, options, arguments, machine)
-    except KeyboardInterrupt:
-        click.echo(f"Stopped; go on with --resume -o {output} (a minute is lost at most).", err=True)
-        sys.exit(130)
-    if int(os.environ.get("RANK", "0")) > 0:
-        return
-    if as_json:
-        print_json({"output": str(output), **result})
-        return
-    pairs(
-        [
-            ("steps", f"{result['step']} in {result['seconds']:.0f} s"),
-            ("best epoch", result.get("best_epoch")),
-            ("clean accuracy", _share(result, "best_clean_acc")),
-            ("robust accuracy", _share(result, "best_robust_acc")),
-            *(("warning", text) for text in result["warnings"]),
-        ]
-    )
-    click.echo(f"Saved {output}; next: edge-bcs evaluate {output} --data {data_spec}")
-    click.echo(f"      or: edge-bcs export --checkpoint {output}")
+    return method(network, data, options, arguments, machine)
 
 
 def _share(result: dict[str, Any], name: str) -> str | None:

@@ -15,6 +15,7 @@ from edge_bcs.data.adapt import dataset_of
 from edge_bcs.devices import choose_device
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import Data
+from edge_bcs.progress import say
 from edge_bcs.replicas import Replicas
 from edge_bcs.sparse_model import SparseModel
 from edge_bcs.training import LAST, run_plan
@@ -127,7 +128,7 @@ class Phases:
         recipe = self.recipe
         if self.machine.get("progress", True) and self.replicas.first:
             length = f"{recipe.steps} steps" if recipe.steps else f"{epochs} epochs"
-            print(f"{self.method}: {name or 'fine-tuning'} for {length}", flush=True)
+            say(f"{self.method}: {name or 'fine-tuning'} for {length}")
         plan = Plan(
             objective=recipe.objective,
             beta=objectives.get(recipe.objective).beta if recipe.beta is None else recipe.beta,
