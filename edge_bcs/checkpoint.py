@@ -3,7 +3,8 @@
 The file holds exactly the seven buffers of `edge_bcs.sparse_model.STATE_NAMES`, under the names that an
 artifact and the board use, and string metadata: format "edge-bcs-state", version "1", step, seed, `network`
 (JSON with name and arguments), `layers` (JSON: names and shapes of the kernels), sparsity, distribution,
-objective and whatever else the writer adds.
+objective, `classes` (JSON: names of the outputs in label order, if they are known) and whatever else the
+writer adds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from edge_bcs.classes import Names, parse_names
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import reading, write_atomically
 from edge_bcs.metadata import counters, exact_sparsity, parse_json, parse_object
@@ -50,6 +52,12 @@ class Checkpoint:
     def sparsity(self) -> str:
         """What `sparsify` was asked for, in decimal."""
         return str(exact_sparsity(self.metadata.get("sparsity", "0")))
+
+    @property
+    def classes(self) -> Names | None:
+        """Names of the outputs, None if they are not stored; EdgeBcsError if they cannot be read."""
+        text = self.metadata.get("classes")
+        return None if text is None else parse_names(text)
 
     def network(self) -> dict[str, Any]:
         """What rebuilds the network, {"name", "arguments"}; ValueError if that cannot be read."""
@@ -100,6 +108,7 @@ def save_checkpoint(
         "layers": json.dumps([[layer.name, list(layer.shape)] for layer in sparse.layers]),
         "sparsity": sparse.sparsity,
         "distribution": sparse.distribution,
+        **classes_metadata(sparse.classes),
     }
     write_atomically(Path(path), save({**(more or {}), **state}, described), make_folder=True)
 
@@ -107,6 +116,11 @@ def save_checkpoint(
 def _not_finite(arrays: Mapping[str, NDArray[Any]]) -> str | None:
     wrong = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     return f"{wrong[0]} holds a number that is not finite" if wrong else None
+
+
+def classes_metadata(classes: Names | None) -> dict[str, str]:
+    """Return what a state's metadata says of class names: nothing while they are unknown."""
+    return {} if classes is None else {"classes": json.dumps(list(classes))}
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

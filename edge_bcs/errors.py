@@ -1,4 +1,4 @@
-"""The one exception that reaches users."""
+"""The one exception, and the one warning, that reach users."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class EdgeBcsError(ValueError):
 
     The command line prints the sentence and exits with status 1; nothing that was on disk before is lost.
     """
+
+
+class EdgeBcsWarning(UserWarning):
+    """Something that a user should know and that stops nothing: one sentence, told once."""

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from edge_bcs import attacks, external_attacks
 from edge_bcs.attacks import Model
-from edge_bcs.data.adapt import as_array, dataset_of, is_pair
+from edge_bcs.classes import match, match_batches, say
+from edge_bcs.data.adapt import as_array, dataset_of, is_pair, stated_classes
 from edge_bcs.data.dataset import check_finite, check_pixels
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.external_attacks import Adversary
@@ -31,6 +32,7 @@ from edge_bcs.files import write_atomically
 from edge_bcs.metadata import parse_object
 from edge_bcs.objectives import cross_entropy
 from edge_bcs.progress import Progress
+from edge_bcs.sparse_model import SparseModel
 
 ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 
@@ -87,7 +89,8 @@ def evaluate(
         model: maps f32 [n, C, H, W] in [0, 1] to logits f32 [n, K]; a module is used in evaluation mode.
         data: a data set, (images, labels), "digits" or a path (its test images), or a map-style torch Dataset
             (see `edge_bcs.data.adapt`); or an iterable of batches (x f32 [n, C, H, W] in [0, 1], y i64[n]),
-            such as a DataLoader.
+            such as a DataLoader. The classes of whatever names them are
+            matched with those of a `SparseModel` by name (edge_bcs/classes.py).
         attack: "pgd" with uniform random starts, "fgsm", "none", or one that needs the extra `eval`:
             "autoattack", "square", "bb" (B&B∞).
         epsilon: radius of the l∞ ball, in units of pixels in [0, 1].
@@ -107,11 +110,12 @@ def evaluate(
         "restarts", "step_size", "seed", "seconds", "warnings": [sentences]}; adv_acc is None for the attack
         "none". Settings that an attack does not have are left out ("queries" is Square's). With several
         budgets "queries" and "adv_acc" are those of the largest, and "curve" lists {"queries", "adv_acc"} of
-        each.
+        each. Of a `SparseModel` and a data set also "classes", "matched_by" and "missing_classes" (see
+        `classes.Match`).
 
     Raises:
-        EdgeBcsError: an unknown attack or one whose library is missing, an empty data set, a label outside
-            the network's classes.
+        EdgeBcsError: an unknown attack or one whose library is missing, an empty data set, a class that the
+            network does not know, a label outside its outputs.
     """
     if attack not in ATTACKS:
         raise EdgeBcsError(f"there is no attack {attack!r} here; choose one of {', '.join(ATTACKS)}")
@@ -238,6 +242,9 @@ def measure(
     """
     warnings = [] if warnings is None else warnings
     data = _readable(model, data)
+    matching: dict[str, Any] = {}
+    if isinstance(model, SparseModel):
+        data, matching = _matched(model, data)
     device = device_of(model)
     total = samples
     if isinstance(data, Data):
@@ -294,6 +301,7 @@ def measure(
         **settings,
         "seconds": time.monotonic() - began,
         "warnings": counts["warnings"],
+        **matching,
     }
     if len(budgets) > 1:
         report["curve"] = [
@@ -343,6 +351,19 @@ def _readable(model: Model, data: Any) -> Data | Batches:
         batches: Data | Batches = data
         return batches
     return dataset_of(data, split="test", shape=getattr(model, "input_shape", None))
+
+
+def _matched(model: SparseModel, data: Data | Batches) -> tuple[Data | Batches, dict[str, Any]]:
+    """Return the data with the network's labels and how they were matched; as it is if it has no names."""
+    if isinstance(data, Data):
+        matched = match(data, model.classes)
+    else:
+        names = stated_classes(getattr(data, "dataset", None))  # of a DataLoader
+        if names is None:
+            return data, {}
+        matched = match_batches(data, names, model.classes)
+    say(matched.notes)
+    return matched.data, matched.report()
 
 
 def _batches(data: Data | Batches, batch_size: int, total: int | None) -> Iterator[tuple[Any, Any]]:

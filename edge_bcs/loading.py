@@ -12,6 +12,7 @@ from torch import nn
 
 from edge_bcs import models
 from edge_bcs.checkpoint import Checkpoint, read_checkpoint
+from edge_bcs.classes import Names, check_names
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.runtime.archive import is_artifact
 from edge_bcs.sparse_model import STATE_NAMES, SparseModel, prunable_layers
@@ -66,7 +67,21 @@ def load(
         step=checkpoint.step,
         sparsity=sparsity,
         distribution=checkpoint.metadata.get("distribution", "paper"),
+        classes=_classes(path, checkpoint, record),
     )
+
+
+def _classes(path: Path, checkpoint: Checkpoint, record: dict[str, Any]) -> Names | None:
+    """Return the names that a checkpoint stores, one for each output as far as the network's record tells."""
+    arguments = record.get("arguments")
+    outputs = arguments.get("num_classes") if isinstance(arguments, dict) else None
+    try:
+        classes = checkpoint.classes
+        if classes is not None and type(outputs) is int:
+            check_names(classes, "its classes", outputs)
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"{path}: {error}") from None
+    return classes
 
 
 def _from_ort(path: Path) -> Checkpoint | None:
@@ -93,6 +108,7 @@ def _from_artifact(path: Path, model: nn.Module | None, trust_keys: Sequence[str
         step=int(metadata["step"]),
         sparsity=str(artifact.manifest["sparsity"]),
         distribution=str(artifact.manifest.get("distribution", "paper")),
+        classes=artifact.classes,
     )
 
 
@@ -107,6 +123,7 @@ def _assemble(
     step: int,
     sparsity: str,
     distribution: str,
+    classes: Names | None,
 ) -> SparseModel:
     if model is not None:
         network = copy.deepcopy(model.network if isinstance(model, SparseModel) else model)
@@ -144,7 +161,7 @@ def _assemble(
         distribution=distribution,
     )
     sparse.load_state(tensors)
-    sparse.step = step
+    sparse.step, sparse.classes = step, classes
     return sparse.eval()
 
 

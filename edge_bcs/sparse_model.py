@@ -149,8 +149,11 @@ class SparseModel(nn.Module):
         statistics: the batch norms, in the order of `batchnorm.mean`.
         step: number of training steps that the weights have behind them.
         seed, sparsity, distribution: what `sparsify` was asked for; `sparsity` is a decimal string.
+        classes: names of the outputs in label order; None until training takes them from its first data, or
+            you set them. Data is matched with them by name (edge_bcs/classes.py).
     """
 
+    classes: tuple[str, ...] | None
     index: Tensor
     momentum: Tensor
     dense_momentum: Tensor
@@ -171,6 +174,7 @@ class SparseModel(nn.Module):
         self.size = sum(layer.size for layer in self.layers)
         self.kappa = len(index)
         self.step = 0
+        self.classes = None
         self.seed, self.sparsity, self.distribution = seed, sparsity, distribution
         self.network = network
         self.dense = self._dense_parameters()

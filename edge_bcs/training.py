@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from edge_bcs import objectives
 from edge_bcs.attacks import evaluation_mode, input_gradient
 from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
+from edge_bcs.classes import check_names, completed, match, say, shown
 from edge_bcs.data.adapt import batch_size_of, dataset_of
 from edge_bcs.data.dataset import Dataset, check_finite, check_pixels
 from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
@@ -101,7 +102,8 @@ def train(
     network (see `edge_bcs.replicas`), and the first writes.
 
     Args:
-        sparse: what `sparsify` returned; trained in place.
+        sparse: what `sparsify` returned; trained in place. Its `classes` are matched with the data's by name
+            (edge_bcs/classes.py); where it has none, it gets the data's.
         data: a data set of `edge_bcs.data`; (images, labels), arrays or tensors: floats [N, C, H, W] in
             [0, 1], or u8, which are divided by 255, and whole numbers; "digits" or a path; a map-style torch
             Dataset of (image, label), or a DataLoader of one. Of a loader its dataset and its batch size
@@ -141,11 +143,13 @@ def train(
 
     Returns:
         the last line of epochs.jsonl, with "best_epoch", "best_step", "best_robust_acc", "best_clean_acc",
-        "step", "seconds", "warnings" (sentences: a network in which nothing leads from image to answer).
+        "step", "seconds", "warnings" (sentences: a network in which nothing leads from image to answer),
+        "classes", "matched_by" and "missing_classes" (see `classes.Match`).
 
     Raises:
         EdgeBcsError: an argument out of range, a device that is not there, rst without its second data set,
-            data that does not fit, a pixel beyond [0, 1] or not finite, a checkpoint of another plan, or a
+            data that does not fit, a class that the network does not know, a pixel beyond [0, 1] or not
+            finite, a checkpoint of another plan, or a
             step that would make a weight that is not finite.
     """
     described = objectives.get(objective)
@@ -226,23 +230,28 @@ def run_plan(
     sparse.to(device)
     replicas.start_alike(sparse)
     run = _Run(sparse, data, pseudo_labelled, plan, update, replicas)
-    run.engine = open_engine(
-        sparse,
-        plan,
-        run.objective,
-        update,
-        shape=data.shape,
-        replicas=replicas,
-        threads=threads,
-    )
+    names_before, sparse.classes = sparse.classes, run.classes
+    began = False
     try:
+        run.engine = open_engine(
+            sparse,
+            plan,
+            run.objective,
+            update,
+            shape=data.shape,
+            replicas=replicas,
+            threads=threads,
+        )
         if output is not None:
             run.open(Path(output), resume)
         if compile:
             sparse.network.compile()
         run.engine.load(run.step)
+        began = True
         return run.train(save_seconds, progress and replicas.first)
     finally:
+        if not began:
+            sparse.classes = names_before
         sparse.network._compiled_call_impl = None
         sparse.eval()
         run.close()
@@ -295,16 +304,28 @@ class _Run:
         if held >= len(data):
             raise EdgeBcsError(f"{len(data)} images are too few to hold {held} of them out")
         split = data.order(plan.seed, _SPLIT_EPOCH)
-        self.data = Part(data, np.sort(split[held:]))
-        self.held_out = Part(data, np.sort(split[:held])) if held else None
-        self.pseudo_labelled = (
-            None if pseudo_labelled is None else Part(pseudo_labelled, np.arange(len(pseudo_labelled)))
-        )
+        kept, held_out = np.sort(split[held:]), np.sort(split[:held])
+        self.warnings: list[str] = []
+        outputs = self._outputs(data, kept[:_CHECKED_IMAGES])
+        known = sparse.classes
+        if known is not None:
+            known = completed(check_names(known, "the network's classes"), outputs)
+        matched = match(data, known, outputs, naming=True, trained=sparse.step > 0)
+        self.classes, self.matching = matched.classes, matched.report()
+        self.data = Part(matched.data, kept)
+        self.held_out = Part(matched.data, held_out) if held else None
+        self.pseudo_labelled = None
+        notes = matched.notes
+        if pseudo_labelled is not None:
+            second = match(pseudo_labelled, self.classes, outputs)
+            self.pseudo_labelled = Part(second.data, np.arange(len(pseudo_labelled)))
+            notes += tuple(f"the pseudo-labelled data: {note}" for note in second.notes)
+        if replicas.first:
+            say(notes)
         self.labelled = plan.batch_size // 2 if pseudo_labelled is not None else plan.batch_size
         self.per_epoch = max(1, len(self.data) // max(1, self.labelled))
         self.total = plan.steps or plan.epochs * self.per_epoch
-        self.warnings: list[str] = []
-        self._check_fit()
+        self._check_batches()
         self.step = 0
         self.best: dict[str, Any] = {}
         self.best_state = sparse.state()
@@ -316,26 +337,25 @@ class _Run:
         self._pending: deque[tuple[dict[str, Any], int, float, Callable[[], Numbers]]] = deque()
         self._settled_at = 0.0
 
-    def _check_fit(self) -> None:
-        """Raise `EdgeBcsError` unless the network takes these images and has an answer for every class.
+    def _outputs(self, data: Data, positions: NDArray[Any]) -> int:
+        """Return how many answers the network has; raise `EdgeBcsError` unless it takes these images.
 
         Also warn of a network in which no path leads from the image to the answer. Rewiring cannot mend it:
         without a gradient no connection dies.
         """
-        images = self.data.read(np.arange(min(len(self.data), _CHECKED_IMAGES)))[0]
+        images = Part(data, positions).images(np.arange(len(positions)))
         x = torch.from_numpy(images).to(self.sparse.index.device)
         try:
             with evaluation_mode(self.sparse):
-                answers = self.sparse(x[:1]).shape[1]
+                outputs = int(self.sparse(x[:1]).shape[1])
                 # Of differently weighted logits: those of equally weighted ones might cancel.
                 if not input_gradient(self.sparse, x, lambda logits: logits.cumsum(1)).any():
                     self.warnings.append(_CUT)
         except RuntimeError:
-            raise EdgeBcsError(
-                f"the network does not take images of the shape {list(self.data.shape)}"
-            ) from None
-        if len(self.data.classes) > answers:
-            raise EdgeBcsError(f"the data has {len(self.data.classes)} classes, the network only {answers}")
+            raise EdgeBcsError(f"the network does not take images of the shape {list(data.shape)}") from None
+        return outputs
+
+    def _check_batches(self) -> None:
         smallest = self.plan.batch_size // (2 if len(self._bounds(self.plan.batch_size)) == 3 else 1)
         if smallest < self.replicas.count:
             raise EdgeBcsError(
@@ -390,6 +410,12 @@ class _Run:
                 )
         if network != self.sparse.record or checkpoint.seed != self.sparse.seed:
             raise EdgeBcsError(f"{last.parent} holds a training of another network or seed")
+        stored = checkpoint.classes
+        if stored is not None and stored != self.classes:
+            raise EdgeBcsError(
+                f"{last.parent} was begun with the classes {shown(stored)}, not {shown(self.classes or ())}; "
+                "resume it as it was begun, or choose another folder"
+            )
         self.sparse.load_state(checkpoint.tensors)
         self.update.load_state(checkpoint.tensors)
         self.step, self.best, self._sums = checkpoint.step, best, sums
@@ -447,7 +473,8 @@ class _Run:
             self.sparse.load_state(self.best_state)
             self.sparse.step = self.best["best_step"]
         seconds = time.monotonic() - began
-        return {**report, **self.best, "step": self.step, "seconds": seconds, "warnings": self.warnings}
+        about = {"seconds": seconds, "warnings": self.warnings, **self.matching}
+        return {**report, **self.best, "step": self.step, **about}
 
     def _one_step(self, epoch: int, positions: NDArray[Any]) -> None:
         """Begin one step of Algorithm 1; `_settle` tells how it went."""

@@ -28,7 +28,7 @@ from edge_bcs.cli.common import percent, table
 from edge_bcs.data import ArrayDataset, open_data
 from edge_bcs.files import write_json
 
-CLASSES = (0, 1, 3, 5, 8)  # airplane, automobile, cat, dog, ship
+CLASSES = (0, 1, 3, 5, 8)  # in CIFAR-10's order: airplane, automobile, cat, dog, ship
 BLUR = 0.7  # standard deviation of the blur, pixels
 GAIN = (1.10, 0.97, 0.80)  # of red, green and blue: a warm lamp
 CONTRAST = 0.75  # about the middle grey
@@ -44,14 +44,20 @@ def seen_by_the_camera(images: NDArray[np.float32], seed: int) -> NDArray[np.flo
     return np.clip(flat + noise, 0.0, 1.0).astype(np.float32)
 
 
-def camera_images(spec: str, seed: int) -> tuple[ArrayDataset, ArrayDataset]:
-    """Return what the board may train on and what it is measured on, the shifted test images of `CLASSES`."""
+def camera_images(spec: str, seed: int) -> tuple[ArrayDataset, ArrayDataset, tuple[str, ...]]:
+    """Return what the board may train on, what it is measured on, and the names of all classes.
+
+    Both are the shifted test images of `CLASSES`, and have the names of these alone: a camera knows of no
+    others. The network finds its own labels by the names.
+    """
     images = open_data(spec, "test")
     x, y = images.read(images.order(seed, 0))
     chosen = np.isin(y, CLASSES)
-    x, y = seen_by_the_camera(x[chosen], seed), y[chosen]
+    x, y = seen_by_the_camera(x[chosen], seed), np.searchsorted(CLASSES, y[chosen])
+    names = tuple(images.classes[label] for label in CLASSES)
     quarter = len(y) // 4
-    return ArrayDataset(x[quarter:], y[quarter:]), ArrayDataset(x[:quarter], y[:quarter])
+    training = ArrayDataset(x[quarter:], y[quarter:], names)
+    return training, ArrayDataset(x[:quarter], y[:quarter], names), images.classes
 
 
 @click.command()
@@ -66,10 +72,13 @@ def camera_images(spec: str, seed: int) -> tuple[ArrayDataset, ArrayDataset]:
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="out/shifted-camera")
 def main(checkpoint: str, spec: str, output: Path, **options: Any) -> None:
     """Compare no, plain and robust fine-tuning on what a shifted camera sees."""
-    training, held_out = camera_images(spec, options["seed"])
+    training, held_out, classes = camera_images(spec, options["seed"])
     rows = []
     for name, objective in (("none", None), ("plain", "natural"), ("robust (AT, PGD-10)", "at")):
-        rows.append({"fine_tuning": name, **measure(checkpoint, objective, training, held_out, options)})
+        sparse = edge_bcs.load(checkpoint)
+        # A checkpoint of an earlier version names no classes; its labels are those of the data it had.
+        sparse.classes = sparse.classes or classes
+        rows.append({"fine_tuning": name, **measure(sparse, objective, training, held_out, options)})
     report = {"checkpoint": checkpoint, "data": spec, **options, "rows": rows}
     write_json(output / "report.json", report, make_folder=True)
     table(
@@ -88,16 +97,16 @@ def main(checkpoint: str, spec: str, output: Path, **options: Any) -> None:
 
 
 def measure(
-    checkpoint: str,
+    sparse: edge_bcs.SparseModel,
     objective: str | None,
     training: ArrayDataset,
     held_out: ArrayDataset,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """Compile the checkpoint, fine-tune it unless ``objective`` is None, and return its accuracies."""
+    """Compile the network, fine-tune it unless ``objective`` is None, and return its accuracies."""
     with tempfile.TemporaryDirectory() as folder:
         edge_bcs.export(
-            edge_bcs.load(checkpoint),
+            sparse,
             Path(folder) / "artifact",
             objective=objective or "at",
             memory=options["memory"],

@@ -22,6 +22,8 @@ from edge_bcs.runtime.units import format_bytes, parse_bytes
 from safetensors.numpy import save
 
 import edge_bcs
+from edge_bcs.checkpoint import classes_metadata
+from edge_bcs.classes import check_names, completed
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import replacing, sync_folder
 from edge_bcs.objectives import Objective
@@ -212,7 +214,8 @@ def export(
     It appears complete or not at all; an artifact that is already there is replaced.
 
     Args:
-        sparse: the network with its κ connections.
+        sparse: the network with its κ connections; `sparse.classes` are the names of its outputs, if it has
+            any.
         directory: the folder to write, or a file NAME.tar: the same folder in one file.
         objective: natural, at, mixed, trades, rst or mart.
         input_shape: (channels, height, width) of the images, which lie in [0, 1].
@@ -282,11 +285,15 @@ def export(
         machine=machine or TYPICAL_BOARD,
     )
     seed = sparse.seed if seed is None else seed
+    classes = sparse.classes
+    if classes is not None:
+        classes = completed(check_names(classes, "the network's classes"), network.classes)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "created_by": f"edge-bcs {edge_bcs.__version__}",
         "network": {**sparse.record, "input_shape": list(network.image), "num_classes": network.classes},
+        **({} if classes is None else {"classes": list(classes)}),
         "sparsity": sparse.sparsity,
         "distribution": sparse.distribution,
         "kappa": network.kappa,
@@ -315,7 +322,7 @@ def export(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         folder = Path(scratch) / target.name
         folder.mkdir()
-        state = {"objective": rule.name, "step": str(step), "seed": str(seed)}
+        state = {"objective": rule.name, "step": str(step), "seed": str(seed), **classes_metadata(classes)}
         if plain_eval:
             onnx.save(plain_evaluation_model(sparse, input_shape), folder / PLAIN_EVAL)
         note("writing it")

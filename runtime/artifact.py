@@ -19,6 +19,7 @@ from typing import Any
 from edge_bcs.runtime import archive
 from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNATURE
 
+from edge_bcs.classes import Names, check_names, may_become
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import reading
 from edge_bcs.metadata import exact_sparsity, parse_json
@@ -79,6 +80,7 @@ class Artifact:
         kappa: κ, connections of the whole network; size: N, its prunable positions.
         micro_batch: images per run of a graph; lanes: images per vector; batch_size: the default logical
             batch.
+        classes: names of the outputs in label order, ``num_classes`` of them; None while they are unknown.
         dense_size, statistics_size: lengths of dense.value and of batchnorm.mean.
         budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum,
             noise.
@@ -90,6 +92,7 @@ class Artifact:
     manifest: dict[str, Any]
     input_shape: tuple[int, int, int]
     num_classes: int
+    classes: Names | None
     sparsity: str
     kappa: int
     size: int
@@ -274,6 +277,15 @@ class _Fields:
                 raise self._fault(name, f"a list of whole numbers from {low}")
         return tuple(value)
 
+    def names(self, name: str, count: int) -> Names | None:
+        """``count`` class names; None if the field is absent."""
+        if name not in self.value:
+            return None
+        value = self.value[name]
+        if not isinstance(value, list):
+            raise self._fault(name, f"a list of {count} names")
+        return check_names(value, f"the manifest's {name}", count)
+
     def object(self, name: str) -> _Fields:
         return _Fields(self.value.get(name), f"{self.where}.{name}" if self.where else name)
 
@@ -316,11 +328,13 @@ def _parse(folder: Path, manifest: dict[str, Any]) -> Artifact:
     memory.integer("predicted_peak_bytes", 0, 1 << 50)
     memory.optional_object("choice")
     budget = None if memory.value.get("budget") is None else memory.integer("budget", 1, 1 << 50)
+    num_classes = network.integer("num_classes", 2)
     return Artifact(
         path=folder,
         manifest=manifest,
         input_shape=(channels, height, width),
-        num_classes=network.integer("num_classes", 2),
+        num_classes=num_classes,
+        classes=fields.names("classes", num_classes),
         sparsity=_sparsity(fields),
         kappa=kappa,
         size=size,
@@ -401,9 +415,13 @@ def _objective(fields: _Fields) -> Objective:
 def check_is_run_of(run: str | Path, artifact: Artifact) -> None:
     """Raise EdgeBcsError unless the folder ``run`` holds a run of ``artifact``: its graphs and settings, with
     a state that training wrote."""
-    manifest = Artifact.read(run).manifest
-    files = {name: artifact.manifest["files"].get(name) for name in manifest["files"] if name != STATE}
-    if manifest != {**artifact.manifest, "files": files}:
+    found = Artifact.read(run)
+    files = {name: artifact.manifest["files"].get(name) for name in found.manifest["files"] if name != STATE}
+    expected = {**artifact.manifest, "files": files}
+    # A run has the names of the data that its artifact was first trained on.
+    if found.classes is not None and may_become(artifact.classes, found.classes):
+        expected["classes"] = list(found.classes)
+    if found.manifest != expected:
         raise EdgeBcsError(f"{run} does not hold a run of the artifact; choose another output folder.")
 
 

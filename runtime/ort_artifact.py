@@ -15,6 +15,7 @@ forms), InPlaceAccumulatorV2, SGDOptimizerV2, AdamWOptimizer; everything else mu
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -37,6 +38,7 @@ from edge_bcs.runtime.onnx_file import (
 )
 from edge_bcs.runtime.ort_checkpoint import CHECKPOINT, OptimizerState, read_ort_checkpoint
 
+from edge_bcs.classes import Names, parse_names
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_atomically
 
@@ -63,6 +65,9 @@ class OrtArtifact:
         parameters: name → array of every parameter, trainable or not; changed in place by `step`.
         steps: optimizer steps done, those of the checkpoint included.
         batch_size: images that the graphs are fixed to, or None.
+        outputs: scores that the network gives, or None if the graphs do not say.
+        classes: names of the outputs in label order, or None while unknown. A checkpoint keeps them in its
+            property "classes"; set them before `save_checkpoint`.
 
     Raises EdgeBcsError for a missing or damaged file, or an operator that nothing here supplies.
     """
@@ -102,6 +107,8 @@ class OrtArtifact:
             for name, moments in self._moments.items()
         }
         self._check_inputs()
+        self.outputs = self._count_outputs()
+        self.classes = self._stored_classes()
 
     def __enter__(self) -> OrtArtifact:
         """Return the artifact itself."""
@@ -162,6 +169,22 @@ class OrtArtifact:
         self.batch_size = shape[0] if isinstance(shape[0], int) else None
         self._label_type = np.int64 if inputs[1].type == "tensor(int64)" else np.int32
 
+    def _count_outputs(self) -> int | None:
+        found = [item.shape for item in self._training.get_outputs() if item.name == self._scores[0]]
+        known = found and len(found[0]) == 2 and isinstance(found[0][1], int)
+        return int(found[0][1]) if known else None
+
+    def _stored_classes(self) -> Names | None:
+        stored = self._checkpoint.properties.get("classes")
+        if stored is None:
+            return None
+        classes = parse_names(str(stored))
+        if self.outputs not in (None, len(classes)):
+            raise EdgeBcsError(
+                f"the checkpoint names {len(classes)} classes and the network has {self.outputs} outputs."
+            )
+        return classes
+
     # One step
 
     def step(self, x: Array, y: Array) -> dict[str, float]:
@@ -217,6 +240,9 @@ class OrtArtifact:
         state = OptimizerState(self.steps, self.learning_rate, self._moments)
         # The checkpoint's own arrays are what `step` changes.
         changed = replace(self._checkpoint, optimizer=state if include_optimizer_state else None)
+        if self.classes is not None:
+            names = {"classes": json.dumps(list(self.classes))}
+            changed = replace(changed, properties={**changed.properties, **names})
         write_atomically(Path(path), changed.serialize(), make_folder=True)
 
     def _run(

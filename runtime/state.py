@@ -20,13 +20,14 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from edge_bcs.runtime.artifact import GRAPHS, MANIFEST, STATE, Artifact, graph_file
 
+from edge_bcs.classes import check_names, may_become, shown
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import PARTIAL_SUFFIX, replacing, sync_folder
 from edge_bcs.metadata import counters, parse_object
@@ -137,13 +138,20 @@ def state_bytes(artifact: Artifact) -> int:
     return sum(length * np.dtype(dtype).itemsize for dtype, length in layout) + _HEADER_BYTES
 
 
-def write_run(folder: str | Path, artifact: Artifact, tensors: Arrays, metadata: Mapping[str, str]) -> int:
+def write_run(
+    folder: str | Path,
+    artifact: Artifact,
+    tensors: Arrays,
+    metadata: Mapping[str, str],
+    classes: Sequence[str] | None = None,
+) -> int:
     """Save a state into the run folder, creating it as a copy of ``artifact`` the first time.
 
-    Returns the bytes of the state. ``metadata`` needs "step" and "seed". Atomic and durable as the module
-    says. Raises EdgeBcsError if the folder belongs to something else, if the medium is full or read-only, or
-    if ``tensors`` are no state that could be read again (a number that is not finite); the earlier saves are
-    then kept.
+    Returns the bytes of the state. ``metadata`` needs "step" and "seed". ``classes`` are the names that the
+    network got since it was exported; the run's manifest keeps them, the artifact stays as it is. Atomic and
+    durable as the module says. Raises EdgeBcsError if the folder belongs to something else, if the medium is
+    full or read-only, or if ``tensors`` are no state that could be read again (a number that is not finite);
+    the earlier saves are then kept.
     """
     folder = Path(folder)
     fault = state_fault({name: tensors[name] for name in state_layout(artifact)}, parts_of(artifact))
@@ -151,7 +159,9 @@ def write_run(folder: str | Path, artifact: Artifact, tensors: Arrays, metadata:
         raise EdgeBcsError(f"the state was not saved to {folder}: {fault}; earlier saves are kept.")
     try:
         if not _is_run_of(folder, artifact):
-            _create_run(folder, artifact)
+            _create_run(folder, artifact, classes)
+        elif classes is not None:
+            _name_classes(folder, classes)
         return _write_slot(folder, {name: tensors[name] for name in state_layout(artifact)}, metadata)
     except OSError as error:
         reason = {
@@ -186,17 +196,38 @@ def _is_run_of(folder: Path, artifact: Artifact) -> bool:
     return True
 
 
-def _create_run(folder: Path, artifact: Artifact) -> None:
+def _create_run(folder: Path, artifact: Artifact, classes: Sequence[str] | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = [graph_file(graph) for graph in GRAPHS]
     for name in names:
         with replacing(folder / name) as stream, (artifact.path / name).open("rb") as source:
             shutil.copyfileobj(source, stream)
     files = {name: artifact.manifest["files"][name] for name in names}
-    with replacing(folder / MANIFEST) as stream:
-        stream.write(json.dumps({**artifact.manifest, "files": files}, indent=1).encode())
-    sync_folder(folder)
+    manifest = {**artifact.manifest, "files": files}
+    if classes is not None:
+        manifest["classes"] = list(classes)
+    _write_manifest(folder, manifest)
     sync_folder(folder.parent)
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    with replacing(folder / MANIFEST) as stream:
+        stream.write(json.dumps(manifest, indent=1).encode())
+    sync_folder(folder)
+
+
+def _name_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Give the outputs of a run names that they had not when it was made; those they had stay."""
+    manifest = parse_object((folder / MANIFEST).read_bytes())
+    stored = manifest.get("classes")
+    if stored == list(classes):
+        return
+    if stored is not None and not may_become(check_names(stored, f"the classes of {folder}"), tuple(classes)):
+        raise EdgeBcsError(
+            f"{folder} holds a run with other classes: it has {shown(stored)}; this one has "
+            f"{shown(classes)}. Choose another folder for the run."
+        )
+    _write_manifest(folder, {**manifest, "classes": list(classes)})
 
 
 def _write_slot(folder: Path, tensors: Arrays, metadata: Mapping[str, str]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from edge_bcs.runtime.thermostat import Thermostat
 from edge_bcs.runtime.units import parse_bytes
 
 from edge_bcs import random
+from edge_bcs.classes import Match, Names, match, named, say
 from edge_bcs.data.adapt import batch_size_of, dataset_of
 from edge_bcs.errors import EdgeBcsError
 
@@ -56,9 +57,12 @@ class Trainer:
         threads: threads of each graph; default: the processors this process may use. The result does not
             depend on it.
         seed: of all randomness; default: the artifact's.
+        class_names: of the network's outputs in label order, for an artifact that has none stored.
 
     Attributes:
         artifact: what was read. steps: optimizer steps done. seed: see above.
+        classes: names of the network's outputs: stored, given, or of the first data that it was trained on;
+            None while unknown. `save` keeps them.
         resumed: whether it was opened by `resume`.
         learning_rate, weight_decay, momentum, noise: λ, λ_w, μ, σ of the next step (facts of Algorithm 1,
             line 9).
@@ -73,11 +77,15 @@ class Trainer:
         memory: int | str | None = None,
         threads: int | None = None,
         seed: int | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.artifact = path if isinstance(path, Artifact) else Artifact.read(path)
         cap = self.artifact.budget if memory is None else parse_bytes(memory)
         if seed is not None and not 0 <= seed < 2**64:
             raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}.")
+        self.classes: Names | None = self.artifact.classes
+        if class_names is not None:
+            self.classes = named(self.classes, class_names, self.artifact.num_classes)
         self._engine = self._open_engine(cap, threads)
         self._finalizer = weakref.finalize(self, Engine.close, self._engine)
         metadata = self._engine.metadata
@@ -94,9 +102,15 @@ class Trainer:
         return Engine(self.artifact, cap, threads)
 
     @classmethod
-    def resume(cls, path: str | Path, memory: int | str | None = None, threads: int | None = None) -> Trainer:
+    def resume(
+        cls,
+        path: str | Path,
+        memory: int | str | None = None,
+        threads: int | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> Trainer:
         """Open a saved run so that the next `fit` goes on where the saved one stood, to the bit."""
-        trainer = cls(path, memory=memory, threads=threads)
+        trainer = cls(path, memory=memory, threads=threads, class_names=class_names)
         try:
             saved = trainer._engine.metadata.get("progress")
             if saved is not None:
@@ -311,7 +325,9 @@ class Trainer:
             data: a data set of `edge_bcs.data`; (images, labels), arrays or tensors: floats [N, C, H, W] in
                 [0, 1], or u8, and whole numbers; "digits" or a path (its training images); a map-style torch
                 Dataset of (image, label), or a DataLoader of one, whose dataset and batch size count and
-                whose order does not (see `edge_bcs.data.adapt`). Read one micro-batch at a time.
+                whose order does not (see `edge_bcs.data.adapt`). Read one micro-batch at a time. Its classes
+                are matched with the network's by name (edge_bcs/classes.py); a network without names takes
+                those of this data.
             epochs, steps: how long, counted from where this training began; default: one epoch.
             batch_size: images per optimizer step; default: a DataLoader's, or the artifact's.
             learning_rate: the first learning rate, to which weight decay keeps its ratio; default: the
@@ -336,11 +352,12 @@ class Trainer:
             this training began; "finished"; "skipped" since it began; "seconds", of which "paused_seconds";
             "milliseconds_per_step"; "peak_bytes"; "writes" (see `Fit.writes`) if it is saved or measured.
 
-        Raises EdgeBcsError for impossible options or data, for a file that cannot be written, and
-        NotFiniteError as ``on_nan`` says.
+        Raises EdgeBcsError for impossible options or data, a class that the network does not know, a file
+        that cannot be written, and NotFiniteError as ``on_nan`` says.
         """
         batch_size = batch_size_of(data) if batch_size is None else batch_size
-        data = self._dataset(data, "train")
+        matched = self._matched(self._dataset(data, "train"), naming=True)
+        data = matched.data
         fitting = Fit(
             self,
             data,
@@ -359,6 +376,7 @@ class Trainer:
         )
         resumed = self._continues or self.resumed  # killed before its first save, it has no plan yet
         plan = self._make_plan(data, epochs, steps, batch_size, learning_rate)
+        self.classes = matched.classes
         return fitting.run(plan, resumed)
 
     def _make_plan(
@@ -370,7 +388,6 @@ class Trainer:
         learning_rate: float | None,
     ) -> Plan:
         """Where this training begins and ends: a new one, or after `resume` the saved one."""
-        self._check_data(data)
         if epochs is not None and steps is not None:
             raise EdgeBcsError("give the length in epochs or in steps, not both.")
         for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
@@ -417,18 +434,32 @@ class Trainer:
         skipped."""
         return dataset_of(data, split=split, shape=self.artifact.input_shape, finite=False)
 
-    def _check_data(self, data: Data) -> None:
+    def match_classes(self, data: Any, *, training: bool = False) -> Match:
+        """Match the classes of ``data`` with the network's by name, as `fit` and `evaluate` do, and say once
+        what is worth knowing.
+
+        Args:
+            data: what `fit` takes; of a path its test images unless ``training``.
+            training: the network will be trained on it, so a network without names takes those of ``data``.
+
+        Raises EdgeBcsError for data of another shape, without images, or with a class that the network does
+        not know.
+        """
+        matched = self._matched(self._dataset(data, "train" if training else "test"), naming=training)
+        self.classes = matched.classes
+        return matched
+
+    def _matched(self, data: Data, naming: bool) -> Match:
         if len(data) == 0:
             raise EdgeBcsError("the data set is empty.")
         if tuple(data.shape) != self.artifact.input_shape:
             raise EdgeBcsError(
                 f"the network takes {self.artifact.input_shape} images; the data has {tuple(data.shape)}."
             )
-        if len(data.classes) > self.artifact.num_classes:
-            raise EdgeBcsError(
-                f"the data has {len(data.classes)} classes and the network "
-                f"{self.artifact.num_classes}; export it with --classes {len(data.classes)}."
-            )
+        outputs = self.artifact.num_classes
+        matched = match(data, self.classes, outputs, naming=naming, trained=self.steps > 0)
+        say(matched.notes)
+        return matched
 
     # Looking at the result
 
@@ -462,7 +493,8 @@ class Trainer:
         """Return clean and robust accuracy ("accuracy", "robust_accuracy", "samples"), measured on the board.
 
         Args:
-            data: what `fit` takes; of a path its test images.
+            data: what `fit` takes; of a path its test images. Its classes are matched with the network's by
+                name.
             attack_steps: of PGD on the cross-entropy, with steps of 2.5·ε/steps and a
                 uniform
                 start; 0 measures clean accuracy alone.
@@ -472,8 +504,7 @@ class Trainer:
             restarts: an image counts as robust if none of so many attacks fools the network.
             on_batch: called with (images done, all images).
         """
-        held_out = self._dataset(data, "test")
-        self._check_data(held_out)
+        held_out: Data = self._matched(self._dataset(data, "test"), naming=False).data
         if attack not in ("pgd", "fgsm"):
             raise EdgeBcsError(f"the board evaluates with pgd or fgsm, not {attack!r}.")
         if attack == "fgsm":
@@ -531,7 +562,7 @@ class Trainer:
         medium is full or read-only, or the state holds a number that is not finite; earlier saves are then
         kept.
         """
-        return write_run(path, self.artifact, self._engine.arrays, self._metadata())
+        return write_run(path, self.artifact, self._engine.arrays, self._metadata(), self.classes)
 
     def _metadata(self) -> dict[str, str]:
         """What a saved state says beside its tensors."""

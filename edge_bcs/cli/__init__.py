@@ -8,12 +8,16 @@ error and exit status 1.
 from __future__ import annotations
 
 import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 import edge_bcs
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.progress import say
 
 _COMMANDS = {
     "export": "Compile a sparse network into an artifact folder (host).",
@@ -28,6 +32,22 @@ _COMMANDS = {
     "run-ort-artifact": "Train a dense artifact of ONNX Runtime's tools on a stock build.",
     "doctor": "Check this machine and say what to fix.",
 }
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Show the package's own warnings as sentences on standard error, others as Python does."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Any, category: Any, *where: Any) -> None:
+            if issubclass(category, EdgeBcsWarning):
+                say(str(message))
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 class _Commands(click.Group):
@@ -48,7 +68,8 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with _warnings_in_one_line():
+                return super().invoke(context)
         except EdgeBcsError as error:
             raise click.ClickException(str(error)) from None
         except ModuleNotFoundError as error:

@@ -32,6 +32,13 @@ data_option = click.option(
     required=True,
     help="A folder or .tar[.gz] of class folders, CIFAR-10/100 python batches, SVHN .mat, .npz, or digits.",
 )
+
+class_names_option = click.option(
+    "--class-names",
+    metavar="A,B,…|FILE",
+    help="Names of the network's outputs, or a file with a name a line, in the order of the labels; default: "
+    "those it has, or those of the first data it is trained on. Data is matched with them by name.",
+)
 memory_option = click.option(
     "--memory",
     metavar="SIZE",
@@ -50,6 +57,14 @@ trust_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Default: all processors of this process."
 )
+
+
+def class_names(options: dict[str, Any]) -> tuple[str, ...] | None:
+    """Return the names that --class-names gives; None without it."""
+    from edge_bcs.classes import given_names
+
+    text = options["class_names"]
+    return None if text is None else given_names(text)
 
 
 def given(option: str) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from edge_bcs.cli.common import (
+    class_names,
+    class_names_option,
     data_option,
     examples,
     fraction,
@@ -33,6 +35,7 @@ _TORCHS_OPTIONS = ("step_size", "batch_size", "seed", "device", "resume")
 @click.command()
 @click.argument("path", type=click.Path())
 @data_option
+@class_names_option
 @click.option("--attack", type=click.Choice(_ATTACKS), default="pgd", show_default=True)
 @click.option("--attack-steps", type=click.IntRange(1), help="Of PGD (default 50) and B&B (100).")
 @click.option("--restarts", type=click.IntRange(1), default=1, show_default=True, help="Starts of PGD.")
@@ -72,7 +75,7 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
 
     Artifacts and runs are measured by the board's own graphs; --engine torch loads them into PyTorch
     instead, which attacks other than FGSM and PGD need. The JSON has RobustBench's names: clean_acc,
-    adv_acc, norm, eps.
+    adv_acc, norm, eps. The data's classes are matched with the network's by name; it may lack some.
     """
     _check(options)
     measure = _on_board if _chosen_engine(path, options) == "board" else _in_torch
@@ -137,11 +140,13 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
     attack = options["attack"]
     steps = {"none": 0, "fgsm": 1}.get(attack, options["attack_steps"] or 50)
     artifact = Artifact.read(path, options["trust_keys"])
-    with Trainer(artifact, memory=options["memory"], threads=options["threads"]) as trainer:
+    machine = {name: options[name] for name in ("memory", "threads")}
+    with Trainer(artifact, class_names=class_names(options), **machine) as trainer:
         data = open_data(options["data_spec"], options["split"], trainer.artifact.input_shape)
         epsilon = artifact.objective.epsilon
         if options["epsilon"] is not None:
             epsilon = fraction(options["epsilon"], "--epsilon")
+        matching = trainer.match_classes(data).report()
         with Progress("measuring" if attack == "none" else attack, unit="images") as bar:
             measured = trainer.evaluate(
                 data,
@@ -164,6 +169,7 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
             "kappa": artifact.kappa,
             "size": artifact.size,
             "step": trainer.steps,
+            **matching,
             "peak_bytes": trainer.memory()["peak_bytes"],
         }
         if attack != "none":
@@ -174,12 +180,15 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
 def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from edge_bcs import evaluation, loading
+    from edge_bcs import classes, evaluation, loading
     from edge_bcs.data import open_data
     from edge_bcs.devices import choose_device
 
     device = choose_device(options["device"])
     sparse = loading.load(path, trust_keys=options["trust_keys"])
+    names = class_names(options)
+    if names is not None:
+        sparse.classes = classes.named(sparse.classes, names)
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
     sparse = sparse.to(device)

@@ -12,6 +12,8 @@ from click.core import ParameterSource
 
 from edge_bcs.cli.common import (
     activations,
+    class_names,
+    class_names_option,
     command_line,
     examples,
     fraction,
@@ -37,7 +39,12 @@ if TYPE_CHECKING:
 @click.option(
     "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True
 )
-@click.option("--classes", type=click.IntRange(2), help="Default: 10. A checkpoint has its own.")
+@click.option(
+    "--classes",
+    type=click.IntRange(2),
+    help="Default: one for each of --class-names, or 10. A checkpoint has its own.",
+)
+@class_names_option
 @click.option(
     "--input-size", type=click.IntRange(1), help="Height and width; default: the checkpoint's, or 32."
 )
@@ -146,7 +153,10 @@ def _exported(
     from edge_bcs.runtime.archive import SUFFIX
 
     note("reading the network")
-    sparse, name, step = _network(options)
+    names = class_names(options)
+    sparse, name, step = _network(options, names)
+    if names is not None:
+        _rename(sparse, names)
     batch_norm = options["batch_norm"] or ("frozen" if options["checkpoint"] else "batch")
     output = Path(options["output"] or Path("out") / name)
     if options["archive"] and output.suffix != SUFFIX:
@@ -181,6 +191,7 @@ def _exported(
 
 
 def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
+    from edge_bcs.classes import shown
     from edge_bcs.runtime.units import format_bytes
 
     size = sum(file.stat().st_size for file in (output.iterdir() if output.is_dir() else [output]))
@@ -192,6 +203,7 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
                 "sparsity": artifact.sparsity,
                 "kappa": artifact.kappa,
                 "size": artifact.size,
+                "classes": artifact.classes,
                 "objective": artifact.objective.name,
                 "batch_norm": artifact.batch_norm,
                 "micro_batch": artifact.micro_batch,
@@ -211,6 +223,7 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
     pairs(
         [
             ("network", f"{artifact.network}, {artifact.kappa:,} of {artifact.size:,} connections"),
+            ("classes", None if artifact.classes is None else shown(artifact.classes)),
             ("objective", f"{artifact.objective.name}, batch norm {artifact.batch_norm}"),
             ("micro-batch", f"{images}, batches of {artifact.batch_size}"),
             ("activations", activations(artifact)),
@@ -218,13 +231,23 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
         ]
     )
     click.echo(f"Next: {command_line('simulate', output)}")
-    if options["checkpoint"] or artifact.num_classes != 10:
+    if options["checkpoint"] or artifact.classes is not None or artifact.num_classes != 10:
         click.echo(
             f"      {command_line('finetune', output, '--data', 'PHOTOS')}\n"
             f"      (PHOTOS: a folder of {artifact.num_classes} class folders of images, or a .tar or .npz)"
         )
     else:
         click.echo(f"      {command_line('finetune', output, '--data', 'digits')}")
+
+
+def _rename(sparse: Any, names: tuple[str, ...]) -> None:
+    """Give the network's outputs these names, whatever they were called before."""
+    from edge_bcs.classes import may_become, say, shown
+
+    before = sparse.classes
+    sparse.classes = names
+    if before is not None and not may_become(before, names):
+        say([f"the classes {shown(before)} are now called {shown(names)}."])
 
 
 def _shape(options: dict[str, Any], sparse: Any) -> tuple[int, int, int]:
@@ -234,7 +257,7 @@ def _shape(options: dict[str, Any], sparse: Any) -> tuple[int, int, int]:
     return options["channels"] or channels, size or height, size or width
 
 
-def _network(options: dict[str, Any]) -> tuple[Any, str, int]:
+def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[Any, str, int]:
     """Return (sparse network, its name, training steps behind it)."""
     if options["checkpoint"]:
         from edge_bcs.loading import load
@@ -248,7 +271,7 @@ def _network(options: dict[str, Any]) -> tuple[Any, str, int]:
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
     model = models.create(
         options["model"],
-        num_classes=options["classes"] or 10,
+        num_classes=options["classes"] or (10 if names is None else len(names)),
         width=1.0 if options["width"] is None else options["width"],
         input_channels=options["channels"] or 3,
         input_size=options["input_size"] or 32,

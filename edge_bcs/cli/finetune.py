@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_bcs.cli.common import (
+    class_names,
+    class_names_option,
     command_line,
     data_option,
     examples,
@@ -45,6 +47,7 @@ _REPORTED = {
 @click.command()
 @click.argument("artifact", type=click.Path())
 @data_option
+@class_names_option
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data; default: 1.")
 @click.option("--steps", type=click.IntRange(1), help="Optimizer steps, instead of epochs.")
 @click.option(
@@ -160,6 +163,7 @@ def _train(
     if trainer.resumed:
         report |= {**_report(folder), **report}
         report.pop("stopped", None)
+    report |= trainer.match_classes(data, training=True).report()
 
     tell = told_once()
 
@@ -266,19 +270,21 @@ def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
     saved = (folder / "manifest.json").is_file() and any(
         (folder / slot).is_file() for slot in (STATE, PREVIOUS)
     )
+    machine = {"memory": options["memory"], "threads": options["threads"]}
+    machine["class_names"] = class_names(options)
     if saved and options["resume"]:
         if options["seed"] is not None:
             raise EdgeBcsError("a resumed run keeps its seed: leave --seed out.")
         if options["trust_keys"]:
             # What training wrote here has no signature; that it goes on from what was signed can be seen.
             check_is_run_of(folder, Artifact.read(artifact, options["trust_keys"]))
-        return Trainer.resume(folder, memory=options["memory"], threads=options["threads"])
+        return Trainer.resume(folder, **machine)
     if saved:
         raise EdgeBcsError(
             f"{folder} already holds a run: add --resume to go on with it, or choose another -o."
         )
     read = Artifact.read(artifact, options["trust_keys"])
-    return Trainer(read, memory=options["memory"], threads=options["threads"], seed=options["seed"])
+    return Trainer(read, seed=options["seed"], **machine)
 
 
 def _report(folder: Path) -> dict[str, Any]:

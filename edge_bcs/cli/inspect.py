@@ -26,6 +26,7 @@ def command(artifact: str, trust_keys: tuple[str, ...], as_json: bool) -> None:
     """Show what an artifact or saved run holds, after verifying every file of it."""
     import numpy as np
 
+    from edge_bcs.classes import shown
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.state import read_state
     from edge_bcs.runtime.units import format_bytes
@@ -39,6 +40,7 @@ def command(artifact: str, trust_keys: tuple[str, ...], as_json: bool) -> None:
         print_json(
             {
                 **{key: value for key, value in described.manifest.items() if key not in ("files", "memory")},
+                "classes": described.classes,
                 "signature": described.signature,
                 "step": int(metadata["step"]),
                 "state_seed": int(metadata["seed"]),
@@ -55,6 +57,8 @@ def command(artifact: str, trust_keys: tuple[str, ...], as_json: bool) -> None:
         [
             ("network", f"{described.network}, {'×'.join(map(str, described.input_shape))} images, "
                         f"{described.num_classes} classes"),
+            ("classes", "no names stored: labels are matched by position" if described.classes is None
+                        else shown(described.classes)),
             ("connections", f"{described.kappa:,} of {described.size:,} (sparsity {described.sparsity})"),
             ("trained", f"{metadata['step']} steps, seed {metadata['seed']}"),
             ("objective", f"{objective.name}" + ("" if objective.name == "natural" else f" with {attack}")),

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from edge_bcs.cli.common import data_option, examples, json_option, percent, print_json, threads_option
+from edge_bcs.cli.common import (
+    class_names,
+    class_names_option,
+    data_option,
+    examples,
+    json_option,
+    percent,
+    print_json,
+    threads_option,
+)
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.progress import Progress
 
@@ -26,6 +35,7 @@ from edge_bcs.progress import Progress
     "--checkpoint", type=click.Path(),
     help="Begin with another checkpoint than the folder's, with its optimizer's state where it has one.",
 )  # fmt: skip
+@class_names_option
 @threads_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order of images.")
 @click.option("--augment/--no-augment", default=False, show_default=True, help="Shift by ±10 % and flip.")
@@ -45,9 +55,9 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
 
     DIR is what onnxruntime.training.artifacts.generate_artifacts wrote: training_model.onnx, eval_model.onnx,
     optimizer_model.onnx and checkpoint. Images are given in [0, 1]. The trained checkpoint holds the
-    optimizer's steps and moments too; CheckpointState of a training build reads it.
+    optimizer's steps and moments too, and the names of the classes; CheckpointState of a training build reads
+    it.
     """
-    from edge_bcs.data import open_data
     from edge_bcs.runtime.ort_artifact import OrtArtifact
 
     with Progress(f"opening {folder}"):
@@ -59,14 +69,16 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
             threads=options["threads"],
         )
         batch = _batch_size(training, options["batch_size"])
-        data = open_data(options["data_spec"], "train", training.input_shape)
-        held_out = open_data(options["data_spec"], "test", training.input_shape)
+        data, held_out, matching = _matched(training, options)
     per_epoch = len(data) // batch
     if not per_epoch:
         raise EdgeBcsError(f"the data has {len(data)} images, less than one batch of {batch}.")
     steps = options["steps"] or per_epoch * (options["epochs"] or 1)
     first, total = training.steps, training.steps + steps
-    report: dict[str, Any] = {"before": _evaluate(training, held_out, batch, options["eval_samples"])}
+    report: dict[str, Any] = {
+        **matching,
+        "before": _evaluate(training, held_out, batch, options["eval_samples"]),
+    }
     losses: list[float] = []
     began = time.perf_counter()
     with Progress("training", steps, unit="steps") as bar:
@@ -98,6 +110,24 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
     click.echo(f"{steps} steps of {report['milliseconds_per_step']:.0f} ms")
     if options["output"]:
         click.echo(f"Saved {options['output']}")
+
+
+def _matched(training: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the training and the held-out images with the network's labels, and how they were matched."""
+    from edge_bcs.classes import match, named, say
+    from edge_bcs.data import open_data
+
+    names = class_names(options)
+    if names is not None:
+        training.classes = named(training.classes, names, training.outputs)
+    data = open_data(options["data_spec"], "train", training.input_shape)
+    matched = match(data, training.classes, training.outputs, naming=True, trained=training.steps > 0)
+    training.classes = matched.classes
+    held_out = match(
+        open_data(options["data_spec"], "test", training.input_shape), training.classes, training.outputs
+    )
+    say([*matched.notes, *held_out.notes])
+    return matched.data, held_out.data, matched.report()
 
 
 def _batch_size(training: Any, asked: int | None) -> int:

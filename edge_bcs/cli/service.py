@@ -10,6 +10,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from edge_bcs.classes import names_file
+
 _PATHS = ("artifact", "data_spec", "output", "trust_keys")
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
@@ -49,7 +51,8 @@ def _arguments(context: click.Context, run: Path) -> list[str]:
         if parameter.is_flag:
             words.append((parameter.opts if value else parameter.secondary_opts)[-1])
         for item in [] if parameter.is_flag else value if parameter.multiple else [value]:
-            shown = Path(item).resolve() if name in _PATHS and item != "digits" else item
+            is_path = name in _PATHS or (name == "class_names" and names_file(item) is not None)
+            shown = Path(item).resolve() if is_path and item != "digits" else item
             words += [parameter.opts[-1], str(shown)]
     return [*words, "--output", str(run.resolve()), "--resume"]
 

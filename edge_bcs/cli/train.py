@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from edge_bcs.cli.common import (
+    class_names,
+    class_names_option,
     command_line,
     data_option,
     examples,
@@ -47,6 +49,7 @@ _OWNERS = {
     "--model", default="vgg16", show_default=True, help="vgg16, resnet18/34/50, wrn28_2/_4/_10, wrn34_10."
 )
 @data_option
+@class_names_option
 @click.option(
     "--objective",
     type=click.Choice(["natural", "at", "mixed", "trades", "mart", "rst"]),
@@ -182,10 +185,11 @@ def _trained(model: str, data_spec: str, output: Path, options: dict[str, Any]) 
 
     shape = (options["channels"], options["input_size"], options["input_size"])
     data = open_data(data_spec, "train", shape)
+    options["class_names"] = names = class_names(options)
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
     network = models.create(
         model,
-        num_classes=len(data.classes),
+        num_classes=len(names or data.classes),
         width=options["width"],
         input_channels=options["channels"],
         input_size=options["input_size"],
@@ -277,6 +281,7 @@ def _train(
             seed=seed,
             distribution="uniform" if method == "random" else options["distribution"],
         )
+    sparse.classes = options["class_names"]
     result: dict[str, Any] = training.train(
         sparse,
         data,
@@ -304,7 +309,7 @@ def _train_comparator(
         fine_tuning_rate=options["fine_tuning_rate"],
         **arguments,
     )
-    phases = comparators.Phases(method, recipe, data, **machine)
+    phases = comparators.Phases(method, recipe, data, classes=options["class_names"], **machine)
     pretrained = (
         None
         if options["pretrained"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from edge_bcs import objectives
+from edge_bcs.classes import check_names, named
 from edge_bcs.connectivity import sparsify
 from edge_bcs.data.adapt import dataset_of
 from edge_bcs.devices import choose_device
@@ -68,6 +70,7 @@ class Phases:
         method: name of the comparator.
         recipe: its numbers.
         data, pseudo_labelled: as in `training.train`, but for paths.
+        classes: names of the outputs in label order; default: those of `pretrained`, or of the data.
         output: folder; None keeps nothing.
         resume: continue where a phase was interrupted; finished phases are read back.
         device, precision, machine: device, precision, compile, save_seconds, progress, as in
@@ -81,6 +84,7 @@ class Phases:
         data: Any,
         *,
         pseudo_labelled: Any = None,
+        classes: Sequence[str] | None = None,
         output: str | Path | None = None,
         resume: bool = False,
         device: str | torch.device | None = None,
@@ -93,6 +97,7 @@ class Phases:
             raise EdgeBcsError("the objective rst, and no other, needs a second, pseudo-labelled data set")
         self.pseudo_labelled = None if pseudo_labelled is None else dataset_of(pseudo_labelled)
         self.resume = resume
+        self.classes = None if classes is None else check_names(classes, "the class names")
         self.output = None if output is None else Path(output)
         if self.output is not None and not resume and any(self.output.rglob(LAST)):
             raise EdgeBcsError(f"{self.output} holds a training already; resume it, or choose another folder")
@@ -103,10 +108,14 @@ class Phases:
     def pretrain(self, network: nn.Module, pretrained: SparseModel | None) -> SparseModel:
         """Return a dense robust network: `pretrained`, or one trained for `pretrain_epochs`."""
         dense = sparsify(network, 0, self.recipe.seed)
+        dense.classes = self.classes
         if pretrained is not None:
             if pretrained.layers != dense.layers or pretrained.kappa != dense.size:
                 raise EdgeBcsError("the pretrained network is not a dense one with the kernels of the model")
             dense.load_state(pretrained.state())
+            dense.classes = pretrained.classes
+            if self.classes is not None:
+                dense.classes = named(dense.classes, self.classes)
             return dense
         self.run("pretraining", dense, self.recipe.pretrain_epochs, self.recipe.learning_rate, Sgd())
         return dense

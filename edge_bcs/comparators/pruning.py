@@ -34,7 +34,7 @@ def pruned(dense: SparseModel, index: Tensor, sparsity: str) -> SparseModel:
     """Return a copy of a dense network with only the connections at `index` i64[κ], momentum at rest."""
     weights = dense.weights.detach().cpu()
     positions = index.cpu()
-    return SparseModel(
+    sparse = SparseModel(
         copy.deepcopy(dense.network),
         weights[positions].numpy().astype(np.float32),
         positions.numpy(),
@@ -42,3 +42,5 @@ def pruned(dense: SparseModel, index: Tensor, sparsity: str) -> SparseModel:
         sparsity=sparsity,
         distribution="uniform",
     )
+    sparse.classes = dense.classes
+    return sparse

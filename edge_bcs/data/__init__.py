@@ -14,6 +14,11 @@
 | file.npz (or train.npz with test.npz) | x and y, images and labels, or x_train, y_train, x_test, y_test |
 
 Images and labels in memory, torch Datasets and DataLoaders are taken by `edge_bcs.data.adapt`.
+
+Labels are places in `classes`, a list that every source has for itself: class folders are sorted, CIFAR has
+the names and the order of its meta file, and .mat (SVHN: the digits), .npz and CIFAR in a tar have only
+numbers. A network's labels come from edge_bcs/classes.py, which matches the names.
+
 A source without a test split of its own has every tenth image of each class held out. Only numpy is needed,
 plus Pillow for image files.
 """

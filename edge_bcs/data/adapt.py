@@ -126,7 +126,7 @@ class ItemDataset(Dataset):
         known = _stated_labels(source)
         if known is None:
             known = np.array([self._item(place, self.shape)[1] for place in range(len(source))], np.int64)
-        self.classes = class_names(known, _stated_classes(source))
+        self.classes = class_names(known, stated_classes(source))
         self.labels = known.astype(np.int64)
         self._agree(0, label)
 
@@ -241,7 +241,8 @@ def _stated_labels(source: Any) -> Array | None:
     return None
 
 
-def _stated_classes(source: Any) -> tuple[str, ...] | None:
+def stated_classes(source: Any) -> tuple[str, ...] | None:
+    """Return the class names that a Dataset of torchvision's manners has; None if it has none."""
     while hasattr(source, "indices") and hasattr(source, "dataset"):
         source = source.dataset
     names = getattr(source, "classes", None)

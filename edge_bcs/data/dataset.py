@@ -25,9 +25,11 @@ class Dataset(ABC):
         classes: names of the classes, in the order of their labels.
         shape: (C, H, W) of every image.
         labels: i64[N], the label of each position.
+        named: whether names that look like label numbers ("0", "1", …) are names all the same.
         varies: whether an image may be another one each time it is read, so that none may be kept.
     """
 
+    named = False
     classes: tuple[str, ...]
     shape: Shape
     labels: Array

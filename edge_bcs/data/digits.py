@@ -13,6 +13,8 @@ class Digits(Dataset):
     """1,438 training and 359 test images (every fifth) of ten digits, real scans, 8×8 grey enlarged to
     ``shape``."""
 
+    named = True
+
     def __init__(self, split: str, shape: Shape) -> None:
         with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as stored:
             images, labels = stored["images"], stored["labels"]

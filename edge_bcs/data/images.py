@@ -175,6 +175,8 @@ class ImageFiles(Dataset):
     Classes are all class folders in alphabetical order. Where no entry names a split, a tenth is held out.
     """
 
+    named = True
+
     def __init__(
         self, entries: Iterable[tuple[Path | None, Entry]], split: str, shape: Shape, source: str
     ) -> None:
