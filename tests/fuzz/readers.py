@@ -172,7 +172,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 INSTRUMENTED = (
     *("runtime.archive", "runtime.artifact", "runtime.onnx_file", "runtime.ort_checkpoint", "runtime.state"),
-    *("checkpoint", "data.images", "data.matlab", "data.readers", "loading", "metadata", "models"),
+    *("checkpoint", "classes", "data.images", "data.matlab", "data.readers", "loading", "metadata", "models"),
     *("models.geometry", "targets.plans"),
 )
 
@@ -198,10 +198,13 @@ def _seeds() -> Iterator[tuple[str, bytes]]:
     description = json.loads((folder / "manifest.json").read_text())
     phase = {"peak_bytes": 1000, "peak_node": "a", "categories": {"work": 4}, "nodes": ["a"], "flops": [1],
              "bytes": [1], "tensors": [["y", 4, "work", 0, 0]], "walks": [[]]}  # fmt: skip
+    description["classes"] = [f"class {label}" for label in range(description["network"]["num_classes"])]
     description["memory"] |= {"bound": {"x": 996}, "phases": {"eval": phase}}
     yield "manifest", json.dumps(description).encode()
     yield "state", (folder / "state.safetensors").read_bytes()
-    save_checkpoint(_PLACE / "seed", sparsify(models.vgg16(width=1 / 16), 0.99))
+    sparse = sparsify(models.vgg16(width=1 / 16), 0.99)
+    sparse.classes = tuple("abcdefghij")
+    save_checkpoint(_PLACE / "seed", sparse)
     yield "checkpoint", (_PLACE / "seed").read_bytes()
     packed = io.BytesIO()
     archives.pack(folder, packed, "seed")
