@@ -26,6 +26,7 @@ from edge_bcs.metadata import counters, exact_sparsity, parse_json, parse_object
 from edge_bcs.sparse_model import STATE_NAMES, SparseModel
 from edge_bcs.state_faults import state_fault
 from edge_bcs.tensor_file import TensorFile
+from edge_bcs.text import check_text
 
 FORMAT = "edge-bcs-state"
 VERSION = "1"
@@ -61,7 +62,9 @@ class Checkpoint:
 
     def network(self) -> dict[str, Any]:
         """What rebuilds the network, {"name", "arguments"}; ValueError if that cannot be read."""
-        return parse_object(self.metadata["network"])
+        network = parse_object(self.metadata["network"])
+        check_text(network, "the description of its network")
+        return network
 
     def layers(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape of every kernel, in order; ValueError if they cannot be read."""
@@ -72,6 +75,7 @@ class Checkpoint:
         for name, shape in layers:
             if type(name) is not str or not all(type(size) is int and size > 0 for size in shape):
                 raise ValueError(f"the layer {name!r} has the shape {shape}")
+        check_text(layers, "the table of its layers")
         return layers
 
 

@@ -28,7 +28,7 @@ from edge_bcs.data.adapt import as_array, dataset_of, is_pair, stated_classes
 from edge_bcs.data.dataset import check_finite, check_pixels
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.external_attacks import Adversary
-from edge_bcs.files import write_atomically
+from edge_bcs.files import read_small, write_atomically
 from edge_bcs.metadata import parse_object
 from edge_bcs.objectives import cross_entropy
 from edge_bcs.progress import Progress
@@ -329,7 +329,7 @@ def _resumed(resume: str | Path | None, asked: dict[str, Any], versions: int) ->
     if resume is None or not Path(resume).is_file():
         return None
     try:
-        stored = parse_object(Path(resume).read_text())
+        stored = parse_object(read_small(resume))
         counts = {name: stored["counts"][name] for name in (*_COUNTS, "adversarial", "warnings")}
         right = [counts["clean"], *counts["adversarial"]]
     except (ValueError, KeyError, TypeError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +15,29 @@ from edge_bcs.errors import EdgeBcsError
 
 PARTIAL_SUFFIX = ".partial"
 """Ends the name of a file that is being written, beside the one whose place it will take."""
+SMALL = 16 << 20
+"""Bytes that no manifest, report, settings or other small file of text has."""
+
+
+def read_small(file: str | Path, most: int = SMALL) -> bytes:
+    """Return the content of a file that is small, or is none of ours.
+
+    Raises:
+        EdgeBcsError: it has more than ``most`` bytes, none of which are read, or is a pipe or a device.
+        OSError: as `open`.
+    """
+    file = Path(file)
+    found = file.stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # which `open` refuses
+        raise EdgeBcsError(f"{file} is not a regular file; it is not read.")
+    content = b""
+    if found.st_size <= most:
+        with file.open("rb") as stream:
+            content = stream.read(found.st_size + 1)
+    if max(found.st_size, len(content)) > most:
+        shown = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
+        raise EdgeBcsError(f"{file} is larger than {shown}, which no such file is; it is not read.")
+    return content
 
 
 @contextlib.contextmanager

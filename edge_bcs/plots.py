@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import read_small
 from edge_bcs.metadata import parse_object
 
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in print.
@@ -47,7 +48,7 @@ def read_run(folder: str | Path) -> Run:
 
     folder = Path(folder)
     try:
-        lines = (folder / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = read_small(folder / "epochs.jsonl").splitlines()
         epochs = [parse_object(line) for line in lines if line]
     except (OSError, ValueError):
         raise EdgeBcsError(f"{folder} is not a folder of a training (no readable epochs.jsonl)") from None
@@ -68,7 +69,7 @@ def read_report(file: str | Path) -> Report:
     """
     file = Path(file)
     try:
-        content = parse_object(file.read_text(encoding="utf-8"))
+        content = parse_object(read_small(file))
         complete = {"accuracy", "samples"} <= set(content)
         for name in ("accuracy", "robust_accuracy", "adv_acc"):
             complete = complete and isinstance(content.get(name, 0), int | float | None)

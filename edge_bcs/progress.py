@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TextIO
 
 from edge_bcs.runtime.units import format_seconds
+from edge_bcs.text import shown
 
 FIRST_SECONDS = 1.5
 """From the beginning of a task to its first line where there is no terminal."""
@@ -132,6 +133,7 @@ def note(text: str) -> None:
 
 def say(sentence: str) -> None:
     """Write a line to standard error, above the bar if there is one; a stream that is gone is left alone."""
+    sentence = shown(sentence)
     with _lock:
         if _teller is not None:
             _teller.say(sentence)

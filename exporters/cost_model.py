@@ -45,7 +45,6 @@ the costs from timed operators whatever the two say.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -55,12 +54,9 @@ from typing import Any
 import numpy as np
 
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_atomically
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edge_bcs.files import read_small, write_atomically
+from edge_bcs.metadata import parse_toml
+from edge_bcs.text import check_text
 
 FORMAT, VERSION = "edge-bcs-machine", 2
 VECTOR = {"scalar": 1, "avx2": 8, "avx512": 16, "neon": 4}
@@ -402,11 +398,12 @@ def load(path: Path | None = None) -> Machine | None:
     """
     path = path or default_path()
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = parse_toml(read_small(path))
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise _bad(path, f"cannot be read: {error}") from None
+    check_text(document, f"The calibration {path}")
     if document.get("format") != FORMAT or document.get("version") != VERSION:
         raise _bad(path, f'has not `format = "{FORMAT}"` and `version = {VERSION}`')
     isa = document.get("isa")

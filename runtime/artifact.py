@@ -21,8 +21,9 @@ from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNAT
 
 from edge_bcs.classes import Names, check_names, may_become
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import reading
+from edge_bcs.files import read_small, reading
 from edge_bcs.metadata import exact_sparsity, parse_json
+from edge_bcs.text import check_text
 
 FORMAT = "edge-bcs-artifact"
 VERSION = 1
@@ -31,6 +32,8 @@ MANIFEST = archive.MANIFEST
 STATE = "state.safetensors"
 _MOST_NUMBERS = 2**31 - 1  # of any buffer
 _LARGEST_NUMBER = 3.4e38  # of float32
+_LARGEST_FILE = 2 << 30  # bytes; read in pieces
+_LARGEST_GRAPH = 64 << 20  # bytes; read at once, and without any weights
 
 
 def graph_file(graph: str) -> str:
@@ -172,8 +175,7 @@ def _check_signature(folder: Path, content: bytes, trust_keys: Sequence[str | Pa
         if not trust_keys:
             return "unchecked" if file.is_file() else "none"
         if file.is_file():
-            with file.open("rb") as stream:
-                signature = stream.read(LARGEST_SIGNATURE)
+            signature = read_small(file, LARGEST_SIGNATURE)
     from edge_bcs.runtime.signature import verify
 
     signed = verify(content, signature, trust_keys)  # a key that cannot be used is the first thing to say
@@ -201,11 +203,7 @@ def _manifest_content(folder: Path) -> bytes:
     with reading(file):
         if not file.is_file():
             raise EdgeBcsError(f"{folder} holds no {MANIFEST}, so it is not an edge-bcs artifact.")
-        with file.open("rb") as stream:
-            content = stream.read(LARGEST_MANIFEST + 1)
-    if len(content) > LARGEST_MANIFEST:
-        raise EdgeBcsError(f"{file} is larger than 16 MiB, so it is not an edge-bcs manifest.")
-    return content
+        return read_small(file, LARGEST_MANIFEST)
 
 
 def _parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:
@@ -225,7 +223,8 @@ def _parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:
             "edge-bcs here, or export again with this version."
         )
     if version != VERSION:
-        raise EdgeBcsError(f"{file} names the unknown format version {version!r}.")
+        raise EdgeBcsError(f"{file} names the unknown format version {str(version)[:60]!r}.")
+    check_text(manifest, str(file))
     return manifest
 
 
@@ -444,7 +443,8 @@ def _verify_files(folder: Path, manifest: dict[str, Any]) -> None:
                 f"the manifest names the file {name!r}, which does not lie in the artifact's folder."
             )
         entry = files.object(name)
-        size, digest = entry.integer("bytes", 0, 1 << 50), entry.text("sha256")
+        most = _LARGEST_GRAPH if name.endswith(graph_file("")) else _LARGEST_FILE
+        size, digest = entry.integer("bytes", 0, most), entry.text("sha256")
         file = folder / name
         with reading(file):
             if not file.is_file():

@@ -40,9 +40,10 @@ from edge_bcs.runtime.ort_checkpoint import CHECKPOINT, OptimizerState, read_ort
 
 from edge_bcs.classes import Names, parse_names
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_atomically
+from edge_bcs.files import read_small, write_atomically
 
 Array = np.ndarray[Any, Any]
+_LARGEST = 2 << 30  # of any ONNX model: protobuf takes no more
 _MICROSOFT = "com.microsoft"
 _GRADIENT = "_grad.accumulation.buffer"
 _RESET = "lazy_reset_grad"
@@ -377,7 +378,7 @@ def _show_scores(model: FileModel) -> str:
 
 def _read(path: Path) -> FileModel:
     try:
-        content = path.read_bytes()
+        content = read_small(path, _LARGEST)
     except OSError as error:
         raise EdgeBcsError(f"{path} cannot be read: {error.strerror}.") from None
     return read_model(content, str(path))

@@ -28,6 +28,7 @@ import numpy as np
 from edge_bcs.runtime.state import FORMAT, VERSION
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import read_small
 from edge_bcs.metadata import counters
 
 CHECKPOINT = "checkpoint"
@@ -44,6 +45,7 @@ STATE_NAMES = (
     "dense.value", "dense.momentum", "batchnorm.mean", "batchnorm.variance",
 )  # fmt: skip
 _LONGEST_LIST = 1 << 20
+_LARGEST = 2 << 30  # bytes that FlatBuffers can point at
 _GROUP = "group0"  # as 1.19.2 calls the one group of parameters that it makes
 Array = np.ndarray[Any, Any]
 
@@ -155,7 +157,7 @@ def read_ort_checkpoint(path: str | Path) -> OrtCheckpoint:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = read_small(path, _LARGEST)
     except OSError as error:
         raise EdgeBcsError(f"the checkpoint {path} cannot be read: {error.strerror}.") from None
     if content[4:8] != IDENTIFIER:

@@ -161,10 +161,11 @@ def _end_of_lines(file: Path, last_step: int) -> int:
     """Where the last whole line of a step up to ``last_step`` ends, in bytes."""
     end = position = 0
     with file.open("rb") as stream:
-        while line := stream.readline(_LONGEST_LINE):
+        # What has no end is the last line, cut off, or none of ours.
+        while (line := stream.readline(_LONGEST_LINE)).endswith(b"\n"):
             position += len(line)
             try:
-                if line.endswith(b"\n") and int(parse_object(line)["step"]) <= last_step:
+                if int(parse_object(line)["step"]) <= last_step:
                     end = position
             except (ValueError, KeyError, TypeError, OverflowError):
                 continue

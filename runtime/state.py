@@ -29,7 +29,7 @@ from edge_bcs.runtime.artifact import GRAPHS, MANIFEST, STATE, Artifact, graph_f
 
 from edge_bcs.classes import check_names, may_become, shown
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import PARTIAL_SUFFIX, replacing, sync_folder
+from edge_bcs.files import PARTIAL_SUFFIX, read_small, replacing, sync_folder
 from edge_bcs.metadata import counters, parse_object
 from edge_bcs.state_faults import Parts, state_fault
 from edge_bcs.tensor_file import TensorFile
@@ -184,7 +184,7 @@ def _is_run_of(folder: Path, artifact: Artifact) -> bool:
             raise EdgeBcsError(f"{folder} is a file; choose a folder for the run.")
         return False
     try:
-        files = dict(parse_object((folder / MANIFEST).read_bytes())["files"])
+        files = dict(parse_object(read_small(folder / MANIFEST))["files"])
     except (ValueError, KeyError, TypeError):
         raise EdgeBcsError(f"{folder} holds a damaged manifest; choose another folder for the run.") from None
     if STATE in files:

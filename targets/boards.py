@@ -8,7 +8,6 @@ board with a file of the same form, which may name beside it what `edge-bcs benc
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,9 @@ from edge_bcs.exporters.cost_model import Machine
 from edge_bcs.runtime.units import parse_bytes
 
 from edge_bcs.errors import EdgeBcsError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edge_bcs.files import read_small
+from edge_bcs.metadata import parse_toml
+from edge_bcs.text import check_text
 
 _FOLDER = Path(__file__).resolve().parent / "boards"
 _INSTRUCTION_SETS = tuple(cost_model.VECTOR)
@@ -107,11 +104,14 @@ def load(target: str | Path) -> Target:
     """
     path = file_of(target)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read_small(path)
     except OSError as error:
         raise EdgeBcsError(f"The board file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    try:
+        document = parse_toml(content)
+    except ValueError as error:
         raise EdgeBcsError(f"The board file {path} is not valid TOML: {error}.") from error
+    check_text(document, f"The board file {path}")
     return _Reader(path).target(document)
 
 

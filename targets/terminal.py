@@ -169,17 +169,15 @@ def _print_times(simulation: Simulation, console: Console) -> None:
 def _print_changes(simulation: Simulation, console: Console) -> None:
     console.print(Text("What would help", style="bold"))
     for change in simulation.advice.changes:
-        mark = "[green]fits[/green]" if change.fits else "[red]still too large[/red]"
+        mark = ("fits", "green") if change.fits else ("still too large", "red")
         speed = (
             ""
             if change.slowdown is None
             else f", {change.slowdown:.2f} × the time ({_seconds(change.seconds)} a step)"
         )
         lost = ", needs training anew" if change.retrain else ""
-        console.print(
-            f"  {change.what}: {mark}, {format_bytes(change.peak_bytes)}, "
-            f"saves {format_bytes(change.saved_bytes)}{speed}{lost}"
-        )
+        saved = f", {format_bytes(change.peak_bytes)}, saves {format_bytes(change.saved_bytes)}{speed}{lost}"
+        console.print(Text.assemble(f"  {change.what}: ", mark, saved))
         console.print(Text(f"    {change.command}"), soft_wrap=True)
     console.print(f"  (figures {simulation.advice.source})")
 

@@ -10,7 +10,7 @@ from typing import Any
 from edge_bcs.bench import targets
 from edge_bcs.bench.suite import median, pass_ratio, stack_least, stack_seconds
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_atomically, write_json
+from edge_bcs.files import read_small, write_atomically, write_json
 from edge_bcs.metadata import parse_object
 from edge_bcs.runtime.units import format_bytes
 
@@ -56,7 +56,7 @@ def read(folder: Path) -> dict[str, Any]:
         EdgeBcsError: there is none, or it cannot be read.
     """
     try:
-        return parse_object((folder / "bench.json").read_bytes())
+        return parse_object(read_small(folder / "bench.json"))
     except (OSError, ValueError) as error:
         raise EdgeBcsError(f"{folder / 'bench.json'} cannot be resumed: {error}") from None
 

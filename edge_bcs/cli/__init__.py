@@ -8,6 +8,8 @@ error and exit status 1.
 from __future__ import annotations
 
 import importlib
+import io
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ import click
 import edge_bcs
 from edge_bcs.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.progress import say
+from edge_bcs.text import shown
 
 _COMMANDS = {
     "export": "Compile a sparse network into an artifact folder (host).",
@@ -67,11 +70,14 @@ class _Commands(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
     def invoke(self, context: click.Context) -> Any:
+        # A path may be no text in any encoding; it is shown all the same.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with _warnings_in_one_line():
                 return super().invoke(context)
         except EdgeBcsError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(shown(str(error))) from None
         except ModuleNotFoundError as error:
             wanted = (error.name or "").split(".")[0]
             extra = {"torch": "host", "onnx": "host", "onnxruntime": "device"}.get(wanted)

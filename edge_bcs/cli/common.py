@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.text import shown
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
@@ -107,8 +108,8 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
     for number, column in enumerate(columns):
         content.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
-        content.add_row(*(str(cell) for cell in row))
-    Console(highlight=False, soft_wrap=False).print(content)
+        content.add_row(*(shown(str(cell)) for cell in row))
+    Console(highlight=False, soft_wrap=False, markup=False).print(content)
 
 
 def pairs(rows: Iterable[tuple[str, object]]) -> None:
@@ -116,7 +117,7 @@ def pairs(rows: Iterable[tuple[str, object]]) -> None:
     listed = [(name, value) for name, value in rows if value is not None]
     width = max(len(name) for name, _ in listed)
     for name, value in listed:
-        click.echo(f"  {name:<{width}}  {value}")
+        click.echo(f"  {name:<{width}}  {shown(str(value))}")
 
 
 def activations(artifact: Artifact) -> str:

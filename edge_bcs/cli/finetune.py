@@ -26,7 +26,7 @@ from edge_bcs.cli.common import (
     word,
 )
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_json
+from edge_bcs.files import read_small, write_json
 from edge_bcs.metadata import parse_object
 from edge_bcs.progress import Progress, say, told_once
 from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES
@@ -290,7 +290,7 @@ def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
 def _report(folder: Path) -> dict[str, Any]:
     """Return the report of the run so far; it is a convenience, so what is damaged in it counts as none."""
     try:
-        content = parse_object((folder / _REPORT).read_bytes())
+        content = parse_object(read_small(folder / _REPORT))
     except (OSError, ValueError):
         return {}
     return {name: content[name] for name in _REPORTED if _holds(content.get(name), _REPORTED[name])}

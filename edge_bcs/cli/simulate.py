@@ -89,7 +89,7 @@ def command(
     else:
         if json_file:
             report.write(json_file, content)
-        show(simulation, Console(highlight=False))
+        show(simulation, Console(highlight=False, markup=False))
         for name, file in (("report", html_file), ("trace", trace_file), ("figures", json_file)):
             if file:
                 click.echo(f"Wrote the {name} to {file}.")
