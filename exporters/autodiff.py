@@ -14,12 +14,8 @@ from typing import Any
 
 from .nodes import Graph, HaloOf, Node
 from .operators import OPERATORS
-
-_BITS = {"Conv": 1, "Affine": 1, "Add": 1, "BatchNorm": 4}
-"""Operators that can rectify, and the position of their bits output."""
-
-# Forward operators whose parameter gradients read their first input, which is therefore kept.
-_KEEPERS = ("Conv", "Affine", "BatchNorm")
+from .operators.base import named_halos
+from .operators.elementwise import MaskedAdd
 
 
 @dataclass(frozen=True)
@@ -88,18 +84,19 @@ class Tape:
         output = node.outputs[0]
         self._producer[output] = node
         sources = [name for name in node.inputs if name in self.geometry]
-        has_parameters = self.parameters and (node.operator in ("Conv", "BatchNorm") or self.is_learned(node))
-        wanted = image if node.operator == "PackInput" else False
-        if wanted or has_parameters or any(name in self._needed for name in sources):
+        has_parameters = self.parameters and self.learns(node)
+        is_image = image and not sources
+        if is_image or has_parameters or any(name in self._needed for name in sources):
             self._needed.add(output)
-        if has_parameters and node.operator in _KEEPERS:
-            self._kept.add(node.inputs[0])
+        if has_parameters:
+            rule = OPERATORS[node.operator]
+            self._kept.add(rule.read(node, rule.keeps))
         for name in sources:
             self._remaining[name] = self._remaining.get(name, 0) + 1
 
-    def is_learned(self, node: Node) -> bool:
-        """Whether an Affine node's scale and shift are parameters."""
-        return node.operator == "Affine" and node.attributes["affine"] in self.learned_slots
+    def learns(self, node: Node) -> bool:
+        """Whether a forward node has parameters that learn."""
+        return OPERATORS[node.operator].learns(node, self.learned_slots)
 
     def needs(self, tensor: str) -> bool:
         """Whether the gradient of ``tensor`` leads to anything that is wanted."""
@@ -200,22 +197,21 @@ class Tape:
             "height": height,
             "width": width,
             "lanes": self._producer[tensor].attributes["lanes"],
-            "a_halo": HaloOf(first),
-            "b_halo": HaloOf(second) if second else 0,
-            "out_halo": HaloOf(name),
+            **named_halos(a_halo=first, b_halo=second, out_halo=name),
             **mask.attributes,
         }
-        self.graph.emit("MaskedAdd", [first, second, mask.tensor], [name], **attributes)
+        MaskedAdd.emit(self.graph, {"a": first, "b": second, "mask": mask.tensor}, {"y": name}, attributes)
         return name
 
     def _mask(self, tensor: str) -> Mask:
         """The mask of the rectification that produced ``tensor``: the tensor itself if it is kept anyway."""
         producer = self._producer[tensor]
-        position = _BITS.get(producer.operator)
-        if position is None or not producer.attributes["relu"]:
+        rule = OPERATORS[producer.operator]
+        if not (rule.has_output("bits") and producer.attributes["relu"]):
             return NO_MASK
         if tensor in self._kept:
             return Mask(tensor, {"mask_kind": 1, "mask_halo": HaloOf(tensor)})
+        position = rule.output("bits")
         if not producer.outputs[position]:
             producer.outputs[position] = self.graph.unique(f"{tensor}.bits")
         return Mask(producer.outputs[position], {"mask_kind": 2, "mask_halo": 0})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .fusion import FusedLayer
-from .layers import AveragePool, BatchNorm, Convolution, MaxPool
 from .network import Network
-from .nodes import Graph, HaloOf, Node
+from .nodes import Graph, Node
+from .operators import OPERATORS
+from .operators.elementwise import FoldAffine, FoldAffineGrad, ZeroAffine
 
 
 class Branch:
@@ -34,138 +35,34 @@ class Branch:
         self.geometry: dict[str, tuple[int, int, int]] = {}
         self._tensors: dict[str, str] = {}
         first = len(graph.nodes)
-        for layer in layers:
-            self._emit(layer)
+        for fused in layers:
+            self._lower(fused)
         self.nodes: list[Node] = graph.nodes[first:]
         self.logits = self._tensors[network.graph.output]
         graph.halos.zero(self.logits)
 
-    def _emit(self, layer: FusedLayer) -> None:
-        sources = [self._tensors[name] for name in layer.inputs]
-        y = self.graph.unique(f"{self.prefix}{layer.name}")
-        self._tensors[layer.name] = y
-        self.geometry[y] = layer.geometry
-        getattr(self, f"_{layer.kind}")(layer, sources, y)
+    def _lower(self, fused: FusedLayer) -> None:
+        sources = [self._tensors[name] for name in fused.inputs]
+        y = self.graph.unique(f"{self.prefix}{fused.name}")
+        self._tensors[fused.name] = y
+        self.geometry[y] = fused.geometry
+        OPERATORS[fused.operator].lower(fused, sources, y, self)
 
-    def _input(self, layer: FusedLayer, sources: list[str], y: str) -> None:
-        self._view(layer, y)
-        self.graph.emit("PackInput", [self.image], [y], lanes=self.lanes, halo=HaloOf(y))
+    # What operators ask for when they are lowered
 
-    def _view(self, layer: FusedLayer, y: str) -> None:
+    def residual(self, fused: FusedLayer) -> str:
+        """The tensor that is added, or ''."""
+        return self._tensors[fused.residual] if fused.residual else ""
+
+    def as_vector(self, fused: FusedLayer, y: str) -> None:
         """A tensor that is also read as a vector must have no halo."""
-        if self.network.graph[layer.name].geometry != layer.geometry:
+        if self.network.graph[fused.name].geometry != fused.geometry:
             self.graph.halos.zero(y)
 
-    def _convolution(self, layer: FusedLayer, sources: list[str], y: str) -> None:
-        convolution = layer.layer
-        assert isinstance(convolution, Convolution)
-        (x,) = sources
-        self.graph.halos.at_least(x, convolution.padding)
-        residual = self._tensors[layer.residual] if layer.residual else ""
-        if residual:
-            self.graph.halos.equal(residual, y)
-        module = convolution.module
-        in_channels, in_height, in_width = layer.source_geometry
-        out_channels, out_height, out_width = layer.geometry
-        self.graph.emit(
-            "Conv",
-            [x, "coo.value", self.affine.tensor if layer.slot else "", residual, "coo.lists"],
-            [y, ""],
-            layer_offset=self.network.layout.prunable[module].offset,
-            in_channels=in_channels,
-            in_height=in_height,
-            in_width=in_width,
-            in_halo=HaloOf(x),
-            out_channels=out_channels,
-            out_height=out_height,
-            out_width=out_width,
-            out_halo=HaloOf(y),
-            kernel=list(convolution.kernel),
-            stride=convolution.stride,
-            padding=convolution.padding,
-            lanes=self.lanes,
-            forward_pointer=self.network.lists.forward[module],
-            transpose_pointer=self.network.lists.transpose[module],
-            affine=self.affine.offset(layer),
-            relu=int(layer.relu),
-            algorithm=self.network.algorithms[module],
-        )
-
-    def _batch_norm(self, layer: FusedLayer, sources: list[str], y: str) -> None:
-        norm = layer.layer
-        assert isinstance(norm, BatchNorm) and self.statistics is not None
-        residual = self._tensors[layer.residual] if layer.residual else ""
-        running = [self.graph.unique(f"{name}.running") for name in ("mean", "variance")]
-        self.graph.emit(
-            "BatchNorm",
-            [sources[0], self.affine.tensor, "sample_weight", *self.statistics, residual],
-            [y, "", *running, ""],
-            **self._map(layer),
-            in_halo=HaloOf(sources[0]),
-            out_halo=HaloOf(y),
-            residual_halo=HaloOf(residual) if residual else 0,
-            affine=self.affine.offset(layer),
-            statistics=self.network.layout.statistics[norm.module].offset,
-            relu=int(layer.relu),
-            momentum=float(norm.momentum),
-            epsilon=float(norm.epsilon),
-            update=int(self.update),
-        )
-        self.statistics[:] = running
-
-    def _affine(self, layer: FusedLayer, sources: list[str], y: str) -> None:
-        self.graph.emit(
-            "Affine",
-            [sources[0], self.affine.tensor],
-            [y, ""],
-            **self._map(layer),
-            in_halo=HaloOf(sources[0]),
-            out_halo=HaloOf(y),
-            affine=self.affine.offset(layer),
-            relu=int(layer.relu),
-        )
-
-    def _add(self, layer: FusedLayer, sources: list[str], y: str) -> None:
-        halos = {"a_halo": HaloOf(sources[0]), "b_halo": HaloOf(sources[1]), "out_halo": HaloOf(y)}
-        self.graph.emit("Add", sources, [y, ""], **self._map(layer), **halos, relu=int(layer.relu))
-
-    def _max_pool(self, layer: FusedLayer, sources: list[str], y: str) -> None:
-        pool = layer.layer
-        assert isinstance(pool, MaxPool)
-        self._view(layer, y)
-        attributes = self._pool(layer, sources[0], y, pool.kernel, pool.stride, pool.padding)
-        self.graph.emit("MaxPool", sources, [y, ""], **attributes, relu=int(layer.relu))
-
-    def _average_pool(self, layer: FusedLayer, sources: list[str], y: str) -> None:
-        pool = layer.layer
-        assert isinstance(pool, AveragePool)
-        self._view(layer, y)
-        self.graph.emit(
-            "AveragePool", sources, [y], **self._pool(layer, sources[0], y, pool.kernel, pool.stride, 0)
-        )
-
-    def _map(self, layer: FusedLayer) -> dict[str, int]:
-        channels, height, width = layer.geometry
+    def map(self, fused: FusedLayer) -> dict[str, int]:
+        """Attributes of an operator whose output has the shape of its input."""
+        channels, height, width = fused.geometry
         return {"channels": channels, "height": height, "width": width, "lanes": self.lanes}
-
-    def _pool(
-        self, layer: FusedLayer, x: str, y: str, kernel: int, stride: int, padding: int
-    ) -> dict[str, int | HaloOf]:
-        channels, in_height, in_width = layer.source_geometry
-        _, out_height, out_width = layer.geometry
-        return {
-            "channels": channels,
-            "in_height": in_height,
-            "in_width": in_width,
-            "in_halo": HaloOf(x),
-            "out_height": out_height,
-            "out_width": out_width,
-            "out_halo": HaloOf(y),
-            "kernel": kernel,
-            "stride": stride,
-            "padding": padding,
-            "lanes": self.lanes,
-        }
 
 
 class FoldedAffine:
@@ -175,7 +72,6 @@ class FoldedAffine:
         self.graph = graph
         self.entries: list[int] = []
         self._offsets: dict[str, int] = {}
-        self.epsilon = network.epsilon
         self.learned: set[int] = set()
         position = 0
         for layer in layers:
@@ -188,9 +84,10 @@ class FoldedAffine:
             self.entries += entry
             position += layer.slot.channels
         self.tensor = "affine" if self.entries else ""
+        self._attributes = {"entries": self.entries, "epsilon": network.epsilon}
         if self.entries:
-            inputs = ["dense.value", "batchnorm.mean", "batchnorm.variance"]
-            graph.emit("FoldAffine", inputs, ["affine"], entries=self.entries, epsilon=self.epsilon)
+            inputs = {"dense": "dense.value", "mean": "batchnorm.mean", "variance": "batchnorm.variance"}
+            FoldAffine.emit(graph, inputs, {"affine": "affine"}, self._attributes)
 
     def offset(self, layer: FusedLayer) -> int:
         """First channel of the layer's slot, or −1."""
@@ -200,7 +97,7 @@ class FoldedAffine:
         """Emit the zeros that the gradient of scales and shifts accumulates into."""
         if not self.entries:
             return ""
-        self.graph.emit("ZeroAffine", ["affine"], ["affine_grad"])
+        ZeroAffine.emit(self.graph, {"affine": "affine"}, {"affine_grad": "affine_grad"})
         return "affine_grad"
 
     def fold_gradient(self, affine_grad: str, dense_grad: str, statistics: list[str]) -> str:
@@ -210,6 +107,8 @@ class FoldedAffine:
         if not self.entries:
             return dense_grad
         result = "dense.value_grad.accumulated"
-        inputs = [affine_grad, "dense.value", *statistics, dense_grad]
-        self.graph.emit("FoldAffineGrad", inputs, [result], entries=self.entries, epsilon=self.epsilon)
+        mean, variance = statistics
+        inputs = {"affine_grad": affine_grad, "dense": "dense.value", "dense_grad": dense_grad}
+        inputs |= {"mean": mean, "variance": variance}
+        FoldAffineGrad.emit(self.graph, inputs, {"dense_grad_out": result}, self._attributes)
         return result

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 
 from . import layers
 from .layers import LayerGraph
+from .operators import OPERATORS
 
 Geometry = tuple[int, int, int]
-
-CONVOLUTION, BATCH_NORM, AFFINE, ADD = "convolution", "batch_norm", "affine", "add"
-MAX_POOL, AVERAGE_POOL, INPUT = "max_pool", "average_pool", "input"
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class FusedLayer:
     """One forward operator.
 
     Attributes:
-        kind: one of the constants of this module.
+        operator: which one, of `operators.OPERATORS`.
         name: name of the layer whose output this operator computes.
         inputs: the fused layers it reads (without the residual).
         layer: the layer that began it (holds kernel, stride, …).
@@ -46,7 +44,7 @@ class FusedLayer:
         relu: whether the result is rectified.
     """
 
-    kind: str
+    operator: str
     name: str
     inputs: list[str]
     layer: layers.Layer
@@ -90,10 +88,10 @@ class _Fusion:
             fused.residual = self.owner[fused.residual].name if fused.residual else None
         return self.order
 
-    def _start(self, kind: str, layer: layers.Layer, slot: Slot | None = None, relu: bool = False) -> None:
+    def _start(self, operator: str, layer: layers.Layer, slot: Slot | None = None, relu: bool = False) -> None:
         source = self.geometry[layer.inputs[0]] if layer.inputs else layer.geometry
         fused = FusedLayer(
-            kind, layer.name, list(layer.inputs), layer, source, layer.geometry, slot, None, relu
+            operator, layer.name, list(layer.inputs), layer, source, layer.geometry, slot, None, relu
         )
         self.order.append(fused)
         self.owner[layer.name] = fused
@@ -103,40 +101,38 @@ class _Fusion:
         fused.name = layer.name
         self.owner[layer.name] = fused
 
-    def _open(self, name: str, *kinds: str) -> FusedLayer | None:
-        """The operator that computes ``name``, if nothing else reads it and more can be fused into it."""
+    def _open(self, name: str, part: str) -> FusedLayer | None:
+        """The operator that computes ``name``, if nothing else reads it and it can take ``part``."""
         fused = self.owner[name]
         single = len(self.readers[name]) == 1 and fused.name == name
-        return fused if single and fused.kind in kinds and not fused.relu else None
+        takes = part in OPERATORS[fused.operator].takes
+        return fused if single and takes and not fused.relu else None
 
     def _visit(self, layer: layers.Layer) -> None:
         match layer:
-            case layers.Input():
-                self._start(INPUT, layer)
             case layers.Convolution():
                 slot = Slot(0, layer.shape[0], layer.module, None) if layer.bias else None
-                self._start(CONVOLUTION, layer, slot)
+                self._start(layer.operator, layer, slot)
             case layers.BatchNorm():
                 self._batch_norm(layer)
             case layers.Add():
                 self._add(layer)
             case layers.ReLU():
                 self._relu(layer)
-            case layers.MaxPool():
-                self._start(MAX_POOL, layer, relu=layer.inputs[0] in self.deferred)
-            case layers.AveragePool():
-                self._start(AVERAGE_POOL, layer)
             case layers.Flatten():
                 self._flatten(layer)
+            case _:
+                rectified = bool(layer.inputs) and layer.inputs[0] in self.deferred
+                self._start(layer.operator, layer, relu=rectified)
 
     def _batch_norm(self, layer: layers.BatchNorm) -> None:
         channels = layer.shape[0]
         if self.batch_statistics:
-            self._start(BATCH_NORM, layer, Slot(2, channels, None, layer.module))
+            self._start(layer.operator, layer, Slot(2, channels, None, layer.module))
             return
-        fused = self._open(layer.inputs[0], CONVOLUTION)
+        fused = self._open(layer.inputs[0], "norm")
         if fused is None or fused.residual or (fused.slot is not None and fused.slot.norm):
-            self._start(AFFINE, layer, Slot(1, channels, None, layer.module))
+            self._start("Affine", layer, Slot(1, channels, None, layer.module))
         else:
             fused.slot = Slot(1, channels, fused.slot.bias if fused.slot else None, layer.module)
             self._extend(fused, layer)
@@ -146,27 +142,26 @@ class _Fusion:
         # Of two branches that could take the addition, the one computed last does: the other is there by
         # then.
         for name in sorted(layer.inputs, key=position, reverse=True):
-            fused = self._open(name, CONVOLUTION, BATCH_NORM)
+            fused = self._open(name, "addition")
             if fused is not None and fused.residual is None:
                 fused.residual = layer.inputs[1] if name == layer.inputs[0] else layer.inputs[0]
                 self._extend(fused, layer)
                 return
-        self._start(ADD, layer)
+        self._start(layer.operator, layer)
 
     def _relu(self, layer: layers.ReLU) -> None:
         name = layer.inputs[0]
         following = self.readers[layer.name]
-        fused = self._open(name, CONVOLUTION, BATCH_NORM, AFFINE, ADD)
-        if fused is not None and len(following) == 1 and isinstance(following[0], layers.MaxPool):
-            self.deferred.add(layer.name)
-            self._extend(fused, layer)
+        fused = self._open(name, "relu")
+        if fused is None:
+            self._start(layer.operator, layer, Slot(0, layer.geometry[0], None, None), relu=True)
             return
-        fused = fused or self._open(name, MAX_POOL)
-        if fused is not None:
-            fused.relu = True
-            self._extend(fused, layer)
+        pooled = len(following) == 1 and isinstance(following[0], layers.MaxPool)
+        if pooled and not isinstance(fused.layer, layers.MaxPool):
+            self.deferred.add(layer.name)
         else:
-            self._start(AFFINE, layer, Slot(0, layer.geometry[0], None, None), relu=True)
+            fused.relu = True
+        self._extend(fused, layer)
 
     def _flatten(self, layer: layers.Flatten) -> None:
         # A tensor without halo is its own flattened form. Poolings can write (and, backward, read) any halo;
@@ -174,11 +169,11 @@ class _Fusion:
         # need.
         name = layer.inputs[0]
         fused = self.owner[name]
-        if len(self.readers[name]) != 1 or fused.kind not in (INPUT, MAX_POOL, AVERAGE_POOL):
+        if len(self.readers[name]) != 1 or not OPERATORS[fused.operator].any_halo:
             channels, height, width = self.geometry[name]
             copy = layers.AveragePool(f"{layer.name}.copy", (name,), (channels, height, width), 1, 1)
             source = self.geometry[name]
-            fused = FusedLayer(AVERAGE_POOL, layer.name, [name], copy, source, source)
+            fused = FusedLayer(copy.operator, layer.name, [name], copy, source, source)
             self.order.append(fused)
             self.owner[layer.name] = fused
         else:

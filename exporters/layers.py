@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
+from typing import ClassVar
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: ``name`` is unique and also names its output; ``inputs`` are names of earlier layers."""
+    """One layer: ``name`` is unique and also names its output; ``inputs`` are names of earlier layers.
 
+    ``operator`` names the operator that computes such a layer where nothing is fused ("" for none).
+    """
+
+    operator: ClassVar[str] = ""
     name: str
     inputs: tuple[str, ...]
     shape: Shape
@@ -32,6 +37,8 @@ class Layer:
 class Input(Layer):
     """The image."""
 
+    operator = "PackInput"
+
 
 @dataclass(frozen=True)
 class Convolution(Layer):
@@ -40,6 +47,7 @@ class Convolution(Layer):
     ``module`` is the qualified name of the torch module, ``kernel`` is (height, width).
     """
 
+    operator = "Conv"
     module: str
     kernel: tuple[int, int]
     stride: int
@@ -51,6 +59,7 @@ class Convolution(Layer):
 class BatchNorm(Layer):
     """Batch normalisation with a learned scale and shift and running statistics."""
 
+    operator = "BatchNorm"
     module: str
     epsilon: float
     momentum: float
@@ -60,16 +69,21 @@ class BatchNorm(Layer):
 class ReLU(Layer):
     """max(0, x)."""
 
+    operator = "Affine"
+
 
 @dataclass(frozen=True)
 class Add(Layer):
     """Sum of two tensors of one shape."""
+
+    operator = "Add"
 
 
 @dataclass(frozen=True)
 class MaxPool(Layer):
     """Maximum over square windows; padded pixels never win."""
 
+    operator = "MaxPool"
     kernel: int
     stride: int
     padding: int
@@ -79,6 +93,7 @@ class MaxPool(Layer):
 class AveragePool(Layer):
     """Mean over square windows without padding; global pooling is ``kernel`` = height = width."""
 
+    operator = "AveragePool"
     kernel: int
     stride: int
 

@@ -17,14 +17,9 @@ from typing import Any
 from edge_bcs.runtime.buffers import bytes_of
 
 from .cost_model import Walk
-from .nodes import Graph, Node, TensorType
-from .operators import GRADIENTS, OPERATORS, Types
-
-ACTIVATIONS = "activations in passing"
-KEPT = "activations kept for backward"
-GRADIENTS_IN_FLIGHT = "gradients in flight"
-SCALE_AND_SHIFT = "scale and shift"
-WORKSPACE = "workspace"
+from .nodes import Graph, Node
+from .operators import OPERATORS
+from .operators.base import ACTIVATIONS, KEPT, WORKSPACE, Types
 
 BOUND_CATEGORIES = {
     "coo.value": "values",
@@ -45,8 +40,6 @@ BOUND_CATEGORIES = {
     "epsilon": "attack buffers",
 }
 """Bound buffer → category; what is not listed is "data" (images, labels, logits, scalars)."""
-
-_SEEDS = ("CrossEntropy", "Trades", "Mart", "SoftmaxDifference")
 
 
 @dataclass(frozen=True)
@@ -112,16 +105,12 @@ def tensor_types(graph: Graph) -> Types:
     """The type of every tensor of the graph, from the types of its inputs and the operators' shape rules."""
     types = dict(graph.inputs)
     for node in graph.nodes:
-        for name, tensor in zip(node.outputs, _complete(node, types), strict=False):
+        for name, tensor in zip(
+            node.outputs, OPERATORS[node.operator].output_types(node, types), strict=False
+        ):
             if name:
                 types[name] = tensor
     return types
-
-
-def _complete(node: Node, types: Types) -> list[TensorType]:
-    """Output types of ``node``; trailing absent inputs, which files drop, count as ''."""
-    padded = Node(node.operator, node.inputs + [""] * (9 - len(node.inputs)), node.outputs, node.attributes)
-    return OPERATORS[node.operator].outputs(padded, types)
 
 
 def replay(graph: Graph, connections: Mapping[int, int]) -> PhasePlan:
@@ -189,14 +178,9 @@ def _categories(graph: Graph) -> dict[str, str]:
     """Tensor → category. What gradient operators read of the forward pass, or what stands for it, is kept."""
     category: dict[str, str] = {}
     for node in graph.nodes:
-        if node.operator in ("FoldAffine", "ZeroAffine"):
-            own = SCALE_AND_SHIFT
-        elif node.operator in GRADIENTS or node.operator in _SEEDS:
-            own = GRADIENTS_IN_FLIGHT
-        else:
-            own = KEPT if node.operator == "Narrow" else ACTIVATIONS
-        category |= {name: own for name in node.outputs if name}
-        if node.operator in GRADIENTS:
+        rule = OPERATORS[node.operator]
+        category |= {name: rule.category for name in node.outputs if name}
+        if rule.backward:
             for name in node.inputs:
                 if category.get(name) == ACTIVATIONS:
                     category[name] = KEPT

@@ -31,6 +31,7 @@ from .graphs import attack_graph, evaluation_graph, lanes_of, training_graph
 from .network import Network
 from .nodes import Graph, Node
 from .operators import OPERATORS
+from .operators.base import Repetition
 from .plan import replay, tensor_types
 from .sketch import Rewritten, Sketch
 from .storage import Storage
@@ -190,8 +191,9 @@ class Space:
         seconds = [self._time(*of_node) for of_node in zip(plan.walks, plan.moved, strict=True)]
         dense: dict[int, _Dense] = {}
         for index, node in enumerate(graph.nodes):
-            if node.attributes.get("algorithm") == "dense":
-                rule, other = OPERATORS[node.operator], _sparse(node)
+            rule = OPERATORS[node.operator]
+            other = rule.without_work(node)
+            if other is not None:
                 walks = rule.walks(other, types, self._connections)
                 frugal = self._time(walks, rule.bytes_moved(other, types, self._connections))
                 module = self.modules[node.attributes["layer_offset"]]
@@ -329,9 +331,9 @@ class Space:
         floor = max(self.bound_bytes, *(int(fixed.totals[phase].max()) for phase in ("attack", "eval")))
         best = fixed
         if like is None:
-            made = {tensor: self.sketch.nodes[node].operator for tensor, node in self.sketch.producer.items()}
-            kinds = ((), ("Affine", "Add"), ("Affine", "Add", "BatchNorm", "MaxPool"))
-            starts = [Storage(frozenset(t for t in self.stacks if made[t] in kind)) for kind in kinds]
+            costs = {tensor: self._repetition(tensor) for tensor in self.stacks}
+            kinds: tuple[tuple[Repetition, ...], ...] = ((), ("elements",), ("elements", "pass"))
+            starts = [Storage(frozenset(t for t in self.stacks if costs[t] in kind)) for kind in kinds]
         else:
             starts = [Storage(self._in_branches(like.recomputed), self._in_branches(like.narrowed))]
         # In a large space neither the large steps nor the small ones always find the less; with bfloat16,
@@ -344,6 +346,10 @@ class Space:
             if found.peak_bytes < best.peak_bytes:
                 best = found
         return best
+
+    def _repetition(self, tensor: str) -> Repetition:
+        """What it costs to make a stack once more."""
+        return OPERATORS[self.sketch.nodes[self.sketch.producer[tensor]].operator].repetition
 
     def _in_branches(self, tensors: frozenset[str]) -> frozenset[str]:
         return frozenset(tensor for tensor in self.stacks if tensor.partition(".")[2] in tensors)
@@ -379,10 +385,6 @@ def _together(choices: list[Choice]) -> Choice:
     narrowed = frozenset().union(*(choice.storage.narrowed for choice in choices))
     sparse = frozenset().union(*(choice.sparse for choice in choices))
     return replace(choices[0], storage=Storage(recomputed, narrowed - recomputed), sparse=sparse)
-
-
-def _sparse(node: Node) -> Node:
-    return replace(node, attributes={**node.attributes, "algorithm": "sparse"})
 
 
 def _less(choice: Choice) -> Iterator[tuple[str, Choice]]:

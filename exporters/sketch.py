@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from .nodes import Graph
-from .operators import GRADIENTS, OPERATORS
+from .operators import OPERATORS
 from .plan import tensor_types
-from .storage import EARLY, REPEATABLE, Storage, kept_stacks
+from .storage import Storage, kept_stacks, producers
 
 Array = np.ndarray[Any, Any]
 
@@ -48,9 +48,7 @@ class Sketch:
         self.nodes = graph.nodes
         types = tensor_types(graph)
         self.kept = kept_stacks(graph)
-        self.producer = {
-            node.outputs[0]: index for index, node in enumerate(graph.nodes) if node.operator in REPEATABLE
-        }
+        self.producer = producers(graph)
         self.owner: dict[
             str, int
         ] = {}  # tensor → number of the allocation it lies in; bound ones are missing
@@ -62,7 +60,7 @@ class Sketch:
         self.readers: dict[str, list[int]] = defaultdict(list)  # kept stack → gradient operators
         kept = set(self.kept)
         for index, node in enumerate(graph.nodes):
-            late = node.operator in GRADIENTS
+            late = OPERATORS[node.operator].backward
             for name in dict.fromkeys(node.inputs):
                 if late and name in kept:
                     self.readers[name].append(index)
@@ -91,7 +89,7 @@ class Sketch:
         self.token: list[int | None] = []
         last: int | None = None
         for node in graph.nodes:
-            if node.operator not in EARLY:
+            if not OPERATORS[node.operator].early:
                 last = self.owner.get(next(name for name in node.outputs if name))
             self.token.append(last)
         self._arrays = tuple(np.array(numbers, np.int64) for numbers in (self.size, self.birth, self.death))

@@ -14,10 +14,10 @@ from collections.abc import Set
 from dataclasses import dataclass, replace
 
 from .nodes import Graph, Node
-from .operators import GRADIENTS
+from .operators import OPERATORS
+from .operators.base import Operator
+from .operators.order import After, Narrow, Widen
 
-REPEATABLE = ("PackInput", "Conv", "Affine", "Add", "MaxPool", "AveragePool", "BatchNorm")
-EARLY = ("ZeroAffine", "FoldAffine", "ResetGradient")
 _AGAIN = ".again."
 
 
@@ -36,12 +36,21 @@ class Storage:
         return bool(self.recomputed or self.narrowed)
 
 
+def producers(graph: Graph) -> dict[str, int]:
+    """Stack of the forward pass → position of the node that made it and could make it again."""
+    return {
+        node.outputs[0]: index
+        for index, node in enumerate(graph.nodes)
+        if OPERATORS[node.operator].repetition != "never"
+    }
+
+
 def kept_stacks(graph: Graph) -> list[str]:
     """The stacks of the forward pass that gradient operators read, in order of their making: what `store` can
     treat otherwise."""
-    made = {node.outputs[0] for node in graph.nodes if node.operator in REPEATABLE}
-    read = {name for node in graph.nodes if node.operator in GRADIENTS for name in node.inputs}
-    kept = made & read
+    made = producers(graph)
+    read = {name for node in graph.nodes if OPERATORS[node.operator].backward for name in node.inputs}
+    kept = made.keys() & read
     return [node.outputs[0] for node in graph.nodes if node.outputs[0] in kept]
 
 
@@ -59,7 +68,7 @@ class _Rewriting:
     def __init__(self, graph: Graph, storage: Storage) -> None:
         self.graph, self.storage = graph, storage
         self.nodes: list[Node] = []
-        self.producer = {node.outputs[0]: node for node in graph.nodes if node.operator in REPEATABLE}
+        self.producer = {tensor: graph.nodes[index] for tensor, index in producers(graph).items()}
         self.kept: Set[str] = {*kept_stacks(graph)} - storage.recomputed
         self.now: dict[str, str] = {}  # tensor → the name under which the forward pass reads it
         self.again: dict[str, str] = {}  # tensor → the name under which the backward pass reads it
@@ -72,20 +81,20 @@ class _Rewriting:
         return replace(self.graph, nodes=self.nodes)
 
     def _visit(self, node: Node) -> None:
-        if node.operator in GRADIENTS:
+        rule = OPERATORS[node.operator]
+        if rule.backward:
             passing: dict[str, str] = {}
             inputs = [self._late(name, passing) for name in node.inputs]
         else:
             inputs = [self.now.get(name, name) for name in node.inputs]
         self.nodes.append(node if inputs == node.inputs else replace(node, inputs=inputs))
-        if node.operator == "BatchNorm" and node.outputs[2]:
-            self.statistics = node.outputs[2:4]
-        if node.operator in REPEATABLE and node.outputs[0] in self.storage.narrowed:
-            tensor = node.outputs[0]
-            self._emit("Narrow", [tensor], [f"{tensor}.bf16"])
+        self.statistics = rule.running_statistics(node) or self.statistics
+        tensor = node.outputs[0]
+        if rule.repetition != "never" and tensor in self.storage.narrowed:
+            self._emit(Narrow, [tensor], [f"{tensor}.bf16"])
             # The forward pass goes on only when the narrow copy is there.
             self.now[tensor] = f"{tensor}.now"
-            self._emit("After", [tensor, f"{tensor}.bf16"], [self.now[tensor]])
+            self._emit(After, [tensor, f"{tensor}.bf16"], [self.now[tensor]])
 
     def _late(self, tensor: str, passing: dict[str, str]) -> str:
         """The name under which the backward pass reads ``tensor``; what has to be done for it is emitted.
@@ -99,7 +108,7 @@ class _Rewriting:
             return known
         if tensor in self.storage.narrowed:
             name = self.again[tensor] = f"{tensor}.wide"
-            self._emit("Widen", [f"{tensor}.bf16", self._token()], [name])
+            self._emit(Widen, [f"{tensor}.bf16", self._token()], [name])
             return name
         if tensor in self.kept:
             return tensor
@@ -110,33 +119,23 @@ class _Rewriting:
     def _repeat(self, node: Node, passing: dict[str, str]) -> str:
         inputs = [self._late(name, passing) for name in node.inputs]
         late = self._unique(f"{inputs[0]}.late")
-        self._emit("After", [inputs[0], self._token()], [late])
+        self._emit(After, [inputs[0], self._token()], [late])
         name = self._unique(f"{node.outputs[0]}.again")
         outputs = [name] + [""] * (len(node.outputs) - 1)
-        attributes = dict(node.attributes)
-        if node.operator == "BatchNorm":
-            attributes["update"] = 0
-            inputs[3:5] = self.statistics
-        self.nodes.append(
-            Node(
-                node.operator,
-                [late, *inputs[1:]],
-                outputs,
-                attributes,
-                f"{node.name}{_AGAIN}{len(self.nodes)}",
-            )
-        )
+        inputs, attributes = OPERATORS[node.operator].repeated(node, [late, *inputs[1:]], self.statistics)
+        again = f"{node.name}{_AGAIN}{len(self.nodes)}"
+        self.nodes.append(Node(node.operator, inputs, outputs, attributes, again))
         return name
 
     def _token(self) -> str:
         """An output of the last operator that could not have run long ago."""
-        last = next(node for node in reversed(self.nodes) if node.operator not in EARLY)
+        last = next(node for node in reversed(self.nodes) if not OPERATORS[node.operator].early)
         return next(name for name in last.outputs if name)
 
     def _unique(self, base: str) -> str:
         count = self.count[base] = self.count.get(base, 0) + 1
         return base if count == 1 else f"{base}.{count}"
 
-    def _emit(self, operator: str, inputs: list[str], outputs: list[str], **attributes: object) -> None:
-        name = f"{operator}.{outputs[0]}"
-        self.nodes.append(Node(operator, inputs, outputs, attributes, name))
+    def _emit(self, operator: type[Operator], inputs: list[str], outputs: list[str]) -> None:
+        name = operator.__name__
+        self.nodes.append(Node(name, inputs, outputs, {}, f"{name}.{outputs[0]}"))

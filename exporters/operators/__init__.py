@@ -1,0 +1,19 @@
+"""The closed set of operators of the domain ``edge_bcs``: one class each, found by its name."""
+
+from __future__ import annotations
+
+from . import convolution, elementwise, images, losses, normalisation, order, pooling, update
+from .base import Operator
+
+_FILES = (images, convolution, pooling, elementwise, normalisation, losses, order, update)
+
+OPERATORS: dict[str, Operator] = {
+    kind.__name__: kind()
+    for file in _FILES
+    for kind in vars(file).values()
+    if isinstance(kind, type)
+    and issubclass(kind, Operator)
+    and kind.__module__ == file.__name__
+    and not kind.__name__.startswith("_")
+}
+"""Operator type → its class, of every public class in the files of this package."""

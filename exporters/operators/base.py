@@ -1,0 +1,337 @@
+"""What an operator is: its ports, and the answers to what the passes of the compiler ask of it.
+
+Every operator of the domain ``edge_bcs`` is one class in this package, and everything that is true of it stands
+there: the passes ask the class and keep no lists of names. The files say what belongs together; `OPERATORS` in
+the package's root holds all of them. A struct of the same name and the same ports in ``runtime/native`` computes
+it.
+
+A stack is an activation f32 [NB, P, B] of NB blocks of B images; P = h·R + h + C·S pixels with row stride R =
+W + h and plane stride S = (H + h)·R for a halo of h zero pixels shared between neighbouring rows and planes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ..nodes import Graph, HaloOf, Node, TensorType
+
+if TYPE_CHECKING:
+    from edge_bcs.exporters.cost_model import Walk
+
+    from ..autodiff import Tape
+    from ..forward import Branch
+    from ..fusion import FusedLayer
+    from ..layers import Layer
+
+Types = dict[str, TensorType]
+Attributes = Mapping[str, Any]
+Connections = Callable[[Node], int]
+"""Number of active connections of the layer that a convolution-like node belongs to."""
+Dims = Callable[[Node, Types], tuple[int, ...]]
+
+ACTIVATIONS = "activations in passing"
+KEPT = "activations kept for backward"
+GRADIENTS_IN_FLIGHT = "gradients in flight"
+SCALE_AND_SHIFT = "scale and shift"
+WORKSPACE = "workspace"
+"""Categories of a memory report; what the backward pass reads of ``ACTIVATIONS`` becomes ``KEPT``."""
+
+Repetition = Literal["never", "elements", "pass", "product"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of an operator, as ``runtime/native`` declares it.
+
+    Attributes:
+        name: of the port; the tensor behind it has a name of its own.
+        dtype: element type, "any" where the operator takes several.
+        optional: whether it may be absent.
+        dims: of an output, its dimensions.
+        shares: of an output, the input whose memory it continues; its type is then that input's.
+        for_backward: of an output, whether it is there only where a gradient operator reads it.
+    """
+
+    name: str
+    dtype: str = "f32"
+    optional: bool = False
+    dims: Dims | None = None
+    shares: str = ""
+    for_backward: bool = False
+
+
+# Dimensions
+
+
+def stack_type(blocks: int, channels: int, height: int, width: int, halo: int, lanes: int) -> TensorType:
+    """Type of the stack of a (channels, height, width) map with ``halo`` zero pixels."""
+    row = width + halo
+    pixels = halo * row + halo + channels * (height + halo) * row
+    return TensorType("f32", (blocks, pixels, lanes))
+
+
+def bits_type(blocks: int, channels: int, height: int, width: int, lanes: int) -> TensorType:
+    """Type of the packed ReLU mask of a (channels, height, width) map: one bit an element, rows padded to
+    bytes.
+    """
+    return TensorType("u8", (blocks, channels * height, (width * lanes + 7) // 8))
+
+
+def blocks_of(node: Node, types: Types) -> int:
+    """NB of the stack, or of the images, that the node reads first."""
+    return types[node.inputs[0]].dims[0]
+
+
+def map_of(attributes: Attributes, side: str = "") -> tuple[int, int, int]:
+    """(channels, height, width) that a node's attributes give, with the prefix ``side`` where there is one."""
+    channels = attributes[f"{side}channels"] if f"{side}channels" in attributes else attributes["channels"]
+    return channels, attributes[f"{side}height"], attributes[f"{side}width"]
+
+
+def stack(side: str, halo: str) -> Dims:
+    """A stack of the map ``side`` with the halo that the attribute ``halo`` names."""
+
+    def dims(node: Node, types: Types) -> tuple[int, ...]:
+        a = node.attributes
+        return stack_type(blocks_of(node, types), *map_of(a, side), a[halo], a["lanes"]).dims
+
+    return dims
+
+
+def bits(side: str) -> Dims:
+    """The ReLU bits of the map ``side``."""
+
+    def dims(node: Node, types: Types) -> tuple[int, ...]:
+        a = node.attributes
+        return bits_type(blocks_of(node, types), *map_of(a, side), a["lanes"]).dims
+
+    return dims
+
+
+def like(position: int) -> Dims:
+    """The dimensions of an input."""
+    return lambda node, types: types[node.inputs[position]].dims
+
+
+def fixed(*extents: int) -> Dims:
+    """Dimensions that depend on nothing."""
+    return lambda node, types: extents
+
+
+# Other runtimes
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A layer in ONNX's own operators: its type, float32 constants behind its inputs, and attributes."""
+
+    operator: str
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OrtNode:
+    """A node of a gradient as ONNX Runtime's gradient builder takes it.
+
+    GO(i) is the gradient of output i, I(i) input i, O(i) output i, GI(i) the gradient of input i; a leading
+    "onnx:" marks an operator of ONNX itself. The builder keeps the output at position j only if input j needs a
+    gradient, whatever the output's name is: so a definition has no intermediate tensors (`Operator.complete`
+    adds them), and an accumulator's place is held by the tensor of its shape.
+    """
+
+    operator: str
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    axes: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a gradient node of ONNX Runtime's builder lacks, because a definition knows no node.
+
+    Attributes:
+        attributes: of the node.
+        masking: attributes of the MaskedAdd that its first input goes through, or None.
+        inputs: how many of its inputs remain, or None for all.
+        spare: whether its first output must be there even if nobody reads it.
+    """
+
+    attributes: dict[str, Any]
+    masking: dict[str, Any] | None = None
+    inputs: int | None = None
+    spare: bool = False
+
+
+# The operator
+
+
+class Operator:
+    """Base of all operators; a subclass declares its ports and overrides what it has.
+
+    Attributes:
+        inputs, outputs: its ports, in the order of the file.
+        category: what its outputs are in a memory report.
+        backward: whether it belongs to the backward pass; what it reads of the forward pass is kept for it.
+        early: whether it reads parameters alone, and so may run long before its place in the file.
+        parameters: whether it has parameters that learn. keeps: the input that their gradient reads.
+        repetition: whether a forward operator may run a second time instead of its output being kept, and what
+            that costs: a look at each element, a pass over windows or for statistics, or a product.
+        takes: what fusion may put into it: "norm", "addition", "relu".
+        any_halo: whether it can write any halo, and read the gradient of its output with any.
+        commutative: whether its two inputs may change places.
+        ort_gradient: its gradient for ONNX Runtime's own builder.
+    """
+
+    inputs: ClassVar[tuple[Port, ...]] = ()
+    outputs: ClassVar[tuple[Port, ...]] = ()
+    category: ClassVar[str] = ACTIVATIONS
+    backward: ClassVar[bool] = False
+    early: ClassVar[bool] = False
+    parameters: ClassVar[bool] = False
+    keeps: ClassVar[str] = ""
+    repetition: ClassVar[Repetition] = "never"
+    takes: ClassVar[frozenset[str]] = frozenset()
+    any_halo: ClassVar[bool] = False
+    commutative: ClassVar[bool] = False
+    ort_gradient: ClassVar[tuple[OrtNode, ...]] = ()
+
+    # Ports
+
+    @classmethod
+    def input(cls, name: str) -> int:
+        """Position of the input port ``name``."""
+        return [port.name for port in cls.inputs].index(name)
+
+    @classmethod
+    def output(cls, name: str) -> int:
+        """Position of the output port ``name``."""
+        return [port.name for port in cls.outputs].index(name)
+
+    @classmethod
+    def has_input(cls, name: str) -> bool:
+        """Whether there is an input port ``name``."""
+        return any(port.name == name for port in cls.inputs)
+
+    @classmethod
+    def has_output(cls, name: str) -> bool:
+        """Whether there is an output port ``name``."""
+        return any(port.name == name for port in cls.outputs)
+
+    @classmethod
+    def read(cls, node: Node, name: str) -> str:
+        """The tensor at the input port ``name`` of a node, '' if it is absent."""
+        position = cls.input(name)
+        return node.inputs[position] if position < len(node.inputs) else ""
+
+    @property
+    def aliases(self) -> dict[int, int]:
+        """Output position → input position whose memory it shares."""
+        return {i: self.input(port.shares) for i, port in enumerate(self.outputs) if port.shares}
+
+    @classmethod
+    def emit(
+        cls,
+        graph: Graph,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
+        attributes: Attributes | None = None,
+    ) -> Node:
+        """Append a node to ``graph``: port → tensor of what is there.
+
+        Raises:
+            AssertionError: a tensor for a port that does not exist, or none for one that must be there.
+        """
+        tensors: list[list[str]] = []
+        for ports, given in ((cls.inputs, inputs), (cls.outputs, outputs)):
+            tensors.append([given.get(port.name, "") for port in ports])
+            unknown = set(given) - {port.name for port in ports}
+            missing = {port.name for port in ports if not (port.optional or given.get(port.name))}
+            assert not unknown and not missing, f"{cls.__name__}: unknown {unknown}, missing {missing}"
+        return graph.emit(cls.__name__, *tensors, **(attributes or {}))
+
+    # Shapes and costs
+
+    def output_types(self, node: Node, types: Types) -> list[TensorType]:
+        """Types of all outputs, the absent optional ones included."""
+        found = []
+        for port in self.outputs:
+            if port.shares:
+                source = self.read(node, port.shares)
+                found.append(types[source] if source else TensorType(port.dtype, (0,)))
+            else:
+                assert port.dims is not None
+                found.append(TensorType(port.dtype, port.dims(node, types)))
+        return found
+
+    def work_bytes(self, node: Node, types: Types) -> int:
+        """Bytes that the kernel takes from the allocator while it runs."""
+        return 0
+
+    def without_work(self, node: Node) -> Node | None:
+        """A node that computes the same to rounding without work memory, or None."""
+        return None
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        """Floating-point operations (a multiplication and an addition count as two)."""
+        return sum(t.bytes // 4 for t in self.output_types(node, types) if t.dtype == "f32")
+
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        """Bytes read and written, each tensor once: the least traffic with memory."""
+        return sum(types[name].bytes for names in (node.inputs, node.outputs) for name in {*names} - {""})
+
+    def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
+        """The products of a layer's matrix with the micro-batch, on which the time depends."""
+        return ()
+
+    # The passes
+
+    def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
+        """Emit the node that computes ``fused`` from the tensors ``sources`` into ``y``."""
+        raise AssertionError(f"{type(self).__name__} computes no layer")
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        """Emit the nodes that carry ``dy``, the gradient of the first output, to the inputs."""
+        raise AssertionError(f"{type(self).__name__} is not differentiable")
+
+    def learns(self, node: Node, learned_slots: set[int]) -> bool:
+        """Whether this node has parameters that learn.
+
+        Args:
+            node: the node. learned_slots: positions in the scale and shift that belong to parameters.
+        """
+        return self.parameters
+
+    def repeated(self, node: Node, inputs: list[str], statistics: list[str]) -> tuple[list[str], dict[str, Any]]:
+        """(inputs, attributes) of a second run of a forward node, which changes nothing but its output.
+
+        Args:
+            node: the node. inputs: what it reads then.
+            statistics: the newest tensors of the running averages.
+        """
+        return inputs, dict(node.attributes)
+
+    def running_statistics(self, node: Node) -> list[str]:
+        """The tensors of running averages that the node makes."""
+        return []
+
+    # Other runtimes
+
+    def plain(self, layer: Layer) -> Plain:
+        """A layer that this operator computes, in ONNX's own operators."""
+        raise AssertionError(f"{type(self).__name__} has no form in ONNX's own operators")
+
+    def complete(self, forward: Attributes, instance: str) -> Completion:
+        """What a node of this type lacks in a gradient of ONNX Runtime's builder.
+
+        Args:
+            forward: attributes of the forward node. instance: name of the gradient node.
+        """
+        return Completion(dict(forward))
+
+
+def named_halos(**tensors: str) -> dict[str, Any]:
+    """Attributes that stand for the halos of tensors: ``in_halo="x"`` is the halo of x, '' is no halo."""
+    return {name: HaloOf(tensor) if tensor else 0 for name, tensor in tensors.items()}

@@ -1,0 +1,246 @@
+# ruff: noqa: D102 (the methods of all operators are described once, in the base class)
+"""Convolutions and linear layers over active connections, and their gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from edge_bcs.exporters.cost_model import WINOGRAD, Walk
+
+from ..layers import Convolution, Layer
+from ..nodes import Node
+from .base import (
+    GRADIENTS_IN_FLIGHT,
+    Attributes,
+    Completion,
+    Connections,
+    Operator,
+    OrtNode,
+    Plain,
+    Port,
+    Types,
+    bits,
+    blocks_of,
+    named_halos,
+    stack,
+)
+from .elementwise import masked_before
+
+if TYPE_CHECKING:
+    from ..autodiff import Tape
+    from ..forward import Branch
+    from ..fusion import FusedLayer
+
+
+def gradient_halo(attributes: Attributes) -> int:
+    """Halo that the transposed convolution needs of the output's gradient, the largest over both axes and
+    sides.
+    """
+    stride, padding = attributes["stride"], attributes["padding"]
+    halo = 0
+    for kernel, size, extent in zip(
+        attributes["kernel"],
+        (attributes["in_height"], attributes["in_width"]),
+        (attributes["out_height"], attributes["out_width"]),
+        strict=True,
+    ):
+        low = -((padding + 1 - kernel) // stride)  # ceil((kernel - 1 - padding) / stride)
+        high = (size - 1 + padding) // stride - (extent - 1)
+        halo = max(halo, low, high)
+    return halo
+
+
+def may_use_winograd(attributes: Attributes) -> bool:
+    """Whether a dense layer's kernel lets it use Winograd's products, if its images do."""
+    return bool(attributes["kernel"][1] == 3 and attributes["stride"] == 1)
+
+
+def walk_kernel(attributes: Attributes, suffix: str) -> str:
+    """The kernel of one of a layer's walks, of `cost_model.KERNELS` or `cost_model.WINOGRAD`."""
+    a, kernel = attributes, f"{attributes['algorithm']}{suffix}"
+    enough = a["out_width"] % 4 == 0 and a["out_width"] >= 8 and min(a["in_channels"], a["out_channels"]) >= 8
+    return WINOGRAD if kernel == "dense" and enough and may_use_winograd(a) else kernel
+
+
+class _Convolutional(Operator):
+    products = 1  # sparse-dense products of the layer's size that the operator performs
+
+    def work_bytes(self, node: Node, types: Types) -> int:
+        """Packed weights; four numbers for three, where the kernels may take Winograd's form."""
+        a = node.attributes
+        if a["algorithm"] != "dense":
+            return 0
+        winograd = may_use_winograd(a) and a["lanes"] % 16 == 0
+        return 4 * (self.weights(node) // 3 * 4 if winograd else self.weights(node))
+
+    def without_work(self, node: Node) -> Node | None:
+        """The sparse kernel, which reads connections where they lie."""
+        if node.attributes["algorithm"] != "dense":
+            return None
+        return replace(node, attributes={**node.attributes, "algorithm": "sparse"})
+
+    @staticmethod
+    def weights(node: Node) -> int:
+        """Positions of the layer, active or dormant."""
+        a = node.attributes
+        return int(a["out_channels"] * a["in_channels"] * a["kernel"][0] * a["kernel"][1])
+
+    def kernels(self, node: Node) -> tuple[str, ...]:
+        """Suffixes of the kernels that run: "" forwards or to the input, "_gradient" to the values."""
+        return ("",)
+
+    def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
+        """A gradient with respect to the input is a walk for each phase of the stride; each entry is in one
+        of them, and all together they cover as many pixels as the output has."""
+        a = node.attributes
+        entries = self.weights(node) if a["algorithm"] == "dense" else connections(node)
+        floats = a["out_width"] * a["lanes"]
+        run = floats if a["stride"] == 1 else a["lanes"]
+        rows = blocks_of(node, types) * a["out_height"]
+        return tuple(
+            Walk(walk_kernel(a, suffix), entries, rows, floats, run, a["lanes"])
+            for suffix in self.kernels(node)
+        )
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        walks = self.walks(node, types, connections)
+        return sum(2 * walk.entries * walk.rows * walk.floats for walk in walks)
+
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        """Stacks and masks whole, but of the buffers of all layers only this layer's part: for each product a
+        value and its place in the lists, a gradient's sum read and written, unpacked weights likewise."""
+        stacks = {name for name in (*node.inputs, *node.outputs) if name and len(types[name].dims) > 1}
+        entries = 8 * connections(node) * (2 * self.products - 1)
+        return sum(types[name].bytes for name in stacks) + entries + 2 * self.work_bytes(node, types)
+
+
+class Conv(_Convolutional):
+    """act(scale·conv(x) + shift + residual)."""
+
+    inputs = (
+        Port("x"),
+        Port("value"),
+        Port("affine", optional=True),
+        Port("residual", optional=True),
+        Port("lists", "i32"),
+    )
+    outputs = (Port("y", dims=stack("out_", "out_halo")), Port("bits", "u8", optional=True, dims=bits("out_")))
+    parameters = True
+    keeps = "x"
+    repetition = "product"
+    takes = frozenset({"norm", "addition", "relu"})
+    ort_gradient = (
+        OrtNode(
+            "ConvGrad",
+            ["GO(0)", "I(0)", "I(1)", "I(2)", "", "", "I(1)", "I(2)", "I(4)"],
+            ["GI(0)", "GI(1)", "GI(2)"],
+        ),
+    )
+
+    def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
+        layer, network = fused.layer, branch.network
+        assert isinstance(layer, Convolution)
+        (x,) = sources
+        branch.graph.halos.at_least(x, layer.padding)
+        residual = branch.residual(fused)
+        if residual:
+            branch.graph.halos.equal(residual, y)
+        in_channels, in_height, in_width = fused.source_geometry
+        out_channels, out_height, out_width = fused.geometry
+        affine = branch.affine.tensor if fused.slot else ""
+        inputs = {"x": x, "value": "coo.value", "affine": affine, "residual": residual, "lists": "coo.lists"}
+        attributes: dict[str, Any] = {
+            "layer_offset": network.layout.prunable[layer.module].offset,
+            "in_channels": in_channels,
+            "in_height": in_height,
+            "in_width": in_width,
+            "out_channels": out_channels,
+            "out_height": out_height,
+            "out_width": out_width,
+            "kernel": list(layer.kernel),
+            "stride": layer.stride,
+            "padding": layer.padding,
+            "lanes": branch.lanes,
+            "forward_pointer": network.lists.forward[layer.module],
+            "transpose_pointer": network.lists.transpose[layer.module],
+            "affine": branch.affine.offset(fused),
+            "relu": int(fused.relu),
+            "algorithm": network.algorithms[layer.module],
+            **named_halos(in_halo=x, out_halo=y),
+        }
+        self.emit(branch.graph, inputs, {"y": y}, attributes)
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        x, affine, residual = (self.read(node, port) for port in ("x", "affine", "residual"))
+        if residual:
+            tape.pass_on(residual, dy)
+        attributes = {**node.attributes, "relu": 0, **named_halos(dy_halo=dy)}
+        addend, mask, dx = "", tape.no_mask, ""
+        if tape.needs(x):
+            tape.graph.halos.at_least(dy, gradient_halo(attributes))
+            addend, mask, dx = tape.absorb(x)
+        attributes |= {**named_halos(dx_halo=dx), **mask.attributes}
+        inputs = {"dy": dy, "value": self.read(node, "value"), "lists": self.read(node, "lists")}
+        inputs |= {"affine": affine, "addend": addend, "mask": mask.tensor}
+        if tape.parameters:
+            affine_grad, affine_out = tape.step_affine_grad() if affine else ("", "")
+            coo_grad, coo_out = tape.step_coo_grad()
+            inputs |= {"x": x, "coo_grad": coo_grad, "affine_grad": affine_grad}
+            outputs = {"dx": dx, "coo_grad_out": coo_out, "affine_grad_out": affine_out}
+            ConvGrad.emit(tape.graph, inputs, outputs, attributes)
+        elif dx:
+            ConvInputGrad.emit(tape.graph, inputs, {"dx": dx}, attributes)
+
+    def plain(self, layer: Layer) -> Plain:
+        assert isinstance(layer, Convolution)
+        if len(layer.shape) == 1:
+            return Plain("Gemm", attributes={"transB": 1})
+        geometry = {"kernel_shape": list(layer.kernel), "strides": [layer.stride] * 2}
+        return Plain("Conv", attributes={**geometry, "pads": [layer.padding] * 4})
+
+
+class ConvInputGrad(_Convolutional):
+    """mask∘(convᵀ(scale·dy) + addend)."""
+
+    inputs = (
+        Port("dy"),
+        Port("value"),
+        Port("affine", optional=True),
+        Port("addend", optional=True),
+        Port("mask", "any", optional=True),
+        Port("lists", "i32"),
+    )
+    outputs = (Port("dx", dims=stack("in_", "dx_halo")),)
+    category = GRADIENTS_IN_FLIGHT
+    backward = True
+
+
+class ConvGrad(_Convolutional):
+    """ConvInputGrad, and the gradients of values, scale and shift, accumulated in place."""
+
+    inputs = (
+        Port("dy"),
+        Port("x"),
+        Port("value"),
+        Port("affine", optional=True),
+        Port("addend", optional=True),
+        Port("mask", "any", optional=True),
+        Port("coo_grad"),
+        Port("affine_grad", optional=True),
+        Port("lists", "i32"),
+    )
+    outputs = (
+        Port("dx", optional=True, dims=stack("in_", "dx_halo")),
+        Port("coo_grad_out", shares="coo_grad"),
+        Port("affine_grad_out", optional=True, shares="affine_grad"),
+    )
+    category = GRADIENTS_IN_FLIGHT
+    backward = True
+    products = 2
+
+    def kernels(self, node: Node) -> tuple[str, ...]:
+        return ("", "_gradient") if node.outputs[0] else ("_gradient",)
+
+    def complete(self, forward: Attributes, instance: str) -> Completion:
+        return masked_before(forward, "out_", max(gradient_halo(forward), 0), spare=False)

@@ -1,0 +1,218 @@
+# ruff: noqa: D102 (the methods of all operators are described once, in the base class)
+"""Operators that look at each element by itself: scale and shift, sums, and their gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..layers import Layer
+from ..nodes import Node
+from .base import (
+    GRADIENTS_IN_FLIGHT,
+    SCALE_AND_SHIFT,
+    Attributes,
+    Completion,
+    Operator,
+    OrtNode,
+    Plain,
+    Port,
+    Types,
+    bits,
+    like,
+    map_of,
+    named_halos,
+    stack,
+)
+
+if TYPE_CHECKING:
+    from ..autodiff import Tape
+    from ..forward import Branch
+    from ..fusion import FusedLayer
+
+
+# Gradients for ONNX Runtime's builder, whose graph keeps a tensor's gradient in that tensor's own halo
+
+
+def masking(forward: Attributes, side: str, halo: int) -> dict[str, Any]:
+    """Attributes of the MaskedAdd that rectifies a gradient as the forward node did and gives it a halo."""
+    rectified = int(forward["relu"])
+    channels, height, width = map_of(forward, side)
+    return {
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "lanes": forward["lanes"],
+        "a_halo": forward["out_halo"],
+        "b_halo": 0,
+        "out_halo": halo,
+        "mask_kind": rectified,
+        "mask_halo": forward["out_halo"] * rectified,
+    }
+
+
+def unmasked(forward: Attributes) -> Completion:
+    """The forward node's attributes, and no mask."""
+    return Completion({**forward, "mask_kind": 0, "mask_halo": 0})
+
+
+def masked_before(forward: Attributes, side: str, halo: int, spare: bool = True) -> Completion:
+    """A gradient operator that cannot rectify what it is given, nor take it with another halo than ``halo``."""
+    attributes = {**forward, "relu": 0, "mask_kind": 0, "mask_halo": 0, "dy_halo": halo}
+    attributes["dx_halo"] = forward["in_halo"]
+    needed = forward["relu"] or halo != forward["out_halo"]
+    return Completion(attributes, masking(forward, side, halo) if needed else None, spare=spare)
+
+
+# Scale and shift
+
+
+def _slots(node: Node, types: Types) -> tuple[int, ...]:
+    return (2 * sum(node.attributes["entries"][1::6]),)
+
+
+class FoldAffine(Operator):
+    """Dense parameters and statistics → scale and shift of every slot."""
+
+    inputs = (Port("dense"), Port("mean"), Port("variance"))
+    outputs = (Port("affine", dims=_slots),)
+    category = SCALE_AND_SHIFT
+    early = True
+    ort_gradient = (OrtNode("FoldAffineGrad", ["GO(0)", "I(0)", "I(1)", "I(2)", "I(0)"], ["GI(0)"]),)
+
+
+class FoldAffineGrad(Operator):
+    """Gradient of scale and shift → gradient of the dense parameters, accumulated."""
+
+    inputs = (Port("affine_grad"), Port("dense"), Port("mean"), Port("variance"), Port("dense_grad"))
+    outputs = (Port("dense_grad_out", shares="dense_grad"),)
+
+
+class ZeroAffine(Operator):
+    """Zeros of the shape of its input: where the scale and shift gradient is accumulated."""
+
+    inputs = (Port("affine"),)
+    outputs = (Port("affine_grad", dims=like(0)),)
+    category = SCALE_AND_SHIFT
+    early = True
+
+
+class Affine(Operator):
+    """act(scale·x + shift)."""
+
+    inputs = (Port("x"), Port("affine"))
+    outputs = (Port("y", dims=stack("", "out_halo")), Port("bits", "u8", optional=True, dims=bits("")))
+    parameters = True
+    keeps = "x"
+    repetition = "elements"
+    takes = frozenset({"relu"})
+    ort_gradient = (
+        OrtNode("AffineGrad", ["GO(0)", "I(0)", "I(1)", "", "", "I(1)"], ["GI(0)", "GI(1)"]),
+    )
+
+    def learns(self, node: Node, learned_slots: set[int]) -> bool:
+        """A plain rectification has a slot without parameters."""
+        return node.attributes["affine"] in learned_slots
+
+    def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
+        attributes = {
+            **branch.map(fused),
+            "affine": branch.affine.offset(fused),
+            "relu": int(fused.relu),
+            **named_halos(in_halo=sources[0], out_halo=y),
+        }
+        self.emit(branch.graph, {"x": sources[0], "affine": branch.affine.tensor}, {"y": y}, attributes)
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        x, affine = self.read(node, "x"), self.read(node, "affine")
+        learned = tape.parameters and tape.learns(node)
+        to_input = tape.needs(x)
+        if not (learned or to_input):
+            return
+        # A scale directly on the image still needs a tensor for the gradient that nobody reads.
+        addend, mask, dx = tape.absorb(x) if to_input else ("", tape.no_mask, tape.graph.unique(f"d.{x}"))
+        halos = named_halos(out_halo=dy, dy_halo=dy, dx_halo=dx)
+        attributes = {**node.attributes, "relu": 0, **halos, **mask.attributes}
+        inputs = {"dy": dy, "affine": affine, "addend": addend, "mask": mask.tensor}
+        if learned:
+            affine_grad, out = tape.step_affine_grad()
+            inputs |= {"x": x, "affine_grad": affine_grad}
+            AffineGrad.emit(tape.graph, inputs, {"dx": dx, "affine_grad_out": out}, attributes)
+        else:
+            AffineInputGrad.emit(tape.graph, inputs, {"dx": dx}, attributes)
+
+    def plain(self, layer: Layer) -> Plain:
+        return Plain("Relu")
+
+
+class AffineInputGrad(Operator):
+    """mask∘(scale·dy + addend)."""
+
+    inputs = (
+        Port("dy"),
+        Port("affine"),
+        Port("addend", optional=True),
+        Port("mask", "any", optional=True),
+    )
+    outputs = (Port("dx", dims=stack("", "dx_halo")),)
+    category = GRADIENTS_IN_FLIGHT
+    backward = True
+
+
+class AffineGrad(Operator):
+    """AffineInputGrad, and the gradients of scale and shift, accumulated."""
+
+    inputs = (
+        Port("dy"),
+        Port("x"),
+        Port("affine"),
+        Port("addend", optional=True),
+        Port("mask", "any", optional=True),
+        Port("affine_grad"),
+    )
+    outputs = (Port("dx", dims=stack("", "dx_halo")), Port("affine_grad_out", shares="affine_grad"))
+    category = GRADIENTS_IN_FLIGHT
+    backward = True
+
+    def complete(self, forward: Attributes, instance: str) -> Completion:
+        return masked_before(forward, "", forward["out_halo"])
+
+
+# Sums
+
+
+class Add(Operator):
+    """act(a + b)."""
+
+    inputs = (Port("a"), Port("b"))
+    outputs = (Port("y", dims=stack("", "out_halo")), Port("bits", "u8", optional=True, dims=bits("")))
+    repetition = "elements"
+    takes = frozenset({"relu"})
+    commutative = True
+    ort_gradient = tuple(OrtNode("MaskedAdd", ["GO(0)", "", "O(0)"], [f"GI({i})"]) for i in (0, 1))
+
+    def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
+        halos = named_halos(a_halo=sources[0], b_halo=sources[1], out_halo=y)
+        attributes = {**branch.map(fused), "relu": int(fused.relu), **halos}
+        self.emit(branch.graph, {"a": sources[0], "b": sources[1]}, {"y": y}, attributes)
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        for tensor in node.inputs:
+            if tape.needs(tensor):
+                tape.pass_on(tensor, dy)
+
+    def plain(self, layer: Layer) -> Plain:
+        return Plain("Add")
+
+
+class MaskedAdd(Operator):
+    """mask∘(a + b)."""
+
+    inputs = (Port("a"), Port("b", optional=True), Port("mask", "any", optional=True))
+    outputs = (Port("y", dims=stack("", "out_halo")),)
+    category = GRADIENTS_IN_FLIGHT
+    backward = True
+
+    def complete(self, forward: Attributes, instance: str) -> Completion:
+        # Of an addition, whose gradient is one node for each input; the builder numbers them from 0.
+        halo = forward["a_halo"] if instance.endswith("_0") else forward["b_halo"]
+        return Completion(masking(forward, "", halo), inputs=None if forward["relu"] else 1)

@@ -1,0 +1,43 @@
+# ruff: noqa: D102 (the methods of all operators are described once, in the base class)
+"""Losses with the gradients of their logits, where the backward pass begins."""
+
+from __future__ import annotations
+
+from .base import GRADIENTS_IN_FLIGHT, Operator, OrtNode, Port, fixed, like
+
+
+class CrossEntropy(Operator):
+    """Weighted cross-entropy of one branch."""
+
+    inputs = (Port("logits"), Port("labels", "i64"), Port("sample_weight"))
+    outputs = (Port("loss", dims=fixed()), Port("dlogits", dims=like(0)), Port("correct", dims=fixed(1)))
+    category = GRADIENTS_IN_FLIGHT
+    ort_gradient = (OrtNode("onnx:Mul", ["GO(0)", "O(1)"], ["GI(0)"]),)
+
+
+class _TwoBranchLoss(Operator):
+    inputs = (Port("clean"), Port("adversarial"), Port("labels", "i64"), Port("sample_weight"))
+    outputs = (
+        Port("loss", dims=fixed()),
+        Port("dclean", dims=like(0)),
+        Port("dadversarial", dims=like(1)),
+        Port("correct", dims=fixed(2)),
+    )
+    category = GRADIENTS_IN_FLIGHT
+    ort_gradient = tuple(OrtNode("onnx:Mul", ["GO(0)", f"O({i + 1})"], [f"GI({i})"]) for i in (0, 1))
+
+
+class Trades(_TwoBranchLoss):
+    """CE(clean) + β·KL(clean ‖ adversarial)."""
+
+
+class Mart(_TwoBranchLoss):
+    """BCE(adversarial) + β·KL(clean ‖ adversarial)·(1 − p_y(clean))."""
+
+
+class SoftmaxDifference(Operator):
+    """softmax(logits) − target [n, K]: where the attack's backward pass begins."""
+
+    inputs = (Port("logits"), Port("target"))
+    outputs = (Port("dlogits", dims=like(0)),)
+    category = GRADIENTS_IN_FLIGHT
