@@ -88,7 +88,9 @@ class _Fusion:
             fused.residual = self.owner[fused.residual].name if fused.residual else None
         return self.order
 
-    def _start(self, operator: str, layer: layers.Layer, slot: Slot | None = None, relu: bool = False) -> None:
+    def _start(
+        self, operator: str, layer: layers.Layer, slot: Slot | None = None, relu: bool = False
+    ) -> None:
         source = self.geometry[layer.inputs[0]] if layer.inputs else layer.geometry
         fused = FusedLayer(
             operator, layer.name, list(layer.inputs), layer, source, layer.geometry, slot, None, relu

@@ -11,7 +11,12 @@ from .autodiff import Chains, Tape
 from .forward import Branch, FoldedAffine
 from .fusion import fuse
 from .network import Network
-from .nodes import Graph, HaloOf, TensorType
+from .nodes import Graph, TensorType
+from .operators.base import named_halos
+from .operators.images import PgdStep, UnpackOutput
+from .operators.losses import CrossEntropy, Mart, SoftmaxDifference, Trades
+from .operators.order import After, GradientReady, ResetGradient
+from .operators.update import BuildLists, DenseStep, RewireStep
 
 TWO_BRANCHES = ("trades", "rst", "mart")
 OBJECTIVES = ("natural", "at", "mixed", *TWO_BRANCHES)
@@ -46,7 +51,7 @@ def evaluation_graph(network: Network, micro_batch: int) -> Graph:
     branch = Branch(
         graph, network, layers, lanes_of(micro_batch), "input", FoldedAffine(graph, network, layers)
     )
-    graph.emit("UnpackOutput", [branch.logits], ["logits"], lanes=lanes_of(micro_batch))
+    UnpackOutput.emit(graph, {"stack": branch.logits}, {"y": "logits"}, {"lanes": lanes_of(micro_batch)})
     graph.resolve()
     return graph
 
@@ -76,17 +81,15 @@ def attack_graph(network: Network, micro_batch: int) -> Graph:
     branch = Branch(graph, network, layers, lanes, "adversarial", affine)
     seed = f"d.{branch.logits}"
     graph.halos.zero(seed)
-    graph.emit("SoftmaxDifference", [branch.logits, "target"], [seed], lanes=lanes)
+    inputs = {"logits": branch.logits, "target": "target"}
+    SoftmaxDifference.emit(graph, inputs, {"dlogits": seed}, {"lanes": lanes})
     tape = Tape(graph, branch.nodes, branch.geometry, affine.learned, image=True, chains=None)
     tape.run(branch.logits, seed)
     gradient = tape.image_gradient
-    graph.emit(
-        "PgdStep",
-        ["adversarial", "input", gradient, "step_size", "epsilon"],
-        ["adversarial.out"],
-        lanes=lanes,
-        dx_halo=HaloOf(gradient),
-    )
+    inputs = {"x_adv": "adversarial", "x": "input", "dx": gradient}
+    inputs |= {"step_size": "step_size", "epsilon": "epsilon"}
+    attributes = {"lanes": lanes, **named_halos(dx_halo=gradient)}
+    PgdStep.emit(graph, inputs, {"x_adv_out": "adversarial.out"}, attributes)
     graph.resolve()
     return graph
 
@@ -143,7 +146,8 @@ class _Training:
         self.statistics = ["batchnorm.mean", "batchnorm.variance"]
         reset = {name: f"{name}.start" for name in ("coo.value_grad", "dense.value_grad")}
         for name, start in reset.items():
-            graph.emit("ResetGradient", [f"{name}.accumulation.buffer", "lazy_reset_grad"], [start])
+            inputs = {"buffer": f"{name}.accumulation.buffer", "lazy_reset_grad": "lazy_reset_grad"}
+            ResetGradient.emit(graph, inputs, {"buffer_out": start})
         self.chains = Chains(reset["coo.value_grad"], "")
         if objective in TWO_BRANCHES:
             keep = network.batch_statistics if keep_both is None else keep_both
@@ -153,8 +157,8 @@ class _Training:
         dense_grad = self.affine.fold_gradient(
             self.chains.affine_grad, reset["dense.value_grad"], self.statistics
         )
-        graph.emit("GradientReady", [self.chains.coo_grad], ["coo.value_grad.accumulation.out"])
-        graph.emit("GradientReady", [dense_grad], ["dense.value_grad.accumulation.out"])
+        for name, gradient in (("coo.value", self.chains.coo_grad), ("dense.value", dense_grad)):
+            GradientReady.emit(graph, {"buffer": gradient}, {"ready": f"{name}_grad.accumulation.out"})
         if self.statistics[0] != "batchnorm.mean":
             self._publish_statistics()
 
@@ -189,28 +193,28 @@ class _Training:
     def _one_branch(self) -> None:
         branch = self._branch("input")
         seed = f"d.{branch.logits}"
-        inputs = [branch.logits, "labels", "sample_weight"]
-        self.graph.emit("CrossEntropy", inputs, ["loss", seed, "correct"], lanes=self.lanes)
+        inputs = {"logits": branch.logits, "labels": "labels", "sample_weight": "sample_weight"}
+        outputs = {"loss": "loss", "dlogits": seed, "correct": "correct"}
+        CrossEntropy.emit(self.graph, inputs, outputs, {"lanes": self.lanes})
         self._backward(branch, seed)
 
     def _two_branches(self, objective: str, beta: float, keep_both: bool) -> None:
         clean = self._branch("input", "clean.")
         adversarial = self._branch("adversarial", "adversarial.")
         seeds = {branch: f"d.{branch.logits}" for branch in (clean, adversarial)}
-        self.graph.emit(
-            "Mart" if objective == "mart" else "Trades",
-            [clean.logits, adversarial.logits, "labels", "sample_weight"],
-            ["loss", seeds[clean], seeds[adversarial], "correct"],
-            lanes=self.lanes,
-            beta=float(beta),
-        )
+        inputs = {"clean": clean.logits, "adversarial": adversarial.logits}
+        inputs |= {"labels": "labels", "sample_weight": "sample_weight"}
+        outputs = {"loss": "loss", "correct": "correct"}
+        outputs |= {"dclean": seeds[clean], "dadversarial": seeds[adversarial]}
+        loss = Mart if objective == "mart" else Trades
+        loss.emit(self.graph, inputs, outputs, {"lanes": self.lanes, "beta": float(beta)})
         self._backward(adversarial, seeds[adversarial])
         if keep_both:
             self._backward(clean, seeds[clean])
             return
         # Computing the clean branch again costs one forward pass and saves all that it would have kept.
         image = "input.again"
-        self.graph.emit("After", ["input", self.chains.coo_grad], [image])
+        After.emit(self.graph, {"x": "input", "token": self.chains.coo_grad}, {"y": image})
         self._backward(self._branch(image, "again.", update=False), seeds[clean])
 
 
@@ -235,16 +239,26 @@ def optimizer_graph(network: Network) -> Graph:
     )
     names = ("coo.value", "coo.index", "coo.momentum", "coo.lists", "dense.value", "dense.momentum")
     graph.outputs = {f"{name}.out": graph.inputs[name] for name in names}
-    graph.emit(
-        "RewireStep",
-        ["coo.value", "coo.index", "coo.momentum", "coo.value_grad.accumulation.buffer", "hyper", "counter"],
-        ["coo.value.out", "coo.index.out", "coo.momentum.out", "coo.value_grad.consumed"],
-        size=network.layout.size,
-    )
-    graph.emit("BuildLists", ["coo.index.out", "coo.lists"], ["coo.lists.out"], layers=network.lists.layers)
-    inputs = ["dense.value", "dense.momentum", "dense.value_grad.accumulation.buffer", "hyper"]
-    graph.emit("DenseStep", inputs, ["dense.value.out", "dense.momentum.out"])
+    state = {name: f"coo.{name}" for name in ("value", "index", "momentum")}
+    inputs = {
+        **state,
+        "gradient": "coo.value_grad.accumulation.buffer",
+        "hyper": "hyper",
+        "counter": "counter",
+    }
+    outputs = {f"{name}_out": f"{tensor}.out" for name, tensor in state.items()}
+    outputs["gradient_out"] = "coo.value_grad.consumed"
+    RewireStep.emit(graph, inputs, outputs, {"size": network.layout.size})
+    _build_lists(graph, network, "coo.index.out")
+    inputs = {"value": "dense.value", "momentum": "dense.momentum", "hyper": "hyper"}
+    inputs["gradient"] = "dense.value_grad.accumulation.buffer"
+    DenseStep.emit(graph, inputs, {"value_out": "dense.value.out", "momentum_out": "dense.momentum.out"})
     return graph
+
+
+def _build_lists(graph: Graph, network: Network, index: str) -> None:
+    inputs, outputs = {"index": index, "lists": "coo.lists"}, {"lists_out": "coo.lists.out"}
+    BuildLists.emit(graph, inputs, outputs, {"layers": network.lists.layers})
 
 
 def lists_graph(network: Network) -> Graph:
@@ -255,5 +269,5 @@ def lists_graph(network: Network) -> Graph:
         {"coo.index": TensorType("i32", (network.kappa,)), "coo.lists": lists},
         {"coo.lists.out": lists},
     )
-    graph.emit("BuildLists", ["coo.index", "coo.lists"], ["coo.lists.out"], layers=network.lists.layers)
+    _build_lists(graph, network, "coo.index")
     return graph

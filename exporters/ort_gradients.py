@@ -30,48 +30,14 @@ from .fusion import fuse
 from .graphs import TWO_BRANCHES, lanes_of
 from .network import Network, network_of
 from .nodes import DOMAIN, Graph, Node, TensorType
-from .operators import gradient_halo
+from .operators import OPERATORS
+from .operators.base import Operator, map_of
+from .operators.elementwise import MaskedAdd, ZeroAffine
+from .operators.images import UnpackOutput
+from .operators.losses import CrossEntropy, Mart, Trades
 from .ort_checkpoint import TRAINABLE
 
 FROZEN = ("batchnorm.mean", "batchnorm.variance", "coo.lists")
-_LOSSES = {"trades": "Trades", "rst": "Trades", "mart": "Mart"}
-
-# Operator → nodes of its gradient: (type, inputs, outputs). GO(i): gradient of output i, I(i): input i, O(i):
-# output i, GI(i): gradient of input i. A leading "onnx:" marks an operator of ONNX itself. The builder keeps
-# the output at position j only if input j needs a gradient, whatever the output's name is: so a definition
-# has no intermediate tensors (`complete` adds them), and an accumulator's place is held by the tensor of its
-# shape.
-_DEFINITIONS: dict[str, list[tuple[str, list[str], list[str]]]] = {
-    "FoldAffine": [("FoldAffineGrad", ["GO(0)", "I(0)", "I(1)", "I(2)", "I(0)"], ["GI(0)"])],
-    "Conv": [
-        (
-            "ConvGrad",
-            ["GO(0)", "I(0)", "I(1)", "I(2)", "", "", "I(1)", "I(2)", "I(4)"],
-            ["GI(0)", "GI(1)", "GI(2)"],
-        )
-    ],
-    "MaxPool": [("MaxPoolGrad", ["GO(0)", "O(1)"], ["GI(0)"])],
-    "AveragePool": [("AveragePoolGrad", ["GO(0)", "", ""], ["GI(0)"])],
-    "Affine": [("AffineGrad", ["GO(0)", "I(0)", "I(1)", "", "", "I(1)"], ["GI(0)", "GI(1)"])],
-    "Add": [("MaskedAdd", ["GO(0)", "", "O(0)"], [f"GI({i})"]) for i in (0, 1)],
-    "BatchNorm": [
-        (
-            "BatchNormGrad",
-            ["GO(0)", "I(0)", "I(1)", "O(1)", "I(2)", "", "", "I(1)"],
-            ["GI(0)", "GI(1)"],
-        )
-    ],
-    "CrossEntropy": [("onnx:Mul", ["GO(0)", "O(1)"], ["GI(0)"])],
-    "Trades": [("onnx:Mul", ["GO(0)", f"O({i + 1})"], [f"GI({i})"]) for i in (0, 1)],
-    "Mart": [("onnx:Mul", ["GO(0)", f"O({i + 1})"], [f"GI({i})"]) for i in (0, 1)],
-    "UnpackOutput": [
-        ("onnx:Constant", [], ["axes"]),
-        ("onnx:Unsqueeze", ["GO(0)", "axes"], ["image"]),
-        ("PackInput", ["image"], ["GI(0)"]),
-    ],
-}
-# Gradient operator → position of the accumulators that begin at zero.
-_ACCUMULATORS = {"FoldAffineGrad": (4,), "ConvGrad": (6, 7), "AffineGrad": (5,), "BatchNormGrad": (7,)}
 
 
 def register_gradients() -> None:
@@ -91,19 +57,21 @@ def register_gradients() -> None:
             "ONNX Runtime's gradient builder needs a training build: install 'edge-bcs[ort-training]' in an "
             "environment of its own."
         ) from None
-    for operator, nodes in _DEFINITIONS.items():
+    for operator, rule in OPERATORS.items():
         definitions = []
-        for kind, inputs, outputs in nodes:
+        for node in rule.ort_gradient:
             made = GradientNodeDefinition()
-            made.domain = "" if kind.startswith("onnx:") else DOMAIN
-            made.op_type = kind.removeprefix("onnx:")
-            made.inputs, made.outputs, made.attributes = inputs, outputs, []
-            if made.op_type == "Constant":  # the axes that make images of logits
+            made.domain = "" if node.operator.startswith("onnx:") else DOMAIN
+            made.op_type = node.operator.removeprefix("onnx:")
+            made.inputs, made.outputs, made.attributes = list(node.inputs), list(node.outputs), []
+            if node.axes:
                 axes = GradientNodeAttributeDefinition()
-                axes.name, axes.value_json, axes.dtype, axes.is_tensor = "value", "[2, 3]", "int", True
+                axes.name, axes.value_json, axes.dtype = "value", str([*node.axes]), "int"
+                axes.is_tensor = True
                 made.attributes = [axes]
             definitions.append(made)
-        register_gradient_definition(f"{DOMAIN}::{operator}", definitions)
+        if definitions:
+            register_gradient_definition(f"{DOMAIN}::{operator}", definitions)
 
 
 # The forward graphs
@@ -121,11 +89,17 @@ def loss_graph(network: Network, micro_batch: int, objective: str, beta: float =
     graph.inputs["sample_weight"] = TensorType("f32", (micro_batch,))
     statistics = ["batchnorm.mean", "batchnorm.variance"]
     logits = _branches(graph, network, micro_batch, branches, network.batch_statistics, statistics)
-    gradients = [f"{name}.gradient" for name in logits]
-    attributes = {"beta": float(beta)} if len(branches) == 2 else {}
-    operator = _LOSSES.get(objective, "CrossEntropy")
-    inputs = [*logits, "labels", "sample_weight"]
-    graph.emit(operator, inputs, ["loss", *gradients, "correct"], **attributes)
+    seeds = [f"{name}.gradient" for name in logits]
+    inputs = {"labels": "labels", "sample_weight": "sample_weight"}
+    outputs = {"loss": "loss", "correct": "correct"}
+    if len(branches) == 2:
+        inputs |= {"clean": logits[0], "adversarial": logits[1]}
+        outputs |= {"dclean": seeds[0], "dadversarial": seeds[1]}
+        loss = Mart if objective == "mart" else Trades
+        loss.emit(graph, inputs, outputs, {"beta": float(beta)})
+    else:
+        inputs["logits"], outputs["dlogits"] = logits[0], seeds[0]
+        CrossEntropy.emit(graph, inputs, outputs)
     graph.outputs["loss"] = TensorType("f32", ())
     graph.resolve()
     _separate(graph)
@@ -136,7 +110,7 @@ def logits_graph(network: Network, micro_batch: int) -> Graph:
     """The logits f32 [n, K] of a micro-batch with running statistics, ready to be differentiated."""
     graph = Graph("forward_model", {"input": TensorType("f32", (micro_batch, *network.image))})
     (logits,) = _branches(graph, network, micro_batch, ("input",), False, None)
-    graph.emit("UnpackOutput", [logits], ["logits"], lanes=lanes_of(micro_batch))
+    UnpackOutput.emit(graph, {"stack": logits}, {"y": "logits"}, {"lanes": lanes_of(micro_batch)})
     graph.outputs["logits"] = TensorType("f32", (micro_batch, network.classes))
     graph.resolve()
     _separate(graph)
@@ -176,19 +150,17 @@ def _separate(graph: Graph) -> None:
     nodes: list[Node] = []
     learned: set[str] = set()
     for node in graph.nodes:
-        y, a = node.outputs[0], node.attributes
+        y, a, rule = node.outputs[0], node.attributes, OPERATORS[node.operator]
         nodes.append(node)
-        position = {"Conv": 3, "BatchNorm": 5}.get(node.operator)
-        if node.operator == "BatchNorm":
-            node.outputs[1] = f"{y}.saved"
-        if node.operator == "MaxPool":
-            node.outputs[1] = f"{y}.choice"
-        elif position is not None and node.inputs[position]:
-            nodes.append(_addition(node, position))
-        elif node.operator == "Add" and node.inputs[0] not in learned:
+        for position, port in enumerate(rule.outputs):
+            if port.for_backward:
+                node.outputs[position] = f"{y}.{port.name}"
+        if rule.has_input("residual") and rule.read(node, "residual"):
+            nodes.append(_addition(node, rule.input("residual")))
+        elif rule.commutative and node.inputs[0] not in learned:
             node.inputs.reverse()
             a["a_halo"], a["b_halo"] = a["b_halo"], a["a_halo"]
-        if node.operator in ("Conv", "Affine", "BatchNorm") or not learned.isdisjoint(node.inputs):
+        if rule.parameters or not learned.isdisjoint(node.inputs):
             learned.update((y, node.outputs[0]))
     graph.nodes = nodes
 
@@ -198,8 +170,8 @@ def _addition(node: Node, position: int) -> Node:
     them.
     """
     a, y = node.attributes, node.outputs[0]
-    prefix = "out_" if node.operator == "Conv" else ""
-    addition = {key: a[f"{prefix}{key}"] for key in ("channels", "height", "width")}
+    channels, height, width = map_of(a, "out_" if "out_channels" in a else "")
+    addition = {"channels": channels, "height": height, "width": width}
     addition |= {key: a[key] for key in ("lanes", "relu", "out_halo")}
     addition |= {"a_halo": a["out_halo"], "b_halo": a.get("residual_halo", a["out_halo"])}
     residual, node.inputs[position], node.outputs[0] = node.inputs[position], "", f"{y}.before"
@@ -251,52 +223,30 @@ def complete(model: onnx.ModelProto) -> None:
 
 def _completed(node: onnx.NodeProto, forward: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Complete one gradient node; returns the nodes that go before it."""
+    rule = OPERATORS[node.op_type]
     source = {item.name: helper.get_attribute_value(item) for item in forward.attribute}
-    attributes: dict[str, Any] = {**source, "mask_kind": 0, "mask_halo": 0}
+    missing = rule.complete(source, node.name)
     before: list[onnx.NodeProto] = []
-    if node.op_type == "MaskedAdd":  # of an addition; the builder counts the nodes of a definition from 0
-        halo = source["a_halo"] if node.name.endswith("_0") else source["b_halo"]
-        attributes = _masking(source, "", halo)
-        if not source["relu"]:
-            del node.input[1:]
-    elif node.op_type == "PackInput":
-        attributes = {"lanes": source["lanes"], "halo": 0}
-    elif node.op_type in ("MaxPoolGrad", "FoldAffineGrad"):
-        attributes = source
-    elif node.op_type in ("ConvGrad", "AffineGrad", "BatchNormGrad"):
-        convolution = node.op_type == "ConvGrad"
-        halo = max(gradient_halo(source), 0) if convolution else source["out_halo"]
-        attributes |= {"relu": 0, "dy_halo": halo, "dx_halo": source["in_halo"]}
-        if source["relu"] or halo != source["out_halo"]:
-            masked = f"{node.name}.dy"
-            inputs = [node.input[0], "", forward.output[0]] if source["relu"] else [node.input[0]]
-            masking = _masking(source, "out_" if convolution else "", halo)
-            before.append(helper.make_node("MaskedAdd", inputs, [masked], masked, domain=DOMAIN, **masking))
-            node.input[0] = masked
-        if not (node.output[0] or convolution):
-            node.output[0] = f"{node.name}.unused"  # nobody wants it, but the operator gives it
-    for position in _ACCUMULATORS.get(node.op_type, ()):
+    if missing.inputs is not None:
+        del node.input[missing.inputs :]
+    if missing.masking is not None:
+        masked = f"{node.name}.dy"
+        inputs = [node.input[0], "", forward.output[0]] if missing.masking["mask_kind"] else [node.input[0]]
+        before.append(_node(MaskedAdd, inputs, masked, **missing.masking))
+        node.input[0] = masked
+    if missing.spare and not node.output[0]:
+        node.output[0] = f"{node.name}.unused"  # nobody wants it, but the operator gives it
+    for position in rule.aliases.values():  # accumulators begin at zero
         if node.input[position]:
             start = f"{node.name}.start_{position}"
-            inputs = [node.input[position]]
-            before.append(helper.make_node("ZeroAffine", inputs, [start], start, domain=DOMAIN))
+            before.append(_node(ZeroAffine, [node.input[position]], start))
             node.input[position] = start
-    node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+    node.attribute.extend(helper.make_attribute(key, value) for key, value in missing.attributes.items())
     return before
 
 
-def _masking(source: dict[str, Any], prefix: str, halo: int) -> dict[str, Any]:
-    """Attributes of the MaskedAdd that rectifies a gradient as the forward node did and gives it a halo."""
-    rectified = int(source["relu"])
-    return {
-        **{key: source[f"{prefix}{key}"] for key in ("channels", "height", "width")},
-        "lanes": source["lanes"],
-        "a_halo": source["out_halo"],
-        "b_halo": 0,
-        "out_halo": halo,
-        "mask_kind": rectified,
-        "mask_halo": source["out_halo"] * rectified,
-    }
+def _node(operator: type[Operator], inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(operator.__name__, inputs, [output], output, domain=DOMAIN, **attributes)
 
 
 # ORT's own loop

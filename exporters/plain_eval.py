@@ -6,6 +6,7 @@ BatchNormalization with its running statistics. The batch is free.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from edge_bcs.sparse_model import SparseModel
 
 from . import layers
 from .capture import capture
+from .operators import OPERATORS
+from .operators.base import Plain
 
 PLAIN_EVAL = "eval_model.plain.onnx"
 _OPSET, _IR_VERSION = 17, 8  # old enough for what is in the field
@@ -53,7 +56,7 @@ class _Writer:
 
     def model(self) -> onnx.ModelProto:
         for layer in self.graph.layers:
-            getattr(self, f"_{type(layer).__name__.lower()}")(layer)
+            self._write(layer)
         logits = self.tensors[self.graph.output]
         self.nodes.append(helper.make_node("Identity", [logits], ["logits"], "logits"))
         graph = helper.make_graph(
@@ -77,15 +80,36 @@ class _Writer:
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
         return name
 
-    def _emit(self, operator: str, layer: layers.Layer, constants: list[str], **attributes: Any) -> None:
-        inputs = [self.tensors[name] for name in layer.inputs] + constants
-        self.nodes.append(helper.make_node(operator, inputs, [layer.name], layer.name, **attributes))
+    def _write(self, layer: layers.Layer) -> None:
+        match layer:
+            case layers.Input():
+                self.tensors[layer.name] = "input"
+            case layers.Flatten():
+                self._emit(layer, Plain("Flatten", {}, {"axis": 1}))
+            case layers.BatchNorm() if self.folded.get(layer.inputs[0]) is layer:
+                self.tensors[layer.name] = self.tensors[layer.inputs[0]]
+            case _:
+                plain = OPERATORS[layer.operator].plain(layer)
+                self._emit(layer, replace(plain, constants=self._parameters(layer)))
+
+    def _emit(self, layer: layers.Layer, plain: Plain) -> None:
+        inputs = [self.tensors[name] for name in layer.inputs]
+        inputs += [self._constant(f"{layer.name}.{name}", array) for name, array in plain.constants.items()]
+        node = helper.make_node(plain.operator, inputs, [layer.name], layer.name, **plain.attributes)
+        self.nodes.append(node)
         self.tensors[layer.name] = layer.name
 
-    def _input(self, layer: layers.Input) -> None:
-        self.tensors[layer.name] = "input"
+    def _parameters(self, layer: layers.Layer) -> dict[str, Array]:
+        """What the layer's module holds, by the names under which the file keeps it."""
+        if isinstance(layer, layers.Convolution):
+            return self._weight_and_bias(layer)
+        if isinstance(layer, layers.BatchNorm):
+            module = self.network.get_submodule(layer.module)
+            names = ("weight", "bias", "running_mean", "running_var")
+            return {name: _numbers(getattr(module, name)) for name in names}
+        return {}
 
-    def _convolution(self, layer: layers.Convolution) -> None:
+    def _weight_and_bias(self, layer: layers.Convolution) -> dict[str, Array]:
         module = self.network.get_submodule(layer.module)
         weight = _numbers(module.weight)
         bias = _numbers(module.bias) if layer.bias else np.zeros(len(weight))
@@ -94,56 +118,13 @@ class _Writer:
             scale, shift = self._scale_and_shift(norm)
             weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
             bias = bias * scale + shift
-        constants = [
-            self._constant(f"{layer.name}.weight", weight),
-            self._constant(f"{layer.name}.bias", bias),
-        ]
-        if weight.ndim == 2:
-            self._emit("Gemm", layer, constants, transB=1)
-            return
-        self._emit(
-            "Conv",
-            layer,
-            constants,
-            kernel_shape=list(layer.kernel),
-            strides=[layer.stride] * 2,
-            pads=[layer.padding] * 4,
-        )
-
-    def _batchnorm(self, layer: layers.BatchNorm) -> None:
-        (source,) = layer.inputs
-        if self.folded.get(source) is layer:
-            self.tensors[layer.name] = self.tensors[source]
-            return
-        module = self.network.get_submodule(layer.module)
-        constants = [
-            self._constant(f"{layer.name}.{name}", _numbers(getattr(module, name)))
-            for name in ("weight", "bias", "running_mean", "running_var")
-        ]
-        self._emit("BatchNormalization", layer, constants, epsilon=layer.epsilon)
+        return {"weight": weight, "bias": bias}
 
     def _scale_and_shift(self, layer: layers.BatchNorm) -> tuple[Array, Array]:
         """What the batch norm does to a channel, in float64."""
         module = self.network.get_submodule(layer.module)
         scale = _numbers(module.weight) / np.sqrt(_numbers(module.running_var) + layer.epsilon)
         return scale, _numbers(module.bias) - _numbers(module.running_mean) * scale
-
-    def _relu(self, layer: layers.ReLU) -> None:
-        self._emit("Relu", layer, [])
-
-    def _add(self, layer: layers.Add) -> None:
-        self._emit("Add", layer, [])
-
-    def _maxpool(self, layer: layers.MaxPool) -> None:
-        attributes = {"strides": [layer.stride] * 2, "pads": [layer.padding] * 4}
-        self._emit("MaxPool", layer, [], kernel_shape=[layer.kernel] * 2, **attributes)
-
-    def _averagepool(self, layer: layers.AveragePool) -> None:
-        attributes = {"kernel_shape": [layer.kernel] * 2, "strides": [layer.stride] * 2}
-        self._emit("AveragePool", layer, [], **attributes)
-
-    def _flatten(self, layer: layers.Flatten) -> None:
-        self._emit("Flatten", layer, [], axis=1)
 
 
 def _numbers(parameter: Any) -> Array:

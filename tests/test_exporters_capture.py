@@ -189,15 +189,15 @@ def test_what_does_not_reach_the_logits_is_left_out() -> None:
     assert [type(layer).__name__ for layer in capture(Unused(), (3, 2, 2)).layers] == ["Input", "Flatten"]
 
 
-def kinds(fused: list[FusedLayer]) -> Counter[str]:
-    return Counter(layer.kind for layer in fused)
+def operators(fused: list[FusedLayer]) -> Counter[str]:
+    return Counter(layer.operator for layer in fused)
 
 
 def test_resnet_becomes_one_operator_a_convolution() -> None:
     graph = capture(models.resnet18(width=0.125), (3, 32, 32))
     fused = fuse(graph, batch_statistics=False)
     # 20 convolutions and the linear layer; eight residual additions, all of them inside.
-    assert kinds(fused) == {"input": 1, "convolution": 21, "average_pool": 1}
+    assert operators(fused) == {"PackInput": 1, "Conv": 21, "AveragePool": 1}
     assert sum(layer.residual is not None for layer in fused) == 8
     # Every convolution but the three projections and the linear layer is rectified.
     assert sum(layer.relu for layer in fused) == 21 - 3 - 1
@@ -205,7 +205,7 @@ def test_resnet_becomes_one_operator_a_convolution() -> None:
 
 def test_vgg_rectifies_in_its_poolings() -> None:
     fused = fuse(capture(models.vgg16(width=0.125), (3, 32, 32)), batch_statistics=False)
-    pools = [layer for layer in fused if layer.kind == "max_pool"]
+    pools = [layer for layer in fused if layer.operator == "MaxPool"]
     assert len(pools) == 4 and all(pool.relu for pool in pools)
     before = [layer for layer in fused if any(layer.name in pool.inputs for pool in pools)]
     assert not any(layer.relu for layer in before)
@@ -215,12 +215,12 @@ def test_wide_resnet_scales_and_rectifies_before_convolutions() -> None:
     fused = fuse(capture(models.wrn28_2(width=0.5), (3, 32, 32)), batch_statistics=False)
     # Batch norms that follow an addition: the first one of each of 12 blocks but the very first (which joins
     # the stem, whose output nothing else reads), and the last one of the network.
-    assert kinds(fused)["affine"] == 12
+    assert operators(fused)["Affine"] == 12
     assert sum(layer.residual is not None for layer in fused) == 12
 
 
 def test_batch_statistics_put_addition_and_relu_into_the_normalisation() -> None:
     fused = fuse(capture(models.resnet18(width=0.125), (3, 32, 32)), batch_statistics=True)
-    norms = [layer for layer in fused if layer.kind == "batch_norm"]
+    norms = [layer for layer in fused if layer.operator == "BatchNorm"]
     assert len(norms) == 20 and sum(norm.residual is not None for norm in norms) == 8
-    assert not any(layer.relu for layer in fused if layer.kind == "convolution")
+    assert not any(layer.relu for layer in fused if layer.operator == "Conv")

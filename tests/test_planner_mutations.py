@@ -15,7 +15,8 @@ from edge_bcs.exporters.artifact import compile_network
 from edge_bcs.exporters.graphs import training_graph
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.nodes import Node, TensorType
-from edge_bcs.exporters.operators import Conv, ConvGrad, Types
+from edge_bcs.exporters.operators.base import Types
+from edge_bcs.exporters.operators.convolution import Conv, ConvGrad
 from edge_bcs.exporters.planner import Choice, Job, smallest
 from edge_bcs.targets import layout
 from edge_bcs.targets.plans import Tensor
@@ -96,20 +97,21 @@ def test_a_replay_that_is_wrong_is_noticed(
 
 def test_rules_that_are_wrong_are_noticed(monkeypatch: pytest.MonkeyPatch, squeezed: Choice) -> None:
     with monkeypatch.context() as patch:  # two tensors where only one is: dx overlaps the sums it adds to
-        patch.setattr(ConvGrad, "aliases", {0: 6, 1: 6, 2: 7})
+        overlapping = replace(ConvGrad.outputs[0], shares="coo_grad")
+        patch.setattr(ConvGrad, "outputs", (overlapping, *ConvGrad.outputs[1:]))
         faults, agree = checked(squeezed)
         assert faults and not agree
     with monkeypatch.context() as patch:  # work memory that nobody counts
         patch.setattr(Conv, "work_bytes", lambda *_: 0)
         assert any("work exists and is not planned" in sentence for sentence in checked(squeezed)[0])
     with monkeypatch.context() as patch:  # a stack that lacks a pixel
-        right = Conv.outputs
+        right = Conv.output_types
 
-        def outputs(self: Conv, node: Node, types: Types) -> list[TensorType]:
+        def output_types(self: Conv, node: Node, types: Types) -> list[TensorType]:
             (dtype, (blocks, pixels, lanes)), *others = ((t.dtype, t.dims) for t in right(self, node, types))
             return [TensorType(dtype, (blocks, pixels - 1, lanes)), *(TensorType(*other) for other in others)]
 
-        patch.setattr(Conv, "outputs", outputs)
+        patch.setattr(Conv, "output_types", output_types)
         assert any("is planned as" in sentence for sentence in checked(squeezed)[0])
 
 

@@ -24,7 +24,7 @@ from edge_bcs.bench.roofline import Least
 from edge_bcs.bench.step import PAUSE
 from edge_bcs.connectivity import kappa, layer_counts, paper_densities
 from edge_bcs.exporters.cost_model import Walk
-from edge_bcs.exporters.operators import walk_kernel
+from edge_bcs.exporters.operators.convolution import walk_kernel
 from edge_bcs.runtime import library
 from edge_bcs.sparse_model import prunable_layers
 

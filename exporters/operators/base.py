@@ -1,9 +1,9 @@
 """What an operator is: its ports, and the answers to what the passes of the compiler ask of it.
 
-Every operator of the domain ``edge_bcs`` is one class in this package, and everything that is true of it stands
-there: the passes ask the class and keep no lists of names. The files say what belongs together; `OPERATORS` in
-the package's root holds all of them. A struct of the same name and the same ports in ``runtime/native`` computes
-it.
+Every operator of the domain ``edge_bcs`` is one class in this package, and everything that is true of it
+stands there: the passes ask the class and keep no lists of names. The files say what belongs together;
+`OPERATORS` in the package's root holds all of them. A struct of the same name and the same ports in
+``runtime/native`` computes it.
 
 A stack is an activation f32 [NB, P, B] of NB blocks of B images; P = h·R + h + C·S pixels with row stride R =
 W + h and plane stride S = (H + h)·R for a halo of h zero pixels shared between neighbouring rows and planes.
@@ -85,7 +85,7 @@ def blocks_of(node: Node, types: Types) -> int:
 
 
 def map_of(attributes: Attributes, side: str = "") -> tuple[int, int, int]:
-    """(channels, height, width) that a node's attributes give, with the prefix ``side`` where there is one."""
+    """(channels, height, width) of a node's attributes, with the prefix ``side`` where there is one."""
     channels = attributes[f"{side}channels"] if f"{side}channels" in attributes else attributes["channels"]
     return channels, attributes[f"{side}height"], attributes[f"{side}width"]
 
@@ -137,9 +137,9 @@ class OrtNode:
     """A node of a gradient as ONNX Runtime's gradient builder takes it.
 
     GO(i) is the gradient of output i, I(i) input i, O(i) output i, GI(i) the gradient of input i; a leading
-    "onnx:" marks an operator of ONNX itself. The builder keeps the output at position j only if input j needs a
-    gradient, whatever the output's name is: so a definition has no intermediate tensors (`Operator.complete`
-    adds them), and an accumulator's place is held by the tensor of its shape.
+    "onnx:" marks an operator of ONNX itself. The builder keeps the output at position j only if input j
+    needs a gradient, whatever the output's name is: so a definition has no intermediate tensors
+    (`Operator.complete` adds them), and an accumulator's place is held by the tensor of its shape.
     """
 
     operator: str
@@ -177,8 +177,8 @@ class Operator:
         backward: whether it belongs to the backward pass; what it reads of the forward pass is kept for it.
         early: whether it reads parameters alone, and so may run long before its place in the file.
         parameters: whether it has parameters that learn. keeps: the input that their gradient reads.
-        repetition: whether a forward operator may run a second time instead of its output being kept, and what
-            that costs: a look at each element, a pass over windows or for statistics, or a product.
+        repetition: whether a forward operator may run a second time instead of its output being kept, and
+            what that costs: a look at each element, a pass over windows or for statistics, or a product.
         takes: what fusion may put into it: "norm", "addition", "relu".
         any_halo: whether it can write any halo, and read the gradient of its output with any.
         commutative: whether its two inputs may change places.
@@ -304,7 +304,9 @@ class Operator:
         """
         return self.parameters
 
-    def repeated(self, node: Node, inputs: list[str], statistics: list[str]) -> tuple[list[str], dict[str, Any]]:
+    def repeated(
+        self, node: Node, inputs: list[str], statistics: list[str]
+    ) -> tuple[list[str], dict[str, Any]]:
         """(inputs, attributes) of a second run of a forward node, which changes nothing but its output.
 
         Args:

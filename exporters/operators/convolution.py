@@ -125,7 +125,10 @@ class Conv(_Convolutional):
         Port("residual", optional=True),
         Port("lists", "i32"),
     )
-    outputs = (Port("y", dims=stack("out_", "out_halo")), Port("bits", "u8", optional=True, dims=bits("out_")))
+    outputs = (
+        Port("y", dims=stack("out_", "out_halo")),
+        Port("bits", "u8", optional=True, dims=bits("out_")),
+    )
     parameters = True
     keeps = "x"
     repetition = "product"

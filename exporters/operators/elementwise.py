@@ -56,7 +56,7 @@ def unmasked(forward: Attributes) -> Completion:
 
 
 def masked_before(forward: Attributes, side: str, halo: int, spare: bool = True) -> Completion:
-    """A gradient operator that cannot rectify what it is given, nor take it with another halo than ``halo``."""
+    """A gradient operator that rectifies nothing that it is given, and takes it with the halo ``halo``."""
     attributes = {**forward, "relu": 0, "mask_kind": 0, "mask_halo": 0, "dy_halo": halo}
     attributes["dx_halo"] = forward["in_halo"]
     needed = forward["relu"] or halo != forward["out_halo"]
@@ -105,9 +105,7 @@ class Affine(Operator):
     keeps = "x"
     repetition = "elements"
     takes = frozenset({"relu"})
-    ort_gradient = (
-        OrtNode("AffineGrad", ["GO(0)", "I(0)", "I(1)", "", "", "I(1)"], ["GI(0)", "GI(1)"]),
-    )
+    ort_gradient = (OrtNode("AffineGrad", ["GO(0)", "I(0)", "I(1)", "", "", "I(1)"], ["GI(0)", "GI(1)"]),)
 
     def learns(self, node: Node, learned_slots: set[int]) -> bool:
         """A plain rectification has a slot without parameters."""

@@ -1,4 +1,3 @@
-# ruff: noqa: D102 (the methods of all operators are described once, in the base class)
 """Losses with the gradients of their logits, where the backward pass begins."""
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class BatchNorm(Operator):
 
 
 class BatchNormGrad(Operator):
-    """The gradient through the batch's statistics, with addend and mask; those of scale and shift accumulated."""
+    """The gradient through the batch's statistics, with addend and mask; that of scale and shift, summed."""
 
     inputs = (
         Port("dy"),
