@@ -195,9 +195,9 @@ class Space:
             other = rule.without_work(node)
             if other is not None:
                 walks = rule.walks(other, types, self._connections)
-                frugal = self._time(walks, rule.bytes_moved(other, types, self._connections))
+                seconds_without = self._time(walks, rule.bytes_moved(other, types, self._connections))
                 module = self.modules[node.attributes["layer_offset"]]
-                dense[index] = _Dense(module, rule.work_bytes(node, types), seconds[index] - frugal)
+                dense[index] = _Dense(module, rule.work_bytes(node, types), seconds[index] - seconds_without)
                 totals[index] -= dense[index].work
         return _Phase(totals, seconds, dense, sum(seconds))
 
@@ -319,26 +319,32 @@ class Space:
                     figures = changed
         return figures
 
-    def smallest(self, like: Storage | None = None) -> Figures:
+    def smallest(self, of_one_branch: Storage | None = None) -> Figures:
         """The choice with the least peak that is found, whatever it costs.
 
         Args:
-            like: what is smallest for one branch; the search for two then begins there, in each of them.
+            of_one_branch: what is smallest for one branch; the search for two then begins there, in each.
         """
-        frugal = frozenset(dense.module for phase in self.phases.values() for dense in phase.dense.values())
-        start = replace(self.start, sparse=frugal)
+        without_dense = frozenset(
+            dense.module for phase in self.phases.values() for dense in phase.dense.values()
+        )
+        start = replace(self.start, sparse=without_dense)
         fixed = self.measure(start)
         floor = max(self.bound_bytes, *(int(fixed.totals[phase].max()) for phase in ("attack", "eval")))
         best = fixed
-        if like is None:
+        if of_one_branch is None:
             costs = {tensor: self._repetition(tensor) for tensor in self.stacks}
             kinds: tuple[tuple[Repetition, ...], ...] = ((), ("elements",), ("elements", "pass"))
             starts = [Storage(frozenset(t for t in self.stacks if costs[t] in kind)) for kind in kinds]
         else:
-            starts = [Storage(self._in_branches(like.recomputed), self._in_branches(like.narrowed))]
+            starts = [
+                Storage(
+                    self._in_branches(of_one_branch.recomputed), self._in_branches(of_one_branch.narrowed)
+                )
+            ]
         # In a large space neither the large steps nor the small ones always find the less; with bfloat16,
         # which doubles the changes, the small ones take too long.
-        both = self.large and like is None and not self.job.bfloat16
+        both = self.large and of_one_branch is None and not self.job.bfloat16
         ways = (True, False) if both else (self.large,)
         for storage, large in product(starts, ways):
             found = self._descend(self.measure(replace(start, storage=storage)), floor, large)
@@ -435,11 +441,13 @@ def smallest(
     options = []
     if job.bfloat16:  # which is allowed, not asked for
         options.append(smallest(network, replace(job, bfloat16=False), micro_batch, known))
-    like = None
+    of_one_branch = None
     if job.objective.two_branches:
         simple = replace(job, objective=objective_named("at"))
-        like = smallest(network, simple, micro_batch, known).choice.storage
-    options += [Space(network, job, images, keep).smallest(like) for keep in branch_orders(network, job)]
+        of_one_branch = smallest(network, simple, micro_batch, known).choice.storage
+    options += [
+        Space(network, job, images, keep).smallest(of_one_branch) for keep in branch_orders(network, job)
+    ]
     known[key] = min(options, key=lambda figures: figures.peak_bytes)
     return known[key]
 
@@ -471,43 +479,44 @@ def fastest(
     for images in [micro_batch] if micro_batch else micro_batches(network, job):
         tried = [space_of(images, keep) for keep in branch_orders(network, job)]
         found = [
-            (space.measure(space.start), space, space.measure(_like(least.choice, space))) for space in tried
+            (space.measure(space.start), space, space.measure(_carried_over(least.choice, space)))
+            for space in tried
         ]
         spaces += found
-        if min(tight.peak_bytes for _, _, tight in found) > _HOPELESS * budget:  # so are larger micro-batches
-            break
+        if min(least_here.peak_bytes for _, _, least_here in found) > _HOPELESS * budget:
+            break  # larger micro-batches are hopeless, too
     spaces.sort(key=lambda entry: entry[0].seconds)
     if spaces[0][0].peak_bytes <= budget:
         return spaces[0][0]
     if budget < least.peak_bytes:
         return None
-    home = space_of(least.choice.micro_batch, least.choice.keep_both)
-    best = home.prune(least, budget)
-    for free, space, tight in spaces:
-        if free.seconds >= best.seconds:
+    best = space_of(least.choice.micro_batch, least.choice.keep_both).prune(least, budget)
+    for unchanged, space, least_here in spaces:
+        if unchanged.seconds >= best.seconds:
             break
-        squeezed = free if free.peak_bytes <= budget else _squeeze(space, free, tight, budget)
+        fits = unchanged.peak_bytes <= budget
+        squeezed = unchanged if fits else _squeeze(space, unchanged, least_here, budget)
         if squeezed is not None and squeezed.seconds < best.seconds:
             best = squeezed
     return best
 
 
-def _like(choice: Choice, space: Space) -> Choice:
+def _carried_over(choice: Choice, space: Space) -> Choice:
     """``choice`` with the images and the branches of ``space``."""
     known, storage = frozenset(space.stacks), choice.storage
     storage = Storage(storage.recomputed & known, storage.narrowed & known)
     return replace(space.start, storage=storage, sparse=choice.sparse)
 
 
-def _squeeze(space: Space, free: Figures, tight: Figures, budget: int) -> Figures | None:
+def _squeeze(space: Space, unchanged: Figures, least_here: Figures, budget: int) -> Figures | None:
     """What fits of a space that does not without changes, None if nothing seems to.
 
     Args:
-        free: without changes. tight: with those of the smallest choice of all.
+        unchanged: without changes. least_here: with those of the smallest choice of all.
     """
-    found = space.fit(budget, free) if tight.peak_bytes <= _PROMISING * budget else None
-    if tight.peak_bytes <= budget:
-        tight = space.prune(tight, budget)
-        if found is None or tight.seconds < found.seconds:
-            return tight
+    found = space.fit(budget, unchanged) if least_here.peak_bytes <= _PROMISING * budget else None
+    if least_here.peak_bytes <= budget:
+        pruned = space.prune(least_here, budget)
+        if found is None or pruned.seconds < found.seconds:
+            return pruned
     return found
