@@ -6,7 +6,7 @@ from .fusion import FusedLayer
 from .network import Network
 from .nodes import Graph, Node
 from .operators import OPERATORS
-from .operators.elementwise import FoldAffine, FoldAffineGrad, ZeroAffine
+from .operators.folding import FoldAffine, FoldAffineGrad, ZeroAffine
 
 
 class Branch:

@@ -14,9 +14,10 @@ from .network import Network
 from .nodes import Graph, TensorType
 from .operators.base import named_halos
 from .operators.images import PgdStep, UnpackOutput
+from .operators.lists import BuildLists
 from .operators.losses import CrossEntropy, Mart, SoftmaxDifference, Trades
 from .operators.order import After, GradientReady, ResetGradient
-from .operators.update import BuildLists, DenseStep, RewireStep
+from .operators.update import DenseStep, RewireStep
 
 TWO_BRANCHES = ("trades", "rst", "mart")
 OBJECTIVES = ("natural", "at", "mixed", *TWO_BRANCHES)

@@ -32,7 +32,8 @@ from .network import Network, network_of
 from .nodes import DOMAIN, Graph, Node, TensorType
 from .operators import OPERATORS
 from .operators.base import Operator, map_of
-from .operators.elementwise import MaskedAdd, ZeroAffine
+from .operators.elementwise import MaskedAdd
+from .operators.folding import ZeroAffine
 from .operators.images import UnpackOutput
 from .operators.losses import CrossEntropy, Mart, Trades
 from .ort_checkpoint import TRAINABLE

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from .nodes import Graph, Node
 from .operators import OPERATORS
 from .operators.base import Operator
-from .operators.order import After, Narrow, Widen
+from .operators.order import After
+from .operators.storage import Narrow, Widen
 
 _AGAIN = ".again."
 

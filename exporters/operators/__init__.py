@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from . import convolution, elementwise, images, losses, normalisation, order, pooling, update
+from . import (
+    convolution,
+    elementwise,
+    folding,
+    images,
+    lists,
+    losses,
+    normalisation,
+    order,
+    pooling,
+    storage,
+    update,
+)
 from .base import Operator
 
-_FILES = (images, convolution, pooling, elementwise, normalisation, losses, order, update)
+_FILES = (
+    images, folding, convolution, pooling, elementwise, normalisation, losses, order, storage, lists, update,
+)  # fmt: skip
 
 OPERATORS: dict[str, Operator] = {
     kind.__name__: kind()

@@ -9,16 +9,13 @@ from ..layers import Layer
 from ..nodes import Node
 from .base import (
     GRADIENTS_IN_FLIGHT,
-    SCALE_AND_SHIFT,
     Attributes,
     Completion,
     Operator,
     OrtNode,
     Plain,
     Port,
-    Types,
     bits,
-    like,
     map_of,
     named_halos,
     stack,
@@ -64,36 +61,6 @@ def masked_before(forward: Attributes, side: str, halo: int, spare: bool = True)
 
 
 # Scale and shift
-
-
-def _slots(node: Node, types: Types) -> tuple[int, ...]:
-    return (2 * sum(node.attributes["entries"][1::6]),)
-
-
-class FoldAffine(Operator):
-    """Dense parameters and statistics → scale and shift of every slot."""
-
-    inputs = (Port("dense"), Port("mean"), Port("variance"))
-    outputs = (Port("affine", dims=_slots),)
-    category = SCALE_AND_SHIFT
-    early = True
-    ort_gradient = (OrtNode("FoldAffineGrad", ["GO(0)", "I(0)", "I(1)", "I(2)", "I(0)"], ["GI(0)"]),)
-
-
-class FoldAffineGrad(Operator):
-    """Gradient of scale and shift → gradient of the dense parameters, accumulated."""
-
-    inputs = (Port("affine_grad"), Port("dense"), Port("mean"), Port("variance"), Port("dense_grad"))
-    outputs = (Port("dense_grad_out", shares="dense_grad"),)
-
-
-class ZeroAffine(Operator):
-    """Zeros of the shape of its input: where the scale and shift gradient is accumulated."""
-
-    inputs = (Port("affine"),)
-    outputs = (Port("affine_grad", dims=like(0)),)
-    category = SCALE_AND_SHIFT
-    early = True
 
 
 class Affine(Operator):

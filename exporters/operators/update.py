@@ -1,5 +1,5 @@
 # ruff: noqa: D102 (the methods of all operators are described once, in the base class)
-"""The update of the state, in place: rewiring, the lists of connections, and the dense parameters."""
+"""The update of the state, in place: rewiring, and the dense parameters."""
 
 from __future__ import annotations
 
@@ -7,16 +7,6 @@ from edge_bcs.exporters.cost_model import Walk
 
 from ..nodes import Node
 from .base import Connections, Operator, Port, Types
-
-
-class BuildLists(Operator):
-    """The lists by which kernels find a layer's connections, from their indices."""
-
-    inputs = (Port("index", "i32"), Port("lists", "i32"))
-    outputs = (Port("lists_out", "i32", shares="lists"),)
-
-    def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
-        return (Walk("lists", types[node.inputs[0]].dims[0]),)
 
 
 class RewireStep(Operator):

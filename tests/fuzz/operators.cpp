@@ -24,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-#include "ort_abi.h"
+#include "host/ort_abi.h"
 
 using namespace edge_bcs;
 

@@ -22,7 +22,7 @@
 #include <variant>
 #include <vector>
 
-#include "ort_abi.h"
+#include "host/ort_abi.h"
 
 // The library knows these only by pointer; here they are what this host makes of them.
 namespace edge_bcs::ort {

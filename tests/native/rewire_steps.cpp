@@ -11,7 +11,7 @@
 #include <iostream>
 
 #include "ort_host.h"
-#include "philox.h"
+#include "ops/philox.h"
 
 namespace {
 

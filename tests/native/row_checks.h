@@ -11,7 +11,7 @@
 #include "kernels/normal.h"
 #include "kernels/rows.h"
 #include "layer.h"
-#include "philox.h"
+#include "ops/philox.h"
 
 namespace row_checks {
 

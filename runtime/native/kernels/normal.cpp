@@ -6,7 +6,7 @@
 
 #include "kernels/simd.h"
 #include "kernels/table.h"
-#include "normal_constants.h"
+#include "kernels/normal_constants.h"
 
 namespace edge_bcs {
 namespace EDGE_BCS_KERNEL_NAMESPACE {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
+#include "ops/dispatch.h"
 #include "kernels/simd.h"
 #include "kernels/walk.h"
 

@@ -1,4 +1,4 @@
-#include "isa.h"
+#include "ops/dispatch.h"
 
 #include <unistd.h>
 
@@ -72,31 +72,47 @@ std::int64_t first_level_cache() {
   return bytes > 0 ? bytes : 32 << 10;
 }
 
-const ConvKernels* conv_kernels(Isa isa) {
-  switch (isa) {
 #ifdef EDGE_BCS_HAVE_AVX512
-    case Isa::avx512:
-      return &conv_kernels_avx512;
+#define EDGE_BCS_AVX512(table) \
+  case Isa::avx512: return table##_avx512;
+#else
+#define EDGE_BCS_AVX512(table)
 #endif
 #ifdef EDGE_BCS_HAVE_AVX2
-    case Isa::avx2:
-      return &conv_kernels_avx2;
+#define EDGE_BCS_AVX2(table) \
+  case Isa::avx2: return table##_avx2;
+#else
+#define EDGE_BCS_AVX2(table)
 #endif
 #ifdef EDGE_BCS_HAVE_NEON
-    case Isa::neon:
-      return &conv_kernels_neon;
+#define EDGE_BCS_NEON(table) \
+  case Isa::neon: return table##_neon;
+#else
+#define EDGE_BCS_NEON(table)
 #endif
-    case Isa::scalar:
-      return &conv_kernels_scalar;
-    default:
-      return nullptr;
+#define EDGE_BCS_SELECT(table)         \
+  switch (selected_isa()) {            \
+    EDGE_BCS_AVX512(table)             \
+    EDGE_BCS_AVX2(table)               \
+    EDGE_BCS_NEON(table)               \
+    default: return table##_scalar;    \
   }
-}
+
+const ConvKernels& conv_kernels() { EDGE_BCS_SELECT(conv_kernels) }
+const RowKernels& row_kernels() { EDGE_BCS_SELECT(row_kernels) }
+const NormalKernels& normal_kernels() { EDGE_BCS_SELECT(normal_kernels) }
+const ProbeKernels& probe_kernels() { EDGE_BCS_SELECT(probe_kernels) }
 
 }  // namespace edge_bcs
 
 // The kernels of this machine's instruction set and, with `scalar` not 0, the scalar ones that they are checked against.
-extern "C" __attribute__((visibility("default"))) const edge_bcs::ConvKernels* edge_bcs_conv_kernels(int scalar) {
-  using namespace edge_bcs;
-  return conv_kernels(scalar != 0 ? Isa::scalar : selected_isa());
+#define EDGE_BCS_EXPORT extern "C" __attribute__((visibility("default")))
+EDGE_BCS_EXPORT const edge_bcs::ConvKernels* edge_bcs_conv_kernels(int scalar) {
+  return scalar != 0 ? &edge_bcs::conv_kernels_scalar : &edge_bcs::conv_kernels();
+}
+EDGE_BCS_EXPORT const edge_bcs::RowKernels* edge_bcs_row_kernels(int scalar) {
+  return scalar != 0 ? &edge_bcs::row_kernels_scalar : &edge_bcs::row_kernels();
+}
+EDGE_BCS_EXPORT const edge_bcs::NormalKernels* edge_bcs_normal_kernels(int scalar) {
+  return scalar != 0 ? &edge_bcs::normal_kernels_scalar : &edge_bcs::normal_kernels();
 }

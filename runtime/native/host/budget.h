@@ -7,7 +7,7 @@
 #include <new>
 #include <string>
 
-#include "ort_abi.h"
+#include "host/ort_abi.h"
 
 namespace edge_bcs::budget {
 

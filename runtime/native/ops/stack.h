@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <string>
 
-#include "op.h"
+#include "ops/op.h"
 
 namespace edge_bcs {
 

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "kernels.h"
-#include "op.h"
-#include "stack.h"
+#include "ops/dispatch.h"
+#include "ops/op.h"
+#include "ops/stack.h"
 
 namespace edge_bcs {
 

@@ -11,7 +11,7 @@
 #include <limits>
 #include <numeric>
 
-#include "op.h"
+#include "ops/op.h"
 
 namespace edge_bcs {
 namespace {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "op.h"
+#include "ops/op.h"
 
 namespace edge_bcs {
 namespace {

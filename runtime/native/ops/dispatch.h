@@ -1,8 +1,11 @@
-// Which of the compiled kernel variants this machine runs.
+// Which of the compiled kernel variants this machine runs, and its kernels.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/normal.h"
+#include "kernels/probe.h"
+#include "kernels/rows.h"
 #include "kernels/walk.h"
 
 namespace edge_bcs {
@@ -20,7 +23,10 @@ const char* isa_name(Isa isa);
 // how fast it is, not what it computes.
 std::int64_t first_level_cache();
 
-// A variant's kernels; null if it was not compiled into the library.
-const ConvKernels* conv_kernels(Isa isa);
+// The kernels of that variant.
+const ConvKernels& conv_kernels();
+const RowKernels& row_kernels();
+const NormalKernels& normal_kernels();
+const ProbeKernels& probe_kernels();
 
 }  // namespace edge_bcs

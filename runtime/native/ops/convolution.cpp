@@ -2,21 +2,18 @@
 //
 // The operators check everything that they are given, describe the work as walks (kernels/walk.h) and hand it to the
 // kernels of this machine's instruction set. y = act(scale · (W ∗ x) + shift + residual) with batch norm folded into scale
-// and shift; its gradients follow by the chain rule (see the README's table of operators).
+// and shift; its gradients follow by the chain rule.
 
 #include <limits>
 #include <string>
 
-#include "isa.h"
-#include "kernels.h"
+#include "ops/dispatch.h"
 #include "kernels/walk.h"
-#include "op.h"
-#include "stack.h"
+#include "ops/op.h"
+#include "ops/stack.h"
 
 namespace edge_bcs {
 namespace {
-
-const ConvKernels& kernels() { return *conv_kernels(selected_isa()); }
 
 std::int64_t floor_divide(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
@@ -249,7 +246,7 @@ Walk transpose_walk(const ConvLayer& layer, const Stack& dy, const float* input,
 
 // Runs one walk with the layer's algorithm; `packed` has room for all of its weights if that is dense.
 void run_walk(const Context& context, bool dense, const Walk& walk, const SparseRows& rows, float* packed) {
-  const ConvKernels& kernel = kernels();
+  const ConvKernels& kernel = conv_kernels();
   if (dense && walk.taps > 0) {
     context.parallel_for(kernel.pack_tasks(walk), [&](std::int64_t task) { kernel.pack(walk, rows, packed, task); });
     context.parallel_for(kernel.dense_tasks(walk), [&](std::int64_t task) { kernel.dense(walk, packed, task); });
@@ -470,7 +467,7 @@ struct ConvGrad {
     weights.grad = coo_grad.data();
     weights.dscale = sums.scale;
     weights.dshift = sums.shift;
-    const ConvKernels& kernel = kernels();
+    const ConvKernels& kernel = conv_kernels();
     if (layer.dense)
       context.parallel_for(kernel.dense_gradient_tasks(walk), [&](std::int64_t task) {
         kernel.dense_gradient(walk, rows, weights, room.data(), task);

@@ -22,6 +22,7 @@
 #include <exception>
 #include <initializer_list>
 #include <memory>
+#include <span>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -30,8 +31,8 @@
 #include <utility>
 #include <vector>
 
-#include "budget.h"
-#include "ort_abi.h"
+#include "host/budget.h"
+#include "host/ort_abi.h"
 
 namespace edge_bcs {
 
@@ -279,8 +280,15 @@ namespace detail {
 // Where an operator belongs: our own domain, or that of ONNX Runtime's operators that stock builds lack.
 enum class Domain { edge_bcs, microsoft };
 
+// An operator as its struct declares it.
+struct Declaration {
+  const ort::CustomOp* op;
+  const char* name;
+  std::span<const Port> inputs, outputs;
+};
+
 // Adds an operator to a domain; called while the library is loaded.
-void add_to_registry(const ort::CustomOp* op, Domain domain);
+void add_to_registry(const Declaration& declaration, Domain domain);
 
 // Turns an ORT status that is not null into an Error.
 void check(ort::Status* status);
@@ -378,7 +386,9 @@ struct Bridge {
 // An object of this type with static storage adds Op to the library.
 template <class Op, detail::Domain domain = detail::Domain::edge_bcs>
 struct Register {
-  Register() { detail::add_to_registry(&detail::Bridge<Op>::description(), domain); }
+  Register() {
+    detail::add_to_registry({&detail::Bridge<Op>::description(), Op::name, Op::inputs, Op::outputs}, domain);
+  }
 };
 
 }  // namespace edge_bcs

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "op.h"
+#include "ops/op.h"
 
 namespace edge_bcs {
 

@@ -4,7 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "op.h"
+#include "ops/op.h"
 
 namespace edge_bcs {
 namespace {

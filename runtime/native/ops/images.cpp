@@ -6,9 +6,9 @@
 #include <cstring>
 #include <limits>
 
-#include "op.h"
-#include "rows.h"
-#include "stack.h"
+#include "ops/op.h"
+#include "ops/rows.h"
+#include "ops/stack.h"
 
 namespace edge_bcs {
 namespace {

@@ -1,12 +1,12 @@
-#include "budget.h"
+#include "host/budget.h"
 
 #include <dlfcn.h>
 
 #include <cstdlib>
 #include <mutex>
 
-#include "arena.h"
-#include "isa.h"
+#include "host/arena.h"
+#include "ops/dispatch.h"
 
 #define EDGE_BCS_EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -7,9 +7,9 @@
 #include <limits>
 #include <span>
 
-#include "kernels.h"
-#include "op.h"
-#include "philox.h"
+#include "ops/dispatch.h"
+#include "ops/op.h"
+#include "ops/philox.h"
 
 namespace edge_bcs {
 namespace {

@@ -3,10 +3,10 @@
 
 #include <cmath>
 
-#include "affine.h"
-#include "op.h"
-#include "rows.h"
-#include "stack.h"
+#include "ops/slots.h"
+#include "ops/op.h"
+#include "ops/rows.h"
+#include "ops/stack.h"
 
 namespace edge_bcs {
 namespace {

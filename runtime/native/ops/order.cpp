@@ -1,6 +1,6 @@
 // Operators that order and reset the accumulation of gradients.
 
-#include "op.h"
+#include "ops/op.h"
 
 namespace edge_bcs {
 namespace {

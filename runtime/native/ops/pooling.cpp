@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "op.h"
-#include "rows.h"
-#include "stack.h"
+#include "ops/op.h"
+#include "ops/rows.h"
+#include "ops/stack.h"
 
 namespace edge_bcs {
 namespace {

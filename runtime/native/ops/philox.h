@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "kernels/normal.h"
-#include "normal_constants.h"
+#include "kernels/normal_constants.h"
 
 namespace edge_bcs {
 

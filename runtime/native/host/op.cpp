@@ -1,4 +1,4 @@
-#include "op.h"
+#include "ops/op.h"
 
 #include <algorithm>
 #include <exception>

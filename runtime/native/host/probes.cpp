@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "kernels.h"
+#include "ops/dispatch.h"
 
 #define EDGE_BCS_EXPORT extern "C" __attribute__((visibility("default")))
 

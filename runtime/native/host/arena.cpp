@@ -1,4 +1,4 @@
-#include "arena.h"
+#include "host/arena.h"
 
 #include <sys/mman.h>
 

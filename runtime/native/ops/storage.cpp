@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "op.h"
+#include "ops/op.h"
 
 namespace edge_bcs {
 namespace {

@@ -4,11 +4,14 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <span>
+#include <sstream>
+#include <string>
 #include <vector>
 
-#include "budget.h"
-#include "op.h"
-#include "ort_abi.h"
+#include "host/budget.h"
+#include "ops/op.h"
+#include "host/ort_abi.h"
 
 namespace edge_bcs {
 
@@ -16,17 +19,38 @@ ort::Api ort::api{};
 
 namespace {
 
+using detail::Declaration;
 using detail::Domain;
 
-std::vector<const ort::CustomOp*>& registry(Domain domain) {
-  static std::array<std::vector<const ort::CustomOp*>, 2> ops;
-  return ops[static_cast<std::size_t>(domain)];
+std::vector<Declaration>& registry(Domain domain) {
+  static std::array<std::vector<Declaration>, 2> declarations;
+  return declarations[static_cast<std::size_t>(domain)];
+}
+
+const char* type_name(ort::ElementType type) {
+  switch (type) {
+    case float32: return "f32";
+    case uint8: return "u8";
+    case uint16: return "u16";
+    case int32: return "i32";
+    case int64: return "i64";
+    case boolean: return "bool";
+    default: return "any";
+  }
+}
+
+void write_ports(std::ostringstream& text, std::span<const Port> ports) {
+  for (const Port& port : ports) {
+    text << ' ' << port.name << (port.use.optional ? "?:" : ":") << type_name(port.type);
+    if (port.use.alias >= 0) text << '=' << port.use.alias;
+  }
 }
 
 ort::CustomOpDomain* make_domain(Domain which, const char* name) {
   ort::CustomOpDomain* domain = nullptr;
   detail::check(ort::api.create_custom_op_domain(name, &domain));
-  for (const ort::CustomOp* op : registry(which)) detail::check(ort::api.custom_op_domain_add(domain, op));
+  for (const Declaration& declaration : registry(which))
+    detail::check(ort::api.custom_op_domain_add(domain, declaration.op));
   return domain;
 }
 
@@ -46,9 +70,27 @@ std::atomic<bool> provide_training_operators{false};
 
 }  // namespace
 
-void detail::add_to_registry(const ort::CustomOp* op, Domain domain) { registry(domain).push_back(op); }
+void detail::add_to_registry(const Declaration& declaration, Domain domain) { registry(domain).push_back(declaration); }
 
 }  // namespace edge_bcs
+
+// Every operator of ours, one a line: its name, its inputs, "->", its outputs; a port is name:type, with "?" behind the
+// name where it may be absent and "=i" behind the type where it continues input i.
+extern "C" __attribute__((visibility("default"))) const char* edge_bcs_operators() {
+  using namespace edge_bcs;
+  static const std::string listing = [] {
+    std::ostringstream text;
+    for (const detail::Declaration& declaration : registry(detail::Domain::edge_bcs)) {
+      text << declaration.name;
+      write_ports(text, declaration.inputs);
+      text << " ->";
+      write_ports(text, declaration.outputs);
+      text << '\n';
+    }
+    return text.str();
+  }();
+  return listing.c_str();
+}
 
 // Whether sessions that are opened from now on also get the operators of ONNX Runtime's training builds (domain
 // com.microsoft). Off at first: a training build has its own.
