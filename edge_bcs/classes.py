@@ -8,6 +8,7 @@ order in which a source lists its classes, and which of them it lacks, then chan
 | --- | --- | --- |
 | known | known | by name; a name that the network lacks is refused, classes that the data lacks are told |
 | known | only label numbers | by position; by name if the network has those numbers as names elsewhere |
+| only label numbers | names | refused: which output is which, only --class-names (`class_names`) can say |
 | not stored (made by an earlier version) | any | by position, which is told |
 | not stored, never trained | of the first training data | they become the network's |
 

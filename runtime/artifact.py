@@ -419,7 +419,7 @@ def check_is_run_of(run: str | Path, artifact: Artifact) -> None:
     expected = {**artifact.manifest, "files": files}
     # A run has the names of the data that its artifact was first trained on.
     if found.classes is not None and may_become(artifact.classes, found.classes):
-        expected["classes"] = list(found.classes)
+        expected["classes"] = found.manifest["classes"]
     if found.manifest != expected:
         raise EdgeBcsError(f"{run} does not hold a run of the artifact; choose another output folder.")
 

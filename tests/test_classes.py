@@ -251,6 +251,14 @@ def test_a_new_class_is_refused_and_nothing_is_lost(trained: Path, tmp_path: Pat
     assert (trained / "manifest.json").read_bytes() == before
 
 
+def test_the_service_of_a_board_names_the_file_of_names(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    common = ("finetune", "camera", "--data", "digits", "--print-service", "--class-names")
+    assert f"--class-names {tmp_path / 'names.txt'} " in run(*common, "names.txt").stdout
+    assert "--class-names ant,bee " in run(*common, "ant,bee").stdout
+
+
 def test_an_output_gets_its_name_later(trained: Path, tmp_path: Path) -> None:
     data = folders(tmp_path / "data", ("bee", "dog"))
     options = ("--data", data, "--steps", 1, "--eval-samples", 0, "-o", tmp_path / "run")
@@ -340,7 +348,7 @@ def test_a_signed_artifact_stays_as_it_is_and_its_run_has_the_names(
     ],
 )  # fmt: skip
 def test_names_in_a_manifest_and_in_a_checkpoint_are_checked(value: Any, tmp_path: Path) -> None:
-    with pytest.raises(EdgeBcsError, match="classes"):
+    with pytest.raises(EdgeBcsError, match=r"classes|control characters"):
         Artifact.read(write_artifact(tmp_path / "artifact", lambda d: d.update(classes=value)))
     if value not in (["a"], ["a", "b", "c"]):  # how many there must be, metadata does not say
         with pytest.raises(EdgeBcsError, match="classes"):
