@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from decimal import ROUND_CEILING, Decimal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from edge_bcs.runtime import archive as archives
 from edge_bcs.runtime import signature
 from edge_bcs.runtime.artifact import FORMAT, MANIFEST, STATE, VERSION, Artifact, graph_file, sha256_of
 from edge_bcs.runtime.ort_checkpoint import CHECKPOINT
-from edge_bcs.runtime.units import format_bytes, parse_bytes
+from edge_bcs.runtime.units import parse_bytes
 from safetensors.numpy import save
 
 import edge_bcs
@@ -26,160 +24,24 @@ from edge_bcs.checkpoint import classes_metadata
 from edge_bcs.classes import check_names, completed
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import replacing, sync_folder
-from edge_bcs.objectives import Objective
 from edge_bcs.objectives import get as objective_named
 from edge_bcs.progress import note
 from edge_bcs.sparse_model import SparseModel
 from edge_bcs.state_faults import state_fault
 
 from . import ort_checkpoint
+from .compiler import Compiled, compile_network
 from .cost_model import TYPICAL_BOARD, Machine
-from .graphs import attack_graph, evaluation_graph, lanes_of, lists_graph, optimizer_graph, training_graph
+from .graphs import lanes_of
 from .layers import Convolution
 from .network import Network, network_of
-from .nodes import Graph
 from .plain_eval import PLAIN_EVAL, plain_evaluation_model
-from .plan import MemoryPlan, plan
-from .planner import Choice, Found, Job, fastest, network_buffers, smallest
-from .storage import Storage, kept_stacks
-from .storage import store as stored_as
+from .planner import Choice, Job
 from .validation import run
 from .validation import validate as validate_artifact
 
-DEFAULT_MICRO_BATCH = 32
-"""Images a run where no budget asks for fewer: 16, whole vectors, for each of two threads. More are hardly
-faster, and what a micro-batch's statistics teach must not depend on the machine that compiles."""
 BATCH_NORMS = ("frozen", "batch")
 STORES = ("f32", "bf16")
-_BYTES_PER_CONNECTION = 28
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """Graphs and plan of one choice."""
-
-    network: Network
-    choice: Choice
-    graphs: dict[str, Graph]
-    memory: MemoryPlan
-
-    @property
-    def micro_batch(self) -> int:
-        """Images a run of a graph."""
-        return self.choice.micro_batch
-
-
-def compile_network(
-    network: Network, objective: Objective, beta: float, micro_batch: int, choice: Choice | None = None
-) -> Compiled:
-    """Emit and plan the graphs of ``network``; nothing is written or run.
-
-    Args:
-        choice: what the planner chose; default: everything that the backward pass reads is kept.
-    """
-    choice = choice or Choice(micro_batch, objective.two_branches and network.batch_statistics)
-    network = choice.network(network)
-    training = training_graph(network, micro_batch, objective.name, beta, choice.keep_both)
-    graphs = {
-        "training": stored_as(training, choice.storage),
-        "attack": attack_graph(network, micro_batch),
-        "eval": evaluation_graph(network, micro_batch),
-        "optimizer": optimizer_graph(network),
-        "lists": lists_graph(network),
-    }
-    bound = network_buffers(network, objective, micro_batch)
-    return Compiled(network, choice, graphs, plan(graphs, bound, network.connections))
-
-
-def choose(
-    network: Network,
-    objective: Objective,
-    beta: float,
-    batch_size: int,
-    micro_batch: int | None,
-    budget: int | None,
-    *,
-    attack_steps: int = 10,
-    bfloat16: bool = False,
-    machine: Machine = TYPICAL_BOARD,
-) -> Compiled:
-    """Compile the fastest plan that fits the budget; without one, keep everything, or all of it as bfloat16.
-
-    Args:
-        network, objective, beta, batch_size, attack_steps: what a step is.
-        micro_batch: images a run; default: what the planner finds fastest, without a budget
-            ``DEFAULT_MICRO_BATCH``.
-        budget: bytes of the working set.
-        bfloat16: whether activations may be kept as bfloat16.
-        machine: whose time counts.
-
-    Raises:
-        EdgeBcsError: nothing fits; the message gives the smallest feasible budget in bytes, and what would
-            help.
-    """
-    job = Job(objective, beta, batch_size, attack_steps, bfloat16, machine)
-    if budget is not None:
-        known: Found = {}
-        tight = smallest(network, job, micro_batch, known)
-        found = fastest(network, job, budget, micro_batch, tight) if tight.peak_bytes <= budget else None
-        if found is None:
-            raise EdgeBcsError(_refusal(network, job, budget, micro_batch, known))
-        return compile_network(network, objective, beta, found.choice.micro_batch, found.choice)
-    least = 2 if network.batch_statistics else 1
-    images = micro_batch or min(DEFAULT_MICRO_BATCH, max(least, batch_size))
-    compiled = compile_network(network, objective, beta, images)
-    if not bfloat16:
-        return compiled
-    narrowed = Storage(narrowed=frozenset(kept_stacks(compiled.graphs["training"])))
-    choice = replace(compiled.choice, storage=narrowed)
-    return compile_network(network, objective, beta, images, choice)
-
-
-def _refusal(network: Network, job: Job, budget: int, micro_batch: int | None, known: Found) -> str:
-    least = smallest(network, job, micro_batch, known)
-    need = least.peak_bytes
-    advice = "" if micro_batch is None else f" with a micro-batch of {micro_batch}"
-    changes = [
-        (size > budget, size, f"{what}: {size} bytes" + (" (enough)" if size <= budget else ""))
-        for what, size in _changes(network, job, budget, micro_batch, need, known)
-    ]
-    if all(size > budget for _, size, _ in changes):
-        changes.append((True, need, "a smaller network or smaller images"))
-    help_ = "; ".join(text for _, _, text in sorted(changes))
-    return (
-        f"{format_bytes(budget)} ({budget} bytes) is too little{advice}: the smallest feasible budget is "
-        f"{need} bytes ({format_bytes(need)}, micro-batch {least.choice.micro_batch}); "
-        f"what would help: {help_}"
-    )
-
-
-def _changes(
-    network: Network, job: Job, budget: int, micro_batch: int | None, need: int, known: Found
-) -> Iterator[tuple[str, int]]:
-    """(change, smallest working set then) of what makes the smallest, ``need`` bytes, smaller."""
-    options: list[tuple[str, Network, Job, int | None]] = []
-    if micro_batch is not None and micro_batch > (2 if network.batch_statistics else 1):
-        options.append(("no --micro-batch", network, job, None))
-    if not job.bfloat16:
-        options.append(("--store bf16", network, replace(job, bfloat16=True), micro_batch))
-    if network.batch_statistics:
-        frozen = replace(network, batch_statistics=False)
-        options.append(("--batch-norm frozen", frozen, job, micro_batch))
-    if job.objective.two_branches:
-        options.append(
-            ("--objective at", network, replace(job, objective=objective_named("at")), micro_batch)
-        )
-    for what, changed, other, images in options:
-        size = smallest(changed, other, images, known).peak_bytes
-        if size < need:
-            yield what, size
-    # Values, indices, momentum, gradients and the three lists: 28 bytes a connection.
-    fewer = network.kappa + (budget - need) // _BYTES_PER_CONNECTION
-    if fewer > 0:
-        sparsity = 1 - Decimal(fewer) / network.layout.size
-        digits = sparsity.quantize(Decimal("0.0001"), ROUND_CEILING)
-        kappa = int((1 - digits) * network.layout.size)
-        yield f"a new network of --sparsity {digits}", need - _BYTES_PER_CONNECTION * (network.kappa - kappa)
 
 
 def export(
@@ -270,20 +132,11 @@ def export(
         raise EdgeBcsError(f"the network cannot be exported: {fault}.")
     _check_target(target)
     key = None if sign_key is None else signature.private_key(sign_key)
+    job = Job(rule, beta, batch_size, attack_steps, store == "bf16", machine or TYPICAL_BOARD)
     note("reading the network")
     network = network_of(sparse, input_shape, batch_norm == "batch")
     note("planning its memory")
-    compiled = choose(
-        network,
-        rule,
-        beta,
-        batch_size,
-        micro_batch,
-        budget,
-        attack_steps=attack_steps,
-        bfloat16=store == "bf16",
-        machine=machine or TYPICAL_BOARD,
-    )
+    compiled = compile_network(network, job, micro_batch, budget)
     seed = sparse.seed if seed is None else seed
     classes = sparse.classes
     if classes is not None:

@@ -269,7 +269,7 @@ class _Compiler(_Maker):
         self._network = network_of(self._sparse, artifact.input_shape, self._batch)
 
     def curve(self, budget: int | None) -> Iterator[Point]:
-        from edge_bcs.exporters.artifact import compile_network
+        from edge_bcs.exporters.compiler import build
         from edge_bcs.exporters.planner import Space, fastest, smallest
 
         job = self._job(self.artifact.objective.name, self._bfloat16)
@@ -282,20 +282,16 @@ class _Compiler(_Maker):
             if found is None or found.choice == previous:
                 continue
             previous = choice = found.choice
-            memory = compile_network(
-                self._network, job.objective, job.beta, choice.micro_batch, choice
-            ).memory
+            memory = build(self._network, job, choice).memory
             seconds = self.place.seconds(plan_of(memory.to_json(None)), choice.micro_batch, False)
             again = len(choice.storage.recomputed)
             yield Point(limit, choice.micro_batch, again, found.peak_bytes, seconds)
 
     def _compile(self, network: Network, objective: str, micro_batch: int) -> Plan:
-        from edge_bcs.exporters.artifact import compile_network
+        from edge_bcs.exporters.compiler import compile_network
 
-        from edge_bcs.objectives import get
-
-        beta = self.artifact.objective.beta
-        return plan_of(compile_network(network, get(objective), beta, micro_batch).memory.to_json(None))
+        job = self._job(objective, bfloat16=False)
+        return plan_of(compile_network(network, job, micro_batch).memory.to_json(None))
 
     def _job(self, objective: str, bfloat16: bool) -> Job:
         from edge_bcs.exporters.planner import Job
@@ -311,14 +307,13 @@ class _Compiler(_Maker):
         self, network: Network, objective: str, budget: int, bfloat16: bool | None = None
     ) -> tuple[Choice, Plan]:
         """What the planner makes of ``budget``, or the smallest it can if that is not enough."""
-        from edge_bcs.exporters.artifact import compile_network
+        from edge_bcs.exporters.compiler import build
         from edge_bcs.exporters.planner import fastest, smallest
 
         job = self._job(objective, self._bfloat16 if bfloat16 is None else bfloat16)
         least = smallest(network, job)
         choice = (fastest(network, job, budget, None, least) or least).choice
-        compiled = compile_network(network, job.objective, job.beta, choice.micro_batch, choice)
-        return choice, plan_of(compiled.memory.to_json(None))
+        return choice, plan_of(build(network, job, choice).memory.to_json(None))
 
     def variants(self, budget: int) -> Iterator[Variant]:
         objective = self.artifact.objective.name

@@ -11,9 +11,12 @@ import onnx
 import pytest
 import torch
 from edge_bcs.exporters import artifact as artifacts
+from edge_bcs.exporters import compiler
 from edge_bcs.exporters import export
 from edge_bcs.exporters import validation as validations
+from edge_bcs.exporters.compiler import choose
 from edge_bcs.exporters.network import Network, network_of
+from edge_bcs.exporters.planner import Job
 from edge_bcs.exporters.validation import Differences, run
 from edge_bcs.runtime.artifact import GRAPHS, Artifact, graph_file
 from edge_bcs.runtime.state import read_state
@@ -276,7 +279,7 @@ def test_validation_refuses_what_is_wrong_and_leaves_nothing(
     export(sparse, tmp_path / "a", input_shape=SHAPE, validate=False)
     before = (tmp_path / "a" / "manifest.json").read_bytes()
 
-    right = artifacts.training_graph
+    right = compiler.training_graph
 
     def wrong(*arguments: Any) -> Any:
         """A compiler that forgets the mask of one rectification."""
@@ -287,7 +290,7 @@ def test_validation_refuses_what_is_wrong_and_leaves_nothing(
         node.inputs[5], node.attributes["mask_kind"] = "", 0
         return graph
 
-    monkeypatch.setattr(artifacts, "training_graph", wrong)
+    monkeypatch.setattr(compiler, "training_graph", wrong)
     with pytest.raises(EdgeBcsError, match="does not agree with torch"):
         export(sparse, tmp_path / "a", input_shape=SHAPE, **options)
     assert (tmp_path / "a" / "manifest.json").read_bytes() == before
@@ -374,5 +377,5 @@ def test_a_loaded_artifact_is_the_exported_network(tmp_path: Path) -> None:
 
 def test_choose_without_a_budget_takes_whole_vectors_for_two_threads() -> None:
     network = network_of(tiny("vgg16"), SHAPE)
-    assert artifacts.choose(network, get("at"), 0.0, 128, None, None).micro_batch == 32
-    assert artifacts.choose(network, get("at"), 0.0, 5, None, None).micro_batch == 5
+    assert choose(network, Job(get("at")), None, None).micro_batch == 32
+    assert choose(network, Job(get("at"), batch_size=5), None, None).micro_batch == 5

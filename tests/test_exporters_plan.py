@@ -11,7 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from edge_bcs.exporters.artifact import Compiled, compile_network, export
+from edge_bcs.exporters.artifact import export
+from edge_bcs.exporters.compiler import Compiled, compile_network
 from edge_bcs.exporters.network import network_of
 from edge_bcs.exporters.plan import KEPT
 from edge_bcs.exporters.planner import Job, smallest
@@ -82,7 +83,7 @@ def check_schedule(model: onnx.ModelProto, tensors: dict[str, Any]) -> int:
 def compiled(
     sparse: edge_bcs.SparseModel, objective: str, batch_statistics: bool, n: int, shape: Any
 ) -> Compiled:
-    return compile_network(network_of(sparse, shape, batch_statistics), get(objective), 6.0, n)
+    return compile_network(network_of(sparse, shape, batch_statistics), Job(get(objective), 6.0), n)
 
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])

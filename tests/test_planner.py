@@ -15,7 +15,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from edge_bcs.exporters.artifact import choose, compile_network, export
+from edge_bcs.exporters.artifact import export
+from edge_bcs.exporters.compiler import build, choose, compile_network
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.planner import (
     Choice,
@@ -130,7 +131,7 @@ def step_seconds(
             "attack": {"adversarial": images, "input": images, "target": target, **scalars}
             | state_feeds(sparse, network),
         }
-        compiled = compile_network(network, job.objective, job.beta, choice.micro_batch, choice)
+        compiled = build(network, job, choice)
         for phase, count in job.runs(choice.micro_batch).items():
             if count and phase in feeds:
                 content = compiled.graphs[phase].to_onnx().SerializeToString()
@@ -185,8 +186,9 @@ def test_what_the_planner_predicts_is_what_the_compiler_plans(
     random = np.random.default_rng(0)
     dense = [name for name, algorithm in network.algorithms.items() if algorithm == "dense"]
     assert dense
-    for keep in branch_orders(network, Job(get(objective))):
-        space = Space(network, Job(get(objective), 6.0), 3, keep)
+    job = Job(get(objective), 6.0)
+    for keep in branch_orders(network, job):
+        space = Space(network, job, 3, keep)
         how = random.integers(0, 3, len(space.stacks))
         recomputed, narrowed = (
             frozenset(t for t, way in zip(space.stacks, how, strict=True) if way == wanted)
@@ -196,7 +198,7 @@ def test_what_the_planner_predicts_is_what_the_compiler_plans(
             for sparse in (frozenset(), frozenset(dense[::2])):
                 choice = Choice(3, keep, storage, sparse)
                 figures = space.measure(choice)
-                plan = compile_network(network, get(objective), 6.0, 3, choice).memory
+                plan = build(network, job, choice).memory
                 assert figures.peak_bytes == plan.peak_bytes
                 for phase, totals in figures.totals.items():
                     expected = np.array(plan.phases[phase].totals) + plan.bound_bytes
@@ -285,13 +287,13 @@ def test_changes_that_are_enough_come_first() -> None:
     job = Job(get("trades"), 6.0)
     frozen = smallest(replace(network, batch_statistics=False), job).peak_bytes
     with pytest.raises(EdgeBcsError) as error:
-        choose(network, job.objective, job.beta, job.batch_size, None, frozen)
+        choose(network, job, None, frozen)
     parts = str(error.value).partition("would help: ")[2].split("; ")
     assert "--objective at: " in str(error.value) and f"--batch-norm frozen: {frozen} bytes (enough)" in parts
     marks = ["(enough)" in part for part in parts]
     assert marks == sorted(marks, reverse=True) and not all(marks)
     with pytest.raises(EdgeBcsError, match=r"would help: .*a smaller network or smaller images$"):
-        choose(network_of(made("vgg16")[0], (3, 16, 16)), get("at"), 0.0, 128, 1, 1, bfloat16=True)
+        choose(network_of(made("vgg16")[0], (3, 16, 16)), Job(get("at"), bfloat16=True), 1, 1)
 
 
 def test_the_sparsity_that_is_advised_is_enough(tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ def test_the_sparsity_that_is_advised_is_enough(tmp_path: Path) -> None:
     network = network_of(sparse, (3, 32, 32))
     budget = smallest(network, Job(get("at"))).peak_bytes - 50_000
     with pytest.raises(EdgeBcsError, match="--sparsity") as error:
-        choose(network, get("at"), 0.0, 128, None, budget)
+        choose(network, Job(get("at")), None, budget)
     advised = re.search(r"--sparsity (\S+): (\d+) bytes", str(error.value))
     assert advised is not None
     sparser = edge_bcs.sparsify(models.vgg16(width=0.25), advised[1], distribution="uniform")
@@ -328,7 +330,7 @@ def test_an_independent_checker_agrees_with_planned_artifacts(name: str, objecti
     _, network = made(name)
     job = Job(get(objective), 6.0, bfloat16=store == "bf16")
     least = smallest(network, job)
-    compiled = compile_network(network, job.objective, 6.0, least.choice.micro_batch, least.choice)
+    compiled = build(network, job, least.choice)
     assert compiled.choice.storage.recomputed
     memory = compiled.memory.to_json(None)
     for phase, content in memory["phases"].items():
@@ -341,7 +343,7 @@ def test_where_unpacked_weights_do_not_fit_the_sparse_kernel_is_chosen() -> None
     network = network_of(tiny("vgg16", width=0.25, density=0.7), (3, 16, 16))
     assert "dense" in network.algorithms.values()
     least = smallest(network, Job(get("at")))
-    chosen = choose(network, get("at"), 0.0, 128, None, least.peak_bytes)
+    chosen = compile_network(network, Job(get("at")), budget=least.peak_bytes)
     assert "sparse" in chosen.network.algorithms.values()
     assert chosen.memory.peak_bytes <= least.peak_bytes
 

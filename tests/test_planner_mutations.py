@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import schedule_checker
 from edge_bcs.exporters import plan, sketch
-from edge_bcs.exporters.artifact import compile_network
+from edge_bcs.exporters.compiler import build, keep_everything
 from edge_bcs.exporters.graphs import training_graph
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.nodes import Node, TensorType
@@ -47,7 +47,8 @@ def small() -> Network:
 
 def checked(choice: Choice | None) -> tuple[list[str], bool]:
     """(faults of the training schedule, whether the peaks agree)."""
-    compiled = compile_network(small(), get("trades"), 6.0, 4, choice)
+    network, job = small(), Job(get("trades"), 6.0)
+    compiled = build(network, job, choice or keep_everything(network, job, 4))
     memory = compiled.memory.to_json(None)
     training = memory["phases"]["training"]
     checker = Checker(compiled.graphs["training"].to_onnx(), training["tensors"])
@@ -141,7 +142,7 @@ def test_a_sketch_that_frees_early_contradicts_the_plan(monkeypatch: pytest.Monk
     monkeypatch.setattr(sketch._Pass, "_summed", early)
     network, job = network_of(tiny("resnet18"), (3, 16, 16)), Job(get("at"), 0.0, 32)
     least = smallest(network, job, 4)
-    memory = compile_network(network, job.objective, 0.0, 4, least.choice).memory
+    memory = build(network, job, least.choice).memory
     assert least.peak_bytes < memory.peak_bytes
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import onnx
 import pytest
-from edge_bcs.exporters.artifact import compile_network
+from edge_bcs.exporters.compiler import compile_network
 from edge_bcs.exporters.network import network_of
+from edge_bcs.exporters.planner import Job
 from exporter_helpers import EveryLayer, sparse_of, tiny
 from schedule_checker import Checker
 
@@ -24,7 +25,9 @@ def compiled(
     """(phase → graph file, the manifest's memory object) of a small network."""
     sparse = sparse_of(EveryLayer()) if name == "every layer" else tiny(name)
     shape = (2, 13, 13) if name == "every layer" else (3, 16, 16)
-    result = compile_network(network_of(sparse, shape, batch_statistics), get(objective), 6.0, micro_batch)
+    result = compile_network(
+        network_of(sparse, shape, batch_statistics), Job(get(objective), 6.0), micro_batch
+    )
     return {phase: graph.to_onnx() for phase, graph in result.graphs.items()}, result.memory.to_json(None)
 
 

@@ -161,14 +161,15 @@ class _Setting:
 
     def __init__(self, model: str, distribution: str, sparsity: float, images: int) -> None:
         from edge_bcs import connectivity, models, objectives
-        from edge_bcs.exporters.artifact import compile_network
+        from edge_bcs.exporters.compiler import compile_network
         from edge_bcs.exporters.network import network_of
+        from edge_bcs.exporters.planner import Job
 
         sparse = connectivity.sparsify(
             models.create(model), sparsity=sparsity, seed=0, distribution=distribution
         )
         self.network = network_of(sparse, (3, 32, 32), False)
-        self.compiled = compile_network(self.network, objectives.get("at"), 0.0, images)
+        self.compiled = compile_network(self.network, Job(objectives.get("at")), images)
         self.state = sparse.state()
         lists = np.zeros(self.network.lists.length, np.int32)
         session = self.session("lists", 1)
