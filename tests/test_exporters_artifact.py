@@ -10,9 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from edge_bcs.exporters import artifact as artifacts
-from edge_bcs.exporters import compiler
-from edge_bcs.exporters import export
+from edge_bcs.exporters import compiler, export
 from edge_bcs.exporters import validation as validations
 from edge_bcs.exporters.compiler import choose
 from edge_bcs.exporters.network import Network, network_of
