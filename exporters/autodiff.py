@@ -59,7 +59,7 @@ class Tape:
         graph: Graph,
         forward: list[Node],
         geometry: dict[str, tuple[int, int, int]],
-        learned_slots: set[int],
+        learned_slots: frozenset[int],
         image: bool,
         chains: Chains | None,
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .fusion import FusedLayer
-from .network import Network
+from .network import Network, Pass
 from .nodes import Graph, Node
 from .operators import OPERATORS
 from .operators.folding import FoldAffine, FoldAffineGrad, ZeroAffine
@@ -21,7 +21,6 @@ class Branch:
         self,
         graph: Graph,
         network: Network,
-        layers: list[FusedLayer],
         lanes: int,
         image: str,
         affine: FoldedAffine,
@@ -35,7 +34,7 @@ class Branch:
         self.geometry: dict[str, tuple[int, int, int]] = {}
         self._tensors: dict[str, str] = {}
         first = len(graph.nodes)
-        for fused in layers:
+        for fused in affine.passed.layers:
             self._lower(fused)
         self.nodes: list[Node] = graph.nodes[first:]
         self.logits = self._tensors[network.graph.output]
@@ -68,34 +67,26 @@ class Branch:
 class FoldedAffine:
     """The folded scale and shift: emits FoldAffine, knows each layer's slot, and folds the gradient back."""
 
-    def __init__(self, graph: Graph, network: Network, layers: list[FusedLayer]) -> None:
-        self.graph = graph
-        self.entries: list[int] = []
-        self._offsets: dict[str, int] = {}
-        self.learned: set[int] = set()
-        position = 0
-        for layer in layers:
-            if layer.slot is None:
-                continue
-            self._offsets[layer.name] = position
-            entry = network.entry(layer.slot)
-            if any(offset >= 0 for offset in entry[2:5]):
-                self.learned.add(position)
-            self.entries += entry
-            position += layer.slot.channels
-        self.tensor = "affine" if self.entries else ""
-        self._attributes = {"entries": self.entries, "epsilon": network.epsilon}
-        if self.entries:
+    def __init__(self, graph: Graph, passed: Pass) -> None:
+        self.graph, self.passed = graph, passed
+        self.tensor = "affine" if passed.entries else ""
+        self._attributes = {"entries": passed.entries, "epsilon": passed.epsilon}
+        if self.tensor:
             inputs = {"dense": "dense.value", "mean": "batchnorm.mean", "variance": "batchnorm.variance"}
-            FoldAffine.emit(graph, inputs, {"affine": "affine"}, self._attributes)
+            FoldAffine.emit(graph, inputs, {"affine": self.tensor}, self._attributes)
+
+    @property
+    def learned(self) -> frozenset[int]:
+        """Slots that have parameters."""
+        return self.passed.learned
 
     def offset(self, layer: FusedLayer) -> int:
         """First channel of the layer's slot, or −1."""
-        return self._offsets.get(layer.name, -1)
+        return self.passed.offsets.get(layer.name, -1)
 
     def start_gradient(self) -> str:
         """Emit the zeros that the gradient of scales and shifts accumulates into."""
-        if not self.entries:
+        if not self.tensor:
             return ""
         ZeroAffine.emit(self.graph, {"affine": "affine"}, {"affine_grad": "affine_grad"})
         return "affine_grad"
@@ -104,7 +95,7 @@ class FoldedAffine:
         """Emit the chain rule from scales and shifts to the dense parameters; returns the accumulated
         gradient.
         """
-        if not self.entries:
+        if not self.tensor:
             return dense_grad
         result = "dense.value_grad.accumulated"
         mean, variance = statistics

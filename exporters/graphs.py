@@ -9,7 +9,6 @@ from edge_bcs.errors import EdgeBcsError
 
 from .autodiff import Chains, Tape
 from .forward import Branch, FoldedAffine
-from .fusion import fuse
 from .network import Network
 from .nodes import Graph, TensorType
 from .operators.base import named_halos
@@ -48,10 +47,7 @@ def evaluation_graph(network: Network, micro_batch: int) -> Graph:
     """Logits of a micro-batch with running statistics."""
     graph = Graph("eval_model", {"input": _images(network, micro_batch), **_buffers(network)})
     graph.outputs["logits"] = TensorType("f32", (micro_batch, network.classes))
-    layers = fuse(network.graph, batch_statistics=False)
-    branch = Branch(
-        graph, network, layers, lanes_of(micro_batch), "input", FoldedAffine(graph, network, layers)
-    )
+    branch = Branch(graph, network, lanes_of(micro_batch), "input", FoldedAffine(graph, network.evaluation))
     UnpackOutput.emit(graph, {"stack": branch.logits}, {"y": "logits"}, {"lanes": lanes_of(micro_batch)})
     graph.resolve()
     return graph
@@ -77,9 +73,8 @@ def attack_graph(network: Network, micro_batch: int) -> Graph:
         },
         {"adversarial.out": images},
     )
-    layers = fuse(network.graph, batch_statistics=False)
-    affine = FoldedAffine(graph, network, layers)
-    branch = Branch(graph, network, layers, lanes, "adversarial", affine)
+    affine = FoldedAffine(graph, network.evaluation)
+    branch = Branch(graph, network, lanes, "adversarial", affine)
     seed = f"d.{branch.logits}"
     graph.halos.zero(seed)
     inputs = {"logits": branch.logits, "target": "target"}
@@ -142,8 +137,7 @@ class _Training:
         self, graph: Graph, network: Network, lanes: int, objective: str, beta: float, keep_both: bool | None
     ) -> None:
         self.graph, self.network, self.lanes = graph, network, lanes
-        self.layers = fuse(network.graph, network.batch_statistics)
-        self.affine = FoldedAffine(graph, network, self.layers)
+        self.affine = FoldedAffine(graph, network.training)
         self.statistics = ["batchnorm.mean", "batchnorm.variance"]
         reset = {name: f"{name}.start" for name in ("coo.value_grad", "dense.value_grad")}
         for name, start in reset.items():
@@ -175,7 +169,6 @@ class _Training:
         return Branch(
             self.graph,
             self.network,
-            self.layers,
             self.lanes,
             image,
             self.affine,

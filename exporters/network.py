@@ -10,7 +10,7 @@ from edge_bcs.sparse_model import SparseModel
 
 from . import cost_model
 from .capture import capture
-from .fusion import Slot
+from .fusion import FusedLayer, Slot, fuse
 from .layers import BatchNorm, Convolution, LayerGraph
 from .layout import Layout, layout_of
 
@@ -31,6 +31,23 @@ class ListsLayout:
     layers: list[int]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """The network as it is computed: operators in order, and the scale and shift that they share.
+
+    Attributes:
+        layers: the forward operators. entries: six integers a slot, the attribute of FoldAffine.
+        offsets: operator → first channel of its slot. learned: those of slots with parameters.
+        epsilon: of the batch norms.
+    """
+
+    layers: list[FusedLayer]
+    entries: list[int]
+    offsets: Mapping[str, int]
+    learned: frozenset[int]
+    epsilon: float
+
+
 @dataclass
 class Network:
     """Everything about a network that the graphs depend on.
@@ -43,6 +60,7 @@ class Network:
         batch_statistics: whether training normalises by the micro-batch.
         connections: first number of a prunable layer → its connections when it was captured; the estimate of
             its arithmetic comes from these.
+        evaluation, training: the passes with running statistics, and with those that training uses.
     """
 
     graph: LayerGraph
@@ -52,14 +70,17 @@ class Network:
     batch_statistics: bool = False
     connections: Mapping[int, int] = field(default_factory=dict)
     lists: ListsLayout = field(init=False)
+    evaluation: Pass = field(init=False)
+    training: Pass = field(init=False)
 
     def __post_init__(self) -> None:
         self.lists = _lists_layout(self)
-        self._norms = {layer.module: layer for layer in self.graph.layers if isinstance(layer, BatchNorm)}
-        epsilons = {layer.epsilon for layer in self._norms.values()}
+        epsilons = {layer.epsilon for layer in self.graph.layers if isinstance(layer, BatchNorm)}
         if len(epsilons) > 1:
             raise EdgeBcsError(f"the batch norms have different eps {sorted(epsilons)}; give all the same")
-        self.epsilon = epsilons.pop() if epsilons else 1e-5
+        epsilon = epsilons.pop() if epsilons else 1e-5
+        self.evaluation = self._pass(epsilon, batch_statistics=False)
+        self.training = self._pass(epsilon, True) if self.batch_statistics else self.evaluation
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -71,7 +92,24 @@ class Network:
         """K, the length of the logits."""
         return self.graph.num_classes
 
-    def entry(self, slot: Slot) -> list[int]:
+    def _pass(self, epsilon: float, batch_statistics: bool) -> Pass:
+        layers = fuse(self.graph, batch_statistics)
+        entries: list[int] = []
+        offsets: dict[str, int] = {}
+        learned: set[int] = set()
+        position = 0
+        for layer in layers:
+            if layer.slot is None:
+                continue
+            offsets[layer.name] = position
+            entry = self._entry(layer.slot)
+            if any(offset >= 0 for offset in entry[2:5]):
+                learned.add(position)
+            entries += entry
+            position += layer.slot.channels
+        return Pass(layers, entries, offsets, frozenset(learned), epsilon)
+
+    def _entry(self, slot: Slot) -> list[int]:
         """The six integers that describe ``slot`` to FoldAffine."""
 
         def offset(module: str | None, key: str) -> int:

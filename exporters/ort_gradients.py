@@ -26,7 +26,6 @@ from edge_bcs.errors import EdgeBcsError
 from edge_bcs.sparse_model import SparseModel
 
 from .forward import Branch, FoldedAffine
-from .fusion import fuse
 from .graphs import TWO_BRANCHES, lanes_of
 from .network import Network, network_of
 from .nodes import DOMAIN, Graph, Node, TensorType
@@ -127,7 +126,6 @@ def _branches(
     statistics: list[str] | None,
 ) -> list[str]:
     """Emit one pass for each input; returns the tensors of logits."""
-    layers = fuse(network.graph, batch_statistics)
     vector = TensorType("f32", (network.layout.statistics_size,))
     graph.inputs |= {
         "coo.value": TensorType("f32", (network.kappa,)),
@@ -136,12 +134,9 @@ def _branches(
         "batchnorm.variance": vector,
         "coo.lists": TensorType("i32", (network.lists.length,)),
     }
-    affine = FoldedAffine(graph, network, layers)
+    affine = FoldedAffine(graph, network.training if batch_statistics else network.evaluation)
     lanes = lanes_of(micro_batch)
-    return [
-        Branch(graph, network, layers, lanes, image, affine, f"{image}.", statistics).logits
-        for image in images
-    ]
+    return [Branch(graph, network, lanes, image, affine, f"{image}.", statistics).logits for image in images]
 
 
 def _separate(graph: Graph) -> None:

@@ -296,7 +296,7 @@ class Operator:
         """Emit the nodes that carry ``dy``, the gradient of the first output, to the inputs."""
         raise AssertionError(f"{type(self).__name__} is not differentiable")
 
-    def learns(self, node: Node, learned_slots: set[int]) -> bool:
+    def learns(self, node: Node, learned_slots: frozenset[int]) -> bool:
         """Whether this node has parameters that learn.
 
         Args:

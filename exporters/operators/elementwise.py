@@ -74,7 +74,7 @@ class Affine(Operator):
     takes = frozenset({"relu"})
     ort_gradient = (OrtNode("AffineGrad", ["GO(0)", "I(0)", "I(1)", "", "", "I(1)"], ["GI(0)", "GI(1)"]),)
 
-    def learns(self, node: Node, learned_slots: set[int]) -> bool:
+    def learns(self, node: Node, learned_slots: frozenset[int]) -> bool:
         """A plain rectification has a slot without parameters."""
         return node.attributes["affine"] in learned_slots
 
