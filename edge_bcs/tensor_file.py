@@ -7,6 +7,7 @@ file can be tried. And nothing is in memory twice, as it is where a file is read
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ class TensorFile:
     Checked as by safetensors, and no less: every byte behind the header belongs to exactly one tensor. A name
     that occurs twice, and a header of more than 16 MiB, are refused too.
 
+    Args:
+        file: its path, or the file itself, open for reading without a buffer.
+
     Attributes:
         metadata: the strings that the file holds beside its tensors.
         tensors: name → where it lies, in the order of the file.
@@ -60,11 +64,12 @@ class TensorFile:
     is not such a file; so does `read`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._stream = path.open("rb", buffering=0)
+    def __init__(self, file: Path | io.RawIOBase) -> None:
+        self._stream: io.RawIOBase = file.open("rb", buffering=0) if isinstance(file, Path) else file
         try:
             length = int.from_bytes(self._bytes(8), "little")
-            size = os.fstat(self._stream.fileno()).st_size
+            size = self._stream.seek(0, os.SEEK_END)
+            self._stream.seek(8)
             if length > min(_LARGEST_HEADER, size - 8):
                 raise ValueError(f"its header would have {length} bytes")
             self.metadata, self.tensors = _parse(self._bytes(length), 8 + length, size)

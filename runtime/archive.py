@@ -1,22 +1,24 @@
 """An artifact as one file: a plain tar, NAME/manifest.json first; written by `export`, read as hostile.
 
 Only what an artifact consists of is accepted: files (and the folder itself) in one folder, each named and
-sized by the manifest. All headers are read and checked before anything is written; Python's tarfile is not
-used to read, because it follows headers of extended formats whatever they declare.
+sized by the manifest. All headers are read and checked before anything else is; Python's tarfile is not used
+to read, because it follows headers of extended formats whatever they declare. Files are then read where they
+lie in the archive, so that a board needs no second copy of them, and a process that is killed leaves none.
 """
 
 from __future__ import annotations
 
+import io
 import os
-import shutil
 import tarfile
-import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import read_small
 from edge_bcs.metadata import parse_object
 
 SUFFIX = ".tar"
@@ -64,44 +66,100 @@ def pack(folder: Path, stream: IO[bytes], name: str) -> None:
                 archive.addfile(member, content)
 
 
-def unpack(path: Path) -> Path:
-    """Unpack an archive into a new temporary folder and return that; the caller deletes it.
+class Folder:
+    """The files of an artifact that is a folder.
 
-    Raises EdgeBcsError, and writes nothing, for an archive that is truncated, names anything but the files of
-    its own manifest, gives one another size or twice, or does not fit the disk.
+    Attributes:
+        path: the folder.
     """
-    try:
-        with path.open("rb") as stream:
-            members = _members(stream, path)
-            files = _declared(stream, members, path)
-            room = shutil.disk_usage(tempfile.gettempdir()).free
-            if sum(member.size for member in files) > room:
-                raise EdgeBcsError(
-                    f"unpacking {path} needs more than the {room >> 20} MiB free in {tempfile.gettempdir()}; "
-                    "set TMPDIR to a folder on a larger disk."
-                )
-            folder = Path(tempfile.mkdtemp(prefix="edge-bcs-"))
-            try:
-                for member in files:
-                    _copy(stream, member, folder / member.name)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            return folder
-    except OSError as error:
-        raise EdgeBcsError(f"the archive {path} cannot be unpacked: {error.strerror or error}.") from None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is none of that name."""
+        file = self.path / name
+        return file.stat().st_size if file.is_file() else None
+
+    def open(self, name: str) -> io.RawIOBase:
+        """Open a file for reading, without a buffer."""
+        return (self.path / name).open("rb", buffering=0)
+
+    def read_small(self, name: str, most: int) -> bytes:
+        """Return a file of up to ``most`` bytes; EdgeBcsError if it has more."""
+        return read_small(self.path / name, most)
 
 
-def _copy(stream: IO[bytes], member: Member, file: Path) -> None:
-    stream.seek(member.offset)
-    left = member.size
-    with file.open("xb") as target:
-        while left:
-            piece = stream.read(min(left, 1 << 20))
-            if not piece:
-                raise EdgeBcsError(f"the archive of {member.name} became shorter while it was read.")
-            target.write(piece)
-            left -= len(piece)
+class Archive:
+    """The files of an archived artifact, read where they lie: nothing is unpacked.
+
+    The archive stays open as long as this object or a file of it, so that one that takes its place changes
+    nothing here.
+
+    Attributes:
+        path: the archive.
+
+    Raises EdgeBcsError for an archive that is truncated, names anything but the files of its own manifest, or
+    gives one another size or twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._stream = path.open("rb")
+            weakref.finalize(self, self._stream.close)
+            members = _members(self._stream, path)
+            self._members = _declared(self._stream, members, path)
+        except OSError as error:
+            raise EdgeBcsError(f"the archive {path} cannot be read: {error.strerror or error}.") from None
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is none of that name."""
+        return self._members[name].size if name in self._members else None
+
+    def open(self, name: str) -> io.RawIOBase:
+        """Open a file for reading, without a buffer."""
+        return _Part(self, self._members[name])
+
+    def read_small(self, name: str, most: int) -> bytes:
+        """Return a file of up to ``most`` bytes; EdgeBcsError if it has more."""
+        if self._members[name].size > most:
+            raise EdgeBcsError(f"{name} in {self.path} is larger than {most >> 10} KiB; it is not read.")
+        with self.open(name) as stream:
+            return stream.readall()
+
+    def _read_into(self, view: memoryview, position: int) -> int:
+        self._stream.seek(position)
+        return self._stream.readinto(view)
+
+
+class _Part(io.RawIOBase):
+    """A member of an archive as a file of its own, read-only."""
+
+    def __init__(self, archive: Archive, member: Member) -> None:
+        self._archive, self._member, self._position = archive, member, 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place and return it, counted from the beginning."""
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._member.size}[whence]
+        self._position = max(0, begin + offset)
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read on into ``buffer``; return how many bytes, 0 at the end."""
+        left = max(0, self._member.size - self._position)
+        view = memoryview(buffer).cast("B")[:left]
+        count = self._archive._read_into(view, self._member.offset + self._position) if view else 0
+        self._position += count
+        return count
 
 
 def _members(stream: IO[bytes], path: Path) -> dict[str, Member]:
@@ -177,8 +235,8 @@ def _octal(field: bytes) -> int | None:
     return int(text, 8) if text.isdigit() and not set(text) & set(b"89") else None
 
 
-def _declared(stream: IO[bytes], members: dict[str, Member], path: Path) -> list[Member]:
-    """The members, after checking that they are the manifest, its signature, and the files that it lists."""
+def _declared(stream: IO[bytes], members: dict[str, Member], path: Path) -> dict[str, Member]:
+    """The members by name, after checking that they are the manifest, its signature, and what it lists."""
     manifest = members.get(MANIFEST)
     if manifest is None:
         raise EdgeBcsError(f"{path} holds no {MANIFEST}, so it is not an archived artifact.")
@@ -204,4 +262,4 @@ def _declared(stream: IO[bytes], members: dict[str, Member], path: Path) -> list
     for name in sizes:
         if name not in members:
             raise EdgeBcsError(f"{path} lacks {name!r}; copy or export the artifact again.")
-    return list(members.values())
+    return members

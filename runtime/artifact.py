@@ -8,20 +8,19 @@ an artifact reads a run. Nothing here executes what it reads: JSON, safetensors 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
-import shutil
-import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from edge_bcs.runtime import archive
-from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNATURE
+from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNATURE, Archive, Folder
 
 from edge_bcs.classes import Names, check_names, may_become
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import read_small, reading
+from edge_bcs.files import reading
 from edge_bcs.metadata import exact_sparsity, parse_json
 from edge_bcs.text import check_text
 
@@ -87,7 +86,7 @@ class Artifact:
         dense_size, statistics_size: lengths of dense.value and of batchnorm.mean.
         budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum,
             noise.
-        path: the folder, a temporary one for an archive, which lives as long as this object.
+        path: the folder or the archive. files: what is in it.
         signature: "none", "unchecked" (there is one, and no trusted key was given) or "valid".
     """
 
@@ -111,6 +110,7 @@ class Artifact:
     hyper: dict[str, float]
     lists_length: int
     budget: int | None
+    files: Folder | Archive = field(repr=False, compare=False)
     signature: str = "none"
 
     @property
@@ -124,13 +124,20 @@ class Artifact:
         return int(self.manifest["memory"]["predicted_peak_bytes"])
 
     def graph(self, graph: str) -> Path:
-        """Path of one of GRAPHS."""
+        """Path of one of GRAPHS, where the artifact is a folder."""
         return self.path / graph_file(graph)
 
     def read_graph(self, graph: str) -> bytes:
-        """The file of one of GRAPHS; EdgeBcsError if it cannot be read."""
-        with reading(self.graph(graph)):
-            return self.graph(graph).read_bytes()
+        """The file of one of GRAPHS; EdgeBcsError if it cannot be read or is not what was verified."""
+        name = graph_file(graph)
+        entry = self.manifest["files"][name]
+        with reading(self.path / name), self.files.open(name) as stream:
+            content = io.BufferedReader(stream).read(entry["bytes"] + 1)
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise EdgeBcsError(
+                f"{self.path / name} was altered while it was in use; copy the artifact again."
+            )
+        return content
 
     @classmethod
     def read(cls, path: str | Path, trust_keys: Sequence[str | Path] = ()) -> Artifact:
@@ -142,40 +149,31 @@ class Artifact:
         missing folder, a damaged manifest, a missing, truncated or altered file, a newer format, or a missing
         or wrong signature.
         """
-        with reading(Path(path)):
+        path = Path(path)
+        with reading(path):
             archived = archive.is_archive(path)
-        if not archived:
-            return _read(Path(path), trust_keys)
-        folder = archive.unpack(Path(path))
-        try:
-            artifact = _read(folder, trust_keys, shown=Path(path))
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        weakref.finalize(artifact, shutil.rmtree, folder, ignore_errors=True)
+        files = Archive(path) if archived else _folder(path)
+        with reading(path / MANIFEST):
+            content = files.read_small(MANIFEST, LARGEST_MANIFEST)
+        signature = _check_signature(files, content, trust_keys)
+        manifest = _parse_manifest(path, content)
+        artifact = replace(_parse(files, manifest), signature=signature)
+        _verify_files(files, manifest)
+        if trust_keys and STATE not in manifest["files"]:
+            raise EdgeBcsError(f"the signed manifest of {path} does not list {STATE}.")
         return artifact
 
 
-def _read(folder: Path, trust_keys: Sequence[str | Path], shown: Path | None = None) -> Artifact:
-    content = _manifest_content(folder)
-    signature = _check_signature(folder, content, trust_keys, shown or folder)
-    manifest = _parse_manifest(folder, content)
-    artifact = replace(_parse(folder, manifest), signature=signature)
-    _verify_files(folder, manifest)
-    if trust_keys and STATE not in manifest["files"]:
-        raise EdgeBcsError(f"the signed manifest of {shown or folder} does not list {STATE}.")
-    return artifact
-
-
-def _check_signature(folder: Path, content: bytes, trust_keys: Sequence[str | Path], shown: Path) -> str:
+def _check_signature(files: Folder | Archive, content: bytes, trust_keys: Sequence[str | Path]) -> str:
     """Return Artifact.signature; EdgeBcsError if keys are trusted and none of them signed ``content``."""
-    file = folder / SIGNATURE
+    shown = files.path
     signature = b""
-    with reading(file):
+    with reading(shown / SIGNATURE):
+        there = files.size(SIGNATURE) is not None
         if not trust_keys:
-            return "unchecked" if file.is_file() else "none"
-        if file.is_file():
-            signature = read_small(file, LARGEST_SIGNATURE)
+            return "unchecked" if there else "none"
+        if there:
+            signature = files.read_small(SIGNATURE, LARGEST_SIGNATURE)
     from edge_bcs.runtime.signature import verify
 
     signed = verify(content, signature, trust_keys)  # a key that cannot be used is the first thing to say
@@ -192,18 +190,18 @@ def _check_signature(folder: Path, content: bytes, trust_keys: Sequence[str | Pa
     return "valid"
 
 
-def _manifest_content(folder: Path) -> bytes:
-    file = folder / MANIFEST
+def _folder(folder: Path) -> Folder:
+    """The folder of an artifact, which has a manifest."""
     with reading(folder):
         if not folder.is_dir():
             kind = "is a file, neither a folder nor a .tar" if folder.exists() else "does not exist"
             raise EdgeBcsError(
                 f"the artifact {folder} {kind}; create one with `edge-bcs export -o {folder}`."
             )
-    with reading(file):
-        if not file.is_file():
+    with reading(folder / MANIFEST):
+        if not (folder / MANIFEST).is_file():
             raise EdgeBcsError(f"{folder} holds no {MANIFEST}, so it is not an edge-bcs artifact.")
-        return read_small(file, LARGEST_MANIFEST)
+    return Folder(folder)
 
 
 def _parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:
@@ -298,7 +296,7 @@ class _Fields:
         return [_Fields(item, f"{name}[{number}]") for number, item in enumerate(value)]
 
 
-def _parse(folder: Path, manifest: dict[str, Any]) -> Artifact:
+def _parse(files: Folder | Archive, manifest: dict[str, Any]) -> Artifact:
     fields = _Fields(manifest, "")
     network = fields.object("network")
     network.text("name")
@@ -329,7 +327,8 @@ def _parse(folder: Path, manifest: dict[str, Any]) -> Artifact:
     budget = None if memory.value.get("budget") is None else memory.integer("budget", 1, 1 << 50)
     num_classes = network.integer("num_classes", 2)
     return Artifact(
-        path=folder,
+        path=files.path,
+        files=files,
         manifest=manifest,
         input_shape=(channels, height, width),
         num_classes=num_classes,
@@ -426,36 +425,42 @@ def check_is_run_of(run: str | Path, artifact: Artifact) -> None:
 
 def sha256_of(file: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces of 1 MiB; EdgeBcsError if it cannot be read."""
-    digest = hashlib.sha256()
     with reading(file), file.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
+        return _sha256(stream)
+
+
+def _sha256(stream: IO[bytes] | io.RawIOBase) -> str:
+    digest = hashlib.sha256()
+    while piece := stream.read(1 << 20):
+        digest.update(piece)
     return digest.hexdigest()
 
 
-def _verify_files(folder: Path, manifest: dict[str, Any]) -> None:
-    files = _Fields(manifest.get("files"), "files")
+def _verify_files(files: Folder | Archive, manifest: dict[str, Any]) -> None:
+    listed = _Fields(manifest.get("files"), "files")
     for graph in GRAPHS:
-        files.object(graph_file(graph))
-    for name in files.value:
+        listed.object(graph_file(graph))
+    for name in listed.value:
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..") or "\\" in name:
             raise EdgeBcsError(
                 f"the manifest names the file {name!r}, which does not lie in the artifact's folder."
             )
-        entry = files.object(name)
+        entry = listed.object(name)
         most = _LARGEST_GRAPH if name.endswith(graph_file("")) else _LARGEST_FILE
         size, digest = entry.integer("bytes", 0, most), entry.text("sha256")
-        file = folder / name
+        file = files.path / name
         with reading(file):
-            if not file.is_file():
-                raise EdgeBcsError(f"{folder} lacks {name}; copy or export the artifact again.")
-            found = file.stat().st_size
+            found = files.size(name)
+        if found is None:
+            raise EdgeBcsError(f"{files.path} lacks {name}; copy or export the artifact again.")
         if found != size:
             cause = "truncated" if found < size else "altered"
             raise EdgeBcsError(
                 f"{file} is {cause}: {found} bytes instead of {size}; copy the artifact again."
             )
-        if sha256_of(file) != digest:
+        with reading(file), files.open(name) as stream:
+            same = _sha256(stream) == digest
+        if not same:
             raise EdgeBcsError(
                 f"{file} was altered: its sha256 is not the manifest's; copy the artifact again."
             )

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,10 @@ def read_state(
     slots = [STATE] if sealed else [PARTIAL, STATE, PREVIOUS]
     faults = []
     for slot in slots:
-        file = artifact.path / slot
         try:
-            if not file.is_file():
+            if artifact.files.size(slot) is None:
                 continue
-            tensors, metadata = _read_slot(file, layout, sealed, into)
+            tensors, metadata = _read_slot(artifact.files.open(slot), layout, sealed, into)
             fault = state_fault(tensors, parts_of(artifact))
         except OSError as error:  # a sector that cannot be read, a network folder that is gone, no permission
             faults.append(f"{slot} cannot be read: {error.strerror or error}")
@@ -91,7 +90,7 @@ def read_state(
 
 
 def _read_slot(
-    file: Path, layout: dict[str, tuple[str, int]], sealed: bool, into: Arrays | None
+    file: io.RawIOBase, layout: dict[str, tuple[str, int]], sealed: bool, into: Arrays | None
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
     """(tensors, metadata) of one slot whose checksum is right; else OSError, ValueError or EdgeBcsError."""
     with TensorFile(file) as stored:
@@ -198,11 +197,10 @@ def _is_run_of(folder: Path, artifact: Artifact) -> bool:
 
 def _create_run(folder: Path, artifact: Artifact, classes: Sequence[str] | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    names = [graph_file(graph) for graph in GRAPHS]
-    for name in names:
-        with replacing(folder / name) as stream, (artifact.path / name).open("rb") as source:
-            shutil.copyfileobj(source, stream)
-    files = {name: artifact.manifest["files"][name] for name in names}
+    for graph in GRAPHS:
+        with replacing(folder / graph_file(graph)) as stream:
+            stream.write(artifact.read_graph(graph))
+    files = {name: artifact.manifest["files"][name] for name in map(graph_file, GRAPHS)}
     manifest = {**artifact.manifest, "files": files}
     if classes is not None:
         manifest["classes"] = list(classes)

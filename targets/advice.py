@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from edge_bcs.exporters.cost_model import Machine, Walk
+from edge_bcs.runtime.archive import SUFFIX
 from edge_bcs.runtime.artifact import Artifact
 
 from edge_bcs.errors import EdgeBcsError
@@ -386,7 +387,7 @@ def _command(artifact: Artifact, changed: dict[str, str], board: str | None) -> 
     """What exports the artifact again as it is but for the options ``changed`` of `edge-bcs export`."""
     if "--memory" in changed and board is not None:  # whose time the planner counts
         changed = {**changed, "--target": board}
-    target = f"{str(artifact.path).rstrip('/')}-smaller"
+    target = f"{str(artifact.path).rstrip('/').removesuffix(SUFFIX)}-smaller"
     arguments: dict[str, Any] = artifact.manifest["network"].get("arguments", {})
     channels, height, _ = artifact.input_shape
     objective = artifact.objective

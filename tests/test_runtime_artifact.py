@@ -313,7 +313,7 @@ def test_a_power_cut_while_the_run_is_made_leaves_a_folder_that_can_be_used(
             number,
             lambda folder=folder: run_with(folder, artifact, [1]),  # type: ignore[misc]
             monkeypatch,
-            (shutil, "copyfileobj"),
+            (Artifact, "read_graph"),
         )
         run_with(folder, artifact, [2])
         assert saved_step(folder) == 2

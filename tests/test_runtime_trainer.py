@@ -276,15 +276,15 @@ def test_buffers_that_do_not_fit_are_named(tiny_artifact: Make) -> None:
 
 
 def test_a_graph_that_cannot_be_read_is_named(tiny_artifact: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    artifact, real = Artifact.read(tiny_artifact()), Path.read_bytes
+    artifact, real = Artifact.read(tiny_artifact()), Path.open
     file = artifact.graph("attack")
 
-    def failing(self: Path) -> bytes:
+    def failing(self: Path, *arguments: Any, **more: Any) -> Any:
         if self == file:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
-        return real(self)
+        return real(self, *arguments, **more)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(Path, "open", failing)
     with pytest.raises(EdgeBcsError) as caught:
         Trainer(artifact)
     assert str(caught.value) == f"{file} cannot be read: Input/output error."

@@ -179,7 +179,7 @@ def graph_rooflines(artifact: Artifact, graph: str, roof: Roof) -> list[tuple[st
         dict(zip(planned["nodes"], planned[what], strict=True)) for what in ("flops", "bytes", "walks")
     )
     found = []
-    for node in onnx.load(artifact.graph(graph)).graph.node:
+    for node in onnx.load_model_from_string(artifact.read_graph(graph)).graph.node:
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         multiplied = products(node.op_type, attributes, (Walk(*walk) for walk in walks[node.name]))
         found.append((node.op_type, least(multiplied, flops[node.name], moved[node.name], roof)))

@@ -362,7 +362,7 @@ def _operators(trainer: Any, graph: str, runs: int = 7) -> dict[str, float]:
         options = session_options(engine.threads)
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(
-            trainer.artifact.graph(graph).read_bytes(), options, providers=["CPUExecutionProvider"]
+            trainer.artifact.read_graph(graph), options, providers=["CPUExecutionProvider"]
         )
         # Bound as the engine binds them: what a graph updates in place is not copied.
         binding = session.io_binding()

@@ -93,9 +93,9 @@ def checkpoint(content: bytes) -> None:
 
 def archive(content: bytes) -> None:
     """NAME.tar."""
-    from edge_bcs.runtime.archive import unpack
+    from edge_bcs.runtime.artifact import Artifact
 
-    shutil.rmtree(unpack(_file("artifact.tar", content)))
+    Artifact.read(_file("artifact.tar", content))
 
 
 def onnx(content: bytes) -> None:
