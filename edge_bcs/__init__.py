@@ -8,10 +8,18 @@ board.
 
 from __future__ import annotations
 
-import importlib
 import os
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False  # `typing` alone would take as long to import as all of this
+if TYPE_CHECKING:
+    from typing import Any
+
+    from edge_bcs import data, models, runtime, targets
+    from edge_bcs.connectivity import SparseModel, sparsify
+    from edge_bcs.errors import EdgeBcsError
+    from edge_bcs.exporters import export
+    from edge_bcs.loading import load
+    from edge_bcs.training import train
 
 __version__ = "0.1.0"
 
@@ -22,12 +30,17 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # In a source checkout the rooms `exporters`, `runtime` and `targets` lie beside this package; a wheel carries
 # them inside it. Looking in both places makes `edge_bcs.runtime` mean the same thing in either.
-_checkout = Path(__file__).resolve().parent.parent
-if (_checkout / "pyproject.toml").is_file() and (_checkout / "runtime" / "native").is_dir():
-    __path__.append(str(_checkout))
+_checkout = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+if os.path.isfile(os.path.join(_checkout, "pyproject.toml")) and os.path.isdir(
+    os.path.join(_checkout, "runtime", "native")
+):
+    __path__.append(_checkout)
 
 _LAZY = {
+    "data": "edge_bcs.data",
     "models": "edge_bcs.models",
+    "runtime": "edge_bcs.runtime",
+    "targets": "edge_bcs.targets",
     "sparsify": "edge_bcs.connectivity:sparsify",
     "SparseModel": "edge_bcs.connectivity:SparseModel",
     "train": "edge_bcs.training:train",
@@ -36,13 +49,31 @@ _LAZY = {
     "EdgeBcsError": "edge_bcs.errors:EdgeBcsError",
 }
 
-__all__ = ["EdgeBcsError", "SparseModel", "__version__", "export", "load", "models", "sparsify", "train"]
+__all__ = [
+    "EdgeBcsError",
+    "SparseModel",
+    "__version__",
+    "data",
+    "export",
+    "load",
+    "models",
+    "runtime",
+    "sparsify",
+    "targets",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     target = _LAZY.get(name)
     if target is None:
         raise AttributeError(f"module 'edge_bcs' has no attribute {name!r}")
+    import importlib
+
     module_name, _, attribute = target.partition(":")
     module = importlib.import_module(module_name)
     return getattr(module, attribute) if attribute else module
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

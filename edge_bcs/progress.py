@@ -120,7 +120,7 @@ class Progress(ContextDecorator):
         if self.total and moved > 0 and self.done < self.total and took >= _SHORTEST_ETA:
             parts.append(f"about {_rounded(took * (self.total - self.done) / moved)} left")
         line = f"{self.what}: {', '.join(parts)}"
-        return line if width is None or len(line) <= width else line[: width - 1] + "…"
+        return line if width is None else line[:width]
 
 
 def note(text: str) -> None:
@@ -230,7 +230,7 @@ class _Teller(threading.Thread):
 def _bar_of(stream: TextIO) -> tuple[str, str]:
     """Return what the done and the open part of a bar are drawn with."""
     try:
-        "━─…".encode(getattr(stream, "encoding", None) or "ascii")
+        "━─".encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return "#", "."
     return "━", "─"

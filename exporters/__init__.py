@@ -8,7 +8,10 @@ them for the memory they need; ``artifact`` writes the folder and ``validation``
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .artifact import export
 
 __all__ = ["export"]
 
@@ -19,3 +22,7 @@ def __getattr__(name: str) -> Any:
     from .artifact import export
 
     return export
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

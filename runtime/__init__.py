@@ -5,7 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_bcs.runtime.artifact import Artifact
+    from edge_bcs.runtime.budget import BudgetExceeded
+    from edge_bcs.runtime.trainer import Trainer
+    from edge_bcs.runtime.units import format_bytes, parse_bytes
 
 _LAZY = {
     "Trainer": "trainer",
@@ -24,3 +30,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(f"edge_bcs.runtime.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,3 +5,7 @@ from __future__ import annotations
 from edge_bcs.targets.boards import Cluster, Target, load, names
 
 __all__ = ["Cluster", "Target", "load", "names"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

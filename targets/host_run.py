@@ -36,7 +36,7 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
         # Noise teaches nothing: steps of length zero measure the same memory and cannot diverge.
         trainer.learning_rate = trainer.weight_decay = 0.0
         artifact, engine = trainer.artifact, trainer._engine
-        peaks = {"lists": trainer.memory()["peak_bytes"]}
+        peaks = {"lists": engine.budget.peak}
         taken: dict[str, list[float]] = {}
         run = engine.run
 

@@ -7,19 +7,24 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edge_bcs.tables import fitting
+
 from .layout import assign, letters, text_map
 from .plans import Phase
 from .simulator import DOES_NOT_FIT, TIGHT, Simulation
 
+_NARROW = 60
 _STYLES = {DOES_NOT_FIT: "bold red", TIGHT: "bold yellow"}
 
 
 def show(simulation: Simulation, console: Console) -> None:
     """Print verdict, peaks, map, times and changes."""
     console.print(_verdict(simulation))
-    for part in (_phases(simulation), _categories(simulation), _map(simulation, console.width)):
+    for part in (_phases(simulation), _categories(simulation)):
         console.print()
-        console.print(part)
+        console.print(fitting(part, console.width))
+    console.print()
+    console.print(_map(simulation, console.width))
     console.print()
     _print_times(simulation, console)
     if simulation.advice.changes:
@@ -93,7 +98,7 @@ def _map(simulation: Simulation, width: int) -> RenderableType:
     return Group(
         Text(f"Address × time of {phase.name}: {len(phase.nodes)} nodes from left to right", style="bold"),
         Text("\n".join(lines)),
-        Text("\n".join(_lines([*legend, ". free"], width, indent=12))),
+        Text("\n".join(_lines([*legend, ". free"], width, indent=12 if width >= _NARROW else 2))),
         Text(
             f"{packed} ONNX Runtime places tensors in a heap as they come, so real addresses differ. The "
             f"bound buffers, {format_bytes(simulation.plan.bound_bytes)}, lie outside."
@@ -125,7 +130,7 @@ def _print_times(simulation: Simulation, console: Console) -> None:
             table.add_row(name, str(expected.runs[name]), _seconds(seconds), _seconds(took))
         took = measured.seconds_per_step if measured else None
         table.add_row("step", "", _seconds(expected.seconds), _seconds(took), style="bold")
-        console.print(table)
+        console.print(fitting(table, console.width))
         console.print(f"Expected on {where}, a roofline that assumes:")
         points = Table.grid(padding=(0, 1))
         for assumption in expected.assumptions:

@@ -7,8 +7,8 @@ error and exit status 1.
 
 from __future__ import annotations
 
+import errno
 import importlib
-import io
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,9 +18,12 @@ from typing import Any
 import click
 
 import edge_bcs
+from edge_bcs.cli import streams
 from edge_bcs.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.progress import say
 from edge_bcs.text import shown
+
+_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 
 _COMMANDS = {
     "export": "Compile a sparse network into an artifact folder (host).",
@@ -54,7 +57,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 class _Commands(click.Group):
-    """Imports a command when it is asked for, and turns EdgeBcsError into one sentence."""
+    """Imports a command when it is asked for, and turns what is expected to go wrong into one sentence."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -69,22 +72,35 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
+    def main(self, *arguments: Any, **more: Any) -> Any:
+        streams.prepare()
+        return super().main(*arguments, **more)
+
     def invoke(self, context: click.Context) -> Any:
-        # A path may be no text in any encoding; it is shown all the same.
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with _warnings_in_one_line():
                 return super().invoke(context)
         except EdgeBcsError as error:
             raise click.ClickException(shown(str(error))) from None
+        except KeyboardInterrupt:
+            say("Stopped.")
+            sys.exit(_INTERRUPTED)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the reader has seen enough; click ends without a word
+            where = "the answer" if error.filename is None else str(error.filename)
+            reason = error.strerror or str(error) or type(error).__name__
+            raise click.ClickException(f"{shown(where)} cannot be read or written: {reason}.") from None
+        except MemoryError:
+            raise click.ClickException("this machine has too little memory for that.") from None
         except ModuleNotFoundError as error:
             wanted = (error.name or "").split(".")[0]
             extra = {"torch": "host", "onnx": "host", "onnxruntime": "device"}.get(wanted)
-            if extra is None:
+            if wanted in ("", "edge_bcs"):
                 raise
+            install = f"'edge-bcs[{extra}]'" if extra else wanted
             raise click.ClickException(
-                f"this command needs {wanted}, which is not installed: run `pip install 'edge-bcs[{extra}]'`."
+                f"this command needs {wanted}, which is not installed: run `pip install {install}`."
             ) from None
 
 

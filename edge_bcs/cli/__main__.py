@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from edge_bcs.cli import main
+from edge_bcs.__main__ import main
 
-main(prog_name="edge-bcs")
+main()

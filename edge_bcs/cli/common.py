@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +16,15 @@ import click
 from click.core import ParameterSource
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.progress import on_terminal
 from edge_bcs.text import shown
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
+
+_NARROW = 16  # columns, in which a value is still read with ease
+# A path or a number is taken by hand from what is printed: never broken.
+_WRAPPED: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 json_file_option = click.option(
@@ -99,25 +108,51 @@ def fraction(text: str, name: str) -> float:
         raise EdgeBcsError(f"{name} must be a number such as 0.031 or 8/255, not {text!r}.") from None
 
 
+def width() -> int | None:
+    """Return the columns of standard output: what COLUMNS says, or the terminal; None where lines may be as
+    long as they are (a pipe, a file)."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    if on_terminal(sys.stdout):
+        return shutil.get_terminal_size().columns
+    return None
+
+
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Print a table; the first column is text, the others are numbers."""
+    """Print a table; the first column is text, the others are numbers. Nothing of it is ever cut off."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    content = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None)
+    from edge_bcs.tables import fitting, natural_width
+
+    content = Table(
+        title=Text(title), title_justify="left", title_style="bold", header_style="bold", box=None
+    )
     for number, column in enumerate(columns):
-        content.add_column(column, justify="left" if number == 0 else "right")
+        content.add_column(Text(column), justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
-        content.add_row(*(shown(str(cell)) for cell in row))
-    Console(highlight=False, soft_wrap=False, markup=False).print(content)
+        content.add_row(*(Text(shown(str(cell))) for cell in row))
+    available, needed = width(), natural_width(content)
+    console = Console(highlight=False, width=needed if available is None else available)
+    console.print(fitting(content, console.width), soft_wrap=True)
 
 
 def pairs(rows: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, one pair a line."""
-    listed = [(name, value) for name, value in rows if value is not None]
-    width = max(len(name) for name, _ in listed)
+    """Print names and values, one pair a line; what is longer than a line goes on below its beginning."""
+    listed = [(name, shown(str(value))) for name, value in rows if value is not None]
+    indent = max(len(name) for name, _ in listed) + 4
+    available = width()
     for name, value in listed:
-        click.echo(f"  {name:<{width}}  {shown(str(value))}")
+        line = f"  {name:<{indent - 4}}  {value}"
+        if available is None or len(line) <= available:
+            click.echo(line)
+        elif available - indent >= _NARROW:
+            click.echo(textwrap.fill(line, available, subsequent_indent=" " * indent, **_WRAPPED))
+        else:
+            click.echo(f"  {name}")
+            click.echo(textwrap.indent(textwrap.fill(value, max(1, available - 4), **_WRAPPED), "    "))
 
 
 def activations(artifact: Artifact) -> str:

@@ -129,3 +129,7 @@ def _open_cifar(folder: Path, split: str, shape: Shape) -> Dataset:
             return cifar_classes(unpickle(stream, str(meta)), 10 if ten else 100)
 
     return Stored(files, lambda: cifar_folder_rows(folder, shape), split, shape, classes)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

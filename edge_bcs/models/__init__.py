@@ -75,3 +75,7 @@ def outline(name: str, /, **arguments: Any) -> nn.Module:
     if count > _MOST_PARAMETERS:
         raise EdgeBcsError(f"{name} would have {count} parameters, and at most {_MOST_PARAMETERS} are taken")
     return network
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
