@@ -11,15 +11,26 @@ import click
 from click.core import ParameterSource
 
 from edge_bcs.classes import names_file
+from edge_bcs.errors import EdgeBcsError
 
 _PATHS = ("artifact", "data_spec", "output", "trust_keys")
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
 def unit(context: click.Context, run: Path) -> str:
-    """Return the unit file for the command line of ``context``, which trains into the folder ``run``."""
+    """Return the unit file for the command line of ``context``, which trains into the folder ``run``.
+
+    Raises:
+        EdgeBcsError: there is no folder for the run to lie in, so that the service could not start.
+    """
     import edge_bcs.targets
 
+    place = run.resolve().parent
+    if not place.is_dir():
+        raise EdgeBcsError(
+            f"the folder {place} does not exist, and the service may write nowhere else: make it, then print "
+            "the service."
+        )
     template = Path(edge_bcs.targets.__file__).parent / "systemd" / "edge-bcs-finetune.service.in"
     places = [Path(context.params["artifact"]).resolve(), run.resolve().parent]
     if context.params["data_spec"] != "digits":
