@@ -10,6 +10,7 @@ writer adds.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,13 +142,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
                 raise EdgeBcsError(f"there is no checkpoint file {path}")
             with TensorFile(path) as stored:
                 metadata = stored.metadata
+                if metadata.get("format") != FORMAT:
+                    raise EdgeBcsError(_foreign(path, stored))
                 tensors = {name: stored.read(name) for name in stored.tensors}
+    except EdgeBcsError:
+        raise
     except ValueError as error:
+        kind = _kind(path)
+        if kind is not None:
+            instead = _INSTEAD if "orch" in kind else _READ
+            raise EdgeBcsError(f"{path} is {kind}, and not a state of edge-bcs; {instead}") from None
         raise EdgeBcsError(f"{path} is truncated or not a safetensors file ({error})") from None
     except MemoryError:
         raise EdgeBcsError(f"{path} is larger than the memory of this machine") from None
-    if metadata.get("format") != FORMAT:
-        raise EdgeBcsError(f"{path} is a safetensors file, but not a state of edge-bcs")
     if metadata.get("version") != VERSION:
         raise EdgeBcsError(
             f"{path} has the format version {metadata.get('version')}; this edge-bcs reads version {VERSION}"
@@ -160,3 +167,43 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except EdgeBcsError as error:
         raise EdgeBcsError(f"{path}: {error}") from None
     return Checkpoint(tensors, metadata)
+
+
+_READ = "read is what edge-bcs trained, exported or saved"
+_INSTEAD = (
+    f"{_READ}; load this into its module with torch, where edge_bcs.evaluation.evaluate measures it, and "
+    'edge_bcs.sparsify(module, start="new") begins a sparse network like it, with new weights'
+)
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number with which such a pickle begins
+
+
+def _foreign(path: Path, stored: TensorFile) -> str:
+    first = next(iter(stored.tensors.items()), None)
+    holds = (
+        ""
+        if first is None
+        else f" ({len(stored.tensors)} arrays, the first one {first[0][:60]!r} {first[1]})"
+    )
+    return f"{path} is a safetensors file{holds}, but not a state of edge-bcs; {_INSTEAD}"
+
+
+def _kind(path: Path) -> str | None:
+    """Return what a file is that holds no safetensors, told without loading anything; None if unknown."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(len(_LEGACY_TORCH))
+        if head == _LEGACY_TORCH:
+            return "a pickle of torch.save in its old format"
+        if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+            return "a pickle"
+        if not head.startswith(b"PK\x03\x04"):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        return "a truncated zip archive, such as torch.save writes"
+    except (OSError, ValueError, NotImplementedError):
+        return None
+    if "data.pkl" not in names:
+        return "a zip archive"
+    return "a TorchScript module" if "constants.pkl" in names else "a file of torch.save"

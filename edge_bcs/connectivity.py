@@ -19,8 +19,10 @@ from torch import nn
 
 from edge_bcs import random
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.exportable import warn_if_not_exportable
 from edge_bcs.metadata import exact_sparsity
 from edge_bcs.sparse_model import Layer, SparseModel, prunable_layers
+from edge_bcs.trained import evidence_of_training
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -144,11 +146,14 @@ def sparsify(
     sparsity: float | str | Decimal = 0.99,
     seed: int = 0,
     distribution: str = "paper",
+    *,
+    start: str | None = None,
 ) -> SparseModel:
     """Return a copy of `model` with exactly κ = floor((1 − sparsity)·N) connections (Algorithm 1, lines 2-3).
 
     The connections are drawn at random; θ is |He normal| with the dense fan-in, γ the hash of (seed,
-    position). Everything that is not a kernel (biases, batch norm) is copied as it is.
+    position). Everything that is not a kernel (biases, batch norm) is copied as it is. A warning says if
+    `export` would not take the network.
 
     Args:
         model: any float32 module whose parameters belong to Conv2d, Linear and batch norm.
@@ -156,15 +161,19 @@ def sparsify(
         seed: of mask, weights and signs; 64 bits.
         distribution: initial per-layer densities, all scaled to sum to κ: "paper" (see `paper_densities`),
             "uniform", or "erk" (see `erk_densities`).
+        start: "new" says that the weights of a trained module shall be replaced by random ones; without it a
+            module with evidence of training (see `edge_bcs.trained`) is refused.
 
     Raises:
-        EdgeBcsError: an impossible sparsity, an unknown distribution, or a module that cannot be handled.
+        EdgeBcsError: an impossible sparsity, an unknown distribution, a trained module without `start`, or a
+            module that cannot be handled.
     """
     if distribution not in DISTRIBUTIONS:
         raise EdgeBcsError(f"there is no distribution {distribution!r}; choose {', '.join(DISTRIBUTIONS)}")
-    if isinstance(model, SparseModel):
-        model = model.network
+    given = model
+    model = _network(model)
     layers = prunable_layers(model)
+    _check_start(given, start)
     size = sum(layer.size for layer in layers)
     count = kappa(size, sparsity)
     if distribution == "paper":
@@ -174,19 +183,45 @@ def sparsify(
     else:
         densities = uniform_densities(layers)
     counts = layer_counts([layer.size for layer in layers], densities, count)
-    return _drawn(model, layers, counts, seed=seed, sparsity=str(sparsity), distribution=distribution)
+    sparse = _drawn(model, layers, counts, seed=seed, sparsity=str(sparsity), distribution=distribution)
+    warn_if_not_exportable(sparse)
+    return sparse
 
 
-def fixed(model: nn.Module, trained: SparseModel, seed: int = 0) -> SparseModel:
+def _network(model: nn.Module) -> nn.Module:
+    return model.network if isinstance(model, SparseModel) else model
+
+
+def _check_start(model: nn.Module, start: str | None) -> None:
+    """Raise `EdgeBcsError` if new weights would replace trained ones and nobody said so."""
+    if start == "new":
+        return
+    if start is not None:
+        raise EdgeBcsError(f'a network starts "new", with random weights; there is no start {start!r} yet')
+    if isinstance(model, SparseModel):
+        steps = f"it has {model.step:,} training steps behind it" if model.step else None
+        evidence = steps or evidence_of_training(model.network, kernels=False)
+    else:
+        evidence = evidence_of_training(model)
+    if evidence is not None:
+        raise EdgeBcsError(
+            f"the network looks trained ({evidence}), and new random weights would replace what it has "
+            'learnt: pruning trained weights is not there yet; give start="new" (on the command line '
+            "--start new) if they shall"
+        )
+
+
+def fixed(model: nn.Module, trained: SparseModel, seed: int = 0, *, start: str | None = None) -> SparseModel:
     """Return a copy of `model` with a random mask that has the layer counts of a trained network.
 
     The baseline "Fixed" of the paper (section 4.1): the densities at which the method converged, without its
-    connections. Train it with `method="fixed"`.
+    connections. Train it with `method="fixed"`. `start` is that of `sparsify`.
 
     Raises:
-        EdgeBcsError: the two networks have different kernels, or `model` cannot be handled.
+        EdgeBcsError: the two networks have different kernels, `model` is trained or cannot be handled.
     """
     layers = prunable_layers(model)
+    _check_start(model, start)
     if layers != trained.layers:
         raise EdgeBcsError("the network whose layer counts are to be taken has other kernels than the model")
     counts = np.array(list(trained.layer_counts().values()))

@@ -27,6 +27,7 @@ _TYPES = {
     "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
     "F16": "<f2", "F32": "<f4", "F64": "<f8",
 }  # fmt: skip
+_UNREAD = {"BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # bytes; numpy has no such element types
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class StoredTensor:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The element type as numpy has it."""
+        if self.kind in _UNREAD:
+            raise ValueError(f"it holds the element type {self.kind}, which is not read here")
         return np.dtype(_TYPES[self.kind])
 
     def __str__(self) -> str:
@@ -142,9 +145,9 @@ def _tensor(name: str, entry: Any, begin: int) -> StoredTensor:
     kind, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (isinstance(kind, str) and _counts(shape, _MOST_AXES) and _counts(offsets, 2)):
         raise ValueError(f"its header does not say what {name[:60]!r} is")
-    if kind not in _TYPES:
+    if kind not in _TYPES and kind not in _UNREAD:
         raise ValueError(f"{name[:60]!r} has the element type {kind[:20]!r}, which is not read here")
-    size = math.prod(shape) * np.dtype(_TYPES[kind]).itemsize
+    size = math.prod(shape) * (_UNREAD.get(kind) or np.dtype(_TYPES[kind]).itemsize)
     if len(offsets) != 2 or offsets[1] - offsets[0] != size:
         raise ValueError(f"{name[:60]!r} does not lie where its header says: {size} bytes at {offsets}")
     return StoredTensor(kind, tuple(shape), begin + offsets[0], size)

@@ -33,6 +33,7 @@ from edge_bcs.devices import choose_device
 from edge_bcs.engines import Batch, Numbers, open_engine
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import Data
+from edge_bcs.exportable import warn_if_not_exportable
 from edge_bcs.metadata import parse_json, parse_object
 from edge_bcs.objectives import Objective
 from edge_bcs.progress import Progress
@@ -230,6 +231,8 @@ def run_plan(
     sparse.to(device)
     replicas.start_alike(sparse)
     run = _Run(sparse, data, pseudo_labelled, plan, update, replicas)
+    if replicas.first:
+        warn_if_not_exportable(sparse, data.shape, depth=4)
     names_before, sparse.classes = sparse.classes, run.classes
     began = False
     try:

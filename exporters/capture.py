@@ -14,6 +14,7 @@ from torch import fx, nn
 from edge_bcs.errors import EdgeBcsError
 
 from .layers import (
+    UNKNOWN,
     Add,
     AveragePool,
     BatchNorm,
@@ -25,6 +26,8 @@ from .layers import (
     MaxPool,
     ReLU,
     Shape,
+    agree,
+    shown,
 )
 
 SUPPORTED = (
@@ -41,13 +44,16 @@ _SIZES = ("size", "dim")
 def capture(module: nn.Module, input_shape: Shape) -> LayerGraph:
     """Trace ``module`` on one image of ``input_shape`` = (C, H, W) and return its layer graph.
 
+    For ``UNKNOWN`` every extent that depends on the image is 0, and nothing is refused because of it: such a
+    graph shows that the layers are supported, and is good for nothing else.
+
     The module is not run, so nothing of it changes. Dropout is taken as it stands: in eval mode (or with
     probability 0) it is the identity, in training mode it is refused, because the artifact trains without it.
 
     Raises:
         EdgeBcsError: the network cannot be traced or contains something unsupported; the message names it.
     """
-    if len(input_shape) != 3 or any(extent < 1 for extent in input_shape):
+    if len(input_shape) != 3 or (any(extent < 1 for extent in input_shape) and input_shape != UNKNOWN):
         raise EdgeBcsError(f"the input shape must be (channels, height, width), not {tuple(input_shape)}")
     try:
         traced = fx.symbolic_trace(module)
@@ -68,7 +74,15 @@ class _Capture:
         self.values: dict[fx.Node, Layer | None] = {}
         self.used: set[str] = set()
         for node in traced.graph.nodes:
-            self._visit(node, input_shape)
+            try:
+                self._visit(node, input_shape)
+            except EdgeBcsError:
+                raise
+            except (TypeError, ValueError, LookupError, AttributeError) as error:
+                raise EdgeBcsError(
+                    f"'{node.name}' ({node.target}) has arguments that are not supported ({error}); they "
+                    "must be constants"
+                ) from error
 
     def _visit(self, node: fx.Node, input_shape: Shape) -> None:
         if node.op == "placeholder":
@@ -125,7 +139,9 @@ class _Capture:
         """Like ``_layer``, for layers that need a feature map."""
         layer = self._layer(node)
         if len(layer.shape) != 3:
-            raise EdgeBcsError(f"{what} '{node.name}' needs a feature map (C, H, W) but gets {layer.shape}")
+            raise EdgeBcsError(
+                f"{what} '{node.name}' needs a feature map (C, H, W) but gets {shown(layer.shape)}"
+            )
         return layer
 
     # Modules
@@ -190,7 +206,7 @@ class _Capture:
                 "at most 255 weights a channel are supported"
             )
         channels, height, width = source.shape
-        if channels != module.in_channels:
+        if channels not in (module.in_channels, 0):
             raise EdgeBcsError(
                 f"convolution '{name}' expects {module.in_channels} channels but gets {channels}"
             )
@@ -204,10 +220,10 @@ class _Capture:
 
     def _linear(self, node: fx.Node, name: str, module: nn.Linear) -> None:
         source = self._layer(node)
-        if source.shape != (module.in_features,):
+        if not agree(source.shape, (module.in_features,)):
             raise EdgeBcsError(
-                f"linear layer '{name}' expects a vector of {module.in_features} but gets {source.shape}; "
-                "flatten before it"
+                f"linear layer '{name}' expects a vector of {module.in_features} but gets "
+                f"{shown(source.shape)}; flatten before it"
             )
         bias = module.bias is not None
         self._append(
@@ -216,7 +232,7 @@ class _Capture:
 
     def _batch_norm(self, node: fx.Node, name: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         source = self._layer(node)
-        if module.num_features != source.shape[0]:
+        if source.shape[0] not in (module.num_features, 0):
             raise EdgeBcsError(
                 f"batch norm '{name}' expects {module.num_features} channels but gets {source.shape[0]}"
             )
@@ -293,9 +309,10 @@ class _Capture:
                 f"the addition '{node.name}' must add two tensors of the network, without alpha"
             )
         first, second = self._layer(node, 0), self._layer(node, 1)
-        if first.shape != second.shape:
+        if not agree(first.shape, second.shape):
             raise EdgeBcsError(
-                f"the addition '{node.name}' adds {first.shape} and {second.shape}; both must have one shape"
+                f"the addition '{node.name}' adds {shown(first.shape)} and {shown(second.shape)}; both must "
+                "have one shape"
             )
         self._append(node, Add(node.name, (first.name, second.name), first.shape))
 
@@ -393,7 +410,7 @@ class _Capture:
         source = self._layer(node)
         total = prod(source.shape)
         batch = len(sizes) == 2 and (sizes[0] == -1 or self._is_size(sizes[0]))
-        if not batch or not (sizes[1] == total or (sizes[1] == -1 and sizes[0] != -1)):
+        if not batch or not (sizes[1] == total or not total or (sizes[1] == -1 and sizes[0] != -1)):
             raise EdgeBcsError(
                 f"the reshape '{node.name}' must give (batch, {total}); use torch.flatten(x, 1)"
             )
@@ -430,7 +447,9 @@ def _single(value: Any, complaint: str) -> int:
 
 
 def _extent(size: int, kernel: int, stride: int, padding: int, node: fx.Node) -> int:
-    """Number of windows along one axis."""
+    """Number of windows along one axis; 0, unknown, of an unknown size."""
+    if not size:
+        return 0
     extent = (size + 2 * padding - kernel) // stride + 1
     if extent < 1:
         raise EdgeBcsError(

@@ -12,6 +12,9 @@ from typing import ClassVar
 
 Shape = tuple[int, ...]
 
+UNKNOWN = (0, 0, 0)
+"""A shape whose extents are not known yet; an extent of 0 stands for any, in what follows from it, too."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -125,3 +128,15 @@ class LayerGraph:
             for name in layer.inputs:
                 readers[name].append(layer)
         return readers
+
+
+def agree(first: Shape, second: Shape) -> bool:
+    """Whether two shapes are one, as far as they are known."""
+    return len(first) == len(second) and all(
+        a == b or not a or not b for a, b in zip(first, second, strict=True)
+    )
+
+
+def shown(shape: Shape) -> str:
+    """A shape for a message: (8, ?, ?)."""
+    return f"({', '.join(str(extent or '?') for extent in shape)}{',' * (len(shape) == 1)})"

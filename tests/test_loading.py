@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch_file
 from torch import Tensor, nn
 
 import edge_bcs
@@ -116,6 +117,39 @@ def test_damaged_files(saved: tuple[Path, edge_bcs.SparseModel], tmp_path: Path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(EdgeBcsError, match="neither an artifact"):
         edge_bcs.load(tmp_path / "empty")
+
+
+def test_files_of_others_are_named(saved: tuple[Path, edge_bcs.SparseModel], tmp_path: Path) -> None:
+    """Healthy files of torch are not called truncated, and nothing in them is loaded."""
+    network, file = Own(), tmp_path / "dense.pt"
+
+    def refused(kind: str) -> str:
+        with pytest.raises(EdgeBcsError, match=rf"dense\.pt is {kind}.*not a state of edge-bcs") as caught:
+            edge_bcs.load(file)
+        assert "truncated or" not in str(caught.value) and "\n" not in str(caught.value)
+        return str(caught.value)
+
+    torch.save(network.state_dict(), file)
+    assert "load this into its module with torch" in refused(r"a file of torch\.save")
+    assert 'edge_bcs.sparsify(module, start="new")' in refused(r"a file of torch\.save")
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    refused("a truncated zip archive, such as torch.save writes")
+    torch.save(network, file)
+    refused(r"a file of torch\.save")
+    torch.save(network.state_dict(), file, _use_new_zipfile_serialization=False)
+    refused(r"a pickle of torch\.save in its old format")
+    torch.jit.trace(network, torch.rand(1, 1, 4, 4)).save(str(file))
+    refused("a TorchScript module")
+    with file.open("wb") as stream:
+        np.savez(stream, a=np.zeros(3))
+    refused("a zip archive")
+    file.write_bytes(b"\x80\x04N.")
+    refused("a pickle")
+    for dtype, kind in ((torch.float32, "F32"), (torch.bfloat16, "BF16")):
+        save_torch_file({"conv.weight": torch.zeros(6, 1, 3, 3, dtype=dtype)}, file, {"format": "pt"})
+        told = refused("a safetensors file")
+        assert f"1 arrays, the first one 'conv.weight' {kind}[6, 1, 3, 3]" in told
 
 
 def test_altered_contents(saved: tuple[Path, edge_bcs.SparseModel], tmp_path: Path) -> None:

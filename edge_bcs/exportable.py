@@ -1,0 +1,41 @@
+"""Whether `export` would take a network, told before it is trained and not after."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from edge_bcs.attacks import evaluation_mode
+from edge_bcs.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.sparse_model import SparseModel
+
+
+def refusal_of_export(sparse: SparseModel, input_shape: Sequence[int] | None = None) -> str | None:
+    """Return the sentence with which `export` would refuse a network in evaluation mode, if it would.
+
+    The network is traced, and neither run nor changed. Without (C, H, W) of its images, which networks of
+    `edge_bcs.models` know themselves, what depends on their size is left out.
+    """
+    from edge_bcs.exporters.layers import UNKNOWN
+    from edge_bcs.exporters.network import network_of
+
+    shape = input_shape or sparse.input_shape
+    try:
+        with evaluation_mode(sparse):
+            network_of(sparse, UNKNOWN if shape is None else (shape[0], shape[1], shape[2]))
+    except EdgeBcsError as error:
+        return str(error)
+    return None
+
+
+def warn_if_not_exportable(
+    sparse: SparseModel, input_shape: Sequence[int] | None = None, *, depth: int = 3
+) -> None:
+    """Warn, once for a network and its copies, if `export` would refuse it; `depth` calls up is the user."""
+    network = sparse.network
+    if getattr(network, "warned_of_export", False):
+        return
+    refusal = refusal_of_export(sparse, input_shape)
+    if refusal is not None:
+        network.warned_of_export = True  # type: ignore[assignment]
+        warnings.warn(f"this network can be trained, but not exported: {refusal}", EdgeBcsWarning, depth)
