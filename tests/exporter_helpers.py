@@ -71,7 +71,7 @@ def sparse_of(module: nn.Module, density: float = 0.5, seed: int = 3) -> SparseM
             child.running_var = 0.5 + torch.rand(child.num_features, generator=generator)
         elif isinstance(child, nn.Conv2d | nn.Linear) and child.bias is not None:
             child.bias.data = 0.3 * torch.randn(child.bias.shape, generator=generator)
-    return edge_bcs.sparsify(module, sparsity=1 - density, seed=seed, distribution="uniform")
+    return edge_bcs.sparsify(module, sparsity=1 - density, seed=seed, distribution="uniform", start="new")
 
 
 def batch(network: Network, n: int, seed: int = 5) -> tuple[Array, Array]:

@@ -159,7 +159,7 @@ def test_the_attack_of_every_objective(name: str, start: str, loss: str, attacke
     with torch.no_grad():
         for parameter in model.parameters():
             parameter *= 4  # so that no gradient is near zero, where float32 may have another sign
-    sparse = edge_bcs.sparsify(model, 0, seed=5)
+    sparse = edge_bcs.sparsify(model, 0, seed=5, start="new")
     with torch.no_grad():
         for layer in (1, 3):
             sparse.network[layer].weight.copy_(model[layer].weight)
