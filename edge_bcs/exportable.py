@@ -16,13 +16,13 @@ def refusal_of_export(sparse: SparseModel, input_shape: Sequence[int] | None = N
     The network is traced, and neither run nor changed. Without (C, H, W) of its images, which networks of
     `edge_bcs.models` know themselves, what depends on their size is left out.
     """
+    from edge_bcs.exporters.capture import capture
     from edge_bcs.exporters.layers import UNKNOWN
-    from edge_bcs.exporters.network import network_of
 
     shape = input_shape or sparse.input_shape
     try:
         with evaluation_mode(sparse):
-            network_of(sparse, UNKNOWN if shape is None else (shape[0], shape[1], shape[2]))
+            _ = capture(sparse.network, UNKNOWN if shape is None else tuple(shape)).epsilon
     except EdgeBcsError as error:
         return str(error)
     return None

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
+from edge_bcs.errors import EdgeBcsError
+
 Shape = tuple[int, ...]
 
 UNKNOWN = (0, 0, 0)
@@ -115,6 +117,14 @@ class LayerGraph:
 
     def __getitem__(self, name: str) -> Layer:
         return next(layer for layer in self.layers if layer.name == name)
+
+    @property
+    def epsilon(self) -> float:
+        """That of every batch norm; EdgeBcsError if they differ."""
+        found = {layer.epsilon for layer in self.layers if isinstance(layer, BatchNorm)}
+        if len(found) > 1:
+            raise EdgeBcsError(f"the batch norms have different eps {sorted(found)}; give all the same")
+        return found.pop() if found else 1e-5
 
     @property
     def num_classes(self) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge_bcs.errors import EdgeBcsError
 from edge_bcs.sparse_model import SparseModel
 
 from . import cost_model
 from .capture import capture
 from .fusion import FusedLayer, Slot, fuse
-from .layers import BatchNorm, Convolution, LayerGraph
+from .layers import Convolution, LayerGraph
 from .layout import Layout, layout_of
 
 
@@ -75,10 +74,7 @@ class Network:
 
     def __post_init__(self) -> None:
         self.lists = _lists_layout(self)
-        epsilons = {layer.epsilon for layer in self.graph.layers if isinstance(layer, BatchNorm)}
-        if len(epsilons) > 1:
-            raise EdgeBcsError(f"the batch norms have different eps {sorted(epsilons)}; give all the same")
-        epsilon = epsilons.pop() if epsilons else 1e-5
+        epsilon = self.graph.epsilon
         self.evaluation = self._pass(epsilon, batch_statistics=False)
         self.training = self._pass(epsilon, True) if self.batch_statistics else self.evaluation
 
