@@ -116,6 +116,30 @@ class Machine:
         wanted = ("MemTotal", "MemAvailable", "SwapTotal")
         return {name: 1024 * int(fields[name].split()[0]) for name in wanted if name in fields}
 
+    def free_memory(self) -> int | None:
+        """Bytes that a process may still take: what is available, or less where its control groups (systemd's
+        MemoryMax, a container) allow less. None where the system does not tell."""
+        available = self.memory().get("MemAvailable")
+        found = [] if available is None else [available]
+        for line in _text(self.root / "proc/self/cgroup").splitlines():
+            _, controllers, path = [*line.split(":", 2), "none", ""][:3]
+            if controllers == "":
+                names = ("memory.max", "memory.current", "inactive_file")
+                tops: tuple[str, ...] = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
+            elif "memory" in controllers.split(","):
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                tops = ("sys/fs/cgroup/memory",)
+            else:
+                continue
+            for top in tops:
+                group = self.root / top / path.lstrip("/")
+                # A container sees its own group at the top, whatever the path says.
+                for folder in (group, *group.parents):
+                    found += _left_in(folder, *names)
+                    if folder == self.root / top:
+                        break
+        return max(0, min(found)) if found else None
+
     def disk_swaps(self) -> list[str]:
         """Swap that lies on a disk, or in memory (zram) that is written back to one."""
         lines = _text(self.root / "proc/swaps").splitlines()[1:]
@@ -173,6 +197,16 @@ class Machine:
 
     def _glob(self, pattern: str) -> list[Path]:
         return sorted(self.root.glob(pattern))
+
+
+def _left_in(group: Path, limit: str, usage: str, cached: str) -> list[int]:
+    """The bytes that a control group may still take, if it is limited; files that it only caches are free."""
+    most, taken = _number(group / limit), _number(group / usage)
+    if most is None or taken is None:
+        return []
+    lines = _text(group / "memory.stat").splitlines()
+    files = next((line.split()[1] for line in lines if line.split()[:1] == [cached]), "0")
+    return [most - taken + int(files)]
 
 
 def _text(file: Path) -> str:

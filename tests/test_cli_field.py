@@ -258,6 +258,7 @@ def test_a_pause_for_heat_is_told(
         self.root = tmp_path / "root"
         return real(self)
 
+    open_data(digits, "train", (1, 8, 8))  # decoded already: that would pause, too
     monkeypatch.setattr(machine_module.Machine, "temperatures", temperatures)
     common = ("finetune", tiny_artifact(), "--data", digits, "--eval-samples", 0, "--steps", 2)
     result = run(*common, "-o", tmp_path / "run", "--max-temp", 75)

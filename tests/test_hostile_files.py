@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_bcs.data import open_data
-from edge_bcs.data.images import decode
+from edge_bcs.data import decoding, open_data
+from edge_bcs.data.decoding import decode
 from edge_bcs.data.readers import unpickle
 from edge_bcs.errors import EdgeBcsError
 
@@ -138,6 +138,7 @@ HOSTILE_PICKLES = {
     "a memo by text": raw(b"}p4000000000\n"),
     "a large string": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"x.",
     "no dictionary": raw(b"K\x01"),
+    "a great many parts": raw(b"(" + b"}" * (3 << 20) + b"t"),
     "deep": raw(b"(" * 100_000),
     "an array larger than its bytes": raw(
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
@@ -261,6 +262,12 @@ NPZ_FAULTS = {
     "a large image": ({"y.npy": npy((1,), "<i8", bytes(8)), "x.npy": npy((1, 1 << 30), "|u1")}, "64 MiB"),
     "more than the disk takes": ({"y.npy": npy((1 << 20,), "|u1", bytes(1 << 20)),
                                   "x.npy": npy((1 << 20, 3, 100, 100), "|u1")}, "larger than 16 GiB"),
+    "a bomb of images": ({"y.npy": npy((80,), "|u1", bytes(80)),
+                          "x.npy": npy((80, 3, 4, 4), "|u1", bytes(80 << 20))}, "unpack to .*is refused"),
+    "images that are not there": ({"y.npy": npy((99,), "|u1", bytes(99)),
+                                   "x.npy": npy((99, 3, 4, 4), "|u1", b"x")}, "it has 129 bytes of 4880"),
+    "labels beyond all numbers": ({"y.npy": npy((1,), "<u8", b"\xff" * 8),
+                                   "x.npy": npy((1, 3, 4, 4), "|u1", bytes(48))}, "label 1844674407370955"),
     "an object array": ({"y.npy": npy((1,), "|O"), "x.npy": b""}, "array of numbers"),
     "a header that is code": ({"y.npy": b"\x93NUMPY\x01\x00\x20\x00__import__('os').system('true') \n",
                                "x.npy": b""}, "not a numpy array"),
@@ -275,6 +282,70 @@ def test_npz_files_that_declare_too_much(tmp_path: Path, name: str) -> None:
     with pytest.raises(EdgeBcsError, match=message):
         open_data(tmp_path / "x.npz", shape=SHAPE)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes of memory that some work takes at its peak, beyond what was taken before."""
+
+    def now(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = now("VmRSS")
+    work()
+    return now("VmHWM") - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel does not tell the peak")
+@pytest.mark.parametrize("kind", [".npz", ".mat"])
+def test_a_million_tiny_images_in_a_tiny_file(tmp_path: Path, kind: str) -> None:
+    """2 KB of zeros, which once were a Python object each: 170 MB, and many seconds."""
+    count, file = 1_000_000, tmp_path / f"train_32x32{kind}"
+    if kind == ".npz":
+        np.savez_compressed(file, x=np.zeros((count, 1, 1, 1), np.uint8), y=np.zeros(count, np.uint8))
+    else:
+        savemat = pytest.importorskip("scipy.io").savemat
+        content = {"X": np.zeros((1, 1, 1, count), np.uint8), "y": np.zeros((count, 1), np.uint8)}
+        savemat(file, content, do_compression=True)
+    assert file.stat().st_size < 8192
+    assert peak_of(lambda: open_data(file, shape=(1, 1, 1))) < 64 << 20
+
+
+def test_labels_take_no_more_than_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding.Machine, "free_memory", lambda self: 30 << 20)
+    count = 400_000
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros((count, 1, 1), np.uint8), y=np.zeros(count, np.uint8))
+    with pytest.raises(EdgeBcsError, match=r"x\.npz takes 18\.7 MiB of memory to decode, and 15\.0 MiB may"):
+        open_data(tmp_path / "x.npz", shape=(1, 1, 1))
+
+
+def with_dictionary(content: bytes, bits: int) -> bytes:
+    """An .xz that asks for another dictionary: the property of its only filter, and the header's checksum."""
+    changed = bytearray(content)
+    end = 12 + 4 * (content[12] + 1)  # the header of the block follows that of the stream
+    changed[16] = 2 * (bits - 12)
+    changed[end - 4 : end] = struct.pack("<I", zlib.crc32(changed[12 : end - 4]))
+    return bytes(changed)
+
+
+def test_an_xz_asks_for_no_more_memory_than_it_may(tmp_path: Path) -> None:
+    """4 GiB for the dictionary, from the kilobyte of a tar."""
+    file = tmp_path / "x.tar.xz"
+    image_folder(tmp_path / "x")
+    with tarfile.open(file, "w:xz") as archive:
+        archive.add(tmp_path / "x", ".")
+    content = file.read_bytes()
+    assert len(open_data(file, shape=SHAPE)) == 4
+    file.write_bytes(with_dictionary(content, 24) + bytes(8) + content)  # two in a row, as xz allows
+    assert len(open_data(file, shape=SHAPE)) == 4
+    file.write_bytes(with_dictionary(content, 30))
+    with pytest.raises(EdgeBcsError, match="takes more than 256 MiB of memory to unpack"):
+        open_data(file, shape=SHAPE)
+    for damaged in (content[:-30], content[:100], content[:60] + b"x" + content[61:]):
+        file.write_bytes(damaged)
+        with pytest.raises(EdgeBcsError, match="truncated or not a tar archive"):
+            open_data(file, shape=SHAPE)
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
@@ -330,6 +401,10 @@ def test_a_mat_file_is_judged_by_what_it_declares(tmp_path: Path) -> None:
     file.write_bytes(whole)
     with pytest.raises(EdgeBcsError, match="not a readable MATLAB file"):
         open_data(file, shape=SHAPE)
+    bomb = {"X": np.zeros((32, 32, 3, 30_000), np.uint8), "y": np.ones((30_000, 1), np.uint8)}
+    scipy_io.savemat(file, bomb, do_compression=True)
+    with pytest.raises(EdgeBcsError, match="packed bytes declare that they are 921600"):
+        open_data(file, shape=(3, 32, 32))
 
 
 # Folders

@@ -143,6 +143,52 @@ def test_governors(tmp_path: Path) -> None:
     assert machine(tmp_path / "c", LAPTOP).governors() == []  # there it holds nothing down
 
 
+def of_group(folder: str, most: object, taken: int, cached: int = 0) -> dict[str, str]:
+    """The files of a control group, in the kernel's present form."""
+    numbers = {
+        "memory.max": most,
+        "memory.current": taken,
+        "memory.stat": f"anon 9\ninactive_file {cached}\n",
+    }
+    return {f"sys/fs/cgroup/{folder}{name}": str(number) for name, number in numbers.items()}
+
+
+ALL = 400 * 1024
+OLDER = "sys/fs/cgroup/memory/a/memory"
+GROUPS: dict[str, tuple[str, dict[str, str], int]] = {
+    "none": ("", {}, ALL),
+    "systemd's MemoryMax": ("0::/system.slice/x\n", of_group("system.slice/x/", 200, 150, 30), 80),
+    "of a group above": ("0::/a/b\n", of_group("a/b/", "max", 5) | of_group("a/", 100, 90), 10),
+    # A container's own group lies at the top, whatever its name is outside.
+    "of a container": ("0::/docker/1\n", of_group("", 90, 20), 70),
+    "more than there is": ("0::/\n", of_group("", 900_000, 20), ALL),
+    "used up": ("0::/\n", of_group("", 90, 95), 0),
+    "of the older kind": (
+        "9:name=systemd:/\n4:cpu,memory:/a\n0::/\n",
+        {
+            f"{OLDER}.limit_in_bytes": "300",
+            f"{OLDER}.usage_in_bytes": "100",
+            f"{OLDER}.stat": "cache 9\ntotal_inactive_file 50\n",
+        },
+        250,
+    ),
+    "damaged": ("what\n0::\n::\n", of_group("", "x", 0), ALL),
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_what_a_process_may_still_take(tmp_path: Path, group: str) -> None:
+    """Bytes; 400 KiB are available on the whole machine."""
+    line, files, expected = GROUPS[group]
+    files = {"proc/meminfo": "MemAvailable: 400 kB\n", "proc/self/cgroup": line, **files}
+    board = machine(tmp_path, files)
+    assert board.free_memory() == expected
+
+
+def test_a_machine_that_does_not_tell_what_is_free(tmp_path: Path) -> None:
+    assert machine(tmp_path, {}).free_memory() is None
+
+
 def mounted(root: Path, folder: Path, *, kind: str = "ext4", disk: dict[str, str] | None = None) -> Machine:
     """A machine that says that ``folder`` lies on the disk mmcblk0, with these files of it."""
     number = os.stat(folder).st_dev

@@ -42,12 +42,18 @@ data_option = click.option(
     required=True,
     help="A folder or .tar[.gz] of class folders, CIFAR-10/100 python batches, SVHN .mat, .npz, or digits.",
 )
-
 class_names_option = click.option(
     "--class-names",
     metavar="A,B,…|FILE",
     help="Names of the network's outputs, or a file with a name a line, in the order of the labels; default: "
     "those it has, or those of the first data it is trained on. Data is matched with them by name.",
+)
+on_bad_option = click.option(
+    "--on-bad",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="An image file that cannot be used ends the command before it begins, or is left out and listed.",
 )
 memory_option = click.option(
     "--memory",

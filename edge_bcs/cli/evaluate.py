@@ -16,6 +16,7 @@ from edge_bcs.cli.common import (
     given,
     json_file_option,
     memory_option,
+    on_bad_option,
     pairs,
     percent,
     print_json,
@@ -60,6 +61,7 @@ _TORCHS_OPTIONS = ("step_size", "batch_size", "seed", "device", "resume")
     "--engine", type=click.Choice(["board", "torch"]),
     help="Default: board for artifacts, unless an option is torch's alone; else torch.",
 )  # fmt: skip
+@on_bad_option
 @memory_option
 @threads_option
 @trust_option
@@ -90,6 +92,7 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
     rows = [
         ("engine", result["engine"]),
         ("images", result["samples"]),
+        ("left out", f"{result['left_out']['count']} images" if "left_out" in result else None),
         ("clean accuracy", percent(result["accuracy"])),
     ]
     for curve in result.get("curve", []):
@@ -133,7 +136,7 @@ def _chosen_engine(path: str, options: dict[str, Any]) -> str:
 
 
 def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
-    from edge_bcs.data import open_data
+    from edge_bcs.cli.reading import Reading
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.trainer import Trainer
 
@@ -142,7 +145,8 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
     artifact = Artifact.read(path, options["trust_keys"])
     machine = {name: options[name] for name in ("memory", "threads")}
     with Trainer(artifact, class_names=class_names(options), **machine) as trainer:
-        data = open_data(options["data_spec"], options["split"], trainer.artifact.input_shape)
+        reading = Reading(options["data_spec"], artifact.input_shape, options["on_bad"])
+        data = reading.open(options["split"])
         epsilon = artifact.objective.epsilon
         if options["epsilon"] is not None:
             epsilon = fraction(options["epsilon"], "--epsilon")
@@ -171,6 +175,7 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
             "step": trainer.steps,
             **matching,
             "peak_bytes": trainer.memory()["peak_bytes"],
+            **reading.report(),
         }
         if attack != "none":
             report |= {"steps": steps, "step_size": epsilon * (1.0 if attack == "fgsm" else 2.5 / steps)}
@@ -181,7 +186,7 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from edge_bcs import classes, evaluation, loading
-    from edge_bcs.data import open_data
+    from edge_bcs.cli.reading import Reading
     from edge_bcs.devices import choose_device
 
     device = choose_device(options["device"])
@@ -192,7 +197,8 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
     sparse = sparse.to(device)
-    data = open_data(options["data_spec"], options["split"], _input_shape(path, sparse))
+    reading = Reading(options["data_spec"], _input_shape(path, sparse), options["on_bad"])
+    data = reading.open(options["split"])
     attack = options["attack"]
     step_size = options["step_size"]
     arguments = {
@@ -217,6 +223,7 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
         "kappa": sparse.kappa,
         "size": sparse.size,
         "step": sparse.step,
+        **reading.report(),
     }
     return {"engine": "torch", "device": str(device), **named, **report, **described}
 

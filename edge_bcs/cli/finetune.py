@@ -18,6 +18,7 @@ from edge_bcs.cli.common import (
     examples,
     json_option,
     memory_option,
+    on_bad_option,
     percent,
     print_json,
     table,
@@ -76,6 +77,7 @@ _REPORTED = {
     "--on-nan", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
     help="A batch with a pixel, loss or gradient that is not finite ends the training, or is left out.",
 )  # fmt: skip
+@on_bad_option
 @click.option("--max-temp", type=float, metavar="°C", help="Pause while a sensor shows more.")
 @click.option(
     "--max-hours", type=click.FloatRange(0, min_open=True),
@@ -149,26 +151,18 @@ def _train(
     trainer: Any, folder: Path, options: dict[str, Any], report: dict[str, Any], check: Callable[[], None]
 ) -> None:
     """Measure, train, save and measure again; fills ``report`` as it goes. ``check`` ends it by raising."""
-    from edge_bcs.data import open_data
+    from edge_bcs.cli.reading import Reading
     from edge_bcs.runtime.saving import parse_max_writes
     from edge_bcs.runtime.thermostat import Thermostat
 
     thermostat = None if options["max_temp"] is None else Thermostat(options["max_temp"])
     parse_max_writes(options["max_writes"])  # refused before anything is measured
     _check_budget(trainer)
-    shape = trainer.artifact.input_shape
-    with Progress(f"reading {options['data_spec']}"):
-        data = open_data(options["data_spec"], "train", shape)
-        held_out = open_data(options["data_spec"], "test", shape) if options["eval_samples"] else None
-    if trainer.resumed:
-        report |= {**_report(folder), **report}
-        report.pop("stopped", None)
-    report |= trainer.match_classes(data, training=True).report()
-
     tell = told_once()
 
-    def between(done: int, total: int) -> None:
-        """Between micro-batches of a measurement: end it if asked to, cool down if need be."""
+    def between(*progress: int) -> None:
+        """Between images that are looked at and micro-batches of a measurement: end it if asked to, cool down
+        if need be."""
         check()
         if thermostat is not None:
             thermostat.wait(rest)
@@ -177,10 +171,26 @@ def _train(
         tell(sentence)
         check()
 
+    reading = Reading(
+        options["data_spec"],
+        trainer.artifact.input_shape,
+        options["on_bad"],
+        folder=folder if trainer.resumed else None,
+        watch=between,
+    )
+    with Progress(f"reading {options['data_spec']}"):
+        data = reading.open("train")
+        held_out = reading.open("test") if options["eval_samples"] else None
+    if trainer.resumed:
+        report |= {**_report(folder), **report}
+        report.pop("stopped", None)
+    report |= trainer.match_classes(data, training=True).report()
+    report |= reading.report()
     if held_out is not None and "before" not in report:
         report["before"] = _evaluate(trainer, held_out, options, "before", between)
     if not trainer.resumed:
         trainer.save(folder)
+    reading.record(folder)
     write_json(folder / _REPORT, report)
     trainer.reset_peak()
     training = _fit(trainer, data, folder, options, thermostat, check)
@@ -348,6 +358,10 @@ def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any])
     )
     if training["skipped"]:
         click.echo(f"Skipped batches that were not finite: {training['skipped']}; metrics.jsonl says which.")
+    if "left_out" in report:
+        click.echo(
+            f"Left out {report['left_out']['count']} images that cannot be used; report.json lists them."
+        )
     if training["paused_seconds"]:
         click.echo(f"Paused for {format_seconds(training['paused_seconds'])} to cool.")
     click.echo(

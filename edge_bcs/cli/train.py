@@ -18,6 +18,7 @@ from edge_bcs.cli.common import (
     fraction,
     given,
     json_option,
+    on_bad_option,
     pairs,
     percent,
     print_json,
@@ -50,6 +51,7 @@ _OWNERS = {
 )
 @data_option
 @class_names_option
+@on_bad_option
 @click.option(
     "--objective",
     type=click.Choice(["natural", "at", "mixed", "trades", "mart", "rst"]),
@@ -153,7 +155,7 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
     try:
         with Progress("preparing to train", shown=first):
-            result = _trained(model, data_spec, output, options)
+            result = _trained(model, data_spec, output, options, first)
     except KeyboardInterrupt:
         saved = any(output.rglob(_SAVED))
         say(f"Stopped; {f'go on with --resume -o {word(output)}' if saved else 'nothing was saved yet'}.")
@@ -176,15 +178,21 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     click.echo(f"      or: {command_line('export', '--checkpoint', output)}")
 
 
-def _trained(model: str, data_spec: str, output: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Read the data, make the network, and train it; return the report."""
+def _trained(
+    model: str, data_spec: str, output: Path, options: dict[str, Any], first: bool
+) -> dict[str, Any]:
+    """Read the data, make the network, and train it; return the report. ``first``: of all processes."""
     import torch
 
     from edge_bcs import models
-    from edge_bcs.data import open_data
+    from edge_bcs.cli.reading import Reading
 
     shape = (options["channels"], options["input_size"], options["input_size"])
-    data = open_data(data_spec, "train", shape)
+    resumed = output if options["resume"] else None
+    reading = Reading(data_spec, shape, options["on_bad"], folder=resumed, quiet=not first)
+    data = reading.open("train")
+    if first and (resumed or not any(output.rglob(_SAVED))):
+        reading.record(output)
     options["class_names"] = names = class_names(options)
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
     network = models.create(
@@ -219,7 +227,7 @@ def _trained(model: str, data_spec: str, output: Path, options: dict[str, Any]) 
         "progress": True,
     }
     method = _train_comparator if options["method"] in _COMPARATORS else _train
-    return method(network, data, options, arguments, machine)
+    return {**method(network, data, options, arguments, machine), **reading.report()}
 
 
 def _share(result: dict[str, Any], name: str) -> str | None:

@@ -25,11 +25,18 @@ plus Pillow for image files.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_bcs.data.dataset import ArrayDataset, Dataset, Shape
+from edge_bcs.data.faults import Handling, OnBad, Watch
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.text import shown
+
+if TYPE_CHECKING:
+    from edge_bcs.data.store import Decoded
 
 __all__ = ["ArrayDataset", "Dataset", "open_data"]
 
@@ -37,18 +44,35 @@ _SPLITS = ("train", "test")
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
-def open_data(spec: str | PathLike[str], split: str = "train", shape: Shape = (3, 32, 32)) -> Dataset:
+def open_data(
+    spec: str | PathLike[str],
+    split: str = "train",
+    shape: Shape = (3, 32, 32),
+    *,
+    on_bad: OnBad = "stop",
+    known: Mapping[str, str] | None = None,
+    watch: Watch = lambda: None,
+) -> Dataset:
     """Open one split of a data set (see the module's table).
+
+    All of it is looked at before this returns: archives and arrays are decoded into a copy, image files are
+    decoded once and it is remembered that they can be.
 
     Args:
         spec: "digits", or the path of a folder or file.
         split: "train" or "test".
         shape: (C, H, W) that the network takes; image files and digits are resized to it, arrays must have
             it.
+        on_bad: "stop" refuses data with image files that cannot be used, naming them; "skip" leaves them out
+            (`Dataset.left_out` says which and why).
+        known: for a training that goes on, the images that it left out, by name, with the reasons: exactly
+            these are left out again.
+        watch: called now and then while that takes its time; what it raises ends it.
 
     Raises:
         EdgeBcsError: nothing readable there; one sentence says what.
     """
+    handling = Handling(on_bad, known, watch)
     if split not in _SPLITS:
         raise EdgeBcsError(f"the split is train or test, not {split!r}.")
     if len(shape) != 3 or min(shape) < 1:
@@ -58,31 +82,38 @@ def open_data(spec: str | PathLike[str], split: str = "train", shape: Shape = (3
 
         return Digits(split, shape)
     path = Path(spec)
-    if path.is_dir():
-        return _open_folder(path, split, shape)
-    if not path.exists():
+    try:
+        if path.is_dir():
+            return _open_folder(path, split, shape, handling)
+        if not path.exists():
+            raise EdgeBcsError(
+                f"the data {path} does not exist; give a folder, a .tar, .npz or .mat file, or digits."
+            )
+        return _open_file(path, split, shape, handling)
+    except OSError as error:
+        named = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
         raise EdgeBcsError(
-            f"the data {path} does not exist; give a folder, a .tar, .npz or .mat file, or digits."
-        )
-    return _open_file(path, split, shape)
+            f"the data {shown(str(path))} cannot be read: {error.strerror or error}{shown(named)}."
+        ) from None
 
 
-def _open_folder(folder: Path, split: str, shape: Shape) -> Dataset:
+def _open_folder(folder: Path, split: str, shape: Shape, handling: Handling) -> Dataset:
     from edge_bcs.data.images import ImageFiles, folder_entries
 
     for nested in ("cifar-10-batches-py", "cifar-100-python"):
         if (folder / nested).is_dir():
-            return _open_folder(folder / nested, split, shape)
+            return _open_folder(folder / nested, split, shape, handling)
     if (folder / "data_batch_1").is_file() or ((folder / "meta").is_file() and (folder / "train").is_file()):
-        return _open_cifar(folder, split, shape)
+        return _open_cifar(folder, split, shape, handling)
     for suffix in (*_TAR, ".npz", ".mat"):
         for name in ("train", "train_32x32"):
             if (folder / f"{name}{suffix}").is_file():
-                return _open_file(folder / f"{name}{suffix}", split, shape)
-    return ImageFiles(((None, entry) for entry in folder_entries(folder)), split, shape, str(folder))
+                return _open_file(folder / f"{name}{suffix}", split, shape, handling)
+    entries = ((folder, entry) for entry in folder_entries(folder))
+    return ImageFiles(entries, split, shape, shown(str(folder)), handling)
 
 
-def _open_file(file: Path, split: str, shape: Shape) -> Dataset:
+def _open_file(file: Path, split: str, shape: Shape, handling: Handling) -> Dataset:
     from edge_bcs.data.images import ImageFiles, archive_entries, check_channels
     from edge_bcs.data.readers import compressed_rows, npz_rows, svhn_rows
     from edge_bcs.data.store import Stored
@@ -93,7 +124,8 @@ def _open_file(file: Path, split: str, shape: Shape) -> Dataset:
     paths = [path for path, _ in files]
     if name.endswith(".tar"):
         entries = ((path, entry) for path, kind in files for entry in archive_entries(path, kind))
-        return ImageFiles(entries, split, shape, str(file))
+        return ImageFiles(entries, split, shape, shown(str(file)), handling)
+    readers: dict[str, Callable[[Path, str, Shape], Iterable[Decoded]]]
     readers = {".npz": npz_rows, ".mat": svhn_rows, **dict.fromkeys(_TAR[1:], compressed_rows)}
     read = next((reader for suffix, reader in readers.items() if name.endswith(suffix)), None)
     if read is None:
@@ -102,12 +134,15 @@ def _open_file(file: Path, split: str, shape: Shape) -> Dataset:
         )
     if read is compressed_rows:
         check_channels(shape)
-    return Stored(
-        paths, lambda: (row for path, kind in files for row in read(path, kind, shape)), split, shape
-    )
+
+    def rows() -> Iterator[Decoded]:
+        for path, kind in files:
+            yield from read(path, kind, shape)
+
+    return Stored(paths, rows, split, shape, handling=handling)
 
 
-def _open_cifar(folder: Path, split: str, shape: Shape) -> Dataset:
+def _open_cifar(folder: Path, split: str, shape: Shape, handling: Handling) -> Dataset:
     from edge_bcs.data.readers import (
         CIFAR10_FILES,
         CIFAR100_FILES,
@@ -128,7 +163,7 @@ def _open_cifar(folder: Path, split: str, shape: Shape) -> Dataset:
         with meta.open("rb") as stream:
             return cifar_classes(unpickle(stream, str(meta)), 10 if ten else 100)
 
-    return Stored(files, lambda: cifar_folder_rows(folder, shape), split, shape, classes)
+    return Stored(files, lambda: cifar_folder_rows(folder, shape), split, shape, classes, handling)
 
 
 def __dir__() -> list[str]:

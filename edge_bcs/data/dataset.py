@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edge_bcs import random
+from edge_bcs.data.faults import LeftOut
 from edge_bcs.errors import EdgeBcsError
 
 Array = np.ndarray[Any, Any]
@@ -27,6 +28,7 @@ class Dataset(ABC):
         labels: i64[N], the label of each position.
         named: whether names that look like label numbers ("0", "1", …) are names all the same.
         varies: whether an image may be another one each time it is read, so that none may be kept.
+        left_out: images of the source that cannot be used and are not among them.
     """
 
     named = False
@@ -34,6 +36,7 @@ class Dataset(ABC):
     shape: Shape
     labels: Array
     varies: bool = False
+    left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
         """Number of images."""

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import hashlib
+import json
 import os
+import stat
 import tarfile
-import warnings
+import time
+import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
 from edge_bcs.data.dataset import Array, Dataset, Shape, held_out
+from edge_bcs.data.decoding import LARGEST_FILE, decode, decode_aloud, quietly, reason
+from edge_bcs.data.faults import BadImageError, Handling, LeftOut, require_utf8
+from edge_bcs.data.store import cache_folder
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.files import remove_abandoned, replacing
+from edge_bcs.progress import Progress
+from edge_bcs.text import shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "val", "valid", "validation")
-_LARGEST_FILE = 64 << 20
-_LARGEST_PIXELS = 64 << 20
 _LARGEST_HEADER = 1 << 20
-# Pillow knows many more by their content, whatever their names, and gives some (PostScript) to programs.
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
+_MOST_BAD = 20  # after which it is no use to look at the others, if they are not left out
+_LOOKED_AT_ONCE = 64
+_REMEMBERED_EVERY = 60.0  # seconds
+_READER = "1"  # another number where what can be used changes
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image file: where it belongs, and where its bytes are (``offset`` −1: a file of its own)."""
+    """One image file: where it belongs, its name in its folder or tar, and where its bytes are.
+
+    Attributes:
+        offset: in the tar; −1: a file of its own. size: in the tar.
+        why: a sentence, if it can be seen already that it cannot be used.
+    """
 
     split: str
     class_name: str
     name: str
     offset: int = -1
     size: int = 0
+    why: str = ""
 
 
-def entry_of(name: str, offset: int = -1, size: int = 0) -> Entry | None:
+def entry_of(name: str, offset: int = -1, size: int = 0, why: str = "") -> Entry | None:
     """Return the entry of an image's path (…/[split/]class/file.jpg), None if it is no image in a class
     folder."""
     parts = name.replace("\\", "/").split("/")
@@ -46,51 +62,7 @@ def entry_of(name: str, offset: int = -1, size: int = 0) -> Entry | None:
         return None
     above = parts[-3].lower() if len(parts) > 2 else ""
     split = "train" if above in TRAIN_NAMES else "test" if above in TEST_NAMES else ""
-    return Entry(split, parts[-2], name, offset, size)
-
-
-def decode(data: bytes, shape: Shape, source: str) -> Array:
-    """Return the pixels u8 [C, H, W] of an encoded image, resized to ``shape``.
-
-    Raises EdgeBcsError if Pillow is missing, or the image is damaged, truncated or declares more than 64 Mi
-    pixels.
-    """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise EdgeBcsError("reading image files needs Pillow: run `pip install pillow`.") from None
-    try:
-        with _quietly(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > _LARGEST_PIXELS:
-                raise EdgeBcsError(
-                    f"{source} declares {image.width}×{image.height} pixels, which is refused."
-                )
-            converted: Any = image.convert("L" if shape[0] == 1 else "RGB")
-            if converted.size != (shape[2], shape[1]):
-                converted = converted.resize((shape[2], shape[1]), Image.Resampling.BILINEAR)
-            pixels = np.asarray(converted, np.uint8)
-    except UnidentifiedImageError:
-        raise EdgeBcsError(f"{source} is not an image that Pillow can read.") from None
-    except Image.DecompressionBombError:
-        raise EdgeBcsError(f"{source} declares far too many pixels, which is refused.") from None
-    except EdgeBcsError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise EdgeBcsError(f"{source} is damaged or truncated ({reason(error)}).") from None
-    return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
-
-
-def reason(error: Exception) -> str:
-    """What another library says of a fault, in one line that is not long."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without Pillow's warnings about what is damaged, of which all that matters ends in an exception."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return Entry(split, require_utf8(parts[-2]), name, offset, size, why)
 
 
 def check_channels(shape: Shape) -> None:
@@ -100,43 +72,84 @@ def check_channels(shape: Shape) -> None:
 
 
 def folder_entries(folder: Path) -> Iterator[Entry]:
-    """Yield the images of ``folder``/[train|test/]class/, refusing class folders without any image."""
-    split_folders = [
-        path for path in _folders(folder, folder) if path.name.lower() in TRAIN_NAMES + TEST_NAMES
-    ]
+    """Yield the images of ``folder``/[train|test/]class/, refusing class folders without any image.
+
+    A class folder that cannot be read, or that is a link out of ``folder``, to nothing or in a circle, is
+    refused, for without it the labels of the others would change; a file like that is an image that cannot
+    be used. What is neither a folder nor an image is passed over.
+    """
+    root = folder.resolve()
+    split_folders = [path for path in _folders(folder, root) if path.name.lower() in TRAIN_NAMES + TEST_NAMES]
     for parent in split_folders or [folder]:
-        for class_folder in _folders(parent, folder):
+        for class_folder in _folders(parent, root):
             found = False
-            with os.scandir(class_folder) as listing:
-                files = sorted(listing, key=lambda file: file.name)
-            for file in files:
-                entry = entry_of(f"{parent.name}/{class_folder.name}/{file.name}")
+            for file in _listed(class_folder):
+                name = f"{class_folder.name}/{file.name}"
+                entry = entry_of(f"{parent.name}/{name}" if split_folders else name, why=_why_not(file, root))
                 if entry is not None:
                     found = True
-                    _check_link(file, folder)
-                    if not file.is_file():
-                        raise EdgeBcsError(f"{file.path} is not a file, which is refused among images.")
-                    yield Entry(entry.split if split_folders else "", class_folder.name, file.path)
+                    yield entry
             if not found:
                 raise EdgeBcsError(
-                    f"the class folder {class_folder} holds no image ({', '.join(SUFFIXES[:3])}, …)."
+                    f"the class folder {shown(str(class_folder))} holds no image "
+                    f"({', '.join(SUFFIXES[:3])}, …)."
                 )
 
 
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as listing:
+            return sorted(listing, key=lambda file: file.name)
+    except OSError as error:
+        raise EdgeBcsError(f"the folder {shown(str(folder))} cannot be read: {error.strerror}.") from None
+
+
 def _folders(parent: Path, root: Path) -> list[Path]:
-    found = sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-    for path in found:
-        _check_link(path, root)
+    found = []
+    for item in _listed(parent):
+        if item.name.startswith("."):
+            continue
+        if item.is_symlink():
+            why = _why_no_link(item, root)
+            # A link to nothing, or in a circle, may have been to a class folder.
+            if why and (os.path.isdir(item.path) or not os.path.exists(item.path)):
+                raise EdgeBcsError(why)
+        if os.path.isdir(item.path):
+            found.append(Path(item.path))
     return found
 
 
-def _check_link(path: Path | os.DirEntry[str], root: Path) -> None:
-    """Refuse a link that leads out of the data's folder: a copy of that folder from elsewhere may name any
-    file of this machine."""
-    if path.is_symlink() and not Path(path).resolve().is_relative_to(root.resolve()):
-        raise EdgeBcsError(
-            f"{os.fspath(path)} is a link out of {root}, which is refused: copy what it names into it."
+def _why_not(file: os.DirEntry[str], root: Path) -> str:
+    """Why a file in a class folder cannot be an image, or ""."""
+    if file.is_symlink() and (why := _why_no_link(file, root)):
+        return why
+    if not os.path.isfile(file.path):
+        return f"{shown(file.path)} is not a file, which is refused among images."
+    return ""
+
+
+def _why_no_link(link: os.DirEntry[str], root: Path) -> str:
+    """Why a link is not followed, or "": one that leads out of the data's folder may, in a copy of that
+    folder from elsewhere, name any file of this machine."""
+    try:
+        target = Path(link.path).resolve(strict=True)
+    except (OSError, RuntimeError):  # RuntimeError: a circle, before Python 3.13
+        return f"{shown(link.path)} is a link to nothing, or in a circle: remove it."
+    if not target.is_relative_to(root):
+        return (
+            f"{shown(link.path)} is a link out of {shown(str(root))}, which is refused: copy what it names "
+            "into it."
         )
+    return ""
+
+
+def open_regular(file: Path) -> IO[bytes]:
+    """Open a file to read, never waiting for a pipe or a device that took its place. Raises OSError."""
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "it is not a file")
+    return os.fdopen(descriptor, "rb")
 
 
 class TarHeader(tarfile.TarInfo):
@@ -170,18 +183,30 @@ def archive_entries(file: Path, split: str = "") -> Iterator[Entry]:
 
 
 class ImageFiles(Dataset):
-    """Images of one split among ``entries``; ``archive`` is the tar that holds their bytes, if any.
+    """Images of one split among ``entries``, each beside the folder or tar that holds it.
 
-    Classes are all class folders in alphabetical order. Where no entry names a split, a tenth is held out.
+    Classes are all class folders in alphabetical order. Where no entry names a split, a tenth is held out;
+    which images that are does not depend on which can be used.
+
+    Every image is looked at (decoded as the training will) before this returns, unless it was once before
+    and has kept its size and time; the cache folder remembers that.
     """
 
     named = True
 
     def __init__(
-        self, entries: Iterable[tuple[Path | None, Entry]], split: str, shape: Shape, source: str
+        self,
+        entries: Iterable[tuple[Path, Entry]],
+        split: str,
+        shape: Shape,
+        source: str,
+        handling: Handling | None = None,
     ) -> None:
         check_channels(shape)
-        found = sorted(entries, key=lambda item: (item[1].class_name, item[1].name))
+        handling = handling or Handling()
+        listed = list(entries)
+        listed += _known_and_gone(listed, handling)
+        found = sorted(listed, key=lambda item: (item[1].class_name, item[1].name))
         if not found:
             raise EdgeBcsError(f"{source} holds no images in class folders (expected …/class/image.jpg).")
         self.classes = tuple(sorted({entry.class_name for _, entry in found}))
@@ -191,9 +216,21 @@ class ImageFiles(Dataset):
             chosen = np.array([(entry.split or "train") == split for _, entry in found])
         else:
             chosen = held_out(labels) == (split == "test")
-        self.shape = shape
-        self.labels = labels[chosen]
+        self.shape, self._source = shape, source
+        self._remembered = _Remembered(found)
         self._files = [item for item, wanted in zip(found, chosen, strict=True) if wanted]
+        bad = self._looked_at(handling)
+        found_bad = [LeftOut(self._files[n][1].name, why) for n, why in bad.items()]
+        if handling.on_bad == "stop" and handling.known is None:
+            # What can be seen without opening it stops the reading in whichever split it is.
+            others = zip(found, chosen, strict=True)
+            found_bad += [
+                LeftOut(item[1].name, item[1].why) for item, here in others if item[1].why and not here
+            ]
+        self.left_out = handling.settle(found_bad, source)
+        good = [n for n in range(len(self._files)) if n not in bad]
+        self.labels = labels[chosen][good]
+        self._files = [self._files[n] for n in good]
         if not self._files:
             raise EdgeBcsError(f"{source} holds no {split} images.")
 
@@ -201,24 +238,162 @@ class ImageFiles(Dataset):
         """Decode the images at ``positions``."""
         result = np.empty((len(positions), *self.shape), np.float32)
         for number, position in enumerate(positions):
-            archive, entry = self._files[position]
-            pixels = decode(_bytes_of(archive, entry), self.shape, _source(archive, entry))
+            holder, entry = self._files[position]
+            source = _source(holder, entry)
+            try:
+                pixels = decode(_bytes_of(holder, entry), self.shape, source, share=0.9)
+            except BadImageError as error:
+                self._remembered.forget(holder, entry)
+                raise EdgeBcsError(
+                    f"{error} It could be used when this data was opened: put it back as it was."
+                ) from None
             np.divide(pixels, np.float32(255), out=result[number])
         return result
 
+    def _looked_at(self, handling: Handling) -> dict[int, str]:
+        """Places of the files that cannot be used, and why."""
+        bad = {
+            number: why
+            for number, (_, entry) in enumerate(self._files)
+            if (why := (handling.known or {}).get(entry.name, entry.why))
+        }
+        new = [
+            number
+            for number, (holder, entry) in enumerate(self._files)
+            if number not in bad and not self._remembered.is_good(holder, entry)
+        ]
+        progress = Progress(f"looking at {self._source}, once", len(new), unit="images", shown=bool(new))
+        # Pillow decodes outside of Python's lock; what takes much memory is decoded one at a time.
+        with progress, quietly(), self._remembered.kept(), ThreadPoolExecutor(_processors()) as pool:
+            for first in range(0, len(new), _LOOKED_AT_ONCE):
+                part = new[first : first + _LOOKED_AT_ONCE]
+                for done, (number, why) in enumerate(zip(part, pool.map(self._why_not, part), strict=True)):
+                    handling.watch()
+                    progress.update(first + done + 1)
+                    if why:
+                        bad[number] = why
+                    else:
+                        self._remembered.add(*self._files[number])
+                if len(bad) >= _MOST_BAD and handling.on_bad == "stop":
+                    break
+        return dict(sorted(bad.items()))
 
-def _source(archive: Path | None, entry: Entry) -> str:
-    return f"the image {entry.name}" + (f" in {archive}" if archive else "")
+    def _why_not(self, number: int) -> str:
+        holder, entry = self._files[number]
+        try:
+            decode_aloud(_bytes_of(holder, entry), self.shape, _source(holder, entry))
+        except BadImageError as error:
+            return str(error)
+        return ""
 
 
-def _bytes_of(archive: Path | None, entry: Entry) -> bytes:
+def _processors() -> int:
+    available = getattr(os, "sched_getaffinity", None)
+    return min(8, len(available(0)) if available else os.cpu_count() or 1)
+
+
+def _known_and_gone(listed: list[tuple[Path, Entry]], handling: Handling) -> list[tuple[Path, Entry]]:
+    """Images that the training left out and that were removed since: they keep their places in the order, so
+    that every other image keeps its own."""
+    if not handling.known or not listed:
+        return []
+    gone = set(handling.known) - {entry.name for _, entry in listed}
+    entries = (entry_of(name, why=handling.known[name]) for name in sorted(gone))
+    return [(listed[0][0], entry) for entry in entries if entry is not None]
+
+
+class _Remembered:
+    """Which images were looked at and can be used: by name, size, time of change and place, kept in a file of
+    the cache folder for each folder or tar. What is damaged in that file counts as forgotten.
+
+    Images that cannot be used are not remembered: they are few, and may be mended without a trace.
+    """
+
+    def __init__(self, found: list[tuple[Path, Entry]]) -> None:
+        holders = sorted({str(holder.resolve()) for holder, _ in found})
+        key = hashlib.sha256("|".join([_READER, *holders]).encode(errors="surrogateescape")).hexdigest()[:24]
+        folder = cache_folder()
+        remove_abandoned(folder)
+        self._file = folder / f"{key}.looked"
+        self._names = {_named(*item) for item in found}
+        self._times = {holder: _marked(holder) for holder in {holder for holder, _ in found}}
+        self._good = self._read()
+        self._changed, self._saved_at = False, time.monotonic()
+
+    def is_good(self, holder: Path, entry: Entry) -> bool:
+        mark = self._mark(holder, entry)
+        return mark is not None and self._good.get(_named(holder, entry)) == mark
+
+    def add(self, holder: Path, entry: Entry) -> None:
+        mark = self._mark(holder, entry)
+        if mark is not None:
+            self._good[_named(holder, entry)] = mark
+            self._changed = True
+        if time.monotonic() - self._saved_at > _REMEMBERED_EVERY:
+            self._save()
+
+    def forget(self, holder: Path, entry: Entry) -> None:
+        if self._good.pop(_named(holder, entry), None) is not None:
+            self._changed = True
+            self._save()
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Save what the block adds, however it ends."""
+        try:
+            yield
+        finally:
+            self._save()
+
+    def _mark(self, holder: Path, entry: Entry) -> list[int] | None:
+        if entry.offset >= 0:
+            return [*self._times[holder], entry.offset, entry.size] if self._times[holder] else None
+        return _marked(holder / entry.name) or None
+
+    def _read(self) -> dict[str, list[int]]:
+        try:
+            check, content = self._file.read_bytes().split(b"\n", 1)
+            good = json.loads(content) if int(check, 16) == zlib.crc32(content) else {}
+        except (OSError, ValueError):
+            return {}
+        return {name: mark for name, mark in good.items() if name in self._names}
+
+    def _save(self) -> None:
+        """Keep it; where that cannot be, everything is looked at again the next time."""
+        self._saved_at = time.monotonic()
+        if not self._changed:
+            return
+        content = json.dumps(self._good).encode()
+        with contextlib.suppress(OSError), replacing(self._file, shared=True) as stream:
+            stream.write(b"%08x\n" % zlib.crc32(content) + content)
+            self._changed = False
+
+
+def _named(holder: Path, entry: Entry) -> str:
+    return f"{holder.name}:{entry.name}" if entry.offset >= 0 else entry.name
+
+
+def _marked(file: Path) -> list[int]:
     try:
-        file = archive or Path(entry.name)
-        size = entry.size if archive else file.stat().st_size
-        if size > _LARGEST_FILE:
-            raise EdgeBcsError(f"{_source(archive, entry)} is larger than 64 MiB, which is refused.")
-        with file.open("rb") as stream:
+        status = file.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _source(holder: Path, entry: Entry) -> str:
+    if entry.offset >= 0:
+        return f"the image {shown(entry.name)} in {holder}"
+    return f"the image {shown(str(holder / entry.name))}"
+
+
+def _bytes_of(holder: Path, entry: Entry) -> bytes:
+    try:
+        with open_regular(holder if entry.offset >= 0 else holder / entry.name) as stream:
+            size = entry.size if entry.offset >= 0 else os.fstat(stream.fileno()).st_size
+            if size > LARGEST_FILE:
+                raise BadImageError(f"{_source(holder, entry)} is larger than 64 MiB, which is refused.")
             stream.seek(max(entry.offset, 0))
             return stream.read(size)
     except OSError as error:
-        raise EdgeBcsError(f"{_source(archive, entry)} cannot be read: {error.strerror}.") from None
+        raise BadImageError(f"{_source(holder, entry)} cannot be read: {error.strerror}.") from None

@@ -17,6 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from edge_bcs.data.decoding import is_trap
+
 _COMPRESSED, _MATRIX = 15, 14
 _NUMBERS: dict[int, np.dtype[Any]] = {
     1: np.dtype("i1"), 2: np.dtype("u1"), 3: np.dtype("<i2"), 4: np.dtype("<u2"), 5: np.dtype("<i4"),
@@ -83,6 +85,8 @@ def arrays(file: Path) -> Iterator[MatlabArray]:
             if kind == _COMPRESSED:
                 inner: IO[bytes] = io.BufferedReader(_Inflated(stream, size))  # type: ignore[assignment]
                 kind, length = struct.unpack("<II", _exactly(inner, 8))
+                if is_trap(length, size):
+                    raise ValueError(f"{size} packed bytes declare that they are {length}")
                 found = _array(inner, length) if kind == _MATRIX else None
             else:
                 found = _array(stream, size) if kind == _MATRIX else None

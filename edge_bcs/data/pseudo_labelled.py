@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from edge_bcs.data.dataset import Dataset, Shape
+from edge_bcs.data.decoding import require_memory
 from edge_bcs.data.readers import npz_rows, read_arrays
-from edge_bcs.data.store import Row, Stored
+from edge_bcs.data.store import Rows, Stored
 from edge_bcs.errors import EdgeBcsError
 
 _PICKLES = (".pickle", ".pkl")
 _LABELS = ("extrapolated_targets", "targets", "labels")
 _LARGEST = 4 << 30
+_AT_A_TIME = 256
 
 
 def open_pseudo_labelled(path: str | Path, shape: Shape, *, trust_pickle: bool = False) -> Dataset:
@@ -41,7 +43,8 @@ def open_pseudo_labelled(path: str | Path, shape: Shape, *, trust_pickle: bool =
     return Stored([file], lambda: _pickle_rows(file, shape), "", shape)
 
 
-def _pickle_rows(file: Path, shape: Shape) -> Iterator[Row]:
+def _pickle_rows(file: Path, shape: Shape) -> Iterator[Rows]:
+    require_memory(3 * file.stat().st_size, str(file), "convert it to .npz on a larger machine")
     with file.open("rb") as stream:
         named = read_arrays(stream, str(file), "a pickle of arrays", _LARGEST)
     images = named.get("data")
@@ -56,5 +59,7 @@ def _pickle_rows(file: Path, shape: Shape) -> Iterator[Row]:
     labels = np.asarray(labels)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
         raise EdgeBcsError(f"{file} does not have one label, from 0, for each image.")
-    for number, label in enumerate(labels):
-        yield Row("", int(label), f"{file}:{number}", images[number].transpose(2, 0, 1))
+    for first in range(0, len(labels), _AT_A_TIME):
+        part = slice(first, first + _AT_A_TIME)
+        pixels = np.ascontiguousarray(images[part].transpose(0, 3, 1, 2))
+        yield Rows("", labels[part], pixels, f"{file}:{first}")

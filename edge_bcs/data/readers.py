@@ -1,9 +1,12 @@
-"""Decoding of CIFAR-10/100 batches, SVHN .mat files, .npz files and compressed tars, row by row."""
+"""Decoding of CIFAR-10/100 batches, SVHN .mat files, .npz files and compressed tars, a MiB at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import lzma
 import math
+import os
 import pickle
 import pickletools
 import tarfile
@@ -16,10 +19,15 @@ from typing import IO, Any
 import numpy as np
 
 from edge_bcs.data.dataset import Array, Shape
-from edge_bcs.data.images import _LARGEST_FILE, TarHeader, decode, entry_of, reason
+from edge_bcs.data.decoding import LARGEST_FILE, decode, is_trap, reason, require_memory
+from edge_bcs.data.faults import BadImageError
+from edge_bcs.data.images import TarHeader, entry_of, open_regular
 from edge_bcs.data.matlab import MatlabArray, arrays
-from edge_bcs.data.store import LARGEST_STORE, Row
+from edge_bcs.data.store import LARGEST_STORE, Decoded, Rows, Unreadable
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.runtime.machine import Machine
+from edge_bcs.runtime.units import format_bytes
+from edge_bcs.text import shown
 
 CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR10_FILES = (*CIFAR10_TRAIN, "test_batch")
@@ -30,6 +38,11 @@ _LARGEST_PICKLE = 1 << 30
 _LARGEST_MEMO = 1 << 20
 _LARGEST_TAR = 4 * LARGEST_STORE
 _MOST_IMAGES = 1 << 24
+_MOST_OPERATIONS = 1 << 21
+_BLOCK = 1 << 20
+_MOST_OF_XZ = 256 << 20
+# What is kept of an image while it is decoded (label, split, checksum), twice while it is stored.
+_BYTES_OF_LABEL = 48
 
 
 class _StoredArray:
@@ -106,7 +119,9 @@ def read_arrays(stream: IO[bytes], source: str, what: str, largest: int = _LARGE
         content = stream.read(largest + 1)
         if len(content) > largest:
             raise EdgeBcsError(f"it is larger than {largest >> 20} MiB")
-        for operation, argument, _ in pickletools.genops(content):
+        for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+            if number > _MOST_OPERATIONS:  # of a byte each may make an object of two hundred
+                raise EdgeBcsError("it has more parts than a batch of images")
             # Python's unpickler makes a table as large as the largest number that the pickle mentions.
             if "PUT" in operation.name and int(argument or 0) > _LARGEST_MEMO:
                 raise EdgeBcsError(f"it numbers an object {argument}")
@@ -124,7 +139,7 @@ def unpickle(stream: IO[bytes], source: str) -> dict[str, Any]:
     return read_arrays(stream, source, "a CIFAR python batch")
 
 
-def cifar_rows(content: dict[str, Any], split: str, shape: Shape, source: str) -> Iterator[Row]:
+def cifar_rows(content: dict[str, Any], split: str, shape: Shape, source: str) -> Iterator[Rows]:
     """Yield the images of one batch: data u8 [n, 3072], labels or fine_labels."""
     data, labels = content.get("data"), content.get("fine_labels", content.get("labels"))
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
@@ -134,8 +149,15 @@ def cifar_rows(content: dict[str, Any], split: str, shape: Shape, source: str) -
         raise EdgeBcsError(f"{source} does not have one label per image.")
     if shape != (3, 32, 32):
         raise EdgeBcsError(f"CIFAR images are (3, 32, 32); the network takes {shape}.")
-    for number, (pixels, label) in enumerate(zip(data, labels, strict=True)):
-        yield Row(split, int(label), f"{source}:{number}", pixels.reshape(3, 32, 32))
+    for first in range(0, len(data), _count_in_block(3072)):
+        part = slice(first, first + _count_in_block(3072))
+        pixels = np.ascontiguousarray(data[part]).reshape(-1, 3, 32, 32)
+        yield Rows(split, labels[part], pixels, f"{source}:{first}")
+
+
+def _count_in_block(size: int) -> int:
+    """How many images of ``size`` bytes are decoded at a time."""
+    return max(1, _BLOCK // size)
 
 
 def _whole_numbers(labels: Any) -> Array | None:
@@ -156,23 +178,29 @@ def cifar_classes(content: dict[str, Any], count: int) -> tuple[str, ...]:
     return tuple(name.decode("ascii", "replace") if isinstance(name, bytes) else str(name) for name in names)
 
 
-def cifar_folder_rows(folder: Path, shape: Shape) -> Iterator[Row]:
+def cifar_folder_rows(folder: Path, shape: Shape) -> Iterator[Rows]:
     """Yield the images of every batch file in ``folder``, one file in memory at a time."""
     hundred = not (folder / "data_batch_1").exists()
     for name in CIFAR100_FILES if hundred else CIFAR10_FILES:
         file = folder / name
         if file.exists():
-            with file.open("rb") as stream:
+            with open_regular(file) as stream:
+                require_memory(
+                    3 * os.fstat(stream.fileno()).st_size, str(file), "free some, or read it elsewhere"
+                )
                 content = unpickle(stream, str(file))
             yield from cifar_rows(content, "test" if name.startswith("test") else "train", shape, str(file))
 
 
-def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
+def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Decoded]:
     """Yield the images of a compressed tar in one pass: class folders, or CIFAR batches as they are
     published."""
     total = 0
     try:
-        with tarfile.open(file, "r|*", tarinfo=TarHeader) as archive:
+        with (
+            _unpacked(file) as packed,
+            tarfile.open(fileobj=packed, mode="r|*", tarinfo=TarHeader) as archive,
+        ):
             for member in archive:
                 total += member.size
                 if total > _LARGEST_TAR:
@@ -180,30 +208,89 @@ def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
                 if not member.isreg():
                     continue
                 name = member.name.rsplit("/", 1)[-1]
-                cifar = name in CIFAR10_FILES or ("cifar-100" in member.name and name in CIFAR100_FILES)
-                entry = entry_of(member.name)
-                if not cifar and entry is None:
-                    continue
-                source = f"{member.name} in {file}"
-                if member.size > (_LARGEST_PICKLE if cifar else _LARGEST_FILE):
-                    raise EdgeBcsError(f"{source} is too large ({member.size >> 20} MiB).")
-                stream = archive.extractfile(member)
-                assert stream is not None  # a regular member has one
-                if cifar:
+                source = f"{shown(member.name)} in {file}"
+                if name in CIFAR10_FILES or ("cifar-100" in member.name and name in CIFAR100_FILES):
+                    if member.size > _LARGEST_PICKLE:
+                        raise EdgeBcsError(f"{source} is too large ({member.size >> 20} MiB).")
+                    require_memory(3 * member.size, source, "free some, or read it elsewhere")
                     kind = "test" if name.startswith("test") else "train"
-                    yield from cifar_rows(unpickle(stream, source), kind, shape, source)
-                elif entry is not None:
-                    pixels = decode(stream.read(), shape, f"the image {source}")
-                    yield Row(
-                        split or entry.split, entry.class_name, member.name, np.ascontiguousarray(pixels)
-                    )
+                    yield from cifar_rows(unpickle(_opened(archive, member), source), kind, shape, source)
+                    continue
+                entry = entry_of(member.name)
+                if entry is None:
+                    continue
+                try:
+                    if member.size > LARGEST_FILE:
+                        raise BadImageError(f"the image {source} is larger than 64 MiB, which is refused.")
+                    pixels = decode(_opened(archive, member).read(), shape, f"the image {source}")
+                except BadImageError as error:
+                    yield Unreadable(split or entry.split, entry.class_name, member.name, str(error))
+                    continue
+                yield Rows(split or entry.split, entry.class_name, pixels[None], source)
     except EdgeBcsError:
         raise
     except Exception as error:  # each of the compressions has its own kinds
         raise EdgeBcsError(f"{file} is truncated or not a tar archive ({reason(error)}).") from None
 
 
-def svhn_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
+def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    stream = archive.extractfile(member)
+    assert stream is not None  # a regular member has one
+    return stream
+
+
+class _Unxz(io.RawIOBase):
+    """The content of an .xz file, unpacked in at most ``memory`` bytes; the file itself may ask for 4 GiB."""
+
+    def __init__(self, stream: IO[bytes], memory: int, source: str) -> None:
+        self._stream, self._memory, self._source = stream, memory, source
+        self._new()
+
+    def _new(self) -> None:
+        self._unpack = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=self._memory)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        while True:
+            piece = self._stream.read(1 << 16) if self._unpack.needs_input else b""
+            if self._unpack.eof:  # another one may follow
+                piece = (self._unpack.unused_data or self._stream.read(1 << 16)).lstrip(b"\0")
+                if not piece:
+                    return 0
+                self._new()
+            elif not piece and self._unpack.needs_input:
+                raise EOFError("it ends too early")
+            try:
+                data = self._unpack.decompress(piece, len(target))
+            except lzma.LZMAError as error:
+                if "limit" not in str(error):
+                    raise
+                raise EdgeBcsError(
+                    f"{self._source} takes more than {format_bytes(self._memory)} of memory to unpack: pack "
+                    "it anew, as xz does unless told otherwise."
+                ) from None
+            if data:
+                target[: len(data)] = data
+                return len(data)
+
+
+@contextlib.contextmanager
+def _unpacked(file: Path) -> Iterator[IO[bytes]]:
+    """Open a tar, .xz being unpacked already: Python's tarfile sets no bound to the memory of that."""
+    with open_regular(file) as stream:
+        packed = stream.read(6) == b"\xfd7zXZ\x00"
+        stream.seek(0)
+        if not packed:
+            yield stream
+            return
+        free = Machine().free_memory()
+        most = _MOST_OF_XZ if free is None else min(_MOST_OF_XZ, free // 2)
+        yield io.BufferedReader(_Unxz(stream, most, str(file)), 1 << 16)  # type: ignore[arg-type]
+
+
+def svhn_rows(file: Path, split: str, shape: Shape) -> Iterator[Rows]:
     """Yield the images of an SVHN cropped-digits file: X u8 [32, 32, 3, n], y [n, 1] with 10 for the digit
     0."""
     try:
@@ -219,18 +306,20 @@ def svhn_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
         raise EdgeBcsError(f"{file} is not a readable MATLAB file ({reason(error)}).") from None
 
 
-def _svhn_images(found: MatlabArray, labels: Array, split: str, file: Path, shape: Shape) -> Iterator[Row]:
+def _svhn_images(found: MatlabArray, labels: Array, split: str, file: Path, shape: Shape) -> Iterator[Rows]:
     if len(found.shape) != 4 or found.dtype != np.uint8 or found.shape[3] != len(labels):
         raise EdgeBcsError(f"{file} does not have SVHN's X u8 [32, 32, 3, n] and y [n, 1].")
     height, width, channels, _ = found.shape
     if (channels, height, width) != shape:
         raise EdgeBcsError(f"{file} holds {found.shape[:3]} images; the network takes {shape}.")
-    for number, label in enumerate(labels):
-        data = found.content.read(math.prod(shape))
-        if len(data) != math.prod(shape):
-            raise EdgeBcsError(f"{file} is truncated at image {number}.")
-        image = np.frombuffer(data, np.uint8).reshape(channels, width, height).transpose(0, 2, 1)
-        yield Row(split, int(label) % 10, f"{file}:{number}", image.copy())
+    size = math.prod(shape)
+    for first in range(0, len(labels), _count_in_block(size)):
+        part = labels[first : first + _count_in_block(size)]
+        data = found.content.read(len(part) * size)
+        if len(data) != len(part) * size:
+            raise EdgeBcsError(f"{file} is truncated at image {first + len(data) // size}.")
+        pixels = np.frombuffer(data, np.uint8).reshape(-1, channels, width, height).transpose(0, 1, 3, 2)
+        yield Rows(split, part, np.ascontiguousarray(pixels), f"{file}:{first}")
 
 
 def _svhn_labels(file: Path) -> Array:
@@ -239,6 +328,7 @@ def _svhn_labels(file: Path) -> Array:
             count = math.prod(array.shape)
             if count > _MOST_IMAGES:
                 raise EdgeBcsError(f"{file} has {count} labels, which is refused.")
+            require_memory(count * (array.dtype.itemsize + _BYTES_OF_LABEL), str(file), "read it elsewhere")
             labels = np.frombuffer(array.content.read(count * array.dtype.itemsize), array.dtype)
             if len(labels) != count:
                 break
@@ -249,14 +339,14 @@ def _svhn_labels(file: Path) -> Array:
                     f"label {labels[place]:g} of image {place} in {file} is not one of SVHN's: whole numbers "
                     "from 1 to 10, which stands for the digit 0."
                 )
-            return labels.astype(np.int64)
+            return labels.astype(np.int64) % 10
     raise EdgeBcsError(f"{file} has no labels y.")
 
 
-def npz_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
+def npz_rows(file: Path, split: str, shape: Shape) -> Iterator[Rows]:
     """Yield the images of an .npz: x and y (or images and labels), or x_train, y_train, x_test and y_test."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
             pairs = [(f"x_{kind}", f"y_{kind}", kind) for kind in ("train", "test") if f"x_{kind}" in names]
             if not pairs:
@@ -275,33 +365,59 @@ def npz_rows(file: Path, split: str, shape: Shape) -> Iterator[Row]:
 
 def _npz_pair(
     archive: zipfile.ZipFile, file: Path, x: str, y: str, split: str, shape: Shape
-) -> Iterator[Row]:
-    with archive.open(f"{y}.npy") as stream:
+) -> Iterator[Rows]:
+    with _member(archive, y, file) as stream:
         length, dtype = _npy_header(stream, f"{y} in {file}")
         if len(length) != 1 or dtype.kind not in "iu" or length[0] > _MOST_IMAGES:
             raise EdgeBcsError(
                 f"{y} in {file} must be at most {_MOST_IMAGES} whole numbers of one dimension, not "
                 f"{dtype}{list(length)}."
             )
-        content = stream.read(length[0] * dtype.itemsize)
-        if len(content) != length[0] * dtype.itemsize:
+        size = length[0] * dtype.itemsize
+        _require_size(archive, y, stream.tell() + size, file)
+        require_memory(size + length[0] * _BYTES_OF_LABEL, f"{y} in {file}", "read it elsewhere")
+        content = stream.read(size)
+        if len(content) != size:
             raise EdgeBcsError(f"{y} in {file} is truncated.")
         labels = np.frombuffer(content, dtype)
-    with archive.open(f"{x}.npy") as stream:
+        if dtype == np.uint64 and len(labels) and labels.max() >> np.uint64(63):
+            raise EdgeBcsError(f"{y} in {file} has the label {labels.max()}.")
+    with _member(archive, x, file) as stream:
         dimensions, dtype = _npy_header(stream, f"{x} in {file}")
         if not dimensions or dimensions[0] != len(labels):
             raise EdgeBcsError(f"{file} has {len(labels)} labels for images {list(dimensions)}.")
         size = math.prod(dimensions[1:]) * dtype.itemsize
-        if size > _LARGEST_FILE:
+        if size > LARGEST_FILE:
             raise EdgeBcsError(f"{x} in {file} has images larger than 64 MiB.")
         if size * len(labels) > LARGEST_STORE:
             raise EdgeBcsError(f"{x} in {file} is larger than {LARGEST_STORE >> 30} GiB.")
-        for number, label in enumerate(labels):
-            data = stream.read(size)
-            if len(data) != size:
-                raise EdgeBcsError(f"{x} in {file} is truncated at image {number}.")
-            image = np.frombuffer(data, dtype).reshape(dimensions[1:])
-            yield Row(split, int(label), f"{file}:{number}", _as_pixels(image, shape, f"{x} in {file}"))
+        _require_size(archive, x, stream.tell() + size * len(labels), file)
+        _require_shape(dimensions[1:], shape, f"{x} in {file}")
+        for first in range(0, len(labels), _count_in_block(size)):
+            part = labels[first : first + _count_in_block(size)]
+            data = stream.read(len(part) * size)
+            if len(data) != len(part) * size:
+                raise EdgeBcsError(f"{x} in {file} is truncated at image {first + len(data) // size}.")
+            images = np.frombuffer(data, dtype).reshape(-1, *dimensions[1:])
+            yield Rows(split, part, _as_pixels(images, shape, f"{x} in {file}"), f"{file}:{first}")
+
+
+def _member(archive: zipfile.ZipFile, name: str, file: Path) -> IO[bytes]:
+    """Open an array of an .npz, unless its few bytes declare that they unpack to far too many."""
+    member = archive.getinfo(f"{name}.npy")
+    if is_trap(member.file_size, member.compress_size):
+        raise EdgeBcsError(
+            f"{name} in {file} declares that its {member.compress_size} bytes unpack to {member.file_size}, "
+            "which is refused."
+        )
+    return archive.open(member)
+
+
+def _require_size(archive: zipfile.ZipFile, name: str, size: int, file: Path) -> None:
+    """Raise EdgeBcsError if an array has fewer bytes than its own header says, before they are made room."""
+    stated = archive.getinfo(f"{name}.npy").file_size
+    if stated < size:
+        raise EdgeBcsError(f"{name} in {file} is truncated: it has {stated} bytes of {size}.")
 
 
 def _npy_header(stream: IO[bytes], source: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -320,21 +436,26 @@ def _npy_header(stream: IO[bytes], source: str) -> tuple[tuple[int, ...], np.dty
     return shape, dtype
 
 
-def _as_pixels(image: Array, shape: Shape, source: str) -> Array:
-    """Return one image [C, H, W], [H, W, C] or [H, W] as u8 or f32 [C, H, W]."""
+def _require_shape(dimensions: tuple[int, ...], shape: Shape, source: str) -> None:
     channels, height, width = shape
-    if image.shape == (height, width, channels) and image.shape != shape:
-        image = image.transpose(2, 0, 1)
-    elif image.shape == (height, width):
-        image = np.broadcast_to(image, shape)
-    elif image.shape != shape:
-        raise EdgeBcsError(f"{source} holds images {list(image.shape)}; the network takes {list(shape)}.")
+    if dimensions not in (shape, (height, width, channels), (height, width)):
+        raise EdgeBcsError(f"{source} holds images {list(dimensions)}; the network takes {list(shape)}.")
+
+
+def _as_pixels(images: Array, shape: Shape, source: str) -> Array:
+    """Return images [n, C, H, W], [n, H, W, C] or [n, H, W] as u8 or f32 [n, C, H, W]."""
     # A pixel that is not finite is for the training to stop at, or to skip, naming the image.
-    finite = image[np.isfinite(image)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
-    limit = 1.0 if image.dtype.kind == "f" else 255
+    low, high = np.nan, np.nan
+    if images.dtype.kind != "f":
+        low, high = float(images.min()), float(images.max())
+    elif (finite := np.isfinite(images)).reshape(len(images), -1).any(1).all():
+        low, high = float(images[finite].min()), float(images[finite].max())
+    limit = 1.0 if images.dtype.kind == "f" else 255
     if not (low >= 0 and high <= limit):
         raise EdgeBcsError(
             f"{source} holds pixels from {low:g} to {high:g}, and 0 to {limit:g} was expected."
         )
-    return np.ascontiguousarray(image, np.float32 if image.dtype.kind == "f" else np.uint8)
+    if images.shape[1:] != shape:
+        images = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images[:, None]
+    images = np.broadcast_to(images, (len(images), *shape))
+    return np.ascontiguousarray(images, np.float32 if images.dtype.kind == "f" else np.uint8)

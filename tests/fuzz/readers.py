@@ -149,7 +149,7 @@ def compressed_tar(content: bytes) -> None:
 
 def image(content: bytes) -> None:
     """An image file."""
-    from edge_bcs.data.images import decode
+    from edge_bcs.data.decoding import decode
 
     decode(content, SHAPE, "the image")
 
@@ -172,8 +172,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 INSTRUMENTED = (
     *("runtime.archive", "runtime.artifact", "runtime.onnx_file", "runtime.ort_checkpoint", "runtime.state"),
-    *("checkpoint", "classes", "data.images", "data.matlab", "data.readers", "loading", "metadata", "models"),
-    *("models.geometry", "targets.plans"),
+    *("checkpoint", "classes", "data.decoding", "data.images", "data.matlab", "data.readers", "loading"),
+    *("metadata", "models", "models.geometry", "targets.plans"),
 )
 
 
@@ -231,7 +231,7 @@ def _seeds() -> Iterator[tuple[str, bytes]]:
         encoded[form] = buffer.getvalue()
         yield "image", encoded[form]
     for form in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
-        for target, mode in (("tar", "w"), ("compressed_tar", "w:gz")):
+        for target, mode in (("tar", "w"), ("compressed_tar", "w:gz"), ("compressed_tar", "w:xz")):
             buffer = io.BytesIO()
             with tarfile.open(fileobj=buffer, mode=mode, format=form) as made:  # type: ignore[call-overload]
                 for name in ("train/a/1.png", "train/b/2.png", "test/ä/3.png"):
