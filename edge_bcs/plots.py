@@ -1,7 +1,7 @@
 """Figures of what was trained and measured: curves, connectivity over time, compression, queries.
 
-Each function returns a matplotlib figure made from files that `edge-bcs train` and `edge-bcs evaluate --json`
-write; nothing is computed anew.
+Each function returns a matplotlib figure made from files that `edge-bcs train`, `edge-bcs finetune` and
+`edge-bcs evaluate --json` write; nothing is computed anew.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ from edge_bcs.metadata import parse_object
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_FEW = 12  # points that are marked, since a line through them hardly shows where they are
+_SMOOTH = 50  # parts of a training, over each of which a curve of steps is averaged
+_LONGEST_LINE = 1 << 20
+
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "clean": {"linestyle": ":", "marker": "o", "markerfacecolor": "none", "markersize": 10},
+    "robust": {"linestyle": "-", "marker": "o"},
+}
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,84 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """A fine-tuning: its name, its lines of metrics.jsonl (each step once), and what its report says.
+
+    Attributes:
+        steps: in their order; empty where only the report is known.
+        report: "before" and "after" (accuracies of held-out images) and "training", as far as they are there.
+    """
+
+    name: str
+    steps: list[dict[str, Any]]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Report:
     """An evaluation: what `edge-bcs evaluate --json` wrote."""
 
     name: str
     content: dict[str, Any]
+
+
+def read(path: str | Path) -> Run | Tuning | Report:
+    """Read a run folder of `edge-bcs train` or `finetune`, the report of a fine-tuning, or that of an
+    evaluation.
+
+    Raises:
+        EdgeBcsError: it is none of these, or nothing was trained there yet.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_tuning(path) if (path / "manifest.json").is_file() else read_run(path)
+    try:
+        content = parse_object(read_small(path))
+    except (OSError, ValueError):
+        content = {}
+    return read_tuning(path) if {"before", "training", "run"} & set(content) else read_report(path)
+
+
+def read_tuning(path: str | Path) -> Tuning:
+    """Read a folder that `edge-bcs finetune` wrote, or its report alone.
+
+    Raises:
+        EdgeBcsError: not such a folder or report, or nothing in it to draw yet.
+    """
+    path = Path(path)
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        report = parse_object(read_small(file))
+    except (OSError, ValueError):
+        if path != file and not file.exists():
+            report = {}  # it is written when the first step is
+        else:
+            raise EdgeBcsError(f"{file} is not a report of edge-bcs finetune") from None
+    known = {
+        name: report[name] for name in ("before", "after", "training") if isinstance(report.get(name), dict)
+    }
+    steps = _steps(path / "metrics.jsonl") if path.is_dir() else []
+    if not steps and not {"before", "after"} & set(known):
+        raise EdgeBcsError(f"nothing was trained or measured in {path} yet: there is nothing to draw")
+    name = path.name if path.is_dir() else Path(str(report.get("run", path.stem))).name
+    return Tuning(name, steps, known)
+
+
+def _steps(file: Path) -> list[dict[str, Any]]:
+    """The lines of a training's steps, in their order; of one that stands there twice, the last."""
+    found: dict[int, dict[str, Any]] = {}
+    try:
+        with file.open("rb") as stream:
+            while line := stream.readline(_LONGEST_LINE):
+                try:
+                    record = parse_object(line)
+                    if "loss" in record:  # else it was skipped
+                        found[int(record["step"])] = record
+                except (ValueError, KeyError, TypeError, OverflowError):
+                    continue  # cut off when the power was
+    except OSError:
+        return []
+    return [found[step] for step in sorted(found)]
 
 
 def read_run(folder: str | Path) -> Run:
@@ -47,11 +129,19 @@ def read_run(folder: str | Path) -> Run:
     from edge_bcs.checkpoint import read_checkpoint
 
     folder = Path(folder)
+    file = folder / "epochs.jsonl"
     try:
-        lines = read_small(folder / "epochs.jsonl").splitlines()
+        lines = (
+            read_small(file).splitlines() if file.exists() or not (folder / "metrics.jsonl").exists() else []
+        )
+        if lines and _cut_off(lines[-1]):
+            del lines[-1]
         epochs = [parse_object(line) for line in lines if line]
     except (OSError, ValueError):
-        raise EdgeBcsError(f"{folder} is not a folder of a training (no readable epochs.jsonl)") from None
+        raise EdgeBcsError(
+            f"{folder} is not a folder of a training (no readable epochs.jsonl of edge-bcs train, nor an "
+            "artifact that edge-bcs finetune trained)"
+        ) from None
     if not epochs:
         raise EdgeBcsError(f"the training in {folder} has not finished an epoch yet")
     try:
@@ -59,6 +149,15 @@ def read_run(folder: str | Path) -> Run:
     except (ValueError, KeyError) as error:
         raise EdgeBcsError(f"the checkpoint in {folder} does not describe its kernels ({error})") from None
     return Run(folder.name, epochs, {name: math.prod(shape) for name, shape in layers})
+
+
+def _cut_off(line: bytes | str) -> bool:
+    """Whether the last line of a file is not whole: its writer was killed."""
+    try:
+        parse_object(line)
+    except ValueError:
+        return True
+    return False
 
 
 def read_report(file: str | Path) -> Report:
@@ -76,7 +175,7 @@ def read_report(file: str | Path) -> Report:
     except (OSError, ValueError):
         complete = False
     if not complete:
-        raise EdgeBcsError(f"{file} is not a report of edge-bcs evaluate --json")
+        raise EdgeBcsError(f"{file} is not a report of edge-bcs evaluate --json, nor of edge-bcs finetune")
     return Report(str(content.get("method") or file.stem), content)
 
 
@@ -84,22 +183,85 @@ def training_curves(runs: Sequence[Run]) -> Any:
     """Return loss and held-out accuracy over epochs: clean dotted, robust solid, a colour for each run."""
     figure, (left, right) = _figure(2)
     for number, run in enumerate(runs):
-        colour = _COLOURS[number % len(_COLOURS)]
         epochs = [line["epoch"] + 1 for line in run.epochs]
-        marker = _MARKERS[number % len(_MARKERS)] if len(epochs) == 1 else ""
-        style = {"color": colour, "marker": marker}
+        style = _style(number, len(epochs))
         left.plot(epochs, [line["loss"] for line in run.epochs], label=run.name, **style)
-        for key, dashes in (("validation_clean_acc", ":"), ("validation_robust_acc", "-")):
+        for key in ("validation_clean_acc", "validation_robust_acc"):
             shares = [(epoch, line.get(key)) for epoch, line in zip(epochs, run.epochs, strict=True)]
             known = [(epoch, 100 * share) for epoch, share in shares if share is not None]
             if known:
-                right.plot(*zip(*known, strict=True), linestyle=dashes, **style)
-    left.set(title="Training loss", xlabel="epoch", ylim=(0, None))
-    right.set(title="Held-out accuracy (%): dotted clean, solid robust", xlabel="epoch", ylim=(0, 100))
+                right.plot(*zip(*known, strict=True), **_style(number, len(known), clean="clean" in key))
+    left.set(title="Training loss", xlabel="epoch")
+    right.set(title="Held-out accuracy (%)", xlabel="epoch", ylim=(0, 100))
     for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axes)
+    _from_zero(left)
     left.legend(frameon=False)
+    _explain(right, _KINDS)
     return figure
+
+
+def tuning_curves(runs: Sequence[Tuning]) -> Any:
+    """Return loss and accuracy of fine-tunings over their steps: clean dotted, robust solid.
+
+    Curves are those of the batches that were trained on, averaged over fiftieths of the training. The larger
+    marks are held-out images, before the first step and after the last; of reports alone there is no more.
+    """
+    stepped = any(run.steps for run in runs)
+    figure, panels = _figure(2 if stepped else 1)
+    shares = panels[-1]
+    for number, run in enumerate(runs):
+        if run.steps:
+            steps = [float(line["step"]) for line in run.steps]
+            places, losses = _averaged(steps, [float(line["loss"]) for line in run.steps])
+            panels[0].plot(places, losses, label=run.name, **_style(number, len(places)))
+        for key in ("accuracy", "robust_accuracy"):
+            clean = key == "accuracy"
+            known = [(float(line["step"]), 100 * float(line[key])) for line in run.steps if key in line]
+            if clean and all(line[key] == line.get("robust_accuracy") for line in run.steps):
+                known = []  # the loss saw adversarial images alone: there is one accuracy
+            if known:
+                points = _averaged(*map(list, zip(*known, strict=True)))
+                shares.plot(*points, alpha=0.7, **_style(number, len(points[0]), clean))
+            held_out = [
+                (place, 100 * float(run.report[when][key]))
+                for when, place in zip(("before", "after"), _ends(run), strict=True)
+                if key in run.report.get(when, {})
+            ]
+            if held_out:
+                style = _style(number, 1, clean)
+                style |= {"linewidth": 1, "markersize": 12 if clean else 8, "zorder": 3, "clip_on": False}
+                shares.plot(*zip(*held_out, strict=True), **style)
+    if stepped:
+        panels[0].set(title="Training loss", xlabel="step")
+        _from_zero(panels[0])
+        panels[0].legend(frameon=False)
+    shares.set(title="Accuracy (%)", xlabel="step", ylim=(0, 100))
+    for axes in panels:
+        _whole_numbers(axes)
+    kinds = {**_KINDS, "held-out": {"linestyle": "", "marker": "o", "markersize": 8}}
+    names = {} if stepped else {run.name: _style(number, 1) for number, run in enumerate(runs)}
+    _explain(shares, kinds, names)
+    return figure
+
+
+def _ends(run: Tuning) -> tuple[float, float]:
+    """The steps that were done when a fine-tuning began, and when it ended."""
+    training = run.report.get("training", {})
+    if run.steps:
+        first, last = float(run.steps[0]["step"]) - 1, float(run.steps[-1]["step"])
+    else:
+        last = float(training.get("step", 1))
+        first = last - float(training.get("done", last))
+    return first, last
+
+
+def _averaged(places: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """Means of both over runs of neighbours, at most ``_SMOOTH`` of them."""
+    size = -(-len(places) // _SMOOTH)
+    parts = [slice(first, first + size) for first in range(0, len(places), size)]
+    mean = [[sum(numbers[part]) / len(numbers[part]) for part in parts] for numbers in (places, values)]
+    return mean[0], mean[1]
 
 
 def connectivity(runs: Sequence[Run]) -> Any:
@@ -121,13 +283,14 @@ def connectivity(runs: Sequence[Run]) -> Any:
                 epochs,
                 [share or math.nan for share in shares],
                 color=colours(0.92 * depth(number)),
-                marker="o" if len(epochs) == 1 else "",
+                marker="o" if len(epochs) <= _FEW else "",
+                markersize=4,
             )
         kappa = sum(run.epochs[-1]["connections"].values())
         overall = 100 * kappa / sum(run.sizes.values())
         axes.axhline(overall, color="0.35", linestyle="--", linewidth=1)
         axes.set(yscale="log", xlabel="epoch", title=f"{run.name} (dashed: {overall:.3g} % of all weights)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axes)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
@@ -146,18 +309,19 @@ def compression(reports: Sequence[Report]) -> Any:
     greatest.
     """
     figure, (axes,) = _figure(1)
-    for number, (name, group) in enumerate(_groups(reports).items()):
-        for key, line in (("accuracy", ":"), ("robust_accuracy", "-")):
+    for number, group in enumerate(_groups(reports).values()):
+        for key in ("accuracy", "robust_accuracy"):
             points: dict[float, list[float]] = {}
             for item in group:
                 if item.get(key) is not None:
                     factor = 1 / (1 - float(item["sparsity"]))
                     points.setdefault(factor, []).append(100 * item[key])
-            _means(axes, points, number, linestyle=line, label=name if line == "-" else None)
+            _means(axes, points, number, clean=key == "accuracy")
     axes.set(xlabel="model compression (×)", ylabel="accuracy (%)", ylim=(0, 100))
     _mark(axes, {1 / (1 - float(report.content["sparsity"])) for report in reports})
-    axes.set_title("Accuracy against compression: dotted clean, solid robust")
-    axes.legend(frameon=False)
+    axes.set_title("Accuracy against compression")
+    names = {name: _style(number, 1) for number, name in enumerate(_groups(reports))}
+    _explain(axes, _KINDS, names)
     return figure
 
 
@@ -173,7 +337,7 @@ def queries(reports: Sequence[Report]) -> Any:
         for item in group:
             for part in item.get("curve") or [item]:
                 points.setdefault(part["queries"], []).append(100 * part["adv_acc"])
-        _means(axes, points, number, linestyle="-", label=name)
+        _means(axes, points, number, label=name)
         budgets |= set(points)
     axes.set(xlabel="queries of the Square attack", ylabel="robust accuracy (%)")
     _mark(axes, budgets)
@@ -183,18 +347,53 @@ def queries(reports: Sequence[Report]) -> Any:
     return figure
 
 
-def _means(axes: Any, points: Mapping[float, Sequence[float]], number: int, **style: Any) -> None:
+def _means(
+    axes: Any, points: Mapping[float, Sequence[float]], number: int, clean: bool = False, **style: Any
+) -> None:
     """Draw the means of the numbers at each place, and bars from the least to the greatest where several."""
     if not points:
         return
     places = sorted(points)
     means = [sum(points[place]) / len(points[place]) for place in places]
-    colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-    axes.plot(places, means, color=colour, marker=marker, clip_on=False, **style)
+    axes.plot(places, means, clip_on=False, **_style(number, 1, clean), **style)
     several = [place for place in places if len(points[place]) > 1]
     if several:
         lowest, highest = zip(*((min(points[place]), max(points[place])) for place in several), strict=True)
+        colour = _COLOURS[number % len(_COLOURS)]
         axes.vlines(several, lowest, highest, color=colour, linewidth=3, alpha=0.4, capstyle="butt")
+
+
+def _style(number: int, points: int, clean: bool = False) -> dict[str, Any]:
+    """How the curve of run ``number`` is drawn; few points are marked: clean ones hollow, and larger, so that
+    both are seen where they coincide."""
+    marker = _MARKERS[number % len(_MARKERS)] if points <= _FEW else ""
+    style = {"color": _COLOURS[number % len(_COLOURS)], "marker": marker, "linestyle": ":" if clean else "-"}
+    return {**style, "markerfacecolor": "none", "markersize": 10} if clean else style
+
+
+def _explain(
+    axes: Any, kinds: Mapping[str, Mapping[str, Any]], names: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Add a legend: names in their colours, then what the kinds of lines and marks mean, in grey."""
+    from matplotlib.lines import Line2D
+
+    styles = {**(names or {}), **{kind: {"color": "0.4", **style} for kind, style in kinds.items()}}
+    lines = [Line2D([], [], **style) for style in styles.values()]
+    axes.legend(lines, list(styles), frameon=False)
+
+
+def _from_zero(axes: Any) -> None:
+    """Let a vertical axis begin at 0 and end a little above what is drawn."""
+    top = float(axes.dataLim.ymax)
+    axes.set_ylim(0, 1.08 * top if 0 < top < math.inf else 1)
+
+
+def _whole_numbers(axes: Any) -> None:
+    """Number a horizontal axis of steps or epochs by whole ones, around a single one, too."""
+    low, high = axes.dataLim.intervalx
+    if low == high:
+        axes.set_xlim(low - 1, high + 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _mark(axes: Any, values: set[float]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,16 @@ import click
 
 from edge_bcs.cli.common import examples, json_option, print_json
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.progress import Progress
+from edge_bcs.text import shown
+
+_DRAWN = {
+    "training": "loss and accuracy by epoch",
+    "connectivity": "the density of each layer",
+    "finetuning": "loss and accuracy by step",
+    "compression": "accuracy against compression",
+    "queries": "accuracy against the queries of Square",
+}
 
 
 @click.command()
@@ -20,44 +30,52 @@ from edge_bcs.errors import EdgeBcsError
 @json_option
 @examples("""
     edge-bcs plot runs/bcs runs/fixed runs/random -o plots
+    edge-bcs plot run -o plots
     edge-bcs plot results/*.json -o plots
 """)
 def command(paths: tuple[str, ...], output: str, as_json: bool) -> None:
-    """Draw trainings (folders of `edge-bcs train`) and reports (files of `edge-bcs evaluate --json FILE`).
+    """Draw trainings (run folders of `edge-bcs train` and `finetune`, or report.json of a fine-tuning) and
+    evaluations (files of `edge-bcs evaluate --json FILE`).
 
-    Trainings give training.png and connectivity.png; reports give compression.png (accuracy against
-    compression) and, if the attack was Square, queries.png.
+    Trainings give training.png and connectivity.png; fine-tunings finetuning.png; evaluations compression.png
+    (accuracy against compression) or, if the attack was Square, queries.png.
     """
-    from edge_bcs import plots
-
     missing = [path for path in paths if not Path(path).exists()]
     if missing:
         raise EdgeBcsError(f"there is no file or folder {missing[0]}.")
-    runs = [plots.read_run(path) for path in paths if Path(path).is_dir()]
-    reports = [plots.read_report(path) for path in paths if Path(path).is_file()]
-    square = [report for report in reports if report.content.get("attack") == "square"]
-    others = [report for report in reports if report not in square and "sparsity" in report.content]
-    if not (runs or square or others):
-        raise EdgeBcsError(
-            "there is nothing to draw: reports of the torch engine say how sparse a network is."
-        )
-    figures: dict[str, Callable[[], Any]] = {}
-    if runs:
-        figures |= {
-            "training": lambda: plots.training_curves(runs),
-            "connectivity": lambda: plots.connectivity(runs),
-        }
-    if others:
-        figures["compression"] = lambda: plots.compression(others)
-    if square:
-        figures["queries"] = lambda: plots.queries(square)
-    written = []
-    for name, draw in figures.items():
-        file = Path(output) / f"{name}.png"
-        plots.save(draw, file)
-        written.append(str(file))
+    with Progress("drawing"):
+        drawn = _draw(paths, Path(output))
     if as_json:
-        print_json({"files": written})
+        print_json({"files": [str(file) for file in drawn], "of": {str(f): of for f, of in drawn.items()}})
         return
-    for path in written:
-        click.echo(f"Wrote {path}")
+    for file, of in drawn.items():
+        click.echo(f"Wrote {file}: {_DRAWN[file.stem]}, from {', '.join(map(shown, of))}")
+
+
+def _draw(paths: tuple[str, ...], folder: Path) -> dict[Path, list[str]]:
+    """Draw what there is; return each file with the paths whose content it shows."""
+    from edge_bcs import plots
+
+    found = {path: plots.read(path) for path in paths}
+    runs = {path: item for path, item in found.items() if isinstance(item, plots.Run)}
+    tunings = {path: item for path, item in found.items() if isinstance(item, plots.Tuning)}
+    reports = {path: item for path, item in found.items() if isinstance(item, plots.Report)}
+    square = {path: item for path, item in reports.items() if item.content.get("attack") == "square"}
+    others = {path: item for path, item in reports.items() if path not in square}
+    for path, item in others.items():
+        if "sparsity" not in item.content:
+            raise EdgeBcsError(f"{path} does not say how sparse its network is: evaluate it again.")
+    figures: dict[str, tuple[Callable[[], Any], Iterable[str]]] = {
+        "training": (lambda: plots.training_curves(list(runs.values())), runs),
+        "connectivity": (lambda: plots.connectivity(list(runs.values())), runs),
+        "finetuning": (lambda: plots.tuning_curves(list(tunings.values())), tunings),
+        "compression": (lambda: plots.compression(list(others.values())), others),
+        "queries": (lambda: plots.queries(list(square.values())), square),
+    }
+    drawn = {}
+    for name, (draw, of) in figures.items():
+        if of:
+            file = folder / f"{name}.png"
+            plots.save(draw, file)
+            drawn[file] = list(of)
+    return drawn
