@@ -21,7 +21,11 @@ _CHECKPOINT = "checkpoint.safetensors"
 
 
 def load(
-    path: str | Path, model: nn.Module | None = None, *, trust_keys: Sequence[str | Path] = ()
+    path: str | Path,
+    model: nn.Module | None = None,
+    *,
+    trust_keys: Sequence[str | Path] = (),
+    min_release: int | None = None,
 ) -> SparseModel:
     """Return the sparse network stored at `path`, in evaluation mode, ready to be called or attacked.
 
@@ -33,6 +37,7 @@ def load(
             copied, not changed.
         trust_keys: Ed25519 public keys (PEM files); if there are any, `path` must be an artifact that one of
             them signed.
+        min_release: with `trust_keys`, the least release that is taken.
 
     Raises:
         EdgeBcsError: nothing usable at `path`, a truncated or altered file, or a module that does not fit.
@@ -41,8 +46,8 @@ def load(
     if not path.exists():
         raise EdgeBcsError(f"there is no file or folder {path}")
     if is_artifact(path):
-        return _from_artifact(path, model, trust_keys)
-    if trust_keys:
+        return _from_artifact(path, model, trust_keys, min_release)
+    if trust_keys or min_release is not None:
         raise EdgeBcsError(
             f"{path} is not an artifact, and only artifacts carry a signature: leave the trusted key out"
         )
@@ -91,12 +96,14 @@ def _from_ort(path: Path) -> Checkpoint | None:
     return Checkpoint(*read_state(path)) if is_ort_checkpoint(path) else None
 
 
-def _from_artifact(path: Path, model: nn.Module | None, trust_keys: Sequence[str | Path]) -> SparseModel:
+def _from_artifact(
+    path: Path, model: nn.Module | None, trust_keys: Sequence[str | Path], min_release: int | None
+) -> SparseModel:
     # The runtime knows how its folders are verified and which of a run's saved states is intact.
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.state import read_state
 
-    artifact = Artifact.read(path, trust_keys)
+    artifact = Artifact.read(path, trust_keys, min_release)
     tensors, metadata = read_state(artifact)
     return _assemble(
         path,

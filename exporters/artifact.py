@@ -14,7 +14,16 @@ import numpy as np
 import onnx
 from edge_bcs.runtime import archive as archives
 from edge_bcs.runtime import signature
-from edge_bcs.runtime.artifact import FORMAT, MANIFEST, STATE, VERSION, Artifact, graph_file, sha256_of
+from edge_bcs.runtime.artifact import (
+    FORMAT,
+    LARGEST_RELEASE,
+    MANIFEST,
+    STATE,
+    VERSION,
+    Artifact,
+    graph_file,
+    sha256_of,
+)
 from edge_bcs.runtime.ort_checkpoint import CHECKPOINT
 from edge_bcs.runtime.units import parse_bytes
 from safetensors.numpy import save
@@ -70,6 +79,7 @@ def export(
     validate: bool = True,
     plain_eval: bool = False,
     sign_key: str | Path | None = None,
+    release: int | None = None,
 ) -> Artifact:
     """Compile ``sparse`` into the artifact ``directory`` and check it against torch.
 
@@ -101,6 +111,7 @@ def export(
         validate: compare logits, loss and one gradient with torch in float64 and print the differences.
         plain_eval: also write eval_model.plain.onnx, the evaluation model in ONNX's own operators.
         sign_key: PEM file of an Ed25519 private key that signs the artifact (runtime/signature.py).
+        release: number of this artifact among its maker's, which only grows (runtime/release.py).
 
     Returns:
         The artifact, read back from disk.
@@ -131,6 +142,8 @@ def export(
     if fault is not None:
         raise EdgeBcsError(f"the network cannot be exported: {fault}.")
     _check_target(target)
+    if release is not None and not 1 <= release <= LARGEST_RELEASE:
+        raise EdgeBcsError(f"a release is a whole number from 1 to {LARGEST_RELEASE}, not {release}")
     key = None if sign_key is None else signature.private_key(sign_key)
     job = Job(rule, beta, batch_size, attack_steps, store == "bf16", machine or TYPICAL_BOARD)
     note("reading the network")
@@ -145,6 +158,7 @@ def export(
         "format": FORMAT,
         "version": VERSION,
         "created_by": f"edge-bcs {edge_bcs.__version__}",
+        **({} if release is None else {"release": release}),
         "network": {**sparse.record, "input_shape": list(network.image), "num_classes": network.classes},
         **({} if classes is None else {"classes": list(classes)}),
         "sparsity": sparse.sparsity,

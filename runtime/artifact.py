@@ -31,6 +31,7 @@ MANIFEST = archive.MANIFEST
 STATE = "state.safetensors"
 _MOST_NUMBERS = 2**31 - 1  # of any buffer
 _LARGEST_NUMBER = 3.4e38  # of float32
+LARGEST_RELEASE = 2**53 - 1  # what every reader of JSON takes for a whole number
 _LARGEST_FILE = 2 << 30  # bytes; read in pieces
 _LARGEST_GRAPH = 64 << 20  # bytes; read at once, and without any weights
 
@@ -87,6 +88,7 @@ class Artifact:
         budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum,
             noise.
         path: the folder or the archive. files: what is in it.
+        release: number that the maker gave it, which grows from one to the next; None without one.
         signature: "none", "unchecked" (there is one, and no trusted key was given) or "valid".
     """
 
@@ -110,6 +112,7 @@ class Artifact:
     hyper: dict[str, float]
     lists_length: int
     budget: int | None
+    release: int | None
     files: Folder | Archive = field(repr=False, compare=False)
     signature: str = "none"
 
@@ -117,6 +120,11 @@ class Artifact:
     def network(self) -> str:
         """The network's name, e.g. "vgg16"."""
         return str(self.manifest["network"]["name"])
+
+    @property
+    def release_text(self) -> str:
+        """ "release 7", or "of no release", for messages."""
+        return "of no release" if self.release is None else f"release {self.release}"
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -140,15 +148,21 @@ class Artifact:
         return content
 
     @classmethod
-    def read(cls, path: str | Path, trust_keys: Sequence[str | Path] = ()) -> Artifact:
+    def read(
+        cls, path: str | Path, trust_keys: Sequence[str | Path] = (), min_release: int | None = None
+    ) -> Artifact:
         """Read and verify the folder or archive ``path``: every field of the manifest, sha256 and size of
         every file, and, if there are ``trust_keys`` (PEM files of Ed25519 public keys), that one of them
-        signed the manifest.
+        signed the manifest, and that it is of release ``min_release`` or a later one.
 
         The state is verified where it is read (runtime/state.py). Raises EdgeBcsError with one sentence for a
-        missing folder, a damaged manifest, a missing, truncated or altered file, a newer format, or a missing
-        or wrong signature.
+        missing folder, a damaged manifest, a missing, truncated or altered file, a newer format, a missing
+        or wrong signature, or an older release.
         """
+        if min_release is not None and not trust_keys:
+            raise EdgeBcsError(
+                "a least release belongs to a trusted key: anybody can change a number that is not signed."
+            )
         path = Path(path)
         with reading(path):
             archived = archive.is_archive(path)
@@ -161,6 +175,10 @@ class Artifact:
         _verify_files(files, manifest)
         if trust_keys and STATE not in manifest["files"]:
             raise EdgeBcsError(f"the signed manifest of {path} does not list {STATE}.")
+        if min_release is not None and (artifact.release or 0) < min_release:
+            raise EdgeBcsError(
+                f"{path} is {artifact.release_text}, and release {min_release} or a later one is demanded."
+            )
         return artifact
 
 
@@ -348,6 +366,7 @@ def _parse(files: Folder | Archive, manifest: dict[str, Any]) -> Artifact:
         hyper={name: hyper.number(name) for name in ("learning_rate", "weight_decay", "momentum", "noise")},
         lists_length=lists_length,
         budget=budget,
+        release=fields.integer("release", 1, LARGEST_RELEASE) if "release" in manifest else None,
     )
 
 

@@ -60,7 +60,7 @@ memory_option = click.option(
     metavar="SIZE",
     help="Hard cap on the working set, such as 6MiB; default: the artifact's budget.",
 )
-trust_option = click.option(
+_trust_key_option = click.option(
     "--trust-key",
     "trust_keys",
     type=click.Path(),
@@ -70,9 +70,25 @@ trust_option = click.option(
     metavar="FILE",
     help="Ed25519 public key (PEM): refuse an artifact that it (or another one given) did not sign.",
 )
+_min_release_option = click.option(
+    "--min-release",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --trust-key: refuse an artifact of an older release (see `export --release`), or of none.",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="Default: all processors of this process."
 )
+
+
+def trust_option(function: Any) -> Any:
+    """Add --trust-key and --min-release: which artifacts are taken at all."""
+    return _trust_key_option(_min_release_option(function))
+
+
+def trusted(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what they gave, as arguments of `edge_bcs.load`."""
+    return {name: options[name] for name in ("trust_keys", "min_release")}
 
 
 def class_names(options: dict[str, Any]) -> tuple[str, ...] | None:

@@ -23,6 +23,7 @@ from edge_bcs.cli.common import (
     stored_shape,
     threads_option,
     trust_option,
+    trusted,
 )
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_json
@@ -142,7 +143,7 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
 
     attack = options["attack"]
     steps = {"none": 0, "fgsm": 1}.get(attack, options["attack_steps"] or 50)
-    artifact = Artifact.read(path, options["trust_keys"])
+    artifact = Artifact.read(path, **trusted(options))
     machine = {name: options[name] for name in ("memory", "threads")}
     with Trainer(artifact, class_names=class_names(options), **machine) as trainer:
         reading = Reading(options["data_spec"], artifact.input_shape, options["on_bad"])
@@ -190,7 +191,7 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     from edge_bcs.devices import choose_device
 
     device = choose_device(options["device"])
-    sparse = loading.load(path, trust_keys=options["trust_keys"])
+    sparse = loading.load(path, **trusted(options))
     names = class_names(options)
     if names is not None:
         sparse.classes = classes.named(sparse.classes, names)

@@ -22,6 +22,7 @@ from edge_bcs.cli.common import (
     print_json,
     stored_shape,
     trust_option,
+    trusted,
 )
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.progress import Progress, note
@@ -107,6 +108,12 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Ed25519 private key (PEM, from `openssl genpkey -algorithm ed25519`) that signs the artifact.",
 )
+@click.option(
+    "--release",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of this artifact, above those before it: a board that trusts the key does not go back.",
+)
 @trust_option
 @click.option(
     "-o", "--output", type=click.Path(), help="The artifact folder, or a NAME.tar; default: out/MODEL."
@@ -116,13 +123,13 @@ if TYPE_CHECKING:
     edge-bcs export --sparsity 0.99
     edge-bcs export --model resnet18 --objective trades --target raspberry-pi-4 -o out/resnet18
     edge-bcs export --checkpoint runs/vgg16 --memory 12MiB -o out/vgg16
-    edge-bcs export --checkpoint runs/vgg16 --archive --sign-key key.pem -o out/vgg16.tar
+    edge-bcs export --checkpoint runs/vgg16 --archive --sign-key key.pem --release 7 -o out/vgg16.tar
 """)
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
     """Compile a sparse network into an artifact: one folder (or one file) that a board can train inside a
     byte budget."""
-    if options["trust_keys"] and not options["checkpoint"]:
+    if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:
         raise EdgeBcsError("--trust-key belongs to --checkpoint: a new network comes from nowhere.")
 
     if options["checkpoint"]:
@@ -186,6 +193,7 @@ def _exported(
             validate=options["validate"],
             plain_eval=options["plain_eval"],
             sign_key=options["sign_key"],
+            release=options["release"],
         )
     return artifact, output, said.getvalue().strip()
 
@@ -262,7 +270,7 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
     if options["checkpoint"]:
         from edge_bcs.loading import load
 
-        sparse = load(options["checkpoint"], trust_keys=options["trust_keys"])
+        sparse = load(options["checkpoint"], **trusted(options))
         return sparse, str(sparse.record["name"]), int(sparse.step)
     import torch
 

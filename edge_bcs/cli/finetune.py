@@ -24,6 +24,7 @@ from edge_bcs.cli.common import (
     table,
     threads_option,
     trust_option,
+    trusted,
     word,
 )
 from edge_bcs.errors import EdgeBcsError
@@ -33,6 +34,7 @@ from edge_bcs.progress import Progress, say, told_once
 from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES
 
 if TYPE_CHECKING:
+    from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.thermostat import Thermostat
 
 _REPORT = "report.json"
@@ -273,7 +275,8 @@ def _check_budget(trainer: Any) -> None:
 @Progress("opening the artifact")
 def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
     """Return a Trainer on the artifact, or on the run that is to be resumed."""
-    from edge_bcs.runtime.artifact import STATE, Artifact, check_is_run_of
+    from edge_bcs.runtime import release
+    from edge_bcs.runtime.artifact import STATE, check_is_run_of
     from edge_bcs.runtime.state import PREVIOUS
     from edge_bcs.runtime.trainer import Trainer
 
@@ -285,16 +288,36 @@ def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
     if saved and options["resume"]:
         if options["seed"] is not None:
             raise EdgeBcsError("a resumed run keeps its seed: leave --seed out.")
-        if options["trust_keys"]:
+        if options["trust_keys"] or options["min_release"]:
             # What training wrote here has no signature; that it goes on from what was signed can be seen.
-            check_is_run_of(folder, Artifact.read(artifact, options["trust_keys"]))
+            read = _trusted(artifact, folder, options)
+            check_is_run_of(folder, read)
+            release.remember(read, folder)
         return Trainer.resume(folder, **machine)
     if saved:
         raise EdgeBcsError(
             f"{folder} already holds a run: add --resume to go on with it, or choose another -o."
         )
-    read = Artifact.read(artifact, options["trust_keys"])
-    return Trainer(read, seed=options["seed"], **machine)
+    read = _trusted(artifact, folder, options)
+    trainer = Trainer(read, seed=options["seed"], **machine)
+    try:
+        if options["trust_keys"]:
+            release.remember(read, folder)
+    except BaseException:
+        trainer.close()
+        raise
+    return trainer
+
+
+def _trusted(artifact: str, folder: Path, options: dict[str, Any]) -> Artifact:
+    """Return the artifact; if keys are trusted, it is signed, and not older than what was accepted before."""
+    from edge_bcs.runtime import release
+    from edge_bcs.runtime.artifact import Artifact
+
+    read = Artifact.read(artifact, **trusted(options))
+    if options["trust_keys"]:
+        release.check(read, folder)
+    return read
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _SIGNATURES = {
     edge-bcs inspect out/vgg16
     edge-bcs inspect run --json
 """)
-def command(artifact: str, trust_keys: tuple[str, ...], as_json: bool) -> None:
+def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None, as_json: bool) -> None:
     """Show what an artifact or saved run holds, after verifying every file of it."""
     import numpy as np
 
@@ -32,7 +32,7 @@ def command(artifact: str, trust_keys: tuple[str, ...], as_json: bool) -> None:
     from edge_bcs.runtime.units import format_bytes
 
     with Progress(f"reading {artifact}"):
-        described = Artifact.read(artifact, trust_keys)
+        described = Artifact.read(artifact, trust_keys, min_release)
         tensors, metadata = read_state(described)
     bounds = [layer.offset for layer in described.layers] + [described.size]
     active = np.diff(np.searchsorted(tensors["coo.index"], bounds))
@@ -67,6 +67,7 @@ def command(artifact: str, trust_keys: tuple[str, ...], as_json: bool) -> None:
             ("activations", activations(described)),
             ("predicted peak", format_bytes(described.predicted_peak_bytes)),
             ("budget", None if described.budget is None else format_bytes(described.budget)),
+            ("release", described.release),
             ("signature", _SIGNATURES[described.signature]),
         ]
     )  # fmt: skip

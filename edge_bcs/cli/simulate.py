@@ -43,6 +43,7 @@ def command(
     run: bool,
     seconds: float,
     trust_keys: tuple[str, ...],
+    min_release: int | None,
     json_file: str | None,
     html_file: str | None,
     trace_file: str | None,
@@ -71,7 +72,7 @@ def command(
 
     with Progress("simulating"):
         simulation = simulate(
-            Artifact.read(artifact, trust_keys),
+            Artifact.read(artifact, trust_keys, min_release),
             target=target,
             memory=memory,
             threads=threads,

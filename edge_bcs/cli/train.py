@@ -24,6 +24,7 @@ from edge_bcs.cli.common import (
     print_json,
     threads_option,
     trust_option,
+    trusted,
     word,
 )
 from edge_bcs.errors import EdgeBcsError
@@ -275,7 +276,7 @@ def _train(
 
     method, seed = options["method"], options["seed"]
     if method == "fixed":
-        trained = loading.load(options["counts_from"], trust_keys=options["trust_keys"])
+        trained = loading.load(options["counts_from"], **trusted(options))
         sparse = connectivity.fixed(network, trained, seed)
         if given("sparsity") and connectivity.kappa(sparse.size, options["sparsity"]) != sparse.kappa:
             raise EdgeBcsError(
@@ -319,9 +320,7 @@ def _train_comparator(
     )
     phases = comparators.Phases(method, recipe, data, classes=options["class_names"], **machine)
     pretrained = (
-        None
-        if options["pretrained"] is None
-        else loading.load(options["pretrained"], trust_keys=options["trust_keys"])
+        None if options["pretrained"] is None else loading.load(options["pretrained"], **trusted(options))
     )
     more = {"interval": options["admm_interval"]} if method == "admm" else {}
     train: Any = comparators.METHODS[method]
