@@ -25,6 +25,7 @@ from edge_bcs.objectives import Objective
 from edge_bcs.recorded import Recorded
 from edge_bcs.replicas import Replicas
 from edge_bcs.rewiring import NEWBORN
+from edge_bcs.signals import HeldSignals
 from edge_bcs.sparse_model import SparseModel
 from edge_bcs.step import Attack, Hyper, accumulate, craft
 from edge_bcs.training_plan import Plan
@@ -71,8 +72,12 @@ class Engine(Protocol):
         """Start from the state of the network, before training step `step`."""
         ...
 
-    def step(self, batch: Batch, hyper: Hyper, step: int) -> Callable[[], Numbers]:
-        """Do one step of Algorithm 1, and return what tells its numbers (and raises if it failed)."""
+    def step(self, batch: Batch, hyper: Hyper, step: int, signals: HeldSignals) -> Callable[[], Numbers]:
+        """Do one step of Algorithm 1, and return what tells its numbers (and raises if it failed).
+
+        From where the state changes on, ``signals`` are held: so that the step is done, and counted by the
+        caller, or not begun.
+        """
         ...
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
@@ -80,7 +85,7 @@ class Engine(Protocol):
         ...
 
     def store(self) -> None:
-        """Put the state into the network."""
+        """Put the state into the network, and how many steps that is."""
         ...
 
     def close(self) -> None:
@@ -124,16 +129,18 @@ class TorchEngine:
     def close(self) -> None:
         """See `Engine`."""
 
-    def step(self, batch: Batch, hyper: Hyper, step: int) -> Callable[[], Numbers]:
-        """See `Engine`."""
+    def step(self, batch: Batch, hyper: Hyper, step: int, signals: HeldSignals) -> Callable[[], Numbers]:
+        """See `Engine`; running statistics change from the forward pass on."""
         x, labels = self._to_device(batch.images), self._to_device(batch.labels)
         number = torch.full((), step, device=self.device) if self.lag else step
         adversarial = self._craft(x, labels, number, segments=tuple(batch.segments), whole=batch.whole)
+        signals.hold()
         told = self._gradients(x, adversarial, labels, whole=batch.whole)
         self.replicas.sum_gradients(self.sparse, told, everything=self.update.needs_all_gradients)
         result = self._update(number, self._failed, hyper=hyper)
         if self.lag:
             self._failed = result[1] == 0
+        self.sparse.step = step + 1
         read_told, read_result = self._queue_to_host(told), self._queue_to_host(result)
 
         def numbers() -> Numbers:
@@ -300,12 +307,12 @@ class SparseEngine:
         trainer = _static_trainer() if self.plan.rewire == "none" else _trainer()
         self._trainer = trainer(run, threads=self.threads)
 
-    def step(self, batch: Batch, hyper: Hyper, step: int) -> Callable[[], Numbers]:
+    def step(self, batch: Batch, hyper: Hyper, step: int, signals: HeldSignals) -> Callable[[], Numbers]:
         """See `Engine`."""
         trainer = self._trainer
         trainer.learning_rate, trainer.weight_decay = hyper.learning_rate, hyper.weight_decay
         trainer.momentum, trainer.noise = hyper.momentum, hyper.noise
-        metrics = trainer.step(batch.images, batch.labels)
+        metrics = trainer.step_holding(signals, batch.images, batch.labels)
         shares = [metrics["accuracy"]]
         if self.objective.two_branches:
             shares.append(metrics["robust_accuracy"])
@@ -330,7 +337,10 @@ class SparseEngine:
 
     def store(self) -> None:
         """See `Engine`."""
-        self.sparse.load_state(self._trainer.state())
+        with HeldSignals() as signals:
+            signals.hold()
+            self.sparse.load_state(self._trainer.state())
+            self.sparse.step = self._trainer.steps
 
     def close(self) -> None:
         """See `Engine`."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.signals import HeldSignals
 from edge_bcs.state_faults import Parts
 
 STATE_NAMES = (
@@ -315,11 +316,13 @@ class SparseModel(nn.Module):
         moved = torch.zeros(self.kappa) if momentum is None else torch.from_numpy(momentum.copy())
         if moved.shape != (self.kappa,) or not torch.isfinite(moved).all():
             raise EdgeBcsError(f"coo.momentum must hold {self.kappa} finite numbers")
-        weights = self.weights
-        weights.zero_()
-        self.index.copy_(torch.from_numpy(index.astype(np.int64)))
-        weights[self.index] = torch.from_numpy(value.astype(np.float32)).to(weights.device)
-        self.momentum.copy_(moved)
+        with HeldSignals() as signals:
+            signals.hold()
+            weights = self.weights
+            weights.zero_()
+            self.index.copy_(torch.from_numpy(index.astype(np.int64)))
+            weights[self.index] = torch.from_numpy(value.astype(np.float32)).to(weights.device)
+            self.momentum.copy_(moved)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return a copy of the seven buffers, by the names in `STATE_NAMES`."""
@@ -337,7 +340,7 @@ class SparseModel(nn.Module):
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Replace the whole state by buffers as `state` returns them.
+        """Replace the whole state by buffers as `state` returns them; no signal comes between.
 
         Raises:
             EdgeBcsError: a buffer is missing, has the wrong length or holds something that is not finite.
@@ -354,17 +357,19 @@ class SparseModel(nn.Module):
                     f"{name} must hold {length} finite numbers for this network; it has the shape "
                     f"{list(state[name].shape)}"
                 )
-        self.load_coo(state["coo.value"], state["coo.index"], state["coo.momentum"])
-        self.dense_value.copy_(torch.from_numpy(state["dense.value"].copy()))
-        self.dense_momentum.copy_(torch.from_numpy(state["dense.momentum"].copy()))
-        for statistics in self.statistics:
-            part = slice(statistics.offset, statistics.offset + statistics.channels)
-            module = self.network.get_submodule(statistics.name)
-            for attribute, name in (
-                ("running_mean", "batchnorm.mean"),
-                ("running_var", "batchnorm.variance"),
-            ):
-                getattr(module, attribute).copy_(torch.from_numpy(state[name][part].copy()))
+        with HeldSignals() as signals:
+            signals.hold()
+            self.load_coo(state["coo.value"], state["coo.index"], state["coo.momentum"])
+            self.dense_value.copy_(torch.from_numpy(state["dense.value"].copy()))
+            self.dense_momentum.copy_(torch.from_numpy(state["dense.momentum"].copy()))
+            for statistics in self.statistics:
+                part = slice(statistics.offset, statistics.offset + statistics.channels)
+                module = self.network.get_submodule(statistics.name)
+                for attribute, name in (
+                    ("running_mean", "batchnorm.mean"),
+                    ("running_var", "batchnorm.variance"),
+                ):
+                    getattr(module, attribute).copy_(torch.from_numpy(state[name][part].copy()))
 
     def _running(self, attribute: str) -> NDArray[np.float32]:
         parts = [getattr(self.network.get_submodule(item.name), attribute) for item in self.statistics]

@@ -19,6 +19,7 @@ from edge_bcs import attacks, device_random, objectives, random, rewiring
 from edge_bcs.attacks import evaluation_mode
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.objectives import Objective
+from edge_bcs.signals import HeldSignals
 from edge_bcs.sparse_model import SparseModel
 
 REWIRE = ("uniform", "by-layer")
@@ -173,10 +174,10 @@ def training_step(
     seed: int | None = None,
     reference: bool = False,
 ) -> Outcome:
-    """Do one step of Algorithm 1 (lines 5-26) on a batch.
+    """Do one step of Algorithm 1 (lines 5-26) on a batch; a signal interrupts it before it changes anything.
 
     Args:
-        sparse: the network, which changes.
+        sparse: the network, which changes; its `step` is then that of the next one.
         x: images f32 [n, C, H, W] in [0, 1].
         labels: i64[n].
         objective: a name of `objectives.OBJECTIVES`, or a description.
@@ -194,12 +195,15 @@ def training_step(
     hyper, attack = hyper or Hyper(), attack or Attack()
     seed = sparse.seed if seed is None else seed
     adversarial = craft(sparse, x, labels, objective, attack, step=step, seed=seed)
-    sparse.zero_gradients()
-    outcome = accumulate(sparse, x, adversarial, labels, objective, beta=beta, batch_norm=batch_norm)
-    if reference:
-        update_reference(sparse, hyper, step=step)
-    else:
-        update(sparse, hyper, step=step)
+    with HeldSignals() as signals:
+        signals.hold()  # from where running statistics change to where everything has
+        sparse.zero_gradients()
+        outcome = accumulate(sparse, x, adversarial, labels, objective, beta=beta, batch_norm=batch_norm)
+        if reference:
+            update_reference(sparse, hyper, step=step)
+        else:
+            update(sparse, hyper, step=step)
+        sparse.step = step + 1
     return outcome
 
 
@@ -227,8 +231,10 @@ def update_reference(sparse: SparseModel, hyper: Hyper, *, step: int) -> None:
         momentum_factor=hyper.momentum,
         noise=hyper.noise,
     )
-    sparse.load_coo(value, index, momentum)
-    _update_dense(sparse, dense_gradient, hyper)
+    with HeldSignals() as signals:
+        signals.hold()
+        sparse.load_coo(value, index, momentum)
+        _update_dense(sparse, dense_gradient, hyper)
 
 
 def moved(
@@ -297,11 +303,16 @@ def update(sparse: SparseModel, hyper: Hyper, *, step: int, rewire: str = "unifo
         merged, order = merged.sort()
         w = torch.cat([w[survives], newborn.to(w.device)])[order]
         velocity = torch.cat([velocity[survives], velocity.new_zeros(deaths)])[order]
-        sparse.write(w, merged)
     else:
-        sparse.weights[index] = w
-    sparse.momentum.copy_(velocity)
-    _update_dense(sparse, dense_gradient, hyper)
+        merged = index
+    with HeldSignals() as signals:
+        signals.hold()
+        if deaths:
+            sparse.write(w, merged)
+        else:
+            sparse.weights[index] = w
+        sparse.momentum.copy_(velocity)
+        _update_dense(sparse, dense_gradient, hyper)
     return int(deaths)
 
 

@@ -7,6 +7,7 @@ one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -39,6 +40,7 @@ from edge_bcs.objectives import Objective
 from edge_bcs.progress import Progress
 from edge_bcs.replicas import Replicas
 from edge_bcs.runtime.saving import keep_lines
+from edge_bcs.signals import HeldSignals
 from edge_bcs.sparse_model import SparseModel
 from edge_bcs.step import REWIRE, Hyper
 from edge_bcs.training_plan import Plan, default_precision, divisor
@@ -252,12 +254,19 @@ def run_plan(
         run.engine.load(run.step)
         began = True
         return run.train(save_seconds, progress and replicas.first)
+    except BaseException:  # such as KeyboardInterrupt: the network is left with the steps that were done
+        if began:
+            with contextlib.suppress(EdgeBcsError):
+                run.engine.store()
+        raise
     finally:
-        if not began:
-            sparse.classes = names_before
-        sparse.network._compiled_call_impl = None
-        sparse.eval()
-        run.close()
+        with HeldSignals() as signals:
+            signals.hold()
+            if not began:
+                sparse.classes = names_before
+            sparse.network._compiled_call_impl = None
+            sparse.eval()
+            run.close()
 
 
 def _check(
@@ -473,8 +482,10 @@ class _Run:
                     self._save(LAST)
                     saved = time.monotonic()
         if self.best:
-            self.sparse.load_state(self.best_state)
-            self.sparse.step = self.best["best_step"]
+            with HeldSignals() as signals:
+                signals.hold()
+                self.sparse.load_state(self.best_state)
+                self.sparse.step = self.best["best_step"]
         seconds = time.monotonic() - began
         about = {"seconds": seconds, "warnings": self.warnings, **self.matching}
         return {**report, **self.best, "step": self.step, **about}
@@ -487,11 +498,11 @@ class _Run:
         hyper = Hyper(
             learning_rate=rate, weight_decay=decay, momentum=self.plan.momentum, noise=self.plan.noise
         )
-        numbers = self.engine.step(batch, hyper, self.step)
-        self.step += 1
-        self.sparse.step = self.step
-        about = {"step": self.step, "epoch": epoch, "learning_rate": rate}
-        self._pending.append((about, batch.whole, started, numbers))
+        with HeldSignals() as signals:
+            numbers = self.engine.step(batch, hyper, self.step, signals)
+            self.step += 1
+            about = {"step": self.step, "epoch": epoch, "learning_rate": rate}
+            self._pending.append((about, batch.whole, started, numbers))
 
     def _settle(self) -> dict[str, Any]:
         """Read the numbers of the oldest step whose numbers are unread, and write its line of metrics."""

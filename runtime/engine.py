@@ -8,6 +8,7 @@ intermediate tensors, all of them from the budget.
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,15 @@ def session_options(threads: int, budget: Budget | None = None) -> onnxruntime.S
     return options
 
 
+def is_onnxruntimes(error: Exception) -> bool:
+    """Whether an exception comes from ONNX Runtime, and not from the handler of a signal (such as a time
+    limit's) that ran while a call of it was returning: those are the user's, and pass."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("onnxruntime")
+
+
 class Engine:
     """Buffers, sessions and budget of one artifact.
 
@@ -73,6 +83,7 @@ class Engine:
         self.threads = threads or available_threads()
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
         self.bound_bytes = 0
+        self._running = threading.RLock()  # while a graph runs, nothing is freed
         self._values: dict[str, onnxruntime.OrtValue] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._bindings: dict[str, onnxruntime.IOBinding] = {}
@@ -145,9 +156,9 @@ class Engine:
         return buffer
 
     def _open(self, graph: str) -> None:
+        content = self.artifact.read_graph(graph)
+        require_operators(content, "edge_bcs", str(self.artifact.graph(graph)))
         try:
-            content = self.artifact.read_graph(graph)
-            require_operators(content, "edge_bcs", str(self.artifact.graph(graph)))
             session = onnxruntime.InferenceSession(
                 content,
                 session_options(self.threads, self.budget),
@@ -161,22 +172,32 @@ class Engine:
         except EdgeBcsError:
             raise
         except Exception as error:
+            if not is_onnxruntimes(error):
+                raise
             raise self.budget.explain(error, graph) from None
         self._sessions[graph], self._bindings[graph] = session, binding
 
     def run(self, graph: str) -> None:
         """Run one graph on the bound buffers. EdgeBcsError (BudgetExceeded over the cap) if an operator
-        refuses."""
+        refuses, or the engine is closed."""
+        with self._running:
+            self._run(graph)
+
+    def _run(self, graph: str) -> None:
         if graph not in self._sessions:
             raise EdgeBcsError("this Trainer is closed.")
         try:
             self._sessions[graph].run_with_iobinding(self._bindings[graph])
         except Exception as error:
+            if not is_onnxruntimes(error):
+                raise
             raise self.budget.explain(error, graph) from None
 
     def close(self) -> None:
-        """Free the sessions and give the budget back. Safe to call twice."""
-        self._bindings.clear()
-        self._sessions.clear()
-        self._values = {}
-        self.budget.close()
+        """Free the sessions and give the budget back. Safe to call twice, and from any thread: a graph that
+        runs in another one is waited for."""
+        with self._running:
+            self._bindings.clear()
+            self._sessions.clear()
+            self._values = {}
+            self.budget.close()

@@ -18,6 +18,7 @@ from edge_bcs.runtime.units import format_bytes
 
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.progress import Progress
+from edge_bcs.signals import HeldSignals
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.trainer import Trainer
@@ -204,23 +205,29 @@ class Fit:
             x, y = self._data.read(places, seed=trainer.seed, epoch=epoch, augment=self._augment)
             return trainer._checked(x, y, in_data(places))
 
-        try:
-            result = trainer._step(read, len(chosen), in_data(chosen))
-            self._skipped_in_a_row = 0
-        except NotFiniteError as error:
-            if not self._skips:
-                raise
-            result = self._skip(error)
-        return {
-            "step": trainer.steps,
-            "epoch": epoch,
-            "done": done + 1,
-            "total": plan.total_steps,
-            **result,
-            "learning_rate": trainer.learning_rate,
-            "milliseconds": 1e3 * (time.perf_counter() - began),
-            "peak_bytes": trainer._engine.budget.peak,
-        }
+        # A step that is counted, done or skipped, is in the metrics, too: no signal comes between.
+        with HeldSignals() as signals:
+            try:
+                result = trainer._step(read, len(chosen), signals, in_data(chosen))
+                self._skipped_in_a_row = 0
+            except NotFiniteError as error:
+                if not self._skips:
+                    raise
+                signals.hold()
+                result = self._skip(error)
+            record = {
+                "step": trainer.steps,
+                "epoch": epoch,
+                "done": done + 1,
+                "total": plan.total_steps,
+                **result,
+                "learning_rate": trainer.learning_rate,
+                "milliseconds": 1e3 * (time.perf_counter() - began),
+                "peak_bytes": trainer._engine.budget.peak,
+            }
+            if self._metrics is not None:
+                self._metrics.write(record)
+        return record
 
     def _skip(self, error: NotFiniteError) -> Metrics:
         """Count a step without an update, so that the next one takes the images after these."""
@@ -232,8 +239,6 @@ class Fit:
         return {"skipped": str(error)}
 
     def _tell(self, record: Metrics) -> None:
-        if self._metrics is not None:
-            self._metrics.write(record)
         if self._on_step is not None:
             self._on_step(record)
         if "skipped" in record:

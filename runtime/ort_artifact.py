@@ -41,6 +41,7 @@ from edge_bcs.runtime.ort_checkpoint import CHECKPOINT, OptimizerState, read_ort
 from edge_bcs.classes import Names, parse_names
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import read_small, write_atomically
+from edge_bcs.signals import HeldSignals
 
 Array = np.ndarray[Any, Any]
 _LARGEST = 2 << 30  # of any ONNX model: protobuf takes no more
@@ -209,12 +210,14 @@ class OrtArtifact:
         return result
 
     def update(self) -> None:
-        """One step of the artifact's optimizer with the gradients that are there."""
-        self.steps += 1
-        for name in self.trainable:
-            parameter, gradient = self._values[name], self._values[f"{name}{_GRADIENT}"]
-            moments = self._moment_values[name]
-            self._optimizer.run(self.learning_rate, self.steps, parameter, gradient, moments)
+        """One step of the artifact's optimizer with the gradients that are there; no signal comes between."""
+        with HeldSignals() as signals:
+            signals.hold()
+            self.steps += 1
+            for name in self.trainable:
+                parameter, gradient = self._values[name], self._values[f"{name}{_GRADIENT}"]
+                moments = self._moment_values[name]
+                self._optimizer.run(self.learning_rate, self.steps, parameter, gradient, moments)
 
     def evaluate(self, x: Array, y: Array) -> dict[str, float]:
         """Run the evaluation model on one batch; "loss" and, where there are scores, "accuracy"."""

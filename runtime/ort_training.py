@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.buffers import bytes_of
-from edge_bcs.runtime.engine import Engine, session_options
+from edge_bcs.runtime.engine import Engine, is_onnxruntimes, session_options
 from edge_bcs.runtime.ort_checkpoint import CHECKPOINT, read_state
 from edge_bcs.runtime.state import parts_of, state_layout
 from edge_bcs.runtime.trainer import Trainer
@@ -106,10 +106,10 @@ class OrtEngine(Engine):
         if graph not in _MODULE_GRAPHS:
             super()._open(graph)
 
-    def run(self, graph: str) -> None:
-        """Run one graph: training and evaluation by `Module`, the others in sessions over its parameters."""
+    def _run(self, graph: str) -> None:
+        """Training and evaluation are run by `Module`, the others in sessions over its parameters."""
         if graph not in _MODULE_GRAPHS or self._module is None:
-            super().run(graph)
+            super()._run(graph)
             return
         module = self._module.train(graph == "training")
         inputs = [self._values[self._bound_buffer(graph, name)] for name in module.input_names()]
@@ -118,6 +118,8 @@ class OrtEngine(Engine):
         try:
             results = module(*inputs)
         except Exception as error:
+            if not is_onnxruntimes(error):
+                raise
             raise self.budget.explain(error, graph) from None
         results = results if isinstance(results, tuple) else (results,)
         for name, result in zip(module.output_names(), results, strict=True):
@@ -125,9 +127,10 @@ class OrtEngine(Engine):
             self.arrays[self._bound_buffer(graph, name)][...] = result.numpy()
 
     def close(self) -> None:
-        """Free the sessions and the module. Safe to call twice."""
-        self._module = None
-        super().close()
+        """Free the sessions and the module. Safe to call twice, and from any thread."""
+        with self._running:
+            self._module = None
+            super().close()
 
 
 class OrtTrainer(Trainer):
@@ -165,16 +168,22 @@ class OrtTrainer(Trainer):
 
     def save(self, path: str | Path) -> int:
         """Save a run folder as Trainer does, with a `checkpoint` in it."""
-        size, checkpoint = super().save(path), Path(path) / CHECKPOINT
-        self.save_checkpoint(checkpoint)
-        return size + checkpoint.stat().st_size
+        with self._one_thread:
+            self._refuse_inside_a_step()
+            size, checkpoint = super().save(path), Path(path) / CHECKPOINT
+            self.save_checkpoint(checkpoint)
+            return size + checkpoint.stat().st_size
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write ORT's `checkpoint` with the present numbers, atomically; `edge_bcs.load` reads it.
 
         Raises EdgeBcsError if the file cannot be written, or a number is not finite; an earlier one is kept.
         """
-        path = Path(path)
+        with self._one_thread:
+            self._refuse_inside_a_step()
+            self._write_checkpoint(Path(path))
+
+    def _write_checkpoint(self, path: Path) -> None:
         assert isinstance(self._engine, OrtEngine)
         fault = self._engine.state_fault()
         if fault is not None:

@@ -8,6 +8,7 @@ with Trainer("out/vgg16", memory="16MiB") as trainer:
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,9 +41,31 @@ from edge_bcs import random
 from edge_bcs.classes import Match, Names, match, named, say
 from edge_bcs.data.adapt import batch_size_of, dataset_of
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.signals import HeldSignals
 
 Array = np.ndarray[Any, Any]
 Reader = Callable[[int, int], tuple[Array, Array]]
+
+
+class OneThread:
+    """A lock that a thread may take again while it has it, and that refuses other threads: nobody waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        """Take it; EdgeBcsError if another thread has it."""
+        if not self._lock.acquire(blocking=False):
+            raise EdgeBcsError(
+                "this Trainer is in use by another thread: call it from one thread at a time (wait for the "
+                "other, or share a threading.Lock)."
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        self._lock.release()
 
 
 class Trainer:
@@ -69,6 +92,10 @@ class Trainer:
 
     Raises EdgeBcsError for a damaged artifact, BudgetExceeded if its buffers do not fit. One Trainer may be
     open in a process; `close` it (or leave its `with` block) before the next.
+
+    A signal such as Ctrl-C never leaves half a step: the state is that after the last step that is counted in
+    ``steps``, to the bit, and can be saved and trained on. One thread at a time may use a Trainer; another
+    one is refused with a sentence, but may always read `memory` and `close` it.
     """
 
     def __init__(
@@ -97,6 +124,9 @@ class Trainer:
         self._plan: Plan | None = None  # of the fit under way or last done, as it is saved
         self._continues = False
         self.resumed = False
+        self._one_thread = OneThread()
+        self._unfinished = False  # a step has begun and is not counted: running statistics are not to be had
+        self._reading = False  # of such a step: its next images are being read, and the buffers are free
 
     def _open_engine(self, cap: int | None, threads: int | None) -> Engine:
         return Engine(self.artifact, cap, threads)
@@ -125,8 +155,14 @@ class Trainer:
         return trainer
 
     def close(self) -> None:
-        """Free everything, so that another Trainer may be opened. Safe to call twice."""
-        self._finalizer()
+        """Free everything, so that another Trainer may be opened. Safe to call twice.
+
+        While another thread uses it, this waits for the one graph that runs there; what that thread asks for
+        next is refused, as of any Trainer that is closed.
+        """
+        with HeldSignals() as signals:  # half closed, it would keep others from being opened
+            signals.hold()
+            self._finalizer()
 
     def __enter__(self) -> Trainer:
         """Return the trainer itself."""
@@ -154,18 +190,28 @@ class Trainer:
         a loss or a gradient that is not finite, with the image or layer that it came from; the state is then
         as before the call.
         """
-        x, y = self._checked(x, y)
-        return self._step(lambda first, end: (x[first:end], y[first:end]), len(x))
+        with HeldSignals() as signals:
+            return self.step_holding(signals, x, y)
 
-    def _step(self, read: Reader, count: int, name: Name = in_batch) -> Metrics:
+    def step_holding(self, signals: HeldSignals, x: Array, y: Array) -> Metrics:
+        """Do `step`, with ``signals`` held from its update on: for what must not be done without it."""
+        with self._one_thread:
+            x, y = self._checked(x, y)
+            return self._step(lambda first, end: (x[first:end], y[first:end]), len(x), signals)
+
+    def _step(self, read: Reader, count: int, signals: HeldSignals, name: Name = in_batch) -> Metrics:
+        self._refuse_inside_a_step()
         arrays, objective, size = self._engine.arrays, self.artifact.objective, self.artifact.micro_batch
-        rollback = [kind for kind in ("mean", "variance") if f"rollback.{kind}" in arrays]
-        for kind in rollback:
-            arrays[f"rollback.{kind}"][...] = arrays[f"batchnorm.{kind}"]
+        rollback = self._rollback()
+        for buffer, kept in rollback.items():
+            arrays[kept][...] = arrays[buffer]
         loss, correct = 0.0, np.zeros(len(arrays["correct"]))
         try:
+            self._unfinished = True
             for first in range(0, count, size):
+                self._reading = True
                 x, y = read(first, min(first + size, count))
+                self._reading = False
                 self._load(x, y, 1.0 / count)
                 try:
                     self._craft(len(x), first, count)
@@ -181,19 +227,47 @@ class Trainer:
                     raise NotFiniteError(f"{error} ({blamed}); lower the learning rate.") from None
                 correct += arrays["correct"]
             check_update(self.artifact, arrays, self._hyper())
+            # From here to where the step is counted no signal's handler runs, nor between that and what the
+            # caller must do with it.
+            signals.hold()
             self.run_optimizer_only()
+            self._unfinished = False
         except NotFiniteError as error:
-            self._roll_back(rollback)
             raise NotFiniteError(f"in step {self.steps + 1}, {error}") from None
-        except BaseException:
-            self._roll_back(rollback)
-            raise
+        finally:
+            try:
+                self._take_back()
+            finally:  # a second signal may have come while the first one was answered
+                self._take_back()
         metrics: Metrics = {"loss": loss, "accuracy": float(correct[0]) / count}
         if objective.two_branches:
             metrics["robust_accuracy"] = float(correct[1]) / count
         elif objective.name == "at":
             metrics["robust_accuracy"] = metrics["accuracy"]
         return metrics
+
+    def _rollback(self) -> dict[str, str]:
+        """Buffer → the one that keeps it during a step, of the running statistics that a step changes."""
+        pairs = {f"batchnorm.{kind}": f"rollback.{kind}" for kind in ("mean", "variance")}
+        return {buffer: kept for buffer, kept in pairs.items() if kept in self._engine.arrays}
+
+    def _take_back(self) -> None:
+        """Take back what the micro-batches of a step did to the running statistics, unless it is counted."""
+        if not self._unfinished:
+            return
+        with HeldSignals() as signals:
+            signals.hold()
+            for buffer, kept in self._rollback().items():
+                self._engine.arrays[buffer][...] = self._engine.arrays[kept]
+            self._unfinished = self._reading = False
+
+    def _refuse_inside_a_step(self, but_while_reading: bool = False) -> None:
+        """Raise EdgeBcsError where the handler of a signal, or the reading of images, is inside a step."""
+        if self._unfinished and not (but_while_reading and self._reading):
+            raise EdgeBcsError(
+                f"step {self.steps + 1} is under way: call this between steps (the handler of a signal can "
+                "leave a note that on_step looks at)."
+            )
 
     def _load(self, x: Array, y: Array, weight: float) -> None:
         """Put a micro-batch into the bound buffers; the places it leaves empty weigh nothing."""
@@ -254,11 +328,6 @@ class Trainer:
         for _ in range(steps):
             self._engine.run("attack")
 
-    def _roll_back(self, kinds: list[str]) -> None:
-        """Take back what the micro-batches of a failed step did to the running statistics."""
-        for kind in kinds:
-            self._engine.arrays[f"batchnorm.{kind}"][...] = self._engine.arrays[f"rollback.{kind}"]
-
     def _blamed(self, first: int, count: int, name: Name) -> str:
         """Name the images of the micro-batch at hand whose logits are not finite; all if it is none of
         them."""
@@ -283,10 +352,12 @@ class Trainer:
     def run_optimizer_only(self) -> None:
         """Update and rewire with the gradients that the buffers hold, and count a step (for benchmarks)."""
         arrays = self._engine.arrays
-        arrays["hyper"][...] = self._hyper()
-        arrays["counter"][...] = np.array([self.seed, self.steps], np.uint64).view(np.int64)
-        self._engine.run("optimizer")
-        self.steps += 1
+        with self._one_thread, HeldSignals() as signals:
+            signals.hold()
+            arrays["hyper"][...] = self._hyper()
+            arrays["counter"][...] = np.array([self.seed, self.steps], np.uint64).view(np.int64)
+            self._engine.run("optimizer")
+            self.steps += 1
 
     def _checked(self, x: Array, y: Array, name: Name = in_batch) -> tuple[Array, Array]:
         """Validate a batch and return it as f32 and i64."""
@@ -374,10 +445,12 @@ class Trainer:
             max_hours=max_hours,
             on_wait=on_wait,
         )
-        resumed = self._continues or self.resumed  # killed before its first save, it has no plan yet
-        plan = self._make_plan(data, epochs, steps, batch_size, learning_rate)
-        self.classes = matched.classes
-        return fitting.run(plan, resumed)
+        with self._one_thread:
+            self._refuse_inside_a_step()
+            resumed = self._continues or self.resumed  # killed before its first save, it has no plan yet
+            plan = self._make_plan(data, epochs, steps, batch_size, learning_rate)
+            self.classes = matched.classes
+            return fitting.run(plan, resumed)
 
     def _make_plan(
         self,
@@ -468,11 +541,13 @@ class Trainer:
         x = check_images(x, self.artifact.input_shape)
         size, arrays = self.artifact.micro_batch, self._engine.arrays
         result = np.empty((len(x), self.artifact.num_classes), np.float32)
-        for first in range(0, len(x), size):
-            part = x[first : first + size]
-            self._load(part, np.zeros(len(part), np.int64), 0.0)
-            self._engine.run("eval")
-            result[first : first + size] = arrays["logits"][: len(part)]
+        with self._one_thread:
+            self._refuse_inside_a_step(but_while_reading=True)
+            for first in range(0, len(x), size):
+                part = x[first : first + size]
+                self._load(part, np.zeros(len(part), np.int64), 0.0)
+                self._engine.run("eval")
+                result[first : first + size] = arrays["logits"][: len(part)]
         return result
 
     def predict(self, x: Array) -> Array:
@@ -511,15 +586,40 @@ class Trainer:
             attack_steps, restarts = min(attack_steps, 1), 1
         if attack_steps < 0 or restarts < 1 or (limit is not None and limit < 1):
             raise EdgeBcsError("attack steps must be at least 0, restarts and limit at least 1.")
-        order = held_out.order(0, 0, shuffle=limit is not None)[:limit]
-        arrays, size = self._engine.arrays, self.artifact.micro_batch
         epsilon = self.artifact.objective.epsilon if epsilon is None else epsilon
         if not 0 <= epsilon <= 1:
             raise EdgeBcsError(f"epsilon must lie in [0, 1], not {epsilon}.")
+        order = held_out.order(0, 0, shuffle=limit is not None)[:limit]
+        with self._one_thread:
+            self._refuse_inside_a_step(but_while_reading=True)
+            clean, robust = self._right_answers(
+                held_out, order, attack == "fgsm", attack_steps, restarts, epsilon, on_batch
+            )
+        metrics: Metrics = {"accuracy": clean / len(order), "samples": len(order)}
+        if attack_steps:
+            metrics |= {
+                "robust_accuracy": robust / len(order),
+                "attack_steps": attack_steps,
+                "restarts": restarts,
+            }
+        return metrics
+
+    def _right_answers(
+        self,
+        data: Data,
+        order: Array,
+        fgsm: bool,
+        attack_steps: int,
+        restarts: int,
+        epsilon: float,
+        on_batch: Callable[[int, int], None] | None,
+    ) -> tuple[int, int]:
+        """How many images at ``order`` are answered rightly, clean and under attack; see `evaluate`."""
+        arrays, size = self._engine.arrays, self.artifact.micro_batch
         clean = robust = 0
         for first in range(0, len(order), size):
             places = order[first : first + size]
-            x, y = self._checked(*held_out.read(places), in_data(places))
+            x, y = self._checked(*data.read(places), in_data(places))
             self._load(x, y, 0.0)
             self._engine.run("eval")
             right = arrays["logits"][: len(x)].argmax(axis=1) == y
@@ -530,8 +630,8 @@ class Trainer:
                         len(x),
                         epsilon=epsilon,
                         steps=attack_steps,
-                        step_size=(1.0 if attack == "fgsm" else 2.5 / attack_steps) * epsilon,
-                        start="none" if attack == "fgsm" else "uniform",
+                        step_size=(1.0 if fgsm else 2.5 / attack_steps) * epsilon,
+                        start="none" if fgsm else "uniform",
                         loss="cross_entropy",
                         noise=(restart, random.EVALUATION, first),
                     )
@@ -542,18 +642,18 @@ class Trainer:
                 robust += int(right.sum())
             if on_batch is not None:
                 on_batch(first + len(x), len(order))
-        metrics: Metrics = {"accuracy": clean / len(order), "samples": len(order)}
-        if attack_steps:
-            metrics |= {
-                "robust_accuracy": robust / len(order),
-                "attack_steps": attack_steps,
-                "restarts": restarts,
-            }
-        return metrics
+        return clean, robust
 
     def state(self) -> dict[str, Array]:
         """Return copies of the seven tensors of the state by name ("coo.value", "coo.index", …)."""
-        return {name: self._engine.arrays[name].copy() for name in state_layout(self.artifact)}
+        with self._one_thread:
+            return {name: array.copy() for name, array in self._state().items()}
+
+    def _state(self) -> dict[str, Array]:
+        """The buffers that hold the state after the last step that is counted, while the next is under way,
+        too."""
+        kept = self._rollback() if self._unfinished else {}
+        return {name: self._engine.arrays[kept.get(name, name)] for name in state_layout(self.artifact)}
 
     def save(self, path: str | Path) -> int:
         """Save a run folder, atomically and durably (runtime/state.py); it is itself a complete artifact.
@@ -562,7 +662,8 @@ class Trainer:
         medium is full or read-only, or the state holds a number that is not finite; earlier saves are then
         kept.
         """
-        return write_run(path, self.artifact, self._engine.arrays, self._metadata(), self.classes)
+        with self._one_thread:
+            return write_run(path, self.artifact, self._state(), self._metadata(), self.classes)
 
     def _metadata(self) -> dict[str, str]:
         """What a saved state says beside its tensors."""

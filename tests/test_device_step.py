@@ -17,6 +17,7 @@ from edge_bcs import step as steps
 from edge_bcs.engines import Batch, TorchEngine
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.replicas import Replicas
+from edge_bcs.signals import HeldSignals
 from edge_bcs.step import Hyper
 from edge_bcs.training_plan import Plan
 from edge_bcs.updates import Rewiring
@@ -132,7 +133,8 @@ def test_a_whole_step_never_waits(objective: str, batch_norm: str) -> None:
     engine = TorchEngine(sparse, plan, objectives.get(objective), Rewiring("uniform"), replicas=Replicas())
     assert engine.lag == 1
     batch = Batch(np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, np.int64), [(0, 4)], 4)
-    engine.step(batch, Hyper(), 0)
-    numbers = engine.step(batch, Hyper(), 1)
+    with HeldSignals() as signals:
+        engine.step(batch, Hyper(), 0, signals)
+        numbers = engine.step(batch, Hyper(), 1, signals)
     with pytest.raises((RuntimeError, NotImplementedError)):
         numbers()

@@ -173,7 +173,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 INSTRUMENTED = (
     *("runtime.archive", "runtime.artifact", "runtime.onnx_file", "runtime.ort_checkpoint", "runtime.state"),
     *("checkpoint", "classes", "data.decoding", "data.images", "data.matlab", "data.readers", "loading"),
-    *("metadata", "models", "models.geometry", "targets.plans"),
+    *("metadata", "models", "models.geometry", "state_faults", "targets.plans", "tensor_file"),
 )
 
 
