@@ -216,7 +216,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def _name_classes(folder: Path, classes: Sequence[str]) -> None:
     """Give the outputs of a run names that they had not when it was made; those they had stay."""
-    manifest = parse_object((folder / MANIFEST).read_bytes())
+    manifest = parse_object(read_small(folder / MANIFEST))
     stored = manifest.get("classes")
     if stored == list(classes):
         return

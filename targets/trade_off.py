@@ -31,7 +31,7 @@ from typing import Any
 from edge_bcs.exporters.cost_model import Machine
 
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_atomically, write_json
+from edge_bcs.files import read_small, write_atomically, write_json
 
 NETWORKS = ("vgg16", "resnet18", "resnet34", "resnet50", "wrn28_2", "wrn28_4", "wrn28_10")
 MEASURED = {"vgg16": (6, 7, 9, 12, 20), "resnet18": (6, 8, 10, 16, 32)}
@@ -389,7 +389,7 @@ class _Folder:
 
     def _read(self, name: str, default: Any) -> Any:
         path = self.path / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+        return json.loads(read_small(path)) if path.is_file() else default
 
     def _calibration(self) -> Machine | None:
         """The folder's own; None if there is none, or one of an earlier form, which is measured anew."""

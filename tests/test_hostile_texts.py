@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import resource
 import shutil
@@ -253,6 +254,37 @@ def test_huge_files_of_settings_and_counts_are_refused(tmp_path: Path, huge: Hug
     keep_lines(tmp_path / "steps.jsonl", 1)
     for name in ("metrics.jsonl", "steps.jsonl"):
         assert (tmp_path / name).read_bytes() == line
+
+
+WHOLE = {
+    "edge_bcs/bench/profiler.py": "what onnxruntime wrote just now",
+    "edge_bcs/cli/service.py": "the package's own template",
+    "edge_bcs/data/images.py": "what the same user found out of a data set before, and as long as that",
+    "edge_bcs/data/readers.py": "a member of an archive, whose header was refused if it is too long",
+    "edge_bcs/data/store.py": "the end of a file",
+    "exporters/artifact.py": "the manifest that was written just now",
+    "runtime/archive.py": "a member of an archive that is not too long",
+    "runtime/machine.py": "files of the kernel",
+    "runtime/process.py": "files of the kernel",
+    "targets/host_run.py": "what the parent process sends",
+    "targets/report.py": "the package's own template",
+    "targets/roofline.py": "files of the kernel",
+}
+"""Modules that read to the end whatever its size, and what."""
+
+
+def test_whoever_reads_a_whole_file_asks_how_large_it_may_be() -> None:
+    """By `read_small`: nothing else reads to the end of a file that somebody else may have made."""
+    root = Path(__file__).parents[1]
+    found = set()
+    for room in ("edge_bcs", "exporters", "runtime", "targets"):
+        for file in (root / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                    name, limits = node.func.attr, node.args
+                    if name in ("read_text", "read_bytes", "readall") or (name == "read" and not limits):
+                        found.add(str(file.relative_to(root)))
+    assert found == WHOLE.keys()
 
 
 def test_the_manifest_of_these_tests_is_sound(tmp_path: Path) -> None:

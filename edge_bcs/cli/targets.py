@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from edge_bcs.cli.common import examples, json_option, pairs, print_json, table
+from edge_bcs.files import read_small
 
 
 @click.command()
@@ -30,7 +31,7 @@ def command(name: str | None, as_toml: bool, as_json: bool) -> None:
         if name is None:
             raise click.UsageError("--toml belongs to the NAME of a board.")
         boards.load(name)
-        click.echo(boards.file_of(name).read_text(encoding="utf-8"), nl=False)
+        click.echo(read_small(boards.file_of(name)).decode(), nl=False)
         return
     known = [boards.load(item) for item in ([name] if name else boards.names())]
     if as_json:
