@@ -81,6 +81,29 @@ def test_weight_gradients_by_hand(algorithm: str) -> None:
     assert results["affine_grad"].tolist() == [1 + 1 * 8 + 10 * 10, 1 + 2]
 
 
+@pytest.mark.parametrize("short", ["affine", "affine_grad"])
+def test_scales_and_sums_of_too_few_channels_are_refused_before_anything_is_written(short: str) -> None:
+    # Slot 1 of two: the tensor of [scale 0, scale 1, shift 0, shift 1] has it, one of [scale, shift] has not.
+    inputs = {
+        "dy": HALOED,
+        "x": HALOED,
+        "value": VALUE,
+        "affine": np.array([0, 3, 0, 0], np.float32),
+        "addend": None,
+        "mask": None,
+        "coo_grad": np.array([100, 200], np.float32),
+        "affine_grad": np.array([1, 2, 3, 4], np.float32),
+        "lists": LISTS,
+    }
+    outputs = {"dx": None, "coo_grad": np.float32, "affine_grad": np.float32}
+    attributes = LAYER | {"affine": 1, "dy_halo": 1, "dx_halo": 0}
+    assert run("ConvGrad", inputs, outputs, **attributes)["affine_grad"].tolist()[::2] == [1, 3]
+    inputs |= {"coo_grad": np.array([100, 200], np.float32), short: np.array([1, 1], np.float32)}
+    with pytest.raises(Exception, match=rf"ConvGrad: the {short} tensor is \[2\] and has no slots 1 to 2"):
+        run("ConvGrad", inputs, outputs, **attributes)
+    assert inputs["coo_grad"].tolist() == [100, 200]
+
+
 def changed(place: int, number: int) -> np.ndarray:
     lists = LISTS.copy()
     lists[place] = number

@@ -342,6 +342,10 @@ def test_affine_refuses() -> None:
     inputs = {"dy": x, "affine": np.ones(6, F), "addend": x[:, :5], "mask": None}
     with pytest.raises(Exception, match="AffineInputGrad: addend is"):
         run("AffineInputGrad", inputs, {"dx": F}, **sizes(shape), dy_halo=0, dx_halo=0, affine=0)
+    sums = {"x": x, "affine": np.ones(6, F), "addend": None, "mask": None, "affine_grad": np.ones(4, F)}
+    with pytest.raises(Exception, match="the affine_grad tensor is \\[4\\] and has no slots 0 to 3"):
+        halos = {"dy_halo": 0, "dx_halo": 0, "in_halo": 0}
+        run("AffineGrad", {"dy": x, **sums}, {"dx": F, "affine_grad": F}, **sizes(shape), **halos, affine=0)
     bits = np.zeros((1, 6, 2), U8)
     inputs |= {"addend": None, "mask": bits}
     with pytest.raises(Exception, match="AffineInputGrad: mask is \\[1, 6, 2\\], not \\[1, 6, 1\\]"):

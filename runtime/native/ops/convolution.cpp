@@ -10,6 +10,8 @@
 #include "ops/dispatch.h"
 #include "kernels/walk.h"
 #include "ops/op.h"
+#include "ops/rows.h"
+#include "ops/slots.h"
 #include "ops/stack.h"
 
 namespace edge_bcs {
@@ -17,14 +19,12 @@ namespace {
 
 std::int64_t floor_divide(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
-enum class MaskKind { none, stack, bits };
-
 // The attributes that all three operators share.
 struct ConvLayer {
   Stack x, y;  // their halos are those of the forward operator
   std::int64_t kernel_height, kernel_width, stride, padding;
   std::int64_t forward_pointer, transpose_pointer;
-  std::int64_t affine;  // slot, or -1
+  Slots slots;
   bool dense;
 
   explicit ConvLayer(const Attributes& attributes)
@@ -37,7 +37,7 @@ struct ConvLayer {
         padding(attributes.integer_in("padding", 0, 255)),
         forward_pointer(attributes.integer_in("forward_pointer", 0, std::numeric_limits<std::int32_t>::max())),
         transpose_pointer(attributes.integer_in("transpose_pointer", 0, std::numeric_limits<std::int32_t>::max())),
-        affine(attributes.integer_in("affine", -1, std::numeric_limits<std::int32_t>::max(), -1)) {
+        slots(Slots::if_any(attributes, y.channels)) {
     const auto kernel = attributes.integers("kernel");
     require(kernel.size() == 2 && kernel[0] >= 1 && kernel[1] >= 1 && kernel[0] <= max_taps && kernel[1] <= max_taps &&
                 kernel[0] * kernel[1] <= max_taps,
@@ -123,22 +123,6 @@ class Lists {
   const float* value_;
   std::int64_t kappa_;
   const std::int32_t* data_;
-};
-
-// This layer's part of an affine tensor f32[2A]: scales, then shifts.
-template <class T>
-struct AffineSlots {
-  T* scale = nullptr;
-  T* shift = nullptr;
-
-  AffineSlots(const ConvLayer& layer, const Tensor<T>& affine, const char* name) {
-    if (layer.affine < 0 || !affine) return;
-    const std::int64_t slots = affine.size() / 2;
-    require(affine.shape().rank() == 1 && affine.size() % 2 == 0 && layer.affine + layer.y.channels <= slots, name,
-            " is ", affine.shape().text(), ", too short for ", layer.y.channels, " channels at slot ", layer.affine);
-    scale = affine.data() + layer.affine;
-    shift = affine.data() + slots + layer.affine;
-  }
 };
 
 // `place` + `distance`; null where the geometry alone is asked for.
@@ -277,22 +261,18 @@ struct Conv {
 
   void compute(Context& context) const {
     const auto x = context.input<float>(0);
-    const auto affine = context.input<float>(2);
-    const auto residual = context.input<float>(3);
     const std::int64_t blocks = layer.x.blocks(x, "x");
-    if (residual) layer.y.check(residual, blocks, "residual");
-    require(layer.affine < 0 || affine, "the input affine is missing");
-    const AffineSlots<const float> slots(layer, affine, "affine");
+    const Addend residual(context.input<float>(3), layer.y, blocks, "residual");
+    const auto affine = layer.slots.bind(context.input<float>(2), "affine");
     const SparseRows rows = Lists(layer, context.input<std::int32_t>(4), context.input<float>(1)).forward();
     Walk walk = forward_walk(layer, layer.x, x.data(), layer.y, nullptr, blocks);
 
     const auto y = context.output<float>(0, layer.y.shape(blocks));
     const auto bits = context.output<std::uint8_t>(1, layer.y.bits_shape(blocks));
-    const std::int64_t origin = layer.y.origin() * layer.y.lanes;
-    walk.output = y.data() + origin;
-    walk.scale = slots.scale;
-    walk.shift = slots.shift;
-    if (residual) walk.addend = residual.data() + origin;
+    walk.output = y.data() + layer.y.at(0, 0, 0);
+    walk.scale = affine.scale;
+    walk.shift = affine.shift;
+    walk.addend = residual.row(0, 0, 0);
     walk.relu = relu;
     if (bits) walk.bits = bits.data();
     walk.bits_row = layer.y.bit_row();
@@ -309,81 +289,51 @@ struct Conv {
 };
 const Register<Conv> conv;
 
-// dx = mask ∘ (convᵀ(scale · dy) + addend), for both operators that have it.
-struct InputGradient {
-  Stack dy, dx, mask;
-  MaskKind kind;
+// The gradient of the input, dx = mask ∘ (convᵀ(scale · dy) + addend).
+InputGradient input_gradient(const ConvLayer& layer, const Attributes& attributes) {
+  return {attributes, layer.y.with_halo(attributes.integer("dy_halo")),
+          layer.x.with_halo(attributes.integer("dx_halo", 0))};
+}
 
-  InputGradient(const ConvLayer& layer, const Attributes& attributes)
-      : dy(layer.y.with_halo(attributes.integer("dy_halo"))),
-        dx(layer.x.with_halo(attributes.integer("dx_halo", 0))),
-        mask(layer.x.with_halo(attributes.integer("mask_halo", 0))),
-        kind(static_cast<MaskKind>(attributes.integer_in("mask_kind", 0, 2, 0))) {}
+// Checks that every phase of the stride fits in dy's halo.
+void check_phases(const ConvLayer& layer, const InputGradient& gradient) {
+  check_size(gradient.dy);
+  check_size(gradient.dx);
+  for (std::int64_t phase = 0; phase < layer.stride * layer.stride; ++phase)
+    transpose_walk(layer, gradient.dy, nullptr, gradient.dx, nullptr, 1, phase / layer.stride, phase % layer.stride);
+}
 
-  // The inputs that only this gradient has, checked.
-  struct Inputs {
-    Tensor<const float> addend, mask;
-    Tensor<const std::uint8_t> bits;
-  };
-
-  Inputs read(const Context& context, std::size_t addend, std::size_t mask_index, std::int64_t blocks) const {
-    Inputs inputs;
-    inputs.addend = context.input<float>(addend);
-    if (inputs.addend) dx.check(inputs.addend, blocks, "addend");
-    if (kind == MaskKind::stack) {
-      inputs.mask = context.input<float>(mask_index);
-      require(static_cast<bool>(inputs.mask), "the input mask is missing");
-      mask.check(inputs.mask, blocks, "mask");
-    } else if (kind == MaskKind::bits) {
-      inputs.bits = context.input<std::uint8_t>(mask_index);
-      require(inputs.bits.shape() == dx.bits_shape(blocks), "mask is ", inputs.bits.shape().text(), ", not ",
-              dx.bits_shape(blocks).text());
+// Runs the walks of all phases, from dy at `from` to dx at `to`; `rows` are those of phase 0.
+void run_phases(const Context& context, const ConvLayer& layer, const InputGradient& gradient, const float* from,
+                const Finish& finish, SparseRows rows, float* to, std::int64_t blocks, float* packed) {
+  const Stack &dx = gradient.dx, &mask = finish.mask.stack();
+  zero_fronts(dx, to, blocks);
+  const std::int64_t stride = layer.stride, lanes = dx.lanes;
+  for (std::int64_t phase = 0; phase < stride * stride; ++phase, ++rows.pointer) {
+    const std::int64_t phase_y = phase / stride, phase_x = phase % stride;
+    Walk walk = transpose_walk(layer, gradient.dy, from, dx, to, blocks, phase_y, phase_x);
+    if (walk.rows == 0) continue;
+    walk.addend = ahead(finish.addend.row(0, 0, phase_y), phase_x * lanes);
+    walk.mask = ahead(finish.mask.values(0, 0, phase_y), phase_x * lanes);
+    walk.mask_block = mask.block();
+    walk.mask_plane = mask.plane_stride() * lanes;
+    walk.mask_row = stride * mask.row_stride() * lanes;
+    walk.mask_pixel = stride * lanes;
+    walk.mask_bits = finish.mask.bits(0, 0, phase_y);
+    walk.bits_row = stride * dx.bit_row();
+    walk.bits_plane = dx.height * dx.bit_row();
+    walk.bits_block = dx.channels * walk.bits_plane;
+    walk.bits_first = phase_x * lanes;
+    walk.bits_pixel = stride * lanes;
+    if (walk.taps == 0) {
+      // No kernel position reaches these pixels: an entry here would be a fault of the lists.
+      for (std::int64_t row = 0; row < walk.rows; ++row)
+        require(rows.begin(row) == rows.end(row), "lists: an entry lies in a phase that no kernel position reaches");
     }
-    return inputs;
+    run_walk(context, layer.dense, walk, rows, packed);
+    packed = ahead(packed, walk.rows * walk.channels * walk.taps);
   }
-
-  // Checks that every phase fits in dy's halo.
-  void check(const ConvLayer& layer) const {
-    check_size(dy);
-    check_size(dx);
-    for (std::int64_t phase = 0; phase < layer.stride * layer.stride; ++phase)
-      transpose_walk(layer, dy, nullptr, dx, nullptr, 1, phase / layer.stride, phase % layer.stride);
-  }
-
-  void run(const Context& context, const ConvLayer& layer, const float* gradient, const Inputs& inputs, SparseRows rows,
-           float* result, std::int64_t blocks, float* packed) const {
-    zero_fronts(dx, result, blocks);
-    const std::int64_t stride = layer.stride, lanes = dx.lanes;
-    for (std::int64_t phase = 0; phase < stride * stride; ++phase, ++rows.pointer) {
-      const std::int64_t phase_y = phase / stride, phase_x = phase % stride;
-      Walk walk = transpose_walk(layer, dy, gradient, dx, result, blocks, phase_y, phase_x);
-      if (walk.rows == 0) continue;
-      if (inputs.addend) walk.addend = inputs.addend.data() + (walk.output - result);
-      if (inputs.mask) {
-        walk.mask = inputs.mask.data() + (mask.origin() + phase_y * mask.row_stride() + phase_x) * lanes;
-        walk.mask_block = mask.block();
-        walk.mask_plane = mask.plane_stride() * lanes;
-        walk.mask_row = stride * mask.row_stride() * lanes;
-        walk.mask_pixel = stride * lanes;
-      }
-      if (inputs.bits) {
-        walk.mask_bits = inputs.bits.data() + phase_y * dx.bit_row();
-        walk.bits_row = stride * dx.bit_row();
-        walk.bits_plane = dx.height * dx.bit_row();
-        walk.bits_block = dx.channels * walk.bits_plane;
-        walk.bits_first = phase_x * lanes;
-        walk.bits_pixel = stride * lanes;
-      }
-      if (walk.taps == 0) {
-        // No kernel position reaches these pixels: an entry here would be a fault of the lists.
-        for (std::int64_t row = 0; row < walk.rows; ++row)
-          require(rows.begin(row) == rows.end(row), "lists: an entry lies in a phase that no kernel position reaches");
-      }
-      run_walk(context, layer.dense, walk, rows, packed);
-      packed = ahead(packed, walk.rows * walk.channels * walk.taps);
-    }
-  }
-};
+}
 
 struct ConvInputGrad {
   static constexpr const char* name = "ConvInputGrad";
@@ -395,22 +345,21 @@ struct ConvInputGrad {
                                      Port{"lists", int32}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
-  explicit ConvInputGrad(const Attributes& attributes) : layer(attributes), gradient(layer, attributes) {
-    gradient.check(layer);
+  explicit ConvInputGrad(const Attributes& attributes)
+      : layer(attributes), gradient(input_gradient(layer, attributes)) {
+    check_phases(layer, gradient);
   }
 
   void compute(Context& context) const {
     const auto dy = context.input<float>(0);
-    const auto affine = context.input<float>(2);
     const std::int64_t blocks = gradient.dy.blocks(dy, "dy");
-    require(layer.affine < 0 || affine, "the input affine is missing");
-    const AffineSlots<const float> slots(layer, affine, "affine");
-    const auto given = gradient.read(context, 3, 4, blocks);
+    const auto affine = layer.slots.bind(context.input<float>(2), "affine");
+    const Finish finish = gradient.finish(context, 3, 4, blocks);
     const SparseRows rows =
-        Lists(layer, context.input<std::int32_t>(5), context.input<float>(1)).transpose(slots.scale);
+        Lists(layer, context.input<std::int32_t>(5), context.input<float>(1)).transpose(affine.scale);
     const auto dx = context.output<float>(0, gradient.dx.shape(blocks));
     const auto room = packing_room(layer);
-    gradient.run(context, layer, dy.data(), given, rows, dx.data(), blocks, room.data());
+    run_phases(context, layer, gradient, dy.data(), finish, rows, dx.data(), blocks, room.data());
   }
 
   ConvLayer layer;
@@ -432,7 +381,8 @@ struct ConvGrad {
   static constexpr std::array outputs{Port{"dx", float32, optional}, Port{"coo_grad_out", float32, aliases(6)},
                                       Port{"affine_grad_out", float32, optional_aliases(7)}};
 
-  explicit ConvGrad(const Attributes& attributes) : layer(attributes), gradient(layer, attributes) {
+  explicit ConvGrad(const Attributes& attributes)
+      : layer(attributes), gradient(input_gradient(layer, attributes)) {
     forward_walk(layer, layer.x, nullptr, gradient.dy, nullptr, 1);
   }
 
@@ -440,30 +390,29 @@ struct ConvGrad {
     const auto dy = context.input<float>(0);
     const auto x = context.input<float>(1);
     const auto value = context.input<float>(2);
-    const auto affine = context.input<float>(3);
     const std::int64_t blocks = gradient.dy.blocks(dy, "dy");
     layer.x.check(x, blocks, "x");
-    require(layer.affine < 0 || affine, "the input affine is missing");
-    const AffineSlots<const float> slots(layer, affine, "affine");
-    const auto given = gradient.read(context, 4, 5, blocks);
+    const auto affine = layer.slots.bind(context.input<float>(3), "affine");
+    const Finish finish = gradient.finish(context, 4, 5, blocks);
     const Lists lists(layer, context.input<std::int32_t>(8), value);
     const SparseRows rows = lists.forward();
     require(context.input<float>(6).size() == value.size(), "coo_grad has ", context.input<float>(6).size(),
             " elements, value has ", value.size());
-    const AffineSlots<const float> grad_slots(layer, context.input<float>(7), "affine_grad");
+    layer.slots.bind_if_there(context.input<float>(7), "affine_grad");
 
     const auto dx = context.output<float>(0, gradient.dx.shape(blocks));
     const auto room = packing_room(layer);
     if (dx) {
-      gradient.check(layer);
-      gradient.run(context, layer, dy.data(), given, lists.transpose(slots.scale), dx.data(), blocks, room.data());
+      check_phases(layer, gradient);
+      run_phases(context, layer, gradient, dy.data(), finish, lists.transpose(affine.scale), dx.data(), blocks,
+                 room.data());
     }
     const auto coo_grad = context.in_place<float>(1, 6);
-    const AffineSlots<float> sums(layer, context.in_place<float>(2, 7), "affine_grad");
+    const auto sums = layer.slots.bind_if_there(context.in_place<float>(2, 7), "affine_grad");
     const Walk walk = forward_walk(layer, layer.x, x.data(), gradient.dy, nullptr, blocks);
     WeightGradient weights;
-    weights.dy = dy.data() + gradient.dy.origin() * gradient.dy.lanes;
-    weights.scale = slots.scale;
+    weights.dy = dy.data() + gradient.dy.at(0, 0, 0);
+    weights.scale = affine.scale;
     weights.grad = coo_grad.data();
     weights.dscale = sums.scale;
     weights.dshift = sums.shift;

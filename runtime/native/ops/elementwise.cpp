@@ -27,44 +27,15 @@ struct Affine {
   void compute(Context& context) const {
     const auto x = context.input<float>(0);
     const std::int64_t blocks = in.blocks(x, "x");
-    const auto affine = slots.bind(context.input<float>(1));
+    const auto affine = slots.bind(context.input<float>(1), "affine");
     const auto y = context.output<float>(0, out.shape(blocks));
     const Finish finish{.count = out.row(), .relu = rectify, .bits = Bits(context, 1, out, blocks)};
-    for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t row = 0; row < in.height; ++row)
-        finish(x.data() + in.at(nb, c, row), affine.scale[c], affine.shift[c], y.data() + out.at(nb, c, row), nb, c,
-               row);
-      out.zero_halo(y.data() + nb * out.block(), c);
-    });
+    finish.all(context, in, x.data(), affine.scale, affine.shift, out, y.data(), blocks);
   }
 };
 const Register<Affine> affine_op;
 
-// The input gradient that both gradient operators give: dx = mask∘(scale·dy + addend).
-struct InputGradient {
-  Stack dy, dx;
-  Slots slots;
-  Mask::Description mask;
-
-  explicit InputGradient(const Attributes& attributes)
-      : dy(Stack::from(attributes, "", "dy_halo")),
-        dx(Stack::from(attributes, "", "dx_halo")),
-        slots(attributes, dy.channels),
-        mask(attributes, dx) {}
-
-  // `before`(y, dy's row y) is called before that row is used.
-  template <class Before>
-  void plane(const float* from, float* to, float scale, const Finish& finish, std::int64_t nb, std::int64_t c,
-             const Before& before) const {
-    for (std::int64_t y = 0; y < dy.height; ++y) {
-      const float* row = from + dy.at(nb, c, y);
-      before(y, row);
-      finish(row, scale, 0, to + dx.at(nb, c, y), nb, c, y);
-    }
-    dx.zero_halo(to + nb * dx.block(), c);
-  }
-};
-
+// dx = mask∘(scale·dy + addend)
 struct AffineInputGrad {
   static constexpr const char* name = "AffineInputGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"affine", float32},
@@ -72,21 +43,19 @@ struct AffineInputGrad {
                                      Port{"mask", ort::ElementType::any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
-  InputGradient rule;
+  InputGradient gradient;
+  Slots slots;
 
-  explicit AffineInputGrad(const Attributes& attributes) : rule(attributes) {}
+  explicit AffineInputGrad(const Attributes& attributes)
+      : gradient(attributes), slots(attributes, gradient.dy.channels) {}
 
   void compute(Context& context) const {
     const auto dy = context.input<float>(0);
-    const std::int64_t blocks = rule.dy.blocks(dy, "dy");
-    const auto affine = rule.slots.bind(context.input<float>(1));
-    const Finish finish{.count = rule.dx.row(),
-                        .addend = Addend(context.input<float>(2), rule.dx, blocks, "addend"),
-                        .mask = rule.mask.bind(context, 3, blocks)};
-    const auto dx = context.output<float>(0, rule.dx.shape(blocks));
-    for_planes(context, blocks, rule.dy.channels, [&](std::int64_t nb, std::int64_t c) {
-      rule.plane(dy.data(), dx.data(), affine.scale[c], finish, nb, c, [](std::int64_t, const float*) {});
-    });
+    const std::int64_t blocks = gradient.dy.blocks(dy, "dy");
+    const auto affine = slots.bind(context.input<float>(1), "affine");
+    const Finish finish = gradient.finish(context, 2, 3, blocks);
+    const auto dx = context.output<float>(0, gradient.dx.shape(blocks));
+    finish.all(context, gradient.dy, dy.data(), affine.scale, nullptr, gradient.dx, dx.data(), blocks);
   }
 };
 const Register<AffineInputGrad> affine_input_grad;
@@ -102,36 +71,40 @@ struct AffineGrad {
                                      Port{"affine_grad", float32}};
   static constexpr std::array outputs{Port{"dx", float32}, Port{"affine_grad_out", float32, aliases(5)}};
 
-  InputGradient rule;
+  InputGradient gradient;
+  Slots slots;
   Stack in;
 
   explicit AffineGrad(const Attributes& attributes)
-      : rule(attributes), in(Stack::from(attributes, "", "in_halo")) {}
+      : gradient(attributes),
+        slots(attributes, gradient.dy.channels),
+        in(Stack::from(attributes, "", "in_halo")) {}
 
   void compute(Context& context) const {
+    const Stack &from = gradient.dy, &to = gradient.dx;
     const auto dy = context.input<float>(0), x = context.input<float>(1);
-    const std::int64_t blocks = rule.dy.blocks(dy, "dy");
+    const std::int64_t blocks = from.blocks(dy, "dy");
     in.check(x, blocks, "x");
-    const auto affine = rule.slots.bind(context.input<float>(2));
-    const Finish finish{.count = rule.dx.row(),
-                        .addend = Addend(context.input<float>(3), rule.dx, blocks, "addend"),
-                        .mask = rule.mask.bind(context, 4, blocks)};
-    const Shape gradients = context.input<float>(5).shape();
-    require(gradients == Shape{2 * affine.count}, "affine_grad is ", gradients.text(), ", not [",
-            2 * affine.count, "]");
-    const auto dx = context.output<float>(0, rule.dx.shape(blocks));
-    const auto gradient = rule.slots.bind(context.in_place<float>(1, 5));
+    const auto affine = slots.bind(context.input<float>(2), "affine");
+    const Finish finish = gradient.finish(context, 3, 4, blocks);
+    slots.bind(context.input<float>(5), "affine_grad");
+    const auto dx = context.output<float>(0, to.shape(blocks));
+    const auto sums = slots.bind(context.in_place<float>(1, 5), "affine_grad");
     // A channel is one piece of work, so that its sums are made in one order.
     context.parallel_for(in.channels, [&](std::int64_t c) {
       double dscale = 0, dshift = 0;
-      for (std::int64_t nb = 0; nb < blocks; ++nb)
-        rule.plane(dy.data(), dx.data(), affine.scale[c], finish, nb, c, [&](std::int64_t y, const float* row) {
-          const RowSums sums = row_kernels().sums(row, x.data() + in.at(nb, c, y), in.row());
-          dscale += sums.products;
-          dshift += sums.values;
-        });
-      gradient.scale[c] += static_cast<float>(dscale);
-      gradient.shift[c] += static_cast<float>(dshift);
+      for (std::int64_t nb = 0; nb < blocks; ++nb) {
+        for (std::int64_t y = 0; y < from.height; ++y) {
+          const float* const row = dy.data() + from.at(nb, c, y);
+          const RowSums of_row = row_kernels().sums(row, x.data() + in.at(nb, c, y), in.row());
+          dscale += of_row.products;
+          dshift += of_row.values;
+          finish(row, affine.scale[c], 0, dx.data() + to.at(nb, c, y), nb, c, y);
+        }
+        to.zero_halo(dx.data() + nb * to.block(), c);
+      }
+      sums.scale[c] += static_cast<float>(dscale);
+      sums.shift[c] += static_cast<float>(dshift);
     });
   }
 };
@@ -158,11 +131,7 @@ struct Add {
     const Addend b(context.input<float>(1), b_stack, blocks, "b");
     const auto y = context.output<float>(0, out.shape(blocks));
     const Finish finish{.count = out.row(), .addend = b, .relu = rectify, .bits = Bits(context, 1, out, blocks)};
-    for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t i = 0; i < out.height; ++i)
-        finish(a.data() + a_stack.at(nb, c, i), 1, 0, y.data() + out.at(nb, c, i), nb, c, i);
-      out.zero_halo(y.data() + nb * out.block(), c);
-    });
+    finish.all(context, a_stack, a.data(), nullptr, nullptr, out, y.data(), blocks);
   }
 };
 const Register<Add> add;
@@ -189,11 +158,7 @@ struct MaskedAdd {
     const Addend b(context.input<float>(1), b_stack, blocks, "b");
     const Finish finish{.count = out.row(), .addend = b, .mask = mask.bind(context, 2, blocks)};
     const auto y = context.output<float>(0, out.shape(blocks));
-    for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t i = 0; i < out.height; ++i)
-        finish(a.data() + a_stack.at(nb, c, i), 1, 0, y.data() + out.at(nb, c, i), nb, c, i);
-      out.zero_halo(y.data() + nb * out.block(), c);
-    });
+    finish.all(context, a_stack, a.data(), nullptr, nullptr, out, y.data(), blocks);
   }
 };
 const Register<MaskedAdd> masked_add;

@@ -1,27 +1,16 @@
 // Where plain tensors meet stacks: the input, the logits, and the attack's step.
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
+#include "ops/finite.h"
 #include "ops/op.h"
 #include "ops/rows.h"
 #include "ops/stack.h"
 
 namespace edge_bcs {
 namespace {
-
-bool is_finite(float x) { return std::abs(x) <= std::numeric_limits<float>::max(); }
-
-// Whether all of `count` numbers are finite, seen in their exponents so that the compiler can use vectors.
-bool all_finite(const float* numbers, std::int64_t count) {
-  std::uint32_t endless = 0;
-  for (std::int64_t i = 0; i < count; ++i)
-    endless |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(numbers[i]) & 0x7f800000u) == 0x7f800000u);
-  return endless == 0;
-}
 
 // Four floats, which every processor here has vectors for.
 using Four = float __attribute__((vector_size(16)));

@@ -87,7 +87,7 @@ struct BatchNorm {
   void compute(Context& context) const {
     const auto z = context.input<float>(0);
     const std::int64_t blocks = in.blocks(z, "z");
-    const auto affine = slots.bind(context.input<float>(1));
+    const auto affine = slots.bind(context.input<float>(1), "affine");
     const Samples samples(context.input<float>(2), blocks, in.lanes);
     for (std::size_t index : {3, 4}) {
       const Shape shape = context.input<float>(index).shape();
@@ -169,33 +169,26 @@ struct BatchNormGrad {
                                      Port{"affine_grad", float32}};
   static constexpr std::array outputs{Port{"dz", float32}, Port{"affine_grad_out", float32, aliases(7)}};
 
-  Stack dy_stack, in, dz_stack;
+  InputGradient gradient;
+  Stack in;
   Slots slots;
-  Mask::Description mask;
 
   explicit BatchNormGrad(const Attributes& attributes)
-      : dy_stack(Stack::from(attributes, "", "dy_halo")),
-        in(Stack::from(attributes, "", "in_halo")),
-        dz_stack(Stack::from(attributes, "", "dx_halo")),
-        slots(attributes, in.channels),
-        mask(attributes, dz_stack) {}
+      : gradient(attributes), in(Stack::from(attributes, "", "in_halo")), slots(attributes, in.channels) {}
 
   void compute(Context& context) const {
+    const Stack &dy_stack = gradient.dy, &dz_stack = gradient.dx;
     const auto dy = context.input<float>(0), z = context.input<float>(1), saved = context.input<float>(3);
     const std::int64_t blocks = dy_stack.blocks(dy, "dy");
     in.check(z, blocks, "z");
-    const auto affine = slots.bind(context.input<float>(2));
+    const auto affine = slots.bind(context.input<float>(2), "affine");
     require(saved.shape() == Shape{2 * in.channels}, "saved is ", saved.shape().text(), ", not [",
             2 * in.channels, "]");
     const Samples samples(context.input<float>(4), blocks, in.lanes);
-    const Finish finish{.count = dz_stack.row(),
-                        .addend = Addend(context.input<float>(5), dz_stack, blocks, "addend"),
-                        .mask = mask.bind(context, 6, blocks)};
-    const Shape gradients = context.input<float>(7).shape();
-    require(gradients == Shape{2 * affine.count}, "affine_grad is ", gradients.text(), ", not [",
-            2 * affine.count, "]");
+    const Finish finish = gradient.finish(context, 5, 6, blocks);
+    slots.bind(context.input<float>(7), "affine_grad");
     const auto dz = context.output<float>(0, dz_stack.shape(blocks));
-    const auto gradient = slots.bind(context.in_place<float>(1, 7));
+    const auto sums = slots.bind(context.in_place<float>(1, 7), "affine_grad");
     const auto count = static_cast<double>(samples.count() * in.height * in.width);
 
     context.parallel_for(in.channels, [&](std::int64_t c) {
@@ -210,8 +203,8 @@ struct BatchNormGrad {
                                 mean](std::int64_t j) { return d[j] * (static_cast<double>(x[j]) - mean); };
                       }) *
           inverse;
-      gradient.scale[c] += static_cast<float>(dscale);
-      gradient.shift[c] += static_cast<float>(dshift);
+      sums.scale[c] += static_cast<float>(dscale);
+      sums.shift[c] += static_cast<float>(dshift);
 
       const auto mean_dy = static_cast<float>(dshift / count);
       const auto slope = static_cast<float>(dscale / count) * inverse;

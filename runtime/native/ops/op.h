@@ -171,6 +171,9 @@ class Attributes {
   const ort::KernelInfo* info_;
 };
 
+// Numbers that one thread takes at a time where an operator does little to each of them.
+inline constexpr std::int64_t elements_a_task = 1 << 14;
+
 // Work memory of one call, taken from the budget and given back on destruction. Not zeroed; 64-byte aligned.
 template <class T>
 class Scratch {
@@ -256,6 +259,13 @@ class Context {
     else
       run_parallel(run, static_cast<std::size_t>(count), &job);
     if (job.error) std::rethrow_exception(job.error);
+  }
+
+  // Calls body(begin, end) for the parts of [0, count), of `part` numbers each and the last of fewer, as parallel_for does.
+  template <class Body>
+  void parallel_parts(std::int64_t count, std::int64_t part, const Body& body) const {
+    parallel_for((count + part - 1) / part,
+                 [&](std::int64_t i) { body(i * part, std::min(count, (i + 1) * part)); });
   }
 
   const char* input_name(std::size_t index) const { return inputs_[index].name; }

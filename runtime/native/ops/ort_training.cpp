@@ -21,15 +21,6 @@ using RegisterTraining = Register<Op, detail::Domain::microsoft>;
 
 // Element by element
 
-constexpr std::int64_t piece = 1 << 14;  // elements that one thread takes at a time
-
-// body(first, end) over [0, size) in pieces.
-template <class Body>
-void in_pieces(const Context& context, std::int64_t size, const Body& body) {
-  context.parallel_for((size + piece - 1) / piece,
-                       [&](std::int64_t i) { body(i * piece, std::min((i + 1) * piece, size)); });
-}
-
 // dX = dY·slope(v), where v is the activation's input or output, as its gradient takes it.
 template <class Slope>
 struct ActivationGrad {
@@ -42,7 +33,7 @@ struct ActivationGrad {
     const auto dy = context.input<float>(0), value = context.input<float>(1);
     require(dy.shape() == value.shape(), "dY is ", dy.shape().text(), ", not ", value.shape().text());
     const auto dx = context.output<float>(0, dy.shape());
-    in_pieces(context, dy.size(), [&](std::int64_t first, std::int64_t end) {
+    context.parallel_parts(dy.size(), elements_a_task, [&](std::int64_t first, std::int64_t end) {
       for (std::int64_t i = first; i < end; ++i) dx[i] = dy[i] * slope(value[i]);
     });
   }
@@ -104,7 +95,7 @@ struct InPlaceAccumulatorV2 {
             buffer.shape().text());
     const bool overwrite = context.flag(2);
     auto* const sums = const_cast<float*>(buffer.data());
-    in_pieces(context, buffer.size(), [&](std::int64_t first, std::int64_t end) {
+    context.parallel_parts(buffer.size(), elements_a_task, [&](std::int64_t first, std::int64_t end) {
       if (overwrite)
         std::copy(gradient.data() + first, gradient.data() + end, sums + first);
       else
@@ -624,7 +615,7 @@ struct SGDOptimizerV2 {
     require(weights.shape() == gradients.shape(), "the gradient is ", gradients.shape().text(), ", not ",
             weights.shape().text());
     auto* const target = const_cast<float*>(weights.data());
-    in_pieces(context, weights.size(), [&](std::int64_t first, std::int64_t end) {
+    context.parallel_parts(weights.size(), elements_a_task, [&](std::int64_t first, std::int64_t end) {
       for (std::int64_t i = first; i < end; ++i) target[i] -= rate * gradients[i];
     });
     context.output<bool>(0, {1})[0] = true;
@@ -665,7 +656,7 @@ struct AdamWOptimizer {
     const auto step = static_cast<float>(steps[0]);
     const float first_correction = correct ? 1 - std::pow(alpha, step) : 1;
     const float second_correction = correct ? 1 - std::pow(beta, step) : 1;
-    in_pieces(context, weights.size(), [&](std::int64_t first, std::int64_t end) {
+    context.parallel_parts(weights.size(), elements_a_task, [&](std::int64_t first, std::int64_t end) {
       for (std::int64_t i = first; i < end; ++i) {
         const float g = gradients[i];
         const float m = first_moment[i] = alpha * first_moment[i] + (1 - alpha) * g;

@@ -183,9 +183,10 @@ struct AveragePoolGrad {
   static constexpr std::array outputs{Port{"dx", float32}};
 
   Pooling pooling;
-  Mask::Description mask;
+  InputGradient gradient;
 
-  explicit AveragePoolGrad(const Attributes& attributes) : pooling(attributes), mask(attributes, pooling.in) {
+  explicit AveragePoolGrad(const Attributes& attributes)
+      : pooling(attributes), gradient(attributes, pooling.out, pooling.in) {
     require(pooling.padding == 0, "the padding ", pooling.padding, " of an average is not 0");
   }
 
@@ -193,9 +194,7 @@ struct AveragePoolGrad {
     const Stack &in = pooling.in, &out = pooling.out;
     const auto dy = context.input<float>(0);
     const std::int64_t blocks = out.blocks(dy, "dy"), lanes = in.lanes;
-    const Finish finish{.count = in.row(),
-                        .addend = Addend(context.input<float>(1), in, blocks, "addend"),
-                        .mask = mask.bind(context, 2, blocks)};
+    const Finish finish = gradient.finish(context, 1, 2, blocks);
     const auto dx = context.output<float>(0, in.shape(blocks));
     const float weight = 1.0f / static_cast<float>(pooling.kernel * pooling.kernel);
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
@@ -211,10 +210,10 @@ struct AveragePoolGrad {
         const std::int64_t first = y < pooling.kernel ? 0 : (y - pooling.kernel) / pooling.stride + 1;
         for (std::int64_t oy = first; oy < out.height && oy * pooling.stride <= y; ++oy)
           for (std::int64_t ox = 0; ox < out.width; ++ox) {
-            const float* gradient = dy.data() + out.at(nb, c, oy, ox);
+            const float* from = dy.data() + out.at(nb, c, oy, ox);
             for (std::int64_t kx = 0; kx < pooling.kernel; ++kx) {
               float* pixel = row + pooling.input(ox, kx) * lanes;
-              for (std::int64_t b = 0; b < lanes; ++b) pixel[b] += gradient[b] * weight;
+              for (std::int64_t b = 0; b < lanes; ++b) pixel[b] += from[b] * weight;
             }
           }
         finish(row, 1, 0, row, nb, c, y);

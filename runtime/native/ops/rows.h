@@ -1,4 +1,4 @@
-// What the elementwise operators share: work on planes in parallel, additions, ReLU masks, ReLU bits.
+// What operators share that work row by row: planes in parallel, additions, ReLU masks, ReLU bits, gradients of inputs.
 #pragma once
 
 #include <cstdint>
@@ -59,6 +59,7 @@ class Mask {
   const std::uint8_t* bits(std::int64_t nb, std::int64_t c, std::int64_t y) const {
     return bits_ == nullptr ? nullptr : bits_ + stack_.bits_at(nb, c, y);
   }
+  const Stack& stack() const { return stack_; }
 
  private:
   Stack stack_;
@@ -123,6 +124,38 @@ struct Finish {
                            .mask_bits = mask.bits(nb, c, y),
                            .out = out,
                            .bits = bits.row(nb, c, y)});
+  }
+
+  // The same for every row of every batch block, from the stack `in` at `a` to the stack `to` at `out`, and zeros in its
+  // halo. Scales and shifts are those of the channels; null: 1 and 0.
+  void all(const Context& context, const Stack& in, const float* a, const float* scales, const float* shifts,
+           const Stack& to, float* out, std::int64_t blocks) const {
+    for_planes(context, blocks, to.channels, [&](std::int64_t nb, std::int64_t c) {
+      const float scale = scales == nullptr ? 1 : scales[c], shift = shifts == nullptr ? 0 : shifts[c];
+      for (std::int64_t y = 0; y < to.height; ++y)
+        (*this)(a + in.at(nb, c, y), scale, shift, out + to.at(nb, c, y), nb, c, y);
+      to.zero_halo(out + nb * to.block(), c);
+    });
+  }
+};
+
+// How an operator passes a gradient to its input: dx = mask ∘ (what it makes of dy, + addend).
+struct InputGradient {
+  Stack dy, dx;
+  Mask::Description mask;
+
+  InputGradient(const Attributes& attributes, const Stack& dy, const Stack& dx)
+      : dy(dy), dx(dx), mask(attributes, dx) {}
+
+  // Of an operator whose input and output have one geometry: attributes dy_halo and dx_halo.
+  explicit InputGradient(const Attributes& attributes)
+      : InputGradient(attributes, Stack::from(attributes, "", "dy_halo"), Stack::from(attributes, "", "dx_halo")) {}
+
+  // What is done to the rows of dx, from the optional inputs `addend_index` and `mask_index`.
+  Finish finish(const Context& context, std::size_t addend_index, std::size_t mask_index, std::int64_t blocks) const {
+    return {.count = dx.row(),
+            .addend = Addend(context.input<float>(addend_index), dx, blocks, "addend"),
+            .mask = mask.bind(context, mask_index, blocks)};
   }
 };
 

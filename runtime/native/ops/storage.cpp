@@ -8,16 +8,6 @@
 namespace edge_bcs {
 namespace {
 
-constexpr std::int64_t elements_a_task = 1 << 14;
-
-// Calls body(begin, end) for fixed parts of [0, count), in parallel.
-template <class Body>
-void for_parts(const Context& context, std::int64_t count, const Body& body) {
-  context.parallel_for((count + elements_a_task - 1) / elements_a_task, [&](std::int64_t i) {
-    body(i * elements_a_task, std::min(count, (i + 1) * elements_a_task));
-  });
-}
-
 // Rounded to nearest, ties to even. What is not a number stays so, and what is not zero does not become zero
 // (it becomes the smallest bfloat16 of its sign), so that a ReLU mask taken of the result is exact.
 std::uint16_t narrow(float value) {
@@ -39,7 +29,7 @@ struct Narrow {
   void compute(Context& context) const {
     const auto x = context.input<float>(0);
     const auto y = context.output<std::uint16_t>(0, x.shape());
-    for_parts(context, x.size(), [&](std::int64_t begin, std::int64_t end) {
+    context.parallel_parts(x.size(), elements_a_task, [&](std::int64_t begin, std::int64_t end) {
       std::transform(x.begin() + begin, x.begin() + end, y.begin() + begin, narrow);
     });
   }
@@ -55,7 +45,7 @@ struct Widen {
   void compute(Context& context) const {
     const auto x = context.input<std::uint16_t>(0);
     const auto y = context.output<float>(0, x.shape());
-    for_parts(context, x.size(), [&](std::int64_t begin, std::int64_t end) {
+    context.parallel_parts(x.size(), elements_a_task, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         const std::uint32_t bits = static_cast<std::uint32_t>(x[i]) << 16;
         std::memcpy(&y[i], &bits, sizeof bits);

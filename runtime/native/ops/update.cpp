@@ -8,6 +8,7 @@
 #include <span>
 
 #include "ops/dispatch.h"
+#include "ops/finite.h"
 #include "ops/op.h"
 #include "ops/philox.h"
 
@@ -18,8 +19,6 @@ constexpr float newborn = 1e-12f;  // θ of a new connection
 
 // Entries that one thread does at once; a multiple of the four words of a Philox block.
 constexpr std::int64_t chunk = 4096;
-
-bool is_finite(float x) { return std::fabs(x) <= std::numeric_limits<float>::max(); }
 
 // The checks gather an int without branching, so that the compiler uses vectors.
 template <class Holds>
@@ -45,17 +44,9 @@ struct Hyper {
   float updated(float w, float v) const { return w * (1.0f - decay) - rate * v; }
 };
 
-// Calls body(first, last) for fixed chunks of [0, count), in parallel.
-template <class Body>
-void for_chunks(const Context& context, std::int64_t count, const Body& body) {
-  context.parallel_for((count + chunk - 1) / chunk,
-                       [&](std::int64_t i) { body(i * chunk, std::min(count, (i + 1) * chunk)); });
-}
-
 void require_finite(std::span<const float> numbers, const char* name) {
-  const auto count = static_cast<std::int64_t>(numbers.size());
-  const float* const data = numbers.data();
-  require(for_all(0, count, [=](std::int64_t t) { return is_finite(data[t]); }), name, " has an element that is not finite");
+  require(all_finite(numbers.data(), static_cast<std::int64_t>(numbers.size())), name,
+          " has an element that is not finite");
 }
 
 // The standard normal draws of a step's entries, a bounded number at a time.
@@ -171,7 +162,7 @@ struct RewireStep {
             " are not vectors of one length");
     require(kappa <= positions, "there are ", kappa, " connections for ", positions, " positions");
     const float noise_scale = hyper.rate * hyper.noise;
-    for_chunks(context, kappa, [&](std::int64_t first, std::int64_t last) {
+    context.parallel_parts(kappa, chunk, [&](std::int64_t first, std::int64_t last) {
       const auto part = [&](const float* data) {
         return std::span(data + first, static_cast<std::size_t>(last - first));
       };
@@ -229,7 +220,7 @@ struct RewireStep {
   static void update(const Context& context, const Hyper& hyper, const Philox& noise, float* value,
                      float* momentum, const float* gradient, std::int64_t kappa) {
     const float noise_scale = hyper.rate * hyper.noise;
-    for_chunks(context, kappa, [&](std::int64_t first, std::int64_t last) {
+    context.parallel_parts(kappa, chunk, [&](std::int64_t first, std::int64_t last) {
       for_noise(hyper, noise, first, last, [&](std::int64_t t, auto normal) {
         const float v = hyper.velocity(momentum[t], gradient[t]);
         const float w = noisy(hyper.updated(value[t], v), noise_scale, normal);
@@ -323,7 +314,7 @@ struct DenseStep {
     require(old_value.shape() == shape && old_momentum.shape() == shape && gradient.shape() == shape,
             "value ", old_value.shape().text(), ", momentum ", old_momentum.shape().text(), " and gradient ",
             gradient.shape().text(), " are not vectors of one length");
-    for_chunks(context, old_value.size(), [&](std::int64_t first, std::int64_t last) {
+    context.parallel_parts(old_value.size(), chunk, [&](std::int64_t first, std::int64_t last) {
       bool finite = true;
       for (std::int64_t i = first; i < last; ++i) {
         const float v = hyper.velocity(old_momentum[i], gradient[i]);
@@ -332,7 +323,7 @@ struct DenseStep {
       require(finite, "the step would make a parameter that is not finite; nothing was changed");
     });
     const auto value = context.in_place<float>(0, 0), momentum = context.in_place<float>(1, 1);
-    for_chunks(context, value.size(), [&](std::int64_t first, std::int64_t last) {
+    context.parallel_parts(value.size(), chunk, [&](std::int64_t first, std::int64_t last) {
       for (std::int64_t i = first; i < last; ++i) {
         momentum[i] = hyper.velocity(momentum[i], gradient[i]);
         value[i] = hyper.updated(value[i], momentum[i]);
