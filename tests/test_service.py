@@ -110,6 +110,10 @@ def test_the_service_may_not_do_anything_else(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "x").exists() and not Path("/var/cache/edge-bcs/x").exists()
     for what, code in CONFINED.items():
         assert run(code).returncode == 1, what
+    for user, expected in (("root", 1), ("nobody", 0)):
+        as_user = text.replace("User=root", f"User={user}")
+        other = start(tmp_path, as_user.replace(command, 'ExecStart=/bin/sh -c "test $$(id -u) -ne 0"'))
+        assert other.returncode == expected, other.stderr
     unknown = start(tmp_path, text.replace("PrivateNetwork=yes", "PrivateNetwork=yes\nPrivateUsers=yes"))
     assert unknown.returncode == 1 and "PrivateUsers" in unknown.stderr
 
