@@ -31,6 +31,7 @@ from edge_bcs.external_attacks import Adversary
 from edge_bcs.files import read_small, write_atomically
 from edge_bcs.metadata import parse_object
 from edge_bcs.objectives import cross_entropy
+from edge_bcs.outputs import check_output, json_with
 from edge_bcs.progress import Progress
 from edge_bcs.sparse_model import SparseModel
 
@@ -253,6 +254,7 @@ def measure(
         raise EdgeBcsError("there is no image to evaluate")
     asked = {**settings, "batch_size": batch_size, "samples": total, "budgets": list(budgets)}
     if resume is not None:
+        check_output(resume, json_with("asked", "counts"), "the counts of an interrupted evaluation")
         asked["of"] = _fingerprint(model, data)
     versions = max(1, len(budgets))
     counts = _resumed(resume, asked, versions) or {

@@ -4,10 +4,12 @@ the new, never a mixture."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import stat
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,13 @@ except ImportError:  # Windows, which does not remove a file that is open
 PARTIAL_SUFFIX = ".partial"
 """Ends the name of a file that is being written, beside the one whose place it will take."""
 _OWNED = re.compile(r"\.([0-9]{1,10})(?:-[0-9]+)?" + re.escape(PARTIAL_SUFFIX))
+_CAUSES = {
+    errno.ENOSPC: "the disk is full",
+    errno.EFBIG: "the file may not grow further",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "permission is denied",
+}
 SMALL = 16 << 20
 """Bytes that no manifest, report, settings or other small file of text has."""
 
@@ -46,6 +55,11 @@ def read_small(file: str | Path, most: int = SMALL) -> bytes:
         shown = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
         raise EdgeBcsError(f"{file} is larger than {shown}, which no such file is; it is not read.")
     return content
+
+
+def cause_of(error: OSError) -> str:
+    """Why the system refused to write, in a few words."""
+    return _CAUSES.get(error.errno or 0, error.strerror or str(error))
 
 
 @contextlib.contextmanager
@@ -140,8 +154,30 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_stream(path: Path) -> bool:
+    """Whether ``path`` names a device, a pipe or an open file (/dev/stdout): written to, never replaced."""
+    if path.absolute().parts[1:2] in (("dev",), ("proc",)):
+        return path.exists() and not path.is_dir()
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """A device or a pipe to write to; of an open file of this process (/dev/stdout) that file itself, which
+    goes on where it stands."""
+    name = os.readlink(path) if path.is_symlink() else str(path)  # /dev/stdout is /proc/self/fd/1
+    known = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", name)
+    sys.stdout.flush()
+    return open(os.dup(int(known[1])) if known else os.open(path, os.O_WRONLY | os.O_APPEND), "wb")
+
+
 def write_atomically(path: Path, content: bytes, *, make_folder: bool = False) -> None:
     """Replace a file by ``content``, on the medium before this returns.
+
+    What a symbolic link points to is replaced, not the link. A device or a pipe is written to.
 
     Args:
         path: the file. content: all of it. make_folder: make the folder of the file if it is missing.
@@ -150,10 +186,15 @@ def write_atomically(path: Path, content: bytes, *, make_folder: bool = False) -
         EdgeBcsError: the file cannot be written; the old one is kept.
     """
     try:
+        if is_stream(path):
+            with _opened(path) as stream:
+                stream.write(content)
+            return
+        file = Path(os.path.realpath(path))
         if make_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as stream:
-            stream.write(content)
-        sync_folder(path.parent)
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as partial:
+            partial.write(content)
+        sync_folder(file.parent)
     except OSError as error:
         raise EdgeBcsError(f"{path} cannot be written: {error.strerror or error}.") from None

@@ -6,6 +6,7 @@ Each function returns a matplotlib figure made from files that `edge-bcs train`,
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import read_small
+from edge_bcs.files import read_small, write_atomically
 from edge_bcs.metadata import parse_object
+from edge_bcs.outputs import containing
 
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_SOFTWARE = "edge-bcs"
+DRAWN = containing(f"Software\0{_SOFTWARE}")
+"""By which a PNG of ours is recognised: its own text field."""
 _FEW = 12  # points that are marked, since a line through them hardly shows where they are
 _SMOOTH = 50  # parts of a training, over each of which a curve of steps is averaged
 _LONGEST_LINE = 1 << 20
@@ -424,12 +429,18 @@ def save(draw: Callable[[], Any], file: Path) -> None:
             f"{file.name} cannot be drawn: a run or report lacks a number ({type(error).__name__}: {error})"
         ) from None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=150)
-    except OSError as error:
-        raise EdgeBcsError(f"{file} cannot be written: {error.strerror or error}") from None
+        write_figure(figure, file, 150)
     finally:
         pyplot.close(figure)
+
+
+def write_figure(figure: Any, file: Path, dpi: int) -> None:
+    """Write a figure in the form that the file's name ends with, whole or not at all; EdgeBcsError if that
+    is impossible."""
+    stream = io.BytesIO()
+    more: dict[str, Any] = {"metadata": {"Software": _SOFTWARE}} if file.suffix == ".png" else {}
+    figure.savefig(stream, format=file.suffix.removeprefix(".") or "png", dpi=dpi, **more)
+    write_atomically(file, stream.getvalue(), make_folder=True)
 
 
 def _groups(reports: Sequence[Report]) -> dict[str, list[dict[str, Any]]]:

@@ -35,6 +35,7 @@ from edge_bcs.engines import Batch, Numbers, open_engine
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import Data
 from edge_bcs.exportable import warn_if_not_exportable
+from edge_bcs.locks import FolderLock
 from edge_bcs.metadata import parse_json, parse_object
 from edge_bcs.objectives import Objective
 from edge_bcs.progress import Progress
@@ -55,6 +56,7 @@ STEPS = "metrics.jsonl"
 EPOCHS = "epochs.jsonl"
 _CACHED_BYTES = 2**31
 _CHECKED_IMAGES = 64
+_LONGEST_LINE = 1 << 20
 _CUT = (
     "the network is cut: its answers do not depend on the image, and no gradient will reach its first "
     "layers; choose a lower sparsity, a wider network, another distribution or another seed"
@@ -152,8 +154,8 @@ def train(
     Raises:
         EdgeBcsError: an argument out of range, a device that is not there, rst without its second data set,
             data that does not fit, a class that the network does not know, a pixel beyond [0, 1] or not
-            finite, a checkpoint of another plan, or a
-            step that would make a weight that is not finite.
+            finite, a checkpoint of another plan, an output folder into which another process trains or in
+            which something would be written over, or a step that would make a weight that is not finite.
     """
     described = objectives.get(objective)
     batch_size = batch_size_of(data) if batch_size is None else batch_size
@@ -343,6 +345,7 @@ class _Run:
         self.best_state = sparse.state()
         self.output: Path | None = None
         self._lines: IO[str] | None = None
+        self._lock: FolderLock | None = None
         # Loss, correct answers of up to two branches, deaths; over the steps of an epoch.
         self._sums = np.zeros(4)
         # Steps whose numbers have not been read: what they are about, when they began, how to read them.
@@ -381,11 +384,13 @@ class _Run:
 
         A training that was killed before its first save left lines of metrics alone: it begins anew.
         """
+        if self.replicas.first:
+            self._lock = FolderLock(output)
         last = output / LAST
         if resume and (last.exists() or not (output / STEPS).exists()):
             self._continue(last)
-        elif last.exists():
-            raise EdgeBcsError(f"{output} holds a training already; resume it, or choose another folder")
+        else:
+            _check_new(output, self.plan)
         if not self.replicas.first:
             return
         self.output = output
@@ -402,6 +407,8 @@ class _Run:
             self.engine.close()
         if self._lines is not None:
             self._lines.close()
+        if self._lock is not None:
+            self._lock.release()
 
     def _continue(self, last: Path) -> None:
         checkpoint = read_checkpoint(last)
@@ -645,3 +652,47 @@ def _laps(data: Part, seed: int, first: int, count: int) -> Iterator[tuple[int, 
         chosen = data.order(seed + 1, lap)[begin : begin + count]
         yield lap, chosen
         first, count = first + len(chosen), count - len(chosen)
+
+
+def _check_new(output: Path, plan: Plan) -> None:
+    """Raise `EdgeBcsError` if a training that starts in the folder would write over anything but what the
+    same one left there that was killed before its first save, in its first epoch at the latest."""
+    try:
+        if (output / LAST).exists():
+            raise EdgeBcsError(f"{output} holds a training already; resume it, or choose another folder")
+        left: dict[str, Callable[[], bool]] = {
+            STEPS: lambda: _lines_with(output / STEPS, "step", "deaths", "milliseconds") is not None,
+            EPOCHS: lambda: _lines_with(output / EPOCHS, "epoch", "step", "connections") in (0, 1),
+            BEST: lambda: _is_of_first_epoch(output / BEST, plan),
+        }
+        for name, is_left in left.items():
+            if (output / name).exists() and not is_left():
+                raise EdgeBcsError(
+                    f"{output} has a {name} that a training there would write over; choose another folder"
+                )
+    except OSError as error:
+        raise EdgeBcsError(f"{output} cannot be read: {error.strerror or error}") from None
+
+
+def _lines_with(path: Path, *names: str) -> int | None:
+    """How many whole lines a file of metrics has; None if one of them lacks a name, and is thus another's."""
+    count = 0
+    with path.open("rb") as stream:
+        while (line := stream.readline(_LONGEST_LINE)).endswith(b"\n"):
+            try:
+                if not parse_object(line).keys() >= set(names):
+                    return None
+            except ValueError:
+                return None
+            count += 1
+    return None if len(line) == _LONGEST_LINE else count  # what has no end was cut off, or is none of ours
+
+
+def _is_of_first_epoch(path: Path, plan: Plan) -> bool:
+    """Whether a checkpoint is what a training of this plan saves after its first epoch."""
+    try:
+        metadata = read_checkpoint(path).metadata
+        best = parse_object(metadata.get("best", ""))
+        return parse_object(metadata.get("plan", "")) == asdict(plan) and best.get("best_epoch") == 0
+    except (EdgeBcsError, ValueError):
+        return False

@@ -27,6 +27,7 @@ import edge_bcs
 from edge_bcs.cli.common import percent, table
 from edge_bcs.data import ArrayDataset, open_data
 from edge_bcs.files import write_json
+from edge_bcs.outputs import check_output, json_with
 
 CLASSES = (0, 1, 3, 5, 8)  # in CIFAR-10's order: airplane, automobile, cat, dog, ship
 BLUR = 0.7  # standard deviation of the blur, pixels
@@ -72,6 +73,8 @@ def camera_images(spec: str, seed: int) -> tuple[ArrayDataset, ArrayDataset, tup
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="out/shifted-camera")
 def main(checkpoint: str, spec: str, output: Path, **options: Any) -> None:
     """Compare no, plain and robust fine-tuning on what a shifted camera sees."""
+    ours = json_with("checkpoint", "data", "rows")
+    check_output(output / "report.json", ours, "a report of this example")
     training, held_out, classes = camera_images(spec, options["seed"])
     rows = []
     for name, objective in (("none", None), ("plain", "natural"), ("robust (AT, PGD-10)", "at")):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,6 @@ import edge_bcs
 from edge_bcs.checkpoint import classes_metadata
 from edge_bcs.classes import check_names, completed
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import replacing, sync_folder
 from edge_bcs.objectives import get as objective_named
 from edge_bcs.progress import note
 from edge_bcs.sparse_model import SparseModel
@@ -46,6 +42,7 @@ from .layers import Convolution
 from .network import Network, network_of
 from .plain_eval import PLAIN_EVAL, plain_evaluation_model
 from .planner import Choice, Job
+from .publish import check_target, publishing
 from .validation import run
 from .validation import validate as validate_artifact
 
@@ -80,10 +77,12 @@ def export(
     plain_eval: bool = False,
     sign_key: str | Path | None = None,
     release: int | None = None,
+    force: bool = False,
 ) -> Artifact:
     """Compile ``sparse`` into the artifact ``directory`` and check it against torch.
 
-    It appears complete or not at all; an artifact that is already there is replaced.
+    It appears complete or not at all. An artifact that is already there is replaced, whole; anything else,
+    and an artifact with files of others in its folder, is not.
 
     Args:
         sparse: the network with its κ connections; `sparse.classes` are the names of its outputs, if it has
@@ -112,14 +111,15 @@ def export(
         plain_eval: also write eval_model.plain.onnx, the evaluation model in ONNX's own operators.
         sign_key: PEM file of an Ed25519 private key that signs the artifact (runtime/signature.py).
         release: number of this artifact among its maker's, which only grows (runtime/release.py).
+        force: also replace a run that training saved, or an artifact whose files were changed.
 
     Returns:
         The artifact, read back from disk.
 
     Raises:
         EdgeBcsError: a network that is not supported or holds a number that is not finite, an impossible
-            budget, a folder that is something else, or an artifact that does not agree with torch; nothing
-            is left on disk then.
+            budget, a folder that is something else, a disk that is full or read-only, or an artifact that
+            does not agree with torch; nothing is left on disk then, and what was there is as it was.
     """
     target = Path(directory)
     rule = objective_named(objective)
@@ -141,7 +141,7 @@ def export(
     fault = state_fault(sparse.state(), sparse.parts)
     if fault is not None:
         raise EdgeBcsError(f"the network cannot be exported: {fault}.")
-    _check_target(target)
+    check_target(target, force)
     if release is not None and not 1 <= release <= LARGEST_RELEASE:
         raise EdgeBcsError(f"a release is a whole number from 1 to {LARGEST_RELEASE}, not {release}")
     key = None if sign_key is None else signature.private_key(sign_key)
@@ -185,10 +185,7 @@ def export(
         "lists_length": network.lists.length,
         "memory": {**compiled.memory.to_json(budget), "choice": _choice(compiled.choice, store)},
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        folder = Path(scratch) / target.name
-        folder.mkdir()
+    with publishing(target, force) as folder:
         state = {"objective": rule.name, "step": str(step), "seed": str(seed), **classes_metadata(classes)}
         if plain_eval:
             onnx.save(plain_evaluation_model(sparse, input_shape), folder / PLAIN_EVAL)
@@ -200,12 +197,6 @@ def export(
         if key is not None:
             signed = signature.sign((folder / MANIFEST).read_bytes(), key)
             (folder / archives.SIGNATURE).write_bytes(signed)
-        if target.suffix == archives.SUFFIX:
-            with replacing(target) as stream:
-                archives.pack(folder, stream, target.stem)
-            sync_folder(target.parent)
-        else:
-            _publish(folder, target, Path(scratch) / "replaced")
     return Artifact.read(target)
 
 
@@ -227,19 +218,6 @@ def _check(
     for name, number in numbers.items():
         if not 0 <= number < float("inf"):
             raise EdgeBcsError(f"{name} must be a finite number and not negative, not {number}")
-
-
-def _check_target(target: Path) -> None:
-    if target.suffix == archives.SUFFIX:
-        if target.exists():
-            Artifact.read(target)  # refused if it is anything else, which then stays as it is
-        return
-    if (
-        target.exists()
-        and not (target / MANIFEST).is_file()
-        and (not target.is_dir() or any(target.iterdir()))
-    ):
-        raise EdgeBcsError(f"{target} exists and is not an artifact; choose another folder")
 
 
 def _choice(choice: Choice, stored: str) -> dict[str, Any]:
@@ -317,16 +295,3 @@ def _sorted_header(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
-
-
-def _publish(folder: Path, target: Path, aside: Path) -> None:
-    """Put ``folder`` in place of ``target`` by renaming; both lie on one file system."""
-    if target.exists():
-        os.rename(target, aside)
-    try:
-        os.rename(folder, target)
-    except OSError:
-        if aside.exists():
-            os.rename(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

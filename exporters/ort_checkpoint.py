@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from onnx import numpy_helper
 
+from edge_bcs.errors import EdgeBcsError
+
 Array = np.ndarray[Any, Any]
 TRAINABLE = ("coo.value", "dense.value")
 
@@ -37,6 +39,9 @@ def write_ort_checkpoint(
         state: the seven buffers of a state by name.
         lists: coo.lists i32[M], which the graphs read and nothing saves.
         properties: the state's metadata (network, layers, step, seed, …).
+
+    Raises:
+        EdgeBcsError: ONNX Runtime cannot write the file.
     """
     from onnxruntime.capi import _pybind_state
     from onnxruntime.training.api import CheckpointState
@@ -49,8 +54,11 @@ def write_ort_checkpoint(
     }
     trainable = [content for name, content in serialized.items() if name in TRAINABLE]
     frozen = [content for name, content in serialized.items() if name not in TRAINABLE]
-    _pybind_state.save_checkpoint(trainable, frozen, str(path), False)
-    checkpoint = CheckpointState.load_checkpoint(path)
-    for name, value in sorted(properties.items()):
-        checkpoint.properties[name] = value
-    CheckpointState.save_checkpoint(checkpoint, path)
+    try:
+        _pybind_state.save_checkpoint(trainable, frozen, str(path), False)
+        checkpoint = CheckpointState.load_checkpoint(path)
+        for name, value in sorted(properties.items()):
+            checkpoint.properties[name] = value
+        CheckpointState.save_checkpoint(checkpoint, path)
+    except Exception as error:  # its own kinds, of a full disk, too
+        raise EdgeBcsError(f"the checkpoint {path} cannot be written: {error}") from None

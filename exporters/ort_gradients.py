@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 from edge_bcs.runtime import library
+from edge_bcs.runtime.archive import is_artifact
 from onnx import helper, numpy_helper
 
 from edge_bcs.errors import EdgeBcsError
@@ -305,6 +306,10 @@ def generate_artifacts(
     from onnxruntime.training import artifacts
 
     folder = Path(directory)
+    if is_artifact(folder):
+        raise EdgeBcsError(
+            f"{folder} is an artifact of edge-bcs, which stays as it is; choose another folder."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     model = forward_model(sparse, input_shape, micro_batch)
     held = {item.name for item in model.graph.initializer}
@@ -317,7 +322,7 @@ def generate_artifacts(
         artifact_directory=folder,
         custom_op_library=library.library_path(),
     )
-    for file in sorted(folder.glob("*_model.onnx")):
+    for file in sorted(folder / f"{graph}_model.onnx" for graph in ("training", "eval", "optimizer")):
         written = onnx.load(file)
         # The tools write the newest version that the onnx package knows, which this onnxruntime refuses.
         written.ir_version = min(written.ir_version, model.ir_version)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +31,8 @@ VERSION = 1
 GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
 MANIFEST = archive.MANIFEST
 STATE = "state.safetensors"
+REPLACED = "replaced"
+"""Where an export moves what it replaces, in a folder .NAME.… beside it, if folders cannot be exchanged."""
 _MOST_NUMBERS = 2**31 - 1  # of any buffer
 _LARGEST_NUMBER = 3.4e38  # of float32
 LARGEST_RELEASE = 2**53 - 1  # what every reader of JSON takes for a whole number
@@ -213,6 +217,11 @@ def _folder(folder: Path) -> Folder:
     with reading(folder):
         if not folder.is_dir():
             kind = "is a file, neither a folder nor a .tar" if folder.exists() else "does not exist"
+            for left in folder.parent.glob(f".{escape(folder.name)}.*/{REPLACED}"):
+                raise EdgeBcsError(
+                    f"the artifact {folder} {kind}: its export was killed, and what it was to replace is "
+                    f"{left}; move that back, or export again."
+                )
             raise EdgeBcsError(
                 f"the artifact {folder} {kind}; create one with `edge-bcs export -o {folder}`."
             )
@@ -430,16 +439,79 @@ def _objective(fields: _Fields) -> Objective:
 
 
 def check_is_run_of(run: str | Path, artifact: Artifact) -> None:
-    """Raise EdgeBcsError unless the folder ``run`` holds a run of ``artifact``: its graphs and settings, with
-    a state that training wrote."""
-    found = Artifact.read(run)
-    files = {name: artifact.manifest["files"].get(name) for name in found.manifest["files"] if name != STATE}
-    expected = {**artifact.manifest, "files": files}
+    """Raise EdgeBcsError, with a sentence that says what differs, unless the folder ``run`` holds a run of
+    ``artifact``: its graphs and settings, with a state that training wrote.
+
+    Manifests are compared, whole but for which version wrote them and for names that outputs got in one of
+    them alone; that the files are those of the manifest is verified where they are read.
+    """
+    folder = Path(run)
+    with reading(folder / MANIFEST):
+        content = _folder(folder).read_small(MANIFEST, LARGEST_MANIFEST)
+    manifest = _parse_manifest(folder, content)
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise EdgeBcsError(f"{folder / MANIFEST} lists no files; choose another output folder.")
+    if STATE in files:
+        raise EdgeBcsError(
+            f"{folder} is an exported artifact, which stays as it is; choose another output folder."
+        )
+    graphs = {graph_file(graph): artifact.manifest["files"].get(graph_file(graph)) for graph in GRAPHS}
+    try:
+        found = _difference(manifest, {**artifact.manifest, "files": graphs})
+    except RecursionError:
+        raise EdgeBcsError(f"{folder / MANIFEST} is nested too deeply.") from None
+    if found:
+        raise EdgeBcsError(
+            f"{folder} holds a run of another artifact: {found}; choose another output folder."
+        )
+
+
+def _difference(run: dict[str, Any], artifact: dict[str, Any]) -> str | None:
+    """Where two manifests differ first: "its objective.epsilon is 0.031, this artifact's 0.016"."""
+    skipped = {"created_by"}
     # A run has the names of the data that its artifact was first trained on.
-    if found.classes is not None and may_become(artifact.classes, found.classes):
-        expected["classes"] = found.manifest["classes"]
-    if found.manifest != expected:
-        raise EdgeBcsError(f"{run} does not hold a run of the artifact; choose another output folder.")
+    stored, classes = (
+        tuple(check_names(manifest["classes"], "the manifest's classes")) if "classes" in manifest else None
+        for manifest in (artifact, run)
+    )
+    if classes is None or may_become(stored, classes) or may_become(classes, stored or ()):
+        skipped.add("classes")
+    names = [name for name in {**artifact, **run} if name not in skipped]
+    for name in sorted(names, key=lambda name: name in ("memory", "files")):  # what follows from the others
+        for where, one, other in _differences(name, run.get(name), artifact.get(name)):
+            if name == "files":
+                return f"its {where.removeprefix('files.').removesuffix('.sha256')} is another"
+            one, other = _shown(one, other)
+            return f"its {where} is {one}, this artifact's {other}"
+    return None
+
+
+def _differences(where: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (field, its value, the other's) of what differs between two values of JSON."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in {**other, **one}:
+            yield from _differences(f"{where}.{name}", one.get(name), other.get(name))
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            yield from _differences(f"{where}[{number}]", *pair)
+    elif json.dumps(one) != json.dumps(other):  # as text: a number that is none (NaN) is the same as itself
+        yield where, one, other
+
+
+def _shown(one: Any, other: Any) -> tuple[str, str]:
+    """Two different values in as few digits as tell them apart."""
+    if isinstance(one, float) and isinstance(other, float):
+        for digits in (2, 4, 8):
+            texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+            if texts[0] != texts[1]:
+                return texts
+    return _short(one), _short(other)
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def sha256_of(file: Path) -> str:

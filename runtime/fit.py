@@ -109,6 +109,8 @@ class Fit:
 
     def _run(self, plan: Plan, resumed: bool) -> Metrics:
         trainer, self.plan = self._trainer, plan
+        if self._folder is not None:
+            trainer._claim(self._folder)  # refused now, not after the first minute
         began, first_step = time.monotonic(), trainer.steps
         paused_before = self._thermostat.paused_seconds if self._thermostat else 0.0
         deadline = float("inf") if self._max_hours is None else began + 3600 * self._max_hours

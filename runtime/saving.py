@@ -108,7 +108,7 @@ class MetricsFile:
         resumed_at: the step at which an interrupted training goes on; what its last lines say of later steps,
             and a line that was cut off, are removed first.
 
-    Raises EdgeBcsError if the file cannot be written.
+    Raises EdgeBcsError if the file cannot be written, or if a resumed training is given another file.
     """
 
     def __init__(
@@ -158,9 +158,14 @@ def keep_lines(file: Path, last_step: int) -> None:
 
 
 def _end_of_lines(file: Path, last_step: int) -> int:
-    """Where the last whole line of a step up to ``last_step`` ends, in bytes."""
+    """Where the last whole line of a step up to ``last_step`` ends, in bytes; EdgeBcsError if the first line
+    is whole and of no step, and the file thus of something else."""
     end = position = 0
     with file.open("rb") as stream:
+        first = stream.readline(_LONGEST_LINE)
+        if first.endswith(b"\n") and not first.startswith(b"\0") and not _is_of_a_step(first):
+            raise EdgeBcsError(f"{file} holds no metrics, so it stays; choose another file for them.")
+        stream.seek(0)
         # What has no end is the last line, cut off, or none of ours.
         while (line := stream.readline(_LONGEST_LINE)).endswith(b"\n"):
             position += len(line)
@@ -170,3 +175,10 @@ def _end_of_lines(file: Path, last_step: int) -> int:
             except (ValueError, KeyError, TypeError, OverflowError):
                 continue
     return end
+
+
+def _is_of_a_step(line: bytes) -> bool:
+    try:
+        return "step" in parse_object(line)
+    except ValueError:
+        return False

@@ -16,7 +16,6 @@ exported artifact the state has none of its own and is checked against the manif
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -25,11 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edge_bcs.runtime.artifact import GRAPHS, MANIFEST, STATE, Artifact, graph_file
+from edge_bcs.runtime.artifact import (
+    GRAPHS,
+    MANIFEST,
+    STATE,
+    Artifact,
+    check_is_run_of,
+    graph_file,
+    sha256_of,
+)
 
 from edge_bcs.classes import check_names, may_become, shown
 from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import PARTIAL_SUFFIX, read_small, replacing, sync_folder
+from edge_bcs.files import PARTIAL_SUFFIX, cause_of, read_small, replacing, sync_folder
 from edge_bcs.metadata import counters, parse_object
 from edge_bcs.state_faults import Parts, state_fault
 from edge_bcs.tensor_file import TensorFile
@@ -157,42 +164,43 @@ def write_run(
     if fault is not None:
         raise EdgeBcsError(f"the state was not saved to {folder}: {fault}; earlier saves are kept.")
     try:
-        if not _is_run_of(folder, artifact):
+        if not is_run_of(folder, artifact):
             _create_run(folder, artifact, classes)
         elif classes is not None:
             _name_classes(folder, classes)
         return _write_slot(folder, {name: tensors[name] for name in state_layout(artifact)}, metadata)
     except OSError as error:
-        reason = {
-            errno.ENOSPC: "the disk is full",
-            errno.EFBIG: "the file may not grow further",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EROFS: "the disk is read-only",
-            errno.EACCES: "permission is denied",
-        }.get(error.errno or 0, error.strerror or str(error))
         raise EdgeBcsError(
-            f"the state could not be saved to {folder}: {reason}; earlier saves are kept."
+            f"the state could not be saved to {folder}: {cause_of(error)}; earlier saves are kept."
         ) from None
 
 
-def _is_run_of(folder: Path, artifact: Artifact) -> bool:
-    """True if ``folder`` is a run of this artifact; False if it is new; EdgeBcsError if it is anything
-    else."""
-    if not (folder / MANIFEST).exists():
+def is_run_of(folder: str | Path, artifact: Artifact) -> bool:
+    """True if ``folder`` is a run of this artifact; False if it is new, or nothing in it is in the way of
+    one; EdgeBcsError if it is anything else."""
+    folder = Path(folder)
+    try:
+        if (folder / MANIFEST).exists():
+            check_is_run_of(folder, artifact)
+            return True
         if folder.exists() and not folder.is_dir():
             raise EdgeBcsError(f"{folder} is a file; choose a folder for the run.")
-        return False
-    try:
-        files = dict(parse_object(read_small(folder / MANIFEST))["files"])
-    except (ValueError, KeyError, TypeError):
-        raise EdgeBcsError(f"{folder} holds a damaged manifest; choose another folder for the run.") from None
-    if STATE in files:
-        raise EdgeBcsError(
-            f"{folder} is an exported artifact, which stays as it is; choose another folder for the run."
-        )
-    if files != {name: entry for name, entry in artifact.manifest["files"].items() if name in files}:
-        raise EdgeBcsError(f"{folder} holds a run of another artifact; choose another folder for the run.")
-    return True
+        graphs = [graph_file(graph) for graph in GRAPHS]
+        for name in (*graphs, STATE, PREVIOUS):
+            # Graphs of this artifact are there if a power cut interrupted the making of the run.
+            if (folder / name).exists() and not (name in graphs and _is_copy(folder / name, artifact)):
+                raise EdgeBcsError(
+                    f"{folder} holds no run, but a {name} that the run would replace; choose another folder "
+                    "for the run."
+                )
+    except OSError as error:
+        raise EdgeBcsError(f"{folder} cannot be read: {cause_of(error)}.") from None
+    return False
+
+
+def _is_copy(file: Path, artifact: Artifact) -> bool:
+    entry = artifact.manifest["files"][file.name]
+    return file.is_file() and file.stat().st_size == entry["bytes"] and sha256_of(file) == entry["sha256"]
 
 
 def _create_run(folder: Path, artifact: Artifact, classes: Sequence[str] | None) -> None:

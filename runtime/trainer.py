@@ -8,6 +8,7 @@ with Trainer("out/vgg16", memory="16MiB") as trainer:
 from __future__ import annotations
 
 import math
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ from edge_bcs.runtime.fit import Data, Fit, Metrics
 from edge_bcs.runtime.plan import Plan
 from edge_bcs.runtime.process import resident_peak
 from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES, parse_max_writes
-from edge_bcs.runtime.state import state_layout, write_run
+from edge_bcs.runtime.state import is_run_of, state_layout, write_run
 from edge_bcs.runtime.thermostat import Thermostat
 from edge_bcs.runtime.units import parse_bytes
 
@@ -41,6 +42,7 @@ from edge_bcs import random
 from edge_bcs.classes import Match, Names, match, named, say
 from edge_bcs.data.adapt import batch_size_of, dataset_of
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.locks import FolderLock
 from edge_bcs.signals import HeldSignals
 
 Array = np.ndarray[Any, Any]
@@ -115,6 +117,8 @@ class Trainer:
             self.classes = named(self.classes, class_names, self.artifact.num_classes)
         self._engine = self._open_engine(cap, threads)
         self._finalizer = weakref.finalize(self, Engine.close, self._engine)
+        self._locks: dict[str, FolderLock] = {}
+        self._unlock = weakref.finalize(self, _release, self._locks)
         metadata = self._engine.metadata
         self.steps = int(metadata["step"])
         self.seed = int(metadata["seed"]) if seed is None else seed
@@ -163,6 +167,7 @@ class Trainer:
         with HeldSignals() as signals:  # half closed, it would keep others from being opened
             signals.hold()
             self._finalizer()
+            _release(self._locks)
 
     def __enter__(self) -> Trainer:
         """Return the trainer itself."""
@@ -407,7 +412,8 @@ class Trainer:
             progress: show on standard error how far it is: a bar, or a line every ten seconds.
             metrics: file to which one JSON object per step is appended.
             on_step: called with the same object after every step; what it raises ends the training.
-            save: run folder to save into, now and then and at the end.
+            save: run folder to save into, now and then and at the end; no other process may save there
+                until `close`.
             save_steps, save_seconds: how often, whichever comes first; default: every 60 seconds.
             max_writes: bytes an hour (or "200MiB") that saves and metrics may write; saves come less often
                 where they would write more. None or "none": no limit.
@@ -658,12 +664,27 @@ class Trainer:
     def save(self, path: str | Path) -> int:
         """Save a run folder, atomically and durably (runtime/state.py); it is itself a complete artifact.
 
-        Returns the bytes of the state. Raises EdgeBcsError if the folder belongs to something else, the
-        medium is full or read-only, or the state holds a number that is not finite; earlier saves are then
-        kept.
+        From the first save on the folder is this process's alone to write, until `close`.
+
+        Returns the bytes of the state. Raises EdgeBcsError if the folder belongs to something else, another
+        process trains into it, the medium is full or read-only, or the state holds a number that is not
+        finite; earlier saves are then kept.
         """
         with self._one_thread:
-            return write_run(path, self.artifact, self._state(), self._metadata(), self.classes)
+            state = self._state()
+            self._claim(path)
+            return write_run(path, self.artifact, state, self._metadata(), self.classes)
+
+    def _claim(self, folder: str | Path) -> None:
+        """Keep other processes from writing into a run folder until this trainer is closed; EdgeBcsError if
+        one does, or if the folder belongs to something else."""
+        name = os.path.realpath(folder)
+        before = self._locks.get(name)
+        if before is None:
+            is_run_of(folder, self.artifact)
+        self._locks[name] = FolderLock(folder)  # anew: the folder may have been moved away or deleted
+        if before is not None:
+            before.release()
 
     def _metadata(self) -> dict[str, str]:
         """What a saved state says beside its tensors."""
@@ -695,3 +716,8 @@ class Trainer:
     def threads(self) -> int:
         """Threads of each graph."""
         return int(self._engine.threads)
+
+
+def _release(locks: dict[str, FolderLock]) -> None:
+    while locks:
+        locks.popitem()[1].release()

@@ -26,6 +26,7 @@ from edge_bcs.runtime.process import private_now
 
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_atomically, write_json
+from edge_bcs.outputs import check_outputs, json_with
 from edge_bcs.rewiring import check_buffers, rewire_step
 
 CHECKS = 100
@@ -202,6 +203,14 @@ def main() -> None:
     parser.add_argument("--training-steps", type=int, default=3000, help="whole robust steps")
     parser.add_argument("-o", "--output", help="folder for the figures")
     arguments = parser.parse_args()
+    if arguments.output:
+        ours = json_with("rewiring", "training")
+        try:
+            check_outputs(
+                arguments.output, ("README.md",), "endurance.json", ours, "measurement of this kind"
+            )
+        except EdgeBcsError as error:
+            sys.exit(f"Error: {error}")
     with tempfile.TemporaryDirectory() as folder:
         artifact = arguments.artifact or _export(Path(folder) / "artifact")
         try:

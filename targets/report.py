@@ -9,12 +9,20 @@ from typing import Any
 
 import edge_bcs
 from edge_bcs.files import write_atomically
+from edge_bcs.outputs import containing, json_with
 
 from .layout import assign
 from .plans import Phase
 from .simulator import Simulation
 
 _TEMPLATE = Path(__file__).resolve().parent / "report.html"
+_TITLE = "<title>Memory of an edge-bcs artifact</title>"
+WRITTEN = {
+    "html": containing(_TITLE),
+    "trace": containing('"otherData": {"artifact": '),
+    "json": json_with("artifact", "verdict", "predicted_peak_bytes", "phases"),
+}
+"""By which the files of `edge-bcs simulate` are recognised."""
 
 
 def html(simulation: Simulation) -> str:

@@ -32,6 +32,8 @@ from edge_bcs.exporters.cost_model import Machine
 
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import read_small, write_atomically, write_json
+from edge_bcs.outputs import check_output, containing
+from edge_bcs.plots import write_figure
 
 NETWORKS = ("vgg16", "resnet18", "resnet34", "resnet50", "wrn28_2", "wrn28_4", "wrn28_10")
 MEASURED = {"vgg16": (6, 7, 9, 12, 20), "resnet18": (6, 8, 10, 16, 32)}
@@ -46,6 +48,7 @@ SECONDS = 6.0
 ATTEMPTS = 3
 """At measuring one artifact, while other work takes the cores."""
 IMAGES = 16
+_HEADING = "# Memory: how small, and what it costs"
 
 _DENSE = """
 import json, sys, time, torch, torch.nn.functional as F
@@ -261,13 +264,13 @@ def plot(curves: dict[str, Any], path: Path) -> None:
         axis.set_ylabel("time per image (ms)")
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8, loc="upper center")
-    figure.savefig(path, dpi=130)
+    write_figure(figure, path, 130)
 
 
 def readme(rows: list[dict[str, Any]], times: dict[str, Any]) -> str:
     """The figures as text; what was not measured yet is left out."""
     lines = [
-        "# Memory: how small, and what it costs",
+        _HEADING,
         "",
         "99 % sparsity (the paper's distribution), 32×32 images, frozen statistics, PGD-10. Working set:",
         "every byte that ONNX Runtime allocates, every bound buffer, the micro-batch; not the interpreter.",
@@ -374,8 +377,9 @@ class _Folder:
 
     def __init__(self, path: Path, again: str) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
         of_times = ("trade_off.json", "machine.toml")
+        check_output(path / "README.md", containing(_HEADING), "that of `make trade-off`")
+        path.mkdir(parents=True, exist_ok=True)
         files = {"nothing": (), "times": of_times, "all": (*of_times, "smallest.json")}
         for file in files[again]:
             (path / file).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_bcs.runtime import state as state_module
-from edge_bcs.runtime.artifact import Artifact, sha256_of
+from edge_bcs.runtime.artifact import Artifact, check_is_run_of, sha256_of
 from edge_bcs.runtime.state import read_state, write_run
 from edge_bcs.runtime.units import format_bytes, parse_bytes
 from runtime_helpers import manifest, seal, state, write_artifact
@@ -554,3 +554,90 @@ def test_a_run_does_not_overwrite_anything_else(tmp_path: Path) -> None:
     with pytest.raises(EdgeBcsError, match="is a file"):
         write_run(tmp_path / "file", artifact, state(), METADATA)
     assert saved_step(tmp_path / "run") == 1
+
+
+DIFFERENCES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
+    ("epsilon", lambda d: d["objective"].update(epsilon=4 / 255),
+     r"its objective\.epsilon is 0\.031, this artifact's 0\.016"),
+    ("a little", lambda d: d["objective"].update(epsilon=8 / 255 + 1e-6),
+     r"its objective\.epsilon is 0\.03137\d*, this artifact's 0\.03137\d*"),
+    ("steps", lambda d: d["objective"].update(attack_steps=7), "attack_steps is 10, this artifact's 7"),
+    ("rate", lambda d: d["hyper"].update(learning_rate=0.01), r"rate is 0\.1, this artifact's 0\.01"),
+    ("name", lambda d: d["objective"].update(name="trades"), 'name is "at", this artifact\'s "trades"'),
+    ("batch", lambda d: d.update(batch_size=64), "its batch_size is 128, this artifact's 64"),
+    ("norm", lambda d: d.update(batch_norm="batch"), 'its batch_norm is "frozen", this artifact\'s "batch"'),
+    ("seed", lambda d: d.update(seed=8), "its seed is 7, this artifact's 8"),
+    ("layer", lambda d: d["layers"][1].update(padding=1), r"layers\[1\]\.padding is 0, this artifact's 1"),
+    ("budget", lambda d: d["memory"].update(budget=5000), r"memory\.budget is not set, this artifact's 5000"),
+    ("more", lambda d: d.update(mean=[0.5]), r"its mean is not set, this artifact's \[0\.5\]"),
+    ("classes", lambda d: d.update(classes=["cat", "dog"]), "its classes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [case[1:] for case in DIFFERENCES], ids=[case[0] for case in DIFFERENCES]
+)
+def test_a_run_is_of_one_artifact_in_every_setting(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    """The same graphs, to the byte, with another setting: neither saved into nor gone on with."""
+    named = message == "its classes"
+    first = write_artifact(tmp_path / "a", lambda d: d.update(classes=["ant", "bee"]) if named else None)
+    other = Artifact.read(write_artifact(tmp_path / "b", change))
+    run_with(tmp_path / "run", Artifact.read(first), [1, 2])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(EdgeBcsError, match=f"holds a run of another artifact: .*{message}.*; choose") as told:
+        run_with(tmp_path / "run", other, [3])
+    assert "\n" not in str(told.value)
+    with pytest.raises(EdgeBcsError, match=message):
+        check_is_run_of(tmp_path / "run", other)
+    check_is_run_of(tmp_path / "run", Artifact.read(first))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    run_with(tmp_path / "run", Artifact.read(tmp_path / "run"), [3])
+    assert saved_step(tmp_path / "run") == 3
+
+
+def test_names_and_versions_make_no_other_artifact(tmp_path: Path) -> None:
+    """A run may have got names of classes; an artifact may have been exported again, by another version."""
+    plain = Artifact.read(write_artifact(tmp_path / "a"))
+    named = Artifact.read(write_artifact(tmp_path / "named", lambda d: d.update(classes=["ant", "bee"])))
+    newer = Artifact.read(write_artifact(tmp_path / "newer", lambda d: d.update(created_by="edge-bcs 9.9")))
+    run_with(tmp_path / "run", plain, [1])
+    write_run(tmp_path / "named-run", plain, state(), METADATA, ["ant", "bee"])
+    for run in (tmp_path / "run", tmp_path / "named-run"):
+        for artifact in (plain, named, newer):
+            check_is_run_of(run, artifact)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{", b'{"name": "app", "icons": []}', b'{"files": {}}', b"[" * 100_000, b"\xff",
+     b'{"format": "edge-bcs-artifact", "version": 1}',
+     b'{"format": "edge-bcs-artifact", "version": 1, "files": []}',
+     b'{"format": "edge-bcs-artifact", "version": 1, "files": {}, "classes": 5}',
+     b'{"format": "edge-bcs-artifact", "version": 1, "files": {}, "m": ' + b"[" * 900 + b"]" * 900 + b"}"],
+)  # fmt: skip
+def test_a_folder_with_another_manifest_is_no_run(tmp_path: Path, content: bytes) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_bytes(content)
+    with pytest.raises(EdgeBcsError) as told:
+        run_with(tmp_path / "app", artifact, [1])
+    assert "\n" not in str(told.value)
+    assert [path.name for path in (tmp_path / "app").iterdir()] == ["manifest.json"]
+
+
+def test_a_run_is_not_made_over_files_of_others(tmp_path: Path) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    for name in ("state.safetensors", "state.previous.safetensors", "eval_model.onnx"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(EdgeBcsError, match=rf"holds no run, but a {name} that the run would replace"):
+            run_with(folder, artifact, [1])
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == "mine"
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    run_with(tmp_path / "notes", artifact, [1])  # beside each other they may lie
+    assert (tmp_path / "notes" / "notes.txt").read_text() == "mine" and saved_step(tmp_path / "notes") == 1

@@ -238,7 +238,7 @@ def test_a_run_goes_on_under_the_key_of_its_artifact(exported: Path, keys: Path,
     description = (tmp_path / "run" / "manifest.json").read_text()
     (tmp_path / "run" / "manifest.json").write_text(description.replace('"batch_size": 8', '"batch_size": 9'))
     result = edge_bcs(*begin, "--steps", "3", "--resume", *trust)
-    assert result.exit_code == 1 and "does not hold a run of the artifact" in result.output
+    assert result.exit_code == 1 and "its batch_size is 9, this artifact's 8" in result.output
 
 
 def test_the_key_may_come_from_the_environment(

@@ -12,6 +12,8 @@ from edge_bcs.bench.suite import median, pass_ratio, stack_least, stack_seconds
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import read_small, write_atomically, write_json
 from edge_bcs.metadata import parse_object
+from edge_bcs.outputs import check_outputs, json_with
+from edge_bcs.plots import write_figure
 from edge_bcs.runtime.units import format_bytes
 
 COMMAND = "make bench"
@@ -40,13 +42,19 @@ _OTHERS = ("torch", "sparseprop")
 
 def write(result: dict[str, Any], folder: Path) -> None:
     """Write `bench.json`, `README.md` and, of what is there, the plots `scaling.png` and `layers.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "bench.json", result)
+    write_json(folder / "bench.json", result, make_folder=True)
     write_atomically(folder / "README.md", readme(result).encode())
     if result["scaling"]:
         plot_scaling(result, folder / "scaling.png")
     if result["stacks"]:
         plot_layers(result, folder / "layers.png")
+
+
+def check(folder: Path) -> None:
+    """Raise EdgeBcsError if `write` would write over anything in ``folder`` that it did not write."""
+    files = ("README.md", "scaling.png", "layers.png")
+    ours = json_with("machine", "repetitions", "steps", "stacks")
+    check_outputs(folder, files, "bench.json", ours, "report of `edge-bcs bench --all`")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -287,7 +295,7 @@ def plot_scaling(result: dict[str, Any], file: Path) -> None:
         axis.plot([0, max(x)], [offset, offset + slope * max(x)], "--", color="#D55E00", label="line")
         axis.set(xlabel=labels[name], ylabel="seconds a step", xlim=(0, None), ylim=(0, None))
         axis.legend(frameon=False)
-    figure.savefig(file, dpi=110)
+    write_figure(figure, file, 110)
     pyplot.close(figure)
 
 
@@ -316,5 +324,5 @@ def plot_layers(result: dict[str, Any], file: Path) -> None:
         axis.set_xticks(range(len(rows)), names, fontsize=6)
         axis.set(title=f"{stack['network']} at {stack['sparsity']}", ylabel="times faster")
         axis.legend(frameon=False)
-    figure.savefig(file, dpi=110)
+    write_figure(figure, file, 110)
     pyplot.close(figure)

@@ -63,6 +63,7 @@ def command(report: Path | None, resume: bool, calibrate: bool, as_json: bool, *
         from edge_bcs.bench import report as writer
         from edge_bcs.bench import suite
 
+        writer.check(report)
         earlier = writer.read(report) if resume else None
         with Progress("measuring"):
             suite.run(threads, repetitions, note, lambda result: writer.write(result, report), earlier)
@@ -76,7 +77,10 @@ def _calibrate(threads: int, as_json: bool) -> None:
 
     from edge_bcs.bench.calibrate import calibrate
     from edge_bcs.exporters import cost_model
+    from edge_bcs.outputs import check_output, containing
 
+    ours = containing(f'format = "{cost_model.FORMAT}"')
+    check_output(cost_model.default_path(), ours, "a calibration of edge-bcs")
     with Progress("calibrating"):
         found = calibrate(threads, progress=note)
     machine = found.machine

@@ -27,11 +27,13 @@ from edge_bcs.cli.common import (
 )
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_json
+from edge_bcs.outputs import check_output, json_with
 from edge_bcs.progress import Progress
 
 _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 _BOARDS_ATTACKS = ("none", "fgsm", "pgd")
 _TORCHS_OPTIONS = ("step_size", "batch_size", "seed", "device", "resume")
+_REPORTED = json_with("path", "data", "split", "engine")
 
 
 @click.command()
@@ -81,6 +83,8 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
     adv_acc, norm, eps. The data's classes are matched with the network's by name; it may lack some.
     """
     _check(options)
+    if json_file not in (None, "-"):
+        check_output(json_file, _REPORTED, "a report of `edge-bcs evaluate`")
     measure = _on_board if _chosen_engine(path, options) == "board" else _in_torch
     with Progress(f"opening {path}"):
         result = measure(path, options)

@@ -118,6 +118,10 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(), help="The artifact folder, or a NAME.tar; default: out/MODEL."
 )
+@click.option(
+    "--force", is_flag=True,
+    help="Replace a trained run or a changed artifact, too; never files that edge-bcs did not write.",
+)  # fmt: skip
 @json_option
 @examples("""
     edge-bcs export --sparsity 0.99
@@ -128,7 +132,10 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
     """Compile a sparse network into an artifact: one folder (or one file) that a board can train inside a
-    byte budget."""
+    byte budget.
+
+    An artifact that is at the output is replaced as a whole; a folder or file that is anything else is not.
+    """
     if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:
         raise EdgeBcsError("--trust-key belongs to --checkpoint: a new network comes from nowhere.")
 
@@ -168,6 +175,7 @@ def _exported(
     output = Path(options["output"] or Path("out") / name)
     if options["archive"] and output.suffix != SUFFIX:
         output = output.with_name(output.name + SUFFIX)
+    _check_source(options["checkpoint"], output)
 
     from edge_bcs.exporters import export
 
@@ -194,6 +202,7 @@ def _exported(
             plain_eval=options["plain_eval"],
             sign_key=options["sign_key"],
             release=options["release"],
+            force=options["force"],
         )
     return artifact, output, said.getvalue().strip()
 
@@ -256,6 +265,17 @@ def _rename(sparse: Any, names: tuple[str, ...]) -> None:
     sparse.classes = names
     if before is not None and not may_become(before, names):
         say([f"the classes {shown(before)} are now called {shown(names)}."])
+
+
+def _check_source(checkpoint: str | None, output: Path) -> None:
+    """Refuse to replace what --checkpoint reads."""
+    if checkpoint is None:
+        return
+    source, place = Path(checkpoint).resolve(), output.resolve()
+    if place == source or place in source.parents:
+        raise EdgeBcsError(
+            f"the export would replace {output}, from which --checkpoint reads; choose another -o."
+        )
 
 
 def _shape(options: dict[str, Any], sparse: Any) -> tuple[int, int, int]:

@@ -29,6 +29,7 @@ from edge_bcs.cli.common import (
 )
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import read_small, write_json
+from edge_bcs.locks import FolderLock
 from edge_bcs.metadata import parse_object
 from edge_bcs.progress import Progress, say, told_once
 from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from edge_bcs.runtime.thermostat import Thermostat
 
 _REPORT = "report.json"
+_METRICS = "metrics.jsonl"
 _ACCURACY = ("accuracy", "samples", "robust_accuracy", "attack_steps")
 _REPORTED = {
     "before": _ACCURACY,
@@ -107,7 +109,7 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
 
     The run folder is a complete artifact with the newest state, metrics.jsonl (one line a step) and
     report.json. It is saved now and then, and when the command is stopped; --resume goes on to the bit where
-    it stood.
+    it stood. One process at a time trains into it; nothing else in the folder is written over.
 
     Exit status: 0 finished; 1 failed, what was saved is kept; 75 the time of --max-hours is over; 130 stopped
     by SIGINT (Ctrl-C), 143 by SIGTERM. The last three are saved and go on with --resume.
@@ -122,7 +124,7 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
         return
     report: dict[str, Any] = {"run": str(folder)}
     status = 0
-    with stoppable() as check, _open(artifact, folder, options) as trainer:
+    with stoppable() as check, FolderLock(folder), _open(artifact, folder, options) as trainer:
         try:
             _train(trainer, folder, options, report, check)
         except Stopped as stopped:
@@ -230,7 +232,7 @@ def _fit(
             learning_rate=options["learning_rate"],
             augment=options["augment"],
             progress=True,
-            metrics=folder / "metrics.jsonl",
+            metrics=folder / _METRICS,
             on_step=lambda _: check(),
             save=folder,
             save_steps=options["save_steps"],
@@ -275,9 +277,10 @@ def _check_budget(trainer: Any) -> None:
 @Progress("opening the artifact")
 def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
     """Return a Trainer on the artifact, or on the run that is to be resumed."""
+    from edge_bcs.cli.reading import RECORD
     from edge_bcs.runtime import release
     from edge_bcs.runtime.artifact import STATE, check_is_run_of
-    from edge_bcs.runtime.state import PREVIOUS
+    from edge_bcs.runtime.state import PREVIOUS, is_run_of
     from edge_bcs.runtime.trainer import Trainer
 
     saved = (folder / "manifest.json").is_file() and any(
@@ -293,12 +296,19 @@ def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
             read = _trusted(artifact, folder, options)
             check_is_run_of(folder, read)
             release.remember(read, folder)
+        elif (known := _readable(artifact)) is not None:
+            check_is_run_of(folder, known)
         return Trainer.resume(folder, **machine)
-    if saved:
+    read = _trusted(artifact, folder, options)
+    if is_run_of(folder, read) and saved:
         raise EdgeBcsError(
             f"{folder} already holds a run: add --resume to go on with it, or choose another -o."
         )
-    read = _trusted(artifact, folder, options)
+    for name in (_REPORT, _METRICS, RECORD):
+        if (folder / name).exists() and not (folder / "manifest.json").is_file():
+            raise EdgeBcsError(
+                f"{folder} holds no run, but a {name} that the run would write over; choose another -o."
+            )
     trainer = Trainer(read, seed=options["seed"], **machine)
     try:
         if options["trust_keys"]:
@@ -307,6 +317,16 @@ def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
         trainer.close()
         raise
     return trainer
+
+
+def _readable(artifact: str) -> Artifact | None:
+    """Return the artifact of a run that goes on; None if it is gone or damaged, for the run is complete."""
+    from edge_bcs.runtime.artifact import Artifact
+
+    try:
+        return Artifact.read(artifact)
+    except EdgeBcsError:
+        return None
 
 
 def _trusted(artifact: str, folder: Path, options: dict[str, Any]) -> Artifact:

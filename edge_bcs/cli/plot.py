@@ -10,6 +10,7 @@ import click
 
 from edge_bcs.cli.common import examples, json_option, print_json
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.outputs import check_output
 from edge_bcs.progress import Progress
 from edge_bcs.text import shown
 
@@ -72,6 +73,9 @@ def _draw(paths: tuple[str, ...], folder: Path) -> dict[Path, list[str]]:
         "compression": (lambda: plots.compression(list(others.values())), others),
         "queries": (lambda: plots.queries(list(square.values())), square),
     }
+    for name, (_, of) in figures.items():
+        if of:
+            check_output(folder / f"{name}.png", plots.DRAWN, "a figure of edge-bcs")
     drawn = {}
     for name, (draw, of) in figures.items():
         if of:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_bcs.files import read_small, write_json
 from edge_bcs.metadata import parse_object
+from edge_bcs.outputs import check_output, json_with
 from edge_bcs.progress import say
 
 if TYPE_CHECKING:
@@ -68,9 +69,14 @@ class Reading:
         return {"left_out": {"count": len(self._left_out), "images": self._left_out}}
 
     def record(self, folder: Path) -> None:
-        """Keep in a training's folder what it leaves out, for `folder` of the next call."""
+        """Keep in a training's folder what it leaves out, for `folder` of the next call.
+
+        Raises:
+            EdgeBcsError: a file of that name is there and is no such record, or it cannot be written.
+        """
         if self._known is not None:
             return
+        check_output(folder / RECORD, json_with("count", "images"), "a record of what a training left out")
         if self.report():
             write_json(folder / RECORD, self.report()["left_out"], make_folder=True)
         else:

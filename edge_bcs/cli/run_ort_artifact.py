@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from edge_bcs.cli.common import (
     threads_option,
 )
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.outputs import check_output
 from edge_bcs.progress import Progress
 
 
@@ -44,6 +46,9 @@ from edge_bcs.progress import Progress
     help="Held-out images measured before and after; 0: none.",
 )  # fmt: skip
 @click.option("-o", "--output", type=click.Path(), help="Where the trained checkpoint goes.")
+@click.option(
+    "--force", is_flag=True, help="Replace a file that is there and is not what --checkpoint reads."
+)
 @json_option
 @examples("""
     edge-bcs run-ort-artifact artifacts/ --data photos/ --epochs 3 -o trained.checkpoint
@@ -60,6 +65,7 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
     """
     from edge_bcs.runtime.ort_artifact import OrtArtifact
 
+    _check_output(options["output"], options["checkpoint"], options["force"])
     with Progress(f"opening {folder}"):
         training = OrtArtifact(
             folder,
@@ -128,6 +134,14 @@ def _matched(training: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str
     )
     say([*matched.notes, *held_out.notes])
     return matched.data, held_out.data, matched.report()
+
+
+def _check_output(output: str | None, checkpoint: str | None, force: bool) -> None:
+    """Refuse to write over a checkpoint, or any other file, unless the training goes on from it."""
+    goes_on = output and checkpoint and os.path.realpath(output) == os.path.realpath(checkpoint)
+    if output and not goes_on:
+        what = "what --checkpoint reads (--force replaces it all the same)"
+        check_output(output, lambda content: force, what)
 
 
 def _batch_size(training: Any, asked: int | None) -> int:

@@ -65,11 +65,16 @@ def command(
 
     from rich.console import Console
 
+    from edge_bcs.outputs import check_output
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.targets import report
     from edge_bcs.targets.simulator import simulate
     from edge_bcs.targets.terminal import show
 
+    outputs = {"html": html_file, "trace": trace_file, "json": None if json_file == "-" else json_file}
+    for kind, file in outputs.items():
+        if file:
+            check_output(file, report.WRITTEN[kind], f"what `edge-bcs simulate --{kind}` writes")
     with Progress("simulating"):
         simulation = simulate(
             Artifact.read(artifact, trust_keys, min_release),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from edge_bcs.cli.common import (
     word,
 )
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.locks import FolderLock
 from edge_bcs.progress import Progress, say
 
 _OURS = ("bcs", "random", "fixed", "dense")
@@ -155,7 +157,8 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     output = Path(options["output"] or Path("runs") / model)
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
     try:
-        with Progress("preparing to train", shown=first):
+        lock = FolderLock(output) if first else nullcontext()
+        with lock, Progress("preparing to train", shown=first):
             result = _trained(model, data_spec, output, options, first)
     except KeyboardInterrupt:
         saved = any(output.rglob(_SAVED))

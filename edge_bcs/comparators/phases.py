@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from edge_bcs.data.adapt import dataset_of
 from edge_bcs.devices import choose_device
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.evaluation import Data
+from edge_bcs.locks import FolderLock
 from edge_bcs.progress import say
 from edge_bcs.replicas import Replicas
 from edge_bcs.sparse_model import SparseModel
@@ -99,11 +101,15 @@ class Phases:
         self.resume = resume
         self.classes = None if classes is None else check_names(classes, "the class names")
         self.output = None if output is None else Path(output)
-        if self.output is not None and not resume and any(self.output.rglob(LAST)):
-            raise EdgeBcsError(f"{self.output} holds a training already; resume it, or choose another folder")
         self.device = choose_device(device)
         self.precision = precision or default_precision(self.device)
         self.replicas = Replicas.join(self.device)
+        if self.output is None:
+            return
+        if self.replicas.first:  # from the first phase to the end of the last, as long as this object lives
+            weakref.finalize(self, FolderLock(self.output).release)
+        if not resume and any(self.output.rglob(LAST)):
+            raise EdgeBcsError(f"{self.output} holds a training already; resume it, or choose another folder")
 
     def pretrain(self, network: nn.Module, pretrained: SparseModel | None) -> SparseModel:
         """Return a dense robust network: `pretrained`, or one trained for `pretrain_epochs`."""
