@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edge_bcs import objectives
 from edge_bcs.attacks import evaluation_mode, input_gradient
@@ -371,6 +372,13 @@ class _Run:
         return outputs
 
     def _check_batches(self) -> None:
+        images = min(self.labelled, len(self.data)) + self.plan.batch_size - self.labelled
+        normalised = any(isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) for part in self.sparse.modules())
+        if normalised and self.plan.batch_norm == "batch" and images < 2 * self.replicas.count:
+            raise EdgeBcsError(
+                f"a batch of 1 image has no statistics ({len(self.data)} images to train on, batches of "
+                f"{self.plan.batch_size}): take larger batches, more images, or batch norm frozen"
+            )
         smallest = self.plan.batch_size // (2 if len(self._bounds(self.plan.batch_size)) == 3 else 1)
         if smallest < self.replicas.count:
             raise EdgeBcsError(
@@ -388,6 +396,8 @@ class _Run:
             self._lock = FolderLock(output)
         last = output / LAST
         if resume and (last.exists() or not (output / STEPS).exists()):
+            if not last.exists():
+                raise EdgeBcsError(f"{output} holds no training to resume; without resume one begins there")
             self._continue(last)
         else:
             _check_new(output, self.plan)

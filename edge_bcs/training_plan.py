@@ -52,6 +52,8 @@ class Plan:
         for name in ("learning_rate", "weight_decay", "momentum", "noise", "epsilon", "step_size"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise EdgeBcsError(f"{name} must be a number of at least 0, not {getattr(self, name)}")
+        if self.beta is not None and not 0 <= self.beta < math.inf:
+            raise EdgeBcsError(f"beta must be a number of at least 0, not {self.beta}")
         if not 0 <= self.validation < 1:
             raise EdgeBcsError(f"the held-out fraction must be at least 0 and below 1, not {self.validation}")
         choices = (("schedule", SCHEDULES), ("engine", ENGINES), ("precision", PRECISIONS))

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from glob import escape
@@ -30,6 +31,7 @@ FORMAT = "edge-bcs-artifact"
 VERSION = 1
 GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
 MANIFEST = archive.MANIFEST
+_CHECKPOINT = "checkpoint.safetensors"  # of a training on the host
 STATE = "state.safetensors"
 REPLACED = "replaced"
 """Where an export moves what it replaces, in a folder .NAME.… beside it, if folders cannot be exchanged."""
@@ -216,19 +218,32 @@ def _folder(folder: Path) -> Folder:
     """The folder of an artifact, which has a manifest."""
     with reading(folder):
         if not folder.is_dir():
-            kind = "is a file, neither a folder nor a .tar" if folder.exists() else "does not exist"
-            for left in folder.parent.glob(f".{escape(folder.name)}.*/{REPLACED}"):
+            left = next(folder.parent.glob(f".{escape(folder.name)}.*/{REPLACED}"), None)
+            if left is not None and not folder.exists():
                 raise EdgeBcsError(
-                    f"the artifact {folder} {kind}: its export was killed, and what it was to replace is "
-                    f"{left}; move that back, or export again."
+                    f"the artifact {folder} does not exist: its export was killed, and what it was to "
+                    f"replace is {left}; move that back, or export again."
                 )
-            raise EdgeBcsError(
-                f"the artifact {folder} {kind}; create one with `edge-bcs export -o {folder}`."
-            )
+            raise EdgeBcsError(_instead(folder))
     with reading(folder / MANIFEST):
         if not (folder / MANIFEST).is_file():
-            raise EdgeBcsError(f"{folder} holds no {MANIFEST}, so it is not an edge-bcs artifact.")
+            raise EdgeBcsError(_instead(folder))
     return Folder(folder)
+
+
+def _instead(path: Path) -> str:
+    """What ``path`` is, which is not an artifact, and what to do."""
+    quoted = shlex.quote(str(path))
+    if not path.exists():
+        return f"the artifact {path} does not exist; create one with `edge-bcs export -o {quoted}`."
+    if (path / _CHECKPOINT).is_file() or path.suffix == Path(_CHECKPOINT).suffix:
+        kind = "holds a checkpoint of `edge-bcs train`" if path.is_dir() else "is a checkpoint"
+        return f"{path} {kind}, not an artifact: compile it with `edge-bcs export --checkpoint {quoted}`."
+    if path.is_dir():
+        return f"{path} holds no {MANIFEST}, so it is not an edge-bcs artifact."
+    if (path.parent / MANIFEST).is_file():
+        return f"{path} is a file of an artifact: give the folder, {path.parent}."
+    return f"{path} is a file, and an artifact is a folder or a .tar, such as `edge-bcs export` makes."
 
 
 def _parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from click.testing import CliRunner, Result
 from edge_bcs.cli import main
 
 Make = Callable[..., Path]
+SMALL = ("--width", 0.0625, "--input-size", 8, "--channels", 1, "--sparsity", 0.8, "--attack-steps", 1)
+TRAIN = ("train", "--model", "resnet18", "--data", "digits", *SMALL)
 COMMANDS = (
     "export",
     "simulate",
@@ -268,6 +270,20 @@ def test_a_stopped_training_is_saved_and_goes_on_to_the_bit(tiny_artifact: Make,
         (("export", "--checkpoint", "x", "--sparsity", "0.99"), "--sparsity belongs to a new network"),
         (("export", "--checkpoint", "x", "--model", "vgg16"), "--model belongs to a new network"),
         (("export", "--target", ""), "No board is called ''"),
+        (("export", "--beta", "3"), "--beta belongs to trades, rst, mart, not to at"),
+        (("train", "--data", "digits", "--objective", "natural", "--beta", "3"), "--beta belongs to trades"),
+        ((*TRAIN, "--objective", "mart", "--beta", "nan"), "beta must be a number"),
+        ((*TRAIN, "--batch-size", "1"), "a batch of 1 image has no statistics"),
+        ((*TRAIN, "--resume", "-o", "TMP"), "holds no training to resume"),
+        (("train", "--data", "digits", "--epsilon", "nan"), "--epsilon must be a number"),
+        (("evaluate", "ARTIFACT", "--data", "digits", "--step-size", "-1/255"), "--step-size must be"),
+        (("evaluate", "ARTIFACT", "--data", "digits", "--epsilon", "inf"), "--epsilon must be a number"),
+        (("finetune", "ARTIFACT", "--data", "digits", "--steps", "1", "--epochs", "1"), "not both"),
+        (("finetune", "ARTIFACT", "--data", "digits", "--learning-rate", "nan"), "must be a positive number"),
+        (("inspect", "ARTIFACT/manifest.json"), "is a file of an artifact: give the folder, ARTIFACT"),
+        (("inspect", "FILE"), "is a file, and an artifact is a folder or a .tar"),
+        (("finetune", "TRAINED", "--data", "digits"), "with `edge-bcs export --checkpoint 'TRAINED'`"),
+        (("inspect", "TRAINED/checkpoint.safetensors"), "is a checkpoint, not an artifact: compile it"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
@@ -278,16 +294,41 @@ def test_what_cannot_be_done_is_one_sentence(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    places = {"ARTIFACT": str(tiny_artifact()), "TMP": str(tmp_path / "run")}
-    result = run(*(places.get(argument, argument) for argument in arguments))
+    trained = tmp_path / "a training"
+    trained.mkdir()
+    (trained / "checkpoint.safetensors").touch()
+    places = {
+        "ARTIFACT": tiny_artifact(), "TMP": tmp_path / "run", "FILE": __file__, "TRAINED": trained,
+    }  # fmt: skip
+
+    def placed(text: str) -> str:
+        for name, place in places.items():
+            text = text.replace(name, str(place))
+        return text
+
+    result = run(*(placed(str(argument)) for argument in arguments))
     assert result.exit_code == 1, result.output
-    assert message in result.stderr and result.stderr.startswith("Error: ")
+    assert placed(message) in result.stderr and result.stderr.startswith("Error: ")
+    assert not (tmp_path / "run").exists()
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
 
 
-def test_a_wrong_option_is_clicks_business() -> None:
-    result = run("finetune", "x", "--data", "digits", "--epochs", "0")
-    assert result.exit_code == click.UsageError.exit_code and "--epochs" in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("finetune", "x", "--data", "digits", "--epochs", "0"), "--epochs"),
+        (("export", "--seed", "9" * 30), "is not a seed"),
+        (("train", "--data", "digits", "--seed", str(1 << 63)), "is not a seed"),
+        (("evaluate", "x", "--data", "digits", "--seed", "-1"), "is not a seed"),
+        (("bench", "--threads", "100000"), "1<=x<=1024"),
+        (("train", "--data", "digits", "--threads", "5000"), "1<=x<=1024"),
+        (("bench", "--calibrate", "--all", "x"), "two measurements"),
+        (("targets", "raspberry-pi-4", "--toml", "--json"), "two forms"),
+    ],
+)
+def test_a_wrong_option_is_clicks_business(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == click.UsageError.exit_code and message in result.stderr
 
 
 def test_targets_and_doctor() -> None:
@@ -298,9 +339,6 @@ def test_targets_and_doctor() -> None:
     doctor = succeed("doctor")
     topics = {finding["topic"]: finding for finding in doctor["findings"]}
     assert doctor["usable"] and "exact byte budget" in topics["operators"]["found"]
-
-
-SMALL = ("--width", 0.0625, "--input-size", 8, "--channels", 1, "--sparsity", 0.8, "--attack-steps", 1)
 
 
 def train(tmp_path: Path, *more: object) -> dict[str, Any]:
@@ -390,10 +428,10 @@ def test_train_stopped_by_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: 
     step = TorchEngine.step
 
     def interrupted_at(when: int) -> Callable[..., Any]:
-        def interrupt(self: TorchEngine, batch: Any, hyper: Any, number: int) -> Any:
+        def interrupt(self: TorchEngine, batch: Any, hyper: Any, number: int, *more: Any) -> Any:
             if number == when:
                 raise KeyboardInterrupt
-            return step(self, batch, hyper, number)
+            return step(self, batch, hyper, number, *more)
 
         return interrupt
 

@@ -369,3 +369,8 @@ def test_the_doctor_looks_at_the_folder_of_the_runs(tmp_path: Path, monkeypatch:
     result = run("doctor", "-o", tmp_path)
     assert result.exit_code == 1 and "✗ disk" in result.stdout
     assert "sudo mount -o remount,rw /data" in result.stdout
+
+
+def test_the_doctor_says_that_runs_need_a_folder(tmp_path: Path, digits: Path) -> None:
+    result = run("doctor", "-o", digits)
+    assert result.exit_code == 1 and f"{digits} is a file" in result.stdout

@@ -354,7 +354,7 @@ def test_refusals(tmp_path: Path) -> None:
     refused("learning_rate must be a number", learning_rate=float("nan"))
     refused("held-out fraction", validation=1.0)
     refused("only be resumed from the output folder", resume=True)
-    refused("no checkpoint file", resume=True, output=tmp_path / "none")
+    refused("holds no training to resume", resume=True, output=tmp_path / "none")
     refused(
         "the data set is empty", data=ArrayDataset(np.zeros((0, 1, 8, 8), np.float32), np.zeros(0, np.int64))
     )

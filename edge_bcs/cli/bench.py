@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edge_bcs.cli.common import examples, json_option, pairs, print_json
+from edge_bcs.cli.common import THREADS, examples, json_option, pairs, print_json
 from edge_bcs.progress import Progress, note
 
 
@@ -24,7 +24,7 @@ from edge_bcs.progress import Progress, note
     help="Default: 16 or 16 for each thread, the faster.",
 )
 @click.option("--attack-steps", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--threads", type=THREADS, default=2, show_default=True)
 @click.option("--repetitions", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
     "--all",
@@ -57,6 +57,8 @@ def command(report: Path | None, resume: bool, calibrate: bool, as_json: bool, *
     assert isinstance(threads, int) and isinstance(repetitions, int)
     if resume and report is None:
         raise click.UsageError("--resume belongs to --all.")
+    if calibrate and report is not None:
+        raise click.UsageError("--calibrate and --all are two measurements: give one of them.")
     if calibrate:
         _calibrate(threads, as_json)
     elif report is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from edge_bcs.text import shown
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
 
+_WEIGHTED = ("trades", "rst", "mart")  # objectives with a second term
 _NARROW = 16  # columns, in which a value is still read with ease
 # A path or a number is taken by hand from what is printed: never broken.
 _WRAPPED: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
@@ -76,9 +78,19 @@ _min_release_option = click.option(
     metavar="N",
     help="With --trust-key: refuse an artifact of an older release (see `export --release`), or of none.",
 )
-threads_option = click.option(
-    "--threads", type=click.IntRange(1), help="Default: all processors of this process."
-)
+THREADS = click.IntRange(1, 1024)  # what the runtime takes; torch crashes, or hardly moves, with many more
+threads_option = click.option("--threads", type=THREADS, help="Default: all processors of this process.")
+
+
+class Seed(click.types.IntParamType):
+    """A seed that numpy, torch and the board's random numbers all take."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number that the text is."""
+        text = str(value)
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 1 << 63):
+            self.fail(f"{text} is not a seed: a whole number of at least 0 and below 2^63.", param, ctx)
+        return int(text)
 
 
 def trust_option(function: Any) -> Any:
@@ -105,6 +117,12 @@ def given(option: str) -> bool:
     return source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
+def check_beta(options: dict[str, Any]) -> None:
+    """Refuse --beta where the objective has no second term that it could weigh."""
+    if options["beta"] is not None and options["objective"] not in _WEIGHTED:
+        raise EdgeBcsError(f"--beta belongs to {', '.join(_WEIGHTED)}, not to {options['objective']}.")
+
+
 def word(value: object) -> str:
     """Return a word of a command as a shell takes it; a Path that begins with - stays one."""
     text = str(value)
@@ -122,12 +140,15 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def fraction(text: str, name: str) -> float:
-    """Return the number that "0.03" or "8/255" means."""
+    """Return the number of at least 0 that "0.03" or "8/255" means."""
     try:
         above, _, below = text.partition("/")
-        return float(above) / float(below or 1)
+        number = float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError):
-        raise EdgeBcsError(f"{name} must be a number such as 0.031 or 8/255, not {text!r}.") from None
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise EdgeBcsError(f"{name} must be a number such as 0.031 or 8/255, not {text!r}.")
+    return number
 
 
 def width() -> int | None:
@@ -175,6 +196,11 @@ def pairs(rows: Iterable[tuple[str, object]]) -> None:
         else:
             click.echo(f"  {name}")
             click.echo(textwrap.indent(textwrap.fill(value, max(1, available - 4), **_WRAPPED), "    "))
+
+
+def counted(number: int, one: str) -> str:
+    """1, "step" → "1 step"; 2, "step" → "2 steps"."""
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
 def activations(artifact: Artifact) -> str:

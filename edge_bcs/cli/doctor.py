@@ -183,6 +183,11 @@ def _disk(machine: Machine, folder: Path) -> Iterator[Finding]:
     from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES
     from edge_bcs.runtime.units import format_bytes
 
+    if folder.exists() and not folder.is_dir():
+        yield Finding(
+            "disk", f"{folder} is a file", "runs are saved in a folder: name one with -o", blocks=True
+        )
+        return
     medium = machine.medium(folder)
     found = f"{format_bytes(medium.free)} free on {medium.kind}"
     found += f" ({medium.filesystem})" if medium.filesystem else ""

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edge_bcs.cli.common import (
+    Seed,
     class_names,
     class_names_option,
     data_option,
@@ -51,7 +52,7 @@ _REPORTED = json_with("path", "data", "split", "engine")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Of the torch engine."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the attack's starts.")
+@click.option("--seed", type=Seed(), default=0, show_default=True, help="Of the attack's starts.")
 @click.option("--device", help="Of the torch engine, such as cuda; default: a GPU if there is one.")
 @click.option(
     "--resume", type=click.Path(),
@@ -108,7 +109,10 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
 
 
 def _check(options: dict[str, Any]) -> None:
-    """Refuse settings that the attack does not have, before anything is loaded."""
+    """Refuse settings that the attack does not have, and numbers that are none, before anything is loaded."""
+    for name in ("epsilon", "step_size"):
+        if options[name] is not None:
+            fraction(options[name], f"--{name.replace('_', '-')}")
     attack = options["attack"]
     owners = {
         "queries": ("square",),

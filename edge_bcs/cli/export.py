@@ -11,7 +11,9 @@ import click
 from click.core import ParameterSource
 
 from edge_bcs.cli.common import (
+    Seed,
     activations,
+    check_beta,
     class_names,
     class_names_option,
     command_line,
@@ -94,7 +96,7 @@ if TYPE_CHECKING:
 @click.option("--attack-steps", type=click.IntRange(0), default=10, show_default=True)
 @click.option("--beta", type=float, help="Weight of the robust term (TRADES and RST 6, MART 4).")
 @click.option("--learning-rate", type=float, help="Default: 0.1 with batch, 0.001 with frozen statistics.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=Seed(), default=0, show_default=True)
 @click.option(
     "--validate/--no-validate", default=True, show_default=True, help="Compare the artifact with torch."
 )
@@ -136,6 +138,7 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     An artifact that is at the output is replaced as a whole; a folder or file that is anything else is not.
     """
+    check_beta(options)
     if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:
         raise EdgeBcsError("--trust-key belongs to --checkpoint: a new network comes from nowhere.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_bcs.cli.common import (
+    Seed,
     class_names,
     class_names_option,
     command_line,
+    counted,
     data_option,
     examples,
     json_option,
@@ -64,7 +67,7 @@ _REPORTED = {
 @memory_option
 @threads_option
 @trust_option
-@click.option("--seed", type=click.IntRange(0), help="Of all randomness; default: the artifact's.")
+@click.option("--seed", type=Seed(), help="Of all randomness; default: the artifact's.")
 @click.option("--augment/--no-augment", default=True, show_default=True, help="Shift by ±10 % and flip.")
 @click.option("-o", "--output", type=click.Path(), help="The run folder; default: ARTIFACT-run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder, if there is one.")
@@ -116,6 +119,7 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
     """
     from edge_bcs.cli.stopping import TIME_IS_UP, Stopped, stoppable
 
+    _check(options)
     folder = Path(options["output"] or f"{artifact.rstrip('/').removesuffix('.tar')}-run")
     if print_service:
         from edge_bcs.cli.service import unit
@@ -149,6 +153,15 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
             by, step = report["stopped"]["by"], report["stopped"]["step"]
             say(f"Stopped by {by} after step {step}; go on with --resume -o {word(folder)}.")
     sys.exit(status)
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Refuse what cannot be meant, before anything is read, measured or saved."""
+    if options["epochs"] is not None and options["steps"] is not None:
+        raise EdgeBcsError("give the length in --epochs or in --steps, not both.")
+    rate = options["learning_rate"]
+    if rate is not None and not 0 < rate < math.inf:
+        raise EdgeBcsError(f"--learning-rate must be a positive number, not {rate}.")
 
 
 def _train(
@@ -395,7 +408,7 @@ def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any])
     cap = "no cap" if memory["cap_bytes"] is None else f"cap {format_bytes(memory['cap_bytes'])}"
     now = f" ({training['steps']} of them now)" if training["steps"] != training["done"] else ""
     click.echo(
-        f"{training['done']} steps{now} of {training['milliseconds_per_step']:.0f} ms "
+        f"{counted(training['done'], 'step')}{now} of {training['milliseconds_per_step']:.0f} ms "
         f"({trainer.threads} threads); peak working set {format_bytes(training['peak_bytes'])} ({cap}), "
         f"process {format_bytes(memory['rss_bytes'])}"
     )

@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from edge_bcs.cli.common import (
+    Seed,
     class_names,
     class_names_option,
+    counted,
     data_option,
     examples,
     json_option,
@@ -39,7 +41,7 @@ from edge_bcs.progress import Progress
 )  # fmt: skip
 @class_names_option
 @threads_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the order of images.")
+@click.option("--seed", type=Seed(), default=0, show_default=True, help="Of the order of images.")
 @click.option("--augment/--no-augment", default=False, show_default=True, help="Shift by ±10 % and flip.")
 @click.option(
     "--eval-samples", type=click.IntRange(0), default=200, show_default=True,
@@ -113,7 +115,7 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
             click.echo(
                 f"{when:>6}: loss {measured['loss']:.4f}{accuracy} ({measured['samples']} held-out images)"
             )
-    click.echo(f"{steps} steps of {report['milliseconds_per_step']:.0f} ms")
+    click.echo(f"{counted(steps, 'step')} of {report['milliseconds_per_step']:.0f} ms")
     if options["output"]:
         click.echo(f"Saved {options['output']}")
 

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from edge_bcs.cli.common import examples, json_file_option, memory_option, trust_option
+from edge_bcs.cli.common import THREADS, examples, json_file_option, memory_option, trust_option
 from edge_bcs.progress import Progress
 
 
@@ -19,7 +19,7 @@ from edge_bcs.progress import Progress
     help="A board of `edge-bcs targets`, or a board file of your own; default: this host.",
 )
 @memory_option
-@click.option("--threads", type=click.IntRange(1), help="Default: the board's cores.")
+@click.option("--threads", type=THREADS, help="Default: the board's cores.")
 @click.option(
     "--run/--no-run", default=True, show_default=True, help="Run it here too, under the board's limits."
 )

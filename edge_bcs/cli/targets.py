@@ -27,6 +27,8 @@ def command(name: str | None, as_toml: bool, as_json: bool) -> None:
     from edge_bcs.runtime.units import format_bytes
     from edge_bcs.targets import boards
 
+    if as_toml and as_json:
+        raise click.UsageError("--toml and --json are two forms: give one of them.")
     if as_toml:
         if name is None:
             raise click.UsageError("--toml belongs to the NAME of a board.")

@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from edge_bcs.cli.common import (
+    Seed,
+    check_beta,
     class_names,
     class_names_option,
     command_line,
@@ -120,7 +122,7 @@ _OWNERS = {
 )  # fmt: skip
 @click.option("--input-size", type=click.IntRange(1), default=32, show_default=True, help="Height and width.")
 @click.option("--channels", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=Seed(), default=0, show_default=True)
 @click.option(
     "--engine", type=click.Choice(["torch", "sparse"]), default="torch", show_default=True,
     help="sparse: through the compiled artifact, on the CPU.",
@@ -246,6 +248,7 @@ def _check(options: dict[str, Any]) -> None:
             raise EdgeBcsError(f"--{name.replace('_', '-')} belongs to {', '.join(owners)}, not to {method}.")
     if method == "fixed" and options["counts_from"] is None:
         raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT: a network that bcs trained.")
+    check_beta(options)
     if options["engine"] == "sparse":
         if method in _COMPARATORS:
             raise EdgeBcsError(f"{method} begins with a dense network: use --engine torch.")
