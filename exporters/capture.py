@@ -19,6 +19,7 @@ from .layers import (
     AveragePool,
     BatchNorm,
     Convolution,
+    Elementwise,
     Flatten,
     Input,
     Layer,
@@ -31,11 +32,16 @@ from .layers import (
 )
 
 SUPPORTED = (
-    "Conv2d, Linear, BatchNorm1d/2d, ReLU, addition of two tensors, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, "
-    "mean over height and width, flatten/view/reshape to a vector, Identity"
+    "Conv2d, Linear, BatchNorm1d/2d, ReLU, LeakyReLU, addition of two tensors, MaxPool2d, AvgPool2d, "
+    "AdaptiveAvgPool2d, mean over height and width, flatten/view/reshape to a vector, Identity"
 )
 
 _RELU = (F.relu, torch.relu, torch.relu_, F.relu_)
+_ELEMENTWISE: dict[Any, tuple[str, dict[str, tuple[str, float]]]] = {
+    nn.LeakyReLU: ("LeakyReLU", {"slope": ("negative_slope", 0.01)}),
+    F.leaky_relu: ("LeakyReLU", {"slope": ("negative_slope", 0.01)}),
+}
+"""Module or function of torch → operator, and for each of its attributes torch's name and default."""
 _ADD = (operator.add, operator.iadd, torch.add)
 _FLATTEN = (torch.flatten, torch.reshape)
 _SIZES = ("size", "dim")
@@ -160,6 +166,8 @@ class _Capture:
             self._batch_norm(node, name, module)
         elif isinstance(module, nn.ReLU):
             self._relu(node)
+        elif type(module) in _ELEMENTWISE:
+            self._elementwise(node, type(module), vars(module))
         elif isinstance(module, nn.MaxPool2d):
             self._max_pool(node, vars(module))
         elif isinstance(module, nn.AvgPool2d):
@@ -252,6 +260,9 @@ class _Capture:
             self._relu(node)
         elif target in _ADD:
             self._add(node)
+        elif target in _ELEMENTWISE:
+            names = [theirs for theirs, _ in _ELEMENTWISE[target][1].values()]
+            self._elementwise(node, target, _arguments(node, *names))
         elif target in (F.max_pool2d, torch.max_pool2d):
             self._max_pool(
                 node, _arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -302,6 +313,12 @@ class _Capture:
     def _relu(self, node: fx.Node) -> None:
         source = self._layer(node)
         self._append(node, ReLU(node.name, (source.name,), source.shape))
+
+    def _elementwise(self, node: fx.Node, torchs: Any, given: dict[str, Any]) -> None:
+        source = self._layer(node)
+        kind, attributes = _ELEMENTWISE[torchs]
+        found = {ours: float(given.get(theirs, default)) for ours, (theirs, default) in attributes.items()}
+        self._append(node, Elementwise(node.name, (source.name,), source.shape, kind, found))
 
     def _add(self, node: fx.Node) -> None:
         if node.kwargs.get("alpha", 1) != 1 or len(node.args) != 2:

@@ -6,6 +6,7 @@ Shapes are those of one sample: ``(C, H, W)`` for a feature map and ``(F,)`` for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
@@ -22,13 +23,18 @@ UNKNOWN = (0, 0, 0)
 class Layer:
     """One layer: ``name`` is unique and also names its output; ``inputs`` are names of earlier layers.
 
-    ``operator`` names the operator that computes such a layer where nothing is fused ("" for none).
+    ``computed_by`` names the operator that computes such a layer where nothing is fused ("" for none).
     """
 
-    operator: ClassVar[str] = ""
+    computed_by: ClassVar[str] = ""
     name: str
     inputs: tuple[str, ...]
     shape: Shape
+
+    @property
+    def operator(self) -> str:
+        """The operator that computes this layer where nothing is fused."""
+        return self.computed_by
 
     @property
     def geometry(self) -> tuple[int, int, int]:
@@ -42,7 +48,7 @@ class Layer:
 class Input(Layer):
     """The image."""
 
-    operator = "PackInput"
+    computed_by = "PackInput"
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Convolution(Layer):
     ``module`` is the qualified name of the torch module, ``kernel`` is (height, width).
     """
 
-    operator = "Conv"
+    computed_by = "Conv"
     module: str
     kernel: tuple[int, int]
     stride: int
@@ -64,7 +70,7 @@ class Convolution(Layer):
 class BatchNorm(Layer):
     """Batch normalisation with a learned scale and shift and running statistics."""
 
-    operator = "BatchNorm"
+    computed_by = "BatchNorm"
     module: str
     epsilon: float
     momentum: float
@@ -74,21 +80,34 @@ class BatchNorm(Layer):
 class ReLU(Layer):
     """max(0, x)."""
 
-    operator = "Affine"
+    computed_by = "Affine"
+
+
+@dataclass(frozen=True)
+class Elementwise(Layer):
+    """A function of each element by itself: the operator ``kind``, with ``attributes`` of its own."""
+
+    kind: str
+    attributes: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def operator(self) -> str:
+        """The operator of that name."""
+        return self.kind
 
 
 @dataclass(frozen=True)
 class Add(Layer):
     """Sum of two tensors of one shape."""
 
-    operator = "Add"
+    computed_by = "Add"
 
 
 @dataclass(frozen=True)
 class MaxPool(Layer):
     """Maximum over square windows; padded pixels never win."""
 
-    operator = "MaxPool"
+    computed_by = "MaxPool"
     kernel: int
     stride: int
     padding: int
@@ -98,7 +117,7 @@ class MaxPool(Layer):
 class AveragePool(Layer):
     """Mean over square windows without padding; global pooling is ``kernel`` = height = width."""
 
-    operator = "AveragePool"
+    computed_by = "AveragePool"
     kernel: int
     stride: int
 

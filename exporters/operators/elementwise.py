@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..layers import Layer
+from ..layers import Elementwise, Layer
 from ..nodes import Node
 from .base import (
     GRADIENTS_IN_FLIGHT,
@@ -140,6 +140,56 @@ class AffineGrad(Operator):
 
     def complete(self, forward: Attributes, instance: str) -> Completion:
         return masked_before(forward, "", forward["out_halo"])
+
+
+# Functions of one element
+
+
+class LeakyReLU(Operator):
+    """x where it is positive, slope·x elsewhere; ``signs`` has a bit for each element that is positive."""
+
+    inputs = (Port("x"),)
+    outputs = (
+        Port("y", dims=stack("", "out_halo")),
+        Port("signs", "u8", optional=True, dims=bits(""), for_backward=True),
+    )
+    repetition = "elements"
+    any_halo = True
+    ort_gradient = (OrtNode("LeakyReLUGrad", ["GO(0)", "O(1)"], ["GI(0)"]),)
+
+    def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
+        layer = fused.layer
+        assert isinstance(layer, Elementwise)
+        branch.as_vector(fused, y)
+        halos = named_halos(in_halo=sources[0], out_halo=y)
+        attributes = {**branch.map(fused), **layer.attributes, **halos}
+        self.emit(branch.graph, {"x": sources[0]}, {"y": y}, attributes)
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        x = self.read(node, "x")
+        if not tape.needs(x):
+            return
+        if not node.outputs[1]:
+            node.outputs[1] = tape.graph.unique(f"{node.outputs[0]}.signs")
+        dx = tape.contribute(x)
+        attributes = {**node.attributes, **named_halos(dy_halo=dy, dx_halo=dx)}
+        LeakyReLUGrad.emit(tape.graph, {"dy": dy, "signs": node.outputs[1]}, {"dx": dx}, attributes)
+
+    def plain(self, layer: Layer) -> Plain:
+        assert isinstance(layer, Elementwise)
+        return Plain("LeakyRelu", attributes={"alpha": layer.attributes["slope"]})
+
+
+class LeakyReLUGrad(Operator):
+    """dy where the bit is set, slope·dy elsewhere."""
+
+    inputs = (Port("dy"), Port("signs", "u8"))
+    outputs = (Port("dx", dims=stack("", "dx_halo")),)
+    category = GRADIENTS_IN_FLIGHT
+    backward = True
+
+    def complete(self, forward: Attributes, instance: str) -> Completion:
+        return Completion({**forward, "dy_halo": forward["out_halo"], "dx_halo": forward["in_halo"]})
 
 
 # Sums

@@ -1,5 +1,7 @@
 // Operators that look at each element by itself: scale and shift, sums, and their gradients.
 
+#include <algorithm>
+
 #include "ops/op.h"
 #include "ops/slots.h"
 #include "ops/rows.h"
@@ -109,6 +111,77 @@ struct AffineGrad {
   }
 };
 const Register<AffineGrad> affine_grad;
+
+// y = x where it is positive, slope·x elsewhere; a bit for each element says which.
+struct LeakyReLU {
+  static constexpr const char* name = "LeakyReLU";
+  static constexpr std::array inputs{Port{"x", float32}};
+  static constexpr std::array outputs{Port{"y", float32}, Port{"signs", uint8, optional}};
+
+  Stack in, out;
+  float slope;
+
+  explicit LeakyReLU(const Attributes& attributes)
+      : in(Stack::from(attributes, "", "in_halo")),
+        out(Stack::from(attributes, "", "out_halo")),
+        slope(attributes.real("slope")) {}
+
+  void compute(Context& context) const {
+    const auto x = context.input<float>(0);
+    const std::int64_t blocks = in.blocks(x, "x"), count = in.row();
+    const auto y = context.output<float>(0, out.shape(blocks));
+    const Bits signs(context, 1, out, blocks);
+    for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
+      for (std::int64_t row = 0; row < in.height; ++row) {
+        const float* const from = x.data() + in.at(nb, c, row);
+        float* const to = y.data() + out.at(nb, c, row);
+        for (std::int64_t i = 0; i < count; ++i) to[i] = from[i] > 0 ? from[i] : slope * from[i];
+        if (std::uint8_t* const bits = signs.row(nb, c, row)) {
+          std::fill_n(bits, out.bit_row(), std::uint8_t{0});
+          for (std::int64_t i = 0; i < count; ++i)
+            bits[i / 8] |= static_cast<std::uint8_t>((from[i] > 0 ? 1u : 0u) << (i % 8));
+        }
+      }
+      out.zero_halo(y.data() + nb * out.block(), c);
+    });
+  }
+};
+const Register<LeakyReLU> leaky_relu;
+
+// dx = dy where the bit is set, slope·dy elsewhere.
+struct LeakyReLUGrad {
+  static constexpr const char* name = "LeakyReLUGrad";
+  static constexpr std::array inputs{Port{"dy", float32}, Port{"signs", uint8}};
+  static constexpr std::array outputs{Port{"dx", float32}};
+
+  Stack dy_stack, dx_stack;
+  float slope;
+
+  explicit LeakyReLUGrad(const Attributes& attributes)
+      : dy_stack(Stack::from(attributes, "", "dy_halo")),
+        dx_stack(Stack::from(attributes, "", "dx_halo")),
+        slope(attributes.real("slope")) {}
+
+  void compute(Context& context) const {
+    const auto dy = context.input<float>(0);
+    const auto signs = context.input<std::uint8_t>(1);
+    const std::int64_t blocks = dy_stack.blocks(dy, "dy");
+    require(signs.shape() == dy_stack.bits_shape(blocks), "signs is ", signs.shape().text(), ", not ",
+            dy_stack.bits_shape(blocks).text());
+    const auto dx = context.output<float>(0, dx_stack.shape(blocks));
+    for_planes(context, blocks, dy_stack.channels, [&](std::int64_t nb, std::int64_t c) {
+      for (std::int64_t row = 0; row < dy_stack.height; ++row) {
+        const float* const from = dy.data() + dy_stack.at(nb, c, row);
+        const std::uint8_t* const bits = signs.data() + dy_stack.bits_at(nb, c, row);
+        float* const to = dx.data() + dx_stack.at(nb, c, row);
+        for (std::int64_t i = 0; i < dy_stack.row(); ++i)
+          to[i] = (bits[i / 8] >> (i % 8)) & 1u ? from[i] : slope * from[i];
+      }
+      dx_stack.zero_halo(dx.data() + nb * dx_stack.block(), c);
+    });
+  }
+};
+const Register<LeakyReLUGrad> leaky_relu_grad;
 
 // y = act(a + b)
 struct Add {
