@@ -1,10 +1,10 @@
 """Every operator in a network of its own, through the compiled library, against torch in float64.
 
 To add an operator, add a row to ``ROWS``: its name, and torch modules that come to it, between a
-convolution that gives them 6×7×6 maps and a linear layer that takes what they leave. Each row is checked forwards (logits,
-in the compiled graph and in ONNX's own operators), backwards (loss, gradients of all parameters, the sign of
-the image's gradient), with batches whose images fill vectors and batches that do not, and for its memory: the
-peak that is predicted is the one that the allocator measures.
+convolution that gives them 6×7×6 maps and a linear layer that takes what they leave. Each row is checked
+forwards (logits, in the compiled graph and in ONNX's own operators), backwards (loss, gradients of all
+parameters, the sign of the image's gradient), with batches whose images fill vectors and batches that do
+not, and for its memory: the peak that is predicted is the one that the allocator measures.
 """
 
 from __future__ import annotations
