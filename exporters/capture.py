@@ -261,8 +261,8 @@ class _Capture:
         elif target in _ADD:
             self._add(node)
         elif target in _ELEMENTWISE:
-            names = [theirs for theirs, _ in _ELEMENTWISE[target][1].values()]
-            self._elementwise(node, target, _arguments(node, *names))
+            theirs = (name for name, _ in _ELEMENTWISE[target][1].values())
+            self._elementwise(node, target, _arguments(node, *theirs))
         elif target in (F.max_pool2d, torch.max_pool2d):
             self._max_pool(
                 node, _arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode")
