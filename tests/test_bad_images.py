@@ -112,9 +112,9 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     look = images.decode_aloud
 
-    def spied(data: bytes, shape: Any, source: str) -> Any:
+    def spied(data: bytes, shape: Any, source: str, share: float) -> Any:
         found.append(Path(source).name)
-        return look(data, shape, source)
+        return look(data, shape, source, share)
 
     monkeypatch.setattr(images, "decode_aloud", spied)
     return found
@@ -350,6 +350,23 @@ def test_finetune_leaves_out_and_goes_on_with_the_same_images(
     assert state_of(tmp_path / "parts") == state_of(tmp_path / "whole")
 
 
+def test_a_split_that_is_opened_later(tiny_artifact: Make, photos: Path, tmp_path: Path) -> None:
+    """Its images were not among those that the training began with; what is left out then stays so."""
+    for name in ("3/02.jpg", "3/09.jpg"):
+        truncate(photos / name)
+    common = ("finetune", tiny_artifact(), "--data", photos, "--on-bad", "skip", "-o", tmp_path / "run")
+    assert run(*common, "--eval-samples", 0, "--steps", 2).exit_code == 0
+    measured = ("--eval-samples", 10, "--eval-steps", 1, "--resume", "--json")
+    for steps in (3, 4):
+        done = run(*common, *measured, "--steps", steps)
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["left_out"]["count"] == 2
+        (photos / "3/09.jpg").write_bytes(photograph(309))
+    (tmp_path / "run/left-out.json").write_text("{")  # damaged, it counts as none
+    done = run(*common, *measured, "--steps", 5)
+    assert done.exit_code == 0 and json.loads(done.stdout)["left_out"]["count"] == 1
+
+
 def test_evaluate_leaves_out(tiny_artifact: Make, photos: Path) -> None:
     truncate(photos / "3/09.jpg")
     common = ("evaluate", tiny_artifact(), "--data", photos, "--attack", "none")
@@ -378,7 +395,7 @@ def test_train_leaves_out_and_goes_on(photos: Path, tmp_path: Path) -> None:
     assert json.loads(again.stdout)["left_out"] == json.loads(done.stdout)["left_out"]
     fresh = run(*common, "--on-bad", "skip")
     assert fresh.exit_code == 1 and "holds a training already" in fresh.stderr
-    assert json.loads((tmp_path / "run/left-out.json").read_text())["count"] == 1
+    assert list(json.loads((tmp_path / "run/left-out.json").read_text())["left_out"]["train"]) == ["3/02.jpg"]
     truncate(photos / "3/09.jpg")
     evaluate = ("evaluate", tmp_path / "run", "--data", photos, "--attack", "none", "--device", "cpu")
     report = json.loads(run(*evaluate, "--on-bad", "skip", "--json").stdout)

@@ -211,6 +211,22 @@ def test_a_jpeg_without_its_end_is_truncated(options: dict[str, Any]) -> None:
                 pixels(whole[:kept] + padded)
 
 
+def test_a_png_without_its_end_or_with_a_wrong_checksum() -> None:
+    whole = encoded(Image.fromarray(COLOURS).resize((400, 300)), "PNG")
+    noise = encoded(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), "PNG")
+    for data in (whole, noise):
+        pixels(data + b"something after it")
+        for kept in (len(data) - 12, len(data) * 9 // 10, len(data) // 2):
+            for padded in (b"", bytes(len(data) - kept)):
+                with pytest.raises(EdgeBcsError, match=r"truncated|a checksum of the PNG differs"):
+                    pixels(data[:kept] + padded)
+    # In a stored block of deflate a pixel may change without a complaint but this one.
+    stored = bytearray(encoded(COLOURS, "PNG", compress_level=0))
+    stored[stored.index(b"IDAT") + 30] ^= 1
+    with pytest.raises(EdgeBcsError, match="a checksum of the PNG differs"):
+        pixels(bytes(stored))
+
+
 def test_a_large_jpeg_is_decoded_near_the_size_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """No closer than twice the network's input; about as it would have been."""
     image_class = type(Image.open(io.BytesIO(photograph(64, 64))))

@@ -42,17 +42,27 @@ class Reading:
     ) -> None:
         self._spec, self._shape, self._on_bad = spec, shape, on_bad
         self._watch, self._quiet = watch, quiet
-        self._known = None if folder is None else _recorded(folder)
-        self._left_out: list[dict[str, str]] = []
+        self._resumes = folder is not None
+        self._recorded = {} if folder is None else _recorded(folder)
+        self._left_out: dict[str, dict[str, str]] = {}
 
     def open(self, split: str) -> Dataset:
         """Open one split, saying on standard error what is left out of it."""
         from edge_bcs.data import open_data
 
+        known: dict[str, str] = {}
+        for images in self._recorded.values():  # of all splits: an image of another one has its place, too
+            known |= images
         data = open_data(
-            self._spec, split, self._shape, on_bad=self._on_bad, known=self._known, watch=self._watch
+            self._spec,
+            split,
+            self._shape,
+            on_bad=self._on_bad,
+            known=known,
+            strict=split in self._recorded,
+            watch=self._watch,
         )
-        self._left_out += [{"split": split, "image": image.name, "why": image.why} for image in data.left_out]
+        self._left_out[split] = {image.name: image.why for image in data.left_out}
         if data.left_out and not self._quiet:
             count = len(data.left_out) + len(data)
             say(f"{len(data.left_out)} of {count} images ({split}) are left out:")
@@ -64,9 +74,14 @@ class Reading:
 
     def report(self) -> dict[str, Any]:
         """Return {"left_out": {"count", "images"}} for the command's report; nothing where nothing may be."""
-        if self._on_bad == "stop" and not self._left_out:
+        images = [
+            {"split": split, "image": name, "why": why}
+            for split, left_out in self._left_out.items()
+            for name, why in left_out.items()
+        ]
+        if self._on_bad == "stop" and not images:
             return {}
-        return {"left_out": {"count": len(self._left_out), "images": self._left_out}}
+        return {"left_out": {"count": len(images), "images": images}}
 
     def record(self, folder: Path) -> None:
         """Keep in a training's folder what it leaves out, for `folder` of the next call.
@@ -74,19 +89,24 @@ class Reading:
         Raises:
             EdgeBcsError: a file of that name is there and is no such record, or it cannot be written.
         """
-        if self._known is not None:
+        kept = {**self._recorded, **self._left_out}
+        if kept == self._recorded and kept:
             return
-        check_output(folder / RECORD, json_with("count", "images"), "a record of what a training left out")
-        if self.report():
-            write_json(folder / RECORD, self.report()["left_out"], make_folder=True)
+        if not self._resumes:
+            check_output(folder / RECORD, json_with("left_out"), "a record of what a training left out")
+        if self.report() or self._recorded:
+            write_json(folder / RECORD, {"left_out": kept}, make_folder=True)
         else:
             (folder / RECORD).unlink(missing_ok=True)
 
 
-def _recorded(folder: Path) -> dict[str, str] | None:
-    """What a training left out, by name, with the reasons; None if it kept no record that can be read."""
+def _recorded(folder: Path) -> dict[str, dict[str, str]]:
+    """What a training left out of each split that it opened: names and reasons; {} without a record."""
     try:
-        images = parse_object(read_small(folder / RECORD, _LARGEST))["images"]
-        return {str(image["image"]): str(image["why"]) for image in images}
+        content = parse_object(read_small(folder / RECORD, _LARGEST))["left_out"]
+        return {
+            split: {str(name): str(why) for name, why in dict(images).items()}
+            for split, images in dict(content).items()
+        }
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}

@@ -51,6 +51,7 @@ def open_data(
     *,
     on_bad: OnBad = "stop",
     known: Mapping[str, str] | None = None,
+    strict: bool = False,
     watch: Watch = lambda: None,
 ) -> Dataset:
     """Open one split of a data set (see the module's table).
@@ -65,14 +66,15 @@ def open_data(
             it.
         on_bad: "stop" refuses data with image files that cannot be used, naming them; "skip" leaves them out
             (`Dataset.left_out` says which and why).
-        known: for a training that goes on, the images that it left out, by name, with the reasons: exactly
-            these are left out again.
+        known: for a training that goes on, the images that it left out, by name, with the reasons: they are
+            left out again without being looked at.
+        strict: refuse the data if others than these cannot be used.
         watch: called now and then while that takes its time; what it raises ends it.
 
     Raises:
         EdgeBcsError: nothing readable there; one sentence says what.
     """
-    handling = Handling(on_bad, known, watch)
+    handling = Handling(on_bad, known or {}, strict, watch)
     if split not in _SPLITS:
         raise EdgeBcsError(f"the split is train or test, not {split!r}.")
     if len(shape) != 3 or min(shape) < 1:

@@ -23,6 +23,7 @@ import io
 import re
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,11 +57,13 @@ _STRIP = 1 << 18  # pixels that are converted at a time
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 # The first byte after 0xFF that is neither data nor padding nor one of the marks between intervals.
 _MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
-_one_large_at_a_time = threading.Lock()
+_large = threading.RLock()
 
 
-def require_memory(need: int, what: str, remedy: str, share: float = 0.5) -> None:
-    """Raise EdgeBcsError if ``need`` bytes are more than a share of the memory that is free now.
+def require_memory(
+    need: int, what: str, remedy: str, share: float = 0.5, kind: type[EdgeBcsError] = EdgeBcsError
+) -> None:
+    """Raise an error of this kind if ``need`` bytes are more than a share of the memory that is free now.
 
     Args:
         need: bytes. what: begins the sentence, such as "x.npz". remedy: ends it.
@@ -69,10 +72,15 @@ def require_memory(need: int, what: str, remedy: str, share: float = 0.5) -> Non
     free = None if need <= SMALL else Machine().free_memory()
     if free is not None and need > share * free:
         part = f"{format_bytes(round(share * free))} may be taken of the " if share < 1 else "only "
-        raise EdgeBcsError(
+        raise kind(
             f"{what} takes {format_bytes(need)} of memory to decode, and {part}{format_bytes(free)} that "
             f"are free: {remedy}."
         )
+
+
+def one_at_a_time(size: int) -> contextlib.AbstractContextManager[Any]:
+    """A block in which no other thread is if this one takes more than 8 MiB for ``size`` bytes."""
+    return _large if size > SMALL else contextlib.nullcontext()
 
 
 def is_trap(declared: int, packed: int) -> bool:
@@ -163,13 +171,10 @@ def _pixels(image: Any, data: bytes, shape: Shape, source: str, share: float) ->
     remedy = "make it smaller" + (
         "" if jpeg else ", or a JPEG, which can be decoded at a fraction of its size"
     )
-    try:
-        require_memory(need, f"{source} ({whole[0]}×{whole[1]} pixels, {image.format})", remedy, share)
-    except EdgeBcsError as error:
-        raise BadImageError(str(error)) from None
-    if jpeg and not _ends(data):
-        raise BadImageError(f"{source} is truncated: the end of the JPEG is missing.")
-    with _one_large_at_a_time if need > SMALL else contextlib.nullcontext():
+    described = f"{source} ({whole[0]}×{whole[1]} pixels, {image.format})"
+    require_memory(need, described, remedy, share, BadImageError)
+    _require_whole(image, data, source)
+    with one_at_a_time(need):
         image.load()
         orientation = _orientation(image)
         flat = _flat(image, mode, source)
@@ -255,6 +260,24 @@ def _ends(jpeg: bytes) -> bool:
             return True
         place = found.end()
         place += int.from_bytes(jpeg[place : place + 2], "big")
+
+
+def _require_whole(image: Any, data: bytes, source: str) -> None:
+    """Raise BadImageError for what Pillow decodes although something is missing, where the format tells."""
+    if data[:2] == b"\xff\xd8" and not _ends(data):
+        raise BadImageError(f"{source} is truncated: the end of the JPEG is missing.")
+    place, view = 8, memoryview(data)
+    while image.format == "PNG":
+        end = place + 8 + int.from_bytes(view[place : place + 4], "big")
+        if len(data) < end + 4:
+            raise BadImageError(f"{source} is truncated: the end of the PNG is missing.")
+        kind, check = data[place + 4 : place + 8], int.from_bytes(view[end : end + 4], "big")
+        # What begins with a small letter is beside the image, and Pillow's to judge.
+        if not kind[:1].islower() and zlib.crc32(view[place + 4 : end]) != check:
+            raise BadImageError(f"{source} is damaged: a checksum of the PNG differs.")
+        if kind == b"IEND":
+            return
+        place = end + 4
 
 
 def _transparent(image: Any) -> bool:

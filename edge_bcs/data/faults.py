@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edge_bcs.errors import EdgeBcsError
@@ -33,12 +33,14 @@ class Handling:
     Attributes:
         on_bad: "stop" refuses the data with a sentence that names them; "skip" leaves them out.
         known: where a training goes on, the images that it left out, by name, with the reasons. These are
-            left out again without being looked at, and another one that cannot be used is refused.
+            left out again without being looked at.
+        strict: refuse another one that cannot be used, for that training began with it.
         watch: called now and then while images are looked at or decoded; what it raises ends that.
     """
 
     on_bad: OnBad = "stop"
-    known: Mapping[str, str] | None = None
+    known: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = False
     watch: Watch = lambda: None
 
     def __post_init__(self) -> None:
@@ -49,10 +51,10 @@ class Handling:
     def settle(self, found: Sequence[LeftOut], source: str) -> tuple[LeftOut, ...]:
         """Return the images of ``source`` that are left out.
 
-        Raises EdgeBcsError if there are any and they stop the reading, or others than ``known`` says.
+        Raises EdgeBcsError if there are any that are not ``known`` and they stop the reading.
         """
-        new = [image for image in found if self.known is None or image.name not in self.known]
-        if new and self.known is not None:
+        new = [image for image in found if image.name not in self.known]
+        if new and self.strict:
             raise EdgeBcsError(
                 f"{_sentence(new[0])}, and this training began with it: put the image back as it was, or "
                 "begin a new training."

@@ -10,7 +10,7 @@ import stat
 import tarfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,15 @@ from typing import IO
 import numpy as np
 
 from edge_bcs.data.dataset import Array, Dataset, Shape, held_out
-from edge_bcs.data.decoding import LARGEST_FILE, decode, decode_aloud, quietly, reason
+from edge_bcs.data.decoding import (
+    LARGEST_FILE,
+    decode,
+    decode_aloud,
+    one_at_a_time,
+    quietly,
+    reason,
+    require_memory,
+)
 from edge_bcs.data.faults import BadImageError, Handling, LeftOut, require_utf8
 from edge_bcs.data.store import cache_folder
 from edge_bcs.errors import EdgeBcsError
@@ -33,8 +41,12 @@ TEST_NAMES = ("test", "val", "valid", "validation")
 _LARGEST_HEADER = 1 << 20
 _MOST_BAD = 20  # after which it is no use to look at the others, if they are not left out
 _LOOKED_AT_ONCE = 64
+# Of the memory that is free: when an image is looked at, and later, when the training has taken its own.
+_SHARE, _SHARE_LATER = 0.5, 0.9
 _REMEMBERED_EVERY = 60.0  # seconds
 _READER = "1"  # another number where what can be used changes
+
+Decode = Callable[[bytes, Shape, str, float], Array]
 
 
 @dataclass(frozen=True)
@@ -221,7 +233,7 @@ class ImageFiles(Dataset):
         self._files = [item for item, wanted in zip(found, chosen, strict=True) if wanted]
         bad = self._looked_at(handling)
         found_bad = [LeftOut(self._files[n][1].name, why) for n, why in bad.items()]
-        if handling.on_bad == "stop" and handling.known is None:
+        if handling.on_bad == "stop" and not handling.strict:
             # What can be seen without opening it stops the reading in whichever split it is.
             others = zip(found, chosen, strict=True)
             found_bad += [
@@ -239,9 +251,8 @@ class ImageFiles(Dataset):
         result = np.empty((len(positions), *self.shape), np.float32)
         for number, position in enumerate(positions):
             holder, entry = self._files[position]
-            source = _source(holder, entry)
             try:
-                pixels = decode(_bytes_of(holder, entry), self.shape, source, share=0.9)
+                pixels = _decoded(holder, entry, self.shape, _SHARE_LATER, decode)
             except BadImageError as error:
                 self._remembered.forget(holder, entry)
                 raise EdgeBcsError(
@@ -255,7 +266,7 @@ class ImageFiles(Dataset):
         bad = {
             number: why
             for number, (_, entry) in enumerate(self._files)
-            if (why := (handling.known or {}).get(entry.name, entry.why))
+            if (why := handling.known.get(entry.name, entry.why))
         }
         new = [
             number
@@ -279,9 +290,8 @@ class ImageFiles(Dataset):
         return dict(sorted(bad.items()))
 
     def _why_not(self, number: int) -> str:
-        holder, entry = self._files[number]
         try:
-            decode_aloud(_bytes_of(holder, entry), self.shape, _source(holder, entry))
+            _decoded(*self._files[number], self.shape, _SHARE, decode_aloud)
         except BadImageError as error:
             return str(error)
         return ""
@@ -387,13 +397,17 @@ def _source(holder: Path, entry: Entry) -> str:
     return f"the image {shown(str(holder / entry.name))}"
 
 
-def _bytes_of(holder: Path, entry: Entry) -> bytes:
+def _decoded(holder: Path, entry: Entry, shape: Shape, share: float, decode: Decode) -> Array:
+    """Return the pixels of an image; of those that take much memory one is read and decoded at a time."""
+    source = _source(holder, entry)
     try:
         with open_regular(holder if entry.offset >= 0 else holder / entry.name) as stream:
             size = entry.size if entry.offset >= 0 else os.fstat(stream.fileno()).st_size
             if size > LARGEST_FILE:
-                raise BadImageError(f"{_source(holder, entry)} is larger than 64 MiB, which is refused.")
-            stream.seek(max(entry.offset, 0))
-            return stream.read(size)
+                raise BadImageError(f"{source} is larger than 64 MiB, which is refused.")
+            with one_at_a_time(size):
+                require_memory(size, source, "make it smaller", share, BadImageError)
+                stream.seek(max(entry.offset, 0))
+                return decode(stream.read(size), shape, source, share)
     except OSError as error:
-        raise BadImageError(f"{_source(holder, entry)} cannot be read: {error.strerror}.") from None
+        raise BadImageError(f"{source} cannot be read: {error.strerror}.") from None

@@ -222,6 +222,7 @@ def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Decoded]:
                 try:
                     if member.size > LARGEST_FILE:
                         raise BadImageError(f"the image {source} is larger than 64 MiB, which is refused.")
+                    require_memory(member.size, f"the image {source}", "make it smaller", kind=BadImageError)
                     pixels = decode(_opened(archive, member).read(), shape, f"the image {source}")
                 except BadImageError as error:
                     yield Unreadable(split or entry.split, entry.class_name, member.name, str(error))

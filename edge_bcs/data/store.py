@@ -266,8 +266,8 @@ class Stored(Dataset):
         """The images of this split that are left out; where a training goes on, exactly those of before."""
         bad = np.flatnonzero(~self._index.good)
         found = [image for image, row in zip(self._index.left_out, bad, strict=True) if chosen[row]]
-        missing = set(handling.known or ()) - {image.name for image in self._index.left_out}
-        if missing:
+        missing = set(handling.known) - {image.name for image in self._index.left_out}
+        if missing and handling.strict:
             raise EdgeBcsError(
                 f"{shown(min(missing))} in {self._source} can be used now, and this training began without "
                 "it: begin a new training."
