@@ -191,6 +191,8 @@ def _pixels(image: Any, data: bytes, shape: Shape, source: str, share: float) ->
 
 def _orientation(image: Any) -> int:
     """EXIF's number of how a loaded image is turned; 1, upright, where nothing that can be read says."""
+    if image.format == "TIFF":  # which Pillow turns when it is loaded
+        return 1
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # what lies beside an image may be damaged in any way

@@ -135,7 +135,7 @@ def _why_not(file: os.DirEntry[str], root: Path) -> str:
     """Why a file in a class folder cannot be an image, or ""."""
     if file.is_symlink() and (why := _why_no_link(file, root)):
         return why
-    if not os.path.isfile(file.path):
+    if not file.is_file():
         return f"{shown(file.path)} is not a file, which is refused among images."
     return ""
 
