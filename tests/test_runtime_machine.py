@@ -223,7 +223,8 @@ def test_media(tmp_path: Path, kind: str, disk: dict[str, str] | None, expected:
     folder.mkdir()
     medium = mounted(tmp_path / "root", folder, kind=kind, disk=disk).medium(folder / "not" / "yet")
     assert (medium.kind, medium.filesystem, medium.mount) == (expected, kind, "/data")
-    assert medium.free == os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    assert medium.free == pytest.approx(free, rel=0.05)  # others write meanwhile
     assert medium.writable and not medium.read_only
 
 
