@@ -138,10 +138,12 @@ def _assemble(
         name, arguments = record.get("name"), record.get("arguments", {})
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise EdgeBcsError(f"{path} describes its network in a way that cannot be read")
-        if name not in models.FACTORIES:
+        if name not in models.FACTORIES or "factory" in record:
+            factory = record.get("factory")
+            made = f" (made by {factory[:200]!r})" if isinstance(factory, str) else ""
             raise EdgeBcsError(
-                f"{path} holds {name[:60]!r}, which is not in edge_bcs.models; "
-                "give the module with load(path, model=...)"
+                f"{path} holds {name[:60]!r}{made}, which is not in edge_bcs.models; give the module with "
+                "load(path, model=...), on the command line with --model PACKAGE.MODULE:FACTORY"
             )
         try:
             network = models.outline(name, **arguments)
@@ -169,7 +171,20 @@ def _assemble(
     )
     sparse.load_state(tensors)
     sparse.step, sparse.classes = step, classes
+    if sparse.own:
+        _describe(path, sparse, record)
     return sparse.eval()
+
+
+def _describe(path: Path, sparse: SparseModel, record: dict[str, Any]) -> None:
+    """Let a user's own network know what its file says of it."""
+    factory, shape = record.get("factory"), record.get("input_shape")
+    if isinstance(factory, str) and sparse.factory is None:
+        sparse.factory = factory
+    if shape is not None:
+        if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)):
+            raise EdgeBcsError(f"{path} describes the images of its network in a way that cannot be read")
+        sparse.input_shape = (shape[0], shape[1], shape[2])
 
 
 def _differing(layers: list[tuple[str, tuple[int, ...]]], others: list[tuple[str, tuple[int, ...]]]) -> str:

@@ -198,20 +198,52 @@ class SparseModel(nn.Module):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What rebuilds the network: {"name", "arguments"}; a user's own module has the name of its class."""
-        record = getattr(self.network, "network", None)
-        if isinstance(record, dict) and "name" in record:  # a module may call a part of it `network`, too
-            return record
-        return {"name": type(self.network).__name__, "arguments": {}}
+        """What is said of the network where it is stored: {"name", "arguments"}, which rebuild it.
+
+        A user's own module has the name of its class and no arguments, and may have "factory", what made it,
+        and "input_shape", [C, H, W] of the images that it was trained on.
+        """
+        if not self.own:
+            known: dict[str, Any] = self.network.network  # type: ignore[assignment]
+            return known
+        described: dict[str, Any] = {"name": type(self.network).__name__, "arguments": {}}
+        if self.factory is not None:
+            described["factory"] = self.factory
+        if self.input_shape is not None:
+            described["input_shape"] = list(self.input_shape)
+        return described
+
+    @property
+    def own(self) -> bool:
+        """Whether the network is a user's own, which no name rebuilds."""
+        record = getattr(self.network, "network", None)  # which may also be what it calls a part of it
+        return not (isinstance(record, dict) and "name" in record)
+
+    # Both lie on the module, so that copies of it keep them.
+
+    @property
+    def factory(self) -> str | None:
+        """What made a user's own module, MODULE:FACTORY, if it was said: information, never imported."""
+        factory = getattr(self.network, "edge_bcs_factory", None)
+        return factory if isinstance(factory, str) else None
+
+    @factory.setter
+    def factory(self, factory: str | None) -> None:
+        self.network.edge_bcs_factory = factory  # type: ignore[assignment]
 
     @property
     def input_shape(self) -> tuple[int, int, int] | None:
-        """(C, H, W) of the images that the network was made for; None for a module that does not say."""
-        arguments = self.record["arguments"]
-        if not arguments:
-            return None
+        """(C, H, W) of the images that the network was made for, or a user's own was last trained on."""
+        if self.own:
+            shape: tuple[int, int, int] | None = getattr(self.network, "edge_bcs_input_shape", None)
+            return shape
+        arguments = self.record.get("arguments", {})
         size = int(arguments.get("input_size", 32))
         return int(arguments.get("input_channels", 3)), size, size
+
+    @input_shape.setter
+    def input_shape(self, shape: tuple[int, int, int] | None) -> None:
+        self.network.edge_bcs_input_shape = shape  # type: ignore[assignment]
 
     @property
     def parts(self) -> Parts:

@@ -236,6 +236,8 @@ def run_plan(
     sparse.to(device)
     replicas.start_alike(sparse)
     run = _Run(sparse, data, pseudo_labelled, plan, update, replicas)
+    if sparse.own:
+        sparse.input_shape = data.shape
     if replicas.first:
         warn_if_not_exportable(sparse, data.shape, depth=4)
     names_before, sparse.classes = sparse.classes, run.classes
@@ -437,7 +439,9 @@ class _Run:
                     f"{last.parent} was begun with {name} {plan.get(name)!r}, not {value!r}; resume it as it "
                     "was begun, or choose another folder"
                 )
-        if network != self.sparse.record or checkpoint.seed != self.sparse.seed:
+        names = ("name", "arguments")
+        same = all(network.get(name) == self.sparse.record.get(name) for name in names)
+        if not same or checkpoint.seed != self.sparse.seed:
             raise EdgeBcsError(f"{last.parent} holds a training of another network or seed")
         stored = checkpoint.classes
         if stored is not None and stored != self.classes:

@@ -54,7 +54,7 @@ def export(
     sparse: SparseModel,
     directory: str | Path,
     objective: str = "at",
-    input_shape: tuple[int, int, int] = (3, 32, 32),
+    input_shape: tuple[int, int, int] | None = None,
     *,
     memory: int | str | None = None,
     store: str = "f32",
@@ -89,7 +89,8 @@ def export(
             any.
         directory: the folder to write, or a file NAME.tar: the same folder in one file.
         objective: natural, at, mixed, trades, rst or mart.
-        input_shape: (channels, height, width) of the images, which lie in [0, 1].
+        input_shape: (channels, height, width) of the images, which lie in [0, 1]; default: those that the
+            network was made for or trained on, or (3, 32, 32).
         memory: byte budget of the working set, such as "12MiB"; the planner chooses the fastest way to stay
             inside it: micro-batch, kernels, and what is recomputed for the backward pass.
         store: "f32", or "bf16": activations may be kept for the backward pass as bfloat16, where the budget
@@ -147,6 +148,7 @@ def export(
     key = None if sign_key is None else signature.private_key(sign_key)
     job = Job(rule, beta, batch_size, attack_steps, store == "bf16", machine or TYPICAL_BOARD)
     note("reading the network")
+    input_shape = input_shape or sparse.input_shape or (3, 32, 32)
     network = network_of(sparse, input_shape, batch_norm == "batch")
     note("planning its memory")
     compiled = compile_network(network, job, micro_batch, budget)

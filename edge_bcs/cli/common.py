@@ -219,13 +219,6 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def stored_shape(sparse: Any) -> tuple[int, int, int]:
-    """Return (C, H, W) of the images that a network of `edge_bcs.models` was made for."""
-    arguments = sparse.record.get("arguments", {})
-    size = int(arguments.get("input_size", 32))
-    return int(arguments.get("input_channels", 3)), size, size
-
-
 def examples(text: str) -> Callable[[Any], Any]:
     """Append examples to a command's help, each on its own line."""
 

@@ -21,11 +21,11 @@ from edge_bcs.cli.common import (
     pairs,
     percent,
     print_json,
-    stored_shape,
     threads_option,
     trust_option,
     trusted,
 )
+from edge_bcs.cli.networks import input_shape_option, is_own, own, own_model_option, shape_of
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.files import write_json
 from edge_bcs.outputs import check_output, json_with
@@ -33,12 +33,14 @@ from edge_bcs.progress import Progress
 
 _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 _BOARDS_ATTACKS = ("none", "fgsm", "pgd")
-_TORCHS_OPTIONS = ("step_size", "batch_size", "seed", "device", "resume")
+_TORCHS_OPTIONS = ("step_size", "batch_size", "seed", "device", "resume", "model", "input_shape")
 _REPORTED = json_with("path", "data", "split", "engine")
 
 
 @click.command()
 @click.argument("path", type=click.Path())
+@own_model_option
+@input_shape_option
 @data_option
 @class_names_option
 @click.option("--attack", type=click.Choice(_ATTACKS), default="pgd", show_default=True)
@@ -74,6 +76,7 @@ _REPORTED = json_with("path", "data", "split", "engine")
     edge-bcs evaluate run --data digits
     edge-bcs evaluate run --data photos/ --attack pgd --attack-steps 50 --restarts 10
     edge-bcs evaluate runs/vgg16 --data cifar-10-batches-py --attack autoattack --resume counts.json
+    edge-bcs evaluate runs/mine --model nets.py:make --data photos/
     edge-bcs evaluate runs/vgg16 --data digits --attack square --queries 50 --queries 5000 --json square.json
 """)
 def command(path: str, json_file: str | None, **options: Any) -> None:
@@ -113,6 +116,8 @@ def _check(options: dict[str, Any]) -> None:
     for name in ("epsilon", "step_size"):
         if options[name] is not None:
             fraction(options[name], f"--{name.replace('_', '-')}")
+    if options["model"] is not None and not is_own(options["model"]):
+        raise EdgeBcsError(f"--model names what made a network of your own; {options['model']} is stored.")
     attack = options["attack"]
     owners = {
         "queries": ("square",),
@@ -199,14 +204,15 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     from edge_bcs.devices import choose_device
 
     device = choose_device(options["device"])
-    sparse = loading.load(path, **trusted(options))
+    network = None if options["model"] is None else own(options["model"])
+    sparse = loading.load(path, network, **trusted(options))
     names = class_names(options)
     if names is not None:
         sparse.classes = classes.named(sparse.classes, names)
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
     sparse = sparse.to(device)
-    reading = Reading(options["data_spec"], _input_shape(path, sparse), options["on_bad"])
+    reading = Reading(options["data_spec"], _input_shape(path, sparse, options), options["on_bad"])
     data = reading.open(options["split"])
     attack = options["attack"]
     step_size = options["step_size"]
@@ -237,16 +243,16 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     return {"engine": "torch", "device": str(device), **named, **report, **described}
 
 
-def _input_shape(path: str, sparse: Any) -> tuple[int, int, int]:
+def _input_shape(path: str, sparse: Any, options: dict[str, Any]) -> tuple[int, int, int]:
     """Return (C, H, W) of the images that a stored network takes: its artifact or its network says."""
     from edge_bcs.runtime.archive import is_artifact
 
-    if is_artifact(path):
+    if is_artifact(path) and options["input_shape"] is None:
         from edge_bcs.runtime.artifact import Artifact
 
         channels, height, width = Artifact.read(path).input_shape
         return channels, height, width
-    return stored_shape(sparse)
+    return shape_of(sparse, options)
 
 
 def _method(path: str) -> str | None:

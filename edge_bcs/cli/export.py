@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,22 @@ from edge_bcs.cli.common import (
     json_option,
     pairs,
     print_json,
-    stored_shape,
     trust_option,
     trusted,
 )
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.cli.networks import (
+    asked_shape,
+    check_classes,
+    input_shape_option,
+    is_own,
+    model_option,
+    own,
+    registered,
+    shape_of,
+    short_name,
+    start_option,
+)
+from edge_bcs.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.progress import Progress, note
 
 if TYPE_CHECKING:
@@ -34,9 +46,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--model", default="vgg16", show_default=True, help="vgg16, resnet18/34/50, wrn28_2/_4/_10, wrn34_10."
-)
+@model_option
 @click.option("--checkpoint", type=click.Path(), help="A trained sparse network, instead of a new one.")
 @click.option("--sparsity", default="0.99", show_default=True, help="Share of dormant weights, in [0, 1).")
 @click.option(
@@ -52,6 +62,8 @@ if TYPE_CHECKING:
     "--input-size", type=click.IntRange(1), help="Height and width; default: the checkpoint's, or 32."
 )
 @click.option("--channels", type=click.IntRange(1), help="Colour channels; default: the checkpoint's, or 3.")
+@input_shape_option
+@start_option
 @click.option(
     "--width", type=float, help="Multiplier of all channel numbers; default: 1. A checkpoint has its own."
 )
@@ -129,6 +141,8 @@ if TYPE_CHECKING:
     edge-bcs export --sparsity 0.99
     edge-bcs export --model resnet18 --objective trades --target raspberry-pi-4 -o out/resnet18
     edge-bcs export --checkpoint runs/vgg16 --memory 12MiB -o out/vgg16
+    edge-bcs export --model nets.py:make --input-shape 3,48,48 --sparsity 0.95 -o out/mine
+    edge-bcs export --model nets.py:make --checkpoint runs/mine --memory 8MiB -o out/mine
     edge-bcs export --checkpoint runs/vgg16 --archive --sign-key key.pem --release 7 -o out/vgg16.tar
 """)
 @click.pass_context
@@ -142,10 +156,14 @@ def command(context: click.Context, /, **options: Any) -> None:
     if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:
         raise EdgeBcsError("--trust-key belongs to --checkpoint: a new network comes from nowhere.")
 
+    mine = is_own(options["model"])
     if options["checkpoint"]:
-        for name in ("model", "sparsity", "distribution", "classes", "width"):
+        names = () if mine else ("model",)
+        for name in (*names, "sparsity", "distribution", "classes", "width", "start"):
             if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
                 raise EdgeBcsError(f"--{name} belongs to a new network; a checkpoint has its own.")
+    if mine and options["width"] is not None:
+        raise EdgeBcsError("--width belongs to the networks of edge-bcs; one of your own has its own.")
 
     memory = options["memory"]
     machine: dict[str, Any] = {}
@@ -188,7 +206,7 @@ def _exported(
             sparse,
             output,
             objective=options["objective"],
-            input_shape=_shape(options, sparse),
+            input_shape=shape_of(sparse, options),
             memory=memory,
             store=options["store"],
             **machine,
@@ -281,33 +299,40 @@ def _check_source(checkpoint: str | None, output: Path) -> None:
         )
 
 
-def _shape(options: dict[str, Any], sparse: Any) -> tuple[int, int, int]:
-    """Return (C, H, W): as asked for, else as the network was made for."""
-    channels, height, width = stored_shape(sparse)
-    size = options["input_size"]
-    return options["channels"] or channels, size or height, size or width
-
-
 def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[Any, str, int]:
     """Return (sparse network, its name, training steps behind it)."""
+    model = options["model"]
     if options["checkpoint"]:
         from edge_bcs.loading import load
 
-        sparse = load(options["checkpoint"], **trusted(options))
+        network = own(model) if is_own(model) else None
+        sparse = load(options["checkpoint"], network, **trusted(options))
         return sparse, str(sparse.record["name"]), int(sparse.step)
     import torch
 
-    from edge_bcs import connectivity, models
+    from edge_bcs import connectivity
 
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
-    model = models.create(
-        options["model"],
-        num_classes=options["classes"] or (10 if names is None else len(names)),
-        width=1.0 if options["width"] is None else options["width"],
-        input_channels=options["channels"] or 3,
-        input_size=options["input_size"] or 32,
-    )
-    sparse = connectivity.sparsify(
-        model, sparsity=options["sparsity"], seed=options["seed"], distribution=options["distribution"]
-    )
-    return sparse, options["model"], 0
+    if is_own(model):
+        network = own(model)
+    else:
+        channels, size, _ = asked_shape(options) or (3, 32, 32)
+        network = registered(
+            model,
+            num_classes=options["classes"] or (10 if names is None else len(names)),
+            width=1.0 if options["width"] is None else options["width"],
+            input_channels=channels,
+            input_size=size,
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EdgeBcsWarning)  # of what export is about to say
+        sparse = connectivity.sparsify(
+            network,
+            sparsity=options["sparsity"],
+            seed=options["seed"],
+            distribution=options["distribution"],
+            start=options["start"],
+        )
+    if is_own(model) and options["classes"] is not None:
+        check_classes(sparse, shape_of(sparse, options), options["classes"])
+    return sparse, short_name(model), 0

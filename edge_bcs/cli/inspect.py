@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from edge_bcs.cli.common import activations, examples, json_option, pairs, print_json, table, trust_option
 from edge_bcs.progress import Progress
+
+if TYPE_CHECKING:
+    from edge_bcs.runtime.artifact import Artifact
 
 _SIGNATURES = {
     "none": "none",
@@ -55,7 +60,8 @@ def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None,
     attack = f"PGD-{objective.attack_steps}, ε = {objective.epsilon * 255:.3g}/255"
     pairs(
         [
-            ("network", f"{described.network}, {'×'.join(map(str, described.input_shape))} images, "
+            ("network", f"{described.network}{_made(described)}, "
+                        f"{'×'.join(map(str, described.input_shape))} images, "
                         f"{described.num_classes} classes"),
             ("classes", "no names stored: labels are matched by position" if described.classes is None
                         else shown(described.classes)),
@@ -81,3 +87,9 @@ def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None,
             for layer, count in zip(described.layers, active, strict=True)
         ],
     )  # fmt: skip
+
+
+def _made(artifact: Artifact) -> str:
+    """What made a network of the user's own, as the manifest says."""
+    factory = artifact.manifest["network"].get("factory")
+    return f" (made by {factory})" if isinstance(factory, str) else ""

@@ -30,6 +30,17 @@ from edge_bcs.cli.common import (
     trusted,
     word,
 )
+from edge_bcs.cli.networks import (
+    asked_shape,
+    input_shape_option,
+    is_own,
+    model_option,
+    own,
+    registered,
+    short_name,
+    start_option,
+    unknown_shape,
+)
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.locks import FolderLock
 from edge_bcs.progress import Progress, say
@@ -51,9 +62,7 @@ _OWNERS = {
 
 
 @click.command()
-@click.option(
-    "--model", default="vgg16", show_default=True, help="vgg16, resnet18/34/50, wrn28_2/_4/_10, wrn34_10."
-)
+@model_option
 @data_option
 @class_names_option
 @on_bad_option
@@ -120,8 +129,10 @@ _OWNERS = {
     "--trust-pickle", is_flag=True,
     help="Let --pseudo-labelled be the authors' .pickle; nothing but arrays is read from it.",
 )  # fmt: skip
-@click.option("--input-size", type=click.IntRange(1), default=32, show_default=True, help="Height and width.")
-@click.option("--channels", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--input-size", type=click.IntRange(1), help="Height and width; default: 32.")
+@click.option("--channels", type=click.IntRange(1), help="Colour channels; default: 3.")
+@input_shape_option
+@start_option
 @click.option("--seed", type=Seed(), default=0, show_default=True)
 @click.option(
     "--engine", type=click.Choice(["torch", "sparse"]), default="torch", show_default=True,
@@ -144,6 +155,7 @@ _OWNERS = {
 @examples("""
     edge-bcs train --data digits --model vgg16 --width 0.25 --epochs 5 --engine sparse
     edge-bcs train --model resnet18 --data cifar-10-batches-py --objective trades -o runs/resnet18
+    edge-bcs train --model nets.py:make --input-shape 3,48,48 --data photos/ -o runs/mine
     edge-bcs train --data cifar-10-batches-py --method fixed --counts-from runs/vgg16 -o runs/fixed
     edge-bcs train --data cifar-10-batches-py --method hydra -o runs/hydra
     torchrun --nproc-per-node 4 -m edge_bcs.cli train --data cifar-10-batches-py -o runs/vgg16
@@ -155,8 +167,9 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     The output folder gets checkpoint.safetensors (the best epoch on held-out images), last.safetensors,
     metrics.jsonl and epochs.jsonl. A training that was stopped goes on to the bit with --resume.
     """
+    options["model"] = model
     _check(options)
-    output = Path(options["output"] or Path("runs") / model)
+    output = Path(options["output"] or Path("runs") / short_name(model))
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
     try:
         lock = FolderLock(output) if first else nullcontext()
@@ -180,8 +193,9 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
             *(("warning", text) for text in result["warnings"]),
         ]
     )
-    click.echo(f"Saved {output}; next: {command_line('evaluate', output, '--data', data_spec)}")
-    click.echo(f"      or: {command_line('export', '--checkpoint', output)}")
+    made = ("--model", model) if is_own(model) else ()
+    click.echo(f"Saved {output}; next: {command_line('evaluate', output, *made, '--data', data_spec)}")
+    click.echo(f"      or: {command_line('export', *made, '--checkpoint', output)}")
 
 
 def _trained(
@@ -190,24 +204,28 @@ def _trained(
     """Read the data, make the network, and train it; return the report. ``first``: of all processes."""
     import torch
 
-    from edge_bcs import models
     from edge_bcs.cli.reading import Reading
 
-    shape = (options["channels"], options["input_size"], options["input_size"])
+    shape = asked_shape(options)
+    torch.manual_seed(options["seed"])  # biases begin as torch draws them
+    network = own(model) if is_own(model) else None
+    if shape is None:
+        raise unknown_shape(type(network).__name__)
     resumed = output if options["resume"] else None
     reading = Reading(data_spec, shape, options["on_bad"], folder=resumed, quiet=not first)
     data = reading.open("train")
     if first and (resumed or not any(output.rglob(_SAVED))):
         reading.record(output)
     options["class_names"] = names = class_names(options)
-    torch.manual_seed(options["seed"])  # biases begin as torch draws them
-    network = models.create(
-        model,
-        num_classes=len(names or data.classes),
-        width=options["width"],
-        input_channels=options["channels"],
-        input_size=options["input_size"],
-    )
+    if network is None:
+        channels, size, _ = shape
+        network = registered(
+            model,
+            num_classes=len(names or data.classes),
+            width=options["width"],
+            input_channels=channels,
+            input_size=size,
+        )
     _use_threads(options)
     arguments = {
         "objective": options["objective"],
@@ -243,6 +261,8 @@ def _share(result: dict[str, Any], name: str) -> str | None:
 def _check(options: dict[str, Any]) -> None:
     """Refuse what the chosen method has no use for, before anything is read."""
     method = options["method"]
+    if is_own(options["model"]) and given("width"):
+        raise EdgeBcsError("--width belongs to the networks of edge-bcs; one of your own has its own.")
     for name, owners in _OWNERS.items():
         if given(name) and method not in owners:
             raise EdgeBcsError(f"--{name.replace('_', '-')} belongs to {', '.join(owners)}, not to {method}.")
@@ -282,8 +302,8 @@ def _train(
 
     method, seed = options["method"], options["seed"]
     if method == "fixed":
-        trained = loading.load(options["counts_from"], **trusted(options))
-        sparse = connectivity.fixed(network, trained, seed)
+        trained = loading.load(options["counts_from"], _same(network, options), **trusted(options))
+        sparse = connectivity.fixed(network, trained, seed, start=options["start"])
         if given("sparsity") and connectivity.kappa(sparse.size, options["sparsity"]) != sparse.kappa:
             raise EdgeBcsError(
                 f"--counts-from has {sparse.kappa} connections, which is not a sparsity of "
@@ -295,6 +315,7 @@ def _train(
             sparsity=0 if method == "dense" else options["sparsity"],
             seed=seed,
             distribution="uniform" if method == "random" else options["distribution"],
+            start=options["start"],
         )
     sparse.classes = options["class_names"]
     result: dict[str, Any] = training.train(
@@ -324,11 +345,20 @@ def _train_comparator(
         fine_tuning_rate=options["fine_tuning_rate"],
         **arguments,
     )
-    phases = comparators.Phases(method, recipe, data, classes=options["class_names"], **machine)
+    phases = comparators.Phases(
+        method, recipe, data, classes=options["class_names"], start=options["start"], **machine
+    )
     pretrained = (
-        None if options["pretrained"] is None else loading.load(options["pretrained"], **trusted(options))
+        None
+        if options["pretrained"] is None
+        else loading.load(options["pretrained"], _same(network, options), **trusted(options))
     )
     more = {"interval": options["admm_interval"]} if method == "admm" else {}
     train: Any = comparators.METHODS[method]
     result: dict[str, Any] = train(network, phases, pretrained, **more)[1]
     return result
+
+
+def _same(network: Any, options: dict[str, Any]) -> Any:
+    """The module to which another checkpoint of this training belongs, if no name says it."""
+    return network if is_own(options["model"]) else None

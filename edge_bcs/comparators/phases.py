@@ -73,6 +73,7 @@ class Phases:
         recipe: its numbers.
         data, pseudo_labelled: as in `training.train`, but for paths.
         classes: names of the outputs in label order; default: those of `pretrained`, or of the data.
+        start: "new" if the weights of a trained module may be replaced, as in `sparsify`.
         output: folder; None keeps nothing.
         resume: continue where a phase was interrupted; finished phases are read back.
         device, precision, machine: device, precision, compile, save_seconds, progress, as in
@@ -87,6 +88,7 @@ class Phases:
         *,
         pseudo_labelled: Any = None,
         classes: Sequence[str] | None = None,
+        start: str | None = None,
         output: str | Path | None = None,
         resume: bool = False,
         device: str | torch.device | None = None,
@@ -98,7 +100,7 @@ class Phases:
         if (recipe.objective == "rst") != (pseudo_labelled is not None):
             raise EdgeBcsError("the objective rst, and no other, needs a second, pseudo-labelled data set")
         self.pseudo_labelled = None if pseudo_labelled is None else dataset_of(pseudo_labelled)
-        self.resume = resume
+        self.resume, self.start = resume, start
         self.classes = None if classes is None else check_names(classes, "the class names")
         self.output = None if output is None else Path(output)
         self.device = choose_device(device)
@@ -113,7 +115,7 @@ class Phases:
 
     def pretrain(self, network: nn.Module, pretrained: SparseModel | None) -> SparseModel:
         """Return a dense robust network: `pretrained`, or one trained for `pretrain_epochs`."""
-        start = None if pretrained is None else "new"  # what the network holds is replaced all the same
+        start = self.start if pretrained is None else "new"  # what the network holds is replaced all the same
         dense = sparsify(network, 0, self.recipe.seed, start=start)
         dense.classes = self.classes
         if pretrained is not None:

@@ -1,0 +1,215 @@
+"""Which network a command works with: one of `edge_bcs.models` by its name, or one of the user's own.
+
+A network of one's own is named by what makes it, PACKAGE.MODULE:FACTORY or FILE.py:FACTORY: a callable
+without arguments that returns a torch module. The current folder is looked in first, as `python -m` does, or
+the file's. Only what the command line names is ever imported: a checkpoint or an artifact says which factory
+its network came from, but nothing follows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_bcs.errors import EdgeBcsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edge_bcs.sparse_model import SparseModel
+
+Shape = tuple[int, int, int]
+
+_OWN = "PACKAGE.MODULE:FACTORY or FILE.py:FACTORY"
+_LONGEST = 200
+
+model_option = click.option(
+    "--model",
+    default="vgg16",
+    show_default=True,
+    metavar="NAME|MODULE:FACTORY",
+    help="vgg16, resnet18/34/50, wrn28_2/_4/_10, wrn34_10; or what returns a torch module of your own: "
+    f"{_OWN}.",
+)
+own_model_option = click.option(
+    "--model",
+    metavar="MODULE:FACTORY",
+    help=f"What made the network, if it is one of your own: {_OWN}, which returns a torch module.",
+)
+input_shape_option = click.option(
+    "--input-shape",
+    metavar="C,H,W",
+    help="Images of a network of your own: channels, height, width; default: what it was trained on.",
+)
+start_option = click.option(
+    "--start",
+    type=click.Choice(["new"]),
+    help="new: replace the weights of a network of your own by random ones even if it looks trained.",
+)
+
+
+def is_own(model: str | None) -> bool:
+    """Whether --model names a factory, not a network of `edge_bcs.models`."""
+    return model is not None and ":" in model
+
+
+def short_name(model: str) -> str:
+    """Return the name of a network or of its factory, for a folder."""
+    return model.rpartition(":")[2].rpartition(".")[2] or "network"
+
+
+def registered(model: str, **arguments: Any) -> nn.Module:
+    """Return a new network of `edge_bcs.models`; EdgeBcsError for an unknown name or impossible arguments."""
+    from edge_bcs import models
+
+    if model not in models.FACTORIES:
+        raise EdgeBcsError(
+            f"there is no network named {model!r}; choose one of {', '.join(models.FACTORIES)}, or name what "
+            f"makes one of your own: {_OWN}."
+        )
+    return models.create(model, **arguments)
+
+
+def own(model: str) -> nn.Module:
+    """Return the network that the factory named by --model makes, which it keeps as information.
+
+    Raises:
+        EdgeBcsError: nothing of that name, a fault inside the factory (its last line is given), or something
+            that is no torch module.
+    """
+    from torch import nn
+
+    source, _, name = model.rpartition(":")
+    if not source or not name:
+        raise EdgeBcsError(f"--model {model} is neither a network of edge-bcs nor {_OWN}.")
+    with _sentence(f"--model {model}: importing {source} failed"):
+        found: Any = _imported(source)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise EdgeBcsError(f"--model {model}: {source} has no {name}.")
+        found = getattr(found, part)
+    if isinstance(found, nn.Module) or not callable(found):
+        raise EdgeBcsError(
+            f"--model {model}: {name} is a {type(found).__name__}, and a callable without arguments that "
+            "returns the network was expected."
+        )
+    with _sentence(f"--model {model}: {name}() failed"):
+        network = found()
+    if not isinstance(network, nn.Module):
+        raise EdgeBcsError(
+            f"--model {model}: {name}() returned a {type(network).__name__}, and a torch.nn.Module was "
+            "expected."
+        )
+    # Of a file its name: where it lies on this machine is nobody else's business.
+    network.edge_bcs_factory = f"{Path(source).name}:{name}"  # type: ignore[assignment]
+    return network
+
+
+@contextlib.contextmanager
+def _sentence(what: str) -> Iterator[None]:
+    """Make one sentence of whatever the user's code raises, and keep what it prints out of our output."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"{what}: {error}") from None
+    except (Exception, SystemExit) as error:
+        last = traceback.format_exception_only(error)[-1].strip()
+        raise EdgeBcsError(f"{what}: {last[:_LONGEST]}") from error
+
+
+def _imported(source: str) -> Any:
+    if not source.endswith(".py"):
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        importlib.invalidate_caches()
+        return importlib.import_module(source)
+    file = Path(source)
+    if not file.is_file():
+        raise EdgeBcsError(f"there is no file {file}")
+    folder = str(file.resolve().parent)  # of what it imports from beside it
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(f"edge_bcs_model_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def given_shape(options: dict[str, Any]) -> Shape | None:
+    """Return what --input-shape says; None without it."""
+    text = options["input_shape"]
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise EdgeBcsError(
+            f"--input-shape must be channels, height and width, such as 3,32,32, not {text!r}."
+        )
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def asked_shape(options: dict[str, Any]) -> Shape | None:
+    """Return (C, H, W) as --input-shape, or --channels and --input-size, ask for it; None without them.
+
+    A network of edge-bcs is always asked for square images, of 3 channels and 32 pixels by default.
+    """
+    shape, size, channels = given_shape(options), options.get("input_size"), options.get("channels")
+    mine = is_own(options["model"])
+    if shape is None:
+        if mine and (size is None or channels is None):
+            return None
+        return channels or 3, size or 32, size or 32
+    if size is not None or channels is not None:
+        raise EdgeBcsError("--input-shape says all of it: leave --input-size and --channels out.")
+    if not mine and shape[1] != shape[2]:
+        raise EdgeBcsError(f"{options['model']} takes square images, not {shape[1]}×{shape[2]}.")
+    return shape
+
+
+def shape_of(sparse: SparseModel, options: dict[str, Any]) -> Shape:
+    """Return (C, H, W) of the images of a network: as asked for, else as it was made for or trained on.
+
+    Raises:
+        EdgeBcsError: a network of the user's own that does not say, and nothing that was asked for.
+    """
+    shape, size, channels = given_shape(options), options.get("input_size"), options.get("channels")
+    if shape is not None and (size is not None or channels is not None):
+        raise EdgeBcsError("--input-shape says all of it: leave --input-size and --channels out.")
+    known = shape or sparse.input_shape
+    if known is not None:
+        return channels or known[0], size or known[1], size or known[2]
+    if size is None or channels is None:
+        raise unknown_shape(str(sparse.record["name"]))
+    return channels, size, size
+
+
+def unknown_shape(name: str) -> EdgeBcsError:
+    """What is wrong with a network of the user's own of which nobody said what images it takes."""
+    return EdgeBcsError(f"{name} does not say which images it takes: add --input-shape C,H,W.")
+
+
+def check_classes(sparse: SparseModel, shape: Shape, classes: int) -> None:
+    """Raise `EdgeBcsError` unless a network of the user's own has so many outputs."""
+    import torch
+
+    from edge_bcs.attacks import evaluation_mode
+
+    try:
+        with torch.no_grad(), evaluation_mode(sparse):
+            outputs = sparse(torch.zeros(1, *shape)).shape[-1]
+    except RuntimeError:
+        raise EdgeBcsError(f"the network does not take images of the shape {list(shape)}") from None
+    if outputs != classes:
+        raise EdgeBcsError(f"{sparse.record['name']} has {outputs} classes, and --classes says {classes}.")
