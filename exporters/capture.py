@@ -64,8 +64,9 @@ def capture(module: nn.Module, input_shape: Shape) -> LayerGraph:
     try:
         traced = fx.symbolic_trace(module)
     except Exception as error:
+        said = " ".join(str(error).split())
         raise EdgeBcsError(
-            f"the network cannot be traced ({error}); its forward must not depend on the data, and may use "
+            f"the network cannot be traced ({said}); its forward must not depend on the data, and may use "
             f"{SUPPORTED}"
         ) from error
     return _Capture(traced, input_shape).graph
@@ -85,9 +86,10 @@ class _Capture:
             except EdgeBcsError:
                 raise
             except (TypeError, ValueError, LookupError, AttributeError) as error:
+                said = " ".join(str(error).split())
                 raise EdgeBcsError(
-                    f"'{node.name}' ({node.target}) has arguments that are not supported ({error}); they "
-                    "must be constants"
+                    f"'{node.name}' ({node.target}) has arguments that are not supported ({said}); they must "
+                    "be constants"
                 ) from error
 
     def _visit(self, node: fx.Node, input_shape: Shape) -> None:

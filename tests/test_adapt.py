@@ -165,9 +165,9 @@ def test_paths_and_digits(tmp_path: Path) -> None:
     with pytest.raises(EdgeBcsError, match=r"give input_shape=\(C, H, W\) beside digits"):
         dataset_of("digits")
     own = edge_bcs.sparsify(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 0.5)
-    training.train(own, "digits", input_shape=(1, 8, 8), **SHORT)
     with pytest.raises(EdgeBcsError, match="does not say which images it takes"):
         training.train(own, "digits", **SHORT)
+    training.train(own, "digits", input_shape=(1, 8, 8), **SHORT)
     ours = edge_bcs.sparsify(edge_bcs.models.resnet18(width=0.05, input_channels=1, input_size=8), 0.9)
     training.train(ours, "digits", **SHORT)
     assert evaluate(ours, "digits", attack="none", samples=8)["samples"] == 8
