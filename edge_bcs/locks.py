@@ -11,13 +11,13 @@ import errno
 import os
 import socket
 import stat
-import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from edge_bcs.errors import EdgeBcsError
+from edge_bcs.progress import say
 
 try:
     import fcntl
@@ -222,7 +222,7 @@ def _remove_empty(folders: list[Path]) -> None:
 def _tell_once(folder: Path, error: _NoLocksError) -> None:
     if not _told:
         _told.append(str(folder))
-        sys.stderr.write(
+        say(
             f"Note: nothing can be locked in {folder.parent} ({error}), so nothing keeps two processes from "
-            "writing into one folder.\n"
+            "writing into one folder."
         )

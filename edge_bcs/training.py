@@ -679,6 +679,10 @@ def _check_new(output: Path, plan: Plan) -> None:
             EPOCHS: lambda: _lines_with(output / EPOCHS, "epoch", "step", "connections") in (0, 1),
             BEST: lambda: _is_of_first_epoch(output / BEST, plan),
         }
+        if (output / "manifest.json").exists():
+            raise EdgeBcsError(
+                f"{output} has a manifest.json, so it would be taken for an artifact; choose another folder"
+            )
         for name, is_left in left.items():
             if (output / name).exists() and not is_left():
                 raise EdgeBcsError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import re
 import secrets
@@ -296,9 +295,10 @@ def _put(folder: Path, target: Path, place: Path, aside: Path, force: bool) -> N
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one call of the system; False where system or file system have none."""
+    """Exchange two folders in one call of the system; False where system or file system have none, or refuse
+    it: what cannot be done in two calls either, those will say."""
     try:
-        library = ctypes.CDLL(None, use_errno=True)
+        library = ctypes.CDLL(None)
         names = os.fsencode(one), os.fsencode(other)
         if sys.platform == "darwin":
             failed = library.renamex_np(*names, ctypes.c_uint(_SWAP))
@@ -306,12 +306,7 @@ def _exchange(one: Path, other: Path) -> bool:
             failed = library.renameat2(_AT_CWD, names[0], _AT_CWD, names[1], ctypes.c_uint(_EXCHANGE))
     except (OSError, AttributeError, TypeError):  # another system, or an old C library
         return False
-    if not failed:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
-        return False
-    raise OSError(number, os.strerror(number), str(other))
+    return not failed
 
 
 def _sync(folder: Path) -> None:
