@@ -6,7 +6,7 @@ OUT    ?= out
 
 # `pip install .` builds the operator library; this stamp is older than any source that went into it.
 INSTALLED := $(VENV)/.installed
-SOURCES   := pyproject.toml CMakeLists.txt \
+SOURCES   := pyproject.toml constraints.txt CMakeLists.txt \
              $(shell find edge_bcs exporters runtime targets -type f ! -name '*.pyc' 2>/dev/null)
 
 # 64-bit ARM, with Debian's cross compiler and its user-mode emulator.
@@ -41,7 +41,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[host,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[host,dev]'
 	@touch $@
 
 # On the host a network that is 99 % sparse from its first step learns to be robust; then the same network, compiled
@@ -60,7 +60,8 @@ test: $(INSTALLED)
 # onnxruntime-training-cpu 1.19.2 takes the place of onnxruntime, so it has an environment of its own.
 test-ort-training:
 	$(PYTHON) -m venv $(VENV)-ort-training
-	$(VENV)-ort-training/bin/python -m pip install --quiet --disable-pip-version-check '.[ort-training]' 'pytest>=8.0'
+	$(VENV)-ort-training/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    '.[ort-training]' 'pytest>=8.0'
 	$(VENV)-ort-training/bin/pytest tests/ort_training
 
 test-lowest:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edge_bcs.loading import load
     from edge_bcs.training import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # From 1.29 on onnxruntime writes a device id below ~/.cache and reports its use to its maker. It looks at
 # this variable once, when it is loaded; disable_telemetry_events() comes too late. Every module of ours is
