@@ -34,7 +34,7 @@ from edge_bcs.runtime.fit import Data, Fit, Metrics
 from edge_bcs.runtime.plan import Plan
 from edge_bcs.runtime.process import resident_peak
 from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES, parse_max_writes
-from edge_bcs.runtime.state import is_run_of, state_layout, write_run
+from edge_bcs.runtime.state import is_run_of, read_state, state_layout, write_run
 from edge_bcs.runtime.thermostat import Thermostat
 from edge_bcs.runtime.units import parse_bytes
 
@@ -120,7 +120,7 @@ class Trainer:
         self._locks: dict[str, FolderLock] = {}
         self._unlock = weakref.finalize(self, _release, self._locks)
         metadata = self._engine.metadata
-        self.steps = int(metadata["step"])
+        self.steps = self._opened_at = int(metadata["step"])
         self.seed = int(metadata["seed"]) if seed is None else seed
         hyper = self.artifact.hyper
         self.learning_rate, self.weight_decay = hyper["learning_rate"], hyper["weight_decay"]
@@ -677,14 +677,29 @@ class Trainer:
 
     def _claim(self, folder: str | Path) -> None:
         """Keep other processes from writing into a run folder until this trainer is closed; EdgeBcsError if
-        one does, or if the folder belongs to something else."""
+        one does, if one did since this trainer read the run there, or if the folder belongs to something
+        else."""
         name = os.path.realpath(folder)
         before = self._locks.get(name)
-        if before is None:
-            is_run_of(folder, self.artifact)
-        self._locks[name] = FolderLock(folder)  # anew: the folder may have been moved away or deleted
+        run = before is None and is_run_of(folder, self.artifact)
+        lock = FolderLock(folder)  # anew: the folder may have been moved away or deleted
+        step = self._saved_step() if run and name == os.path.realpath(self.artifact.path) else 0
+        if step > self._opened_at:
+            lock.release()
+            raise EdgeBcsError(
+                f"{folder} is at step {step} and was at {self._opened_at} when it was opened here: another "
+                "process trained on. Open it again, or save to another folder."
+            )
+        self._locks[name] = lock
         if before is not None:
             before.release()
+
+    def _saved_step(self) -> int:
+        """The step of what now lies in the run that this trainer read; 0 if that is no intact state."""
+        try:
+            return int(read_state(self.artifact)[1]["step"])
+        except EdgeBcsError:
+            return 0
 
     def _metadata(self) -> dict[str, str]:
         """What a saved state says beside its tensors."""

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
-from edge_bcs.runtime.state import read_state
+from edge_bcs.runtime.state import read_state, write_run
 
 from edge_bcs import locks
 from edge_bcs.cli import main
@@ -208,6 +208,32 @@ def test_a_trainer_holds_what_it_saves_into(
     with Trainer.resume(tmp_path / "run") as trainer:  # in the same process
         assert trainer.steps == 3
         trainer.fit(data, steps=1, progress=False, save=tmp_path / "run")
+
+
+def test_a_run_that_was_trained_on_since_it_was_opened_is_kept(
+    tiny_artifact: Make, tmp_path: Path, batch: tuple[Any, Any]
+) -> None:
+    """Opened by two processes, one after the other: the later one trains, then the earlier one saves."""
+    data = open_data("digits", "train", (1, 8, 8))
+    with Trainer(tiny_artifact()) as trainer:
+        trainer.step(*batch)
+        trainer.save(tmp_path / "run")
+    with Trainer.resume(tmp_path / "run") as trainer:
+        trainer.step(*batch)
+        write_run(tmp_path / "run", trainer.artifact, trainer.state(), {"step": "40", "seed": "0"})
+        for _ in range(2):
+            with pytest.raises(EdgeBcsError, match="run is at step 40 and was at 1 when it was opened"):
+                trainer.save(tmp_path / "run")
+            with pytest.raises(EdgeBcsError, match="another process trained on"):
+                trainer.fit(data, steps=1, progress=False, save=tmp_path / "run")
+        assert read_state(Artifact.read(tmp_path / "run"))[1]["step"] == "40"
+        assert not (tmp_path / "run" / LOCK).exists()
+        trainer.save(tmp_path / "other")
+    with Trainer.resume(tmp_path / "run") as trainer:
+        for _ in range(2):
+            trainer.step(*batch)
+            trainer.save(tmp_path / "run")
+        assert trainer.steps == 42
 
 
 def test_a_trainer_that_is_refused_a_folder_leaves_nothing_in_it(tiny_artifact: Make, tmp_path: Path) -> None:
