@@ -104,7 +104,8 @@ def evaluate(
         seed: of PGD's starts.
         progress: show on standard error how far it is: a bar, or a line every ten seconds.
         resume: JSON file in which the counts are kept after each batch; if it holds those of an interrupted
-            evaluation of the same network with the same settings, that one is continued. Removed at the end.
+            evaluation of the same network with the same settings, that one is continued; those of another are
+            refused. Removed at the end.
 
     Returns:
         {"clean_acc", "adv_acc" (fractions), "samples", "attack", "norm": "Linf", "eps", "steps",
@@ -328,8 +329,24 @@ def _fingerprint(model: Model, data: Data | Batches) -> str:
 
 
 def _resumed(resume: str | Path | None, asked: dict[str, Any], versions: int) -> dict[str, Any] | None:
-    if resume is None or not Path(resume).is_file():
+    """Return the counts of an interrupted evaluation, None if there are none.
+
+    Raises:
+        EdgeBcsError: those that are there are of another one, and may have taken hours.
+    """
+    if resume is None or not Path(resume).is_file() or not Path(resume).stat().st_size:
         return None
+    counts = _counts(Path(resume), asked, versions)
+    if counts is None:
+        raise EdgeBcsError(
+            f"{resume} keeps the counts of another evaluation, or damaged ones (the network, the data or the "
+            "settings differ): finish that one, name another file, or delete it"
+        )
+    return counts
+
+
+def _counts(resume: Path, asked: dict[str, Any], versions: int) -> dict[str, Any] | None:
+    """Return the counts in a file; None if they are not those of what is asked."""
     try:
         stored = parse_object(read_small(resume))
         counts = {name: stored["counts"][name] for name in (*_COUNTS, "adversarial", "warnings")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -43,8 +44,19 @@ def check_output(file: str | Path, ours: Recognised, what: str) -> None:
         return
     if file.is_dir():
         raise EdgeBcsError(f"{file} is a folder; name a file.")
+    check_folder(file.parent)
     if not _is_ours(file, ours):
         raise EdgeBcsError(f"{file} is there and is not {what}, so it stays: name another file, or move it.")
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise EdgeBcsError unless ``folder`` is one that can be written to, or can be made."""
+    folder = Path(folder)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise EdgeBcsError(f"{there} is a file; choose a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise EdgeBcsError(f"{folder} cannot be written: {there} is read-only here, or not yours.")
 
 
 def check_outputs(folder: str | Path, files: Iterable[str], proof: str, ours: Recognised, what: str) -> None:

@@ -53,16 +53,18 @@ class Progress(ContextDecorator):
     ) -> None:
         self.what, self.total, self.done, self.unit, self.text = what, total, done, unit, ""
         self._shown, self._began = shown, time.monotonic()
-        self._first, self._first_at = done, self._began
+        self._first, self._first_at, self._moved_at = done, self._began, self._began
         self._told = ""
 
     def begin(self, done: int) -> None:
         """Count the time that is left from now on, where ``done`` is done."""
-        self.done, self._first, self._first_at = done, done, time.monotonic()
+        self.done, self._first = done, done
+        self._first_at = self._moved_at = time.monotonic()
 
     def update(self, done: int | None = None, *, total: int | None = None, text: str | None = None) -> None:
         """Set how much is done, how much there is to do, and what else is to be said; None leaves it."""
-        self.done = self.done if done is None else done
+        if done is not None and done != self.done:
+            self.done, self._moved_at = done, time.monotonic()
         self.total = self.total if total is None else total
         self.text = self.text if text is None else text
 
@@ -74,7 +76,7 @@ class Progress(ContextDecorator):
     def __enter__(self) -> Progress:
         """Begin to show it."""
         global _teller
-        self._began = self._first_at = time.monotonic()
+        self._began = self._first_at = self._moved_at = time.monotonic()
         self._told = ""
         if self._shown:
             with _lock:
@@ -116,9 +118,11 @@ class Progress(ContextDecorator):
         if self.text:
             parts.append(self.text)
         parts.append(_rounded(now - self._began))
-        moved, took = self.done - self._first, now - self._first_at
-        if self.total and moved > 0 and self.done < self.total and took >= _SHORTEST_ETA:
-            parts.append(f"about {_rounded(took * (self.total - self.done) / moved)} left")
+        moved, took = self.done - self._first, self._moved_at - self._first_at
+        if self.total and moved > 0 and now - self._first_at >= _SHORTEST_ETA:
+            left = took * (self.total - self.done) / moved - (now - self._moved_at)
+            if left >= 1:
+                parts.append(f"about {_rounded(left)} left")
         line = f"{self.what}: {', '.join(parts)}"
         return line if width is None else line[:width]
 

@@ -112,9 +112,9 @@ def trace(simulation: Simulation) -> dict[str, Any]:
 
 
 def write(path: str | Path, content: str) -> None:
-    """Write a text file whole or not at all.
+    """Write a text file whole or not at all, in a folder that is made if it is missing.
 
     Raises:
         EdgeBcsError: it cannot be written.
     """
-    write_atomically(Path(path), content.encode())
+    write_atomically(Path(path), content.encode(), make_folder=True)

@@ -283,6 +283,14 @@ def test_a_stopped_training_is_saved_and_goes_on_to_the_bit(tiny_artifact: Make,
         (("inspect", "ARTIFACT/manifest.json"), "is a file of an artifact: give the folder, ARTIFACT"),
         (("inspect", "FILE"), "is a file, and an artifact is a folder or a .tar"),
         (("finetune", "TRAINED", "--data", "digits"), "with `edge-bcs export --checkpoint 'TRAINED'`"),
+        (("train", "--data", "digits", "-o", "FILE"), "FILE is a file; choose a folder."),
+        (("plot", "FINETUNED", "-o", "FILE"), "FILE is a file; choose a folder."),
+        (("simulate", "ARTIFACT", "--html", "FILE/x.html"), "FILE is a file; choose a folder."),
+        (
+            ("evaluate", "ARTIFACT", "--data", "digits", "--json", "FILE/x"),
+            "FILE is a file; choose a folder.",
+        ),
+        ((*TRAIN, "-o", "ARTIFACT"), "would be taken for an artifact; choose another"),
         (("inspect", "TRAINED/checkpoint.safetensors"), "is a checkpoint, not an artifact: compile it"),
     ],
 )
@@ -297,8 +305,13 @@ def test_what_cannot_be_done_is_one_sentence(
     trained = tmp_path / "a training"
     trained.mkdir()
     (trained / "checkpoint.safetensors").touch()
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    (tuned / "manifest.json").write_text("{}")
+    (tuned / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
     places = {
         "ARTIFACT": tiny_artifact(), "TMP": tmp_path / "run", "FILE": __file__, "TRAINED": trained,
+        "FINETUNED": tuned,
     }  # fmt: skip
 
     def placed(text: str) -> str:

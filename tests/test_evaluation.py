@@ -185,9 +185,12 @@ def test_interrupted_evaluation_continues(tmp_path: Path, monkeypatch: pytest.Mo
     assert calls.count(2) == 2  # of five batches, three were done
     assert (continued["adv_acc"], continued["samples"]) == (whole["adv_acc"], 40)
     assert not kept.exists()
-    # Counts of other settings are not continued.
-    kept.write_text(json.dumps({"asked": {"seed": 2}, "counts": {"batches": 9, "samples": 9, "clean": 0}}))
-    assert evaluate(Threshold(), data, resume=kept, **arguments)["adv_acc"] == whole["adv_acc"]
+    # Counts of other settings are neither continued nor lost.
+    others = json.dumps({"asked": {"seed": 2}, "counts": {"batches": 9, "samples": 9, "clean": 0}})
+    kept.write_text(others)
+    with pytest.raises(EdgeBcsError, match="keeps the counts of another evaluation"):
+        evaluate(Threshold(), data, resume=kept, **arguments)
+    assert kept.read_text() == others
 
 
 def test_counts_of_another_network_are_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,6 +217,9 @@ def test_counts_of_another_network_are_not_continued(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         evaluate(Shifted(0.0), data, **arguments)
     monkeypatch.undo()
+    with pytest.raises(EdgeBcsError, match="keeps the counts of another evaluation"):
+        evaluate(Shifted(0.3), data, **arguments)
+    assert evaluate(Shifted(0.0), data, **arguments)["samples"] == 4
     # Shifted by 0.3 both images of the first batch are wrong: half, where the kept counts would say all.
     assert evaluate(Shifted(0.3), data, **arguments)["clean_acc"] == 0.5
 

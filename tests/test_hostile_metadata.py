@@ -271,7 +271,8 @@ def test_counts_of_an_interrupted_evaluation(damage: dict[str, Any], tmp_path: P
     file.write_text(json.dumps({"asked": {}, "counts": counts}))
     assert _resumed(file, {}, 1) == counts
     file.write_text(json.dumps({"asked": {}, "counts": {**counts, **damage}}))
-    assert _resumed(file, {}, 1) is None
+    with pytest.raises(EdgeBcsError, match="counts of another evaluation, or damaged ones"):
+        _resumed(file, {}, 1)
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,9 @@ def test_counts_of_an_evaluation(tiny_artifact: Make, tmp_path: Path, digits: Pa
         evaluation.evaluate(sparse, [(x, y)], attack="none", resume=file, progress=False)
     assert file.read_bytes() == b"\x10\0\0\0\0\0\0\0{}"
     counts = mine(tmp_path / "counts.json", b'{"asked": {}, "counts": {}}')
-    evaluation.evaluate(sparse, [(x, y)], attack="none", resume=counts, progress=False)
-    assert not counts.exists()
+    with pytest.raises(EdgeBcsError, match="keeps the counts of another evaluation"):
+        evaluation.evaluate(sparse, [(x, y)], attack="none", resume=counts, progress=False)
+    assert counts.exists()
 
 
 def test_plots(tmp_path: Path) -> None:

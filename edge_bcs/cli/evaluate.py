@@ -97,7 +97,7 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
         print_json(result)
         return
     if json_file is not None:
-        write_json(Path(json_file), result)
+        write_json(Path(json_file), result, make_folder=True)
     rows = [
         ("engine", result["engine"]),
         ("images", result["samples"]),

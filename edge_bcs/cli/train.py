@@ -43,6 +43,7 @@ from edge_bcs.cli.networks import (
 )
 from edge_bcs.errors import EdgeBcsError
 from edge_bcs.locks import FolderLock
+from edge_bcs.outputs import check_folder
 from edge_bcs.progress import Progress, say
 
 _OURS = ("bcs", "random", "fixed", "dense")
@@ -170,6 +171,7 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     options["model"] = model
     _check(options)
     output = Path(options["output"] or Path("runs") / short_name(model))
+    check_folder(output)
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
     try:
         lock = FolderLock(output) if first else nullcontext()
