@@ -137,10 +137,10 @@ bench: $(INSTALLED)
 AGAIN ?= nothing
 PART  ?= both
 trade-off: $(INSTALLED)
-	$(BIN)/python -m edge_bcs.targets.trade_off results/memory --again $(AGAIN) --part $(PART)
+	$(BIN)/python -m edge_bcs.bench.trade_off results/memory --again $(AGAIN) --part $(PART)
 
 endurance: $(INSTALLED)
-	$(BIN)/python -m edge_bcs.targets.endurance -o results/endurance
+	$(BIN)/python -m edge_bcs.bench.endurance -o results/endurance
 
 clean:
 	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest

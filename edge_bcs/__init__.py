@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from edge_bcs import data, models, runtime, targets
-    from edge_bcs.connectivity import SparseModel, sparsify
-    from edge_bcs.errors import EdgeBcsError
+    from edge_bcs.core.errors import EdgeBcsError
     from edge_bcs.exporters import export
     from edge_bcs.loading import load
-    from edge_bcs.training import train
+    from edge_bcs.method.connectivity import SparseModel, sparsify
+    from edge_bcs.training.loop import train
 
 __version__ = "0.2.0.dev0"
 
@@ -41,12 +41,12 @@ _LAZY = {
     "models": "edge_bcs.models",
     "runtime": "edge_bcs.runtime",
     "targets": "edge_bcs.targets",
-    "sparsify": "edge_bcs.connectivity:sparsify",
-    "SparseModel": "edge_bcs.connectivity:SparseModel",
-    "train": "edge_bcs.training:train",
+    "sparsify": "edge_bcs.method.connectivity:sparsify",
+    "SparseModel": "edge_bcs.method.connectivity:SparseModel",
+    "train": "edge_bcs.training.loop:train",
     "export": "edge_bcs.exporters:export",
     "load": "edge_bcs.loading:load",
-    "EdgeBcsError": "edge_bcs.errors:EdgeBcsError",
+    "EdgeBcsError": "edge_bcs.core.errors:EdgeBcsError",
 }
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from edge_bcs.attacks import evaluation_mode
-from edge_bcs.errors import EdgeBcsError, EdgeBcsWarning
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.method.attacks import evaluation_mode
+from edge_bcs.method.sparse_model import SparseModel
 
 
 def refusal_of_export(sparse: SparseModel, input_shape: Sequence[int] | None = None) -> str | None:
@@ -16,7 +16,7 @@ def refusal_of_export(sparse: SparseModel, input_shape: Sequence[int] | None = N
     The network is traced, and neither run nor changed. Without (C, H, W) of its images, which networks of
     `edge_bcs.models` know themselves, what depends on their size is left out.
     """
-    from edge_bcs.exporters.capture import capture
+    from edge_bcs.exporters.frontends.torch import capture
     from edge_bcs.exporters.layers import UNKNOWN
 
     shape = input_shape or sparse.input_shape

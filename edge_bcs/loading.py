@@ -12,10 +12,10 @@ from torch import nn
 
 from edge_bcs import models
 from edge_bcs.checkpoint import Checkpoint, read_checkpoint
-from edge_bcs.classes import Names, check_names
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.data.classes import Names, check_names
+from edge_bcs.method.sparse_model import STATE_NAMES, SparseModel, prunable_layers
 from edge_bcs.runtime.archive import is_artifact
-from edge_bcs.sparse_model import STATE_NAMES, SparseModel, prunable_layers
 
 _CHECKPOINT = "checkpoint.safetensors"
 
@@ -91,7 +91,7 @@ def _classes(path: Path, checkpoint: Checkpoint, record: dict[str, Any]) -> Name
 
 def _from_ort(path: Path) -> Checkpoint | None:
     """Return the state in a `checkpoint` of ONNX Runtime's training API; None if the file is none."""
-    from edge_bcs.runtime.ort_checkpoint import is_ort_checkpoint, read_state
+    from edge_bcs.runtime.ort.checkpoint import is_ort_checkpoint, read_state
 
     return Checkpoint(*read_state(path)) if is_ort_checkpoint(path) else None
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import read_small, write_atomically
-from edge_bcs.metadata import parse_object
-from edge_bcs.outputs import containing
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small, write_atomically
+from edge_bcs.core.metadata import parse_object
+from edge_bcs.core.outputs import containing
 
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

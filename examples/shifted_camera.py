@@ -25,9 +25,9 @@ from scipy.ndimage import gaussian_filter
 
 import edge_bcs
 from edge_bcs.cli.common import percent, table
+from edge_bcs.core.files import write_json
+from edge_bcs.core.outputs import check_output, json_with
 from edge_bcs.data import ArrayDataset, open_data
-from edge_bcs.files import write_json
-from edge_bcs.outputs import check_output, json_with
 
 CLASSES = (0, 1, 3, 5, 8)  # in CIFAR-10's order: airplane, automobile, cat, dog, ship
 BLUR = 0.7  # standard deviation of the blur, pixels

@@ -21,27 +21,27 @@ from edge_bcs.runtime.artifact import (
     graph_file,
     sha256_of,
 )
-from edge_bcs.runtime.ort_checkpoint import CHECKPOINT
-from edge_bcs.runtime.units import parse_bytes
+from edge_bcs.runtime.ort.checkpoint import CHECKPOINT
+from edge_bcs.targets.cost_model import TYPICAL_BOARD, Machine
 from safetensors.numpy import save
 
 import edge_bcs
 from edge_bcs.checkpoint import classes_metadata
-from edge_bcs.classes import check_names, completed
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.objectives import get as objective_named
-from edge_bcs.progress import note
-from edge_bcs.sparse_model import SparseModel
-from edge_bcs.state_faults import state_fault
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.progress import note
+from edge_bcs.core.state_faults import state_fault
+from edge_bcs.core.units import parse_bytes
+from edge_bcs.data.classes import check_names, completed
+from edge_bcs.method.losses import get as objective_named
+from edge_bcs.method.sparse_model import SparseModel
 
-from . import ort_checkpoint
 from .compiler import Compiled, compile_network
-from .cost_model import TYPICAL_BOARD, Machine
 from .graphs import lanes_of
 from .layers import Convolution
+from .memory.planner import Choice, Job
 from .network import Network, network_of
+from .ort import checkpoint as ort_checkpoint
 from .plain_eval import PLAIN_EVAL, plain_evaluation_model
-from .planner import Choice, Job
 from .publish import check_target, publishing
 from .validation import run
 from .validation import validate as validate_artifact

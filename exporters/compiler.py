@@ -20,17 +20,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 
-from edge_bcs.runtime.units import format_bytes
-
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.objectives import get as objective_named
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.units import format_bytes
+from edge_bcs.method.losses import get as objective_named
 
 from .graphs import attack_graph, evaluation_graph, lists_graph, optimizer_graph, training_graph
+from .memory.planner import Choice, Found, Job, fastest, network_buffers, smallest
+from .memory.replay import MemoryPlan, plan
+from .memory.storage import Storage, kept_stacks, store
 from .network import Network
 from .nodes import Graph
-from .plan import MemoryPlan, plan
-from .planner import Choice, Found, Job, fastest, network_buffers, smallest
-from .storage import Storage, kept_stacks, store
 
 DEFAULT_MICRO_BATCH = 32
 """Images a run where no budget asks for fewer: 16, whole vectors, for each of two threads. More are hardly

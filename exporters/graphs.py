@@ -5,7 +5,7 @@ The order of nodes in each file is the intended order of execution.
 
 from __future__ import annotations
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 from .autodiff import Chains, Tape
 from .forward import Branch, FoldedAffine

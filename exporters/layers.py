@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 Shape = tuple[int, ...]
 

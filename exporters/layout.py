@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.method.sparse_model import SparseModel
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.targets import cost_model
 
-from . import cost_model
-from .capture import capture
+from edge_bcs.method.sparse_model import SparseModel
+
+from .frontends.torch import capture
 from .fusion import FusedLayer, Slot, fuse
 from .layers import Convolution, LayerGraph
 from .layout import Layout, layout_of

@@ -14,10 +14,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import edge_bcs
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.method.sparse_model import SparseModel
 
 from . import layers
-from .capture import capture
+from .frontends.torch import capture
 from .operators import OPERATORS
 from .operators.base import Plain
 

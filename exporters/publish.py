@@ -31,13 +31,13 @@ from edge_bcs.runtime.artifact import (
     graph_file,
     sha256_of,
 )
-from edge_bcs.runtime.ort_checkpoint import CHECKPOINT
+from edge_bcs.runtime.ort.checkpoint import CHECKPOINT
 from edge_bcs.runtime.state import PREVIOUS
 
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import PARTIAL_SUFFIX, cause_of, read_small, replacing, sync_folder
-from edge_bcs.locks import LOCK, FolderLock
-from edge_bcs.metadata import parse_object
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import PARTIAL_SUFFIX, cause_of, read_small, replacing, sync_folder
+from edge_bcs.core.locks import LOCK, FolderLock
+from edge_bcs.core.metadata import parse_object
 
 from .plain_eval import PLAIN_EVAL
 

@@ -22,9 +22,9 @@ from edge_bcs.runtime.engine import session_options
 from edge_bcs.runtime.state import read_state
 from torch import Tensor
 
-from edge_bcs import objectives
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method import losses as objectives
+from edge_bcs.method.sparse_model import SparseModel
 
 from .plain_eval import PLAIN_EVAL
 

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.budget import BudgetExceeded
     from edge_bcs.runtime.trainer import Trainer
-    from edge_bcs.runtime.units import format_bytes, parse_bytes
+
+    from edge_bcs.core.units import format_bytes, parse_bytes
 
 _LAZY = {
     "Trainer": "trainer",

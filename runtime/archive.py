@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import read_small
-from edge_bcs.metadata import parse_object
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small
+from edge_bcs.core.metadata import parse_object
 
 SUFFIX = ".tar"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"

@@ -21,11 +21,11 @@ from typing import IO, Any
 from edge_bcs.runtime import archive
 from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNATURE, Archive, Folder
 
-from edge_bcs.classes import Names, check_names, may_become
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import reading
-from edge_bcs.metadata import exact_sparsity, parse_json
-from edge_bcs.text import check_text
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import reading
+from edge_bcs.core.metadata import exact_sparsity, parse_json
+from edge_bcs.core.text import check_text
+from edge_bcs.data.classes import Names, check_names, may_become
 
 FORMAT = "edge-bcs-artifact"
 VERSION = 1

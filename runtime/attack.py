@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_bcs import random
+from edge_bcs.core import random
 
 Array = np.ndarray[Any, Any]
 GAUSSIAN_START = np.float32(0.001)  # TRADES, MART and RST: x + 0.001·N(0, 1)

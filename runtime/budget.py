@@ -15,9 +15,9 @@ from functools import lru_cache
 from typing import Any
 
 from edge_bcs.runtime.checks import NotFiniteError
-from edge_bcs.runtime.units import format_bytes
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.units import format_bytes
 
 _REFUSAL = re.compile(r"asked for (\d+) bytes with (\d+) of (\d+) bytes in use")
 _ARENA_REFUSAL = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")

@@ -10,8 +10,8 @@ import numpy as np
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import parts_of
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data.dataset import advice
-from edge_bcs.errors import EdgeBcsError
 
 Array = np.ndarray[Any, Any]
 Name = Callable[[int], str]

@@ -19,7 +19,7 @@ from edge_bcs.runtime.buffers import allocate, bound_buffers, bytes_of
 from edge_bcs.runtime.onnx_file import require_operators
 from edge_bcs.runtime.state import read_state
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 _COO = ("coo.value", "coo.index", "coo.momentum", "coo.lists")
 _DENSE = ("dense.value", "dense.momentum")

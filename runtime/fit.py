@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from edge_bcs.runtime.board.saving import METRICS_SHARE, MetricsFile, SaveSchedule
+from edge_bcs.runtime.board.thermostat import Thermostat
 from edge_bcs.runtime.checks import NotFiniteError, in_data
 from edge_bcs.runtime.plan import Plan
-from edge_bcs.runtime.saving import METRICS_SHARE, MetricsFile, SaveSchedule
 from edge_bcs.runtime.state import state_bytes
-from edge_bcs.runtime.thermostat import Thermostat
-from edge_bcs.runtime.units import format_bytes
 
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.progress import Progress
-from edge_bcs.signals import HeldSignals
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.progress import Progress
+from edge_bcs.core.signals import HeldSignals
+from edge_bcs.core.units import format_bytes
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.trainer import Trainer

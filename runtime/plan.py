@@ -6,8 +6,8 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.metadata import parse_object
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.metadata import parse_object
 
 
 @dataclass

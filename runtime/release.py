@@ -11,9 +11,9 @@ from pathlib import Path
 
 from edge_bcs.runtime.artifact import Artifact
 
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import read_small, reading, write_json
-from edge_bcs.metadata import parse_object
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small, reading, write_json
+from edge_bcs.core.metadata import parse_object
 
 _ACCEPTED = "accepted_release"
 

@@ -34,12 +34,12 @@ from edge_bcs.runtime.artifact import (
     sha256_of,
 )
 
-from edge_bcs.classes import check_names, may_become, shown
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import PARTIAL_SUFFIX, cause_of, read_small, replacing, sync_folder
-from edge_bcs.metadata import counters, parse_object
-from edge_bcs.state_faults import Parts, state_fault
-from edge_bcs.tensor_file import TensorFile
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import PARTIAL_SUFFIX, cause_of, read_small, replacing, sync_folder
+from edge_bcs.core.metadata import counters, parse_object
+from edge_bcs.core.state_faults import Parts, state_fault
+from edge_bcs.core.tensor_file import TensorFile
+from edge_bcs.data.classes import check_names, may_become, shown
 
 FORMAT = "edge-bcs-state"
 VERSION = "1"

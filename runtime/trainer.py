@@ -19,6 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.attack import softmax, start_images
+from edge_bcs.runtime.board.process import resident_peak
+from edge_bcs.runtime.board.saving import DEFAULT_MAX_WRITES, parse_max_writes
+from edge_bcs.runtime.board.thermostat import Thermostat
 from edge_bcs.runtime.checks import (
     Name,
     NotFiniteError,
@@ -32,18 +35,15 @@ from edge_bcs.runtime.checks import (
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.fit import Data, Fit, Metrics
 from edge_bcs.runtime.plan import Plan
-from edge_bcs.runtime.process import resident_peak
-from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES, parse_max_writes
 from edge_bcs.runtime.state import is_run_of, read_state, state_layout, write_run
-from edge_bcs.runtime.thermostat import Thermostat
-from edge_bcs.runtime.units import parse_bytes
 
-from edge_bcs import random
-from edge_bcs.classes import Match, Names, match, named, say
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.locks import FolderLock
+from edge_bcs.core.signals import HeldSignals
+from edge_bcs.core.units import parse_bytes
 from edge_bcs.data.adapt import batch_size_of, dataset_of
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.locks import FolderLock
-from edge_bcs.signals import HeldSignals
+from edge_bcs.data.classes import Match, Names, match, named, say
 
 Array = np.ndarray[Any, Any]
 Reader = Callable[[int, int], tuple[Array, Array]]
@@ -402,7 +402,7 @@ class Trainer:
                 [0, 1], or u8, and whole numbers; "digits" or a path (its training images); a map-style torch
                 Dataset of (image, label), or a DataLoader of one, whose dataset and batch size count and
                 whose order does not (see `edge_bcs.data.adapt`). Read one micro-batch at a time. Its classes
-                are matched with the network's by name (edge_bcs/classes.py); a network without names takes
+                are matched with the network's by name (edge_bcs/data/classes.py); a network without names takes
                 those of this data.
             epochs, steps: how long, counted from where this training began; default: one epoch.
             batch_size: images per optimizer step; default: a DataLoader's, or the artifact's.

@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from edge_bcs.exporters.cost_model import Machine, Walk
 from edge_bcs.runtime.archive import SUFFIX
 from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.targets.cost_model import Machine, Walk
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 from .plans import Phase, Plan, Tensor, plan_of
 
 if TYPE_CHECKING:
+    from edge_bcs.exporters.memory.planner import Choice, Job
     from edge_bcs.exporters.network import Network
-    from edge_bcs.exporters.planner import Choice, Job
 
 COMPILED = "compiled"
 SCALED = "scaled from the artifact's own plan"
@@ -271,7 +271,7 @@ class _Compiler(_Maker):
 
     def curve(self, budget: int | None) -> Iterator[Point]:
         from edge_bcs.exporters.compiler import build
-        from edge_bcs.exporters.planner import Space, fastest, smallest
+        from edge_bcs.exporters.memory.planner import Space, fastest, smallest
 
         job = self._job(self.artifact.objective.name, self._bfloat16)
         least = smallest(self._network, job)
@@ -295,9 +295,9 @@ class _Compiler(_Maker):
         return plan_of(compile_network(network, job, micro_batch).memory.to_json(None))
 
     def _job(self, objective: str, bfloat16: bool) -> Job:
-        from edge_bcs.exporters.planner import Job
+        from edge_bcs.exporters.memory.planner import Job
 
-        from edge_bcs.objectives import get
+        from edge_bcs.method.losses import get
 
         described = self.artifact.objective
         size = self.artifact.batch_size
@@ -309,7 +309,7 @@ class _Compiler(_Maker):
     ) -> tuple[Choice, Plan]:
         """What the planner makes of ``budget``, or the smallest it can if that is not enough."""
         from edge_bcs.exporters.compiler import build
-        from edge_bcs.exporters.planner import fastest, smallest
+        from edge_bcs.exporters.memory.planner import fastest, smallest
 
         job = self._job(objective, self._bfloat16 if bfloat16 is None else bfloat16)
         least = smallest(network, job)
@@ -371,7 +371,8 @@ class _Compiler(_Maker):
 
     def _fresh(self, name: str, sparsity: str, width: float | None = None) -> Network | None:
         """A new network of this name, sparsity and width (default: as now), or None if there is none."""
-        from edge_bcs import connectivity, models
+        from edge_bcs import models
+        from edge_bcs.method import connectivity
 
         arguments = self._arguments if width is None else {**self._arguments, "width": width}
         try:

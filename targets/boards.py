@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_bcs.exporters import cost_model
-from edge_bcs.exporters.cost_model import Machine
-from edge_bcs.runtime.units import parse_bytes
+from edge_bcs.targets import cost_model
+from edge_bcs.targets.cost_model import Machine
 
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import read_small
-from edge_bcs.metadata import parse_toml
-from edge_bcs.text import check_text
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small
+from edge_bcs.core.metadata import parse_toml
+from edge_bcs.core.text import check_text
+from edge_bcs.core.units import parse_bytes
 
 _FOLDER = Path(__file__).resolve().parent / "boards"
 _INSTRUCTION_SETS = tuple(cost_model.VECTOR)

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from edge_bcs.runtime.process import resident_peak, waited_for_cores
+from edge_bcs.runtime.board.process import resident_peak, waited_for_cores
 
 
 def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
     from edge_bcs.runtime import Trainer
     from edge_bcs.runtime.budget import isa
 
-    from edge_bcs import random
+    from edge_bcs.core import random
 
     from .roofline import step_runs
 
@@ -102,7 +102,7 @@ def main() -> None:
     """Serve one request; an error is an answer too."""
     from edge_bcs.runtime.budget import BudgetExceeded
 
-    from edge_bcs.errors import EdgeBcsError
+    from edge_bcs.core.errors import EdgeBcsError
 
     request = json.loads(sys.stdin.read())
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edge_bcs.runtime.units import format_bytes
+from edge_bcs.core.units import format_bytes
 
 from .plans import Phase, Tensor
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_bcs.exporters.cost_model import KERNELS, UPDATES, WINOGRAD, Walk
+from edge_bcs.targets.cost_model import KERNELS, UPDATES, WINOGRAD, Walk
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 PHASES = ("training", "attack", "eval", "optimizer", "lists")
 """The graphs of an artifact; one runs at a time."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import edge_bcs
-from edge_bcs.files import write_atomically
-from edge_bcs.outputs import containing, json_with
+from edge_bcs.core.files import write_atomically
+from edge_bcs.core.outputs import containing, json_with
 
 from .layout import assign
 from .plans import Phase

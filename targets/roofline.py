@@ -1,7 +1,7 @@
 """How long a training step should take on a board: the cost model over the nodes of the plan.
 
 Each node takes the time to start it, its traffic with memory, and what the kernels make of the cores' peak
-arithmetic (`edge_bcs.exporters.cost_model`), a roofline (Williams, Waterman & Patterson, CACM 2009) whose
+arithmetic (`edge_bcs.targets.cost_model`), a roofline (Williams, Waterman & Patterson, CACM 2009) whose
 fractions depend on the shapes. They are assumptions unless the machine was calibrated, carried in the result
 and printed with it.
 """
@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_bcs.exporters import cost_model
-from edge_bcs.exporters.cost_model import COSTS, VECTOR, Machine
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.engine import available_threads
+from edge_bcs.targets import cost_model
+from edge_bcs.targets.cost_model import COSTS, VECTOR, Machine
 
 from .boards import Cluster, Target
 from .plans import Plan
@@ -183,7 +183,7 @@ def _frequency() -> float:
 
 
 def _meminfo(name: str) -> int:
-    from edge_bcs.runtime.machine import Machine as Board  # Machine is the cost model's here
+    from edge_bcs.core.machine import Machine as Board  # Machine is the cost model's here
 
     physical = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return Board().memory().get(name, physical)

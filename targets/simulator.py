@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_bcs.exporters.cost_model import TYPICAL_BOARD
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.budget import isa
 from edge_bcs.runtime.engine import available_threads
-from edge_bcs.runtime.units import format_bytes, parse_bytes
+from edge_bcs.targets.cost_model import TYPICAL_BOARD
 
 import edge_bcs
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.progress import note
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.progress import note
+from edge_bcs.core.units import format_bytes, parse_bytes
 
 from . import boards, roofline
 from .advice import Advice, Place, advise

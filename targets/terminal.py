@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from edge_bcs.runtime.units import format_bytes
+from edge_bcs.targets.tables import fitting
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edge_bcs.tables import fitting
+from edge_bcs.core.units import format_bytes
 
 from .layout import assign, letters, text_map
 from .plans import Phase

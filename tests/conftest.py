@@ -14,7 +14,7 @@ import pytest
 from runtime_helpers import tiny_network
 
 import edge_bcs  # noqa: F401 (before any test imports onnxruntime: see there)
-from edge_bcs import progress
+from edge_bcs.core import progress
 
 # Torch's threads wait for each other at every tiny operator; one alone is many times faster. Read when torch
 # is first imported.
@@ -47,7 +47,7 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
     pytest.importorskip("onnx")
     from edge_bcs.exporters import export
 
-    from edge_bcs.connectivity import sparsify
+    from edge_bcs.method.connectivity import sparsify
 
     made: dict[tuple[tuple[str, Any], ...], Path] = {}
 

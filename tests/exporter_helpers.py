@@ -13,7 +13,7 @@ from reference_ops import Array, build_lists, mart_loss, trades_loss
 from torch import nn
 
 from edge_bcs import models
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.method.sparse_model import SparseModel
 
 
 class EveryLayer(nn.Module):

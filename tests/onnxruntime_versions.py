@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 from edge_bcs.runtime import Trainer
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 
 def train(trainer: Any) -> tuple[str, list[float]]:
@@ -50,7 +50,7 @@ def refuses(folder: str, cap: int) -> bool:
 
 def dense() -> float | str:
     """Largest difference of the losses of a dense artifact from those of onnxruntime-training 1.19.2."""
-    from edge_bcs.runtime.ort_artifact import OrtArtifact
+    from edge_bcs.runtime.ort.artifact import OrtArtifact
 
     differences = []
     for name in ("residual", "mobile"):
@@ -89,7 +89,7 @@ def main(folder: str) -> dict[str, Any]:
     row["plain_eval_difference"] = float(np.abs(session.run(None, {"input": images})[0] - logits).max())
     row["dense_artifact_difference"] = dense()
     try:
-        from edge_bcs.runtime.ort_training import OrtTrainer
+        from edge_bcs.runtime.ort.training import OrtTrainer
 
         with OrtTrainer(folder) as trainer:
             row["module_state"] = train(trainer)[0]

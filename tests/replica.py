@@ -12,7 +12,7 @@ import torch
 from test_training import digits, tiny
 
 import edge_bcs
-from edge_bcs import training
+from edge_bcs.training import loop as training
 
 torch.set_num_threads(1)
 output, options = Path(sys.argv[1]), json.loads(sys.argv[2])

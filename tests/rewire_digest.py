@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_bcs import random
-from edge_bcs.rewiring import rewire_step
+from edge_bcs.core import random
+from edge_bcs.method.rewiring import rewire_step
 
 Array = np.ndarray[Any, Any]
 State = tuple[Array, Array, Array]

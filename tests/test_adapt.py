@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import ArrayDataset, open_data
 from edge_bcs.data.adapt import batch_size_of, dataset_of
-from edge_bcs.errors import EdgeBcsError
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -26,8 +26,8 @@ from torch.utils.data import (  # noqa: E402
 )
 
 import edge_bcs  # noqa: E402
-from edge_bcs import training  # noqa: E402
-from edge_bcs.evaluation import evaluate  # noqa: E402
+from edge_bcs.evaluation.measures import evaluate  # noqa: E402
+from edge_bcs.training import loop as training  # noqa: E402
 
 Make = Callable[..., Path]
 SHORT: dict[str, Any] = {

@@ -16,7 +16,7 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state, write_run
 from runtime_helpers import GRAPHS, state, write_artifact
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edge_bcs import attacks, models, random
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs import models
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method import attacks
 
 
 class Linear(nn.Module):

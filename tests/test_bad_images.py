@@ -18,11 +18,11 @@ from click.testing import CliRunner, Result
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state
 
-from edge_bcs import progress
 from edge_bcs.cli import main
+from edge_bcs.core import progress
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.text import shown
 from edge_bcs.data import images, open_data
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.text import shown
 
 Image = pytest.importorskip("PIL.Image")
 Make = Callable[..., Path]

@@ -16,14 +16,14 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
-from edge_bcs.exporters.cost_model import Walk
 from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.targets.cost_model import Walk
 
 from edge_bcs.bench import machine, operators, report, roofline, step, suite, targets
 from edge_bcs.bench.operators import Convolution
 from edge_bcs.bench.step import StepComparison, compare_pass, compare_step
 from edge_bcs.cli import main
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 COPIES = ((machine.STACK_BYTES, 2e9), (machine.MEMORY_BYTES, 1e9))
 LOADS = ((1 << 14, 8e6), (1 << 20, 2e6))  # a doubling of the bytes costs a million loads a second

@@ -18,11 +18,10 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import write_run
 from runtime_helpers import write_artifact
 
-from edge_bcs import classes
-from edge_bcs.classes import completed, given_names, match, named, numbers
 from edge_bcs.cli import main
-from edge_bcs.data import ArrayDataset, open_data
-from edge_bcs.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.data import ArrayDataset, classes, open_data
+from edge_bcs.data.classes import completed, given_names, match, named, numbers
 
 Make = Callable[..., Path]
 Array = np.ndarray[Any, Any]
@@ -414,7 +413,7 @@ def test_names_go_from_host_to_board_and_back(network: Any, tmp_path: Path) -> N
         on_board = trainer.evaluate(arrays(("cat", "bee")), 0)["accuracy"]
     back = edge_bcs.load(tmp_path / "board", network)
     assert back.classes == names
-    from edge_bcs.evaluation import evaluate
+    from edge_bcs.evaluation.measures import evaluate
 
     measured = evaluate(back, arrays(("cat", "bee")), attack="none")
     assert measured["clean_acc"] == on_board > 0.9 and measured["missing_classes"] == ["ant"]
@@ -428,7 +427,7 @@ def test_torch_datasets_and_loaders_are_matched_by_name(network: Any) -> None:
     from torch.utils.data import DataLoader
 
     import edge_bcs
-    from edge_bcs.evaluation import evaluate
+    from edge_bcs.evaluation.measures import evaluate
 
     images, labels = arrays(("cat", "bee")).read(np.arange(24))
 
@@ -579,7 +578,7 @@ def test_dense_artifacts_keep_names_in_their_checkpoint(tmp_path: Path) -> None:
 
     if hasattr(onnxruntime.capi._pybind_state, "save_checkpoint"):
         pytest.skip("this is a training build, which runs its artifacts itself")
-    from edge_bcs.runtime.ort_artifact import OrtArtifact
+    from edge_bcs.runtime.ort.artifact import OrtArtifact
 
     dense = Path(__file__).parent / "ort_training" / "dense" / "mobile"
     data = folders(tmp_path / "data", ANIMALS)

@@ -435,7 +435,7 @@ def test_square_and_its_curve(tmp_path: Path) -> None:
 
 
 def test_train_stopped_by_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge_bcs.engines import TorchEngine
+    from edge_bcs.training.backends import TorchEngine
 
     write_digits(tmp_path / "digits.npz")
     step = TorchEngine.step

@@ -21,12 +21,12 @@ import pytest
 from click.testing import CliRunner, Result
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime import fit as fit_module
-from edge_bcs.runtime import machine as machine_module
 from edge_bcs.runtime.artifact import Artifact
-from edge_bcs.runtime.saving import MetricsFile
+from edge_bcs.runtime.board.saving import MetricsFile
 from edge_bcs.runtime.state import read_state
 
 from edge_bcs.cli import main
+from edge_bcs.core import machine as machine_module
 from edge_bcs.data import open_data
 
 Make = Callable[..., Path]

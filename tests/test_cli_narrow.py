@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from edge_bcs.targets.tables import fitting
 from rich.console import Console
 from rich.table import Table
 
 from edge_bcs.cli import main
 from edge_bcs.cli.common import pairs
 from edge_bcs.cli.common import table as print_table
-from edge_bcs.tables import fitting
 
 Make = Callable[..., Path]
 

@@ -13,13 +13,13 @@ from test_training import digits, same, tiny
 from torch import Tensor, nn
 
 import edge_bcs
-from edge_bcs import connectivity
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.comparators import METHODS, Phases, Recipe, admm, hydra, pruning
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.sparse_model import Layer
-from edge_bcs.step import Hyper
-from edge_bcs.updates import Sgd
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method import connectivity
+from edge_bcs.method.sparse_model import Layer
+from edge_bcs.method.step import Hyper
+from edge_bcs.training.updates import Sgd
 
 # Two layers of four weights: a 1×4 and a 2×2 matrix.
 LAYERS = (Layer("a", (1, 4), 0), Layer("b", (2, 2), 4))

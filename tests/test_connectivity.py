@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import edge_bcs
-from edge_bcs import connectivity, models
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.sparse_model import STATE_NAMES, Layer
+from edge_bcs import models
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method import connectivity
+from edge_bcs.method.sparse_model import STATE_NAMES, Layer
 
 
 def tiny() -> nn.Sequential:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edge_bcs.exporters import cost_model
-from edge_bcs.exporters.cost_model import (
+from edge_bcs.targets import cost_model
+from edge_bcs.targets.cost_model import (
     COSTS,
     KERNELS,
     UPDATES,

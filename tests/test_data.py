@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import ArrayDataset, open_data
 from edge_bcs.data.dataset import shift_and_flip
-from edge_bcs.errors import EdgeBcsError
 
 RANDOM = np.random.default_rng(0)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_bcs import files
+from edge_bcs.core import files
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import remove_abandoned, replacing
 from edge_bcs.data import open_data, store
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import remove_abandoned, replacing
 
 SHAPE = (1, 4, 4)
 IMAGES = np.random.default_rng(0).integers(1, 256, (40, *SHAPE), np.uint8)

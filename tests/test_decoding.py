@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import decoding, open_data
 from edge_bcs.data.decoding import decode
-from edge_bcs.errors import EdgeBcsError
 
 Image = pytest.importorskip("PIL.Image")
 ImageOps = pytest.importorskip("PIL.ImageOps")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from edge_bcs import device_random, random
+from edge_bcs.core import random
+from edge_bcs.method import device_random
 
 CPU = torch.device("cpu")
 

@@ -12,15 +12,17 @@ import torch
 from torch import nn
 
 import edge_bcs
-from edge_bcs import device_random, device_step, objectives, random
-from edge_bcs import step as steps
-from edge_bcs.engines import Batch, TorchEngine
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.replicas import Replicas
-from edge_bcs.signals import HeldSignals
-from edge_bcs.step import Hyper
-from edge_bcs.training_plan import Plan
-from edge_bcs.updates import Rewiring
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.signals import HeldSignals
+from edge_bcs.method import device_random, device_step
+from edge_bcs.method import losses as objectives
+from edge_bcs.method import step as steps
+from edge_bcs.method.step import Hyper
+from edge_bcs.training.backends import Batch, TorchEngine
+from edge_bcs.training.plan import Plan
+from edge_bcs.training.replicas import Replicas
+from edge_bcs.training.updates import Rewiring
 
 
 def network(sparsity: float = 0.9) -> edge_bcs.SparseModel:

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_bcs.runtime import Trainer
-from edge_bcs.targets import endurance
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.bench import endurance
+from edge_bcs.core.errors import EdgeBcsError
 
 Make = Callable[..., Path]
 
 
 def test_many_steps_drift_nowhere(tiny_artifact: Make, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edge_bcs.targets.endurance", "--artifact", str(tiny_artifact())]
+    command = [sys.executable, "-m", "edge_bcs.bench.endurance", "--artifact", str(tiny_artifact())]
     command += ["--steps", "20000", "--training-steps", "300", "-o", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import edge_bcs
-from edge_bcs import attacks, external_attacks, models
+from edge_bcs import models
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import ArrayDataset
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.evaluation import evaluate
+from edge_bcs.evaluation import libraries as external_attacks
+from edge_bcs.evaluation.measures import evaluate
+from edge_bcs.method import attacks
 
 
 class Threshold(nn.Module):

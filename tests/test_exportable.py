@@ -14,10 +14,11 @@ from exporter_helpers import EveryLayer
 from torch import Tensor, nn
 
 import edge_bcs
-from edge_bcs import exporters, models, training
+from edge_bcs import exporters, models
+from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.data import open_data
-from edge_bcs.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.exportable import refusal_of_export
+from edge_bcs.training import loop as training
 
 SHORT: dict[str, Any] = {"steps": 1, "batch_size": 8, "attack_steps": 1, "validation": 0.0, "progress": False}
 
@@ -124,7 +125,7 @@ def test_it_is_told_where_onnx_is_not_installed() -> None:
         "warnings.simplefilter('error')\n"
         "edge_bcs.sparsify(edge_bcs.models.vgg16(width=0.1), 0.9)\n"
         "try: edge_bcs.sparsify(torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Tanh()), 0.5)\n"
-        "except edge_bcs.errors.EdgeBcsWarning as told: print(told)\n"
+        "except edge_bcs.core.errors.EdgeBcsWarning as told: print(told)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "module '1' (Tanh) is not supported" in done.stdout

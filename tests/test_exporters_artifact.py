@@ -13,8 +13,8 @@ import torch
 from edge_bcs.exporters import compiler, export
 from edge_bcs.exporters import validation as validations
 from edge_bcs.exporters.compiler import choose
+from edge_bcs.exporters.memory.planner import Job
 from edge_bcs.exporters.network import Network, network_of
-from edge_bcs.exporters.planner import Job
 from edge_bcs.exporters.validation import Differences, run
 from edge_bcs.runtime.artifact import GRAPHS, Artifact, graph_file
 from edge_bcs.runtime.state import read_state
@@ -33,7 +33,7 @@ from reference_ops import build_lists
 
 import edge_bcs
 from edge_bcs import EdgeBcsError, SparseModel
-from edge_bcs.objectives import get
+from edge_bcs.method.losses import get
 
 SHAPE = (3, 16, 16)
 BETA = 6.0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from edge_bcs.exporters.capture import capture
+from edge_bcs.exporters.frontends.torch import capture
 from edge_bcs.exporters.fusion import FusedLayer, fuse
 from edge_bcs.exporters.layers import Convolution
 from exporter_helpers import EveryLayer

@@ -29,7 +29,7 @@ from exporter_helpers import (
 from reference_ops import run_graph
 from torch import nn
 
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.method.sparse_model import SparseModel
 
 BETA = 6.0
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from edge_bcs.exporters.artifact import export
 from edge_bcs.exporters.compiler import Compiled, compile_network
+from edge_bcs.exporters.memory.planner import Job, smallest
+from edge_bcs.exporters.memory.replay import KEPT
 from edge_bcs.exporters.network import network_of
-from edge_bcs.exporters.plan import KEPT
-from edge_bcs.exporters.planner import Job, smallest
 from edge_bcs.runtime.engine import Engine, session_options
 from exporter_helpers import EveryLayer, batch, sparse_of, state_feeds, tiny, training_feeds
 from reference_ops import run_graph
@@ -24,7 +24,7 @@ from torch import nn
 
 import edge_bcs
 from edge_bcs import EdgeBcsError, models
-from edge_bcs.objectives import get
+from edge_bcs.method.losses import get
 
 
 def bytes_of(array: np.ndarray) -> int:

@@ -11,17 +11,17 @@ import onnx
 import onnxruntime
 import pytest
 from edge_bcs.exporters.graphs import training_graph
+from edge_bcs.exporters.memory.replay import replay
+from edge_bcs.exporters.memory.storage import Storage, kept_stacks, store
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.nodes import Graph
-from edge_bcs.exporters.plan import replay
-from edge_bcs.exporters.storage import Storage, kept_stacks, store
 from edge_bcs.exporters.validation import run
 from edge_bcs.runtime.engine import session_options
 from exporter_helpers import EveryLayer, batch, relative, sparse_of, tiny, training_feeds
 from reference_ops import run_graph
 from test_exporters_plan import check_schedule
 
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.method.sparse_model import SparseModel
 
 NETWORKS = ("vgg16", "resnet18", "resnet50", "wrn28_2", "every layer")
 

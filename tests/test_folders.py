@@ -21,7 +21,7 @@ from edge_bcs.runtime.state import read_state, write_run
 from runtime_helpers import state, write_artifact
 
 from edge_bcs.cli import main
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")

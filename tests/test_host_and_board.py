@@ -10,8 +10,9 @@ import torch
 from edge_bcs.runtime import Trainer
 
 import edge_bcs
-from edge_bcs import models, objectives
-from edge_bcs import step as steps
+from edge_bcs import models
+from edge_bcs.method import losses as objectives
+from edge_bcs.method import step as steps
 
 SHAPE = (3, 8, 8)
 

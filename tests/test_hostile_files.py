@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import decoding, open_data
 from edge_bcs.data.decoding import decode
 from edge_bcs.data.readers import unpickle
-from edge_bcs.errors import EdgeBcsError
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (3, 4, 4)

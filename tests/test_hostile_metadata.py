@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edge_bcs.runtime.board.saving import MetricsFile
 from edge_bcs.runtime.plan import Plan
-from edge_bcs.runtime.saving import MetricsFile
 from runtime_helpers import write_artifact
 
 from edge_bcs.cli import main
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.metadata import counters, exact_sparsity, parse_object
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.metadata import counters, exact_sparsity, parse_object
 
 DEEP = "[" * 100_000
 LONG_NUMBER = "9" * 5000  # more digits than int() takes
@@ -89,7 +89,7 @@ def checkpoint(folder: Path, **metadata: str) -> Path:
 
     from edge_bcs import models
     from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
-    from edge_bcs.connectivity import sparsify
+    from edge_bcs.method.connectivity import sparsify
 
     file = folder / "checkpoint.safetensors"
     save_checkpoint(file, sparsify(models.vgg16(width=1 / 16), 0.99, seed=1))
@@ -264,7 +264,7 @@ def small_data(folder: Path) -> Path:
 )  # fmt: skip
 def test_counts_of_an_interrupted_evaluation(damage: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from edge_bcs.evaluation import _resumed
+    from edge_bcs.evaluation.measures import _resumed
 
     counts = {"batches": 1, "samples": 4, "clean": 3, "adversarial": [2], "warnings": ["w"]}
     file = tmp_path / "counts.json"

@@ -14,16 +14,16 @@ import pytest
 from click.testing import CliRunner, Result
 from edge_bcs.runtime import signature
 from edge_bcs.runtime.artifact import Artifact
-from edge_bcs.runtime.ort_checkpoint import read_ort_checkpoint
-from edge_bcs.runtime.saving import MetricsFile, keep_lines
+from edge_bcs.runtime.board.saving import MetricsFile, keep_lines
+from edge_bcs.runtime.ort.checkpoint import read_ort_checkpoint
 from edge_bcs.targets import boards
 from runtime_helpers import manifest, write_artifact
 
 from edge_bcs.cli import main
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import read_small
-from edge_bcs.metadata import parse_toml
-from edge_bcs.text import check_text, shown
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small
+from edge_bcs.core.metadata import parse_toml
+from edge_bcs.core.text import check_text, shown
 
 
 def edge_bcs(*arguments: object) -> Result:
@@ -99,7 +99,7 @@ def test_a_checkpoint_with_such_a_text_is_refused(tmp_path: Path) -> None:
 
     from edge_bcs import models
     from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
-    from edge_bcs.connectivity import sparsify
+    from edge_bcs.method.connectivity import sparsify
 
     file = tmp_path / "checkpoint.safetensors"
     save_checkpoint(file, sparsify(models.vgg16(width=1 / 16), 0.99, seed=1))
@@ -225,11 +225,12 @@ def test_a_huge_file_of_an_artifact_is_refused(tmp_path: Path, huge: Huge, name:
 
 def test_huge_files_of_settings_and_counts_are_refused(tmp_path: Path, huge: Huge) -> None:
     pytest.importorskip("torch")
-    from edge_bcs.exporters import cost_model
+    from edge_bcs.targets import cost_model
 
-    from edge_bcs import evaluation, plots
+    from edge_bcs import plots
     from edge_bcs.bench import report as bench_report
     from edge_bcs.cli import finetune
+    from edge_bcs.evaluation import measures as evaluation
 
     refused: dict[str, Callable[[Path], object]] = {
         "board.toml": boards.load,
@@ -264,8 +265,8 @@ WHOLE = {
     "edge_bcs/data/store.py": "the end of a file",
     "exporters/artifact.py": "the manifest that was written just now",
     "runtime/archive.py": "a member of an archive that is not too long",
-    "runtime/machine.py": "files of the kernel",
-    "runtime/process.py": "files of the kernel",
+    "edge_bcs/core/machine.py": "files of the kernel",
+    "runtime/board/process.py": "files of the kernel",
     "targets/host_run.py": "what the parent process sends",
     "targets/report.py": "the package's own template",
     "targets/roofline.py": "files of the kernel",

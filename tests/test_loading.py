@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import edge_bcs
 from edge_bcs import checkpoint, models
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 
 class Own(nn.Module):

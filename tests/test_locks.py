@@ -21,14 +21,14 @@ from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state, write_run
 
-from edge_bcs import locks
 from edge_bcs.cli import main
+from edge_bcs.core import locks
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.locks import LOCK, FolderLock
 from edge_bcs.data import open_data
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.locks import LOCK, FolderLock
 
 Make = Callable[..., Path]
-HOLD = "import sys, time; from edge_bcs.locks import FolderLock; lock = FolderLock(sys.argv[1])"
+HOLD = "import sys, time; from edge_bcs.core.locks import FolderLock; lock = FolderLock(sys.argv[1])"
 
 
 def run(*arguments: object) -> Result:
@@ -327,8 +327,8 @@ def test_two_trainings_of_one_folder(tmp_path: Path, holder: subprocess.Popen[st
     from test_training import digits as images
 
     import edge_bcs
-    from edge_bcs import training
     from edge_bcs.comparators import METHODS, Phases, Recipe
+    from edge_bcs.training import loop as training
 
     def train(**options: Any) -> dict[str, Any]:
         sparse = edge_bcs.sparsify(tiny(), 0.9)

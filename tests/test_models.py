@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edge_bcs import models
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 
 def prunable(model: nn.Module) -> int:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edge_bcs import objectives
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method import losses as objectives
 
 Array = NDArray[np.float64]
 

@@ -17,16 +17,16 @@ import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from edge_bcs.runtime.ort_checkpoint import is_ort_checkpoint, read_ort_checkpoint
+from edge_bcs.runtime.ort.checkpoint import is_ort_checkpoint, read_ort_checkpoint
 
 from edge_bcs.cli import main
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 if hasattr(onnxruntime.capi._pybind_state, "save_checkpoint"):
     pytest.skip("this is a training build, which runs its artifacts itself", allow_module_level=True)
 
 from edge_bcs.runtime.onnx_file import decode, encode, read_model
-from edge_bcs.runtime.ort_artifact import OrtArtifact, for_stock
+from edge_bcs.runtime.ort.artifact import OrtArtifact, for_stock
 
 HERE = Path(__file__).parent / "ort_training"
 DENSE = HERE / "dense"
@@ -258,7 +258,7 @@ def test_the_module_imports_no_onnx() -> None:
     import subprocess
 
     code = (
-        "import sys; from edge_bcs.runtime.ort_artifact import OrtArtifact; "
+        "import sys; from edge_bcs.runtime.ort.artifact import OrtArtifact; "
         f"OrtArtifact({str(DENSE / 'mobile')!r}); assert not {{'onnx', 'torch', 'google'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edge_bcs.cli import main
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import write_atomically, write_json
+from edge_bcs.core.outputs import check_output, check_outputs, containing, json_with
 from edge_bcs.data import open_data
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_atomically, write_json
-from edge_bcs.outputs import check_output, check_outputs, containing, json_with
 
 Make = Callable[..., Path]
 DENSE = Path(__file__).parent / "ort_training" / "dense"
@@ -93,7 +93,7 @@ def test_counts_of_an_evaluation(tiny_artifact: Make, tmp_path: Path, digits: Pa
     from runtime_helpers import tiny_network
 
     import edge_bcs
-    from edge_bcs import evaluation
+    from edge_bcs.evaluation import measures as evaluation
 
     sparse, (x, y) = (
         edge_bcs.sparsify(tiny_network(), 0.5),
@@ -191,7 +191,7 @@ def test_a_trained_checkpoint_of_onnx_runtime(tmp_path: Path) -> None:
 
 def test_files_of_the_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
-    from edge_bcs.targets import endurance, trade_off
+    from edge_bcs.bench import endurance, trade_off
 
     file = mine(tmp_path / "README.md")
     with pytest.raises(EdgeBcsError, match="is not that of `make trade-off`"):
@@ -258,7 +258,7 @@ def test_finetune_goes_on_with_a_run_of_this_artifact_alone(
 
 def test_metrics_do_not_go_on_in_another_file(tiny_artifact: Make, tmp_path: Path) -> None:
     from edge_bcs.runtime import Trainer
-    from edge_bcs.runtime.saving import MetricsFile
+    from edge_bcs.runtime.board.saving import MetricsFile
 
     file = mine(tmp_path / "thesis.txt", b"Once upon a time\nthere was a sparse network.\n")
     with pytest.raises(EdgeBcsError, match=r"thesis\.txt holds no metrics, so it stays"):
@@ -293,8 +293,8 @@ def test_train_does_not_begin_over_files_of_others(tmp_path: Path, name: str, co
     from test_training import digits as images
 
     import edge_bcs
-    from edge_bcs import training
     from edge_bcs.checkpoint import save_checkpoint
+    from edge_bcs.training import loop as training
 
     file = mine(tmp_path / "run" / name, content or b"")
     if content is None:  # a state of ours, but of no training
@@ -324,7 +324,7 @@ def test_links_devices_and_pipes(tmp_path: Path) -> None:
         assert reader.communicate()[0] == b"new"
     write_atomically(Path("/dev/null"), b"new")
     assert not Path("/dev/null").is_file() and not Path("/dev/null.partial").exists()
-    code = "import sys; from pathlib import Path; from edge_bcs.files import write_atomically"
+    code = "import sys; from pathlib import Path; from edge_bcs.core.files import write_atomically"
     code += "; print('before', flush=True); write_atomically(Path('/dev/stdout'), b'new\\n'); print('after')"
     with (tmp_path / "answer").open("wb") as stream:
         subprocess.run([sys.executable, "-c", code], stdout=stream, check=True)

@@ -18,7 +18,7 @@ import torch
 import edge_bcs
 from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
 from edge_bcs.cli import main
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 NETS = """
 import torch

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import edge_bcs
-from edge_bcs.metadata import parse_toml
+from edge_bcs.core.metadata import parse_toml
 
 ROOT = Path(__file__).parents[1]
 

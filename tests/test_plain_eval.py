@@ -18,7 +18,7 @@ from exporter_helpers import EveryLayer, double, relative, sparse_of, tiny
 from test_exporters_gradients import NETWORKS, Residual
 
 from edge_bcs.cli import main
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.method.sparse_model import SparseModel
 
 
 def logits(model: onnx.ModelProto | str, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -17,8 +17,7 @@ import pytest
 import torch
 from edge_bcs.exporters.artifact import export
 from edge_bcs.exporters.compiler import build, choose, compile_network
-from edge_bcs.exporters.network import Network, network_of
-from edge_bcs.exporters.planner import (
+from edge_bcs.exporters.memory.planner import (
     Choice,
     Figures,
     Job,
@@ -28,7 +27,8 @@ from edge_bcs.exporters.planner import (
     micro_batches,
     smallest,
 )
-from edge_bcs.exporters.storage import Storage
+from edge_bcs.exporters.memory.storage import Storage
+from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.budget import isa
 from edge_bcs.runtime.engine import session_options
@@ -40,7 +40,7 @@ from torch import nn
 
 import edge_bcs
 from edge_bcs import EdgeBcsError, SparseModel, models
-from edge_bcs.objectives import get
+from edge_bcs.method.losses import get
 
 MIB = 1 << 20
 

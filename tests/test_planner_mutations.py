@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 import schedule_checker
-from edge_bcs.exporters import plan, sketch
 from edge_bcs.exporters.compiler import build, keep_everything
 from edge_bcs.exporters.graphs import training_graph
+from edge_bcs.exporters.memory import replay as plan
+from edge_bcs.exporters.memory import sketch
+from edge_bcs.exporters.memory.planner import Choice, Job, smallest
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.nodes import Node, TensorType
 from edge_bcs.exporters.operators.base import Types
 from edge_bcs.exporters.operators.convolution import Conv, ConvGrad
-from edge_bcs.exporters.planner import Choice, Job, smallest
 from edge_bcs.targets import layout
 from edge_bcs.targets.plans import Tensor
 from exporter_helpers import tiny
 from schedule_checker import Checker
 
-from edge_bcs.objectives import get
+from edge_bcs.method.losses import get
 
 
 def test_the_checker_shares_no_code_with_the_planner() -> None:

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from test_training import SHORT, digits, tiny
 
 import edge_bcs
-from edge_bcs import training
 from edge_bcs.cli import main
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.training import loop as training
 
 pytest.importorskip("matplotlib")
 from edge_bcs import plots

@@ -16,10 +16,10 @@ import pytest
 from click.testing import CliRunner, Result
 from runtime_helpers import tiny_network
 
-from edge_bcs import progress
 from edge_bcs.cli import main
+from edge_bcs.core import progress
+from edge_bcs.core.progress import Progress
 from edge_bcs.data import open_data
-from edge_bcs.progress import Progress
 
 Make = Callable[..., Path]
 FIRST_SECONDS = progress.FIRST_SECONDS  # the tests set it otherwise
@@ -220,7 +220,7 @@ def test_host_commands(tmp_path: Path, digits: Path) -> None:
 def test_a_library_that_takes_long_over_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """AutoAttack tells nothing before a batch is done, so the passes of the network are counted."""
     torch = pytest.importorskip("torch")
-    from edge_bcs.evaluation import evaluate
+    from edge_bcs.evaluation.measures import evaluate
 
     class AutoAttack:
         def __init__(self, model: Any, **_: Any) -> None:

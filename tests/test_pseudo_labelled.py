@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import open_data
 from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
-from edge_bcs.errors import EdgeBcsError
 
 SHAPE = (3, 4, 4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), np.uint8)

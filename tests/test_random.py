@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edge_bcs import random
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
 
 # kat_vectors of Random123 1.14, philox4x32 10.
 KNOWN_ANSWERS = [

@@ -14,7 +14,7 @@ from runtime_helpers import write_artifact
 from test_signature import make_key, sign
 
 from edge_bcs.cli import main
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 pytest.importorskip("cryptography")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_bcs.replicas import Replicas
+from edge_bcs.training.replicas import Replicas
 
 OPTIONS: dict[str, Any] = {"batch_size": 16, "attack_steps": 2, "steps": 8, "validation": 0.2}
 

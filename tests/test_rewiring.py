@@ -10,9 +10,9 @@ import pytest
 from native_helpers import node, run, session
 from scipy import stats
 
-from edge_bcs import random
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.rewiring import rewire_step
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method.rewiring import rewire_step
 
 F = np.float32
 

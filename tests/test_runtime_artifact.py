@@ -18,10 +18,10 @@ import pytest
 from edge_bcs.runtime import state as state_module
 from edge_bcs.runtime.artifact import Artifact, check_is_run_of, sha256_of
 from edge_bcs.runtime.state import read_state, write_run
-from edge_bcs.runtime.units import format_bytes, parse_bytes
 from runtime_helpers import manifest, seal, state, write_artifact
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.units import format_bytes, parse_bytes
 
 METADATA = {"step": "3", "seed": "7"}
 

@@ -20,8 +20,8 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.checks import NotFiniteError
 from edge_bcs.runtime.state import read_state
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import ArrayDataset, open_data
-from edge_bcs.errors import EdgeBcsError
 
 Array = np.ndarray[Any, Any]
 Make = Callable[..., Path]

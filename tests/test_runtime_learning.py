@@ -21,7 +21,7 @@ def test_a_random_99_percent_sparse_network_becomes_robust(tmp_path: Path) -> No
     pytest.importorskip("torch")
     from edge_bcs.exporters import export
 
-    from edge_bcs.connectivity import sparsify
+    from edge_bcs.method.connectivity import sparsify
     from edge_bcs.models import resnet18
 
     sparse = sparsify(resnet18(width=0.25), "0.99", seed=0)
@@ -56,7 +56,7 @@ def test_it_becomes_robust_on_photographs(tmp_path: Path) -> None:
     import torch
     from edge_bcs.exporters import export
 
-    from edge_bcs.connectivity import sparsify
+    from edge_bcs.method.connectivity import sparsify
     from edge_bcs.models import resnet18
 
     torch.manual_seed(0)  # the bias of the last layer begins as torch draws it

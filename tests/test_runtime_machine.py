@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from edge_bcs.runtime import Trainer
-from edge_bcs.runtime.machine import Machine
-from edge_bcs.runtime.thermostat import Thermostat
+from edge_bcs.runtime.board.thermostat import Thermostat
 
 from edge_bcs.cli.doctor import Finding, machine_findings
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.machine import Machine
 from edge_bcs.data import open_data
-from edge_bcs.errors import EdgeBcsError
 
 Make = Callable[..., Path]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_bcs.runtime import Trainer
-from edge_bcs.runtime.saving import MetricsFile, SaveSchedule, parse_max_writes
+from edge_bcs.runtime.board.saving import MetricsFile, SaveSchedule, parse_max_writes
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import open_data
-from edge_bcs.errors import EdgeBcsError
 
 Make = Callable[..., Path]
 MIB = 1 << 20

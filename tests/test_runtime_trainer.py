@@ -18,8 +18,8 @@ from edge_bcs.runtime.artifact import Artifact
 from runtime_helpers import tiny_network
 
 import edge_bcs
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import ArrayDataset, open_data
-from edge_bcs.errors import EdgeBcsError
 
 Array = np.ndarray[Any, Any]
 Make = Callable[..., Path]
@@ -65,8 +65,8 @@ def test_micro_batches_accumulate_the_same_gradient(
 def test_a_step_is_that_of_torch(tiny_artifact: Make, batch: Batch, objective: str) -> None:
     """Loss, accuracies and new state against the torch reference, attack and rewiring included."""
     torch = pytest.importorskip("torch")
-    from edge_bcs import step
     from edge_bcs.loading import load
+    from edge_bcs.method import step
 
     path = tiny_artifact(objective=objective, attack_steps=1)
     sparse = load(path, model=tiny_network())

@@ -19,9 +19,9 @@ import pytest
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.checks import NotFiniteError
 
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data import ArrayDataset, open_data
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.signals import HeldSignals
 
 if sys.platform == "win32":
     pytest.skip("signals and timers here are POSIX", allow_module_level=True)
@@ -358,7 +358,7 @@ def test_a_signal_never_tears_a_step_of_the_host() -> None:
     torch = pytest.importorskip("torch")
     from runtime_helpers import tiny_network
 
-    from edge_bcs import connectivity, step
+    from edge_bcs.method import connectivity, step
 
     given = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in batches(25)]
     attack = step.Attack(steps=1)
@@ -398,7 +398,8 @@ def test_a_training_of_the_host_is_left_with_whole_steps(engine: str, count: int
     torch = pytest.importorskip("torch")
     from runtime_helpers import tiny_network
 
-    from edge_bcs import connectivity, training
+    from edge_bcs.method import connectivity
+    from edge_bcs.training import loop as training
 
     x, y = open_data("digits", "train", (1, 8, 8)).read(np.arange(32))
 

@@ -16,7 +16,7 @@ from edge_bcs.runtime.state import write_run
 from runtime_helpers import GRAPHS, manifest, seal, state, write_artifact
 
 from edge_bcs.cli import main
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 pytest.importorskip("cryptography")
 

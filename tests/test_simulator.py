@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from edge_bcs.exporters import cost_model
-from edge_bcs.exporters.cost_model import COSTS, KernelCosts, Walk
 from edge_bcs.runtime.artifact import Artifact
-from edge_bcs.targets import advice, simulator, terminal
+from edge_bcs.targets import advice, cost_model, simulator, terminal
+from edge_bcs.targets.cost_model import COSTS, KernelCosts, Walk
 from edge_bcs.targets.host_run import measure
 from edge_bcs.targets.layout import assign, letters, text_map
 from edge_bcs.targets.plans import Phase, Plan, Tensor, plan_of
@@ -358,11 +357,11 @@ def test_the_trade_off_is_what_the_planner_makes_of_each_budget(resnet: Path, tm
 
 def test_a_board_scales_the_plan_and_says_so(resnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edge_bcs.exporters.compiler import compile_network
+    from edge_bcs.exporters.memory.planner import Job
     from edge_bcs.exporters.network import network_of
-    from edge_bcs.exporters.planner import Job
 
     from edge_bcs.loading import load
-    from edge_bcs.objectives import get
+    from edge_bcs.method.losses import get
 
     network = network_of(load(resnet), (3, 16, 16), True)
 

@@ -11,9 +11,11 @@ import pytest
 from test_training import digits, same, tiny
 
 import edge_bcs
-from edge_bcs import connectivity, training, updates
 from edge_bcs.checkpoint import read_checkpoint
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method import connectivity
+from edge_bcs.training import loop as training
+from edge_bcs.training import updates
 
 SHORT: dict[str, Any] = {"batch_size": 16, "attack_steps": 2, "progress": False, "device": "cpu"}
 
@@ -67,7 +69,7 @@ def test_the_mask_is_kept_by_hand() -> None:
 def test_resumed_is_as_if_never_interrupted(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_bcs.engines import SparseEngine
+    from edge_bcs.training.backends import SparseEngine
 
     arguments = {"output": tmp_path / "whole", "save_seconds": 0.0}
     whole, _ = trained("sparse", **arguments)

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 import edge_bcs
-from edge_bcs import models, objectives, random
-from edge_bcs import step as steps
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.step import Attack, Hyper
+from edge_bcs import models
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method import losses as objectives
+from edge_bcs.method import step as steps
+from edge_bcs.method.step import Attack, Hyper
 
 
 def tiny() -> nn.Sequential:
@@ -97,7 +99,7 @@ def test_vectorised_equals_the_plain_step_to_the_bit(objective: str) -> None:
 def test_kappa_holds_at_every_step(name: str, sparsity: float) -> None:
     model = models.create(name, width=0.05, num_classes=4, input_size=16)
     sparse = edge_bcs.sparsify(model, sparsity, 2)
-    kappa = edge_bcs.connectivity.kappa(sparse.size, sparsity)
+    kappa = edge_bcs.method.connectivity.kappa(sparse.size, sparsity)
     generator = torch.Generator().manual_seed(0)
     for number in range(4):
         x = torch.rand(4, 3, 16, 16, generator=generator)

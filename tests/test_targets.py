@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from edge_bcs.exporters.cost_model import COSTS, Machine, save
+from edge_bcs.targets.cost_model import COSTS, Machine, save
 
 from edge_bcs import targets
 from edge_bcs.cli import main
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 GOOD = """
 title = "A board of mine"

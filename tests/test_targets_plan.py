@@ -9,12 +9,12 @@ from typing import Any
 import onnx
 import pytest
 from edge_bcs.exporters.compiler import compile_network
+from edge_bcs.exporters.memory.planner import Job
 from edge_bcs.exporters.network import network_of
-from edge_bcs.exporters.planner import Job
 from exporter_helpers import EveryLayer, sparse_of, tiny
 from schedule_checker import Checker
 
-from edge_bcs.objectives import get
+from edge_bcs.method.losses import get
 
 PHASES = ("training", "attack", "eval", "optimizer", "lists")
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from edge_bcs.tensor_file import TensorFile
+from edge_bcs.core.tensor_file import TensorFile
 
 Array = np.ndarray[Any, Any]
 TENSORS: dict[str, Array] = {

@@ -10,15 +10,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-from edge_bcs.exporters.cost_model import COSTS, Machine, save
+from edge_bcs.exporters.memory.planner import Job
 from edge_bcs.exporters.network import network_of
-from edge_bcs.exporters.planner import Job
 from edge_bcs.runtime.budget import isa
-from edge_bcs.targets import trade_off
+from edge_bcs.targets.cost_model import COSTS, Machine, save
 from exporter_helpers import tiny
 
 from edge_bcs import EdgeBcsError
-from edge_bcs.objectives import get
+from edge_bcs.bench import trade_off
+from edge_bcs.method.losses import get
 
 MIB = 1 << 20
 

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import edge_bcs
-from edge_bcs import comparators, connectivity, models
+from edge_bcs import comparators, models
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import open_data
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.trained import evidence_of_training
+from edge_bcs.method import connectivity
+from edge_bcs.method.trained import evidence_of_training
 
 
 def plain(initial: Callable[[torch.Tensor], object] | None = None) -> nn.Sequential:

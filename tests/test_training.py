@@ -16,11 +16,14 @@ import torch
 from torch import nn
 
 import edge_bcs
-from edge_bcs import attacks, connectivity, engines, training, updates
 from edge_bcs.checkpoint import read_checkpoint
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import ArrayDataset, open_data
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.evaluation import evaluate
+from edge_bcs.evaluation.measures import evaluate
+from edge_bcs.method import attacks, connectivity
+from edge_bcs.training import backends as engines
+from edge_bcs.training import loop as training
+from edge_bcs.training import updates
 
 SHORT = {"batch_size": 16, "attack_steps": 1, "progress": False, "device": "cpu"}
 

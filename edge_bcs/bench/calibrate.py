@@ -27,8 +27,8 @@ import numpy as np
 
 from edge_bcs.bench import machine as roof
 from edge_bcs.bench.profiler import operator_seconds
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.runtime.process import waited_for_cores
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.runtime.board.process import waited_for_cores
 
 # Network, distribution, sparsity, images: long and short rows of connections, large and small planes,
 # strides, 1×1 kernels, layers dense enough for the dense kernels; few images side by side, whole vectors of
@@ -54,7 +54,7 @@ class Calibration:
     """What was measured.
 
     Attributes:
-        machine: an `edge_bcs.exporters.cost_model.Machine`.
+        machine: an `edge_bcs.targets.cost_model.Machine`.
         available: share of the cores' time that other work left to the runs, in (0, 1].
         quiet: whether every graph had undisturbed runs, so that times are medians of them and what further
             cores bring was measured, not assumed.
@@ -83,7 +83,7 @@ def calibrate(
     Raises:
         EdgeBcsError: other work leaves less than half of the cores' time, before or meanwhile.
     """
-    from edge_bcs.exporters.cost_model import COSTS, Machine, fit, fit_threads
+    from edge_bcs.targets.cost_model import COSTS, Machine, fit, fit_threads
 
     _require(statistics.fmean(_available(threads) for _ in range(5)))
     progress("peak arithmetic and bandwidth")
@@ -160,10 +160,12 @@ class _Setting:
     """One network's graphs and inputs for them."""
 
     def __init__(self, model: str, distribution: str, sparsity: float, images: int) -> None:
-        from edge_bcs import connectivity, models, objectives
+        from edge_bcs import models
         from edge_bcs.exporters.compiler import compile_network
+        from edge_bcs.exporters.memory.planner import Job
         from edge_bcs.exporters.network import network_of
-        from edge_bcs.exporters.planner import Job
+        from edge_bcs.method import connectivity
+        from edge_bcs.method import losses as objectives
 
         sparse = connectivity.sparsify(
             models.create(model), sparsity=sparsity, seed=0, distribution=distribution
@@ -234,9 +236,9 @@ class _Timed:
 
     def samples(self, threads: int) -> list[Any]:
         """Every operator of the graph, timed on so many threads. Ends the profiling of that side."""
-        from edge_bcs.exporters.cost_model import Sample
+        from edge_bcs.exporters.memory.replay import tensor_types
         from edge_bcs.exporters.operators import OPERATORS
-        from edge_bcs.exporters.plan import tensor_types
+        from edge_bcs.targets.cost_model import Sample
 
         taken = self.sides[threads].operator_seconds()
         graph = self.setting.compiled.graphs[self.phase]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_bcs.exporters.cost_model import VECTOR
+from edge_bcs.targets.cost_model import VECTOR
 
 STACK_BYTES = 8 << 20
 """The bandwidth that decides is that to what holds the activations of a micro-batch."""
@@ -131,6 +131,6 @@ def probes() -> tuple[Any, Any, Any]:
 
 def processor_name() -> str:
     """What the system calls its processor."""
-    from edge_bcs.runtime.machine import Machine
+    from edge_bcs.core.machine import Machine
 
     return Machine().processor() or platform.processor() or platform.machine()

@@ -22,11 +22,11 @@ from edge_bcs.bench import roofline
 from edge_bcs.bench.machine import Roof
 from edge_bcs.bench.roofline import Least
 from edge_bcs.bench.step import PAUSE
-from edge_bcs.connectivity import kappa, layer_counts, paper_densities
-from edge_bcs.exporters.cost_model import Walk
 from edge_bcs.exporters.operators.convolution import walk_kernel
+from edge_bcs.method.connectivity import kappa, layer_counts, paper_densities
+from edge_bcs.method.sparse_model import prunable_layers
 from edge_bcs.runtime import library
-from edge_bcs.sparse_model import prunable_layers
+from edge_bcs.targets.cost_model import Walk
 
 OPERATIONS = ("forward", "input gradient", "both gradients")
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "uint8": TensorProto.UINT8}

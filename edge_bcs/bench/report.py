@@ -9,12 +9,12 @@ from typing import Any
 
 from edge_bcs.bench import targets
 from edge_bcs.bench.suite import median, pass_ratio, stack_least, stack_seconds
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import read_small, write_atomically, write_json
-from edge_bcs.metadata import parse_object
-from edge_bcs.outputs import check_outputs, json_with
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small, write_atomically, write_json
+from edge_bcs.core.metadata import parse_object
+from edge_bcs.core.outputs import check_outputs, json_with
+from edge_bcs.core.units import format_bytes
 from edge_bcs.plots import write_figure
-from edge_bcs.runtime.units import format_bytes
 
 COMMAND = "make bench"
 _LIMIT = """\

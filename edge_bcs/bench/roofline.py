@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edge_bcs.bench.machine import Roof
-from edge_bcs.exporters.cost_model import WINOGRAD, Walk
+from edge_bcs.targets.cost_model import WINOGRAD, Walk
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from edge_bcs import random as counter_random
 from edge_bcs.bench import roofline
 from edge_bcs.bench.machine import Roof
 from edge_bcs.bench.profiler import operator_seconds
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core import random as counter_random
+from edge_bcs.core.errors import EdgeBcsError
 
 # Images lie side by side in vectors of up to 16. With 16 for each thread, threads share less (VGG-16 on two
 # threads of a Xeon: 0.39 s a step, 0.47 s with 16 in all); with 16 in all, more of a network stays in the
@@ -308,7 +308,8 @@ def _exported(
     attack_steps: int,
 ) -> Iterator[tuple[Path, Any]]:
     """The artifact of our side, and the sparse network that it is exported from."""
-    from edge_bcs import connectivity, exporters, models
+    from edge_bcs import exporters, models
+    from edge_bcs.method import connectivity
 
     progress(f"exporting {model} at sparsity {sparsity} ({distribution}), micro-batch {micro_batch}")
     sparse = connectivity.sparsify(

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_bcs.bench import machine as roof
 from edge_bcs.bench.step import compare_pass, compare_step
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 Progress = Callable[[str], None]
 
@@ -166,7 +166,7 @@ STACK_FORMS = ("forward", "both_gradients")
 def compare_layer(layer: Any, peak: roof.Roof, rounds: int) -> dict[str, Any]:
     """One convolution on all sides: seconds of each form, and what ours reaches of the roof."""
     from edge_bcs.bench import operators
-    from edge_bcs.exporters.cost_model import algorithm
+    from edge_bcs.targets.cost_model import algorithm
 
     density = layer.active / layer.weights
     chosen = algorithm(density)

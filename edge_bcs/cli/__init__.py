@@ -19,9 +19,9 @@ import click
 
 import edge_bcs
 from edge_bcs.cli import streams
-from edge_bcs.errors import EdgeBcsError, EdgeBcsWarning
-from edge_bcs.progress import say
-from edge_bcs.text import shown
+from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.core.progress import say
+from edge_bcs.core.text import shown
 
 _INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 

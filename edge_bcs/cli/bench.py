@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edge_bcs.cli.common import THREADS, examples, json_option, pairs, print_json
-from edge_bcs.progress import Progress, note
+from edge_bcs.core.progress import Progress, note
 
 
 @click.command()
@@ -78,8 +78,8 @@ def _calibrate(threads: int, as_json: bool) -> None:
     from dataclasses import asdict
 
     from edge_bcs.bench.calibrate import calibrate
-    from edge_bcs.exporters import cost_model
-    from edge_bcs.outputs import check_output, containing
+    from edge_bcs.core.outputs import check_output, containing
+    from edge_bcs.targets import cost_model
 
     ours = containing(f'format = "{cost_model.FORMAT}"')
     check_output(cost_model.default_path(), ours, "a calibration of edge-bcs")
@@ -110,7 +110,7 @@ def _calibrate(threads: int, as_json: bool) -> None:
 
 def _compare(as_json: bool, **options: object) -> None:
     from edge_bcs.bench import compare_step
-    from edge_bcs.runtime.units import format_bytes
+    from edge_bcs.core.units import format_bytes
 
     with Progress("measuring"):
         result = compare_step(progress=note, **options)  # type: ignore[arg-type]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.progress import on_terminal
-from edge_bcs.text import shown
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.progress import on_terminal
+from edge_bcs.core.text import shown
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
@@ -105,7 +105,7 @@ def trusted(options: dict[str, Any]) -> dict[str, Any]:
 
 def class_names(options: dict[str, Any]) -> tuple[str, ...] | None:
     """Return the names that --class-names gives; None without it."""
-    from edge_bcs.classes import given_names
+    from edge_bcs.data.classes import given_names
 
     text = options["class_names"]
     return None if text is None else given_names(text)
@@ -168,7 +168,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
     from rich.table import Table
     from rich.text import Text
 
-    from edge_bcs.tables import fitting, natural_width
+    from edge_bcs.targets.tables import fitting, natural_width
 
     content = Table(
         title=Text(title), title_justify="left", title_style="bold", header_style="bold", box=None

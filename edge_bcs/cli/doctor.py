@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_bcs.cli.common import examples, json_option, print_json
-from edge_bcs.progress import Progress
+from edge_bcs.core.progress import Progress
 
 if TYPE_CHECKING:
-    from edge_bcs.runtime.machine import Machine
+    from edge_bcs.core.machine import Machine
 
 _HOT = 80.0  # °C; boards slow down between 80 and 97
 _LITTLE_MEMORY, _LITTLE_DISK = 128 << 20, 64 << 20
@@ -53,7 +53,7 @@ def command(output: str, as_json: bool) -> None:
 
     Exits with status 1 if training cannot run here.
     """
-    from edge_bcs.runtime.machine import Machine
+    from edge_bcs.core.machine import Machine
 
     with Progress("looking at this machine"):
         findings = [*software(), *machine_findings(Machine(), Path(output))]
@@ -79,7 +79,7 @@ def software() -> Iterator[Finding]:
         return
     import onnxruntime
 
-    from edge_bcs.errors import EdgeBcsError
+    from edge_bcs.core.errors import EdgeBcsError
     from edge_bcs.runtime import budget
     from edge_bcs.runtime.library import library_path, register
 
@@ -149,7 +149,7 @@ def _clock(machine: Machine, jetson: bool) -> Iterator[Finding]:
 
 
 def _memory(machine: Machine) -> Iterator[Finding]:
-    from edge_bcs.runtime.units import format_bytes
+    from edge_bcs.core.units import format_bytes
 
     size = machine.memory()
     if "MemAvailable" in size:
@@ -180,8 +180,8 @@ def _memory(machine: Machine) -> Iterator[Finding]:
 
 
 def _disk(machine: Machine, folder: Path) -> Iterator[Finding]:
-    from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES
-    from edge_bcs.runtime.units import format_bytes
+    from edge_bcs.core.units import format_bytes
+    from edge_bcs.runtime.board.saving import DEFAULT_MAX_WRITES
 
     if folder.exists() and not folder.is_dir():
         yield Finding(

@@ -26,10 +26,10 @@ from edge_bcs.cli.common import (
     trusted,
 )
 from edge_bcs.cli.networks import input_shape_option, is_own, own, own_model_option, shape_of
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import write_json
-from edge_bcs.outputs import check_output, json_with
-from edge_bcs.progress import Progress
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import write_json
+from edge_bcs.core.outputs import check_output, json_with
+from edge_bcs.core.progress import Progress
 
 _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 _BOARDS_ATTACKS = ("none", "fgsm", "pgd")
@@ -199,9 +199,11 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
 def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from edge_bcs import classes, evaluation, loading
+    from edge_bcs import loading
     from edge_bcs.cli.reading import Reading
-    from edge_bcs.devices import choose_device
+    from edge_bcs.data import classes
+    from edge_bcs.evaluation import measures as evaluation
+    from edge_bcs.training.devices import choose_device
 
     device = choose_device(options["device"])
     network = None if options["model"] is None else own(options["model"])
@@ -258,7 +260,7 @@ def _input_shape(path: str, sparse: Any, options: dict[str, Any]) -> tuple[int, 
 def _method(path: str) -> str | None:
     """Return the method that a checkpoint says it was trained with; None for artifacts."""
     from edge_bcs.checkpoint import read_checkpoint
-    from edge_bcs.metadata import parse_object
+    from edge_bcs.core.metadata import parse_object
     from edge_bcs.runtime.archive import is_artifact
 
     file = Path(path) / "checkpoint.safetensors" if Path(path).is_dir() else Path(path)

@@ -38,8 +38,8 @@ from edge_bcs.cli.networks import (
     short_name,
     start_option,
 )
-from edge_bcs.errors import EdgeBcsError, EdgeBcsWarning
-from edge_bcs.progress import Progress, note
+from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.core.progress import Progress, note
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
@@ -229,8 +229,8 @@ def _exported(
 
 
 def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
-    from edge_bcs.classes import shown
-    from edge_bcs.runtime.units import format_bytes
+    from edge_bcs.core.units import format_bytes
+    from edge_bcs.data.classes import shown
 
     size = sum(file.stat().st_size for file in (output.iterdir() if output.is_dir() else [output]))
     if options["as_json"]:
@@ -280,7 +280,7 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
 
 def _rename(sparse: Any, names: tuple[str, ...]) -> None:
     """Give the network's outputs these names, whatever they were called before."""
-    from edge_bcs.classes import may_become, say, shown
+    from edge_bcs.data.classes import may_become, say, shown
 
     before = sparse.classes
     sparse.classes = names
@@ -310,7 +310,7 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
         return sparse, str(sparse.record["name"]), int(sparse.step)
     import torch
 
-    from edge_bcs import connectivity
+    from edge_bcs.method import connectivity
 
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
     if is_own(model):

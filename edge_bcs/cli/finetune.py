@@ -30,16 +30,16 @@ from edge_bcs.cli.common import (
     trusted,
     word,
 )
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import read_small, write_json
-from edge_bcs.locks import FolderLock
-from edge_bcs.metadata import parse_object
-from edge_bcs.progress import Progress, say, told_once
-from edge_bcs.runtime.saving import DEFAULT_MAX_WRITES
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small, write_json
+from edge_bcs.core.locks import FolderLock
+from edge_bcs.core.metadata import parse_object
+from edge_bcs.core.progress import Progress, say, told_once
+from edge_bcs.runtime.board.saving import DEFAULT_MAX_WRITES
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
-    from edge_bcs.runtime.thermostat import Thermostat
+    from edge_bcs.runtime.board.thermostat import Thermostat
 
 _REPORT = "report.json"
 _METRICS = "metrics.jsonl"
@@ -169,8 +169,8 @@ def _train(
 ) -> None:
     """Measure, train, save and measure again; fills ``report`` as it goes. ``check`` ends it by raising."""
     from edge_bcs.cli.reading import Reading
-    from edge_bcs.runtime.saving import parse_max_writes
-    from edge_bcs.runtime.thermostat import Thermostat
+    from edge_bcs.runtime.board.saving import parse_max_writes
+    from edge_bcs.runtime.board.thermostat import Thermostat
 
     thermostat = None if options["max_temp"] is None else Thermostat(options["max_temp"])
     parse_max_writes(options["max_writes"])  # refused before anything is measured
@@ -229,7 +229,7 @@ def _fit(
 ) -> dict[str, Any]:
     """Train with what the options say, showing how far it is; ``check`` is called after every step and once a
     second of a pause."""
-    from edge_bcs.runtime.saving import SaveSchedule, parse_max_writes
+    from edge_bcs.runtime.board.saving import SaveSchedule, parse_max_writes
     from edge_bcs.runtime.state import state_bytes
 
     saving = {"steps": options["save_steps"], "seconds": options["save_seconds"]}
@@ -390,7 +390,7 @@ def _evaluate(
 
 
 def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any]) -> None:
-    from edge_bcs.runtime.units import format_bytes, format_seconds
+    from edge_bcs.core.units import format_bytes, format_seconds
 
     training, memory = report["training"], report["memory"]
     if "after" in report:

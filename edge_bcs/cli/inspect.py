@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_bcs.cli.common import activations, examples, json_option, pairs, print_json, table, trust_option
-from edge_bcs.progress import Progress
+from edge_bcs.core.progress import Progress
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
@@ -31,10 +31,10 @@ def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None,
     """Show what an artifact or saved run holds, after verifying every file of it."""
     import numpy as np
 
-    from edge_bcs.classes import shown
+    from edge_bcs.core.units import format_bytes
+    from edge_bcs.data.classes import shown
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.state import read_state
-    from edge_bcs.runtime.units import format_bytes
 
     with Progress(f"reading {artifact}"):
         described = Artifact.read(artifact, trust_keys, min_release)

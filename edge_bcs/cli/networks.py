@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from edge_bcs.sparse_model import SparseModel
+    from edge_bcs.method.sparse_model import SparseModel
 
 Shape = tuple[int, int, int]
 
@@ -204,7 +204,7 @@ def check_classes(sparse: SparseModel, shape: Shape, classes: int) -> None:
     """Raise `EdgeBcsError` unless a network of the user's own has so many outputs."""
     import torch
 
-    from edge_bcs.attacks import evaluation_mode
+    from edge_bcs.method.attacks import evaluation_mode
 
     try:
         with torch.no_grad(), evaluation_mode(sparse):

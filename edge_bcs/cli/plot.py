@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from edge_bcs.cli.common import examples, json_option, print_json
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.outputs import check_output
-from edge_bcs.progress import Progress
-from edge_bcs.text import shown
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.outputs import check_output
+from edge_bcs.core.progress import Progress
+from edge_bcs.core.text import shown
 
 _DRAWN = {
     "training": "loss and accuracy by epoch",

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_bcs.files import read_small, write_json
-from edge_bcs.metadata import parse_object
-from edge_bcs.outputs import check_output, json_with
-from edge_bcs.progress import say
+from edge_bcs.core.files import read_small, write_json
+from edge_bcs.core.metadata import parse_object
+from edge_bcs.core.outputs import check_output, json_with
+from edge_bcs.core.progress import say
 
 if TYPE_CHECKING:
     from edge_bcs.data import Dataset

@@ -20,9 +20,9 @@ from edge_bcs.cli.common import (
     print_json,
     threads_option,
 )
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.outputs import check_output
-from edge_bcs.progress import Progress
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.outputs import check_output
+from edge_bcs.core.progress import Progress
 
 
 @click.command()
@@ -65,7 +65,7 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
     optimizer's steps and moments too, and the names of the classes; CheckpointState of a training build reads
     it.
     """
-    from edge_bcs.runtime.ort_artifact import OrtArtifact
+    from edge_bcs.runtime.ort.artifact import OrtArtifact
 
     _check_output(options["output"], options["checkpoint"], options["force"])
     with Progress(f"opening {folder}"):
@@ -122,8 +122,8 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
 
 def _matched(training: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """Return the training and the held-out images with the network's labels, and how they were matched."""
-    from edge_bcs.classes import match, named, say
     from edge_bcs.data import open_data
+    from edge_bcs.data.classes import match, named, say
 
     names = class_names(options)
     if names is not None:

@@ -10,8 +10,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from edge_bcs.classes import names_file
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.data.classes import names_file
 
 _PATHS = ("artifact", "data_spec", "output", "trust_keys")
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)

@@ -8,7 +8,7 @@ import sys
 import click
 
 from edge_bcs.cli.common import THREADS, examples, json_file_option, memory_option, trust_option
-from edge_bcs.progress import Progress
+from edge_bcs.core.progress import Progress
 
 
 @click.command()
@@ -65,7 +65,7 @@ def command(
 
     from rich.console import Console
 
-    from edge_bcs.outputs import check_output
+    from edge_bcs.core.outputs import check_output
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.targets import report
     from edge_bcs.targets.simulator import simulate

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from edge_bcs.cli.common import examples, json_option, pairs, print_json, table
-from edge_bcs.files import read_small
+from edge_bcs.core.files import read_small
 
 
 @click.command()
@@ -24,7 +24,7 @@ from edge_bcs.files import read_small
 """)
 def command(name: str | None, as_toml: bool, as_json: bool) -> None:
     """List the boards whose memory and speed are known, or describe one (or a board file of your own)."""
-    from edge_bcs.runtime.units import format_bytes
+    from edge_bcs.core.units import format_bytes
     from edge_bcs.targets import boards
 
     if as_toml and as_json:

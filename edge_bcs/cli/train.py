@@ -41,10 +41,10 @@ from edge_bcs.cli.networks import (
     start_option,
     unknown_shape,
 )
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.locks import FolderLock
-from edge_bcs.outputs import check_folder
-from edge_bcs.progress import Progress, say
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.locks import FolderLock
+from edge_bcs.core.outputs import check_folder
+from edge_bcs.core.progress import Progress, say
 
 _OURS = ("bcs", "random", "fixed", "dense")
 _SAVED = "last.safetensors"
@@ -300,7 +300,9 @@ def _pseudo_labelled(options: dict[str, Any], shape: tuple[int, int, int]) -> An
 def _train(
     network: Any, data: Any, options: dict[str, Any], arguments: dict[str, Any], machine: dict[str, Any]
 ) -> dict[str, Any]:
-    from edge_bcs import connectivity, loading, training
+    from edge_bcs import loading
+    from edge_bcs.method import connectivity
+    from edge_bcs.training import loop as training
 
     method, seed = options["method"], options["seed"]
     if method == "fixed":

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from edge_bcs.comparators.phases import Phases
 from edge_bcs.comparators.pruning import equal_densities, largest, pruned
-from edge_bcs.sparse_model import Layer, SparseModel
-from edge_bcs.updates import Sgd
+from edge_bcs.method.sparse_model import Layer, SparseModel
+from edge_bcs.training.updates import Sgd
 
 PENALTY, GROWTH, INTERVAL = 1e-3, 1.3, 20
 

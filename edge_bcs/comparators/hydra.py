@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from edge_bcs.comparators.phases import Phases
 from edge_bcs.comparators.pruning import equal_densities, largest, pruned
-from edge_bcs.sparse_model import Layer, SparseModel
-from edge_bcs.step import Hyper
-from edge_bcs.updates import Update, descend
+from edge_bcs.method.sparse_model import Layer, SparseModel
+from edge_bcs.method.step import Hyper
+from edge_bcs.training.updates import Update, descend
 
 
 def initial_scores(weights: Tensor, layers: Sequence[Layer]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 
 from edge_bcs.comparators.phases import Phases
 from edge_bcs.comparators.pruning import equal_densities, largest, pruned
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.method.sparse_model import SparseModel
 
 
 def train(

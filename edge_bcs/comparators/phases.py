@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from edge_bcs import objectives
-from edge_bcs.classes import check_names, named
-from edge_bcs.connectivity import sparsify
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.locks import FolderLock
+from edge_bcs.core.progress import say
 from edge_bcs.data.adapt import dataset_of
-from edge_bcs.devices import choose_device
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.evaluation import Data
-from edge_bcs.locks import FolderLock
-from edge_bcs.progress import say
-from edge_bcs.replicas import Replicas
-from edge_bcs.sparse_model import SparseModel
-from edge_bcs.training import LAST, run_plan
-from edge_bcs.training_plan import Plan, default_precision
-from edge_bcs.updates import Sgd, Update
+from edge_bcs.data.classes import check_names, named
+from edge_bcs.evaluation.measures import Data
+from edge_bcs.method import losses as objectives
+from edge_bcs.method.connectivity import sparsify
+from edge_bcs.method.sparse_model import SparseModel
+from edge_bcs.training.devices import choose_device
+from edge_bcs.training.loop import LAST, run_plan
+from edge_bcs.training.plan import Plan, default_precision
+from edge_bcs.training.replicas import Replicas
+from edge_bcs.training.updates import Sgd, Update
 
 
 @dataclass(frozen=True, kw_only=True)

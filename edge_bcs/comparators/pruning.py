@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_bcs.connectivity import kappa, layer_counts
-from edge_bcs.sparse_model import Layer, SparseModel
+from edge_bcs.method.connectivity import kappa, layer_counts
+from edge_bcs.method.sparse_model import Layer, SparseModel
 
 
 def equal_densities(layers: Sequence[Layer], sparsity: str) -> list[int]:

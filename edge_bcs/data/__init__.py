@@ -17,7 +17,7 @@ Images and labels in memory, torch Datasets and DataLoaders are taken by `edge_b
 
 Labels are places in `classes`, a list that every source has for itself: class folders are sorted, CIFAR has
 the names and the order of its meta file, and .mat (SVHN: the digits), .npz and CIFAR in a tar have only
-numbers. A network's labels come from edge_bcs/classes.py, which matches the names.
+numbers. A network's labels come from edge_bcs/data/classes.py, which matches the names.
 
 A source without a test split of its own has every tenth image of each class held out. Only numpy is needed,
 plus Pillow for image files.
@@ -30,10 +30,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.text import shown
 from edge_bcs.data.dataset import ArrayDataset, Dataset, Shape
 from edge_bcs.data.faults import Handling, OnBad, Watch
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.text import shown
 
 if TYPE_CHECKING:
     from edge_bcs.data.store import Decoded

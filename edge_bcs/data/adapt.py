@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data.dataset import (
     MOST_CLASSES,
     Array,
@@ -31,7 +32,6 @@ from edge_bcs.data.dataset import (
     Shape,
     class_names,
 )
-from edge_bcs.errors import EdgeBcsError
 
 _TAKEN = (
     'a data set of edge_bcs.data, (images, labels), "digits", a path, a map-style torch Dataset, or a '

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_bcs import random
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data.faults import LeftOut
-from edge_bcs.errors import EdgeBcsError
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, int, int]

@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.machine import Machine
+from edge_bcs.core.units import format_bytes
 from edge_bcs.data.dataset import Array, Shape
 from edge_bcs.data.faults import BadImageError
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.runtime.machine import Machine
-from edge_bcs.runtime.units import format_bytes
 
 LARGEST_FILE = 64 << 20
 _LARGEST_PIXELS = 64 << 20

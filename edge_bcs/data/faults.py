@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.text import shown
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.text import shown
 
 OnBad = Literal["stop", "skip"]
 Watch = Callable[[], None]

@@ -18,6 +18,10 @@ from typing import IO
 
 import numpy as np
 
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import remove_abandoned, replacing
+from edge_bcs.core.progress import Progress
+from edge_bcs.core.text import shown
 from edge_bcs.data.dataset import Array, Dataset, Shape, held_out
 from edge_bcs.data.decoding import (
     LARGEST_FILE,
@@ -30,10 +34,6 @@ from edge_bcs.data.decoding import (
 )
 from edge_bcs.data.faults import BadImageError, Handling, LeftOut, require_utf8
 from edge_bcs.data.store import cache_folder
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import remove_abandoned, replacing
-from edge_bcs.progress import Progress
-from edge_bcs.text import shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 TRAIN_NAMES = ("train", "training")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data.dataset import Dataset, Shape
 from edge_bcs.data.decoding import require_memory
 from edge_bcs.data.readers import npz_rows, read_arrays
 from edge_bcs.data.store import Rows, Stored
-from edge_bcs.errors import EdgeBcsError
 
 _PICKLES = (".pickle", ".pkl")
 _LABELS = ("extrapolated_targets", "targets", "labels")

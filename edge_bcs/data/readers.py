@@ -18,16 +18,16 @@ from typing import IO, Any
 
 import numpy as np
 
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.machine import Machine
+from edge_bcs.core.text import shown
+from edge_bcs.core.units import format_bytes
 from edge_bcs.data.dataset import Array, Shape
 from edge_bcs.data.decoding import LARGEST_FILE, decode, is_trap, reason, require_memory
 from edge_bcs.data.faults import BadImageError
 from edge_bcs.data.images import TarHeader, entry_of, open_regular
 from edge_bcs.data.matlab import MatlabArray, arrays
 from edge_bcs.data.store import LARGEST_STORE, Decoded, Rows, Unreadable
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.runtime.machine import Machine
-from edge_bcs.runtime.units import format_bytes
-from edge_bcs.text import shown
 
 CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR10_FILES = (*CIFAR10_TRAIN, "test_batch")

@@ -32,12 +32,12 @@ from typing import Any
 
 import numpy as np
 
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import remove_abandoned, replacing, sync_folder
+from edge_bcs.core.progress import Progress, say
+from edge_bcs.core.text import shown
 from edge_bcs.data.dataset import MOST_CLASSES, Array, Dataset, Shape, held_out
 from edge_bcs.data.faults import Handling, LeftOut, require_utf8
-from edge_bcs.errors import EdgeBcsError
-from edge_bcs.files import remove_abandoned, replacing, sync_folder
-from edge_bcs.progress import Progress, say
-from edge_bcs.text import shown
 
 LARGEST_STORE = 16 << 30
 _KEPT_FREE = 64 << 20

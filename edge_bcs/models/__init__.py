@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.models.resnet import ResNet, resnet18, resnet34, resnet50
 from edge_bcs.models.vgg import VGG, vgg16
 from edge_bcs.models.wide_resnet import WideResNet, wrn28_2, wrn28_4, wrn28_10, wrn34_10

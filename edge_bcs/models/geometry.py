@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 _MOST = {"num_classes": 1 << 20, "input_channels": 1 << 16, "input_size": 1 << 16}
 _WIDEST = 1 << 10

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..nodes import Graph, HaloOf, Node, TensorType
 
 if TYPE_CHECKING:
-    from edge_bcs.exporters.cost_model import Walk
+    from edge_bcs.targets.cost_model import Walk
 
     from ..autodiff import Tape
     from ..forward import Branch

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edge_bcs.exporters.cost_model import WINOGRAD, Walk
+from edge_bcs.targets.cost_model import WINOGRAD, Walk
 
 from ..layers import Convolution, Layer
 from ..nodes import Node

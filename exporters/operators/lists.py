@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from edge_bcs.exporters.cost_model import Walk
+from edge_bcs.targets.cost_model import Walk
 
 from ..nodes import Node
 from .base import Connections, Operator, Port, Types

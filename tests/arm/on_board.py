@@ -17,7 +17,7 @@ import edge_bcs.runtime  # noqa: F401 (before onnxruntime, which it keeps from r
 import numpy as np
 import onnxruntime
 from edge_bcs.runtime import library
-from edge_bcs.runtime.ort_artifact import OrtArtifact
+from edge_bcs.runtime.ort.artifact import OrtArtifact
 
 REWIRING = {"connections": 2000, "positions": 40_000, "steps": 25, "seed": 2**33 + 5}
 

@@ -102,7 +102,7 @@ def onnx(content: bytes) -> None:
     """An ONNX model: as an artifact's graph, and as one of ONNX Runtime's training artifacts."""
     from edge_bcs.runtime.onnx_file import read_model, require_operators
 
-    from edge_bcs.errors import EdgeBcsError
+    from edge_bcs.core.errors import EdgeBcsError
 
     try:
         require_operators(content, "edge_bcs", "the model")
@@ -112,7 +112,7 @@ def onnx(content: bytes) -> None:
 
 def ort_checkpoint(content: bytes) -> None:
     """ONNX Runtime's `checkpoint`."""
-    from edge_bcs.runtime.ort_checkpoint import read_ort_checkpoint
+    from edge_bcs.runtime.ort.checkpoint import read_ort_checkpoint
 
     read_ort_checkpoint(_file("checkpoint", content))
 
@@ -192,7 +192,7 @@ def _seeds() -> Iterator[tuple[str, bytes]]:
 
     from edge_bcs import models
     from edge_bcs.checkpoint import save_checkpoint
-    from edge_bcs.connectivity import sparsify
+    from edge_bcs.method.connectivity import sparsify
 
     folder = _artifact()
     description = json.loads((folder / "manifest.json").read_text())
@@ -331,7 +331,7 @@ def main() -> None:
     with atheris.instrument_imports(include=["edge_bcs"]):
         for module in INSTRUMENTED:
             importlib.import_module(f"edge_bcs.{module}")
-    from edge_bcs.errors import EdgeBcsError
+    from edge_bcs.core.errors import EdgeBcsError
 
     run, form = TARGETS[target], FORMS.get(target)
 

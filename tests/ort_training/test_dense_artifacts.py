@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("onnxruntime.training.api", reason="see make test-ort-training")
 
 from dense_artifacts import NAMES, RATE, STEPS, batches, expected_of, make
-from edge_bcs.runtime.ort_artifact import OrtArtifact
-from edge_bcs.runtime.ort_checkpoint import read_ort_checkpoint
+from edge_bcs.runtime.ort.artifact import OrtArtifact
+from edge_bcs.runtime.ort.checkpoint import read_ort_checkpoint
 from onnxruntime.training.api import CheckpointState, Module, Optimizer
 
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 
 DENSE = Path(__file__).parent / "dense"
 

@@ -16,9 +16,9 @@ pytest.importorskip("onnxruntime.training.api", reason="see make test-ort-traini
 
 import onnx
 import onnxruntime
-from edge_bcs.exporters import ort_gradients
 from edge_bcs.exporters.graphs import OBJECTIVES, training_graph
 from edge_bcs.exporters.network import Network, network_of
+from edge_bcs.exporters.ort import gradients as ort_gradients
 from edge_bcs.exporters.validation import run
 from edge_bcs.runtime import library
 from exporter_helpers import (
@@ -34,7 +34,7 @@ from onnxruntime.training import artifacts
 from onnxruntime.training.api import CheckpointState, Module, Optimizer
 from test_exporters_gradients import NETWORKS, Residual
 
-from edge_bcs.sparse_model import SparseModel
+from edge_bcs.method.sparse_model import SparseModel
 
 BETA = 6.0
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -21,14 +21,14 @@ pytest.importorskip(
 import onnxruntime
 import torch
 from edge_bcs.runtime import library
-from edge_bcs.runtime.ort_training import OrtTrainer
+from edge_bcs.runtime.ort.training import OrtTrainer
 from edge_bcs.runtime.trainer import Trainer
 from onnxruntime.training.api import CheckpointState, Module
 from runtime_helpers import tiny_network
 
 import edge_bcs
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import ArrayDataset
-from edge_bcs.errors import EdgeBcsError
 
 Make = Callable[..., Path]
 Batch = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
@@ -167,7 +167,7 @@ def test_an_artifact_from_elsewhere_says_what_to_do(tiny_artifact: Make, tmp_pat
 def test_another_networks_checkpoint_is_refused(tiny_artifact: Make, tmp_path: Path) -> None:
     from edge_bcs.exporters import export
 
-    from edge_bcs.connectivity import sparsify
+    from edge_bcs.method.connectivity import sparsify
 
     other = sparsify(tiny_network(), 0.9, seed=0, distribution="uniform")
     export(other, tmp_path / "other", input_shape=(1, 8, 8), micro_batch=4, validate=False)

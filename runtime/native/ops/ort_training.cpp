@@ -2,7 +2,7 @@
 // tools use them: gradients of convolution, batch norm, pooling, activations and softmax cross-entropy,
 // accumulation of gradients, and the SGD and AdamW steps. Plain NCHW tensors, two spatial dimensions.
 //
-// Three differ from the originals, because a custom operator cannot be like them; runtime/ort_artifact.py
+// Three differ from the originals, because a custom operator cannot be like them; runtime/ort/artifact.py
 // rewrites the graphs accordingly. MaxPoolGrad and AveragePoolGrad take the pooled tensor as a last input
 // (the originals read its shape off the graph), and the optimizers take one parameter instead of a sequence.
 

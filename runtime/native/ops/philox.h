@@ -1,5 +1,5 @@
 // Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011), the same to the bit as
-// edge_bcs/random.py.
+// edge_bcs/core/random.py.
 //
 // A number is a function of (seed, step, purpose, draw): the same whatever the number of threads. The normal
 // distribution uses only operations that IEEE 754 rounds exactly, and the library is compiled with

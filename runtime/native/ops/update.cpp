@@ -1,5 +1,5 @@
 // The optimizer: momentum SGD with decoupled weight decay, and the rewiring of Algorithm 1 (Özdenizci and
-// Legenstein, ICML 2021). The rewiring gives the same bits as edge_bcs/rewiring.py.
+// Legenstein, ICML 2021). The rewiring gives the same bits as edge_bcs/method/rewiring.py.
 
 #include <algorithm>
 #include <bit>

@@ -1,0 +1,258 @@
+"""The global constraint ‖θ‖₀ = κ: counting, spreading over layers, drawing (Algorithm 1, lines 2-3).
+
+All kernels of convolutions and dense layers ("prunable weights") are numbered once, layer by layer in the
+order of `named_modules()`, each kernel row-major. `sparsify` draws κ of them, for the whole network, and
+from then on there are exactly κ. The state itself lives in `edge_bcs.sparse_model.SparseModel`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.metadata import exact_sparsity
+from edge_bcs.exportable import warn_if_not_exportable
+from edge_bcs.method.sparse_model import Layer, SparseModel, prunable_layers
+from edge_bcs.method.trained import evidence_of_training
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "Layer",
+    "SparseModel",
+    "erk_densities",
+    "fixed",
+    "kappa",
+    "layer_counts",
+    "paper_densities",
+    "sparsify",
+    "uniform_densities",
+]
+
+DISTRIBUTIONS = ("paper", "uniform", "erk")
+
+
+class HasInitialDensity(Protocol):
+    """A network that states its own initial densities (every network of `edge_bcs.models`)."""
+
+    def initial_density(self, position: int, layers: int, name: str, connectivity: float) -> float:
+        """Return the density of prunable layer `position` of `layers`, called `name`."""
+        ...
+
+
+def kappa(size: int, sparsity: float | str | Decimal) -> int:
+    """Return floor((1 − sparsity)·size) in exact decimal arithmetic.
+
+    Raises:
+        EdgeBcsError: the sparsity is not in [0, 1) (see `exact_sparsity`), or leaves not a single connection.
+    """
+    count = int((1 - exact_sparsity(sparsity)) * size)
+    if count < 1:
+        raise EdgeBcsError(f"a sparsity of {sparsity} leaves none of {size} weights; choose a lower one")
+    return count
+
+
+def paper_densities(network: nn.Module, layers: Sequence[Layer], connectivity: float) -> list[float]:
+    """Return the paper's initial density of each layer (appendix A.3), before scaling to κ.
+
+    For a network that the paper does not have, the rule that its tables follow: the first and the last
+    layer 0.6; layers that hold at most a hundredth of the weights 0.2; every other layer half the global
+    connectivity.
+    """
+    if hasattr(network, "initial_density"):
+        known = cast(HasInitialDensity, network)
+        return [
+            known.initial_density(position, len(layers), layer.name, connectivity)
+            for position, layer in enumerate(layers)
+        ]
+    size = sum(layer.size for layer in layers)
+    densities = [0.2 if layer.size * 100 <= size else 0.5 * connectivity for layer in layers]
+    densities[0] = densities[-1] = 0.6
+    return densities
+
+
+def uniform_densities(layers: Sequence[Layer]) -> list[float]:
+    """Return the same density for every layer."""
+    return [1.0 for _ in layers]
+
+
+def erk_densities(layers: Sequence[Layer]) -> list[float]:
+    """Return Erdős-Rényi-kernel densities: sum of a kernel's dimensions over product (Evci et al., 2020)."""
+    return [sum(layer.shape) / math.prod(layer.shape) for layer in layers]
+
+
+def layer_counts(sizes: Sequence[int], densities: Sequence[float], count: int) -> NDArray[np.int64]:
+    """Return how many connections each layer starts with: i64[L], summing to `count` exactly.
+
+    The densities are scaled by one factor. A layer that would be more than full is full, and the factor
+    grows for the others; fractions are rounded by largest remainder. As long as `count` allows, no layer
+    starts empty (an empty layer cuts the network, and no gradient would ever say so).
+
+    Args:
+        sizes: number of weights of each layer.
+        densities: relative densities, all positive.
+        count: connections to hand out, at most sum(sizes).
+    """
+    size = np.asarray(sizes, dtype=np.float64)
+    share = size * np.asarray(densities, dtype=np.float64)
+    full = np.zeros(len(size), dtype=bool)
+    while True:
+        factor = (count - size[full].sum()) / share[~full].sum() if not full.all() else 0.0
+        overfull = ~full & (share * factor >= size)
+        if not overfull.any():
+            break
+        full |= overfull
+    target = np.where(full, size, share * factor)
+    counts = np.floor(target).astype(np.int64)
+    by_remainder = np.argsort(-(target - counts), kind="stable")
+    for layer in by_remainder[: count - int(counts.sum())]:
+        counts[layer] += 1
+    for layer in np.flatnonzero(counts == 0):
+        donor = int(np.argmax(counts))
+        if counts[donor] > 1:
+            counts[donor] -= 1
+            counts[layer] += 1
+    return counts
+
+
+def _draw_positions(seed: int, layer_number: int, size: int, count: int) -> NDArray[np.int64]:
+    """Return `count` distinct positions below `size`, ascending, drawn uniformly (MASK, step = layer)."""
+    # The smaller of the drawn set and its complement is drawn, so that few draws repeat.
+    wanted = min(count, size - count)
+    stream = random.IntegerStream(size, seed=seed, step=layer_number, purpose=random.MASK)
+    drawn = stream.take(wanted + 16)
+    distinct, first = np.unique(drawn, return_index=True)
+    while len(distinct) < wanted:
+        drawn = np.concatenate([drawn, stream.take(2 * (wanted - len(distinct)))])
+        distinct, first = np.unique(drawn, return_index=True)
+    chosen = np.sort(distinct[np.argsort(first)[:wanted]]).astype(np.int64)
+    if wanted == count:
+        return chosen
+    keep = np.ones(size, dtype=bool)
+    keep[chosen] = False
+    return np.flatnonzero(keep).astype(np.int64)
+
+
+def sparsify(
+    model: nn.Module,
+    sparsity: float | str | Decimal = 0.99,
+    seed: int = 0,
+    distribution: str = "paper",
+    *,
+    start: str | None = None,
+) -> SparseModel:
+    """Return a copy of `model` with exactly κ = floor((1 − sparsity)·N) connections (Algorithm 1, lines 2-3).
+
+    The connections are drawn at random; θ is |He normal| with the dense fan-in, γ the hash of (seed,
+    position). Everything that is not a kernel (biases, batch norm) is copied as it is. A warning says if
+    `export` would not take the network.
+
+    Args:
+        model: any float32 module whose parameters belong to Conv2d, Linear and batch norm.
+        sparsity: fraction of the prunable weights that is zero, in [0, 1).
+        seed: of mask, weights and signs; 64 bits.
+        distribution: initial per-layer densities, all scaled to sum to κ: "paper" (see `paper_densities`),
+            "uniform", or "erk" (see `erk_densities`).
+        start: "new" says that the weights of a trained module shall be replaced by random ones; without it a
+            module with evidence of training (see `edge_bcs.method.trained`) is refused.
+
+    Raises:
+        EdgeBcsError: an impossible sparsity, an unknown distribution, a trained module without `start`, or a
+            module that cannot be handled.
+    """
+    if distribution not in DISTRIBUTIONS:
+        raise EdgeBcsError(f"there is no distribution {distribution!r}; choose {', '.join(DISTRIBUTIONS)}")
+    given = model
+    model = _network(model)
+    layers = prunable_layers(model)
+    _check_start(given, start)
+    size = sum(layer.size for layer in layers)
+    count = kappa(size, sparsity)
+    if distribution == "paper":
+        densities = paper_densities(model, layers, float(1 - Decimal(str(sparsity))))
+    elif distribution == "erk":
+        densities = erk_densities(layers)
+    else:
+        densities = uniform_densities(layers)
+    counts = layer_counts([layer.size for layer in layers], densities, count)
+    sparse = _drawn(model, layers, counts, seed=seed, sparsity=str(sparsity), distribution=distribution)
+    warn_if_not_exportable(sparse)
+    return sparse
+
+
+def _network(model: nn.Module) -> nn.Module:
+    return model.network if isinstance(model, SparseModel) else model
+
+
+def _check_start(model: nn.Module, start: str | None) -> None:
+    """Raise `EdgeBcsError` if new weights would replace trained ones and nobody said so."""
+    if start == "new":
+        return
+    if start is not None:
+        raise EdgeBcsError(f'a network starts "new", with random weights; there is no start {start!r} yet')
+    if isinstance(model, SparseModel):
+        steps = f"it has {model.step:,} training steps behind it" if model.step else None
+        evidence = steps or evidence_of_training(model.network, kernels=False)
+    else:
+        evidence = evidence_of_training(model)
+    if evidence is not None:
+        raise EdgeBcsError(
+            f"the network looks trained ({evidence}), and new random weights would replace what it has "
+            'learnt: pruning trained weights is not there yet; give start="new" (on the command line '
+            "--start new) if they shall"
+        )
+
+
+def fixed(model: nn.Module, trained: SparseModel, seed: int = 0, *, start: str | None = None) -> SparseModel:
+    """Return a copy of `model` with a random mask that has the layer counts of a trained network.
+
+    The baseline "Fixed" of the paper (section 4.1): the densities at which the method converged, without its
+    connections. Train it with `method="fixed"`. `start` is that of `sparsify`.
+
+    Raises:
+        EdgeBcsError: the two networks have different kernels, `model` is trained or cannot be handled.
+    """
+    layers = prunable_layers(model)
+    _check_start(model, start)
+    if layers != trained.layers:
+        raise EdgeBcsError("the network whose layer counts are to be taken has other kernels than the model")
+    counts = np.array(list(trained.layer_counts().values()))
+    return _drawn(
+        model, layers, counts, seed=seed, sparsity=trained.sparsity, distribution=trained.distribution
+    )
+
+
+def _drawn(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    counts: NDArray[np.int64],
+    *,
+    seed: int,
+    sparsity: str,
+    distribution: str,
+) -> SparseModel:
+    """Return a copy of `model` with so many random connections in each layer."""
+    if not 0 <= seed < 2**64:
+        raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}")
+    index = np.concatenate(
+        [
+            layer.offset + _draw_positions(seed, number, layer.size, int(active))
+            for number, (layer, active) in enumerate(zip(layers, counts, strict=True))
+        ]
+    )
+    # He et al. (2015): standard deviation √(2 / fan-in), with the fan-in of the dense layer.
+    scale = np.repeat([math.sqrt(2.0 / math.prod(layer.shape[1:])) for layer in layers], counts)
+    normal = random.normal(len(index), seed=seed, step=0, purpose=random.WEIGHT)
+    theta = np.abs(normal) * scale.astype(np.float32)
+    value = random.signs(index, seed=seed) * theta
+    return SparseModel(
+        copy.deepcopy(model), value, index, seed=seed, sparsity=sparsity, distribution=distribution
+    )

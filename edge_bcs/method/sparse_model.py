@@ -1,0 +1,467 @@
+"""A torch module whose kernels have exactly κ non-zero weights, and the buffers that say which.
+
+The state has the names and the layout of every other form of it (artifact, board, checkpoint): `coo.value`,
+`coo.index`, `coo.momentum`, `dense.value`, `dense.momentum`, `batchnorm.mean`, `batchnorm.variance`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.signals import HeldSignals
+from edge_bcs.core.state_faults import Parts
+
+STATE_NAMES = (
+    "coo.value",
+    "coo.index",
+    "coo.momentum",
+    "dense.value",
+    "dense.momentum",
+    "batchnorm.mean",
+    "batchnorm.variance",
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable kernel: its module's name, shape ([out, in, kh, kw] or [out, in]) and first number."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights, dense."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class DenseParameter:
+    """One parameter of `dense.value`: its full name, its shape and its first position."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """One batch norm's running statistics: its module's name, its channels and its first position."""
+
+    name: str
+    channels: int
+    offset: int
+
+
+def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
+    """Return the kernels of `model` in the order of `named_modules()`, with their numbering.
+
+    Raises:
+        EdgeBcsError: a module with parameters that is neither Conv2d, Linear nor batch norm, a kernel used
+            by two modules, a parameter that is not float32, or no kernel at all.
+    """
+    layers = []
+    offset = 0
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            supported = isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d)
+            if not supported or parameter_name not in ("weight", "bias"):
+                raise EdgeBcsError(
+                    f"{name or 'the model'} ({type(module).__name__}) has the parameter {parameter_name!r}; "
+                    "only Conv2d, Linear and batch norm may have parameters"
+                )
+            if parameter.dtype != torch.float32:
+                raise EdgeBcsError(
+                    f"{name}.{parameter_name} is {parameter.dtype}; convert the model to float32"
+                )
+            if id(parameter) in seen:
+                raise EdgeBcsError(
+                    f"{name}.{parameter_name} is shared by two modules, which is not supported"
+                )
+            seen.add(id(parameter))
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is None:
+            raise EdgeBcsError(f"the batch norm {name} keeps no running statistics")
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            layer = Layer(name, tuple(module.weight.shape), offset)
+            layers.append(layer)
+            offset += layer.size
+    if not layers:
+        raise EdgeBcsError(f"{type(model).__name__} has neither a convolution nor a dense layer to sparsify")
+    return tuple(layers)
+
+
+def _remember_variance(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if module.training:
+        assert isinstance(module.running_var, Tensor)
+        module.variance_before = module.running_var.clone()
+
+
+def _make_variance_biased(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Replace the unbiased batch variance that torch put into the running average by the biased one."""
+    if module.training:
+        before, running = module.variance_before, module.running_var
+        assert isinstance(before, Tensor) and isinstance(running, Tensor)
+        assert isinstance(module.momentum, float)
+        kept = (1 - module.momentum) * before
+        values = inputs[0].numel() // inputs[0].shape[1]
+        # Through .data: autograd keeps the buffer for the backward pass, which never reads it.
+        running.data.copy_(kept + (running - kept) * ((values - 1) / values))
+        del module.variance_before
+
+
+def _keep_biased_variance(module: nn.Module) -> None:
+    """Make a batch norm average biased variances; a module that already does stays as it is."""
+    if not getattr(module, "keeps_biased_variance", False):
+        module.register_forward_pre_hook(_remember_variance)
+        module.register_forward_hook(_make_variance_biased)
+        module.keeps_biased_variance = True  # type: ignore[assignment]
+
+
+class SparseModel(nn.Module):
+    """`network` with exactly κ non-zero kernel weights, w = γ·θ at the positions `index`.
+
+    The kernels are ordinary dense parameters of `network`, zero wherever there is no connection, so the
+    model can be called, attacked and traced like any other. Kernels are views of one flat vector, and so
+    are the other parameters: reading and writing the buffers is one gather or scatter.
+
+    Batch norm keeps the biased batch variance in its running average (as the paper's code does, and the
+    board).
+
+    Attributes:
+        network: the wrapped module.
+        layers: the kernels, in the order in which their weights are numbered.
+        size: N, the number of prunable weights.
+        kappa: κ, the number of connections.
+        index: i64[κ], strictly ascending positions of the connections.
+        momentum: f32[κ], their momentum.
+        dense: the other parameters, in the order of `dense.value`.
+        dense_momentum: f32[D], their momentum.
+        statistics: the batch norms, in the order of `batchnorm.mean`.
+        step: number of training steps that the weights have behind them.
+        seed, sparsity, distribution: what `sparsify` was asked for; `sparsity` is a decimal string.
+        classes: names of the outputs in label order; None until training takes them from its first data, or
+            you set them. Data is matched with them by name (edge_bcs/data/classes.py).
+    """
+
+    classes: tuple[str, ...] | None
+    index: Tensor
+    momentum: Tensor
+    dense_momentum: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        value: NDArray[np.float32],
+        index: NDArray[np.integer[Any]],
+        *,
+        seed: int = 0,
+        sparsity: str,
+        distribution: str = "paper",
+    ) -> None:
+        """Wrap `network` (not copied; its kernels are overwritten) with value f32[κ] at index int[κ]."""
+        super().__init__()
+        self.layers = prunable_layers(network)
+        self.size = sum(layer.size for layer in self.layers)
+        self.kappa = len(index)
+        self.step = 0
+        self.classes = None
+        self.seed, self.sparsity, self.distribution = seed, sparsity, distribution
+        self.network = network
+        self.dense = self._dense_parameters()
+        self.statistics = self._batch_norms()
+        device = next(network.parameters()).device
+        self.register_buffer("index", torch.zeros(self.kappa, dtype=torch.int64, device=device))
+        self.register_buffer("momentum", torch.zeros(self.kappa, device=device))
+        width = sum(math.prod(parameter.shape) for parameter in self.dense)
+        self.register_buffer("dense_momentum", torch.zeros(width, device=device))
+        self._weights = self._others = torch.zeros(0)
+        self._weight_gradients = self._other_gradients = torch.zeros(0)
+        for statistics in self.statistics:
+            _keep_biased_variance(network.get_submodule(statistics.name))
+        self.load_coo(value, index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits f32 [n, classes] of images f32 [n, C, H, W] in [0, 1]."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is said of the network where it is stored: {"name", "arguments"}, which rebuild it.
+
+        A user's own module has the name of its class and no arguments, and may have "factory", what made it,
+        and "input_shape", [C, H, W] of the images that it was trained on.
+        """
+        if not self.own:
+            known: dict[str, Any] = self.network.network  # type: ignore[assignment]
+            return known
+        described: dict[str, Any] = {"name": type(self.network).__name__, "arguments": {}}
+        if self.factory is not None:
+            described["factory"] = self.factory
+        if self.input_shape is not None:
+            described["input_shape"] = list(self.input_shape)
+        return described
+
+    @property
+    def own(self) -> bool:
+        """Whether the network is a user's own, which no name rebuilds."""
+        record = getattr(self.network, "network", None)  # which may also be what it calls a part of it
+        return not (isinstance(record, dict) and "name" in record)
+
+    # Both lie on the module, so that copies of it keep them.
+
+    @property
+    def factory(self) -> str | None:
+        """What made a user's own module, MODULE:FACTORY, if it was said: information, never imported."""
+        factory = getattr(self.network, "edge_bcs_factory", None)
+        return factory if isinstance(factory, str) else None
+
+    @factory.setter
+    def factory(self, factory: str | None) -> None:
+        self.network.edge_bcs_factory = factory  # type: ignore[assignment]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of the images that the network was made for, or a user's own was last trained on."""
+        if self.own:
+            shape: tuple[int, int, int] | None = getattr(self.network, "edge_bcs_input_shape", None)
+            return shape
+        arguments = self.record.get("arguments", {})
+        size = int(arguments.get("input_size", 32))
+        return int(arguments.get("input_channels", 3)), size, size
+
+    @input_shape.setter
+    def input_shape(self, shape: tuple[int, int, int] | None) -> None:
+        self.network.edge_bcs_input_shape = shape  # type: ignore[assignment]
+
+    @property
+    def parts(self) -> Parts:
+        """Which kernel, parameter or batch norm a number of the state belongs to."""
+        kernels = [(f"{layer.name}.weight".removeprefix("."), layer.offset) for layer in self.layers]
+        return Parts(
+            self.size,
+            kernels,
+            [(parameter.name, parameter.offset) for parameter in self.dense],
+            [(statistics.name, statistics.offset) for statistics in self.statistics],
+        )
+
+    # Flat views.
+
+    def _dense_parameters(self) -> tuple[DenseParameter, ...]:
+        kernels = {f"{layer.name}.weight" if layer.name else "weight" for layer in self.layers}
+        found, offset = [], 0
+        for name, parameter in self.network.named_parameters():
+            if name not in kernels:
+                found.append(DenseParameter(name, tuple(parameter.shape), offset))
+                offset += parameter.numel()
+        return tuple(found)
+
+    def _batch_norms(self) -> tuple[Statistics, ...]:
+        found, offset = [], 0
+        for name, module in self.network.named_modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                found.append(Statistics(name, module.num_features, offset))
+                offset += module.num_features
+        return tuple(found)
+
+    def _kernels(self) -> list[nn.Parameter]:
+        kernels = []
+        for layer in self.layers:
+            weight = self.network.get_submodule(layer.name).weight
+            assert isinstance(weight, nn.Parameter)
+            kernels.append(weight)
+        return kernels
+
+    def _other_parameters(self) -> list[nn.Parameter]:
+        return [self.network.get_parameter(parameter.name) for parameter in self.dense]
+
+    @property
+    def weights(self) -> Tensor:
+        """f32[N]: all prunable weights, zero where there is no connection; the kernels are views of it."""
+        self._weights = _flattened(self._kernels(), self._weights)
+        return self._weights
+
+    @property
+    def dense_value(self) -> Tensor:
+        """f32[D]: all other parameters; they are views of it."""
+        self._others = _flattened(self._other_parameters(), self._others)
+        return self._others
+
+    def zero_gradients(self) -> None:
+        """Set every gradient to zero, in flat vectors to which later backward passes add."""
+        self._weight_gradients = _flat_gradients(self._kernels(), self._weight_gradients)
+        self._other_gradients = _flat_gradients(self._other_parameters(), self._other_gradients)
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Return (f32[κ], f32[D]): accumulated since `zero_gradients`, of connections and of others."""
+        return self._weight_gradients[self.index], self._other_gradients
+
+    def all_gradients(self) -> Tensor:
+        """f32[N]: accumulated since `zero_gradients`, of all prunable weights, dormant ones too."""
+        return self._weight_gradients
+
+    def value(self) -> Tensor:
+        """Return a copy of w = γ·θ of the connections, f32[κ]."""
+        return self.weights[self.index]
+
+    def write(self, value: Tensor, index: Tensor) -> None:
+        """Make value f32[κ] at index i64[κ] the connections; nothing is checked (see `load_coo`)."""
+        weights = self.weights
+        weights[self.index] = 0
+        weights[index] = value
+        self.index.copy_(index)
+
+    # Exchange with numpy: the seven buffers of the contract.
+
+    def coo(self) -> tuple[NDArray[np.float32], NDArray[np.signedinteger[Any]]]:
+        """Return (value f32[κ], index i32[κ] ascending; i64 if there are 2³¹ weights or more)."""
+        dtype = np.int32 if self.size < 2**31 else np.int64
+        return self.value().cpu().numpy().astype(np.float32), self.index.cpu().numpy().astype(dtype)
+
+    @torch.no_grad()
+    def load_coo(
+        self,
+        value: NDArray[np.float32],
+        index: NDArray[np.integer[Any]],
+        momentum: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Replace all connections; the momentum is zero unless given.
+
+        Raises:
+            EdgeBcsError: not κ entries, positions out of range or not strictly ascending, a value that is
+                zero or not finite. Nothing is changed then.
+        """
+        check_coo(value, index, self.size)
+        if len(index) != self.kappa:
+            raise EdgeBcsError(f"the network has {self.kappa} connections, the buffers {len(index)}")
+        moved = torch.zeros(self.kappa) if momentum is None else torch.from_numpy(momentum.copy())
+        if moved.shape != (self.kappa,) or not torch.isfinite(moved).all():
+            raise EdgeBcsError(f"coo.momentum must hold {self.kappa} finite numbers")
+        with HeldSignals() as signals:
+            signals.hold()
+            weights = self.weights
+            weights.zero_()
+            self.index.copy_(torch.from_numpy(index.astype(np.int64)))
+            weights[self.index] = torch.from_numpy(value.astype(np.float32)).to(weights.device)
+            self.momentum.copy_(moved)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return a copy of the seven buffers, by the names in `STATE_NAMES`."""
+        value, index = self.coo()
+        mean, variance = self._running("running_mean"), self._running("running_var")
+        return {
+            "coo.value": value,
+            "coo.index": index,
+            "coo.momentum": self.momentum.cpu().numpy().copy(),
+            "dense.value": self.dense_value.cpu().numpy().copy(),
+            "dense.momentum": self.dense_momentum.cpu().numpy().copy(),
+            "batchnorm.mean": mean,
+            "batchnorm.variance": variance,
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Replace the whole state by buffers as `state` returns them; no signal comes between.
+
+        Raises:
+            EdgeBcsError: a buffer is missing, has the wrong length or holds something that is not finite.
+        """
+        channels = sum(statistics.channels for statistics in self.statistics)
+        lengths = {"dense.value": len(self.dense_momentum), "dense.momentum": len(self.dense_momentum)}
+        lengths |= {"batchnorm.mean": channels, "batchnorm.variance": channels}
+        for name in STATE_NAMES:
+            if name not in state:
+                raise EdgeBcsError(f"the state has no {name}")
+        for name, length in lengths.items():
+            if state[name].shape != (length,) or not np.isfinite(state[name]).all():
+                raise EdgeBcsError(
+                    f"{name} must hold {length} finite numbers for this network; it has the shape "
+                    f"{list(state[name].shape)}"
+                )
+        with HeldSignals() as signals:
+            signals.hold()
+            self.load_coo(state["coo.value"], state["coo.index"], state["coo.momentum"])
+            self.dense_value.copy_(torch.from_numpy(state["dense.value"].copy()))
+            self.dense_momentum.copy_(torch.from_numpy(state["dense.momentum"].copy()))
+            for statistics in self.statistics:
+                part = slice(statistics.offset, statistics.offset + statistics.channels)
+                module = self.network.get_submodule(statistics.name)
+                for attribute, name in (
+                    ("running_mean", "batchnorm.mean"),
+                    ("running_var", "batchnorm.variance"),
+                ):
+                    getattr(module, attribute).copy_(torch.from_numpy(state[name][part].copy()))
+
+    def _running(self, attribute: str) -> NDArray[np.float32]:
+        parts = [getattr(self.network.get_submodule(item.name), attribute) for item in self.statistics]
+        return torch.cat(parts).cpu().numpy() if parts else np.zeros(0, dtype=np.float32)
+
+    def layer_counts(self) -> dict[str, int]:
+        """Return the number of connections of each layer, by its name, in order; they sum to κ."""
+        bounds = torch.tensor([layer.offset for layer in self.layers] + [self.size], device=self.index.device)
+        counts = torch.searchsorted(self.index, bounds).diff().tolist()
+        return {layer.name: count for layer, count in zip(self.layers, counts, strict=True)}
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows beside the network."""
+        return f"connections={self.kappa} of {self.size}, sparsity={self.sparsity}, seed={self.seed}"
+
+
+def check_coo(value: NDArray[np.float32], index: NDArray[np.integer[Any]], size: int) -> None:
+    """Raise `EdgeBcsError` unless value f32[κ], index int[κ] are connections among `size` weights."""
+    if value.ndim != 1 or value.shape != index.shape:
+        raise EdgeBcsError(
+            f"values and positions must be vectors of one length, not {list(value.shape)} and "
+            f"{list(index.shape)}"
+        )
+    if index.dtype.kind not in "iu":
+        raise EdgeBcsError(f"positions must be integers, not {index.dtype}")
+    if not len(index) or index[0] < 0 or index[-1] >= size or (np.diff(index.astype(np.int64)) <= 0).any():
+        raise EdgeBcsError(f"positions must be strictly ascending, in the range 0 to {size - 1}")
+    if not np.isfinite(value).all() or (value == 0).any():
+        raise EdgeBcsError("every connection's value must be finite and not zero")
+
+
+def _flattened(parameters: Sequence[nn.Parameter], flat: Tensor) -> Tensor:
+    """Return a vector of which all `parameters` are views: `flat` if it still is one, else a new one.
+
+    Moving or copying a module gives each parameter memory of its own, hence the check.
+    """
+    position = flat.data_ptr()
+    for parameter in parameters:
+        if parameter.data_ptr() != position or parameter.device != flat.device:
+            break
+        position += parameter.numel() * parameter.element_size()
+    else:
+        return flat
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    offset = 0
+    for parameter in parameters:
+        parameter.data = flat[offset : offset + parameter.numel()].view(parameter.shape)
+        offset += parameter.numel()
+    return flat
+
+
+def _flat_gradients(parameters: Sequence[nn.Parameter], flat: Tensor) -> Tensor:
+    """Return a zeroed vector of which the gradients of all `parameters` are views."""
+    size = sum(parameter.numel() for parameter in parameters)
+    device = parameters[0].device if parameters else flat.device
+    if flat.shape != (size,) or flat.device != device:
+        flat = torch.empty(size, device=device)
+    flat.zero_()
+    offset = 0
+    for parameter in parameters:
+        parameter.grad = flat[offset : offset + parameter.numel()].view(parameter.shape)
+        offset += parameter.numel()
+    return flat

@@ -1,0 +1,386 @@
+"""One training step in torch (Algorithm 1, lines 5-26), the reference for everything compiled.
+
+`training_step` is the algorithm in the order of the paper: attack, gradients, update and rewiring. The
+update comes in two forms that agree to the bit on a CPU: `update_reference`, which calls the plain numpy
+step, and `update`, vectorised in torch on whatever device the network is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.signals import HeldSignals
+from edge_bcs.method import attacks, device_random, rewiring
+from edge_bcs.method import losses as objectives
+from edge_bcs.method.attacks import evaluation_mode
+from edge_bcs.method.losses import Objective
+from edge_bcs.method.sparse_model import SparseModel
+
+REWIRE = ("uniform", "by-layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyper:
+    """Hyper-parameters of one update.
+
+    Attributes:
+        learning_rate: λ, of both the gradient and the noise.
+        weight_decay: λ_w, decoupled, not scaled by the learning rate.
+        momentum: μ.
+        noise: σ; the noise has standard deviation λ·σ.
+    """
+
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    noise: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """The training attack: l∞ radius ε and PGD's step, in units of pixels in [0, 1], and its steps."""
+
+    epsilon: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one batch gave: mean loss f32[], and correct answers, i64[1], or i64[2] (clean, adversarial)."""
+
+    loss: Tensor
+    correct: Tensor
+
+
+def craft(
+    sparse: SparseModel,
+    x: Tensor,
+    labels: Tensor,
+    objective: Objective,
+    attack: Attack,
+    *,
+    step: int | Tensor,
+    seed: int,
+    position: int = 0,
+    batch: int | None = None,
+) -> Tensor:
+    """Return the images f32 [n, C, H, W] that the objective attacks, attacked; the others as they are.
+
+    Args:
+        sparse: the network, attacked in evaluation mode.
+        x: clean images f32 [n, C, H, W] in [0, 1].
+        labels: i64[n].
+        objective: says how much of the batch is attacked, from which start, and against which loss.
+        attack: radius, step and number of steps.
+        step: number of the training step, from 0; on a GPU it may be a tensor i64[].
+        seed: of the start.
+        position: place of the first image in the whole batch, where x is a part of one.
+        batch: size of the whole batch; n if None.
+    """
+    attacked = int((batch or len(x)) * objective.adversarial_part) - position
+    attacked = max(0, min(len(x), attacked))
+    if attacked == 0 or objective.attack_start is None:
+        return x
+    part = x[:attacked]
+    perturbation = attacks.start(
+        objective.attack_start,
+        tuple(part.shape),
+        attack.epsilon,
+        seed=seed,
+        step=step,
+        first=position * part[0].numel(),
+        device=x.device,
+    )
+    adversarial = attacks.pgd(
+        sparse,
+        part,
+        labels[:attacked],
+        epsilon=attack.epsilon,
+        step_size=attack.step_size,
+        steps=attack.steps,
+        loss=objective.attack_loss,
+        perturbation=perturbation,
+    )
+    return torch.cat([adversarial, x[attacked:]]) if attacked < len(x) else adversarial
+
+
+def accumulate(
+    sparse: SparseModel,
+    x: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    objective: Objective,
+    *,
+    beta: float | None = None,
+    sample_weight: Tensor | None = None,
+    batch_norm: str = "batch",
+) -> Outcome:
+    """Add the gradient of Σ weight·loss to the network's gradients (see `SparseModel.zero_gradients`).
+
+    Args:
+        sparse: the network.
+        x, adversarial: f32 [n, C, H, W], as `craft` takes and returns; x is used by two branches only.
+        labels: i64[n].
+        objective, beta: the loss; see `objectives.per_sample`.
+        sample_weight: f32[n], all 1/n if None.
+        batch_norm: "batch": statistics of this batch, running averages updated (once for each branch: clean
+            and adversarial images go through separately); "frozen": running averages, as in evaluation.
+    """
+    if batch_norm not in ("batch", "frozen"):
+        raise EdgeBcsError(f"batch norm is either batch or frozen, not {batch_norm!r}")
+    if batch_norm == "frozen":
+        with evaluation_mode(sparse):
+            return _backward(sparse, x, adversarial, labels, objective, beta, sample_weight)
+    sparse.train()
+    return _backward(sparse, x, adversarial, labels, objective, beta, sample_weight)
+
+
+def _backward(
+    sparse: SparseModel,
+    x: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    objective: Objective,
+    beta: float | None,
+    sample_weight: Tensor | None,
+) -> Outcome:
+    branches = [sparse(x), sparse(adversarial)] if objective.two_branches else [sparse(adversarial)]
+    losses = objectives.per_sample(objective, labels, branches[0], branches[-1], beta)
+    loss = objectives.weighted(losses, sample_weight)
+    loss.backward()  # type: ignore[no-untyped-call]
+    counted = torch.ones_like(labels, dtype=torch.bool) if sample_weight is None else sample_weight > 0
+    correct = torch.stack([((branch.argmax(1) == labels) & counted).sum() for branch in branches])
+    return Outcome(loss.detach(), correct)
+
+
+def training_step(
+    sparse: SparseModel,
+    x: Tensor,
+    labels: Tensor,
+    objective: str | Objective,
+    *,
+    step: int,
+    hyper: Hyper | None = None,
+    attack: Attack | None = None,
+    beta: float | None = None,
+    batch_norm: str = "batch",
+    seed: int | None = None,
+    reference: bool = False,
+) -> Outcome:
+    """Do one step of Algorithm 1 (lines 5-26) on a batch; a signal interrupts it before it changes anything.
+
+    Args:
+        sparse: the network, which changes; its `step` is then that of the next one.
+        x: images f32 [n, C, H, W] in [0, 1].
+        labels: i64[n].
+        objective: a name of `objectives.OBJECTIVES`, or a description.
+        step: number of this step, from 0; with the seed it fixes every random number.
+        hyper, attack: the paper's if None.
+        beta: weight of the objective's second term; its default if None.
+        batch_norm: see `accumulate`.
+        seed: of the attack's start; the network's if None. The update always draws with the network's.
+        reference: update through the plain numpy step instead of the vectorised one.
+
+    Raises:
+        EdgeBcsError: an unknown objective, or a step that would make a weight that is not finite.
+    """
+    objective = objectives.get(objective) if isinstance(objective, str) else objective
+    hyper, attack = hyper or Hyper(), attack or Attack()
+    seed = sparse.seed if seed is None else seed
+    adversarial = craft(sparse, x, labels, objective, attack, step=step, seed=seed)
+    with HeldSignals() as signals:
+        signals.hold()  # from where running statistics change to where everything has
+        sparse.zero_gradients()
+        outcome = accumulate(sparse, x, adversarial, labels, objective, beta=beta, batch_norm=batch_norm)
+        if reference:
+            update_reference(sparse, hyper, step=step)
+        else:
+            update(sparse, hyper, step=step)
+        sparse.step = step + 1
+    return outcome
+
+
+@torch.no_grad()
+def update_reference(sparse: SparseModel, hyper: Hyper, *, step: int) -> None:
+    """Update and rewire (Algorithm 1, lines 15-26) with the accumulated gradients, through plain numpy.
+
+    Raises:
+        EdgeBcsError: a gradient or a weight that is not finite; nothing is changed then.
+    """
+    gradient, dense_gradient = sparse.gradients()
+    if not torch.isfinite(dense_gradient).all():
+        raise EdgeBcsError(f"step {step} would make a weight that is not finite; lower the learning rate")
+    value, index = sparse.coo()
+    value, index, momentum = rewiring.rewire_step(
+        value,
+        index.astype(np.int32),
+        sparse.momentum.cpu().numpy(),
+        gradient.cpu().numpy(),
+        size=sparse.size,
+        seed=sparse.seed,
+        step=step,
+        learning_rate=hyper.learning_rate,
+        weight_decay=hyper.weight_decay,
+        momentum_factor=hyper.momentum,
+        noise=hyper.noise,
+    )
+    with HeldSignals() as signals:
+        signals.hold()
+        sparse.load_coo(value, index, momentum)
+        _update_dense(sparse, dense_gradient, hyper)
+
+
+def moved(
+    sparse: SparseModel, value: Tensor, gradient: Tensor, hyper: Hyper, *, step: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return w and v of the connections, f32[κ] each, after momentum, decay and noise (Algorithm 1, line 15).
+
+    v ← μ·v + g; w ← w·(1 − λ_w) − λ·v + λ·σ·z, each operation rounded separately.
+    """
+    rate = _f32(hyper.learning_rate)
+    velocity = sparse.momentum * _f32(hyper.momentum) + gradient
+    w = value * _one_minus(hyper.weight_decay) - velocity * rate
+    if hyper.noise:
+        scale = float(np.float32(rate) * np.float32(hyper.noise))
+        normal = device_random.normal(
+            sparse.kappa, seed=sparse.seed, step=step, purpose=random.NOISE, device=w.device
+        )
+        w += normal * scale
+    return w, velocity
+
+
+def moved_dense(sparse: SparseModel, gradient: Tensor, hyper: Hyper) -> tuple[Tensor, Tensor]:
+    """Return p and v of biases and batch norm, f32[D] each: v ← μ·v + g; p ← p·(1 − λ_w) − λ·v."""
+    velocity = sparse.dense_momentum * _f32(hyper.momentum) + gradient
+    parameters = sparse.dense_value * _one_minus(hyper.weight_decay) - velocity * _f32(hyper.learning_rate)
+    return parameters, velocity
+
+
+def _update_dense(sparse: SparseModel, gradient: Tensor, hyper: Hyper) -> None:
+    parameters, velocity = moved_dense(sparse, gradient, hyper)
+    sparse.dense_value.copy_(parameters)
+    sparse.dense_momentum.copy_(velocity)
+
+
+@torch.no_grad()
+def update(sparse: SparseModel, hyper: Hyper, *, step: int, rewire: str = "uniform") -> int:
+    """Update and rewire as `update_reference`, vectorised on the network's device; return how many died.
+
+    On a CPU the result is that of `update_reference` to the bit. `rewire` is "uniform" (Algorithm 1: over
+    all dormant positions), "by-layer" (the released code: a layer in proportion to its size, then uniformly
+    among its dormant positions) or "none" (a static mask: no sign constraint, nothing dies).
+
+    Raises:
+        EdgeBcsError: a gradient or a weight that is not finite; nothing is changed then.
+    """
+    if rewire not in (*REWIRE, "none"):
+        raise EdgeBcsError(f"connections are rewired uniform or by-layer, not {rewire!r}")
+    gradient, dense_gradient = sparse.gradients()
+    value, index = sparse.value(), sparse.index
+    w, velocity = moved(sparse, value, gradient, hyper, step=step)
+    if rewire == "none":
+        survives = torch.ones_like(index, dtype=torch.bool)
+        w = torch.where(w == 0, value.sign() * float(rewiring.NEWBORN), w)
+    else:
+        survives = (w != 0) & (torch.signbit(w) == torch.signbit(value))
+    finite = torch.isfinite(w).all() & torch.isfinite(dense_gradient).all()
+    deaths, is_finite = torch.stack([(~survives).sum(), finite.long()]).tolist()
+    if not is_finite:
+        raise EdgeBcsError(f"step {step} would make a weight that is not finite; lower the learning rate")
+    if deaths:
+        remaining = index[survives]
+        draw = _draw_by_layer if rewire == "by-layer" else _draw_uniform
+        born = draw(sparse, remaining, deaths, step)
+        newborn = torch.from_numpy(random.signs(born, seed=sparse.seed) * rewiring.NEWBORN)
+        merged = torch.cat([remaining, torch.from_numpy(born).to(index.device)])
+        merged, order = merged.sort()
+        w = torch.cat([w[survives], newborn.to(w.device)])[order]
+        velocity = torch.cat([velocity[survives], velocity.new_zeros(deaths)])[order]
+    else:
+        merged = index
+    with HeldSignals() as signals:
+        signals.hold()
+        if deaths:
+            sparse.write(w, merged)
+        else:
+            sparse.weights[index] = w
+        sparse.momentum.copy_(velocity)
+        _update_dense(sparse, dense_gradient, hyper)
+    return int(deaths)
+
+
+def _f32(number: float) -> float:
+    """Return the nearest float32, as Python's float: scalars take part in float32 arithmetic as float32."""
+    return float(np.float32(number))
+
+
+def _one_minus(number: float) -> float:
+    return float(np.float32(1) - np.float32(number))
+
+
+def _draw_uniform(sparse: SparseModel, survivors: Tensor, count: int, step: int) -> NDArray[np.int64]:
+    """Return the first `count` distinct dormant positions of the BIRTH stream, i64[count], in order."""
+    stream = random.IntegerStream(sparse.size, seed=sparse.seed, step=step, purpose=random.BIRTH)
+    born = np.empty(0, np.int64)
+    while len(born) < count:
+        candidates = stream.take(count - len(born))
+        _, first = np.unique(candidates, return_index=True)
+        candidates = candidates[np.sort(first)]
+        taken = np.isin(candidates, born) | _members(survivors, candidates)
+        born = np.concatenate([born, candidates[~taken]])
+    return born
+
+
+def _members(ascending: Tensor, candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return bool[n]: which of the candidates i64[n] occur in a vector in ascending order."""
+    if not len(ascending):
+        return np.zeros(len(candidates), dtype=bool)
+    wanted = torch.from_numpy(candidates).to(ascending.device)
+    place = torch.searchsorted(ascending, wanted).clamp_(max=len(ascending) - 1)
+    found: NDArray[np.bool_] = (ascending[place] == wanted).cpu().numpy()
+    return found
+
+
+def _words(seed: int, step: int) -> Iterator[int]:
+    """Yield words of the step's BIRTH stream far behind those that the draw of layers can consume."""
+    start = 1 << 40
+    while True:
+        yield from random.words(1024, seed=seed, step=step, purpose=random.BIRTH, start=start).tolist()
+        start += 1024
+
+
+def _draw_by_layer(sparse: SparseModel, survivors: Tensor, count: int, step: int) -> NDArray[np.int64]:
+    """Return `count` distinct dormant positions, i64[count]: layers ∝ size, then uniform inside.
+
+    A layer without a dormant position is drawn again.
+    """
+    starts = np.array([layer.offset for layer in sparse.layers])
+    positions = survivors.cpu().numpy()
+    active = np.diff(np.searchsorted(positions, [*starts, sparse.size]))
+    taken = set(positions.tolist())
+    layer_stream = random.IntegerStream(sparse.size, seed=sparse.seed, step=step, purpose=random.BIRTH)
+    words = _words(sparse.seed, step)
+    born: list[int] = []
+    while len(born) < count:
+        number = int(np.searchsorted(starts, layer_stream.take(1)[0], side="right")) - 1
+        layer = sparse.layers[number]
+        if active[number] == layer.size:
+            continue
+        while True:
+            product = next(words) * layer.size
+            position = layer.offset + (product >> 32)
+            if product % 2**32 >= 2**32 % layer.size and position not in taken:
+                break
+        taken.add(position)
+        active[number] += 1
+        born.append(position)
+    return np.array(born, np.int64)

@@ -1,0 +1,261 @@
+"""The memory plan: a replay of each graph's schedule that yields every tensor's life and the peak by
+category.
+
+The model of execution is ONNX Runtime's with its arena, memory patterns and buffer reuse switched off: nodes
+run in file order, each output is one allocation of its own size, made when its node runs and given back after
+its last reader; what nobody reads is given back when the run ends. Outputs that alias an input and graph
+outputs (which are bound) allocate nothing. Everything comes from the graph alone; nothing is measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+from edge_bcs.runtime.buffers import bytes_of
+from edge_bcs.targets.cost_model import Walk
+
+from ..nodes import Graph, Node
+from ..operators import OPERATORS
+from ..operators.base import ACTIVATIONS, KEPT, WORKSPACE, Types
+
+BOUND_CATEGORIES = {
+    "coo.value": "values",
+    "coo.index": "indices",
+    "coo.lists": "lists",
+    "coo.momentum": "momentum",
+    "dense.momentum": "momentum",
+    "coo.value_grad.accumulation.buffer": "gradients",
+    "dense.value_grad.accumulation.buffer": "gradients",
+    "dense.value": "dense parameters",
+    "batchnorm.mean": "dense parameters",
+    "batchnorm.variance": "dense parameters",
+    "rollback.mean": "dense parameters",
+    "rollback.variance": "dense parameters",
+    "adversarial": "attack buffers",
+    "target": "attack buffers",
+    "step_size": "attack buffers",
+    "epsilon": "attack buffers",
+}
+"""Bound buffer → category; what is not listed is "data" (images, labels, logits, scalars)."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """One allocation: alive from the start of node ``birth`` to the end of node ``death``.
+
+    ``type`` is its element type and dimensions, such as "f32[1,4624,16]".
+    """
+
+    name: str
+    bytes: int
+    category: str
+    birth: int
+    death: int
+    type: str = ""
+
+
+@dataclass
+class PhasePlan:
+    """The replay of one graph.
+
+    Attributes:
+        lives: every allocation in order of birth; work memory lives for one node.
+        totals: bytes alive while each node runs.
+        nodes: name of each node; flops, moved, walks: its arithmetic, the bytes that it reads and writes, and
+            its products.
+        peak_bytes: the largest total; peak_node: where.
+        categories: bytes by category at the peak.
+    """
+
+    lives: list[Life]
+    totals: list[int]
+    nodes: list[str]
+    flops: list[int] = field(default_factory=list)
+    moved: list[int] = field(default_factory=list)
+    walks: list[tuple[Walk, ...]] = field(default_factory=list)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes allocated at the peak, without the bound buffers."""
+        return max(self.totals, default=0)
+
+    @property
+    def peak_node(self) -> int:
+        """The first node during which the peak is reached."""
+        return self.totals.index(self.peak_bytes) if self.totals else 0
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """Bytes by category at the peak."""
+        return self.categories_at(self.peak_node)
+
+    def categories_at(self, node: int) -> dict[str, int]:
+        """Bytes by category while ``node`` runs, largest first."""
+        counter: Counter[str] = Counter()
+        for life in self.lives:
+            if life.birth <= node <= life.death:
+                counter[life.category] += life.bytes
+        return dict(counter.most_common())
+
+
+def tensor_types(graph: Graph) -> Types:
+    """The type of every tensor of the graph, from the types of its inputs and the operators' shape rules."""
+    types = dict(graph.inputs)
+    for node in graph.nodes:
+        for name, tensor in zip(
+            node.outputs, OPERATORS[node.operator].output_types(node, types), strict=False
+        ):
+            if name:
+                types[name] = tensor
+    return types
+
+
+def replay(graph: Graph, connections: Mapping[int, int]) -> PhasePlan:
+    """Replay the schedule of ``graph``, whose layers have ``connections`` (see ``Network``).
+
+    Raises:
+        AssertionError: a node reads a tensor that no earlier node wrote (the file order is not an order of
+            execution).
+    """
+    types = tensor_types(graph)
+    root = {name: "" for name in graph.inputs}  # tensor → the allocation it lives in, "" if it is bound
+    births: dict[str, int] = {}
+    deaths: dict[str, int] = {}
+    unread: set[str] = set()
+    for index, node in enumerate(graph.nodes):
+        for name in filter(None, node.inputs):
+            assert name in root, f"node {node.name} reads {name} before it is written"
+            if root[name]:
+                deaths[root[name]] = index
+                unread.discard(root[name])
+        aliases = OPERATORS[node.operator].aliases
+        for position, name in enumerate(node.outputs):
+            if not name:
+                continue
+            if position in aliases:
+                root[name] = root[node.inputs[aliases[position]]]
+                if root[name]:
+                    deaths[root[name]] = index
+            elif name in graph.outputs:
+                root[name] = ""
+            else:
+                root[name] = name
+                births[name] = deaths[name] = index
+                unread.add(name)
+    deaths |= dict.fromkeys(unread, len(graph.nodes) - 1)
+    category = _categories(graph)
+    lives = [
+        Life(name, types[name].bytes, category[name], birth, deaths[name], str(types[name]))
+        for name, birth in births.items()
+    ]
+    for index, node in enumerate(graph.nodes):
+        work = OPERATORS[node.operator].work_bytes(node, types)
+        if work:
+            lives.append(Life(f"{node.name}.work", work, WORKSPACE, index, index, f"u8[{work}]"))
+    lives.sort(key=lambda life: (life.birth, life.name))
+    totals = [0] * len(graph.nodes)
+    for life in lives:
+        for index in range(life.birth, life.death + 1):
+            totals[index] += life.bytes
+
+    def layer(node: Node) -> int:
+        return connections[node.attributes["layer_offset"]]
+
+    return PhasePlan(
+        lives,
+        totals,
+        [node.name for node in graph.nodes],
+        [OPERATORS[node.operator].flops(node, types, layer) for node in graph.nodes],
+        [OPERATORS[node.operator].bytes_moved(node, types, layer) for node in graph.nodes],
+        [OPERATORS[node.operator].walks(node, types, layer) for node in graph.nodes],
+    )
+
+
+def _categories(graph: Graph) -> dict[str, str]:
+    """Tensor → category. What gradient operators read of the forward pass, or what stands for it, is kept."""
+    category: dict[str, str] = {}
+    for node in graph.nodes:
+        rule = OPERATORS[node.operator]
+        category |= {name: rule.category for name in node.outputs if name}
+        if rule.backward:
+            for name in node.inputs:
+                if category.get(name) == ACTIVATIONS:
+                    category[name] = KEPT
+    return category
+
+
+@dataclass
+class MemoryPlan:
+    """Bound buffers and phases of an artifact.
+
+    Attributes:
+        bound: buffer → bytes.
+        phases: "training", "attack", "eval", "optimizer", "lists" → replay.
+    """
+
+    bound: dict[str, int]
+    phases: dict[str, PhasePlan] = field(default_factory=dict)
+
+    @property
+    def bound_bytes(self) -> int:
+        """Bytes of all bound buffers, alive in every phase."""
+        return sum(self.bound.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """The working set: the largest of all phases, bound buffers included."""
+        return self.bound_bytes + max((phase.peak_bytes for phase in self.phases.values()), default=0)
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase with the largest peak."""
+        return max(self.phases, key=lambda name: self.phases[name].peak_bytes)
+
+    def categories(self, phase: str) -> dict[str, int]:
+        """Bytes by category at the peak of ``phase``, bound buffers included."""
+        counter: Counter[str] = Counter()
+        for name, size in self.bound.items():
+            counter[BOUND_CATEGORIES.get(name, "data")] += size
+        counter.update(self.phases[phase].categories)
+        return {category: size for category, size in counter.most_common() if size}
+
+    def to_json(self, budget: int | None) -> dict[str, Any]:
+        """The manifest's ``memory`` object."""
+        return {
+            "budget": budget,
+            "predicted_peak_bytes": self.peak_bytes,
+            "bound_bytes": self.bound_bytes,
+            "bound": self.bound,
+            "phases": {
+                name: {
+                    "peak_bytes": self.bound_bytes + phase.peak_bytes,
+                    "peak_node": phase.nodes[phase.peak_node] if phase.nodes else "",
+                    "categories": self.categories(name),
+                    "nodes": phase.nodes,
+                    "flops": phase.flops,
+                    "bytes": phase.moved,
+                    "walks": [[astuple(walk) for walk in walks] for walks in phase.walks],
+                    "tensors": [[x.name, x.bytes, x.category, x.birth, x.death, x.type] for x in phase.lives],
+                }
+                for name, phase in self.phases.items()
+            },
+        }
+
+
+def plan(
+    graphs: Mapping[str, Graph],
+    bound: Mapping[str, tuple[str, tuple[int, ...]]],
+    connections: Mapping[int, int],
+) -> MemoryPlan:
+    """Plan an artifact.
+
+    Args:
+        graphs: phase → graph.
+        bound: buffer → (dtype, shape), see ``edge_bcs.runtime.buffers.bound_buffers``.
+        connections: first number of a layer → its connections.
+    """
+    sizes = {name: bytes_of(dtype, shape) for name, (dtype, shape) in bound.items()}
+    return MemoryPlan(sizes, {name: replay(graph, connections) for name, graph in graphs.items()})

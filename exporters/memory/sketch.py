@@ -1,0 +1,221 @@
+"""What a rewritten training graph needs, without writing it: `storage.store` and `plan.replay` in short.
+
+The planner asks this thousands of times. Only what differs from the graph in which everything is kept is
+looked at: the gradient operators that read a recomputed or narrowed tensor, and what is inserted before them.
+A node of the graph is known by its position there; a step is a position in the rewritten graph.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..nodes import Graph
+from ..operators import OPERATORS
+from .replay import tensor_types
+from .storage import Storage, kept_stacks, producers
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Rewritten:
+    """What ``Sketch.rewritten`` finds.
+
+    Attributes:
+        totals: bytes that are alive at each step, without work memory.
+        steps: node → its step.
+        repeats: (step, node that it repeats) of each repetition.
+        narrowed, widened: bytes in f32 of what each inserted Narrow and Widen works on.
+        after: number of inserted After nodes.
+    """
+
+    totals: Array
+    steps: Array
+    repeats: list[tuple[int, int]] = field(default_factory=list)
+    narrowed: list[int] = field(default_factory=list)
+    widened: list[int] = field(default_factory=list)
+    after: int = 0
+
+
+class Sketch:
+    """A training graph, prepared for the question."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes = graph.nodes
+        types = tensor_types(graph)
+        self.kept = kept_stacks(graph)
+        self.producer = producers(graph)
+        self.owner: dict[
+            str, int
+        ] = {}  # tensor → number of the allocation it lies in; bound ones are missing
+        self.size: list[int] = []
+        self.birth: list[int] = []
+        self.death: list[int] = []
+        self.forward_death: list[int] = []  # the last reader that is no gradient operator
+        self.unread: set[int] = set()  # alive to the end, see `plan`, unless an inserted operator reads it
+        self.readers: dict[str, list[int]] = defaultdict(list)  # kept stack → gradient operators
+        kept = set(self.kept)
+        for index, node in enumerate(graph.nodes):
+            late = OPERATORS[node.operator].backward
+            for name in dict.fromkeys(node.inputs):
+                if late and name in kept:
+                    self.readers[name].append(index)
+                self._touch(self.owner.get(name), index, late)
+            aliases = OPERATORS[node.operator].aliases
+            for position, name in enumerate(node.outputs):
+                if name and position in aliases:
+                    owner = self.owner.get(node.inputs[aliases[position]])
+                    if owner is not None:
+                        self.owner[name] = owner
+                        self._touch(owner, index, late)
+                elif name and name not in graph.outputs:
+                    self.owner[name] = len(self.size)
+                    self.unread.add(len(self.size))
+                    self.size.append(types[name].bytes)
+                    self.birth.append(index)
+                    self.death.append(len(graph.nodes) - 1)
+                    self.forward_death.append(index)
+        # Of what each operator reads: stacks that could be made again, and all other allocations.
+        self.stacks = [tuple(n for n in node.inputs if n in self.producer) for node in graph.nodes]
+        self.others = [
+            tuple({self.owner[n] for n in node.inputs if n in self.owner and n not in self.producer})
+            for node in graph.nodes
+        ]
+        # What an inserted operator is tied to: the last output that could not have been written long ago.
+        self.token: list[int | None] = []
+        last: int | None = None
+        for node in graph.nodes:
+            if not OPERATORS[node.operator].early:
+                last = self.owner.get(next(name for name in node.outputs if name))
+            self.token.append(last)
+        self._arrays = tuple(np.array(numbers, np.int64) for numbers in (self.size, self.birth, self.death))
+
+    def _touch(self, owner: int | None, index: int, late: bool) -> None:
+        if owner is not None:
+            self.unread.discard(owner)
+            self.death[owner] = index
+            if not late:
+                self.forward_death[owner] = index
+
+    def bytes_of(self, tensor: str) -> int:
+        """Bytes of a kept stack."""
+        return self.size[self.owner[tensor]]
+
+    def rewritten(self, storage: Storage) -> Rewritten:
+        """What becomes of the graph with ``storage``."""
+        return _Pass(self, storage).result()
+
+
+class _Pass:
+    """One walk over the operators that change; new allocations are numbered on from those of the graph."""
+
+    def __init__(self, sketch: Sketch, storage: Storage) -> None:
+        self.sketch, self.storage = sketch, storage
+        self.kept = {*sketch.kept} - storage.recomputed
+        self.gaps: list[int] = []  # of each inserted step: the node before which it comes
+        self.size: list[int] = []
+        self.birth: list[int] = []
+        # Allocation → the last step known to read it: steps are looked at in ascending order. None stands for
+        # bound memory.
+        self.last: dict[int | None, int] = {}
+        self.again: dict[str, int] = {}
+        self.narrow: dict[str, int] = {}
+        self.token: int | None = None
+        self.found = Rewritten(np.zeros(0), np.zeros(0))
+
+    def result(self) -> Rewritten:
+        sketch, storage = self.sketch, self.storage
+        changed = {g for tensor in storage.recomputed | storage.narrowed for g in sketch.readers[tensor]}
+        after = {sketch.producer[tensor] + 1: tensor for tensor in storage.narrowed}
+        for gap in sorted(changed | after.keys()):
+            if gap in after:
+                self._narrow(after[gap], gap)
+            if gap in changed:
+                self._gradient(gap)
+        return self._summed()
+
+    def _step(self, gap: int, *read: int | None) -> int:
+        """Insert an operator before node ``gap`` that reads allocations; returns its step."""
+        step = gap + len(self.gaps)
+        self.gaps.append(gap)
+        for allocation in read:
+            self.last[allocation] = step
+        return step
+
+    def _allocate(self, size: int, step: int) -> int:
+        number = len(self.sketch.size) + len(self.size)
+        self.size.append(size)
+        self.birth.append(step)
+        self.last[number] = step
+        return number
+
+    def _narrow(self, tensor: str, gap: int) -> None:
+        owner = self.sketch.owner[tensor]
+        size = self.sketch.size[owner]
+        self.narrow[tensor] = self._allocate(size // 2, self._step(gap, owner))
+        self._step(gap, owner, self.narrow[tensor])
+        self.found.narrowed.append(size)
+        self.found.after += 1
+
+    def _gradient(self, gap: int) -> None:
+        self.token = self.sketch.token[gap - 1]
+        passing: dict[str, int] = {}
+        read = [self._late(tensor, passing, gap) for tensor in self.sketch.stacks[gap]]
+        step = gap + len(self.gaps)
+        for allocation in read:
+            self.last[allocation] = step
+
+    def _late(self, tensor: str, passing: dict[str, int], gap: int) -> int:
+        """The allocation from which the backward pass reads ``tensor``; see ``storage``."""
+        known = self.again.get(tensor, passing.get(tensor))
+        if known is not None:
+            return known
+        if tensor in self.storage.narrowed:
+            step = self._step(gap, self.narrow[tensor], self.token)
+            size = self.sketch.bytes_of(tensor)
+            self.token = self.again[tensor] = self._allocate(size, step)
+            self.found.widened.append(size)
+            return self.token
+        if tensor in self.kept:
+            return self.sketch.owner[tensor]
+        names = self.again if tensor in self.storage.recomputed else passing
+        names[tensor] = self._repeat(tensor, passing, gap)
+        return names[tensor]
+
+    def _repeat(self, tensor: str, passing: dict[str, int], gap: int) -> int:
+        producer = self.sketch.producer[tensor]
+        read = [self._late(name, passing, gap) for name in self.sketch.stacks[producer]]
+        self._step(gap, self.token)  # After, on the first of those that the operator itself reads next
+        self.found.after += 1
+        step = self._step(gap, *read, *self.sketch.others[producer])
+        self.found.repeats.append((step, producer))
+        self.token = self._allocate(self.sketch.size[self.sketch.owner[tensor]], step)
+        return self.token
+
+    def _summed(self) -> Rewritten:
+        sketch, found = self.sketch, self.found
+        nodes = np.arange(len(sketch.nodes))
+        found.steps = nodes + np.searchsorted(np.array(self.gaps, np.int64), nodes, side="right")
+        size, birth, last = sketch._arrays
+        last = last.copy()
+        for tensor in self.storage.recomputed | self.storage.narrowed:
+            owner = sketch.owner[tensor]
+            last[owner] = sketch.forward_death[owner]
+        end = found.steps[last]
+        first = len(sketch.size)
+        for allocation, step in self.last.items():
+            if allocation is not None and allocation < first:
+                end[allocation] = step if allocation in sketch.unread else max(end[allocation], step)
+        change = np.zeros(len(nodes) + len(self.gaps) + 1, np.int64)
+        np.add.at(change, found.steps[birth], size)
+        np.subtract.at(change, end + 1, size)
+        own = np.array(self.size, np.int64)
+        np.add.at(change, np.array(self.birth, np.int64), own)
+        death = np.array([self.last[first + number] for number in range(len(own))], np.int64)
+        np.subtract.at(change, death + 1, own)
+        found.totals = np.cumsum(change)[:-1]
+        return found
