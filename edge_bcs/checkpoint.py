@@ -1,10 +1,10 @@
 """The trained state of a sparse network as one safetensors file, written atomically.
 
-The file holds exactly the seven buffers of `edge_bcs.method.sparse_model.STATE_NAMES`, under the names that an
-artifact and the board use, and string metadata: format "edge-bcs-state", version "1", step, seed, `network`
-(JSON with name and arguments), `layers` (JSON: names and shapes of the kernels), sparsity, distribution,
-objective, `classes` (JSON: names of the outputs in label order, if they are known) and whatever else the
-writer adds.
+The file holds exactly the seven buffers of `edge_bcs.method.sparse_model.STATE_NAMES`, under the names that
+an artifact and the board use, and string metadata: format "edge-bcs-state", version "1", step, seed,
+`network` (JSON with name and arguments), `layers` (JSON: names and shapes of the kernels), sparsity,
+distribution, objective, `classes` (JSON: names of the outputs in label order, if they are known) and whatever
+else the writer adds.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 _READ = "read is what edge-bcs trained, exported or saved"
 _INSTEAD = (
-    f"{_READ}; load this into its module with torch, where edge_bcs.evaluation.measures.evaluate measures it, and "
+    f"{_READ}; load this into its module with torch, where edge_bcs.evaluation.evaluate measures it, and "
     'edge_bcs.sparsify(module, start="new") begins a sparse network like it, with new weights'
 )
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number with which such a pickle begins

@@ -25,7 +25,7 @@ from edge_bcs.runtime.ort.checkpoint import CHECKPOINT
 from edge_bcs.targets.cost_model import TYPICAL_BOARD, Machine
 from safetensors.numpy import save
 
-import edge_bcs
+from edge_bcs import __version__
 from edge_bcs.checkpoint import classes_metadata
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.progress import note
@@ -159,7 +159,7 @@ def export(
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "created_by": f"edge-bcs {edge_bcs.__version__}",
+        "created_by": f"edge-bcs {__version__}",
         **({} if release is None else {"release": release}),
         "network": {**sparse.record, "input_shape": list(network.image), "num_classes": network.classes},
         **({} if classes is None else {"classes": list(classes)}),

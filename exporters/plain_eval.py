@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-import edge_bcs
+from edge_bcs import __version__
 from edge_bcs.method.sparse_model import SparseModel
 
 from . import layers
@@ -71,7 +71,7 @@ class _Writer:
             ir_version=_IR_VERSION,
             opset_imports=[helper.make_opsetid("", _OPSET)],
             producer_name="edge-bcs",
-            producer_version=edge_bcs.__version__,
+            producer_version=__version__,
         )
         onnx.checker.check_model(model, full_check=True)
         return model

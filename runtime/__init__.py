@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from edge_bcs.core.units import format_bytes, parse_bytes
 
 _LAZY = {
-    "Trainer": "trainer",
-    "Artifact": "artifact",
-    "BudgetExceeded": "budget",
-    "parse_bytes": "units",
-    "format_bytes": "units",
+    "Trainer": "edge_bcs.runtime.trainer",
+    "Artifact": "edge_bcs.runtime.artifact",
+    "BudgetExceeded": "edge_bcs.runtime.budget",
+    "parse_bytes": "edge_bcs.core.units",
+    "format_bytes": "edge_bcs.core.units",
 }
 
 __all__ = ["Artifact", "BudgetExceeded", "Trainer", "format_bytes", "parse_bytes"]
@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'edge_bcs.runtime' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"edge_bcs.runtime.{_LAZY[name]}"), name)
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -402,8 +402,8 @@ class Trainer:
                 [0, 1], or u8, and whole numbers; "digits" or a path (its training images); a map-style torch
                 Dataset of (image, label), or a DataLoader of one, whose dataset and batch size count and
                 whose order does not (see `edge_bcs.data.adapt`). Read one micro-batch at a time. Its classes
-                are matched with the network's by name (edge_bcs/data/classes.py); a network without names takes
-                those of this data.
+                are matched with the network's by name (edge_bcs/data/classes.py); a network without names
+                takes those of this data.
             epochs, steps: how long, counted from where this training began; default: one epoch.
             batch_size: images per optimizer step; default: a DataLoader's, or the artifact's.
             learning_rate: the first learning rate, to which weight decay keeps its ratio; default: the

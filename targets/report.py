@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import edge_bcs
+from edge_bcs import __version__
 from edge_bcs.core.files import write_atomically
 from edge_bcs.core.outputs import containing, json_with
 
@@ -36,7 +36,7 @@ def html(simulation: Simulation) -> str:
         }
     )
     document = {
-        "version": edge_bcs.__version__,
+        "version": __version__,
         "board": simulation.target.title if simulation.target else "this host",
         "summary": simulation.to_json(),
         "bound": _bound_categories(simulation),

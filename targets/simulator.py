@@ -17,7 +17,7 @@ from edge_bcs.runtime.budget import isa
 from edge_bcs.runtime.engine import available_threads
 from edge_bcs.targets.cost_model import TYPICAL_BOARD
 
-import edge_bcs
+from edge_bcs import __file__ as package_file
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.progress import note
 from edge_bcs.core.units import format_bytes, parse_bytes
@@ -308,7 +308,7 @@ def _run(
     """Run the artifact in a fresh process under the cap and the board's limit."""
     confined = confinement(usable)
     request = {"path": str(artifact.path), "memory": budget, "threads": threads, "seconds": seconds}
-    package = str(Path(edge_bcs.__file__).resolve().parent.parent)
+    package = str(Path(package_file).resolve().parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((package, os.environ.get("PYTHONPATH", "")))}
     # Linear algebra of numpy is not used; its threads would only take address space.
     environment |= {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}

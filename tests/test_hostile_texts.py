@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from edge_bcs.runtime import signature
 from edge_bcs.runtime.artifact import Artifact
-from edge_bcs.runtime.board.saving import MetricsFile, keep_lines
+from edge_bcs.runtime.board.saving import MetricsFile
 from edge_bcs.runtime.ort.checkpoint import read_ort_checkpoint
 from edge_bcs.targets import boards
 from runtime_helpers import manifest, write_artifact
@@ -23,6 +23,7 @@ from edge_bcs.cli import main
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small
 from edge_bcs.core.metadata import parse_toml
+from edge_bcs.core.metrics import keep_lines
 from edge_bcs.core.text import check_text, shown
 
 

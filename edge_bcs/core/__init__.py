@@ -1,1 +1,1 @@
-"""edge_bcs/core."""
+"""What board and host share: errors, files, text, random numbers, units, the state's form. numpy only."""

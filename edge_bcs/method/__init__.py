@@ -1,1 +1,1 @@
-"""edge_bcs/method."""
+"""The paper's method in torch: a sparse network, its connectivity, attacks, losses, and one training step."""

@@ -1,8 +1,8 @@
 """The numbers of `edge_bcs.core.random`, computed by torch where the network is, the same to the bit.
 
 On a CPU numpy is used; on a GPU, drawing there saves the host's time and the transfer. The operations are
-those of `edge_bcs.core.random`, each rounded separately, so both give the same float32 numbers. There the step
-may be a tensor i64[], so that a recorded graph draws anew each time.
+those of `edge_bcs.core.random`, each rounded separately, so both give the same float32 numbers. There the
+step may be a tensor i64[], so that a recorded graph draws anew each time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training from scratch on the host: schedules, selection, checkpoints and resumption around `edge_bcs.method.step`.
+"""Training from scratch on the host: schedules, selection, checkpoints and resumption around one step.
 
 Every random number is a function of the seed and the step, and a checkpoint holds the whole state, so a
 training that was interrupted (by kill -9, too) and resumed on the same machine ends with the same bits as
@@ -28,6 +28,7 @@ from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.metadata import parse_json, parse_object
+from edge_bcs.core.metrics import keep_lines
 from edge_bcs.core.progress import Progress
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.adapt import batch_size_of, dataset_of
@@ -41,7 +42,6 @@ from edge_bcs.method.attacks import evaluation_mode, input_gradient
 from edge_bcs.method.losses import Objective
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import REWIRE, Hyper
-from edge_bcs.runtime.board.saving import keep_lines
 from edge_bcs.training.backends import Batch, Numbers, open_engine
 from edge_bcs.training.devices import choose_device
 from edge_bcs.training.plan import Plan, default_precision, divisor
@@ -122,7 +122,7 @@ def train(
             baselines have neither rewiring nor noise nor a constraint on signs.
         rewire: "uniform" (Algorithm 1) or "by-layer" (the released code).
         engine: "torch", or "sparse": through the compiled artifact, many times faster on a CPU for a sparse
-            network, with the same options and the same checkpoints (see `edge_bcs.training.backends.SparseEngine`).
+            network, with the same options and the same checkpoints (see `training.backends.SparseEngine`).
         epochs: passes over the data that is not held out; a last batch that is not full is left out.
         steps: end after so many steps instead.
         batch_size: images a step; if None that of the DataLoader, or 128, or 256 for rst, half of them from

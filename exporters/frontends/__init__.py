@@ -1,1 +1,1 @@
-"""exporters/frontends."""
+"""From a network as users have it to the layer graph."""

@@ -1,1 +1,1 @@
-"""exporters/ort."""
+"""ONNX Runtime's own training tools: its gradient builder, and its checkpoints."""

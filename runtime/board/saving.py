@@ -8,21 +8,19 @@ large, and lines are left out where steps are fast.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.metadata import parse_object
+from edge_bcs.core.metrics import keep_lines
 from edge_bcs.core.units import format_bytes, format_seconds, parse_bytes
 
 DEFAULT_SECONDS = 60.0
 DEFAULT_MAX_WRITES = "200MiB"
 METRICS_SHARE = 0.1  # of the limit; the rest is for the state
 _HOUR = 3600.0
-_LONGEST_LINE = 1 << 20
 Clock = Callable[[], float]
 
 
@@ -147,37 +145,3 @@ class MetricsFile:
 
     def _fault(self, error: OSError) -> EdgeBcsError:
         return EdgeBcsError(f"the metrics file {self.file} cannot be written: {error.strerror}.")
-
-
-def keep_lines(file: Path, last_step: int) -> None:
-    """Remove from a file of metrics, if it is there, what comes after the last whole line of a step up to
-    ``last_step``: lines that a training writes again, and one that was cut off."""
-    if file.exists():
-        os.truncate(file, _end_of_lines(file, last_step))
-
-
-def _end_of_lines(file: Path, last_step: int) -> int:
-    """Where the last whole line of a step up to ``last_step`` ends, in bytes; EdgeBcsError if the first line
-    is whole and of no step, and the file thus of something else."""
-    end = position = 0
-    with file.open("rb") as stream:
-        first = stream.readline(_LONGEST_LINE)
-        if first.endswith(b"\n") and not first.startswith(b"\0") and not _is_of_a_step(first):
-            raise EdgeBcsError(f"{file} holds no metrics, so it stays; choose another file for them.")
-        stream.seek(0)
-        # What has no end is the last line, cut off, or none of ours.
-        while (line := stream.readline(_LONGEST_LINE)).endswith(b"\n"):
-            position += len(line)
-            try:
-                if int(parse_object(line)["step"]) <= last_step:
-                    end = position
-            except (ValueError, KeyError, TypeError, OverflowError):
-                continue
-    return end
-
-
-def _is_of_a_step(line: bytes) -> bool:
-    try:
-        return "step" in parse_object(line)
-    except ValueError:
-        return False

@@ -1,1 +1,1 @@
-"""runtime/ort."""
+"""Artifacts and checkpoints of ONNX Runtime's own training tools, run on the stock runtime."""

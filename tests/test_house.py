@@ -1,0 +1,117 @@
+"""Who may know whom: read from the imports of every file, and held against the table below.
+
+A room is a folder. A file may import from its own room, from the rooms that the table names, and from outside
+packages that the room may use. Imports for types alone count, too: a name that only a type checker sees is
+still known.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE, METHOD, DATA = "edge_bcs/core", "edge_bcs/method", "edge_bcs/data"
+EVALUATION, TRAINING = "edge_bcs/evaluation", "edge_bcs/training"
+
+MAY_KNOW: dict[str, set[str]] = {
+    CORE: set(),
+    DATA: {CORE},
+    "runtime": {CORE, DATA},
+    "targets": {CORE, DATA, "runtime"},
+    METHOD: {CORE},
+    "exporters": {CORE, DATA, METHOD, "runtime", "targets"},
+    "edge_bcs/models": {CORE},
+    EVALUATION: {CORE, DATA, METHOD},
+    TRAINING: {CORE, METHOD, DATA, EVALUATION, "edge_bcs/training/backends"},
+    "edge_bcs/comparators": {CORE, METHOD, DATA, EVALUATION, TRAINING},
+}
+"""Room → the rooms that it may know. The rooms that are missing here look across: they are there for that."""
+LOOK_ACROSS = {"edge_bcs", "edge_bcs/bench", "edge_bcs/cli", "edge_bcs/training/backends"}
+BOARD = {CORE, DATA, "runtime", "targets"}
+"""Rooms that run where there is no torch."""
+PACKAGE = {"edge_bcs.__version__", "edge_bcs.__file__"}
+"""What of the package itself any room may use."""
+PUBLIC = {"edge_bcs.checkpoint", "edge_bcs.exportable"}
+"""What any room of the host may use: the form of checkpoints, and whether `export` would take a network."""
+EXCEPTIONS = {"targets/advice.py"}
+"""Where the compiler is installed, advice comes from plans that it really compiles."""
+
+PACKAGES: dict[str, set[str]] = {
+    CORE: {"numpy", "safetensors", "tomli"},
+    DATA: {"numpy", "PIL", "sklearn"},
+    "runtime": {"numpy", "safetensors", "onnxruntime", "cryptography", "flatbuffers"},
+    "targets": {"numpy", "rich", "tomli", "scipy"},
+}
+"""Room → packages that it may import; others may import what the host has."""
+
+
+def room_of(module: str) -> str | None:
+    """The room of one of our modules, None for other packages."""
+    parts = module.split(".")
+    if parts[0] != "edge_bcs":
+        return None
+    if len(parts) == 1:
+        return "edge_bcs"
+    if parts[1] in ("exporters", "runtime", "targets"):
+        return parts[1]
+    if parts[1:3] == ["training", "backends"]:
+        return "edge_bcs/training/backends"
+    room = f"edge_bcs/{parts[1]}"
+    return room if (ROOT / room).is_dir() else "edge_bcs"
+
+
+def module_of(file: Path) -> str:
+    """Name by which a file of the checkout is imported."""
+    parts = list(file.relative_to(ROOT).with_suffix("").parts)
+    parts = parts if parts[0] == "edge_bcs" else ["edge_bcs", *parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Names of modules (and of what is taken from them) that a file imports, anywhere in it."""
+    module = module_of(file)
+    package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+FILES = sorted(
+    file for room in ("edge_bcs", "exporters", "runtime", "targets") for file in (ROOT / room).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_knows_only_whom_it_may(file: Path) -> None:
+    room = room_of(module_of(file))
+    assert room is not None
+    if room in LOOK_ACROSS or str(file.relative_to(ROOT)) in EXCEPTIONS:
+        return
+    known = {room, *MAY_KNOW[room]}
+    for name in imports(file):
+        other = room_of(name)
+        if other is not None:
+            public = name in PACKAGE or (room not in BOARD and name.startswith(tuple(PUBLIC)))
+            assert other in known or public, f"{room} may not know {name}"
+
+
+@pytest.mark.parametrize("room", sorted(PACKAGES))
+def test_a_room_needs_no_other_packages(room: str) -> None:
+    found = {
+        name.split(".")[0] for file in FILES if room_of(module_of(file)) == room for name in imports(file)
+    }
+    assert found - set(sys.stdlib_module_names) - {"edge_bcs", "__future__"} <= PACKAGES[room]
+
+
+def test_every_room_is_known_here() -> None:
+    rooms = {room_of(module_of(file)) for file in FILES}
+    assert rooms == {*MAY_KNOW, *LOOK_ACROSS}
