@@ -52,7 +52,7 @@ def open_data(
     on_bad: OnBad = "stop",
     known: Mapping[str, str] | None = None,
     strict: bool = False,
-    watch: Watch = lambda: None,
+    watch: Watch | None = None,
 ) -> Dataset:
     """Open one split of a data set (see the module's table).
 
@@ -74,7 +74,7 @@ def open_data(
     Raises:
         EdgeBcsError: nothing readable there; one sentence says what.
     """
-    handling = Handling(on_bad, known or {}, strict, watch)
+    handling = Handling(on_bad, known or {}, strict, watch or Handling.watch)
     if split not in _SPLITS:
         raise EdgeBcsError(f"the split is train or test, not {split!r}.")
     if len(shape) != 3 or min(shape) < 1:
