@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.progress import on_terminal
+from edge_bcs.core.progress import is_terminal
 from edge_bcs.core.text import shown
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def width() -> int | None:
     asked = os.environ.get("COLUMNS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
-    if on_terminal(sys.stdout):
+    if is_terminal(sys.stdout):
         return shutil.get_terminal_size().columns
     return None
 

@@ -115,14 +115,14 @@ class Progress(ContextDecorator):
             parts.append(counted)
         elif self.done:
             parts.append(f"{self.done:,} {self.unit}".rstrip())
-        if self.text:
-            parts.append(self.text)
-        parts.append(_rounded(now - self._began))
+        times = [_rounded(now - self._began)]
         moved, took = self.done - self._first, self._moved_at - self._first_at
         if self.total and moved > 0 and now - self._first_at >= _SHORTEST_ETA:
             left = took * (self.total - self.done) / moved - (now - self._moved_at)
             if left >= 1:
-                parts.append(f"about {_rounded(left)} left")
+                times.append(f"about {_rounded(left)} left")
+        told = [self.text] if self.text else []
+        parts += [*told, *times] if width is None else [*times, *told]  # the end of a line may be cut off
         line = f"{self.what}: {', '.join(parts)}"
         return line if width is None else line[:width]
 
@@ -145,12 +145,17 @@ def say(sentence: str) -> None:
             _Lines(sys.stderr).line(sentence)
 
 
-def on_terminal(stream: TextIO | None) -> bool:
-    """Whether a line of ``stream`` can be rewritten in place."""
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at ``stream``."""
     try:
-        return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+        return stream is not None and stream.isatty()
     except (OSError, ValueError):
         return False
+
+
+def on_terminal(stream: TextIO | None) -> bool:
+    """Whether a line of ``stream`` can be rewritten in place."""
+    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
 
 class _Lines:
