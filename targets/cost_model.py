@@ -64,8 +64,7 @@ VECTOR = {"scalar": 1, "avx2": 8, "avx512": 16, "neon": 4}
 _REGISTERS = {"scalar": 8, "avx2": 8, "avx512": 16, "neon": 16}  # that hold sums in a tile
 KERNELS = ("sparse", "sparse_gradient", "dense", "dense_gradient")
 WINOGRAD = "winograd"
-"""The dense kernel of a layer that is three positions wide and whose output rows are a multiple of four
-pixels, eight at least: where images lie so, too, it uses Winograd's products along them; see `saves`."""
+"""The dense kernel with Winograd's products, where the graph asks for it; see `Walk.saves`."""
 UPDATES = ("rewire", "lists")
 """Walks of the optimizer's graph, which cost the same for each entry."""
 
@@ -123,8 +122,9 @@ class Walk:
         return "dense" if self.kernel == WINOGRAD else self.kernel
 
     def saves(self, isa: str) -> bool:
-        """Whether it takes Winograd's products: four multiplications for six, in 32 registers of vectors."""
-        return self.kernel == WINOGRAD and self.lanes % 16 == 0 and _REGISTERS[isa] == 16
+        """Whether Winograd's products are used: four for six. They need 32 registers of vectors; with fewer
+        the plain dense kernel runs instead."""
+        return self.kernel == WINOGRAD and _REGISTERS[isa] == 16
 
     def tiles_and_vectors(self, isa: str) -> tuple[int, int]:
         """Tiles of registers and vectors that each entry visits."""

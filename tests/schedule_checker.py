@@ -136,10 +136,13 @@ class Checker:
                     unread.add(name)
                     self.size[name] = self._output_bytes(node, position)
             a = self._attributes(node)
-            if a.get("algorithm") == b"dense":
+            if a.get("algorithm") in (b"dense", b"winograd"):
                 work[step] = 4 * math.prod((a["out_channels"], a["in_channels"], *a["kernel"]))
-                if a["kernel"][1] == 3 and a["stride"] == 1 and a["lanes"] == 16:
-                    work[step] += work[step] // 3  # Winograd's form of three weights is four numbers
+            if a.get("algorithm") == b"winograd":
+                work[step] += work[step] // 3  # its form of three weights is four numbers
+                width = a["out_width"] if node.op_type == "Conv" else a["in_width"]
+                if (a["kernel"][1], a["stride"], width % 4, a["lanes"] % 16) != (3, 1, 0, 0):
+                    self.faults.append(f"{node.name} cannot be computed with Winograd's products")
         last |= dict.fromkeys(unread, len(self.nodes) - 1)  # ONNX Runtime frees them when the run ends
         lives = {name: (self.size[name], first[name], last[name]) for name in first}
         lives |= {f"{self.nodes[step].name}.work": (size, step, step) for step, size in work.items()}

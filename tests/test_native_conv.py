@@ -52,6 +52,12 @@ class Case:
         height, width = ((size + 2 * self.padding - k) // self.stride + 1 for size, k in sizes)
         return height, width
 
+    def algorithm_for(self, width: int) -> str:
+        """The algorithm of a walk whose result has rows of so many pixels: what Winograd's products cannot
+        make is made without them."""
+        can = (self.kernel[1], self.stride, width % 4, self.lanes % 16) == (3, 1, 0, 0)
+        return "dense" if self.algorithm == "winograd" and not can else self.algorithm
+
     @property
     def needed_halos(self) -> tuple[int, int]:
         """Halo of x and of dy, from the rule in the contract: what the accesses reach beyond the image."""
@@ -153,7 +159,7 @@ class Problem:
             "transpose_pointer": self.pointers[1],
             "affine": self.slot if case.affine else -1,
             "relu": int(case.relu),
-            "algorithm": case.algorithm,
+            "algorithm": case.algorithm_for(out_width),
         }
 
     def forward(self) -> dict[str, np.ndarray]:
@@ -184,6 +190,7 @@ class Problem:
             "dx_halo": dx_halo,
             "mask_kind": case.mask_kind,
             "mask_halo": mask_halo,
+            "algorithm": case.algorithm_for(case.width),
         }
         masks = {1: pack(self.mask, case.lanes, mask_halo), 2: pack_bits(self.mask, case.lanes)}
         inputs = {"dy": pack(self.dy, case.lanes, dy_halo)}
@@ -316,10 +323,22 @@ BIG = [
     Case(32, 32, 32, 32, lanes=16, density=0.3, addend=True, mask_kind=2, extra_halo=1),
     Case(32, 32, 16, 16, stride=2, lanes=16, density=0.3, addend=True, mask_kind=2, extra_halo=1),
 ]
+# Winograd's products: in chunks of channels, for bands and groups of planes, without padding or with more of
+# it, in rows of four pixels and between few planes.
+WINOGRAD = [
+    BIG[0],
+    Case(20, 40, 12, 16, lanes=16, blocks=2, addend=True, mask_kind=2, extra_halo=1),
+    Case(19, 17, 9, 16, kernel=(5, 3), padding=2, lanes=32, blocks=2, mask_kind=1, extra_halo=1),
+    Case(8, 9, 6, 10, padding=0, lanes=16, density=1.0, mask_kind=2),
+    Case(9, 8, 6, 12, padding=0, lanes=48, affine=False),
+    Case(2, 4, 1, 4, kernel=(1, 3), padding=1, lanes=16, blocks=3, addend=True),
+]
+WINOGRAD = [replace(case, algorithm="winograd") for case in WINOGRAD]
 # Stacks beyond the caches, which the sparse kernels ask for ahead.
 FAR = Case(64, 64, 32, 32, lanes=16, blocks=2, density=0.03, addend=True, mask_kind=2)
 CASES = [random_case(seed) for seed in range(RANDOM_CASES)] + [
     *(replace(case, algorithm=algorithm) for case in BIG for algorithm in ("sparse", "dense")),
+    *WINOGRAD,
     FAR,
 ]
 
@@ -360,6 +379,18 @@ def assert_close(actual: dict[str, np.ndarray], wanted: dict[str, np.ndarray], c
 def test_random_layers(variant: ProcessPoolExecutor) -> None:
     for case, actual in zip(CASES, variant.map(outcome, CASES), strict=True):
         assert_close(actual, expected(case), case)
+
+
+def test_winograds_products_are_used_where_there_are_registers_for_them(
+    variant: ProcessPoolExecutor,
+) -> None:
+    """They round otherwise. Half of the variants run the plain dense kernel instead."""
+    cases = [WINOGRAD[0], replace(WINOGRAD[0], algorithm="dense")]
+    winograd, dense = variant.map(outcome, cases)
+    mixed = variant.submit(chosen_variant).result() in ("avx512", "neon")
+    for name in ("y", "dx", "input only: dx"):
+        assert np.array_equal(winograd[name], dense[name]) != mixed, name
+    assert np.array_equal(winograd["coo_grad"], dense["coo_grad"])
 
 
 def test_the_number_of_threads_changes_no_bit(variant: ProcessPoolExecutor) -> None:

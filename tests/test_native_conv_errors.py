@@ -44,8 +44,10 @@ def conv(
     return run("Conv", inputs, {"y": np.float32, "bits": None}, **LAYER | changes)["y"]
 
 
-def conv_input_grad(lists: np.ndarray = LISTS, value: np.ndarray = VALUE, **changes: Any) -> np.ndarray:
-    inputs = {"dy": HALOED, "value": value, "affine": None, "addend": None, "mask": None, "lists": lists}
+def conv_input_grad(
+    lists: np.ndarray = LISTS, value: np.ndarray = VALUE, dy: np.ndarray = HALOED, **changes: Any
+) -> np.ndarray:
+    inputs = {"dy": dy, "value": value, "affine": None, "addend": None, "mask": None, "lists": lists}
     return run("ConvInputGrad", inputs, {"dx": np.float32}, **LAYER | {"dy_halo": 1, "dx_halo": 0} | changes)[
         "dx"
     ]
@@ -56,6 +58,26 @@ def test_a_convolution_by_hand(algorithm: str) -> None:
     assert conv(algorithm=algorithm).ravel().tolist() == [10, 21, 32, 40, 54, 65, 70, 87, 98]
     # The transposed kernel looks to the right instead.
     assert conv_input_grad(algorithm=algorithm).ravel().tolist() == [12, 23, 30, 45, 56, 60, 78, 89, 90]
+
+
+# The same kernel on 16 images of rows of eight pixels, 1 to 8, 11 to 18 and 21 to 28, in each of them.
+ROWS = {"in_width": 8, "out_width": 8, "lanes": 16}
+WIDE = np.repeat([*[0] * 10, *range(1, 9), 0, *range(11, 19), 0, *range(21, 29), *[0] * 10], 16)
+WIDE = WIDE.astype(np.float32).reshape(1, 46, 16)
+
+
+@pytest.mark.parametrize("algorithm", ["sparse", "dense", "winograd"])
+def test_a_convolution_of_many_images_by_hand(algorithm: str) -> None:
+    y = conv(x=WIDE, algorithm=algorithm, **ROWS)[0].reshape(3, 8, 16)
+    expected = np.array(
+        [[10 * x + (x - 1) * (x % 10 != 1) for x in range(d + 1, d + 9)] for d in (0, 10, 20)]
+    )
+    assert y.tolist() == np.repeat(expected, 16).reshape(3, 8, 16).tolist()
+    dx = conv_input_grad(dy=WIDE, algorithm=algorithm, **ROWS)[0].reshape(3, 8, 16)
+    expected = np.array(
+        [[10 * x + (x + 1) * (x % 10 != 8) for x in range(d + 1, d + 9)] for d in (0, 10, 20)]
+    )
+    assert dx.tolist() == np.repeat(expected, 16).reshape(3, 8, 16).tolist()
 
 
 @pytest.mark.parametrize("algorithm", ["sparse", "dense"])
@@ -196,6 +218,7 @@ def test_malformed_transposed_lists_are_refused(lists: np.ndarray, complaint: st
         ({"kernel": [16, 16]}, "attribute kernel"),
         ({"kernel": [3]}, "attribute kernel"),
         ({"algorithm": "fast"}, "algorithm"),
+        ({"algorithm": "winograd"}, "here these are 3, 1, 3 and 1"),
         ({"affine": 0}, "affine is missing"),
         ({"stride": 0}, "stride"),
     ],
@@ -203,6 +226,37 @@ def test_malformed_transposed_lists_are_refused(lists: np.ndarray, complaint: st
 def test_wrong_shapes_are_refused(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(Exception, match=complaint):
         conv(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        (
+            {"kernel": [3, 2], "out_width": 9},
+            "2, 1, 9 and 16",
+        ),  # six pixels and three positions, two pairs at once
+        ({"kernel": [1, 5], "out_height": 5, "out_width": 6}, "5, 1, 6 and 16"),
+        ({"stride": 2, "out_height": 2, "out_width": 4}, "3, 2, 4 and 16"),
+        ({"in_width": 7, "out_width": 7}, "3, 1, 7 and 16"),
+        ({"in_width": 10, "out_width": 8, "padding": 0, "in_height": 5, "lanes": 8}, "3, 1, 8 and 8"),
+        ({"lanes": 24}, "3, 1, 8 and 24"),
+    ],
+)
+def test_what_winograds_products_cannot_make_is_refused(changes: dict[str, Any], found: str) -> None:
+    for operator in (conv, conv_input_grad):
+        with pytest.raises(Exception, match=r'algorithm is "winograd", .* here these are'):
+            operator(algorithm="winograd", **ROWS | changes)
+    with pytest.raises(Exception, match=f"here these are {found}"):
+        conv(algorithm="winograd", **ROWS | changes)
+
+
+def test_each_walk_goes_by_the_width_of_its_own_result() -> None:
+    """Without padding rows of ten pixels become rows of eight, and the other way round."""
+    sizes = {"padding": 0, "in_height": 5, "in_width": 10, "out_width": 8, "lanes": 16, "in_halo": 0}
+    x = np.ones((1, 50, 16), np.float32)
+    assert conv(x=x, algorithm="winograd", **sizes).ravel().tolist() == [11] * 24 * 16
+    with pytest.raises(Exception, match="here these are 3, 1, 10 and 16"):
+        conv_input_grad(algorithm="winograd", **sizes)
 
 
 def test_too_small_a_halo_of_dy_is_refused() -> None:

@@ -22,11 +22,12 @@ from edge_bcs.bench import roofline
 from edge_bcs.bench.machine import Roof
 from edge_bcs.bench.roofline import Least
 from edge_bcs.bench.step import PAUSE
-from edge_bcs.exporters.operators.convolution import walk_kernel
+from edge_bcs.exporters.nodes import Node, TensorType
+from edge_bcs.exporters.operators import OPERATORS
+from edge_bcs.exporters.operators.convolution import algorithm
 from edge_bcs.method.connectivity import kappa, layer_counts, paper_densities
 from edge_bcs.method.sparse_model import prunable_layers
 from edge_bcs.runtime import library
-from edge_bcs.targets.cost_model import Walk
 
 OPERATIONS = ("forward", "input gradient", "both gradients")
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "uint8": TensorProto.UINT8}
@@ -161,9 +162,14 @@ def stack(
     return np.concatenate([front, planes.reshape(blocks, -1, lanes)], axis=1)
 
 
-def attributes_of(layer: Convolution, lanes: int, algorithm: str) -> dict[str, Any]:
-    """Attributes of the layer's node Conv, alone in its network, with ReLU."""
-    return {
+def attributes_of(layer: Convolution, lanes: int, kernel: str, side: str = "out_") -> dict[str, Any]:
+    """Attributes of an operator of the layer, alone in its network, with ReLU.
+
+    Args:
+        layer: the layer. lanes: images side by side. kernel: "sparse" or "dense".
+        side: whose pixels the operator makes, "out_" for Conv, "in_" for the gradients.
+    """
+    attributes = {
         "layer_offset": 0,
         "in_channels": layer.in_channels,
         "in_height": layer.size,
@@ -181,11 +187,11 @@ def attributes_of(layer: Convolution, lanes: int, algorithm: str) -> dict[str, A
         "transpose_pointer": 3 * layer.active + layer.out_channels + 1,
         "affine": 0,
         "relu": 1,
-        "algorithm": algorithm,
     }
+    return attributes | {"algorithm": algorithm(kernel, attributes, side)}
 
 
-def ours(layer: Convolution, batch: int, lanes: int, threads: int, algorithm: str) -> list[Callable[[], Any]]:
+def ours(layer: Convolution, batch: int, lanes: int, threads: int, kernel: str) -> list[Callable[[], Any]]:
     """The three operators on random data."""
     random = np.random.default_rng(0)
     index = np.sort(random.choice(layer.weights, layer.active, replace=False)).astype(np.int32)
@@ -204,8 +210,8 @@ def ours(layer: Convolution, batch: int, lanes: int, threads: int, algorithm: st
     lists = session("BuildLists", {"index": index, "lists": empty}, ["int32"], 1, layers=shape)()[0]
     blocks = batch // lanes
     halo, dy_halo = layer.padding, layer.kernel // 2
-    attributes = attributes_of(layer, lanes, algorithm)
-    backward = attributes | {"dy_halo": dy_halo, "dx_halo": 1, "mask_kind": 2}
+    attributes = attributes_of(layer, lanes, kernel)
+    backward = attributes_of(layer, lanes, kernel, "in_") | {"dy_halo": dy_halo, "dx_halo": 1, "mask_kind": 2}
     x = stack(random, blocks, layer.in_channels, layer.size, halo, lanes)
     dy = stack(random, blocks, layer.out_channels, layer.out_size, dy_halo, lanes)
     bytes_of_row = -(-layer.size * lanes // 8)
@@ -230,7 +236,7 @@ def ours(layer: Convolution, batch: int, lanes: int, threads: int, algorithm: st
 
 
 def rooflines(
-    layer: Convolution, batch: int, lanes: int, algorithm: str, roof: Roof
+    layer: Convolution, batch: int, lanes: int, kernel: str, roof: Roof
 ) -> list[tuple[float, Least]]:
     """Bytes moved and least seconds of the three operators.
 
@@ -238,22 +244,16 @@ def rooflines(
     """
     images = 4.0 * batch * layer.in_channels * layer.size**2
     results = 4.0 * batch * layer.out_channels * layer.out_size**2
-    row = layer.out_size * lanes
-    entries = layer.weights if algorithm == "dense" else layer.active
-
-    attributes = attributes_of(layer, lanes, algorithm)
-
-    def walk(suffix: str) -> Walk:
-        kernel, rows = walk_kernel(attributes, suffix), batch // lanes * layer.out_size
-        return Walk(kernel, entries, rows, row, row if layer.stride == 1 else lanes, lanes)
-
+    types = {"stack": TensorType("f32", (batch // lanes,))}
     found = []
-    for operator, suffixes, moved in (
-        ("Conv", [""], images + results * 33 / 32),
-        ("ConvInputGrad", [""], results + images * 33 / 32),
-        ("ConvGrad", ["", "_gradient"], results + images * 65 / 32),
+    for operator, side, moved in (
+        ("Conv", "out_", images + results * 33 / 32),
+        ("ConvInputGrad", "in_", results + images * 33 / 32),
+        ("ConvGrad", "in_", results + images * 65 / 32),
     ):
-        walks = [walk(suffix) for suffix in suffixes]
+        attributes = attributes_of(layer, lanes, kernel, side)
+        node = Node(operator, ["stack"], ["result"], attributes, operator)
+        walks = OPERATORS[operator].walks(node, types, lambda _: layer.active)
         multiplied = roofline.products(operator, attributes, walks)
         flops = sum(2.0 * walk.entries * walk.rows * walk.floats for walk in walks)
         found.append((moved, roofline.least(multiplied, flops, moved, roof)))

@@ -51,32 +51,54 @@ def gradient_halo(attributes: Attributes) -> int:
     return halo
 
 
-def may_use_winograd(attributes: Attributes) -> bool:
-    """Whether a dense layer's kernel lets it use Winograd's products, if its images do."""
-    return bool(attributes["kernel"][1] == 3 and attributes["stride"] == 1)
+def algorithm(layer: str, attributes: Attributes, side: str) -> str:
+    """The attribute ``algorithm`` of an operator, by which the kernels choose how to make the pixels of its
+    result: "sparse" (over the connections), "dense" (over all weights) or "winograd" (the same with
+    Winograd's products). What it works in and what it costs follow from this alone.
 
+    Winograd's F(2, 3) makes two pixels of the result from four products instead of six, where three weights
+    lie side by side. The kernels (``kernels/winograd.cpp``) can compute it for
 
-def walk_kernel(attributes: Attributes, suffix: str) -> str:
-    """The kernel of one of a layer's walks, of `cost_model.KERNELS` or `cost_model.WINOGRAD`."""
-    a, kernel = attributes, f"{attributes['algorithm']}{suffix}"
-    enough = a["out_width"] % 4 == 0 and a["out_width"] >= 8 and min(a["in_channels"], a["out_channels"]) >= 8
-    return WINOGRAD if kernel == "dense" and enough and may_use_winograd(a) else kernel
+    - kernels three positions wide, at stride 1;
+    - rows of a multiple of four pixels, because they make two pairs at once;
+    - a multiple of 16 images side by side, so that a pixel is whole vectors with every instruction set.
+
+    And it should be done for
+
+    - rows of at least eight pixels: on four, each weight is used too seldom for a third more of them to be
+      packed and read;
+    - at least eight planes on both sides. A sum that is zero because its weights meet nothing but zeros (a
+      few weights at the border of an image, say) comes out as a rounding error, which a ReLU may let pass;
+      with several planes no sum has so few weights. And with few planes of the result, bringing the input
+      into its form is not shared.
+
+    Args:
+        layer: "sparse", or anything else for a layer of which all weights are visited.
+        attributes: of the operator, or of another one of its layer.
+        side: of whose pixels the result is made: "out_" forwards, "in_" for the gradient of the input; "" for
+            the gradient of the weights alone, whose result has no pixels.
+    """
+    if layer == "sparse":
+        return "sparse"
+    if not side:
+        return "dense"
+    a = attributes
+    can = a["kernel"][1] == 3 and a["stride"] == 1 and a[f"{side}width"] % 4 == 0 and a["lanes"] % 16 == 0
+    should = a[f"{side}width"] >= 8 and min(a["in_channels"], a["out_channels"]) >= 8
+    return WINOGRAD if can and should else "dense"
 
 
 class _Convolutional(Operator):
     products = 1  # sparse-dense products of the layer's size that the operator performs
 
     def work_bytes(self, node: Node, types: Types) -> int:
-        """Packed weights; four numbers for three, where the kernels may take Winograd's form."""
-        a = node.attributes
-        if a["algorithm"] != "dense":
-            return 0
-        winograd = may_use_winograd(a) and a["lanes"] % 16 == 0
-        return 4 * (self.weights(node) // 3 * 4 if winograd else self.weights(node))
+        """Packed weights; four numbers for three in Winograd's form."""
+        weights = {"sparse": 0, "dense": self.weights(node), WINOGRAD: self.weights(node) // 3 * 4}
+        return 4 * weights[node.attributes["algorithm"]]
 
     def without_work(self, node: Node) -> Node | None:
         """The sparse kernel, which reads connections where they lie."""
-        if node.attributes["algorithm"] != "dense":
+        if node.attributes["algorithm"] == "sparse":
             return None
         return replace(node, attributes={**node.attributes, "algorithm": "sparse"})
 
@@ -87,21 +109,18 @@ class _Convolutional(Operator):
         return int(a["out_channels"] * a["in_channels"] * a["kernel"][0] * a["kernel"][1])
 
     def kernels(self, node: Node) -> tuple[str, ...]:
-        """Suffixes of the kernels that run: "" forwards or to the input, "_gradient" to the values."""
-        return ("",)
+        """The kernels that run, of `cost_model.KERNELS` or `cost_model.WINOGRAD`."""
+        return (node.attributes["algorithm"],)
 
     def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
         """A gradient with respect to the input is a walk for each phase of the stride; each entry is in one
         of them, and all together they cover as many pixels as the output has."""
         a = node.attributes
-        entries = self.weights(node) if a["algorithm"] == "dense" else connections(node)
+        entries = connections(node) if a["algorithm"] == "sparse" else self.weights(node)
         floats = a["out_width"] * a["lanes"]
         run = floats if a["stride"] == 1 else a["lanes"]
         rows = blocks_of(node, types) * a["out_height"]
-        return tuple(
-            Walk(walk_kernel(a, suffix), entries, rows, floats, run, a["lanes"])
-            for suffix in self.kernels(node)
-        )
+        return tuple(Walk(kernel, entries, rows, floats, run, a["lanes"]) for kernel in self.kernels(node))
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
         walks = self.walks(node, types, connections)
@@ -169,9 +188,9 @@ class Conv(_Convolutional):
             "transpose_pointer": network.lists.transpose[layer.module],
             "affine": branch.affine.offset(fused),
             "relu": int(fused.relu),
-            "algorithm": network.algorithms[layer.module],
             **named_halos(in_halo=x, out_halo=y),
         }
+        attributes["algorithm"] = algorithm(network.algorithms[layer.module], attributes, "out_")
         self.emit(branch.graph, inputs, {"y": y}, attributes)
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
@@ -184,6 +203,7 @@ class Conv(_Convolutional):
             tape.graph.halos.at_least(dy, gradient_halo(attributes))
             addend, mask, dx = tape.absorb(x)
         attributes |= {**named_halos(dx_halo=dx), **mask.attributes}
+        attributes["algorithm"] = algorithm(attributes["algorithm"], attributes, "in_" if dx else "")
         inputs = {"dy": dy, "value": self.read(node, "value"), "lists": self.read(node, "lists")}
         inputs |= {"affine": affine, "addend": addend, "mask": mask.tensor}
         if tape.parameters:
@@ -243,7 +263,12 @@ class ConvGrad(_Convolutional):
     products = 2
 
     def kernels(self, node: Node) -> tuple[str, ...]:
-        return ("", "_gradient") if node.outputs[0] else ("_gradient",)
+        """To the input, with the attribute's kernel, and to the values."""
+        kernel = node.attributes["algorithm"]
+        to_values = "sparse_gradient" if kernel == "sparse" else "dense_gradient"
+        return (kernel, to_values) if node.outputs[0] else (to_values,)
 
     def complete(self, forward: Attributes, instance: str) -> Completion:
-        return masked_before(forward, "out_", max(gradient_halo(forward), 0), spare=False)
+        found = masked_before(forward, "out_", max(gradient_halo(forward), 0), spare=False)
+        found.attributes["algorithm"] = algorithm(forward["algorithm"].decode(), forward, "in_")
+        return found

@@ -21,23 +21,24 @@ namespace {
 
 using namespace layers;
 
-// `big`: long rows of weights, walked in chunks and groups. `even`: what Winograd's products ask for, which chance seldom
-// brings together.
-Layer random_layer(Random& random, bool big, bool even) {
+// `big`: long rows of weights, walked in chunks and groups. `winograd`: a walk that the compiler may want Winograd's
+// products for, and some that it would not, because they are narrow or have few planes.
+Layer random_layer(Random& random, bool big, bool winograd) {
   Layer layer;
   Walk& walk = layer.walk;
   const std::int64_t kernel_height = random.one_of({1, 3, 3, 5, 2});
-  const std::int64_t kernel_width = even ? 3 : random.one_of({1, 3, 3, 5, 4});
-  walk.lanes = even ? random.one_of({16, 32, 48}) : random.one_of({1, 2, 3, 4, 5, 8, 8, 12, 16, 16, 32});
+  const std::int64_t kernel_width = winograd ? 3 : random.one_of({1, 3, 3, 5, 4});
+  walk.lanes = winograd ? random.one_of({16, 32, 48}) : random.one_of({1, 2, 3, 4, 5, 8, 8, 12, 16, 16, 32});
   walk.blocks = random.in(1, 3);
-  walk.channels = big ? random.in(40, 160) : even ? random.in(8, 20) : random.in(1, 12);
+  walk.channels = big ? random.in(40, 160) : winograd ? random.in(1, 20) : random.in(1, 12);
   walk.rows = big ? random.in(10, 140) : random.in(1, 14);
   walk.height = random.in(1, big ? 6 : 10);
-  walk.width = even ? 4 * random.in(2, 4) : random.in(1, big ? 6 : 11);
+  walk.width = winograd ? 4 * random.in(1, 4) : random.in(1, big ? 6 : 11);
+  walk.winograd = winograd;
   // A forward walk takes steps in its input; one phase of a gradient with respect to the input takes them in its
   // output, and uses some of the kernel's positions only.
-  if (!even) layer.step_in = random.one_of({1, 1, 1, 2, 2, 3});
-  if (layer.step_in == 1 && !even) layer.step_out = random.one_of({1, 1, 2, 3});
+  if (!winograd) layer.step_in = random.one_of({1, 1, 1, 2, 2, 3});
+  if (layer.step_in == 1 && !winograd) layer.step_out = random.one_of({1, 1, 2, 3});
   layer.phase_y = random.in(0, layer.step_out - 1);
   layer.phase_x = random.in(0, layer.step_out - 1);
   const std::int64_t padding = random.in(0, std::max(kernel_height, kernel_width) / 2);
@@ -72,7 +73,8 @@ struct Tally {
     const Result expected = run(scalar, layer, dense, untouched), actual = run(variant, layer, dense, untouched);
     const Result magnitude = run(scalar, layer.magnitudes(), dense, 0);
     Floats unmasked;
-    if (may_mix(layer.walk)) {
+    // Winograd's products mix pixels beside each other.
+    if (dense && !gradient && layer.walk.winograd) {
       Layer without = layer.magnitudes();
       without.mask = 0;
       unmasked = run(scalar, without, dense, 0).floats;
@@ -96,15 +98,6 @@ struct Tally {
   }
 
  private:
-  // Whether a dense walk may use Winograd's products, which mix pixels beside each other (kernels/winograd.h).
-  bool may_mix(const Walk& walk) const {
-    if (!dense || gradient || walk.channels < 8 || walk.width < 8 || walk.width % 4 != 0) return false;
-    if (walk.lanes % 16 != 0 || walk.taps % 3 != 0) return false;
-    for (int k = 0; k < walk.taps; ++k)
-      if (k % 3 != 0 && walk.tap[walk.used[k]] - walk.tap[walk.used[k - 1]] != walk.input_pixel) return false;
-    return walk.input_pixel == walk.lanes;
-  }
-
   // What rounding is relative to: the sum of the absolute products, or, where pixels are mixed, the largest of such sums
   // beside each other, `unmasked`; what is masked is nothing at all.
   static double size_of(const Layer& layer, const Floats& own, const Floats& unmasked, std::size_t i) {

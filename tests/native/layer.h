@@ -206,7 +206,8 @@ inline Result walk_with(const ConvKernels& kernels, const Layer& layer, bool den
     for (std::int64_t i = 0, count = kernels.sparse_tasks(walk, rows); i < count; ++i) kernels.sparse(walk, rows, i);
     return result;
   }
-  Floats packed(static_cast<std::size_t>(walk.rows * walk.channels * (walk.taps + walk.taps / 3)), untouched);
+  const std::int64_t columns = walk.channels * (walk.winograd ? walk.taps / 3 * 4 : walk.taps);
+  Floats packed(static_cast<std::size_t>(walk.rows * columns), untouched);
   for (std::int64_t i = 0, count = kernels.pack_tasks(walk); i < count; ++i) kernels.pack(walk, rows, packed.data(), i);
   for (std::int64_t i = 0, count = kernels.dense_tasks(walk); i < count; ++i) kernels.dense(walk, packed.data(), i);
   return result;

@@ -130,17 +130,15 @@ std::int64_t pack_tasks(const Walk& walk) { return larger(1, smaller(enough_task
 void pack(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t task) {
   const std::int64_t share = ceil_divide(ceil_divide(walk.rows, block_rows), pack_tasks(walk)) * block_rows;
   const std::int64_t columns = walk.channels * walk.taps, end = smaller(walk.rows, (task + 1) * share);
-  if (suits_winograd(walk)) return pack_winograd(walk, rows, packed, task * share, end);
+  if (uses_winograd(walk)) return pack_winograd(walk, rows, packed, task * share, end);
   const TapNumbers number(walk);
   for (std::int64_t row = task * share; row < end;) {
     const int size = block_size(walk.rows - row);
     float* const weights = packed + row * columns;
     std::memset(weights, 0, static_cast<std::size_t>(size * columns) * sizeof(float));
-    for (int o = 0; o < size; ++o)
-      for (std::int64_t j = rows.begin(row + o); j < rows.end(row + o); ++j) {
-        const std::int64_t channel = rows.entry[j] >> 8, tap = number.of[rows.entry[j] & 255];
-        weights[(channel * walk.taps + tap) * size + o] = rows.weight(j);
-      }
+    for_weights(rows, number, row, size, [&](int o, std::int64_t channel, std::int64_t tap, float weight) {
+      weights[(channel * walk.taps + tap) * size + o] = weight;
+    });
     row += size;
   }
 }
@@ -154,7 +152,7 @@ void dense(const Walk& walk, const float* packed, std::int64_t task) {
   const Tasks tasks = cut_blocks(walk);
   const std::int64_t band = task / tasks.groups * tasks.band, image_rows = walk.blocks * walk.height;
   const std::int64_t first = task % tasks.groups * tasks.group, last = smaller(walk.rows, first + tasks.group);
-  if (suits_winograd(walk)) return winograd(walk, packed, band, smaller(image_rows, band + tasks.band), first, last);
+  if (uses_winograd(walk)) return winograd(walk, packed, band, smaller(image_rows, band + tasks.band), first, last);
   with_vectors(walk, [&]<int VL, bool strided>() {
     for_tiles<VL>(walk, band, smaller(image_rows, band + tasks.band), [&]<int TY, int TV>(const Place& place) {
       dense_tile<VL, TY, TV, strided>(walk, packed, place, first, last);

@@ -98,8 +98,9 @@ void pack(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t 
   float* const weights = packed + row * walk.channels * walk.taps;
   const TapNumbers number(walk);
   for (std::int64_t i = 0; i < walk.channels * walk.taps; ++i) weights[i] = 0;
-  for (std::int64_t j = rows.begin(row); j < rows.end(row); ++j)
-    weights[(rows.entry[j] >> 8) * walk.taps + number.of[rows.entry[j] & 255]] = rows.weight(j);
+  for_weights(rows, number, row, 1, [&](int, std::int64_t channel, std::int64_t tap, float weight) {
+    weights[channel * walk.taps + tap] = weight;
+  });
 }
 
 std::int64_t dense_tasks(const Walk& walk) { return walk.rows; }

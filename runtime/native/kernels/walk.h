@@ -18,6 +18,11 @@ namespace edge_bcs {
 // At most this many kernel positions (kh · kw); an entry's low eight bits can name one more.
 inline constexpr int max_taps = 255;
 
+// Winograd's products (kernels/winograd.cpp) ask for kernel positions three beside each other, whose distances are those of
+// pixels of the input beside each other; for rows of a multiple of four pixels, beside each other on both sides; and for
+// pixels of a multiple of 16 lanes.
+inline constexpr std::int64_t winograd_positions = 3, winograd_pixels = 4, winograd_lanes = 16;
+
 struct Walk {
   std::int64_t blocks = 1;   // NB
   std::int64_t lanes = 1;    // B
@@ -28,6 +33,7 @@ struct Walk {
   std::int32_t tap[max_taps + 1] = {};    // distance of each kernel position, in floats
   int taps = 0;                           // kernel positions that the walk uses:
   std::uint8_t used[max_taps + 1] = {};   // these, in ascending order of their distances
+  bool winograd = false;  // over all weights: with Winograd's products, where there are registers for them
 
   // Steps in floats from one block, plane, row and pixel to the next; the pointers are at pixel (0, 0) of plane 0.
   const float* input = nullptr;
@@ -87,8 +93,8 @@ struct ConvKernels {
   std::int64_t (*sparse_tasks)(const Walk&, const SparseRows&);
   void (*sparse)(const Walk&, const SparseRows&, std::int64_t task);
 
-  // Walk over all weights, packed by `pack` first into `packed`: rows · channels · taps floats, or 4/3 of that where the
-  // positions lie three beside each other and the lanes are a multiple of 16.
+  // Walk over all weights, packed by `pack` first into `packed`: rows · channels · taps floats, or 4/3 of that for one with
+  // Winograd's products.
   std::int64_t (*pack_tasks)(const Walk&);
   void (*pack)(const Walk&, const SparseRows&, float* packed, std::int64_t task);
   std::int64_t (*dense_tasks)(const Walk&);

@@ -20,28 +20,25 @@
 namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
 
-inline constexpr int pixels_across = 4;  // of a register block: two pairs
-inline constexpr int tile_down = 2;      // image rows of a tile, which is as wide as a register block
-inline constexpr int products = 4;       // of a pair
-
-// Floats side by side of one cache line, or the lanes of a pixel if those are fewer.
-std::int64_t lane_group(const Walk& walk) { return walk.lanes % 16 == 0 ? 16 : walk.lanes; }
+inline constexpr int pixels_across = winograd_pixels;  // of a register block: two pairs
+inline constexpr int tile_down = 2;  // image rows of a tile, which is as wide as a register block
+inline constexpr int products = 4;   // of a pair
+inline constexpr int across = winograd_positions;
 
 // The channels whose input around a tile stays in the first-level cache while all row blocks use it.
 std::int64_t chunk_channels(const Walk& walk) {
-  const std::int64_t pixels = (tile_down + walk.taps / 3 - 1) * (pixels_across + 2);
-  const std::int64_t bytes = pixels * lane_group(walk) * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t pixels = (tile_down + walk.taps / across - 1) * (pixels_across + across - 1);
+  const std::int64_t bytes = pixels * winograd_lanes * static_cast<std::int64_t>(sizeof(float));
   return larger(1, smaller(walk.channels, first_cache() / bytes));
 }
 
-// The kernel's rows, and which of their positions is the leftmost in the input.
+// The kernel's rows: the distances of their leftmost positions.
 struct KernelRows {
-  explicit KernelRows(const Walk& walk) : count(walk.taps / 3), ascends(walk.tap[walk.used[1]] > walk.tap[walk.used[0]]) {
-    for (int k = 0; k < count; ++k) distance[k] = walk.tap[walk.used[3 * k + (ascends ? 0 : 2)]];
+  explicit KernelRows(const Walk& walk) : count(walk.taps / across) {
+    for (int k = 0; k < count; ++k) distance[k] = walk.tap[walk.used[across * k]];
   }
   int count;
-  bool ascends;
-  std::int32_t distance[max_taps / 3];
+  std::int32_t distance[max_taps / across];
 };
 
 // Adds channels [begin, end) to the sums of OB output planes in four neighbouring pixels.
@@ -70,9 +67,9 @@ __attribute__((noinline)) void winograd_block(const Walk& walk, const float* wei
   for (std::int64_t channel = begin; channel < end; ++channel, plane += walk.input_plane)
     for (int k = 0; k < kernel.count; ++k, weight += products * OB) {
       const float* const from = plane + kernel.distance[k];
-      Vector<VL> d[pixels_across + 2];
+      Vector<VL> d[pixels_across + across - 1];
 #pragma GCC unroll 8
-      for (int i = 0; i < pixels_across + 2; ++i) d[i] = load<VL>(from + i * pixel);
+      for (int i = 0; i < pixels_across + across - 1; ++i) d[i] = load<VL>(from + i * pixel);
       const auto add = [&](int product, Vector<VL> left, Vector<VL> right) {
 #pragma GCC unroll 8
         for (int o = 0; o < OB; ++o) {
@@ -122,7 +119,7 @@ int block_size(std::int64_t rows_left) { return static_cast<int>(smaller(winogra
 template <int VL>
 void winograd_walk(const Walk& walk, const float* packed, std::int64_t begin_row, std::int64_t end_row,
                    std::int64_t first, std::int64_t last) {
-  const std::int64_t channels = chunk_channels(walk), group = lane_group(walk);
+  const std::int64_t channels = chunk_channels(walk), group = winograd_lanes;
   const KernelRows kernel(walk);
   Place place;
   for (std::int64_t image_row = begin_row; image_row < end_row; image_row += tile_down) {
@@ -153,22 +150,6 @@ void winograd_walk(const Walk& walk, const float* packed, std::int64_t begin_row
 
 }  // namespace
 
-bool suits_winograd(const Walk& walk) {
-  // A sum that is zero because its weights meet nothing but zeros (a few weights at the border of an image, say) comes out of
-  // these products as a rounding error, which a ReLU may let pass. With several planes no row has so few weights.
-  constexpr std::int64_t fewest_channels = 8;
-  // On images of four pixels each weight is used too seldom for a third more of them to be packed and read.
-  constexpr std::int64_t narrowest = 8;
-  if (registers < 32 || walk.channels < fewest_channels || walk.width < narrowest || walk.width % pixels_across != 0)
-    return false;
-  if (walk.taps == 0 || walk.taps % 3 != 0 || walk.lanes % 16 != 0 || walk.input_pixel != walk.lanes) return false;
-  const std::int32_t step = walk.tap[walk.used[1]] - walk.tap[walk.used[0]];
-  if (step != walk.lanes && step != -walk.lanes) return false;
-  for (int k = 0; k < walk.taps; ++k)
-    if (k % 3 != 0 && walk.tap[walk.used[k]] - walk.tap[walk.used[k - 1]] != step) return false;
-  return true;
-}
-
 void pack_winograd(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t begin, std::int64_t end) {
   const KernelRows kernel(walk);
   const std::int64_t columns = walk.channels * kernel.count * products;
@@ -177,17 +158,14 @@ void pack_winograd(const Walk& walk, const SparseRows& rows, float* packed, std:
     const int size = block_size(walk.rows - row);
     float* const weights = packed + row * columns;
     std::memset(weights, 0, static_cast<std::size_t>(size * columns) * sizeof(float));
-    for (int o = 0; o < size; ++o)
-      for (std::int64_t j = rows.begin(row + o); j < rows.end(row + o); ++j) {
-        const std::int64_t channel = rows.entry[j] >> 8, tap = number.of[rows.entry[j] & 255];
-        const float weight = rows.weight(j);
-        float* const to = weights + ((channel * kernel.count + tap / 3) * size + o) * products;
-        const std::int64_t place = kernel.ascends ? tap % 3 : 2 - tap % 3;
-        to[1] += weight / 2;
-        to[2] += place == 1 ? -weight / 2 : weight / 2;
-        if (place == 0) to[0] = weight;
-        if (place == 2) to[3] = weight;
-      }
+    for_weights(rows, number, row, size, [&](int o, std::int64_t channel, std::int64_t tap, float weight) {
+      float* const to = weights + ((channel * kernel.count + tap / across) * size + o) * products;
+      const std::int64_t place = tap % across;
+      to[1] += weight / 2;
+      to[2] += place == 1 ? -weight / 2 : weight / 2;
+      if (place == 0) to[0] = weight;
+      if (place == 2) to[3] = weight;
+    });
   }
 }
 

@@ -8,9 +8,8 @@ namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 // Rows of the matrix that share a transformed input; groups of rows begin at multiples of it.
 inline constexpr int winograd_rows = 3;
 
-// Whether a dense walk can be done this way: its kernel positions lie three beside each other, its pixels four, each a whole
-// number of vectors, there are registers for the sums, and enough input planes and pixels in a row.
-bool suits_winograd(const Walk& walk);
+// Whether a walk over all weights is done this way: it asks for it, and there are registers for the sums.
+inline bool uses_winograd(const Walk& walk) { return walk.winograd && registers >= 32; }
 
 // Packs the weights of rows [begin, end), `begin` a multiple of winograd_rows, into their part of rows · channels · taps · 4/3
 // floats at `packed`.

@@ -19,13 +19,25 @@ namespace {
 
 std::int64_t floor_divide(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
+// How the products of a walk are computed: over its connections, over all of its weights, or over these with Winograd's
+// products. Which of them pays is decided where the graph is made.
+enum class Algorithm { sparse, dense, winograd };
+
+Algorithm algorithm_from(const Attributes& attributes) {
+  const std::string text = attributes.text("algorithm", "sparse");
+  if (text == "sparse") return Algorithm::sparse;
+  if (text == "dense") return Algorithm::dense;
+  require(text == "winograd", "attribute algorithm is \"", text, "\", none of \"sparse\", \"dense\" and \"winograd\"");
+  return Algorithm::winograd;
+}
+
 // The attributes that all three operators share.
 struct ConvLayer {
   Stack x, y;  // their halos are those of the forward operator
   std::int64_t kernel_height, kernel_width, stride, padding;
   std::int64_t forward_pointer, transpose_pointer;
   Slots slots;
-  bool dense;
+  Algorithm algorithm;  // of the forward walk, or of that to the input
 
   explicit ConvLayer(const Attributes& attributes)
       : x(Stack::checked(attributes.integer("in_channels"), attributes.integer("in_height"),
@@ -37,7 +49,8 @@ struct ConvLayer {
         padding(attributes.integer_in("padding", 0, 255)),
         forward_pointer(attributes.integer_in("forward_pointer", 0, std::numeric_limits<std::int32_t>::max())),
         transpose_pointer(attributes.integer_in("transpose_pointer", 0, std::numeric_limits<std::int32_t>::max())),
-        slots(Slots::if_any(attributes, y.channels)) {
+        slots(Slots::if_any(attributes, y.channels)),
+        algorithm(algorithm_from(attributes)) {
     const auto kernel = attributes.integers("kernel");
     require(kernel.size() == 2 && kernel[0] >= 1 && kernel[1] >= 1 && kernel[0] <= max_taps && kernel[1] <= max_taps &&
                 kernel[0] * kernel[1] <= max_taps,
@@ -50,11 +63,19 @@ struct ConvLayer {
     require(y.height == output(x.height, kernel_height) && y.width == output(x.width, kernel_width),
             "an output of ", y.height, " by ", y.width, " pixels does not follow from an input of ", x.height, " by ",
             x.width, ", kernel ", kernel_height, " by ", kernel_width, ", stride ", stride, " and padding ", padding);
-    const std::string algorithm = attributes.text("algorithm", "sparse");
-    require(algorithm == "sparse" || algorithm == "dense", "attribute algorithm is \"", algorithm,
-            "\", neither \"sparse\" nor \"dense\"");
-    dense = algorithm == "dense";
   }
+
+  // Checks that the walk that makes the pixels of `result` can be computed as it is asked for.
+  void check_algorithm(const Stack& result) const {
+    require(algorithm != Algorithm::winograd ||
+                (kernel_width == winograd_positions && stride == 1 && result.width % winograd_pixels == 0 &&
+                 result.lanes % winograd_lanes == 0),
+            "attribute algorithm is \"winograd\", which takes kernels ", winograd_positions,
+            " positions wide, stride 1, rows of a multiple of ", winograd_pixels, " pixels and a multiple of ",
+            winograd_lanes, " lanes; here these are ", kernel_width, ", ", stride, ", ", result.width, " and ",
+            result.lanes);
+  }
+
 
   std::int64_t positions() const { return kernel_height * kernel_width; }
   std::int64_t weights() const { return y.channels * x.channels * positions(); }
@@ -228,10 +249,11 @@ Walk transpose_walk(const ConvLayer& layer, const Stack& dy, const float* input,
   return walk;
 }
 
-// Runs one walk with the layer's algorithm; `packed` has room for all of its weights if that is dense.
-void run_walk(const Context& context, bool dense, const Walk& walk, const SparseRows& rows, float* packed) {
+// Runs one walk; `packed` has room for its weights as the algorithm wants them.
+void run_walk(const Context& context, Algorithm algorithm, Walk& walk, const SparseRows& rows, float* packed) {
   const ConvKernels& kernel = conv_kernels();
-  if (dense && walk.taps > 0) {
+  walk.winograd = algorithm == Algorithm::winograd;
+  if (algorithm != Algorithm::sparse && walk.taps > 0) {
     context.parallel_for(kernel.pack_tasks(walk), [&](std::int64_t task) { kernel.pack(walk, rows, packed, task); });
     context.parallel_for(kernel.dense_tasks(walk), [&](std::int64_t task) { kernel.dense(walk, packed, task); });
   } else {
@@ -244,11 +266,12 @@ void zero_fronts(const Stack& stack, float* data, std::int64_t blocks) {
   for (std::int64_t block = 0; block < blocks; ++block) stack.zero_front(data + block * stack.block());
 }
 
-// The room that the dense algorithm packs weights into: four numbers for three, where the kernels may take Winograd's form.
+// The room that all weights are packed into: four numbers for three in Winograd's form.
 Scratch<float> packing_room(const ConvLayer& layer) {
-  if (!layer.dense) return Scratch<float>();
-  const bool winograd = layer.kernel_width == 3 && layer.stride == 1 && layer.x.lanes % 16 == 0;
-  return Scratch<float>(static_cast<std::size_t>(winograd ? layer.weights() / 3 * 4 : layer.weights()));
+  if (layer.algorithm == Algorithm::sparse) return Scratch<float>();
+  const std::int64_t weights = layer.weights();
+  return Scratch<float>(
+      static_cast<std::size_t>(layer.algorithm == Algorithm::winograd ? weights / winograd_positions * 4 : weights));
 }
 
 struct Conv {
@@ -257,7 +280,9 @@ struct Conv {
                                      Port{"residual", float32, optional}, Port{"lists", int32}};
   static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional}};
 
-  explicit Conv(const Attributes& attributes) : layer(attributes), relu(attributes.flag("relu", false)) {}
+  explicit Conv(const Attributes& attributes) : layer(attributes), relu(attributes.flag("relu", false)) {
+    layer.check_algorithm(layer.y);
+  }
 
   void compute(Context& context) const {
     const auto x = context.input<float>(0);
@@ -281,7 +306,7 @@ struct Conv {
     walk.bits_pixel = layer.y.lanes;
     const auto room = packing_room(layer);
     zero_fronts(layer.y, y.data(), blocks);
-    run_walk(context, layer.dense, walk, rows, room.data());
+    run_walk(context, layer.algorithm, walk, rows, room.data());
   }
 
   ConvLayer layer;
@@ -291,6 +316,7 @@ const Register<Conv> conv;
 
 // The gradient of the input, dx = mask ∘ (convᵀ(scale · dy) + addend).
 InputGradient input_gradient(const ConvLayer& layer, const Attributes& attributes) {
+  layer.check_algorithm(layer.x);
   return {attributes, layer.y.with_halo(attributes.integer("dy_halo")),
           layer.x.with_halo(attributes.integer("dx_halo", 0))};
 }
@@ -330,7 +356,7 @@ void run_phases(const Context& context, const ConvLayer& layer, const InputGradi
       for (std::int64_t row = 0; row < walk.rows; ++row)
         require(rows.begin(row) == rows.end(row), "lists: an entry lies in a phase that no kernel position reaches");
     }
-    run_walk(context, layer.dense, walk, rows, packed);
+    run_walk(context, layer.algorithm, walk, rows, packed);
     packed = ahead(packed, walk.rows * walk.channels * walk.taps);
   }
 }
@@ -417,7 +443,8 @@ struct ConvGrad {
     weights.dscale = sums.scale;
     weights.dshift = sums.shift;
     const ConvKernels& kernel = conv_kernels();
-    if (layer.dense)
+    // Winograd's products are the other walk's; here all weights are visited in one way.
+    if (layer.algorithm != Algorithm::sparse)
       context.parallel_for(kernel.dense_gradient_tasks(walk), [&](std::int64_t task) {
         kernel.dense_gradient(walk, rows, weights, room.data(), task);
       });
