@@ -101,6 +101,7 @@ def test_ctrl_c_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         sys.modules.pop("of_c", None)
 
 
+@pytest.mark.slow  # a quick one is above
 def test_ctrl_c_while_torch_is_loaded(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     words = [sys.executable, "-m", "edge_bcs", "train", "--data", "digits", "-o", str(tmp_path / "run")]
