@@ -171,5 +171,7 @@ def test_files_from_the_command_line(tiny_artifact: Make, tmp_path: Path) -> Non
 
 
 def test_a_place_that_cannot_be_written(simulation: Simulation, tmp_path: Path) -> None:
+    report.write(tmp_path / "made" / "page.html", "x")
+    assert (tmp_path / "made" / "page.html").read_text() == "x"
     with pytest.raises(EdgeBcsError, match="cannot be written"):
-        report.write(tmp_path / "missing" / "page.html", "x")
+        report.write(tmp_path / "made" / "page.html" / "page.html", "x")
