@@ -63,6 +63,8 @@ def _library() -> ctypes.CDLL:
         "edge_bcs_budget_release": (None, [size]),
         "edge_bcs_budget_current": (ctypes.c_int64, []),
         "edge_bcs_budget_peak": (ctypes.c_int64, []),
+        "edge_bcs_budget_placed": (ctypes.c_int64, []),
+        "edge_bcs_budget_placed_peak": (ctypes.c_int64, []),
         "edge_bcs_budget_reset_peak": (None, []),
         "edge_bcs_budget_exact": (ctypes.c_int, []),
         "edge_bcs_isa": (ctypes.c_char_p, []),
@@ -128,6 +130,16 @@ class Budget:
     def peak(self) -> int:
         """The most bytes in use at once since construction or `reset_peak`."""
         return int(self._library.edge_bcs_budget_peak())
+
+    @property
+    def placed(self) -> int:
+        """Bytes of memory that `current` lies in: with headers, and with the holes between tensors."""
+        return int(self._library.edge_bcs_budget_placed())
+
+    @property
+    def placed_peak(self) -> int:
+        """The most bytes placed at once since construction or `reset_peak`."""
+        return int(self._library.edge_bcs_budget_placed_peak())
 
     def reset_peak(self) -> None:
         """Start measuring the peak again from what is in use now."""

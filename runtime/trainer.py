@@ -710,14 +710,17 @@ class Trainer:
         """Return what memory is in use, in bytes.
 
         "bound_bytes": the bound buffers; "current_bytes" and "peak_bytes": the working set now and at most
-        since the Trainer was opened; "cap_bytes" or None; "exact": whether every tensor is counted;
-        "rss_bytes": the whole process with interpreter and libraries, which no cap covers.
+        since the Trainer was opened; "placed_bytes" and "placed_peak_bytes": the memory that it lies in, with
+        the holes between tensors, which no cap covers; "cap_bytes" or None; "exact": whether every tensor is
+        counted; "rss_bytes": the whole process with interpreter and libraries, which no cap covers.
         """
         budget = self._engine.budget
         return {
             "bound_bytes": self._engine.bound_bytes,
             "current_bytes": budget.current,
             "peak_bytes": budget.peak,
+            "placed_bytes": budget.placed,
+            "placed_peak_bytes": budget.placed_peak,
             "cap_bytes": budget.cap,
             "exact": budget.exact,
             "rss_bytes": resident_peak(),

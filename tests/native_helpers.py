@@ -109,6 +109,8 @@ def budget_library() -> ctypes.CDLL:
     functions.edge_bcs_budget_release.restype = None
     functions.edge_bcs_budget_current.restype = ctypes.c_int64
     functions.edge_bcs_budget_peak.restype = ctypes.c_int64
+    functions.edge_bcs_budget_placed.restype = ctypes.c_int64
+    functions.edge_bcs_budget_placed_peak.restype = ctypes.c_int64
     functions.edge_bcs_budget_reset_peak.restype = None
     functions.edge_bcs_isa.restype = ctypes.c_char_p
     functions.edge_bcs_last_refusal.argtypes = [ctypes.POINTER(ctypes.c_int64)] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,31 @@ class TestBudget:
             assert budget.edge_bcs_budget_current() - before <= 4
         finally:
             budget.edge_bcs_budget_end()
+
+    def test_placed_is_counted_with_headers_and_holes(self) -> None:
+        opened = self.opened()
+        budget = budget_library()
+        if not budget.edge_bcs_budget_exact():
+            pytest.skip("this ONNX Runtime does not take the library's allocator")
+        x = np.ones(self.N, np.float32)
+        assert budget.edge_bcs_budget_begin(-1) == 0
+        try:
+            before, current = budget.edge_bcs_budget_placed(), budget.edge_bcs_budget_current()
+            assert before >= current
+            assert budget.edge_bcs_budget_reserve(1000) == 0
+            assert budget.edge_bcs_budget_placed() == before + 1000
+            opened.run(None, {"x": x})
+            counted = budget.edge_bcs_budget_peak() - current
+            extra = budget.edge_bcs_budget_placed_peak() - before - counted
+            # A header of 64 bytes a tensor, and less than a page at the end.
+            assert 2 * 64 <= extra < 4 * 64 + resource.getpagesize()
+            # What is free now is kept for the next run, and counts on.
+            assert budget.edge_bcs_budget_placed() > budget.edge_bcs_budget_current() + 4 * self.N
+            budget.edge_bcs_budget_reset_peak()
+            assert budget.edge_bcs_budget_placed_peak() == budget.edge_bcs_budget_placed()
+        finally:
+            budget.edge_bcs_budget_end()
+        assert budget.edge_bcs_budget_placed() <= before  # and goes back with the budget
 
     def test_over_the_cap_fails_cleanly_and_the_session_goes_on(self) -> None:
         opened = self.opened()

@@ -43,6 +43,12 @@ def test_rewiring_gives_the_bits_of_the_reference(
     assert result.stdout.split() == rewire_digest.digests(connections, positions, steps, seed, step)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_arena_keeps_blocks_apart_and_grows_at_its_end(seed: int) -> None:
+    result = native_programs.run("check_arena", seed)
+    assert result.returncode == 0, result.stderr
+
+
 def test_an_operator_runs_without_onnx_runtime() -> None:
     inputs = {"value": np.ones(3, F), "momentum": np.ones(3, F), "gradient": np.array([1, 2, 3], F)}
     hyper = np.array([0.5, 0, 1, 0], F)

@@ -2,7 +2,9 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <mutex>
 
 #include "host/arena.h"
@@ -34,26 +36,33 @@ struct Account {
   std::int64_t allocated = 0;
   std::int64_t reserved = 0;
   std::int64_t peak = 0;
+  std::int64_t small = 0;  // of the blocks from the C library, headers included
+  std::int64_t placed_peak = 0;
   Refusal refusal;
   Arena arena;  // of the large blocks
 
   std::int64_t in_use() const { return allocated + reserved; }
 
-  // Counts `bytes` into `part`; throws Exceeded where that would go over the cap.
-  void take(std::int64_t& part, std::int64_t bytes) {
-    const std::lock_guard lock(mutex);
-    if (cap >= 0 && bytes > cap - in_use()) {
-      refusal = {bytes, in_use(), cap};
-      throw Exceeded("edge-bcs: memory budget exceeded: asked for " + std::to_string(bytes) + " bytes with " +
-                     std::to_string(in_use()) + " of " + std::to_string(cap) + " bytes in use");
-    }
-    part += bytes;
-    if (in_use() > peak) peak = in_use();
+  // What the counted bytes occupy: all that the arena holds, free or not, and every block with its header.
+  std::int64_t placed() const { return reserved + small + static_cast<std::int64_t>(arena.held()); }
+
+  // Throws Exceeded where `bytes` more would go over the cap.
+  void check(std::int64_t bytes) {
+    if (cap < 0 || bytes <= cap - in_use()) return;
+    refusal = {bytes, in_use(), cap};
+    throw Exceeded("edge-bcs: memory budget exceeded: asked for " + std::to_string(bytes) + " bytes with " +
+                   std::to_string(in_use()) + " of " + std::to_string(cap) + " bytes in use");
   }
 
-  void give_back(std::int64_t& part, std::int64_t bytes) {
-    const std::lock_guard lock(mutex);
-    part -= bytes;
+  // What the memory may grow by before it is more than the cap.
+  std::size_t room() const {
+    if (cap < 0) return std::numeric_limits<std::size_t>::max();
+    return static_cast<std::size_t>(std::max<std::int64_t>(0, cap - placed()));
+  }
+
+  void note_peaks() {
+    peak = std::max(peak, in_use());
+    placed_peak = std::max(placed_peak, placed());
   }
 };
 
@@ -72,18 +81,6 @@ struct Header {
 // Bytes of the block for `bytes` bytes, its header included.
 std::size_t block_size(std::size_t bytes) { return alignment + (bytes + alignment - 1) / alignment * alignment; }
 
-void* take_block(std::size_t size) {
-  if (size < large) return std::aligned_alloc(alignment, size);
-  const std::lock_guard lock(account().mutex);
-  return account().arena.take(size);
-}
-
-void give_back_block(void* block, std::size_t size) {
-  if (size < large) return std::free(block);
-  const std::lock_guard lock(account().mutex);
-  account().arena.give_back(block, size);
-}
-
 ort::MemoryInfo* memory_info = nullptr;
 ort::Allocator allocator{};
 bool registered = false;
@@ -93,11 +90,17 @@ bool registered = false;
 void* allocate(std::size_t bytes) {
   if (bytes == 0) return nullptr;
   if (bytes > (std::size_t{1} << 62)) throw std::bad_alloc();
-  account().take(account().allocated, static_cast<std::int64_t>(bytes));
-  void* const block = take_block(block_size(bytes));
-  if (block == nullptr) {
-    account().give_back(account().allocated, static_cast<std::int64_t>(bytes));
-    throw std::bad_alloc();
+  const std::size_t size = block_size(bytes);
+  Account& a = account();
+  void* block = nullptr;
+  {
+    const std::lock_guard lock(a.mutex);
+    a.check(static_cast<std::int64_t>(bytes));
+    block = size < large ? std::aligned_alloc(alignment, size) : a.arena.take(size, a.room());
+    if (block == nullptr) throw std::bad_alloc();
+    a.allocated += static_cast<std::int64_t>(bytes);
+    if (size < large) a.small += static_cast<std::int64_t>(size);
+    a.note_peaks();
   }
   static_cast<Header*>(block)->bytes = bytes;
   return static_cast<std::byte*>(block) + alignment;
@@ -107,8 +110,16 @@ void release(void* memory) noexcept {
   if (memory == nullptr) return;
   void* const block = static_cast<std::byte*>(memory) - alignment;
   const std::size_t bytes = static_cast<Header*>(block)->bytes;
-  give_back_block(block, block_size(bytes));
-  account().give_back(account().allocated, static_cast<std::int64_t>(bytes));
+  const std::size_t size = block_size(bytes);
+  Account& a = account();
+  const std::lock_guard lock(a.mutex);
+  a.allocated -= static_cast<std::int64_t>(bytes);
+  if (size < large) {
+    a.small -= static_cast<std::int64_t>(size);
+    std::free(block);
+  } else {
+    a.arena.give_back(block, size);
+  }
 }
 
 namespace {
@@ -162,6 +173,7 @@ EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_begin(std::int64_t cap_bytes) {
   a.owned = true;
   a.cap = cap_bytes;
   a.peak = a.in_use();
+  a.placed_peak = a.placed();
   return 0;
 }
 
@@ -178,8 +190,12 @@ EDGE_BCS_EXPORT void edge_bcs_budget_end() {
 // Counts memory that was allocated elsewhere (bound buffers). Returns 0, or -1 if it does not fit.
 EDGE_BCS_EXPORT int edge_bcs_budget_reserve(std::int64_t bytes) {
   if (bytes < 0) return -1;
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
   try {
-    account().take(account().reserved, bytes);
+    a.check(bytes);
+    a.reserved += bytes;
+    a.note_peaks();
     return 0;
   } catch (const std::bad_alloc&) {
     return -1;
@@ -207,10 +223,26 @@ EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_peak() {
   return a.peak;
 }
 
+// Bytes of memory that what is in use occupies now: with headers, and with what the arena holds free between and after the
+// blocks.
+EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_placed() {
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
+  return a.placed();
+}
+
+// The most of them since `begin` or `reset_peak`.
+EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_placed_peak() {
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
+  return a.placed_peak;
+}
+
 EDGE_BCS_EXPORT void edge_bcs_budget_reset_peak() {
   auto& a = account();
   const std::lock_guard lock(a.mutex);
   a.peak = a.in_use();
+  a.placed_peak = a.placed();
 }
 
 // 1 if ONNX Runtime takes its memory from this allocator, so that counts and cap are exact.
