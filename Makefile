@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/test_native_,programs.py conv.py conv_errors.
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-sanitized fuzz lint native bench trade-off endurance clean
+.PHONY: help quickstart test test-ort-training test-lowest test-sanitized fuzz lint native bench trade-off outside endurance clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
@@ -34,6 +34,7 @@ help:
 	@echo "make test-arm    the aarch64 wheel in an emulated Debian: fine-tuning there as here (root, minutes)"
 	@echo "make bench       layers and whole steps beside dense PyTorch and SparseProp, into results/speed"
 	@echo "make trade-off   the smallest budgets, and time over memory, into results/memory"
+	@echo "make outside     what a process takes outside its budget, into results/memory (minutes)"
 	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
 	@echo "make clean       remove what the above wrote"
 
@@ -138,6 +139,9 @@ AGAIN ?= nothing
 PART  ?= both
 trade-off: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.trade_off results/memory --again $(AGAIN) --part $(PART)
+
+outside: $(INSTALLED)
+	$(BIN)/python -m edge_bcs.bench.outside results/memory
 
 endurance: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.endurance -o results/endurance

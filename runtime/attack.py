@@ -11,6 +11,7 @@ import numpy as np
 from edge_bcs.core import random
 
 Array = np.ndarray[Any, Any]
+_PIECE = 1 << 13  # pixels whose noise is drawn at once: drawing takes some fifty bytes for each
 GAUSSIAN_START = np.float32(0.001)  # TRADES, MART and RST: x + 0.001·N(0, 1)
 
 
@@ -23,17 +24,19 @@ def start_images(
     draw number (position + i)·C·H·W + j of the stream (seed, step, purpose), so that splitting a batch
     changes nothing.
     """
-    pixels = math.prod(x.shape[1:])
-    first, count = position * pixels, len(x) * pixels
+    moved: Array = np.array(x, np.float32, order="C")
     if kind == "none":
-        return x.copy()
-    if kind == "uniform":
-        drawn = random.uniform(count, seed=seed, step=step, purpose=purpose, start=first)
-        noise = (np.float32(2) * drawn - np.float32(1)) * np.float32(epsilon)
-    else:
-        noise = random.normal(count, seed=seed, step=step, purpose=purpose, start=first) * GAUSSIAN_START
-    moved: Array = np.clip(x + noise.reshape(x.shape), np.float32(0), np.float32(1))
-    return moved
+        return moved
+    flat, start = moved.reshape(-1), position * math.prod(x.shape[1:])
+    for first in range(0, flat.size, _PIECE):
+        piece = flat[first : first + _PIECE]
+        draws = {"seed": seed, "step": step, "purpose": purpose, "start": start + first}
+        if kind == "uniform":
+            drawn = random.uniform(len(piece), **draws)
+            piece += (np.float32(2) * drawn - np.float32(1)) * np.float32(epsilon)
+        else:
+            piece += random.normal(len(piece), **draws) * GAUSSIAN_START
+    return np.clip(moved, np.float32(0), np.float32(1), out=moved)
 
 
 def softmax(logits: Array) -> Array:

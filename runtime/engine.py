@@ -91,15 +91,17 @@ class Engine:
         try:
             self._allocate()
             self.metadata = self._load_state()
-            for graph in ("lists", "training", "attack", "eval", "optimizer"):
-                self._open(graph)
+            # Needed once: lists are kept up to date by the optimizer graph from here on. The memory of this
+            # session is free again before the others ask for theirs.
+            self._open("lists")
             self.budget.warn_unless_exact()
             self.run("lists")
+            del self._bindings["lists"], self._sessions["lists"]
+            for graph in ("training", "attack", "eval", "optimizer"):
+                self._open(graph)
         except BaseException:
             self.close()
             raise
-        # Needed once: lists are kept up to date by the optimizer graph from here on.
-        del self._bindings["lists"], self._sessions["lists"]
 
     def _allocate(self) -> None:
         table = self._table()
@@ -164,6 +166,7 @@ class Engine:
                 session_options(self.threads, self.budget),
                 providers=["CPUExecutionProvider"],
             )
+            session._model_bytes = b""  # kept for a change of providers, which never comes
             binding = session.io_binding()
             for item in session.get_inputs():
                 binding.bind_ortvalue_input(item.name, self._values[self._bound_buffer(graph, item.name)])

@@ -6,7 +6,6 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +43,9 @@ def library_path() -> Path:
 
 def _installed() -> Path | None:
     """The folder of the installed package, for a checkout that was not built itself."""
+    # Megabytes of modules, which a board that finds the library beside this one does without.
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         return Path(str(distribution("edge-bcs").locate_file("edge_bcs/runtime")))
     except PackageNotFoundError:

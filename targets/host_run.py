@@ -6,18 +6,57 @@ answer. A fresh process, because resident memory is only meaningful where nothin
 
 from __future__ import annotations
 
+import importlib
 import json
-import math
 import statistics
 import sys
 import time
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from edge_bcs.runtime.board.process import resident_peak, waited_for_cores
+from edge_bcs.runtime.board.process import resident_now, resident_peak, waited_for_cores
+
+if TYPE_CHECKING:
+    from edge_bcs.data import Dataset
+
+
+_OF_A_TRAINING = (
+    "edge_bcs.cli.finetune",
+    "edge_bcs.cli.progress",
+    "edge_bcs.data",
+    "edge_bcs.runtime.trainer",
+    "rich.progress",
+    "PIL.Image",
+)
+"""What `edge-bcs finetune` imports: on the board it is a part of the process. The last is needed for images
+in files alone."""
+
+
+def _noise(count: int, shape: tuple[int, int, int], classes: int) -> Dataset:
+    """Images that take as much memory as those of a folder, decoded: bytes until they are read."""
+    import numpy as np
+
+    from edge_bcs.core import random
+    from edge_bcs.data.dataset import Dataset
+
+    class Noise(Dataset):
+        def __init__(self) -> None:
+            self.classes = tuple(map(str, range(classes)))
+            self.shape = shape
+            self.labels = np.arange(count) % classes
+            self._pixels = np.empty((count, *shape), np.uint8)
+            for number, image in enumerate(self._pixels):  # one by one: drawing takes memory
+                words = random.words(-(-image.size // 4), seed=0, step=number, purpose=random.EVALUATION)
+                image.reshape(-1)[:] = words.view(np.uint8)[: image.size]
+
+        def images(self, positions: Any) -> Any:
+            return np.divide(self._pixels[positions], np.float32(255), dtype=np.float32)
+
+    return Noise()
 
 
 def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict[str, Any]:
-    """Train for at least one step on noise and return peaks and times.
+    """Train for at least two steps on noise and return peaks and times.
 
     Args:
         path: the artifact. memory: cap on the working set in bytes. threads: of each graph.
@@ -27,16 +66,21 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
     from edge_bcs.runtime import Trainer
     from edge_bcs.runtime.budget import isa
 
-    from edge_bcs.core import random
+    from edge_bcs.core.signals import HeldSignals
 
     from .roofline import step_runs
 
-    libraries = resident_peak()
+    for module in _OF_A_TRAINING:
+        with suppress(ImportError):
+            importlib.import_module(module)
+    isa()
+    libraries, before = resident_peak(), resident_now()
     with Trainer(path, memory=memory, threads=threads) as trainer:
         # Noise teaches nothing: steps of length zero measure the same memory and cannot diverge.
         trainer.learning_rate = trainer.weight_decay = 0.0
         artifact, engine = trainer.artifact, trainer._engine
         peaks = {"lists": engine.budget.peak}
+        placed = engine.budget.placed_peak
         taken: dict[str, list[float]] = {}
         run = engine.run
 
@@ -46,27 +90,33 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
             run(graph)
             taken.setdefault(graph, []).append(time.perf_counter() - began)
             peaks[graph] = max(peaks.get(graph, 0), engine.budget.peak)
+            nonlocal placed
+            placed = max(placed, engine.budget.placed_peak)
 
         engine.run = recorded  # type: ignore[method-assign]
 
-        def batch(count: int) -> tuple[Any, Any]:
-            shape = (count, *artifact.input_shape)
-            pixels = random.uniform(math.prod(shape), seed=0, step=0, purpose=random.EVALUATION)
-            return pixels.reshape(shape), np.arange(count) % artifact.num_classes
+        size = min(artifact.micro_batch, artifact.batch_size)
+        data = _noise(size, artifact.input_shape, artifact.num_classes)
+        places = np.arange(size)
+
+        def step(count: int) -> Any:
+            """Of so many images, which come one micro-batch at a time, as they do in a training."""
+            with HeldSignals() as signals:
+                return trainer._step(lambda first, end: data.read(places[: end - first]), count, signals)
 
         parts = -(-artifact.batch_size // artifact.micro_batch)
-        x, y = batch(min(artifact.micro_batch, artifact.batch_size))
-        trainer.logits(x)
+        trainer.logits(data.images(places))
         began = time.perf_counter()
-        trainer.step(x, y)  # not counted: memory is touched and threads are started here
+        # Not counted: memory is touched and threads are started here. Images are read and changed as they are
+        # in a training, so that as much lies in memory beside the working set.
+        trainer.step(*data.read(places, augment=True))
         once = time.perf_counter() - began
         timed = max(1, min(parts, int(seconds / max(once, 1e-6))))
-        x, y = batch(min(artifact.batch_size, timed * artifact.micro_batch))
         steps = max(1, min(3, int(seconds / max(once * timed, 1e-6))))
         taken.clear()
         began, waited = time.perf_counter(), waited_for_cores()
         for _ in range(steps):
-            metrics = trainer.step(x, y)
+            metrics = step(min(artifact.batch_size, timed * artifact.micro_batch))
         elapsed, waited = time.perf_counter() - began, waited_for_cores() - waited
         runs = {graph: len(each) // steps for graph, each in taken.items()}
         if timed < parts:
@@ -74,8 +124,12 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
         # The median, because other work on the machine takes a core away for a while now and then.
         spent = {graph: runs[graph] * statistics.median(each) for graph, each in taken.items()}
         beside = (elapsed - sum(map(sum, taken.values()))) / steps * parts / timed
+        after = resident_now()
+        # The kernel's own mark may be older than a part of the pages on machines with many cores.
+        resident = max(resident_peak(), after.total if after else 0)
         return {
             "peak_bytes": max(peaks.values()),
+            "placed_peak_bytes": placed,
             "phases": {
                 graph: {
                     "peak_bytes": peak,
@@ -94,7 +148,9 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
             "isa": isa(),
             "exact": trainer.memory()["exact"],
             "rss_libraries_bytes": libraries,
-            "rss_peak_bytes": resident_peak(),
+            # Pages of libraries come when they are first used, so those that the sessions touch count too.
+            "libraries_bytes": before.own + after.files if before and after else libraries,
+            "rss_peak_bytes": resident,
         }
 
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from . import boards, roofline
 from .advice import Advice, Place, advise
 from .boards import Target
 from .confinement import confinement
+from .outside import THREAD_BYTES, Outside, predicted_outside
 from .plans import Plan, plan_of
 from .roofline import StepTime, step_runs, step_time
 
@@ -34,8 +35,9 @@ TIGHT_SHARE = 0.9
 """Share of a limit from which fitting is called tight."""
 UNDISTURBED = 0.8
 """Share of its threads' time that a run spent on a core, from which it counts as undisturbed."""
-LIBRARIES_BYTES = 90 << 20
-"""Resident memory of interpreter, numpy, ONNX Runtime and its sessions, when it was not measured."""
+MARGIN = 0.25
+"""Share of what lies outside the budget that a board is asked to have beside it: its libraries are built for
+another processor than this host's, in other versions, and its pages may be larger."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Measurement:
     """What a run on this host took.
 
     Attributes:
-        peak_bytes: the working set's peak by the allocator's count, None if the run did not finish.
+        peak_bytes: the working set's peak by the allocator's count, None if the run did not finish;
+            placed_peak_bytes: the most memory that it lay in, with the holes between its tensors.
+        outside: the rest of rss_peak_bytes, None if the run did not finish.
         phases: graph → {"peak_bytes", "seconds_per_step", "runs_per_step"}.
         rss_peak_bytes: resident memory of the whole process; rss_libraries_bytes: before the artifact
             was opened.
@@ -57,6 +61,8 @@ class Measurement:
     confinement: str
     threads: int
     peak_bytes: int | None
+    placed_peak_bytes: int | None
+    outside: Outside | None
     phases: Mapping[str, Mapping[str, float]]
     rss_peak_bytes: int | None
     rss_libraries_bytes: int | None
@@ -81,7 +87,9 @@ class Simulation:
             else "".
         budget: cap on the working set in bytes, None for none; budget_source: where it comes from.
         usable: what the board leaves to the process, None without a board.
-        process_bytes: resident memory of the whole process, measured, or predicted if it was not run.
+        outside: what the process occupies beside its working set, measured here for as many threads as are
+            asked for, or predicted if it was not run; margin_bytes: what a board is asked to have beyond
+            that, 0 without a board; process_bytes: resident memory of the whole process, without the margin.
         expected: time of a step on the board by roofline; calibrated: the same, corrected by how this host's
             measured time differs from this host's roofline; None where unknown.
     """
@@ -96,7 +104,8 @@ class Simulation:
     verdict: str
     reasons: tuple[str, ...]
     failure: str
-    process_bytes: int
+    outside: Outside
+    margin_bytes: int
     expected: StepTime | None
     calibrated_seconds: float | None
     measured: Measurement | None
@@ -111,6 +120,16 @@ class Simulation:
     def exceeded(self) -> bool:
         """Whether the run needed more than was predicted, which would be a defect."""
         return (self.measured_peak_bytes or 0) > self.predicted_peak_bytes
+
+    @property
+    def process_bytes(self) -> int:
+        """Resident memory of the whole process."""
+        return self.plan.peak_bytes + self.outside.total
+
+    @property
+    def placed_peak_bytes(self) -> int | None:
+        """The most memory that the working set lay in, with the holes between its tensors."""
+        return self.measured.placed_peak_bytes if self.measured else None
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -145,6 +164,10 @@ class Simulation:
             "usable_bytes": self.usable,
             "predicted_peak_bytes": self.predicted_peak_bytes,
             "measured_peak_bytes": self.measured_peak_bytes,
+            "placed_peak_bytes": self.placed_peak_bytes,
+            "outside_bytes": self.outside.total,
+            "outside": self.outside.to_json(),
+            "margin_bytes": self.margin_bytes,
             "process_bytes": self.process_bytes,
             "bound_bytes": self.plan.bound_bytes,
             "peak_phase": self.plan.peak_phase.name,
@@ -215,13 +238,15 @@ def simulate(
     place = Place(None if board is None else _named(target, board), whose, expected_seconds)
     expected = step_time(plan, step_runs(artifact), machine, threads)
     note("running it here" if run else "")
-    measured = _run(artifact, budget, usable, min(threads, available_threads()), seconds) if run else None
+    measured = run_here(artifact, budget, usable, min(threads, available_threads()), seconds) if run else None
     note("looking for what would help")
-    # What the process occupies beside its working set counts on the board, so it comes off what training
-    # may use.
-    others = LIBRARIES_BYTES
-    if measured and measured.rss_peak_bytes and measured.peak_bytes:
-        others = max(0, measured.rss_peak_bytes - measured.peak_bytes)
+    outside = predicted_outside(plan, threads)
+    if measured and measured.outside:
+        more = THREAD_BYTES * (threads - measured.threads)
+        outside = replace(measured.outside, sessions=measured.outside.sessions + more)
+    # It counts on the board, so it comes off what training may use.
+    margin = 0 if board is None else round(MARGIN * outside.total)
+    others = outside.total + margin
     room = [
         limit for limit in (budget, None if usable is None else max(1, usable - others)) if limit is not None
     ]
@@ -238,7 +263,8 @@ def simulate(
         verdict=verdict,
         reasons=(*failures, *reasons),
         failure="; ".join(failures),
-        process_bytes=plan.peak_bytes + others,
+        outside=outside,
+        margin_bytes=margin,
         expected=expected,
         calibrated_seconds=_calibrated(artifact, plan, expected, measured),
         measured=measured,
@@ -269,9 +295,8 @@ def _verdict(
     if budget is not None:
         limits.append((peak, budget, "the working set", "budget"))
     if usable is not None:
-        limits.append(
-            (peak + others, usable, "the process with interpreter and libraries", "board's usable memory")
-        )
+        what = f"the process, with a margin of {100 * MARGIN:.0f} % of what lies outside the budget,"
+        limits.append((peak + others, usable, what, "board's usable memory"))
     reasons: list[str] = []
     failures: list[str] = []
     verdict = FITS
@@ -285,6 +310,12 @@ def _verdict(
             verdict = TIGHT
         share = f"{100 * size / limit:.0f} %"
         reasons.append(f"{what} needs {format_bytes(size)} of the {name} of {format_bytes(limit)} ({share})")
+    placed = measured.placed_peak_bytes if measured else None
+    if budget is not None and placed is not None and peak <= budget < placed:
+        reasons.append(
+            f"the working set lay in {format_bytes(placed)} of memory, {format_bytes(placed - budget)} more "
+            "than the budget, which counts tensors and not the holes between them"
+        )
     if measured and measured.refused:
         failures.append(f"the run on this host was stopped: {measured.refused.rstrip('.')}")
     if not limits:
@@ -302,7 +333,7 @@ def _calibrated(
     return expected.seconds * measured.seconds_per_step / here.seconds if here and here.seconds else None
 
 
-def _run(
+def run_here(
     artifact: Artifact, budget: int | None, usable: int | None, threads: int, seconds: float
 ) -> Measurement:
     """Run the artifact in a fresh process under the cap and the board's limit."""
@@ -330,13 +361,19 @@ def _run(
         if usable is None:
             raise EdgeBcsError(f"the run on this host ended without an answer: {reason}")
         answer["refused"] = f"the process failed under the board's memory limit ({reason})"
+    peak, resident = answer.get("peak_bytes"), answer.get("rss_peak_bytes")
+    outside = None
+    if peak is not None and resident is not None:
+        outside = Outside.measured(resident, peak, answer["placed_peak_bytes"], answer["libraries_bytes"])
     details = ("timed_micro_batches", "micro_batches_per_step", "steps", "cores_share", "isa", "loss")
     return Measurement(
         confinement=confined.description,
         threads=int(answer.get("threads", threads)),
-        peak_bytes=answer.get("peak_bytes"),
+        peak_bytes=peak,
+        placed_peak_bytes=answer.get("placed_peak_bytes"),
+        outside=outside,
         phases=answer.get("phases", {}),
-        rss_peak_bytes=answer.get("rss_peak_bytes"),
+        rss_peak_bytes=resident,
         rss_libraries_bytes=answer.get("rss_libraries_bytes"),
         seconds_per_step=answer.get("seconds_per_step"),
         refused=answer.get("refused", ""),

@@ -20,7 +20,7 @@ _STYLES = {DOES_NOT_FIT: "bold red", TIGHT: "bold yellow"}
 def show(simulation: Simulation, console: Console) -> None:
     """Print verdict, peaks, map, times and changes."""
     console.print(_verdict(simulation))
-    for part in (_phases(simulation), _categories(simulation)):
+    for part in (_phases(simulation), _process(simulation), _categories(simulation)):
         console.print()
         console.print(fitting(part, console.width))
     console.print()
@@ -64,6 +64,22 @@ def _phases(simulation: Simulation) -> Table:
         found = "–" if measured is None else f"{measured:,}"
         difference = "–" if measured is None else f"{100 * (measured - predicted) / predicted:+.2f} %"
         table.add_row(name, f"{predicted:,}", found, difference, style="bold" if name == "all" else "")
+    return table
+
+
+def _process(simulation: Simulation) -> Table:
+    outside = simulation.outside
+    table = _table(f"The process that trains, {outside.source}", "what", "size")
+    for name, size in (
+        ("working set, which the budget counts", simulation.predicted_peak_bytes),
+        ("holes that the allocator leaves between tensors", outside.holes),
+        ("sessions and graph", outside.sessions),
+        ("interpreter and libraries", outside.libraries),
+    ):
+        table.add_row(name, format_bytes(size))
+    table.add_row("all", format_bytes(simulation.process_bytes), style="bold")
+    if simulation.target:
+        table.add_row("margin for another machine's libraries", format_bytes(simulation.margin_bytes))
     return table
 
 

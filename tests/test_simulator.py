@@ -8,6 +8,8 @@ import itertools
 import json
 import random
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +17,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from edge_bcs.bench import outside as measured_outside
 from edge_bcs.runtime.artifact import Artifact
-from edge_bcs.targets import advice, cost_model, simulator, terminal
+from edge_bcs.targets import advice, cost_model, outside, simulator, terminal
 from edge_bcs.targets.cost_model import COSTS, KernelCosts, Walk
 from edge_bcs.targets.host_run import measure
 from edge_bcs.targets.layout import assign, letters, text_map
+from edge_bcs.targets.outside import MEASURED, PREDICTED, predicted_outside
 from edge_bcs.targets.plans import Phase, Plan, Tensor, plan_of
 from edge_bcs.targets.roofline import machine_of, step_runs, step_time, this_host
 from edge_bcs.targets.simulator import DOES_NOT_FIT, FITS, TIGHT, simulate
@@ -296,6 +300,94 @@ def test_this_host_is_a_board() -> None:
     assert host.cores >= 1 and host.usable <= host.total and host.peak_flops > 1e8
 
 
+# Outside the budget
+
+
+def test_the_process_is_split_into_what_was_measured(resnet: Path) -> None:
+    need = Artifact.read(resnet).predicted_peak_bytes
+    result = simulate(resnet, memory=need, threads=1, seconds=0)
+    measured, content = result.measured, result.to_json()
+    assert measured is not None and measured.placed_peak_bytes and measured.rss_peak_bytes
+    parts = content["outside"]
+    assert parts.pop("source") == MEASURED
+    assert parts["allocator_holes"] == measured.placed_peak_bytes - need > 0
+    assert sum(parts.values()) == content["outside_bytes"] == measured.rss_peak_bytes - need
+    assert content["process_bytes"] == measured.rss_peak_bytes
+    assert content["placed_peak_bytes"] == measured.placed_peak_bytes
+    # Python with numpy and ONNX Runtime alone, and four sessions of some dozen nodes.
+    assert 30 << 20 < parts["interpreter_and_libraries"] < 150 << 20
+    assert 2 << 20 < parts["sessions_and_graph"] < 20 << 20
+    assert any("the holes between them" in reason for reason in result.reasons)  # need is all of the budget
+    assert content["margin_bytes"] == 0  # no board was named
+
+
+def test_what_was_simulated_is_what_finetune_takes(tiny_artifact: Make, tmp_path: Path) -> None:
+    path = tiny_artifact()
+    words = [
+        "finetune",
+        str(path),
+        "--data",
+        "digits",
+        "--steps",
+        "2",
+        "--eval-samples",
+        "4",
+        "--threads",
+        "1",
+    ]
+    command = [sys.executable, "-c", "from edge_bcs.cli import main; main()", *words]
+    done = subprocess.run([*command, "-o", str(tmp_path / "run"), "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    memory = json.loads(done.stdout)["memory"]
+    assert memory["placed_peak_bytes"] >= memory["peak_bytes"]
+    result = simulate(path, threads=1, seconds=0)
+    # Pillow is a part of what is simulated: digits do without it, photographs do not.
+    assert -3 << 20 < result.process_bytes - memory["rss_bytes"] < 5 << 20
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_not_run_is_predicted(resnet: Path, threads: int) -> None:
+    measured = simulator.run_here(Artifact.read(resnet), None, None, threads, 0.0).outside
+    plan = plan_of(Artifact.read(resnet).manifest["memory"])
+    predicted = predicted_outside(plan, threads)
+    assert measured is not None and predicted.source == PREDICTED
+    assert abs(predicted.sessions + predicted.holes - measured.sessions - measured.holes) < 4 << 20
+    assert simulate(resnet, threads=threads, run=False).outside == predicted_outside(
+        plan, min(threads, this_host("scalar").cores)
+    )
+
+
+def test_the_prediction_grows_with_the_graph() -> None:
+    few, many = phase(), phase(nodes=tuple(map(str, range(100))))
+    small, large = (predicted_outside(Plan(5096, {"input": 3000}, {"training": p}), 1) for p in (few, many))
+    assert large.sessions - small.sessions == pytest.approx(97 * outside.NODE_BYTES, abs=1)
+    once = predicted_outside(Plan(5096, {"input": 3000}, {"training": few, "lists": many}), 1)
+    assert once == small  # its session is closed before the training begins
+
+
+def test_the_recorded_figures_are_what_is_predicted_and_told() -> None:
+    folder = Path(__file__).resolve().parent.parent / "results" / "memory"
+    content = json.loads((folder / "outside.json").read_text())
+    assert (folder / "outside.md").read_text() == measured_outside.table(content)
+    for row in content["rows"]:
+        sessions, holes = outside.prediction(row["terms"])
+        assert abs(sessions + holes - row["sessions_and_graph"] - row["allocator_holes"]) < outside.ACCURACY
+    for name, value in measured_outside.fit(content["rows"]).items():
+        assert getattr(outside, name) == pytest.approx(value, rel=0.02), name
+
+
+def test_the_board_has_to_hold_what_lies_outside(tiny_artifact: Make, tmp_path: Path) -> None:
+    result = simulate(tiny_artifact(), small_board(tmp_path, "400MiB"), run=False)
+    assert result.margin_bytes == pytest.approx(result.outside.total / 4, abs=1)
+    need = result.process_bytes + result.margin_bytes
+    for usable, verdict in ((need, TIGHT), (need - 1, DOES_NOT_FIT)):
+        found = simulate(tiny_artifact(), small_board(tmp_path, str(usable)), run=False)
+        assert found.verdict == verdict
+    assert (
+        "the process, with a margin of 25 %" in found.failure and "1 more than the board's" in found.failure
+    )
+
+
 # Changes
 
 
@@ -441,7 +533,15 @@ def test_the_command_line(tiny_artifact: Make, tmp_path: Path) -> None:
     path, board = str(tiny_artifact()), str(small_board(tmp_path, "400MiB"))
     shown = CliRunner().invoke(main, ["simulate", path, "--target", board, "--seconds", "0"])
     assert shown.exit_code == 0, shown.output
-    for text in ("FITS", "Small", "Address × time", "roofline", "Resident memory", "+0.00 %"):
+    for text in (
+        "FITS",
+        "Small",
+        "Address × time",
+        "roofline",
+        "Resident memory",
+        "+0.00 %",
+        "sessions and graph",
+    ):
         assert text in shown.output, text
     result = CliRunner().invoke(main, ["simulate", "--no-run", "--memory", "9KiB", "--json", path])
     assert result.exit_code == 1 and "does not fit" in result.stderr

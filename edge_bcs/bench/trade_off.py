@@ -273,6 +273,7 @@ def readme(rows: list[dict[str, Any]], times: dict[str, Any]) -> str:
         "",
         "99 % sparsity (the paper's distribution), 32×32 images, frozen statistics, PGD-10. Working set:",
         "every byte that ONNX Runtime allocates, every bound buffer, the micro-batch; not the interpreter.",
+        "What lies outside it: [outside.md](outside.md).",
         "`make trade-off` writes all of it and keeps what is here; `make trade-off AGAIN=times` measures the",
         "times again, `AGAIN=all` does everything again.",
         "",

@@ -155,7 +155,7 @@ def _memory(machine: Machine) -> Iterator[Finding]:
     if "MemAvailable" in size:
         found = f"{format_bytes(size['MemAvailable'])} of {format_bytes(size.get('MemTotal', 0))} available"
         if size["MemAvailable"] < _LITTLE_MEMORY:
-            advice = "interpreter and libraries alone take about 65 MiB: stop the desktop"
+            advice = "interpreter and libraries alone take about 70 MiB: stop the desktop"
             yield Finding("memory", found, advice, "sudo systemctl isolate multi-user.target")
         else:
             yield Finding("memory", found)

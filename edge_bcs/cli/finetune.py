@@ -406,12 +406,18 @@ def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any])
         )
         click.echo()
     cap = "no cap" if memory["cap_bytes"] is None else f"cap {format_bytes(memory['cap_bytes'])}"
+    placed = memory["placed_peak_bytes"]
     now = f" ({training['steps']} of them now)" if training["steps"] != training["done"] else ""
     click.echo(
         f"{counted(training['done'], 'step')}{now} of {training['milliseconds_per_step']:.0f} ms "
         f"({trainer.threads} threads); peak working set {format_bytes(training['peak_bytes'])} ({cap}), "
-        f"process {format_bytes(memory['rss_bytes'])}"
+        f"placed in {format_bytes(placed)}, process {format_bytes(memory['rss_bytes'])}"
     )
+    if memory["cap_bytes"] is not None and placed > memory["cap_bytes"]:
+        click.echo(
+            "The cap counts tensors, not the holes between them: the memory that they lay in is "
+            f"{format_bytes(placed - memory['cap_bytes'])} over it."
+        )
     if training["skipped"]:
         click.echo(f"Skipped batches that were not finite: {training['skipped']}; metrics.jsonl says which.")
     if "left_out" in report:

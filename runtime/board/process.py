@@ -3,7 +3,38 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Bytes of memory that a process occupies.
+
+    Attributes:
+        own: pages that it has filled itself. files: pages of files, such as the code of libraries.
+    """
+
+    own: int
+    files: int
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.own + self.files
+
+
+def resident_now() -> Resident | None:
+    """What this process occupies now; None where the system does not tell (it takes Linux)."""
+    # The first is exact but younger than some boards' kernels (4.14).
+    for file, whole, part in (("smaps_rollup", "Rss:", "Anonymous:"), ("status", "VmRSS:", "RssAnon:")):
+        try:
+            lines = [line.split() for line in Path("/proc/self", file).read_text().splitlines()]
+            sizes = {words[0]: 1024 * int(words[1]) for words in lines if words[-1] == "kB"}
+            return Resident(sizes[part], sizes[whole] - sizes[part])
+        except (OSError, ValueError, KeyError, IndexError):
+            continue
+    return None
 
 
 def resident_peak() -> int:
