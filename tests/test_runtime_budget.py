@@ -16,8 +16,8 @@ from edge_bcs.runtime import Artifact, BudgetExceeded, Trainer
 from edge_bcs.runtime.attack import start_images
 from edge_bcs.runtime.engine import Engine
 
-from edge_bcs import random
 from edge_bcs.cli import main
+from edge_bcs.core import random
 
 MIB = 1 << 20
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from edge_bcs.bench import outside as measured_outside
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.targets import advice, cost_model, outside, simulator, terminal
 from edge_bcs.targets.cost_model import COSTS, KernelCosts, Walk
@@ -366,6 +365,9 @@ def test_the_prediction_grows_with_the_graph() -> None:
 
 
 def test_the_recorded_figures_are_what_is_predicted_and_told() -> None:
+    pytest.importorskip("torch")
+    from edge_bcs.bench import outside as measured_outside
+
     folder = Path(__file__).resolve().parent.parent / "results" / "memory"
     content = json.loads((folder / "outside.json").read_text())
     assert (folder / "outside.md").read_text() == measured_outside.table(content)

@@ -14,10 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edge_bcs.core.files import write_atomically, write_json
 from edge_bcs.targets import outside
 from edge_bcs.targets.plans import plan_of
-
-from edge_bcs.core.files import write_atomically, write_json
 
 # Measuring: network, objective, pixels, micro-batch, threads. What is held out is not fitted to.
 CASES = (
@@ -43,11 +42,10 @@ HELD_OUT = (
 
 def _measured(case: tuple[str, str, int, int, int], folder: Path) -> dict[str, Any]:
     """One row of outside.json."""
-    from edge_bcs.exporters import export
-    from edge_bcs.targets.simulator import run_here
-
     from edge_bcs import models
+    from edge_bcs.exporters import export
     from edge_bcs.method import connectivity
+    from edge_bcs.targets.simulator import run_here
 
     name, objective, pixels, micro_batch, threads = case
     model = models.create(name, num_classes=10, input_size=pixels)
