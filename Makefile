@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/test_native_,programs.py conv.py conv_errors.
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-sanitized fuzz lint native bench trade-off outside endurance clean
+.PHONY: help quickstart test test-ort-training test-lowest test-sanitized fuzz lint docs native bench trade-off outside endurance clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-sanitized  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fuzz        every operator and reader with hostile input, SECONDS=300 each (clang, atheris)"
 	@echo "make lint        ruff and mypy"
+	@echo "make docs        the documentation as a site, into build/site"
 	@echo "make native      only the operator library, into build/native (for work on the C++)"
 	@echo "make native-arm  the same for 64-bit ARM, into build/arm (apt-get install g++-aarch64-linux-gnu)"
 	@echo "make test-native-arm  the kernels' and operators' tests on it (apt-get install qemu-user-static)"
@@ -94,6 +95,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	cd $(VENV) && bin/mypy --config-file $(CURDIR)/pyproject.toml -p edge_bcs
 
+# In an environment of its own, which needs no compiler: nothing of edge-bcs is built for it.
+docs:
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+
 native:
 	@mkdir -p build/native
 	@cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
@@ -147,4 +154,4 @@ endurance: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.endurance -o results/endurance
 
 clean:
-	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest
+	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest $(VENV)-docs
