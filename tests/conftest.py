@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runtime_helpers import tiny_network
+from helpers.artifacts import tiny_network
 
 import edge_bcs  # noqa: F401 (before any test imports onnxruntime: see there)
 from edge_bcs.core import progress

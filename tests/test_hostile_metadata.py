@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from edge_bcs.runtime.board.saving import MetricsFile
 from edge_bcs.runtime.plan import Plan
-from runtime_helpers import write_artifact
+from helpers.artifacts import write_artifact
 
 from edge_bcs.cli import main
 from edge_bcs.core.errors import EdgeBcsError

@@ -17,7 +17,7 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.board.saving import MetricsFile
 from edge_bcs.runtime.ort.checkpoint import read_ort_checkpoint
 from edge_bcs.targets import boards
-from runtime_helpers import manifest, write_artifact
+from helpers.artifacts import manifest, write_artifact
 
 from edge_bcs.cli import main
 from edge_bcs.core.errors import EdgeBcsError
@@ -198,7 +198,7 @@ def test_small_files_that_are_huge(tmp_path: Path, huge: Huge) -> None:
 
 def test_a_huge_signature_or_key_is_refused(tmp_path: Path, huge: Huge) -> None:
     pytest.importorskip("cryptography")
-    from test_signature import make_key, sign
+    from helpers.signing import make_key, sign
 
     private, public = make_key(tmp_path, "maker")
     folder = sign(write_artifact(tmp_path / "signed"), private)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_SOCKETS = [sys.executable, str(ROOT / "tests/without_sockets.py"), sys.executable]
+WITHOUT_SOCKETS = [sys.executable, str(ROOT / "tests/helpers/without_sockets.py"), sys.executable]
 PACKAGE = ("edge_bcs", "exporters", "runtime", "targets")
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs the seccomp filters of Linux")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from test_training import SHORT, digits, tiny
+from helpers.training import SHORT, digits, tiny
 
 import edge_bcs
 from edge_bcs.cli import main

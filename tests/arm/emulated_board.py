@@ -148,7 +148,7 @@ def edge_bcs(*arguments: str) -> str:
 
 def prepare(folder: Path) -> None:
     """Write what both machines read: an artifact, ORT's artifacts, the rewiring step as a model, images."""
-    from native_helpers import node
+    from helpers.operators import node
     from onnx import TensorProto, helper
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -157,7 +157,7 @@ def prepare(folder: Path) -> None:
     edge_bcs("finetune", str(folder / "new"), *LEARN, "-o", str(folder / "learnt"))
     edge_bcs("export", "--checkpoint", str(folder / "learnt"), *EXPORT, "-o", str(folder / "artifact"))
     shutil.copytree(TESTS / "ort_training" / "dense", folder / "dense")
-    for script in (TESTS / "rewire_digest.py", HERE / "on_board.py"):
+    for script in (TESTS / "helpers" / "rewire_digest.py", HERE / "on_board.py"):
         shutil.copy(script, folder)
     names = {"value": TensorProto.FLOAT, "index": TensorProto.INT32, "momentum": TensorProto.FLOAT}
     names |= {"gradient": TensorProto.FLOAT, "hyper": TensorProto.FLOAT, "counter": TensorProto.INT64}

@@ -57,7 +57,7 @@ def manifest(content: bytes) -> None:
 
 def _artifact() -> Path:
     """An intact artifact, made once."""
-    from runtime_helpers import write_artifact
+    from helpers.artifacts import write_artifact
 
     folder = _PLACE / "artifact"
     return folder if folder.exists() else write_artifact(folder)

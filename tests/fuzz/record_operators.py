@@ -1,6 +1,6 @@
 """A pytest plugin that writes each operator call of the native tests as a case for tests/fuzz/operators.cpp.
 
-    EDGE_BCS_FUZZ_CORPUS=FOLDER pytest -p record_operators tests/test_native_*.py
+    EDGE_BCS_FUZZ_CORPUS=FOLDER pytest -p record_operators tests/native
 
 The smallest calls of every operator are kept; those of many thousand numbers teach a fuzzer nothing.
 """
@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import native_helpers
 import numpy as np
 import pytest
+from helpers import operators
 
 _LARGEST, _KEPT = 32 << 10, 40
 _cases: dict[tuple[str, str], set[bytes]] = defaultdict(set)
@@ -42,7 +42,7 @@ def _input(array: Any) -> bytes:
     if array is None:
         return b"\0"
     array = np.ascontiguousarray(array)
-    kind = native_helpers.ELEMENT_TYPE[array.dtype]
+    kind = operators.ELEMENT_TYPE[array.dtype]
     head = struct.pack(f"<BB{array.ndim}iI", kind, array.ndim, *array.shape, array.nbytes)
     return head + array.tobytes()
 
@@ -77,7 +77,7 @@ def _recording(run: Callable[..., Any], domain: str) -> Callable[..., Any]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Record before the test modules import the function."""
-    native_helpers.run = _recording(native_helpers.run, "edge_bcs")
+    operators.run = _recording(operators.run, "edge_bcs")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

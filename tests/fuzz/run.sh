@@ -22,7 +22,7 @@ operators() {
     cmake --build "$work" >"$work/logs/build" 2>&1 || { tail "$work/logs/build"; failed=1; return; }
   if [ ! -d "$work/corpus/operators" ]; then
     EDGE_BCS_FUZZ_CORPUS=$work/corpus/operators PYTHONPATH=$PYTHONPATH:tests:tests/fuzz \
-      "$python" -m pytest -q -p record_operators tests/test_native_*.py >"$work/logs/record" 2>&1
+      "$python" -m pytest -q -p record_operators tests/native >"$work/logs/record" 2>&1
   fi
   mkdir -p "$work/found/operators"
   run operators "$work/operators" "$work/found/operators" "$work/corpus/operators" -max_len=32768

@@ -2,7 +2,7 @@
 //
 //   rewire_steps LIBRARY CONNECTIONS POSITIONS STEPS SEED
 //
-// Prints a line for each step: the 64-bit FNV-1a hash of value, index and momentum. tests/rewire_digest.py makes
+// Prints a line for each step: the 64-bit FNV-1a hash of value, index and momentum. tests/helpers/rewire_digest.py makes
 // the same inputs and prints the same lines with numpy, so that any two of the three can be compared.
 
 #include <cstdlib>

@@ -3,7 +3,7 @@
 //   run_operator LIBRARY CALL RESULT    reads the call, writes the outputs
 //   run_operator LIBRARY                says which instruction set the kernels use
 //
-// Exit status 1 and the operator's message on stderr: it refused. tests/native_helpers.py writes calls and reads
+// Exit status 1 and the operator's message on stderr: it refused. tests/helpers/operators.py writes calls and reads
 // results: lines of text up to "data", then the tensors' bytes one after the other.
 
 #include <cstdlib>

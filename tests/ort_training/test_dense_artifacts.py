@@ -1,4 +1,4 @@
-"""What tests/test_ort_artifact.py expects is what the training build computes, and it reads what we write."""
+"""What test_ort_artifact.py expects is what the training build computes, and it reads what we write."""
 
 from __future__ import annotations
 

@@ -21,8 +21,10 @@ from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.ort import gradients as ort_gradients
 from edge_bcs.exporters.validation import run
 from edge_bcs.runtime import library
-from exporter_helpers import (
+from helpers.networks import (
+    NETWORKS,
     EveryLayer,
+    Residual,
     batch,
     relative,
     sparse_of,
@@ -32,7 +34,6 @@ from exporter_helpers import (
 )
 from onnxruntime.training import artifacts
 from onnxruntime.training.api import CheckpointState, Module, Optimizer
-from test_exporters_gradients import NETWORKS, Residual
 
 from edge_bcs.method.sparse_model import SparseModel
 

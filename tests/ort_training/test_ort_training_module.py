@@ -23,8 +23,8 @@ import torch
 from edge_bcs.runtime import library
 from edge_bcs.runtime.ort.training import OrtTrainer
 from edge_bcs.runtime.trainer import Trainer
+from helpers.artifacts import tiny_network
 from onnxruntime.training.api import CheckpointState, Module
-from runtime_helpers import tiny_network
 
 import edge_bcs
 from edge_bcs.core.errors import EdgeBcsError

@@ -1,0 +1,211 @@
+"""LWM, HYDRA and Adv-ADMM: their rules by hand on a few weights, and whole trainings in miniature."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.training import digits, same, tiny
+from torch import Tensor, nn
+
+import edge_bcs
+from edge_bcs.checkpoint import read_checkpoint
+from edge_bcs.comparators import METHODS, Phases, Recipe, admm, hydra, pruning
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method import connectivity
+from edge_bcs.method.sparse_model import Layer
+from edge_bcs.method.step import Hyper
+from edge_bcs.training.updates import Sgd
+
+# Two layers of four weights: a 1×4 and a 2×2 matrix.
+LAYERS = (Layer("a", (1, 4), 0), Layer("b", (2, 2), 4))
+WEIGHTS = torch.tensor([0.5, -2.0, 0.25, 1.0, -0.1, 0.2, -0.4, 0.3])
+PLAIN = Hyper(learning_rate=0.1, weight_decay=0.0, momentum=0.0, noise=0.0)
+
+
+def network() -> edge_bcs.SparseModel:
+    """Two dense layers, 4 → 1 and 2 → 2, with the weights above and no biases."""
+    model = nn.ModuleDict({"a": nn.Linear(4, 1, bias=False), "b": nn.Linear(2, 2, bias=False)})
+    sparse = edge_bcs.sparsify(model, 0)
+    sparse.load_coo(WEIGHTS.numpy(), np.arange(8))
+    return sparse
+
+
+def with_gradient(sparse: edge_bcs.SparseModel, gradient: Tensor) -> edge_bcs.SparseModel:
+    sparse.zero_gradients()
+    sparse.all_gradients().copy_(gradient)
+    return sparse
+
+
+def test_projection_keeps_the_largest_of_each_layer() -> None:
+    projected = admm.project(WEIGHTS, LAYERS, [2, 1])
+    assert projected.tolist() == pytest.approx([0, -2.0, 0, 1.0, 0, 0, -0.4, 0])
+    assert pruning.largest(WEIGHTS, LAYERS, [3, 2]).tolist() == [0, 1, 3, 6, 7]
+
+
+def test_every_layer_keeps_the_same_share_and_all_keep_kappa() -> None:
+    layers = edge_bcs.sparsify(tiny(), 0).layers
+    counts = pruning.equal_densities(layers, "0.9")
+    # 72 and 5120 weights: 7.2 and 512, and κ = floor(519.2).
+    assert counts == [7, 512] and sum(counts) == connectivity.kappa(5192, "0.9")
+
+
+def test_admm_by_hand() -> None:
+    sparse = network()
+    update = admm.Admm(sparse.weights.detach(), LAYERS, [2, 1], interval=2)
+    # Z = projection of W, U = 0: the penalty pulls at the small weights alone, ρ = 0.001.
+    pull = update.extra_gradient(sparse, sparse.value())
+    assert pull.tolist() == pytest.approx([5e-4, 0, 2.5e-4, 0, -1e-4, 2e-4, 0, 3e-4])
+    with_gradient(sparse, torch.ones(8))
+    update(sparse, PLAIN, step=0, failed=None)
+    moved = WEIGHTS - 0.1 * (1 + pull)
+    assert sparse.value().tolist() == pytest.approx(moved.tolist())
+    update.end_of_epoch(sparse, 0)
+    assert not update.dual.any() and update.penalty == 1e-3  # the interval is two epochs
+    update.end_of_epoch(sparse, 1)
+    # W = [.39995, −2.1, .149975, .9, −.19999, .09998, −.5, .19997]: Z keeps 2 and 1, U is what they leave.
+    assert update.target.nonzero().flatten().tolist() == [1, 3, 6]
+    left = moved.clone()
+    left[[1, 3, 6]] = 0
+    assert update.dual.tolist() == pytest.approx(left.tolist())
+    assert update.penalty == pytest.approx(1.3e-3)
+    # The next projection is of W + U: position 0 has 0.8, below the 0.9 of position 3.
+    update.end_of_epoch(sparse, 3)
+    assert update.dual[0] == pytest.approx(2 * moved[0].item()) and update.dual[3] == 0
+
+
+def test_hydra_by_hand() -> None:
+    scores = hydra.initial_scores(WEIGHTS, LAYERS)
+    first, second = math.sqrt(6 / 4), math.sqrt(6 / 2)
+    assert scores.tolist() == pytest.approx(
+        [first * w / 2.0 for w in (0.5, -2, 0.25, 1)] + [second * w / 0.4 for w in (-0.1, 0.2, -0.4, 0.3)]
+    )
+    sparse = pruning.pruned(network(), torch.tensor([1, 3, 6]), "0.6")
+    update = hydra.Scores(WEIGHTS, LAYERS, [2, 1])
+    # ∂L/∂s = ∂L/∂w·w·sign(s): dormant position 0 rises by 0.1·20·0.5 = 1, active position 3 falls by 0.1.
+    with_gradient(sparse, torch.tensor([-20.0, 0, 0, 1.0, 0, 0, 0, 0]))
+    result = update(sparse, PLAIN, step=0, failed=None)
+    assert update.scores[0].item() == pytest.approx(first / 4 + 1.0)
+    assert update.scores[3].item() == pytest.approx(first / 2 - 0.1)
+    assert sparse.index.tolist() == [0, 1, 6] and result.tolist() == [1, 1]
+    assert sparse.value().tolist() == pytest.approx([0.5, -2.0, -0.4])  # kernels are frozen
+
+
+def test_straight_through_gradient_is_that_of_autograd() -> None:
+    """Against a module that computes w·mask(|s|) with the mask passed straight through, as in the paper."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(8, generator=generator, requires_grad=True)
+    toward = torch.randn(8, generator=generator)
+    magnitude = scores.abs()
+    mask = torch.zeros(8)
+    mask[pruning.largest(scores.detach(), LAYERS, [2, 1])] = 1
+    used = WEIGHTS * (mask + magnitude - magnitude.detach())
+    ((used - toward) ** 2).sum().backward()  # type: ignore[no-untyped-call]
+    update = hydra.Scores(WEIGHTS, LAYERS, [2, 1])
+    update.scores = scores.detach().clone()
+    index = pruning.largest(update.scores, LAYERS, [2, 1])
+    sparse = with_gradient(pruning.pruned(network(), index, "0.6"), 2 * (WEIGHTS * mask - toward))
+    update(sparse, PLAIN, step=0, failed=None)
+    assert scores.grad is not None
+    assert update.scores.tolist() == pytest.approx((scores.detach() - 0.1 * scores.grad).tolist(), rel=1e-5)
+
+
+def test_sgd_is_torchs() -> None:
+    ours, theirs = network(), network()
+    optimizer = torch.optim.SGD(theirs.network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    hyper = Hyper(learning_rate=0.1, momentum=0.9, weight_decay=1e-2)
+    for step in range(3):
+        gradient = torch.randn(8, generator=torch.Generator().manual_seed(step))
+        Sgd()(with_gradient(ours, gradient), hyper, step=step, failed=None)
+        with_gradient(theirs, gradient)
+        optimizer.step()
+    assert ours.value().tolist() == pytest.approx(theirs.value().tolist(), rel=1e-5)
+
+
+SHORT: dict[str, Any] = {"batch_size": 16, "attack_steps": 1, "validation": 0.2, "augment": False}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_from_pretraining_to_kappa_connections(method: str, tmp_path: Path) -> None:
+    recipe = Recipe(sparsity="0.9", seed=2, pretrain_epochs=2, search_epochs=2, epochs=2, **SHORT)
+
+    def run(folder: str, resume: bool = False, **more: Any) -> edge_bcs.SparseModel:
+        phases = Phases(
+            method, recipe, digits(60), output=tmp_path / folder, resume=resume, device="cpu", progress=False
+        )
+        sparse, report = METHODS[method](tiny(), phases, **more)
+        assert report["step"] == 6
+        return sparse
+
+    sparse = run("run")
+    assert sparse.kappa == connectivity.kappa(sparse.size, "0.9")
+    assert list(sparse.layer_counts().values()) == [7, 512]
+    assert same(sparse, edge_bcs.load(tmp_path / "run", tiny()))
+    # Finished phases are read back, and the result is the same; so it is from the pretrained network.
+    for file in ("last.safetensors", "checkpoint.safetensors", "metrics.jsonl", "epochs.jsonl"):
+        (tmp_path / "run" / file).unlink()  # killed before the last phase
+    assert same(sparse, run("run", resume=True))
+    dense = edge_bcs.load(tmp_path / "run" / "pretraining", tiny())
+    assert same(sparse, run("again", pretrained=dense))
+    # What is left of the second layer are its largest weights.
+    if method == "lwm":
+        kept = np.abs(dense.coo()[0][sparse.coo()[1][7:]]).min()
+        others = np.setdiff1d(np.arange(72, 5192), sparse.coo()[1])
+        assert np.abs(dense.coo()[0][others]).max() <= kept
+    with pytest.raises(EdgeBcsError, match="holds a training already"):
+        run("run")
+
+
+@pytest.mark.parametrize("method", ["hydra", "admm"])
+def test_an_interrupted_search_goes_on_to_the_bit(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(sparsity="0.9", seed=2, pretrain_epochs=1, search_epochs=3, epochs=1, **SHORT)
+    rule = hydra.Scores if method == "hydra" else admm.Admm
+    more = {"interval": 1} if method == "admm" else {}
+
+    def run(folder: str, resume: bool = False) -> edge_bcs.SparseModel:
+        phases = Phases(
+            method,
+            recipe,
+            digits(60),
+            output=tmp_path / folder,
+            resume=resume,
+            device="cpu",
+            progress=False,
+            save_seconds=0.0,
+        )
+        return METHODS[method](tiny(), phases, **more)[0]
+
+    whole = run("whole")
+    call, calls = rule.__call__, []
+
+    def stopping(*given: Any, **named: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return call(*given, **named)
+
+    monkeypatch.setattr(rule, "__call__", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    monkeypatch.undo()
+    assert same(whole, run("cut", resume=True))
+    phase = "scores" if method == "hydra" else "alternating"
+    first, second = (
+        read_checkpoint(tmp_path / name / phase / "last.safetensors") for name in ("whole", "cut")
+    )
+    assert any(name.startswith(method) for name in first.tensors)
+    assert all(np.array_equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
+
+
+def test_refusals() -> None:
+    phases = Phases("lwm", Recipe(sparsity="0.9"), digits(20), device="cpu", progress=False)
+    with pytest.raises(EdgeBcsError, match="not a dense one with the kernels of the model"):
+        METHODS["lwm"](tiny(), phases, edge_bcs.sparsify(tiny(), 0.5))
+    with pytest.raises(EdgeBcsError, match="rst, and no other"):
+        Phases("lwm", Recipe(sparsity="0.9", objective="rst"), digits(20))

@@ -1,0 +1,599 @@
+"""Class names: data is matched with a network by name, wherever labels flow, and names are never lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import unicodedata
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from edge_bcs.runtime import Trainer
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.state import write_run
+from helpers import DENSE
+from helpers.artifacts import write_artifact
+
+from edge_bcs.cli import main
+from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.data import ArrayDataset, classes, open_data
+from edge_bcs.data.classes import completed, given_names, match, named, numbers
+
+Make = Callable[..., Path]
+Array = np.ndarray[Any, Any]
+COMPOSED, DECOMPOSED = unicodedata.normalize("NFC", "caf\u00e9"), unicodedata.normalize("NFD", "caf\u00e9")
+ANIMALS = ("ant", "bee", "cat")
+LIT = {"ant": slice(0, 3), "bee": slice(3, 5), "cat": slice(5, 8)}  # rows of an 8×8 image; of others all
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def pictures(names: Sequence[str], each: int = 12, seed: int = 0) -> tuple[Array, Array]:
+    """Images u8 [n, 1, 8, 8] with the rows of their class lit, and their labels i64[n] among ``names``."""
+    one = np.random.default_rng(seed).integers(0, 60, (each, 1, 8, 8)).astype(np.uint8)
+    images = np.concatenate([one] * len(names))
+    labels = np.repeat(np.arange(len(names)), each)
+    for image, label in zip(images, labels, strict=True):
+        image[0, LIT.get(names[label], slice(None))] += 150
+    return images, labels
+
+
+def folders(root: Path, names: Sequence[str], each: int = 12) -> Path:
+    """The same images as class folders, under the same file names whichever classes are there."""
+    for name in names:
+        for split, seed in (("train", 0), ("test", 1)):
+            (root / split / name).mkdir(parents=True)
+            for number, image in enumerate(pictures([name], each, seed)[0]):
+                file = root / split / name / f"{number:03}.pgm"
+                file.write_bytes(b"P5 8 8 255\n" + image.tobytes())
+    return root
+
+
+def arrays(names: Sequence[str], order: Sequence[str] | None = None, seed: int = 1) -> ArrayDataset:
+    """Images of the classes ``names``, their labels numbered in ``order`` (default: that of ``names``)."""
+    images, labels = pictures(names, seed=seed)
+    order = tuple(order or names)
+    numbered = np.array([order.index(name) for name in names])[labels]
+    return ArrayDataset(images.astype(np.float32) / 255, numbered, order)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_artifact: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that knows ant, bee and cat, trained on class folders by the command."""
+    base = tmp_path_factory.mktemp("trained")
+    data = folders(base / "data", ANIMALS)
+    artifact = tiny_artifact(objective="natural", batch_norm="batch", micro_batch=16)
+    options = ("--data", data, "--steps", 40, "--no-augment", "--eval-samples", 0)
+    result = run("finetune", artifact, *options, "-o", base / "run", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["classes"][:3] == list(ANIMALS)
+    return base / "run"
+
+
+# What is matched with what
+
+
+def test_the_order_in_which_a_source_lists_its_classes_changes_nothing() -> None:
+    data = arrays(("bee", "cat"), order=("cat", "bee"))
+    matched = match(data, ANIMALS)
+    assert (matched.by, matched.missing, matched.classes) == ("name", ("ant",), ANIMALS)
+    assert [ANIMALS[label] for label in matched.data.labels] == ["bee"] * 12 + ["cat"] * 12
+    x, y = matched.data.read(np.array([20, 3]), seed=1, epoch=2, augment=True)
+    np.testing.assert_array_equal(x, data.read(np.array([20, 3]), seed=1, epoch=2, augment=True)[0])
+    assert list(y) == [2, 1] and matched.data.classes == ANIMALS and matched.data.shape == (1, 8, 8)
+    np.testing.assert_array_equal(matched.data.order(5, 1), data.order(5, 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "network", "message"),
+    [
+        (("ant", "cow"), ANIMALS, "class cow. The data has: ant, cow. The network has: ant, bee, cat"),
+        (("dog", "cow", "hen"), ANIMALS, "classes dog, cow, hen. The data has: dog, cow, hen. The network"),
+        (("ant", "Bee"), ANIMALS, "'Bee' and 'bee' differ in case or spaces"),
+        (("ant", " bee"), ANIMALS, "differ in case or spaces"),
+        (("ant", "bee"), ("0", "1"), "name them in their order with --class-names"),
+        (("ant", "dog"), ("ant", "bee", "class 2"), "name all outputs of the network with --class-names"),
+        (("0", "1", "2", "3"), ANIMALS, "4 classes, the network only 3"),
+        # Label 1 is not the class "1" there, nor is 0 anything.
+        (("0", "1", "2"), ("1", "2", "3"), "class 0"),
+        (("1", "2", "3"), ANIMALS, "classes 1, 2, 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_both_lists(
+    data: tuple[str, ...], network: tuple[str, ...], message: str
+) -> None:
+    images = ArrayDataset(np.zeros((1, 1, 8, 8), np.float32), np.zeros(1, int), data)
+    with pytest.raises(EdgeBcsError) as refused:
+        match(images, network)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("count", "network", "labels", "by", "told"),
+    [
+        (3, ANIMALS, [0, 1, 2], "position", ["0 = ant, 1 = bee, 2 = cat"]),
+        (2, ANIMALS, [0, 1], "position", ["0 = ant, 1 = bee)", "lacks 1 of the network's 3 classes: cat"]),
+        (3, ("0", "1", "2"), [0, 1, 2], "name", []),
+        (2, ("1", "0"), [1, 0], "name", []),  # folders may be listed like that
+        # As folders 0 to 10 are, in alphabetical order:
+        (3, ("0", "1", "10", "2"), [0, 1, 3], "name", ["lacks 1 of the network's 4 classes: 10"]),
+        (2, ("ant", "class 1"), [0, 1], "position", ["0 = ant, 1 = class 1"]),
+    ],
+)
+def test_label_numbers_are_positions_unless_the_network_has_them_as_names(
+    count: int, network: tuple[str, ...], labels: list[int], by: str, told: list[str]
+) -> None:
+    data = ArrayDataset(np.zeros((count, 1, 8, 8), np.float32), np.arange(count))
+    matched = match(data, network)
+    assert (matched.data.labels.tolist(), matched.by) == (labels, by)
+    assert len(matched.notes) == len(told)
+    assert all(part in note for part, note in zip(told, matched.notes, strict=True))
+
+
+def test_class_folders_with_numbers_for_names_are_not_label_numbers(tmp_path: Path) -> None:
+    data = open_data(folders(tmp_path, ("0", "1")), "train", (1, 8, 8))
+    with pytest.raises(EdgeBcsError, match="does not know the data's classes 0, 1"):
+        match(data, ANIMALS)
+    assert match(data, ("1", "0")).data.labels[0] == 1
+
+
+def test_names_are_compared_in_composed_form() -> None:
+    data = ArrayDataset(np.zeros((2, 1, 8, 8), np.float32), np.arange(2), ("bar", DECOMPOSED))
+    assert match(data, (COMPOSED, "bar")).data.labels.tolist() == [1, 0]
+    both = ArrayDataset(np.zeros((2, 1, 8, 8), np.float32), np.arange(2), (COMPOSED, DECOMPOSED))
+    with pytest.raises(EdgeBcsError, match="number 0 and number 1 are both"):
+        match(both, None)
+
+
+def test_a_label_beyond_the_datas_classes_is_refused() -> None:
+    data = arrays(("bee", "cat"))
+    matched = match(data, ANIMALS)
+    for wrong in (-1, 2):
+        data.labels = np.full(24, wrong)
+        with pytest.raises(EdgeBcsError, match=f"label {wrong} is out of range: the data has 2 classes"):
+            matched.data.read(np.arange(2))
+
+
+def test_outputs_that_have_no_name_get_one_later_and_others_keep_theirs() -> None:
+    assert completed(("ant", "bee"), 4) == ("ant", "bee", "class 2", "class 3")
+    assert completed(("0", "1"), 4) == numbers(4)
+    with pytest.raises(EdgeBcsError, match="'class 3'"):
+        completed(("ant", "class 3"), 4)
+    assert named(("ant", "bee", "class 2"), ANIMALS) == ANIMALS
+    assert named(("0", "1", "2"), ANIMALS) == ANIMALS and named(None, ("ant",), 2) == ("ant", "class 1")
+    for given in (("bee", "ant"), ("ant", "cow", "cat")):
+        with pytest.raises(EdgeBcsError, match="it has ant, bee, class 2; given were"):
+            named(("ant", "bee", "class 2"), given)
+    with pytest.raises(EdgeBcsError, match="3 classes, the network only 2"):
+        named(None, ANIMALS, 2)
+
+
+def test_names_of_the_command_line(tmp_path: Path) -> None:
+    assert given_names("ant, bee ,cat") == ANIMALS
+    file = tmp_path / "names.txt"
+    file.write_bytes("\ufeffant\r\nbig, red bee\n\n".encode())
+    assert given_names(str(file)) == ("ant", "big, red bee")
+    file.write_text("ant\n\nbee\n")
+    for text, message in (
+        (str(file), "number 1 is ''"),
+        ("ant,ant", "must be distinct"),
+        ("ant", "there is no file ant"),
+        ("a" * 5000, "there is no file"),
+        ("ant,", "number 1 is ''"),
+    ):
+        with pytest.raises(EdgeBcsError, match=message):
+            given_names(text)
+
+
+# Boards
+
+
+def accuracy(run_folder: Path, data: Path) -> dict[str, Any]:
+    result = run("evaluate", run_folder, "--data", data, "--attack", "none", "--json")
+    assert result.exit_code == 0, result.output
+    return {**json.loads(result.stdout), "stderr": result.stderr}
+
+
+def test_a_run_is_measured_on_some_of_its_classes(trained: Path, tmp_path: Path) -> None:
+    """Without the folder of label 0, every image used to be held against the label of the class before."""
+    with Trainer(trained) as trainer:
+        images = [pictures([name], seed=1)[0].astype(np.float32) / 255 for name in ANIMALS]
+        right = [float(np.mean(trainer.predict(x) == label)) for label, x in enumerate(images)]
+    assert min(right) > 0.9
+    everything = accuracy(trained, trained.parent / "data")
+    assert everything["accuracy"] == pytest.approx(np.mean(right)) and "lacks" not in everything["stderr"]
+    some = accuracy(trained, folders(tmp_path / "some", ("bee", "cat")))
+    assert some["accuracy"] == pytest.approx(np.mean(right[1:])) and some["samples"] == 24
+    assert some["missing_classes"] == ["ant"] and some["classes"][:3] == list(ANIMALS)
+    assert (
+        some["matched_by"] == "name" and some["stderr"].count("lacks 1 of the network's 3 classes: ant") == 1
+    )
+    # The same names in another order, as an archive of another maker might have them.
+    with Trainer(trained) as trainer:
+        turned = trainer.evaluate(arrays(ANIMALS, order=("cat", "ant", "bee")), 0)
+    assert turned["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_training_on_some_of_the_classes_trains_them_and_no_others(trained: Path, tmp_path: Path) -> None:
+    """Beside a training on arrays of the same images with the network's own labels."""
+    data = folders(tmp_path / "some", ("bee", "cat"))
+    options = ("--data", data, "--steps", 3, "--no-augment", "--eval-samples", 0, "-o", tmp_path / "run")
+    result = run("finetune", trained, *options)
+    assert result.exit_code == 0 and result.stderr.count("lacks 1 of the network's 3 classes: ant") == 1
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["missing_classes"] == ["ant"] and report["matched_by"] == "name"
+    images, labels = pictures(("bee", "cat"), seed=0)
+    own = ArrayDataset(images.astype(np.float32) / 255, labels + 1, ANIMALS)
+    with Trainer(trained) as trainer:
+        trainer.fit(own, steps=3, augment=False, progress=False)
+        expected = trainer.state()
+    with Trainer(tmp_path / "run") as trainer:
+        assert all(np.array_equal(trainer.state()[name], expected[name]) for name in expected)
+
+
+def test_a_new_class_is_refused_and_nothing_is_lost(trained: Path, tmp_path: Path) -> None:
+    data = folders(tmp_path / "data", ("bee", "dog"))
+    result = run("finetune", trained, "--data", data, "-o", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "The data has: bee, dog. The network has: ant, bee, cat, class 3" in result.stderr
+    assert not (tmp_path / "run").exists()
+    before = (trained / "manifest.json").read_bytes()
+    assert run("evaluate", trained, "--data", data).exit_code == 1
+    resumed = run("finetune", trained.parent / "artifact", "--data", data, "--resume", "-o", trained)
+    assert resumed.exit_code == 1 and "does not know the data's class dog" in resumed.stderr
+    assert (trained / "manifest.json").read_bytes() == before
+
+
+def test_the_service_of_a_board_names_the_file_of_names(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    common = ("finetune", "camera", "--data", "digits", "--print-service", "--class-names")
+    assert f"--class-names {tmp_path / 'names.txt'} " in run(*common, "names.txt").stdout
+    assert "--class-names ant,bee " in run(*common, "ant,bee").stdout
+
+
+def test_an_output_gets_its_name_later(trained: Path, tmp_path: Path) -> None:
+    data = folders(tmp_path / "data", ("bee", "dog"))
+    options = ("--data", data, "--steps", 1, "--eval-samples", 0, "-o", tmp_path / "run")
+    result = run("finetune", trained, *options, "--class-names", "ant,bee,cat,dog", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["missing_classes"] == ["ant", "cat"]
+    named_now = Artifact.read(tmp_path / "run").classes
+    assert named_now is not None and named_now[:5] == (*ANIMALS, "dog", "class 4")
+    renamed = run("finetune", trained, *options[:-1], tmp_path / "other", "--class-names", "ant,dog,bee")
+    assert renamed.exit_code == 1 and "the network's classes have other names" in renamed.stderr
+
+
+def test_an_artifact_without_names_keeps_working_and_says_so(tiny_artifact: Make, tmp_path: Path) -> None:
+    """Once. One that was trained before there were names: labels are positions, as they were."""
+    x, y = pictures(ANIMALS)
+    with Trainer(tiny_artifact()) as trainer:
+        trainer.step(x.astype(np.float32) / 255, y)
+        trainer.save(tmp_path / "old")
+    assert "classes" not in json.loads((tmp_path / "old" / "manifest.json").read_text())
+    data = folders(tmp_path / "data", ("bee", "cat"))
+    told = "no class names stored, so labels are matched by position (0 = bee, 1 = cat)"
+    measured = accuracy(tmp_path / "old", data)
+    assert measured["stderr"].count(told) == 1 and measured["classes"] is None
+    assert measured["matched_by"] == "position"
+    given = run("evaluate", tmp_path / "old", "--data", data, "--class-names", "ant,bee,cat", "--json")
+    assert json.loads(given.stdout)["missing_classes"] == ["ant"] and "stored" not in given.stderr
+    options = ("--data", data, "--steps", 1, "--eval-samples", 2, "--eval-steps", 1)
+    result = run("finetune", tmp_path / "old", *options, "-o", tmp_path / "run")
+    assert result.exit_code == 0 and result.stderr.count(told) == 1
+    named_now = Artifact.read(tmp_path / "run").classes
+    assert named_now is not None and named_now[:3] == ("bee", "cat", "class 2")
+
+
+def test_a_run_gets_its_names_when_they_are_known_and_no_others(tiny_artifact: Make, tmp_path: Path) -> None:
+    with Trainer(tiny_artifact()) as trainer:
+        trainer.save(tmp_path / "run")
+        assert Artifact.read(tmp_path / "run").classes is None
+        trainer.fit(arrays(ANIMALS), steps=1, progress=False, save=tmp_path / "run")
+        assert trainer.classes is not None and trainer.classes[:3] == ANIMALS
+    assert Artifact.read(tmp_path / "run").classes == trainer.classes
+    with Trainer(tiny_artifact(), class_names=("cow", "dog")) as other:
+        with pytest.raises(EdgeBcsError, match="a run with other classes: it has ant, bee, cat"):
+            other.save(tmp_path / "run")
+        with pytest.raises(EdgeBcsError, match="does not know"):
+            other.fit(arrays(ANIMALS), steps=1, progress=False)
+    with pytest.raises(EdgeBcsError, match="have other names"):
+        Trainer(tmp_path / "run", class_names=("cow", "dog"))
+    with Trainer.resume(tmp_path / "run") as resumed:
+        assert resumed.classes == trainer.classes
+        with pytest.raises(EdgeBcsError, match="does not know the data's class dog"):
+            resumed.fit(arrays(("ant", "bee", "dog")), progress=False)
+
+
+def test_a_signed_artifact_stays_as_it_is_and_its_run_has_the_names(
+    tiny_artifact: Make, tmp_path: Path
+) -> None:
+    pytest.importorskip("cryptography")
+    from edge_bcs.runtime import archive, signature
+    from helpers.signing import make_key
+
+    private, public = make_key(tmp_path, "maker")
+    folder = tmp_path / "camera"
+    shutil.copytree(tiny_artifact(), folder)
+    content = (folder / "manifest.json").read_bytes()
+    (folder / archive.SIGNATURE).write_bytes(signature.sign(content, signature.private_key(private)))
+    file = tmp_path / "camera.tar"
+    with file.open("wb") as stream:
+        archive.pack(folder, stream, "camera")
+    sealed = file.read_bytes()
+    data = folders(tmp_path / "data", ANIMALS)
+    options = ("--data", data, "--trust-key", public, "--eval-samples", 0, "-o", tmp_path / "run")
+    assert run("finetune", file, *options, "--steps", 1).exit_code == 0
+    assert file.read_bytes() == sealed and Artifact.read(file, [public]).classes is None
+    resumed = run("finetune", file, *options, "--steps", 2, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert (Artifact.read(tmp_path / "run").classes or ())[:3] == ANIMALS
+
+
+# What files say
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, "ab", {}, [], ["a"], ["a", "b", "c"], ["a", 1], ["a", None], ["a", "a"], ["a", ""], ["a", " "],
+        ["a", "b\n"], ["a", "\x1b[2J"], ["a", "\ud800"], ["a", "b" * 256], ["a", "\u202eb"],
+        [COMPOSED, DECOMPOSED], [["a"], "b"],
+    ],
+)  # fmt: skip
+def test_names_in_a_manifest_and_in_a_checkpoint_are_checked(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(EdgeBcsError, match=r"classes|control characters"):
+        Artifact.read(write_artifact(tmp_path / "artifact", lambda d: d.update(classes=value)))
+    if value not in (["a"], ["a", "b", "c"]):  # how many there must be, metadata does not say
+        with pytest.raises(EdgeBcsError, match="classes"):
+            classes.parse_names(json.dumps(value))
+    with pytest.raises(EdgeBcsError, match="not valid JSON"):
+        classes.parse_names("[" * 100_000)
+
+
+def test_names_that_are_fine(tmp_path: Path) -> None:
+    names = ["می\u200cخواهم", "b, c"]
+    artifact = Artifact.read(write_artifact(tmp_path / "a", lambda d: d.update(classes=names)))
+    assert artifact.classes == tuple(names)
+    assert Artifact.read(write_artifact(tmp_path / "b")).classes is None
+    shown = run("inspect", tmp_path / "a")
+    assert f"classes         {names[0]}, b, c" in shown.stdout
+    assert json.loads(run("inspect", tmp_path / "a", "--json").stdout)["classes"] == names
+    assert json.loads(run("inspect", tmp_path / "b", "--json").stdout)["classes"] is None
+    assert "matched by position" in run("inspect", tmp_path / "b").stdout
+
+
+def test_a_damaged_list_in_a_run_is_not_written_over(tmp_path: Path) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    from helpers.artifacts import state
+
+    write_run(tmp_path / "run", artifact, state(), {"step": "1", "seed": "7"})
+    file = tmp_path / "run" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "classes": 3}))
+    before = file.read_bytes()
+    with pytest.raises(EdgeBcsError, match="must be a list of names"):
+        write_run(tmp_path / "run", artifact, state(), {"step": "2", "seed": "7"}, ("a", "b"))
+    assert file.read_bytes() == before
+
+
+# The host, and from there to the board and back
+
+
+@pytest.fixture
+def network() -> Any:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    nn = torch.nn
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 4))
+
+
+SHORT = {"objective": "natural", "batch_size": 8, "progress": False, "device": "cpu", "augment": False}
+
+
+def test_names_go_from_host_to_board_and_back(network: Any, tmp_path: Path) -> None:
+    import edge_bcs
+
+    sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
+    report = edge_bcs.train(sparse, arrays(ANIMALS), steps=30, output=tmp_path / "host", **SHORT)
+    names = (*ANIMALS, "class 3")
+    assert sparse.classes == names and report["classes"] == list(names)
+    loaded = edge_bcs.load(tmp_path / "host", network)
+    assert loaded.classes == names
+    options = {"objective": "natural", "input_shape": (1, 8, 8), "validate": False, "step": 30}
+    edge_bcs.export(loaded, tmp_path / "a.tar", **options)
+    assert Artifact.read(tmp_path / "a.tar").classes == names
+    with Trainer(tmp_path / "a.tar") as trainer:
+        trainer.fit(arrays(("cat", "bee")), steps=1, augment=False, progress=False)
+        trainer.save(tmp_path / "board")
+        on_board = trainer.evaluate(arrays(("cat", "bee")), 0)["accuracy"]
+    back = edge_bcs.load(tmp_path / "board", network)
+    assert back.classes == names
+    from edge_bcs.evaluation.measures import evaluate
+
+    measured = evaluate(back, arrays(("cat", "bee")), attack="none")
+    assert measured["clean_acc"] == on_board > 0.9 and measured["missing_classes"] == ["ant"]
+    edge_bcs.export(back, tmp_path / "again", **options)
+    assert Artifact.read(tmp_path / "again").classes == names
+    with pytest.raises(EdgeBcsError, match="does not know the data's class dog"):
+        evaluate(back, arrays(("bee", "dog")), attack="none")
+
+
+def test_torch_datasets_and_loaders_are_matched_by_name(network: Any) -> None:
+    from torch.utils.data import DataLoader
+
+    import edge_bcs
+    from edge_bcs.evaluation.measures import evaluate
+
+    images, labels = arrays(("cat", "bee")).read(np.arange(24))
+
+    class Photos:
+        classes = ("cat", "bee")
+
+        def __len__(self) -> int:
+            return len(labels)
+
+        def __getitem__(self, place: int) -> tuple[Array, int]:
+            return images[place], int(labels[place])
+
+    photos: Any = Photos()
+    sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
+    edge_bcs.train(sparse, arrays(ANIMALS), steps=30, **SHORT)
+    for data in (photos, DataLoader(photos, batch_size=5)):
+        measured = evaluate(sparse, data, attack="none")
+        assert measured["clean_acc"] > 0.9 and measured["missing_classes"] == ["ant"]
+    photos.classes = ("cow", "bee")
+    for data in (photos, DataLoader(photos, batch_size=5)):
+        with pytest.raises(EdgeBcsError, match="does not know the data's class cow"):
+            evaluate(sparse, data, attack="none")
+    unnamed = DataLoader([(image, [2, 1][label]) for image, label in zip(images, labels, strict=True)])
+    assert evaluate(sparse, unnamed, attack="none")["clean_acc"] == measured["clean_acc"]
+
+
+def test_training_on_the_host_takes_labels_by_name(network: Any, tmp_path: Path) -> None:
+    """A network with names, on data that has some of them in another order; both engines."""
+    import edge_bcs
+
+    some = arrays(("cat", "ant"), seed=0)
+    images, labels = some.read(np.arange(len(some)))
+    own = (images, np.array([2, 0])[labels])
+    for engine in ("torch", "sparse"):
+        states = []
+        for data in (some, own):
+            sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
+            sparse.classes = ANIMALS
+            edge_bcs.train(sparse, data, steps=4, engine=engine, validation=0.2, **SHORT)
+            states.append(sparse.state())
+            assert sparse.classes == (*ANIMALS, "class 3")
+        assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+    with pytest.raises(EdgeBcsError, match="does not know the data's class bee"):
+        sparse.classes = ("cat", "ant", "cow", "dog")
+        edge_bcs.train(sparse, arrays(ANIMALS), steps=1, **SHORT)
+    assert sparse.classes == ("cat", "ant", "cow", "dog")
+
+
+def test_a_training_on_the_host_is_resumed_with_its_classes(network: Any, tmp_path: Path) -> None:
+    import edge_bcs
+
+    for number, names in enumerate((ANIMALS, ("bee", "ant", "cat"), ANIMALS)):
+        sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
+        options = {"steps": 2, "output": tmp_path / "host", "resume": number > 0, **SHORT}
+        if number == 1:
+            with pytest.raises(EdgeBcsError, match="begun with the classes ant, bee, cat"):
+                edge_bcs.train(sparse, arrays(names), **options)
+            assert sparse.classes is None
+        else:
+            edge_bcs.train(sparse, arrays(names), **options)
+
+
+def test_pseudo_labels_are_positions_of_the_networks_classes(network: Any, tmp_path: Path) -> None:
+    import edge_bcs
+    from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
+
+    images, labels = pictures(("cat", "bee"))
+    np.savez(tmp_path / "second.npz", x=images, y=np.array([2, 1])[labels])
+    second = open_pseudo_labelled(tmp_path / "second.npz", (1, 8, 8))
+    names = ("ant", "bee", "cat")
+    sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
+    options = {**SHORT, "objective": "rst", "steps": 2, "attack_steps": 1}
+    with pytest.warns(EdgeBcsWarning, match="the pseudo-labelled data: .*0 = ant, 1 = bee, 2 = cat"):
+        edge_bcs.train(sparse, arrays(names), pseudo_labelled=second, **options)
+    # Data that names its pseudo-labels is matched by name, like any other.
+    other = edge_bcs.sparsify(network, 0.5, 0, "uniform")
+    turned = arrays(("cat", "bee"), seed=0)
+    edge_bcs.train(other, arrays(names), pseudo_labelled=turned, **options)
+    assert all(np.array_equal(sparse.state()[name], other.state()[name]) for name in other.state())
+
+
+def test_names_that_do_not_fit_the_network_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    import edge_bcs
+    from edge_bcs.checkpoint import save_checkpoint
+    from edge_bcs.models import resnet18
+
+    sparse = edge_bcs.sparsify(resnet18(num_classes=3, width=1 / 16), 0.9)
+    for names, message in ((("a", "b"), "must be 3 names, not 2"), (("a", "a", "b"), "must be distinct")):
+        sparse.classes = names
+        save_checkpoint(tmp_path / "bad.safetensors", sparse)
+        with pytest.raises(EdgeBcsError, match=f"bad.safetensors: .*{message}"):
+            edge_bcs.load(tmp_path / "bad.safetensors")
+    with pytest.raises(EdgeBcsError, match="must be distinct"):
+        edge_bcs.export(sparse, tmp_path / "bad")
+    sparse.classes = ("a", "b", "c", "d")
+    with pytest.raises(EdgeBcsError, match="4 classes, the network only 3"):
+        edge_bcs.export(sparse, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_commands_on_the_host(tmp_path: Path) -> None:
+    """`train` has as many outputs as names; `export` renames, where it is asked to, and says so."""
+    pytest.importorskip("torch")
+    data = folders(tmp_path / "data", ("bee", "cat"))
+    small = ("--model", "resnet18", "--width", 1 / 16, "--channels", 1, "--input-size", 8)
+    options = ("--objective", "natural", "--steps", 1, "--batch-size", 8, "--sparsity", 0.5)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(ANIMALS))
+    result = run(
+        "train", "--data", data, "--class-names", names, *small, *options, "-o", tmp_path / "host", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["classes"] == list(ANIMALS)
+    assert json.loads(result.stdout)["missing_classes"] == ["ant"]
+    evaluated = run("evaluate", tmp_path / "host", "--data", data, "--attack", "none", "--json")
+    assert json.loads(evaluated.stdout)["missing_classes"] == ["ant"]
+    to = ("export", "--checkpoint", tmp_path / "host", "--no-validate", "--micro-batch", 2, "-o")
+    kept = run(*to, tmp_path / "kept", "--json")
+    assert json.loads(kept.stdout)["classes"] == list(ANIMALS)
+    renamed = run(*to, tmp_path / "renamed", "--class-names", "Ameise,Biene,Katze")
+    assert "the classes ant, bee, cat are now called Ameise, Biene, Katze" in renamed.stderr
+    assert Artifact.read(tmp_path / "renamed").classes == ("Ameise", "Biene", "Katze")
+    new = run(
+        "export", *small, "--sparsity", 0.5, "--no-validate", "--micro-batch", 2, "-o", tmp_path / "new",
+        "--class-names", "ant,bee",
+    )  # fmt: skip
+    assert new.exit_code == 0 and Artifact.read(tmp_path / "new").num_classes == 2
+
+
+def test_comparators_keep_the_names_of_what_they_prune(network: Any) -> None:
+    import edge_bcs
+    from edge_bcs.comparators import METHODS, Phases, Recipe
+
+    dense = edge_bcs.sparsify(network, 0)
+    dense.classes = (*ANIMALS, "dog")
+    recipe = Recipe(sparsity="0.5", objective="natural", steps=1, batch_size=8, search_epochs=1)
+    for train in METHODS.values():
+        phases = Phases("lwm", recipe, arrays(("cat", "ant")), progress=False, device="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sparse, report = train(network, phases, dense)
+        assert sparse.classes == dense.classes and report["missing_classes"] == ["bee", "dog"]
+
+
+def test_dense_artifacts_keep_names_in_their_checkpoint(tmp_path: Path) -> None:
+    import onnxruntime
+
+    if hasattr(onnxruntime.capi._pybind_state, "save_checkpoint"):
+        pytest.skip("this is a training build, which runs its artifacts itself")
+    from edge_bcs.runtime.ort.artifact import OrtArtifact
+
+    dense = DENSE / "mobile"
+    data = folders(tmp_path / "data", ANIMALS)
+    first = run("run-ort-artifact", dense, "--data", data, "--steps", 1, "-o", tmp_path / "a", "--json")
+    assert first.exit_code == 0, first.output
+    names = [*ANIMALS, *(f"class {place}" for place in range(3, 10))]
+    assert json.loads(first.stdout)["classes"] == names and "are class 3, class 4" in first.stderr
+    shutil.rmtree(data / "train" / "ant")
+    shutil.rmtree(data / "test" / "ant")
+    options = ("--data", data, "--checkpoint", tmp_path / "a", "--steps", 1, "--json")
+    again = run("run-ort-artifact", dense, *options, "-o", tmp_path / "b")
+    assert json.loads(again.stdout)["missing_classes"] == ["ant"] and "lacks 1" in again.stderr
+    with OrtArtifact(dense, checkpoint=tmp_path / "b") as training:
+        assert training.classes == tuple(names) and training.outputs == 10
+    (data / "train" / "bee").rename(data / "train" / "cow")
+    (data / "test" / "bee").rename(data / "test" / "cow")
+    assert "does not know the data's class cow" in run("run-ort-artifact", dense, *options).stderr

@@ -1,0 +1,159 @@
+"""Recomputed and narrowed activations: the same gradients, to the bit or to bfloat16's rounding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from edge_bcs.exporters.graphs import training_graph
+from edge_bcs.exporters.memory.replay import replay
+from edge_bcs.exporters.memory.storage import Storage, kept_stacks, store
+from edge_bcs.exporters.network import Network, network_of
+from edge_bcs.exporters.nodes import Graph
+from edge_bcs.exporters.validation import run
+from edge_bcs.runtime.engine import session_options
+from helpers.networks import EveryLayer, batch, relative, sparse_of, tiny, training_feeds
+from helpers.reference_ops import run_graph
+from helpers.schedule_replay import check_schedule
+
+from edge_bcs.method.sparse_model import SparseModel
+
+NETWORKS = ("vgg16", "resnet18", "resnet50", "wrn28_2", "every layer")
+
+
+def made(name: str, statistics: str) -> tuple[SparseModel, Network]:
+    if name == "every layer":
+        sparse = sparse_of(EveryLayer())
+        return sparse, network_of(sparse, (2, 13, 13), statistics == "batch")
+    sparse = tiny(name)
+    return sparse, network_of(sparse, (3, 16, 16), statistics == "batch")
+
+
+def feeds_of(sparse: SparseModel, network: Network, objective: str, n: int = 3) -> dict[str, Any]:
+    images, labels = batch(network, n)
+    adversarial = np.clip(images + 0.03, 0, 1).astype(np.float32)
+    weight = np.full(n, 1 / n, np.float32)
+    return training_feeds(sparse, network, objective, images, adversarial, labels, weight)
+
+
+def gradients(graph: Graph, feeds: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
+    """Gradients and running statistics as ONNX Runtime computes them."""
+    onnx.save(graph.to_onnx(), folder / "training.onnx")
+    buffers = {name: array.copy() for name, array in feeds.items()}
+    run(str(folder / "training.onnx"), buffers, threads=1)
+    return {name: array for name, array in buffers.items() if "_grad." in name or "batchnorm" in name}
+
+
+def selections(tensors: list[str]) -> list[frozenset[str]]:
+    """All tensors, every second one, and some at random."""
+    random = np.random.default_rng(0).random(len(tensors)) < 0.4
+    chosen = frozenset(t for t, taken in zip(tensors, random, strict=True) if taken)
+    return [frozenset(tensors), frozenset(tensors[::2]), chosen]
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+@pytest.mark.parametrize("objective", ["at", "trades"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_recomputing_changes_no_bit(tmp_path: Path, name: str, objective: str, statistics: str) -> None:
+    sparse, network = made(name, statistics)
+    graph = training_graph(network, 3, objective, 6.0)
+    feeds = feeds_of(sparse, network, objective)
+    expected = gradients(graph, feeds, tmp_path)
+    for recomputed in selections(kept_stacks(graph)):
+        actual = gradients(store(graph, Storage(recomputed)), feeds, tmp_path)
+        for key, value in expected.items():
+            assert actual[key].tobytes() == value.tobytes(), key
+
+
+def test_recomputing_saves_memory_and_costs_arithmetic() -> None:
+    _, network = made("vgg16", "frozen")
+    graph = training_graph(network, 4, "at")
+    before = replay(graph, network.connections)
+    # Every second tensor: what is recomputed is one operator away from what is kept.
+    half = store(graph, Storage(frozenset(kept_stacks(graph)[::2])))
+    after = replay(half, network.connections)
+    assert after.peak_bytes < 0.75 * before.peak_bytes
+    assert sum(before.flops) < sum(after.flops) < 1.5 * sum(before.flops)
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bfloat16_changes_gradients_by_its_rounding(tmp_path: Path, name: str, statistics: str) -> None:
+    sparse, network = made(name, statistics)
+    graph = training_graph(network, 3, "at")
+    feeds = feeds_of(sparse, network, "at")
+    expected = gradients(graph, feeds, tmp_path)
+    narrow = store(graph, Storage(narrowed=frozenset(kept_stacks(graph))))
+    actual = gradients(narrow, feeds, tmp_path)
+    # 2⁻⁹ a number; a batch norm amplifies what it normalises, the more the fewer numbers it has.
+    tolerance = 2**-7 if statistics == "frozen" else 0.2
+    differences = [relative(actual[key], value) for key, value in expected.items()]
+    assert 0 < max(differences) < tolerance
+    if statistics == "frozen":
+        kept = replay(graph, network.connections).categories["activations kept for backward"]
+        categories = replay(narrow, network.connections).categories
+        assert categories["activations kept for backward"] < 0.75 * kept
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_independent_replay_finds_the_same_peak(name: str, statistics: str) -> None:
+    sparse, network = made(name, statistics)
+    graph = training_graph(network, 3, "trades", 6.0)
+    tensors = kept_stacks(graph)
+    recomputed, narrowed = frozenset(tensors[::3]), frozenset(tensors[1::3])
+    if statistics == "batch":  # the interpreter insists that a batch norm's input gives the saved statistics
+        narrowed -= {node.inputs[1] for node in graph.nodes if node.operator == "BatchNormGrad"}
+    rewritten = store(graph, Storage(recomputed, narrowed))
+    model = rewritten.to_onnx()
+    values: dict[str, Any] = {}
+    run_graph(model, feeds_of(sparse, network, "trades"), values)
+    assert check_schedule(model, values) == replay(rewritten, network.connections).peak_bytes
+
+
+@pytest.mark.parametrize("order", ["the file's", "default"])
+@pytest.mark.parametrize(
+    ("name", "statistics"), [("vgg16", "frozen"), ("resnet50", "batch"), ("wrn28_2", "frozen")]
+)
+def test_no_engine_recomputes_before_the_backward_pass(
+    tmp_path: Path, name: str, statistics: str, order: str
+) -> None:
+    sparse, network = made(name, statistics)
+    graph = training_graph(network, 2, "at")
+    tensors = kept_stacks(graph)
+    model = store(graph, Storage(frozenset(tensors[::2]), frozenset(tensors[1::4]))).to_onnx()
+    options = session_options(1)
+    if order == "default":
+        options.execution_order = onnxruntime.ExecutionOrder.DEFAULT
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    session.run(None, feeds_of(sparse, network, "at", 2))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    executed = [
+        event["name"].removesuffix("_kernel_time")
+        for event in events
+        if event.get("name", "").endswith("_kernel_time")
+    ]
+    written = [node.name for node in model.graph.node]
+    if order == "the file's":
+        assert executed == written
+    position = {node: step for step, node in enumerate(executed)}
+    loss = next(position[node] for node in written if node.endswith("CrossEntropy"))
+    late = [node for node in written if ".again" in node or node.startswith("Widen")]
+    assert late and all(position[node] > loss for node in late)
+    narrow = [node for node in written if node.startswith("Narrow")]
+    assert narrow and all(position[node] < loss for node in narrow)
+
+
+def test_nothing_to_do_leaves_the_graph_alone() -> None:
+    _, network = made("vgg16", "frozen")
+    graph = training_graph(network, 2, "at")
+    assert store(graph, Storage()) is graph

@@ -1,0 +1,130 @@
+"""Every operator in a network of its own, through the compiled library, against torch in float64.
+
+To add an operator, add a row to ``ROWS``: its name, and torch modules that come to it, between a
+convolution that gives them 6×7×6 maps and a linear layer that takes what they leave. Each row is checked
+forwards (logits, in the compiled graph and in ONNX's own operators), backwards (loss, gradients of all
+parameters, the sign of the image's gradient), with batches whose images fill vectors and batches that do
+not, and for its memory: the peak that is predicted is the one that the allocator measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from edge_bcs.exporters.validation import run, validate
+from edge_bcs.runtime import Trainer
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.state import read_state
+from helpers.networks import double, sparse_of
+from torch import nn
+
+import edge_bcs
+
+IMAGE, CHANNELS, MAP = (2, 7, 6), 6, (7, 6)
+
+
+class Sum(nn.Module):
+    """x + f(x)."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.branch(x)
+
+
+ROWS: dict[str, Callable[[], list[nn.Module]]] = {
+    "convolution": lambda: [nn.Conv2d(6, 4, 3, padding=1)],
+    "convolution, strided": lambda: [nn.Conv2d(6, 4, 3, stride=2, padding=1)],
+    "convolution, one by three": lambda: [nn.Conv2d(6, 4, (1, 3), bias=False)],
+    "linear": lambda: [nn.Flatten(), nn.Linear(6 * 7 * 6, 9)],
+    "batch norm": lambda: [nn.BatchNorm2d(6)],
+    "batch norm on its own": lambda: [nn.ReLU(), nn.BatchNorm2d(6)],
+    "ReLU": lambda: [nn.ReLU()],
+    "LeakyReLU": lambda: [nn.LeakyReLU(0.1)],
+    "LeakyReLU between convolutions": lambda: [nn.LeakyReLU(0.2), nn.Conv2d(6, 5, 3, padding=1)],
+    "LeakyReLU read twice": lambda: [Sum(nn.LeakyReLU(0.3)), nn.Conv2d(6, 4, 1)],
+    "addition": lambda: [Sum(nn.Conv2d(6, 6, 3, padding=1)), nn.ReLU()],
+    "max pooling": lambda: [nn.MaxPool2d(2)],
+    "max pooling, overlapping": lambda: [nn.ReLU(), nn.MaxPool2d(3, stride=1, padding=1)],
+    "average pooling": lambda: [nn.AvgPool2d(3, stride=2)],
+}
+
+
+class Around(nn.Module):
+    """A convolution, the modules of a row, and a linear layer."""
+
+    def __init__(self, middle: list[nn.Module]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(IMAGE[0], CHANNELS, 3, padding=1)
+        self.middle = nn.Sequential(*middle)
+        size = self.middle(torch.zeros(2, CHANNELS, *MAP)).flatten(1).shape[1]
+        self.last = nn.Linear(size, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(torch.flatten(self.middle(self.first(x)), 1))
+        return logits
+
+
+def made(row: str, folder: Path, **options: Any) -> tuple[edge_bcs.SparseModel, Artifact]:
+    torch.manual_seed(1)
+    sparse = sparse_of(Around(ROWS[row]()), density=0.6)
+    return sparse, edge_bcs.export(
+        sparse, folder, input_shape=IMAGE, plain_eval=True, validate=False, batch_size=8, **options
+    )
+
+
+@pytest.mark.parametrize("micro_batch", [3, 16])
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+@pytest.mark.parametrize("row", ROWS)
+def test_logits_loss_and_gradients_are_torchs(
+    row: str, statistics: str, micro_batch: int, tmp_path: Path
+) -> None:
+    options = {"batch_norm": statistics, "micro_batch": micro_batch, "objective": "trades"}
+    sparse, artifact = made(row, tmp_path / "artifact", **options)
+    assert validate(artifact, sparse).largest < 1e-5
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_attack_follows_the_sign_of_torchs_gradient(row: str, tmp_path: Path) -> None:
+    sparse, artifact = made(row, tmp_path / "artifact", micro_batch=4)
+    random = np.random.default_rng(2)
+    x = random.uniform(0.2, 0.8, (4, *IMAGE)).astype(np.float32)
+    labels = np.arange(4) % 3
+    state, _ = read_state(artifact)
+    lists = np.zeros(artifact.lists_length, np.int32)
+    run(str(artifact.graph("lists")), {"coo.index": state["coo.index"], "coo.lists": lists})
+    buffers = ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance")
+    feeds = {
+        "adversarial": x.copy(),
+        "input": x,
+        "target": np.eye(3, dtype=np.float32)[labels],
+        "step_size": np.float32([0.01]),
+        "epsilon": np.float32([0.1]),
+        "coo.lists": lists,
+        **{name: state[name] for name in buffers},
+    }
+    run(str(artifact.graph("attack")), feeds)
+
+    image = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    loss = nn.functional.cross_entropy(double(sparse, False)(image), torch.tensor(labels), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, image)
+    sure = np.abs(gradient.numpy()) > 1e-6 * np.abs(gradient.numpy()).max()
+    assert sure.mean() > 0.5
+    step = (feeds["adversarial"] - x) / 0.01
+    assert np.allclose(step[sure], np.sign(gradient.numpy())[sure], atol=1e-4)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_peak_is_the_one_that_was_predicted(row: str, tmp_path: Path) -> None:
+    made(row, tmp_path / "artifact", objective="at", micro_batch=3, attack_steps=1)
+    with Trainer(tmp_path / "artifact") as trainer:
+        random = np.random.default_rng(3)
+        trainer.step(random.random((8, *IMAGE), np.float32), random.integers(0, 3, 8))
+        assert trainer.memory()["peak_bytes"] == trainer.artifact.predicted_peak_bytes

@@ -1,0 +1,29 @@
+"""One process of several, for test_replicas: trains and leaves its state in a file of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import edge_bcs
+from edge_bcs.training import loop as training
+from helpers.training import digits, tiny
+
+torch.set_num_threads(1)
+output, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+rank = os.environ.get("RANK", "0")
+more = {"pseudo_labelled": digits(40)} if options["objective"] == "rst" else {}
+network = tiny()
+# Whatever a process began with, the first one's network is trained.
+network[4].bias.data += int(rank)
+sparse = edge_bcs.sparsify(network, 0.9, 5)
+report = training.train(
+    sparse, digits(80), output=output / "run", device="cpu", progress=False, **options, **more
+)
+np.savez(output / f"state-{rank}.npz", **sparse.state())
+(output / f"report-{rank}.json").write_text(json.dumps(report))

@@ -1,0 +1,118 @@
+"""DenseStep and BuildLists against numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.operators import build_lists, lists_length, run
+
+F = np.float32
+
+
+def layer(offset: int, out: int, channels: int, kernel: int, stride: int, padding: int) -> dict[str, Any]:
+    return {
+        "offset": offset,
+        "out_channels": out,
+        "in_channels": channels,
+        "kernel": (kernel, kernel),
+        "stride": stride,
+        "padding": padding,
+    }
+
+
+LAYERS = [
+    layer(0, 5, 3, 3, 1, 1),
+    layer(135, 4, 5, 3, 2, 1),
+    layer(315, 7, 4, 1, 2, 0),
+    layer(343, 2, 7, 1, 1, 0),
+]
+LAYERS.append(layer(357, 3, 2, 5, 3, 2))
+SIZE = 357 + 3 * 2 * 25
+
+
+def flat(layers: list[dict[str, Any]]) -> list[int]:
+    return [
+        number
+        for one in layers
+        for number in (
+            one["offset"],
+            one["out_channels"],
+            one["in_channels"],
+            *one["kernel"],
+            one["stride"],
+            one["padding"],
+        )
+    ]
+
+
+@pytest.mark.parametrize("kappa", [0, 1, 40, 300, SIZE])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_lists_equal_a_plain_sort(kappa: int, threads: int) -> None:
+    index = np.sort(np.random.default_rng(kappa).choice(SIZE, kappa, replace=False)).astype(np.int32)
+    expected, _, _ = build_lists(index, LAYERS)
+    assert len(expected) == lists_length(kappa, LAYERS)
+    garbage = np.full(len(expected), -7, np.int32)
+    inputs = {"index": index, "lists": garbage}
+    made = run("BuildLists", inputs, {"lists": np.int32}, layers=flat(LAYERS), threads=threads)["lists"]
+    assert made.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("index", "length", "layers", "message"),
+    [
+        ([0, 3, 3], 0, LAYERS, "index is not strictly ascending"),
+        ([0, 3, SIZE], 0, LAYERS, "index is not strictly ascending"),
+        ([-2, 3, 4], 0, LAYERS, "index is not strictly ascending"),
+        ([0, 3, 4], 1, LAYERS, "lists is "),
+        ([0, 3, 4], 0, [layer(1, 5, 3, 3, 1, 1)], "layer 0 begins at 1, not at 0"),
+        ([0, 3, 4], 0, [layer(0, 5, 3, 16, 1, 1)], "layer 0 has a size out of range"),
+        ([0, 3, 4], 0, [layer(0, 5, 3, 3, 0, 1)], "layer 0 has a size out of range"),
+        ([0, 3, 4], 0, [layer(0, 1 << 22, 1 << 22, 3, 1, 1)], "2\\^31 weights"),
+    ],
+)
+def test_lists_refuse(index: list[int], length: int, layers: list[dict[str, Any]], message: str) -> None:
+    lists = np.zeros(lists_length(3, LAYERS) + length, np.int32)
+    inputs = {"index": np.array(index, np.int32), "lists": lists}
+    with pytest.raises(Exception, match="BuildLists: .*" + message):
+        run("BuildLists", inputs, {"lists": np.int32}, layers=flat(layers))
+
+
+@pytest.mark.parametrize("count", [1, 5000])
+def test_dense_step_is_momentum_sgd_with_decoupled_decay(count: int) -> None:
+    generator = np.random.default_rng(count)
+    value, momentum, gradient = generator.normal(size=(3, count)).astype(F)
+    rate, decay, factor = F(0.1), F(5e-4), F(0.9)
+    v = factor * momentum + gradient
+    expected = value * (F(1) - decay) - rate * v
+    inputs = {
+        "value": value,
+        "momentum": momentum,
+        "gradient": gradient,
+        "hyper": np.array([rate, decay, factor, 1.0]),
+    }
+    inputs["hyper"] = inputs["hyper"].astype(F)
+    made = run("DenseStep", inputs, {"value": F, "momentum": F}, threads=2)
+    assert made["value"].tobytes() == expected.tobytes()
+    assert made["momentum"].tobytes() == v.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("gradient", np.array([0, np.nan], F), "not finite; nothing was changed"),
+        ("value", np.array([0, np.inf], F), "not finite; nothing was changed"),
+        ("momentum", np.zeros(3, F), "not vectors of one length"),
+        ("hyper", np.array([1, 1, 1, -1], F), "hyper"),
+    ],
+)
+def test_dense_step_refuses(name: str, array: np.ndarray, message: str) -> None:
+    inputs = {
+        "value": np.ones(2, F),
+        "momentum": np.ones(2, F),
+        "gradient": np.ones(2, F),
+        "hyper": np.zeros(4, F),
+    }
+    with pytest.raises(Exception, match="DenseStep: .*" + message):
+        run("DenseStep", inputs | {name: array}, {"value": F, "momentum": F})

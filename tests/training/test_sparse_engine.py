@@ -1,0 +1,112 @@
+"""Training through the compiled artifact: the numbers of torch, the same files, resumption to the bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.training import digits, same, tiny
+
+import edge_bcs
+from edge_bcs.checkpoint import read_checkpoint
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method import connectivity
+from edge_bcs.training import loop as training
+from edge_bcs.training import updates
+
+SHORT: dict[str, Any] = {"batch_size": 16, "attack_steps": 2, "progress": False, "device": "cpu"}
+
+
+def trained(engine: str, method: str = "bcs", **more: Any) -> tuple[edge_bcs.SparseModel, dict[str, Any]]:
+    distribution = "uniform" if method == "random" else "paper"
+    sparse = edge_bcs.sparsify(tiny(), 0 if method == "dense" else 0.8, 5, distribution)
+    arguments = {"validation": 0.2, "steps": 6, **SHORT, **more}
+    return sparse, training.train(sparse, digits(80), method=method, engine=engine, **arguments)
+
+
+@pytest.mark.parametrize("objective", ["natural", "at", "mixed", "trades", "mart", "rst"])
+def test_as_torch_trains(objective: str, tmp_path: Path) -> None:
+    more = {"pseudo_labelled": digits(40)} if objective == "rst" else {}
+    runs = {}
+    for engine in ("torch", "sparse"):
+        sparse, report = trained(engine, objective=objective, output=tmp_path / engine, **more)
+        lines = [json.loads(line) for line in (tmp_path / engine / "metrics.jsonl").read_text().splitlines()]
+        runs[engine] = (sparse, report, lines)
+    torch_lines, sparse_lines = runs["torch"][2], runs["sparse"][2]
+    assert [set(line) for line in sparse_lines] == [set(line) for line in torch_lines]
+    # The same draws and the same mathematics: steps differ by rounding only (batch statistics included).
+    for first, second in zip(torch_lines[:4], sparse_lines[:4], strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=2e-3)
+        assert abs(second["deaths"] - first["deaths"]) <= 0.02 * runs["torch"][0].kappa
+    files = [json.loads((tmp_path / engine / "epochs.jsonl").read_text().splitlines()[0]) for engine in runs]
+    assert set(files[0]) == set(files[1])
+    assert sum(files[1]["connections"].values()) == runs["sparse"][0].kappa
+    again = edge_bcs.load(tmp_path / "sparse", tiny())
+    assert same(again, runs["sparse"][0])
+
+
+@pytest.mark.parametrize("method", ["random", "dense"])
+def test_static_masks(method: str) -> None:
+    (first, one), (second, two) = trained("torch", method), trained("sparse", method)
+    assert np.array_equal(first.coo()[1], second.coo()[1])
+    assert two["loss"] == pytest.approx(one["loss"], rel=2e-3)
+    assert first.coo()[0] == pytest.approx(second.coo()[0], abs=2e-3)
+    assert one["deaths"] == two["deaths"] == 0
+
+
+def test_the_mask_is_kept_by_hand() -> None:
+    value, momentum = np.float32([0.5, -0.25, 0.1]), np.float32([0.0, 1.0, 0.0])
+    updates.keep_mask(value, momentum, np.float32([1.0, 0.5, 1.0]), (0.1, 0.0, 0.5), connections=True)
+    assert momentum == pytest.approx([1.0, 1.0, 1.0])  # ½v + g
+    assert value[:2] == pytest.approx([0.4, -0.35])
+    assert value[2] == np.float32(1e-12)  # 0.1 − 0.1·1 would be 0, and no connection is
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_resumed_is_as_if_never_interrupted(
+    stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge_bcs.training.backends import SparseEngine
+
+    arguments = {"output": tmp_path / "whole", "save_seconds": 0.0}
+    whole, _ = trained("sparse", **arguments)
+    step, calls = SparseEngine.step, []
+
+    def stopping(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) > stop:
+            raise KeyboardInterrupt
+        return step(*given)
+
+    monkeypatch.setattr(SparseEngine, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        trained("sparse", **{**arguments, "output": tmp_path / "cut"})
+    monkeypatch.undo()
+    resumed, _ = trained("sparse", **{**arguments, "output": tmp_path / "cut", "resume": True})
+    assert same(whole, resumed)
+    for name in ("checkpoint", "last"):
+        first, second = (read_checkpoint(tmp_path / run / f"{name}.safetensors") for run in ("whole", "cut"))
+        assert first.metadata == second.metadata
+        assert all(np.array_equal(buffer, second.tensors[key]) for key, buffer in first.tensors.items())
+    with pytest.raises(EdgeBcsError, match="begun with engine 'sparse', not 'torch'"):
+        trained("torch", output=tmp_path / "cut", resume=True)
+
+
+def test_refusals() -> None:
+    def refused(match: str, **changed: Any) -> None:
+        with pytest.raises(EdgeBcsError, match=match):
+            trained("sparse", **changed)
+
+    refused("does not do rewiring by layer", rewire="by-layer")
+    refused("one process, on a CPU, in f32", precision="bf16")
+    refused("the network's own seed", seed=6)
+    with pytest.raises(EdgeBcsError, match="engine is torch or sparse"):
+        trained("jax")
+
+
+def test_kappa_holds() -> None:
+    sparse, _ = trained("sparse", learning_rate=0.5)
+    assert len(sparse.coo()[1]) == connectivity.kappa(sparse.size, 0.8)
