@@ -18,6 +18,7 @@ from edge_bcs.runtime.artifact import (
     STATE,
     VERSION,
     Artifact,
+    TrainedObjective,
     graph_file,
     sha256_of,
 )
@@ -28,11 +29,11 @@ from safetensors.numpy import save
 from edge_bcs import __version__
 from edge_bcs.checkpoint import classes_metadata
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.progress import note
 from edge_bcs.core.state_faults import state_fault
 from edge_bcs.core.units import parse_bytes
 from edge_bcs.data.classes import check_names, completed
-from edge_bcs.method.losses import get as objective_named
 from edge_bcs.method.sparse_model import SparseModel
 
 from .compiler import Compiled, compile_network
@@ -169,16 +170,7 @@ def export(
         "size": network.layout.size,
         "seed": seed,
         **_tables(compiled.network, sparse),
-        "objective": {
-            "name": rule.name,
-            "beta": beta,
-            "epsilon": epsilon,
-            "step_size": step_size,
-            "attack_steps": attack_steps,
-            "start": rule.attack_start or "uniform",
-            "attack_loss": rule.attack_loss,
-            "two_branches": rule.two_branches,
-        },
+        "objective": TrainedObjective(rule, beta, epsilon, step_size, attack_steps).described(),
         "batch_norm": batch_norm,
         "micro_batch": compiled.micro_batch,
         "lanes": lanes_of(compiled.micro_batch),

@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import PLAIN
 from edge_bcs.core.units import format_bytes
-from edge_bcs.method.losses import get as objective_named
 
 from .graphs import attack_graph, evaluation_graph, lists_graph, optimizer_graph, training_graph
 from .memory.planner import Choice, Found, Job, fastest, network_buffers, smallest
@@ -150,9 +150,8 @@ def _changes(
         frozen = replace(network, batch_statistics=False)
         options.append(("--batch-norm frozen", frozen, job, micro_batch))
     if job.objective.two_branches:
-        options.append(
-            ("--objective at", network, replace(job, objective=objective_named("at")), micro_batch)
-        )
+        plain = replace(job, objective=PLAIN)
+        options.append((f"--objective {PLAIN.name}", network, plain, micro_batch))
     for what, changed, other, images in options:
         size = smallest(changed, other, images, known).peak_bytes
         if size < need:

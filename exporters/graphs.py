@@ -5,7 +5,7 @@ The order of nodes in each file is the intended order of execution.
 
 from __future__ import annotations
 
-from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import Objective, objective_named
 
 from .autodiff import Chains, Tape
 from .forward import Branch, FoldedAffine
@@ -14,12 +14,10 @@ from .nodes import Graph, TensorType
 from .operators.base import named_halos
 from .operators.images import PgdStep, UnpackOutput
 from .operators.lists import BuildLists
-from .operators.losses import CrossEntropy, Mart, SoftmaxDifference, Trades
+from .operators.losses import LOSSES, CrossEntropy, SoftmaxDifference
 from .operators.order import After, GradientReady, ResetGradient
 from .operators.update import DenseStep, RewireStep
 
-TWO_BRANCHES = ("trades", "rst", "mart")
-OBJECTIVES = ("natural", "at", "mixed", *TWO_BRANCHES)
 MAX_LANES = 16
 
 
@@ -98,17 +96,16 @@ def training_graph(
     Args:
         network: the network; ``batch_statistics`` decides how batch norms normalise.
         micro_batch: images per run.
-        objective: one of ``OBJECTIVES``.
+        objective: name of one of `edge_bcs.core.objectives`.
         beta: weight of the robust term of TRADES and MART.
         keep_both: for the two-branch objectives, keep the clean branch's activations while the adversarial
-            branch
-            is differentiated, instead of computing them a second time. Default: only with batch statistics.
+            branch is differentiated, instead of computing them a second time. Default: only with batch
+            statistics.
     """
-    if objective not in OBJECTIVES:
-        raise EdgeBcsError(f"unknown objective '{objective}'; choose one of {', '.join(OBJECTIVES)}")
+    rule = objective_named(objective)
     images = _images(network, micro_batch)
     graph = Graph("training_model", {"input": images})
-    if objective in TWO_BRANCHES:
+    if rule.two_branches:
         graph.inputs["adversarial"] = images
     buffers = _buffers(network)
     graph.inputs |= {
@@ -121,11 +118,11 @@ def training_graph(
     }
     graph.outputs |= {
         "loss": TensorType("f32", ()),
-        "correct": TensorType("f32", (2 if objective in TWO_BRANCHES else 1,)),
+        "correct": TensorType("f32", (2 if rule.two_branches else 1,)),
         "coo.value_grad.accumulation.out": TensorType("bool", (1,)),
         "dense.value_grad.accumulation.out": TensorType("bool", (1,)),
     }
-    _Training(graph, network, lanes_of(micro_batch), objective, beta, keep_both)
+    _Training(graph, network, lanes_of(micro_batch), rule, beta, keep_both)
     graph.resolve()
     return graph
 
@@ -134,7 +131,13 @@ class _Training:
     """Emits the body of the training graph."""
 
     def __init__(
-        self, graph: Graph, network: Network, lanes: int, objective: str, beta: float, keep_both: bool | None
+        self,
+        graph: Graph,
+        network: Network,
+        lanes: int,
+        objective: Objective,
+        beta: float,
+        keep_both: bool | None,
     ) -> None:
         self.graph, self.network, self.lanes = graph, network, lanes
         self.affine = FoldedAffine(graph, network.training)
@@ -144,7 +147,7 @@ class _Training:
             inputs = {"buffer": f"{name}.accumulation.buffer", "lazy_reset_grad": "lazy_reset_grad"}
             ResetGradient.emit(graph, inputs, {"buffer_out": start})
         self.chains = Chains(reset["coo.value_grad"], "")
-        if objective in TWO_BRANCHES:
+        if objective.two_branches:
             keep = network.batch_statistics if keep_both is None else keep_both
             self._two_branches(objective, beta, keep)
         else:
@@ -192,7 +195,7 @@ class _Training:
         CrossEntropy.emit(self.graph, inputs, outputs, {"lanes": self.lanes})
         self._backward(branch, seed)
 
-    def _two_branches(self, objective: str, beta: float, keep_both: bool) -> None:
+    def _two_branches(self, objective: Objective, beta: float, keep_both: bool) -> None:
         clean = self._branch("input", "clean.")
         adversarial = self._branch("adversarial", "adversarial.")
         seeds = {branch: f"d.{branch.logits}" for branch in (clean, adversarial)}
@@ -200,8 +203,7 @@ class _Training:
         inputs |= {"labels": "labels", "sample_weight": "sample_weight"}
         outputs = {"loss": "loss", "correct": "correct"}
         outputs |= {"dclean": seeds[clean], "dadversarial": seeds[adversarial]}
-        loss = Mart if objective == "mart" else Trades
-        loss.emit(self.graph, inputs, outputs, {"lanes": self.lanes, "beta": float(beta)})
+        LOSSES[objective.loss].emit(self.graph, inputs, outputs, {"lanes": self.lanes, "beta": float(beta)})
         self._backward(adversarial, seeds[adversarial])
         if keep_both:
             self._backward(clean, seeds[clean])

@@ -23,7 +23,7 @@ from edge_bcs.runtime.state import read_state
 from torch import Tensor
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.method import losses as objectives
+from edge_bcs.method import losses
 from edge_bcs.method.sparse_model import SparseModel
 
 from .plain_eval import PLAIN_EVAL
@@ -237,7 +237,7 @@ def _torch(
         logits = logits_clean.detach()
     logits_adversarial = network(adversarial) if rule.two_branches else None
     targets = torch.tensor(labels)
-    per_sample = objectives.per_sample(rule.name, targets, logits_clean, logits_adversarial, rule.beta)
+    per_sample = losses.per_sample(rule.kind, targets, logits_clean, logits_adversarial, rule.beta)
     loss = per_sample.mean()
     loss.backward()  # type: ignore[no-untyped-call]
     index = sparse.index.cpu()

@@ -24,6 +24,7 @@ from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNAT
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import reading
 from edge_bcs.core.metadata import exact_sparsity, parse_json
+from edge_bcs.core.objectives import OBJECTIVES, Objective
 from edge_bcs.core.text import check_text
 from edge_bcs.data.classes import Names, check_names, may_become
 
@@ -68,17 +69,50 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """The training objective and its attack; ``epsilon`` and ``step_size`` in pixel units of [0, 1]."""
+class TrainedObjective:
+    """What an artifact is trained for: an objective of the table, its β and its attack.
 
-    name: str
+    ``epsilon`` and ``step_size`` are in pixel units of [0, 1].
+    """
+
+    kind: Objective
     beta: float
     epsilon: float
     step_size: float
     attack_steps: int
-    start: str
-    attack_loss: str
-    two_branches: bool
+
+    @property
+    def name(self) -> str:
+        """The objective's name."""
+        return self.kind.name
+
+    @property
+    def start(self) -> str:
+        """Where the attack starts; "uniform" where there is none."""
+        return self.kind.attack_start or "uniform"
+
+    @property
+    def attack_loss(self) -> str:
+        """What the attack increases, "cross_entropy" or "kl"."""
+        return self.kind.attack_loss
+
+    @property
+    def two_branches(self) -> bool:
+        """Whether clean and adversarial images both go through the network."""
+        return self.kind.two_branches
+
+    def described(self) -> dict[str, Any]:
+        """Its part of the manifest, which also says what follows from the name."""
+        return {
+            "name": self.name,
+            "beta": self.beta,
+            "epsilon": self.epsilon,
+            "step_size": self.step_size,
+            "attack_steps": self.attack_steps,
+            "start": self.start,
+            "attack_loss": self.attack_loss,
+            "two_branches": self.two_branches,
+        }
 
 
 @dataclass(frozen=True)
@@ -110,7 +144,7 @@ class Artifact:
     layers: tuple[Layer, ...]
     dense_size: int
     statistics_size: int
-    objective: Objective
+    objective: TrainedObjective
     batch_norm: str
     micro_batch: int
     lanes: int
@@ -440,17 +474,25 @@ def _contiguous(entries: list[tuple[int, int]], name: str) -> int:
     return end
 
 
-def _objective(fields: _Fields) -> Objective:
-    return Objective(
-        name=fields.text("name"),
+def _objective(fields: _Fields) -> TrainedObjective:
+    objective = TrainedObjective(
+        kind=OBJECTIVES[fields.text("name", tuple(OBJECTIVES))],
         beta=fields.number("beta"),
         epsilon=fields.number("epsilon", 0.0, 1.0),
         step_size=fields.number("step_size", 0.0, 1.0),
         attack_steps=fields.integer("attack_steps", 0, 100_000),
-        start=fields.text("start", ("uniform", "gaussian")),
-        attack_loss=fields.text("attack_loss", ("cross_entropy", "kl")),
-        two_branches=fields.boolean("two_branches"),
     )
+    fields.text("start", ("uniform", "gaussian"))
+    fields.text("attack_loss", ("cross_entropy", "kl"))
+    fields.boolean("two_branches")
+    described = objective.described()
+    for name in ("start", "attack_loss", "two_branches"):
+        stated, follows = json.dumps(fields.value[name]), json.dumps(described[name])
+        if stated != follows:
+            raise EdgeBcsError(
+                f"the manifest's objective {objective.name} has {name} {stated} instead of {follows}."
+            )
+    return objective
 
 
 def check_is_run_of(run: str | Path, artifact: Artifact) -> None:

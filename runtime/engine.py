@@ -148,9 +148,8 @@ class Engine:
         buffer = name
         if name.endswith(".out") and name not in self._values:
             buffer = name.removesuffix(".out")  # updated in place: the input's own memory
-        if graph == "training" and name == "input" and self.artifact.objective.name not in ("natural",):
-            # One branch: the images that the loss sees, adversarial or assembled from both kinds.
-            buffer = "input" if self.artifact.objective.two_branches else "adversarial"
+        if graph == "training" and name == "input":
+            buffer = self.artifact.objective.kind.training_input
         if buffer not in self._values:
             raise EdgeBcsError(
                 f"the {graph} graph has the unknown input or output {name}; export the artifact again."

@@ -251,7 +251,7 @@ class Fit:
 
     def _described(self, record: Metrics) -> str:
         # Where the loss sees adversarial images alone, there is one accuracy, the robust one.
-        clean = self._trainer.artifact.objective.name != "at"
+        clean = not self._trainer.artifact.objective.kind.accuracy_is_robust
         shares = {"accuracy": "accuracy"} if clean else {}
         shares |= {"robust": "robust_accuracy"} if "robust_accuracy" in record else {}
         accuracies = "".join(f", {name} {100 * record[key]:.1f} %" for name, key in shares.items())

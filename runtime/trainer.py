@@ -247,7 +247,7 @@ class Trainer:
         metrics: Metrics = {"loss": loss, "accuracy": float(correct[0]) / count}
         if objective.two_branches:
             metrics["robust_accuracy"] = float(correct[1]) / count
-        elif objective.name == "at":
+        elif objective.kind.accuracy_is_robust:
             metrics["robust_accuracy"] = metrics["accuracy"]
         return metrics
 
@@ -284,7 +284,7 @@ class Trainer:
     def _craft(self, count: int, first: int, batch: int) -> None:
         """Fill the buffer `adversarial` for the training graph (Algorithm 1, line 5)."""
         arrays, objective = self._engine.arrays, self.artifact.objective
-        attacked = {"natural": 0, "mixed": batch // 2}.get(objective.name, batch)
+        attacked = objective.kind.attacked(batch)
         if first < attacked:
             self._attack(
                 count,

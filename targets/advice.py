@@ -19,6 +19,7 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.targets.cost_model import Machine, Walk
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import PLAIN, objective_named
 
 from .plans import Phase, Plan, Tensor, plan_of
 
@@ -120,7 +121,7 @@ def advise(artifact: Artifact, plan: Plan, budget: int | None, place: Place, cur
         return Advice((), points, maker.source)
     changes = []
     for what, options, retrain, size, changed in maker.variants(budget):
-        time = place.seconds(changed, size, options.get("--objective") == "at")
+        time = place.seconds(changed, size, options.get("--objective") == PLAIN.name)
         changes.append(
             Change(
                 what=what,
@@ -297,12 +298,12 @@ class _Compiler(_Maker):
     def _job(self, objective: str, bfloat16: bool) -> Job:
         from edge_bcs.exporters.memory.planner import Job
 
-        from edge_bcs.method.losses import get
-
         described = self.artifact.objective
         size = self.artifact.batch_size
         machine = self.place.machine
-        return Job(get(objective), described.beta, size, described.attack_steps, bfloat16, machine)
+        return Job(
+            objective_named(objective), described.beta, size, described.attack_steps, bfloat16, machine
+        )
 
     def _fitting(
         self, network: Network, objective: str, budget: int, bfloat16: bool | None = None
@@ -350,7 +351,9 @@ class _Compiler(_Maker):
             frozen = self._network_of(self._sparse, self.artifact.input_shape, False)
             yield "frozen batch-norm statistics", {"--batch-norm": "frozen"}, False, frozen, objective
         if self.artifact.objective.two_branches:
-            yield "objective at instead of " + objective, {"--objective": "at"}, False, self._network, "at"
+            plain = PLAIN.name
+            what = f"objective {plain} instead of {objective}"
+            yield what, {"--objective": plain}, False, self._network, plain
         for sparsity in _SPARSITIES:
             if Decimal(sparsity) > Decimal(self.artifact.sparsity):
                 sparser = self._fresh(self.artifact.network, sparsity)

@@ -19,6 +19,8 @@ from edge_bcs.runtime.engine import available_threads
 from edge_bcs.targets import cost_model
 from edge_bcs.targets.cost_model import COSTS, VECTOR, Machine
 
+from edge_bcs.core.objectives import PLAIN
+
 from .boards import Cluster, Target
 from .plans import Plan
 
@@ -48,18 +50,12 @@ def step_runs(artifact: Artifact, micro_batch: int | None = None, plain: bool = 
     """How often each graph runs in one step over a batch (Algorithm 1: craft, accumulate, update).
 
     Args:
-        micro_batch: default: the artifact's. plain: with the objective "at" instead of the artifact's.
+        micro_batch: default: the artifact's.
+        plain: with plain adversarial training instead of the artifact's objective.
     """
     objective, size = artifact.objective, micro_batch or artifact.micro_batch
-    name, loss = ("at", "cross_entropy") if plain else (objective.name, objective.attack_loss)
-    parts = -(-artifact.batch_size // size)
-    attacked = {"natural": 0, "mixed": -(-(artifact.batch_size // 2) // size)}.get(name, parts)
-    return {
-        "attack": attacked * objective.attack_steps,
-        "eval": attacked if loss == "kl" else 0,
-        "training": parts,
-        "optimizer": 1,
-    }
+    kind = PLAIN if plain else objective.kind
+    return kind.runs(artifact.batch_size, size, objective.attack_steps)
 
 
 def machine_of(target: Target, threads: int | None = None) -> Machine:

@@ -11,7 +11,7 @@ from edge_bcs.runtime import Trainer
 
 import edge_bcs
 from edge_bcs import models
-from edge_bcs.method import losses as objectives
+from edge_bcs.core.objectives import OBJECTIVES, objective_named
 from edge_bcs.method import step as steps
 
 SHAPE = (3, 8, 8)
@@ -26,7 +26,7 @@ def network() -> edge_bcs.SparseModel:
     return sparse.eval()
 
 
-@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_three_steps(objective: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sparse = network()
@@ -65,7 +65,7 @@ def test_three_steps(objective: str, tmp_path: Path) -> None:
     assert np.array_equal(found["coo.index"], expected["coo.index"])
     # At the start of TRADES' attack the KL divergence is almost flat: the sign of a gradient within rounding
     # of zero differs for a pixel or two of 1,920, each of which moves everything by about a per cent.
-    tolerance = 5e-2 if objectives.get(objective).attack_loss == "kl" else 1e-5
+    tolerance = 5e-2 if objective_named(objective).attack_loss == "kl" else 1e-5
     for name, buffer in expected.items():
         difference = np.linalg.norm(found[name].astype(np.float64) - buffer)
         assert difference <= tolerance * np.linalg.norm(buffer.astype(np.float64)), name

@@ -161,17 +161,17 @@ class _Setting:
 
     def __init__(self, model: str, distribution: str, sparsity: float, images: int) -> None:
         from edge_bcs import models
+        from edge_bcs.core.objectives import PLAIN
         from edge_bcs.exporters.compiler import compile_network
         from edge_bcs.exporters.memory.planner import Job
         from edge_bcs.exporters.network import network_of
         from edge_bcs.method import connectivity
-        from edge_bcs.method import losses as objectives
 
         sparse = connectivity.sparsify(
             models.create(model), sparsity=sparsity, seed=0, distribution=distribution
         )
         self.network = network_of(sparse, (3, 32, 32), False)
-        self.compiled = compile_network(self.network, Job(objectives.get("at")), images)
+        self.compiled = compile_network(self.network, Job(PLAIN), images)
         self.state = sparse.state()
         lists = np.zeros(self.network.lists.length, np.int32)
         session = self.session("lists", 1)

@@ -79,13 +79,13 @@ print(json.dumps({"images": len(x), "seconds_per_image": (time.perf_counter() - 
 def _compiled(name: str, objective: str) -> tuple[Any, Any, Any]:
     """(sparse network, network, job) at 99 %, frozen statistics."""
     from edge_bcs import models
+    from edge_bcs.core.objectives import objective_named
     from edge_bcs.exporters.memory.planner import Job
     from edge_bcs.exporters.network import network_of
     from edge_bcs.method import connectivity
-    from edge_bcs.method import losses as objectives
 
     sparse = connectivity.sparsify(models.create(name), sparsity=0.99, seed=0)
-    rule = objectives.get(objective)
+    rule = objective_named(objective)
     return sparse, network_of(sparse, (3, 32, 32)), Job(rule, rule.beta)
 
 

@@ -17,17 +17,24 @@ import click
 from click.core import ParameterSource
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import OBJECTIVES, WEIGHTED
 from edge_bcs.core.progress import is_terminal
 from edge_bcs.core.text import shown
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
 
-_WEIGHTED = ("trades", "rst", "mart")  # objectives with a second term
 _NARROW = 16  # columns, in which a value is still read with ease
 # A path or a number is taken by hand from what is printed: never broken.
 _WRAPPED: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
+objective_option = click.option(
+    "--objective",
+    type=click.Choice(list(OBJECTIVES)),
+    default="at",
+    show_default=True,
+    help="The robust loss.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 json_file_option = click.option(
     "--json",
@@ -119,8 +126,8 @@ def given(option: str) -> bool:
 
 def check_beta(options: dict[str, Any]) -> None:
     """Refuse --beta where the objective has no second term that it could weigh."""
-    if options["beta"] is not None and options["objective"] not in _WEIGHTED:
-        raise EdgeBcsError(f"--beta belongs to {', '.join(_WEIGHTED)}, not to {options['objective']}.")
+    if options["beta"] is not None and options["objective"] not in WEIGHTED:
+        raise EdgeBcsError(f"--beta belongs to {', '.join(WEIGHTED)}, not to {options['objective']}.")
 
 
 def word(value: object) -> str:

@@ -21,6 +21,7 @@ from edge_bcs.cli.common import (
     examples,
     fraction,
     json_option,
+    objective_option,
     pairs,
     print_json,
     trust_option,
@@ -67,13 +68,7 @@ if TYPE_CHECKING:
 @click.option(
     "--width", type=float, help="Multiplier of all channel numbers; default: 1. A checkpoint has its own."
 )
-@click.option(
-    "--objective",
-    type=click.Choice(["natural", "at", "mixed", "trades", "rst", "mart"]),
-    default="at",
-    show_default=True,
-    help="The robust loss.",
-)
+@objective_option
 @click.option(
     "--batch-norm",
     type=click.Choice(["frozen", "batch"]),

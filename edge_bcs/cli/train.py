@@ -21,6 +21,7 @@ from edge_bcs.cli.common import (
     fraction,
     given,
     json_option,
+    objective_option,
     on_bad_option,
     pairs,
     percent,
@@ -43,6 +44,7 @@ from edge_bcs.cli.networks import (
 )
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.locks import FolderLock
+from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.outputs import check_folder
 from edge_bcs.core.progress import Progress, say
 
@@ -67,12 +69,7 @@ _OWNERS = {
 @data_option
 @class_names_option
 @on_bad_option
-@click.option(
-    "--objective",
-    type=click.Choice(["natural", "at", "mixed", "trades", "mart", "rst"]),
-    default="at",
-    show_default=True,
-)
+@objective_option
 @click.option(
     "--method", type=click.Choice([*_OURS, *_COMPARATORS]), default="bcs", show_default=True,
     help="bcs rewires; random and fixed keep a random mask, dense all weights; lwm, hydra and admm prune a "
@@ -276,8 +273,11 @@ def _check(options: dict[str, Any]) -> None:
             raise EdgeBcsError(f"{method} begins with a dense network: use --engine torch.")
         if options["compile"]:
             raise EdgeBcsError("--compile is torch's; the sparse engine compiles the network by itself.")
-    if (options["objective"] == "rst") != (options["pseudo_labelled"] is not None):
-        raise EdgeBcsError("--objective rst needs --pseudo-labelled PATH, and no other objective takes it.")
+    if objective_named(options["objective"]).pseudo_labelled != (options["pseudo_labelled"] is not None):
+        names = " or ".join(PSEUDO_LABELLED)
+        raise EdgeBcsError(
+            f"--objective {names} needs --pseudo-labelled PATH, and no other objective takes it."
+        )
 
 
 def _use_threads(options: dict[str, Any]) -> None:

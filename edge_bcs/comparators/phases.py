@@ -13,11 +13,11 @@ from torch import nn
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.locks import FolderLock
+from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.progress import say
 from edge_bcs.data.adapt import dataset_of
 from edge_bcs.data.classes import check_names, named
 from edge_bcs.evaluation.measures import Data
-from edge_bcs.method import losses as objectives
 from edge_bcs.method.connectivity import sparsify
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.devices import choose_device
@@ -97,8 +97,11 @@ class Phases:
     ) -> None:
         self.method, self.recipe, self.machine = method, recipe, machine
         self.data: Data = dataset_of(data)
-        if (recipe.objective == "rst") != (pseudo_labelled is not None):
-            raise EdgeBcsError("the objective rst, and no other, needs a second, pseudo-labelled data set")
+        if objective_named(recipe.objective).pseudo_labelled != (pseudo_labelled is not None):
+            names = " or ".join(PSEUDO_LABELLED)
+            raise EdgeBcsError(
+                f"the objective {names}, and no other, needs a second, pseudo-labelled data set"
+            )
         self.pseudo_labelled = None if pseudo_labelled is None else dataset_of(pseudo_labelled)
         self.resume, self.start = resume, start
         self.classes = None if classes is None else check_names(classes, "the class names")
@@ -147,16 +150,17 @@ class Phases:
         if self.machine.get("progress", True) and self.replicas.first:
             length = f"{recipe.steps} steps" if recipe.steps else f"{epochs} epochs"
             say(f"{self.method}: {name or 'fine-tuning'} for {length}")
+        objective = objective_named(recipe.objective)
         plan = Plan(
-            objective=recipe.objective,
-            beta=objectives.get(recipe.objective).beta if recipe.beta is None else recipe.beta,
+            objective=objective.name,
+            beta=objective.beta if recipe.beta is None else recipe.beta,
             method=f"{self.method} {name}".strip(),
             rewire="none",
             engine="torch",
             processes=self.replicas.count,
             epochs=epochs,
             steps=recipe.steps,
-            batch_size=recipe.batch_size or (256 if recipe.objective == "rst" else 128),
+            batch_size=recipe.batch_size or objective.batch_size,
             learning_rate=rate,
             weight_decay=recipe.weight_decay,
             schedule="cosine",

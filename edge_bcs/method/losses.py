@@ -1,12 +1,4 @@
-"""The training objectives, per sample; p(x) is the softmax of the logits at x, x̃ the adversarial image.
-
-- natural: CE(x).
-- at: CE(x̃) (Madry et al., 2018).
-- mixed: CE(x̃) in the first half of the batch, CE(x) in the second (Kurakin et al., 2017).
-- trades: CE(x) + β·KL(p(x) ‖ p(x̃)) (Zhang et al., 2019).
-- rst: as trades, on labelled and pseudo-labelled data (Carmon et al., 2019).
-- mart: CE(x̃) − log(1.0001 − max_{j≠y} p_j(x̃) + 1e-12) + β·KL(p(x) ‖ p(x̃))·(1.0000001 − p_y(x))
-  (Wang et al., 2020).
+"""The losses of the training objectives in torch, per sample (`edge_bcs.core.objectives` lists them).
 
 Where two networks' outputs meet (TRADES, MART), gradients flow through both. A batch's loss is Σ
 weight·loss; with weights 1/batch it is the mean.
@@ -14,54 +6,12 @@ weight·loss; with weights 1/batch it is the mean.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from edge_bcs.core.errors import EdgeBcsError
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What an objective needs of attack and data.
-
-    Attributes:
-        name: as in the list above.
-        attack_start: "uniform" in ±ε, "gaussian" (0.001·N(0, 1)), or None: not attacked.
-        attack_loss: what PGD increases, "cross_entropy" with the label or "kl" from p(x).
-        two_branches: whether x and x̃ both go through the network, in two passes.
-        beta: default weight of the second term; 0 where there is none.
-        adversarial_part: how much of the batch is attacked, counted from its beginning.
-    """
-
-    name: str
-    attack_start: str | None
-    attack_loss: str
-    two_branches: bool
-    beta: float
-    adversarial_part: float
-
-
-OBJECTIVES: dict[str, Objective] = {
-    objective.name: objective
-    for objective in (
-        Objective("natural", None, "cross_entropy", False, 0.0, 0.0),
-        Objective("at", "uniform", "cross_entropy", False, 0.0, 1.0),
-        Objective("mixed", "uniform", "cross_entropy", False, 0.0, 0.5),
-        Objective("trades", "gaussian", "kl", True, 6.0, 1.0),
-        Objective("rst", "gaussian", "kl", True, 6.0, 1.0),
-        Objective("mart", "gaussian", "cross_entropy", True, 4.0, 1.0),
-    )
-}
-
-
-def get(name: str) -> Objective:
-    """Return the objective of that name, or raise `EdgeBcsError`."""
-    if name not in OBJECTIVES:
-        raise EdgeBcsError(f"there is no objective {name!r}; choose one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name]
+from edge_bcs.core.objectives import Objective, objective_named
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -81,7 +31,7 @@ def trades(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float = 6.0
 
 
 def mart(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float = 4.0) -> Tensor:
-    """Return MART's loss per sample, f32[n] (the formula in the list above)."""
+    """Return MART's loss per sample, f32[n] (the formula in `edge_bcs.core.objectives`)."""
     column = labels.unsqueeze(1)
     probability = adversarial.softmax(1)
     wrong = probability.scatter(1, column, -1.0).amax(1)
@@ -107,13 +57,17 @@ def per_sample(
         adversarial: f32 [n, K], the logits of the adversarial images; two branches only.
         beta: weight of the second term; the objective's default if None.
     """
-    objective = get(objective) if isinstance(objective, str) else objective
+    objective = objective_named(objective) if isinstance(objective, str) else objective
     if not objective.two_branches:
         return cross_entropy(logits, labels)
     if adversarial is None:
         raise EdgeBcsError(f"{objective.name} needs the logits of clean and of adversarial images")
-    loss = mart if objective.name == "mart" else trades
-    return loss(logits, adversarial, labels, objective.beta if beta is None else beta)
+    return _OF_TWO_BRANCHES[objective.loss](
+        logits, adversarial, labels, objective.beta if beta is None else beta
+    )
+
+
+_OF_TWO_BRANCHES = {"trades": trades, "mart": mart}
 
 
 def weighted(losses: Tensor, sample_weight: Tensor | None = None) -> Tensor:

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import Objective, objective_named
 from edge_bcs.core.signals import HeldSignals
-from edge_bcs.method import attacks, device_random, rewiring
-from edge_bcs.method import losses as objectives
+from edge_bcs.method import attacks, device_random, losses, rewiring
 from edge_bcs.method.attacks import evaluation_mode
-from edge_bcs.method.losses import Objective
 from edge_bcs.method.sparse_model import SparseModel
 
 REWIRE = ("uniform", "by-layer")
@@ -86,7 +85,7 @@ def craft(
         position: place of the first image in the whole batch, where x is a part of one.
         batch: size of the whole batch; n if None.
     """
-    attacked = int((batch or len(x)) * objective.adversarial_part) - position
+    attacked = objective.attacked(batch or len(x)) - position
     attacked = max(0, min(len(x), attacked))
     if attacked == 0 or objective.attack_start is None:
         return x
@@ -154,8 +153,8 @@ def _backward(
     sample_weight: Tensor | None,
 ) -> Outcome:
     branches = [sparse(x), sparse(adversarial)] if objective.two_branches else [sparse(adversarial)]
-    losses = objectives.per_sample(objective, labels, branches[0], branches[-1], beta)
-    loss = objectives.weighted(losses, sample_weight)
+    values = losses.per_sample(objective, labels, branches[0], branches[-1], beta)
+    loss = losses.weighted(values, sample_weight)
     loss.backward()  # type: ignore[no-untyped-call]
     counted = torch.ones_like(labels, dtype=torch.bool) if sample_weight is None else sample_weight > 0
     correct = torch.stack([((branch.argmax(1) == labels) & counted).sum() for branch in branches])
@@ -182,7 +181,7 @@ def training_step(
         sparse: the network, which changes; its `step` is then that of the next one.
         x: images f32 [n, C, H, W] in [0, 1].
         labels: i64[n].
-        objective: a name of `objectives.OBJECTIVES`, or a description.
+        objective: a name of `edge_bcs.core.objectives.OBJECTIVES`, or a description.
         step: number of this step, from 0; with the seed it fixes every random number.
         hyper, attack: the paper's if None.
         beta: weight of the objective's second term; its default if None.
@@ -193,7 +192,7 @@ def training_step(
     Raises:
         EdgeBcsError: an unknown objective, or a step that would make a weight that is not finite.
     """
-    objective = objectives.get(objective) if isinstance(objective, str) else objective
+    objective = objective_named(objective) if isinstance(objective, str) else objective
     hyper, attack = hyper or Hyper(), attack or Attack()
     seed = sparse.seed if seed is None else seed
     adversarial = craft(sparse, x, labels, objective, attack, step=step, seed=seed)

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import Objective
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.evaluation.measures import Data, evaluate
 from edge_bcs.method.device_step import raise_if_failed
-from edge_bcs.method.losses import Objective
 from edge_bcs.method.rewiring import NEWBORN
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import Attack, Hyper, accumulate, craft
@@ -228,7 +228,7 @@ class TorchEngine:
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """See `Engine`; replicas share the images."""
-        count, natural = self.replicas.count, self.objective.name == "natural"
+        count, attacked = self.replicas.count, self.objective.adversarial
         batches: Any = data
         mine = np.arange(len(data))
         if len(data) >= count > 1:
@@ -238,7 +238,7 @@ class TorchEngine:
         report = evaluate(
             self.sparse,
             batches,
-            attack="none" if natural else "pgd",
+            attack="pgd" if attacked else "none",
             epsilon=self.plan.epsilon,
             steps=max(1, self.plan.attack_steps),
             step_size=self.plan.step_size,
@@ -252,7 +252,7 @@ class TorchEngine:
         totals = torch.tensor(right, device=self.device)
         self.replicas.sum(totals)
         clean, robust = (totals[:2].round() / totals[2]).tolist()
-        return clean, None if natural else robust
+        return clean, robust if attacked else None
 
 
 class SparseEngine:
@@ -329,10 +329,8 @@ class SparseEngine:
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """See `Engine`; PGD takes steps of 2.5·ε/steps (2/255 with the paper's numbers)."""
-        natural = self.objective.name == "natural"
-        report = self._trainer.evaluate(
-            data, 0 if natural else max(1, self.plan.attack_steps), epsilon=self.plan.epsilon
-        )
+        steps = max(1, self.plan.attack_steps) if self.objective.adversarial else 0
+        report = self._trainer.evaluate(data, steps, epsilon=self.plan.epsilon)
         return report["accuracy"], report.get("robust_accuracy")
 
     def store(self) -> None:

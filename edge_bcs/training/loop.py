@@ -29,6 +29,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.metadata import parse_json, parse_object
 from edge_bcs.core.metrics import keep_lines
+from edge_bcs.core.objectives import PSEUDO_LABELLED, Objective, objective_named
 from edge_bcs.core.progress import Progress
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.adapt import batch_size_of, dataset_of
@@ -37,9 +38,7 @@ from edge_bcs.data.dataset import Dataset, check_finite, check_pixels
 from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
 from edge_bcs.evaluation.measures import Data
 from edge_bcs.exportable import warn_if_not_exportable
-from edge_bcs.method import losses as objectives
 from edge_bcs.method.attacks import evaluation_mode, input_gradient
-from edge_bcs.method.losses import Objective
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import REWIRE, Hyper
 from edge_bcs.training.backends import Batch, Numbers, open_engine
@@ -116,7 +115,7 @@ def train(
             count, its order does not: every epoch has one of its own (see `edge_bcs.data.adapt`).
         input_shape: (C, H, W) to which the images of a path are brought; what the network was made for if
             None, which networks of `edge_bcs.models` say.
-        objective: natural, at, mixed, trades, mart or rst.
+        objective: natural, at, mixed, trades, rst or mart.
         method: "bcs", or a baseline with a static mask: "random" and "fixed" (the mask is that of `sparse`,
             see `connectivity.sparsify` and `connectivity.fixed`) or "dense" (a network of sparsity 0);
             baselines have neither rewiring nor noise nor a constraint on signs.
@@ -158,7 +157,7 @@ def train(
             finite, a checkpoint of another plan, an output folder into which another process trains or in
             which something would be written over, or a step that would make a weight that is not finite.
     """
-    described = objectives.get(objective)
+    described = objective_named(objective)
     batch_size = batch_size_of(data) if batch_size is None else batch_size
     data = dataset_of(data, shape=input_shape or sparse.input_shape)
     if pseudo_labelled is not None:
@@ -176,7 +175,7 @@ def train(
         processes=replicas.count,
         epochs=epochs,
         steps=steps,
-        batch_size=(256 if objective == "rst" else 128) if batch_size is None else batch_size,
+        batch_size=described.batch_size if batch_size is None else batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         schedule=schedule,
@@ -288,10 +287,13 @@ def _check(
         raise EdgeBcsError(f"connections are rewired uniform or by-layer, not {rewire!r}")
     if batch_norm not in ("batch", "frozen"):
         raise EdgeBcsError(f"batch norm is either batch or frozen, not {batch_norm!r}")
-    if objective.name == "rst" and pseudo_labelled is None:
-        raise EdgeBcsError("rst needs a second, pseudo-labelled data set (pseudo_labelled=)")
-    if objective.name != "rst" and pseudo_labelled is not None:
-        raise EdgeBcsError(f"{objective.name} has no use for pseudo-labelled data; choose the objective rst")
+    if objective.pseudo_labelled and pseudo_labelled is None:
+        raise EdgeBcsError(f"{objective.name} needs a second, pseudo-labelled data set (pseudo_labelled=)")
+    if pseudo_labelled is not None and not objective.pseudo_labelled:
+        choices = " or ".join(PSEUDO_LABELLED)
+        raise EdgeBcsError(
+            f"{objective.name} has no use for pseudo-labelled data; choose the objective {choices}"
+        )
     for part in (data, pseudo_labelled):
         if part is not None and len(part) == 0:
             raise EdgeBcsError("the data set is empty")
@@ -315,7 +317,7 @@ class _Run:
         replicas: Replicas,
     ) -> None:
         self.sparse, self.plan, self.update, self.replicas = sparse, plan, update, replicas
-        self.objective: Objective = objectives.get(plan.objective)
+        self.objective: Objective = objective_named(plan.objective)
         self.engine: Any = None
         held = round(plan.validation * len(data)) if plan.validation else 0
         if held >= len(data):
@@ -533,7 +535,7 @@ class _Run:
         line = {"step": about["step"], "epoch": about["epoch"], "loss": numbers.loss, "accuracy": shares[0]}
         if self.objective.two_branches:
             line["robust_accuracy"] = shares[1]
-        elif self.objective.name == "at":
+        elif self.objective.accuracy_is_robust:
             line["robust_accuracy"] = shares[0]
         self._sums += [numbers.loss, shares[0], shares[-1], numbers.deaths]
         now = time.perf_counter()

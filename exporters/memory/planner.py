@@ -24,8 +24,7 @@ import numpy as np
 from edge_bcs.runtime.buffers import bound_buffers, bytes_of
 from edge_bcs.targets.cost_model import TYPICAL_BOARD, Machine, Walk
 
-from edge_bcs.method.losses import Objective
-from edge_bcs.method.losses import get as objective_named
+from edge_bcs.core.objectives import PLAIN, Objective
 
 from ..graphs import attack_graph, evaluation_graph, lanes_of, training_graph
 from ..network import Network
@@ -65,11 +64,8 @@ class Job:
 
     def runs(self, micro_batch: int) -> dict[str, int]:
         """How often each graph runs in one step (Algorithm 1: craft, accumulate, update)."""
-        parts = -(-self.batch_size // micro_batch)
-        half = -(-(self.batch_size // 2) // micro_batch)
-        attacked = {"natural": 0, "mixed": half}.get(self.objective.name, parts)
-        crafted = attacked if self.objective.attack_loss == "kl" else 0
-        return {"training": parts, "attack": attacked * self.attack_steps, "eval": crafted}
+        runs = self.objective.runs(self.batch_size, micro_batch, self.attack_steps)
+        return {graph: runs[graph] for graph in ("training", "attack", "eval")}
 
 
 @dataclass(frozen=True)
@@ -443,7 +439,7 @@ def smallest(
         options.append(smallest(network, replace(job, bfloat16=False), micro_batch, known))
     of_one_branch = None
     if job.objective.two_branches:
-        simple = replace(job, objective=objective_named("at"))
+        simple = replace(job, objective=PLAIN)
         of_one_branch = smallest(network, simple, micro_batch, known).choice.storage
     options += [
         Space(network, job, images, keep).smallest(of_one_branch) for keep in branch_orders(network, job)

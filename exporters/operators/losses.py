@@ -34,6 +34,10 @@ class Mart(_TwoBranchLoss):
     """BCE(adversarial) + β·KL(clean ‖ adversarial)·(1 − p_y(clean))."""
 
 
+LOSSES: dict[str, type[Operator]] = {"cross_entropy": CrossEntropy, "trades": Trades, "mart": Mart}
+"""`Objective.loss` → its operator."""
+
+
 class SoftmaxDifference(Operator):
     """softmax(logits) − target [n, K]: where the attack's backward pass begins."""
 

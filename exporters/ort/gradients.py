@@ -24,10 +24,11 @@ from edge_bcs.runtime.archive import is_artifact
 from onnx import helper, numpy_helper
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import objective_named
 from edge_bcs.method.sparse_model import SparseModel
 
 from ..forward import Branch, FoldedAffine
-from ..graphs import TWO_BRANCHES, lanes_of
+from ..graphs import lanes_of
 from ..network import Network, network_of
 from ..nodes import DOMAIN, Graph, Node, TensorType
 from ..operators import OPERATORS
@@ -35,7 +36,7 @@ from ..operators.base import Operator, map_of
 from ..operators.elementwise import MaskedAdd
 from ..operators.folding import ZeroAffine
 from ..operators.images import UnpackOutput
-from ..operators.losses import CrossEntropy, Mart, Trades
+from ..operators.losses import LOSSES
 from .checkpoint import TRAINABLE
 
 FROZEN = ("batchnorm.mean", "batchnorm.variance", "coo.lists")
@@ -84,7 +85,8 @@ def loss_graph(network: Network, micro_batch: int, objective: str, beta: float =
     Inputs and outputs are those of the training graph without its gradient buffers.
     """
     images = TensorType("f32", (micro_batch, *network.image))
-    branches = ("input", "adversarial") if objective in TWO_BRANCHES else ("input",)
+    rule = objective_named(objective)
+    branches = ("input", "adversarial") if rule.two_branches else ("input",)
     graph = Graph("forward_model", dict.fromkeys(branches, images))
     graph.inputs["labels"] = TensorType("i64", (micro_batch,))
     graph.inputs["sample_weight"] = TensorType("f32", (micro_batch,))
@@ -93,14 +95,14 @@ def loss_graph(network: Network, micro_batch: int, objective: str, beta: float =
     seeds = [f"{name}.gradient" for name in logits]
     inputs = {"labels": "labels", "sample_weight": "sample_weight"}
     outputs = {"loss": "loss", "correct": "correct"}
-    if len(branches) == 2:
+    attributes = {}
+    if rule.two_branches:
         inputs |= {"clean": logits[0], "adversarial": logits[1]}
         outputs |= {"dclean": seeds[0], "dadversarial": seeds[1]}
-        loss = Mart if objective == "mart" else Trades
-        loss.emit(graph, inputs, outputs, {"beta": float(beta)})
+        attributes["beta"] = float(beta)
     else:
         inputs["logits"], outputs["dlogits"] = logits[0], seeds[0]
-        CrossEntropy.emit(graph, inputs, outputs)
+    LOSSES[rule.loss].emit(graph, inputs, outputs, attributes)
     graph.outputs["loss"] = TensorType("f32", ())
     graph.resolve()
     _separate(graph)

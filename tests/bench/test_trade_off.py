@@ -18,7 +18,7 @@ from helpers.networks import tiny
 
 from edge_bcs import EdgeBcsError
 from edge_bcs.bench import trade_off
-from edge_bcs.method.losses import get
+from edge_bcs.core.objectives import objective_named
 
 MIB = 1 << 20
 
@@ -123,7 +123,7 @@ def test_an_artifact_is_measured_again_while_other_work_disturbs_it(monkeypatch:
 
 def test_one_artifact_is_predicted_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = tiny("resnet18")
-    job = Job(get("at"))
+    job = Job(objective_named("at"))
     monkeypatch.setattr(trade_off, "_compiled", lambda *_: (sparse, network_of(sparse, (3, 32, 32)), job))
     monkeypatch.setattr(trade_off, "SECONDS", 0.0)
     monkeypatch.setattr(trade_off, "ATTEMPTS", 1)

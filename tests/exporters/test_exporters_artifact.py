@@ -33,7 +33,7 @@ from helpers.reference_ops import build_lists
 
 import edge_bcs
 from edge_bcs import EdgeBcsError, SparseModel
-from edge_bcs.method.losses import get
+from edge_bcs.core.objectives import objective_named
 
 SHAPE = (3, 16, 16)
 BETA = 6.0
@@ -375,5 +375,5 @@ def test_a_loaded_artifact_is_the_exported_network(tmp_path: Path) -> None:
 
 def test_choose_without_a_budget_takes_whole_vectors_for_two_threads() -> None:
     network = network_of(tiny("vgg16"), SHAPE)
-    assert choose(network, Job(get("at")), None, None).micro_batch == 32
-    assert choose(network, Job(get("at"), batch_size=5), None, None).micro_batch == 5
+    assert choose(network, Job(objective_named("at")), None, None).micro_batch == 32
+    assert choose(network, Job(objective_named("at"), batch_size=5), None, None).micro_batch == 5

@@ -23,13 +23,15 @@ from torch import nn
 
 import edge_bcs
 from edge_bcs import EdgeBcsError, models
-from edge_bcs.method.losses import get
+from edge_bcs.core.objectives import objective_named
 
 
 def compiled(
     sparse: edge_bcs.SparseModel, objective: str, batch_statistics: bool, n: int, shape: Any
 ) -> Compiled:
-    return compile_network(network_of(sparse, shape, batch_statistics), Job(get(objective), 6.0), n)
+    return compile_network(
+        network_of(sparse, shape, batch_statistics), Job(objective_named(objective), 6.0), n
+    )
 
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])
@@ -111,7 +113,7 @@ class Unread(nn.Module):
 def test_what_nobody_reads_counts_to_the_end(
     tmp_path: Path, objective: str, statistics: str, store: str
 ) -> None:
-    sparse, job = sparse_of(Unread()), Job(get(objective), 6.0, 16, bfloat16=store == "bf16")
+    sparse, job = sparse_of(Unread()), Job(objective_named(objective), 6.0, 16, bfloat16=store == "bf16")
     least = smallest(network_of(sparse, (3, 8, 8), statistics == "batch"), job).peak_bytes
     for memory in (None, least, int(1.2 * least), int(1.5 * least), 2 * least):
         options = {"objective": objective, "batch_norm": statistics, "memory": memory, "store": store}
@@ -180,7 +182,7 @@ def check_planned(
     """Artifacts that the planner squeezed into shares of what everything kept at 8 images would need."""
     sparse = tiny(name)
     network = network_of(sparse, (3, 16, 16), statistics == "batch")
-    job = Job(get(objective), 6.0, 32, bfloat16=store == "bf16")
+    job = Job(objective_named(objective), 6.0, 32, bfloat16=store == "bf16")
     least = smallest(network, job).peak_bytes
     most = compiled(sparse, objective, statistics == "batch", 8, (3, 16, 16)).memory.peak_bytes
     for share in shares:

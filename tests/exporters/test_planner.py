@@ -40,7 +40,7 @@ from torch import nn
 
 import edge_bcs
 from edge_bcs import EdgeBcsError, SparseModel, models
-from edge_bcs.method.losses import get
+from edge_bcs.core.objectives import objective_named
 
 MIB = 1 << 20
 
@@ -88,7 +88,7 @@ def test_never_much_slower_than_exhaustive_search(
     name: str, objective: str, statistics: str, bfloat16: bool, batch_size: int, density: float
 ) -> None:
     _, network = made(name, statistics, density)
-    job = Job(get(objective), 6.0, batch_size, 3, bfloat16)
+    job = Job(objective_named(objective), 6.0, batch_size, 3, bfloat16)
     options = list(every_choice(network, job))
     peaks = sorted({figures.peak_bytes for figures in options})
     assert smallest(network, job).peak_bytes <= 1.01 * peaks[0]
@@ -160,7 +160,7 @@ def test_never_much_slower_than_the_best_that_is_measured(density: float) -> Non
     """
     sparse = sparse_of(Strided(), density)
     network = network_of(sparse, (3, 32, 32), False)
-    job = Job(get("at"), 0.0, 4, 3, machine=roofline.machine_of(roofline.this_host(isa()), 1))
+    job = Job(objective_named("at"), 0.0, 4, 3, machine=roofline.machine_of(roofline.this_host(isa()), 1))
     options = list(every_choice(network, job))
     low, high = smallest(network, job).peak_bytes, max(figures.peak_bytes for figures in options)
     for share in (0.1, 0.4, 0.7):
@@ -186,7 +186,7 @@ def test_what_the_planner_predicts_is_what_the_compiler_plans(
     random = np.random.default_rng(0)
     dense = [name for name, algorithm in network.algorithms.items() if algorithm == "dense"]
     assert dense
-    job = Job(get(objective), 6.0)
+    job = Job(objective_named(objective), 6.0)
     for keep in branch_orders(network, job):
         space = Space(network, job, 3, keep)
         how = random.integers(0, 3, len(space.stacks))
@@ -211,14 +211,14 @@ def test_a_strided_layer_of_few_lanes_does_without_the_dense_kernel() -> None:
     strided = "convs.1"
     assert network.algorithms[strided] == "dense"
     for images, expected in ((1, True), (2, True), (16, False)):
-        assert (strided in Space(network, Job(get("at")), images).start.sparse) is expected
+        assert (strided in Space(network, Job(objective_named("at")), images).start.sparse) is expected
     # The linear layer has the lanes alone, too; the other convolutions a row of pixels, whatever the images.
-    assert Space(network, Job(get("at")), 1).start.sparse == {strided, "head"}
+    assert Space(network, Job(objective_named("at")), 1).start.sparse == {strided, "head"}
 
 
 def test_a_recomputed_operator_costs_its_time() -> None:
     _, network = made("vgg16")
-    space = Space(network, Job(get("natural")), 16)
+    space = Space(network, Job(objective_named("natural")), 16)
     free = space.measure(space.start)
     for tensor in space.stacks:
         choice = replace(space.start, storage=Storage(frozenset({tensor})))
@@ -229,7 +229,7 @@ def test_a_recomputed_operator_costs_its_time() -> None:
 
 def test_more_memory_is_never_slower() -> None:
     _, network = made("resnet18")
-    job = Job(get("at"), 0.0, 32)
+    job = Job(objective_named("at"), 0.0, 32)
     least = smallest(network, job)
     largest = max(Space(network, job, n).measure(Choice(n)).peak_bytes for n in (16, 32))
     seconds = []
@@ -268,7 +268,7 @@ def test_the_smallest_budget_works_and_a_byte_less_is_refused_with_help(
     sparse, network = made(name, statistics)
     options = {"objective": objective, "batch_norm": statistics, "input_shape": (3, 16, 16), "store": store}
     options |= {"attack_steps": 1, "learning_rate": 1e-3}
-    job = Job(get(objective), 6.0, 128, 1, store == "bf16")
+    job = Job(objective_named(objective), 6.0, 128, 1, store == "bf16")
     budget = smallest(network, job).peak_bytes
     with pytest.raises(EdgeBcsError, match=f"smallest feasible budget is {budget} bytes") as error:
         export(sparse, tmp_path / "a", memory=budget - 1, **options)
@@ -284,7 +284,7 @@ def test_the_smallest_budget_works_and_a_byte_less_is_refused_with_help(
 
 def test_changes_that_are_enough_come_first() -> None:
     _, network = made("vgg16", "batch")
-    job = Job(get("trades"), 6.0)
+    job = Job(objective_named("trades"), 6.0)
     frozen = smallest(replace(network, batch_statistics=False), job).peak_bytes
     with pytest.raises(EdgeBcsError) as error:
         choose(network, job, None, frozen)
@@ -293,19 +293,19 @@ def test_changes_that_are_enough_come_first() -> None:
     marks = ["(enough)" in part for part in parts]
     assert marks == sorted(marks, reverse=True) and not all(marks)
     with pytest.raises(EdgeBcsError, match=r"would help: .*a smaller network or smaller images$"):
-        choose(network_of(made("vgg16")[0], (3, 16, 16)), Job(get("at"), bfloat16=True), 1, 1)
+        choose(network_of(made("vgg16")[0], (3, 16, 16)), Job(objective_named("at"), bfloat16=True), 1, 1)
 
 
 def test_the_sparsity_that_is_advised_is_enough(tmp_path: Path) -> None:
     sparse = edge_bcs.sparsify(models.vgg16(width=0.25), 0.9, distribution="uniform")
     network = network_of(sparse, (3, 32, 32))
-    budget = smallest(network, Job(get("at"))).peak_bytes - 50_000
+    budget = smallest(network, Job(objective_named("at"))).peak_bytes - 50_000
     with pytest.raises(EdgeBcsError, match="--sparsity") as error:
-        choose(network, Job(get("at")), None, budget)
+        choose(network, Job(objective_named("at")), None, budget)
     advised = re.search(r"--sparsity (\S+): (\d+) bytes", str(error.value))
     assert advised is not None
     sparser = edge_bcs.sparsify(models.vgg16(width=0.25), advised[1], distribution="uniform")
-    need = smallest(network_of(sparser, (3, 32, 32)), Job(get("at"))).peak_bytes
+    need = smallest(network_of(sparser, (3, 32, 32)), Job(objective_named("at"))).peak_bytes
     assert need == int(advised[2]) <= budget
 
 
@@ -328,7 +328,7 @@ def test_full_size_networks_train_two_images_at_a_time_in_a_few_mebibytes(
 @pytest.mark.parametrize("name", ["vgg16", pytest.param("wrn28_2", marks=pytest.mark.slow)])
 def test_an_independent_checker_agrees_with_planned_artifacts(name: str, objective: str, store: str) -> None:
     _, network = made(name)
-    job = Job(get(objective), 6.0, bfloat16=store == "bf16")
+    job = Job(objective_named(objective), 6.0, bfloat16=store == "bf16")
     least = smallest(network, job)
     compiled = build(network, job, least.choice)
     assert compiled.choice.storage.recomputed
@@ -342,15 +342,15 @@ def test_an_independent_checker_agrees_with_planned_artifacts(name: str, objecti
 def test_where_unpacked_weights_do_not_fit_the_sparse_kernel_is_chosen() -> None:
     network = network_of(tiny("vgg16", width=0.25, density=0.7), (3, 16, 16))
     assert "dense" in network.algorithms.values()
-    least = smallest(network, Job(get("at")))
-    chosen = compile_network(network, Job(get("at")), budget=least.peak_bytes)
+    least = smallest(network, Job(objective_named("at")))
+    chosen = compile_network(network, Job(objective_named("at")), budget=least.peak_bytes)
     assert "sparse" in chosen.network.algorithms.values()
     assert chosen.memory.peak_bytes <= least.peak_bytes
 
 
 def test_an_artifact_tells_what_was_chosen(tmp_path: Path) -> None:
     sparse, network = made("vgg16")
-    budget = smallest(network, Job(get("at"))).peak_bytes
+    budget = smallest(network, Job(objective_named("at"))).peak_bytes
     artifact = export(sparse, tmp_path / "a", input_shape=(3, 16, 16), memory=budget, validate=False)
     choice = artifact.manifest["memory"]["choice"]
     assert choice["store"] == "f32" and choice["recomputed"] and not choice["narrowed"]

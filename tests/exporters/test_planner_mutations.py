@@ -24,7 +24,7 @@ from helpers import schedule_checker
 from helpers.networks import tiny
 from helpers.schedule_checker import Checker
 
-from edge_bcs.method.losses import get
+from edge_bcs.core.objectives import objective_named
 
 
 def test_the_checker_shares_no_code_with_the_planner() -> None:
@@ -39,7 +39,7 @@ def test_the_checker_shares_no_code_with_the_planner() -> None:
 @pytest.fixture(scope="module")
 def squeezed() -> Choice:
     """What the planner makes of the network below when memory is all that counts."""
-    return replace(smallest(small(), Job(get("trades"), 6.0, 32), 4).choice, sparse=frozenset())
+    return replace(smallest(small(), Job(objective_named("trades"), 6.0, 32), 4).choice, sparse=frozenset())
 
 
 def small() -> Network:
@@ -48,7 +48,7 @@ def small() -> Network:
 
 def checked(choice: Choice | None) -> tuple[list[str], bool]:
     """(faults of the training schedule, whether the peaks agree)."""
-    network, job = small(), Job(get("trades"), 6.0)
+    network, job = small(), Job(objective_named("trades"), 6.0)
     compiled = build(network, job, choice or keep_everything(network, job, 4))
     memory = compiled.memory.to_json(None)
     training = memory["phases"]["training"]
@@ -141,7 +141,7 @@ def test_a_sketch_that_frees_early_contradicts_the_plan(monkeypatch: pytest.Monk
         return right(walk)
 
     monkeypatch.setattr(sketch._Pass, "_summed", early)
-    network, job = network_of(tiny("resnet18"), (3, 16, 16)), Job(get("at"), 0.0, 32)
+    network, job = network_of(tiny("resnet18"), (3, 16, 16)), Job(objective_named("at"), 0.0, 32)
     least = smallest(network, job, 4)
     memory = build(network, job, least.choice).memory
     assert least.peak_bytes < memory.peak_bytes

@@ -14,7 +14,7 @@ from edge_bcs.exporters.network import network_of
 from helpers.networks import EveryLayer, sparse_of, tiny
 from helpers.schedule_checker import Checker
 
-from edge_bcs.method.losses import get
+from edge_bcs.core.objectives import objective_named
 
 PHASES = ("training", "attack", "eval", "optimizer", "lists")
 
@@ -26,7 +26,7 @@ def compiled(
     sparse = sparse_of(EveryLayer()) if name == "every layer" else tiny(name)
     shape = (2, 13, 13) if name == "every layer" else (3, 16, 16)
     result = compile_network(
-        network_of(sparse, shape, batch_statistics), Job(get(objective), 6.0), micro_batch
+        network_of(sparse, shape, batch_statistics), Job(objective_named(objective), 6.0), micro_batch
     )
     return {phase: graph.to_onnx() for phase, graph in result.graphs.items()}, result.memory.to_json(None)
 

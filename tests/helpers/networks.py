@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from edge_bcs.exporters.graphs import TWO_BRANCHES
 from edge_bcs.exporters.network import Network
 from torch import nn
 
 from edge_bcs import models
+from edge_bcs.core.objectives import WEIGHTED
 from edge_bcs.method.sparse_model import SparseModel
 from helpers.reference_ops import Array, build_lists, mart_loss, trades_loss
 
@@ -133,7 +133,7 @@ def training_feeds(
 ) -> dict[str, Array]:
     """All inputs of a training graph; the gradient buffers start at random and are to be reset."""
     random = np.random.default_rng(7)
-    branches = {"adversarial": adversarial} if objective in TWO_BRANCHES else {}
+    branches = {"adversarial": adversarial} if objective in WEIGHTED else {}
     return {
         "input": images,
         **branches,

@@ -14,9 +14,9 @@ from torch import nn
 import edge_bcs
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import OBJECTIVES, objective_named
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.method import device_random, device_step
-from edge_bcs.method import losses as objectives
 from edge_bcs.method import step as steps
 from edge_bcs.method.step import Hyper
 from edge_bcs.training.backends import Batch, TorchEngine
@@ -113,7 +113,7 @@ def test_the_host_never_needs_a_number_of_the_device(rewire: str) -> None:
     assert outcome.device == device and outcome.shape == (2,)
 
 
-@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("batch_norm", ["batch", "frozen"])
 def test_a_whole_step_never_waits(objective: str, batch_norm: str) -> None:
     """Attack, loss, gradients, update and rewiring, queued twice before any number is asked for."""
@@ -127,12 +127,12 @@ def test_a_whole_step_never_waits(objective: str, batch_norm: str) -> None:
     )
     sparse = edge_bcs.sparsify(model, 0.9).to("meta")
     plan = Plan(
-        objective=objective, beta=objectives.get(objective).beta, method="bcs", rewire="uniform",
+        objective=objective, beta=objective_named(objective).beta, method="bcs", rewire="uniform",
         engine="torch", processes=1, epochs=1, steps=None, batch_size=4, learning_rate=0.1, weight_decay=5e-4,
         schedule="steps", momentum=0.9, noise=1e-6, epsilon=0.1, step_size=0.1, attack_steps=2,
         batch_norm=batch_norm, precision="f32", augment=False, validation=0.0, samples=4, seed=0,
     )  # fmt: skip
-    engine = TorchEngine(sparse, plan, objectives.get(objective), Rewiring("uniform"), replicas=Replicas())
+    engine = TorchEngine(sparse, plan, objective_named(objective), Rewiring("uniform"), replicas=Replicas())
     assert engine.lag == 1
     batch = Batch(np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, np.int64), [(0, 4)], 4)
     with HeldSignals() as signals:

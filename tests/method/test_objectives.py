@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import OBJECTIVES, objective_named
 from edge_bcs.method import losses as objectives
 
 Array = NDArray[np.float64]
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 
 
 def probabilities(logits: Array) -> Array:
@@ -54,7 +58,7 @@ def batch() -> tuple[Array, Array, NDArray[np.int64]]:
 def test_two_branches(name: str, beta: float, batch: tuple[Array, Array, NDArray[np.int64]]) -> None:
     clean, adversarial, labels = batch
     weight = np.linspace(0.1, 0.7, 7)
-    given = None if beta == objectives.get(name).beta else beta
+    given = None if beta == objective_named(name).beta else beta
     first, second = (
         torch.tensor(logits, dtype=torch.float64, requires_grad=True) for logits in (clean, adversarial)
     )
@@ -87,7 +91,7 @@ def test_float32_is_close_to_float64(batch: tuple[Array, Array, NDArray[np.int64
         losses = objectives.per_sample(
             name, torch.from_numpy(labels), torch.tensor(clean).float(), torch.tensor(adversarial).float()
         )
-        expected = formula(name, clean, adversarial, labels, objectives.get(name).beta)
+        expected = formula(name, clean, adversarial, labels, objective_named(name).beta)
         assert losses.numpy() == pytest.approx(expected, rel=1e-5)
 
 
@@ -97,26 +101,37 @@ def test_a_sample_of_weight_zero_has_no_part() -> None:
     assert total.item() == 1.25
 
 
-# The table of the paper's settings: start, attack loss, two passes, β, part of the batch that is attacked.
+def decisions(file: Path) -> Iterator[str]:
+    """Lines of a source that compare something with the name of an objective."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Compare):
+            constants = [part for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            if any(isinstance(part.value, str) and part.value in OBJECTIVES for part in constants):
+                yield f"{file.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_only_the_table_decides_by_an_objectives_name() -> None:
+    rooms = ("edge_bcs", "exporters", "runtime", "targets")
+    files = [file for room in rooms for file in (ROOT / room).rglob("*.py")]
+    assert [place for file in files for place in decisions(file)] == []
+
+
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "runs"),  # ten images, four at a time, the attack in three steps
     [
-        ("natural", (None, "cross_entropy", False, 0.0, 0.0)),
-        ("at", ("uniform", "cross_entropy", False, 0.0, 1.0)),
-        ("mixed", ("uniform", "cross_entropy", False, 0.0, 0.5)),
-        ("trades", ("gaussian", "kl", True, 6.0, 1.0)),
-        ("rst", ("gaussian", "kl", True, 6.0, 1.0)),
-        ("mart", ("gaussian", "cross_entropy", True, 4.0, 1.0)),
+        ("natural", {"attack": 0, "eval": 0, "training": 3, "optimizer": 1}),
+        ("at", {"attack": 9, "eval": 0, "training": 3, "optimizer": 1}),
+        ("mixed", {"attack": 6, "eval": 0, "training": 3, "optimizer": 1}),
+        ("trades", {"attack": 9, "eval": 3, "training": 3, "optimizer": 1}),
+        ("mart", {"attack": 9, "eval": 0, "training": 3, "optimizer": 1}),
     ],
 )
-def test_registry(name: str, expected: tuple[object, ...]) -> None:
-    found = objectives.get(name)
-    values = (found.attack_start, found.attack_loss, found.two_branches, found.beta, found.adversarial_part)
-    assert values == expected
+def test_a_step_runs_each_graph_so_often(name: str, runs: dict[str, int]) -> None:
+    assert objective_named(name).runs(10, 4, 3) == runs
 
 
 def test_refusals() -> None:
     with pytest.raises(EdgeBcsError, match="no objective 'pgd'"):
-        objectives.get("pgd")
+        objective_named("pgd")
     with pytest.raises(EdgeBcsError, match="clean and of adversarial"):
         objectives.per_sample("trades", torch.tensor([0]), torch.zeros(1, 2))

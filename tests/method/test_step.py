@@ -14,7 +14,7 @@ import edge_bcs
 from edge_bcs import models
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.method import losses as objectives
+from edge_bcs.core.objectives import OBJECTIVES, objective_named
 from edge_bcs.method import step as steps
 from edge_bcs.method.step import Attack, Hyper
 
@@ -78,7 +78,7 @@ def test_noise_has_the_stated_size() -> None:
     assert abs(added.mean().item()) < 3e-6
 
 
-@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_vectorised_equals_the_plain_step_to_the_bit(objective: str) -> None:
     fast = edge_bcs.sparsify(models.resnet18(width=0.05, num_classes=4, input_size=8), 0.9, 1)
     plain = copy.deepcopy(fast)
@@ -121,7 +121,7 @@ def test_attacked_part_of_the_batch() -> None:
     sparse = edge_bcs.sparsify(tiny(), 0.5, 0)
     x, y = batch(7)
     for name, attacked in (("natural", 0), ("mixed", 3), ("at", 7), ("trades", 7), ("mart", 7)):
-        objective = objectives.get(name)
+        objective = objective_named(name)
         crafted = steps.craft(sparse, x, y, objective, Attack(steps=1), step=0, seed=0)
         changed = (crafted != x).flatten(1).any(1).tolist()
         assert changed == [True] * attacked + [False] * (7 - attacked)
@@ -167,7 +167,7 @@ def test_the_attack_of_every_objective(name: str, start: str, loss: str, attacke
             sparse.network[layer].weight.copy_(model[layer].weight)
     w1, b1, w2, b2 = (parameter.detach().double().numpy() for parameter in sparse.network.parameters())
     x, labels = torch.rand(6, 3, 2, 2), torch.tensor([0, 1, 2, 3, 0, 1])
-    found = steps.craft(sparse, x, labels, objectives.get(name), Attack(), step=7, seed=5)
+    found = steps.craft(sparse, x, labels, objective_named(name), Attack(), step=7, seed=5)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
         e = np.exp(np.maximum(images @ w1.T + b1, 0) @ w2.T + b2)
@@ -206,7 +206,7 @@ def test_micro_batches_accumulate_the_same_gradient() -> None:
                 x[part],
                 adversarial[part],
                 y[part],
-                objectives.get("trades"),
+                objective_named("trades"),
                 sample_weight=torch.full((len(y[part]),), 1 / 8),
                 batch_norm="frozen",
             )
@@ -218,7 +218,7 @@ def test_micro_batches_accumulate_the_same_gradient() -> None:
 def test_frozen_statistics_stay_and_batch_statistics_move() -> None:
     sparse = edge_bcs.sparsify(tiny(), 0.5, 0)
     x, y = batch()
-    trades = objectives.get("trades")
+    trades = objective_named("trades")
     sparse.zero_gradients()
     steps.accumulate(sparse, x, x, y, trades, batch_norm="frozen")
     assert sparse.network[1].running_mean.abs().max() == 0
@@ -293,4 +293,4 @@ def test_a_step_that_would_make_nonsense_changes_nothing() -> None:
         steps.update(sparse, Hyper(), step=0, rewire="global")
     with pytest.raises(EdgeBcsError, match="batch or frozen"):
         x, y = batch()
-        steps.accumulate(sparse, x, x, y, objectives.get("at"), batch_norm="live")
+        steps.accumulate(sparse, x, x, y, objective_named("at"), batch_norm="live")

@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime.training.api", reason="see make test-ort-traini
 
 import onnx
 import onnxruntime
-from edge_bcs.exporters.graphs import OBJECTIVES, training_graph
+from edge_bcs.exporters.graphs import training_graph
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.ort import gradients as ort_gradients
 from edge_bcs.exporters.validation import run
@@ -35,6 +35,7 @@ from helpers.networks import (
 from onnxruntime.training import artifacts
 from onnxruntime.training.api import CheckpointState, Module, Optimizer
 
+from edge_bcs.core.objectives import OBJECTIVES
 from edge_bcs.method.sparse_model import SparseModel
 
 BETA = 6.0

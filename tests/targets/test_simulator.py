@@ -454,8 +454,8 @@ def test_a_board_scales_the_plan_and_says_so(resnet: Path, monkeypatch: pytest.M
     from edge_bcs.exporters.memory.planner import Job
     from edge_bcs.exporters.network import network_of
 
+    from edge_bcs.core.objectives import objective_named
     from edge_bcs.loading import load
-    from edge_bcs.method.losses import get
 
     network = network_of(load(resnet), (3, 16, 16), True)
 
@@ -470,7 +470,7 @@ def test_a_board_scales_the_plan_and_says_so(resnet: Path, monkeypatch: pytest.M
     assert result.advice.source == advice.SCALED
     assert [point.micro_batch for point in result.advice.curve] == [2, 4, 8, 16, 32]
     for point in result.advice.curve:
-        compiled = compile_network(network, Job(get("trades"), 6.0), point.micro_batch)
+        compiled = compile_network(network, Job(objective_named("trades"), 6.0), point.micro_batch)
         assert point.peak_bytes == pytest.approx(compiled.memory.peak_bytes, rel=0.05)
         walks = [walk for walks in compiled.memory.phases["attack"].walks for walk in walks]
         scaled = advice._Scaler(result.artifact, result.plan, place).at(point.micro_batch)
