@@ -1,7 +1,7 @@
 """The trained state of a sparse network as one safetensors file, written atomically.
 
-The file holds exactly the seven buffers of `edge_bcs.method.sparse_model.STATE_NAMES`, under the names that
-an artifact and the board use, and string metadata: format "edge-bcs-state", version "1", step, seed,
+The file holds exactly the seven buffers of `edge_bcs.core.state`, under the names that an artifact and the
+board use, and string metadata: format "edge-bcs-state", version "1", step, seed,
 `network` (JSON with name and arguments), `layers` (JSON: names and shapes of the kernels), sparsity,
 distribution, objective, `classes` (JSON: names of the outputs in label order, if they are known) and whatever
 else the writer adds.
@@ -9,6 +9,7 @@ else the writer adds.
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Mapping
@@ -18,19 +19,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import reading, write_atomically
 from edge_bcs.core.metadata import counters, exact_sparsity, parse_json, parse_object
-from edge_bcs.core.state_faults import state_fault
-from edge_bcs.core.tensor_file import TensorFile
+from edge_bcs.core.state import FORMAT, STATE_NAMES, VERSION, state_fault
+from edge_bcs.core.tensor_file import TensorFile, write_tensors
 from edge_bcs.core.text import check_text
 from edge_bcs.data.classes import Names, parse_names
-from edge_bcs.method.sparse_model import STATE_NAMES, SparseModel
-
-FORMAT = "edge-bcs-state"
-VERSION = "1"
+from edge_bcs.method.sparse_model import SparseModel
 
 
 @dataclass(frozen=True)
@@ -105,17 +102,11 @@ def save_checkpoint(
         raise EdgeBcsError(f"{path} was not written: {fault}; an earlier one is kept")
     described = {
         **(metadata or {}),
-        "format": FORMAT,
-        "version": VERSION,
-        "step": str(sparse.step),
-        "seed": str(sparse.seed),
-        "network": json.dumps(sparse.record),
-        "layers": json.dumps([[layer.name, list(layer.shape)] for layer in sparse.layers]),
-        "sparsity": sparse.sparsity,
-        "distribution": sparse.distribution,
-        **classes_metadata(sparse.classes),
+        **state_metadata(sparse, sparse.step, sparse.seed, sparse.classes),
     }
-    write_atomically(Path(path), save({**(more or {}), **state}, described), make_folder=True)
+    content = io.BytesIO()
+    write_tensors(content, {**(more or {}), **state}, described)
+    write_atomically(Path(path), content.getbuffer(), make_folder=True)
 
 
 def _not_finite(arrays: Mapping[str, NDArray[Any]]) -> str | None:
@@ -123,9 +114,24 @@ def _not_finite(arrays: Mapping[str, NDArray[Any]]) -> str | None:
     return f"{wrong[0]} holds a number that is not finite" if wrong else None
 
 
-def classes_metadata(classes: Names | None) -> dict[str, str]:
-    """Return what a state's metadata says of class names: nothing while they are unknown."""
-    return {} if classes is None else {"classes": json.dumps(list(classes))}
+def state_metadata(sparse: SparseModel, step: int, seed: int, classes: Names | None) -> dict[str, str]:
+    """Return what the metadata of every state of a network say, in a checkpoint and in an artifact.
+
+    Args:
+        sparse: the network. step, seed: of the training that goes on from there.
+        classes: names of its outputs; nothing is said of them while they are unknown.
+    """
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "network": json.dumps(sparse.record),
+        "layers": json.dumps([[layer.name, list(layer.shape)] for layer in sparse.layers]),
+        "sparsity": sparse.sparsity,
+        "distribution": sparse.distribution,
+        "step": str(step),
+        "seed": str(seed),
+        **({} if classes is None else {"classes": json.dumps(list(classes))}),
+    }
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

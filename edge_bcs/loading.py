@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from edge_bcs import models
 from edge_bcs.checkpoint import Checkpoint, read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.state import TYPES
 from edge_bcs.data.classes import Names, check_names
-from edge_bcs.method.sparse_model import STATE_NAMES, SparseModel, prunable_layers
+from edge_bcs.method.sparse_model import SparseModel, prunable_layers
 from edge_bcs.runtime.archive import is_artifact
 
 _CHECKPOINT = "checkpoint.safetensors"
@@ -155,10 +157,10 @@ def _assemble(
             f"{path} belongs to another network: it has {len(layers)} kernels ({_differing(layers, found)}), "
             f"the module {len(found)} ({_differing(found, layers)})"
         )
-    for buffer in STATE_NAMES:
-        kind = "i" if buffer == "coo.index" else "f"
-        if tensors[buffer].ndim != 1 or tensors[buffer].dtype.kind != kind or tensors[buffer].itemsize < 4:
-            raise EdgeBcsError(f"{path}: {buffer} is {tensors[buffer].dtype}{list(tensors[buffer].shape)}")
+    for name, kind in TYPES.items():
+        tensor, wanted = tensors[name], np.dtype(kind)
+        if tensor.ndim != 1 or tensor.dtype.kind != wanted.kind or tensor.itemsize < wanted.itemsize:
+            raise EdgeBcsError(f"{path}: {name} is {tensor.dtype}{list(tensor.shape)}")
     if model is None:  # only what belongs to these numbers takes memory
         network = models.create(record["name"], **record.get("arguments", {}))
     sparse = SparseModel(

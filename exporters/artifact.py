@@ -24,14 +24,14 @@ from edge_bcs.runtime.artifact import (
 )
 from edge_bcs.runtime.ort.checkpoint import CHECKPOINT
 from edge_bcs.targets.cost_model import TYPICAL_BOARD, Machine
-from safetensors.numpy import save
 
 from edge_bcs import __version__
-from edge_bcs.checkpoint import classes_metadata
+from edge_bcs.checkpoint import state_metadata
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.progress import note
-from edge_bcs.core.state_faults import state_fault
+from edge_bcs.core.state import state_fault
+from edge_bcs.core.tensor_file import write_tensors
 from edge_bcs.core.units import parse_bytes
 from edge_bcs.data.classes import check_names, completed
 from edge_bcs.method.sparse_model import SparseModel
@@ -180,7 +180,7 @@ def export(
         "memory": {**compiled.memory.to_json(budget), "choice": _choice(compiled.choice, store)},
     }
     with publishing(target, force) as folder:
-        state = {"objective": rule.name, "step": str(step), "seed": str(seed), **classes_metadata(classes)}
+        state = {"objective": rule.name, **state_metadata(sparse, step, seed, classes)}
         if plain_eval:
             onnx.save(plain_evaluation_model(sparse, input_shape), folder / PLAIN_EVAL)
         note("writing it")
@@ -253,22 +253,14 @@ def _tables(network: Network, sparse: SparseModel) -> dict[str, Any]:
 
 
 def _write(
-    folder: Path, compiled: Compiled, manifest: dict[str, Any], sparse: SparseModel, state: dict[str, str]
+    folder: Path, compiled: Compiled, manifest: dict[str, Any], sparse: SparseModel, metadata: dict[str, str]
 ) -> None:
-    metadata = {
-        "format": "edge-bcs-state",
-        "version": "1",
-        "network": json.dumps(sparse.record),
-        "layers": json.dumps([[layer.name, list(layer.shape)] for layer in sparse.layers]),
-        "sparsity": sparse.sparsity,
-        "distribution": sparse.distribution,
-        **state,
-    }
     for phase, graph in compiled.graphs.items():
         model = graph.to_onnx()
         onnx.checker.check_model(model)
         (folder / graph_file(phase)).write_bytes(model.SerializeToString())
-    (folder / STATE).write_bytes(_sorted_header(save(sparse.state(), metadata)))
+    with (folder / STATE).open("wb") as stream:
+        write_tensors(stream, sparse.state(), metadata)
     if ort_checkpoint.available():
         lists = np.zeros(compiled.network.lists.length, np.int32)
         feeds = {"coo.index": sparse.state()["coo.index"], "coo.lists": lists}
@@ -279,13 +271,3 @@ def _write(
         name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in files
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-
-
-def _sorted_header(content: bytes) -> bytes:
-    """A safetensors file with its metadata in sorted order: one network gives one file to the byte."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + length :]

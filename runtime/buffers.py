@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from edge_bcs.core.state import state_layout
+
 Shape = tuple[int, ...]
 _ALIGNMENT = 64
 
@@ -29,17 +31,12 @@ def bound_buffers(
     the running averages is kept, so that a step that fails half-way leaves no trace.
     """
     images = (micro_batch, *input_shape)
-    table: dict[str, tuple[str, Shape]] = {
-        "coo.value": ("float32", (kappa,)),
-        "coo.index": ("int32", (kappa,)),
-        "coo.momentum": ("float32", (kappa,)),
+    state = state_layout(kappa, dense_size, statistics_size)
+    table: dict[str, tuple[str, Shape]] = {name: (kind, (length,)) for name, (kind, length) in state.items()}
+    table |= {
         "coo.value_grad.accumulation.buffer": ("float32", (kappa,)),
         "coo.lists": ("int32", (lists_length,)),
-        "dense.value": ("float32", (dense_size,)),
-        "dense.momentum": ("float32", (dense_size,)),
         "dense.value_grad.accumulation.buffer": ("float32", (dense_size,)),
-        "batchnorm.mean": ("float32", (statistics_size,)),
-        "batchnorm.variance": ("float32", (statistics_size,)),
         "input": ("float32", images),
         "adversarial": ("float32", images),
         "labels": ("int64", (micro_batch,)),

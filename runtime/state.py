@@ -37,31 +37,19 @@ from edge_bcs.runtime.artifact import (
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import PARTIAL_SUFFIX, cause_of, read_small, replacing, sync_folder
 from edge_bcs.core.metadata import counters, parse_object
-from edge_bcs.core.state_faults import Parts, state_fault
-from edge_bcs.core.tensor_file import TensorFile
+from edge_bcs.core.state import FORMAT, VERSION, Parts, is_state, state_fault, state_layout
+from edge_bcs.core.tensor_file import TensorFile, write_tensors
 from edge_bcs.data.classes import check_names, may_become, shown
 
-FORMAT = "edge-bcs-state"
-VERSION = "1"
 PREVIOUS = "state.previous.safetensors"
 PARTIAL = STATE + PARTIAL_SUFFIX
 _HEADER_BYTES = 1 << 10
-_SAFETENSORS_TYPES = {"float32": "F32", "int32": "I32"}
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-def state_layout(artifact: Artifact) -> dict[str, tuple[str, int]]:
-    """Name → (dtype, length) of the tensors of a state, in the order in which they are written."""
-    kappa, dense, statistics = artifact.kappa, artifact.dense_size, artifact.statistics_size
-    return {
-        "coo.value": ("float32", kappa),
-        "coo.index": ("int32", kappa),
-        "coo.momentum": ("float32", kappa),
-        "dense.value": ("float32", dense),
-        "dense.momentum": ("float32", dense),
-        "batchnorm.mean": ("float32", statistics),
-        "batchnorm.variance": ("float32", statistics),
-    }
+def layout_of(artifact: Artifact) -> dict[str, tuple[str, int]]:
+    """Name → (element type, length) of the tensors of an artifact's state, in order."""
+    return state_layout(artifact.kappa, artifact.dense_size, artifact.statistics_size)
 
 
 def read_state(
@@ -73,7 +61,7 @@ def read_state(
     invariant (wrong length, index not strictly ascending in [0, N), a value that is 0 or not finite, a
     negative variance) is passed over. Raises EdgeBcsError if none is intact; ``into`` then holds anything.
     """
-    layout = state_layout(artifact)
+    layout = layout_of(artifact)
     sealed = STATE in artifact.manifest["files"]
     slots = [STATE] if sealed else [PARTIAL, STATE, PREVIOUS]
     faults = []
@@ -102,7 +90,7 @@ def _read_slot(
     """(tensors, metadata) of one slot whose checksum is right; else OSError, ValueError or EdgeBcsError."""
     with TensorFile(file) as stored:
         metadata = stored.metadata
-        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        if not is_state(metadata):
             raise EdgeBcsError(f"it is not an {FORMAT} of version {VERSION}")
         differing = stored.tensors.keys() ^ layout.keys()
         if differing:
@@ -140,7 +128,7 @@ def _digest(tensors: Any, metadata: Mapping[str, str]) -> str:
 
 def state_bytes(artifact: Artifact) -> int:
     """About how many bytes a saved state has."""
-    layout = state_layout(artifact).values()
+    layout = layout_of(artifact).values()
     return sum(length * np.dtype(dtype).itemsize for dtype, length in layout) + _HEADER_BYTES
 
 
@@ -160,7 +148,7 @@ def write_run(
     the earlier saves are then kept.
     """
     folder = Path(folder)
-    fault = state_fault({name: tensors[name] for name in state_layout(artifact)}, parts_of(artifact))
+    fault = state_fault({name: tensors[name] for name in layout_of(artifact)}, parts_of(artifact))
     if fault is not None:
         raise EdgeBcsError(f"the state was not saved to {folder}: {fault}; earlier saves are kept.")
     try:
@@ -168,7 +156,7 @@ def write_run(
             _create_run(folder, artifact, classes)
         elif classes is not None:
             _name_classes(folder, classes)
-        return _write_slot(folder, {name: tensors[name] for name in state_layout(artifact)}, metadata)
+        return _write_slot(folder, {name: tensors[name] for name in layout_of(artifact)}, metadata)
     except OSError as error:
         raise EdgeBcsError(
             f"the state could not be saved to {folder}: {cause_of(error)}; earlier saves are kept."
@@ -239,22 +227,7 @@ def _name_classes(folder: Path, classes: Sequence[str]) -> None:
 def _write_slot(folder: Path, tensors: Arrays, metadata: Mapping[str, str]) -> int:
     stated = {"format": FORMAT, "version": VERSION, **metadata}
     stated["sha256"] = _digest(tensors.items(), stated)
-    header: dict[str, Any] = {"__metadata__": stated}
-    end = 0
-    for name, array in tensors.items():
-        start, end = end, end + array.nbytes
-        header[name] = {
-            "dtype": _SAFETENSORS_TYPES[str(array.dtype)],
-            "shape": list(array.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     with replacing(folder / STATE, previous=folder / PREVIOUS) as stream:
-        stream.write(len(text).to_bytes(8, "little"))
-        stream.write(text)
-        for array in tensors.values():
-            if array.size:
-                stream.write(array.view(np.uint8).data)
+        size = write_tensors(stream, tensors, stated)
     sync_folder(folder)
-    return 8 + len(text) + end
+    return size

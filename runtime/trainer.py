@@ -35,7 +35,7 @@ from edge_bcs.runtime.checks import (
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.fit import Data, Fit, Metrics
 from edge_bcs.runtime.plan import Plan
-from edge_bcs.runtime.state import is_run_of, read_state, state_layout, write_run
+from edge_bcs.runtime.state import is_run_of, layout_of, read_state, write_run
 
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
@@ -659,7 +659,7 @@ class Trainer:
         """The buffers that hold the state after the last step that is counted, while the next is under way,
         too."""
         kept = self._rollback() if self._unfinished else {}
-        return {name: self._engine.arrays[kept.get(name, name)] for name in state_layout(self.artifact)}
+        return {name: self._engine.arrays[kept.get(name, name)] for name in layout_of(self.artifact)}
 
     def save(self, path: str | Path) -> int:
         """Save a run folder, atomically and durably (runtime/state.py); it is itself a complete artifact.

@@ -174,7 +174,7 @@ def _opened(path: Path) -> IO[bytes]:
     return open(os.dup(int(known[1])) if known else os.open(path, os.O_WRONLY | os.O_APPEND), "wb")
 
 
-def write_atomically(path: Path, content: bytes, *, make_folder: bool = False) -> None:
+def write_atomically(path: Path, content: bytes | memoryview, *, make_folder: bool = False) -> None:
     """Replace a file by ``content``, on the medium before this returns.
 
     What a symbolic link points to is replaced, not the link. A device or a pipe is written to.

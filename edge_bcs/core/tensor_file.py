@@ -1,19 +1,23 @@
-"""Reading safetensors files with plain reads, straight into the arrays that are to hold their numbers.
+"""Safetensors files: read with plain reads, straight into the arrays that are to hold their numbers, and
+written array by array.
 
 The safetensors package maps a file into memory: a sector that cannot be read, or a file that another process
 cuts off, then arrives as a signal that ends this process (SIGBUS), where a read returns an error and another
-file can be tried. And nothing is in memory twice, as it is where a file is read whole and then parsed.
+file can be tried. And nothing is in memory twice, as it is where a file is read whole and then parsed, or put
+together and then written.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,12 +26,44 @@ from edge_bcs.core.metadata import parse_json
 _LARGEST_HEADER = 16 << 20
 _MOST_AXES = 32
 _TYPES = {
-    "BOOL": "?",
-    "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
-    "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
-    "F16": "<f2", "F32": "<f4", "F64": "<f8",
+    "BOOL": "?", "U8": "u1", "I8": "i1",
+    "I16": "<i2", "U16": "<u2", "F16": "<f2",
+    "I32": "<i4", "U32": "<u4", "F32": "<f4",
+    "F64": "<f8", "I64": "<i8", "U64": "<u8",
 }  # fmt: skip
+"""Element types in the order of safetensors, which writes the last ones first."""
+_KINDS = {np.dtype(numbers): kind for kind, numbers in _TYPES.items()}
+_ORDER = {kind: number for number, kind in enumerate(_TYPES)}
 _UNREAD = {"BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # bytes; numpy has no such element types
+
+
+def write_tensors(
+    stream: IO[bytes], tensors: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, str]
+) -> int:
+    """Write a safetensors file and return its bytes: the same tensors and metadata give the same file.
+
+    The arrays lie in the order that safetensors has, the metadata in sorted order.
+    """
+    arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
+    ordered = sorted(arrays, key=lambda name: (-_ORDER[_KINDS[arrays[name].dtype]], name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in ordered:
+        array = arrays[name]
+        start, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": _KINDS[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little"))
+    stream.write(text)
+    for name in ordered:
+        if arrays[name].size:
+            stream.write(arrays[name].reshape(-1).view(np.uint8).data)
+    return 8 + len(text) + end
 
 
 @dataclass(frozen=True)

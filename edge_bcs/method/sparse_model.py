@@ -1,7 +1,6 @@
 """A torch module whose kernels have exactly κ non-zero weights, and the buffers that say which.
 
-The state has the names and the layout of every other form of it (artifact, board, checkpoint): `coo.value`,
-`coo.index`, `coo.momentum`, `dense.value`, `dense.momentum`, `batchnorm.mean`, `batchnorm.variance`.
+The state has the names and the layout of every other form of it (`edge_bcs.core.state`).
 """
 
 from __future__ import annotations
@@ -18,17 +17,7 @@ from torch import Tensor, nn
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.signals import HeldSignals
-from edge_bcs.core.state_faults import Parts
-
-STATE_NAMES = (
-    "coo.value",
-    "coo.index",
-    "coo.momentum",
-    "dense.value",
-    "dense.momentum",
-    "batchnorm.mean",
-    "batchnorm.variance",
-)
+from edge_bcs.core.state import STATE_NAMES, Parts, state_layout
 
 
 @dataclass(frozen=True)
@@ -378,12 +367,12 @@ class SparseModel(nn.Module):
             EdgeBcsError: a buffer is missing, has the wrong length or holds something that is not finite.
         """
         channels = sum(statistics.channels for statistics in self.statistics)
-        lengths = {"dense.value": len(self.dense_momentum), "dense.momentum": len(self.dense_momentum)}
-        lengths |= {"batchnorm.mean": channels, "batchnorm.variance": channels}
         for name in STATE_NAMES:
             if name not in state:
                 raise EdgeBcsError(f"the state has no {name}")
-        for name, length in lengths.items():
+        for name, (_, length) in state_layout(self.kappa, len(self.dense_momentum), channels).items():
+            if name.startswith("coo."):
+                continue  # `load_coo` checks them
             if state[name].shape != (length,) or not np.isfinite(state[name]).all():
                 raise EdgeBcsError(
                     f"{name} must hold {length} finite numbers for this network; it has the shape "

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edge_bcs.runtime.state import FORMAT, VERSION
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small
 from edge_bcs.core.metadata import counters
+from edge_bcs.core.state import STATE_NAMES, VERSION, is_state
 
 CHECKPOINT = "checkpoint"
 IDENTIFIER = b"ODTC"
@@ -40,10 +40,6 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     7: np.dtype("<i8"),
     9: np.dtype("?"),
 }
-STATE_NAMES = (
-    "coo.value", "coo.index", "coo.momentum",
-    "dense.value", "dense.momentum", "batchnorm.mean", "batchnorm.variance",
-)  # fmt: skip
 _LONGEST_LIST = 1 << 20
 _LARGEST = 2 << 30  # bytes that FlatBuffers can point at
 _GROUP = "group0"  # as 1.19.2 calls the one group of parameters that it makes
@@ -177,7 +173,7 @@ def read_state(path: str | Path) -> tuple[dict[str, Array], dict[str, str]]:
     """
     checkpoint = read_ort_checkpoint(path)
     metadata = {name: str(value) for name, value in checkpoint.properties.items()}
-    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+    if not is_state(metadata):
         raise EdgeBcsError(f"{path} is a checkpoint, but not of an edge-bcs network of version {VERSION}.")
     try:
         counters(metadata)

@@ -25,11 +25,11 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.buffers import bytes_of
 from edge_bcs.runtime.engine import Engine, is_onnxruntimes, session_options
 from edge_bcs.runtime.ort.checkpoint import CHECKPOINT, read_state
-from edge_bcs.runtime.state import parts_of, state_layout
+from edge_bcs.runtime.state import layout_of, parts_of
 from edge_bcs.runtime.trainer import Trainer
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.state_faults import state_fault
+from edge_bcs.core.state import state_fault
 
 try:
     from onnxruntime.training.api import CheckpointState, Module
@@ -58,7 +58,7 @@ class OrtEngine(Engine):
     def _allocate(self) -> None:
         _, self._properties = read_state(self._file)
         self.checkpoint = CheckpointState.load_checkpoint(self._file)
-        for name, (dtype, length) in state_layout(self.artifact).items():
+        for name, (dtype, length) in layout_of(self.artifact).items():
             found = (
                 self.checkpoint.parameters[name].data if name in self.checkpoint.parameters else np.zeros(0)
             )
@@ -99,7 +99,7 @@ class OrtEngine(Engine):
 
     def state_fault(self) -> str | None:
         """Why the present numbers are no state that can be saved, or None."""
-        state = {name: self.arrays[name] for name in state_layout(self.artifact)}
+        state = {name: self.arrays[name] for name in layout_of(self.artifact)}
         return state_fault(state, parts_of(self.artifact))
 
     def _open(self, graph: str) -> None:

@@ -1,7 +1,9 @@
-"""Our reader of safetensors files: it reads what safetensors writes, and refuses what is no such file."""
+"""Our safetensors files: what safetensors writes is read, what is no such file is refused, and what is
+written is what safetensors would write."""
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import tracemalloc
@@ -14,7 +16,7 @@ from helpers import TESTS
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from edge_bcs.core.tensor_file import TensorFile
+from edge_bcs.core.tensor_file import TensorFile, write_tensors
 
 Array = np.ndarray[Any, Any]
 TENSORS: dict[str, Array] = {
@@ -45,6 +47,37 @@ def test_what_safetensors_writes_is_read(tmp_path: Path) -> None:
         for other in (np.zeros(7), np.zeros(6, np.float32)):
             with pytest.raises(ValueError, match="value is F32"):
                 stored.read("value", other)
+
+
+def parts(content: bytes) -> tuple[int, Any, bytes]:
+    """(bytes of the header, what it says, what lies behind it) of a safetensors file."""
+    length = int.from_bytes(content[:8], "little")
+    return length, json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def test_what_is_written_is_what_safetensors_writes() -> None:
+    types = ("u1", "i1", "?", "u2", "i2", "f2", "u4", "i4", "f4", "u8", "i8", "f8")
+    tensors = {f"of {kind}": np.arange(3).astype(kind) for kind in types} | TENSORS
+    tensors["turned"] = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    metadata = {"step": "3", "a": "ä", "m": "x"}
+    stream = io.BytesIO()
+    size = write_tensors(stream, tensors, metadata)
+    length, header, data = parts(stream.getvalue())
+    assert (header, data) == parts(save({**tensors, "turned": tensors["turned"].copy()}, metadata))[1:]
+    assert (length % 8, size) == (0, len(stream.getvalue()))
+    again = io.BytesIO()
+    write_tensors(again, dict(reversed(tensors.items())), dict(sorted(metadata.items())))
+    assert again.getvalue() == stream.getvalue()
+
+
+def test_writing_takes_no_second_copy(tmp_path: Path) -> None:
+    array = np.ones(1 << 20, np.float32)
+    with (tmp_path / "x").open("wb") as stream:
+        tracemalloc.start()
+        write_tensors(stream, {"value": array}, {})
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def with_header(header: str | bytes, data: int = 8, length: int | None = None) -> bytes:

@@ -171,9 +171,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 
 INSTRUMENTED = (
-    *("runtime.archive", "runtime.artifact", "runtime.onnx_file", "runtime.ort_checkpoint", "runtime.state"),
-    *("checkpoint", "classes", "data.decoding", "data.images", "data.matlab", "data.readers", "loading"),
-    *("metadata", "models", "models.geometry", "state_faults", "targets.plans", "tensor_file"),
+    *("runtime.archive", "runtime.artifact", "runtime.onnx_file", "runtime.ort.checkpoint", "runtime.state"),
+    *("checkpoint", "data.classes", "data.decoding", "data.images", "data.matlab", "data.readers", "loading"),
+    *("core.metadata", "core.state", "core.tensor_file", "models", "models.geometry", "targets.plans"),
 )
 
 

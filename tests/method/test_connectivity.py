@@ -13,8 +13,9 @@ from torch import nn
 import edge_bcs
 from edge_bcs import models
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.state import STATE_NAMES
 from edge_bcs.method import connectivity
-from edge_bcs.method.sparse_model import STATE_NAMES, Layer
+from edge_bcs.method.sparse_model import Layer
 
 
 def tiny() -> nn.Sequential:

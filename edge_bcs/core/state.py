@@ -1,4 +1,15 @@
-"""What keeps seven tensors from being the state of a network, in words; the same on host and board."""
+"""The state of a sparse network: seven tensors under seven names, the same in memory, in an artifact, in a
+run on the board and in a checkpoint, and what keeps seven tensors from being one.
+
+| name | what |
+| --- | --- |
+| `coo.value`, `coo.index`, `coo.momentum` | κ connections: weight, position (ascending), momentum |
+| `dense.value`, `dense.momentum` | all other parameters, one after the other, and their momentum |
+| `batchnorm.mean`, `batchnorm.variance` | the running statistics of all batch norms |
+
+A file of them is a safetensors file whose metadata says at least `format`, `version`, `step` and `seed`;
+`edge_bcs.core.tensor_file` reads and writes it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +21,35 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+
+FORMAT = "edge-bcs-state"
+VERSION = "1"
+TYPES = {
+    "coo.value": "float32",
+    "coo.index": "int32",
+    "coo.momentum": "float32",
+    "dense.value": "float32",
+    "dense.momentum": "float32",
+    "batchnorm.mean": "float32",
+    "batchnorm.variance": "float32",
+}
+"""Name → element type, in the order of the state."""
+STATE_NAMES = tuple(TYPES)
+
+
+def state_layout(kappa: int, dense_size: int, statistics_size: int) -> dict[str, tuple[str, int]]:
+    """Name → (element type, length) of a network's state, in order.
+
+    Args:
+        kappa: connections. dense_size: other parameters. statistics_size: channels of all batch norms.
+    """
+    lengths = {"coo": kappa, "dense": dense_size, "batchnorm": statistics_size}
+    return {name: (kind, lengths[name.partition(".")[0]]) for name, kind in TYPES.items()}
+
+
+def is_state(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata of a file are those of a state of this version."""
+    return metadata.get("format") == FORMAT and metadata.get("version") == VERSION
 
 
 @dataclass(frozen=True)
