@@ -364,7 +364,7 @@ class Failing(io.FileIO):
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
-@pytest.mark.parametrize("where", ["stat", "open", 0, 8, 500, 780, 850])
+@pytest.mark.parametrize("where", ["stat", "open", 0, 8, 500, 720, 780])
 def test_a_slot_that_cannot_be_read_falls_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, where: Any
 ) -> None:
@@ -373,7 +373,7 @@ def test_a_slot_that_cannot_be_read_falls_back(
     run_with(tmp_path / "run", artifact, [1, 2])
     run = Artifact.read(tmp_path / "run")
     newest = tmp_path / "run" / "state.safetensors"
-    assert newest.stat().st_size > 850
+    assert newest.stat().st_size > 780
     real_open, real_stat = Path.open, Path.is_file
 
     def opened(self: Path, *arguments: Any, **more: Any) -> Any:
