@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import edge_bcs
 from edge_bcs.training import backends as engines
-from edge_bcs.training.recorded import Recorded
+from edge_bcs.training.backends.cuda import Recorded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 

@@ -26,8 +26,8 @@ from edge_bcs.method.device_step import raise_if_failed
 from edge_bcs.method.rewiring import NEWBORN
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import Attack, Hyper, accumulate, craft
+from edge_bcs.training.backends.cuda import Recorded
 from edge_bcs.training.plan import Plan
-from edge_bcs.training.recorded import Recorded
 from edge_bcs.training.replicas import Replicas
 from edge_bcs.training.updates import Rewiring, Update, keep_mask
 
