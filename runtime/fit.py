@@ -12,7 +12,7 @@ import numpy as np
 from edge_bcs.runtime.board.saving import METRICS_SHARE, MetricsFile, SaveSchedule
 from edge_bcs.runtime.board.thermostat import Thermostat
 from edge_bcs.runtime.checks import NotFiniteError, in_data
-from edge_bcs.runtime.plan import Plan
+from edge_bcs.runtime.course import Course
 from edge_bcs.runtime.state import state_bytes
 
 from edge_bcs.core.errors import EdgeBcsError
@@ -50,10 +50,10 @@ class Fit:
     """One call of `Trainer.fit`, whose arguments these are.
 
     Attributes:
-        plan: where the training begins and ends.
+        course: where the training begins and ends.
     """
 
-    plan: Plan
+    course: Course
 
     def __init__(
         self,
@@ -97,24 +97,24 @@ class Fit:
         self._order: Array | None = None
         self._order_epoch = -1
 
-    def run(self, plan: Plan, resumed: bool) -> Metrics:
-        """Train to the end of the plan or of the time; see `Trainer.fit`.
+    def run(self, course: Course, resumed: bool) -> Metrics:
+        """Train to the end of the course or of the time; see `Trainer.fit`.
 
         ``resumed``: the training was interrupted, so the metrics file may say more than the saved state.
         """
-        self._bar = Progress("training", plan.total_steps, unit="steps", shown=self._progress)
+        self._bar = Progress("training", course.total_steps, unit="steps", shown=self._progress)
         with self._bar:
-            self._bar.begin(self._trainer.steps - plan.first_step)
-            return self._run(plan, resumed)
+            self._bar.begin(self._trainer.steps - course.first_step)
+            return self._run(course, resumed)
 
-    def _run(self, plan: Plan, resumed: bool) -> Metrics:
-        trainer, self.plan = self._trainer, plan
+    def _run(self, course: Course, resumed: bool) -> Metrics:
+        trainer, self.course = self._trainer, course
         if self._folder is not None:
             trainer._claim(self._folder)  # refused now, not after the first minute
         began, first_step = time.monotonic(), trainer.steps
         paused_before = self._thermostat.paused_seconds if self._thermostat else 0.0
         deadline = float("inf") if self._max_hours is None else began + 3600 * self._max_hours
-        history: deque[Metrics] = deque(maxlen=plan.steps_per_epoch)  # the last epoch's worth of steps
+        history: deque[Metrics] = deque(maxlen=course.steps_per_epoch)  # the last epoch's worth of steps
         if self._metrics_file is not None:
             self._metrics = MetricsFile(
                 self._metrics_file,
@@ -122,7 +122,7 @@ class Fit:
                 max_writes=self._max_writes,
             )
         try:
-            while trainer.steps - plan.first_step < plan.total_steps:
+            while trainer.steps - course.first_step < course.total_steps:
                 if self._thermostat is not None:
                     self._thermostat.wait(self._pause, deadline)
                 if time.monotonic() >= deadline:
@@ -145,14 +145,14 @@ class Fit:
         self._save()
         seconds = time.monotonic() - began
         paused = self._thermostat.paused_seconds - paused_before if self._thermostat else 0.0
-        done, steps = trainer.steps - plan.first_step, trainer.steps - first_step
+        done, steps = trainer.steps - course.first_step, trainer.steps - first_step
         result = {
             **_means(history, ("loss", "accuracy", "robust_accuracy")),
             "step": trainer.steps,
             "steps": steps,
             "done": done,
-            "finished": done >= plan.total_steps,
-            "skipped": plan.skipped,
+            "finished": done >= course.total_steps,
+            "skipped": course.skipped,
             "seconds": seconds,
             "paused_seconds": paused,
             "milliseconds_per_step": _means(history, ("milliseconds",)).get("milliseconds", 0.0),
@@ -193,13 +193,13 @@ class Fit:
 
     def _step(self) -> Metrics:
         """One step, as it is reported; one that was skipped counts, too, and has "skipped": why."""
-        trainer, plan = self._trainer, self.plan
-        done = trainer.steps - plan.first_step
-        epoch = plan.epoch(done)
+        trainer, course = self._trainer, self.course
+        done = trainer.steps - course.first_step
+        epoch = course.epoch(done)
         if self._order is None or self._order_epoch != epoch:
             self._order, self._order_epoch = self._data.order(trainer.seed, epoch), epoch
-        chosen = self._order[plan.images(done)]
-        trainer._set_rates(plan.learning_rate, plan.divisor(done))
+        chosen = self._order[course.images(done)]
+        trainer._set_rates(course.learning_rate, course.divisor(done))
         began = time.perf_counter()
 
         def read(first: int, end: int) -> tuple[Array, Array]:
@@ -221,7 +221,7 @@ class Fit:
                 "step": trainer.steps,
                 "epoch": epoch,
                 "done": done + 1,
-                "total": plan.total_steps,
+                "total": course.total_steps,
                 **result,
                 "learning_rate": trainer.learning_rate,
                 "milliseconds": 1e3 * (time.perf_counter() - began),
@@ -234,10 +234,10 @@ class Fit:
     def _skip(self, error: NotFiniteError) -> Metrics:
         """Count a step without an update, so that the next one takes the images after these."""
         self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= self.plan.steps_per_epoch:
+        if self._skipped_in_a_row >= self.course.steps_per_epoch:
             raise NotFiniteError(f"every batch of an epoch was skipped; the last one, {error}") from None
         self._trainer.steps += 1
-        self.plan.skipped += 1
+        self.course.skipped += 1
         return {"skipped": str(error)}
 
     def _tell(self, record: Metrics) -> None:

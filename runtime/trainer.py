@@ -32,9 +32,9 @@ from edge_bcs.runtime.checks import (
     in_batch,
     in_data,
 )
+from edge_bcs.runtime.course import Course
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.fit import Data, Fit, Metrics
-from edge_bcs.runtime.plan import Plan
 from edge_bcs.runtime.state import is_run_of, layout_of, read_state, write_run
 
 from edge_bcs.core import random
@@ -125,7 +125,7 @@ class Trainer:
         hyper = self.artifact.hyper
         self.learning_rate, self.weight_decay = hyper["learning_rate"], hyper["weight_decay"]
         self.momentum, self.noise = hyper["momentum"], hyper["noise"]
-        self._plan: Plan | None = None  # of the fit under way or last done, as it is saved
+        self._course: Course | None = None  # of the fit under way or last done, as it is saved
         self._continues = False
         self.resumed = False
         self._one_thread = OneThread()
@@ -148,7 +148,7 @@ class Trainer:
         try:
             saved = trainer._engine.metadata.get("progress")
             if saved is not None:
-                trainer._plan, trainer._continues = Plan.parse(saved, trainer.steps), True
+                trainer._course, trainer._continues = Course.parse(saved, trainer.steps), True
             trainer.resumed = True
         except EdgeBcsError as error:
             trainer.close()
@@ -453,19 +453,19 @@ class Trainer:
         )
         with self._one_thread:
             self._refuse_inside_a_step()
-            resumed = self._continues or self.resumed  # killed before its first save, it has no plan yet
-            plan = self._make_plan(data, epochs, steps, batch_size, learning_rate)
+            resumed = self._continues or self.resumed  # killed before its first save, it has no course yet
+            course = self._set_course(data, epochs, steps, batch_size, learning_rate)
             self.classes = matched.classes
-            return fitting.run(plan, resumed)
+            return fitting.run(course, resumed)
 
-    def _make_plan(
+    def _set_course(
         self,
         data: Data,
         epochs: int | None,
         steps: int | None,
         batch_size: int | None,
         learning_rate: float | None,
-    ) -> Plan:
+    ) -> Course:
         """Where this training begins and ends: a new one, or after `resume` the saved one."""
         if epochs is not None and steps is not None:
             raise EdgeBcsError("give the length in epochs or in steps, not both.")
@@ -474,31 +474,31 @@ class Trainer:
                 raise EdgeBcsError(f"{name} must be at least 1, not {value}.")
         if learning_rate is not None and not (math.isfinite(learning_rate) and learning_rate > 0):
             raise EdgeBcsError(f"the learning rate must be a positive number, not {learning_rate}.")
-        plan = self._plan
-        if plan is not None and self._continues:
-            if plan.samples != len(data) or batch_size not in (None, plan.batch_size):
+        course = self._course
+        if course is not None and self._continues:
+            if course.samples != len(data) or batch_size not in (None, course.batch_size):
                 raise EdgeBcsError(
-                    f"the saved training used {plan.samples} images in batches of {plan.batch_size}; "
+                    f"the saved training used {course.samples} images in batches of {course.batch_size}; "
                     "resume it with the same data and batch size, or start a new one."
                 )
         else:
-            plan = Plan(
+            course = Course(
                 first_step=self.steps,
-                first_epoch=0 if plan is None else plan.next_epoch(self.steps),
+                first_epoch=0 if course is None else course.next_epoch(self.steps),
                 batch_size=batch_size or self.artifact.batch_size,
                 samples=len(data),
                 learning_rate=self.artifact.hyper["learning_rate"],
                 total_steps=0,
             )
-            plan.total_steps = plan.steps_per_epoch
+            course.total_steps = course.steps_per_epoch
         if learning_rate is not None:
-            plan.learning_rate = learning_rate
+            course.learning_rate = learning_rate
         if epochs is not None:
-            plan.total_steps = epochs * plan.steps_per_epoch
+            course.total_steps = epochs * course.steps_per_epoch
         elif steps is not None:
-            plan.total_steps = steps
-        self._plan, self._continues = plan, False
-        return plan
+            course.total_steps = steps
+        self._course, self._continues = course, False
+        return course
 
     def _set_rates(self, learning_rate: float, divisor: float) -> None:
         """Set λ and λ_w of the next step, for a training that began with ``learning_rate``."""
@@ -704,7 +704,7 @@ class Trainer:
     def _metadata(self) -> dict[str, str]:
         """What a saved state says beside its tensors."""
         metadata = {"step": str(self.steps), "seed": str(self.seed)}
-        return metadata if self._plan is None else {**metadata, "progress": self._plan.dump()}
+        return metadata if self._course is None else {**metadata, "progress": self._course.dump()}
 
     def memory(self) -> dict[str, int | bool | None]:
         """Return what memory is in use, in bytes.

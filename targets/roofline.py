@@ -179,10 +179,10 @@ def _frequency() -> float:
 
 
 def _meminfo(name: str) -> int:
-    from edge_bcs.core.machine import Machine as Board  # Machine is the cost model's here
+    from edge_bcs.core.machine import ThisMachine
 
     physical = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return Board().memory().get(name, physical)
+    return ThisMachine().memory().get(name, physical)
 
 
 def _read(path: str) -> str:

@@ -313,7 +313,7 @@ def test_a_million_tiny_images_in_a_tiny_file(tmp_path: Path, kind: str) -> None
 
 
 def test_labels_take_no_more_than_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding.Machine, "free_memory", lambda self: 30 << 20)
+    monkeypatch.setattr(decoding.ThisMachine, "free_memory", lambda self: 30 << 20)
     count = 400_000
     np.savez_compressed(tmp_path / "x.npz", x=np.zeros((count, 1, 1), np.uint8), y=np.zeros(count, np.uint8))
     with pytest.raises(EdgeBcsError, match=r"x\.npz takes 18\.7 MiB of memory to decode, and 15\.0 MiB may"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from edge_bcs.runtime.board.saving import MetricsFile
-from edge_bcs.runtime.plan import Plan
+from edge_bcs.runtime.course import Course
 from helpers.artifacts import write_artifact
 
 from edge_bcs.cli import main
@@ -214,10 +214,10 @@ def test_a_line_of_metrics_without_end(tmp_path: Path, frugal: None) -> None:
 
 @pytest.mark.parametrize("value", [-1.0, 10**400, float("nan"), None, "0.1"])
 def test_a_rate_that_none_can_be(value: Any) -> None:
-    plan = Plan(first_step=0, first_epoch=0, batch_size=1, samples=1, total_steps=1, learning_rate=0.1)
-    assert Plan.parse(plan.dump(), 0) == plan
+    course = Course(first_step=0, first_epoch=0, batch_size=1, samples=1, total_steps=1, learning_rate=0.1)
+    assert Course.parse(course.dump(), 0) == course
     with pytest.raises(EdgeBcsError, match="saved position"):
-        Plan.parse(json.dumps({**json.loads(plan.dump()), "learning_rate": value}), 0)
+        Course.parse(json.dumps({**json.loads(course.dump()), "learning_rate": value}), 0)
 
 
 @pytest.mark.parametrize(

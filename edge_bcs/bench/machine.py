@@ -131,6 +131,6 @@ def probes() -> tuple[Any, Any, Any]:
 
 def processor_name() -> str:
     """What the system calls its processor."""
-    from edge_bcs.core.machine import Machine
+    from edge_bcs.core.machine import ThisMachine
 
-    return Machine().processor() or platform.processor() or platform.machine()
+    return ThisMachine().processor() or platform.processor() or platform.machine()

@@ -18,7 +18,7 @@ from edge_bcs.cli.common import examples, json_option, print_json
 from edge_bcs.core.progress import Progress
 
 if TYPE_CHECKING:
-    from edge_bcs.core.machine import Machine
+    from edge_bcs.core.machine import ThisMachine
 
 _HOT = 80.0  # °C; boards slow down between 80 and 97
 _LITTLE_MEMORY, _LITTLE_DISK = 128 << 20, 64 << 20
@@ -53,10 +53,10 @@ def command(output: str, as_json: bool) -> None:
 
     Exits with status 1 if training cannot run here.
     """
-    from edge_bcs.core.machine import Machine
+    from edge_bcs.core.machine import ThisMachine
 
     with Progress("looking at this machine"):
-        findings = [*software(), *machine_findings(Machine(), Path(output))]
+        findings = [*software(), *machine_findings(ThisMachine(), Path(output))]
     usable = not any(finding.blocks for finding in findings)
     if as_json:
         print_json({"usable": usable, "findings": [asdict(finding) for finding in findings]})
@@ -108,7 +108,7 @@ def software() -> Iterator[Finding]:
     yield Finding("torch", "installed" if host else "not installed (only export, train and bench need it)")
 
 
-def machine_findings(machine: Machine, folder: Path) -> Iterator[Finding]:
+def machine_findings(machine: ThisMachine, folder: Path) -> Iterator[Finding]:
     """What the machine's own files say; ``folder`` is where runs will be saved."""
     from edge_bcs.runtime.engine import available_threads
 
@@ -120,7 +120,7 @@ def machine_findings(machine: Machine, folder: Path) -> Iterator[Finding]:
     yield from _disk(machine, folder)
 
 
-def _clock(machine: Machine, jetson: bool) -> Iterator[Finding]:
+def _clock(machine: ThisMachine, jetson: bool) -> Iterator[Finding]:
     governors = machine.governors()
     if set(governors) & {"powersave", "conservative"}:
         faster = "echo performance | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
@@ -148,7 +148,7 @@ def _clock(machine: Machine, jetson: bool) -> Iterator[Finding]:
         yield Finding("throttling", "none seen")
 
 
-def _memory(machine: Machine) -> Iterator[Finding]:
+def _memory(machine: ThisMachine) -> Iterator[Finding]:
     from edge_bcs.core.units import format_bytes
 
     size = machine.memory()
@@ -179,7 +179,7 @@ def _memory(machine: Machine) -> Iterator[Finding]:
         yield Finding("swap", "none")
 
 
-def _disk(machine: Machine, folder: Path) -> Iterator[Finding]:
+def _disk(machine: ThisMachine, folder: Path) -> Iterator[Finding]:
     from edge_bcs.core.units import format_bytes
     from edge_bcs.runtime.board.saving import DEFAULT_MAX_WRITES
 

@@ -22,7 +22,7 @@ from edge_bcs.method.connectivity import sparsify
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.devices import choose_device
 from edge_bcs.training.loop import LAST, run_plan
-from edge_bcs.training.plan import Plan, default_precision
+from edge_bcs.training.plan import TrainingPlan, default_precision
 from edge_bcs.training.replicas import Replicas
 from edge_bcs.training.updates import Sgd, Update
 
@@ -151,7 +151,7 @@ class Phases:
             length = f"{recipe.steps} steps" if recipe.steps else f"{epochs} epochs"
             say(f"{self.method}: {name or 'fine-tuning'} for {length}")
         objective = objective_named(recipe.objective)
-        plan = Plan(
+        plan = TrainingPlan(
             objective=objective.name,
             beta=objective.beta if recipe.beta is None else recipe.beta,
             method=f"{self.method} {name}".strip(),

@@ -47,7 +47,7 @@ class Medium:
     mount: str
 
 
-class Machine:
+class ThisMachine:
     """This machine, or one whose files lie below ``root``."""
 
     def __init__(self, root: str | Path = "/") -> None:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.machine import Machine
+from edge_bcs.core.machine import ThisMachine
 from edge_bcs.core.units import format_bytes
 from edge_bcs.data.dataset import Array, Shape
 from edge_bcs.data.faults import BadImageError
@@ -69,7 +69,7 @@ def require_memory(
         need: bytes. what: begins the sentence, such as "x.npz". remedy: ends it.
         share: of what is free; what the machine does not tell is not limited.
     """
-    free = None if need <= SMALL else Machine().free_memory()
+    free = None if need <= SMALL else ThisMachine().free_memory()
     if free is not None and need > share * free:
         part = f"{format_bytes(round(share * free))} may be taken of the " if share < 1 else "only "
         raise kind(

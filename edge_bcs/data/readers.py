@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.machine import Machine
+from edge_bcs.core.machine import ThisMachine
 from edge_bcs.core.text import shown
 from edge_bcs.core.units import format_bytes
 from edge_bcs.data.dataset import Array, Shape
@@ -286,7 +286,7 @@ def _unpacked(file: Path) -> Iterator[IO[bytes]]:
         if not packed:
             yield stream
             return
-        free = Machine().free_memory()
+        free = ThisMachine().free_memory()
         most = _MOST_OF_XZ if free is None else min(_MOST_OF_XZ, free // 2)
         yield io.BufferedReader(_Unxz(stream, most, str(file)), 1 << 16)  # type: ignore[arg-type]
 

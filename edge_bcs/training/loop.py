@@ -41,13 +41,13 @@ from edge_bcs.exportable import warn_if_not_exportable
 from edge_bcs.method.attacks import evaluation_mode, input_gradient
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import REWIRE, Hyper
-from edge_bcs.training.backends import Batch, Numbers, open_engine
+from edge_bcs.training.backends import Backend, Batch, Numbers, open_backend
 from edge_bcs.training.devices import choose_device
-from edge_bcs.training.plan import Plan, default_precision, divisor
+from edge_bcs.training.plan import TrainingPlan, default_precision, divisor
 from edge_bcs.training.replicas import Replicas
 from edge_bcs.training.updates import Rewiring, Update
 
-__all__ = ["METHODS", "Part", "Plan", "divisor", "run_plan", "train"]
+__all__ = ["METHODS", "Part", "TrainingPlan", "divisor", "run_plan", "train"]
 
 METHODS = ("bcs", "random", "fixed", "dense")
 BEST = "checkpoint.safetensors"
@@ -121,7 +121,7 @@ def train(
             baselines have neither rewiring nor noise nor a constraint on signs.
         rewire: "uniform" (Algorithm 1) or "by-layer" (the released code).
         engine: "torch", or "sparse": through the compiled artifact, many times faster on a CPU for a sparse
-            network, with the same options and the same checkpoints (see `training.backends.SparseEngine`).
+            network, with the same options and the same checkpoints (see `training.backends.CompiledBackend`).
         epochs: passes over the data that is not held out; a last batch that is not full is left out.
         steps: end after so many steps instead.
         batch_size: images a step; if None that of the DataLoader, or 128, or 256 for rst, half of them from
@@ -166,7 +166,7 @@ def train(
     target = choose_device("cpu" if device is None and engine == "sparse" else device)
     replicas = Replicas.join(target)
     static = method != "bcs"
-    plan = Plan(
+    plan = TrainingPlan(
         objective=objective,
         beta=described.beta if beta is None else beta,
         method=method,
@@ -216,7 +216,7 @@ def _second(pseudo_labelled: Any, shape: tuple[int, int, int]) -> Data:
 def run_plan(
     sparse: SparseModel,
     data: Data,
-    plan: Plan,
+    plan: TrainingPlan,
     update: Update,
     *,
     pseudo_labelled: Data | None = None,
@@ -242,26 +242,28 @@ def run_plan(
     names_before, sparse.classes = sparse.classes, run.classes
     began = False
     try:
-        run.engine = open_engine(
-            sparse,
-            plan,
-            run.objective,
-            update,
-            shape=data.shape,
-            replicas=replicas,
-            threads=threads,
+        run.begin(
+            open_backend(
+                sparse,
+                plan,
+                run.objective,
+                update,
+                shape=data.shape,
+                replicas=replicas,
+                threads=threads,
+            )
         )
         if output is not None:
             run.open(Path(output), resume)
         if compile:
             sparse.network.compile()
-        run.engine.load(run.step)
+        run.backend.load(run.step)
         began = True
         return run.train(save_seconds, progress and replicas.first)
     except BaseException:  # such as KeyboardInterrupt: the network is left with the steps that were done
         if began:
             with contextlib.suppress(EdgeBcsError):
-                run.engine.store()
+                run.backend.store()
         raise
     finally:
         with HeldSignals() as signals:
@@ -312,13 +314,13 @@ class _Run:
         sparse: SparseModel,
         data: Data,
         pseudo_labelled: Data | None,
-        plan: Plan,
+        plan: TrainingPlan,
         update: Update,
         replicas: Replicas,
     ) -> None:
         self.sparse, self.plan, self.update, self.replicas = sparse, plan, update, replicas
         self.objective: Objective = objective_named(plan.objective)
-        self.engine: Any = None
+        self._backend: Backend | None = None
         held = round(plan.validation * len(data)) if plan.validation else 0
         if held >= len(data):
             raise EdgeBcsError(f"{len(data)} images are too few to hold {held} of them out")
@@ -416,9 +418,17 @@ class _Run:
         except OSError as error:
             raise EdgeBcsError(f"{output} cannot be written: {error.strerror or error}") from None
 
+    @property
+    def backend(self) -> Backend:
+        assert self._backend is not None, "the backend is opened before anything is asked of it"
+        return self._backend
+
+    def begin(self, backend: Backend) -> None:
+        self._backend = backend
+
     def close(self) -> None:
-        if self.engine is not None:
-            self.engine.close()
+        if self._backend is not None:
+            self._backend.close()
         if self._lines is not None:
             self._lines.close()
         if self._lock is not None:
@@ -493,7 +503,7 @@ class _Run:
                 if order is None or batch == 0:
                     order = self.data.order(self.plan.seed, epoch)
                 self._one_step(epoch, order[batch * self.labelled : (batch + 1) * self.labelled])
-                settle(self.engine.lag)
+                settle(self.backend.lag)
                 if batch + 1 == self.per_epoch or self.step == self.total:
                     settle(0)
                     report = self._end_of_epoch(epoch, batch + 1)
@@ -501,7 +511,7 @@ class _Run:
                 elif time.monotonic() - saved >= save_seconds:
                     settle(0)
                     self._flush()
-                    self.engine.store()
+                    self.backend.store()
                     self._save(LAST)
                     saved = time.monotonic()
         if self.best:
@@ -522,7 +532,7 @@ class _Run:
             learning_rate=rate, weight_decay=decay, momentum=self.plan.momentum, noise=self.plan.noise
         )
         with HeldSignals() as signals:
-            numbers = self.engine.step(batch, hyper, self.step, signals)
+            numbers = self.backend.step(batch, hyper, self.step, signals)
             self.step += 1
             about = {"step": self.step, "epoch": epoch, "learning_rate": rate}
             self._pending.append((about, batch.whole, started, numbers))
@@ -593,7 +603,7 @@ class _Run:
         better = True
         self.update.end_of_epoch(self.sparse, epoch)
         if self.held_out is not None:
-            clean, robust = self.engine.evaluate(self.held_out)
+            clean, robust = self.backend.evaluate(self.held_out)
             line |= {"validation_clean_acc": clean, "validation_robust_acc": robust}
             chosen = clean if robust is None else robust
             better = chosen >= self.best.get("best_score", -1.0)
@@ -607,7 +617,7 @@ class _Run:
                 }
         else:
             self.best = {"best_epoch": epoch, "best_step": self.step}
-        self.engine.store()
+        self.backend.store()
         self.replicas.check_agreement(self.sparse)
         line["connections"] = self.sparse.layer_counts()
         if better:
@@ -670,7 +680,7 @@ def _laps(data: Part, seed: int, first: int, count: int) -> Iterator[tuple[int, 
         first, count = first + len(chosen), count - len(chosen)
 
 
-def _check_new(output: Path, plan: Plan) -> None:
+def _check_new(output: Path, plan: TrainingPlan) -> None:
     """Raise `EdgeBcsError` if a training that starts in the folder would write over anything but what the
     same one left there that was killed before its first save, in its first epoch at the latest."""
     try:
@@ -708,7 +718,7 @@ def _lines_with(path: Path, *names: str) -> int | None:
     return None if len(line) == _LONGEST_LINE else count  # what has no end was cut off, or is none of ours
 
 
-def _is_of_first_epoch(path: Path, plan: Plan) -> bool:
+def _is_of_first_epoch(path: Path, plan: TrainingPlan) -> bool:
     """Whether a checkpoint is what a training of this plan saves after its first epoch."""
     try:
         metadata = read_checkpoint(path).metadata

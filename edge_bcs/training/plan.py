@@ -15,7 +15,7 @@ PRECISIONS = ("f32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """Everything that decides what a training computes; a checkpoint continues only the plan that made it."""
 
     objective: str

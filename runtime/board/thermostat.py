@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.machine import Machine, Sensor
+from edge_bcs.core.machine import Sensor, ThisMachine
 
 HYSTERESIS = 5.0  # °C
 SECONDS_BETWEEN_READINGS = 1.0  # some sensors take milliseconds to read
@@ -28,14 +28,14 @@ class Thermostat:
     def __init__(
         self,
         limit: float,
-        machine: Machine | None = None,
+        machine: ThisMachine | None = None,
         *,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 30 <= limit <= 120:
             raise EdgeBcsError(f"the highest temperature must lie between 30 and 120 °C, not {limit:g}.")
-        self.limit, self._machine = limit, machine or Machine()
+        self.limit, self._machine = limit, machine or ThisMachine()
         self._sleep, self._clock = sleep, clock
         self._next_reading = clock()
         self.paused_seconds, self.pauses = 0.0, 0

@@ -435,13 +435,13 @@ def test_square_and_its_curve(tmp_path: Path) -> None:
 
 
 def test_train_stopped_by_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge_bcs.training.backends import TorchEngine
+    from edge_bcs.training.backends import TorchBackend
 
     write_digits(tmp_path / "digits.npz")
-    step = TorchEngine.step
+    step = TorchBackend.step
 
     def interrupted_at(when: int) -> Callable[..., Any]:
-        def interrupt(self: TorchEngine, batch: Any, hyper: Any, number: int, *more: Any) -> Any:
+        def interrupt(self: TorchBackend, batch: Any, hyper: Any, number: int, *more: Any) -> Any:
             if number == when:
                 raise KeyboardInterrupt
             return step(self, batch, hyper, number, *more)
@@ -450,7 +450,7 @@ def test_train_stopped_by_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: 
 
     common = ("--model", "resnet18", "--data", tmp_path / "digits.npz", *SMALL, "--batch-size", 16)
     for when, said in ((0, "nothing was saved yet."), (4, f"go on with --resume -o '{tmp_path}/my run'.")):
-        monkeypatch.setattr(TorchEngine, "step", interrupted_at(when))
+        monkeypatch.setattr(TorchBackend, "step", interrupted_at(when))
         result = run("train", *common, "--epochs", 2, "-o", tmp_path / "my run")
         assert result.exit_code == 130 and result.stderr.endswith(f"Stopped; {said}\n")
 

@@ -248,9 +248,9 @@ def test_a_pause_for_heat_is_told(
     zone = tmp_path / "root/sys/class/thermal/thermal_zone0"
     zone.mkdir(parents=True)
     (zone / "temp").write_text("90000")
-    real, readings = machine_module.Machine.temperatures, 0
+    real, readings = machine_module.ThisMachine.temperatures, 0
 
-    def temperatures(self: machine_module.Machine) -> Any:
+    def temperatures(self: machine_module.ThisMachine) -> Any:
         nonlocal readings
         readings += 1
         if readings == 3:
@@ -259,7 +259,7 @@ def test_a_pause_for_heat_is_told(
         return real(self)
 
     open_data(digits, "train", (1, 8, 8))  # decoded already: that would pause, too
-    monkeypatch.setattr(machine_module.Machine, "temperatures", temperatures)
+    monkeypatch.setattr(machine_module.ThisMachine, "temperatures", temperatures)
     common = ("finetune", tiny_artifact(), "--data", digits, "--eval-samples", 0, "--steps", 2)
     result = run(*common, "-o", tmp_path / "run", "--max-temp", 75)
     assert result.exit_code == 0 and "Paused for " in result.stdout
@@ -362,7 +362,7 @@ def test_the_doctor_looks_at_the_folder_of_the_runs(tmp_path: Path, monkeypatch:
     assert "to the byte" in topics["onnxruntime"]["found"]
 
     monkeypatch.setattr(
-        machine_module.Machine,
+        machine_module.ThisMachine,
         "medium",
         lambda self, folder: machine_module.Medium("SD card", "ext4", 1 << 30, False, True, "/data"),
     )

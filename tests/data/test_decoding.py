@@ -308,7 +308,7 @@ def test_decoding_takes_no_more_than_was_asked_for(tmp_path: Path) -> None:
 
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding.Machine, "free_memory", lambda self: 40 << 20)
+    monkeypatch.setattr(decoding.ThisMachine, "free_memory", lambda self: 40 << 20)
 
 
 @pytest.mark.usefixtures("little_memory")

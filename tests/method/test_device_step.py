@@ -19,8 +19,8 @@ from edge_bcs.core.signals import HeldSignals
 from edge_bcs.method import device_random, device_step
 from edge_bcs.method import step as steps
 from edge_bcs.method.step import Hyper
-from edge_bcs.training.backends import Batch, TorchEngine
-from edge_bcs.training.plan import Plan
+from edge_bcs.training.backends import Batch, TorchBackend
+from edge_bcs.training.plan import TrainingPlan
 from edge_bcs.training.replicas import Replicas
 from edge_bcs.training.updates import Rewiring
 
@@ -126,13 +126,13 @@ def test_a_whole_step_never_waits(objective: str, batch_norm: str) -> None:
         nn.Linear(512, 10),
     )
     sparse = edge_bcs.sparsify(model, 0.9).to("meta")
-    plan = Plan(
+    plan = TrainingPlan(
         objective=objective, beta=objective_named(objective).beta, method="bcs", rewire="uniform",
         engine="torch", processes=1, epochs=1, steps=None, batch_size=4, learning_rate=0.1, weight_decay=5e-4,
         schedule="steps", momentum=0.9, noise=1e-6, epsilon=0.1, step_size=0.1, attack_steps=2,
         batch_norm=batch_norm, precision="f32", augment=False, validation=0.0, samples=4, seed=0,
     )  # fmt: skip
-    engine = TorchEngine(sparse, plan, objective_named(objective), Rewiring("uniform"), replicas=Replicas())
+    engine = TorchBackend(sparse, plan, objective_named(objective), Rewiring("uniform"), replicas=Replicas())
     assert engine.lag == 1
     batch = Batch(np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, np.int64), [(0, 4)], 4)
     with HeldSignals() as signals:

@@ -16,7 +16,7 @@ from edge_bcs.runtime.board.thermostat import Thermostat
 
 from edge_bcs.cli.doctor import Finding, machine_findings
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.machine import Machine
+from edge_bcs.core.machine import ThisMachine
 from edge_bcs.data import open_data
 
 Make = Callable[..., Path]
@@ -96,11 +96,11 @@ LAPTOP = {
 }
 
 
-def machine(root: Path, files: dict[str, str]) -> Machine:
+def machine(root: Path, files: dict[str, str]) -> ThisMachine:
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
-    return Machine(root)
+    return ThisMachine(root)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,9 @@ def test_a_machine_that_does_not_tell_what_is_free(tmp_path: Path) -> None:
     assert machine(tmp_path, {}).free_memory() is None
 
 
-def mounted(root: Path, folder: Path, *, kind: str = "ext4", disk: dict[str, str] | None = None) -> Machine:
+def mounted(
+    root: Path, folder: Path, *, kind: str = "ext4", disk: dict[str, str] | None = None
+) -> ThisMachine:
     """A machine that says that ``folder`` lies on the disk mmcblk0, with these files of it."""
     number = os.stat(folder).st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
@@ -337,7 +339,7 @@ def test_a_training_pauses_and_goes_on(tiny_artifact: Make, tmp_path: Path) -> N
 # The doctor
 
 
-def advised(board: Machine, folder: Path) -> dict[str, Finding]:
+def advised(board: ThisMachine, folder: Path) -> dict[str, Finding]:
     return {finding.topic: finding for finding in machine_findings(board, folder)}
 
 

@@ -69,11 +69,11 @@ def test_the_mask_is_kept_by_hand() -> None:
 def test_resumed_is_as_if_never_interrupted(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_bcs.training.backends import SparseEngine
+    from edge_bcs.training.backends import CompiledBackend
 
     arguments = {"output": tmp_path / "whole", "save_seconds": 0.0}
     whole, _ = trained("sparse", **arguments)
-    step, calls = SparseEngine.step, []
+    step, calls = CompiledBackend.step, []
 
     def stopping(*given: Any) -> Any:
         calls.append(1)
@@ -81,7 +81,7 @@ def test_resumed_is_as_if_never_interrupted(
             raise KeyboardInterrupt
         return step(*given)
 
-    monkeypatch.setattr(SparseEngine, "step", stopping)
+    monkeypatch.setattr(CompiledBackend, "step", stopping)
     with pytest.raises(KeyboardInterrupt):
         trained("sparse", **{**arguments, "output": tmp_path / "cut"})
     monkeypatch.undo()

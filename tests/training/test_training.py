@@ -23,9 +23,8 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import ArrayDataset, open_data
 from edge_bcs.evaluation.measures import evaluate
 from edge_bcs.method import attacks, connectivity
-from edge_bcs.training import backends as engines
+from edge_bcs.training import backends, updates
 from edge_bcs.training import loop as training
-from edge_bcs.training import updates
 
 
 def test_schedule() -> None:
@@ -109,7 +108,7 @@ def test_selection_never_sees_the_training_images() -> None:
 
 def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.3, 0.6, 0.5])
-    monkeypatch.setattr(engines.TorchEngine, "evaluate", lambda *_: (0.9, next(scores)))
+    monkeypatch.setattr(backends.TorchBackend, "evaluate", lambda *_: (0.9, next(scores)))
     sparse = edge_bcs.sparsify(tiny(), 0.9)
     report = training.train(sparse, digits(64), epochs=3, validation=0.25, output=tmp_path, **SHORT)
     assert report["best_epoch"] == 1 and report["best_robust_acc"] == 0.6

@@ -1,5 +1,44 @@
-"""The ways of doing the same training step."""
+"""The ways of doing the same training step: PyTorch, and the compiled sparse artifact on the CPU."""
 
-from edge_bcs.training.backends.torch import Batch, Numbers, SparseEngine, TorchEngine, open_engine
+from __future__ import annotations
 
-__all__ = ["Batch", "Numbers", "SparseEngine", "TorchEngine", "open_engine"]
+from collections.abc import Sequence
+
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import Objective
+from edge_bcs.method.sparse_model import SparseModel
+from edge_bcs.training.backends.base import Backend, Batch, Numbers
+from edge_bcs.training.backends.compiled import CompiledBackend
+from edge_bcs.training.backends.torch import TorchBackend
+from edge_bcs.training.plan import TrainingPlan
+from edge_bcs.training.replicas import Replicas
+from edge_bcs.training.updates import Rewiring, Update
+
+__all__ = ["Backend", "Batch", "CompiledBackend", "Numbers", "TorchBackend", "open_backend"]
+
+
+def open_backend(
+    sparse: SparseModel,
+    plan: TrainingPlan,
+    objective: Objective,
+    update: Update,
+    *,
+    shape: Sequence[int],
+    replicas: Replicas,
+    threads: int | None,
+) -> Backend:
+    """Return the backend that the plan names.
+
+    Raises:
+        EdgeBcsError: the sparse engine is asked for what only PyTorch does.
+    """
+    if plan.engine == "torch":
+        return TorchBackend(sparse, plan, objective, update, replicas=replicas)
+    if not isinstance(update, Rewiring) or plan.rewire == "by-layer":
+        what = "rewiring by layer" if isinstance(update, Rewiring) else f"the method {plan.method}"
+        raise EdgeBcsError(f"the sparse engine does not do {what}; choose the engine torch")
+    if replicas.count > 1 or sparse.index.device.type != "cpu" or plan.precision != "f32":
+        raise EdgeBcsError("the sparse engine runs in one process, on a CPU, in f32")
+    if plan.seed != sparse.seed:
+        raise EdgeBcsError("the sparse engine draws everything from the network's own seed")
+    return CompiledBackend(sparse, plan, objective, shape, threads)

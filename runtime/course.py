@@ -11,7 +11,7 @@ from edge_bcs.core.metadata import parse_object
 
 
 @dataclass
-class Plan:
+class Course:
     """One training of `Trainer.fit`.
 
     Attributes:
@@ -52,11 +52,11 @@ class Plan:
         return 100.0 if 4 * done >= 3 * self.total_steps else 10.0 if 2 * done >= self.total_steps else 1.0
 
     def dump(self) -> str:
-        """The plan as JSON."""
+        """The course as JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def parse(cls, text: str, step: int) -> Plan:
+    def parse(cls, text: str, step: int) -> Course:
         """Read what `dump` wrote, for a state that stands at ``step``; EdgeBcsError if it makes no sense."""
         whole = {field.name for field in fields(cls)} - {"learning_rate"}
         try:

@@ -1,0 +1,140 @@
+"""Training steps through the sparse artifact that the network compiles to, on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import Objective
+from edge_bcs.core.signals import HeldSignals
+from edge_bcs.evaluation.measures import Data
+from edge_bcs.method.rewiring import NEWBORN
+from edge_bcs.method.sparse_model import SparseModel
+from edge_bcs.method.step import Hyper
+from edge_bcs.training.backends.base import Batch, Numbers
+from edge_bcs.training.plan import TrainingPlan
+from edge_bcs.training.updates import keep_mask
+
+
+class CompiledBackend:
+    """Steps through the artifact that the network compiles to, on the CPU (`edge_bcs.runtime.Trainer`).
+
+    A micro-batch is the whole batch, so that batch norm has the statistics that PyTorch would take. Which
+    kernel a layer uses (sparse or dense) is chosen once, from the connectivity at the beginning. A static
+    mask is trained by the same graphs, with an update that does not rewire.
+    """
+
+    lag = 0
+
+    def __init__(
+        self, sparse: SparseModel, plan: TrainingPlan, objective: Objective, shape: Any, threads: int | None
+    ):
+        from edge_bcs.exporters import export
+
+        self.sparse, self.plan, self.objective, self.threads = sparse, plan, objective, threads
+        self._trainer: Any = None
+        self._folder = tempfile.TemporaryDirectory(prefix="edge-bcs-train-")
+        try:
+            self._artifact = export(
+                sparse,
+                Path(self._folder.name) / "artifact",
+                objective=plan.objective,
+                input_shape=tuple(shape),
+                micro_batch=max(plan.batch_size, 2),
+                batch_norm=plan.batch_norm,
+                batch_size=plan.batch_size,
+                epsilon=plan.epsilon,
+                step_size=plan.step_size,
+                attack_steps=plan.attack_steps,
+                beta=plan.beta,
+                learning_rate=plan.learning_rate,
+                weight_decay=plan.weight_decay,
+                momentum=plan.momentum,
+                noise=plan.noise,
+                epochs=plan.epochs,
+                validate=False,
+            )
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def load(self, step: int) -> None:
+        """See `Backend`."""
+        from edge_bcs.runtime.state import write_run
+
+        run = Path(self._folder.name) / "run"
+        metadata = {"step": str(step), "seed": str(self.plan.seed)}
+        write_run(run, self._artifact, self.sparse.state(), metadata)
+        trainer = _static_trainer() if self.plan.rewire == "none" else _trainer()
+        self._trainer = trainer(run, threads=self.threads)
+
+    def step(self, batch: Batch, hyper: Hyper, step: int, signals: HeldSignals) -> Callable[[], Numbers]:
+        """See `Backend`."""
+        trainer = self._trainer
+        trainer.learning_rate, trainer.weight_decay = hyper.learning_rate, hyper.weight_decay
+        trainer.momentum, trainer.noise = hyper.momentum, hyper.noise
+        metrics = trainer.step_holding(signals, batch.images, batch.labels)
+        shares = [metrics["accuracy"]]
+        if self.objective.two_branches:
+            shares.append(metrics["robust_accuracy"])
+        correct = [float(round(share * batch.whole)) for share in shares]
+        numbers = Numbers(metrics["loss"], correct, self._deaths())
+        return lambda: numbers
+
+    def _deaths(self) -> int:
+        """Return how many connections were born in the last step: each has the newborn weight, at rest."""
+        if self.plan.rewire == "none":
+            return 0
+        state = self._trainer.state()
+        return int(((np.abs(state["coo.value"]) == NEWBORN) & (state["coo.momentum"] == 0)).sum())
+
+    def evaluate(self, data: Data) -> tuple[float, float | None]:
+        """See `Backend`; PGD takes steps of 2.5·ε/steps (2/255 with the paper's numbers)."""
+        steps = max(1, self.plan.attack_steps) if self.objective.adversarial else 0
+        report = self._trainer.evaluate(data, steps, epsilon=self.plan.epsilon)
+        return report["accuracy"], report.get("robust_accuracy")
+
+    def store(self) -> None:
+        """See `Backend`."""
+        with HeldSignals() as signals:
+            signals.hold()
+            self.sparse.load_state(self._trainer.state())
+            self.sparse.step = self._trainer.steps
+
+    def close(self) -> None:
+        """See `Backend`."""
+        if self._trainer is not None:
+            self._trainer.close()
+        self._folder.cleanup()
+
+
+def _trainer() -> Any:
+    from edge_bcs.runtime import Trainer
+
+    return Trainer
+
+
+def _static_trainer() -> Any:
+    class StaticTrainer(_trainer()):  # type: ignore[misc]
+        """A trainer whose connections stay where they are."""
+
+        def run_optimizer_only(self) -> None:
+            """Update with the gradients that the buffers hold, and count a step."""
+            arrays = self._engine.arrays
+            hyper = (self.learning_rate, self.weight_decay, self.momentum)
+            for kind in ("coo", "dense"):
+                gradient = arrays[f"{kind}.value_grad.accumulation.buffer"]
+                value, momentum = arrays[f"{kind}.value"], arrays[f"{kind}.momentum"]
+                keep_mask(value, momentum, gradient, hyper, connections=kind == "coo")
+                if not np.isfinite(value).all():
+                    raise EdgeBcsError(
+                        f"step {self.steps} made a weight that is not finite; lower the learning rate"
+                    )
+            self.steps += 1
+
+    return StaticTrainer
