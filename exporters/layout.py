@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
+from edge_bcs.core.segments import Segment
 from edge_bcs.method.sparse_model import SparseModel
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A named run of a flat buffer: [offset, offset + size), holding an array of ``shape``."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -57,7 +43,7 @@ class Layout:
 def layout_of(sparse: SparseModel) -> Layout:
     """The numbering that ``sparse`` uses for its own buffers."""
     return Layout(
-        {layer.name: Segment(layer.name, tuple(layer.shape), layer.offset) for layer in sparse.layers},
-        {item.name: Segment(item.name, tuple(item.shape), item.offset) for item in sparse.dense},
-        {item.name: Segment(item.name, (item.channels,), item.offset) for item in sparse.statistics},
+        {segment.name: segment for segment in sparse.layers},
+        {segment.name: segment for segment in sparse.dense},
+        {segment.name: segment for segment in sparse.statistics},
     )

@@ -25,6 +25,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import reading
 from edge_bcs.core.metadata import exact_sparsity, parse_json
 from edge_bcs.core.objectives import OBJECTIVES, Objective
+from edge_bcs.core.segments import Segment
 from edge_bcs.core.text import check_text
 from edge_bcs.data.classes import Names, check_names, may_become
 
@@ -49,23 +50,14 @@ def graph_file(graph: str) -> str:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One prunable layer. ``shape`` is [out, in, kh, kw] ([out, in] if linear), ``offset`` its first
-    number."""
+class PrunableLayer(Segment):
+    """One prunable layer: its kernel, [out, in, kh, kw] or [out, in] if linear, among the N positions."""
 
-    name: str
-    shape: tuple[int, ...]
-    offset: int
     kernel: tuple[int, int]
     stride: int
     padding: int
     density: float
     algorithm: str
-
-    @property
-    def size(self) -> int:
-        """Number of positions of the layer, active or dormant."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -141,7 +133,7 @@ class Artifact:
     kappa: int
     size: int
     seed: int
-    layers: tuple[Layer, ...]
+    layers: tuple[PrunableLayer, ...]
     dense_size: int
     statistics_size: int
     objective: TrainedObjective
@@ -437,12 +429,12 @@ def _sparsity(fields: _Fields) -> str:
     return text
 
 
-def _layers(fields: _Fields, size: int) -> tuple[Layer, ...]:
+def _layers(fields: _Fields, size: int) -> tuple[PrunableLayer, ...]:
     layers = []
     offset = 0
     for item in fields.objects("layers"):
         kernel = item.integers("kernel", (2,))
-        layer = Layer(
+        layer = PrunableLayer(
             name=item.text("name"),
             shape=item.integers("shape", (2, 4)),
             offset=item.integer("offset"),

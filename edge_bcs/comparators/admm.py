@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from edge_bcs.comparators.phases import Phases
 from edge_bcs.comparators.pruning import equal_densities, largest, pruned
-from edge_bcs.method.sparse_model import Layer, SparseModel
+from edge_bcs.core.segments import Segment
+from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.updates import Sgd
 
 PENALTY, GROWTH, INTERVAL = 1e-3, 1.3, 20
 
 
-def project(weights: Tensor, layers: Sequence[Layer], counts: Sequence[int]) -> Tensor:
+def project(weights: Tensor, layers: Sequence[Segment], counts: Sequence[int]) -> Tensor:
     """Return the nearest f32[N] with so many weights in each layer: the largest stay, others are 0."""
     index = largest(weights, layers, counts)
     nearest = torch.zeros_like(weights)
@@ -40,7 +41,7 @@ class Admm(Sgd):
     """
 
     def __init__(
-        self, weights: Tensor, layers: Sequence[Layer], counts: Sequence[int], interval: int = INTERVAL
+        self, weights: Tensor, layers: Sequence[Segment], counts: Sequence[int], interval: int = INTERVAL
     ) -> None:
         self.layers, self.counts, self.interval = layers, counts, interval
         self.target = project(weights, layers, counts)

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 
 from edge_bcs.comparators.phases import Phases
 from edge_bcs.comparators.pruning import equal_densities, largest, pruned
-from edge_bcs.method.sparse_model import Layer, SparseModel
+from edge_bcs.core.segments import Segment
+from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import Hyper
 from edge_bcs.training.updates import Update, descend
 
 
-def initial_scores(weights: Tensor, layers: Sequence[Layer]) -> Tensor:
+def initial_scores(weights: Tensor, layers: Sequence[Segment]) -> Tensor:
     """Return s f32[N] = √(6/fan-in)·w/max|w|, layer by layer, of weights f32[N]."""
     scores = torch.empty_like(weights)
     for layer in layers:
-        part = slice(layer.offset, layer.offset + layer.size)
+        part = layer.span
         fan_in = math.prod(layer.shape[1:])
         scores[part] = math.sqrt(6 / fan_in) * weights[part] / weights[part].abs().max()
     return scores
@@ -44,7 +45,7 @@ class Scores(Update):
 
     needs_all_gradients = True
 
-    def __init__(self, weights: Tensor, layers: Sequence[Layer], counts: Sequence[int]) -> None:
+    def __init__(self, weights: Tensor, layers: Sequence[Segment], counts: Sequence[int]) -> None:
         self.weights, self.layers, self.counts = weights.detach().clone(), layers, counts
         self.scores = initial_scores(self.weights, layers)
         self.momentum = torch.zeros_like(self.scores)

@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edge_bcs.core.segments import Segment
 from edge_bcs.method.connectivity import kappa, layer_counts
-from edge_bcs.method.sparse_model import Layer, SparseModel
+from edge_bcs.method.sparse_model import SparseModel
 
 
-def equal_densities(layers: Sequence[Layer], sparsity: str) -> list[int]:
+def equal_densities(layers: Sequence[Segment], sparsity: str) -> list[int]:
     """Return how many weights each layer keeps: the same share of every layer, κ altogether."""
     sizes = [layer.size for layer in layers]
     counts: list[int] = layer_counts(sizes, [1.0] * len(sizes), kappa(sum(sizes), sparsity)).tolist()
     return counts
 
 
-def largest(values: Tensor, layers: Sequence[Layer], counts: Sequence[int]) -> Tensor:
+def largest(values: Tensor, layers: Sequence[Segment], counts: Sequence[int]) -> Tensor:
     """Return the positions i64[κ], ascending, of the largest |values| (f32[N]) of each layer."""
     chosen = [
-        values[layer.offset : layer.offset + layer.size].abs().topk(count, sorted=False).indices.sort()[0]
-        + layer.offset
+        values[layer.span].abs().topk(count, sorted=False).indices.sort()[0] + layer.offset
         for layer, count in zip(layers, counts, strict=True)
     ]
     return torch.cat(chosen)

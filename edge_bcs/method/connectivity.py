@@ -20,13 +20,13 @@ from torch import nn
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity
+from edge_bcs.core.segments import Segment
 from edge_bcs.exportable import warn_if_not_exportable
-from edge_bcs.method.sparse_model import Layer, SparseModel, prunable_layers
+from edge_bcs.method.sparse_model import SparseModel, prunable_layers
 from edge_bcs.method.trained import evidence_of_training
 
 __all__ = [
     "DISTRIBUTIONS",
-    "Layer",
     "SparseModel",
     "erk_densities",
     "fixed",
@@ -60,7 +60,7 @@ def kappa(size: int, sparsity: float | str | Decimal) -> int:
     return count
 
 
-def paper_densities(network: nn.Module, layers: Sequence[Layer], connectivity: float) -> list[float]:
+def paper_densities(network: nn.Module, layers: Sequence[Segment], connectivity: float) -> list[float]:
     """Return the paper's initial density of each layer (appendix A.3), before scaling to κ.
 
     For a network that the paper does not have, the rule that its tables follow: the first and the last
@@ -79,12 +79,12 @@ def paper_densities(network: nn.Module, layers: Sequence[Layer], connectivity: f
     return densities
 
 
-def uniform_densities(layers: Sequence[Layer]) -> list[float]:
+def uniform_densities(layers: Sequence[Segment]) -> list[float]:
     """Return the same density for every layer."""
     return [1.0 for _ in layers]
 
 
-def erk_densities(layers: Sequence[Layer]) -> list[float]:
+def erk_densities(layers: Sequence[Segment]) -> list[float]:
     """Return Erdős-Rényi-kernel densities: sum of a kernel's dimensions over product (Evci et al., 2020)."""
     return [sum(layer.shape) / math.prod(layer.shape) for layer in layers]
 
@@ -232,7 +232,7 @@ def fixed(model: nn.Module, trained: SparseModel, seed: int = 0, *, start: str |
 
 def _drawn(
     model: nn.Module,
-    layers: Sequence[Layer],
+    layers: Sequence[Segment],
     counts: NDArray[np.int64],
     *,
     seed: int,

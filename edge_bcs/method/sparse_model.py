@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,43 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.segments import Segment
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.state import STATE_NAMES, Parts, state_layout
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One prunable kernel: its module's name, shape ([out, in, kh, kw] or [out, in]) and first number."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def size(self) -> int:
-        """Number of weights, dense."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class DenseParameter:
-    """One parameter of `dense.value`: its full name, its shape and its first position."""
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """One batch norm's running statistics: its module's name, its channels and its first position."""
-
-    name: str
-    channels: int
-    offset: int
-
-
-def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
+def prunable_layers(model: nn.Module) -> tuple[Segment, ...]:
     """Return the kernels of `model` in the order of `named_modules()`, with their numbering.
 
     Raises:
@@ -82,7 +50,7 @@ def prunable_layers(model: nn.Module) -> tuple[Layer, ...]:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is None:
             raise EdgeBcsError(f"the batch norm {name} keeps no running statistics")
         if isinstance(module, nn.Conv2d | nn.Linear):
-            layer = Layer(name, tuple(module.weight.shape), offset)
+            layer = Segment(name, tuple(module.weight.shape), offset)
             layers.append(layer)
             offset += layer.size
     if not layers:
@@ -247,20 +215,20 @@ class SparseModel(nn.Module):
 
     # Flat views.
 
-    def _dense_parameters(self) -> tuple[DenseParameter, ...]:
+    def _dense_parameters(self) -> tuple[Segment, ...]:
         kernels = {f"{layer.name}.weight" if layer.name else "weight" for layer in self.layers}
         found, offset = [], 0
         for name, parameter in self.network.named_parameters():
             if name not in kernels:
-                found.append(DenseParameter(name, tuple(parameter.shape), offset))
+                found.append(Segment(name, tuple(parameter.shape), offset))
                 offset += parameter.numel()
         return tuple(found)
 
-    def _batch_norms(self) -> tuple[Statistics, ...]:
+    def _batch_norms(self) -> tuple[Segment, ...]:
         found, offset = [], 0
         for name, module in self.network.named_modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                found.append(Statistics(name, module.num_features, offset))
+                found.append(Segment(name, (module.num_features,), offset))
                 offset += module.num_features
         return tuple(found)
 
@@ -366,7 +334,7 @@ class SparseModel(nn.Module):
         Raises:
             EdgeBcsError: a buffer is missing, has the wrong length or holds something that is not finite.
         """
-        channels = sum(statistics.channels for statistics in self.statistics)
+        channels = sum(statistics.size for statistics in self.statistics)
         for name in STATE_NAMES:
             if name not in state:
                 raise EdgeBcsError(f"the state has no {name}")
@@ -384,7 +352,7 @@ class SparseModel(nn.Module):
             self.dense_value.copy_(torch.from_numpy(state["dense.value"].copy()))
             self.dense_momentum.copy_(torch.from_numpy(state["dense.momentum"].copy()))
             for statistics in self.statistics:
-                part = slice(statistics.offset, statistics.offset + statistics.channels)
+                part = statistics.span
                 module = self.network.get_submodule(statistics.name)
                 for attribute, name in (
                     ("running_mean", "batchnorm.mean"),

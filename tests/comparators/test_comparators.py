@@ -16,13 +16,13 @@ import edge_bcs
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.comparators import METHODS, Phases, Recipe, admm, hydra, pruning
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.segments import Segment
 from edge_bcs.method import connectivity
-from edge_bcs.method.sparse_model import Layer
 from edge_bcs.method.step import Hyper
 from edge_bcs.training.updates import Sgd
 
 # Two layers of four weights: a 1×4 and a 2×2 matrix.
-LAYERS = (Layer("a", (1, 4), 0), Layer("b", (2, 2), 4))
+LAYERS = (Segment("a", (1, 4), 0), Segment("b", (2, 2), 4))
 WEIGHTS = torch.tensor([0.5, -2.0, 0.25, 1.0, -0.1, 0.2, -0.4, 0.3])
 PLAIN = Hyper(learning_rate=0.1, weight_decay=0.0, momentum=0.0, noise=0.0)
 

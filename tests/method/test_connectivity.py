@@ -13,9 +13,9 @@ from torch import nn
 import edge_bcs
 from edge_bcs import models
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.segments import Segment
 from edge_bcs.core.state import STATE_NAMES
 from edge_bcs.method import connectivity
-from edge_bcs.method.sparse_model import Layer
 
 
 def tiny() -> nn.Sequential:
@@ -96,17 +96,17 @@ def test_paper_densities_give_the_released_totals(name: str, ratios: tuple[float
 
 def test_paper_rule_for_an_unknown_network() -> None:
     layers = [
-        Layer("a", (10, 3, 3, 3), 0),
-        Layer("b", (10, 10), 270),
-        Layer("c", (900, 100), 370),
-        Layer("d", (5, 9), 0),
+        Segment("a", (10, 3, 3, 3), 0),
+        Segment("b", (10, 10), 270),
+        Segment("c", (900, 100), 370),
+        Segment("d", (5, 9), 0),
     ]
     assert connectivity.paper_densities(nn.Identity(), layers, 0.1) == [0.6, 0.2, 0.05, 0.6]
 
 
 def test_erk_densities() -> None:
     # (64 + 32 + 3 + 3) / (64·32·9) for a convolution, (10 + 20) / 200 for a dense layer.
-    layers = [Layer("a", (64, 32, 3, 3), 0), Layer("b", (10, 20), 0)]
+    layers = [Segment("a", (64, 32, 3, 3), 0), Segment("b", (10, 20), 0)]
     assert connectivity.erk_densities(layers) == pytest.approx([102 / 18432, 0.15])
 
 
@@ -138,7 +138,7 @@ def test_numbering_is_row_major_in_module_order() -> None:
     assert np.array_equal(np.flatnonzero(everything), index)
     assert np.array_equal(everything[index], value)
     assert [item.name for item in sparse.dense] == ["1.weight", "1.bias", "4.bias"]
-    assert [(item.name, item.channels, item.offset) for item in sparse.statistics] == [("1", 8, 0)]
+    assert [(item.name, item.size, item.offset) for item in sparse.statistics] == [("1", 8, 0)]
 
 
 def test_initial_weights_are_he_normal_on_a_uniform_mask() -> None:

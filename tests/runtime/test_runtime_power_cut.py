@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 from edge_bcs.data import open_data
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.runtime import Trainer
 artifact, run = sys.argv[1:3]
 pause = float(sys.argv[3])  # seconds after each step, so that a fast machine is not done before it is killed
