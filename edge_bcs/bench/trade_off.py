@@ -52,7 +52,7 @@ _HEADING = "# Memory: how small, and what it costs"
 _DENSE = """
 import json, sys, time, torch, torch.nn.functional as F
 from edge_bcs import models
-from edge_bcs.runtime.process import resident_peak
+from edge_bcs.runtime.board.process import resident_peak
 torch.set_num_threads(int(sys.argv[2]))
 torch.manual_seed(0)
 x, y = torch.rand(int(sys.argv[3]), 3, 32, 32), torch.arange(int(sys.argv[3])) % 10

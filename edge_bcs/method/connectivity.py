@@ -2,7 +2,7 @@
 
 All kernels of convolutions and dense layers ("prunable weights") are numbered once, layer by layer in the
 order of `named_modules()`, each kernel row-major. `sparsify` draws κ of them, for the whole network, and
-from then on there are exactly κ. The state itself lives in `edge_bcs.sparse_model.SparseModel`.
+from then on there are exactly κ. The state itself lives in `edge_bcs.method.sparse_model.SparseModel`.
 """
 
 from __future__ import annotations

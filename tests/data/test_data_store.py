@@ -164,7 +164,7 @@ def test_the_copy_is_on_the_medium_before_it_has_its_name(
 WRITER = """
 import sys, time
 from pathlib import Path
-from edge_bcs.files import replacing
+from edge_bcs.core.files import replacing
 with replacing(Path(sys.argv[1]), shared=True) as stream:
     stream.write(b"half")
     stream.flush()

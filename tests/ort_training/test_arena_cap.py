@@ -17,8 +17,8 @@ SCRIPT = """
 import json, sys, warnings
 import numpy as np
 from edge_bcs.runtime import Trainer
-from edge_bcs.runtime.ort_training import OrtTrainer
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.runtime.ort.training import OrtTrainer
+from edge_bcs.core.errors import EdgeBcsError
 kind, path, *caps = sys.argv[1:]
 x, y = np.random.default_rng(0).random((6, 1, 8, 8), np.float32), np.arange(6)
 for cap in caps:

@@ -429,7 +429,7 @@ def test_a_disk_that_becomes_read_only(tiny_artifact: Make, small_disk: Path) ->
 LIMITED = """
 import resource, sys
 from edge_bcs.data import open_data
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.runtime import Trainer
 artifact, run, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 

@@ -391,7 +391,7 @@ def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
 
 _CROWDED = """
 import hashlib, os, threading, time
-from edge_bcs.runtime.process import waited_for_cores
+from edge_bcs.runtime.board.process import waited_for_cores
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 before, began, end = waited_for_cores(), time.perf_counter(), threading.Barrier(3)
 def work():

@@ -17,7 +17,7 @@ COMMON = """
 import hashlib, sys, threading, time
 import numpy as np
 from edge_bcs.data import ArrayDataset
-from edge_bcs.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.runtime import Trainer
 
 path, run = sys.argv[1:3]
