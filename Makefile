@@ -18,12 +18,13 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py conv.py conv_
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-sanitized fuzz lint docs native bench trade-off outside endurance clean
+.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint docs native bench trade-off outside endurance clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
 	@echo "make test-ort-training  the same artifacts in ONNX Runtime's own training API, in a second environment"
 	@echo "make test-lowest the tests with the oldest dependencies that pyproject.toml allows, in a third environment"
+	@echo "make test-notebooks  the notebooks of examples, from their first cell to their last"
 	@echo "make test-sanitized  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fuzz        every operator and reader with hostile input, SECONDS=300 each (clang, atheris)"
 	@echo "make lint        ruff and mypy"
@@ -65,6 +66,10 @@ test-ort-training:
 	$(VENV)-ort-training/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	    '.[ort-training]' 'pytest>=8.0'
 	$(VENV)-ort-training/bin/pytest tests/ort_training
+
+# They take seconds each, and are no part of `make test`.
+test-notebooks: $(INSTALLED)
+	$(BIN)/pytest -m slow tests/test_notebooks.py
 
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
