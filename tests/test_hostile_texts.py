@@ -240,6 +240,7 @@ def test_huge_files_of_settings_and_counts_are_refused(tmp_path: Path, huge: Hug
         "evaluation.json": plots.read_report,
         "bench.json": lambda file: bench_report.read(file.parent),
         "checkpoint": read_ort_checkpoint,
+        "counts.json": lambda file: evaluation._resumed(file, {}, 1),
     }
     for name, read in refused.items():
         with pytest.raises(EdgeBcsError) as caught:
@@ -247,7 +248,6 @@ def test_huge_files_of_settings_and_counts_are_refused(tmp_path: Path, huge: Hug
         assert "\n" not in str(caught.value)
     # What only says how far something was counts as nothing.
     assert finetune._report(huge(tmp_path / "run" / "report.json").parent) == {}
-    assert evaluation._resumed(huge(tmp_path / "counts.json"), {}, 1) is None
     line = b'{"step": 1}\n'
     for name in ("metrics.jsonl", "steps.jsonl"):
         (tmp_path / name).write_bytes(line + b'{"step": 2}\n')

@@ -178,17 +178,28 @@ def test_one_layer_is_timed_on_every_side() -> None:
     assert forward["least"]["binds"] == "loads"
 
 
-STEP = {
-    "model": "vgg16", "distribution": "uniform", "batch_size": 128, "micro_batch": 32,
-    "sparse_seconds": [0.5, 0.4, 0.6],
-    "dense_seconds": [9.0, 10.0, 11.0], "dense_median_seconds": 10.0, "sparseprop_seconds": [], "ratio": 20.0,
-    "least_seconds": 0.25, "least_in_cache_seconds": 0.2, "optimizer_share": 0.0125,
-    "rewiring_share": 0.005, "peak_bytes": 1 << 20, "parts": {"attack": (0.01, 40), "training": (0.02, 4)},
-    "operators": {"attack": {"Conv": 0.004, "PackInput": 1e-6}}, "optimizer_seconds": [0.002],
-    "rooflines": {
-        "attack": {"Conv": {"arithmetic": 0.001, "loads": 0.002, "traffic": 0.0015, "seconds": 0.003}},
+def _least(seconds: float, in_cache: float) -> dict[str, float]:
+    return {
+        "arithmetic": 0.0,
+        "loads": 2e-3,
+        "traffic": 1e-3,
+        "seconds": seconds,
+        "in_cache_seconds": in_cache,
+    }
+
+
+# Dense over ours is 20, 22.5 and 18.33 in the three repetitions. At the rooflines 40·3 + 4·30 + 10 = 250 ms.
+STEP = StepComparison(
+    model="vgg16", sparsity=0.99, distribution="uniform", batch_size=128, micro_batch=32, attack_steps=10,
+    threads=2, isa="avx512", sparse_seconds=(0.5, 0.4, 0.6), dense_seconds=(10.0, 9.0, 11.0),
+    sparseprop_seconds=(), optimizer_seconds=(0.00625,), parts={"attack": (0.01, 40), "training": (0.02, 4)},
+    operators={"attack": {"Conv": 0.004, "PackInput": 1e-6}, "optimizer": {"RewireStep": 0.0025}},
+    rooflines={
+        "attack": {"Conv": _least(0.003, 0.0025)}, "training": {"ConvGrad": _least(0.03, 0.0225)},
+        "optimizer": {"RewireStep": _least(0.01, 0.01)},
     },
-}  # fmt: skip
+    kappa=1, peak_bytes=1 << 20,
+).as_dict()  # fmt: skip
 PASS = {
     "seconds": {"edge_bcs": [0.01, 0.02, 0.01], "torch": [0.2, 0.8, 0.3]},
     "least_seconds": 0.006,
@@ -229,7 +240,6 @@ def test_the_report_names_the_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert result["missing"] == []
     report.write(result, tmp_path / "speed")
     text = (tmp_path / "speed" / "README.md").read_text()
-    assert text == report.readme(result)
     assert json.loads((tmp_path / "speed" / "bench.json").read_text())["scaling"]["kappa"] == POINTS
     for plot in ("layers.png", "scaling.png"):
         with Image.open(tmp_path / "speed" / plot) as image:

@@ -21,7 +21,7 @@ more = {"pseudo_labelled": digits(40)} if options["objective"] == "rst" else {}
 network = tiny()
 # Whatever a process began with, the first one's network is trained.
 network[4].bias.data += int(rank)
-sparse = edge_bcs.sparsify(network, 0.9, 5)
+sparse = edge_bcs.sparsify(network, 0.9, 5, start="new")
 report = training.train(
     sparse, digits(80), output=output / "run", device="cpu", progress=False, **options, **more
 )

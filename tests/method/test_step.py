@@ -80,15 +80,21 @@ def test_noise_has_the_stated_size() -> None:
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_vectorised_equals_the_plain_step_to_the_bit(objective: str) -> None:
+    """The connections; the dense buffers, for which both have the same code, against float64."""
     fast = edge_bcs.sparsify(models.resnet18(width=0.05, num_classes=4, input_size=8), 0.9, 1)
     plain = copy.deepcopy(fast)
     for number in range(3):
         x, y = batch(seed=number)
         hyper = Hyper(noise=1e-3)
+        value, velocity = fast.dense_value.double(), fast.dense_momentum.double()
         for sparse, reference in ((fast, False), (plain, True)):
             steps.training_step(
                 sparse, x, y, objective, step=number, hyper=hyper, attack=Attack(steps=2), reference=reference
             )
+        velocity = 0.9 * velocity + fast.gradients()[1].double()
+        value = (1 - 5e-4) * value - 0.1 * velocity
+        assert torch.allclose(fast.dense_momentum.double(), velocity, rtol=1e-5, atol=1e-7)
+        assert torch.allclose(fast.dense_value.double(), value, rtol=1e-5, atol=1e-7)
         assert fast.kappa == plain.kappa
         for name, buffer in plain.state().items():
             assert np.array_equal(fast.state()[name], buffer), (number, name)

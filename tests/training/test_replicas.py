@@ -51,9 +51,15 @@ def run(folder: Path, processes: int, **options: Any) -> list[dict[str, np.ndarr
         )
         for rank in range(processes)
     ]
-    for process in started:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    try:
+        # The last one first: the others wait for it if it ends early.
+        for process in reversed(started):
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
     states = []
     for rank in range(processes):
         with np.load(folder / f"state-{rank}.npz") as stored:
