@@ -101,11 +101,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	cd $(VENV) && bin/mypy --config-file $(CURDIR)/pyproject.toml -p edge_bcs
 
-# In an environment of its own, which needs no compiler: nothing of edge-bcs is built for it.
+# In an environment of its own, which needs no compiler: nothing of edge-bcs is built for it. Not --quiet: the warnings
+# that it hides are not counted by --strict.
 docs:
 	$(PYTHON) -m venv $(VENV)-docs
 	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
-	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
 
 native:
 	@mkdir -p build/native
