@@ -54,15 +54,21 @@ def test_links_inside_the_repository_lead_somewhere(document: Path) -> None:
     assert not [link for link in inside if not (document.parent / link).exists()]
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_tests_that_are_named_exist(document: Path) -> None:
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert not set(re.findall(r"\btest_\w+\.py", document.read_text())) - there
+
+
 # Commands
 
 
 def spans(text: str) -> Iterator[str]:
     """Lines of code that may hold commands: of blocks, continuations joined, and of `code`, often a part."""
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.M | re.S)
+    blocks = re.findall(r"^ *```[^\n]*\n(.*?)^ *```", text, re.M | re.S)
     for block in blocks:
         yield from re.sub(r"\\\n\s*", " ", block).splitlines()
-    rest = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    rest = re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
     yield from (f"{' '.join(code.split())} {ELIDED}" for code in re.findall(r"`([^`]+)`", rest))
 
 
