@@ -1,9 +1,7 @@
 """The host-side compiler: from a sparse torch network to an artifact folder.
 
-``capture`` traces the network into ``layers``; ``fusion`` makes them ``operators``; ``autodiff``
-differentiates those; ``graphs`` writes training, attack, evaluation and optimizer graphs; ``plan`` replays
-them for the memory they need; ``artifact`` writes the folder and ``validation`` compares it with torch.
-``cost_model`` alone needs neither torch nor onnx; the simulator uses it on boards.
+``compiler`` has the passes in their order, from `frontends` (a torch module becomes layers) to `memory` (what
+fits a budget); ``artifact`` writes the folder and ``validation`` compares it with torch.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -154,3 +155,17 @@ def test_readme_explains_kappa_where_it_first_stands() -> None:
     text = (ROOT / "README.md").read_text()
     first = text.index("κ")
     assert "one number for the whole network" in text[first : first + 200].replace("\n", " ")
+
+
+def test_the_numbers_of_readme_are_the_recorded_ones() -> None:
+    text = (ROOT / "README.md").read_text()
+    smallest = json.loads((ROOT / "results/memory/smallest.json").read_text())
+    least = next(row for row in smallest if (row["network"], row["objective"]) == ("vgg16", "at"))
+    assert f"| {least['bytes'] / 2**20:.2f} MiB |" in text
+    rows = json.loads((ROOT / "results/shifted-camera/report.json").read_text())["rows"]
+    before, after = rows[0], rows[-1]
+    for key in ("accuracy", "robust_accuracy"):
+        assert f"{100 * before[key]:.1f} → {100 * after[key]:.1f} %" in text
+    speed = (ROOT / "results/speed/README.md").read_text()
+    steps = re.findall(r"^\| whole AT step, vgg16, \w+ \| ≥ \d+× dense PyTorch \| ([\d.]+)×", speed, re.M)
+    assert f"{min(steps, key=float)} to {max(steps, key=float)} times as fast" in text
