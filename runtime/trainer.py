@@ -536,7 +536,9 @@ class Trainer:
                 f"the network takes {self.artifact.input_shape} images; the data has {tuple(data.shape)}."
             )
         outputs = self.artifact.num_classes
-        matched = match(data, self.classes, outputs, naming=naming, trained=self.steps > 0)
+        matched = match(
+            data, self.classes, outputs, naming=naming, trained=self.steps > 0, resumed=self.resumed
+        )
         say(matched.notes)
         return matched
 

@@ -74,7 +74,11 @@ class _Commands(click.Group):
 
     def main(self, *arguments: Any, **more: Any) -> Any:
         streams.prepare()
-        return super().main(*arguments, **more)
+        try:
+            return super().main(*arguments, **more)
+        except OSError as error:  # of a help text; commands tell theirs
+            say(f"Error: the answer cannot be written: {error.strerror or error}.")
+            sys.exit(1)
 
     def invoke(self, context: click.Context) -> Any:
         try:

@@ -96,7 +96,7 @@ class Reading:
             check_output(folder / RECORD, json_with("left_out"), "a record of what a training left out")
         if self.report() or self._recorded:
             write_json(folder / RECORD, {"left_out": kept}, make_folder=True)
-        else:
+        elif (folder / RECORD).exists():  # a disk that is read-only refuses even what there is not
             (folder / RECORD).unlink(missing_ok=True)
 
 

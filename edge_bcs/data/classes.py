@@ -9,7 +9,7 @@ order in which a source lists its classes, and which of them it lacks, then chan
 | known | known | by name; a name that the network lacks is refused, classes that the data lacks are told |
 | known | only label numbers | by position; by name if the network has those numbers as names elsewhere |
 | only label numbers | names | refused: which output is which, only --class-names (`class_names`) can say |
-| not stored (made by an earlier version) | any | by position, which is told |
+| not stored (made by an earlier version) | any | by position, told; to train some of them, refused |
 | not stored, never trained | of the first training data | they become the network's |
 
 "Only label numbers": the names are "0", "1", … in this order, because .npz, .mat, arrays and CIFAR batches
@@ -218,6 +218,7 @@ def match(
     *,
     naming: bool = False,
     trained: bool = True,
+    resumed: bool = False,
 ) -> Match:
     """Match the labels of a data set with a network's, as the table of this module says.
 
@@ -227,14 +228,22 @@ def match(
         outputs: how many it has; None: unknown, and nothing is refused for having more classes.
         naming: whether a network without names takes those of the data.
         trained: whether it was trained before, so that its outputs mean something already.
+        resumed: whether a training goes on with the data that it began with.
 
     Raises:
-        EdgeBcsError: a class that the network does not know, more classes than outputs, or names that are
-            refused.
+        EdgeBcsError: a class that the network does not know, more classes than outputs, names that are
+            refused, or names for some of the outputs of a trained network that has none: which they are,
+            nobody has said.
     """
     names = check_names(data.classes, "the data's classes")
     numbered = names == numbers(len(names)) and not getattr(data, "named", False)
     if known is None:
+        if naming and trained and not resumed and not numbered and len(names) < (outputs or 0):
+            raise EdgeBcsError(
+                f"the network was trained without names for its {outputs} outputs, and the data has only "
+                f"{len(names)} classes ({shown(names)}): which outputs they are is not known. Give the names "
+                "of the outputs in their order with --class-names (class_names)."
+            )
         return _first(data, names, numbered, outputs, naming=naming, trained=trained)
     known = tuple(known)
     place_of = {name: place for place, name in enumerate(known)}

@@ -68,13 +68,49 @@ class Entry:
 
 def entry_of(name: str, offset: int = -1, size: int = 0, why: str = "") -> Entry | None:
     """Return the entry of an image's path (…/[split/]class/file.jpg), None if it is no image in a class
-    folder."""
+    folder. What is hidden (.name) is none, nor is a class folder that is."""
     parts = name.replace("\\", "/").split("/")
-    if len(parts) < 2 or parts[-1].startswith(".") or not parts[-1].lower().endswith(SUFFIXES):
+    if len(parts) < 2 or not parts[-1].lower().endswith(SUFFIXES):
+        return None
+    if any(part.startswith(".") for part in parts[-2:]):
         return None
     above = parts[-3].lower() if len(parts) > 2 else ""
     split = "train" if above in TRAIN_NAMES else "test" if above in TEST_NAMES else ""
     return Entry(split, require_utf8(parts[-2]), name, offset, size, why)
+
+
+class ClassFolders:
+    """The folders of a tar that hold images: each is a class, so none may lie in another.
+
+    Args:
+        source: the tar, for the sentence.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._seen: set[str] = set()
+        self._around: dict[str, str] = {}
+
+    def add(self, image: str) -> None:
+        """Note the folder of an image; EdgeBcsError if it lies in one that holds images, or around one."""
+        folder = image.replace("\\", "/").rpartition("/")[0]
+        if folder in self._seen:
+            return
+        self._seen.add(folder)
+        above = folder
+        while above := above.rpartition("/")[0]:
+            self._around[above] = folder
+            if above in self._seen:
+                raise _nested(folder, above, self._source)
+        if folder in self._around:
+            raise _nested(self._around[folder], folder, self._source)
+
+
+def _nested(inner: str, outer: str, source: str) -> EdgeBcsError:
+    return EdgeBcsError(
+        f"{shown(source)} holds images in {shown(outer)} and in {shown(inner)}, and a class folder may not "
+        "lie in another: move the images of one class into one folder."
+    )
 
 
 def check_channels(shape: Shape) -> None:
@@ -84,7 +120,8 @@ def check_channels(shape: Shape) -> None:
 
 
 def folder_entries(folder: Path) -> Iterator[Entry]:
-    """Yield the images of ``folder``/[train|test/]class/, refusing class folders without any image.
+    """Yield the images of ``folder``/[train|test/]class/, refusing class folders without any image, or with
+    images in folders of their own, which would be left out without a word.
 
     A class folder that cannot be read, or that is a link out of ``folder``, to nothing or in a circle, is
     refused, for without it the labels of the others would change; a file like that is an image that cannot
@@ -94,18 +131,36 @@ def folder_entries(folder: Path) -> Iterator[Entry]:
     split_folders = [path for path in _folders(folder, root) if path.name.lower() in TRAIN_NAMES + TEST_NAMES]
     for parent in split_folders or [folder]:
         for class_folder in _folders(parent, root):
-            found = False
+            found, inner = False, ""
             for file in _listed(class_folder):
                 name = f"{class_folder.name}/{file.name}"
                 entry = entry_of(f"{parent.name}/{name}" if split_folders else name, why=_why_not(file, root))
                 if entry is not None:
                     found = True
                     yield entry
+                else:
+                    inner = inner or _images_within(file)
             if not found:
                 raise EdgeBcsError(
                     f"the class folder {shown(str(class_folder))} holds no image "
                     f"({', '.join(SUFFIXES[:3])}, …)."
                 )
+            if inner:
+                raise _nested(inner, str(class_folder), str(folder))
+
+
+def _images_within(item: os.DirEntry[str]) -> str:
+    """The first folder with images that `item`, an entry of a class folder, is or holds; "" if none."""
+    left = [item]
+    while left:
+        entry = left.pop()
+        if entry.name.startswith(".") or entry.is_symlink() or not entry.is_dir():
+            continue
+        inside = _listed(Path(entry.path))
+        if any(entry_of(f"{entry.name}/{file.name}") and file.is_file() for file in inside):
+            return entry.path
+        left += inside
+    return ""
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:
@@ -182,11 +237,13 @@ class TarHeader(tarfile.TarInfo):
 def archive_entries(file: Path, split: str = "") -> Iterator[Entry]:
     """Yield the images of a tar that is not compressed, with the places of their bytes; nothing is
     unpacked."""
+    folders = ClassFolders(str(file))
     try:
         with tarfile.open(file, "r:", tarinfo=TarHeader) as archive:
             for member in archive:
                 entry = entry_of(member.name, member.offset_data, member.size) if member.isreg() else None
                 if entry is not None:
+                    folders.add(entry.name)
                     yield Entry(split or entry.split, entry.class_name, entry.name, entry.offset, entry.size)
     except EdgeBcsError:
         raise

@@ -25,7 +25,7 @@ from edge_bcs.core.units import format_bytes
 from edge_bcs.data.dataset import Array, Shape
 from edge_bcs.data.decoding import LARGEST_FILE, decode, is_trap, reason, require_memory
 from edge_bcs.data.faults import BadImageError
-from edge_bcs.data.images import TarHeader, entry_of, open_regular
+from edge_bcs.data.images import ClassFolders, TarHeader, entry_of, open_regular
 from edge_bcs.data.matlab import MatlabArray, arrays
 from edge_bcs.data.store import LARGEST_STORE, Decoded, Rows, Unreadable
 
@@ -196,6 +196,7 @@ def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Decoded]:
     """Yield the images of a compressed tar in one pass: class folders, or CIFAR batches as they are
     published."""
     total = 0
+    folders = ClassFolders(str(file))
     try:
         with (
             _unpacked(file) as packed,
@@ -219,6 +220,7 @@ def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Decoded]:
                 entry = entry_of(member.name)
                 if entry is None:
                     continue
+                folders.add(member.name)
                 try:
                     if member.size > LARGEST_FILE:
                         raise BadImageError(f"the image {source} is larger than 64 MiB, which is refused.")

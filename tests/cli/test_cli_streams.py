@@ -43,6 +43,13 @@ def test_an_answer_that_cannot_be_written_is_one_sentence(tiny_artifact: Make) -
     assert result.stderr == "Error: the answer cannot be read or written: No space left on device.\n"
 
 
+@pytest.mark.parametrize("arguments", [("--help",), ("targets", "--help"), ("--version",)])
+def test_a_help_text_that_cannot_be_written_is_one_sentence(arguments: tuple[str, ...]) -> None:
+    result = shell('"$@" >/dev/full', *arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: the answer cannot be") and result.stderr.count("\n") == 1
+
+
 def test_closed_streams(tiny_artifact: Make, tmp_path: Path) -> None:
     """What a command writes is never taken for its answer by who opened the next file."""
     finetune = ("finetune", tiny_artifact(), "--data", "digits", "--steps", 1, "--eval-samples", 0, "--json")

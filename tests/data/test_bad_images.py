@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state
 
 from edge_bcs.cli import main
+from edge_bcs.cli.reading import Reading
 from edge_bcs.core import progress
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.text import shown
@@ -365,6 +367,18 @@ def test_a_split_that_is_opened_later(tiny_artifact: Make, photos: Path, tmp_pat
     (tmp_path / "run/left-out.json").write_text("{")  # damaged, it counts as none
     done = run(*common, *measured, "--steps", 5)
     assert done.exit_code == 0 and json.loads(done.stdout)["left_out"]["count"] == 1
+
+
+def test_a_record_that_is_not_there_is_not_removed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is read-only refuses that, too; what is wrong is said where something is to be saved."""
+
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    Reading(str(photos), (1, 8, 8), "stop", folder=tmp_path).record(tmp_path)
 
 
 def test_evaluate_leaves_out(tiny_artifact: Make, photos: Path) -> None:

@@ -284,11 +284,28 @@ def test_an_artifact_without_names_keeps_working_and_says_so(tiny_artifact: Make
     assert measured["matched_by"] == "position"
     given = run("evaluate", tmp_path / "old", "--data", data, "--class-names", "ant,bee,cat", "--json")
     assert json.loads(given.stdout)["missing_classes"] == ["ant"] and "stored" not in given.stderr
-    options = ("--data", data, "--steps", 1, "--eval-samples", 2, "--eval-steps", 1)
-    result = run("finetune", tmp_path / "old", *options, "-o", tmp_path / "run")
-    assert result.exit_code == 0 and result.stderr.count(told) == 1
-    named_now = Artifact.read(tmp_path / "run").classes
-    assert named_now is not None and named_now[:3] == ("bee", "cat", "class 2")
+    options = ("--data", data, "--steps", 1, "--eval-samples", 2, "--eval-steps", 1, "-o", tmp_path / "run")
+    refused = run("finetune", tmp_path / "old", *options)
+    assert refused.exit_code == 1 and not (tmp_path / "run").exists()
+    assert "the data has only 2 classes (bee, cat): which outputs they are is not known" in refused.stderr
+    result = run("finetune", tmp_path / "old", *options, "--class-names", "ant,bee,cat")
+    assert result.exit_code == 0, result.output
+    assert (Artifact.read(tmp_path / "run").classes or ())[:4] == (*ANIMALS, "class 3")
+
+
+def test_a_training_that_began_before_there_were_names_goes_on(tiny_artifact: Make, tmp_path: Path) -> None:
+    data, manifest = arrays(("bee", "cat")), tmp_path / "old" / "manifest.json"
+    with Trainer(tiny_artifact()) as trainer:
+        trainer.fit(data, steps=2, progress=False, save=tmp_path / "old")
+    content = json.loads(manifest.read_text())
+    assert content.pop("classes")[:2] == ["bee", "cat"]
+    manifest.write_text(json.dumps(content))
+    told = pytest.warns(EdgeBcsWarning, match=r"matched by position \(0 = bee, 1 = cat")
+    with told, Trainer.resume(tmp_path / "old") as resumed:
+        assert resumed.classes is None
+        assert resumed.fit(data, steps=3, progress=False)["step"] == 3
+    with Trainer(tmp_path / "old") as other, pytest.raises(EdgeBcsError, match="only 2 classes"):
+        other.fit(data, steps=1, progress=False)
 
 
 def test_a_run_gets_its_names_when_they_are_known_and_no_others(tiny_artifact: Make, tmp_path: Path) -> None:

@@ -120,6 +120,40 @@ def test_tar_of_class_folders(tmp_path: Path, suffix: str, mode: str) -> None:
     check_class_folders(write_tar(tmp_path / f"data{suffix}", CLASS_FOLDERS, mode))
 
 
+@pytest.mark.parametrize("form", ["folder", ".tar", ".tar.gz"])
+@pytest.mark.parametrize("inner", ["a/photos/cat/day/2.png", "a/photos/cat/x/day/2.png"])
+def test_a_class_folder_in_another_is_refused(tmp_path: Path, form: str, inner: str) -> None:
+    """In a folder its images were left out; a tar made a class of it, which shifted the labels of others."""
+    for first, second in (("a/photos/cat/1.png", inner), (inner, "a/photos/cat/1.png")):
+        spec = tmp_path / "a/photos"
+        if form == "folder":
+            for name in (first, second):
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).write_bytes(png((1, 2, 3)))
+        else:
+            members = dict.fromkeys((first, "a/photos/ant/1.png", second), png((1, 2, 3)))
+            spec = write_tar(tmp_path / f"data{form}", members, "w:gz" if form == ".tar.gz" else "w")
+        with pytest.raises(EdgeBcsError, match=r"photos/cat and in .*day, and a class folder may not lie in"):
+            all_of(spec, "train", (3, 4, 4))
+
+
+@pytest.mark.parametrize("form", ["folder", ".tar", ".tar.gz"])
+def test_what_is_hidden_is_no_class(tmp_path: Path, form: str) -> None:
+    hidden = ("photos/.thumbs/1.png", "photos/ant/.thumbs/1.png", "photos/ant/._1.png", "./1.png")
+    names = (*(f"photos/{name}/{number}.png" for name in ("ant", "bee") for number in (1, 2)), *hidden)
+    spec = tmp_path / "photos"
+    if form == "folder":
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(png((1, 2, 3)))
+    else:
+        members = dict.fromkeys(names, png((1, 2, 3)))
+        spec = write_tar(tmp_path / f"data{form}", members, "w:gz" if form == ".tar.gz" else "w")
+    data = open_data(spec, "train", (3, 4, 4))
+    assert data.classes == ("ant", "bee")
+    assert len(data) + len(open_data(spec, "test", (3, 4, 4))) == 4
+
+
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz")])
 def test_one_tar_for_each_split(tmp_path: Path, suffix: str, mode: str) -> None:
     for split in ("train", "test"):
