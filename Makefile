@@ -100,6 +100,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(VENV) && bin/mypy --config-file $(CURDIR)/pyproject.toml -p edge_bcs
+	cd $(VENV) && MYPYPATH=$(CURDIR)/tests bin/mypy --config-file $(CURDIR)/tests/mypy.ini \
+	    --cache-dir .mypy_cache_tests $(CURDIR)/tests
 
 # In an environment of its own, which needs no compiler: nothing of edge-bcs is built for it. Not --quiet: the warnings
 # that it hides are not counted by --strict.

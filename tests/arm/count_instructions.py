@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 EMULATOR = ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"]
 INSTRUCTION = re.compile(r"^0x([0-9a-f]+):\s+[0-9a-f]{8}\s+(\S+)\s*(.*)")
@@ -77,7 +78,7 @@ def count(
         blocks: dict[int, collections.Counter[str]] = {}
         counts: collections.Counter[str] = collections.Counter()
         executions: collections.Counter[int] = collections.Counter()
-        block = None
+        block: Any = None
         with log.open() as lines:
             for line in lines:
                 if line.startswith("Trace"):

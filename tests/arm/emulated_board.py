@@ -106,7 +106,7 @@ class Board:
                 "--variant=minbase",
                 "--include=python3-venv,ca-certificates",
             ]
-            quiet = {"check": True, "stdout": subprocess.DEVNULL}
+            quiet: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL}
             subprocess.run(["debootstrap", *options, SUITE, partial, MIRROR], **quiet)
             subprocess.run(["chroot", partial, "/debootstrap/debootstrap", "--second-stage"], **quiet)
             partial.rename(self.root)

@@ -1,5 +1,7 @@
 """The benchmark's arithmetic and its report, on numbers that a reader can check."""
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 import functools
@@ -31,7 +33,7 @@ ROOF = machine.Roof("a processor", 2, "avx512", (3e9, 1e9), COPIES, LOADS, "2026
 
 
 def _row(ours: float, torch: float, count: int) -> dict[str, Any]:
-    seconds = {}
+    seconds: dict[str, Any] = {}
     for form in ("forward", "input_gradient", "both_gradients"):
         seconds |= {f"edge_bcs.{form}": [ours, 9.0, ours], f"torch.{form}": [torch, torch, 0.0]}
     figures = {

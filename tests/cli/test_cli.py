@@ -1,5 +1,7 @@
 """The command line: results, JSON, one sentence and exit status 1 when something is wrong."""
 
+# mypy: disable-error-code="arg-type, assignment, call-overload"
+
 from __future__ import annotations
 
 import json

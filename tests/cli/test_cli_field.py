@@ -1,5 +1,7 @@
 """`edge-bcs finetune` left alone on a board: signals, limits, faults, its service; and the doctor."""
 
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,7 @@
 """A command's standard streams: closed, full, of another encoding, gone; and Ctrl-C at any moment."""
 
+# mypy: disable-error-code="arg-type, assignment, attr-defined"
+
 from __future__ import annotations
 
 import importlib

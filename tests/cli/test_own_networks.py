@@ -1,5 +1,7 @@
 """Networks of the user's own on the command line: from the factory's name to the board and back."""
 
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import json

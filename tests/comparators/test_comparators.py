@@ -1,5 +1,7 @@
 """LWM, HYDRA and Adv-ADMM: their rules by hand on a few weights, and whole trainings in miniature."""
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 import math

@@ -1,5 +1,7 @@
 """Signals at any moment: they wait where they must, none is lost, handlers come back, and no step is torn."""
 
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import ctypes
@@ -204,7 +206,8 @@ def test_a_signal_never_tears_a_step(tiny_artifact: Make, objective: str) -> Non
             trainer.step(*batch)
             seconds += time.perf_counter() - began
             expected.append(digest(trainer.state()))
-    chance, steps = random.Random(0), []
+    chance = random.Random(0)
+    steps: list[int] = []
     while len(steps) < 300:
         with Trainer(path, threads=1) as trainer:
             while len(steps) < 300 and trainer.steps < len(given):
@@ -376,7 +379,8 @@ def test_a_signal_never_tears_a_step_of_the_host() -> None:
         train(sparse, number)
         expected.append(digest(sparse.state()))
     seconds = (time.perf_counter() - began) / len(given)
-    chance, steps = random.Random(0), []
+    chance = random.Random(0)
+    steps: list[int] = []
     while len(steps) < 60:
         sparse = fresh()
         while len(steps) < 60 and sparse.step < len(given):

@@ -1,5 +1,7 @@
 """What training and evaluation take as data: arrays, tensors, torch's Datasets and loaders, paths."""
 
+# mypy: disable-error-code="arg-type, assignment, type-arg, var-annotated"
+
 from __future__ import annotations
 
 import subprocess

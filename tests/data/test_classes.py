@@ -1,5 +1,7 @@
 """Class names: data is matched with a network by name, wherever labels flow, and names are never lost."""
 
+# mypy: disable-error-code="arg-type, call-overload, comparison-overlap, var-annotated"
+
 from __future__ import annotations
 
 import json
@@ -410,7 +412,13 @@ def network() -> Any:
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 4))
 
 
-SHORT = {"objective": "natural", "batch_size": 8, "progress": False, "device": "cpu", "augment": False}
+SHORT: dict[str, Any] = {
+    "objective": "natural",
+    "batch_size": 8,
+    "progress": False,
+    "device": "cpu",
+    "augment": False,
+}
 
 
 def test_names_go_from_host_to_board_and_back(network: Any, tmp_path: Path) -> None:
@@ -422,7 +430,12 @@ def test_names_go_from_host_to_board_and_back(network: Any, tmp_path: Path) -> N
     assert sparse.classes == names and report["classes"] == list(names)
     loaded = edge_bcs.load(tmp_path / "host", network)
     assert loaded.classes == names
-    options = {"objective": "natural", "input_shape": (1, 8, 8), "validate": False, "step": 30}
+    options: dict[str, Any] = {
+        "objective": "natural",
+        "input_shape": (1, 8, 8),
+        "validate": False,
+        "step": 30,
+    }
     edge_bcs.export(loaded, tmp_path / "a.tar", **options)
     assert Artifact.read(tmp_path / "a.tar").classes == names
     with Trainer(tmp_path / "a.tar") as trainer:
@@ -499,7 +512,7 @@ def test_a_training_on_the_host_is_resumed_with_its_classes(network: Any, tmp_pa
 
     for number, names in enumerate((ANIMALS, ("bee", "ant", "cat"), ANIMALS)):
         sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
-        options = {"steps": 2, "output": tmp_path / "host", "resume": number > 0, **SHORT}
+        options: dict[str, Any] = {"steps": 2, "output": tmp_path / "host", "resume": number > 0, **SHORT}
         if number == 1:
             with pytest.raises(EdgeBcsError, match="begun with the classes ant, bee, cat"):
                 edge_bcs.train(sparse, arrays(names), **options)
@@ -517,7 +530,7 @@ def test_pseudo_labels_are_positions_of_the_networks_classes(network: Any, tmp_p
     second = open_pseudo_labelled(tmp_path / "second.npz", (1, 8, 8))
     names = ("ant", "bee", "cat")
     sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
-    options = {**SHORT, "objective": "rst", "steps": 2, "attack_steps": 1}
+    options: dict[str, Any] = {**SHORT, "objective": "rst", "steps": 2, "attack_steps": 1}
     with pytest.warns(EdgeBcsWarning, match="the pseudo-labelled data: .*0 = ant, 1 = bee, 2 = cat"):
         edge_bcs.train(sparse, arrays(names), pseudo_labelled=second, **options)
     # Data that names its pseudo-labels is matched by name, like any other.

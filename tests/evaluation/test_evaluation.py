@@ -1,5 +1,7 @@
 """Evaluation: counts by hand on networks whose robustness is known, warnings, resumption."""
 
+# mypy: disable-error-code="name-defined"
+
 from __future__ import annotations
 
 import json
@@ -164,7 +166,14 @@ def test_square_that_beats_pgd_is_reported(
 
 def test_interrupted_evaluation_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = by_margin(*np.random.default_rng(0).uniform(0.3, 0.7, 40))
-    arguments = {"epsilon": 0.1, "steps": 2, "step_size": 0.03, "restarts": 2, "batch_size": 8, "seed": 1}
+    arguments: dict[str, Any] = {
+        "epsilon": 0.1,
+        "steps": 2,
+        "step_size": 0.03,
+        "restarts": 2,
+        "batch_size": 8,
+        "seed": 1,
+    }
     whole = evaluate(Threshold(), data, **arguments)
     restarts, calls = attacks.pgd_restarts, []
 
@@ -214,7 +223,7 @@ def test_counts_of_another_network_are_not_continued(tmp_path: Path, monkeypatch
             raise KeyboardInterrupt
         return fgsm(model, x, labels, epsilon=epsilon)
 
-    arguments = {"attack": "fgsm", "epsilon": 0.01, "batch_size": 2, "resume": kept}
+    arguments: dict[str, Any] = {"attack": "fgsm", "epsilon": 0.01, "batch_size": 2, "resume": kept}
     monkeypatch.setattr(attacks, "fgsm", stopping)
     with pytest.raises(KeyboardInterrupt):
         evaluate(Shifted(0.0), data, **arguments)
@@ -313,7 +322,7 @@ def test_budgets_of_queries_are_one_report(tmp_path: Path, monkeypatch: pytest.M
         return attack
 
     monkeypatch.setattr(external_attacks, "square", reach)
-    arguments = {"attack": "square", "queries": [70, 40, 10], "epsilon": 0.1, "batch_size": 2}
+    arguments: dict[str, Any] = {"attack": "square", "queries": [70, 40, 10], "epsilon": 0.1, "batch_size": 2}
     stop, kept = 2, tmp_path / "counts.json"
     with pytest.raises(KeyboardInterrupt):
         evaluate(Threshold(), data, resume=kept, **arguments)

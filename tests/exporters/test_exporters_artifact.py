@@ -1,5 +1,7 @@
 """Artifacts as ONNX Runtime executes them with the operator library, against torch in float64."""
 
+# mypy: disable-error-code="call-arg"
+
 from __future__ import annotations
 
 import json
@@ -74,7 +76,7 @@ def check_gradients(
     differentiate different functions (torch's own float32 gradient is then as far off); a second and a third
     batch tell that from a defect, and few images count where the micro-batch is large.
     """
-    batch_norm = {"batch_norm": statistics, "beta": BETA}
+    batch_norm: dict[str, Any] = {"batch_norm": statistics, "beta": BETA}
     export(sparse, folder, objective, shape, micro_batch=n, validate=False, **batch_norm)
     network = network_of(sparse, shape, statistics == "batch")
     errors = []

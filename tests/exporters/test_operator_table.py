@@ -7,6 +7,8 @@ parameters, the sign of the image's gradient), with batches whose images fill ve
 not, and for its memory: the peak that is predicted is the one that the allocator measures.
 """
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -120,7 +120,7 @@ def step_seconds(
     sparse: SparseModel, network: Network, job: Job, choices: list[Choice], rounds: int
 ) -> list[float]:
     """Measured seconds of a step on one thread with each choice: the least of each graph, taken in turns."""
-    sides = []
+    sides: list[Any] = []
     for choice in choices:
         images, labels = batch(network, choice.micro_batch)
         weight = np.full(choice.micro_batch, 1 / job.batch_size, np.float32)
@@ -266,7 +266,12 @@ def test_the_smallest_budget_works_and_a_byte_less_is_refused_with_help(
     tmp_path: Path, name: str, objective: str, statistics: str, store: str
 ) -> None:
     sparse, network = made(name, statistics)
-    options = {"objective": objective, "batch_norm": statistics, "input_shape": (3, 16, 16), "store": store}
+    options: dict[str, Any] = {
+        "objective": objective,
+        "batch_norm": statistics,
+        "input_shape": (3, 16, 16),
+        "store": store,
+    }
     options |= {"attack_steps": 1, "learning_rate": 1e-3}
     job = Job(objective_named(objective), 6.0, 128, 1, store == "bf16")
     budget = smallest(network, job).peak_bytes
@@ -317,7 +322,7 @@ def test_full_size_networks_train_two_images_at_a_time_in_a_few_mebibytes(
     tmp_path: Path, name: str, objective: str, budget: int
 ) -> None:
     sparse = edge_bcs.sparsify(models.create(name), 0.99)
-    options = {"objective": objective, "validate": False, "attack_steps": 1}
+    options: dict[str, Any] = {"objective": objective, "validate": False, "attack_steps": 1}
     artifact = export(sparse, tmp_path / "a", memory=budget, batch_norm="frozen", **options)
     assert artifact.micro_batch >= 2
     step_under(artifact, budget)

@@ -5,6 +5,8 @@
 tests/test_hostile_files.py feeds the same functions damaged copies of the seeds, without atheris.
 """
 
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import importlib

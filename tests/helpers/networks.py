@@ -1,5 +1,7 @@
 """Small networks, batches and torch's answers for the tests of the compiler."""
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 from collections.abc import Callable

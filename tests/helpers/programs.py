@@ -5,6 +5,8 @@ EDGE_BCS_TEST_PROGRAMS (the folder that `make native-arm` built) the operators t
 are the other machine's, too: the same tests, the same expected values, another processor.
 """
 
+# mypy: disable-error-code="call-overload"
+
 from __future__ import annotations
 
 import functools

@@ -1,11 +1,14 @@
 """One process of several, for test_replicas: trains and leaves its state in a file of its own."""
 
+# mypy: disable-error-code="arg-type, assignment"
+
 from __future__ import annotations
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from helpers.training import digits, tiny
 torch.set_num_threads(1)
 output, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 rank = os.environ.get("RANK", "0")
-more = {"pseudo_labelled": digits(40)} if options["objective"] == "rst" else {}
+more: dict[str, Any] = {"pseudo_labelled": digits(40)} if options["objective"] == "rst" else {}
 network = tiny()
 # Whatever a process began with, the first one's network is trained.
 network[4].bias.data += int(rank)

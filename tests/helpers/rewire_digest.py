@@ -19,7 +19,7 @@ Step = Callable[[State, Array, int], State]
 """(value, index, momentum), gradient, number of the step -> the state after it."""
 
 PURPOSE = 200  # no operator draws for it
-HYPER = {"learning_rate": 0.05, "weight_decay": 1e-3, "momentum_factor": 0.9, "noise": 0.25}
+HYPER: dict[str, Any] = {"learning_rate": 0.05, "weight_decay": 1e-3, "momentum_factor": 0.9, "noise": 0.25}
 
 
 def uniform(count: int, seed: int, step: int) -> Array:

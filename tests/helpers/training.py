@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 import edge_bcs
 from edge_bcs.data import ArrayDataset, open_data
 
-SHORT = {"batch_size": 16, "attack_steps": 1, "progress": False, "device": "cpu"}
+SHORT: dict[str, Any] = {"batch_size": 16, "attack_steps": 1, "progress": False, "device": "cpu"}
 
 
 def tiny() -> nn.Sequential:

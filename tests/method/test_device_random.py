@@ -1,5 +1,7 @@
 """The numbers drawn by torch are those drawn by numpy, to the bit."""
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 from typing import Any

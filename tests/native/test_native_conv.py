@@ -1,5 +1,7 @@
 """The convolution operators of every instruction set against torch in float64, over random layers."""
 
+# mypy: disable-error-code="dict-item"
+
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,7 @@
 """Small convolutions worked by hand, and what the convolution operators say of bad input."""
 
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 from typing import Any
@@ -61,7 +63,7 @@ def test_a_convolution_by_hand(algorithm: str) -> None:
 
 
 # The same kernel on 16 images of rows of eight pixels, 1 to 8, 11 to 18 and 21 to 28, in each of them.
-ROWS = {"in_width": 8, "out_width": 8, "lanes": 16}
+ROWS: dict[str, Any] = {"in_width": 8, "out_width": 8, "lanes": 16}
 WIDE = np.repeat([*[0] * 10, *range(1, 9), 0, *range(11, 19), 0, *range(21, 29), *[0] * 10], 16)
 WIDE = WIDE.astype(np.float32).reshape(1, 46, 16)
 
@@ -152,7 +154,11 @@ def test_malformed_lists_are_refused(lists: np.ndarray, complaint: str) -> None:
 
 # All weights of a kernel from 20 planes to one: so many entries that vectors of them are looked at together.
 LONG = 180
-LONG_LAYER = {"in_channels": 20, "forward_pointer": 3 * LONG, "transpose_pointer": 3 * LONG + 2}
+LONG_LAYER: dict[str, Any] = {
+    "in_channels": 20,
+    "forward_pointer": 3 * LONG,
+    "transpose_pointer": 3 * LONG + 2,
+}
 LONG_LISTS = np.concatenate(
     [
         np.arange(LONG) // 9 << 8 | np.arange(LONG) % 9,
@@ -252,7 +258,14 @@ def test_what_winograds_products_cannot_make_is_refused(changes: dict[str, Any],
 
 def test_each_walk_goes_by_the_width_of_its_own_result() -> None:
     """Without padding rows of ten pixels become rows of eight, and the other way round."""
-    sizes = {"padding": 0, "in_height": 5, "in_width": 10, "out_width": 8, "lanes": 16, "in_halo": 0}
+    sizes: dict[str, Any] = {
+        "padding": 0,
+        "in_height": 5,
+        "in_width": 10,
+        "out_width": 8,
+        "lanes": 16,
+        "in_halo": 0,
+    }
     x = np.ones((1, 50, 16), np.float32)
     assert conv(x=x, algorithm="winograd", **sizes).ravel().tolist() == [11] * 24 * 16
     with pytest.raises(Exception, match="here these are 3, 1, 10 and 16"):

@@ -1,5 +1,7 @@
 """The losses, their gradients and their counts against torch autograd in float64."""
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -156,7 +158,7 @@ GOOD: dict[str, np.ndarray] = {
 def test_losses_refuse(operator: str, changes: dict[str, np.ndarray], message: str) -> None:
     inputs: dict[str, Any] = GOOD | changes
     outputs = {"loss": F, "dlogits": F, "correct": F}
-    attributes = {}
+    attributes: dict[str, Any] = {}
     if operator != "CrossEntropy":
         values = inputs.pop("logits")
         inputs = {"clean": values, "adversarial": values} | inputs

@@ -1,5 +1,7 @@
 """The operators of domain com.microsoft against torch's autograd: every form that an artifact may use."""
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -7,6 +7,8 @@ gradient and the last parameters; and with half_way, the checkpoint after three 
 onnxruntime-training is installed; the folder tests/ort_training/dense was made so.
 """
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 import io

@@ -5,6 +5,8 @@ runtime must give is computed here too: the Trainer works with this onnxruntime 
 InferenceSession alone.
 """
 
+# mypy: disable-error-code="assignment, attr-defined"
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from edge_bcs.runtime import Trainer
@@ -24,7 +25,7 @@ def test_a_random_99_percent_sparse_network_becomes_robust(tmp_path: Path) -> No
     from edge_bcs.models import resnet18
 
     sparse = sparsify(resnet18(width=0.25), "0.99", seed=0)
-    options = {
+    options: dict[str, Any] = {
         "batch_norm": "batch",
         "micro_batch": 32,
         "batch_size": 64,
@@ -60,7 +61,12 @@ def test_it_becomes_robust_on_photographs(tmp_path: Path) -> None:
 
     torch.manual_seed(0)  # the bias of the last layer begins as torch draws it
     sparse = sparsify(resnet18(width=0.25), "0.99", seed=0)
-    options = {"batch_norm": "batch", "micro_batch": 32, "attack_steps": 3, "step_size": 4 / 255}
+    options: dict[str, Any] = {
+        "batch_norm": "batch",
+        "micro_batch": 32,
+        "attack_steps": 3,
+        "step_size": 4 / 255,
+    }
     export(sparse, tmp_path / "resnet18", learning_rate=0.05, validate=False, **options)
     images = open_data(str(CIFAR10 / "train.tar.gz"), "train")
     order = images.order(0, 0)

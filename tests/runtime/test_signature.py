@@ -1,5 +1,7 @@
 """Signed artifacts: whose key is trusted is read, everything else is refused, on every command."""
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 import shutil
@@ -58,7 +60,7 @@ def test_openssl_and_we_read_each_other(signed: Path, keys: Path) -> None:
     if not shutil.which("openssl"):
         pytest.skip("needs openssl")
     file, sealed = signed / "manifest.json", signed / "manifest.json.sig"
-    command = ["openssl", "pkeyutl", "-rawin", "-in", file]
+    command: list[str | Path] = ["openssl", "pkeyutl", "-rawin", "-in", file]
     subprocess.run(
         [*command, "-verify", "-pubin", "-inkey", keys / "maker.pub.pem", "-sigfile", sealed], check=True
     )
@@ -203,7 +205,16 @@ def test_every_command_takes_an_archive_and_checks_its_signature(
 
 
 def test_a_run_goes_on_under_the_key_of_its_artifact(exported: Path, keys: Path, tmp_path: Path) -> None:
-    begin = ["finetune", exported, "--data", "digits", "--eval-samples", "0", "-o", tmp_path / "run"]
+    begin: list[str | Path] = [
+        "finetune",
+        exported,
+        "--data",
+        "digits",
+        "--eval-samples",
+        "0",
+        "-o",
+        tmp_path / "run",
+    ]
     trust = ["--trust-key", keys / "maker.pub.pem"]
     assert edge_bcs(*begin, "--steps", "1", *trust).exit_code == 0
     result = edge_bcs(*begin, "--steps", "2", "--resume", *trust)
@@ -228,7 +239,15 @@ def test_the_service_keeps_the_key(
 ) -> None:
     monkeypatch.chdir(keys)
     monkeypatch.setenv("EDGE_BCS_TRUST_KEY", "maker.pub.pem")
-    begin = ["finetune", exported, "--data", "digits", "-o", tmp_path / "run", "--print-service"]
+    begin: list[str | Path] = [
+        "finetune",
+        exported,
+        "--data",
+        "digits",
+        "-o",
+        tmp_path / "run",
+        "--print-service",
+    ]
     assert f"--trust-key {keys / 'maker.pub.pem'} " in edge_bcs(*begin).output
     monkeypatch.delenv("EDGE_BCS_TRUST_KEY")
     both = edge_bcs(*begin, "--trust-key", "maker.pub.pem", "--trust-key", "other.pub.pem").output

@@ -1,5 +1,7 @@
 """The model of time: walks counted by hand, costs found again from times that they made, and the file."""
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -123,7 +125,7 @@ def operators(seed: int) -> list[tuple[tuple[Walk, ...], int]]:
         walks = walks if random.random() < 0.8 else ()
         if random.random() < 0.1:
             walks = (Walk(UPDATES[random.integers(2)], int(random.integers(1000, 100000))),)
-        found.append((walks, int(random.integers(1e4, 1e7))))
+        found.append((walks, int(random.integers(10_000, 10_000_000))))
     return found
 
 

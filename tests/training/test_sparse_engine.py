@@ -1,5 +1,7 @@
 """Training through the compiled artifact: the numbers of torch, the same files, resumption to the bit."""
 
+# mypy: disable-error-code="arg-type"
+
 from __future__ import annotations
 
 import json
@@ -23,13 +25,13 @@ SHORT: dict[str, Any] = {"batch_size": 16, "attack_steps": 2, "progress": False,
 def trained(engine: str, method: str = "bcs", **more: Any) -> tuple[edge_bcs.SparseModel, dict[str, Any]]:
     distribution = "uniform" if method == "random" else "paper"
     sparse = edge_bcs.sparsify(tiny(), 0 if method == "dense" else 0.8, 5, distribution)
-    arguments = {"validation": 0.2, "steps": 6, **SHORT, **more}
+    arguments: dict[str, Any] = {"validation": 0.2, "steps": 6, **SHORT, **more}
     return sparse, training.train(sparse, digits(80), method=method, engine=engine, **arguments)
 
 
 @pytest.mark.parametrize("objective", ["natural", "at", "mixed", "trades", "mart", "rst"])
 def test_as_torch_trains(objective: str, tmp_path: Path) -> None:
-    more = {"pseudo_labelled": digits(40)} if objective == "rst" else {}
+    more: dict[str, Any] = {"pseudo_labelled": digits(40)} if objective == "rst" else {}
     runs = {}
     for engine in ("torch", "sparse"):
         sparse, report = trained(engine, objective=objective, output=tmp_path / engine, **more)
@@ -71,7 +73,7 @@ def test_resumed_is_as_if_never_interrupted(
 ) -> None:
     from edge_bcs.training.backends import CompiledBackend
 
-    arguments = {"output": tmp_path / "whole", "save_seconds": 0.0}
+    arguments: dict[str, Any] = {"output": tmp_path / "whole", "save_seconds": 0.0}
     whole, _ = trained("sparse", **arguments)
     step, calls = CompiledBackend.step, []
 

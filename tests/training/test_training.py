@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_schedule() -> None:
 
 def test_it_learns_to_be_robust() -> None:
     sparse = edge_bcs.sparsify(tiny(), 0.8, 0, "uniform")
-    hard = {"epsilon": 0.1, "step_size": 0.025}
+    hard: dict[str, Any] = {"epsilon": 0.1, "step_size": 0.025}
     report = training.train(
         sparse,
         open_data("digits", shape=(1, 8, 8)),
@@ -123,8 +124,15 @@ def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_resumed_is_as_if_never_interrupted(
     objective: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = {"pseudo_labelled": digits(40)} if objective == "rst" else {}
-    arguments = {"objective": objective, "epochs": 2, "validation": 0.1, "save_seconds": 0.0, **SHORT, **more}
+    more: dict[str, Any] = {"pseudo_labelled": digits(40)} if objective == "rst" else {}
+    arguments: dict[str, Any] = {
+        "objective": objective,
+        "epochs": 2,
+        "validation": 0.1,
+        "save_seconds": 0.0,
+        **SHORT,
+        **more,
+    }
     whole = edge_bcs.sparsify(tiny(), 0.9, 5)
     training.train(whole, digits(60), output=tmp_path / "whole", **arguments)
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
@@ -161,7 +169,7 @@ def test_killed_before_the_first_save_it_begins_anew(
     resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a line of epochs.jsonl and before the state of that epoch: each line is there once."""
-    arguments = {"epochs": 2, "validation": 0.1, **SHORT}
+    arguments: dict[str, Any] = {"epochs": 2, "validation": 0.1, **SHORT}
 
     def killed(self: object, name: str) -> None:
         if name == "last.safetensors":
@@ -207,7 +215,7 @@ def test_kill_9_leaves_a_state_that_resumes_to_the_bit(tmp_path: Path) -> None:
     try:
         for folder, resume in ((output, True), (tmp_path / "whole", False)):
             networks.append(edge_bcs.sparsify(tiny(), 0.9, 5))
-            arguments = {"epochs": 40, "validation": 0.1, **SHORT}
+            arguments: dict[str, Any] = {"epochs": 40, "validation": 0.1, **SHORT}
             report = training.train(networks[-1], digits(60), output=folder, resume=resume, **arguments)
             assert report["step"] == 120
     finally:
@@ -291,7 +299,13 @@ def test_a_compiled_network_trains_as_the_plain_one(monkeypatch: pytest.MonkeyPa
     losses, networks = [], []
     for compiling in (False, True):
         networks.append(edge_bcs.sparsify(tiny(), 0.5, 0, "uniform"))
-        arguments = {"objective": "trades", "steps": 3, "validation": 0.25, "compile": compiling, **SHORT}
+        arguments: dict[str, Any] = {
+            "objective": "trades",
+            "steps": 3,
+            "validation": 0.25,
+            "compile": compiling,
+            **SHORT,
+        }
         losses.append(training.train(networks[-1], digits(64), **arguments)["loss"])
     assert compiled == [networks[1].network]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
@@ -323,7 +337,7 @@ def test_refusals(tmp_path: Path) -> None:
     data = digits(40)
 
     def refused(match: str, **changed: object) -> None:
-        arguments = {"epochs": 1, **SHORT, **changed}
+        arguments: dict[str, Any] = {"epochs": 1, **SHORT, **changed}
         with pytest.raises(EdgeBcsError, match=match):
             training.train(edge_bcs.sparsify(tiny(), 0.9), arguments.pop("data", data), **arguments)  # type: ignore[arg-type]
 
@@ -355,7 +369,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_a_network_that_is_cut_is_told() -> None:
     """No connection between the layers: 200 epochs would change nothing but the last bias."""
-    arguments = {"steps": 1, "validation": 0.2, **SHORT}
+    arguments: dict[str, Any] = {"steps": 1, "validation": 0.2, **SHORT}
     assert training.train(edge_bcs.sparsify(tiny(), 0.9), digits(64), **arguments)["warnings"] == []
     sparse = edge_bcs.sparsify(tiny(), 0.99)
     value, index = sparse.coo()
