@@ -46,6 +46,7 @@ def handlers() -> Iterator[None]:
         raise TickError
 
     signal.signal(signal.SIGALRM, tick)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
     try:
         yield
     finally:
