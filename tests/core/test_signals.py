@@ -422,7 +422,7 @@ def test_a_training_of_the_host_is_left_with_whole_steps(engine: str, count: int
     def remembered(self: Any, *arguments: Any) -> None:
         began.append(time.perf_counter())
         one_step(self, *arguments)
-        self.engine.store()
+        self.backend.store()
         expected[self.step] = digest(self.sparse.state())
 
     with pytest.MonkeyPatch.context() as patch:
