@@ -11,6 +11,7 @@ not, and for its memory: the peak that is predicted is the one that the allocato
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from edge_bcs.exporters.compiler import compile_network
+from edge_bcs.exporters.memory.planner import Job
+from edge_bcs.exporters.network import network_of
+from edge_bcs.exporters.operators import OPERATORS
 from edge_bcs.exporters.validation import run, validate
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state
+from helpers import TESTS
 from helpers.networks import double, sparse_of
 from torch import nn
 
 import edge_bcs
+from edge_bcs.core.objectives import objective_named
 
 IMAGE, CHANNELS, MAP = (2, 7, 6), 6, (7, 6)
 
@@ -130,3 +137,16 @@ def test_the_peak_is_the_one_that_was_predicted(row: str, tmp_path: Path) -> Non
         random = np.random.default_rng(3)
         trainer.step(random.random((8, *IMAGE), np.float32), random.integers(0, 3, 8))
         assert trainer.memory()["peak_bytes"] == trainer.artifact.predicted_peak_bytes
+
+
+def test_every_operator_is_in_a_row_or_in_a_test_of_its_own() -> None:
+    """A test of its own gives the operator's name to `helpers.operators.run`."""
+    reached = {"RewireStep"}  # method/test_rewiring.py
+    for make in ROWS.values():
+        network = network_of(sparse_of(Around(make()), density=0.6), IMAGE)
+        graphs = compile_network(network, Job(objective_named("at")), 4).graphs
+        reached |= {node.op_type for graph in graphs.values() for node in graph.to_onnx().graph.node}
+    for file in (TESTS / "native").glob("test_*.py"):
+        constants = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant))
+        reached |= {node.value for node in constants if isinstance(node.value, str)}
+    assert OPERATORS.keys() - reached == set()

@@ -1,4 +1,12 @@
-"""Runs single operators of the library, and says in plain numpy what their data layouts are."""
+"""Runs single operators of the library, and says in plain numpy what their data layouts are.
+
+To add a case of an operator (tests/native; for one in a network see exporters/test_operator_table.py), call
+``run("Name", inputs, outputs, **attributes)`` in the file of its kind and hold the result against torch in
+float64 or plain numpy. Inputs and outputs are dictionaries in the order of the operator's ports, None where
+one is absent. ``pack`` and ``unpack`` bring images into the operators' layout and back, and check its zeros.
+The same call runs in ONNX Runtime, under a sanitizer and on an emulated board, and becomes a seed of the
+fuzzer.
+"""
 
 from __future__ import annotations
 
