@@ -20,13 +20,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 
+from edge_bcs.targets.plans import MemoryPlan
+
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import PLAIN
 from edge_bcs.core.units import format_bytes
 
 from .graphs import attack_graph, evaluation_graph, lists_graph, optimizer_graph, training_graph
 from .memory.planner import Choice, Found, Job, fastest, network_buffers, smallest
-from .memory.replay import MemoryPlan, plan
+from .memory.replay import plan
 from .memory.storage import Storage, kept_stacks, store
 from .network import Network
 from .nodes import Graph

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from edge_bcs.runtime.board.saving import METRICS_SHARE, MetricsFile, SaveSchedule
@@ -19,31 +19,13 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.progress import Progress
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.units import format_bytes
+from edge_bcs.data.dataset import Data
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.trainer import Trainer
 
 Array = np.ndarray[Any, Any]
 Metrics = dict[str, Any]
-
-
-class Data(Protocol):
-    """What `fit` and `evaluate` read from (every data set of `edge_bcs.data`)."""
-
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-
-    def __len__(self) -> int: ...
-
-    def order(self, seed: int, epoch: int, shuffle: bool = True) -> Array:
-        """Positions i64[N] in the order of one epoch."""
-        ...
-
-    def read(
-        self, positions: Array, *, seed: int = 0, epoch: int = 0, augment: bool = False
-    ) -> tuple[Array, Array]:
-        """Images f32 [m, C, H, W] in [0, 1] and labels i64[m]."""
-        ...
 
 
 class Fit:

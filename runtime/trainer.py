@@ -34,7 +34,7 @@ from edge_bcs.runtime.checks import (
 )
 from edge_bcs.runtime.course import Course
 from edge_bcs.runtime.engine import Engine
-from edge_bcs.runtime.fit import Data, Fit, Metrics
+from edge_bcs.runtime.fit import Fit, Metrics
 from edge_bcs.runtime.state import is_run_of, layout_of, read_state, write_run
 
 from edge_bcs.core import random
@@ -44,6 +44,7 @@ from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.units import parse_bytes
 from edge_bcs.data.adapt import batch_size_of, dataset_of
 from edge_bcs.data.classes import Match, Names, match, named, say
+from edge_bcs.data.dataset import Data
 
 Array = np.ndarray[Any, Any]
 Reader = Callable[[int, int], tuple[Array, Array]]

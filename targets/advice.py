@@ -21,7 +21,7 @@ from edge_bcs.targets.cost_model import Machine, Walk
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import PLAIN, objective_named
 
-from .plans import Phase, Plan, Tensor, plan_of
+from .plans import Allocation, MemoryPlan, Phase
 
 if TYPE_CHECKING:
     from edge_bcs.exporters.memory.planner import Choice, Job
@@ -41,7 +41,7 @@ _CONNECTIONS = {"values", "indices", "lists", "momentum", "gradients"}
 _BUDGETS = (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 9.0)
 """Budgets of the trade-off curve over the smallest feasible one."""
 
-Seconds = Callable[[Plan, int, bool], float | None]
+Seconds = Callable[[MemoryPlan, int, bool], float | None]
 """(plan, micro-batch, with the objective "at" instead of the artifact's) → expected seconds of a step."""
 
 
@@ -108,7 +108,9 @@ class Advice:
     source: str
 
 
-def advise(artifact: Artifact, plan: Plan, budget: int | None, place: Place, curve: bool = True) -> Advice:
+def advise(
+    artifact: Artifact, plan: MemoryPlan, budget: int | None, place: Place, curve: bool = True
+) -> Advice:
     """Changes that bring ``artifact`` under ``budget`` (none asked for if it is None) and, with ``curve``,
     the trade-off between memory and time."""
     try:
@@ -159,7 +161,7 @@ def _lanes(size: int) -> int:
     return max(lanes for lanes in range(1, min(16, size) + 1) if size % lanes == 0)
 
 
-Variant = tuple[str, dict[str, str], bool, int, Plan]
+Variant = tuple[str, dict[str, str], bool, int, MemoryPlan]
 """(what, options of `edge-bcs export` that change, whether weights are lost, micro-batch, plan)."""
 
 
@@ -182,7 +184,7 @@ class _Scaler(_Maker):
 
     source = SCALED
 
-    def __init__(self, artifact: Artifact, plan: Plan, place: Place) -> None:
+    def __init__(self, artifact: Artifact, plan: MemoryPlan, place: Place) -> None:
         self.artifact, self.plan, self.place = artifact, plan, place
 
     def curve(self, budget: int | None) -> Iterator[Point]:
@@ -190,7 +192,7 @@ class _Scaler(_Maker):
             plan = self.at(size)
             yield Point(plan.peak_bytes, size, None, plan.peak_bytes, self.place.seconds(plan, size, False))
 
-    def at(self, micro_batch: int) -> Plan:
+    def at(self, micro_batch: int) -> MemoryPlan:
         """The plan with another micro-batch."""
         ratio = micro_batch / self.artifact.micro_batch
         data = 12 + 8 * self.artifact.num_classes + 8 * math.prod(self.artifact.input_shape)
@@ -201,7 +203,7 @@ class _Scaler(_Maker):
             name: _scaled(phase, ratio, sum(bound.values()), lanes)
             for name, phase in self.plan.phases.items()
         }
-        return Plan(max(phase.peak_bytes for phase in phases.values()), bound, phases)
+        return MemoryPlan(max(phase.peak_bytes for phase in phases.values()), bound, phases)
 
     def variants(self, budget: int) -> Iterator[Variant]:
         sizes = [size for size in _powers(self.artifact) if size < self.artifact.micro_batch]
@@ -229,7 +231,7 @@ def _scaled(phase: Phase, ratio: float, bound: int, lanes: tuple[int, int]) -> P
     """``phase`` with ``ratio`` times as many images, of which ``lanes`` lie side by side (before, then)."""
     before, after = lanes
 
-    def scaled(tensor: Tensor) -> Tensor:
+    def scaled(tensor: Allocation) -> Allocation:
         return replace(tensor, bytes=int(tensor.bytes * ratio)) if tensor.category in _SCALING else tensor
 
     def walked(walk: Walk) -> Walk:
@@ -245,7 +247,7 @@ def _scaled(phase: Phase, ratio: float, bound: int, lanes: tuple[int, int]) -> P
     changed = replace(
         phase,
         walks=tuple(tuple(map(walked, walks)) for walks in phase.walks),
-        tensors=tuple(map(scaled, phase.tensors)),
+        allocations=tuple(map(scaled, phase.allocations)),
         flops=tuple(int(flops * ratio) for flops in phase.flops),
         moved=tuple(int(moved * ratio) for moved in phase.moved),
     )
@@ -257,7 +259,7 @@ class _Compiler(_Maker):
 
     source = COMPILED
 
-    def __init__(self, artifact: Artifact, plan: Plan, place: Place) -> None:
+    def __init__(self, artifact: Artifact, plan: MemoryPlan, place: Place) -> None:
         from edge_bcs.exporters.network import network_of
 
         from edge_bcs.loading import load
@@ -285,15 +287,15 @@ class _Compiler(_Maker):
                 continue
             previous = choice = found.choice
             memory = build(self._network, job, choice).memory
-            seconds = self.place.seconds(plan_of(memory.to_json(None)), choice.micro_batch, False)
+            seconds = self.place.seconds(memory, choice.micro_batch, False)
             again = len(choice.storage.recomputed)
             yield Point(limit, choice.micro_batch, again, found.peak_bytes, seconds)
 
-    def _compile(self, network: Network, objective: str, micro_batch: int) -> Plan:
+    def _compile(self, network: Network, objective: str, micro_batch: int) -> MemoryPlan:
         from edge_bcs.exporters.compiler import compile_network
 
         job = self._job(objective, bfloat16=False)
-        return plan_of(compile_network(network, job, micro_batch).memory.to_json(None))
+        return compile_network(network, job, micro_batch).memory
 
     def _job(self, objective: str, bfloat16: bool) -> Job:
         from edge_bcs.exporters.memory.planner import Job
@@ -307,7 +309,7 @@ class _Compiler(_Maker):
 
     def _fitting(
         self, network: Network, objective: str, budget: int, bfloat16: bool | None = None
-    ) -> tuple[Choice, Plan]:
+    ) -> tuple[Choice, MemoryPlan]:
         """What the planner makes of ``budget``, or the smallest it can if that is not enough."""
         from edge_bcs.exporters.compiler import build
         from edge_bcs.exporters.memory.planner import fastest, smallest
@@ -315,7 +317,7 @@ class _Compiler(_Maker):
         job = self._job(objective, self._bfloat16 if bfloat16 is None else bfloat16)
         least = smallest(network, job)
         choice = (fastest(network, job, budget, None, least) or least).choice
-        return choice, plan_of(build(network, job, choice).memory.to_json(None))
+        return choice, build(network, job, choice).memory
 
     def variants(self, budget: int) -> Iterator[Variant]:
         objective = self.artifact.objective.name

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from edge_bcs.core.units import format_bytes
 
-from .plans import Phase, Tensor
+from .plans import Allocation, Phase
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -27,13 +27,13 @@ class Layout:
         extent: bytes of the block. live: the largest sum of bytes alive at once, which no block can undercut.
     """
 
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Allocation, ...]
     addresses: tuple[int, ...]
     extent: int
     live: int
 
 
-def assign(tensors: Iterable[Tensor]) -> Layout:
+def assign(tensors: Iterable[Allocation]) -> Layout:
     """Place ``tensors`` in one block without overlap in space and time."""
     chosen = tuple(tensors)
     addresses = [0] * len(chosen)
@@ -60,7 +60,7 @@ def assign(tensors: Iterable[Tensor]) -> Layout:
 
 def letters(phases: Iterable[Phase]) -> dict[str, str]:
     """Category → letter, the same in every phase; "." is free memory."""
-    categories = sorted({tensor.category for phase in phases for tensor in phase.tensors})
+    categories = sorted({tensor.category for phase in phases for tensor in phase.allocations})
     result: dict[str, str] = {}
     for category in categories:
         initials = [word[0] for word in category.upper().split() if word[0] in _LETTERS and len(word) > 3]
@@ -79,7 +79,7 @@ def text_map(phase: Phase, key: dict[str, str], width: int = 64, height: int = 2
         key: category → letter (see ``letters``).
         width, height: largest number of columns and rows of the map itself.
     """
-    layout = assign(phase.tensors)
+    layout = assign(phase.allocations)
     if not layout.extent:
         return ["(this phase works in the bound buffers alone and allocates nothing)"]
     rows = min(height, layout.extent)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .plans import Plan
+from .plans import MemoryPlan
 
 MEASURED = "measured"
 PREDICTED = "predicted"
@@ -64,7 +64,7 @@ class Outside:
         }
 
 
-def predicted_outside(plan: Plan, threads: int) -> Outside:
+def predicted_outside(plan: MemoryPlan, threads: int) -> Outside:
     """What the process of an artifact should occupy outside its budget, where it was not run."""
     return Outside(LIBRARIES_BYTES, *prediction(terms_of(plan, threads)), PREDICTED)
 
@@ -76,7 +76,7 @@ def prediction(terms: Mapping[str, int]) -> tuple[int, int]:
     return round(sessions), min(MOST_HOLES, round(HOLES * terms["tensors"]))
 
 
-def terms_of(plan: Plan, threads: int) -> dict[str, int]:
+def terms_of(plan: MemoryPlan, threads: int) -> dict[str, int]:
     """What the model multiplies: the lists are made once, and that graph's session is closed then."""
     return {
         "process": 1,

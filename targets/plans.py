@@ -1,13 +1,13 @@
-"""The memory plan of an artifact, as its manifest tells it: plain JSON, typed and checked.
+"""The memory plan of an artifact: as the compiler makes it, and as its manifest tells it, typed and checked.
 
-The compiler writes it and nothing here recomputes it; layouts, times and reports are views of it.
+Nothing here recomputes it; layouts, times and reports are views of it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from edge_bcs.targets.cost_model import KERNELS, UPDATES, WINOGRAD, Walk
@@ -22,7 +22,7 @@ _LONGEST_LIVES = 1 << 20  # of all tensors together, in nodes; WRN-34-10 has som
 
 
 @dataclass(frozen=True)
-class Tensor:
+class Allocation:
     """One allocation, alive from the start of node ``birth`` to the end of node ``death`` of its phase.
 
     Attributes:
@@ -42,7 +42,8 @@ class Phase:
     """One graph of the artifact.
 
     Attributes:
-        peak_bytes: the working set at its peak, bound buffers included; categories: bytes by category then.
+        peak_bytes: the working set at its peak, bound buffers included; peak_node: the first node at which it
+            is reached; categories: bytes by category then, largest first.
         nodes: names in order of execution; flops, moved, walks: of each node its floating-point operations,
             the bytes it reads and writes and its products, empty if the manifest does not tell.
     """
@@ -54,20 +55,33 @@ class Phase:
     nodes: tuple[str, ...]
     flops: tuple[int, ...]
     moved: tuple[int, ...]
-    tensors: tuple[Tensor, ...]
+    allocations: tuple[Allocation, ...]
     walks: tuple[tuple[Walk, ...], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Its part of the manifest."""
+        return {
+            "peak_bytes": self.peak_bytes,
+            "peak_node": self.peak_node,
+            "categories": dict(self.categories),
+            "nodes": list(self.nodes),
+            "flops": list(self.flops),
+            "bytes": list(self.moved),
+            "walks": [[list(astuple(walk)) for walk in walks] for walks in self.walks],
+            "tensors": [list(astuple(allocation)) for allocation in self.allocations],
+        }
 
     def live(self) -> list[Counter[str]]:
         """For each node the bytes alive while it runs, by category, without the bound buffers."""
         steps: list[Counter[str]] = [Counter() for _ in self.nodes]
-        for tensor in self.tensors:
+        for tensor in self.allocations:
             for step in range(tensor.birth, tensor.death + 1):
                 steps[step][tensor.category] += tensor.bytes
         return steps
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """All phases over one set of bound buffers.
 
     Attributes:
@@ -88,8 +102,18 @@ class Plan:
         """The phase with the largest peak."""
         return max(self.phases.values(), key=lambda phase: phase.peak_bytes)
 
+    def to_json(self, budget: int | None) -> dict[str, Any]:
+        """The manifest's ``memory`` object, which `plan_of` reads; ``budget`` is what it was made for."""
+        return {
+            "budget": budget,
+            "predicted_peak_bytes": self.peak_bytes,
+            "bound_bytes": self.bound_bytes,
+            "bound": dict(self.bound),
+            "phases": {name: phase.to_json() for name, phase in self.phases.items()},
+        }
 
-def plan_of(memory: Any) -> Plan:
+
+def plan_of(memory: Any) -> MemoryPlan:
     """Read the manifest's ``memory`` object.
 
     Raises:
@@ -105,13 +129,13 @@ def plan_of(memory: Any) -> Plan:
                 nodes=tuple(map(str, content["nodes"])),
                 flops=tuple(map(int, content.get("flops", ()))),
                 moved=tuple(map(int, content.get("bytes", ()))),
-                tensors=tuple(Tensor(*entry) for entry in content["tensors"]),
+                allocations=tuple(Allocation(*entry) for entry in content["tensors"]),
                 walks=tuple(tuple(Walk(*walk) for walk in walks) for walks in content.get("walks", ())),
             )
             for name, content in memory["phases"].items()
         }
         bound = {str(name): int(size) for name, size in memory["bound"].items()}
-        plan = Plan(int(memory["predicted_peak_bytes"]), bound, phases)
+        plan = MemoryPlan(int(memory["predicted_peak_bytes"]), bound, phases)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EdgeBcsError(
             f"the manifest's memory plan cannot be read ({type(error).__name__}: {error}); "
@@ -121,7 +145,7 @@ def plan_of(memory: Any) -> Plan:
     return plan
 
 
-def _check(plan: Plan) -> None:
+def _check(plan: MemoryPlan) -> None:
     if not plan.phases:
         raise EdgeBcsError("the manifest's memory plan has no phases; export the artifact again.")
     for phase in plan.phases.values():
@@ -137,20 +161,23 @@ def _check(plan: Plan) -> None:
             known = isinstance(walk.kernel, str) and walk.kernel in (*KERNELS, *UPDATES, WINOGRAD)
             if not known or not all(isinstance(n, int) and 0 <= n <= _LARGEST for n in numbers):
                 fault = f"has an impossible product {walk}"
-        for tensor in phase.tensors:
+        for tensor in phase.allocations:
             valid = all(isinstance(number, int) for number in (tensor.bytes, tensor.birth, tensor.death))
             valid = valid and all(isinstance(t, str) for t in (tensor.name, tensor.category, tensor.type))
             if not valid or not (0 <= tensor.birth <= tensor.death < count and tensor.bytes >= 0):
                 fault = f"gives {tensor.name} an impossible life"
-        if not fault and sum(tensor.death - tensor.birth + 1 for tensor in phase.tensors) > _LONGEST_LIVES:
+        if (
+            not fault
+            and sum(tensor.death - tensor.birth + 1 for tensor in phase.allocations) > _LONGEST_LIVES
+        ):
             fault = "tells of more than can be added up"
         if not fault:
             found = plan.bound_bytes + max((step.total() for step in phase.live()), default=0)
             if found != phase.peak_bytes:
                 fault = f"has tensors that reach {found} bytes and names a peak of {phase.peak_bytes}"
         if fault:
-            told = " ".join(f"{phase.name} {fault}".split())[:300]  # names come from the file
-            raise EdgeBcsError(f"the manifest's memory plan of {told}; export the artifact again.")
+            described = " ".join(f"{phase.name} {fault}".split())[:300]  # names come from the file
+            raise EdgeBcsError(f"the manifest's memory plan of {described}; export the artifact again.")
     largest = max(phase.peak_bytes for phase in plan.phases.values())
     if plan.peak_bytes != largest:
         raise EdgeBcsError(

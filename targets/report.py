@@ -32,7 +32,7 @@ def html(simulation: Simulation) -> str:
         {
             tensor.category: -tensor.birth
             for phase in plan.phases.values()
-            for tensor in reversed(phase.tensors)
+            for tensor in reversed(phase.allocations)
         }
     )
     document = {
@@ -49,10 +49,10 @@ def html(simulation: Simulation) -> str:
 
 
 def _phase(phase: Phase) -> dict[str, Any]:
-    layout = assign(phase.tensors)
+    layout = assign(phase.allocations)
     return {
         "nodes": phase.nodes,
-        "tensors": [[t.name, t.bytes, t.category, t.birth, t.death, t.type] for t in phase.tensors],
+        "tensors": [[t.name, t.bytes, t.category, t.birth, t.death, t.type] for t in phase.allocations],
         "addresses": layout.addresses,
         "extent": layout.extent,
         "live": layout.live,
@@ -83,10 +83,10 @@ def trace(simulation: Simulation) -> dict[str, Any]:
         for step, node in enumerate(phase.nodes):
             entry = {"ph": "X", "pid": process, "tid": 0, "ts": step, "dur": 1, "name": node, "cat": "node"}
             events.append({**entry, "args": arguments[step] if arguments else {}})
-        free: list[int] = []  # track → the first step at which it is free
-        for tensor in phase.tensors:
-            track = next((t for t, step in enumerate(free) if step <= tensor.birth), len(free))
-            free[track : track + 1] = [tensor.death + 1]
+        ends: list[int] = []  # track → the first step at which nothing lies on it
+        for tensor in phase.allocations:
+            track = next((t for t, step in enumerate(ends) if step <= tensor.birth), len(ends))
+            ends[track : track + 1] = [tensor.death + 1]
             events.append(
                 {
                     "ph": "X",
@@ -99,7 +99,7 @@ def trace(simulation: Simulation) -> dict[str, Any]:
                     "args": {"bytes": tensor.bytes, "category": tensor.category, "type": tensor.type},
                 }
             )
-        categories = sorted({tensor.category for tensor in phase.tensors})
+        categories = sorted({tensor.category for tensor in phase.allocations})
         for step, live in enumerate([*phase.live(), Counter[str]()]):
             sizes = {category: live[category] for category in categories}
             counter = {"ph": "C", "pid": process, "tid": 0, "ts": step, "name": "live bytes"}

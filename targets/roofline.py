@@ -22,7 +22,7 @@ from edge_bcs.targets.cost_model import COSTS, VECTOR, Machine
 from edge_bcs.core.objectives import PLAIN
 
 from .boards import Cluster, Target
-from .plans import Plan
+from .plans import MemoryPlan
 
 _FLOPS_PER_CYCLE = {"avx512": 64.0, "avx2": 32.0, "neon": 16.0, "scalar": 2.0}
 
@@ -79,7 +79,7 @@ def machine_of(target: Target, threads: int | None = None) -> Machine:
     return machine.on(threads or target.cores)
 
 
-def step_time(plan: Plan, runs: Mapping[str, int], target: Target, threads: int) -> StepTime | None:
+def step_time(plan: MemoryPlan, runs: Mapping[str, int], target: Target, threads: int) -> StepTime | None:
     """Expected duration of a step, or None if the plan does not tell the cost of its nodes.
 
     Args:

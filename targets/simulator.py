@@ -27,7 +27,7 @@ from .advice import Advice, Place, advise
 from .boards import Target
 from .confinement import confinement
 from .outside import THREAD_BYTES, Outside, predicted_outside
-from .plans import Plan, plan_of
+from .plans import MemoryPlan, plan_of
 from .roofline import StepTime, step_runs, step_time
 
 FITS, TIGHT, DOES_NOT_FIT = "fits", "tight", "does not fit"
@@ -95,7 +95,7 @@ class Simulation:
     """
 
     artifact: Artifact
-    plan: Plan
+    plan: MemoryPlan
     target: Target | None
     threads: int
     budget: int | None
@@ -229,7 +229,7 @@ def simulate(
     threads = min(threads or machine.cores, machine.cores)
     usable = board.usable if board else None
 
-    def expected_seconds(changed: Plan, micro_batch: int, plain: bool) -> float | None:
+    def expected_seconds(changed: MemoryPlan, micro_batch: int, plain: bool) -> float | None:
         time = step_time(changed, step_runs(artifact, micro_batch, plain), machine, threads)
         return time.seconds if time else None
 
@@ -287,7 +287,7 @@ def _budget(artifact: Artifact, board: Target | None, memory: int | str | None) 
 
 
 def _verdict(
-    plan: Plan, budget: int | None, usable: int | None, others: int, measured: Measurement | None
+    plan: MemoryPlan, budget: int | None, usable: int | None, others: int, measured: Measurement | None
 ) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """The verdict, the sentences that explain it, and those that say why it does not fit."""
     peak = max(plan.peak_bytes, (measured.peak_bytes or 0) if measured else 0)
@@ -324,7 +324,7 @@ def _verdict(
 
 
 def _calibrated(
-    artifact: Artifact, plan: Plan, expected: StepTime | None, measured: Measurement | None
+    artifact: Artifact, plan: MemoryPlan, expected: StepTime | None, measured: Measurement | None
 ) -> float | None:
     """The board's expected time, times measured over expected on this host; None if the run was disturbed."""
     if expected is None or measured is None or measured.seconds_per_step is None or measured.disturbed:

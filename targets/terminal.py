@@ -84,7 +84,7 @@ def _process(simulation: Simulation) -> Table:
 
 
 def _categories(simulation: Simulation) -> Table:
-    shown = [phase for phase in simulation.plan.phases.values() if phase.tensors]
+    shown = [phase for phase in simulation.plan.phases.values() if phase.allocations]
     table = _table("What is in memory at each peak", "category", *(phase.name for phase in shown), "share")
     peak = simulation.plan.peak_phase
     names = sorted(
@@ -100,11 +100,11 @@ def _categories(simulation: Simulation) -> Table:
 
 def _map(simulation: Simulation, width: int) -> RenderableType:
     phase: Phase = simulation.plan.peak_phase
-    if not phase.tensors:
+    if not phase.allocations:
         return Text(f"{phase.name} works in the bound buffers alone")
     key = letters(simulation.plan.phases.values())
-    layout = assign(phase.tensors)
-    used = {tensor.category for tensor in phase.tensors}
+    layout = assign(phase.allocations)
+    used = {tensor.category for tensor in phase.allocations}
     lines = text_map(phase, key, width=max(16, min(100, width - 14)))
     legend = [f"{letter} {category}" for category, letter in key.items() if category in used]
     packed = (

@@ -8,6 +8,7 @@ still known.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,3 +116,18 @@ def test_a_room_needs_no_other_packages(room: str) -> None:
 def test_every_room_is_known_here() -> None:
     rooms = {room_of(module_of(file)) for file in FILES}
     assert rooms == {*MAY_KNOW, *LOOK_ACROSS}
+
+
+def programs() -> Iterator[tuple[str, str]]:
+    """(where, module) of what the programs inside strings import from here."""
+    for file in (*FILES, *(ROOT / "tests").rglob("*.py")):
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            found = re.match(r"\s*(?:from|import) (edge_bcs(?:\.\w+)+)", line)
+            if found:
+                yield f"{file.relative_to(ROOT)}:{number}", found[1]
+
+
+def test_programs_in_strings_import_what_is_there() -> None:
+    """A linter sees no imports inside a string, and what runs rarely would fail late."""
+    modules = {module_of(file) for file in FILES}
+    assert [where for where, module in programs() if module not in modules] == []

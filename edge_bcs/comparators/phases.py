@@ -17,7 +17,7 @@ from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.progress import say
 from edge_bcs.data.adapt import dataset_of
 from edge_bcs.data.classes import check_names, named
-from edge_bcs.evaluation.measures import Data
+from edge_bcs.data.dataset import Data
 from edge_bcs.method.connectivity import sparsify
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.devices import choose_device

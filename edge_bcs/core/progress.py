@@ -121,8 +121,8 @@ class Progress(ContextDecorator):
             left = took * (self.total - self.done) / moved - (now - self._moved_at)
             if left >= 1:
                 times.append(f"about {_rounded(left)} left")
-        told = [self.text] if self.text else []
-        parts += [*told, *times] if width is None else [*times, *told]  # the end of a line may be cut off
+        text = [self.text] if self.text else []
+        parts += [*text, *times] if width is None else [*times, *text]  # the end of a line may be cut off
         line = f"{self.what}: {', '.join(parts)}"
         return line if width is None else line[:width]
 

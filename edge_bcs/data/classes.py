@@ -223,7 +223,7 @@ def match(
     """Match the labels of a data set with a network's, as the table of this module says.
 
     Args:
-        data: see `runtime.fit.Data`.
+        data: see `edge_bcs.data.dataset.Data`.
         known: the network's names in the order of its outputs; None: not stored.
         outputs: how many it has; None: unknown, and nothing is refused for having more classes.
         naming: whether a network without names takes those of the data.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,29 @@ Shape = tuple[int, int, int]
 SHIFT = 0.1  # of the size, on each axis
 MOST_CLASSES = 100_000
 _CHECKED = 256  # images whose pixels are looked at at a time
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What training and evaluation read from: every `Dataset`, and whatever else can do this much."""
+
+    classes: tuple[str, ...]
+    shape: Shape
+    labels: Array
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def order(self, seed: int, epoch: int, shuffle: bool = True) -> Array:
+        """Return the positions i64[N] in the order of one epoch."""
+        ...
+
+    def read(
+        self, positions: Array, *, seed: int = 0, epoch: int = 0, augment: bool = False
+    ) -> tuple[Array, Array]:
+        """Return images f32 [m, C, H, W] in [0, 1] and labels i64[m] at these positions."""
+        ...
 
 
 class Dataset(ABC):

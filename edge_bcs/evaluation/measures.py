@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from edge_bcs.core.outputs import check_output, json_with
 from edge_bcs.core.progress import Progress
 from edge_bcs.data.adapt import as_array, dataset_of, is_pair, stated_classes
 from edge_bcs.data.classes import match, match_batches, say
-from edge_bcs.data.dataset import check_finite, check_pixels
+from edge_bcs.data.dataset import Data, check_finite, check_pixels
 from edge_bcs.evaluation import libraries as external_attacks
 from edge_bcs.evaluation.libraries import Adversary
 from edge_bcs.method import attacks
@@ -37,27 +37,6 @@ from edge_bcs.method.losses import cross_entropy
 from edge_bcs.method.sparse_model import SparseModel
 
 ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
-
-
-@runtime_checkable
-class Data(Protocol):
-    """What evaluation and training read from: every data set of `edge_bcs.data`."""
-
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-    labels: NDArray[Any]
-
-    def __len__(self) -> int: ...
-
-    def order(self, seed: int, epoch: int, shuffle: bool = True) -> NDArray[Any]:
-        """Return the positions i64[N] in the order of one epoch."""
-        ...
-
-    def read(
-        self, positions: NDArray[Any], *, seed: int = 0, epoch: int = 0, augment: bool = False
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return images f32 [m, C, H, W] in [0, 1] and labels i64[m] at these positions."""
-        ...
 
 
 Batches = Iterable[tuple[NDArray[Any], NDArray[Any]]]

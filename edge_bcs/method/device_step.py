@@ -20,7 +20,7 @@ from edge_bcs.method.step import Hyper, moved, moved_dense
 _SPARE = 1024
 
 
-def suits(sparse: SparseModel) -> bool:
+def has_enough_candidates(sparse: SparseModel) -> bool:
     """Whether so many candidates are certain to be enough: at most a quarter of all weights are connections.
 
     Then 2κ + 1024 candidates hold κ distinct dormant positions, except with a probability far below that of
@@ -95,8 +95,8 @@ def _births(
     repeats = torch.zeros_like(valid)
     repeats[1:] = ascending[1:] == ascending[:-1]
     repeated = torch.zeros_like(valid).index_copy_(0, order, repeats)
-    free = valid & ~repeated & ~taken[candidates]
-    return candidates.clamp(max=size - 1), free & (free.cumsum(0) <= deaths)
+    dormant = valid & ~repeated & ~taken[candidates]
+    return candidates.clamp(max=size - 1), dormant & (dormant.cumsum(0) <= deaths)
 
 
 def raise_if_failed(deaths_and_success: Tensor, step: int) -> int:

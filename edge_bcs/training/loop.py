@@ -34,9 +34,8 @@ from edge_bcs.core.progress import Progress
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.adapt import batch_size_of, dataset_of
 from edge_bcs.data.classes import check_names, completed, match, say, shown
-from edge_bcs.data.dataset import Dataset, check_finite, check_pixels
+from edge_bcs.data.dataset import Data, Dataset, check_finite, check_pixels
 from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
-from edge_bcs.evaluation.measures import Data
 from edge_bcs.exportable import warn_if_not_exportable
 from edge_bcs.method.attacks import evaluation_mode, input_gradient
 from edge_bcs.method.sparse_model import SparseModel
@@ -495,8 +494,8 @@ class _Run:
             def settle(allowed: int) -> None:
                 while len(self._pending) > allowed:
                     line = self._settle()
-                    told = f"epoch {line['epoch'] + 1}, loss {line['loss']:.3f}"
-                    bar.update(line["step"], text=f"{told}, accuracy {100 * line['accuracy']:.1f} %")
+                    described = f"epoch {line['epoch'] + 1}, loss {line['loss']:.3f}"
+                    bar.update(line["step"], text=f"{described}, accuracy {100 * line['accuracy']:.1f} %")
 
             while self.step < self.total:
                 epoch, batch = divmod(self.step, self.per_epoch)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_bcs.method import rewiring
-from edge_bcs.method.device_step import suits, update_on_device
+from edge_bcs.method.device_step import has_enough_candidates, update_on_device
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import Hyper, update
 
@@ -65,7 +65,7 @@ class Rewiring(Update):
 
     def queues(self, sparse: SparseModel) -> bool:
         """See `Update`."""
-        return self.rewire == "none" or (self.rewire == "uniform" and suits(sparse))
+        return self.rewire == "none" or (self.rewire == "uniform" and has_enough_candidates(sparse))
 
 
 class Sgd(Update):

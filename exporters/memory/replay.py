@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from edge_bcs.runtime.buffers import bytes_of
 from edge_bcs.targets.cost_model import Walk
+from edge_bcs.targets.plans import Allocation, MemoryPlan, Phase
 
 from ..nodes import Graph, Node
 from ..operators import OPERATORS
@@ -42,27 +42,12 @@ BOUND_CATEGORIES = {
 """Bound buffer → category; what is not listed is "data" (images, labels, logits, scalars)."""
 
 
-@dataclass(frozen=True)
-class Life:
-    """One allocation: alive from the start of node ``birth`` to the end of node ``death``.
-
-    ``type`` is its element type and dimensions, such as "f32[1,4624,16]".
-    """
-
-    name: str
-    bytes: int
-    category: str
-    birth: int
-    death: int
-    type: str = ""
-
-
 @dataclass
-class PhasePlan:
+class Replay:
     """The replay of one graph.
 
     Attributes:
-        lives: every allocation in order of birth; work memory lives for one node.
+        allocations: all of them, in order of birth; work memory lives for one node.
         totals: bytes alive while each node runs.
         nodes: name of each node; flops, moved, walks: its arithmetic, the bytes that it reads and writes, and
             its products.
@@ -70,7 +55,7 @@ class PhasePlan:
         categories: bytes by category at the peak.
     """
 
-    lives: list[Life]
+    allocations: list[Allocation]
     totals: list[int]
     nodes: list[str]
     flops: list[int] = field(default_factory=list)
@@ -95,7 +80,7 @@ class PhasePlan:
     def categories_at(self, node: int) -> dict[str, int]:
         """Bytes by category while ``node`` runs, largest first."""
         counter: Counter[str] = Counter()
-        for life in self.lives:
+        for life in self.allocations:
             if life.birth <= node <= life.death:
                 counter[life.category] += life.bytes
         return dict(counter.most_common())
@@ -113,7 +98,7 @@ def tensor_types(graph: Graph) -> Types:
     return types
 
 
-def replay(graph: Graph, connections: Mapping[int, int]) -> PhasePlan:
+def replay(graph: Graph, connections: Mapping[int, int]) -> Replay:
     """Replay the schedule of ``graph``, whose layers have ``connections`` (see ``Network``).
 
     Raises:
@@ -147,25 +132,25 @@ def replay(graph: Graph, connections: Mapping[int, int]) -> PhasePlan:
                 unread.add(name)
     deaths |= dict.fromkeys(unread, len(graph.nodes) - 1)
     category = _categories(graph)
-    lives = [
-        Life(name, types[name].bytes, category[name], birth, deaths[name], str(types[name]))
+    allocations = [
+        Allocation(name, types[name].bytes, category[name], birth, deaths[name], str(types[name]))
         for name, birth in births.items()
     ]
     for index, node in enumerate(graph.nodes):
         work = OPERATORS[node.operator].work_bytes(node, types)
         if work:
-            lives.append(Life(f"{node.name}.work", work, WORKSPACE, index, index, f"u8[{work}]"))
-    lives.sort(key=lambda life: (life.birth, life.name))
+            allocations.append(Allocation(f"{node.name}.work", work, WORKSPACE, index, index, f"u8[{work}]"))
+    allocations.sort(key=lambda life: (life.birth, life.name))
     totals = [0] * len(graph.nodes)
-    for life in lives:
+    for life in allocations:
         for index in range(life.birth, life.death + 1):
             totals[index] += life.bytes
 
     def layer(node: Node) -> int:
         return connections[node.attributes["layer_offset"]]
 
-    return PhasePlan(
-        lives,
+    return Replay(
+        allocations,
         totals,
         [node.name for node in graph.nodes],
         [OPERATORS[node.operator].flops(node, types, layer) for node in graph.nodes],
@@ -187,64 +172,6 @@ def _categories(graph: Graph) -> dict[str, str]:
     return category
 
 
-@dataclass
-class MemoryPlan:
-    """Bound buffers and phases of an artifact.
-
-    Attributes:
-        bound: buffer → bytes.
-        phases: "training", "attack", "eval", "optimizer", "lists" → replay.
-    """
-
-    bound: dict[str, int]
-    phases: dict[str, PhasePlan] = field(default_factory=dict)
-
-    @property
-    def bound_bytes(self) -> int:
-        """Bytes of all bound buffers, alive in every phase."""
-        return sum(self.bound.values())
-
-    @property
-    def peak_bytes(self) -> int:
-        """The working set: the largest of all phases, bound buffers included."""
-        return self.bound_bytes + max((phase.peak_bytes for phase in self.phases.values()), default=0)
-
-    @property
-    def peak_phase(self) -> str:
-        """The phase with the largest peak."""
-        return max(self.phases, key=lambda name: self.phases[name].peak_bytes)
-
-    def categories(self, phase: str) -> dict[str, int]:
-        """Bytes by category at the peak of ``phase``, bound buffers included."""
-        counter: Counter[str] = Counter()
-        for name, size in self.bound.items():
-            counter[BOUND_CATEGORIES.get(name, "data")] += size
-        counter.update(self.phases[phase].categories)
-        return {category: size for category, size in counter.most_common() if size}
-
-    def to_json(self, budget: int | None) -> dict[str, Any]:
-        """The manifest's ``memory`` object."""
-        return {
-            "budget": budget,
-            "predicted_peak_bytes": self.peak_bytes,
-            "bound_bytes": self.bound_bytes,
-            "bound": self.bound,
-            "phases": {
-                name: {
-                    "peak_bytes": self.bound_bytes + phase.peak_bytes,
-                    "peak_node": phase.nodes[phase.peak_node] if phase.nodes else "",
-                    "categories": self.categories(name),
-                    "nodes": phase.nodes,
-                    "flops": phase.flops,
-                    "bytes": phase.moved,
-                    "walks": [[astuple(walk) for walk in walks] for walks in phase.walks],
-                    "tensors": [[x.name, x.bytes, x.category, x.birth, x.death, x.type] for x in phase.lives],
-                }
-                for name, phase in self.phases.items()
-            },
-        }
-
-
 def plan(
     graphs: Mapping[str, Graph],
     bound: Mapping[str, tuple[str, tuple[int, ...]]],
@@ -258,4 +185,24 @@ def plan(
         connections: first number of a layer → its connections.
     """
     sizes = {name: bytes_of(dtype, shape) for name, (dtype, shape) in bound.items()}
-    return MemoryPlan(sizes, {name: replay(graph, connections) for name, graph in graphs.items()})
+    phases = {name: _phase(name, replay(graph, connections), sizes) for name, graph in graphs.items()}
+    return MemoryPlan(max(phase.peak_bytes for phase in phases.values()), sizes, phases)
+
+
+def _phase(name: str, found: Replay, bound: Mapping[str, int]) -> Phase:
+    """A replay with the bound buffers, which are alive all the time."""
+    categories: Counter[str] = Counter()
+    for buffer, size in bound.items():
+        categories[BOUND_CATEGORIES.get(buffer, "data")] += size
+    categories.update(found.categories)
+    return Phase(
+        name=name,
+        peak_bytes=sum(bound.values()) + found.peak_bytes,
+        peak_node=found.nodes[found.peak_node] if found.nodes else "",
+        categories={category: size for category, size in categories.most_common() if size},
+        nodes=tuple(found.nodes),
+        flops=tuple(found.flops),
+        moved=tuple(found.moved),
+        allocations=tuple(found.allocations),
+        walks=tuple(found.walks),
+    )

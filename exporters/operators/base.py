@@ -110,7 +110,7 @@ def bits(side: str) -> Dims:
     return dims
 
 
-def like(position: int) -> Dims:
+def same_as_input(position: int) -> Dims:
     """The dimensions of an input."""
     return lambda node, types: types[node.inputs[position]].dims
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..nodes import Node
-from .base import SCALE_AND_SHIFT, Operator, OrtNode, Port, Types, like
+from .base import SCALE_AND_SHIFT, Operator, OrtNode, Port, Types, same_as_input
 
 
 def _slots(node: Node, types: Types) -> tuple[int, ...]:
@@ -31,6 +31,6 @@ class ZeroAffine(Operator):
     """Zeros of the shape of its input: where the scale and shift gradient is accumulated."""
 
     inputs = (Port("affine"),)
-    outputs = (Port("affine_grad", dims=like(0)),)
+    outputs = (Port("affine_grad", dims=same_as_input(0)),)
     category = SCALE_AND_SHIFT
     early = True

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from .base import GRADIENTS_IN_FLIGHT, Operator, OrtNode, Port, fixed, like
+from .base import GRADIENTS_IN_FLIGHT, Operator, OrtNode, Port, fixed, same_as_input
 
 
 class CrossEntropy(Operator):
     """Weighted cross-entropy of one branch."""
 
     inputs = (Port("logits"), Port("labels", "i64"), Port("sample_weight"))
-    outputs = (Port("loss", dims=fixed()), Port("dlogits", dims=like(0)), Port("correct", dims=fixed(1)))
+    outputs = (
+        Port("loss", dims=fixed()),
+        Port("dlogits", dims=same_as_input(0)),
+        Port("correct", dims=fixed(1)),
+    )
     category = GRADIENTS_IN_FLIGHT
     ort_gradient = (OrtNode("onnx:Mul", ["GO(0)", "O(1)"], ["GI(0)"]),)
 
@@ -18,8 +22,8 @@ class _TwoBranchLoss(Operator):
     inputs = (Port("clean"), Port("adversarial"), Port("labels", "i64"), Port("sample_weight"))
     outputs = (
         Port("loss", dims=fixed()),
-        Port("dclean", dims=like(0)),
-        Port("dadversarial", dims=like(1)),
+        Port("dclean", dims=same_as_input(0)),
+        Port("dadversarial", dims=same_as_input(1)),
         Port("correct", dims=fixed(2)),
     )
     category = GRADIENTS_IN_FLIGHT
@@ -42,5 +46,5 @@ class SoftmaxDifference(Operator):
     """softmax(logits) − target [n, K]: where the attack's backward pass begins."""
 
     inputs = (Port("logits"), Port("target"))
-    outputs = (Port("dlogits", dims=like(0)),)
+    outputs = (Port("dlogits", dims=same_as_input(0)),)
     category = GRADIENTS_IN_FLIGHT

@@ -19,7 +19,7 @@ from edge_bcs.exporters.nodes import Node, TensorType
 from edge_bcs.exporters.operators.base import Types
 from edge_bcs.exporters.operators.convolution import Conv, ConvGrad
 from edge_bcs.targets import layout
-from edge_bcs.targets.plans import Tensor
+from edge_bcs.targets.plans import Allocation
 from helpers import schedule_checker
 from helpers.networks import tiny
 from helpers.schedule_checker import Checker
@@ -62,12 +62,12 @@ def test_without_a_defect_nothing_is_found(squeezed: Choice) -> None:
 
 
 def freed_early(right: Callable[..., Any]) -> Callable[..., Any]:
-    def replay(*arguments: Any) -> plan.PhasePlan:
+    def replay(*arguments: Any) -> plan.Replay:
         made = right(*arguments)
-        if not made.lives:
+        if not made.allocations:
             return made
-        victim = max(made.lives, key=lambda life: life.death - life.birth)
-        made.lives[made.lives.index(victim)] = plan.Life(
+        victim = max(made.allocations, key=lambda life: life.death - life.birth)
+        made.allocations[made.allocations.index(victim)] = Allocation(
             victim.name, victim.bytes, victim.category, victim.birth, victim.death - 1, victim.type
         )
         return made
@@ -76,10 +76,10 @@ def freed_early(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def forgotten(right: Callable[..., Any]) -> Callable[..., Any]:
-    def replay(*arguments: Any) -> plan.PhasePlan:
+    def replay(*arguments: Any) -> plan.Replay:
         made = right(*arguments)
-        if made.lives:
-            made.lives.pop(len(made.lives) // 2)
+        if made.allocations:
+            made.allocations.pop(len(made.allocations) // 2)
         return made
 
     return replay
@@ -121,7 +121,8 @@ def test_reading_what_is_not_there_is_noticed() -> None:
     network = network_of(tiny("vgg16"), (3, 16, 16))
     graph = training_graph(network, 2, "at")
     tensors = [
-        [x.name, x.bytes, x.category, x.birth, x.death] for x in plan.replay(graph, network.connections).lives
+        [x.name, x.bytes, x.category, x.birth, x.death]
+        for x in plan.replay(graph, network.connections).allocations
     ]
     model = graph.to_onnx()
     assert Checker(model, tensors).faults == []
@@ -150,7 +151,7 @@ def test_a_sketch_that_frees_early_contradicts_the_plan(monkeypatch: pytest.Monk
 def test_an_overlap_in_the_map_is_an_overlap() -> None:
     """The addresses of the report: were two tensors to share a byte, the sum of the live ones would exceed
     the block."""
-    tensors = [Tensor("a", 64, "x", 0, 2), Tensor("b", 32, "x", 1, 3), Tensor("c", 64, "x", 3, 4)]
+    tensors = [Allocation("a", 64, "x", 0, 2), Allocation("b", 32, "x", 1, 3), Allocation("c", 64, "x", 3, 4)]
     placed = layout.assign(tensors)
     live = sorted(
         (address, address + tensor.bytes)

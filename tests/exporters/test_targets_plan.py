@@ -4,6 +4,7 @@ statistics."""
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import onnx
@@ -11,6 +12,7 @@ import pytest
 from edge_bcs.exporters.compiler import compile_network
 from edge_bcs.exporters.memory.planner import Job
 from edge_bcs.exporters.network import network_of
+from edge_bcs.targets.plans import plan_of
 from helpers.networks import EveryLayer, sparse_of, tiny
 from helpers.schedule_checker import Checker
 
@@ -56,6 +58,12 @@ def test_the_plan_is_what_the_graphs_need(name: str, objective: str, batch_stati
 def test_every_way_of_filling_vectors(micro_batch: int) -> None:
     models, memory = compiled("resnet18", "trades", micro_batch=micro_batch)
     assert check(models, memory) == memory["predicted_peak_bytes"]
+
+
+def test_what_is_written_is_what_is_read() -> None:
+    network = network_of(sparse_of(EveryLayer()), (2, 13, 13), True)
+    memory = compile_network(network, Job(objective_named("trades"), 6.0), 4).memory
+    assert plan_of(json.loads(json.dumps(memory.to_json(None)))) == memory
 
 
 def test_the_checker_is_not_fooled() -> None:

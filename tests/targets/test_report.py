@@ -118,8 +118,8 @@ def test_a_browser_draws_it(simulation: Simulation, tmp_path: Path, width: int) 
     report.write(page, report.html(simulation))
     document = drawn(page, width, tmp_path)
     training = simulation.plan.phases["training"]
-    assert document.count('class="tensor"') == len(training.tensors)
-    for tensor in training.tensors:
+    assert document.count('class="tensor"') == len(training.allocations)
+    for tensor in training.allocations:
         assert f'data-name="{tensor.name}"' in document
     assert ">does not fit<" in document and "Raspberry Pi Zero 2 W" in document
     assert f">{simulation.predicted_peak_bytes:,}<" in document
@@ -131,7 +131,7 @@ def test_a_browser_draws_it(simulation: Simulation, tmp_path: Path, width: int) 
     scroll = re.search(r" scrolls (\d+)", document)
     assert scroll and int(scroll[1]) <= width  # nothing to scroll sideways, on a phone neither
     told = json.loads(document.split(" says ")[-1].split(" end")[0])
-    types = {tensor.name: (f"{tensor.bytes:,} bytes", tensor.type) for tensor in training.tensors}
+    types = {tensor.name: (f"{tensor.bytes:,} bytes", tensor.type) for tensor in training.allocations}
     assert {name for name, *_ in told} == types.keys()
     seen = [name for name, text, *_ in told if all(part in text for part in (name, *types[name]))]
     # Slivers less than a pixel high may lie under their neighbours.
@@ -153,7 +153,7 @@ def test_the_trace_adds_up(simulation: Simulation) -> None:
         bars = [event for event in own if event["ph"] == "X"]
         assert [bar["name"] for bar in bars if bar["tid"] == 0] == list(phase.nodes)
         tensors = [bar for bar in bars if bar["tid"] > 0]
-        assert sorted(bar["args"]["bytes"] for bar in tensors) == sorted(t.bytes for t in phase.tensors)
+        assert sorted(bar["args"]["bytes"] for bar in tensors) == sorted(t.bytes for t in phase.allocations)
         for track in {bar["tid"] for bar in tensors}:  # bars of one track follow one another
             spans = sorted((bar["ts"], bar["ts"] + bar["dur"]) for bar in tensors if bar["tid"] == track)
             assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))

@@ -25,7 +25,7 @@ from edge_bcs.targets.cost_model import COSTS, KernelCosts, Walk
 from edge_bcs.targets.host_run import measure
 from edge_bcs.targets.layout import assign, letters, text_map
 from edge_bcs.targets.outside import MEASURED, PREDICTED, predicted_outside
-from edge_bcs.targets.plans import Phase, Plan, Tensor, plan_of
+from edge_bcs.targets.plans import Allocation, MemoryPlan, Phase, plan_of
 from edge_bcs.targets.roofline import machine_of, step_runs, step_time, this_host
 from edge_bcs.targets.simulator import DOES_NOT_FIT, FITS, TIGHT, simulate
 from rich.console import Console
@@ -56,10 +56,10 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_placing_four_tensors_by_hand() -> None:
     # The largest lies at 0; "small" fits above it, "late" reuses the place of the largest once that is gone.
     tensors = [
-        Tensor("small", 10, "a", 0, 3),
-        Tensor("large", 100, "a", 0, 1),
-        Tensor("late", 60, "b", 2, 3),
-        Tensor("last", 40, "b", 3, 3),
+        Allocation("small", 10, "a", 0, 3),
+        Allocation("large", 100, "a", 0, 1),
+        Allocation("late", 60, "b", 2, 3),
+        Allocation("last", 40, "b", 3, 3),
     ]
     layout = assign(tensors)
     assert layout.addresses == (100, 0, 0, 60)
@@ -72,7 +72,9 @@ def test_no_two_tensors_share_a_byte_at_the_same_time() -> None:
         tensors = []
         for number in range(60):
             birth = rng.randrange(40)
-            tensors.append(Tensor(str(number), rng.randrange(1, 1000), "a", birth, rng.randrange(birth, 40)))
+            tensors.append(
+                Allocation(str(number), rng.randrange(1, 1000), "a", birth, rng.randrange(birth, 40))
+            )
         layout = assign(tensors)
         for step in range(40):
             live = [
@@ -86,7 +88,10 @@ def test_no_two_tensors_share_a_byte_at_the_same_time() -> None:
 
 
 def phase(**changes: Any) -> Phase:
-    tensors = (Tensor("x", 3072, "activations kept for backward", 0, 1), Tensor("y", 1024, "workspace", 1, 2))
+    tensors = (
+        Allocation("x", 3072, "activations kept for backward", 0, 1),
+        Allocation("y", 1024, "workspace", 1, 2),
+    )
     values: dict[str, Any] = {
         "name": "training",
         "peak_bytes": 4096 + 1000,
@@ -95,7 +100,7 @@ def phase(**changes: Any) -> Phase:
         "nodes": ("a", "b", "c"),
         "flops": (2_000_000, 1_000_000, 0),
         "moved": (1000, 6_000_000, 0),
-        "tensors": tensors,
+        "allocations": tensors,
     }
     return Phase(**{**values, **changes})
 
@@ -106,7 +111,7 @@ def test_the_map_in_letters() -> None:
     lines = text_map(phase(), key, height=4)
     assert [line.split("│")[1] for line in lines] == ["AA.", "AA.", "AA.", ".WW"]
     assert [line.split("│")[0].strip() for line in lines] == ["0 B", "1.0 KiB", "2.0 KiB", "3.0 KiB"]
-    assert "allocates nothing" in text_map(phase(tensors=()), key)[0]
+    assert "allocates nothing" in text_map(phase(allocations=()), key)[0]
 
 
 # Roofline
@@ -122,7 +127,7 @@ def test_the_time_of_a_step_by_hand() -> None:
     board = targets.load("raspberry-pi-zero-2w")
     board = replace(board, calibration=replace(machine_of(board), costs=costs))
     walks = ((Walk("sparse", 1000, 8, 16, 16),), (), ())
-    plan = Plan(5096, {"coo.value": 1000}, {"training": phase(walks=walks, moved=(0, 6_000_000, 0))})
+    plan = MemoryPlan(5096, {"coo.value": 1000}, {"training": phase(walks=walks, moved=(0, 6_000_000, 0))})
     for threads, compute, traffic in ((1, 84e-6, 3 * 6 / 3600), (2, 84e-6 / 1.5, 2 * 6 / 3600)):
         time = step_time(plan, {"training": 10}, board, threads)
         assert time is not None and time.flops == 30_000_000
@@ -143,7 +148,7 @@ def test_fast_cores_come_first_and_no_more_than_there_are() -> None:
 
 
 def test_without_figures_there_is_no_time() -> None:
-    plan = Plan(5096, {}, {"training": phase(flops=(), moved=())})
+    plan = MemoryPlan(5096, {}, {"training": phase(flops=(), moved=())})
     assert step_time(plan, {"training": 1}, targets.load("raspberry-pi-4"), 4) is None
 
 
@@ -360,9 +365,11 @@ def test_what_is_not_run_is_predicted(resnet: Path, threads: int) -> None:
 
 def test_the_prediction_grows_with_the_graph() -> None:
     few, many = phase(), phase(nodes=tuple(map(str, range(100))))
-    small, large = (predicted_outside(Plan(5096, {"input": 3000}, {"training": p}), 1) for p in (few, many))
+    small, large = (
+        predicted_outside(MemoryPlan(5096, {"input": 3000}, {"training": p}), 1) for p in (few, many)
+    )
     assert large.sessions - small.sessions == pytest.approx(97 * outside.NODE_BYTES, abs=1)
-    once = predicted_outside(Plan(5096, {"input": 3000}, {"training": few, "lists": many}), 1)
+    once = predicted_outside(MemoryPlan(5096, {"input": 3000}, {"training": few, "lists": many}), 1)
     assert once == small  # its session is closed before the training begins
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from edge_bcs.core.signals import HeldSignals
-from edge_bcs.evaluation.measures import Data
+from edge_bcs.data.dataset import Data
 from edge_bcs.method.step import Hyper
 
 Segments = Sequence[tuple[int, int]]

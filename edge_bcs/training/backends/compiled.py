@@ -12,7 +12,7 @@ import numpy as np
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import Objective
 from edge_bcs.core.signals import HeldSignals
-from edge_bcs.evaluation.measures import Data
+from edge_bcs.data.dataset import Data
 from edge_bcs.method.rewiring import NEWBORN
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import Hyper

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from edge_bcs.core.objectives import Objective
 from edge_bcs.core.signals import HeldSignals
-from edge_bcs.evaluation.measures import Data, evaluate
+from edge_bcs.data.dataset import Data
+from edge_bcs.evaluation.measures import evaluate
 from edge_bcs.method.device_step import raise_if_failed
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import Attack, Hyper, accumulate, craft
