@@ -377,7 +377,7 @@ def test_the_recorded_figures_are_what_is_predicted_and_told() -> None:
     pytest.importorskip("torch")
     from edge_bcs.bench import outside as measured_outside
 
-    folder = Path(__file__).resolve().parent.parent / "results" / "memory"
+    folder = Path(__file__).resolve().parents[2] / "results" / "memory"
     content = json.loads((folder / "outside.json").read_text())
     assert (folder / "outside.md").read_text() == measured_outside.table(content)
     for row in content["rows"]:
