@@ -76,6 +76,16 @@ def batch() -> tuple[Array, Array]:
 
 
 @pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """An .npz file of 64 images of 1×8×8, in batches of 16 four steps an epoch; 16 of them to test on."""
+    from edge_bcs.data import open_data
+
+    x, y = open_data("digits", "train", (1, 8, 8)).read(np.arange(64))
+    np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x[:16], y_test=y[:16])
+    return tmp_path / "digits.npz"
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB in memory."""
     folder = tmp_path / "disk"

@@ -11,24 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from edge_bcs.runtime import signature
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.board.saving import MetricsFile
 from edge_bcs.runtime.ort.checkpoint import read_ort_checkpoint
 from edge_bcs.targets import boards
 from helpers.artifacts import manifest, write_artifact
+from helpers.commands import run as edge_bcs
 
-from edge_bcs.cli import main
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small
 from edge_bcs.core.metadata import parse_toml
 from edge_bcs.core.metrics import keep_lines
 from edge_bcs.core.text import check_text, shown
-
-
-def edge_bcs(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def acts(text: str) -> bool:

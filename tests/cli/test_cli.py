@@ -18,9 +18,8 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
-
-from edge_bcs.cli import main
+from click.testing import Result
+from helpers.commands import run
 
 Make = Callable[..., Path]
 SMALL = ("--width", 0.0625, "--input-size", 8, "--channels", 1, "--sparsity", 0.8, "--attack-steps", 1)
@@ -37,10 +36,6 @@ COMMANDS = (
     "bench",
     "doctor",
 )
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def succeed(*arguments: object) -> dict[str, Any]:

@@ -20,30 +20,17 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime import fit as fit_module
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.board.saving import MetricsFile
 from edge_bcs.runtime.state import read_state
+from helpers.commands import run
 
-from edge_bcs.cli import main
 from edge_bcs.core import machine as machine_module
 from edge_bcs.data import open_data
 
 Make = Callable[..., Path]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-@pytest.fixture
-def digits(tmp_path: Path) -> Path:
-    """An .npz file of 64 images, in batches of 16 four steps an epoch."""
-    x, y = open_data("digits", "train", (1, 8, 8)).read(np.arange(64))
-    np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x[:16], y_test=y[:16])
-    return tmp_path / "digits.npz"
 
 
 def state(run_folder: Path) -> tuple[dict[str, Any], int]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from helpers import DENSE
+from helpers.commands import run
 
-from edge_bcs.cli import main
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import write_atomically, write_json
 from edge_bcs.core.outputs import check_output, check_outputs, containing, json_with
@@ -23,23 +23,11 @@ from edge_bcs.data import open_data
 Make = Callable[..., Path]
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
 def refused(result: Result) -> str:
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
     sentence = result.stderr.splitlines()[-1]
     assert sentence.startswith("Error: ") and "Traceback" not in result.output
     return sentence
-
-
-@pytest.fixture
-def digits(tmp_path: Path) -> Path:
-    """An .npz file of 64 images."""
-    x, y = open_data("digits", "train", (1, 8, 8)).read(np.arange(64))
-    np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x[:16], y_test=y[:16])
-    return tmp_path / "digits.npz"
 
 
 def mine(file: Path, content: bytes = b"mine") -> Path:

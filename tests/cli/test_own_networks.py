@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from helpers.commands import run
 
 pytest.importorskip("torch")
 import torch
 
 import edge_bcs
 from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
-from edge_bcs.cli import main
 from edge_bcs.core.errors import EdgeBcsError
 
 NETS = """
@@ -72,10 +71,6 @@ SHORT = ("--batch-size", 16, "--attack-steps", 1, "--device", "cpu")
 
 
 IMAGES = ("--input-shape", "1,8,8")
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def succeed(*arguments: object) -> dict[str, Any]:

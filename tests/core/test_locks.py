@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state, write_run
+from helpers.commands import run
 
-from edge_bcs.cli import main
 from edge_bcs.core import locks
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.locks import LOCK, FolderLock
@@ -29,10 +27,6 @@ from edge_bcs.data import open_data
 
 Make = Callable[..., Path]
 HOLD = "import sys, time; from edge_bcs.core.locks import FolderLock; lock = FolderLock(sys.argv[1])"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -44,14 +38,6 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process
         process.kill()
-
-
-@pytest.fixture
-def digits(tmp_path: Path) -> Path:
-    """An .npz file of 64 images."""
-    x, y = open_data("digits", "train", (1, 8, 8)).read(np.arange(64))
-    np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x[:16], y_test=y[:16])
-    return tmp_path / "digits.npz"
 
 
 def test_one_process_at_a_time(tmp_path: Path, holder: subprocess.Popen[str]) -> None:

@@ -184,13 +184,6 @@ def run(*arguments: object) -> Result:
     return result
 
 
-@pytest.fixture
-def digits(tmp_path: Path) -> Path:
-    x, y = open_data("digits", "train", (1, 8, 8)).read(np.arange(64))
-    np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x[:16], y_test=y[:16])
-    return tmp_path / "digits.npz"
-
-
 @pytest.mark.usefixtures("hasty")
 def test_board_commands(tiny_artifact: Make, tmp_path: Path, digits: Path) -> None:
     common = ("finetune", tiny_artifact(), "--data", digits, "-o", tmp_path / "run", "--eval-steps", 1)

@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state
+from helpers.commands import run
 
-from edge_bcs.cli import main
 from edge_bcs.cli.reading import Reading
 from edge_bcs.core import progress
 from edge_bcs.core.errors import EdgeBcsError
@@ -302,10 +301,6 @@ def test_data_that_is_no_file(tmp_path: Path, kind: str) -> None:
 
 
 # The commands
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def state_of(folder: Path) -> dict[str, bytes]:

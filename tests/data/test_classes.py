@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import write_run
 from helpers import DENSE
 from helpers.artifacts import write_artifact
+from helpers.commands import run
 
-from edge_bcs.cli import main
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.data import ArrayDataset, classes, open_data
 from edge_bcs.data.classes import completed, given_names, match, named, numbers
@@ -31,10 +30,6 @@ Array = np.ndarray[Any, Any]
 COMPOSED, DECOMPOSED = unicodedata.normalize("NFC", "caf\u00e9"), unicodedata.normalize("NFD", "caf\u00e9")
 ANIMALS = ("ant", "bee", "cat")
 LIT = {"ant": slice(0, 3), "bee": slice(3, 5), "cat": slice(5, 8)}  # rows of an 8×8 image; of others all
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def pictures(names: Sequence[str], each: int = 12, seed: int = 0) -> tuple[Array, Array]:

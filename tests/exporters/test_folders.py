@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state, write_run
 from helpers.artifacts import state, write_artifact
+from helpers.commands import run
 
-from edge_bcs.cli import main
 from edge_bcs.core.errors import EdgeBcsError
 
 pytest.importorskip("torch")
@@ -32,10 +32,6 @@ EXPORT = (
     "export", "--model", "resnet18", "--width", 0.05, "--input-size", 8, "--sparsity", 0.9,
     "--micro-batch", 2, "--no-validate",
 )  # fmt: skip
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def refused(result: Result) -> str:

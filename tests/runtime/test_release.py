@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from edge_bcs.runtime.artifact import Artifact
 from helpers.artifacts import write_artifact
+from helpers.commands import run as edge_bcs
 from helpers.signing import make_key, sign
 
-from edge_bcs.cli import main
 from edge_bcs.core.errors import EdgeBcsError
 
 pytest.importorskip("cryptography")
-
-
-def edge_bcs(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

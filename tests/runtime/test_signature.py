@@ -8,17 +8,15 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from edge_bcs.runtime import archive, signature
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import write_run
 from helpers.artifacts import GRAPHS, manifest, seal, state, write_artifact
+from helpers.commands import run as edge_bcs
 from helpers.signing import make_key, sign
 
-from edge_bcs.cli import main
 from edge_bcs.core.errors import EdgeBcsError
 
 pytest.importorskip("cryptography")
@@ -157,10 +155,6 @@ def test_keys_that_cannot_sign(keys: Path, name: str, message: str) -> None:
 
 
 # The commands
-
-
-def edge_bcs(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
