@@ -131,3 +131,17 @@ def test_programs_in_strings_import_what_is_there() -> None:
     """A linter sees no imports inside a string, and what runs rarely would fail late."""
     modules = {module_of(file) for file in FILES}
     assert [where for where, module in programs() if module not in modules] == []
+
+
+def test_no_test_file_needs_another() -> None:
+    """What several share lies in tests/helpers and tests/conftest.py; the names of files differ."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert len({file.name for file in files}) == len(files) > 80
+    for file in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                names = [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            others = [name for name in names if name.split(".")[-1].startswith("test_")]
+            assert not others, f"{file.relative_to(ROOT)} imports {others}"
