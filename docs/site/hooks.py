@@ -24,6 +24,8 @@ PACKAGE = ROOT / "build" / "docs" / "edge_bcs"
 ROOMS = ("exporters", "runtime", "targets")
 OF_THE_ROOT = {"README.md": "index.md", "CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
 """File of the repository's root → page."""
+# mkdocstrings leaves out a folder that is not there when it starts.
+PACKAGE.mkdir(parents=True, exist_ok=True)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)]*)?\)")
 
 
