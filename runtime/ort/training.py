@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class OrtTrainer(Trainer):
         path: an artifact that was exported where a training build is installed, or a run saved from here.
         checkpoint: a file written by `save_checkpoint`, to go on from its numbers; default: the folder's
             state.
-        memory, threads, seed: as for Trainer.
+        memory, threads, seed, class_names: as for Trainer.
 
     Raises EdgeBcsError as Trainer does, and for a folder without `checkpoint`.
     """
@@ -151,12 +152,13 @@ class OrtTrainer(Trainer):
         memory: int | str | None = None,
         threads: int | None = None,
         seed: int | None = None,
+        class_names: Sequence[str] | None = None,
         *,
         checkpoint: str | Path | None = None,
     ) -> None:
         self._file = Path(path) / CHECKPOINT if checkpoint is None else Path(checkpoint)
         self._own_state = checkpoint is not None
-        super().__init__(path, memory, threads, seed)
+        super().__init__(path, memory, threads, seed, class_names)
 
     def _open_engine(self, cap: int | None, threads: int | None) -> Engine:
         if not self._file.is_file():
