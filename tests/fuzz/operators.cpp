@@ -1,8 +1,7 @@
 // libFuzzer target: every operator of the library, through the interface that ONNX Runtime calls it by.
 //
-// A stand-in for ONNX Runtime's table of functions loads the library by RegisterCustomOps, makes one operator with
-// the attributes of the test case, and runs it on the case's tensors, each of which is a heap block of exactly its
-// size. A finding is whatever AddressSanitizer, UndefinedBehaviorSanitizer or libFuzzer's limits of time and memory
+// The stand-in for ONNX Runtime (tests/native/ort_host.h) makes one operator with the attributes of the test case and runs
+// it on the case's tensors, each of which is a heap block of exactly its size. A finding is whatever AddressSanitizer, UndefinedBehaviorSanitizer or libFuzzer's limits of time and memory
 // report; an error status is a good answer. Cases are changed as what they are (an attribute, a dimension, an
 // element), so that many of them pass the operators' checks; record_operators.py writes those that the native tests
 // use, to begin with.
@@ -10,40 +9,32 @@
 // A case: operator and domain; attributes; inputs; which outputs are wanted; all in the order of `encode`.
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <new>
 #include <optional>
 #include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "host/ort_abi.h"
+#include "ort_host.h"
 
-using namespace edge_bcs;
-
-extern "C" ort::Status* RegisterCustomOps(ort::SessionOptions*, const ort::ApiBase*);
+extern "C" edge_bcs::ort::Status* RegisterCustomOps(edge_bcs::ort::SessionOptions*, const edge_bcs::ort::ApiBase*);
 extern "C" void edge_bcs_provide_training_operators(int);
 extern "C" std::int64_t edge_bcs_budget_begin(std::int64_t);
 extern "C" std::int64_t edge_bcs_budget_current();
 extern "C" std::size_t LLVMFuzzerMutate(std::uint8_t*, std::size_t, std::size_t);
 
-namespace edge_bcs::ort {
-struct Status {
-  std::string text;
-};
-}  // namespace edge_bcs::ort
-
 namespace {
 
-constexpr std::int64_t budget_bytes = 32 << 20;    // of outputs and of work memory, each
-constexpr std::int64_t largest_tensor = 1 << 16;   // elements of an input
+using namespace ort_host;
+
+constexpr std::int64_t budget_bytes = 32 << 20;   // of outputs and of work memory, each
+constexpr std::size_t largest_tensor = 1 << 16;   // elements of an input
 constexpr std::size_t largest_rank = 9;            // one more than the operators take
 
 struct Attribute {
@@ -173,276 +164,94 @@ std::string encode(const Case& made) {
   return out.content();
 }
 
-// The stand-in for ONNX Runtime
+// Running them
 
-std::size_t element_size(ort::ElementType type) {
-  switch (type) {
-    case ort::ElementType::uint8:
-    case ort::ElementType::boolean:
-      return 1;
-    case ort::ElementType::uint16:
-      return 2;
-    case ort::ElementType::int64:
-      return 8;
-    default:
-      return 4;
-  }
-}
-
-struct Tensor {
-  ort::ElementType type{};
-  std::vector<std::int64_t> dims;
-  std::shared_ptr<std::byte[]> memory;
-  std::size_t bytes = 0;
-};
-
-// -1 if there are more elements than `most`.
-std::int64_t elements(const std::vector<std::int64_t>& dims, std::int64_t most) {
-  std::int64_t count = 1;
-  for (std::int64_t size : dims) {
-    if (size < 0 || (size > 0 && count > most / size)) return -1;
-    count *= size;
-  }
-  return count;
-}
-
-struct Call {
-  const ort::CustomOp* op;
-  const Case* made;
-  std::vector<std::optional<Tensor>> inputs, outputs;
-  std::vector<int> alias;  // input of each output, or -1
-  std::int64_t output_bytes = 0;
-};
-
-ort::Status* status(std::string text) { return new ort::Status{std::move(text)}; }
-const Case& case_of(const ort::KernelInfo* info) { return *reinterpret_cast<const Case*>(info); }
-Call& call_of(const ort::KernelContext* context) {
-  return *const_cast<Call*>(reinterpret_cast<const Call*>(context));
-}
-const Tensor& tensor_of(const void* value) { return *static_cast<const Tensor*>(value); }
-
-const Attribute* find(const ort::KernelInfo* info, const char* name, std::uint8_t kind) {
-  for (const Attribute& attribute : case_of(info).attributes)
-    if (attribute.name == name && attribute.kind == kind) return &attribute;
-  return nullptr;
-}
-
-struct Fake {
-  static ort::Status* create_status(ort::ErrorCode, const char* text) { return status(text); }
-  static const char* message(const ort::Status* s) { return s->text.c_str(); }
-  static void release(ort::Status* s) { delete s; }
-  static ort::Status* env(ort::LoggingLevel, const char*, ort::Env** made) {
-    *made = reinterpret_cast<ort::Env*>(1);
-    return nullptr;
-  }
-  static ort::Status* memory_info(ort::AllocatorType, ort::MemoryType, ort::MemoryInfo** made) {
-    *made = reinterpret_cast<ort::MemoryInfo*>(1);
-    return nullptr;
-  }
-  static ort::Status* allocator(ort::Env*, ort::Allocator*) { return nullptr; }
-
-  // The operators, by domain and name, are what RegisterCustomOps adds.
-  struct Entry {
-    std::string domain;
-    const ort::CustomOp* op;
-  };
-  static std::vector<Entry>& operators() {
-    static std::vector<Entry> all;
-    return all;
-  }
-  static ort::Status* domain(const char* name, ort::CustomOpDomain** made) {
-    *made = reinterpret_cast<ort::CustomOpDomain*>(new std::string(name));
-    return nullptr;
-  }
-  static ort::Status* add(ort::CustomOpDomain* to, const ort::CustomOp* op) {
-    operators().push_back({*reinterpret_cast<std::string*>(to), op});
-    return nullptr;
-  }
-  static ort::Status* add_domain(ort::SessionOptions*, ort::CustomOpDomain*) { return nullptr; }
-
-  static ort::Status* integer(const ort::KernelInfo* info, const char* name, std::int64_t* value) {
-    const Attribute* found = find(info, name, 0);
-    if (found == nullptr) return status("no such attribute");
-    *value = found->integers.at(0);
-    return nullptr;
-  }
-  static ort::Status* real(const ort::KernelInfo* info, const char* name, float* value) {
-    const Attribute* found = find(info, name, 1);
-    if (found == nullptr) return status("no such attribute");
-    *value = found->real;
-    return nullptr;
-  }
-  static ort::Status* text(const ort::KernelInfo* info, const char* name, char* value, std::size_t* size) {
-    const Attribute* found = find(info, name, 2);
-    if (found == nullptr) return status("no such attribute");
-    const std::size_t needed = found->text.size() + 1;
-    if (value != nullptr && *size < needed) return status("too small");
-    if (value != nullptr) std::memcpy(value, found->text.c_str(), needed);
-    *size = needed;
-    return nullptr;
-  }
-  static ort::Status* integers(const ort::KernelInfo* info, const char* name, std::int64_t* value,
-                               std::size_t* size) {
-    const Attribute* found = find(info, name, 3);
-    if (found == nullptr) return status("no such attribute");
-    if (value != nullptr && *size < found->integers.size()) return status("too small");
-    if (value != nullptr) std::copy(found->integers.begin(), found->integers.end(), value);
-    *size = found->integers.size();
-    return nullptr;
-  }
-
-  static ort::Status* input_count(const ort::KernelContext* context, std::size_t* count) {
-    *count = call_of(context).inputs.size();
-    return nullptr;
-  }
-  static ort::Status* output_count(const ort::KernelContext* context, std::size_t* count) {
-    *count = call_of(context).outputs.size();
-    return nullptr;
-  }
-  static ort::Status* input(const ort::KernelContext* context, std::size_t index, const ort::Value** value) {
-    const auto& held = call_of(context).inputs.at(index);
-    *value = held ? reinterpret_cast<const ort::Value*>(&*held) : nullptr;
-    return nullptr;
-  }
-  static ort::Status* output(ort::KernelContext* context, std::size_t index, const std::int64_t* sizes,
-                             std::size_t rank, ort::Value** value) {
-    Call& call = call_of(context);
-    *value = nullptr;
-    const bool optional = call.op->get_output_characteristic(call.op, index) == ort::Characteristic::optional;
-    if (optional && (call.made->outputs >> index & 1) == 0) return nullptr;
-    const std::vector<std::int64_t> dims(sizes, sizes + rank);
-    auto& held = call.outputs.at(index);
-    if (held) {
-      if (held->dims != dims) return status("an output has two shapes");
-    } else {
-      Tensor made{call.op->get_output_type(call.op, index), dims, nullptr, 0};
-      const std::int64_t count = elements(dims, budget_bytes);
-      if (count < 0) return status("the output is too large");
-      made.bytes = static_cast<std::size_t>(count) * element_size(made.type);
-      const int from = call.alias.at(index);
-      const auto* source = from >= 0 && call.inputs.at(from) ? &*call.inputs[from] : nullptr;
-      if (source != nullptr && (call.made->in_place & 1) != 0 && source->dims == dims && source->type == made.type) {
-        made.memory = source->memory;
-      } else {
-        call.output_bytes += static_cast<std::int64_t>(made.bytes);
-        if (call.output_bytes > budget_bytes) return status("the outputs are over the budget");
-        made.memory = std::make_shared_for_overwrite<std::byte[]>(made.bytes);
-      }
-      held = std::move(made);
+KernelInfo attributes_of(const Case& made) {
+  KernelInfo info;
+  for (const Attribute& attribute : made.attributes) {
+    auto& value = info.attributes[attribute.name];
+    switch (attribute.kind) {
+      case 0: value = attribute.integers.at(0); break;
+      case 1: value = attribute.real; break;
+      case 2: value = attribute.text; break;
+      default: value = attribute.integers;
     }
-    *value = reinterpret_cast<ort::Value*>(&*held);
-    return nullptr;
   }
-  static ort::Status* data(ort::Value* value, void** memory) {
-    *memory = tensor_of(value).memory.get();
-    return nullptr;
-  }
-  static ort::Status* shape_info(const ort::Value* value, ort::ShapeInfo** info) {
-    *info = reinterpret_cast<ort::ShapeInfo*>(const_cast<ort::Value*>(value));
-    return nullptr;
-  }
-  static void release_shape_info(ort::ShapeInfo*) {}
-  static ort::Status* type(const ort::ShapeInfo* info, ort::ElementType* value) {
-    *value = tensor_of(info).type;
-    return nullptr;
-  }
-  static ort::Status* rank(const ort::ShapeInfo* info, std::size_t* value) {
-    *value = tensor_of(info).dims.size();
-    return nullptr;
-  }
-  static ort::Status* dimensions(const ort::ShapeInfo* info, std::int64_t* sizes, std::size_t rank) {
-    std::copy_n(tensor_of(info).dims.begin(), std::min(rank, tensor_of(info).dims.size()), sizes);
-    return nullptr;
-  }
-  // In an order that is not the obvious one: the result must not depend on it.
-  static ort::Status* parallel_for(const ort::KernelContext*, void (*body)(void*, std::size_t), std::size_t total,
-                                   std::size_t, void* data) {
-    for (std::size_t i = total; i > 0; --i) body(data, i - 1);
-    return nullptr;
-  }
-
-  static const void* api(std::uint32_t) {
-    static std::array<void*, 512> slots{};
-    const auto set = [](std::size_t slot, auto* function) { slots[slot] = reinterpret_cast<void*>(function); };
-    set(0, create_status), set(2, message), set(3, env), set(26, domain), set(27, add), set(28, add_domain);
-    set(51, data), set(60, type), set(61, rank), set(62, dimensions), set(65, shape_info), set(69, memory_info);
-    set(85, real), set(86, integer), set(87, text), set(88, input_count), set(89, output_count), set(90, input);
-    set(91, output), set(93, release), set(99, release_shape_info), set(163, integers), set(176, allocator);
-    set(274, parallel_for);
-    return slots.data();
-  }
-};
-
-const ort::CustomOp* operator_named(const std::string& domain, const std::string& name) {
-  for (const auto& entry : Fake::operators())
-    if (entry.domain == domain && name == entry.op->get_name(entry.op)) return entry.op;
-  return nullptr;
+  return info;
 }
 
-// False if the case is none: a tensor too large, or of a type that the operator does not declare.
-bool make_inputs(Call& call) {
-  const std::size_t declared = call.op->get_input_count(call.op);
-  for (std::size_t i = 0; i < std::min(declared, call.made->inputs.size()); ++i) {
-    const Input& given = call.made->inputs[i];
+// The tensors that the operator declares; none if the case is none: a tensor too large, or of a type that it does not take
+// or missing, which ONNX Runtime has checked.
+std::optional<std::vector<std::unique_ptr<Value>>> make_inputs(const CustomOp& op, const Case& made) {
+  static const Input absent;
+  std::vector<std::unique_ptr<Value>> tensors;
+  for (std::size_t i = 0, declared = op.get_input_count(&op); i < declared; ++i) {
+    const Input& given = i < made.inputs.size() ? made.inputs[i] : absent;
     if (given.type == 0) {
-      call.inputs.emplace_back();
+      if (op.get_input_characteristic(&op, i) != Characteristic::optional) return std::nullopt;
+      if (i < made.inputs.size()) tensors.push_back(nullptr);
       continue;
     }
+    auto tensor = std::make_unique<Value>(static_cast<ElementType>(given.type),
+                                          std::vector<std::int64_t>{given.dims.begin(), given.dims.end()});
     if (given.type == 255) {
-      if (given.shared >= i || !call.inputs[given.shared]) return false;
-      const ort::ElementType wanted = call.op->get_input_type(call.op, i);
-      if (wanted != ort::ElementType::any && wanted != call.inputs[given.shared]->type) return false;
-      call.inputs.push_back(call.inputs[given.shared]);
-      continue;
+      if (given.shared >= i || tensors[given.shared] == nullptr) return std::nullopt;
+      *tensor = *tensors[given.shared];
     }
-    Tensor tensor{static_cast<ort::ElementType>(given.type), {given.dims.begin(), given.dims.end()}, nullptr, 0};
-    // ONNX Runtime has checked the type of every tensor.
-    const ort::ElementType wanted = call.op->get_input_type(call.op, i);
-    if (wanted != ort::ElementType::any && wanted != tensor.type) return false;
-    const std::int64_t count = elements(tensor.dims, largest_tensor);
-    if (count < 0) return false;
-    tensor.bytes = static_cast<std::size_t>(count) * element_size(tensor.type);
-    tensor.memory = std::make_shared<std::byte[]>(tensor.bytes);
-    for (std::size_t at = 0; at < tensor.bytes && !given.data.empty(); at += given.data.size())
-      std::memcpy(tensor.memory.get() + at, given.data.data(), std::min(given.data.size(), tensor.bytes - at));
-    call.inputs.push_back(std::move(tensor));
+    const ElementType wanted = op.get_input_type(&op, i);
+    if (wanted != ElementType::any && wanted != tensor->type) return std::nullopt;
+    if (given.type != 255) {
+      if (!tensor->bytes_within(largest_tensor * Value::element_bytes(tensor->type))) return std::nullopt;
+      tensor->allocate();
+      for (std::size_t at = 0, size = tensor->bytes(); at < size && !given.data.empty(); at += given.data.size())
+        std::memcpy(tensor->data() + at, given.data.data(), std::min(given.data.size(), size - at));
+    }
+    tensors.push_back(std::move(tensor));
   }
-  for (std::size_t i = 0; i < call.inputs.size(); ++i)
-    if (!call.inputs[i] && call.op->get_input_characteristic(call.op, i) != ort::Characteristic::optional) return false;
-  for (std::size_t i = call.inputs.size(); i < declared; ++i)
-    if (call.op->get_input_characteristic(call.op, i) != ort::Characteristic::optional) return false;
-  return true;
+  return tensors;
+}
+
+const Operators& operators() {
+  static const Operators registered(RegisterCustomOps);
+  return registered;
+}
+
+// What the operator refused, or "ran".
+std::string outcome(const CustomOp* op, const KernelInfo& info, KernelContext call) {
+  try {
+    Operator(op, info).run(std::move(call));
+    return "ran";
+  } catch (const Failure& failure) {
+    return failure.what();
+  }
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerInitialize(int*, char***) {
-  static const ort::ApiBase base{&Fake::api, [] { return "fuzz"; }};
   edge_bcs_provide_training_operators(1);
-  if (RegisterCustomOps(nullptr, &base) != nullptr) std::abort();
+  operators();
   if (edge_bcs_budget_begin(budget_bytes) != 0) std::abort();
   return 0;
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const Case made = decode(data, size);
-  Call call{operator_named(made.domain, made.name), &made, {}, {}, {}};
-  if (call.op == nullptr || !make_inputs(call)) return -1;
-  call.outputs.resize(call.op->get_output_count(call.op));
-  call.alias.assign(call.outputs.size(), -1);
-  int *from = nullptr, *to = nullptr;
-  for (std::size_t i = 0, count = call.op->get_alias_map(&from, &to); i < count; ++i) call.alias.at(to[i]) = from[i];
-
-  void* kernel = nullptr;
-  ort::Status* failed =
-      call.op->create_kernel_v2(call.op, nullptr, reinterpret_cast<const ort::KernelInfo*>(&made), &kernel);
-  if (failed == nullptr) {
-    failed = call.op->compute_v2(kernel, reinterpret_cast<ort::KernelContext*>(&call));
-    call.op->destroy(kernel);
+  const CustomOp* const op = operators().find(made.domain, made.name);
+  if (op == nullptr) return -1;
+  const auto inputs = make_inputs(*op, made);
+  if (!inputs) return -1;
+  std::vector<Value> outputs(op->get_output_count(op));
+  KernelContext call;
+  for (const auto& input : *inputs) call.inputs.push_back(input.get());
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const bool optional = op->get_output_characteristic(op, i) == Characteristic::optional;
+    call.outputs.push_back(optional && (made.outputs >> i & 1) == 0 ? nullptr : &outputs[i]);
   }
-  if (std::getenv("EDGE_BCS_FUZZ_SHOW") != nullptr)
-    std::fprintf(stderr, "%s\n", failed == nullptr ? "ran" : failed->text.c_str());
-  delete failed;
+  call.in_place = (made.in_place & 1) != 0;
+  call.budget = static_cast<std::size_t>(budget_bytes);
+  const std::string said = outcome(op, attributes_of(made), std::move(call));
+  if (std::getenv("EDGE_BCS_FUZZ_SHOW") != nullptr) std::fprintf(stderr, "%s\n", said.c_str());
   if (edge_bcs_budget_current() != 0) std::abort();  // work memory that was not given back
   return 0;
 }
@@ -515,7 +324,7 @@ class Mutator {
     if (attribute.kind == 1) {
       attribute.real = special_float();
     } else if (attribute.kind == 2) {
-      static const char* const special[] = {"", "sparse", "dense", "none", "sum", "mean", "VALID", "x"};
+      static const char* const special[] = {"", "sparse", "dense", "winograd", "none", "sum", "mean", "VALID", "x"};
       attribute.text = special[below(std::size(special))];
     } else if (attribute.kind == 3 && (attribute.integers.empty() || below(10) == 0)) {
       if (below(2) == 0 && !attribute.integers.empty()) attribute.integers.pop_back();
@@ -563,13 +372,13 @@ class Mutator {
   void change_element(Case& made) {
     Input* const input = any_tensor(made);
     if (input == nullptr) return;
-    const std::size_t width = element_size(static_cast<ort::ElementType>(input->type));
+    const std::size_t width = Value::element_bytes(static_cast<ElementType>(input->type));
     if (input->data.size() < width) {
       input->data.assign(width * (1 + below(8)), '\0');
       return;
     }
     char* const place = input->data.data() + below(input->data.size() / width) * width;
-    if (static_cast<ort::ElementType>(input->type) == ort::ElementType::float32) {
+    if (static_cast<ElementType>(input->type) == ElementType::float32) {
       const float other = special_float();
       std::memcpy(place, &other, width);
     } else {

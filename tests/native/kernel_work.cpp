@@ -6,6 +6,7 @@
 // kernels of POSITIONS × POSITIONS. Prints the floating-point operations of one run, two for each weight that there is
 // and each pixel of each image, and the address at which the library lies. tests/arm/count_instructions.py reads it.
 
+#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -45,8 +46,8 @@ int run(char** arguments) {
   Dl_info place{};
   if (dladdr(kernels.fast, &place) == 0) throw std::runtime_error("the kernels lie in no library");
   const std::int64_t pixels = walk.height * walk.width * walk.lanes * walk.blocks;
-  std::printf("%lld %llu\n", static_cast<long long>(2 * static_cast<std::int64_t>(layer.entry.size()) * pixels),
-              static_cast<unsigned long long>(reinterpret_cast<std::uintptr_t>(place.dli_fbase)));
+  std::printf("%" PRId64 " %" PRIuPTR "\n", 2 * static_cast<std::int64_t>(layer.entry.size()) * pixels,
+              reinterpret_cast<std::uintptr_t>(place.dli_fbase));
   return 0;
 }
 

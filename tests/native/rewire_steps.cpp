@@ -27,12 +27,8 @@ std::uint64_t hash(std::uint64_t state, const std::byte* bytes, std::size_t coun
 
 template <class T>
 struct Vector : Value {
-  Vector(ElementType element, std::size_t count) {
-    type = element;
-    sizes = {static_cast<std::int64_t>(count)};
-    allocate();
-  }
-  T* begin() { return reinterpret_cast<T*>(data); }
+  Vector(ElementType element, std::size_t count) : Value(element, {static_cast<std::int64_t>(count)}) { allocate(); }
+  T* begin() { return reinterpret_cast<T*>(data()); }
   T& operator[](std::size_t i) { return begin()[i]; }
 };
 
@@ -67,11 +63,12 @@ void run(const char* path, std::size_t connections, std::int64_t positions, std:
     counter[0] = static_cast<std::int64_t>(seed);
     counter[1] = static_cast<std::int64_t>(number);
     Value outputs[4];
-    step.run({&value, &index, &momentum, &gradient, &hyper, &counter},
-             {&outputs[0], &outputs[1], &outputs[2], &outputs[3]}, 2);
+    step.run({{&value, &index, &momentum, &gradient, &hyper, &counter},
+              {&outputs[0], &outputs[1], &outputs[2], &outputs[3]},
+              2});
     std::uint64_t digest = 0xCBF29CE484222325ull;
     for (const Value* part : {static_cast<Value*>(&value), static_cast<Value*>(&index), static_cast<Value*>(&momentum)})
-      digest = hash(digest, part->data, part->bytes());
+      digest = hash(digest, part->data(), part->bytes());
     std::cout << std::hex << std::setfill('0') << std::setw(16) << digest << '\n';
   }
 }

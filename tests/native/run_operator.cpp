@@ -58,9 +58,7 @@ Call read_call(std::istream& file) {
     } else if (kind == "input") {  // input TYPE SIZES…, or input absent
       auto& input = call.inputs.emplace_back();
       if (name == "absent") continue;
-      input = std::make_unique<Value>();
-      input->type = static_cast<ElementType>(std::atoi(name.c_str()));
-      input->sizes = read_integers(line);
+      input = std::make_unique<Value>(static_cast<ElementType>(std::atoi(name.c_str())), read_integers(line));
     } else if (kind == "output") {  // output NAME, or output absent
       call.output_names.push_back(name);
       call.outputs.push_back(name == "absent" ? nullptr : std::make_unique<Value>());
@@ -71,7 +69,7 @@ Call read_call(std::istream& file) {
   for (const auto& input : call.inputs) {
     if (input == nullptr) continue;
     input->allocate();
-    file.read(reinterpret_cast<char*>(input->data), static_cast<std::streamsize>(input->bytes()));
+    file.read(reinterpret_cast<char*>(input->data()), static_cast<std::streamsize>(input->bytes()));
   }
   if (!file) throw std::runtime_error("the call is truncated");
   return call;
@@ -92,7 +90,7 @@ void write_result(std::ostream& file, const Call& call) {
   for (const auto* values : {&call.outputs, &call.inputs})
     for (const auto& value : *values)
       if (value != nullptr)
-        file.write(reinterpret_cast<const char*>(value->data), static_cast<std::streamsize>(value->bytes()));
+        file.write(reinterpret_cast<const char*>(value->data()), static_cast<std::streamsize>(value->bytes()));
 }
 
 template <class T>
@@ -116,7 +114,7 @@ int main(int count, char** arguments) {
     Call call = read_call(file);
     const CustomOp* op = library.find(call.domain, call.name);
     try {
-      Operator(op, call.info).run(pointers(call.inputs), pointers(call.outputs), call.threads);
+      Operator(op, call.info).run({pointers(call.inputs), pointers(call.outputs), call.threads});
     } catch (const Failure& failure) {
       std::cerr << failure.what() << '\n';
       return 1;

@@ -155,8 +155,10 @@ EDGE_BCS_INLINE void store_positive_bits(std::uint8_t* row, std::int64_t at, con
     __mmask16 bits[N];
 #pragma GCC unroll 4
     for (int i = 0; i < N; ++i) bits[i] = static_cast<__mmask16>(positive_bits<VL>(a[i]));
-    _store_mask64(reinterpret_cast<__mmask64*>(row + at / 8),
-                  _mm512_kunpackd(_mm512_kunpackw(bits[3], bits[2]), _mm512_kunpackw(bits[1], bits[0])));
+    // Rows of bits begin at any byte.
+    typedef __mmask64 Unaligned __attribute__((aligned(1), may_alias));
+    *reinterpret_cast<Unaligned*>(row + at / 8) =
+        _mm512_kunpackd(_mm512_kunpackw(bits[3], bits[2]), _mm512_kunpackw(bits[1], bits[0]));
     return;
   }
 #endif

@@ -1,6 +1,9 @@
 #include "ops/dispatch.h"
 
 #include <unistd.h>
+#ifdef EDGE_BCS_HAVE_AVX2
+#include <cpuid.h>
+#endif
 
 #include <cstdlib>
 #include <string_view>
@@ -9,13 +12,20 @@ namespace edge_bcs {
 
 namespace {
 
+#ifdef EDGE_BCS_HAVE_AVX2
+// Not by __builtin_cpu_supports, which knows this name in newer compilers only.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // Whether the variant was compiled into the library and the processor has its instructions.
 bool runs_here(Isa isa) {
   switch (isa) {
 #ifdef EDGE_BCS_HAVE_AVX2
     case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #endif
 #ifdef EDGE_BCS_HAVE_AVX512
     case Isa::avx512:
