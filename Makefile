@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py conv.py conv_
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint docs native bench trade-off outside endurance clean
+.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off outside endurance clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
@@ -27,7 +27,9 @@ help:
 	@echo "make test-notebooks  the notebooks of examples, from their first cell to their last"
 	@echo "make test-sanitized  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fuzz        every operator and reader with hostile input, SECONDS=300 each (clang, atheris)"
-	@echo "make lint        ruff and mypy"
+	@echo "make lint        ruff, mypy and the layout of the C++"
+	@echo "make format      lays out Python and C++ (clang-format)"
+	@echo "make tidy        clang-tidy on the C++ that has changed since the commit SINCE=HEAD (apt-get install clang-tidy)"
 	@echo "make docs        the documentation as a site, into build/site"
 	@echo "make native      only the operator library, into build/native (for work on the C++)"
 	@echo "make native-arm  the same for 64-bit ARM, into build/arm (apt-get install g++-aarch64-linux-gnu)"
@@ -102,6 +104,32 @@ lint: $(INSTALLED)
 	cd $(VENV) && bin/mypy --config-file $(CURDIR)/pyproject.toml -p edge_bcs
 	cd $(VENV) && MYPYPATH=$(CURDIR)/tests bin/mypy --config-file $(CURDIR)/tests/mypy.ini \
 	    --cache-dir .mypy_cache_tests $(CURDIR)/tests
+	@if ! $(HAS_FORMATTER); then echo "no clang-format $(FORMATTER): the layout of the C++ was not checked"; \
+	    else $(CLANG_FORMAT) --dry-run --Werror $(CXX_FILES); fi
+
+# Other versions of clang-format break some lines elsewhere.
+FORMATTER      := 20.1
+CLANG_FORMAT   ?= $(firstword $(wildcard $(BIN)/clang-format) clang-format)
+HAS_FORMATTER   = $(CLANG_FORMAT) --version 2>/dev/null | grep -q "version $(FORMATTER)[.]"
+CXX_FILES       = $(shell git ls-files '*.cpp' '*.h')
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	@$(HAS_FORMATTER) || { echo "clang-format $(FORMATTER) is missing: pip install 'clang-format==$(FORMATTER).*'"; exit 1; }
+	$(CLANG_FORMAT) -i $(CXX_FILES)
+
+# Of what has changed since a commit: SINCE=main, or SINCE=$$(git hash-object -t tree /dev/null) for all. A header counts
+# for the files that include it. The allocator is left out: it manages memory by hand.
+SINCE      ?= HEAD
+CHANGED     = $(shell git diff --name-only --diff-filter=d $(SINCE) -- '*.cpp' '*.h')
+INCLUDERS   = $(if $(filter %.h,$(CHANGED)),$(shell git grep -l $(foreach header,$(notdir $(filter %.h,$(CHANGED))),-e 'include .*$(header)"') -- '*.cpp'))
+TIDY_FILES  = $(filter-out runtime/native/host/arena.cpp runtime/native/host/budget.cpp tests/fuzz/operators.cpp,\
+              $(sort $(filter %.cpp,$(CHANGED)) $(INCLUDERS)))
+tidy:
+	@cmake -S . -B build/tidy -G Ninja -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_EXPORT_COMPILE_COMMANDS=ON \
+	    -DEDGE_BCS_TEST_PROGRAMS=ON >/dev/null
+	@echo '$(or $(strip $(TIDY_FILES)),no C++ has changed since $(SINCE))'
+	@$(if $(strip $(TIDY_FILES)),clang-tidy -p build/tidy --quiet $(TIDY_FILES))
 
 # In an environment of its own, which needs no compiler: nothing of edge-bcs is built for it. Not --quiet: the warnings
 # that it hides are not counted by --strict.

@@ -290,10 +290,11 @@ class Mutator {
   std::size_t below(std::size_t bound) { return bound == 0 ? 0 : random_() % bound; }
 
   std::int64_t number(std::int64_t old) {
-    static constexpr std::int64_t special[] = {-1,  0,   1,       2,       3,         4,         7,         8,
-                                               16,  64,  65,      255,     256,       257,       1 << 14,   1 << 23,
-                                               -2,  1LL << 31,    (1LL << 31) - 1,    1LL << 32, 1LL << 40, 1LL << 62,
-                                               INT64_MAX,         INT64_MIN,          1 << 20,   1 << 30};
+    // clang-format off
+    static constexpr std::int64_t special[] = {
+        -2, -1, 0, 1, 2, 3, 4, 7, 8, 16, 64, 65, 255, 256, 257, 1 << 14, 1 << 20, 1 << 23, 1 << 30,
+        (1LL << 31) - 1, 1LL << 31, 1LL << 32, 1LL << 40, 1LL << 62, INT64_MAX, INT64_MIN};
+    // clang-format on
     switch (below(4)) {
       case 0:
         return old == INT64_MAX ? old : old + 1;
@@ -308,9 +309,11 @@ class Mutator {
 
   float special_float() {
     using Limits = std::numeric_limits<float>;
-    static constexpr float special[] = {0, -0.0f, 1, -1, 0.5f, 1e-12f, Limits::max(), Limits::lowest(),
-                                        Limits::denorm_min(), Limits::infinity(), -Limits::infinity(),
-                                        Limits::quiet_NaN()};
+    // clang-format off
+    static constexpr float special[] = {
+        0, -0.0f, 1, -1, 0.5f, 1e-12f, Limits::max(), Limits::lowest(), Limits::denorm_min(), Limits::infinity(),
+        -Limits::infinity(), Limits::quiet_NaN()};
+    // clang-format on
     return special[below(std::size(special))];
   }
 

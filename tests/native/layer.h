@@ -56,7 +56,8 @@ struct Geometry {
 // A walk with all that it points to.
 struct Layer {
   Geometry in{}, out{};
-  std::int64_t step_in = 1, step_out = 1;  // pixels from one output pixel of the walk to the next, on either side
+  // Pixels from one output pixel of the walk to the next, on either side.
+  std::int64_t step_in = 1, step_out = 1;
   std::int64_t phase_y = 0, phase_x = 0;   // where the walk begins in the output; below step_out
   Walk walk;                               // without its pointers
   bool relu = false, scaled = false, added = false, writes_bits = false, factors = false, positions = false;

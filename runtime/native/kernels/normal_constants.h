@@ -3,6 +3,7 @@
 #pragma once
 
 namespace edge_bcs::normal_constants {
+// clang-format off: the tables as they are printed
 
 // log m = 2 artanh s = 2s · (1 + s²/3 + s⁴/5 + …), s = (m − 1)/(m + 1).
 inline constexpr double series[12] = {
@@ -39,4 +40,5 @@ inline constexpr double tail_below[8] = {
     1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2,
     7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15};
 
+// clang-format on
 }  // namespace edge_bcs::normal_constants
