@@ -23,7 +23,8 @@
 
 #include "ort_host.h"
 
-extern "C" edge_bcs::ort::Status* RegisterCustomOps(edge_bcs::ort::SessionOptions*, const edge_bcs::ort::ApiBase*);
+extern "C" edge_bcs::ort::Status* RegisterCustomOps(edge_bcs::ort::SessionOptions*,
+                                                    const edge_bcs::ort::ApiBase*);
 extern "C" void edge_bcs_provide_training_operators(int);
 extern "C" std::int64_t edge_bcs_budget_begin(std::int64_t);
 extern "C" std::int64_t edge_bcs_budget_current();
@@ -33,9 +34,9 @@ namespace {
 
 using namespace ort_host;
 
-constexpr std::int64_t budget_bytes = 32 << 20;   // of outputs and of work memory, each
-constexpr std::size_t largest_tensor = 1 << 16;   // elements of an input
-constexpr std::size_t largest_rank = 9;            // one more than the operators take
+constexpr std::int64_t budget_bytes = 32 << 20;  // of outputs and of work memory, each
+constexpr std::size_t largest_tensor = 1 << 16;  // elements of an input
+constexpr std::size_t largest_rank = 9;          // one more than the operators take
 
 struct Attribute {
   std::string name;
@@ -171,10 +172,17 @@ KernelInfo attributes_of(const Case& made) {
   for (const Attribute& attribute : made.attributes) {
     auto& value = info.attributes[attribute.name];
     switch (attribute.kind) {
-      case 0: value = attribute.integers.at(0); break;
-      case 1: value = attribute.real; break;
-      case 2: value = attribute.text; break;
-      default: value = attribute.integers;
+      case 0:
+        value = attribute.integers.at(0);
+        break;
+      case 1:
+        value = attribute.real;
+        break;
+      case 2:
+        value = attribute.text;
+        break;
+      default:
+        value = attribute.integers;
     }
   }
   return info;
@@ -203,7 +211,8 @@ std::optional<std::vector<std::unique_ptr<Value>>> make_inputs(const CustomOp& o
     if (given.type != 255) {
       if (!tensor->bytes_within(largest_tensor * Value::element_bytes(tensor->type))) return std::nullopt;
       tensor->allocate();
-      for (std::size_t at = 0, size = tensor->bytes(); at < size && !given.data.empty(); at += given.data.size())
+      for (std::size_t at = 0, size = tensor->bytes(); at < size && !given.data.empty();
+           at += given.data.size())
         std::memcpy(tensor->data() + at, given.data.data(), std::min(given.data.size(), size - at));
     }
     tensors.push_back(std::move(tensor));
@@ -281,8 +290,10 @@ class Mutator {
       case 8:
         return change_input(made);
       default:
-        if (below(2) == 0) made.in_place ^= 1;
-        else made.outputs ^= 1u << below(5);
+        if (below(2) == 0)
+          made.in_place ^= 1;
+        else
+          made.outputs ^= 1u << below(5);
     }
   }
 
@@ -327,11 +338,14 @@ class Mutator {
     if (attribute.kind == 1) {
       attribute.real = special_float();
     } else if (attribute.kind == 2) {
-      static const char* const special[] = {"", "sparse", "dense", "winograd", "none", "sum", "mean", "VALID", "x"};
+      static const char* const special[] = {"",    "sparse", "dense", "winograd", "none",
+                                            "sum", "mean",   "VALID", "x"};
       attribute.text = special[below(std::size(special))];
     } else if (attribute.kind == 3 && (attribute.integers.empty() || below(10) == 0)) {
-      if (below(2) == 0 && !attribute.integers.empty()) attribute.integers.pop_back();
-      else attribute.integers.push_back(number(1));
+      if (below(2) == 0 && !attribute.integers.empty())
+        attribute.integers.pop_back();
+      else
+        attribute.integers.push_back(number(1));
     } else {
       auto& value = attribute.integers[below(attribute.integers.size())];
       value = number(value);
@@ -349,8 +363,10 @@ class Mutator {
     Input* const input = any_tensor(made);
     if (input == nullptr) return;
     if (input->dims.empty() || below(12) == 0) {
-      if (below(2) == 0 && !input->dims.empty()) input->dims.pop_back();
-      else if (input->dims.size() < largest_rank) input->dims.push_back(static_cast<std::int32_t>(below(4)));
+      if (below(2) == 0 && !input->dims.empty())
+        input->dims.pop_back();
+      else if (input->dims.size() < largest_rank)
+        input->dims.push_back(static_cast<std::int32_t>(below(4)));
       return;
     }
     auto& size = input->dims[below(input->dims.size())];

@@ -65,7 +65,8 @@ class Work {
 
   void give_back(std::size_t which) {
     const Block block = blocks_[which];
-    for (std::size_t i = 0; i < block.bytes / 8; ++i) expect(block.memory[i] == block.mark, "two blocks share memory");
+    for (std::size_t i = 0; i < block.bytes / 8; ++i)
+      expect(block.memory[i] == block.mark, "two blocks share memory");
     blocks_[which] = blocks_.back();
     blocks_.pop_back();
     arena_.give_back(block.memory, block.bytes);
@@ -97,7 +98,8 @@ void check_growth() {
   expect(arena.held() == mib, "one block takes more than itself");
   arena.give_back(first, mib);
   void* const second = arena.take(3 * mib, 0);
-  expect(second == first && arena.held() == 3 * mib, "a larger block does not grow from the free one at the end");
+  expect(second == first && arena.held() == 3 * mib,
+         "a larger block does not grow from the free one at the end");
   // Neighbours that are free are one place, however they came.
   void* const third = arena.take(mib, 0);
   arena.give_back(second, 3 * mib);
@@ -132,7 +134,8 @@ void check_size() {
   edge_bcs::Arena arena;
   expect(arena.take(mib, 0) != nullptr && arena.take(1025 * mib, 0) != nullptr, "a second region");
   expect(arena.held() == 1026 * mib, "two regions");
-  expect(arena.take(std::size_t{1} << 60, 0) == nullptr && arena.held() == 1026 * mib, "a block that cannot be");
+  expect(arena.take(std::size_t{1} << 60, 0) == nullptr && arena.held() == 1026 * mib,
+         "a block that cannot be");
 }
 
 }  // namespace

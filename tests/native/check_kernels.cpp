@@ -70,7 +70,8 @@ struct Tally {
   double worst = 0;  // largest difference, in units of what is allowed
 
   void compare(const ConvKernels& variant, const ConvKernels& scalar, const Layer& layer) {
-    const Result expected = run(scalar, layer, dense, untouched), actual = run(variant, layer, dense, untouched);
+    const Result expected = run(scalar, layer, dense, untouched),
+                 actual = run(variant, layer, dense, untouched);
     const Result magnitude = run(scalar, layer.magnitudes(), dense, 0);
     Floats unmasked;
     // Winograd's products mix pixels beside each other.
@@ -79,17 +80,22 @@ struct Tally {
       without.mask = 0;
       unmasked = run(scalar, without, dense, 0).floats;
     }
-    const double terms = gradient ? static_cast<double>(layer.walk.blocks * layer.walk.height * layer.walk.width * layer.walk.lanes)
-                                  : static_cast<double>(layer.walk.channels * layer.walk.taps);
+    const double terms =
+        gradient
+            ? static_cast<double>(layer.walk.blocks * layer.walk.height * layer.walk.width * layer.walk.lanes)
+            : static_cast<double>(layer.walk.channels * layer.walk.taps);
     const double relative = 1.5 * std::sqrt(terms + 16) * 0x1p-24;
     ++layers;
     numbers += static_cast<long>(expected.floats.size());
     for (std::size_t i = 0; i < expected.floats.size(); ++i) {
       const double allowed = relative * (size_of(layer, magnitude.floats, unmasked, i) +
                                          (gradient ? std::fabs(static_cast<double>(layer.before[i])) : 0));
-      const double error = std::fabs(static_cast<double>(actual.floats[i]) - static_cast<double>(expected.floats[i]));
+      const double error =
+          std::fabs(static_cast<double>(actual.floats[i]) - static_cast<double>(expected.floats[i]));
       if (error > 0) worst = std::max(worst, error / std::max(allowed, 1e-300));
-      if (!(error <= allowed)) report(layer, "float", i, static_cast<double>(expected.floats[i]), static_cast<double>(actual.floats[i]));
+      if (!(error <= allowed))
+        report(layer, "float", i, static_cast<double>(expected.floats[i]),
+               static_cast<double>(actual.floats[i]));
     }
     for (std::size_t byte = 0; byte < expected.bits.size(); ++byte) {
       const unsigned bits = layer.writes_bits ? bits_of(layer, actual.floats, byte) : expected.bits[byte];
@@ -101,21 +107,27 @@ struct Tally {
   // What rounding is relative to: the sum of the absolute products, or, where pixels are mixed, the largest of such sums
   // beside each other, `unmasked`; what is masked is nothing at all.
   static double size_of(const Layer& layer, const Floats& own, const Floats& unmasked, std::size_t i) {
-    const auto size = [](const Floats& floats, std::size_t at) { return std::fabs(static_cast<double>(floats[at])); };
+    const auto size = [](const Floats& floats, std::size_t at) {
+      return std::fabs(static_cast<double>(floats[at]));
+    };
     if (unmasked.empty() || (own[i] == 0 && unmasked[i] != 0)) return size(own, i);
     const auto at = static_cast<std::int64_t>(i), end = static_cast<std::int64_t>(unmasked.size());
     double largest = 0;
-    for (std::int64_t other = at - 3 * layer.walk.lanes; other <= at + 3 * layer.walk.lanes; other += layer.walk.lanes)
-      if (other >= 0 && other < end) largest = std::max(largest, size(unmasked, static_cast<std::size_t>(other)));
+    for (std::int64_t other = at - 3 * layer.walk.lanes; other <= at + 3 * layer.walk.lanes;
+         other += layer.walk.lanes)
+      if (other >= 0 && other < end)
+        largest = std::max(largest, size(unmasked, static_cast<std::size_t>(other)));
     return largest;
   }
 
   // The bits that belong beside the variant's own output: which of eight floats are positive.
   static unsigned bits_of(const Layer& layer, const Floats& floats, std::size_t byte) {
     const auto at = static_cast<std::int64_t>(byte);
-    const std::int64_t block = at / layer.walk.bits_block, row = at % layer.walk.bits_block / layer.walk.bits_plane;
+    const std::int64_t block = at / layer.walk.bits_block,
+                       row = at % layer.walk.bits_block / layer.walk.bits_plane;
     const std::int64_t y = at % layer.walk.bits_plane / layer.bit_row(), first = at % layer.bit_row() * 8;
-    const std::int64_t from = block * layer.out.block() + layer.out.origin() + row * layer.out.plane() + y * layer.out.row();
+    const std::int64_t from =
+        block * layer.out.block() + layer.out.origin() + row * layer.out.plane() + y * layer.out.row();
     unsigned bits = 0;
     for (std::int64_t x = first; x < std::min(first + 8, layer.out.width * layer.out.lanes); ++x)
       bits |= static_cast<unsigned>(floats[static_cast<std::size_t>(from + x)] > 0) << (x - first);
@@ -124,7 +136,8 @@ struct Tally {
 
   void report(const Layer& layer, const char* what, std::size_t i, double expected, double actual) {
     if (++wrong <= 5)
-      std::printf("%s: %s %zu is %.9g, not %.9g (%s)\n", kernel, what, i, actual, expected, layer.text().c_str());
+      std::printf("%s: %s %zu is %.9g, not %.9g (%s)\n", kernel, what, i, actual, expected,
+                  layer.text().c_str());
   }
 };
 
@@ -143,8 +156,9 @@ int check(const char* path, int layers, unsigned seed) {
   }
   long wrong = 0;
   for (const Tally& tally : tallies) {
-    std::printf("%s %s: %ld layers, %ld numbers, largest difference %.3g of what rounding allows, %ld wrong\n", kernels.isa,
-                tally.kernel, tally.layers, tally.numbers, tally.worst, tally.wrong);
+    std::printf(
+        "%s %s: %ld layers, %ld numbers, largest difference %.3g of what rounding allows, %ld wrong\n",
+        kernels.isa, tally.kernel, tally.layers, tally.numbers, tally.worst, tally.wrong);
     wrong += tally.wrong;
     if (tally.layers == 0) throw std::runtime_error("a kernel was not checked");
   }

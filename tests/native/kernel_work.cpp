@@ -30,7 +30,8 @@ int run(char** arguments) {
   walk.lanes = number(9);
   layer.step_in = number(7);
   lay_out(layer, number(6), number(6), number(6) / 2, 0, number(6) / 2, 0, 0);
-  for (std::int64_t k = 0; k < number(6) * number(6); ++k) walk.used[walk.taps++] = static_cast<std::uint8_t>(k);
+  for (std::int64_t k = 0; k < number(6) * number(6); ++k)
+    walk.used[walk.taps++] = static_cast<std::uint8_t>(k);
   Random random(1);
   const double density = std::atof(arguments[8]);
   fill(layer, random, walk.lanes, [&] { return density; });
@@ -39,9 +40,12 @@ int run(char** arguments) {
   layer.positions = layer.factors = kernel == "transposed";
   const bool dense = kernel == "dense" || kernel == "dense_gradient";
   for (std::int64_t i = 0; i < number(10); ++i) {
-    if (kernel == "gradient" || kernel == "dense_gradient") gradient_with(*kernels.fast, layer, dense, 0);
-    else if (kernel == "sparse" || kernel == "transposed" || kernel == "dense") walk_with(*kernels.fast, layer, dense, 0);
-    else throw std::runtime_error("there is no kernel " + kernel);
+    if (kernel == "gradient" || kernel == "dense_gradient")
+      gradient_with(*kernels.fast, layer, dense, 0);
+    else if (kernel == "sparse" || kernel == "transposed" || kernel == "dense")
+      walk_with(*kernels.fast, layer, dense, 0);
+    else
+      throw std::runtime_error("there is no kernel " + kernel);
   }
   Dl_info place{};
   if (dladdr(kernels.fast, &place) == 0) throw std::runtime_error("the kernels lie in no library");

@@ -58,8 +58,8 @@ struct Layer {
   Geometry in{}, out{};
   // Pixels from one output pixel of the walk to the next, on either side.
   std::int64_t step_in = 1, step_out = 1;
-  std::int64_t phase_y = 0, phase_x = 0;   // where the walk begins in the output; below step_out
-  Walk walk;                               // without its pointers
+  std::int64_t phase_y = 0, phase_x = 0;  // where the walk begins in the output; below step_out
+  Walk walk;                              // without its pointers
   bool relu = false, scaled = false, added = false, writes_bits = false, factors = false, positions = false;
   int mask = 0;  // 0 none, 1 floats, 2 bits
   std::vector<std::int32_t> pointer{0}, entry, position;
@@ -67,11 +67,12 @@ struct Layer {
   std::vector<std::uint8_t> mask_bits;
 
   std::string text() const {
-    return std::to_string(walk.taps) + " taps, steps " + std::to_string(step_in) + " and " + std::to_string(step_out) +
-           ", " + std::to_string(walk.blocks) + " blocks of " + std::to_string(walk.lanes) + " lanes, " +
-           std::to_string(walk.channels) + " to " + std::to_string(walk.rows) + " planes, " +
-           std::to_string(walk.height) + " by " + std::to_string(walk.width) + " pixels, " +
-           std::to_string(entry.size()) + " weights, mask " + std::to_string(mask);
+    return std::to_string(walk.taps) + " taps, steps " + std::to_string(step_in) + " and " +
+           std::to_string(step_out) + ", " + std::to_string(walk.blocks) + " blocks of " +
+           std::to_string(walk.lanes) + " lanes, " + std::to_string(walk.channels) + " to " +
+           std::to_string(walk.rows) + " planes, " + std::to_string(walk.height) + " by " +
+           std::to_string(walk.width) + " pixels, " + std::to_string(entry.size()) + " weights, mask " +
+           std::to_string(mask);
   }
 
   std::int64_t bit_row() const { return (out.width * out.lanes + 7) / 8; }
@@ -80,7 +81,8 @@ struct Layer {
   // The same layer with the absolute value of every number.
   Layer magnitudes() const {
     Layer layer = *this;
-    for (Floats* floats : {&layer.input, &layer.value, &layer.scale, &layer.shift, &layer.addend, &layer.factor, &layer.dy})
+    for (Floats* floats :
+         {&layer.input, &layer.value, &layer.scale, &layer.shift, &layer.addend, &layer.factor, &layer.dy})
       make_absolute(*floats);
     std::fill(layer.before.begin(), layer.before.end(), 0.0f);
     layer.relu = false;
@@ -91,7 +93,8 @@ struct Layer {
 // Where everything lies, from the walk's lanes, blocks, channels, rows, height and width, the steps and the phase; `extra`
 // pixels of the output's right and lower side belong to other phases.
 inline void lay_out(Layer& layer, std::int64_t kernel_height, std::int64_t kernel_width, std::int64_t padding,
-                    std::int64_t in_extra_halo, std::int64_t out_halo, std::int64_t extra_y, std::int64_t extra_x) {
+                    std::int64_t in_extra_halo, std::int64_t out_halo, std::int64_t extra_y,
+                    std::int64_t extra_x) {
   Walk& walk = layer.walk;
   layer.out = {walk.rows, (walk.height - 1) * layer.step_out + layer.phase_y + 1 + extra_y,
                (walk.width - 1) * layer.step_out + layer.phase_x + 1 + extra_x, out_halo, walk.lanes};
@@ -101,7 +104,8 @@ inline void lay_out(Layer& layer, std::int64_t kernel_height, std::int64_t kerne
   const auto beyond = [&](std::int64_t out, std::int64_t kernel) {
     return (out - 1) * layer.step_in + kernel - 1 - padding - (size(out, kernel) - 1);
   };
-  layer.in = {walk.channels, size(walk.height, kernel_height), size(walk.width, kernel_width), in_extra_halo, walk.lanes};
+  layer.in = {walk.channels, size(walk.height, kernel_height), size(walk.width, kernel_width), in_extra_halo,
+              walk.lanes};
   layer.in.halo += std::max({padding, beyond(walk.height, kernel_height), beyond(walk.width, kernel_width)});
   for (std::int64_t k = 0; k < kernel_height * kernel_width; ++k)
     walk.tap[k] = static_cast<std::int32_t>((k / kernel_width - padding) * layer.in.row() +
@@ -117,7 +121,8 @@ inline void lay_out(Layer& layer, std::int64_t kernel_height, std::int64_t kerne
   if (layer.phase_x == 0) {
     walk.tail_at = layer.out.width * walk.lanes;
     walk.tail = layer.out.halo * walk.lanes;
-    if ((layer.out.height - 1) % layer.step_out == layer.phase_y) walk.bottom = layer.out.halo * layer.out.row();
+    if ((layer.out.height - 1) % layer.step_out == layer.phase_y)
+      walk.bottom = layer.out.halo * layer.out.row();
   }
   // Bits that are written have the layout of the walk; bits that are read that of the whole output.
   walk.bits_row = layer.bit_row() * layer.step_out;
@@ -145,7 +150,8 @@ void fill(Layer& layer, Random& random, std::int64_t filled, const Densities& de
   layer.position.resize(layer.entry.size());
   for (std::size_t j = 0; j < layer.position.size(); ++j) layer.position[j] = static_cast<std::int32_t>(j);
   for (std::size_t j = layer.position.size(); j > 1; --j)
-    std::swap(layer.position[j - 1], layer.position[static_cast<std::size_t>(random.in(0, static_cast<std::int64_t>(j) - 1))]);
+    std::swap(layer.position[j - 1],
+              layer.position[static_cast<std::size_t>(random.in(0, static_cast<std::int64_t>(j) - 1))]);
 
   layer.input.assign(static_cast<std::size_t>(walk.blocks * layer.in.block()), 0.0f);
   for (std::int64_t block = 0; block < walk.blocks; ++block)
@@ -153,13 +159,15 @@ void fill(Layer& layer, Random& random, std::int64_t filled, const Densities& de
       for (std::int64_t y = 0; y < layer.in.height; ++y)
         for (std::int64_t x = 0; x < layer.in.width; ++x)
           for (std::int64_t lane = 0; lane < (block + 1 == walk.blocks ? filled : walk.lanes); ++lane)
-            layer.input[static_cast<std::size_t>(block * layer.in.block() + layer.in.origin() + channel * layer.in.plane() +
-                                                 y * layer.in.row() + x * walk.lanes + lane)] = random.number();
+            layer.input[static_cast<std::size_t>(block * layer.in.block() + layer.in.origin() +
+                                                 channel * layer.in.plane() + y * layer.in.row() +
+                                                 x * walk.lanes + lane)] = random.number();
   const auto sized = [&](Floats& floats, std::int64_t size) {
     floats.resize(static_cast<std::size_t>(size));
     for (float& f : floats) f = random.number();
   };
-  for (Floats* floats : {&layer.addend, &layer.mask_floats, &layer.dy}) sized(*floats, walk.blocks * layer.out.block());
+  for (Floats* floats : {&layer.addend, &layer.mask_floats, &layer.dy})
+    sized(*floats, walk.blocks * layer.out.block());
   for (Floats* floats : {&layer.scale, &layer.shift}) sized(*floats, walk.rows);
   sized(layer.factor, walk.channels);
   sized(layer.before, static_cast<std::int64_t>(layer.value.size()) + 2 * walk.rows);
@@ -204,13 +212,16 @@ inline Result walk_with(const ConvKernels& kernels, const Layer& layer, bool den
   if (layer.mask == 2) walk.mask_bits = layer.mask_bits.data() + layer.phase_y * layer.bit_row();
   if (layer.writes_bits) walk.bits = result.bits.data();
   if (!dense) {
-    for (std::int64_t i = 0, count = kernels.sparse_tasks(walk, rows); i < count; ++i) kernels.sparse(walk, rows, i);
+    for (std::int64_t i = 0, count = kernels.sparse_tasks(walk, rows); i < count; ++i)
+      kernels.sparse(walk, rows, i);
     return result;
   }
   const std::int64_t columns = walk.channels * (walk.winograd ? walk.taps / 3 * 4 : walk.taps);
   Floats packed(static_cast<std::size_t>(walk.rows * columns), untouched);
-  for (std::int64_t i = 0, count = kernels.pack_tasks(walk); i < count; ++i) kernels.pack(walk, rows, packed.data(), i);
-  for (std::int64_t i = 0, count = kernels.dense_tasks(walk); i < count; ++i) kernels.dense(walk, packed.data(), i);
+  for (std::int64_t i = 0, count = kernels.pack_tasks(walk); i < count; ++i)
+    kernels.pack(walk, rows, packed.data(), i);
+  for (std::int64_t i = 0, count = kernels.dense_tasks(walk); i < count; ++i)
+    kernels.dense(walk, packed.data(), i);
   return result;
 }
 
@@ -258,10 +269,12 @@ struct Kernels {
     isa = reinterpret_cast<const char* (*)()>(function("edge_bcs_isa"))();
     fast = kernels(0);
     scalar = kernels(1);
-    const auto rows = reinterpret_cast<const edge_bcs::RowKernels* (*)(int)>(function("edge_bcs_row_kernels"));
+    const auto rows =
+        reinterpret_cast<const edge_bcs::RowKernels* (*)(int)>(function("edge_bcs_row_kernels"));
     fast_rows = rows(0);
     scalar_rows = rows(1);
-    const auto normals = reinterpret_cast<const edge_bcs::NormalKernels* (*)(int)>(function("edge_bcs_normal_kernels"));
+    const auto normals =
+        reinterpret_cast<const edge_bcs::NormalKernels* (*)(int)>(function("edge_bcs_normal_kernels"));
     fast_normals = normals(0);
     scalar_normals = normals(1);
   }

@@ -59,17 +59,22 @@ struct Value {
   // A block of the heap of exactly its size, zeros or whatever is there.
   void allocate(bool zeros = true) {
     const std::size_t count = bytes();
-    memory = zeros ? std::make_unique<std::byte[]>(count) : std::make_unique_for_overwrite<std::byte[]>(count);
+    memory =
+        zeros ? std::make_unique<std::byte[]>(count) : std::make_unique_for_overwrite<std::byte[]>(count);
   }
   std::byte* data() const { return memory.get(); }
 
   static std::size_t element_bytes(ElementType type) {
     switch (type) {
       case ElementType::uint8:
-      case ElementType::boolean: return 1;
-      case ElementType::uint16: return 2;
-      case ElementType::int64: return 8;
-      default: return 4;
+      case ElementType::boolean:
+        return 1;
+      case ElementType::uint16:
+        return 2;
+      case ElementType::int64:
+        return 8;
+      default:
+        return 4;
     }
   }
 };
@@ -118,7 +123,9 @@ class Failure : public std::runtime_error {
 };
 
 // The library gives statuses back by `release_status`.
-inline Status* error(const std::string& message) { return std::make_unique<Status>(Status{message}).release(); }
+inline Status* error(const std::string& message) {
+  return std::make_unique<Status>(Status{message}).release();
+}
 
 inline void check(Status* status) {
   const std::unique_ptr<Status> owned(status);
@@ -142,7 +149,8 @@ Status* copy_attribute(const KernelInfo* info, const char* name, T* value) {
 
 // Text or a list, `count` elements of it: the first call, with no place to copy it to, asks for the size.
 template <class T, class Element>
-Status* copy_elements(const KernelInfo* info, const char* name, Element* to, std::size_t* size, std::size_t more) {
+Status* copy_elements(const KernelInfo* info, const char* name, Element* to, std::size_t* size,
+                      std::size_t more) {
   const T* found = attribute<T>(info, name);
   if (found == nullptr) return error(std::string("no attribute ") + name);
   const std::size_t count = found->size() + more;
@@ -163,7 +171,8 @@ inline const Value* continued(const KernelContext& call, std::size_t output) {
 }
 
 // Makes an output, once, in the memory of the input that it continues or in its own.
-inline Status* make_output(KernelContext& call, std::size_t index, std::vector<std::int64_t> sizes, Value** made) {
+inline Status* make_output(KernelContext& call, std::size_t index, std::vector<std::int64_t> sizes,
+                           Value** made) {
   *made = call.outputs.at(index);
   if (*made == nullptr) return nullptr;
   Value& value = **made;
@@ -200,7 +209,9 @@ inline void run_parallel(int threads, void (*body)(void*, std::size_t), std::siz
 // The table of functions that the library reads, by slot number (host/ort_abi.h).
 inline const void* const* api_table() {
   static std::array<const void*, 320> table{};
-  const auto set = [](std::size_t slot, auto* function) { table[slot] = reinterpret_cast<const void*>(function); };
+  const auto set = [](std::size_t slot, auto* function) {
+    table[slot] = reinterpret_cast<const void*>(function);
+  };
   set(0, +[](ErrorCode, const char* message) { return error(message); });
   set(2, +[](const Status* status) { return status->message.c_str(); });
   set(3, +[](LoggingLevel, const char*, Env** env) -> Status* {
@@ -263,17 +274,17 @@ inline const void* const* api_table() {
     *value = call->inputs.at(index);
     return nullptr;
   });
-  set(91, +[](KernelContext* call, std::size_t index, const std::int64_t* sizes, std::size_t rank, Value** value) {
-    return make_output(*call, index, {sizes, sizes + rank}, value);
-  });
+  set(91, +[](KernelContext* call, std::size_t index, const std::int64_t* sizes, std::size_t rank,
+              Value** value) { return make_output(*call, index, {sizes, sizes + rank}, value); });
   set(93, +[](Status* status) { std::unique_ptr<Status>(status).reset(); });
   set(99, +[](ShapeInfo* info) { std::unique_ptr<ShapeInfo>(info).reset(); });
   set(163, +[](const KernelInfo* info, const char* name, std::int64_t* values, std::size_t* size) {
     return copy_elements<std::vector<std::int64_t>>(info, name, values, size, 0);
   });
   set(176, +[](Env*, Allocator*) -> Status* { return nullptr; });
-  set(274, +[](const KernelContext* call, void (*body)(void*, std::size_t), std::size_t total, std::size_t,
-               void* data) -> Status* {
+  set(274,
+      +[](const KernelContext* call, void (*body)(void*, std::size_t), std::size_t total, std::size_t,
+          void* data) -> Status* {
     run_parallel(call->threads, body, total, data);
     return nullptr;
   });
@@ -284,7 +295,8 @@ inline const void* const* api_table() {
 class Operators {
  public:
   explicit Operators(Status* (*register_custom_ops)(SessionOptions*, const ApiBase*)) {
-    static const ApiBase base{[](std::uint32_t) -> const void* { return api_table(); }, [] { return "none"; }};
+    static const ApiBase base{[](std::uint32_t) -> const void* { return api_table(); },
+                              [] { return "none"; }};
     check(register_custom_ops(&options_, &base));
   }
 

@@ -10,8 +10,8 @@
 #include <iomanip>
 #include <iostream>
 
-#include "ort_host.h"
 #include "ops/philox.h"
+#include "ort_host.h"
 
 namespace {
 
@@ -21,13 +21,16 @@ using namespace ort_host;
 constexpr auto test_purpose = static_cast<edge_bcs::Purpose>(200);
 
 std::uint64_t hash(std::uint64_t state, const std::byte* bytes, std::size_t count) {
-  for (std::size_t i = 0; i < count; ++i) state = (state ^ static_cast<std::uint64_t>(bytes[i])) * 0x100000001B3ull;
+  for (std::size_t i = 0; i < count; ++i)
+    state = (state ^ static_cast<std::uint64_t>(bytes[i])) * 0x100000001B3ull;
   return state;
 }
 
 template <class T>
 struct Vector : Value {
-  Vector(ElementType element, std::size_t count) : Value(element, {static_cast<std::int64_t>(count)}) { allocate(); }
+  Vector(ElementType element, std::size_t count) : Value(element, {static_cast<std::int64_t>(count)}) {
+    allocate();
+  }
   T* begin() { return reinterpret_cast<T*>(data()); }
   T& operator[](std::size_t i) { return begin()[i]; }
 };
@@ -54,7 +57,8 @@ void run(const char* path, std::size_t connections, std::int64_t positions, std:
   fill(value, seed, 0);
   for (std::size_t t = 0; t < connections; ++t) {
     if (value[t] == 0) value[t] = 0.5f;
-    index[t] = static_cast<std::int32_t>(static_cast<std::int64_t>(t) * positions / static_cast<std::int64_t>(connections));
+    index[t] = static_cast<std::int32_t>(static_cast<std::int64_t>(t) * positions /
+                                         static_cast<std::int64_t>(connections));
     momentum[t] = 0;
   }
   hyper[0] = 0.05f, hyper[1] = 1e-3f, hyper[2] = 0.9f, hyper[3] = 0.25f;
@@ -67,7 +71,8 @@ void run(const char* path, std::size_t connections, std::int64_t positions, std:
               {&outputs[0], &outputs[1], &outputs[2], &outputs[3]},
               2});
     std::uint64_t digest = 0xCBF29CE484222325ull;
-    for (const Value* part : {static_cast<Value*>(&value), static_cast<Value*>(&index), static_cast<Value*>(&momentum)})
+    for (const Value* part :
+         {static_cast<Value*>(&value), static_cast<Value*>(&index), static_cast<Value*>(&momentum)})
       digest = hash(digest, part->data(), part->bytes());
     std::cout << std::hex << std::setfill('0') << std::setw(16) << digest << '\n';
   }

@@ -99,9 +99,10 @@ inline void combine(const RowKernels& kernels, Random& random, Tally& tally) {
     const auto exact = [](float x) { return static_cast<double>(x); };
     auto expected = static_cast<float>(exact(a[i]) * exact(row.scale) + exact(row.shift) + exact(other));
     // Three roundings of the kernel, one fewer where the multiplication is fused with the addition; one of ours.
-    const float allowed = 4 * 0x1p-24f * (std::fabs(a[i] * row.scale) + std::fabs(row.shift) + std::fabs(other));
+    const float allowed =
+        4 * 0x1p-24f * (std::fabs(a[i] * row.scale) + std::fabs(row.shift) + std::fabs(other));
     const bool open = (row.mask == nullptr || mask[i] > 0) &&
-                (row.mask_bits == nullptr || (mask_bits[i / 8] >> (i % 8) & 1) != 0);
+                      (row.mask_bits == nullptr || (mask_bits[i / 8] >> (i % 8) & 1) != 0);
     if (!open || (row.relu && expected < 0)) expected = 0;
     tally.number(out[i], expected, open ? allowed : 0, i);
   }
@@ -226,14 +227,16 @@ inline void normals(const NormalKernels& kernels, Random& random, Tally& tally) 
   kernels.normals(philox.stream(), first, blocks, numbers.data());
   for (std::size_t i = 0; i < numbers.size(); ++i)
     tally.number(numbers[i],
-                 i < numbers.size() - guard ? edge_bcs::normal_from_word(philox.block(first + i / 4)[i % 4]) : untouched, 0,
-                 i);
+                 i < numbers.size() - guard ? edge_bcs::normal_from_word(philox.block(first + i / 4)[i % 4])
+                                            : untouched,
+                 0, i);
 }
 
 // Checks this machine's variant and the scalar one on random rows; returns how many numbers were wrong.
 inline long check(const layers::Kernels& kernels, int rows, unsigned seed) {
   Random random(seed);
-  Tally tallies[]{Tally("combine"), Tally("sums"), Tally("max_pool"), Tally("max_pool_gradient"), Tally("normals")};
+  Tally tallies[]{Tally("combine"), Tally("sums"), Tally("max_pool"), Tally("max_pool_gradient"),
+                  Tally("normals")};
   for (int i = 0; i < rows; ++i)
     for (const bool scalar : {false, true}) {
       const RowKernels& row = scalar ? *kernels.scalar_rows : *kernels.fast_rows;

@@ -90,7 +90,8 @@ void write_result(std::ostream& file, const Call& call) {
   for (const auto* values : {&call.outputs, &call.inputs})
     for (const auto& value : *values)
       if (value != nullptr)
-        file.write(reinterpret_cast<const char*>(value->data()), static_cast<std::streamsize>(value->bytes()));
+        file.write(reinterpret_cast<const char*>(value->data()),
+                   static_cast<std::streamsize>(value->bytes()));
 }
 
 template <class T>

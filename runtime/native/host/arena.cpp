@@ -67,7 +67,8 @@ void Arena::trim() {
     }
     ++at;
     std::byte* const end = start + region.open - unused;
-    if (unused == 0 || mmap(end, unused, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != end)
+    if (unused == 0 ||
+        mmap(end, unused, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != end)
       continue;
     prefer_large_pages(end, unused);
     const auto range = std::prev(free_.lower_bound(start + region.open));

@@ -48,7 +48,7 @@ class Arena {
 
   std::map<std::byte*, Region> regions_;  // one, unless its addresses did not suffice
   std::size_t held_ = 0;
-  Places free_;                                          // start → bytes
+  Places free_;                                           // start → bytes
   std::set<std::pair<std::size_t, std::byte*>> by_size_;  // the same ranges, smallest first
 };
 

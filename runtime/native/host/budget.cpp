@@ -79,7 +79,9 @@ struct Header {
 };
 
 // Bytes of the block for `bytes` bytes, its header included.
-std::size_t block_size(std::size_t bytes) { return alignment + (bytes + alignment - 1) / alignment * alignment; }
+std::size_t block_size(std::size_t bytes) {
+  return alignment + (bytes + alignment - 1) / alignment * alignment;
+}
 
 ort::MemoryInfo* memory_info = nullptr;
 ort::Allocator allocator{};
@@ -128,7 +130,8 @@ namespace {
 // environment keeps the pointer to our allocator for good: the library must outlive both.
 void stay_loaded() {
   Dl_info self{};
-  if (dladdr(&allocator, &self) != 0 && self.dli_fname != nullptr) dlopen(self.dli_fname, RTLD_LAZY | RTLD_NODELETE);
+  if (dladdr(&allocator, &self) != 0 && self.dli_fname != nullptr)
+    dlopen(self.dli_fname, RTLD_LAZY | RTLD_NODELETE);
 }
 
 }  // namespace

@@ -59,19 +59,21 @@ EDGE_BCS_EXPORT double edge_bcs_peak_loads(double seconds, std::int64_t bytes) {
   constexpr std::int64_t gap = 100, at_least = 1 << 18;
   const edge_bcs::ProbeKernels& probe = edge_bcs::probe_kernels();
   const edge_bcs::ProbeTile& tile = probe.tile;
-  const std::int64_t planes = std::max<std::int64_t>(1, bytes / (tile.plane() * static_cast<std::int64_t>(sizeof(float))));
+  const std::int64_t planes =
+      std::max<std::int64_t>(1, bytes / (tile.plane() * static_cast<std::int64_t>(sizeof(float))));
   constexpr std::int64_t positions = edge_bcs::ProbeTile::positions;
   const std::int64_t columns = planes * positions * positions;
   // Enough entries that their tiles cover all planes more than once.
-  const std::int64_t entries = std::max<std::int64_t>(1024, 4 * planes), rounds = 1 + at_least / (entries * tile.vectors());
+  const std::int64_t entries = std::max<std::int64_t>(1024, 4 * planes),
+                     rounds = 1 + at_least / (entries * tile.vectors());
   std::vector<std::int32_t> distance;
   std::minstd_rand random(1);
   std::uniform_int_distribution<std::int64_t> step(1, 2 * gap - 1);
   for (std::int64_t column = 0; static_cast<std::int64_t>(distance.size()) < entries;
        column = (column + step(random)) % columns) {
     const std::int64_t plane = column / (positions * positions), position = column % (positions * positions);
-    distance.push_back(static_cast<std::int32_t>(plane * tile.plane() + position / positions * tile.plane_row() +
-                                                 position % positions * tile.lanes));
+    distance.push_back(static_cast<std::int32_t>(
+        plane * tile.plane() + position / positions * tile.plane_row() + position % positions * tile.lanes));
   }
   const std::vector<float> weight(distance.size(), 0.5f);
   // On a line of the cache, as the stacks of whole vectors are.

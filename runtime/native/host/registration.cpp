@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "host/budget.h"
-#include "ops/op.h"
 #include "host/ort_abi.h"
+#include "ops/op.h"
 
 namespace edge_bcs {
 
@@ -29,13 +29,20 @@ std::vector<Declaration>& registry(Domain domain) {
 
 const char* type_name(ort::ElementType type) {
   switch (type) {
-    case float32: return "f32";
-    case uint8: return "u8";
-    case uint16: return "u16";
-    case int32: return "i32";
-    case int64: return "i64";
-    case boolean: return "bool";
-    default: return "any";
+    case float32:
+      return "f32";
+    case uint8:
+      return "u8";
+    case uint16:
+      return "u16";
+    case int32:
+      return "i32";
+    case int64:
+      return "i64";
+    case boolean:
+      return "bool";
+    default:
+      return "any";
   }
 }
 
@@ -70,7 +77,9 @@ std::atomic<bool> provide_training_operators{false};
 
 }  // namespace
 
-void detail::add_to_registry(const Declaration& declaration, Domain domain) { registry(domain).push_back(declaration); }
+void detail::add_to_registry(const Declaration& declaration, Domain domain) {
+  registry(domain).push_back(declaration);
+}
 
 }  // namespace edge_bcs
 
@@ -108,8 +117,7 @@ extern "C" __attribute__((visibility("default"))) edge_bcs::ort::Status* Registe
   std::call_once(once, [&] { ort::api.load(table); });
   try {
     budget::register_with_environment();
-    if (provide_training_operators)
-      detail::check(ort::api.add_custom_op_domain(options, training_domain()));
+    if (provide_training_operators) detail::check(ort::api.add_custom_op_domain(options, training_domain()));
     return ort::api.add_custom_op_domain(options, own_domain());
   } catch (const std::exception& error) {
     return detail::error_status("edge-bcs", error.what());

@@ -87,7 +87,8 @@ void dense_block(const Walk& walk, const float* weights, const Place& place, std
 }
 
 template <int VL, int TY, int TV, bool strided>
-void dense_tile(const Walk& walk, const float* packed, const Place& place, std::int64_t first, std::int64_t last) {
+void dense_tile(const Walk& walk, const float* packed, const Place& place, std::int64_t first,
+                std::int64_t last) {
   // Image rows of a register block.
   constexpr int down = smaller_int(TY, block_vectors > TV ? block_vectors / TV : 1);
   constexpr int across = smaller_int(TV, block_vectors);
@@ -104,10 +105,17 @@ void dense_tile(const Walk& walk, const float* packed, const Place& place, std::
             case block_rows:
               dense_block<VL, block_rows, down, across, strided>(walk, weights, place, row, y, x, begin, end);
               break;
-            case 4: dense_block<VL, 4, down, across, strided>(walk, weights, place, row, y, x, begin, end); break;
-            case 3: dense_block<VL, 3, down, across, strided>(walk, weights, place, row, y, x, begin, end); break;
-            case 2: dense_block<VL, 2, down, across, strided>(walk, weights, place, row, y, x, begin, end); break;
-            default: dense_block<VL, 1, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+            case 4:
+              dense_block<VL, 4, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+              break;
+            case 3:
+              dense_block<VL, 3, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+              break;
+            case 2:
+              dense_block<VL, 2, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+              break;
+            default:
+              dense_block<VL, 1, down, across, strided>(walk, weights, place, row, y, x, begin, end);
           }
         }
       row += size;
@@ -151,10 +159,13 @@ std::int64_t dense_tasks(const Walk& walk) {
 void dense(const Walk& walk, const float* packed, std::int64_t task) {
   const Tasks tasks = cut_blocks(walk);
   const std::int64_t band = task / tasks.groups * tasks.band, image_rows = walk.blocks * walk.height;
-  const std::int64_t first = task % tasks.groups * tasks.group, last = smaller(walk.rows, first + tasks.group);
-  if (uses_winograd(walk)) return winograd(walk, packed, band, smaller(image_rows, band + tasks.band), first, last);
+  const std::int64_t first = task % tasks.groups * tasks.group,
+                     last = smaller(walk.rows, first + tasks.group);
+  if (uses_winograd(walk))
+    return winograd(walk, packed, band, smaller(image_rows, band + tasks.band), first, last);
   with_vectors(walk, [&]<int VL, bool strided>() {
-    for_tiles<VL>(walk, band, smaller(image_rows, band + tasks.band), [&]<int TY, int TV>(const Place& place) {
+    for_tiles<VL>(walk, band, smaller(image_rows, band + tasks.band),
+                  [&]<int TY, int TV>(const Place& place) {
       dense_tile<VL, TY, TV, strided>(walk, packed, place, first, last);
     });
   });

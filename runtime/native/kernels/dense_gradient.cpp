@@ -25,8 +25,9 @@ struct Band {
 
 // sums[o][i] += the dot products of dy plane `row`[o] with the input at distance `at`[i], over a band.
 template <int VL, bool strided>
-void block_products(const Walk& walk, const float* const (&dy)[block_rows], const float* const (&input)[block_columns],
-                    const Band& band, float (&sums)[block_rows][block_columns]) {
+void block_products(const Walk& walk, const float* const (&dy)[block_rows],
+                    const float* const (&input)[block_columns], const Band& band,
+                    float (&sums)[block_rows][block_columns]) {
   constexpr int count = block_rows * block_columns;
   static_assert(count % 4 == 0);
   Vector<VL> products[count];
@@ -124,7 +125,9 @@ double plane_sum(const Walk& walk, const float* dy) {
 
 }  // namespace
 
-std::int64_t dense_gradient_tasks(const Walk& walk) { return smaller(16, ceil_divide(walk.rows, block_rows)); }
+std::int64_t dense_gradient_tasks(const Walk& walk) {
+  return smaller(16, ceil_divide(walk.rows, block_rows));
+}
 
 void dense_gradient(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient, float* work,
                     std::int64_t task) {
@@ -133,14 +136,15 @@ void dense_gradient(const Walk& walk, const SparseRows& rows, const WeightGradie
   const std::int64_t last = smaller(walk.rows, blocks * (task + 1) / tasks * block_rows);
   const std::int64_t columns = walk.channels * walk.taps;
   std::memset(work + first * columns, 0, static_cast<std::size_t>((last - first) * columns) * sizeof(float));
-  with_vectors(walk,
-               [&]<int VL, bool strided>() { gradient_rows<VL, strided>(walk, gradient, work, first, last); });
+  with_vectors(
+      walk, [&]<int VL, bool strided>() { gradient_rows<VL, strided>(walk, gradient, work, first, last); });
   const TapNumbers number(walk);
   for (std::int64_t row = first; row < last; ++row) {
     const float scale = gradient.scale == nullptr ? 1.0f : gradient.scale[row];
     double dscale = 0;
     for (std::int64_t j = rows.begin(row); j < rows.end(row); ++j) {
-      const float sum = work[row * columns + (rows.entry[j] >> 8) * walk.taps + number.of[rows.entry[j] & 255]];
+      const float sum =
+          work[row * columns + (rows.entry[j] >> 8) * walk.taps + number.of[rows.entry[j] & 255]];
       gradient.grad[j] += scale * sum;
       dscale += static_cast<double>(rows.value[j]) * static_cast<double>(sum);
     }

@@ -52,8 +52,8 @@ EDGE_BCS_INLINE void products(const Vector<VL> (&dy)[TY][TV], const float* const
 
 // A function of its own, as `sparse_tile` is.
 template <int VL, int TY, int TV, bool strided>
-__attribute__((noinline)) void gradient_tile(const Walk& walk, const Group& group, const WeightGradient& gradient,
-                                             const Place& place, Sums& sums) {
+__attribute__((noinline)) void gradient_tile(const Walk& walk, const Group& group,
+                                             const WeightGradient& gradient, const Place& place, Sums& sums) {
   const float* input[TY];
 #pragma GCC unroll 8
   for (int y = 0; y < TY; ++y) input[y] = walk.input + place.input[y] + place.input_x[0];
@@ -89,8 +89,7 @@ __attribute__((noinline)) void gradient_tile(const Walk& walk, const Group& grou
         store<VL>(sums.dy[r], sum);
       }
       const std::int32_t* const distance = group.distance;
-      for (; j + 8 <= end; j += 8)
-        products<VL, TY, TV, 8>(dy, input, input_x, distance + j, sums.entry + j);
+      for (; j + 8 <= end; j += 8) products<VL, TY, TV, 8>(dy, input, input_x, distance + j, sums.entry + j);
       if (j + 4 <= end) {
         products<VL, TY, TV, 4>(dy, input, input_x, distance + j, sums.entry + j);
         j += 4;
@@ -160,8 +159,10 @@ std::int64_t first_row(const Walk& walk, const SparseRows& rows, std::int64_t ta
   std::int64_t low = 0, high = walk.rows;
   while (low < high) {
     const std::int64_t middle = low + (high - low) / 2;
-    if (cost(middle) < share) low = middle + 1;
-    else high = middle;
+    if (cost(middle) < share)
+      low = middle + 1;
+    else
+      high = middle;
   }
   return low;
 }
@@ -176,9 +177,11 @@ std::int64_t band_rows(const Walk& walk) {
 }
 
 template <int VL, bool strided>
-void gradient_walk(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient, std::int64_t task) {
+void gradient_walk(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient,
+                   std::int64_t task) {
   const std::int64_t tasks = gradient_tasks(walk, rows), image_rows = walk.blocks * walk.height;
-  const std::int64_t first = first_row(walk, rows, task, tasks), last = first_row(walk, rows, task + 1, tasks);
+  const std::int64_t first = first_row(walk, rows, task, tasks),
+                     last = first_row(walk, rows, task + 1, tasks);
   const std::int64_t band = band_rows(walk);
   Group group;
   Sums sums;

@@ -27,8 +27,8 @@ struct Group {
   std::int64_t first_row = 0;
   int rows = 0;
   int chunks = 1;
-  bool continues = false;  // the first row was started before
-  bool unfinished = false; // the last row goes on
+  bool continues = false;   // the first row was started before
+  bool unfinished = false;  // the last row goes on
   const float* weights = nullptr;
   std::int64_t first_entry = 0;  // of the matrix, if its rows follow each other
 
@@ -107,7 +107,8 @@ struct Group {
     if (matrix.factor == nullptr)
       for (int i = 0; i < count; ++i) weight[to + i] = matrix.value[position[i]];
     else
-      for (int i = 0; i < count; ++i) weight[to + i] = matrix.value[position[i]] * matrix.factor[entry[i] >> 8];
+      for (int i = 0; i < count; ++i)
+        weight[to + i] = matrix.value[position[i]] * matrix.factor[entry[i] >> 8];
   }
 
   // The first of the entries [begin, end), whose channels ascend, with a channel of at least `channel`.
@@ -115,8 +116,10 @@ struct Group {
                                      std::int64_t channel) {
     while (begin < end) {
       const std::int64_t middle = begin + (end - begin) / 2;
-      if ((entry[middle] >> 8) < channel) begin = middle + 1;
-      else end = middle;
+      if ((entry[middle] >> 8) < channel)
+        begin = middle + 1;
+      else
+        end = middle;
     }
     return begin;
   }
@@ -136,8 +139,10 @@ inline void with_vectors(const Walk& walk, const Body& body) {
     if (length == 4) return body.template operator()<4, strided>();
     body.template operator()<1, strided>();
   };
-  if (contiguous(walk)) choose.template operator()<false>();
-  else choose.template operator()<true>();
+  if (contiguous(walk))
+    choose.template operator()<false>();
+  else
+    choose.template operator()<true>();
 }
 
 }  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE

@@ -4,9 +4,9 @@
 
 #include <cmath>
 
+#include "kernels/normal_constants.h"
 #include "kernels/simd.h"
 #include "kernels/table.h"
-#include "kernels/normal_constants.h"
 
 namespace edge_bcs {
 namespace EDGE_BCS_KERNEL_NAMESPACE {
@@ -31,8 +31,7 @@ EDGE_BCS_INLINE Words multiply(Words a, Words b) {
   if constexpr (width == 8)
     return bits_as<Words>(_mm512_maskz_mul_epu32(0xFF, bits_as<__m512i>(a), bits_as<__m512i>(b)));
 #elif defined(__AVX2__)
-  if constexpr (width == 4)
-    return bits_as<Words>(_mm256_mul_epu32(bits_as<__m256i>(a), bits_as<__m256i>(b)));
+  if constexpr (width == 4) return bits_as<Words>(_mm256_mul_epu32(bits_as<__m256i>(a), bits_as<__m256i>(b)));
 #endif
   return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
 }
@@ -120,7 +119,8 @@ EDGE_BCS_INLINE void philox(const NormalStream& stream, std::uint64_t first, Wor
   std::uint32_t k0 = stream.key[0], k1 = stream.key[1];
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    const Words product0 = multiply(c[0], Words{} + 0xD2511F53u), product1 = multiply(c[2], Words{} + 0xCD9E8D57u);
+    const Words product0 = multiply(c[0], Words{} + 0xD2511F53u),
+                product1 = multiply(c[2], Words{} + 0xCD9E8D57u);
     c[0] = (product1 >> 32) ^ c[1] ^ k0;
     c[1] = product1;
     c[2] = (product0 >> 32) ^ c[3] ^ k1;

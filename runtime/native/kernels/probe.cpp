@@ -49,7 +49,8 @@ void copy(const float* from, float* to, std::int64_t count) {
 
 inline constexpr ProbeTile tile{longest, max_accumulators / max_tile_vectors, max_tile_vectors};
 
-float load_multiply_adds(const float* planes, const std::int32_t* distance, const float* weight, std::int64_t entries) {
+float load_multiply_adds(const float* planes, const std::int32_t* distance, const float* weight,
+                         std::int64_t entries) {
   Vector<longest> sums[tile.rows][tile.across] = {};
   for (std::int64_t j = 0; j < entries; ++j) {
     const Vector<longest> factor = broadcast<longest>(weight[j]);

@@ -11,8 +11,8 @@ struct ProbeTile {
   std::int64_t lanes, rows, across;
 
   constexpr std::int64_t vectors() const { return rows * across; }
-  constexpr std::int64_t plane_row() const { return (across + positions - 1) * lanes; }          // in floats
-  constexpr std::int64_t plane() const { return (rows + positions - 1) * plane_row(); }          // in floats
+  constexpr std::int64_t plane_row() const { return (across + positions - 1) * lanes; }  // in floats
+  constexpr std::int64_t plane() const { return (rows + positions - 1) * plane_row(); }  // in floats
 };
 
 struct ProbeKernels {

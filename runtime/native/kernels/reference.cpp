@@ -23,7 +23,8 @@ void for_pixels(const Walk& walk, const Body& body) {
 // The output from the sums of one plane: sum(input offset) is called for every float.
 template <class Sum>
 void plane(const Walk& walk, std::int64_t row, const Sum& sum) {
-  for_pixels(walk, [&](std::int64_t in, std::int64_t out, std::int64_t mask, std::int64_t byte, std::int64_t bit) {
+  for_pixels(walk,
+             [&](std::int64_t in, std::int64_t out, std::int64_t mask, std::int64_t byte, std::int64_t bit) {
     float value = sum(in);
     if (walk.scale != nullptr) value = value * walk.scale[row] + walk.shift[row];
     out += row * walk.output_plane;
@@ -111,7 +112,8 @@ void dense(const Walk& walk, const float* packed, std::int64_t row) {
     float sum = 0;
     for (std::int64_t channel = 0; channel < walk.channels; ++channel)
       for (int k = 0; k < walk.taps; ++k)
-        sum += weights[channel * walk.taps + k] * walk.input[in + channel * walk.input_plane + walk.tap[walk.used[k]]];
+        sum += weights[channel * walk.taps + k] *
+               walk.input[in + channel * walk.input_plane + walk.tap[walk.used[k]]];
     return sum;
   });
 }
@@ -130,8 +132,8 @@ void dense_gradient(const Walk& walk, const SparseRows& rows, const WeightGradie
   float* const sums = work + row * walk.channels * walk.taps;
   for (std::int64_t channel = 0; channel < walk.channels; ++channel)
     for (int k = 0; k < walk.taps; ++k)
-      sums[channel * walk.taps + k] =
-          static_cast<float>(product(walk, gradient, row, channel * walk.input_plane + walk.tap[walk.used[k]]));
+      sums[channel * walk.taps + k] = static_cast<float>(
+          product(walk, gradient, row, channel * walk.input_plane + walk.tap[walk.used[k]]));
   const TapNumbers number(walk);
   deliver(walk, rows, gradient, row, [&](std::int64_t j) {
     return static_cast<double>(sums[(rows.entry[j] >> 8) * walk.taps + number.of[rows.entry[j] & 255]]);

@@ -76,7 +76,8 @@ EntryBounds entry_bounds(const std::int32_t* entry, std::int64_t count) {
   };
   for (int part = 0; part < parts; ++part)
     for (int lane = 0; lane < length; ++lane) take(entries[part][lane], positions[part][lane]);
-  for (; j < count; ++j) take(static_cast<std::uint32_t>(entry[j]), static_cast<std::uint32_t>(entry[j]) & 255u);
+  for (; j < count; ++j)
+    take(static_cast<std::uint32_t>(entry[j]), static_cast<std::uint32_t>(entry[j]) & 255u);
   return bounds;
 }
 
@@ -133,7 +134,8 @@ void gradient_lanes(const PoolRow& pool, const float* dy, const std::uint8_t* ch
       for (std::int64_t ky = pool.top; ky < pool.bottom; ++ky)
         for (std::int64_t kx = left; kx < right; ++kx) {
           float* pixel = window + ky * pool.row + kx * pool.lanes + b;
-          const Integers<VL> here = where == Integers<VL>{} + static_cast<std::int32_t>(ky * pool.kernel + kx);
+          const Integers<VL> here =
+              where == Integers<VL>{} + static_cast<std::int32_t>(ky * pool.kernel + kx);
           const Vector<VL> passed = here ? gradient : Vector<VL>{};
           store<VL>(pixel, add ? load<VL>(pixel) + passed : passed);
         }
@@ -143,8 +145,8 @@ void gradient_lanes(const PoolRow& pool, const float* dy, const std::uint8_t* ch
 
 // Windows of two by two pixels beside each other, all of them whole.
 bool in_twos(const PoolRow& pool) {
-  return pool.kernel == 2 && pool.stride == 2 && pool.padding == 0 && pool.width >= 2 * pool.out_width && pool.top == 0 &&
-         pool.bottom == 2;
+  return pool.kernel == 2 && pool.stride == 2 && pool.padding == 0 && pool.width >= 2 * pool.out_width &&
+         pool.top == 0 && pool.bottom == 2;
 }
 
 template <int VL>
@@ -258,8 +260,8 @@ bool with_pairs(const PoolRow& pool, const Body& body) {
         }
         return false;
       };
-      return with.template operator()<1>() || with.template operator()<2>() || with.template operator()<4>() ||
-             with.template operator()<8>();
+      return with.template operator()<1>() || with.template operator()<2>() ||
+             with.template operator()<4>() || with.template operator()<8>();
     }
     return false;
   };
@@ -283,18 +285,26 @@ void with_lanes(std::int64_t lanes, const Body& body) {
 }
 
 void max_pool(const PoolRow& pool, const float* input, bool rectify, float* y, std::uint8_t* choice) {
-  if (with_pairs(pool, [&]<int VL, int lanes>() { max_pool_pairs<VL, lanes>(pool, input, rectify, y, choice); })) return;
+  if (with_pairs(pool,
+                 [&]<int VL, int lanes>() { max_pool_pairs<VL, lanes>(pool, input, rectify, y, choice); }))
+    return;
   with_lanes(pool.lanes, [&]<int VL>() {
-    if (in_twos(pool)) max_pool_twos<VL>(pool, input, rectify, y, choice);
-    else max_pool_lanes<VL>(pool, input, rectify, y, choice);
+    if (in_twos(pool))
+      max_pool_twos<VL>(pool, input, rectify, y, choice);
+    else
+      max_pool_lanes<VL>(pool, input, rectify, y, choice);
   });
 }
 
-void max_pool_gradient(const PoolRow& pool, const float* dy, const std::uint8_t* choice, bool add, float* dx) {
-  if (!add && with_pairs(pool, [&]<int VL, int lanes>() { gradient_pairs<VL, lanes>(pool, dy, choice, dx); })) return;
+void max_pool_gradient(const PoolRow& pool, const float* dy, const std::uint8_t* choice, bool add,
+                       float* dx) {
+  if (!add && with_pairs(pool, [&]<int VL, int lanes>() { gradient_pairs<VL, lanes>(pool, dy, choice, dx); }))
+    return;
   with_lanes(pool.lanes, [&]<int VL>() {
-    if (!add && in_twos(pool)) gradient_twos<VL>(pool, dy, choice, dx);
-    else gradient_lanes<VL>(pool, dy, choice, add, dx);
+    if (!add && in_twos(pool))
+      gradient_twos<VL>(pool, dy, choice, dx);
+    else
+      gradient_lanes<VL>(pool, dy, choice, add, dx);
   });
 }
 

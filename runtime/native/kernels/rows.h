@@ -16,7 +16,7 @@ struct Row {
   const float* mask = nullptr;              // passes where > 0
   const std::uint8_t* mask_bits = nullptr;  // passes where bit j % 8 of byte j / 8 is set
   float* out = nullptr;
-  std::uint8_t* bits = nullptr;             // written: whether out > 0; the bits after the last are 0
+  std::uint8_t* bits = nullptr;  // written: whether out > 0; the bits after the last are 0
 };
 
 // Sums over two rows a and b, in double.

@@ -73,7 +73,8 @@ template <int VL>
 EDGE_BCS_INLINE Vector<VL> relu(Vector<VL> a) {
 #if defined(__AVX512F__)
   if constexpr (VL == 16)
-    return reinterpret_cast<Vector<VL>>(_mm512_maskz_max_ps(0xFFFF, _mm512_setzero_ps(), reinterpret_cast<__m512>(a)));
+    return reinterpret_cast<Vector<VL>>(
+        _mm512_maskz_max_ps(0xFFFF, _mm512_setzero_ps(), reinterpret_cast<__m512>(a)));
 #endif
 #if defined(__AVX2__)
   if constexpr (VL == 8)
@@ -102,7 +103,8 @@ EDGE_BCS_INLINE unsigned positive_bits(Vector<VL> a) {
     return static_cast<unsigned>(
         _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(a), _mm256_setzero_ps(), _CMP_GT_OQ)));
   if constexpr (VL == 4)
-    return static_cast<unsigned>(_mm_movemask_ps(_mm_cmpgt_ps(reinterpret_cast<__m128>(a), _mm_setzero_ps())));
+    return static_cast<unsigned>(
+        _mm_movemask_ps(_mm_cmpgt_ps(reinterpret_cast<__m128>(a), _mm_setzero_ps())));
 #elif defined(__ARM_NEON)
   if constexpr (VL == 4)
     return vaddvq_u32(reinterpret_cast<uint32x4_t>((a > Vector<VL>{}) & lane_bits<VL>()));
@@ -120,7 +122,8 @@ EDGE_BCS_INLINE Vector<VL> where_bits(unsigned bits, Vector<VL> a) {
     return reinterpret_cast<Vector<VL>>(
         _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), reinterpret_cast<__m512>(a)));
 #endif
-  const Integers<VL> set = ((Integers<VL>{} + static_cast<std::int32_t>(bits)) & lane_bits<VL>()) != Integers<VL>{};
+  const Integers<VL> set =
+      ((Integers<VL>{} + static_cast<std::int32_t>(bits)) & lane_bits<VL>()) != Integers<VL>{};
   return reinterpret_cast<Vector<VL>>(reinterpret_cast<Integers<VL>>(a) & set);
 }
 
@@ -212,7 +215,8 @@ EDGE_BCS_INLINE Integers<VL> load_bytes(const std::uint8_t* from) {
 #endif
 #if defined(__AVX2__)
   if constexpr (VL == 8)
-    return reinterpret_cast<Integers<VL>>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+    return reinterpret_cast<Integers<VL>>(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 #elif defined(__ARM_NEON)
   if constexpr (VL == 4) {
     uint8x8_t bytes{};
@@ -249,7 +253,8 @@ EDGE_BCS_INLINE void add_lane_sums(float* sums, const Vector<VL> (&vectors)[N]) 
     add_lane_sums<8, N>(sums, halves);
   } else if constexpr (N == 8 && VL == 8) {
     const auto low = add_pairs<8>(add_pairs<8>(vectors[0], vectors[1]), add_pairs<8>(vectors[2], vectors[3]));
-    const auto high = add_pairs<8>(add_pairs<8>(vectors[4], vectors[5]), add_pairs<8>(vectors[6], vectors[7]));
+    const auto high =
+        add_pairs<8>(add_pairs<8>(vectors[4], vectors[5]), add_pairs<8>(vectors[6], vectors[7]));
     store<8>(sums, load<8>(sums) + add_pairs<8>(low, high));
   } else if constexpr (VL == 8) {
     Vector<4> quarters[N];

@@ -16,8 +16,8 @@ namespace {
 // sums += Σ weight · input at its distance, for `count` entries.
 template <int VL, int TY, int TV>
 EDGE_BCS_INLINE void accumulate(Vector<VL> (&sums)[TY][TV], const float* const (&input)[TY],
-                                const std::int64_t (&input_x)[TV], const float* weights, const std::int32_t* distances,
-                                int count) {
+                                const std::int64_t (&input_x)[TV], const float* weights,
+                                const std::int32_t* distances, int count) {
   // Changes nothing, but without it the compiler reloads these from the stack for every entry.
   const float* rows[TY];
 #pragma GCC unroll 8
@@ -40,7 +40,8 @@ EDGE_BCS_INLINE void accumulate(Vector<VL> (&sums)[TY][TV], const float* const (
 // planes, which no prefetcher of a processor foresees, and with few entries a row there is no arithmetic to wait behind.
 template <int VL, int TY, int TV>
 EDGE_BCS_INLINE void fetch_next_output(const Walk& walk, const Place& place, std::int64_t row) {
-  constexpr int cache_line = 64 / sizeof(float), step = smaller_int(TV, cache_line > VL ? cache_line / VL : 1);
+  constexpr int cache_line = 64 / sizeof(float),
+                step = smaller_int(TV, cache_line > VL ? cache_line / VL : 1);
 #pragma GCC unroll 8
   for (int y = 0; y < TY; ++y)
 #pragma GCC unroll 4
@@ -91,7 +92,8 @@ __attribute__((noinline)) void sparse_tile(const Walk& walk, const Group& group,
           for (int x = 0; x < TV; ++x)
             sums[y][x] = load<VL>(plane + place.output[y] + along<VL, strided>(place.output_x, x));
       }
-      accumulate<VL, TY, TV>(sums, input, input_x, group.weights + begin, group.distance + begin, end - begin);
+      accumulate<VL, TY, TV>(sums, input, input_x, group.weights + begin, group.distance + begin,
+                             end - begin);
       if (last) {
         finish<VL, TY, TV, strided>(walk, place, row, sums);
       } else {
@@ -112,9 +114,9 @@ void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
   const std::int64_t first = task % tasks.groups * tasks.group;
   Group group;
   for (Cursor cursor(rows, first, smaller(walk.rows, first + tasks.group)); group.fill(walk, rows, cursor);) {
-    for_tiles<VL>(walk, band, smaller(image_rows, band + tasks.band), [&]<int TY, int TV>(const Place& place) {
-      sparse_tile<VL, TY, TV, strided>(walk, group, place);
-    });
+    for_tiles<VL>(
+        walk, band, smaller(image_rows, band + tasks.band),
+        [&]<int TY, int TV>(const Place& place) { sparse_tile<VL, TY, TV, strided>(walk, group, place); });
   }
 }
 

@@ -28,11 +28,12 @@ struct TapNumbers {
 
 // Calls body(o, channel, tap, weight) for every weight of row `first` + o of a matrix, for o < `count`.
 template <class Body>
-void for_weights(const SparseRows& rows, const TapNumbers& number, std::int64_t first, int count, const Body& body) {
+void for_weights(const SparseRows& rows, const TapNumbers& number, std::int64_t first, int count,
+                 const Body& body) {
   for (int o = 0; o < count; ++o)
     for (std::int64_t j = rows.begin(first + o); j < rows.end(first + o); ++j)
-      body(o, static_cast<std::int64_t>(rows.entry[j] >> 8), static_cast<std::int64_t>(number.of[rows.entry[j] & 255]),
-           rows.weight(j));
+      body(o, static_cast<std::int64_t>(rows.entry[j] >> 8),
+           static_cast<std::int64_t>(number.of[rows.entry[j] & 255]), rows.weight(j));
 }
 
 std::int64_t sparse_tasks(const Walk&, const SparseRows&);

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "ops/dispatch.h"
 #include "kernels/simd.h"
 #include "kernels/walk.h"
+#include "ops/dispatch.h"
 
 namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 
@@ -58,16 +58,19 @@ inline TileShape tile_shape(const Walk& walk) {
 // Where the vectors of a tile lie (floats from the walk's pointers at plane 0; bits from a row's start).
 struct Place {
   std::int64_t input[max_tile_rows], output[max_tile_rows], mask[max_tile_rows], bits[max_tile_rows];
-  std::int64_t input_x[max_tile_vectors], output_x[max_tile_vectors], mask_x[max_tile_vectors], bit[max_tile_vectors];
-  bool ends_row;                // the tile has the last vector of its rows
-  bool last_row[max_tile_rows]; // the tile's row is the last of its plane
+  std::int64_t input_x[max_tile_vectors], output_x[max_tile_vectors], mask_x[max_tile_vectors],
+      bit[max_tile_vectors];
+  bool ends_row;                 // the tile has the last vector of its rows
+  bool last_row[max_tile_rows];  // the tile's row is the last of its plane
 };
 
 // Distance of vector t from vector 0 along the row: known to the compiler unless the walk is strided.
 template <int VL, bool strided>
 EDGE_BCS_INLINE std::int64_t along(const std::int64_t* x, int t) {
-  if constexpr (strided) return x[t] - x[0];
-  else return t * VL;
+  if constexpr (strided)
+    return x[t] - x[0];
+  else
+    return t * VL;
 }
 
 // Sets what depends on the tile's rows: `count` image rows from number `first` of all blocks' rows.
@@ -141,7 +144,7 @@ inline void for_tiles(const Walk& walk, std::int64_t begin, std::int64_t end, co
 
 // Tasks of a walk: bands of image rows times groups of output planes.
 struct Tasks {
-  std::int64_t band = 1;   // image rows of a band, a multiple of the tile's
+  std::int64_t band = 1;  // image rows of a band, a multiple of the tile's
   std::int64_t bands = 1;
   std::int64_t group = 1;  // output planes of a group
   std::int64_t groups = 1;
@@ -195,7 +198,8 @@ EDGE_BCS_INLINE void fetch(const float* from, const std::int64_t (&rows)[max_til
 
 // Asks for the input of the tile to the right of `place` in planes [plane, end): what this tile has not read, too.
 template <int VL, int TY, int TV>
-EDGE_BCS_INLINE void fetch_next_input(const Walk& walk, const Place& place, std::int64_t& plane, std::int64_t end) {
+EDGE_BCS_INLINE void fetch_next_input(const Walk& walk, const Place& place, std::int64_t& plane,
+                                      std::int64_t end) {
   if (place.ends_row) return;
   for (; plane < end; ++plane) {
     const float* const input = walk.input + plane * walk.input_plane;
@@ -206,13 +210,14 @@ EDGE_BCS_INLINE void fetch_next_input(const Walk& walk, const Place& place, std:
 // out = mask ∘ act(scale · sums + shift + addend) of one output plane, with the bits and the halo, for TY rows and TV
 // vectors of a tile that begin `down` and `right` in it.
 template <int VL, int TY, int TV, bool strided>
-EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t row, Vector<VL> (&sums)[TY][TV],
-                            int down = 0, int right = 0) {
+EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t row,
+                            Vector<VL> (&sums)[TY][TV], int down = 0, int right = 0) {
   const std::int64_t plane = row * walk.output_plane;
   const auto out = [&](int y, int x) {
-    return plane + place.output[down + y] + place.output_x[right] + along<VL, strided>(place.output_x + right, x);
+    return plane + place.output[down + y] + place.output_x[right] +
+           along<VL, strided>(place.output_x + right, x);
   };
-#define EDGE_BCS_EACH_VECTOR                 \
+#define EDGE_BCS_EACH_VECTOR \
   _Pragma("GCC unroll 8") for (int y = 0; y < TY; ++y) _Pragma("GCC unroll 4") for (int x = 0; x < TV; ++x)
   if (walk.scale != nullptr) {
     const Vector<VL> scale = broadcast<VL>(walk.scale[row]), shift = broadcast<VL>(walk.shift[row]);
@@ -244,7 +249,8 @@ EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t r
                                           positive_bits<VL>(sums[y][x]));
     } else {
 #pragma GCC unroll 8
-      for (int y = 0; y < TY; ++y) store_positive_bits<VL, TV>(bits + place.bits[down + y], place.bit[right], sums[y]);
+      for (int y = 0; y < TY; ++y)
+        store_positive_bits<VL, TV>(bits + place.bits[down + y], place.bit[right], sums[y]);
     }
   }
 #undef EDGE_BCS_EACH_VECTOR

@@ -24,15 +24,15 @@ inline constexpr int max_taps = 255;
 inline constexpr std::int64_t winograd_positions = 3, winograd_pixels = 4, winograd_lanes = 16;
 
 struct Walk {
-  std::int64_t blocks = 1;   // NB
-  std::int64_t lanes = 1;    // B
-  std::int64_t rows = 0;     // output planes
-  std::int64_t channels = 0; // input planes
+  std::int64_t blocks = 1;    // NB
+  std::int64_t lanes = 1;     // B
+  std::int64_t rows = 0;      // output planes
+  std::int64_t channels = 0;  // input planes
   std::int64_t height = 0;
   std::int64_t width = 0;
-  std::int32_t tap[max_taps + 1] = {};    // distance of each kernel position, in floats
-  int taps = 0;                           // kernel positions that the walk uses:
-  std::uint8_t used[max_taps + 1] = {};   // these, in ascending order of their distances
+  std::int32_t tap[max_taps + 1] = {};   // distance of each kernel position, in floats
+  int taps = 0;                          // kernel positions that the walk uses:
+  std::uint8_t used[max_taps + 1] = {};  // these, in ascending order of their distances
   bool winograd = false;  // over all weights: with Winograd's products, where there are registers for them
 
   // Steps in floats from one block, plane, row and pixel to the next; the pointers are at pixel (0, 0) of plane 0.
@@ -46,7 +46,7 @@ struct Walk {
   const float* shift = nullptr;   // [rows], given exactly when scale is
   const float* addend = nullptr;  // steps as the output's
   bool relu = false;
-  const float* mask = nullptr;    // passes where > 0
+  const float* mask = nullptr;  // passes where > 0
   std::int64_t mask_block = 0, mask_plane = 0, mask_row = 0, mask_pixel = 0;
   const std::uint8_t* mask_bits = nullptr;  // passes where the bit is set; bits_* below say where it lies
   std::uint8_t* bits = nullptr;             // written: whether the output is > 0
@@ -106,7 +106,8 @@ struct ConvKernels {
 
   // Gradient of all weights in `work` (rows · channels · taps floats), of which those that there are get used.
   std::int64_t (*dense_gradient_tasks)(const Walk&);
-  void (*dense_gradient)(const Walk&, const SparseRows&, const WeightGradient&, float* work, std::int64_t task);
+  void (*dense_gradient)(const Walk&, const SparseRows&, const WeightGradient&, float* work,
+                         std::int64_t task);
 };
 
 extern const ConvKernels conv_kernels_scalar;

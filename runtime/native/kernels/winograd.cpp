@@ -43,9 +43,9 @@ struct KernelRows {
 
 // Adds channels [begin, end) to the sums of OB output planes in four neighbouring pixels.
 template <int VL, int OB>
-__attribute__((noinline)) void winograd_block(const Walk& walk, const float* weights, const KernelRows& kernel,
-                                              const Place& place, std::int64_t row, int down, std::int64_t begin,
-                                              std::int64_t end) {
+__attribute__((noinline)) void winograd_block(const Walk& walk, const float* weights,
+                                              const KernelRows& kernel, const Place& place, std::int64_t row,
+                                              int down, std::int64_t begin, std::int64_t end) {
   const std::int64_t pixel = walk.input_pixel;
   float* const output = walk.output + row * walk.output_plane + place.output[down];
   Vector<VL> sums[OB][2][products];
@@ -138,8 +138,11 @@ void winograd_walk(const Walk& walk, const float* packed, std::int64_t begin_row
                   case winograd_rows:
                     winograd_block<VL, winograd_rows>(walk, weights, kernel, place, row, y, begin, end);
                     break;
-                  case 2: winograd_block<VL, 2>(walk, weights, kernel, place, row, y, begin, end); break;
-                  default: winograd_block<VL, 1>(walk, weights, kernel, place, row, y, begin, end);
+                  case 2:
+                    winograd_block<VL, 2>(walk, weights, kernel, place, row, y, begin, end);
+                    break;
+                  default:
+                    winograd_block<VL, 1>(walk, weights, kernel, place, row, y, begin, end);
                 }
               }
             }
@@ -150,7 +153,8 @@ void winograd_walk(const Walk& walk, const float* packed, std::int64_t begin_row
 
 }  // namespace
 
-void pack_winograd(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t begin, std::int64_t end) {
+void pack_winograd(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t begin,
+                   std::int64_t end) {
   const KernelRows kernel(walk);
   const std::int64_t columns = walk.channels * kernel.count * products;
   const TapNumbers number(walk);

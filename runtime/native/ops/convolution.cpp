@@ -7,8 +7,8 @@
 #include <limits>
 #include <string>
 
-#include "ops/dispatch.h"
 #include "kernels/walk.h"
+#include "ops/dispatch.h"
 #include "ops/op.h"
 #include "ops/rows.h"
 #include "ops/slots.h"
@@ -27,7 +27,8 @@ Algorithm algorithm_from(const Attributes& attributes) {
   const std::string text = attributes.text("algorithm", "sparse");
   if (text == "sparse") return Algorithm::sparse;
   if (text == "dense") return Algorithm::dense;
-  require(text == "winograd", "attribute algorithm is \"", text, "\", none of \"sparse\", \"dense\" and \"winograd\"");
+  require(text == "winograd", "attribute algorithm is \"", text,
+          "\", none of \"sparse\", \"dense\" and \"winograd\"");
   return Algorithm::winograd;
 }
 
@@ -47,13 +48,15 @@ struct ConvLayer {
                          attributes.integer("out_width"), attributes.integer("out_halo", 0), x.lanes)),
         stride(attributes.integer_in("stride", 1, 64)),
         padding(attributes.integer_in("padding", 0, 255)),
-        forward_pointer(attributes.integer_in("forward_pointer", 0, std::numeric_limits<std::int32_t>::max())),
-        transpose_pointer(attributes.integer_in("transpose_pointer", 0, std::numeric_limits<std::int32_t>::max())),
+        forward_pointer(
+            attributes.integer_in("forward_pointer", 0, std::numeric_limits<std::int32_t>::max())),
+        transpose_pointer(
+            attributes.integer_in("transpose_pointer", 0, std::numeric_limits<std::int32_t>::max())),
         slots(Slots::if_any(attributes, y.channels)),
         algorithm(algorithm_from(attributes)) {
     const auto kernel = attributes.integers("kernel");
-    require(kernel.size() == 2 && kernel[0] >= 1 && kernel[1] >= 1 && kernel[0] <= max_taps && kernel[1] <= max_taps &&
-                kernel[0] * kernel[1] <= max_taps,
+    require(kernel.size() == 2 && kernel[0] >= 1 && kernel[1] >= 1 && kernel[0] <= max_taps &&
+                kernel[1] <= max_taps && kernel[0] * kernel[1] <= max_taps,
             "attribute kernel is not two positive sizes with at most ", max_taps, " positions");
     kernel_height = kernel[0];
     kernel_width = kernel[1];
@@ -61,8 +64,9 @@ struct ConvLayer {
       return floor_divide(size + 2 * padding - kernel_size, stride) + 1;
     };
     require(y.height == output(x.height, kernel_height) && y.width == output(x.width, kernel_width),
-            "an output of ", y.height, " by ", y.width, " pixels does not follow from an input of ", x.height, " by ",
-            x.width, ", kernel ", kernel_height, " by ", kernel_width, ", stride ", stride, " and padding ", padding);
+            "an output of ", y.height, " by ", y.width, " pixels does not follow from an input of ", x.height,
+            " by ", x.width, ", kernel ", kernel_height, " by ", kernel_width, ", stride ", stride,
+            " and padding ", padding);
   }
 
   // Checks that the walk that makes the pixels of `result` can be computed as it is asked for.
@@ -71,11 +75,10 @@ struct ConvLayer {
                 (kernel_width == winograd_positions && stride == 1 && result.width % winograd_pixels == 0 &&
                  result.lanes % winograd_lanes == 0),
             "attribute algorithm is \"winograd\", which takes kernels ", winograd_positions,
-            " positions wide, stride 1, rows of a multiple of ", winograd_pixels, " pixels and a multiple of ",
-            winograd_lanes, " lanes; here these are ", kernel_width, ", ", stride, ", ", result.width, " and ",
-            result.lanes);
+            " positions wide, stride 1, rows of a multiple of ", winograd_pixels,
+            " pixels and a multiple of ", winograd_lanes, " lanes; here these are ", kernel_width, ", ",
+            stride, ", ", result.width, " and ", result.lanes);
   }
-
 
   std::int64_t positions() const { return kernel_height * kernel_width; }
   std::int64_t weights() const { return y.channels * x.channels * positions(); }
@@ -104,7 +107,8 @@ class Lists {
     require(kappa_ <= std::numeric_limits<std::int32_t>::max() / 3 && 3 * kappa_ <= lists.size() &&
                 layer.forward_pointer + layer.y.channels + 1 <= lists.size() &&
                 layer.transpose_pointer + layer.x.channels * layer.stride * layer.stride + 1 <= lists.size(),
-            "lists has ", lists.size(), " elements, too few for ", kappa_, " values and this layer's pointers");
+            "lists has ", lists.size(), " elements, too few for ", kappa_,
+            " values and this layer's pointers");
   }
 
   // By output channel, in the order of the arrays.
@@ -114,8 +118,8 @@ class Lists {
     rows.entry = data_;
     rows.value = value_;
     check_pointers(rows.pointer, layer_.y.channels, kappa_, "forward");
-    check_entries(rows.entry, rows.pointer[0], rows.pointer[layer_.y.channels], layer_.x.channels, layer_.positions(),
-                  "forward_column");
+    check_entries(rows.entry, rows.pointer[0], rows.pointer[layer_.y.channels], layer_.x.channels,
+                  layer_.positions(), "forward_column");
     return rows;
   }
 
@@ -185,7 +189,8 @@ Walk forward_walk(const ConvLayer& layer, const Stack& x, const float* input, co
   use_all_taps(walk, layer.positions());
   for (std::int64_t k = 0; k < layer.positions(); ++k)
     walk.tap[k] = static_cast<std::int32_t>(((k / layer.kernel_width - layer.padding) * x.row_stride() +
-                                             (k % layer.kernel_width - layer.padding)) * lanes);
+                                             (k % layer.kernel_width - layer.padding)) *
+                                            lanes);
   walk.input = ahead(input, x.origin() * lanes);
   walk.input_block = x.block();
   walk.input_plane = x.plane_stride() * lanes;
@@ -203,8 +208,8 @@ Walk forward_walk(const ConvLayer& layer, const Stack& x, const float* input, co
 }
 
 // The walk from dy to the pixels of dx in one phase of the stride; of no rows if there are none.
-Walk transpose_walk(const ConvLayer& layer, const Stack& dy, const float* input, const Stack& dx, float* output,
-                    std::int64_t blocks, std::int64_t phase_y, std::int64_t phase_x) {
+Walk transpose_walk(const ConvLayer& layer, const Stack& dy, const float* input, const Stack& dx,
+                    float* output, std::int64_t blocks, std::int64_t phase_y, std::int64_t phase_x) {
   const std::int64_t lanes = dx.lanes, stride = layer.stride;
   Walk walk;
   if (phase_y >= dx.height || phase_x >= dx.width) return walk;
@@ -221,13 +226,16 @@ Walk transpose_walk(const ConvLayer& layer, const Stack& dy, const float* input,
     if (y - up * stride != phase_y || x - left * stride != phase_x) continue;
     walk.used[walk.taps++] = static_cast<std::uint8_t>(k);
     walk.tap[k] = static_cast<std::int32_t>(-(up * dy.row_stride() + left) * lanes);
-    needed = std::max({needed, up, left, walk.height - 1 - up - (dy.height - 1), walk.width - 1 - left - (dy.width - 1)});
+    needed = std::max(
+        {needed, up, left, walk.height - 1 - up - (dy.height - 1), walk.width - 1 - left - (dy.width - 1)});
   }
   require(dy.halo >= needed, "dy has halo ", dy.halo, ", but the gradient of the input needs ", needed);
   // A list that names a kernel position of another phase is wrong, but must not lead out of the stack.
   for (std::int64_t k = 0, next = 0; walk.taps > 0 && k <= max_taps; ++k) {
-    if (next < walk.taps && walk.used[next] == k) ++next;
-    else walk.tap[k] = walk.tap[walk.used[0]];
+    if (next < walk.taps && walk.used[next] == k)
+      ++next;
+    else
+      walk.tap[k] = walk.tap[walk.used[0]];
   }
   // Towards higher addresses, which processors foresee better: a quarter of a dense layer's time.
   std::reverse(walk.used, walk.used + walk.taps);
@@ -250,12 +258,15 @@ Walk transpose_walk(const ConvLayer& layer, const Stack& dy, const float* input,
 }
 
 // Runs one walk; `packed` has room for its weights as the algorithm wants them.
-void run_walk(const Context& context, Algorithm algorithm, Walk& walk, const SparseRows& rows, float* packed) {
+void run_walk(const Context& context, Algorithm algorithm, Walk& walk, const SparseRows& rows,
+              float* packed) {
   const ConvKernels& kernel = conv_kernels();
   walk.winograd = algorithm == Algorithm::winograd;
   if (algorithm != Algorithm::sparse && walk.taps > 0) {
-    context.parallel_for(kernel.pack_tasks(walk), [&](std::int64_t task) { kernel.pack(walk, rows, packed, task); });
-    context.parallel_for(kernel.dense_tasks(walk), [&](std::int64_t task) { kernel.dense(walk, packed, task); });
+    context.parallel_for(kernel.pack_tasks(walk),
+                         [&](std::int64_t task) { kernel.pack(walk, rows, packed, task); });
+    context.parallel_for(kernel.dense_tasks(walk),
+                         [&](std::int64_t task) { kernel.dense(walk, packed, task); });
   } else {
     context.parallel_for(kernel.sparse_tasks(walk, rows),
                          [&](std::int64_t task) { kernel.sparse(walk, rows, task); });
@@ -270,14 +281,15 @@ void zero_fronts(const Stack& stack, float* data, std::int64_t blocks) {
 Scratch<float> packing_room(const ConvLayer& layer) {
   if (layer.algorithm == Algorithm::sparse) return Scratch<float>();
   const std::int64_t weights = layer.weights();
-  return Scratch<float>(
-      static_cast<std::size_t>(layer.algorithm == Algorithm::winograd ? weights / winograd_positions * 4 : weights));
+  return Scratch<float>(static_cast<std::size_t>(
+      layer.algorithm == Algorithm::winograd ? weights / winograd_positions * 4 : weights));
 }
 
 struct Conv {
   static constexpr const char* name = "Conv";
-  static constexpr std::array inputs{Port{"x", float32}, Port{"value", float32}, Port{"affine", float32, optional},
-                                     Port{"residual", float32, optional}, Port{"lists", int32}};
+  static constexpr std::array inputs{Port{"x", float32}, Port{"value", float32},
+                                     Port{"affine", float32, optional}, Port{"residual", float32, optional},
+                                     Port{"lists", int32}};
   static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional}};
 
   explicit Conv(const Attributes& attributes) : layer(attributes), relu(attributes.flag("relu", false)) {
@@ -326,12 +338,14 @@ void check_phases(const ConvLayer& layer, const InputGradient& gradient) {
   check_size(gradient.dy);
   check_size(gradient.dx);
   for (std::int64_t phase = 0; phase < layer.stride * layer.stride; ++phase)
-    transpose_walk(layer, gradient.dy, nullptr, gradient.dx, nullptr, 1, phase / layer.stride, phase % layer.stride);
+    transpose_walk(layer, gradient.dy, nullptr, gradient.dx, nullptr, 1, phase / layer.stride,
+                   phase % layer.stride);
 }
 
 // Runs the walks of all phases, from dy at `from` to dx at `to`; `rows` are those of phase 0.
-void run_phases(const Context& context, const ConvLayer& layer, const InputGradient& gradient, const float* from,
-                const Finish& finish, SparseRows rows, float* to, std::int64_t blocks, float* packed) {
+void run_phases(const Context& context, const ConvLayer& layer, const InputGradient& gradient,
+                const float* from, const Finish& finish, SparseRows rows, float* to, std::int64_t blocks,
+                float* packed) {
   const Stack &dx = gradient.dx, &mask = finish.mask.stack();
   zero_fronts(dx, to, blocks);
   const std::int64_t stride = layer.stride, lanes = dx.lanes;
@@ -354,7 +368,8 @@ void run_phases(const Context& context, const ConvLayer& layer, const InputGradi
     if (walk.taps == 0) {
       // No kernel position reaches these pixels: an entry here would be a fault of the lists.
       for (std::int64_t row = 0; row < walk.rows; ++row)
-        require(rows.begin(row) == rows.end(row), "lists: an entry lies in a phase that no kernel position reaches");
+        require(rows.begin(row) == rows.end(row),
+                "lists: an entry lies in a phase that no kernel position reaches");
     }
     run_walk(context, layer.algorithm, walk, rows, packed);
     packed = ahead(packed, walk.rows * walk.channels * walk.taps);
@@ -404,7 +419,8 @@ struct ConvGrad {
                                      Port{"coo_grad", float32},
                                      Port{"affine_grad", float32, optional},
                                      Port{"lists", int32}};
-  static constexpr std::array outputs{Port{"dx", float32, optional}, Port{"coo_grad_out", float32, aliases(6)},
+  static constexpr std::array outputs{Port{"dx", float32, optional},
+                                      Port{"coo_grad_out", float32, aliases(6)},
                                       Port{"affine_grad_out", float32, optional_aliases(7)}};
 
   explicit ConvGrad(const Attributes& attributes)
@@ -430,8 +446,8 @@ struct ConvGrad {
     const auto room = packing_room(layer);
     if (dx) {
       check_phases(layer, gradient);
-      run_phases(context, layer, gradient, dy.data(), finish, lists.transpose(affine.scale), dx.data(), blocks,
-                 room.data());
+      run_phases(context, layer, gradient, dy.data(), finish, lists.transpose(affine.scale), dx.data(),
+                 blocks, room.data());
     }
     const auto coo_grad = context.in_place<float>(1, 6);
     const auto sums = layer.slots.bind_if_there(context.in_place<float>(2, 7), "affine_grad");

@@ -84,28 +84,32 @@ std::int64_t first_level_cache() {
 
 #ifdef EDGE_BCS_HAVE_AVX512
 #define EDGE_BCS_AVX512(table) \
-  case Isa::avx512: return table##_avx512;
+  case Isa::avx512:            \
+    return table##_avx512;
 #else
 #define EDGE_BCS_AVX512(table)
 #endif
 #ifdef EDGE_BCS_HAVE_AVX2
 #define EDGE_BCS_AVX2(table) \
-  case Isa::avx2: return table##_avx2;
+  case Isa::avx2:            \
+    return table##_avx2;
 #else
 #define EDGE_BCS_AVX2(table)
 #endif
 #ifdef EDGE_BCS_HAVE_NEON
 #define EDGE_BCS_NEON(table) \
-  case Isa::neon: return table##_neon;
+  case Isa::neon:            \
+    return table##_neon;
 #else
 #define EDGE_BCS_NEON(table)
 #endif
-#define EDGE_BCS_SELECT(table)         \
-  switch (selected_isa()) {            \
-    EDGE_BCS_AVX512(table)             \
-    EDGE_BCS_AVX2(table)               \
-    EDGE_BCS_NEON(table)               \
-    default: return table##_scalar;    \
+#define EDGE_BCS_SELECT(table) \
+  switch (selected_isa()) {    \
+    EDGE_BCS_AVX512(table)     \
+    EDGE_BCS_AVX2(table)       \
+    EDGE_BCS_NEON(table)       \
+    default:                   \
+      return table##_scalar;   \
   }
 
 const ConvKernels& conv_kernels() { EDGE_BCS_SELECT(conv_kernels) }

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "ops/op.h"
-#include "ops/slots.h"
 #include "ops/rows.h"
+#include "ops/slots.h"
 #include "ops/stack.h"
 
 namespace edge_bcs {
@@ -203,7 +203,8 @@ struct Add {
     const std::int64_t blocks = a_stack.blocks(a, "a");
     const Addend b(context.input<float>(1), b_stack, blocks, "b");
     const auto y = context.output<float>(0, out.shape(blocks));
-    const Finish finish{.count = out.row(), .addend = b, .relu = rectify, .bits = Bits(context, 1, out, blocks)};
+    const Finish finish{
+        .count = out.row(), .addend = b, .relu = rectify, .bits = Bits(context, 1, out, blocks)};
     finish.all(context, a_stack, a.data(), nullptr, nullptr, out, y.data(), blocks);
   }
 };

@@ -29,7 +29,8 @@ void turn(const float* from, std::int64_t from_step, float* to, std::int64_t to_
       const auto right = [](Four a, Four b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); };
       const auto lower = [](Four a, Four b) { return __builtin_shufflevector(a, b, 0, 1, 4, 5); };
       const auto upper = [](Four a, Four b) { return __builtin_shufflevector(a, b, 2, 3, 6, 7); };
-      const Four a = left(in[0], in[1]), c = left(in[2], in[3]), d = right(in[0], in[1]), e = right(in[2], in[3]);
+      const Four a = left(in[0], in[1]), c = left(in[2], in[3]), d = right(in[0], in[1]),
+                 e = right(in[2], in[3]);
       const Four out[4] = {lower(a, c), upper(a, c), lower(d, e), upper(d, e)};
       for (int k = 0; k < 4; ++k) std::memcpy(to + (i + k) * to_step + b, &out[k], sizeof out[k]);
     }

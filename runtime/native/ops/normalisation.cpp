@@ -3,9 +3,9 @@
 
 #include <cmath>
 
-#include "ops/slots.h"
 #include "ops/op.h"
 #include "ops/rows.h"
+#include "ops/slots.h"
 #include "ops/stack.h"
 
 namespace edge_bcs {
@@ -109,20 +109,15 @@ struct BatchNorm {
       const auto row_of = [&](std::int64_t nb, std::int64_t y_index) {
         return z.data() + in.at(nb, c, y_index);
       };
-      const double mean =
-          channel_sum(in, blocks, samples,
-                      [&](std::int64_t nb, std::int64_t i) {
-                        return [row = row_of(nb, i)](std::int64_t j) { return static_cast<double>(row[j]); };
-                      }) /
-          count;
-      const double variance = channel_sum(in, blocks, samples,
-                                          [&](std::int64_t nb, std::int64_t i) {
-                                            return [row = row_of(nb, i), mean](std::int64_t j) {
-                                              const double centred = row[j] - mean;
-                                              return centred * centred;
-                                            };
-                                          }) /
-                              count;
+      const double mean = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
+        return [row = row_of(nb, i)](std::int64_t j) { return static_cast<double>(row[j]); };
+      }) / count;
+      const double variance = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
+        return [row = row_of(nb, i), mean](std::int64_t j) {
+          const double centred = row[j] - mean;
+          return centred * centred;
+        };
+      }) / count;
       require(std::isfinite(variance), "the activations of channel ", c, " are not finite");
       const auto centre = static_cast<float>(mean);
       const auto inverse = static_cast<float>(1.0 / std::sqrt(variance + epsilon));
@@ -196,13 +191,11 @@ struct BatchNormGrad {
       const double dshift = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
         return [d = dy.data() + dy_stack.at(nb, c, i)](std::int64_t j) { return static_cast<double>(d[j]); };
       });
-      const double dscale =
-          channel_sum(in, blocks, samples,
-                      [&](std::int64_t nb, std::int64_t i) {
-                        return [d = dy.data() + dy_stack.at(nb, c, i), x = z.data() + in.at(nb, c, i),
-                                mean](std::int64_t j) { return d[j] * (static_cast<double>(x[j]) - mean); };
-                      }) *
-          inverse;
+      const double dscale = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
+        return [d = dy.data() + dy_stack.at(nb, c, i), x = z.data() + in.at(nb, c, i), mean](std::int64_t j) {
+          return d[j] * (static_cast<double>(x[j]) - mean);
+        };
+      }) * inverse;
       sums.scale[c] += static_cast<float>(dscale);
       sums.shift[c] += static_cast<float>(dshift);
 

@@ -117,7 +117,8 @@ struct MaxPoolGrad {
     const auto dx = context.output<float>(0, in.shape(blocks));
     // Windows that lie side by side write every pixel that they have; the others start from zeros.
     const bool tiled = pooling.stride == pooling.kernel && pooling.padding == 0;
-    const std::int64_t covered = tiled ? out.height * pooling.kernel : 0, across = tiled ? out.width * pooling.kernel : 0;
+    const std::int64_t covered = tiled ? out.height * pooling.kernel : 0,
+                       across = tiled ? out.width * pooling.kernel : 0;
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
       for (std::int64_t y = 0; y < in.height; ++y) {
         const std::int64_t written = y < covered ? across : 0;

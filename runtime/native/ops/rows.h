@@ -149,10 +149,12 @@ struct InputGradient {
 
   // Of an operator whose input and output have one geometry: attributes dy_halo and dx_halo.
   explicit InputGradient(const Attributes& attributes)
-      : InputGradient(attributes, Stack::from(attributes, "", "dy_halo"), Stack::from(attributes, "", "dx_halo")) {}
+      : InputGradient(attributes, Stack::from(attributes, "", "dy_halo"),
+                      Stack::from(attributes, "", "dx_halo")) {}
 
   // What is done to the rows of dx, from the optional inputs `addend_index` and `mask_index`.
-  Finish finish(const Context& context, std::size_t addend_index, std::size_t mask_index, std::int64_t blocks) const {
+  Finish finish(const Context& context, std::size_t addend_index, std::size_t mask_index,
+                std::int64_t blocks) const {
     return {.count = dx.row(),
             .addend = Addend(context.input<float>(addend_index), dx, blocks, "addend"),
             .mask = mask.bind(context, mask_index, blocks)};

@@ -58,7 +58,8 @@ class Noise {
 
   // Draws `first` (a multiple of four) and those after it, `count` of them, at most `capacity`.
   const float* draw(std::int64_t first, std::int64_t count) {
-    normal_kernels().normals(stream_, static_cast<std::uint64_t>(first / 4), static_cast<int>((count + 3) / 4), numbers_);
+    normal_kernels().normals(stream_, static_cast<std::uint64_t>(first / 4),
+                             static_cast<int>((count + 3) / 4), numbers_);
     return numbers_;
   }
 
@@ -181,11 +182,11 @@ struct RewireStep {
       // finite.
       constexpr float far = std::numeric_limits<float>::max() / 16;
       const float *const velocities = momentum.data(), *const gradients = gradient.data();
-      const bool certain =
-          noise_scale < far / 8 && for_all(first, last, [=](std::int64_t t) {
-            const float v = hyper.velocity(velocities[t], gradients[t]);
-            return static_cast<int>(std::fabs(v) < far) & static_cast<int>(std::fabs(hyper.updated(values[t], v)) < far);
-          });
+      const bool certain = noise_scale < far / 8 && for_all(first, last, [=](std::int64_t t) {
+        const float v = hyper.velocity(velocities[t], gradients[t]);
+        return static_cast<int>(std::fabs(v) < far) &
+               static_cast<int>(std::fabs(hyper.updated(values[t], v)) < far);
+      });
       if (certain) return;
       for_noise(hyper, noise, first, last, [&](std::int64_t t, auto normal) {
         const float v = hyper.velocity(momentum[t], gradient[t]);
