@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "host/arena.cpp"
+#include "host/arena.cpp"  // NOLINT(bugprone-suspicious-include): it is not in the library's interface
 
 namespace {
 

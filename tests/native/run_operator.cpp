@@ -97,6 +97,7 @@ void write_result(std::ostream& file, const Call& call) {
 template <class T>
 std::vector<T*> pointers(const std::vector<std::unique_ptr<T>>& owners) {
   std::vector<T*> all;
+  all.reserve(owners.size());
   for (const auto& owner : owners) all.push_back(owner.get());
   return all;
 }
