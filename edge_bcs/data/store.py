@@ -41,7 +41,7 @@ from edge_bcs.data.faults import Handling, LeftOut, require_utf8
 
 LARGEST_STORE = 16 << 30
 _KEPT_FREE = 64 << 20
-_FORMAT = 3
+_FORMAT = 4
 _SPLITS = ("", "train", "test")
 # Bytes of pixels, bytes of the index, CRC-32 of the index, what this is.
 _END = struct.Struct("<QQI8s")
@@ -363,7 +363,7 @@ def _decode(
 ) -> _Index:
     """Write the pixels and the index, and return it."""
     try:
-        limit = min(LARGEST_STORE, shutil.disk_usage(file.parent).free - _KEPT_FREE)
+        limit = max(0, min(LARGEST_STORE, shutil.disk_usage(file.parent).free - _KEPT_FREE))
         gathered, dtype, written = _Gathered(), None, 0
         progress = Progress(f"decoding {source}, once", unit="images")
         with progress, replacing(file, shared=True) as stream:

@@ -211,3 +211,10 @@ def test_two_write_the_same_file_at_once(tmp_path: Path) -> None:
             stream.write(b"whole")
         writer.kill()
     assert file.read_bytes() == b"whole"
+
+
+def test_a_disk_with_less_room_than_is_kept_free(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = store.shutil.disk_usage(source.parent)._replace(free=1 << 20)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: room)
+    with pytest.raises(EdgeBcsError, match="needs more than the 0 MiB that its decoded copy may take"):
+        open_data(source, "train", SHAPE)
