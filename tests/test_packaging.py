@@ -51,7 +51,7 @@ def test_the_lowest_versions_are_the_lower_bounds() -> None:
     for extra in ("host", "dev"):
         tested |= {*pyproject()["project"]["optional-dependencies"][extra]}
     bounds = dict(re.match(r"([\w-]+)>=([\d.]+)", one).groups() for one in tested)  # type: ignore[union-attr, misc]
-    tools = {"ruff", "mypy", "tomli"}  # tomli is Python 3.10's alone
+    tools = {"ruff", "mypy", "clang-format", "tomli"}  # tomli is Python 3.10's alone
     assert set(bounds) - tools == set(pinned)
     for name, version in pinned.items():
         assert version.rstrip(".0") == bounds[name].rstrip(".0"), name
