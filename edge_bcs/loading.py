@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -151,16 +152,11 @@ def _assemble(
             network = models.outline(name, **arguments)
         except EdgeBcsError as error:
             raise EdgeBcsError(f"{path}: {error}") from None
-    found = [(layer.name, layer.shape) for layer in prunable_layers(network)]
-    if found != layers:
-        raise EdgeBcsError(
-            f"{path} belongs to another network: it has {len(layers)} kernels ({_differing(layers, found)}), "
-            f"the module {len(found)} ({_differing(found, layers)})"
-        )
     for name, kind in TYPES.items():
         tensor, wanted = tensors[name], np.dtype(kind)
         if tensor.ndim != 1 or tensor.dtype.kind != wanted.kind or tensor.itemsize < wanted.itemsize:
             raise EdgeBcsError(f"{path}: {name} is {tensor.dtype}{list(tensor.shape)}")
+    dense = _dense_kernels(path, network, layers, len(tensors["dense.value"]))
     if model is None:  # only what belongs to these numbers takes memory
         network = models.create(record["name"], **record.get("arguments", {}))
     sparse = SparseModel(
@@ -170,6 +166,7 @@ def _assemble(
         seed=seed,
         sparsity=sparsity,
         distribution=distribution,
+        dense=dense,
     )
     sparse.load_state(tensors)
     sparse.step, sparse.classes = step, classes
@@ -187,6 +184,37 @@ def _describe(path: Path, sparse: SparseModel, record: dict[str, Any]) -> None:
         if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)):
             raise EdgeBcsError(f"{path} describes the images of its network in a way that cannot be read")
         sparse.input_shape = (shape[0], shape[1], shape[2])
+
+
+def _dense_kernels(
+    path: Path, network: nn.Module, layers: list[tuple[str, tuple[int, ...]]], others: int
+) -> frozenset[str]:
+    """Return the modules whose kernels stay dense: those that the stored table of connections leaves out.
+
+    Args:
+        path: of the file, for a message. network: the module that its state belongs to.
+        layers: the stored table. others: how many other parameters are stored.
+
+    Raises:
+        EdgeBcsError: the state belongs to another network.
+    """
+    kernels = [(layer.name, layer.shape) for layer in prunable_layers(network)]
+    named = {name for name, _ in layers}
+    dense = [(name, shape) for name, shape in kernels if name not in named]
+    if [kernel for kernel in kernels if kernel[0] in named] != layers:
+        raise EdgeBcsError(
+            f"{path} belongs to another network: it has {len(layers)} kernels "
+            f"({_differing(layers, kernels)}), the module {len(kernels)} ({_differing(kernels, layers)})"
+        )
+    inside = sum(math.prod(shape) for _, shape in layers)
+    expected = sum(parameter.numel() for parameter in network.parameters()) - inside
+    if others != expected:
+        kept = f", {len(dense)} kernels that stay dense among them" if dense else ""
+        raise EdgeBcsError(
+            f"{path} belongs to another network: beside its {len(layers)} kernels it has {others:,} "
+            f"parameters, the module {expected:,}{kept}"
+        )
+    return frozenset(name for name, _ in dense)
 
 
 def _differing(layers: list[tuple[str, tuple[int, ...]]], others: list[tuple[str, tuple[int, ...]]]) -> str:

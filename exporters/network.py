@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from edge_bcs.targets import cost_model
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.method.sparse_model import SparseModel
 
 from .frontends.torch import capture
@@ -154,4 +155,9 @@ def network_of(
     }
     connections = {segment.offset: counts[name] for name, segment in layout.prunable.items()}
     graph = capture(sparse.network, input_shape)
+    if sparse.dense_kernels:
+        raise EdgeBcsError(
+            f"the kernel of '{sparse.dense_kernels[0]}' stays dense, and export takes networks whose kernels "
+            "are all sparse"
+        )
     return Network(graph, layout, sparse.kappa, algorithms, batch_statistics, connections)

@@ -221,6 +221,15 @@ def activations(artifact: Artifact) -> str:
     return ", ".join(parts) or "all kept for the backward pass"
 
 
+def dense_kernels(artifact: Artifact) -> str | None:
+    """What an artifact's kernels outside its connections are; None if there are none."""
+    shapes = [item["shape"] for item in artifact.manifest["dense"] if sum(n > 1 for n in item["shape"]) > 1]
+    if not shapes:
+        return None
+    kernels = "1 kernel" if len(shapes) == 1 else f"{len(shapes)} kernels"
+    return f"{kernels} of {sum(map(math.prod, shapes)):,} weights, which the sparsity does not count"
+
+
 def percent(share: float | None) -> str:
     """0.5 → "50.0 %"."""
     return "–" if share is None else f"{100 * share:.1f} %"

@@ -18,6 +18,7 @@ from edge_bcs.cli.common import (
     class_names,
     class_names_option,
     command_line,
+    dense_kernels,
     examples,
     fraction,
     json_option,
@@ -30,6 +31,8 @@ from edge_bcs.cli.common import (
 from edge_bcs.cli.networks import (
     asked_shape,
     check_classes,
+    dense_option,
+    dense_patterns,
     input_shape_option,
     is_own,
     model_option,
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
 )
 @click.option("--channels", type=click.IntRange(1), help="Colour channels; default: the checkpoint's, or 3.")
 @input_shape_option
+@dense_option
 @start_option
 @click.option(
     "--width", type=float, help="Multiplier of all channel numbers; default: 1. A checkpoint has its own."
@@ -154,9 +158,10 @@ def command(context: click.Context, /, **options: Any) -> None:
     mine = is_own(options["model"])
     if options["checkpoint"]:
         names = () if mine else ("model",)
-        for name in (*names, "sparsity", "distribution", "classes", "width", "start"):
+        for name in (*names, "sparsity", "distribution", "classes", "width", "dense_patterns", "start"):
             if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-                raise EdgeBcsError(f"--{name} belongs to a new network; a checkpoint has its own.")
+                option = name.removesuffix("_patterns")
+                raise EdgeBcsError(f"--{option} belongs to a new network; a checkpoint has its own.")
     if mine and options["width"] is not None:
         raise EdgeBcsError("--width belongs to the networks of edge-bcs; one of your own has its own.")
 
@@ -256,6 +261,7 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
     pairs(
         [
             ("network", f"{artifact.network}, {artifact.kappa:,} of {artifact.size:,} connections"),
+            ("dense kernels", dense_kernels(artifact)),
             ("classes", None if artifact.classes is None else shown(artifact.classes)),
             ("objective", f"{artifact.objective.name}, batch norm {artifact.batch_norm}"),
             ("micro-batch", f"{images}, batches of {artifact.batch_size}"),
@@ -326,6 +332,7 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
             sparsity=options["sparsity"],
             seed=options["seed"],
             distribution=options["distribution"],
+            dense=dense_patterns(options),
             start=options["start"],
         )
     if is_own(model) and options["classes"] is not None:

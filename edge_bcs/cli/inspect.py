@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_bcs.cli.common import activations, examples, json_option, pairs, print_json, table, trust_option
+from edge_bcs.cli.common import (
+    activations,
+    dense_kernels,
+    examples,
+    json_option,
+    pairs,
+    print_json,
+    table,
+    trust_option,
+)
 from edge_bcs.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -66,6 +75,7 @@ def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None,
             ("classes", "no names stored: labels are matched by position" if described.classes is None
                         else shown(described.classes)),
             ("connections", f"{described.kappa:,} of {described.size:,} (sparsity {described.sparsity})"),
+            ("dense kernels", dense_kernels(described)),
             ("trained", f"{metadata['step']} steps, seed {metadata['seed']}"),
             ("objective", f"{objective.name}" + (f" with {attack}" if objective.kind.adversarial else "")),
             ("batch norm", described.batch_norm),

@@ -49,11 +49,27 @@ input_shape_option = click.option(
     metavar="C,H,W",
     help="Images of a network of your own: channels, height, width; default: what it was trained on.",
 )
+dense_option = click.option(
+    "--dense",
+    "dense_patterns",
+    multiple=True,
+    metavar="PATTERN",
+    help="Layers whose kernels stay dense and are not counted by --sparsity: names, with *, ? and [] as in a "
+    "shell; may be repeated. Default: none.",
+)
 start_option = click.option(
     "--start",
     type=click.Choice(["new"]),
     help="new: replace the weights of a network of your own by random ones even if it looks trained.",
 )
+
+
+def dense_patterns(options: dict[str, Any]) -> list[str] | None:
+    """Return what --dense says, for `sparsify`; None without it."""
+    patterns: tuple[str, ...] = options["dense_patterns"]
+    if "none" in patterns and len(patterns) > 1:
+        raise EdgeBcsError("--dense none says that no kernel stays dense: leave the other --dense out.")
+    return [] if patterns == ("none",) else list(patterns) or None
 
 
 def is_own(model: str | None) -> bool:

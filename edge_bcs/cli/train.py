@@ -33,6 +33,8 @@ from edge_bcs.cli.common import (
 )
 from edge_bcs.cli.networks import (
     asked_shape,
+    dense_option,
+    dense_patterns,
     input_shape_option,
     is_own,
     model_option,
@@ -56,6 +58,7 @@ _OWNERS = {
     "counts_from": ("fixed",),
     "rewire": ("bcs",),
     "distribution": ("bcs",),
+    "dense_patterns": ("bcs", "random", "dense"),
     "pretrained": _COMPARATORS,
     "pretrain_epochs": _COMPARATORS,
     "fine_tuning_rate": _COMPARATORS,
@@ -130,6 +133,7 @@ _OWNERS = {
 @click.option("--input-size", type=click.IntRange(1), help="Height and width; default: 32.")
 @click.option("--channels", type=click.IntRange(1), help="Colour channels; default: 3.")
 @input_shape_option
+@dense_option
 @start_option
 @click.option("--seed", type=Seed(), default=0, show_default=True)
 @click.option(
@@ -264,7 +268,8 @@ def _check(options: dict[str, Any]) -> None:
         raise EdgeBcsError("--width belongs to the networks of edge-bcs; one of your own has its own.")
     for name, owners in _OWNERS.items():
         if given(name) and method not in owners:
-            raise EdgeBcsError(f"--{name.replace('_', '-')} belongs to {', '.join(owners)}, not to {method}.")
+            option = name.removesuffix("_patterns").replace("_", "-")
+            raise EdgeBcsError(f"--{option} belongs to {', '.join(owners)}, not to {method}.")
     if method == "fixed" and options["counts_from"] is None:
         raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT: a network that bcs trained.")
     check_beta(options)
@@ -319,6 +324,7 @@ def _train(
             sparsity=0 if method == "dense" else options["sparsity"],
             seed=seed,
             distribution="uniform" if method == "random" else options["distribution"],
+            dense=dense_patterns(options),
             start=options["start"],
         )
     sparse.classes = options["class_names"]

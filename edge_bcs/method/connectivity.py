@@ -1,19 +1,22 @@
 """The global constraint ‖θ‖₀ = κ: counting, spreading over layers, drawing (Algorithm 1, lines 2-3).
 
-All kernels of convolutions and dense layers ("prunable weights") are numbered once, layer by layer in the
-order of `named_modules()`, each kernel row-major. `sparsify` draws κ of them, for the whole network, and
-from then on there are exactly κ. The state itself lives in `edge_bcs.method.sparse_model.SparseModel`.
+The weights of all kernels (convolutions and linear layers) that do not stay dense are numbered once, layer by
+layer in the order of `named_modules()`, each kernel row-major: N weights. `sparsify` draws κ of them, for the
+whole network, and from then on there are exactly κ. The state itself lives in
+`edge_bcs.method.sparse_model.SparseModel`.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from typing import Protocol, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -22,16 +25,18 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity
 from edge_bcs.core.segments import Segment
 from edge_bcs.exportable import warn_if_not_exportable
-from edge_bcs.method.sparse_model import SparseModel, prunable_layers
+from edge_bcs.method.sparse_model import KERNELS, SparseModel, prunable_layers
 from edge_bcs.method.trained import evidence_of_training
 
 __all__ = [
     "DISTRIBUTIONS",
     "SparseModel",
+    "dense_by_default",
     "erk_densities",
     "fixed",
     "kappa",
     "layer_counts",
+    "matching",
     "paper_densities",
     "sparsify",
     "uniform_densities",
@@ -64,8 +69,8 @@ def paper_densities(network: nn.Module, layers: Sequence[Segment], connectivity:
     """Return the paper's initial density of each layer (appendix A.3), before scaling to κ.
 
     For a network that the paper does not have, the rule that its tables follow: the first and the last
-    layer 0.6; layers that hold at most a hundredth of the weights 0.2; every other layer half the global
-    connectivity.
+    layer of the network 0.6, if they are among `layers`; layers that hold at most a hundredth of the weights
+    0.2; every other layer half the global connectivity.
     """
     if hasattr(network, "initial_density"):
         known = cast(HasInitialDensity, network)
@@ -75,8 +80,52 @@ def paper_densities(network: nn.Module, layers: Sequence[Segment], connectivity:
         ]
     size = sum(layer.size for layer in layers)
     densities = [0.2 if layer.size * 100 <= size else 0.5 * connectivity for layer in layers]
-    densities[0] = densities[-1] = 0.6
-    return densities
+    ends = _ends(network)
+    return [0.6 if layer.name in ends else density for layer, density in zip(layers, densities, strict=True)]
+
+
+def _ends(network: nn.Module) -> tuple[str, str]:
+    """Return the names of the first and the last module with a kernel."""
+    names = [name for name, module in network.named_modules() if isinstance(module, KERNELS)]
+    return names[0], names[-1]
+
+
+def dense_by_default(network: nn.Module) -> frozenset[str]:
+    """Return the modules whose kernels are not worth an index: names, none for networks of `edge_bcs.models`.
+
+    These are depthwise convolutions (a channel of theirs has as few weights as positions), and the first and
+    the last kernel of a network where it holds less than a hundredth of all kernels' weights.
+    """
+    if hasattr(network, "initial_density"):
+        return frozenset()
+    kernels = {name: module for name, module in network.named_modules() if isinstance(module, KERNELS)}
+    dense = {name for name, module in kernels.items() if _is_depthwise(module)}
+    size = sum(module.weight.numel() for module in kernels.values())
+    for name in _ends(network) if kernels else ():
+        if kernels[name].weight.numel() * 100 < size:
+            dense.add(name)
+    return frozenset() if len(dense) == len(kernels) else frozenset(dense)
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups > 1 and module.groups == module.in_channels
+
+
+def matching(network: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
+    """Return the modules with a kernel whose names one of `patterns` matches, as in a shell (*, ?, []).
+
+    Raises:
+        EdgeBcsError: a pattern matches no module that has a kernel.
+    """
+    names = [name for name, module in network.named_modules() if isinstance(module, KERNELS)]
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise EdgeBcsError(f"no convolution or linear layer is called {pattern!r}; there are {some}")
+        found |= matched
+    return frozenset(found)
 
 
 def uniform_densities(layers: Sequence[Segment]) -> list[float]:
@@ -147,20 +196,23 @@ def sparsify(
     seed: int = 0,
     distribution: str = "paper",
     *,
+    dense: Sequence[str] | None = None,
     start: str | None = None,
 ) -> SparseModel:
     """Return a copy of `model` with exactly κ = floor((1 − sparsity)·N) connections (Algorithm 1, lines 2-3).
 
     The connections are drawn at random; θ is |He normal| with the dense fan-in, γ the hash of (seed,
-    position). Everything that is not a kernel (biases, batch norm) is copied as it is. A warning says if
-    `export` would not take the network.
+    position). Kernels that stay dense are He normal with random signs. Everything that is not a kernel
+    (biases, norms) is copied as it is. A warning says if `export` would not take the network.
 
     Args:
-        model: any float32 module whose parameters belong to Conv2d, Linear and batch norm.
-        sparsity: fraction of the prunable weights that is zero, in [0, 1).
+        model: any float32 module whose parameters of several dimensions belong to Conv2d and Linear.
+        sparsity: fraction of the N weights that is zero, in [0, 1). N counts the kernels that do not stay
+            dense.
         seed: of mask, weights and signs; 64 bits.
         distribution: initial per-layer densities, all scaled to sum to κ: "paper" (see `paper_densities`),
             "uniform", or "erk" (see `erk_densities`).
+        dense: patterns of the names of modules whose kernels stay dense (see `matching`); default: none.
         start: "new" says that the weights of a trained module shall be replaced by random ones; without it a
             module with evidence of training (see `edge_bcs.method.trained`) is refused.
 
@@ -172,7 +224,9 @@ def sparsify(
         raise EdgeBcsError(f"there is no distribution {distribution!r}; choose {', '.join(DISTRIBUTIONS)}")
     given = model
     model = _network(model)
-    layers = prunable_layers(model)
+    prunable_layers(model)  # what is wrong with the network comes before what is wrong with a pattern
+    kept = matching(model, dense or ())
+    layers = prunable_layers(model, kept)
     _check_start(given, start)
     size = sum(layer.size for layer in layers)
     count = kappa(size, sparsity)
@@ -183,7 +237,7 @@ def sparsify(
     else:
         densities = uniform_densities(layers)
     counts = layer_counts([layer.size for layer in layers], densities, count)
-    sparse = _drawn(model, layers, counts, seed=seed, sparsity=str(sparsity), distribution=distribution)
+    sparse = _drawn(model, layers, counts, kept, seed, str(sparsity), distribution)
     warn_if_not_exportable(sparse)
     return sparse
 
@@ -220,26 +274,25 @@ def fixed(model: nn.Module, trained: SparseModel, seed: int = 0, *, start: str |
     Raises:
         EdgeBcsError: the two networks have different kernels, `model` is trained or cannot be handled.
     """
-    layers = prunable_layers(model)
+    kept = trained.dense_kernels
+    layers = prunable_layers(model, kept)
     _check_start(model, start)
     if layers != trained.layers:
         raise EdgeBcsError("the network whose layer counts are to be taken has other kernels than the model")
     counts = np.array(list(trained.layer_counts().values()))
-    return _drawn(
-        model, layers, counts, seed=seed, sparsity=trained.sparsity, distribution=trained.distribution
-    )
+    return _drawn(model, layers, counts, kept, seed, trained.sparsity, trained.distribution)
 
 
 def _drawn(
     model: nn.Module,
     layers: Sequence[Segment],
     counts: NDArray[np.int64],
-    *,
+    dense: Collection[str],
     seed: int,
     sparsity: str,
     distribution: str,
 ) -> SparseModel:
-    """Return a copy of `model` with so many random connections in each layer."""
+    """Return a copy of `model` with so many random connections in each layer, and random `dense` kernels."""
     if not 0 <= seed < 2**64:
         raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}")
     index = np.concatenate(
@@ -248,11 +301,30 @@ def _drawn(
             for number, (layer, active) in enumerate(zip(layers, counts, strict=True))
         ]
     )
-    # He et al. (2015): standard deviation √(2 / fan-in), with the fan-in of the dense layer.
-    scale = np.repeat([math.sqrt(2.0 / math.prod(layer.shape[1:])) for layer in layers], counts)
+    scale = np.repeat([_he(layer.shape) for layer in layers], counts)
     normal = random.normal(len(index), seed=seed, step=0, purpose=random.WEIGHT)
     theta = np.abs(normal) * scale.astype(np.float32)
     value = random.signs(index, seed=seed) * theta
+    model = copy.deepcopy(model)
+    _draw_dense(model, dense, seed)
     return SparseModel(
-        copy.deepcopy(model), value, index, seed=seed, sparsity=sparsity, distribution=distribution
+        model, value, index, seed=seed, sparsity=sparsity, distribution=distribution, dense=dense
     )
+
+
+def _he(shape: Sequence[int]) -> float:
+    """Return √(2 / fan-in), with the fan-in of the dense layer (He et al., 2015)."""
+    return math.sqrt(2.0 / math.prod(shape[1:]))
+
+
+@torch.no_grad()
+def _draw_dense(model: nn.Module, dense: Collection[str], seed: int) -> None:
+    """Draw the kernels that stay dense (WEIGHT, step 1, one stream through all of them in module order)."""
+    start = 0
+    for name, module in model.named_modules():
+        if name in dense and isinstance(module, KERNELS):
+            shape = tuple(module.weight.shape)
+            count = math.prod(shape)
+            numbers = random.normal(count, seed=seed, step=1, purpose=random.WEIGHT, start=start)
+            module.weight.copy_(torch.from_numpy(numbers * np.float32(_he(shape))).view(shape))
+            start += count

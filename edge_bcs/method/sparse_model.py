@@ -6,7 +6,7 @@ The state has the names and the layout of every other form of it (`edge_bcs.core
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,29 +19,26 @@ from edge_bcs.core.segments import Segment
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.state import STATE_NAMES, Parts, state_layout
 
+KERNELS = (nn.Conv2d, nn.Linear)
+"""Modules whose `weight` is a kernel, [out, in / groups, kh, kw] or [out, in]."""
 
-def prunable_layers(model: nn.Module) -> tuple[Segment, ...]:
+
+def prunable_layers(model: nn.Module, dense: Collection[str] = ()) -> tuple[Segment, ...]:
     """Return the kernels of `model` in the order of `named_modules()`, with their numbering.
 
+    Args:
+        model: the network. dense: names of modules whose kernels are left out, because they stay dense.
+
     Raises:
-        EdgeBcsError: a module with parameters that is neither Conv2d, Linear nor batch norm, a kernel used
-            by two modules, a parameter that is not float32, or no kernel at all.
+        EdgeBcsError: a module with a parameter of several dimensions that is neither Conv2d nor Linear, a
+            parameter that two modules share or that is not float32, or no kernel at all.
     """
     layers = []
     offset = 0
     seen: set[int] = set()
     for name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
-            supported = isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d)
-            if not supported or parameter_name not in ("weight", "bias"):
-                raise EdgeBcsError(
-                    f"{name or 'the model'} ({type(module).__name__}) has the parameter {parameter_name!r}; "
-                    "only Conv2d, Linear and batch norm may have parameters"
-                )
-            if parameter.dtype != torch.float32:
-                raise EdgeBcsError(
-                    f"{name}.{parameter_name} is {parameter.dtype}; convert the model to float32"
-                )
+            _check_parameter(name, module, parameter_name, parameter)
             if id(parameter) in seen:
                 raise EdgeBcsError(
                     f"{name}.{parameter_name} is shared by two modules, which is not supported"
@@ -49,13 +46,29 @@ def prunable_layers(model: nn.Module) -> tuple[Segment, ...]:
             seen.add(id(parameter))
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is None:
             raise EdgeBcsError(f"the batch norm {name} keeps no running statistics")
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, KERNELS) and name not in dense:
             layer = Segment(name, tuple(module.weight.shape), offset)
             layers.append(layer)
             offset += layer.size
     if not layers:
-        raise EdgeBcsError(f"{type(model).__name__} has neither a convolution nor a dense layer to sparsify")
+        kind = type(model).__name__
+        if dense:
+            raise EdgeBcsError(f"every kernel of {kind} stays dense, and none is left to sparsify")
+        raise EdgeBcsError(f"{kind} has neither a convolution nor a linear layer to sparsify")
     return tuple(layers)
+
+
+def _check_parameter(name: str, module: nn.Module, kind: str, parameter: nn.Parameter) -> None:
+    """Raise `EdgeBcsError` for a parameter that is neither a known kernel nor a vector."""
+    kernel = isinstance(module, KERNELS) and kind == "weight"
+    # A number a channel is trained as it is, whatever holds it: norms, biases, a layer's scale [C, 1, 1].
+    if not kernel and sum(extent > 1 for extent in parameter.shape) > 1:
+        raise EdgeBcsError(
+            f"{name or 'the model'} ({type(module).__name__}) has the parameter {kind!r} of the shape "
+            f"{list(parameter.shape)}; only Conv2d and Linear may have parameters of several dimensions"
+        )
+    if parameter.dtype != torch.float32:
+        raise EdgeBcsError(f"{name}.{kind} is {parameter.dtype}; convert the model to float32")
 
 
 def _remember_variance(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -97,12 +110,12 @@ class SparseModel(nn.Module):
 
     Attributes:
         network: the wrapped module.
-        layers: the kernels, in the order in which their weights are numbered.
-        size: N, the number of prunable weights.
+        layers: the kernels among whose weights the connections lie, in the order of their numbering.
+        size: N, the number of these weights.
         kappa: κ, the number of connections.
         index: i64[κ], strictly ascending positions of the connections.
         momentum: f32[κ], their momentum.
-        dense: the other parameters, in the order of `dense.value`.
+        dense: the other parameters, kernels that stay dense among them, in the order of `dense.value`.
         dense_momentum: f32[D], their momentum.
         statistics: the batch norms, in the order of `batchnorm.mean`.
         step: number of training steps that the weights have behind them.
@@ -125,10 +138,14 @@ class SparseModel(nn.Module):
         seed: int = 0,
         sparsity: str,
         distribution: str = "paper",
+        dense: Collection[str] = (),
     ) -> None:
-        """Wrap `network` (not copied; its kernels are overwritten) with value f32[κ] at index int[κ]."""
+        """Wrap `network` (not copied) with value f32[κ] at index int[κ].
+
+        Its kernels are overwritten, but for those of the modules `dense`, which stay as they are.
+        """
         super().__init__()
-        self.layers = prunable_layers(network)
+        self.layers = prunable_layers(network, dense)
         self.size = sum(layer.size for layer in self.layers)
         self.kappa = len(index)
         self.step = 0
@@ -363,6 +380,13 @@ class SparseModel(nn.Module):
     def _running(self, attribute: str) -> NDArray[np.float32]:
         parts = [getattr(self.network.get_submodule(item.name), attribute) for item in self.statistics]
         return torch.cat(parts).cpu().numpy() if parts else np.zeros(0, dtype=np.float32)
+
+    @property
+    def dense_kernels(self) -> tuple[str, ...]:
+        """Names of the modules whose kernels stay dense, in the order of the network."""
+        sparse = {layer.name for layer in self.layers}
+        modules = self.network.named_modules()
+        return tuple(name for name, part in modules if isinstance(part, KERNELS) and name not in sparse)
 
     def layer_counts(self) -> dict[str, int]:
         """Return the number of connections of each layer, by its name, in order; they sum to κ."""

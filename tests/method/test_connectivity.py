@@ -16,6 +16,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.segments import Segment
 from edge_bcs.core.state import STATE_NAMES
 from edge_bcs.method import connectivity
+from edge_bcs.method.sparse_model import prunable_layers
 
 
 def tiny() -> nn.Sequential:
@@ -95,13 +96,13 @@ def test_paper_densities_give_the_released_totals(name: str, ratios: tuple[float
 
 
 def test_paper_rule_for_an_unknown_network() -> None:
-    layers = [
-        Segment("a", (10, 3, 3, 3), 0),
-        Segment("b", (10, 10), 270),
-        Segment("c", (900, 100), 370),
-        Segment("d", (5, 9), 0),
-    ]
-    assert connectivity.paper_densities(nn.Identity(), layers, 0.1) == [0.6, 0.2, 0.05, 0.6]
+    kernels = {"a": nn.Conv2d(3, 10, 3), "b": nn.Linear(10, 10), "c": nn.Linear(100, 900)}
+    network = nn.ModuleDict({**kernels, "d": nn.Linear(9, 5)})
+    layers = prunable_layers(network)
+    assert connectivity.paper_densities(network, layers, 0.1) == [0.6, 0.2, 0.05, 0.6]
+    # Where the first and the last layer stay dense, those in between are no first or last ones.
+    layers = prunable_layers(network, {"a", "d"})
+    assert connectivity.paper_densities(network, layers, 0.1) == [0.2, 0.05]
 
 
 def test_erk_densities() -> None:
@@ -169,7 +170,7 @@ def test_sparsify_leaves_the_model_alone_and_refuses_what_it_cannot_do() -> None
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     with pytest.raises(EdgeBcsError, match=r"0 \(LSTM\) has the parameter 'weight_ih_l0'"):
         connectivity.sparsify(nn.Sequential(nn.LSTM(3, 3)), 0.5)
-    with pytest.raises(EdgeBcsError, match="neither a convolution nor a dense layer"):
+    with pytest.raises(EdgeBcsError, match="neither a convolution nor a linear layer"):
         connectivity.sparsify(nn.Sequential(nn.ReLU()), 0.5)
     with pytest.raises(EdgeBcsError, match="no distribution 'even'"):
         connectivity.sparsify(tiny(), 0.5, 0, "even")
