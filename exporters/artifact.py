@@ -38,9 +38,8 @@ from edge_bcs.method.sparse_model import SparseModel
 
 from .compiler import Compiled, compile_network
 from .graphs import lanes_of
-from .layers import Convolution
 from .memory.planner import Choice, Job
-from .network import Network, network_of
+from .network import network_of
 from .ort import checkpoint as ort_checkpoint
 from .plain_eval import PLAIN_EVAL, plain_evaluation_model
 from .publish import check_target, publishing
@@ -167,16 +166,24 @@ def export(
         "sparsity": sparse.sparsity,
         "distribution": sparse.distribution,
         "kappa": network.kappa,
-        "size": network.layout.size,
+        "size": network.size,
         "seed": seed,
-        **_tables(compiled.network, sparse),
+        "layers": [kernel.described() for kernel in compiled.network.kernels.values()],
+        "dense": [
+            {"name": item.name, "shape": list(item.shape), "offset": item.offset}
+            for item in network.dense.values()
+        ],
+        "statistics": [
+            {"name": item.name, "channels": item.size, "offset": item.offset}
+            for item in network.statistics.values()
+        ],
         "objective": TrainedObjective(rule, beta, epsilon, step_size, attack_steps).described(),
         "batch_norm": batch_norm,
         "micro_batch": compiled.micro_batch,
         "lanes": lanes_of(compiled.micro_batch),
         "batch_size": batch_size,
         "hyper": {**numbers, "epochs": epochs},
-        "lists_length": network.lists.length,
+        "lists_length": network.lists_length,
         "memory": {**compiled.memory.to_json(budget), "choice": _choice(compiled.choice, store)},
     }
     with publishing(target, force) as folder:
@@ -224,34 +231,6 @@ def _choice(choice: Choice, stored: str) -> dict[str, Any]:
     }
 
 
-def _tables(network: Network, sparse: SparseModel) -> dict[str, Any]:
-    """The manifest's layers, dense parameters and statistics."""
-    convolutions = {layer.module: layer for layer in network.graph.layers if isinstance(layer, Convolution)}
-    counts = sparse.layer_counts()
-    layers = []
-    for name, segment in network.layout.prunable.items():
-        convolution = convolutions.get(name)
-        layers.append(
-            {
-                "name": name,
-                "shape": list(segment.shape),
-                "offset": segment.offset,
-                "kernel": list(convolution.kernel) if convolution else [1, 1],
-                "stride": convolution.stride if convolution else 1,
-                "padding": convolution.padding if convolution else 0,
-                "density": counts[name] / segment.size,
-                "algorithm": network.algorithms[name],
-            }
-        )
-    dense = network.layout.dense.values()
-    statistics = network.layout.statistics.values()
-    return {
-        "layers": layers,
-        "dense": [{"name": item.name, "shape": list(item.shape), "offset": item.offset} for item in dense],
-        "statistics": [{"name": s.name, "channels": s.size, "offset": s.offset} for s in statistics],
-    }
-
-
 def _write(
     folder: Path, compiled: Compiled, manifest: dict[str, Any], sparse: SparseModel, metadata: dict[str, str]
 ) -> None:
@@ -262,7 +241,7 @@ def _write(
     with (folder / STATE).open("wb") as stream:
         write_tensors(stream, sparse.state(), metadata)
     if ort_checkpoint.available():
-        lists = np.zeros(compiled.network.lists.length, np.int32)
+        lists = np.zeros(compiled.network.lists_length, np.int32)
         feeds = {"coo.index": sparse.state()["coo.index"], "coo.lists": lists}
         run(str(folder / graph_file("lists")), feeds)
         ort_checkpoint.write_ort_checkpoint(folder / CHECKPOINT, sparse.state(), lists, metadata)

@@ -12,10 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .nodes import Graph, HaloOf, Node
+from .forward import Branch, Lowering
+from .nodes import HaloOf, Node
 from .operators import OPERATORS
 from .operators.base import named_halos
 from .operators.elementwise import MaskedAdd
+from .operators.folding import FoldAffineGrad, ZeroAffine
+from .operators.order import GradientReady, ResetGradient
 
 
 @dataclass(frozen=True)
@@ -29,106 +32,147 @@ class Mask:
 NO_MASK = Mask("", {"mask_kind": 0, "mask_halo": 0})
 
 
-@dataclass
-class Chains:
-    """Current tensors of the alias chains that accumulate parameter gradients in place; shared by all
-    branches.
+@dataclass(frozen=True)
+class Contribution:
+    """What a gradient operator makes for a tensor that its forward operator read.
+
+    Attributes:
+        tensor: its name, '' if it is not wanted.
+        addend, mask: the sum that it adds and the mask that it applies, at the ports of these names.
     """
 
-    coo_grad: str
-    affine_grad: str
+    tensor: str
+    addend: str = ""
+    mask: Mask = NO_MASK
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Tensors of the ports "addend" and "mask"."""
+        return {"addend": self.addend, "mask": self.mask.tensor}
+
+
+class Gradients:
+    """The gradients of all parameters, which the branches of a graph accumulate in place, one after the
+    other."""
+
+    def __init__(self, lowering: Lowering) -> None:
+        """Emit the operators that begin the accumulation."""
+        self.lowering, self.graph = lowering, lowering.graph
+        self.coo, self.dense = (self._started(name) for name in ("coo.value_grad", "dense.value_grad"))
+        self.affine = ""
+
+    def _started(self, name: str) -> str:
+        inputs = {"buffer": f"{name}.accumulation.buffer", "lazy_reset_grad": "lazy_reset_grad"}
+        ResetGradient.emit(self.graph, inputs, {"buffer_out": f"{name}.start"})
+        return f"{name}.start"
+
+    def add(self, branch: Branch, seed: str) -> None:
+        """Emit the backward nodes of a branch, given the gradient ``seed`` of its logits."""
+        if self.lowering.affine and not self.affine:
+            self.affine = "affine_grad"
+            ZeroAffine.emit(self.graph, {"affine": self.lowering.affine}, {"affine_grad": self.affine})
+        Tape(branch, seed, self)
+
+    def step_coo(self) -> tuple[str, str]:
+        """(current, next) tensor of the chain that accumulates the gradient of the connections."""
+        current, self.coo = self.coo, self.graph.unique("coo.value_grad.accumulated")
+        return current, self.coo
+
+    def step_affine(self) -> tuple[str, str]:
+        """(current, next) tensor of the chain that accumulates the gradient of scales and shifts."""
+        current, self.affine = self.affine, self.graph.unique("affine_grad.accumulated")
+        return current, self.affine
+
+    def finish(self) -> None:
+        """Emit the chain rule from scales and shifts to the dense parameters, and say that all is there."""
+        if self.affine:
+            mean, variance = self.lowering.statistics
+            inputs = {"affine_grad": self.affine, "dense": "dense.value", "dense_grad": self.dense}
+            inputs |= {"mean": mean, "variance": variance}
+            self.dense = "dense.value_grad.accumulated"
+            FoldAffineGrad.emit(self.graph, inputs, {"dense_grad_out": self.dense}, self.lowering.fold)
+        for name, gradient in (("coo.value", self.coo), ("dense.value", self.dense)):
+            GradientReady.emit(self.graph, {"buffer": gradient}, {"ready": f"{name}_grad.accumulation.out"})
 
 
 class Tape:
-    """Gradients of one branch.
+    """The backward nodes of one branch.
 
-    Args:
-        graph: the graph that receives the backward nodes.
-        forward: the forward nodes of the branch in order; optional outputs (bits, choices) are added on
-            demand.
-        geometry: stack tensor → (channels, height, width) as its producer wrote it.
-        learned_slots: affine offsets that have parameters (a plain rectification has none).
-        image: whether the gradient of the image is wanted (attack).
-        chains: where parameter gradients go, or None if they are not wanted (attack).
+    Attributes:
+        branch: the branch; optional outputs of its nodes (bits, choices) are added on demand.
+        graph: it receives the nodes.
+        gradients: where parameter gradients go, or None if that of the image is wanted instead (attack).
+        image_gradient: the latter.
     """
 
-    no_mask = NO_MASK
+    no_contribution = Contribution("")
 
-    def __init__(
-        self,
-        graph: Graph,
-        forward: list[Node],
-        geometry: dict[str, tuple[int, int, int]],
-        learned_slots: frozenset[int],
-        image: bool,
-        chains: Chains | None,
-    ) -> None:
-        self.graph = graph
-        self.forward = forward
-        self.geometry = geometry
-        self.learned_slots = learned_slots
-        self.chains = chains
-        self.parameters = chains is not None
+    def __init__(self, branch: Branch, seed: str, gradients: Gradients | None = None) -> None:
+        """Emit the nodes, given the gradient ``seed`` of the logits."""
+        self.branch, self.graph, self.gradients = branch, branch.graph, gradients
         self.image_gradient = ""
         self._producer: dict[str, Node] = {}
         self._needed: set[str] = set()
         self._kept: set[str] = set()
         self._remaining: dict[str, int] = {}
-        self._pending: dict[str, list[str]] = {}
+        self._pending: dict[str, list[str]] = {branch.logits: [seed]}
         self._final: dict[str, str] = {}
-        for node in forward:
-            self._trace(node, image)
+        self.graph.halos.zero(seed)
+        for node in branch.nodes:
+            self._trace(node)
+        self._remaining.setdefault(branch.logits, 0)
+        for node in reversed(branch.nodes):
+            dy = self._take(node.outputs[0])
+            if dy:
+                OPERATORS[node.operator].differentiate(node, dy, self)
 
-    def _trace(self, node: Node, image: bool) -> None:
+    def _trace(self, node: Node) -> None:
         """Note which tensors need a gradient, how many readers each has, and which are kept for weights."""
         output = node.outputs[0]
         self._producer[output] = node
-        sources = [name for name in node.inputs if name in self.geometry]
-        has_parameters = self.parameters and self.learns(node)
-        is_image = image and not sources
-        if is_image or has_parameters or any(name in self._needed for name in sources):
+        sources = [name for name in node.inputs if name in self.branch.geometry]
+        learns = self.learns(node)
+        is_image = self.gradients is None and not sources
+        if is_image or learns or any(name in self._needed for name in sources):
             self._needed.add(output)
-        if has_parameters:
+        if learns:
             rule = OPERATORS[node.operator]
             self._kept.add(rule.read(node, rule.keeps))
         for name in sources:
             self._remaining[name] = self._remaining.get(name, 0) + 1
 
+    # What gradient rules call
+
     def learns(self, node: Node) -> bool:
-        """Whether a forward node has parameters that learn."""
-        return OPERATORS[node.operator].learns(node, self.learned_slots)
+        """Whether gradients of the parameters of a forward node are wanted."""
+        learned = self.branch.lowering.passed.learned
+        return self.gradients is not None and OPERATORS[node.operator].learns(node, learned)
 
     def needs(self, tensor: str) -> bool:
         """Whether the gradient of ``tensor`` leads to anything that is wanted."""
         return tensor in self._needed
 
-    def run(self, logits: str, seed: str) -> None:
-        """Emit the backward nodes of the branch, given the gradient ``seed`` of ``logits``."""
-        self._pending[logits] = [seed]
-        self._remaining.setdefault(logits, 0)
-        for node in reversed(self.forward):
-            dy = self._take(node.outputs[0])
-            if dy:
-                OPERATORS[node.operator].differentiate(node, dy, self)
+    def saved(self, node: Node) -> dict[str, str]:
+        """Port → tensor of what a forward node writes for its gradient alone; it is written from now on."""
+        rule = OPERATORS[node.operator]
+        return {port.name: self._demanded(node, port.name) for port in rule.outputs if port.for_backward}
 
-    # What gradient rules call
-
-    def absorb(self, tensor: str) -> tuple[str, Mask, str]:
-        """Announce a contribution to ``tensor`` by an operator that can add and mask.
-
-        Returns:
-            (addend or '', mask, name of the contribution). If others are still to come, neither addend nor
-            mask.
-        """
+    def absorb(self, tensor: str) -> Contribution:
+        """Announce a contribution to ``tensor`` by an operator that can add and mask; where others are still
+        to come, it need do neither."""
         name = self._announce(tensor)
         if self._remaining[tensor]:
             self._pending.setdefault(tensor, []).append(name)
-            return "", NO_MASK, name
+            return Contribution(name)
         addend = self._sum(tensor)
         if addend:
             self.graph.halos.equal(addend, name)
         self._final[tensor] = name
-        return addend, self._mask(tensor), name
+        return Contribution(name, addend, self._mask(tensor))
+
+    def unread(self, tensor: str) -> Contribution:
+        """What an operator must write for ``tensor`` although nobody needs it."""
+        return Contribution(self.graph.unique(f"d.{tensor}"))
 
     def contribute(self, tensor: str) -> str:
         """Announce a contribution by an operator that can neither add nor mask; returns its name."""
@@ -142,24 +186,14 @@ class Tape:
             self._remaining[tensor] -= 1
             self._pending.setdefault(tensor, []).append(gradient)
 
-    def step_coo_grad(self) -> tuple[str, str]:
-        """(current, next) tensor of the chain that accumulates the gradient of the connections."""
-        assert self.chains is not None
-        current = self.chains.coo_grad
-        self.chains.coo_grad = self.graph.unique("coo.value_grad.accumulated")
-        return current, self.chains.coo_grad
-
-    def step_affine_grad(self) -> tuple[str, str]:
-        """(current, next) tensor of the chain that accumulates the gradient of scales and shifts."""
-        assert self.chains is not None
-        current = self.chains.affine_grad
-        self.chains.affine_grad = self.graph.unique("affine_grad.accumulated")
-        return current, self.chains.affine_grad
-
     # Joins
 
     def _announce(self, tensor: str) -> str:
         self._remaining[tensor] -= 1
+        return self._named(tensor)
+
+    def _named(self, tensor: str) -> str:
+        """A new name for a gradient of ``tensor``."""
         name = self.graph.unique(f"d.{tensor}")
         if self.graph.halos.is_zero(tensor):
             self.graph.halos.zero(name)
@@ -188,15 +222,13 @@ class Tape:
         return pending[0] if pending else ""
 
     def _join(self, tensor: str, first: str, second: str, mask: Mask) -> str:
-        channels, height, width = self.geometry[tensor]
-        name = self.graph.unique(f"d.{tensor}")
-        if self.graph.halos.is_zero(tensor):
-            self.graph.halos.zero(name)
+        channels, height, width = self.branch.geometry[tensor]
+        name = self._named(tensor)
         attributes = {
             "channels": channels,
             "height": height,
             "width": width,
-            "lanes": self._producer[tensor].attributes["lanes"],
+            "lanes": self.branch.lanes,
             **named_halos(a_halo=first, b_halo=second, out_halo=name),
             **mask.attributes,
         }
@@ -211,7 +243,11 @@ class Tape:
             return NO_MASK
         if tensor in self._kept:
             return Mask(tensor, {"mask_kind": 1, "mask_halo": HaloOf(tensor)})
-        position = rule.output("bits")
-        if not producer.outputs[position]:
-            producer.outputs[position] = self.graph.unique(f"{tensor}.bits")
-        return Mask(producer.outputs[position], {"mask_kind": 2, "mask_halo": 0})
+        return Mask(self._demanded(producer, "bits"), {"mask_kind": 2, "mask_halo": 0})
+
+    def _demanded(self, node: Node, port: str) -> str:
+        """The tensor at an optional output of a forward node, which is written from now on."""
+        position = OPERATORS[node.operator].output(port)
+        if not node.outputs[position]:
+            node.outputs[position] = self.graph.unique(f"{node.outputs[0]}.{port}")
+        return node.outputs[position]

@@ -27,7 +27,7 @@ from edge_bcs.core.objectives import PLAIN
 from edge_bcs.core.units import format_bytes
 
 from .graphs import attack_graph, evaluation_graph, lists_graph, optimizer_graph, training_graph
-from .memory.planner import Choice, Found, Job, fastest, network_buffers, smallest
+from .memory.planner import Choice, Found, Job, fastest, smallest
 from .memory.replay import plan
 from .memory.storage import Storage, kept_stacks, store
 from .network import Network
@@ -114,7 +114,7 @@ def build(network: Network, job: Job, choice: Choice) -> Compiled:
         "optimizer": optimizer_graph(network),
         "lists": lists_graph(network),
     }
-    bound = network_buffers(network, job.objective, images)
+    bound = network.buffers(images, job.objective.two_branches)
     return Compiled(network, choice, graphs, plan(graphs, bound, network.connections))
 
 
@@ -160,7 +160,7 @@ def _changes(
             yield what, size
     fewer = network.kappa + (budget - need) // _BYTES_PER_CONNECTION
     if fewer > 0:
-        sparsity = 1 - Decimal(fewer) / network.layout.size
+        sparsity = 1 - Decimal(fewer) / network.size
         digits = sparsity.quantize(Decimal("0.0001"), ROUND_CEILING)
-        kappa = int((1 - digits) * network.layout.size)
+        kappa = int((1 - digits) * network.size)
         yield f"a new network of --sparsity {digits}", need - _BYTES_PER_CONNECTION * (network.kappa - kappa)

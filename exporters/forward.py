@@ -1,4 +1,4 @@
-"""Forward nodes of one pass of the network, and the folded scale and shift that all passes share."""
+"""The forward nodes of a network in a graph."""
 
 from __future__ import annotations
 
@@ -6,39 +6,59 @@ from .fusion import FusedLayer
 from .network import Network, Pass
 from .nodes import Graph, Node
 from .operators import OPERATORS
-from .operators.folding import FoldAffine, FoldAffineGrad, ZeroAffine
+from .operators.folding import FoldAffine
+
+
+class Lowering:
+    """A network on its way into a graph: what all its branches there share.
+
+    Attributes:
+        graph: it receives the nodes.
+        network, passed: the network, and which of its passes it is.
+        lanes: images that lie innermost in a stack.
+        affine: the tensor of the folded scale and shift, which is emitted here; '' if there is none.
+        fold: attributes of the operators that fold it and its gradient.
+        statistics: the current tensors of (running mean, running variance); a branch with batch statistics
+            replaces them by its own.
+    """
+
+    def __init__(self, graph: Graph, network: Network, passed: Pass, lanes: int) -> None:
+        self.graph, self.network, self.passed, self.lanes = graph, network, passed, lanes
+        self.affine = "affine" if passed.entries else ""
+        self.fold = {"entries": passed.entries, "epsilon": passed.epsilon}
+        self.statistics = ["batchnorm.mean", "batchnorm.variance"]
+        if self.affine:
+            inputs = {"dense": "dense.value", "mean": "batchnorm.mean", "variance": "batchnorm.variance"}
+            FoldAffine.emit(graph, inputs, {"affine": self.affine}, self.fold)
 
 
 class Branch:
-    """One pass of the network over one batch of images; ``nodes`` are its forward nodes, ``logits`` their
-    result.
+    """One pass over one batch of images.
 
-    ``prefix`` makes the tensor names of several passes different. ``statistics`` are the current tensors of
-    (running mean, running variance); a pass with batch statistics replaces them by its own.
+    Attributes:
+        graph, network, lanes, affine, statistics: those of the ``lowering``.
+        image: the input that it reads. update: whether it moves the running statistics.
+        nodes: its forward nodes. logits: their result. geometry: stack → its (channels, height, width).
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        network: Network,
-        lanes: int,
-        image: str,
-        affine: FoldedAffine,
-        prefix: str = "",
-        statistics: list[str] | None = None,
-        update: bool = True,
-    ) -> None:
-        self.graph, self.network, self.lanes = graph, network, lanes
-        self.image, self.affine, self.prefix = image, affine, prefix
-        self.statistics, self.update = statistics, update
+    def __init__(self, lowering: Lowering, image: str, prefix: str = "", update: bool = True) -> None:
+        """Emit the nodes; ``prefix`` makes the tensor names of several branches different."""
+        self.lowering, self.image, self.prefix, self.update = lowering, image, prefix, update
+        self.graph, self.network, self.lanes = lowering.graph, lowering.network, lowering.lanes
+        self.affine, self.statistics = lowering.affine, lowering.statistics
         self.geometry: dict[str, tuple[int, int, int]] = {}
         self._tensors: dict[str, str] = {}
-        first = len(graph.nodes)
-        for fused in affine.passed.layers:
+        first = len(self.graph.nodes)
+        for fused in lowering.passed.layers:
             self._lower(fused)
-        self.nodes: list[Node] = graph.nodes[first:]
-        self.logits = self._tensors[network.graph.output]
-        graph.halos.zero(self.logits)
+        self.nodes: list[Node] = self.graph.nodes[first:]
+        self.logits = self._tensors[self.network.graph.output]
+        self.graph.halos.zero(self.logits)
+
+    @property
+    def seed(self) -> str:
+        """Name of the gradient of the logits."""
+        return f"d.{self.logits}"
 
     def _lower(self, fused: FusedLayer) -> None:
         sources = [self._tensors[name] for name in fused.inputs]
@@ -62,44 +82,3 @@ class Branch:
         """Attributes of an operator whose output has the shape of its input."""
         channels, height, width = fused.geometry
         return {"channels": channels, "height": height, "width": width, "lanes": self.lanes}
-
-
-class FoldedAffine:
-    """The folded scale and shift: emits FoldAffine, knows each layer's slot, and folds the gradient back."""
-
-    def __init__(self, graph: Graph, passed: Pass) -> None:
-        self.graph, self.passed = graph, passed
-        self.tensor = "affine" if passed.entries else ""
-        self._attributes = {"entries": passed.entries, "epsilon": passed.epsilon}
-        if self.tensor:
-            inputs = {"dense": "dense.value", "mean": "batchnorm.mean", "variance": "batchnorm.variance"}
-            FoldAffine.emit(graph, inputs, {"affine": self.tensor}, self._attributes)
-
-    @property
-    def learned(self) -> frozenset[int]:
-        """Slots that have parameters."""
-        return self.passed.learned
-
-    def offset(self, layer: FusedLayer) -> int:
-        """First channel of the layer's slot, or −1."""
-        return self.passed.offsets.get(layer.name, -1)
-
-    def start_gradient(self) -> str:
-        """Emit the zeros that the gradient of scales and shifts accumulates into."""
-        if not self.tensor:
-            return ""
-        ZeroAffine.emit(self.graph, {"affine": "affine"}, {"affine_grad": "affine_grad"})
-        return "affine_grad"
-
-    def fold_gradient(self, affine_grad: str, dense_grad: str, statistics: list[str]) -> str:
-        """Emit the chain rule from scales and shifts to the dense parameters; returns the accumulated
-        gradient.
-        """
-        if not self.tensor:
-            return dense_grad
-        result = "dense.value_grad.accumulated"
-        mean, variance = statistics
-        inputs = {"affine_grad": affine_grad, "dense": "dense.value", "dense_grad": dense_grad}
-        inputs |= {"mean": mean, "variance": variance}
-        FoldAffineGrad.emit(self.graph, inputs, {"dense_grad_out": result}, self._attributes)
-        return result

@@ -39,7 +39,7 @@ class FusedLayer:
         inputs: the fused layers it reads (without the residual).
         layer: the layer that began it (holds kernel, stride, …).
         source_geometry, geometry: (C, H, W) of the first input and of the output.
-        slot: its scale and shift, or None.
+        slot: its scale and shift, or None. affine: first channel of the slot among all of the pass, or −1.
         residual: name of the fused layer that is added, or None.
         relu: whether the result is rectified.
     """
@@ -53,6 +53,7 @@ class FusedLayer:
     slot: Slot | None = None
     residual: str | None = None
     relu: bool = False
+    affine: int = -1
 
 
 def fuse(graph: LayerGraph, batch_statistics: bool) -> list[FusedLayer]:
@@ -83,9 +84,13 @@ class _Fusion:
         position = {layer.name: index for index, layer in enumerate(self.graph.layers)}
         # An operator runs where its last fused layer stood: by then all its operands are there.
         self.order.sort(key=lambda fused: position[fused.name])
+        channels = 0
         for fused in self.order:
             fused.inputs = [self.owner[name].name for name in fused.inputs]
             fused.residual = self.owner[fused.residual].name if fused.residual else None
+            if fused.slot is not None:
+                fused.affine = channels
+                channels += fused.slot.channels
         return self.order
 
     def _start(

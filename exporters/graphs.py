@@ -1,24 +1,29 @@
 """The graphs of an artifact, from the fused network: training, attack, evaluation, optimizer and lists.
 
-The order of nodes in each file is the intended order of execution.
+The order of nodes in each file is the intended order of execution. Inputs and outputs are bound buffers
+(`edge_bcs.runtime.buffers`); an output NAME.out lies in the buffer NAME.
 """
 
 from __future__ import annotations
 
-from edge_bcs.core.objectives import Objective, objective_named
+from collections.abc import Iterable
 
-from .autodiff import Chains, Tape
-from .forward import Branch, FoldedAffine
+from edge_bcs.core.objectives import objective_named
+
+from .autodiff import Gradients, Tape
+from .forward import Branch, Lowering
 from .network import Network
-from .nodes import Graph, TensorType
+from .nodes import Graph
 from .operators.base import named_halos
 from .operators.images import PgdStep, UnpackOutput
 from .operators.lists import BuildLists
-from .operators.losses import LOSSES, CrossEntropy, SoftmaxDifference
-from .operators.order import After, GradientReady, ResetGradient
+from .operators.losses import LOSSES, SoftmaxDifference
+from .operators.order import After
 from .operators.update import DenseStep, RewireStep
 
 MAX_LANES = 16
+PARAMETERS = ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance", "coo.lists")
+"""What every pass of a network reads besides its images."""
 
 
 def lanes_of(micro_batch: int) -> int:
@@ -26,27 +31,29 @@ def lanes_of(micro_batch: int) -> int:
     return max(lanes for lanes in range(1, min(MAX_LANES, micro_batch) + 1) if micro_batch % lanes == 0)
 
 
-def _buffers(network: Network) -> dict[str, TensorType]:
-    statistics = TensorType("f32", (network.layout.statistics_size,))
-    return {
-        "coo.value": TensorType("f32", (network.kappa,)),
-        "dense.value": TensorType("f32", (network.layout.dense_size,)),
-        "batchnorm.mean": statistics,
-        "batchnorm.variance": statistics,
-        "coo.lists": TensorType("i32", (network.lists.length,)),
-    }
-
-
-def _images(network: Network, micro_batch: int) -> TensorType:
-    return TensorType("f32", (micro_batch, *network.image))
+def empty_graph(
+    name: str,
+    network: Network,
+    inputs: Iterable[str],
+    outputs: Iterable[str],
+    micro_batch: int = 1,
+    two_branches: bool = False,
+) -> Graph:
+    """A graph without nodes, between bound buffers of ``network``."""
+    bound = network.buffers(micro_batch, two_branches)
+    return Graph(
+        name,
+        {buffer: bound[buffer] for buffer in inputs},
+        {output: bound.get(output) or bound[output.removesuffix(".out")] for output in outputs},
+    )
 
 
 def evaluation_graph(network: Network, micro_batch: int) -> Graph:
     """Logits of a micro-batch with running statistics."""
-    graph = Graph("eval_model", {"input": _images(network, micro_batch), **_buffers(network)})
-    graph.outputs["logits"] = TensorType("f32", (micro_batch, network.classes))
-    branch = Branch(graph, network, lanes_of(micro_batch), "input", FoldedAffine(graph, network.evaluation))
-    UnpackOutput.emit(graph, {"stack": branch.logits}, {"y": "logits"}, {"lanes": lanes_of(micro_batch)})
+    graph = empty_graph("eval_model", network, ("input", *PARAMETERS), ["logits"], micro_batch)
+    lowering = Lowering(graph, network, network.evaluation, lanes_of(micro_batch))
+    branch = Branch(lowering, "input")
+    UnpackOutput.emit(graph, {"stack": branch.logits}, {"y": "logits"}, {"lanes": branch.lanes})
     graph.resolve()
     return graph
 
@@ -57,32 +64,16 @@ def attack_graph(network: Network, micro_batch: int) -> Graph:
     The seed softmax(logits) − target is the gradient of the cross-entropy for a one-hot target and that of
     KL(target ‖ softmax) for clean probabilities.
     """
-    images, scalar = _images(network, micro_batch), TensorType("f32", (1,))
-    lanes = lanes_of(micro_batch)
-    graph = Graph(
-        "attack_model",
-        {
-            "adversarial": images,
-            "input": images,
-            "target": TensorType("f32", (micro_batch, network.classes)),
-            "step_size": scalar,
-            "epsilon": scalar,
-            **_buffers(network),
-        },
-        {"adversarial.out": images},
-    )
-    affine = FoldedAffine(graph, network.evaluation)
-    branch = Branch(graph, network, lanes, "adversarial", affine)
-    seed = f"d.{branch.logits}"
-    graph.halos.zero(seed)
+    read = ("adversarial", "input", "target", "step_size", "epsilon", *PARAMETERS)
+    graph = empty_graph("attack_model", network, read, ["adversarial.out"], micro_batch)
+    lowering = Lowering(graph, network, network.evaluation, lanes_of(micro_batch))
+    branch = Branch(lowering, "adversarial")
     inputs = {"logits": branch.logits, "target": "target"}
-    SoftmaxDifference.emit(graph, inputs, {"dlogits": seed}, {"lanes": lanes})
-    tape = Tape(graph, branch.nodes, branch.geometry, affine.learned, image=True, chains=None)
-    tape.run(branch.logits, seed)
-    gradient = tape.image_gradient
+    SoftmaxDifference.emit(graph, inputs, {"dlogits": branch.seed}, {"lanes": branch.lanes})
+    gradient = Tape(branch, branch.seed).image_gradient
     inputs = {"x_adv": "adversarial", "x": "input", "dx": gradient}
     inputs |= {"step_size": "step_size", "epsilon": "epsilon"}
-    attributes = {"lanes": lanes, **named_halos(dx_halo=gradient)}
+    attributes = {"lanes": branch.lanes, **named_halos(dx_halo=gradient)}
     PgdStep.emit(graph, inputs, {"x_adv_out": "adversarial.out"}, attributes)
     graph.resolve()
     return graph
@@ -103,167 +94,95 @@ def training_graph(
             statistics.
     """
     rule = objective_named(objective)
-    images = _images(network, micro_batch)
-    graph = Graph("training_model", {"input": images})
-    if rule.two_branches:
-        graph.inputs["adversarial"] = images
-    buffers = _buffers(network)
-    graph.inputs |= {
-        "labels": TensorType("i64", (micro_batch,)),
-        "sample_weight": TensorType("f32", (micro_batch,)),
-        **buffers,
-        "coo.value_grad.accumulation.buffer": buffers["coo.value"],
-        "dense.value_grad.accumulation.buffer": buffers["dense.value"],
-        "lazy_reset_grad": TensorType("bool", (1,)),
-    }
-    graph.outputs |= {
-        "loss": TensorType("f32", ()),
-        "correct": TensorType("f32", (2 if rule.two_branches else 1,)),
-        "coo.value_grad.accumulation.out": TensorType("bool", (1,)),
-        "dense.value_grad.accumulation.out": TensorType("bool", (1,)),
-    }
-    _Training(graph, network, lanes_of(micro_batch), rule, beta, keep_both)
+    buffers = [f"{name}_grad.accumulation.buffer" for name in ("coo.value", "dense.value")]
+    graph = empty_graph(
+        "training_model",
+        network,
+        [*images_of(rule.two_branches), "labels", "sample_weight", *PARAMETERS, *buffers, "lazy_reset_grad"],
+        ["loss", "correct", *(name.replace(".buffer", ".out") for name in buffers)],
+        micro_batch,
+        rule.two_branches,
+    )
+    lowering = Lowering(graph, network, network.training, lanes_of(micro_batch))
+    gradients = Gradients(lowering)
+    branches = forward_and_loss(lowering, rule.loss, rule.two_branches, beta)
+    if len(branches) == 1:
+        gradients.add(branches[0], branches[0].seed)
+    else:
+        clean, adversarial = branches
+        gradients.add(adversarial, adversarial.seed)
+        seed = clean.seed
+        if not (network.batch_statistics if keep_both is None else keep_both):
+            # Computing the clean branch again costs one forward pass and saves all that it would have kept.
+            image = "input.again"
+            After.emit(graph, {"x": "input", "token": gradients.coo}, {"y": image})
+            clean = Branch(lowering, image, "again.", update=False)
+        gradients.add(clean, seed)
+    gradients.finish()
+    _publish(graph, lowering.statistics)
     graph.resolve()
     return graph
 
 
-class _Training:
-    """Emits the body of the training graph."""
+def images_of(two_branches: bool) -> tuple[str, ...]:
+    """The images that a training graph reads."""
+    return ("input", "adversarial") if two_branches else ("input",)
 
-    def __init__(
-        self,
-        graph: Graph,
-        network: Network,
-        lanes: int,
-        objective: Objective,
-        beta: float,
-        keep_both: bool | None,
-    ) -> None:
-        self.graph, self.network, self.lanes = graph, network, lanes
-        self.affine = FoldedAffine(graph, network.training)
-        self.statistics = ["batchnorm.mean", "batchnorm.variance"]
-        reset = {name: f"{name}.start" for name in ("coo.value_grad", "dense.value_grad")}
-        for name, start in reset.items():
-            inputs = {"buffer": f"{name}.accumulation.buffer", "lazy_reset_grad": "lazy_reset_grad"}
-            ResetGradient.emit(graph, inputs, {"buffer_out": start})
-        self.chains = Chains(reset["coo.value_grad"], "")
-        if objective.two_branches:
-            keep = network.batch_statistics if keep_both is None else keep_both
-            self._two_branches(objective, beta, keep)
-        else:
-            self._one_branch()
-        dense_grad = self.affine.fold_gradient(
-            self.chains.affine_grad, reset["dense.value_grad"], self.statistics
-        )
-        for name, gradient in (("coo.value", self.chains.coo_grad), ("dense.value", dense_grad)):
-            GradientReady.emit(graph, {"buffer": gradient}, {"ready": f"{name}_grad.accumulation.out"})
-        if self.statistics[0] != "batchnorm.mean":
-            self._publish_statistics()
 
-    def _publish_statistics(self) -> None:
-        """Name the last tensors of the running statistics as graph outputs."""
-        for tensor, key in zip(self.statistics, ("mean", "variance"), strict=True):
-            for node in self.graph.nodes:
-                node.inputs = [f"batchnorm.{key}.out" if name == tensor else name for name in node.inputs]
-                node.outputs = [f"batchnorm.{key}.out" if name == tensor else name for name in node.outputs]
-            self.graph.outputs[f"batchnorm.{key}.out"] = self.graph.inputs[f"batchnorm.{key}"]
+def forward_and_loss(lowering: Lowering, loss: str, two_branches: bool, beta: float) -> tuple[Branch, ...]:
+    """Emit a branch for each of the images, and the loss with the gradients of their logits."""
+    images = images_of(two_branches)
+    prefixes = ("clean.", "adversarial.") if two_branches else ("",)
+    branches = tuple(Branch(lowering, *of_one) for of_one in zip(images, prefixes, strict=True))
+    names = ("clean", "adversarial") if two_branches else ("logits",)
+    inputs = {"labels": "labels", "sample_weight": "sample_weight"}
+    outputs = {"loss": "loss", "correct": "correct"}
+    for name, branch in zip(names, branches, strict=True):
+        inputs[name], outputs[f"d{name}"] = branch.logits, branch.seed
+    attributes = {"lanes": lowering.lanes, **({"beta": float(beta)} if two_branches else {})}
+    LOSSES[loss].emit(lowering.graph, inputs, outputs, attributes)
+    return branches
 
-    def _branch(self, image: str, prefix: str = "", update: bool = True) -> Branch:
-        return Branch(
-            self.graph,
-            self.network,
-            self.lanes,
-            image,
-            self.affine,
-            prefix,
-            self.statistics,
-            update,
-        )
 
-    def _backward(self, branch: Branch, seed: str) -> None:
-        if not self.chains.affine_grad:
-            self.chains.affine_grad = self.affine.start_gradient()
-        self.graph.halos.zero(seed)
-        learned = self.affine.learned
-        Tape(self.graph, branch.nodes, branch.geometry, learned, False, self.chains).run(branch.logits, seed)
-
-    def _one_branch(self) -> None:
-        branch = self._branch("input")
-        seed = f"d.{branch.logits}"
-        inputs = {"logits": branch.logits, "labels": "labels", "sample_weight": "sample_weight"}
-        outputs = {"loss": "loss", "dlogits": seed, "correct": "correct"}
-        CrossEntropy.emit(self.graph, inputs, outputs, {"lanes": self.lanes})
-        self._backward(branch, seed)
-
-    def _two_branches(self, objective: Objective, beta: float, keep_both: bool) -> None:
-        clean = self._branch("input", "clean.")
-        adversarial = self._branch("adversarial", "adversarial.")
-        seeds = {branch: f"d.{branch.logits}" for branch in (clean, adversarial)}
-        inputs = {"clean": clean.logits, "adversarial": adversarial.logits}
-        inputs |= {"labels": "labels", "sample_weight": "sample_weight"}
-        outputs = {"loss": "loss", "correct": "correct"}
-        outputs |= {"dclean": seeds[clean], "dadversarial": seeds[adversarial]}
-        LOSSES[objective.loss].emit(self.graph, inputs, outputs, {"lanes": self.lanes, "beta": float(beta)})
-        self._backward(adversarial, seeds[adversarial])
-        if keep_both:
-            self._backward(clean, seeds[clean])
-            return
-        # Computing the clean branch again costs one forward pass and saves all that it would have kept.
-        image = "input.again"
-        After.emit(self.graph, {"x": "input", "token": self.chains.coo_grad}, {"y": image})
-        self._backward(self._branch(image, "again.", update=False), seeds[clean])
+def _publish(graph: Graph, statistics: list[str]) -> None:
+    """Make the last tensors of the running statistics, where there are new ones, graph outputs."""
+    for name, tensor in zip(("batchnorm.mean", "batchnorm.variance"), statistics, strict=True):
+        if tensor != name:
+            graph.outputs[f"{name}.out"] = graph.inputs[name]
+            for node in graph.nodes:
+                node.inputs = [f"{name}.out" if read == tensor else read for read in node.inputs]
+                node.outputs = [f"{name}.out" if made == tensor else made for made in node.outputs]
 
 
 def optimizer_graph(network: Network) -> Graph:
     """The rewiring step, the lists it changes, and momentum descent on the dense parameters, all in place."""
-    connections = TensorType("f32", (network.kappa,))
-    dense = TensorType("f32", (network.layout.dense_size,))
-    graph = Graph(
-        "optimizer_model",
-        {
-            "coo.value": connections,
-            "coo.index": TensorType("i32", (network.kappa,)),
-            "coo.momentum": connections,
-            "coo.value_grad.accumulation.buffer": connections,
-            "coo.lists": TensorType("i32", (network.lists.length,)),
-            "dense.value": dense,
-            "dense.momentum": dense,
-            "dense.value_grad.accumulation.buffer": dense,
-            "hyper": TensorType("f32", (4,)),
-            "counter": TensorType("i64", (2,)),
-        },
-    )
-    names = ("coo.value", "coo.index", "coo.momentum", "coo.lists", "dense.value", "dense.momentum")
-    graph.outputs = {f"{name}.out": graph.inputs[name] for name in names}
     state = {name: f"coo.{name}" for name in ("value", "index", "momentum")}
-    inputs = {
-        **state,
-        "gradient": "coo.value_grad.accumulation.buffer",
-        "hyper": "hyper",
-        "counter": "counter",
-    }
+    gradients = [f"{name}_grad.accumulation.buffer" for name in ("coo.value", "dense.value")]
+    dense = ("dense.value", "dense.momentum")
+    graph = empty_graph(
+        "optimizer_model",
+        network,
+        [*state.values(), gradients[0], "coo.lists", *dense, gradients[1], "hyper", "counter"],
+        [f"{name}.out" for name in (*state.values(), "coo.lists", *dense)],
+    )
+    inputs = {**state, "gradient": gradients[0], "hyper": "hyper", "counter": "counter"}
     outputs = {f"{name}_out": f"{tensor}.out" for name, tensor in state.items()}
     outputs["gradient_out"] = "coo.value_grad.consumed"
-    RewireStep.emit(graph, inputs, outputs, {"size": network.layout.size})
+    RewireStep.emit(graph, inputs, outputs, {"size": network.size})
     _build_lists(graph, network, "coo.index.out")
-    inputs = {"value": "dense.value", "momentum": "dense.momentum", "hyper": "hyper"}
-    inputs["gradient"] = "dense.value_grad.accumulation.buffer"
-    DenseStep.emit(graph, inputs, {"value_out": "dense.value.out", "momentum_out": "dense.momentum.out"})
+    inputs = {"value": dense[0], "momentum": dense[1], "hyper": "hyper", "gradient": gradients[1]}
+    DenseStep.emit(graph, inputs, {"value_out": f"{dense[0]}.out", "momentum_out": f"{dense[1]}.out"})
     return graph
-
-
-def _build_lists(graph: Graph, network: Network, index: str) -> None:
-    inputs, outputs = {"index": index, "lists": "coo.lists"}, {"lists_out": "coo.lists.out"}
-    BuildLists.emit(graph, inputs, outputs, {"layers": network.lists.layers})
 
 
 def lists_graph(network: Network) -> Graph:
     """coo.index → coo.lists, once after loading."""
-    lists = TensorType("i32", (network.lists.length,))
-    graph = Graph(
-        "lists_model",
-        {"coo.index": TensorType("i32", (network.kappa,)), "coo.lists": lists},
-        {"coo.lists.out": lists},
-    )
+    graph = empty_graph("lists_model", network, ["coo.index", "coo.lists"], ["coo.lists.out"])
     _build_lists(graph, network, "coo.index")
     return graph
+
+
+def _build_lists(graph: Graph, network: Network, index: str) -> None:
+    geometry = [number for kernel in network.kernels.values() for number in kernel.geometry]
+    inputs, outputs = {"index": index, "lists": "coo.lists"}, {"lists_out": "coo.lists.out"}
+    BuildLists.emit(graph, inputs, outputs, {"layers": geometry})

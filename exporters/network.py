@@ -1,35 +1,66 @@
-"""Everything about a network that its graphs depend on: layers, numbering, connections, kernels, lists."""
+"""Everything about a network that its graphs depend on: layers, numbering, kernels, what is fused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+from edge_bcs.runtime.buffers import bound_buffers
 from edge_bcs.targets import cost_model
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.segments import Segment
 from edge_bcs.method.sparse_model import SparseModel
 
 from .frontends.torch import capture
 from .fusion import FusedLayer, Slot, fuse
 from .layers import Convolution, LayerGraph
-from .layout import Layout, layout_of
+from .nodes import TensorType
+
+_SHORT = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool"}
 
 
 @dataclass(frozen=True)
-class ListsLayout:
-    """Where the pointers of each layer lie in ``coo.lists``.
+class Kernel(Segment):
+    """The weights of one layer: their place among all N prunable ones, row-major [out, in, kh, kw].
 
     Attributes:
-        length: M, elements of ``coo.lists``.
-        forward, transpose: module name → offset of the layer's pointers.
-        layers: seven integers a layer (offset, O, I, kh, kw, stride, padding), the attribute of BuildLists.
+        window: (height, width); (1, 1) for a linear layer. stride, padding: of the convolution.
+        connections: how many of the weights were active when the network was captured; the estimate of the
+            layer's arithmetic comes from these.
+        algorithm: "sparse", where the connections are visited, or "dense", where all weights are.
+        forward, transpose: where the layer's pointers lie in ``coo.lists``.
     """
 
-    length: int
-    forward: dict[str, int]
-    transpose: dict[str, int]
-    layers: list[int]
+    window: tuple[int, int]
+    stride: int
+    padding: int
+    connections: int
+    algorithm: str
+    forward: int
+    transpose: int
+
+    @property
+    def geometry(self) -> list[int]:
+        """Seven integers of the attribute of BuildLists: offset, O, I, kh, kw, stride, padding."""
+        outputs = self.shape[0]
+        inputs = self.size // (outputs * self.window[0] * self.window[1])
+        return [self.offset, outputs, inputs, *self.window, self.stride, self.padding]
+
+    def described(self) -> dict[str, Any]:
+        """The layer's row in the manifest."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "offset": self.offset,
+            "kernel": list(self.window),
+            "stride": self.stride,
+            "padding": self.padding,
+            "density": self.connections / self.size,
+            "algorithm": self.algorithm,
+        }
 
 
 @dataclass(frozen=True)
@@ -38,13 +69,11 @@ class Pass:
 
     Attributes:
         layers: the forward operators. entries: six integers a slot, the attribute of FoldAffine.
-        offsets: operator → first channel of its slot. learned: those of slots with parameters.
-        epsilon: of the batch norms.
+        learned: first channels of the slots that have parameters. epsilon: of the batch norms.
     """
 
     layers: list[FusedLayer]
     entries: list[int]
-    offsets: Mapping[str, int]
     learned: frozenset[int]
     epsilon: float
 
@@ -55,30 +84,29 @@ class Network:
 
     Attributes:
         graph: its layers.
-        layout: the numbering of its parameters.
         kappa: κ, the number of connections.
-        algorithms: module name of a prunable layer → "sparse" or "dense".
+        kernels: module name → weights that are prunable, in the order in which they are numbered.
+        dense: parameter name (``module.weight`` of batch norms, ``module.bias``) → its place in
+            ``dense.value``.
+        statistics: batch-norm module name → its place in ``batchnorm.mean`` and ``batchnorm.variance``.
+        lists_length: M, elements of ``coo.lists``.
         batch_statistics: whether training normalises by the micro-batch.
-        connections: first number of a prunable layer → its connections when it was captured; the estimate of
-            its arithmetic comes from these.
         evaluation, training: the passes with running statistics, and with those that training uses.
     """
 
     graph: LayerGraph
-    layout: Layout
     kappa: int
-    algorithms: Mapping[str, str]
+    kernels: Mapping[str, Kernel]
+    dense: Mapping[str, Segment]
+    statistics: Mapping[str, Segment]
+    lists_length: int
     batch_statistics: bool = False
-    connections: Mapping[int, int] = field(default_factory=dict)
-    lists: ListsLayout = field(init=False)
     evaluation: Pass = field(init=False)
     training: Pass = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lists = _lists_layout(self)
-        epsilon = self.graph.epsilon
-        self.evaluation = self._pass(epsilon, batch_statistics=False)
-        self.training = self._pass(epsilon, True) if self.batch_statistics else self.evaluation
+        self.evaluation = self._pass(batch_statistics=False)
+        self.training = self._pass(batch_statistics=True) if self.batch_statistics else self.evaluation
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -90,74 +118,111 @@ class Network:
         """K, the length of the logits."""
         return self.graph.num_classes
 
-    def _pass(self, epsilon: float, batch_statistics: bool) -> Pass:
+    @property
+    def size(self) -> int:
+        """N, the number of prunable weights."""
+        return sum(kernel.size for kernel in self.kernels.values())
+
+    @property
+    def dense_size(self) -> int:
+        """D, the number of all other trainable parameters."""
+        return sum(parameter.size for parameter in self.dense.values())
+
+    @cached_property
+    def connections(self) -> Mapping[int, int]:
+        """First number of a layer, by which nodes know it → its connections when it was captured."""
+        return {kernel.offset: kernel.connections for kernel in self.kernels.values()}
+
+    def buffers(self, micro_batch: int = 1, two_branches: bool = False) -> dict[str, TensorType]:
+        """Type of every buffer that the runtime binds to the graphs, see ``edge_bcs.runtime.buffers``."""
+        bound = bound_buffers(
+            kappa=self.kappa,
+            lists_length=self.lists_length,
+            dense_size=self.dense_size,
+            statistics_size=sum(norm.size for norm in self.statistics.values()),
+            micro_batch=micro_batch,
+            input_shape=self.image,
+            num_classes=self.classes,
+            two_branches=two_branches,
+            batch_statistics=self.batch_statistics,
+        )
+        return {name: TensorType(_SHORT[dtype], shape) for name, (dtype, shape) in bound.items()}
+
+    def _pass(self, batch_statistics: bool) -> Pass:
         layers = fuse(self.graph, batch_statistics)
         entries: list[int] = []
-        offsets: dict[str, int] = {}
         learned: set[int] = set()
-        position = 0
-        for layer in layers:
-            if layer.slot is None:
-                continue
-            offsets[layer.name] = position
-            entry = self._entry(layer.slot)
-            if any(offset >= 0 for offset in entry[2:5]):
-                learned.add(position)
-            entries += entry
-            position += layer.slot.channels
-        return Pass(layers, entries, offsets, frozenset(learned), epsilon)
+        for fused in layers:
+            if fused.slot is not None:
+                entry = self._entry(fused.slot)
+                if any(offset >= 0 for offset in entry[2:5]):
+                    learned.add(fused.affine)
+                entries += entry
+        return Pass(layers, entries, frozenset(learned), self.graph.epsilon)
 
     def _entry(self, slot: Slot) -> list[int]:
         """The six integers that describe ``slot`` to FoldAffine."""
 
         def offset(module: str | None, key: str) -> int:
-            segment = self.layout.dense.get(f"{module}.{key}") if module else None
+            segment = self.dense.get(f"{module}.{key}") if module else None
             return segment.offset if segment else -1
 
-        statistics = self.layout.statistics[slot.norm].offset if slot.norm else -1
+        statistics = self.statistics[slot.norm].offset if slot.norm else -1
         gamma, beta = offset(slot.norm, "weight"), offset(slot.norm, "bias")
         return [slot.kind, slot.channels, offset(slot.bias, "bias"), gamma, beta, statistics]
-
-
-def _lists_layout(network: Network) -> ListsLayout:
-    convolutions = {layer.module: layer for layer in network.graph.layers if isinstance(layer, Convolution)}
-    position = 3 * network.kappa
-    forward: dict[str, int] = {}
-    transpose: dict[str, int] = {}
-    layers: list[int] = []
-    for name, segment in network.layout.prunable.items():
-        forward[name] = position
-        position += segment.shape[0] + 1
-    for name, segment in network.layout.prunable.items():
-        convolution = convolutions.get(name)
-        kernel = convolution.kernel if convolution else (1, 1)
-        stride, padding = (convolution.stride, convolution.padding) if convolution else (1, 0)
-        out_channels = segment.shape[0]
-        in_channels = segment.size // (out_channels * kernel[0] * kernel[1])
-        transpose[name] = position
-        position += in_channels * stride * stride + 1
-        layers += [segment.offset, out_channels, in_channels, *kernel, stride, padding]
-    return ListsLayout(position, forward, transpose, layers)
 
 
 def network_of(
     sparse: SparseModel, input_shape: tuple[int, int, int], batch_statistics: bool = False
 ) -> Network:
-    """Capture ``sparse`` and choose each layer's kernel from its present density.
+    """Capture ``sparse``, number its parameters and choose each layer's kernel from its present density.
 
     Raises:
         EdgeBcsError: the network holds something that is not supported; the message names it.
     """
-    layout = layout_of(sparse)
-    counts = sparse.layer_counts()
-    algorithms = {
-        name: cost_model.algorithm(counts[name] / segment.size) for name, segment in layout.prunable.items()
-    }
-    connections = {segment.offset: counts[name] for name, segment in layout.prunable.items()}
     graph = capture(sparse.network, input_shape)
     if sparse.dense_kernels:
         raise EdgeBcsError(
             f"the kernel of '{sparse.dense_kernels[0]}' stays dense, and export takes networks whose kernels "
             "are all sparse"
         )
-    return Network(graph, layout, sparse.kappa, algorithms, batch_statistics, connections)
+    kernels, lists_length = _numbered(graph, sparse.layers, sparse.layer_counts(), 3 * sparse.kappa)
+    return Network(
+        graph,
+        sparse.kappa,
+        kernels,
+        {parameter.name: parameter for parameter in sparse.dense},
+        {norm.name: norm for norm in sparse.statistics},
+        lists_length,
+        batch_statistics,
+    )
+
+
+def _numbered(
+    graph: LayerGraph, segments: tuple[Segment, ...], counts: Mapping[str, int], position: int
+) -> tuple[dict[str, Kernel], int]:
+    """The kernels, whose pointers lie in ``coo.lists`` from ``position`` on, and the length of the lists:
+    the pointers of all layers to the connections of each output, then those of all to each input's."""
+    convolutions = {layer.module: layer for layer in graph.layers if isinstance(layer, Convolution)}
+    backwards = position + sum(segment.shape[0] + 1 for segment in segments)
+    kernels: dict[str, Kernel] = {}
+    for segment in segments:
+        layer = convolutions.get(segment.name)  # None for one that does not reach the logits
+        window, stride, padding = (layer.kernel, layer.stride, layer.padding) if layer else ((1, 1), 1, 0)
+        connections = counts[segment.name]
+        kernel = Kernel(
+            segment.name,
+            segment.shape,
+            segment.offset,
+            window,
+            stride,
+            padding,
+            connections,
+            cost_model.algorithm(connections / segment.size),
+            position,
+            backwards,
+        )
+        kernels[segment.name] = kernel
+        position += segment.shape[0] + 1
+        backwards += kernel.geometry[2] * stride * stride + 1
+    return kernels, backwards

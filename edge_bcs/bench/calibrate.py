@@ -173,7 +173,7 @@ class _Setting:
         self.network = network_of(sparse, (3, 32, 32), False)
         self.compiled = compile_network(self.network, Job(PLAIN), images)
         self.state = sparse.state()
-        lists = np.zeros(self.network.lists.length, np.int32)
+        lists = np.zeros(self.network.lists_length, np.int32)
         session = self.session("lists", 1)
         (lists,) = session.run(None, {"coo.index": self.state["coo.index"], "coo.lists": lists})
         self.state["coo.lists"] = lists

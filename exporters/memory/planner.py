@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
-from edge_bcs.runtime.buffers import bound_buffers, bytes_of
 from edge_bcs.targets.cost_model import TYPICAL_BOARD, Machine, Walk
 
 from edge_bcs.core.objectives import PLAIN, Objective
@@ -35,7 +34,6 @@ from .replay import replay, tensor_types
 from .sketch import Rewritten, Sketch
 from .storage import Storage
 
-Shape = tuple[int, ...]
 _LARGEST = 128  # micro-batch
 _LARGE = 32  # stacks, beyond which a space is searched in larger steps
 _AT_A_TIME = 12  # changes that are compared there
@@ -85,8 +83,11 @@ class Choice:
 
     def network(self, network: Network) -> Network:
         """``network`` with the kernels of this choice."""
-        kernels = dict(network.algorithms) | dict.fromkeys(self.sparse, "sparse")
-        return replace(network, algorithms=kernels) if self.sparse else network
+        kernels = {
+            name: replace(kernel, algorithm="sparse") if name in self.sparse else kernel
+            for name, kernel in network.kernels.items()
+        }
+        return replace(network, kernels=kernels) if self.sparse else network
 
 
 @dataclass(frozen=True)
@@ -108,22 +109,6 @@ class Figures:
     def excess(self, cap: int) -> int:
         """Bytes above ``cap``, summed over all nodes of all graphs."""
         return sum(int(np.maximum(total - cap, 0).sum()) for total in self.totals.values())
-
-
-def network_buffers(network: Network, objective: Objective, micro_batch: int) -> dict[str, tuple[str, Shape]]:
-    """The bound buffers of an artifact, see ``edge_bcs.runtime.buffers``."""
-    buffers: dict[str, tuple[str, Shape]] = bound_buffers(
-        kappa=network.kappa,
-        lists_length=network.lists.length,
-        dense_size=network.layout.dense_size,
-        statistics_size=network.layout.statistics_size,
-        micro_batch=micro_batch,
-        input_shape=network.image,
-        num_classes=network.classes,
-        two_branches=objective.two_branches,
-        batch_statistics=network.batch_statistics,
-    )
-    return buffers
 
 
 @dataclass(frozen=True)
@@ -162,9 +147,9 @@ class Space:
     def __init__(self, network: Network, job: Job, micro_batch: int, keep_both: bool = False) -> None:
         self.network, self.job = network, job
         self.start = Choice(micro_batch, keep_both)
-        bound = network_buffers(network, job.objective, micro_batch).values()
-        self.bound_bytes = sum(bytes_of(dtype, shape) for dtype, shape in bound)
-        self.modules = {segment.offset: name for name, segment in network.layout.prunable.items()}
+        bound = network.buffers(micro_batch, job.objective.two_branches)
+        self.bound_bytes = sum(buffer.bytes for buffer in bound.values())
+        self.modules = {kernel.offset: name for name, kernel in network.kernels.items()}
         training = training_graph(network, micro_batch, job.objective.name, job.beta, keep_both)
         self.sketch = Sketch(training)
         self.stacks = self.sketch.kept

@@ -13,11 +13,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge_bcs.runtime.buffers import bytes_of
 from edge_bcs.targets.cost_model import Walk
 from edge_bcs.targets.plans import Allocation, MemoryPlan, Phase
 
-from ..nodes import Graph, Node
+from ..nodes import Graph, Node, TensorType
 from ..operators import OPERATORS
 from ..operators.base import ACTIVATIONS, KEPT, WORKSPACE, Types
 
@@ -174,17 +173,17 @@ def _categories(graph: Graph) -> dict[str, str]:
 
 def plan(
     graphs: Mapping[str, Graph],
-    bound: Mapping[str, tuple[str, tuple[int, ...]]],
+    bound: Mapping[str, TensorType],
     connections: Mapping[int, int],
 ) -> MemoryPlan:
     """Plan an artifact.
 
     Args:
         graphs: phase → graph.
-        bound: buffer → (dtype, shape), see ``edge_bcs.runtime.buffers.bound_buffers``.
+        bound: the buffers that are bound to the graphs, see ``Network.buffers``.
         connections: first number of a layer → its connections.
     """
-    sizes = {name: bytes_of(dtype, shape) for name, (dtype, shape) in bound.items()}
+    sizes = {name: buffer.bytes for name, buffer in bound.items()}
     phases = {name: _phase(name, replay(graph, connections), sizes) for name, graph in graphs.items()}
     return MemoryPlan(max(phase.peak_bytes for phase in phases.values()), sizes, phases)
 

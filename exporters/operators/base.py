@@ -334,6 +334,18 @@ class Operator:
         return Completion(dict(forward))
 
 
+class Gradient(Operator):
+    """Base of the operators of the backward pass."""
+
+    category = GRADIENTS_IN_FLIGHT
+    backward = True
+
+
+SUM_AND_MASK = (Port("addend", optional=True), Port("mask", "any", optional=True))
+"""Ports of a gradient operator that adds what others contributed and applies the mask of the ReLU before it:
+the ``inputs`` of an `autodiff.Contribution`."""
+
+
 def named_halos(**tensors: str) -> dict[str, Any]:
     """Attributes that stand for the halos of tensors: ``in_halo="x"`` is the halo of x, '' is no halo."""
     return {name: HaloOf(tensor) if tensor else 0 for name, tensor in tensors.items()}

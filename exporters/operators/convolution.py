@@ -11,10 +11,11 @@ from edge_bcs.targets.cost_model import WINOGRAD, Walk
 from ..layers import Convolution, Layer
 from ..nodes import Node
 from .base import (
-    GRADIENTS_IN_FLIGHT,
+    SUM_AND_MASK,
     Attributes,
     Completion,
     Connections,
+    Gradient,
     Operator,
     OrtNode,
     Plain,
@@ -161,8 +162,9 @@ class Conv(_Convolutional):
     )
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
-        layer, network = fused.layer, branch.network
+        layer = fused.layer
         assert isinstance(layer, Convolution)
+        kernel = branch.network.kernels[layer.module]
         (x,) = sources
         branch.graph.halos.at_least(x, layer.padding)
         residual = branch.residual(fused)
@@ -170,10 +172,10 @@ class Conv(_Convolutional):
             branch.graph.halos.equal(residual, y)
         in_channels, in_height, in_width = fused.source_geometry
         out_channels, out_height, out_width = fused.geometry
-        affine = branch.affine.tensor if fused.slot else ""
+        affine = branch.affine if fused.slot else ""
         inputs = {"x": x, "value": "coo.value", "affine": affine, "residual": residual, "lists": "coo.lists"}
         attributes: dict[str, Any] = {
-            "layer_offset": network.layout.prunable[layer.module].offset,
+            "layer_offset": kernel.offset,
             "in_channels": in_channels,
             "in_height": in_height,
             "in_width": in_width,
@@ -184,13 +186,13 @@ class Conv(_Convolutional):
             "stride": layer.stride,
             "padding": layer.padding,
             "lanes": branch.lanes,
-            "forward_pointer": network.lists.forward[layer.module],
-            "transpose_pointer": network.lists.transpose[layer.module],
-            "affine": branch.affine.offset(fused),
+            "forward_pointer": kernel.forward,
+            "transpose_pointer": kernel.transpose,
+            "affine": fused.affine,
             "relu": int(fused.relu),
             **named_halos(in_halo=x, out_halo=y),
         }
-        attributes["algorithm"] = algorithm(network.algorithms[layer.module], attributes, "out_")
+        attributes["algorithm"] = algorithm(kernel.algorithm, attributes, "out_")
         self.emit(branch.graph, inputs, {"y": y}, attributes)
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
@@ -198,22 +200,22 @@ class Conv(_Convolutional):
         if residual:
             tape.pass_on(residual, dy)
         attributes = {**node.attributes, "relu": 0, **named_halos(dy_halo=dy)}
-        addend, mask, dx = "", tape.no_mask, ""
+        dx = tape.no_contribution
         if tape.needs(x):
             tape.graph.halos.at_least(dy, gradient_halo(attributes))
-            addend, mask, dx = tape.absorb(x)
-        attributes |= {**named_halos(dx_halo=dx), **mask.attributes}
-        attributes["algorithm"] = algorithm(attributes["algorithm"], attributes, "in_" if dx else "")
-        inputs = {"dy": dy, "value": self.read(node, "value"), "lists": self.read(node, "lists")}
-        inputs |= {"affine": affine, "addend": addend, "mask": mask.tensor}
-        if tape.parameters:
-            affine_grad, affine_out = tape.step_affine_grad() if affine else ("", "")
-            coo_grad, coo_out = tape.step_coo_grad()
+            dx = tape.absorb(x)
+        attributes |= {**named_halos(dx_halo=dx.tensor), **dx.mask.attributes}
+        attributes["algorithm"] = algorithm(attributes["algorithm"], attributes, "in_" if dx.tensor else "")
+        inputs = {port: self.read(node, port) for port in ("value", "affine", "lists")}
+        inputs |= {"dy": dy, **dx.inputs}
+        if tape.gradients:
+            affine_grad, affine_out = tape.gradients.step_affine() if affine else ("", "")
+            coo_grad, coo_out = tape.gradients.step_coo()
             inputs |= {"x": x, "coo_grad": coo_grad, "affine_grad": affine_grad}
-            outputs = {"dx": dx, "coo_grad_out": coo_out, "affine_grad_out": affine_out}
+            outputs = {"dx": dx.tensor, "coo_grad_out": coo_out, "affine_grad_out": affine_out}
             ConvGrad.emit(tape.graph, inputs, outputs, attributes)
-        elif dx:
-            ConvInputGrad.emit(tape.graph, inputs, {"dx": dx}, attributes)
+        elif dx.tensor:
+            ConvInputGrad.emit(tape.graph, inputs, {"dx": dx.tensor}, attributes)
 
     def plain(self, layer: Layer) -> Plain:
         assert isinstance(layer, Convolution)
@@ -223,23 +225,20 @@ class Conv(_Convolutional):
         return Plain("Conv", attributes={**geometry, "pads": [layer.padding] * 4})
 
 
-class ConvInputGrad(_Convolutional):
+class ConvInputGrad(_Convolutional, Gradient):
     """mask∘(convᵀ(scale·dy) + addend)."""
 
     inputs = (
         Port("dy"),
         Port("value"),
         Port("affine", optional=True),
-        Port("addend", optional=True),
-        Port("mask", "any", optional=True),
+        *SUM_AND_MASK,
         Port("lists", "i32"),
     )
     outputs = (Port("dx", dims=stack("in_", "dx_halo")),)
-    category = GRADIENTS_IN_FLIGHT
-    backward = True
 
 
-class ConvGrad(_Convolutional):
+class ConvGrad(_Convolutional, Gradient):
     """ConvInputGrad, and the gradients of values, scale and shift, accumulated in place."""
 
     inputs = (
@@ -247,8 +246,7 @@ class ConvGrad(_Convolutional):
         Port("x"),
         Port("value"),
         Port("affine", optional=True),
-        Port("addend", optional=True),
-        Port("mask", "any", optional=True),
+        *SUM_AND_MASK,
         Port("coo_grad"),
         Port("affine_grad", optional=True),
         Port("lists", "i32"),
@@ -258,8 +256,6 @@ class ConvGrad(_Convolutional):
         Port("coo_grad_out", shares="coo_grad"),
         Port("affine_grad_out", optional=True, shares="affine_grad"),
     )
-    category = GRADIENTS_IN_FLIGHT
-    backward = True
     products = 2
 
     def kernels(self, node: Node) -> tuple[str, ...]:

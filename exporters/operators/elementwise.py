@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..layers import Elementwise, Layer
 from ..nodes import Node
 from .base import (
-    GRADIENTS_IN_FLIGHT,
+    SUM_AND_MASK,
     Attributes,
     Completion,
+    Gradient,
     Operator,
     OrtNode,
     Plain,
@@ -81,62 +82,44 @@ class Affine(Operator):
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
         attributes = {
             **branch.map(fused),
-            "affine": branch.affine.offset(fused),
+            "affine": fused.affine,
             "relu": int(fused.relu),
             **named_halos(in_halo=sources[0], out_halo=y),
         }
-        self.emit(branch.graph, {"x": sources[0], "affine": branch.affine.tensor}, {"y": y}, attributes)
+        self.emit(branch.graph, {"x": sources[0], "affine": branch.affine}, {"y": y}, attributes)
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
-        x, affine = self.read(node, "x"), self.read(node, "affine")
-        learned = tape.parameters and tape.learns(node)
-        to_input = tape.needs(x)
-        if not (learned or to_input):
+        x, learned = self.read(node, "x"), tape.learns(node)
+        if not (learned or tape.needs(x)):
             return
         # A scale directly on the image still needs a tensor for the gradient that nobody reads.
-        addend, mask, dx = tape.absorb(x) if to_input else ("", tape.no_mask, tape.graph.unique(f"d.{x}"))
-        halos = named_halos(out_halo=dy, dy_halo=dy, dx_halo=dx)
-        attributes = {**node.attributes, "relu": 0, **halos, **mask.attributes}
-        inputs = {"dy": dy, "affine": affine, "addend": addend, "mask": mask.tensor}
-        if learned:
-            affine_grad, out = tape.step_affine_grad()
+        dx = tape.absorb(x) if tape.needs(x) else tape.unread(x)
+        halos = named_halos(out_halo=dy, dy_halo=dy, dx_halo=dx.tensor)
+        attributes = {**node.attributes, "relu": 0, **halos, **dx.mask.attributes}
+        inputs = {"dy": dy, "affine": self.read(node, "affine"), **dx.inputs}
+        if tape.gradients and learned:
+            affine_grad, out = tape.gradients.step_affine()
             inputs |= {"x": x, "affine_grad": affine_grad}
-            AffineGrad.emit(tape.graph, inputs, {"dx": dx, "affine_grad_out": out}, attributes)
+            AffineGrad.emit(tape.graph, inputs, {"dx": dx.tensor, "affine_grad_out": out}, attributes)
         else:
-            AffineInputGrad.emit(tape.graph, inputs, {"dx": dx}, attributes)
+            AffineInputGrad.emit(tape.graph, inputs, {"dx": dx.tensor}, attributes)
 
     def plain(self, layer: Layer) -> Plain:
         return Plain("Relu")
 
 
-class AffineInputGrad(Operator):
+class AffineInputGrad(Gradient):
     """mask∘(scale·dy + addend)."""
 
-    inputs = (
-        Port("dy"),
-        Port("affine"),
-        Port("addend", optional=True),
-        Port("mask", "any", optional=True),
-    )
+    inputs = (Port("dy"), Port("affine"), *SUM_AND_MASK)
     outputs = (Port("dx", dims=stack("", "dx_halo")),)
-    category = GRADIENTS_IN_FLIGHT
-    backward = True
 
 
-class AffineGrad(Operator):
+class AffineGrad(Gradient):
     """AffineInputGrad, and the gradients of scale and shift, accumulated."""
 
-    inputs = (
-        Port("dy"),
-        Port("x"),
-        Port("affine"),
-        Port("addend", optional=True),
-        Port("mask", "any", optional=True),
-        Port("affine_grad"),
-    )
+    inputs = (Port("dy"), Port("x"), Port("affine"), *SUM_AND_MASK, Port("affine_grad"))
     outputs = (Port("dx", dims=stack("", "dx_halo")), Port("affine_grad_out", shares="affine_grad"))
-    category = GRADIENTS_IN_FLIGHT
-    backward = True
 
     def complete(self, forward: Attributes, instance: str) -> Completion:
         return masked_before(forward, "", forward["out_halo"])
@@ -145,17 +128,13 @@ class AffineGrad(Operator):
 # Functions of one element
 
 
-class LeakyReLU(Operator):
-    """x where it is positive, slope·x elsewhere; ``signs`` has a bit for each element that is positive."""
+class _Function(Operator):
+    """Base of such an operator: attributes of its own, and an output for its gradient if that needs one."""
 
     inputs = (Port("x"),)
-    outputs = (
-        Port("y", dims=stack("", "out_halo")),
-        Port("signs", "u8", optional=True, dims=bits(""), for_backward=True),
-    )
     repetition = "elements"
     any_halo = True
-    ort_gradient = (OrtNode("LeakyReLUGrad", ["GO(0)", "O(1)"], ["GI(0)"]),)
+    gradient: ClassVar[type[Operator]]  # dy, and the outputs for the backward pass → dx
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
         layer = fused.layer
@@ -167,29 +146,35 @@ class LeakyReLU(Operator):
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         x = self.read(node, "x")
-        if not tape.needs(x):
-            return
-        if not node.outputs[1]:
-            node.outputs[1] = tape.graph.unique(f"{node.outputs[0]}.signs")
-        dx = tape.contribute(x)
-        attributes = {**node.attributes, **named_halos(dy_halo=dy, dx_halo=dx)}
-        LeakyReLUGrad.emit(tape.graph, {"dy": dy, "signs": node.outputs[1]}, {"dx": dx}, attributes)
-
-    def plain(self, layer: Layer) -> Plain:
-        assert isinstance(layer, Elementwise)
-        return Plain("LeakyRelu", attributes={"alpha": layer.attributes["slope"]})
+        if tape.needs(x):
+            dx = tape.contribute(x)
+            attributes = {**node.attributes, **named_halos(dy_halo=dy, dx_halo=dx)}
+            self.gradient.emit(tape.graph, {"dy": dy, **tape.saved(node)}, {"dx": dx}, attributes)
 
 
-class LeakyReLUGrad(Operator):
+class LeakyReLUGrad(Gradient):
     """dy where the bit is set, slope·dy elsewhere."""
 
     inputs = (Port("dy"), Port("signs", "u8"))
     outputs = (Port("dx", dims=stack("", "dx_halo")),)
-    category = GRADIENTS_IN_FLIGHT
-    backward = True
 
     def complete(self, forward: Attributes, instance: str) -> Completion:
         return Completion({**forward, "dy_halo": forward["out_halo"], "dx_halo": forward["in_halo"]})
+
+
+class LeakyReLU(_Function):
+    """x where it is positive, slope·x elsewhere; ``signs`` has a bit for each element that is positive."""
+
+    outputs = (
+        Port("y", dims=stack("", "out_halo")),
+        Port("signs", "u8", optional=True, dims=bits(""), for_backward=True),
+    )
+    gradient = LeakyReLUGrad
+    ort_gradient = (OrtNode("LeakyReLUGrad", ["GO(0)", "O(1)"], ["GI(0)"]),)
+
+    def plain(self, layer: Layer) -> Plain:
+        assert isinstance(layer, Elementwise)
+        return Plain("LeakyRelu", attributes={"alpha": layer.attributes["slope"]})
 
 
 # Sums
@@ -219,13 +204,11 @@ class Add(Operator):
         return Plain("Add")
 
 
-class MaskedAdd(Operator):
+class MaskedAdd(Gradient):
     """mask∘(a + b)."""
 
     inputs = (Port("a"), Port("b", optional=True), Port("mask", "any", optional=True))
     outputs = (Port("y", dims=stack("", "out_halo")),)
-    category = GRADIENTS_IN_FLIGHT
-    backward = True
 
     def complete(self, forward: Attributes, instance: str) -> Completion:
         # Of an addition, whose gradient is one node for each input; the builder numbers them from 0.

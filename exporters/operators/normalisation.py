@@ -9,10 +9,11 @@ from ..layers import BatchNorm as BatchNormLayer
 from ..layers import Layer
 from ..nodes import Node
 from .base import (
-    GRADIENTS_IN_FLIGHT,
+    SUM_AND_MASK,
     Attributes,
     Completion,
     Connections,
+    Gradient,
     Operator,
     OrtNode,
     Plain,
@@ -70,21 +71,21 @@ class BatchNorm(Operator):
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
         layer = fused.layer
-        assert isinstance(layer, BatchNormLayer) and branch.statistics is not None
+        assert isinstance(layer, BatchNormLayer)
         residual = branch.residual(fused)
         mean, variance = branch.statistics
         running = [branch.graph.unique(f"{name}.running") for name in ("mean", "variance")]
         attributes = {
             **branch.map(fused),
-            "affine": branch.affine.offset(fused),
-            "statistics": branch.network.layout.statistics[layer.module].offset,
+            "affine": fused.affine,
+            "statistics": branch.network.statistics[layer.module].offset,
             "relu": int(fused.relu),
             "momentum": float(layer.momentum),
             "epsilon": float(layer.epsilon),
             "update": int(branch.update),
             **named_halos(in_halo=sources[0], out_halo=y, residual_halo=residual),
         }
-        inputs = {"z": sources[0], "affine": branch.affine.tensor, "sample_weight": "sample_weight"}
+        inputs = {"z": sources[0], "affine": branch.affine, "sample_weight": "sample_weight"}
         inputs |= {"mean": mean, "variance": variance, "residual": residual}
         outputs = {"y": y, "mean_out": running[0], "variance_out": running[1]}
         self.emit(branch.graph, inputs, outputs, attributes)
@@ -92,20 +93,17 @@ class BatchNorm(Operator):
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         z, residual = self.read(node, "z"), self.read(node, "residual")
-        if not node.outputs[1]:
-            node.outputs[1] = f"{node.outputs[0]}.saved"
         if residual:
             tape.pass_on(residual, dy)
         # The scale's gradient is needed even where nobody reads the input's.
-        addend, mask, dz = (
-            tape.absorb(z) if tape.needs(z) else ("", tape.no_mask, tape.graph.unique(f"d.{z}"))
-        )
-        attributes = {**node.attributes, "relu": 0, **named_halos(dy_halo=dy, dx_halo=dz), **mask.attributes}
-        affine_grad, out = tape.step_affine_grad()
+        dz = tape.absorb(z) if tape.needs(z) else tape.unread(z)
+        halos = named_halos(dy_halo=dy, dx_halo=dz.tensor)
+        attributes = {**node.attributes, "relu": 0, **halos, **dz.mask.attributes}
+        assert tape.gradients is not None, "the statistics of a batch are those of training"
+        affine_grad, out = tape.gradients.step_affine()
         inputs = {port: self.read(node, port) for port in ("z", "affine", "sample_weight")}
-        inputs |= {"dy": dy, "saved": node.outputs[1], "addend": addend, "mask": mask.tensor}
-        inputs["affine_grad"] = affine_grad
-        BatchNormGrad.emit(tape.graph, inputs, {"dz": dz, "affine_grad_out": out}, attributes)
+        inputs |= {"dy": dy, "affine_grad": affine_grad, **tape.saved(node), **dz.inputs}
+        BatchNormGrad.emit(tape.graph, inputs, {"dz": dz.tensor, "affine_grad_out": out}, attributes)
 
     def repeated(
         self, node: Node, inputs: list[str], statistics: list[str]
@@ -122,7 +120,7 @@ class BatchNorm(Operator):
         return Plain("BatchNormalization", attributes={"epsilon": layer.epsilon})
 
 
-class BatchNormGrad(Operator):
+class BatchNormGrad(Gradient):
     """The gradient through the batch's statistics, with addend and mask; that of scale and shift, summed."""
 
     inputs = (
@@ -131,13 +129,10 @@ class BatchNormGrad(Operator):
         Port("affine"),
         Port("saved"),
         Port("sample_weight"),
-        Port("addend", optional=True),
-        Port("mask", "any", optional=True),
+        *SUM_AND_MASK,
         Port("affine_grad"),
     )
     outputs = (Port("dz", dims=stack("", "dx_halo")), Port("affine_grad_out", shares="affine_grad"))
-    category = GRADIENTS_IN_FLIGHT
-    backward = True
 
     def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
         """dy and z are read twice: for the sums, and for the gradient."""

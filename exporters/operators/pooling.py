@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from .. import layers
 from ..nodes import Node
 from .base import (
-    GRADIENTS_IN_FLIGHT,
+    SUM_AND_MASK,
     Attributes,
     Completion,
     Connections,
+    Gradient,
     Operator,
     OrtNode,
     Plain,
@@ -80,13 +81,10 @@ class MaxPool(_Pool):
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         x = self.read(node, "x")
-        if not tape.needs(x):
-            return
-        if not node.outputs[1]:
-            node.outputs[1] = tape.graph.unique(f"{node.outputs[0]}.choice")
-        dx = tape.contribute(x)
-        attributes = {**node.attributes, **named_halos(in_halo=dx, out_halo=dy)}
-        MaxPoolGrad.emit(tape.graph, {"dy": dy, "choice": node.outputs[1]}, {"dx": dx}, attributes)
+        if tape.needs(x):
+            dx = tape.contribute(x)
+            attributes = {**node.attributes, **named_halos(in_halo=dx, out_halo=dy)}
+            MaxPoolGrad.emit(tape.graph, {"dy": dy, **tape.saved(node)}, {"dx": dx}, attributes)
 
     def plain(self, layer: layers.Layer) -> Plain:
         assert isinstance(layer, layers.MaxPool)
@@ -94,13 +92,11 @@ class MaxPool(_Pool):
         return Plain("MaxPool", attributes={**attributes, "pads": [layer.padding] * 4})
 
 
-class MaxPoolGrad(Operator):
+class MaxPoolGrad(Gradient):
     """dy goes to the element that was chosen."""
 
     inputs = (Port("dy"), Port("choice", "u8"))
     outputs = (Port("dx", dims=stack("in_", "in_halo")),)
-    category = GRADIENTS_IN_FLIGHT
-    backward = True
 
 
 class AveragePool(_Pool):
@@ -117,12 +113,11 @@ class AveragePool(_Pool):
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         x = self.read(node, "x")
-        if not tape.needs(x):
-            return
-        addend, mask, dx = tape.absorb(x)
-        attributes = {**node.attributes, **named_halos(in_halo=dx, out_halo=dy), **mask.attributes}
-        inputs = {"dy": dy, "addend": addend, "mask": mask.tensor}
-        AveragePoolGrad.emit(tape.graph, inputs, {"dx": dx}, attributes)
+        if tape.needs(x):
+            dx = tape.absorb(x)
+            halos = named_halos(in_halo=dx.tensor, out_halo=dy)
+            attributes = {**node.attributes, **halos, **dx.mask.attributes}
+            AveragePoolGrad.emit(tape.graph, {"dy": dy, **dx.inputs}, {"dx": dx.tensor}, attributes)
 
     def plain(self, layer: layers.Layer) -> Plain:
         assert isinstance(layer, layers.AveragePool)
@@ -130,13 +125,11 @@ class AveragePool(_Pool):
         return Plain("AveragePool", attributes=attributes)
 
 
-class AveragePoolGrad(Operator):
+class AveragePoolGrad(Gradient):
     """dy spread over its window, with addend and mask."""
 
-    inputs = (Port("dy"), Port("addend", optional=True), Port("mask", "any", optional=True))
+    inputs = (Port("dy"), *SUM_AND_MASK)
     outputs = (Port("dx", dims=stack("in_", "in_halo")),)
-    category = GRADIENTS_IN_FLIGHT
-    backward = True
 
     def complete(self, forward: Attributes, instance: str) -> Completion:
         return unmasked(forward)

@@ -27,16 +27,22 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.method.sparse_model import SparseModel
 
-from ..forward import Branch, FoldedAffine
-from ..graphs import lanes_of
+from ..forward import Lowering
+from ..graphs import (
+    PARAMETERS,
+    empty_graph,
+    evaluation_graph,
+    forward_and_loss,
+    images_of,
+    lanes_of,
+    lists_graph,
+)
 from ..network import Network, network_of
-from ..nodes import DOMAIN, Graph, Node, TensorType
+from ..nodes import DOMAIN, Graph, Node
 from ..operators import OPERATORS
 from ..operators.base import Operator, map_of
 from ..operators.elementwise import MaskedAdd
 from ..operators.folding import ZeroAffine
-from ..operators.images import UnpackOutput
-from ..operators.losses import LOSSES
 from .checkpoint import TRAINABLE
 
 FROZEN = ("batchnorm.mean", "batchnorm.variance", "coo.lists")
@@ -84,26 +90,11 @@ def loss_graph(network: Network, micro_batch: int, objective: str, beta: float =
 
     Inputs and outputs are those of the training graph without its gradient buffers.
     """
-    images = TensorType("f32", (micro_batch, *network.image))
     rule = objective_named(objective)
-    branches = ("input", "adversarial") if rule.two_branches else ("input",)
-    graph = Graph("forward_model", dict.fromkeys(branches, images))
-    graph.inputs["labels"] = TensorType("i64", (micro_batch,))
-    graph.inputs["sample_weight"] = TensorType("f32", (micro_batch,))
-    statistics = ["batchnorm.mean", "batchnorm.variance"]
-    logits = _branches(graph, network, micro_batch, branches, network.batch_statistics, statistics)
-    seeds = [f"{name}.gradient" for name in logits]
-    inputs = {"labels": "labels", "sample_weight": "sample_weight"}
-    outputs = {"loss": "loss", "correct": "correct"}
-    attributes = {}
-    if rule.two_branches:
-        inputs |= {"clean": logits[0], "adversarial": logits[1]}
-        outputs |= {"dclean": seeds[0], "dadversarial": seeds[1]}
-        attributes["beta"] = float(beta)
-    else:
-        inputs["logits"], outputs["dlogits"] = logits[0], seeds[0]
-    LOSSES[rule.loss].emit(graph, inputs, outputs, attributes)
-    graph.outputs["loss"] = TensorType("f32", ())
+    read = (*images_of(rule.two_branches), "labels", "sample_weight", *PARAMETERS)
+    graph = empty_graph("forward_model", network, read, ["loss"], micro_batch, rule.two_branches)
+    lowering = Lowering(graph, network, network.training, lanes_of(micro_batch))
+    forward_and_loss(lowering, rule.loss, rule.two_branches, beta)
     graph.resolve()
     _separate(graph)
     return graph
@@ -111,35 +102,10 @@ def loss_graph(network: Network, micro_batch: int, objective: str, beta: float =
 
 def logits_graph(network: Network, micro_batch: int) -> Graph:
     """The logits f32 [n, K] of a micro-batch with running statistics, ready to be differentiated."""
-    graph = Graph("forward_model", {"input": TensorType("f32", (micro_batch, *network.image))})
-    (logits,) = _branches(graph, network, micro_batch, ("input",), False, None)
-    UnpackOutput.emit(graph, {"stack": logits}, {"y": "logits"}, {"lanes": lanes_of(micro_batch)})
-    graph.outputs["logits"] = TensorType("f32", (micro_batch, network.classes))
-    graph.resolve()
+    graph = evaluation_graph(network, micro_batch)
+    graph.name = "forward_model"
     _separate(graph)
     return graph
-
-
-def _branches(
-    graph: Graph,
-    network: Network,
-    micro_batch: int,
-    images: tuple[str, ...],
-    batch_statistics: bool,
-    statistics: list[str] | None,
-) -> list[str]:
-    """Emit one pass for each input; returns the tensors of logits."""
-    vector = TensorType("f32", (network.layout.statistics_size,))
-    graph.inputs |= {
-        "coo.value": TensorType("f32", (network.kappa,)),
-        "dense.value": TensorType("f32", (network.layout.dense_size,)),
-        "batchnorm.mean": vector,
-        "batchnorm.variance": vector,
-        "coo.lists": TensorType("i32", (network.lists.length,)),
-    }
-    affine = FoldedAffine(graph, network.training if batch_statistics else network.evaluation)
-    lanes = lanes_of(micro_batch)
-    return [Branch(graph, network, lanes, image, affine, f"{image}.", statistics).logits for image in images]
 
 
 def _separate(graph: Graph) -> None:
@@ -271,14 +237,12 @@ def _lists(index: np.ndarray[Any, Any], network: Network) -> np.ndarray[Any, Any
     """coo.lists i32[M], as the operator BuildLists makes them."""
     import onnxruntime
 
-    from ..graphs import lists_graph
-
     options = onnxruntime.SessionOptions()
     library.register(options)
     session = onnxruntime.InferenceSession(
         lists_graph(network).to_onnx().SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    lists = np.zeros(network.lists.length, np.int32)
+    lists = np.zeros(network.lists_length, np.int32)
     result: np.ndarray[Any, Any] = session.run(None, {"coo.index": index, "coo.lists": lists})[0]
     return result
 

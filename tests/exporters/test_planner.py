@@ -57,7 +57,7 @@ def made(name: str, statistics: str = "frozen", density: float = 0.5) -> tuple[S
 
 def every_choice(network: Network, job: Job) -> Iterator[Figures]:
     """All combinations of everything that the planner may choose."""
-    dense = [name for name, algorithm in network.algorithms.items() if algorithm == "dense"]
+    dense = [name for name, kernel in network.kernels.items() if kernel.algorithm == "dense"]
     for images, keep in itertools.product(micro_batches(network, job), branch_orders(network, job)):
         space = Space(network, job, images, keep)
         ways = (0, 1, 2) if job.bfloat16 else (0, 1)
@@ -184,7 +184,7 @@ def test_what_the_planner_predicts_is_what_the_compiler_plans(
 ) -> None:
     _, network = made(name, statistics, density=0.7)
     random = np.random.default_rng(0)
-    dense = [name for name, algorithm in network.algorithms.items() if algorithm == "dense"]
+    dense = [name for name, kernel in network.kernels.items() if kernel.algorithm == "dense"]
     assert dense
     job = Job(objective_named(objective), 6.0)
     for keep in branch_orders(network, job):
@@ -210,7 +210,7 @@ def test_a_strided_layer_of_few_lanes_does_without_the_dense_kernel() -> None:
     """Three quarters of its weights are stored, which on whole vectors is a case for the dense kernel."""
     network = network_of(sparse_of(Strided(), 0.75), (3, 32, 32), False)
     strided = "convs.1"
-    assert network.algorithms[strided] == "dense"
+    assert network.kernels[strided].algorithm == "dense"
     for images, expected in ((1, True), (2, True), (16, False)):
         assert (strided in Space(network, Job(objective_named("at")), images).start.sparse) is expected
     # The linear layer has the lanes alone, too; the other convolutions a row of pixels, whatever the images.
@@ -347,10 +347,10 @@ def test_an_independent_checker_agrees_with_planned_artifacts(name: str, objecti
 
 def test_where_unpacked_weights_do_not_fit_the_sparse_kernel_is_chosen() -> None:
     network = network_of(tiny("vgg16", width=0.25, density=0.7), (3, 16, 16))
-    assert "dense" in network.algorithms.values()
+    assert "dense" in {kernel.algorithm for kernel in network.kernels.values()}
     least = smallest(network, Job(objective_named("at")))
     chosen = compile_network(network, Job(objective_named("at")), budget=least.peak_bytes)
-    assert "sparse" in chosen.network.algorithms.values()
+    assert "sparse" in {kernel.algorithm for kernel in chosen.network.kernels.values()}
     assert chosen.memory.peak_bytes <= least.peak_bytes
 
 

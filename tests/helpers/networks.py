@@ -119,7 +119,8 @@ def batch(network: Network, n: int, seed: int = 5) -> tuple[Array, Array]:
 def state_feeds(sparse: SparseModel, network: Network) -> dict[str, Array]:
     """The bound buffers that every graph reads."""
     state = sparse.state()
-    lists = build_lists(state["coo.index"].astype(np.int64), network.lists.layers, network.lists.length)
+    geometry = [number for kernel in network.kernels.values() for number in kernel.geometry]
+    lists = build_lists(state["coo.index"].astype(np.int64), geometry, network.lists_length)
     names = ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance")
     return {**{name: state[name] for name in names}, "coo.lists": lists}
 
@@ -143,9 +144,7 @@ def training_feeds(
         "sample_weight": weight,
         **state_feeds(sparse, network),
         "coo.value_grad.accumulation.buffer": random.uniform(1, 2, network.kappa).astype(np.float32),
-        "dense.value_grad.accumulation.buffer": random.uniform(1, 2, network.layout.dense_size).astype(
-            np.float32
-        ),
+        "dense.value_grad.accumulation.buffer": random.uniform(1, 2, network.dense_size).astype(np.float32),
         "lazy_reset_grad": np.array([True]),
     }
 
