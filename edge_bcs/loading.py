@@ -51,8 +51,10 @@ def load(
     if is_artifact(path):
         return _from_artifact(path, model, trust_keys, min_release)
     if trust_keys or min_release is not None:
+        from edge_bcs.runtime.signature import how_to_trust_none
+
         raise EdgeBcsError(
-            f"{path} is not an artifact, and only artifacts carry a signature: leave the trusted key out"
+            f"{path} is not an artifact, and only artifacts carry a signature: {how_to_trust_none()}"
         )
     if path.is_dir():
         path = path / _CHECKPOINT
@@ -142,11 +144,9 @@ def _assemble(
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise EdgeBcsError(f"{path} describes its network in a way that cannot be read")
         if name not in models.FACTORIES or "factory" in record:
-            factory = record.get("factory")
-            made = f" (made by {factory[:200]!r})" if isinstance(factory, str) else ""
             raise EdgeBcsError(
-                f"{path} holds {name[:60]!r}{made}, which is not in edge_bcs.models; give the module with "
-                "load(path, model=...), on the command line with --model PACKAGE.MODULE:FACTORY"
+                f"{path} holds the network {name[:60]!r}{_made(record)}, which is not one of edge-bcs: name "
+                "what makes it with --model FILE.py:FACTORY, or in Python give the module, load(path, module)"
             )
         try:
             network = models.outline(name, **arguments)
@@ -156,7 +156,9 @@ def _assemble(
         tensor, wanted = tensors[name], np.dtype(kind)
         if tensor.ndim != 1 or tensor.dtype.kind != wanted.kind or tensor.itemsize < wanted.itemsize:
             raise EdgeBcsError(f"{path}: {name} is {tensor.dtype}{list(tensor.shape)}")
-    dense = _dense_kernels(path, network, layers, len(tensors["dense.value"]))
+    dense = _dense_kernels(
+        f"{path} belongs to another network{_made(record)}", network, layers, len(tensors["dense.value"])
+    )
     if model is None:  # only what belongs to these numbers takes memory
         network = models.create(record["name"], **record.get("arguments", {}))
     sparse = SparseModel(
@@ -175,6 +177,12 @@ def _assemble(
     return sparse.eval()
 
 
+def _made(record: dict[str, Any]) -> str:
+    """What made a network of the user's own, as its file says, within a sentence."""
+    factory = record.get("factory")
+    return f" (made by {factory[:200]})" if isinstance(factory, str) else ""
+
+
 def _describe(path: Path, sparse: SparseModel, record: dict[str, Any]) -> None:
     """Let a user's own network know what its file says of it."""
     factory, shape = record.get("factory"), record.get("input_shape")
@@ -187,12 +195,12 @@ def _describe(path: Path, sparse: SparseModel, record: dict[str, Any]) -> None:
 
 
 def _dense_kernels(
-    path: Path, network: nn.Module, layers: list[tuple[str, tuple[int, ...]]], others: int
+    differs: str, network: nn.Module, layers: list[tuple[str, tuple[int, ...]]], others: int
 ) -> frozenset[str]:
     """Return the modules whose kernels stay dense: those that the stored table of connections leaves out.
 
     Args:
-        path: of the file, for a message. network: the module that its state belongs to.
+        differs: that this is another network, for a message. network: the module that the state belongs to.
         layers: the stored table. others: how many other parameters are stored.
 
     Raises:
@@ -203,7 +211,7 @@ def _dense_kernels(
     dense = [(name, shape) for name, shape in kernels if name not in named]
     if [kernel for kernel in kernels if kernel[0] in named] != layers:
         raise EdgeBcsError(
-            f"{path} belongs to another network: it has {len(layers)} kernels "
+            f"{differs}: it has {len(layers)} kernels "
             f"({_differing(layers, kernels)}), the module {len(kernels)} ({_differing(kernels, layers)})"
         )
     inside = sum(math.prod(shape) for _, shape in layers)
@@ -211,7 +219,7 @@ def _dense_kernels(
     if others != expected:
         kept = f", {len(dense)} kernels that stay dense among them" if dense else ""
         raise EdgeBcsError(
-            f"{path} belongs to another network: beside its {len(layers)} kernels it has {others:,} "
+            f"{differs}: beside its {len(layers)} kernels it has {others:,} "
             f"parameters, the module {expected:,}{kept}"
         )
     return frozenset(name for name, _ in dense)

@@ -66,7 +66,7 @@ def check_target(target: str | Path, force: bool = False) -> None:
             place = Path(os.path.realpath(target))
             _check_folder(target, place, force)
             if force and _is_run(place):
-                FolderLock(place).release()  # refused while somebody trains into it
+                FolderLock(target).release()  # refused while somebody trains into it
 
 
 def _check_archive(target: Path) -> None:
@@ -177,7 +177,7 @@ def publishing(target: str | Path, force: bool = False) -> Iterator[Path]:
                 sync_folder(place.parent)
             else:
                 _sync(folder)
-                with FolderLock(place) if _is_run(place) else contextlib.nullcontext():
+                with FolderLock(target) if _is_run(place) else contextlib.nullcontext():
                     _put(folder, target, place, scratch / REPLACED, force)
 
 

@@ -224,13 +224,13 @@ def _check_signature(files: Folder | Archive, content: bytes, trust_keys: Sequen
             return "unchecked" if there else "none"
         if there:
             signature = files.read_small(SIGNATURE, LARGEST_SIGNATURE)
-    from edge_bcs.runtime.signature import verify
+    from edge_bcs.runtime.signature import how_to_trust_none, verify
 
     signed = verify(content, signature, trust_keys)  # a key that cannot be used is the first thing to say
     if not signature:
         raise EdgeBcsError(
-            f"{shown} is not signed, and a trusted key was given: export it with --sign-key. (The runs of "
-            "`edge-bcs finetune` are never signed; leave the trusted key out for those made here.)"
+            f"{shown} is not signed, and a trusted key was given: export it with --sign-key. (Runs of "
+            f"`edge-bcs finetune` are never signed; for one that was made here {how_to_trust_none()}.)"
         )
     if not signed:
         raise EdgeBcsError(

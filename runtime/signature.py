@@ -11,6 +11,7 @@ Needs the package cryptography (`pip install 'edge-bcs[sign]'`), and that only w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 LENGTH = 64  # bytes
+TRUSTED = "EDGE_BCS_TRUST_KEY"
+"""The environment variable that names trusted keys where --trust-key does not."""
 _LARGEST_KEY = 64 << 10
 _NEW_KEY = "make one with `openssl genpkey -algorithm ed25519 -out key.pem`"
 
@@ -91,6 +94,11 @@ def public_key(file: str | Path) -> Ed25519PublicKey:
     if not isinstance(key, Ed25519PublicKey):
         raise EdgeBcsError(f"the trusted key {file} is not an Ed25519 key: {_NEW_KEY}.")
     return key
+
+
+def how_to_trust_none() -> str:
+    """What to do so that nothing needs a signature, within a sentence."""
+    return "leave --trust-key out" + (f" and unset {TRUSTED}" if os.environ.get(TRUSTED) else "")
 
 
 def sign(content: bytes, key: Ed25519PrivateKey) -> bytes:

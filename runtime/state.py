@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from edge_bcs.runtime.artifact import (
     sha256_of,
 )
 
-from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.files import PARTIAL_SUFFIX, cause_of, read_small, replacing, sync_folder
 from edge_bcs.core.metadata import counters, parse_object
 from edge_bcs.core.state import FORMAT, VERSION, Parts, is_state, state_fault, state_layout
@@ -59,12 +60,13 @@ def read_state(
 
     Metadata has at least "step" and "seed". A slot that cannot be read, is torn or altered, or breaks an
     invariant (wrong length, index not strictly ascending in [0, N), a value that is 0 or not finite, a
-    negative variance) is passed over. Raises EdgeBcsError if none is intact; ``into`` then holds anything.
+    negative variance) is passed over; where that costs a save, an EdgeBcsWarning says which slot it was and
+    from which step the run goes on. Raises EdgeBcsError if none is intact; ``into`` then holds anything.
     """
     layout = layout_of(artifact)
     sealed = STATE in artifact.manifest["files"]
     slots = [STATE] if sealed else [PARTIAL, STATE, PREVIOUS]
-    faults = []
+    faults: dict[str, str] = {}
     for slot in slots:
         try:
             if artifact.files.size(slot) is None:
@@ -72,16 +74,27 @@ def read_state(
             tensors, metadata = _read_slot(artifact.files.open(slot), layout, sealed, into)
             fault = state_fault(tensors, parts_of(artifact))
         except OSError as error:  # a sector that cannot be read, a network folder that is gone, no permission
-            faults.append(f"{slot} cannot be read: {error.strerror or error}")
+            faults[slot] = f"{slot} cannot be read: {error.strerror or error}"
             continue
         except (EdgeBcsError, ValueError) as error:
-            faults.append(f"{slot}: {error}")
+            faults[slot] = f"{slot}: {error}"
             continue
         if fault is None:
+            if slot == PREVIOUS:  # a partial file that is torn is a save that never ended, and no loss
+                _tell_of_fault(artifact, faults.get(STATE, f"{STATE} is missing"), int(metadata["step"]))
             return tensors, metadata
-        faults.append(f"{slot}: {fault}")
-    detail = f" ({'; '.join(faults)})" if faults else ""
+        faults[slot] = f"{slot}: {fault}"
+    detail = f" ({'; '.join(faults.values())})" if faults else ""
     raise EdgeBcsError(f"{artifact.path} holds no intact state{detail}; copy the folder again or start anew.")
+
+
+def _tell_of_fault(artifact: Artifact, why: str, step: int) -> None:
+    warnings.warn(
+        f"the newest save of {artifact.path} cannot be used ({why}); the one before it is used, of step "
+        f"{step}.",
+        EdgeBcsWarning,
+        stacklevel=1,  # told once, wherever the state is read from
+    )
 
 
 def _read_slot(

@@ -21,7 +21,7 @@ from edge_bcs.core.progress import Progress, note
     "--micro-batch",
     type=click.IntRange(1),
     default=None,
-    help="Default: 16 or 16 for each thread, the faster.",
+    help="Images at a time; default: 16, or 16 for each thread, whichever is faster.",
 )
 @click.option("--attack-steps", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--threads", type=THREADS, default=2, show_default=True)

@@ -20,6 +20,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import OBJECTIVES, WEIGHTED
 from edge_bcs.core.progress import is_terminal
 from edge_bcs.core.text import shown
+from edge_bcs.runtime.signature import TRUSTED
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
@@ -74,7 +75,7 @@ _trust_key_option = click.option(
     "trust_keys",
     type=click.Path(),
     multiple=True,
-    envvar="EDGE_BCS_TRUST_KEY",
+    envvar=TRUSTED,
     show_envvar=True,
     metavar="FILE",
     help="Ed25519 public key (PEM): refuse an artifact that it (or another one given) did not sign.",

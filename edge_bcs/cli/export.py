@@ -185,20 +185,29 @@ def _exported(
     options: dict[str, Any], memory: int | str | None, machine: dict[str, Any]
 ) -> tuple[Artifact, Path, str]:
     """Make or read the network and compile it; return the artifact, where it lies, and what is said of it."""
+    from edge_bcs.exporters import export
+    from edge_bcs.exporters.publish import check_target
     from edge_bcs.runtime.archive import SUFFIX
 
+    def checked(output: Path) -> Path:
+        if options["archive"] and output.suffix != SUFFIX:
+            output = output.with_name(output.name + SUFFIX)
+        _check_source(options["checkpoint"], output)
+        check_target(output, options["force"])
+        return output
+
+    # A network takes long to read: what is wrong with the output is said before, where it is known.
+    known = options["output"] or (
+        None if options["checkpoint"] else Path("out") / short_name(options["model"])
+    )
+    output = None if known is None else checked(Path(known))
     note("reading the network")
     names = class_names(options)
     sparse, name, step = _network(options, names)
     if names is not None:
         _rename(sparse, names)
     batch_norm = options["batch_norm"] or ("frozen" if options["checkpoint"] else "batch")
-    output = Path(options["output"] or Path("out") / name)
-    if options["archive"] and output.suffix != SUFFIX:
-        output = output.with_name(output.name + SUFFIX)
-    _check_source(options["checkpoint"], output)
-
-    from edge_bcs.exporters import export
+    output = output or checked(Path("out") / name)
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said):

@@ -117,10 +117,13 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
     Exit status: 0 finished; 1 failed, what was saved is kept; 75 the time of --max-hours is over; 130 stopped
     by SIGINT (Ctrl-C), 143 by SIGTERM. The last three are saved and go on with --resume.
     """
+    from edge_bcs.cli.reading import check_apart
     from edge_bcs.cli.stopping import TIME_IS_UP, Stopped, stoppable
 
     _check(options)
     folder = Path(options["output"] or f"{artifact.rstrip('/').removesuffix('.tar')}-run")
+    if not (folder / "manifest.json").is_file():
+        check_apart(folder, options["data_spec"])
     if print_service:
         from edge_bcs.cli.service import unit
 

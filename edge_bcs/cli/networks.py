@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,11 @@ Shape = tuple[int, int, int]
 
 _OWN = "PACKAGE.MODULE:FACTORY or FILE.py:FACTORY"
 _LONGEST = 200
+# Where there is no code of the user's.
+_INSTALLED = (
+    *{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")},
+    str(Path(__file__).resolve().parents[1]),
+)
 
 model_option = click.option(
     "--model",
@@ -139,7 +145,16 @@ def _sentence(what: str) -> Iterator[None]:
         raise EdgeBcsError(f"{what}: {error}") from None
     except (Exception, SystemExit) as error:
         last = traceback.format_exception_only(error)[-1].strip()
-        raise EdgeBcsError(f"{what}: {last[:_LONGEST]}") from error
+        raise EdgeBcsError(f"{what}{_place(error)}: {last[:_LONGEST]}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Where the user's code is at fault, within a sentence; "" if that cannot be told."""
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return f" in line {error.lineno} of {Path(error.filename).name}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(("<", *_INSTALLED))]
+    return f" in line {own[-1].lineno} of {Path(own[-1].filename).name}" if own else ""
 
 
 def _imported(source: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_json
 from edge_bcs.core.metadata import parse_object
 from edge_bcs.core.outputs import check_output, json_with
@@ -98,6 +99,25 @@ class Reading:
             write_json(folder / RECORD, {"left_out": kept}, make_folder=True)
         elif (folder / RECORD).exists():  # a disk that is read-only refuses even what there is not
             (folder / RECORD).unlink(missing_ok=True)
+
+
+def check_apart(output: Path, spec: str) -> None:
+    """Raise EdgeBcsError if a new run would lie among the class folders of the data ``spec``, where the next
+    reading would take it for one of them."""
+    from edge_bcs.data.images import folder_entries
+
+    data, place = Path(spec).resolve(), output.resolve()
+    if spec == "digits" or not (place == data or data in place.parents):
+        return
+    try:
+        holds_classes = next(folder_entries(data), None) is not None
+    except (EdgeBcsError, OSError):  # as the reading of the data will find and say
+        return
+    if holds_classes:
+        raise EdgeBcsError(
+            f"{output} lies among the class folders of {spec}, where it would be taken for one: choose "
+            "another -o."
+        )
 
 
 def _recorded(folder: Path) -> dict[str, dict[str, str]]:

@@ -16,6 +16,7 @@ from edge_bcs.cli.common import (
     data_option,
     examples,
     json_option,
+    on_bad_option,
     percent,
     print_json,
     threads_option,
@@ -40,6 +41,7 @@ from edge_bcs.core.progress import Progress
     help="Begin with another checkpoint than the folder's, with its optimizer's state where it has one.",
 )  # fmt: skip
 @class_names_option
+@on_bad_option
 @threads_option
 @click.option("--seed", type=Seed(), default=0, show_default=True, help="Of the order of images.")
 @click.option("--augment/--no-augment", default=False, show_default=True, help="Shift by ±10 % and flip.")
@@ -77,14 +79,14 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
             threads=options["threads"],
         )
         batch = _batch_size(training, options["batch_size"])
-        data, held_out, matching = _matched(training, options)
+        data, held_out, described = _matched(training, options)
     per_epoch = len(data) // batch
     if not per_epoch:
         raise EdgeBcsError(f"the data has {len(data)} images, less than one batch of {batch}.")
     steps = options["steps"] or per_epoch * (options["epochs"] or 1)
     first, total = training.steps, training.steps + steps
     report: dict[str, Any] = {
-        **matching,
+        **described,
         "before": _evaluate(training, held_out, batch, options["eval_samples"]),
     }
     losses: list[float] = []
@@ -121,21 +123,21 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
 
 
 def _matched(training: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
-    """Return the training and the held-out images with the network's labels, and how they were matched."""
-    from edge_bcs.data import open_data
+    """Return the training and the held-out images with the network's labels, and what the report says of
+    them."""
+    from edge_bcs.cli.reading import Reading
     from edge_bcs.data.classes import match, named, say
 
     names = class_names(options)
     if names is not None:
         training.classes = named(training.classes, names, training.outputs)
-    data = open_data(options["data_spec"], "train", training.input_shape)
+    reading = Reading(options["data_spec"], training.input_shape, options["on_bad"])
+    data = reading.open("train")
     matched = match(data, training.classes, training.outputs, naming=True, trained=training.steps > 0)
     training.classes = matched.classes
-    held_out = match(
-        open_data(options["data_spec"], "test", training.input_shape), training.classes, training.outputs
-    )
+    held_out = match(reading.open("test"), training.classes, training.outputs)
     say([*matched.notes, *held_out.notes])
-    return matched.data, held_out.data, matched.report()
+    return matched.data, held_out.data, {**matched.report(), **reading.report()}
 
 
 def _check_output(output: str | None, checkpoint: str | None, force: bool) -> None:

@@ -169,10 +169,14 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     The output folder gets checkpoint.safetensors (the best epoch on held-out images), last.safetensors,
     metrics.jsonl and epochs.jsonl. A training that was stopped goes on to the bit with --resume.
     """
+    from edge_bcs.cli.reading import check_apart
+
     options["model"] = model
     _check(options)
     output = Path(options["output"] or Path("runs") / short_name(model))
     check_folder(output)
+    if not any(output.rglob(_SAVED)):
+        check_apart(output, data_spec)
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
     try:
         lock = FolderLock(output) if first else nullcontext()

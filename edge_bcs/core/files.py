@@ -87,7 +87,7 @@ def replacing(file: Path, previous: Path | None = None, *, shared: bool = False)
     try:
         with partial.open("wb") as stream:
             if shared:
-                _try_lock(stream)
+                try_lock(stream)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -100,7 +100,7 @@ def replacing(file: Path, previous: Path | None = None, *, shared: bool = False)
         raise
 
 
-def _try_lock(stream: IO[bytes]) -> bool:
+def try_lock(stream: IO[bytes]) -> bool:
     """Lock an open file for this process; False if another one has it, or the file system has no locks."""
     if fcntl is None:
         return False
@@ -119,14 +119,15 @@ def remove_abandoned(folder: Path) -> None:
     """
     for partial in folder.glob("*" + PARTIAL_SUFFIX):
         owner = _OWNED.search(partial.name)
-        if owner is None or _is_running(int(owner[1])):
+        if owner is None or is_running(int(owner[1])):
             continue
         with contextlib.suppress(OSError), partial.open("rb") as stream:
-            if fcntl is None or _try_lock(stream):
+            if fcntl is None or try_lock(stream):
                 partial.unlink()
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether a process of this number lives on this machine; False where that cannot be told (Windows)."""
     if os.name == "nt":  # where signal 0 is a key press; a file that is open cannot be removed there
         return False
     try:

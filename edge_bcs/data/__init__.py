@@ -16,8 +16,8 @@
 Images and labels in memory, torch Datasets and DataLoaders are taken by `edge_bcs.data.adapt`.
 
 Labels are places in `classes`, a list that every source has for itself: class folders are sorted, CIFAR has
-the names and the order of its meta file, and .mat (SVHN: the digits), .npz and CIFAR in a tar have only
-numbers. A network's labels come from edge_bcs/data/classes.py, which matches the names.
+the names and the order of its meta file, and .mat (SVHN: the digits) and .npz have only numbers. A network's
+labels come from edge_bcs/data/classes.py, which matches the names.
 
 A source without a test split of its own has every tenth image of each class held out. Only numpy is needed,
 plus Pillow for image files.
@@ -147,7 +147,9 @@ def _open_file(file: Path, split: str, shape: Shape, handling: Handling) -> Data
 def _open_cifar(folder: Path, split: str, shape: Shape, handling: Handling) -> Dataset:
     from edge_bcs.data.readers import (
         CIFAR10_FILES,
+        CIFAR10_NAMES,
         CIFAR100_FILES,
+        CIFAR100_NAMES,
         cifar_classes,
         cifar_folder_rows,
         unpickle,
@@ -159,7 +161,7 @@ def _open_cifar(folder: Path, split: str, shape: Shape, handling: Handling) -> D
     files = [folder / name for name in names if (folder / name).is_file()]
 
     def classes() -> tuple[str, ...]:
-        meta = folder / ("batches.meta" if ten else "meta")
+        meta = folder / (CIFAR10_NAMES if ten else CIFAR100_NAMES)
         if not meta.is_file():
             return tuple(str(label) for label in range(10 if ten else 100))
         with meta.open("rb") as stream:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+import posixpath
 import stat
 import tarfile
 import time
@@ -19,7 +21,7 @@ from typing import IO
 import numpy as np
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.files import remove_abandoned, replacing
+from edge_bcs.core.files import replacing
 from edge_bcs.core.progress import Progress
 from edge_bcs.core.text import shown
 from edge_bcs.data.dataset import Array, Dataset, Shape, held_out
@@ -33,7 +35,7 @@ from edge_bcs.data.decoding import (
     require_memory,
 )
 from edge_bcs.data.faults import BadImageError, Handling, LeftOut, require_utf8
-from edge_bcs.data.store import cache_folder
+from edge_bcs.data.store import cache_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 TRAIN_NAMES = ("train", "training")
@@ -80,7 +82,7 @@ def entry_of(name: str, offset: int = -1, size: int = 0, why: str = "") -> Entry
 
 
 class ClassFolders:
-    """The folders of a tar that hold images: each is a class, so none may lie in another.
+    """The folders of a tar that hold images: each is a class, so all must lie side by side, as in a folder.
 
     Args:
         source: the tar, for the sentence.
@@ -89,27 +91,43 @@ class ClassFolders:
     def __init__(self, source: str) -> None:
         self._source = source
         self._seen: set[str] = set()
-        self._around: dict[str, str] = {}
+        self._first: tuple[str, ...] | None = None
 
     def add(self, image: str) -> None:
-        """Note the folder of an image; EdgeBcsError if it lies in one that holds images, or around one."""
-        folder = image.replace("\\", "/").rpartition("/")[0]
+        """Note the folder of an image; EdgeBcsError unless it lies beside those before it.
+
+        A folder train or test between the class folders and the one that they lie in does not count.
+        """
+        folder = posixpath.normpath(image.replace("\\", "/").rpartition("/")[0])
         if folder in self._seen:
             return
         self._seen.add(folder)
-        above = folder
-        while above := above.rpartition("/")[0]:
-            self._around[above] = folder
-            if above in self._seen:
-                raise _nested(folder, above, self._source)
-        if folder in self._around:
-            raise _nested(self._around[folder], folder, self._source)
+        parts = tuple(folder.split("/"))
+        if self._first is None:
+            self._first = parts
+        if _around(self._first) != _around(parts):
+            inner, other = sorted([self._first, parts], key=lambda one: len(_around(one)), reverse=True)
+            shared = zip(inner[:-1], other[:-1], strict=False)
+            outer = 1 + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], shared))
+            while outer < len(inner) - 1 and _is_split(inner[outer - 1]):
+                outer += 1
+            raise _nested("/".join(inner), "/".join(inner[:outer]), self._source)
+
+
+def _around(class_folder: tuple[str, ...]) -> tuple[str, ...]:
+    """The folder in which class folders lie, without that of a split."""
+    above = class_folder[:-1]
+    return above[:-1] if above and _is_split(above[-1]) else above
+
+
+def _is_split(folder: str) -> bool:
+    return folder.lower() in TRAIN_NAMES + TEST_NAMES
 
 
 def _nested(inner: str, outer: str, source: str) -> EdgeBcsError:
     return EdgeBcsError(
-        f"{shown(source)} holds images in {shown(outer)} and in {shown(inner)}, and a class folder may not "
-        "lie in another: move the images of one class into one folder."
+        f"{shown(source)} has images in {shown(inner)}, a folder inside the class folder {shown(outer)}: "
+        "move the images of one class into one folder."
     )
 
 
@@ -128,7 +146,7 @@ def folder_entries(folder: Path) -> Iterator[Entry]:
     be used. What is neither a folder nor an image is passed over.
     """
     root = folder.resolve()
-    split_folders = [path for path in _folders(folder, root) if path.name.lower() in TRAIN_NAMES + TEST_NAMES]
+    split_folders = [path for path in _folders(folder, root) if _is_split(path.name)]
     for parent in split_folders or [folder]:
         for class_folder in _folders(parent, root):
             found, inner = False, ""
@@ -140,13 +158,13 @@ def folder_entries(folder: Path) -> Iterator[Entry]:
                     yield entry
                 else:
                     inner = inner or _images_within(file)
+            if inner:
+                raise _nested(inner, str(class_folder), str(folder))
             if not found:
                 raise EdgeBcsError(
                     f"the class folder {shown(str(class_folder))} holds no image "
                     f"({', '.join(SUFFIXES[:3])}, …)."
                 )
-            if inner:
-                raise _nested(inner, str(class_folder), str(folder))
 
 
 def _images_within(item: os.DirEntry[str]) -> str:
@@ -379,9 +397,7 @@ class _Remembered:
     def __init__(self, found: list[tuple[Path, Entry]]) -> None:
         holders = sorted({str(holder.resolve()) for holder, _ in found})
         key = hashlib.sha256("|".join([_READER, *holders]).encode(errors="surrogateescape")).hexdigest()[:24]
-        folder = cache_folder()
-        remove_abandoned(folder)
-        self._file = folder / f"{key}.looked"
+        self._file = cache_file(f"{key}.looked")
         self._names = {_named(*item) for item in found}
         self._times = {holder: _marked(holder) for holder in {holder for holder, _ in found}}
         self._good = self._read()

@@ -27,11 +27,12 @@ from edge_bcs.data.decoding import LARGEST_FILE, decode, is_trap, reason, requir
 from edge_bcs.data.faults import BadImageError
 from edge_bcs.data.images import ClassFolders, TarHeader, entry_of, open_regular
 from edge_bcs.data.matlab import MatlabArray, arrays
-from edge_bcs.data.store import LARGEST_STORE, Decoded, Rows, Unreadable
+from edge_bcs.data.store import LARGEST_STORE, ClassNames, Decoded, Rows, Unreadable
 
 CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR10_FILES = (*CIFAR10_TRAIN, "test_batch")
 CIFAR100_FILES = ("train", "test")
+CIFAR10_NAMES, CIFAR100_NAMES = "batches.meta", "meta"
 _IMAGES = ("x", "images", "data")
 _LABELS = ("y", "labels", "targets")
 _LARGEST_PICKLE = 1 << 30
@@ -210,12 +211,18 @@ def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Decoded]:
                     continue
                 name = member.name.rsplit("/", 1)[-1]
                 source = f"{shown(member.name)} in {file}"
-                if name in CIFAR10_FILES or ("cifar-100" in member.name and name in CIFAR100_FILES):
+                hundred = "cifar-100" in member.name
+                names = name == (CIFAR100_NAMES if hundred else CIFAR10_NAMES)
+                if names or name in CIFAR10_FILES or (hundred and name in CIFAR100_FILES):
                     if member.size > _LARGEST_PICKLE:
                         raise EdgeBcsError(f"{source} is too large ({member.size >> 20} MiB).")
                     require_memory(3 * member.size, source, "free some, or read it elsewhere")
+                    content = unpickle(_opened(archive, member), source)
+                    if names:
+                        yield ClassNames(cifar_classes(content, 100 if hundred else 10))
+                        continue
                     kind = "test" if name.startswith("test") else "train"
-                    yield from cifar_rows(unpickle(_opened(archive, member), source), kind, shape, source)
+                    yield from cifar_rows(content, kind, shape, source)
                     continue
                 entry = entry_of(member.name)
                 if entry is None:

@@ -14,14 +14,13 @@ decoded again, and the reading goes on with the same bits.
 
 from __future__ import annotations
 
-import atexit
+import functools
 import hashlib
 import io
 import json
 import os
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
 from array import array
@@ -35,13 +34,14 @@ import numpy as np
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import remove_abandoned, replacing, sync_folder
 from edge_bcs.core.progress import Progress, say
+from edge_bcs.core.scratch import ScratchFolder
 from edge_bcs.core.text import shown
 from edge_bcs.data.dataset import MOST_CLASSES, Array, Dataset, Shape, held_out
 from edge_bcs.data.faults import Handling, LeftOut, require_utf8
 
 LARGEST_STORE = 16 << 30
 _KEPT_FREE = 64 << 20
-_FORMAT = 4
+_FORMAT = 5
 _SPLITS = ("", "train", "test")
 # Bytes of pixels, bytes of the index, CRC-32 of the index, what this is.
 _END = struct.Struct("<QQI8s")
@@ -75,7 +75,14 @@ class Unreadable:
     why: str
 
 
-Decoded = Rows | Unreadable
+@dataclass(frozen=True)
+class ClassNames:
+    """The names of all classes in the order of their labels, where a source has them beside its images."""
+
+    names: tuple[str, ...]
+
+
+Decoded = Rows | Unreadable | ClassNames
 
 
 def cache_folder() -> Path:
@@ -89,9 +96,26 @@ def cache_folder() -> Path:
                 return folder
         except OSError:
             continue
-    folder = Path(tempfile.mkdtemp(prefix="edge-bcs-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return _temporary().path
+
+
+@functools.cache
+def _temporary() -> ScratchFolder:
+    return ScratchFolder("cache")
+
+
+def cache_file(name: str) -> Path:
+    """Return where the cache folder has the file of that name, after removing what was abandoned there.
+
+    Raises EdgeBcsError if a folder lies in its place.
+    """
+    folder = cache_folder()
+    remove_abandoned(folder)
+    if (folder / name).is_dir():
+        raise EdgeBcsError(
+            f"{shown(str(folder / name))} is a folder, where edge-bcs keeps a file of its cache: remove it."
+        )
+    return folder / name
 
 
 def _key(sources: list[Path], shape: Shape) -> str:
@@ -190,7 +214,8 @@ class Stored(Dataset):
         sources: the files that the copy is made from.
         rows: called to decode them, whenever there is no intact copy.
         split: "train", "test", or "" for all that is not meant for testing, nothing held out.
-        classes: names in label order, or None where rows carry class names, which then are sorted.
+        classes: names in label order, or None where rows carry class names, which then are sorted, or come
+            with the rows.
         handling: of images that cannot be used.
     """
 
@@ -208,9 +233,8 @@ class Stored(Dataset):
         self._source = " and ".join(shown(str(path)) for path in sources[:2])
         self._watch = handling.watch
         self.shape = shape
-        folder, self._key = cache_folder(), _key(sources, shape)
-        self._file = folder / f"{self._key}.pixels"
-        remove_abandoned(folder)
+        self._key = _key(sources, shape)
+        self._file = cache_file(f"{self._key}.pixels")
         self._index = index = self._open()
         if not split:
             chosen = index.splits != _SPLITS.index("test")
@@ -306,9 +330,10 @@ class _Gathered:
         self.good, self.checks = array("B"), array("I" if array("I").itemsize == 4 else "L")
         self.left_out: list[LeftOut] = []
         self.names: dict[str, int] = {}
+        self.of_labels: tuple[str, ...] | None = None
         self.numbered = False
 
-    def add(self, rows: Decoded) -> None:
+    def add(self, rows: Rows | Unreadable) -> None:
         if isinstance(rows, Unreadable):
             label: Array | str = rows.class_name
             count = 1
@@ -327,6 +352,7 @@ class _Gathered:
         self.good.frombytes(bytes([not isinstance(rows, Unreadable)]) * count)
 
     def index(self, classes: tuple[str, ...] | None, dtype: np.dtype[Any], source: str) -> _Index:
+        classes = self.of_labels or classes
         labels = np.frombuffer(self.labels, np.int64)
         if self.names and self.numbered:
             raise EdgeBcsError(f"{source} holds class folders and numbered images: give one kind of data.")
@@ -369,6 +395,9 @@ def _decode(
         with progress, replacing(file, shared=True) as stream:
             for rows in decoded:
                 watch()
+                if isinstance(rows, ClassNames):
+                    gathered.of_labels = rows.names
+                    continue
                 gathered.add(rows)
                 progress.update(len(gathered.labels))
                 if isinstance(rows, Unreadable):

@@ -50,6 +50,33 @@ def test_the_steps_of_this_run_are_counted(tiny_artifact: Make, tmp_path: Path, 
     assert json.loads(done.stdout)["training"]["step"] == 13  # nothing was left to do
 
 
+def test_a_run_that_goes_on_from_the_save_before_says_so(
+    tiny_artifact: Make, tmp_path: Path, digits: Path
+) -> None:
+    common = ("finetune", tiny_artifact(), "--data", digits, "--eval-samples", 0, "-o", tmp_path / "run")
+    assert run(*common, "--steps", 2, "--save-steps", 1).exit_code == 0
+    newest = tmp_path / "run" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    again = run(*common, "--steps", 3, "--resume")
+    assert again.exit_code == 0 and state(tmp_path / "run")[1] == 3
+    told = [line for line in again.stderr.splitlines() if "state.safetensors" in line]
+    assert len(told) == 1 and "cannot be used" in told[0] and told[0].endswith("is used, of step 0.")
+
+
+def test_a_run_among_the_class_folders_of_its_data_is_refused(tiny_artifact: Make, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image").new("L", (8, 8))
+    for name in ("train/ant", "train/bee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        image.save(tmp_path / "photos" / name / "1.png")
+    before = sorted(tmp_path.rglob("*"))
+    for place in ("photos", "photos/run", "photos/train/run"):
+        for command in (("finetune", tiny_artifact()), ("train", "--channels", 1, "--input-size", 8)):
+            result = run(*command, "--data", tmp_path / "photos", "--steps", 1, "-o", tmp_path / place)
+            assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
+            assert f"{tmp_path / place} lies among the class folders of " in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_what_is_written_an_hour_is_said(tiny_artifact: Make, tmp_path: Path, digits: Path) -> None:
     common = ("finetune", tiny_artifact(), "--data", digits, "--eval-samples", 0, "--steps", 3)
     result = run(*common, "-o", tmp_path / "a", "--max-writes", "1MiB/h", "--json")

@@ -176,8 +176,8 @@ FAULTS = {
     "no attribute": ("{file}:build", "has no build"),
     "no callable": ("{file}:number", "number is a int, and a callable without arguments"),
     "a network": ("{file}:network", "network is a Own, and a callable without arguments"),
-    "raises": ("{file}:wrong", "wrong\\(\\) failed: RuntimeError: no such file: weights.bin"),
-    "leaves": ("{file}:leaves", "leaves\\(\\) failed: SystemExit: 3"),
+    "raises": ("{file}:wrong", "failed in line [0-9]+ of nets.py: RuntimeError: no such file: weights.bin"),
+    "leaves": ("{file}:leaves", "leaves\\(\\) failed in line [0-9]+ of nets.py: SystemExit: 3"),
     "needs arguments": ("{file}:needs", "needs\\(\\) failed: TypeError: .*missing 1 required positional"),
     "no module of torch": ("{file}:seven", "seven\\(\\) returned a int, and a torch.nn.Module was expected"),
     "no factory": ("nets:", "neither a network of edge-bcs nor PACKAGE.MODULE:FACTORY or FILE.py:FACTORY"),
@@ -201,12 +201,16 @@ def test_faults_of_the_factory_are_one_sentence(kind: str, file: Path, tmp_path:
 def test_faults_inside_the_file(tmp_path: Path) -> None:
     for content, message in (
         ("def make(:", "SyntaxError: invalid syntax"),
+        ("if 1:\nmake()", "IndentationError: "),
         ("import not_there_at_all", "ModuleNotFoundError: No module named 'not_there_at_all'"),
         ("import torch.no_such_part", "ModuleNotFoundError: No module named 'torch.no_such_part'"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import json; json.loads('?')", "JSONDecodeError: Expecting value"),
         ("import sys; sys.exit('usage: nets.py FILE')", "SystemExit: usage: nets.py FILE"),
     ):
-        (tmp_path / "broken.py").write_text(content)
+        message = f" failed in line {2 + content.count(chr(10))} of broken.py: {message}"
+        message = message.replace(": JSON", ": json.decoder.JSON")
+        (tmp_path / "broken.py").write_text("\n" + content)
         result = run("train", "--model", f"{tmp_path / 'broken.py'}:make", "--data", "digits")
         assert result.exit_code == 1 and "importing" in result.stderr and message in result.stderr, content
 
@@ -231,6 +235,14 @@ def test_what_does_not_go_together(kind: str, file: Path, tmp_path: Path) -> Non
     assert result.exit_code == 1 and message in result.stderr, result.output
 
 
+def test_a_module_that_does_not_fit_is_told_what_made_the_network(file: Path, tmp_path: Path) -> None:
+    new = ("export", "--input-shape", "1,8,8", "--sparsity", "0.5", "--no-validate", "--micro-batch", 2)
+    succeed(*new, "--model", f"{file}:make", "-o", tmp_path / "a")
+    other = ("--checkpoint", tmp_path / "a", "--model", f"{file}:factories.three", "-o", tmp_path / "b")
+    result = run("export", *other)
+    assert result.exit_code == 1 and "belongs to another network (made by nets.py:make): " in result.stderr
+
+
 def test_a_trained_network_starts_new_if_that_is_said(file: Path, tmp_path: Path) -> None:
     new = ("--model", f"{file}:trained", "--input-shape", "1,8,8", "--start", "new", "--sparsity", "0.5")
     succeed("export", *new, "--no-validate", "-o", tmp_path / "out")
@@ -248,13 +260,13 @@ def test_a_stored_factory_is_never_imported(
     network.network = {"name": name, "arguments": {}, "factory": "evil:make", "input_shape": [1, 8, 8]}
     save_checkpoint("net.safetensors", edge_bcs.sparsify(network, 0.5))
     with pytest.raises(
-        EdgeBcsError, match=rf"'{name}' \(made by 'evil:make'\), which is not .*--model PACKAGE"
+        EdgeBcsError, match=rf"'{name}' \(made by evil:make\), which is not .*--model FILE\.py:FACTORY"
     ):
         edge_bcs.load("net.safetensors")
     for command in (("export", "--checkpoint", "net.safetensors", "-o", "out"),
                     ("evaluate", "net.safetensors", "--data", "digits")):  # fmt: skip
         result = run(*command)
-        assert result.exit_code == 1 and "with --model PACKAGE.MODULE:FACTORY" in result.stderr
+        assert result.exit_code == 1 and "(made by evil:make)" in result.stderr
     assert not (tmp_path / "it ran").exists()
 
 

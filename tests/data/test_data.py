@@ -136,8 +136,42 @@ def test_a_class_folder_in_another_is_refused(tmp_path: Path, form: str, inner: 
         else:
             members = dict.fromkeys((first, "a/photos/ant/1.png", second), png((1, 2, 3)))
             spec = write_tar(tmp_path / f"data{form}", members, "w:gz" if form == ".tar.gz" else "w")
-        with pytest.raises(EdgeBcsError, match=r"photos/cat and in .*day, and a class folder may not lie in"):
+        with pytest.raises(
+            EdgeBcsError,
+            match=r"images in .*photos/cat/.*day, a folder inside the class folder .*photos/cat: ",
+        ):
             all_of(spec, "train", (3, 4, 4))
+
+
+@pytest.mark.parametrize("form", ["folder", ".tar", ".tar.gz"])
+@pytest.mark.parametrize("above", ["photos", "photos/train"])
+@pytest.mark.parametrize("others", [["ant/1.png"], ["cat/day2/1.png", "dog/day1/1.png"]])
+def test_a_class_with_all_its_images_in_folders_is_refused(
+    tmp_path: Path, form: str, above: str, others: list[str]
+) -> None:
+    """A tar made the classes day1 and day2 of them."""
+    names = [f"{above}/{name}" for name in ("cat/day1/1.png", *others)]
+    spec = tmp_path / "photos"
+    if form == "folder":
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(png((1, 2, 3)))
+    else:
+        members = dict.fromkeys(names, png((1, 2, 3)))
+        spec = write_tar(tmp_path / f"data{form}", members, "w:gz" if form == ".tar.gz" else "w")
+    with pytest.raises(
+        EdgeBcsError, match=rf"{above}/cat/day1, a folder inside the class folder .*{above}/cat: "
+    ):
+        all_of(spec, "train", (3, 4, 4))
+
+
+@pytest.mark.parametrize("form", [".tar", ".tar.gz"])
+def test_class_folders_of_a_tar_may_lie_below_others(tmp_path: Path, form: str) -> None:
+    names = ["./a/b/train/cat/1.png", "a/b/train/dog/1.png", "a/b/test/cat/2.png", "a/b/test/dog/2.png"]
+    members = dict.fromkeys(names, png((1, 2, 3)))
+    spec = write_tar(tmp_path / f"data{form}", members, "w:gz" if form == ".tar.gz" else "w")
+    assert open_data(spec, "train", (3, 4, 4)).classes == ("cat", "dog")
+    assert len(open_data(spec, "test", (3, 4, 4))) == 2
 
 
 @pytest.mark.parametrize("form", ["folder", ".tar", ".tar.gz"])
@@ -212,20 +246,32 @@ def test_cifar_10(tmp_path: Path, packed: bool) -> None:
     if packed:
         members = {f"cifar-10-batches-py/{file.name}": file.read_bytes() for file in sorted(folder.iterdir())}
         spec = write_tar(tmp_path / "cifar-10-python.tar.gz", members, "w:gz")
-    else:
-        assert open_data(spec).classes[3] == "class3"
+    assert open_data(spec).classes[3] == "class3"
     x, y = all_of(spec, "train", (3, 32, 32))
     np.testing.assert_allclose(x * 255, np.concatenate([written[name][0] for name in names[:5]]), atol=1e-4)
     assert y.tolist() == [label for name in names[:5] for label in written[name][1]]
     assert all_of(spec, "test", (3, 32, 32))[1].tolist() == written["test_batch"][1]
 
 
-def test_cifar_100(tmp_path: Path) -> None:
-    written = write_cifar(tmp_path / "cifar-100-python", "fine_labels", ("train", "test"), 100)
-    x, y = all_of(tmp_path / "cifar-100-python", "test", (3, 32, 32))
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar_100(tmp_path: Path, packed: bool) -> None:
+    folder = tmp_path / "cifar-100-python"
+    written = write_cifar(folder, "fine_labels", ("train", "test"), 100)
+    spec = tmp_path
+    if packed:
+        members = {f"cifar-100-python/{file.name}": file.read_bytes() for file in sorted(folder.iterdir())}
+        spec = write_tar(tmp_path / "cifar-100-python.tar.gz", members, "w:gz")
+    x, y = all_of(spec, "test", (3, 32, 32))
     np.testing.assert_allclose(x * 255, written["test"][0], atol=1e-4)
     assert y.tolist() == written["test"][1]
-    assert open_data(tmp_path).classes[99] == "class99"
+    assert open_data(spec).classes[99] == "class99"
+
+
+def test_cifar_in_a_tar_without_names_has_numbers(tmp_path: Path) -> None:
+    content, _, _ = cifar_batch(4, "labels", 10)
+    members = {name: pickle.dumps(content, protocol=2) for name in ("data_batch_1", "test_batch")}
+    spec = write_tar(tmp_path / "cifar.tar.gz", members, "w:gz")
+    assert set(open_data(spec).classes) <= set("0123456789")
 
 
 class Exploit:

@@ -202,6 +202,25 @@ def test_the_cache_is_cleared_of_them(source: Path) -> None:
     assert not abandoned.exists()
 
 
+@pytest.mark.parametrize("form", ["arrays", "images"])
+def test_a_folder_in_the_place_of_a_file_of_the_cache(source: Path, tmp_path: Path, form: str) -> None:
+    data = source
+    if form == "images":
+        image = pytest.importorskip("PIL.Image").new("L", (4, 4))
+        data = tmp_path / "photos"
+        (data / "ant").mkdir(parents=True)
+        for number in range(2):
+            image.save(data / "ant" / f"{number}.png")
+    open_data(data, "train", SHAPE)
+    (file,) = Path(os.environ["EDGE_BCS_CACHE"]).iterdir()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(EdgeBcsError, match=f"^{file} is a folder, where edge-bcs keeps a file .*: remove it"):
+        open_data(data, "train", SHAPE)
+    file.rmdir()
+    assert len(open_data(data, "train", SHAPE))
+
+
 def test_two_write_the_same_file_at_once(tmp_path: Path) -> None:
     file = tmp_path / "x"
     with subprocess.Popen([sys.executable, "-c", WRITER, str(file)], stdout=subprocess.PIPE) as writer:

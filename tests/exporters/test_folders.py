@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,40 @@ def test_export_into_a_run(tmp_path: Path) -> None:
     assert run(*EXPORT, "-o", tmp_path / "run", "--force").exit_code == 0
     assert read_state(Artifact.read(tmp_path / "run"))[1]["step"] == "0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "run"]
+
+
+def test_the_output_is_looked_at_before_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_early(*arguments: object) -> None:
+        raise AssertionError("the network was read first")
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.png").touch()
+    monkeypatch.setattr("edge_bcs.cli.export._network", too_early)
+    sentence = refused(run(*EXPORT, "-o", tmp_path / "photos"))
+    assert "is not an artifact (it holds 1.png)" in sentence
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "resnet18").mkdir(parents=True)
+    (tmp_path / "out" / "resnet18" / "x").touch()
+    assert "out/resnet18 exists and is not an artifact (it holds x)" in refused(run(*EXPORT))
+
+
+def test_a_run_under_training_is_called_what_the_user_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    a_run(Path("run"), write_artifact(tmp_path / "a"))
+    code = (
+        "import sys; from edge_bcs.core.locks import FolderLock; lock = FolderLock('run'); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as training:
+        assert training.stdout is not None and training.stdout.readline() == "\n"
+        assert refused(run(*EXPORT, "-o", "run", "--force")).startswith(
+            "Error: run is being written by process "
+        )
+        training.communicate("")
 
 
 def test_places_that_are_no_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

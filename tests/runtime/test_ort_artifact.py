@@ -165,6 +165,29 @@ def test_the_command_trains_and_saves(tmp_path: Path) -> None:
     assert np.mean(again["losses"]) < np.mean(report["losses"])
 
 
+def test_the_command_leaves_out_images_that_cannot_be_used(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image").new("L", (9, 9))
+    for name in ("ant", "bee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            image.save(tmp_path / "photos" / name / f"{number}.png")
+    (tmp_path / "photos" / "ant" / "2.png").write_bytes(b"no image")
+    arguments = [
+        "run-ort-artifact",
+        str(DENSE / "mobile"),
+        "--data",
+        str(tmp_path / "photos"),
+        "--steps",
+        "1",
+    ]
+    result = CliRunner().invoke(main, [*arguments, "--json"])
+    assert result.exit_code == 1 and "ant/2.png" in result.stderr and "--on-bad skip" in result.stderr
+    result = CliRunner().invoke(main, [*arguments, "--json", "--on-bad", "skip"])
+    assert result.exit_code == 0, result.output
+    left_out = json.loads(result.stdout)["left_out"]
+    assert (left_out["count"], left_out["images"][0]["image"]) == (1, "ant/2.png")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from edge_bcs.runtime.artifact import Artifact, check_is_run_of, sha256_of
 from edge_bcs.runtime.state import read_state, write_run
 from helpers.artifacts import manifest, seal, state, write_artifact
 
-from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.units import format_bytes, parse_bytes
 
 METADATA = {"step": "3", "seed": "7"}
@@ -229,6 +230,26 @@ def saved_step(folder: Path) -> int:
     tensors, metadata = read_state(Artifact.read(folder))
     assert np.all(tensors["coo.value"] == int(metadata["step"]))  # metadata and tensors belong together
     return int(metadata["step"])
+
+
+def test_a_save_that_is_lost_is_told_with_the_step_that_is_left(tmp_path: Path) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    run = tmp_path / "run"
+    run_with(run, artifact, [4, 5])
+    (run / "state.safetensors.partial").write_bytes(b"a save that never ended: nothing is lost")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert saved_step(run) == 5
+    newest = run / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    lost = rf"^the newest save of {run} cannot be used \(state\.safetensors: .*checksum.*\); .* of step 4\.$"
+    with pytest.warns(EdgeBcsWarning, match=lost):
+        assert saved_step(run) == 4
+    newest.unlink()
+    with pytest.warns(
+        EdgeBcsWarning, match=r"cannot be used \(state\.safetensors is missing\); .* of step 4\.$"
+    ):
+        assert saved_step(run) == 4
 
 
 def test_a_run_is_an_artifact_with_the_newest_state(tmp_path: Path) -> None:

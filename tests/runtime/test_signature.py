@@ -115,7 +115,7 @@ def test_a_run_is_never_taken_for_what_was_signed(tmp_path: Path, signed: Path, 
     trusted = [keys / "maker.pub.pem"]
     run = tmp_path / "run"
     write_run(run, Artifact.read(signed, trusted), state(), {"step": "1", "seed": "7"})
-    with pytest.raises(EdgeBcsError, match=r"runs of .* are never signed"):
+    with pytest.raises(EdgeBcsError, match=r"Runs of .* are never signed"):
         Artifact.read(run, trusted)
     # Not even with a manifest that the key signed: its state is not under the signature.
     sign(run, keys / "maker.pem")
@@ -226,6 +226,22 @@ def test_the_key_may_come_from_the_environment(
     assert "valid" in edge_bcs("inspect", exported).output
     monkeypatch.setenv("EDGE_BCS_TRUST_KEY", str(keys / "other.pub.pem"))
     assert edge_bcs("inspect", exported).exit_code == 1
+
+
+def test_what_is_not_signed_says_where_the_key_came_from(
+    keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, key = write_artifact(tmp_path / "run"), keys / "maker.pub.pem"
+    (tmp_path / "checkpoint").touch()
+    for path in (run, tmp_path / "checkpoint"):
+        evaluate: list[str | Path] = ["evaluate", path, "--data", "digits"]
+        if path != run:
+            pytest.importorskip("torch")
+        told = edge_bcs(*evaluate, "--trust-key", key).output
+        assert "leave --trust-key out" in told and "EDGE_BCS_TRUST_KEY" not in told
+        monkeypatch.setenv("EDGE_BCS_TRUST_KEY", str(key))
+        assert "leave --trust-key out and unset EDGE_BCS_TRUST_KEY" in edge_bcs(*evaluate).output
+        monkeypatch.delenv("EDGE_BCS_TRUST_KEY")
 
 
 def test_the_service_keeps_the_key(

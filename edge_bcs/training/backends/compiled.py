@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import Objective
+from edge_bcs.core.scratch import ScratchFolder
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.dataset import Data
 from edge_bcs.method.rewiring import NEWBORN
@@ -38,11 +37,11 @@ class CompiledBackend:
 
         self.sparse, self.plan, self.objective, self.threads = sparse, plan, objective, threads
         self._trainer: Any = None
-        self._folder = tempfile.TemporaryDirectory(prefix="edge-bcs-train-")
+        self._folder = ScratchFolder("train")
         try:
             self._artifact = export(
                 sparse,
-                Path(self._folder.name) / "artifact",
+                self._folder.path / "artifact",
                 objective=plan.objective,
                 input_shape=tuple(shape),
                 micro_batch=max(plan.batch_size, 2),
@@ -60,14 +59,14 @@ class CompiledBackend:
                 validate=False,
             )
         except BaseException:
-            self._folder.cleanup()
+            self._folder.remove()
             raise
 
     def load(self, step: int) -> None:
         """See `Backend`."""
         from edge_bcs.runtime.state import write_run
 
-        run = Path(self._folder.name) / "run"
+        run = self._folder.path / "run"
         metadata = {"step": str(step), "seed": str(self.plan.seed)}
         write_run(run, self._artifact, self.sparse.state(), metadata)
         trainer = _static_trainer() if self.plan.rewire == "none" else _trainer()
@@ -110,7 +109,7 @@ class CompiledBackend:
         """See `Backend`."""
         if self._trainer is not None:
             self._trainer.close()
-        self._folder.cleanup()
+        self._folder.remove()
 
 
 def _trainer() -> Any:
