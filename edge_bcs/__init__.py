@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from edge_bcs import data, models, runtime, targets
     from edge_bcs.core.errors import EdgeBcsError
+    from edge_bcs.core.normalization import Normalization
     from edge_bcs.exporters import export
     from edge_bcs.loading import load
     from edge_bcs.method.connectivity import SparseModel, sparsify
@@ -47,10 +48,12 @@ _LAZY = {
     "export": "edge_bcs.exporters:export",
     "load": "edge_bcs.loading:load",
     "EdgeBcsError": "edge_bcs.core.errors:EdgeBcsError",
+    "Normalization": "edge_bcs.core.normalization:Normalization",
 }
 
 __all__ = [
     "EdgeBcsError",
+    "Normalization",
     "SparseModel",
     "__version__",
     "data",

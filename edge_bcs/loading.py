@@ -15,6 +15,7 @@ from torch import nn
 from edge_bcs import models
 from edge_bcs.checkpoint import Checkpoint, read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.normalization import Normalization
 from edge_bcs.core.state import TYPES
 from edge_bcs.data.classes import Names, check_names
 from edge_bcs.method.sparse_model import SparseModel, prunable_layers
@@ -172,6 +173,8 @@ def _assemble(
     )
     sparse.load_state(tensors)
     sparse.step, sparse.classes = step, classes
+    if "normalize" in record:
+        sparse.normalize = _normalization(path, record["normalize"])
     if sparse.own:
         _describe(path, sparse, record)
     return sparse.eval()
@@ -181,6 +184,15 @@ def _made(record: dict[str, Any]) -> str:
     """What made a network of the user's own, as its file says, within a sentence."""
     factory = record.get("factory")
     return f" (made by {factory[:200]})" if isinstance(factory, str) else ""
+
+
+def _normalization(path: Path, record: Any) -> Normalization:
+    try:
+        return Normalization.of_record(record)
+    except ValueError as error:
+        raise EdgeBcsError(
+            f"{path} describes its normalisation in a way that cannot be read ({error})"
+        ) from None
 
 
 def _describe(path: Path, sparse: SparseModel, record: dict[str, Any]) -> None:

@@ -46,9 +46,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Input(Layer):
-    """The image."""
+    """The image, scale·x + shift where its pixels are normalised: a number a channel, or none."""
 
     computed_by = "PackInput"
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

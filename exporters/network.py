@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from edge_bcs.method.sparse_model import SparseModel
 
 from .frontends.torch import capture
 from .fusion import FusedLayer, Slot, fuse
-from .layers import Convolution, LayerGraph
+from .layers import Convolution, Input, LayerGraph
 from .nodes import TensorType
 
 _SHORT = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool"}
@@ -172,6 +172,24 @@ class Network:
         return [slot.kind, slot.channels, offset(slot.bias, "bias"), gamma, beta, statistics]
 
 
+def captured(sparse: SparseModel, input_shape: tuple[int, int, int]) -> LayerGraph:
+    """The layers of ``sparse`` on images of ``input_shape`` = (C, H, W); the first one normalises pixels.
+
+    Raises:
+        EdgeBcsError: the network holds something that is not supported; the message names it.
+    """
+    graph = capture(sparse.network, input_shape)
+    if sparse.normalize is not None:
+        mean, std = sparse.normalize.of_channels(input_shape[0])
+        scale = tuple(1 / deviation for deviation in std)
+        shift = tuple(-middle / deviation for middle, deviation in zip(mean, std, strict=True))
+        graph.layers = [
+            replace(layer, scale=scale, shift=shift) if isinstance(layer, Input) else layer
+            for layer in graph.layers
+        ]
+    return graph
+
+
 def network_of(
     sparse: SparseModel, input_shape: tuple[int, int, int], batch_statistics: bool = False
 ) -> Network:
@@ -180,7 +198,7 @@ def network_of(
     Raises:
         EdgeBcsError: the network holds something that is not supported; the message names it.
     """
-    graph = capture(sparse.network, input_shape)
+    graph = captured(sparse, input_shape)
     if sparse.dense_kernels:
         raise EdgeBcsError(
             f"the kernel of '{sparse.dense_kernels[0]}' stays dense, and export takes networks whose kernels "

@@ -17,7 +17,7 @@ from edge_bcs import __version__
 from edge_bcs.method.sparse_model import SparseModel
 
 from . import layers
-from .frontends.torch import capture
+from .network import captured
 from .operators import OPERATORS
 from .operators.base import Plain
 
@@ -40,7 +40,7 @@ class _Writer:
 
     def __init__(self, sparse: SparseModel, input_shape: tuple[int, int, int]) -> None:
         self.network = sparse.network
-        self.graph = capture(sparse.network, input_shape)
+        self.graph = captured(sparse, input_shape)
         self.input_shape = input_shape
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
@@ -83,7 +83,7 @@ class _Writer:
     def _write(self, layer: layers.Layer) -> None:
         match layer:
             case layers.Input():
-                self.tensors[layer.name] = "input"
+                self._normalise(layer)
             case layers.Flatten():
                 self._emit(layer, Plain("Flatten", {}, {"axis": 1}))
             case layers.BatchNorm() if self.folded.get(layer.inputs[0]) is layer:
@@ -91,6 +91,17 @@ class _Writer:
             case _:
                 plain = OPERATORS[layer.operator].plain(layer)
                 self._emit(layer, replace(plain, constants=self._parameters(layer)))
+
+    def _normalise(self, layer: layers.Input) -> None:
+        self.tensors[layer.name] = "input"
+        for operator, numbers in (("Mul", layer.scale), ("Add", layer.shift)):
+            if numbers:
+                name = f"{layer.name}.{operator}"
+                constant = self._constant(f"{name}.numbers", np.array(numbers).reshape(-1, 1, 1))
+                self.nodes.append(
+                    helper.make_node(operator, [self.tensors[layer.name], constant], [name], name)
+                )
+                self.tensors[layer.name] = name
 
     def _emit(self, layer: layers.Layer, plain: Plain) -> None:
         inputs = [self.tensors[name] for name in layer.inputs]

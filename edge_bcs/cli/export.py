@@ -30,12 +30,16 @@ from edge_bcs.cli.common import (
 )
 from edge_bcs.cli.networks import (
     asked_shape,
+    channels_option,
     check_classes,
     dense_option,
     dense_patterns,
     input_shape_option,
+    input_size_option,
     is_own,
     model_option,
+    normalization,
+    normalize_option,
     own,
     registered,
     shape_of,
@@ -62,11 +66,10 @@ if TYPE_CHECKING:
     help="Default: one for each of --class-names, or 10. A checkpoint has its own.",
 )
 @class_names_option
-@click.option(
-    "--input-size", type=click.IntRange(1), help="Height and width; default: the checkpoint's, or 32."
-)
-@click.option("--channels", type=click.IntRange(1), help="Colour channels; default: the checkpoint's, or 3.")
+@input_size_option
+@channels_option
 @input_shape_option
+@normalize_option
 @dense_option
 @start_option
 @click.option(
@@ -158,7 +161,16 @@ def command(context: click.Context, /, **options: Any) -> None:
     mine = is_own(options["model"])
     if options["checkpoint"]:
         names = () if mine else ("model",)
-        for name in (*names, "sparsity", "distribution", "classes", "width", "dense_patterns", "start"):
+        for name in (
+            *names,
+            "sparsity",
+            "distribution",
+            "classes",
+            "width",
+            "dense_patterns",
+            "normalize",
+            "start",
+        ):
             if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
                 option = name.removesuffix("_patterns")
                 raise EdgeBcsError(f"--{option} belongs to a new network; a checkpoint has its own.")
@@ -344,6 +356,7 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
             dense=dense_patterns(options),
             start=options["start"],
         )
+    sparse.normalize = normalization(options)
     if is_own(model) and options["classes"] is not None:
         check_classes(sparse, shape_of(sparse, options), options["classes"])
     return sparse, short_name(model), 0

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.normalization import Normalization
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,6 +51,37 @@ own_model_option = click.option(
     metavar="MODULE:FACTORY",
     help=f"What made the network, if it is one of your own: {_OWN}, which returns a torch module.",
 )
+
+
+def _sides(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Return (height, width) of "96" or "96x160"."""
+    if value is None:
+        return None
+    sides = value.replace("×", "x").split("x")
+    if not 1 <= len(sides) <= 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise click.BadParameter(
+            f"{value!r} is neither a number of pixels, such as 96, nor HEIGHTxWIDTH, such as 96x160."
+        )
+    return int(sides[0]), int(sides[-1])
+
+
+input_size_option = click.option(
+    "--input-size",
+    metavar="N|HxW",
+    callback=_sides,
+    help="Pixels of the images, 96 or 96x160 (height x width); default: what the network has seen, or 32.",
+)
+channels_option = click.option(
+    "--channels",
+    type=click.IntRange(1),
+    help="Channels of the images; default: what the network has seen, or 3.",
+)
+normalize_option = click.option(
+    "--normalize",
+    metavar="imagenet|MEAN:STD",
+    help="What the first layer expects: (x − MEAN) / STD, each a number or one a channel with commas, such "
+    "as 0.5:0.5. It becomes part of the network; images and the attack's radius stay in [0, 1].",
+)
 input_shape_option = click.option(
     "--input-shape",
     metavar="C,H,W",
@@ -68,6 +100,12 @@ start_option = click.option(
     type=click.Choice(["new"]),
     help="new: replace the weights of a network of your own by random ones even if it looks trained.",
 )
+
+
+def normalization(options: dict[str, Any]) -> Normalization | None:
+    """Return what --normalize says; None without it."""
+    text = options["normalize"]
+    return None if text is None else Normalization.parse(text)
 
 
 def dense_patterns(options: dict[str, Any]) -> list[str] | None:
@@ -199,10 +237,10 @@ def asked_shape(options: dict[str, Any]) -> Shape | None:
     shape, size, channels = given_shape(options), options.get("input_size"), options.get("channels")
     mine = is_own(options["model"])
     if shape is None:
-        if mine and (size is None or channels is None):
+        if mine and size is None:
             return None
-        return channels or 3, size or 32, size or 32
-    if size is not None or channels is not None:
+        shape = (channels or 3, *(size or (32, 32)))
+    elif size is not None or channels is not None:
         raise EdgeBcsError("--input-shape says all of it: leave --input-size and --channels out.")
     if not mine and shape[1] != shape[2]:
         raise EdgeBcsError(f"{options['model']} takes square images, not {shape[1]}×{shape[2]}.")
@@ -220,15 +258,17 @@ def shape_of(sparse: SparseModel, options: dict[str, Any]) -> Shape:
         raise EdgeBcsError("--input-shape says all of it: leave --input-size and --channels out.")
     known = shape or sparse.input_shape
     if known is not None:
-        return channels or known[0], size or known[1], size or known[2]
-    if size is None or channels is None:
+        return channels or known[0], *(size or known[1:])
+    if size is None:
         raise unknown_shape(str(sparse.record["name"]))
-    return channels, size, size
+    return channels or 3, *size
 
 
 def unknown_shape(name: str) -> EdgeBcsError:
     """What is wrong with a network of the user's own of which nobody said what images it takes."""
-    return EdgeBcsError(f"{name} does not say which images it takes: add --input-shape C,H,W.")
+    return EdgeBcsError(
+        f"{name} does not say which images it takes: add --input-size N or --input-shape C,H,W."
+    )
 
 
 def check_classes(sparse: SparseModel, shape: Shape, classes: int) -> None:

@@ -33,11 +33,15 @@ from edge_bcs.cli.common import (
 )
 from edge_bcs.cli.networks import (
     asked_shape,
+    channels_option,
     dense_option,
     dense_patterns,
     input_shape_option,
+    input_size_option,
     is_own,
     model_option,
+    normalization,
+    normalize_option,
     own,
     registered,
     short_name,
@@ -130,9 +134,10 @@ _OWNERS = {
     "--trust-pickle", is_flag=True,
     help="Let --pseudo-labelled be the authors' .pickle; nothing but arrays is read from it.",
 )  # fmt: skip
-@click.option("--input-size", type=click.IntRange(1), help="Height and width; default: 32.")
-@click.option("--channels", type=click.IntRange(1), help="Colour channels; default: 3.")
+@input_size_option
+@channels_option
 @input_shape_option
+@normalize_option
 @dense_option
 @start_option
 @click.option("--seed", type=Seed(), default=0, show_default=True)
@@ -212,6 +217,7 @@ def _trained(
     import torch
 
     from edge_bcs.cli.reading import Reading
+    from edge_bcs.method.sparse_model import set_normalization
 
     shape = asked_shape(options)
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
@@ -233,6 +239,8 @@ def _trained(
             input_channels=channels,
             input_size=size,
         )
+    if options["normalize"] is not None:
+        set_normalization(network, normalization(options))
     _use_threads(options)
     arguments = {
         "objective": options["objective"],

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.normalization import Normalization
 from edge_bcs.core.segments import Segment
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.state import STATE_NAMES, Parts, state_layout
@@ -98,6 +99,31 @@ def _keep_biased_variance(module: nn.Module) -> None:
         module.keeps_biased_variance = True  # type: ignore[assignment]
 
 
+def normalization_of(network: nn.Module) -> Normalization | None:
+    """Return the pixel normalisation that is part of `network`, if there is one."""
+    found = getattr(network, "edge_bcs_normalize", None)
+    return found if isinstance(found, Normalization) else None
+
+
+def set_normalization(network: nn.Module, normalization: Normalization | None) -> None:
+    """Make a pixel normalisation part of `network`, in the place of one that it may have."""
+    if normalization is not None and normalization.identity:
+        normalization = None
+    network.edge_bcs_normalize = normalization  # type: ignore[assignment]
+    if _normalized not in network._forward_pre_hooks.values():
+        network.register_forward_pre_hook(_normalized)
+
+
+def _normalized(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Normalise the images before the network reads them."""
+    normalization = normalization_of(network)
+    if normalization is None:
+        return None
+    images, *others = inputs
+    mean, std = (images.new_tensor(side)[:, None, None] for side in (normalization.mean, normalization.std))
+    return ((images - mean) / std, *others)
+
+
 class SparseModel(nn.Module):
     """`network` with exactly κ non-zero kernel weights, w = γ·θ at the positions `index`.
 
@@ -175,16 +201,18 @@ class SparseModel(nn.Module):
         """What is said of the network where it is stored: {"name", "arguments"}, which rebuild it.
 
         A user's own module has the name of its class and no arguments, and may have "factory", what made it,
-        and "input_shape", [C, H, W] of the images that it was trained on.
+        and "input_shape", [C, H, W] of the images that it was trained on. Any may have "normalize".
         """
-        if not self.own:
-            known: dict[str, Any] = self.network.network  # type: ignore[assignment]
-            return known
         described: dict[str, Any] = {"name": type(self.network).__name__, "arguments": {}}
-        if self.factory is not None:
-            described["factory"] = self.factory
-        if self.input_shape is not None:
-            described["input_shape"] = list(self.input_shape)
+        if not self.own:
+            described = {**self.network.network}  # type: ignore[dict-item]
+        else:
+            if self.factory is not None:
+                described["factory"] = self.factory
+            if self.input_shape is not None:
+                described["input_shape"] = list(self.input_shape)
+        if self.normalize is not None:
+            described["normalize"] = self.normalize.record
         return described
 
     @property
@@ -193,7 +221,16 @@ class SparseModel(nn.Module):
         record = getattr(self.network, "network", None)  # which may also be what it calls a part of it
         return not (isinstance(record, dict) and "name" in record)
 
-    # Both lie on the module, so that copies of it keep them.
+    # These lie on the module, so that copies of it keep them.
+
+    @property
+    def normalize(self) -> Normalization | None:
+        """What is done to the pixels before the network's first layer; the images stay in [0, 1]."""
+        return normalization_of(self.network)
+
+    @normalize.setter
+    def normalize(self, normalization: Normalization | None) -> None:
+        set_normalization(self.network, normalization)
 
     @property
     def factory(self) -> str | None:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..layers import Input
 from ..nodes import Node
 from .base import Attributes, Completion, Operator, OrtNode, Port, Types, named_halos, stack_type
 
@@ -26,7 +27,7 @@ def _unpacked(node: Node, types: Types) -> tuple[int, ...]:
 
 
 class PackInput(Operator):
-    """Images f32 [n, C, H, W] → stack."""
+    """Images f32 [n, C, H, W] → stack, scale·x + shift for each channel where pixels are normalised."""
 
     inputs = (Port("x"),)
     outputs = (Port("stack", dims=_packed),)
@@ -34,12 +35,17 @@ class PackInput(Operator):
     any_halo = True
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
+        layer = fused.layer
+        assert isinstance(layer, Input)
         branch.as_vector(fused, y)
-        attributes = {"lanes": branch.lanes, **named_halos(halo=y)}
+        attributes: dict[str, Any] = {"lanes": branch.lanes, **named_halos(halo=y)}
+        if layer.scale:
+            attributes |= {"scale": list(layer.scale), "shift": list(layer.shift)}
         self.emit(branch.graph, {"x": branch.image}, {"stack": y}, attributes)
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
-        """The image's gradient stays a stack, which PgdStep reads."""
+        """The image's gradient stays a stack, which PgdStep reads. It lacks the factor of a normalisation,
+        which is positive: the step takes signs."""
         tape.image_gradient = dy
 
     def complete(self, forward: Attributes, instance: str) -> Completion:

@@ -216,7 +216,7 @@ def test_faults_inside_the_file(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "no shape": (("export",), "Own does not say which images it takes: add --input-shape C,H,W"),
+    "no shape": (("export",), "which images it takes: add --input-size N or --input-shape C,H,W"),
     "no shape to train": (("train", "--data", "digits"), "Own does not say which images it takes"),
     "half a shape": (("export", "--channels", 1), "Own does not say which images it takes"),
     "not a shape": (("export", "--input-shape", "8,8"), "channels, height and width, such as 3,32,32"),

@@ -40,9 +40,10 @@ constexpr std::size_t largest_rank = 9;          // one more than the operators 
 
 struct Attribute {
   std::string name;
-  std::uint8_t kind = 0;  // 0 integer, 1 float, 2 text, 3 integers
+  std::uint8_t kind = 0;  // 0 integer, 1 float, 2 text, 3 integers, 4 floats
   std::vector<std::int64_t> integers;
   float real = 0;
+  std::vector<float> reals;
   std::string text;
 };
 
@@ -96,11 +97,13 @@ Case decode(const std::uint8_t* data, std::size_t size) {
   for (int count = in.number<std::uint8_t>() % 64; count > 0; --count) {
     Attribute attribute;
     attribute.name = in.name();
-    attribute.kind = in.number<std::uint8_t>() % 4;
+    attribute.kind = in.number<std::uint8_t>() % 5;
     if (attribute.kind == 1) attribute.real = in.number<float>();
     if (attribute.kind == 2) attribute.text = in.name();
     const int length = attribute.kind == 0 ? 1 : attribute.kind == 3 ? in.number<std::uint8_t>() : 0;
     for (int i = 0; i < length; ++i) attribute.integers.push_back(in.number<std::int64_t>());
+    if (attribute.kind == 4)
+      for (int i = in.number<std::uint8_t>(); i > 0; --i) attribute.reals.push_back(in.number<float>());
     made.attributes.push_back(std::move(attribute));
   }
   for (int count = in.number<std::uint8_t>() % 16; count > 0; --count) {
@@ -149,6 +152,10 @@ std::string encode(const Case& made) {
     if (attribute.kind == 3) out.number(static_cast<std::uint8_t>(attribute.integers.size()));
     if (attribute.kind == 0 || attribute.kind == 3)
       for (std::int64_t value : attribute.integers) out.number(value);
+    if (attribute.kind == 4) {
+      out.number(static_cast<std::uint8_t>(attribute.reals.size()));
+      for (float value : attribute.reals) out.number(value);
+    }
   }
   out.number(static_cast<std::uint8_t>(made.inputs.size()));
   for (const Input& input : made.inputs) {
@@ -180,6 +187,9 @@ KernelInfo attributes_of(const Case& made) {
         break;
       case 2:
         value = attribute.text;
+        break;
+      case 4:
+        value = attribute.reals;
         break;
       default:
         value = attribute.integers;
@@ -337,6 +347,11 @@ class Mutator {
     }
     if (attribute.kind == 1) {
       attribute.real = special_float();
+    } else if (attribute.kind == 4) {
+      if (attribute.reals.empty() || below(4) == 0)
+        attribute.reals.resize(below(5));
+      else
+        attribute.reals[below(attribute.reals.size())] = special_float();
     } else if (attribute.kind == 2) {
       static const char* const special[] = {"",    "sparse", "dense", "winograd", "none",
                                             "sum", "mean",   "VALID", "x"};

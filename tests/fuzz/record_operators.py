@@ -35,6 +35,9 @@ def _attribute(name: str, value: Any) -> bytes:
     if isinstance(value, float):
         return _name(name) + struct.pack("<Bf", 1, value)
     if isinstance(value, Iterable):
+        value = list(value)
+        if any(isinstance(item, float) for item in value):
+            return _name(name) + struct.pack(f"<BB{len(value)}f", 4, len(value), *value)
         numbers = [int(item) for item in value]
         return _name(name) + struct.pack(f"<BB{len(numbers)}q", 3, len(numbers), *numbers)
     return _name(name) + struct.pack("<Bq", 0, int(value))

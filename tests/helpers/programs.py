@@ -83,6 +83,8 @@ def _attribute(name: str, value: Any) -> str:
             return f"float {name} {float(value).hex()}"
         case str():
             return f"text {name} {value}"
+        case [float(), *_]:
+            return " ".join(["floats", name, *(float(number).hex() for number in value)])
         case _:
             return " ".join(["ints", name, *(str(int(number)) for number in value)])
 

@@ -96,7 +96,7 @@ struct SessionOptions {
 };
 
 struct KernelInfo {
-  using Attribute = std::variant<std::int64_t, float, std::string, std::vector<std::int64_t>>;
+  using Attribute = std::variant<std::int64_t, float, std::string, std::vector<std::int64_t>, std::vector<float>>;
   std::map<std::string, Attribute> attributes;
 };
 
@@ -278,6 +278,9 @@ inline const void* const* api_table() {
               Value** value) { return make_output(*call, index, {sizes, sizes + rank}, value); });
   set(93, +[](Status* status) { std::unique_ptr<Status>(status).reset(); });
   set(99, +[](ShapeInfo* info) { std::unique_ptr<ShapeInfo>(info).reset(); });
+  set(162, +[](const KernelInfo* info, const char* name, float* values, std::size_t* size) {
+    return copy_elements<std::vector<float>>(info, name, values, size, 0);
+  });
   set(163, +[](const KernelInfo* info, const char* name, std::int64_t* values, std::size_t* size) {
     return copy_elements<std::vector<std::int64_t>>(info, name, values, size, 0);
   });

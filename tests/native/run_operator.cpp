@@ -51,6 +51,9 @@ Call read_call(std::istream& file) {
       std::string number;
       line >> number;
       call.info.attributes[name] = std::strtof(number.c_str(), nullptr);
+    } else if (kind == "floats") {
+      auto& numbers = call.info.attributes[name].emplace<std::vector<float>>();
+      for (std::string number; line >> number;) numbers.push_back(std::strtof(number.c_str(), nullptr));
     } else if (kind == "text") {
       std::string value;
       line >> value;

@@ -60,6 +60,19 @@ def test_pack_input(shape: tuple[int, ...], halo: int) -> None:
     assert made.tobytes() == pack(x, lanes, halo).tobytes()
 
 
+@pytest.mark.parametrize("halo", [0, 2])
+def test_pack_input_normalises_pixels_and_no_halo(halo: int) -> None:
+    x = images((2, 16, 3, 5, 4))
+    scale, shift = [2.0, 0.5, -1.0], [0.25, -3.0, 0.0]
+    made = run("PackInput", {"x": x}, {"stack": F}, lanes=16, halo=halo, scale=scale, shift=shift)["stack"]
+    factors, summands = (np.array(numbers, F)[:, None, None] for numbers in (scale, shift))
+    assert np.allclose(made, pack(x * factors + summands, 16, halo), rtol=0, atol=1e-6)
+    with pytest.raises(Exception, match="attribute scale has 3 numbers, shift 2"):
+        run("PackInput", {"x": x}, {"stack": F}, lanes=16, halo=halo, scale=scale, shift=shift[:2])
+    with pytest.raises(Exception, match="attribute scale has 3 numbers for 2 channels"):
+        run("PackInput", {"x": x[:, :2]}, {"stack": F}, lanes=16, halo=halo, scale=scale, shift=shift)
+
+
 def test_pack_input_refuses() -> None:
     x = images((1, 2, 1, 3, 3))
     for bad in (np.nan, np.inf):

@@ -99,6 +99,14 @@ std::vector<std::int64_t> Attributes::integers(const char* name,
   return succeeded(ort::api.attribute_ints(info_, name, nullptr, &size)) ? integers(name) : otherwise;
 }
 
+std::vector<float> Attributes::reals(const char* name) const {
+  std::size_t size = 0;
+  if (!succeeded(ort::api.attribute_floats(info_, name, nullptr, &size))) return {};
+  std::vector<float> values(size);
+  if (size > 0) detail::check(ort::api.attribute_floats(info_, name, values.data(), &size));
+  return values;
+}
+
 std::string Attributes::text(const char* name, const std::string& otherwise) const {
   std::size_t size = 0;
   if (!succeeded(ort::api.attribute_string(info_, name, nullptr, &size)) || size == 0) return otherwise;

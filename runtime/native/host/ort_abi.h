@@ -107,6 +107,7 @@ struct Api {
   Status* (*attribute_float)(const KernelInfo*, const char* name, float*);
   Status* (*attribute_int)(const KernelInfo*, const char* name, std::int64_t*);
   Status* (*attribute_string)(const KernelInfo*, const char* name, char*, std::size_t* size);
+  Status* (*attribute_floats)(const KernelInfo*, const char* name, float*, std::size_t* size);
   Status* (*attribute_ints)(const KernelInfo*, const char* name, std::int64_t*, std::size_t* size);
   Status* (*input_count)(const KernelContext*, std::size_t*);
   Status* (*output_count)(const KernelContext*, std::size_t*);
@@ -142,6 +143,7 @@ struct Api {
     fill(get_output, slots[91]);
     fill(release_status, slots[93]);
     fill(release_shape_info, slots[99]);
+    fill(attribute_floats, slots[162]);
     fill(attribute_ints, slots[163]);
     fill(register_allocator, slots[176]);
     fill(parallel_for, slots[274]);

@@ -76,28 +76,42 @@ struct Batch {
   }
 };
 
-// f32 [n, C, H, W] as a stack.
+// f32 [n, C, H, W] as a stack, scale[c]·x + shift[c] where the network normalises its pixels.
 struct PackInput {
   static constexpr const char* name = "PackInput";
   static constexpr std::array inputs{Port{"x", float32}};
   static constexpr std::array outputs{Port{"stack", float32}};
 
   std::int64_t lanes, halo;
+  std::vector<float> scale, shift;  // one a channel, or none
 
   explicit PackInput(const Attributes& attributes)
-      : lanes(attributes.integer_in("lanes", 1, 64)), halo(attributes.integer_in("halo", 0, 256)) {}
+      : lanes(attributes.integer_in("lanes", 1, 64)),
+        halo(attributes.integer_in("halo", 0, 256)),
+        scale(attributes.reals("scale")),
+        shift(attributes.reals("shift")) {
+    require(scale.size() == shift.size(), "attribute scale has ", scale.size(), " numbers, shift ", shift.size());
+  }
 
   void compute(Context& context) const {
     const auto x = context.input<float>(0);
     const Batch batch(x.shape(), halo, lanes);
     const Stack& stack = batch.stack;
+    const bool normalise = !scale.empty();
+    require(!normalise || static_cast<std::int64_t>(scale.size()) == stack.channels, "attribute scale has ",
+            scale.size(), " numbers for ", stack.channels, " channels");
     const auto out = context.output<float>(0, stack.shape(batch.blocks));
     batch.for_rows(context, [&](std::int64_t nb, std::int64_t c, std::int64_t y) {
       const std::int64_t first = batch.plain(nb, 0, c, y), next = batch.plain(nb, 1, c, y) - first;
       bool finite = true;
       for (std::int64_t b = 0; b < lanes; ++b) finite &= all_finite(x.data() + first + b * next, stack.width);
       require(finite, "the input has a pixel that is not finite");
-      turn(x.data() + first, next, out.data() + stack.at(nb, c, y), lanes, lanes, stack.width);
+      float* const row = out.data() + stack.at(nb, c, y);
+      turn(x.data() + first, next, row, lanes, lanes, stack.width);
+      if (normalise) {
+        const float factor = scale[static_cast<std::size_t>(c)], summand = shift[static_cast<std::size_t>(c)];
+        for (std::int64_t i = 0; i < stack.row(); ++i) row[i] = factor * row[i] + summand;
+      }
       float* const block = out.data() + nb * stack.block();
       if (c == 0 && y == 0) stack.zero_front(block);
       stack.zero_after_row(block, c, y);

@@ -165,6 +165,8 @@ class Attributes {
   float real(const char* name, float otherwise) const;
   std::vector<std::int64_t> integers(const char* name) const;
   std::vector<std::int64_t> integers(const char* name, const std::vector<std::int64_t>& otherwise) const;
+  // Finite or not; empty where the attribute is missing.
+  std::vector<float> reals(const char* name) const;
   std::string text(const char* name, const std::string& otherwise) const;
 
  private:
