@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.budget import BudgetExceeded
+    from edge_bcs.runtime.connections import Connections
+    from edge_bcs.runtime.engine import GraphRun
     from edge_bcs.runtime.trainer import Trainer
 
     from edge_bcs.core.units import format_bytes, parse_bytes
@@ -18,11 +20,21 @@ _LAZY = {
     "Trainer": "edge_bcs.runtime.trainer",
     "Artifact": "edge_bcs.runtime.artifact",
     "BudgetExceeded": "edge_bcs.runtime.budget",
+    "Connections": "edge_bcs.runtime.connections",
+    "GraphRun": "edge_bcs.runtime.engine",
     "parse_bytes": "edge_bcs.core.units",
     "format_bytes": "edge_bcs.core.units",
 }
 
-__all__ = ["Artifact", "BudgetExceeded", "Trainer", "format_bytes", "parse_bytes"]
+__all__ = [
+    "Artifact",
+    "BudgetExceeded",
+    "Connections",
+    "GraphRun",
+    "Trainer",
+    "format_bytes",
+    "parse_bytes",
+]
 
 
 def __getattr__(name: str) -> Any:

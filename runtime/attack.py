@@ -1,5 +1,5 @@
-"""Where PGD starts: Philox noise that depends on an image's place in its batch, not on the micro-batch it is
-in."""
+"""Projected gradient descent by an engine's graphs. It starts from Philox noise that depends on an image's
+place in its batch, not on the micro-batch it is in."""
 
 from __future__ import annotations
 
@@ -7,12 +7,73 @@ import math
 from typing import Any
 
 import numpy as np
+from edge_bcs.runtime.engine import Engine
 
 from edge_bcs.core import random
 
 Array = np.ndarray[Any, Any]
 _PIECE = 1 << 13  # pixels whose noise is drawn at once: drawing takes some fifty bytes for each
 GAUSSIAN_START = np.float32(0.001)  # TRADES, MART and RST: x + 0.001·N(0, 1)
+
+
+def craft(engine: Engine, first: int, batch: int, *, seed: int, step: int) -> None:
+    """Fill the buffer `adversarial` for the training graph (Algorithm 1, line 5).
+
+    Args:
+        engine: with a micro-batch in its buffers. first: its place in the logical batch of ``batch`` images.
+        seed, step: of the random start.
+    """
+    arrays, objective = engine.arrays, engine.artifact.objective
+    attacked = objective.kind.attacked(batch)
+    if first < attacked:
+        descend(
+            engine,
+            epsilon=objective.epsilon,
+            steps=objective.attack_steps,
+            step_size=objective.step_size,
+            start=objective.start,
+            loss=objective.attack_loss,
+            seed=seed,
+            noise=(step, random.PGD_START, first),
+        )
+    clean = max(0, attacked - first)
+    arrays["adversarial"][clean:] = arrays["input"][clean:]
+
+
+def descend(
+    engine: Engine,
+    *,
+    epsilon: float,
+    steps: int,
+    step_size: float,
+    start: str,
+    loss: str,
+    seed: int,
+    noise: tuple[int, int, int],
+) -> None:
+    """Projected gradient descent from the images in `input` to those in `adversarial`, batch norm frozen.
+
+    Args:
+        engine: with a micro-batch in its buffers.
+        epsilon, step_size: in pixel units of [0, 1]. steps: how many.
+        start: see `start_images`. loss: what is increased, "cross_entropy" or "kl" against the clean answer.
+        seed, noise: of the random start: (step, purpose, place of the first image in its batch).
+    """
+    arrays, count = engine.arrays, engine.images
+    if loss == "kl":
+        engine.run("eval")
+        arrays["target"][...] = softmax(arrays["logits"])
+    else:
+        arrays["target"][...] = 0
+        arrays["target"][np.arange(len(arrays["labels"])), arrays["labels"]] = 1
+    step, purpose, position = noise
+    arrays["adversarial"][...] = arrays["input"]
+    arrays["adversarial"][:count] = start_images(
+        arrays["input"][:count], start, epsilon, seed=seed, step=step, purpose=purpose, position=position
+    )
+    arrays["epsilon"][0], arrays["step_size"][0] = epsilon, step_size
+    for _ in range(steps):
+        engine.run("attack")
 
 
 def start_images(

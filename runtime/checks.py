@@ -11,7 +11,7 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import parts_of
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.data.dataset import advice
+from edge_bcs.data.dataset import Data, advice
 
 Array = np.ndarray[Any, Any]
 Name = Callable[[int], str]
@@ -68,6 +68,22 @@ def check_labels(y: Array, count: int, classes: int, name: Name = in_batch) -> A
             f"label {y[place]} is out of range ({name(place)}): the network has {classes} classes."
         )
     return y.astype(np.int64)
+
+
+def check_batch(artifact: Artifact, x: Array, y: Array, name: Name = in_batch) -> tuple[Array, Array]:
+    """Return a batch for an artifact as f32 and i64, or raise EdgeBcsError with what is wrong and where."""
+    x = check_images(x, artifact.input_shape, name)
+    return x, check_labels(y, len(x), artifact.num_classes, name)
+
+
+def check_data(artifact: Artifact, data: Data) -> None:
+    """Raise EdgeBcsError if a data set is empty, or its images have another shape than the network's."""
+    if len(data) == 0:
+        raise EdgeBcsError("the data set is empty.")
+    if tuple(data.shape) != artifact.input_shape:
+        raise EdgeBcsError(
+            f"the network takes {artifact.input_shape} images; the data has {tuple(data.shape)}."
+        )
 
 
 def check_update(artifact: Artifact, arrays: Mapping[str, Array], hyper: tuple[float, ...]) -> None:

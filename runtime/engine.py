@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,7 @@ from edge_bcs.runtime.state import read_state
 
 from edge_bcs.core.errors import EdgeBcsError
 
-_COO = ("coo.value", "coo.index", "coo.momentum", "coo.lists")
-_DENSE = ("dense.value", "dense.momentum")
+Array = np.ndarray[Any, Any]
 
 
 def available_threads() -> int:
@@ -67,57 +69,85 @@ def is_onnxruntimes(error: Exception) -> bool:
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("onnxruntime")
 
 
-class Engine:
-    """Buffers, sessions and budget of one artifact.
+@dataclass(frozen=True)
+class GraphRun:
+    """One run of a graph, as `Engine.on_run` is told of it.
 
     Attributes:
-        arrays: name → numpy array of every bound buffer; writing to it is how inputs are given.
+        engine: what ran it, `Engine.name`.
+        graph: "training", "attack", "eval" or "optimizer".
+        images: those of the micro-batch that it ran on, without empty places; 0 for the optimizer.
+        seconds: how long it took.
+    """
+
+    engine: str
+    graph: str
+    images: int
+    seconds: float
+
+
+class Engine:
+    """Buffers, sessions and budget of one artifact. An engine of another kind overrides `allocate`,
+    `make_buffer`, `load_state`, `open_graph`, `run_graph` and `close`.
+
+    Attributes:
+        name: what runs the graphs.
+        arrays: name → numpy array of every bound buffer (runtime/buffers.py); writing to it is how inputs
+            are given.
+        images: how many the micro-batch in the buffers has, see `load`.
         metadata: metadata of the state that was loaded ("step", "seed", …).
         bound_bytes: bytes of all bound buffers.
+        running: a lock, held while a graph runs; nothing is freed meanwhile.
+        on_run: called with a `GraphRun` after every run of a graph; what it raises passes to whoever ran it.
     """
+
+    name = "onnxruntime"
 
     def __init__(self, artifact: Artifact, cap: int | None, threads: int | None) -> None:
         if threads is not None and not 1 <= threads <= 1024:
             raise EdgeBcsError(f"threads must lie between 1 and 1024, not {threads}.")
         self.artifact = artifact
         self.threads = threads or available_threads()
-        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.arrays: dict[str, Array] = {}
+        self.images = 0
         self.bound_bytes = 0
-        self._running = threading.RLock()  # while a graph runs, nothing is freed
+        self.running = threading.RLock()
+        self.on_run: Callable[[GraphRun], None] | None = None
         self._values: dict[str, onnxruntime.OrtValue] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._bindings: dict[str, onnxruntime.IOBinding] = {}
         self.budget = Budget(cap, artifact.predicted_peak_bytes)
         try:
-            self._allocate()
-            self.metadata = self._load_state()
+            self.allocate()
+            self.metadata = self.load_state()
             # Needed once: lists are kept up to date by the optimizer graph from here on. The memory of this
             # session is free again before the others ask for theirs.
-            self._open("lists")
+            self.open_graph("lists")
             self.budget.warn_unless_exact()
             self.run("lists")
             del self._bindings["lists"], self._sessions["lists"]
             for graph in ("training", "attack", "eval", "optimizer"):
-                self._open(graph)
+                self.open_graph(graph)
         except BaseException:
             self.close()
             raise
 
-    def _allocate(self) -> None:
-        table = self._table()
+    def allocate(self) -> None:
+        """Make every bound buffer, inside the budget."""
+        table = self.table()
         self.budget.limit_arena(sum(bytes_of(dtype, shape) for dtype, shape in table.values()))
         for name, (dtype, shape) in table.items():
             size = bytes_of(dtype, shape)
             self.budget.reserve(size, f"the buffer {name}")
             try:
-                self.arrays[name], self._values[name] = self._make_buffer(name, dtype, shape)
+                self.arrays[name], self._values[name] = self.make_buffer(name, dtype, shape)
             except (MemoryError, ValueError):  # numpy's, for more than there is or than can be addressed
                 raise EdgeBcsError(
                     f"this machine does not have the {size} bytes of memory for the buffer {name}."
                 ) from None
             self.bound_bytes += size
 
-    def _table(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+    def table(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Every bound buffer."""
         artifact = self.artifact
         return bound_buffers(
@@ -132,19 +162,19 @@ class Engine:
             batch_statistics=artifact.batch_norm == "batch",
         )
 
-    def _make_buffer(
+    def make_buffer(
         self, name: str, dtype: str, shape: tuple[int, ...]
-    ) -> tuple[np.ndarray[Any, Any], onnxruntime.OrtValue]:
+    ) -> tuple[Array, onnxruntime.OrtValue]:
         """Return one buffer as numpy and as ONNX Runtime see it: the same memory."""
         array = allocate(dtype, shape)
         return array, onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
-    def _load_state(self) -> dict[str, str]:
+    def load_state(self) -> dict[str, str]:
         """Fill the buffers of the state and return its metadata."""
         return read_state(self.artifact, self.arrays)[1]
 
-    def _bound_buffer(self, graph: str, name: str) -> str:
-        """Name of the buffer behind a graph's input or output."""
+    def bound_buffer(self, graph: str, name: str) -> str:
+        """Name of the buffer behind a graph's input or output; EdgeBcsError if there is none."""
         buffer = name
         if name.endswith(".out") and name not in self._values:
             buffer = name.removesuffix(".out")  # updated in place: the input's own memory
@@ -156,7 +186,21 @@ class Engine:
             )
         return buffer
 
-    def _open(self, graph: str) -> None:
+    def value(self, graph: str, name: str) -> onnxruntime.OrtValue:
+        """The buffer behind a graph's input or output, as ONNX Runtime sees it."""
+        return self._values[self.bound_buffer(graph, name)]
+
+    def bind(self, session: onnxruntime.InferenceSession, graph: str) -> onnxruntime.IOBinding:
+        """Bind a session of a graph to the buffers: what it updates in place is not copied."""
+        binding = session.io_binding()
+        for item in session.get_inputs():
+            binding.bind_ortvalue_input(item.name, self.value(graph, item.name))
+        for item in session.get_outputs():
+            binding.bind_ortvalue_output(item.name, self.value(graph, item.name))
+        return binding
+
+    def open_graph(self, graph: str) -> None:
+        """Make a graph ready to run; EdgeBcsError if it is damaged or does not fit."""
         content = self.artifact.read_graph(graph)
         require_operators(content, "edge_bcs", str(self.artifact.graph(graph)))
         try:
@@ -166,11 +210,7 @@ class Engine:
                 providers=["CPUExecutionProvider"],
             )
             session._model_bytes = b""  # kept for a change of providers, which never comes
-            binding = session.io_binding()
-            for item in session.get_inputs():
-                binding.bind_ortvalue_input(item.name, self._values[self._bound_buffer(graph, item.name)])
-            for item in session.get_outputs():
-                binding.bind_ortvalue_output(item.name, self._values[self._bound_buffer(graph, item.name)])
+            binding = self.bind(session, graph)
         except EdgeBcsError:
             raise
         except Exception as error:
@@ -179,13 +219,50 @@ class Engine:
             raise self.budget.explain(error, graph) from None
         self._sessions[graph], self._bindings[graph] = session, binding
 
-    def run(self, graph: str) -> None:
-        """Run one graph on the bound buffers. EdgeBcsError (BudgetExceeded over the cap) if an operator
-        refuses, or the engine is closed."""
-        with self._running:
-            self._run(graph)
+    def memory(self) -> dict[str, int | bool | None]:
+        """What memory is in use, in bytes; see `Trainer.memory`."""
+        budget = self.budget
+        return {
+            "bound_bytes": self.bound_bytes,
+            "current_bytes": budget.current,
+            "peak_bytes": budget.peak,
+            "placed_bytes": budget.placed,
+            "placed_peak_bytes": budget.placed_peak,
+            "cap_bytes": budget.cap,
+            "exact": budget.exact,
+        }
 
-    def _run(self, graph: str) -> None:
+    def load(self, x: Array, y: Array, weight: float) -> None:
+        """Put a micro-batch into the bound buffers; the places it leaves empty weigh nothing.
+
+        Args:
+            x: images f32 [m, C, H, W], at most a micro-batch of them. y: labels i64[m].
+            weight: of each image in the loss.
+        """
+        self.images = count = len(x)
+        for name, given in (("input", x), ("labels", y), ("sample_weight", weight)):
+            self.arrays[name][:count], self.arrays[name][count:] = given, 0
+
+    def run(self, graph: str, done: Callable[[], None] | None = None) -> None:
+        """Run one graph on the bound buffers.
+
+        Args:
+            graph: which one. done: called when it has run, before `on_run` is.
+
+        Raises EdgeBcsError (BudgetExceeded over the cap) if an operator refuses, or the engine is closed.
+        """
+        with self.running:
+            began = time.perf_counter()
+            self.run_graph(graph)
+            seconds = time.perf_counter() - began
+        if done is not None:
+            done()
+        if self.on_run is not None:
+            images = 0 if graph == "optimizer" else self.images
+            self.on_run(GraphRun(self.name, graph, images, seconds))
+
+    def run_graph(self, graph: str) -> None:
+        """Run a graph, and no more; see `run`."""
         if graph not in self._sessions:
             raise EdgeBcsError("this Trainer is closed.")
         try:
@@ -198,7 +275,7 @@ class Engine:
     def close(self) -> None:
         """Free the sessions and give the budget back. Safe to call twice, and from any thread: a graph that
         runs in another one is waited for."""
-        with self._running:
+        with self.running:
             self._bindings.clear()
             self._sessions.clear()
             self._values = {}

@@ -92,7 +92,7 @@ class Fit:
     def _run(self, course: Course, resumed: bool) -> Metrics:
         trainer, self.course = self._trainer, course
         if self._folder is not None:
-            trainer._claim(self._folder)  # refused now, not after the first minute
+            trainer.claim(self._folder)  # refused now, not after the first minute
         began, first_step = time.monotonic(), trainer.steps
         paused_before = self._thermostat.paused_seconds if self._thermostat else 0.0
         deadline = float("inf") if self._max_hours is None else began + 3600 * self._max_hours
@@ -138,7 +138,7 @@ class Fit:
             "seconds": seconds,
             "paused_seconds": paused,
             "milliseconds_per_step": _means(history, ("milliseconds",)).get("milliseconds", 0.0),
-            "peak_bytes": trainer._engine.budget.peak,
+            "peak_bytes": trainer.peak_bytes,
         }
         if self._folder is not None or self._metrics is not None:
             result["writes"] = self.writes(seconds, steps)
@@ -181,18 +181,16 @@ class Fit:
         if self._order is None or self._order_epoch != epoch:
             self._order, self._order_epoch = self._data.order(trainer.seed, epoch), epoch
         chosen = self._order[course.images(done)]
-        trainer._set_rates(course.learning_rate, course.divisor(done))
+        trainer.learning_rate, trainer.weight_decay = course.rates(done, trainer.artifact.hyper)
         began = time.perf_counter()
 
         def read(first: int, end: int) -> tuple[Array, Array]:
-            places = chosen[first:end]
-            x, y = self._data.read(places, seed=trainer.seed, epoch=epoch, augment=self._augment)
-            return trainer._checked(x, y, in_data(places))
+            return self._data.read(chosen[first:end], seed=trainer.seed, epoch=epoch, augment=self._augment)
 
         # A step that is counted, done or skipped, is in the metrics, too: no signal comes between.
         with HeldSignals() as signals:
             try:
-                result = trainer._step(read, len(chosen), signals, in_data(chosen))
+                result = trainer.step_reading(signals, read, len(chosen), in_data(chosen))
                 self._skipped_in_a_row = 0
             except NotFiniteError as error:
                 if not self._skips:
@@ -207,7 +205,7 @@ class Fit:
                 **result,
                 "learning_rate": trainer.learning_rate,
                 "milliseconds": 1e3 * (time.perf_counter() - began),
-                "peak_bytes": trainer._engine.budget.peak,
+                "peak_bytes": trainer.peak_bytes,
             }
             if self._metrics is not None:
                 self._metrics.write(record)

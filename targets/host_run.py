@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from edge_bcs.runtime.board.process import resident_now, resident_peak, waited_for_cores
 
 if TYPE_CHECKING:
+    from edge_bcs.runtime.engine import GraphRun
+
     from edge_bcs.data import Dataset
 
 
@@ -78,22 +80,20 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
     with Trainer(path, memory=memory, threads=threads) as trainer:
         # Noise teaches nothing: steps of length zero measure the same memory and cannot diverge.
         trainer.learning_rate = trainer.weight_decay = 0.0
-        artifact, engine = trainer.artifact, trainer._engine
-        peaks = {"lists": engine.budget.peak}
-        placed = engine.budget.placed_peak
+        artifact = trainer.artifact
+        peaks = {"lists": trainer.peak_bytes}
+        placed = trainer.placed_peak_bytes
         taken: dict[str, list[float]] = {}
-        run = engine.run
 
-        def recorded(graph: str) -> None:
-            engine.budget.reset_peak()
-            began = time.perf_counter()
-            run(graph)
-            taken.setdefault(graph, []).append(time.perf_counter() - began)
-            peaks[graph] = max(peaks.get(graph, 0), engine.budget.peak)
+        def record(run: GraphRun) -> None:
+            taken.setdefault(run.graph, []).append(run.seconds)
+            peaks[run.graph] = max(peaks.get(run.graph, 0), trainer.peak_bytes)
             nonlocal placed
-            placed = max(placed, engine.budget.placed_peak)
+            placed = max(placed, trainer.placed_peak_bytes)
+            trainer.reset_peak()
 
-        engine.run = recorded  # type: ignore[method-assign]
+        trainer.reset_peak()
+        trainer.on_run = record
 
         size = min(artifact.micro_batch, artifact.batch_size)
         data = _noise(size, artifact.input_shape, artifact.num_classes)
@@ -102,7 +102,9 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
         def step(count: int) -> Any:
             """Of so many images, which come one micro-batch at a time, as they do in a training."""
             with HeldSignals() as signals:
-                return trainer._step(lambda first, end: data.read(places[: end - first]), count, signals)
+                return trainer.step_reading(
+                    signals, lambda first, end: data.read(places[: end - first]), count
+                )
 
         parts = -(-artifact.batch_size // artifact.micro_batch)
         trainer.logits(data.images(places))

@@ -37,7 +37,7 @@ _GROWTH_ALLOWED = 1 << 20
 def rewire(artifact: str | Path, steps: int) -> dict[str, Any]:
     """Run ``steps`` optimizer steps; EdgeBcsError if κ, the order or a bit is not what it must be."""
     with Trainer(artifact, threads=1) as trainer:
-        arrays, size, kappa = trainer._engine.arrays, trainer.artifact.size, trainer.artifact.kappa
+        buffers, size, kappa = trainer.buffers, trainer.artifact.size, trainer.artifact.kappa
         gradients = np.random.default_rng(0).normal(size=(_BANK, kappa)).astype(np.float32)
         first = trainer.state()["coo.index"]
         memory: list[dict[str, int]] = []
@@ -45,8 +45,8 @@ def rewire(artifact: str | Path, steps: int) -> dict[str, Any]:
         began = time.perf_counter()
         for step in range(steps):
             gradient = gradients[step % _BANK]
-            arrays["coo.value_grad.accumulation.buffer"][...] = gradient
-            arrays["dense.value_grad.accumulation.buffer"][...] = gradient[0]
+            buffers["coo.value_grad.accumulation.buffer"][...] = gradient
+            buffers["dense.value_grad.accumulation.buffer"][...] = gradient[0]
             if step % max(1, steps // CHECKS):
                 trainer.run_optimizer_only()
                 continue

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,10 @@ from edge_bcs.bench.machine import Roof
 from edge_bcs.bench.profiler import operator_seconds
 from edge_bcs.core import random as counter_random
 from edge_bcs.core.errors import EdgeBcsError
+
+if TYPE_CHECKING:
+    from edge_bcs.runtime import Artifact
+    from edge_bcs.runtime.engine import Engine
 
 # Images lie side by side in vectors of up to 16. With 16 for each thread, threads share less (VGG-16 on two
 # threads of a Xeon: 0.39 s a step, 0.47 s with 16 in all); with 16 in all, more of a network stays in the
@@ -189,10 +193,13 @@ def compare_step(
         update = _in_turn(
             {"update": functools.partial(_seconds, trainer.run_optimizer_only)}, repetitions, lambda _: None
         )
-        peak, parts = trainer._engine.budget.peak, _parts(trainer, batch_size)
-        operators = {graph: _operators(trainer, graph) for graph in _GRAPHS}
+        peak, described = trainer.peak_bytes, trainer.artifact
+        trainer.close()
+        with _engine_with_batch(described, threads, images, labels) as engine:
+            parts = _parts(engine, batch_size)
+            operators = {graph: _operators(engine, graph) for graph in _GRAPHS}
         rooflines = {
-            graph: roofline.sums(roofline.graph_rooflines(trainer.artifact, graph, roof))
+            graph: roofline.sums(roofline.graph_rooflines(described, graph, roof))
             for graph in _GRAPHS
             if roof is not None
         }
@@ -242,22 +249,23 @@ def compare_pass(
     import torch
 
     from edge_bcs.bench.operators import times
-    from edge_bcs.runtime import Trainer
+    from edge_bcs.runtime import Artifact
 
     torch.set_num_threads(threads)
     images_at_once = min(batch_size, _IMAGES_IN_VECTORS)
-    with (
-        _exported(model, sparsity, "uniform", 32, images_at_once, progress, batch_size, 1) as exported,
-        Trainer(exported[0], threads=threads) as trainer,
-    ):
-        images, labels = _batch(batch_size, 32)
-        trainer.step(images, labels)  # leaves a batch in the bound buffers
-        runs = -(-batch_size // trainer.artifact.micro_batch)
+    images, labels = _batch(batch_size, 32)
+    with contextlib.ExitStack() as stack:
+        exported = stack.enter_context(
+            _exported(model, sparsity, "uniform", 32, images_at_once, progress, batch_size, 1)
+        )
+        artifact = Artifact.read(exported[0])
+        engine = stack.enter_context(_engine_with_batch(artifact, threads, images, labels))
+        runs = -(-batch_size // artifact.micro_batch)
         given = torch.from_numpy(images), torch.from_numpy(labels)
 
         def ours() -> None:
             for _ in range(runs):
-                trainer._engine.run("training")
+                engine.run("training")
 
         sides: dict[str, Callable[[], Any]] = {"edge_bcs": ours}
         for name, network in _others(model, exported[1], given[0]).items():
@@ -267,7 +275,7 @@ def compare_pass(
         taken = times(list(sides.values()), repetitions)
         found: dict[str, Any] = {"seconds": dict(zip(sides, taken, strict=True))}
         if roof is not None:
-            each = [item for _, item in roofline.graph_rooflines(trainer.artifact, "training", roof)]
+            each = [item for _, item in roofline.graph_rooflines(artifact, "training", roof)]
             found["least_seconds"] = runs * sum(item.seconds for item in each)
             found["least_in_cache_seconds"] = runs * sum(item.in_cache for item in each)
         return found
@@ -354,26 +362,39 @@ def _in_turn(
     return seconds
 
 
-def _operators(trainer: Any, graph: str, runs: int = 7) -> dict[str, float]:
+@contextlib.contextmanager
+def _engine_with_batch(artifact: Artifact, threads: int, images: Any, labels: Any) -> Iterator[Engine]:
+    """The graphs of an artifact, with the first micro-batch of a batch, attacked, in their buffers."""
+    from edge_bcs.runtime.attack import craft
+    from edge_bcs.runtime.engine import Engine
+
+    engine = Engine(artifact, None, threads)
+    try:
+        engine.load(images[: artifact.micro_batch], labels[: artifact.micro_batch], 1.0 / len(images))
+        craft(engine, 0, len(images), seed=0, step=0)
+        engine.arrays["lazy_reset_grad"][0] = True
+        engine.run("training")
+        names = ("learning_rate", "weight_decay", "momentum", "noise")
+        engine.arrays["hyper"][...] = [artifact.hyper[name] for name in names]
+        yield engine
+    finally:
+        engine.close()
+
+
+def _operators(engine: Engine, graph: str, runs: int = 7) -> dict[str, float]:
     """Median seconds of all operators of each type in a run of a graph; every run starts from one state."""
     import onnxruntime
 
     from edge_bcs.runtime.engine import session_options
 
-    engine = trainer._engine
     state = {name: array.copy() for name, array in engine.arrays.items()}
     with tempfile.TemporaryDirectory() as folder:
         options = session_options(engine.threads)
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(
-            trainer.artifact.read_graph(graph), options, providers=["CPUExecutionProvider"]
+            engine.artifact.read_graph(graph), options, providers=["CPUExecutionProvider"]
         )
-        # Bound as the engine binds them: what a graph updates in place is not copied.
-        binding = session.io_binding()
-        for item in session.get_inputs():
-            binding.bind_ortvalue_input(item.name, engine._values[engine._bound_buffer(graph, item.name)])
-        for item in session.get_outputs():
-            binding.bind_ortvalue_output(item.name, engine._values[engine._bound_buffer(graph, item.name)])
+        binding = engine.bind(session, graph)
         for _ in range(runs + 1):
             for name, array in state.items():
                 engine.arrays[name][...] = array
@@ -386,17 +407,13 @@ def _operators(trainer: Any, graph: str, runs: int = 7) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _parts(trainer: Any, batch_size: int) -> dict[str, tuple[float, int]]:
+def _parts(engine: Engine, batch_size: int) -> dict[str, tuple[float, int]]:
     """Median seconds of a run of each graph, and its runs in a step."""
-    micro_batches = -(-batch_size // trainer.artifact.micro_batch)
-    runs = {"attack": micro_batches * trainer.artifact.objective.attack_steps, "training": micro_batches}
+    micro_batches = -(-batch_size // engine.artifact.micro_batch)
+    runs = {"attack": micro_batches * engine.artifact.objective.attack_steps, "training": micro_batches}
     found = {}
     for graph, count in runs.items():
-        taken = []
-        for _ in range(10):
-            started = time.perf_counter()
-            trainer._engine.run(graph)
-            taken.append(time.perf_counter() - started)
+        taken = [_seconds(engine.run, graph) for _ in range(10)]
         found[graph] = (statistics.median(taken), count)
     return found
 

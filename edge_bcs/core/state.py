@@ -35,6 +35,8 @@ TYPES = {
 }
 """Name → element type, in the order of the state."""
 STATE_NAMES = tuple(TYPES)
+NEWBORN = np.float32(1e-12)
+"""Magnitude of the weight that a connection is born with; its momentum is 0."""
 
 
 def state_layout(kappa: int, dense_size: int, statistics_size: int) -> dict[str, tuple[str, int]]:

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
-
-NEWBORN = np.float32(1e-12)
-"""θ of a new connection."""
+from edge_bcs.core.state import NEWBORN as NEWBORN
 
 
 def rewire_step(

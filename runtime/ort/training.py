@@ -49,6 +49,8 @@ class OrtEngine(Engine):
     ``checkpoint`` is the file; ``own_state`` says whether its numbers count or those of the folder's state.
     """
 
+    name = "onnxruntime-training"
+
     def __init__(
         self, artifact: Artifact, checkpoint: Path, own_state: bool, cap: int | None, threads: int | None
     ) -> None:
@@ -56,7 +58,8 @@ class OrtEngine(Engine):
         self._module: Module | None = None
         super().__init__(artifact, cap, threads)
 
-    def _allocate(self) -> None:
+    def allocate(self) -> None:
+        """Load the checkpoint; the parameters are its own memory, and the other buffers as in `Engine`."""
         _, self._properties = read_state(self._file)
         self.checkpoint = CheckpointState.load_checkpoint(self._file)
         for name, (dtype, length) in layout_of(self.artifact).items():
@@ -68,7 +71,7 @@ class OrtEngine(Engine):
                     f"{self._file} belongs to another network: {name} is {found.dtype}{list(found.shape)}, "
                     f"not {dtype}[{length}]."
                 )
-        self.budget.limit_arena(sum(bytes_of(dtype, shape) for dtype, shape in self._table().values()))
+        self.budget.limit_arena(sum(bytes_of(dtype, shape) for dtype, shape in self.table().values()))
         try:
             self._module = Module(
                 str(self.artifact.graph("training")),
@@ -78,21 +81,23 @@ class OrtEngine(Engine):
             )
         except Exception as error:
             raise self.budget.explain(error, "training") from None
-        super()._allocate()
+        super().allocate()
 
-    def _make_buffer(
+    def make_buffer(
         self, name: str, dtype: str, shape: tuple[int, ...]
     ) -> tuple[np.ndarray[Any, Any], onnxruntime.OrtValue]:
+        """See `Engine`; a parameter or its gradient is the checkpoint's."""
         parameter = name.removesuffix("_grad.accumulation.buffer")
         if parameter not in self.checkpoint.parameters:
-            return super()._make_buffer(name, dtype, shape)
+            return super().make_buffer(name, dtype, shape)
         held = self.checkpoint.parameters[parameter]._parameter
         value = onnxruntime.OrtValue(held.data if parameter == name else held.grad)
         return _view(value, dtype, shape), value
 
-    def _load_state(self) -> dict[str, str]:
+    def load_state(self) -> dict[str, str]:
+        """See `Engine`; or take the checkpoint's numbers as they are."""
         if not self._own_state:
-            return super()._load_state()
+            return super().load_state()
         fault = self.state_fault()
         if fault is not None:
             raise EdgeBcsError(f"{self._file} holds no state of the network: {fault}.")
@@ -103,17 +108,18 @@ class OrtEngine(Engine):
         state = {name: self.arrays[name] for name in layout_of(self.artifact)}
         return state_fault(state, parts_of(self.artifact))
 
-    def _open(self, graph: str) -> None:
+    def open_graph(self, graph: str) -> None:
+        """See `Engine`; training and evaluation need no session."""
         if graph not in _MODULE_GRAPHS:
-            super()._open(graph)
+            super().open_graph(graph)
 
-    def _run(self, graph: str) -> None:
+    def run_graph(self, graph: str) -> None:
         """Training and evaluation are run by `Module`, the others in sessions over its parameters."""
         if graph not in _MODULE_GRAPHS or self._module is None:
-            super()._run(graph)
+            super().run_graph(graph)
             return
         module = self._module.train(graph == "training")
-        inputs = [self._values[self._bound_buffer(graph, name)] for name in module.input_names()]
+        inputs = [self.value(graph, name) for name in module.input_names()]
         if graph == "training" and self.arrays["lazy_reset_grad"][0]:
             module.lazy_reset_grad()
         try:
@@ -125,11 +131,11 @@ class OrtEngine(Engine):
         results = results if isinstance(results, tuple) else (results,)
         for name, result in zip(module.output_names(), results, strict=True):
             # Statistics come back as outputs of their own; `Module` does not write them to its parameters.
-            self.arrays[self._bound_buffer(graph, name)][...] = result.numpy()
+            self.arrays[self.bound_buffer(graph, name)][...] = result.numpy()
 
     def close(self) -> None:
         """Free the sessions and the module. Safe to call twice, and from any thread."""
-        with self._running:
+        with self.running:
             self._module = None
             super().close()
 
@@ -160,18 +166,19 @@ class OrtTrainer(Trainer):
         self._own_state = checkpoint is not None
         super().__init__(path, memory, threads, seed, class_names)
 
-    def _open_engine(self, cap: int | None, threads: int | None) -> Engine:
+    def open_engine(self, cap: int | None, threads: int | None) -> Engine:
+        """See `Trainer`."""
         if not self._file.is_file():
             raise EdgeBcsError(
                 f"there is no checkpoint of ONNX Runtime at {self._file}: export the artifact where "
                 "onnxruntime-training is installed, which then writes it too."
             )
-        return OrtEngine(self.artifact, self._file, self._own_state, cap, threads)
+        self._parameters = OrtEngine(self.artifact, self._file, self._own_state, cap, threads)
+        return self._parameters
 
     def save(self, path: str | Path) -> int:
         """Save a run folder as Trainer does, with a `checkpoint` in it."""
-        with self._one_thread:
-            self._refuse_inside_a_step()
+        with self.between_steps():
             size, checkpoint = super().save(path), Path(path) / CHECKPOINT
             self.save_checkpoint(checkpoint)
             return size + checkpoint.stat().st_size
@@ -181,17 +188,15 @@ class OrtTrainer(Trainer):
 
         Raises EdgeBcsError if the file cannot be written, or a number is not finite; an earlier one is kept.
         """
-        with self._one_thread:
-            self._refuse_inside_a_step()
+        with self.between_steps():
             self._write_checkpoint(Path(path))
 
     def _write_checkpoint(self, path: Path) -> None:
-        assert isinstance(self._engine, OrtEngine)
-        fault = self._engine.state_fault()
+        fault = self._parameters.state_fault()
         if fault is not None:
             raise EdgeBcsError(f"the checkpoint {path} was not written: {fault}; an earlier one is kept.")
-        state = self._engine.checkpoint
-        for name, value in self._metadata().items():
+        state = self._parameters.checkpoint
+        for name, value in self.metadata().items():
             state.properties[name] = value
         partial = path.with_name(path.name + ".partial")
         try:

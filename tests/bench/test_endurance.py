@@ -38,7 +38,7 @@ def test_a_step_that_is_off_by_a_bit_is_noticed(tiny_artifact: Make, monkeypatch
 
     def off(self: Trainer) -> None:
         real(self)
-        value = self._engine.arrays["coo.value"]
+        value = self.buffers["coo.value"]
         value[7] = np.nextafter(value[7], np.float32(1))
 
     monkeypatch.setattr(Trainer, "run_optimizer_only", off)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.checks import NotFiniteError
+from edge_bcs.runtime.engine import GraphRun
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.signals import HeldSignals
@@ -261,14 +262,13 @@ def test_a_training_that_is_interrupted_again_and_again_ends_the_same(
 
 def at_graph(trainer: Trainer, graph: str, do: Callable[[], object]) -> None:
     """Do something when a graph has run, once."""
-    run, left = trainer._engine.run, [do]
+    left = [do]
 
-    def running(name: str) -> None:
-        run(name)
-        if name == graph and left:
+    def ran(run: GraphRun) -> None:
+        if run.graph == graph and left:
             left.pop()()
 
-    trainer._engine.run = running  # type: ignore[method-assign]
+    trainer.on_run = ran
 
 
 def test_two_signals_during_the_update(tiny_artifact: Make) -> None:

@@ -6,15 +6,17 @@ import resource
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from edge_bcs.runtime import Artifact, BudgetExceeded, Trainer
 from edge_bcs.runtime.attack import start_images
-from edge_bcs.runtime.engine import Engine
 
 from edge_bcs.cli import main
 from edge_bcs.core import random
@@ -115,21 +117,21 @@ def test_drawing_the_start_of_an_attack_takes_little_memory(kind: str) -> None:
 def test_what_is_needed_once_is_gone_before_the_rest_comes(
     tiny_artifact: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there: dict[str, set[str]] = {}
-    opening = Engine._open
+    there: list[int] = []
+    sessions: weakref.WeakSet[onnxruntime.InferenceSession] = weakref.WeakSet()
+    real = onnxruntime.InferenceSession
 
-    def recorded(engine: Engine, graph: str) -> None:
-        there[graph] = set(engine._sessions)
-        opening(engine, graph)
+    def recorded(*arguments: Any, **more: Any) -> onnxruntime.InferenceSession:
+        there.append(len(sessions))
+        session = real(*arguments, **more)
+        sessions.add(session)
+        return session
 
-    monkeypatch.setattr(Engine, "_open", recorded)
-    with Trainer(tiny_artifact(), threads=1) as trainer:
-        assert there["lists"] == set() == there["training"] and there["optimizer"] == {
-            "training",
-            "attack",
-            "eval",
-        }
-        kept = [value for session in trainer._engine._sessions.values() for value in vars(session).values()]
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    with Trainer(tiny_artifact(), threads=1):
+        assert there == [0, 0, 1, 2, 3]  # the lists; training, attack, evaluation, optimizer
+        kept = [value for session in sessions for value in vars(session).values()]
+        assert len(sessions) == 4
         assert sum(len(value) for value in kept if isinstance(value, bytes)) == 0  # the graphs' files
 
 

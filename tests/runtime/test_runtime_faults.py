@@ -18,6 +18,7 @@ import pytest
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.checks import NotFiniteError
+from edge_bcs.runtime.engine import GraphRun
 from edge_bcs.runtime.state import read_state
 
 from edge_bcs.core.errors import EdgeBcsError
@@ -129,7 +130,7 @@ def test_a_loss_that_is_not_finite_is_refused(tiny_artifact: Make, objective: st
     """Weights of the last layer so large that logits overflow where the image has anything in it."""
     x, y = digits(12)
     with Trainer(tiny_artifact(objective=objective, batch_norm=batch_norm)) as trainer:
-        arrays = trainer._engine.arrays
+        arrays = trainer.buffers
         arrays["dense.value"][...] *= np.float32(1e38)
         arrays["coo.value"][...] *= np.float32(1e30)
         before = trainer.state()
@@ -144,7 +145,7 @@ def test_only_the_images_at_fault_are_named(tiny_artifact: Make) -> None:
     x[...] = 0
     x[6] = 1
     with Trainer(tiny_artifact(objective="natural")) as trainer:
-        arrays, layers = trainer._engine.arrays, trainer.artifact.layers
+        arrays, layers = trainer.buffers, trainer.artifact.layers
         first = arrays["coo.index"] < layers[0].size
         arrays["coo.value"][first] = np.float32(3e38)
         with pytest.raises(NotFiniteError, match=r"\(image 6 of the batch\)"):
@@ -157,7 +158,7 @@ def test_a_gradient_that_is_not_finite_names_its_layer(
     tiny_artifact: Make, batch: tuple[Array, Array], kind: str, value: float
 ) -> None:
     with Trainer(tiny_artifact(batch_norm="batch")) as trainer:
-        arrays, engine_run = trainer._engine.arrays, trainer._engine.run
+        arrays = trainer.buffers
         gradient = arrays[f"{kind}.value_grad.accumulation.buffer"]
         if kind == "coo":
             layer = trainer.artifact.layers[1]
@@ -167,13 +168,12 @@ def test_a_gradient_that_is_not_finite_names_its_layer(
             entry = trainer.artifact.manifest["dense"][2]
             place, expected = entry["offset"], entry["name"]
 
-        def spoil(graph: str) -> None:
-            engine_run(graph)
-            if graph == "training":
+        def spoil(run: GraphRun) -> None:
+            if run.graph == "training":
                 gradient[place] = value
 
         before = trainer.state()
-        trainer._engine.run = spoil  # type: ignore[method-assign]
+        trainer.on_run = spoil
         with pytest.raises(NotFiniteError, match=f"in step 1, the gradient of {expected} is"):
             trainer.step(*batch)
         assert same(trainer.state(), before) and trainer.steps == 0
@@ -184,14 +184,13 @@ GRADIENTS = tuple(f"{kind}.value_grad.accumulation.buffer" for kind in ("coo", "
 
 def spoil(trainer: Trainer, what: str, step: int) -> None:
     """Make the loss or the gradients of one step NaN, once."""
-    real, left = trainer._engine.run, [what]
+    left = [what]
 
-    def run(graph: str) -> None:
-        real(graph)
-        if graph == "training" and left and trainer.steps + 1 == step:
-            trainer._engine.arrays[left.pop()][...] = np.nan
+    def on_run(run: GraphRun) -> None:
+        if run.graph == "training" and left and trainer.steps + 1 == step:
+            trainer.buffers[left.pop()][...] = np.nan
 
-    trainer._engine.run = run  # type: ignore[method-assign]
+    trainer.on_run = on_run
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
@@ -252,8 +251,8 @@ def test_statistics_that_overflow_stop_the_step(tiny_artifact: Make) -> None:
     """The loss sees activations divided by their deviation, and is finite; their variance is not."""
     x, y = digits(12)
     with Trainer(tiny_artifact(batch_norm="batch", objective="natural", micro_batch=16)) as trainer:
-        first = trainer._engine.arrays["coo.index"] < trainer.artifact.layers[0].size
-        trainer._engine.arrays["coo.value"][first] *= np.float32(3e20)
+        first = trainer.buffers["coo.index"] < trainer.artifact.layers[0].size
+        trainer.buffers["coo.value"][first] *= np.float32(3e20)
         before = trainer.state()
         with pytest.raises(NotFiniteError, match=r"step 1, the running variance of norm is inf \(.*rate"):
             trainer.step(x, y)
@@ -264,7 +263,7 @@ def test_statistics_that_overflow_stop_the_step(tiny_artifact: Make) -> None:
 
 def poison(trainer: Trainer, tensor: str = "batchnorm.variance") -> None:
     """A number that no step makes: a flipped bit."""
-    trainer._engine.arrays[tensor][3] = np.inf
+    trainer.buffers[tensor][3] = np.inf
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])

@@ -37,7 +37,7 @@ def accumulated(path: Path, batch: Batch) -> list[Array]:
     with Trainer(path) as trainer:
         trainer.run_optimizer_only = lambda: None  # type: ignore[method-assign]
         trainer.step(*batch)
-        return [trainer._engine.arrays[name].copy() for name in GRADIENTS]
+        return [trainer.buffers[name].copy() for name in GRADIENTS]
 
 
 # One step
@@ -354,7 +354,7 @@ def test_a_fault_in_a_later_micro_batch_leaves_no_trace(tiny_artifact: Make, bat
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tiny_artifact: Make, batch: Batch) -> None:
     with Trainer(tiny_artifact(batch_norm="batch")) as trainer:
-        trainer._engine.arrays["dense.value"][...] *= np.float32(1e38)
+        trainer.buffers["dense.value"][...] *= np.float32(1e38)
         before = trainer.state()
         with pytest.raises(EdgeBcsError):
             trainer.step(*batch)

@@ -12,7 +12,6 @@ from edge_bcs.core.objectives import Objective
 from edge_bcs.core.scratch import ScratchFolder
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.dataset import Data
-from edge_bcs.method.rewiring import NEWBORN
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import Hyper
 from edge_bcs.training.backends.base import Batch, Numbers
@@ -82,15 +81,8 @@ class CompiledBackend:
         if self.objective.two_branches:
             shares.append(metrics["robust_accuracy"])
         correct = [float(round(share * batch.whole)) for share in shares]
-        numbers = Numbers(metrics["loss"], correct, self._deaths())
+        numbers = Numbers(metrics["loss"], correct, sum(trainer.connections().died.values()))
         return lambda: numbers
-
-    def _deaths(self) -> int:
-        """Return how many connections were born in the last step: each has the newborn weight, at rest."""
-        if self.plan.rewire == "none":
-            return 0
-        state = self._trainer.state()
-        return int(((np.abs(state["coo.value"]) == NEWBORN) & (state["coo.momentum"] == 0)).sum())
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """See `Backend`; PGD takes steps of 2.5·ε/steps (2/255 with the paper's numbers)."""
@@ -124,7 +116,7 @@ def _static_trainer() -> Any:
 
         def run_optimizer_only(self) -> None:
             """Update with the gradients that the buffers hold, and count a step."""
-            arrays = self._engine.arrays
+            arrays = self.buffers
             hyper = (self.learning_rate, self.weight_decay, self.momentum)
             for kind in ("coo", "dense"):
                 gradient = arrays[f"{kind}.value_grad.accumulation.buffer"]

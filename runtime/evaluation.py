@@ -1,0 +1,108 @@
+"""What a network answers, clean and under attack, measured by an engine's graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from edge_bcs.runtime.attack import descend
+from edge_bcs.runtime.checks import check_batch, in_data
+from edge_bcs.runtime.engine import Engine
+
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.data.dataset import Data
+
+Array = np.ndarray[Any, Any]
+
+
+def logits(engine: Engine, x: Array) -> Array:
+    """Return the logits f32 [n, classes] of images f32 [n, C, H, W] that are checked."""
+    size, arrays = engine.artifact.micro_batch, engine.arrays
+    result = np.empty((len(x), engine.artifact.num_classes), np.float32)
+    for first in range(0, len(x), size):
+        part = x[first : first + size]
+        engine.load(part, np.zeros(len(part), np.int64), 0.0)
+        engine.run("eval")
+        result[first : first + size] = arrays["logits"][: len(part)]
+    return result
+
+
+def measure(
+    engine: Engine,
+    data: Data,
+    *,
+    attack: str,
+    attack_steps: int,
+    limit: int | None,
+    restarts: int,
+    epsilon: float | None,
+    seed: int,
+    on_batch: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    """Clean and robust accuracy on ``data``, whose shape and classes are checked; see `Trainer.evaluate`."""
+    if attack not in ("pgd", "fgsm"):
+        raise EdgeBcsError(f"the board evaluates with pgd or fgsm, not {attack!r}.")
+    if attack == "fgsm":
+        attack_steps, restarts = min(attack_steps, 1), 1
+    if attack_steps < 0 or restarts < 1 or (limit is not None and limit < 1):
+        raise EdgeBcsError("attack steps must be at least 0, restarts and limit at least 1.")
+    epsilon = engine.artifact.objective.epsilon if epsilon is None else epsilon
+    if not 0 <= epsilon <= 1:
+        raise EdgeBcsError(f"epsilon must lie in [0, 1], not {epsilon}.")
+    order = data.order(0, 0, shuffle=limit is not None)[:limit]
+    clean, robust = _right_answers(
+        engine, data, order, attack == "fgsm", attack_steps, restarts, epsilon, seed, on_batch
+    )
+    metrics = {"accuracy": clean / len(order), "samples": len(order)}
+    if attack_steps:
+        metrics |= {
+            "robust_accuracy": robust / len(order),
+            "attack_steps": attack_steps,
+            "restarts": restarts,
+        }
+    return metrics
+
+
+def _right_answers(
+    engine: Engine,
+    data: Data,
+    order: Array,
+    fgsm: bool,
+    attack_steps: int,
+    restarts: int,
+    epsilon: float,
+    seed: int,
+    on_batch: Callable[[int, int], None] | None,
+) -> tuple[int, int]:
+    """How many images at ``order`` are answered rightly, clean and under attack."""
+    arrays, size = engine.arrays, engine.artifact.micro_batch
+    clean = robust = 0
+    for first in range(0, len(order), size):
+        places = order[first : first + size]
+        x, y = check_batch(engine.artifact, *data.read(places), in_data(places))
+        engine.load(x, y, 0.0)
+        engine.run("eval")
+        right = arrays["logits"][: len(x)].argmax(axis=1) == y
+        clean += int(right.sum())
+        if attack_steps:
+            for restart in range(restarts):
+                descend(
+                    engine,
+                    epsilon=epsilon,
+                    steps=attack_steps,
+                    step_size=(1.0 if fgsm else 2.5 / attack_steps) * epsilon,
+                    start="none" if fgsm else "uniform",
+                    loss="cross_entropy",
+                    seed=seed,
+                    noise=(restart, random.EVALUATION, first),
+                )
+                arrays["input"][...] = arrays["adversarial"]
+                engine.run("eval")
+                arrays["input"][: len(x)] = x
+                right &= arrays["logits"][: len(x)].argmax(axis=1) == y
+            robust += int(right.sum())
+        if on_batch is not None:
+            on_batch(first + len(x), len(order))
+    return clean, robust

@@ -1,0 +1,117 @@
+"""One step of Algorithm 1 by an engine's graphs: it is done and counted, or leaves no trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from edge_bcs.runtime.attack import craft
+from edge_bcs.runtime.checks import Name, NotFiniteError, check_statistics, check_update
+from edge_bcs.runtime.engine import Engine
+from edge_bcs.runtime.guard import Guard
+
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.signals import HeldSignals
+
+Array = np.ndarray[Any, Any]
+Reader = Callable[[int, int], tuple[Array, Array]]
+"""Returns the images and labels at the places [first, end) of a logical batch."""
+
+
+def take_step(
+    engine: Engine,
+    guard: Guard,
+    signals: HeldSignals,
+    read: Reader,
+    count: int,
+    *,
+    seed: int,
+    steps: int,
+    name: Name,
+    hyper: Callable[[], tuple[float, float, float, float]],
+    update: Callable[[], None],
+) -> dict[str, Any]:
+    """Do one step; return its "loss", "accuracy" and "robust_accuracy", see `Trainer.step`.
+
+    Args:
+        engine: its buffers and graphs. guard: of the Trainer. signals: held from the update on.
+        read: returns images f32 and labels i64 that are checked, a micro-batch at a time.
+        count: images of the logical batch. seed: of the attack's random start. steps: done before this one.
+        name: says which image stands at a place of the batch.
+        hyper: returns λ, λ_w, μ, σ. update: updates with the gradients in the buffers and counts the step.
+    """
+    guard.refuse_inside_a_step()
+    try:
+        guard.begin(steps + 1)
+        loss, correct = _accumulate(engine, guard, read, count, seed=seed, step=steps, name=name)
+        check_update(engine.artifact, engine.arrays, hyper())
+        # From here to where the step is counted no signal's handler runs, nor between that and what the
+        # caller must do with it.
+        signals.hold()
+        update()
+        guard.counted()
+    except NotFiniteError as error:
+        raise NotFiniteError(f"in step {steps + 1}, {error}") from None
+    finally:
+        try:
+            guard.take_back()
+        finally:  # a second signal may have come while the first one was answered
+            guard.take_back()
+    objective = engine.artifact.objective
+    metrics: dict[str, Any] = {"loss": loss, "accuracy": float(correct[0]) / count}
+    if objective.two_branches:
+        metrics["robust_accuracy"] = float(correct[1]) / count
+    elif objective.kind.accuracy_is_robust:
+        metrics["robust_accuracy"] = metrics["accuracy"]
+    return metrics
+
+
+def _accumulate(
+    engine: Engine, guard: Guard, read: Reader, count: int, *, seed: int, step: int, name: Name
+) -> tuple[float, Array]:
+    """Leave the gradients of a logical batch in the bound buffers, micro-batch after micro-batch (Algorithm
+    1, lines 4 to 8); return the loss, and correct answers f64[branches].
+
+    Raises NotFiniteError for a loss, or running statistics, that are not finite, with the images at fault.
+    """
+    arrays, size = engine.arrays, engine.artifact.micro_batch
+    loss, correct = 0.0, np.zeros(len(arrays["correct"]))
+    for first in range(0, count, size):
+        guard.reads(True)
+        x, y = read(first, min(first + size, count))
+        guard.reads(False)
+        engine.load(x, y, 1.0 / count)
+        try:
+            craft(engine, first, count, seed=seed, step=step)
+            arrays["lazy_reset_grad"][0] = first == 0
+            engine.run("training")
+            loss += float(arrays["loss"])
+            if not math.isfinite(loss):
+                raise NotFiniteError(f"the loss is {loss}")
+            if guard.has_statistics:
+                check_statistics(engine.artifact, arrays)
+        except NotFiniteError as error:
+            blamed = _blamed(engine, first, len(x), name)
+            raise NotFiniteError(f"{error} ({blamed}); lower the learning rate.") from None
+        correct += arrays["correct"]
+    return loss, correct
+
+
+def _blamed(engine: Engine, first: int, count: int, name: Name) -> str:
+    """Name the images of the micro-batch at hand whose logits are not finite; all if it is none of them."""
+    arrays, faulty = engine.arrays, np.zeros(count, bool)
+    for images in ("input", "adversarial"):
+        arrays["input"][...] = arrays[images]
+        try:
+            engine.run("eval")
+        except EdgeBcsError:
+            continue
+        faulty |= ~np.isfinite(arrays["logits"][:count]).all(axis=1)
+    places = np.flatnonzero(faulty)
+    if len(places) in (0, count):
+        several = f"{name(first)} and the {count - 1} after it" if count > 1 else name(first)
+        return several
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return f"{name(first + int(places[0]))}{more}"
