@@ -6,11 +6,13 @@ exists becomes its text, and one to nothing is left, so that the strict build re
 
 from __future__ import annotations
 
+import inspect
 import os
 import posixpath
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ OF_THE_ROOT = {"README.md": "index.md", "CHANGELOG.md": "CHANGELOG.md", "CONTRIB
 """File of the repository's root → page."""
 # mkdocstrings leaves out a folder that is not there when it starts.
 PACKAGE.mkdir(parents=True, exist_ok=True)
+_BARS = re.compile(r"`[^`\n]*\\\|[^`\n]*`")
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)]*)?\)")
 
 
@@ -69,7 +72,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"{picture}[{text}]({way}{anchor or ''})"
         return text if (ROOT / path).exists() else found.group(0)
 
-    return _LINK.sub(lead, markdown)
+    # A bar in the code of a table needs a backslash elsewhere; here that would be shown.
+    bare = _BARS.sub(lambda code: code[0].replace("\\|", "|"), markdown)
+    return _LINK.sub(lead, bare)
 
 
 # The command line
@@ -95,7 +100,7 @@ def command_line() -> str:
 
 def _text(command: click.Command) -> str:
     """Return a command's help; what click must not wrap becomes a block of code."""
-    paragraphs = re.split(r"\n\s*\n", (command.help or "").strip())
+    paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(command.help or ""))
     return "\n\n".join(
         _unwrapped(one) if one.lstrip().startswith("\b") else _escaped(one.replace("\n", " "))
         for one in paragraphs
@@ -103,18 +108,18 @@ def _text(command: click.Command) -> str:
 
 
 def _unwrapped(paragraph: str) -> str:
-    lines = paragraph.replace("\b", "").strip("\n").splitlines()
+    lines = [line for line in paragraph.replace("\b", "").splitlines() if line.strip()]
     title = ""
     if lines and lines[0].strip().endswith(":"):
         title, *lines = lines
-    code = "\n".join(line.strip() for line in lines)
+    code = textwrap.dedent("\n".join(lines))
     return f"{title.strip()}\n\n```\n{code}\n```".strip()
 
 
 def _options(command: click.Command, context: click.Context) -> str:
     records: list[Any] = [one.get_help_record(context) for one in command.get_params(context)]
     rows = [f"| `{names}` | {_bar(_escaped(text))} |" for names, text in filter(None, records)]
-    return "\n".join(["| option | |", "| --- | --- |", *rows])
+    return "\n".join(["| option | what it does |", "| --- | --- |", *rows])
 
 
 def _bar(text: str) -> str:

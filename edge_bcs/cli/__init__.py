@@ -25,17 +25,23 @@ from edge_bcs.core.text import shown
 
 _INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 
+# What help calls a value; click's own words for these (INTEGER RANGE) say nothing to a user.
+_METAVARS = (
+    (click.types.IntParamType, "N"),
+    (click.types.FloatParamType, "NUMBER"),
+    (click.types.StringParamType, "TEXT"),
+)
 _COMMANDS = {
-    "export": "Compile a sparse network into an artifact folder (host).",
-    "simulate": "Predict and measure an artifact's memory.",
-    "finetune": "Train an artifact robustly inside a byte budget.",
-    "evaluate": "Measure clean and robust accuracy.",
-    "train": "Train a sparse network with PyTorch (host).",
-    "plot": "Draw trainings and evaluation reports (host).",
-    "inspect": "Show what an artifact or run holds.",
+    "export": "Compile a sparse network into an artifact, which a board trains (host).",
+    "simulate": "Say whether an artifact fits a board.",
+    "finetune": "Train an artifact inside a byte budget.",
+    "evaluate": "Measure accuracy, clean and under attack.",
+    "train": "Train a sparse network from scratch (host).",
+    "plot": "Draw trainings and evaluations (host).",
+    "inspect": "Show what an artifact or a run holds.",
     "targets": "List the boards that are known.",
-    "bench": "Time a robust training step beside dense PyTorch (host).",
-    "run-ort-artifact": "Train a dense artifact of ONNX Runtime's tools on a stock build.",
+    "bench": "Time a training step beside dense PyTorch (host).",
+    "run-ort-artifact": "Train a dense artifact of ONNX Runtime's tools.",
     "doctor": "Check this machine and say what to fix.",
 }
 
@@ -66,6 +72,11 @@ class _Commands(click.Group):
         if name not in _COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"edge_bcs.cli.{name.replace('-', '_')}").command
+        for option in command.params:
+            if isinstance(option, click.Option) and option.metavar is None:
+                option.metavar = next(
+                    (word for kind, word in _METAVARS if isinstance(option.type, kind)), None
+                )
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -111,8 +122,9 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(edge_bcs.__version__, prog_name="edge-bcs")
 def main() -> None:
-    """Adversarially robust, 99 % sparse networks that keep training on low-power boards, inside a byte
-    budget.
+    """Train adversarially robust, 99 % sparse networks on low-power boards, inside a byte budget.
+
+    Every command shows examples with --help.
 
     \b
     On the host:   edge-bcs export --sparsity 0.99 --memory 12MiB -o out/vgg16

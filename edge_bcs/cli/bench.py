@@ -11,28 +11,37 @@ from edge_bcs.core.progress import Progress, note
 
 
 @click.command()
-@click.option("--model", default="vgg16", show_default=True)
-@click.option("--sparsity", type=float, default=0.99, show_default=True)
+@click.option("--model", default="vgg16", show_default=True, help="A network of edge-bcs, such as resnet18.")
 @click.option(
-    "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="uniform", show_default=True
+    "--sparsity", type=float, default=0.99, show_default=True, help="Share of the weights that are zero."
 )
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option(
+    "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="uniform", show_default=True,
+    help="How connections are spread over the layers.",
+)  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images per training step."
+)
 @click.option(
     "--micro-batch",
     type=click.IntRange(1),
     default=None,
     help="Images at a time; default: 16, or 16 for each thread, whichever is faster.",
 )
-@click.option("--attack-steps", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--threads", type=THREADS, default=2, show_default=True)
-@click.option("--repetitions", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--attack-steps", type=click.IntRange(1), default=10, show_default=True, help="Steps of the attack (PGD)."
+)
+@click.option("--threads", type=THREADS, default=2, show_default=True, help="Threads that compute.")
+@click.option(
+    "--repetitions", type=click.IntRange(1), default=3, show_default=True, help="How often each is timed."
+)
 @click.option(
     "--all",
     "report",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Measure the machine, whole steps, single layers and scaling; write JSON, tables and plots, "
-    "anew after each part, so that an interrupted run leaves what it measured.",
+    help="Measure the machine, whole steps, single layers and scaling, and write JSON, tables and plots into "
+    "DIR. What was measured is kept if it is interrupted.",
 )
 @click.option(
     "--resume", is_flag=True, help="With --all: keep what DIR has and measure only what is missing."
@@ -40,7 +49,7 @@ from edge_bcs.core.progress import Progress, note
 @click.option(
     "--calibrate",
     is_flag=True,
-    help="Measure this machine; save the constants by which networks are compiled and times predicted.",
+    help="Measure this machine, and save the speeds with which `export` plans and `simulate` predicts.",
 )
 @json_option
 @examples("""
@@ -51,8 +60,10 @@ from edge_bcs.core.progress import Progress, note
     edge-bcs bench --calibrate
 """)
 def command(report: Path | None, resume: bool, calibrate: bool, as_json: bool, **options: object) -> None:
-    """Time whole adversarial training steps, ours and dense PyTorch's (and SparseProp's, where it is
-    installed), turn about on the same cores."""
+    """Time a training step under attack beside dense PyTorch (and SparseProp, where it is installed).
+
+    The sides take turns on the same cores.
+    """
     threads, repetitions = options["threads"], options["repetitions"]
     assert isinstance(threads, int) and isinstance(repetitions, int)
     if resume and report is None:

@@ -34,9 +34,9 @@ objective_option = click.option(
     type=click.Choice(list(OBJECTIVES)),
     default="at",
     show_default=True,
-    help="The robust loss.",
+    help="The loss that training lowers; natural trains without an attack.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as one JSON object.")
 json_file_option = click.option(
     "--json",
     "json_file",
@@ -50,25 +50,28 @@ data_option = click.option(
     "data_spec",
     metavar="PATH|digits",
     required=True,
-    help="A folder or .tar[.gz] of class folders, CIFAR-10/100 python batches, SVHN .mat, .npz, or digits.",
+    help="A folder or .tar[.gz] with a folder of images for each class, CIFAR-10/100 (python version), SVHN "
+    ".mat, .npz, or digits, which comes with edge-bcs.",
 )
 class_names_option = click.option(
     "--class-names",
     metavar="A,B,…|FILE",
-    help="Names of the network's outputs, or a file with a name a line, in the order of the labels; default: "
-    "those it has, or those of the first data it is trained on. Data is matched with them by name.",
+    help="Names of the network's outputs in the order of the labels, or a file with one name a line; "
+    "default: those it has, or those of the first data it is trained on. Data is matched with them by name.",
 )
 on_bad_option = click.option(
     "--on-bad",
     type=click.Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
-    help="An image file that cannot be used ends the command before it begins, or is left out and listed.",
+    help="What an image file that cannot be used does: stop ends the command before it begins; skip leaves "
+    "the image out and lists it.",
 )
 memory_option = click.option(
     "--memory",
     metavar="SIZE",
-    help="Hard cap on the working set, such as 6MiB; default: the artifact's budget.",
+    help="Most bytes that tensors and buffers may take at once, such as 6MiB; default: the artifact's "
+    "budget.",
 )
 _trust_key_option = click.option(
     "--trust-key",
@@ -78,16 +81,19 @@ _trust_key_option = click.option(
     envvar=TRUSTED,
     show_envvar=True,
     metavar="FILE",
-    help="Ed25519 public key (PEM): refuse an artifact that it (or another one given) did not sign.",
+    help="Public key (Ed25519, PEM): refuse an artifact that was not signed with it. May be repeated: one of "
+    "them must fit.",
 )
 _min_release_option = click.option(
     "--min-release",
     type=click.IntRange(1),
     metavar="N",
-    help="With --trust-key: refuse an artifact of an older release (see `export --release`), or of none.",
+    help="With --trust-key: refuse an artifact with a lower release number (see `export --release`) or none.",
 )
 THREADS = click.IntRange(1, 1024)  # what the runtime takes; torch crashes, or hardly moves, with many more
-threads_option = click.option("--threads", type=THREADS, help="Default: all processors of this process.")
+threads_option = click.option(
+    "--threads", type=THREADS, help="Threads that compute; default: one for each processor."
+)
 
 
 class Seed(click.types.IntParamType):

@@ -41,7 +41,11 @@ class Finding:
 
 @click.command()
 @click.option(
-    "-o", "--output", type=click.Path(), default=".", help="The folder of the runs; default: this one."
+    "-o",
+    "--output",
+    type=click.Path(),
+    default=".",
+    help="The folder that runs will lie in; default: this one.",
 )
 @json_option
 @examples("""
@@ -51,7 +55,7 @@ class Finding:
 def command(output: str, as_json: bool) -> None:
     """Check this machine (libraries, processor, memory, clock, heat, disk) and say what to fix, and how.
 
-    Exits with status 1 if training cannot run here.
+    The exit status is 1 if training cannot run here.
     """
     from edge_bcs.core.machine import ThisMachine
 

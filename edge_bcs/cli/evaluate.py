@@ -43,29 +43,42 @@ _REPORTED = json_with("path", "data", "split", "engine")
 @input_shape_option
 @data_option
 @class_names_option
-@click.option("--attack", type=click.Choice(_ATTACKS), default="pgd", show_default=True)
-@click.option("--attack-steps", type=click.IntRange(1), help="Of PGD (default 50) and B&B (100).")
-@click.option("--restarts", type=click.IntRange(1), default=1, show_default=True, help="Starts of PGD.")
-@click.option("--step-size", help="Of PGD, such as 2/255; default: 2.5·ε/steps.")
+@click.option(
+    "--attack", type=click.Choice(_ATTACKS), default="pgd", show_default=True,
+    help="none: clean accuracy alone; bb: Brendel & Bethge. autoattack, square and bb need edge-bcs[eval].",
+)  # fmt: skip
+@click.option("--attack-steps", type=click.IntRange(1), help="Steps of pgd (default 50) or bb (100).")
+@click.option(
+    "--restarts", type=click.IntRange(1), default=1, show_default=True, help="Random starts of pgd."
+)
+@click.option(
+    "--step-size", help="How far one step of pgd moves a pixel, such as 2/255; default: 2.5·ε/steps."
+)
 @click.option(
     "--queries", type=click.IntRange(1), multiple=True,
-    help="Of Square (default 5000); given several times, one report has them all.",
+    help="Queries of square (default 5000); repeated, one report has all.",
 )  # fmt: skip
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Of the torch engine."
+    "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images at a time (torch)."
 )
-@click.option("--seed", type=Seed(), default=0, show_default=True, help="Of the attack's starts.")
-@click.option("--device", help="Of the torch engine, such as cuda; default: a GPU if there is one.")
+@click.option(
+    "--seed", type=Seed(), default=0, show_default=True, help="Of the attack's random starts (torch)."
+)
+@click.option("--device", help="Such as cuda or cpu; default: a GPU if there is one (torch).")
 @click.option(
     "--resume", type=click.Path(),
-    help="File that keeps the counts after each batch; an interrupted evaluation goes on from it.",
+    help="File that keeps the counts after each batch: with it an interrupted evaluation goes on (torch).",
 )  # fmt: skip
-@click.option("--epsilon", help="Radius, such as 8/255; default: the artifact's, or 8/255.")
-@click.option("--split", type=click.Choice(["train", "test"]), default="test", show_default=True)
-@click.option("--limit", type=click.IntRange(1), help="Only so many images, drawn from all classes.")
+@click.option("--epsilon", help="How far the attack may change a pixel; default: the artifact's, or 8/255.")
+@click.option(
+    "--split", type=click.Choice(["train", "test"]), default="test", show_default=True,
+    help="Which part of the data is measured.",
+)  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), help="Measure only so many images, drawn from all classes.")
 @click.option(
     "--engine", type=click.Choice(["board", "torch"]),
-    help="Default: board for artifacts, unless an option is torch's alone; else torch.",
+    help="board: the artifact's graphs; torch: PyTorch. Default: board for artifacts and runs, unless an "
+    "option needs torch.",
 )  # fmt: skip
 @on_bad_option
 @memory_option
@@ -80,11 +93,11 @@ _REPORTED = json_with("path", "data", "split", "engine")
     edge-bcs evaluate runs/vgg16 --data digits --attack square --queries 50 --queries 5000 --json square.json
 """)
 def command(path: str, json_file: str | None, **options: Any) -> None:
-    """Measure clean and robust accuracy of an artifact, a saved run or a checkpoint.
+    """Measure the accuracy of an artifact, a run or a checkpoint, on clean images and under attack.
 
-    Artifacts and runs are measured by the board's own graphs; --engine torch loads them into PyTorch
-    instead, which attacks other than FGSM and PGD need. The JSON has RobustBench's names: clean_acc,
-    adv_acc, norm, eps. The data's classes are matched with the network's by name; it may lack some.
+    Artifacts and runs are measured by their own graphs, as on the board. Attacks other than FGSM and PGD, and
+    options marked (torch), load them into PyTorch. The JSON has the names of RobustBench: clean_acc, adv_acc,
+    norm, eps. Classes are matched by name; the data may lack some.
     """
     _check(options)
     if json_file not in (None, "-"):

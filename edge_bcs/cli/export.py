@@ -55,15 +55,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @model_option
-@click.option("--checkpoint", type=click.Path(), help="A trained sparse network, instead of a new one.")
-@click.option("--sparsity", default="0.99", show_default=True, help="Share of dormant weights, in [0, 1).")
 @click.option(
-    "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True
+    "--checkpoint",
+    type=click.Path(),
+    help="A trained network (folder of `train`, run, artifact) to compile, instead of a new one.",
 )
+@click.option(
+    "--sparsity",
+    default="0.99",
+    show_default=True,
+    help="Share of the weights that are zero, from 0 and below 1.",
+)
+@click.option(
+    "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True,
+    help="How a new network's connections are spread over its layers.",
+)  # fmt: skip
 @click.option(
     "--classes",
     type=click.IntRange(2),
-    help="Default: one for each of --class-names, or 10. A checkpoint has its own.",
+    help="Number of classes; default: as many as --class-names, or 10. A checkpoint has its own.",
 )
 @class_names_option
 @input_size_option
@@ -73,62 +83,86 @@ if TYPE_CHECKING:
 @dense_option
 @start_option
 @click.option(
-    "--width", type=float, help="Multiplier of all channel numbers; default: 1. A checkpoint has its own."
+    "--width", type=float, help="Multiplies the channels of all layers; default: 1. A checkpoint has its own."
 )
 @objective_option
 @click.option(
     "--batch-norm",
     type=click.Choice(["frozen", "batch"]),
-    help="Running or micro-batch statistics; default: frozen for a checkpoint, batch for a new network.",
+    help="Batch norm with the statistics of the checkpoint (frozen, its default) or of each micro-batch "
+    "(batch, "
+    "a new network's default).",
 )
 @click.option(
     "--target",
     metavar="NAME|FILE",
-    help="A board of `edge-bcs targets`, or a board file of your own, whose time is planned for; without "
-    "--memory its default budget is the memory.",
+    help="The board to plan for: a name of `edge-bcs targets` or a board file of yours. Without --memory its "
+    "default budget is used.",
 )
 @click.option(
-    "--memory", metavar="SIZE", help="Byte budget, such as 12MiB; the fastest plan inside it is used."
+    "--memory",
+    metavar="SIZE",
+    help="Byte budget, such as 12MiB: the most that tensors and buffers may take at once. The fastest plan "
+    "inside it is used.",
 )
 @click.option(
     "--store",
     type=click.Choice(["f32", "bf16"]),
     default="f32",
     show_default=True,
-    help="How activations may be kept for the backward pass; bf16 halves them and rounds gradients.",
+    help="How activations may be kept for the backward pass; bf16 halves their bytes and rounds gradients.",
 )
 @click.option(
     "--micro-batch",
     type=click.IntRange(1),
-    help="Images at a time; default: the fastest that fits the memory, 32 without a limit.",
-)
-@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
-@click.option(
-    "--epsilon", default="8/255", show_default=True, help="Radius of the attack (l∞, pixels in [0, 1])."
-)
-@click.option("--step-size", default="2/255", show_default=True, help="Step of the training attack.")
-@click.option("--attack-steps", type=click.IntRange(0), default=10, show_default=True)
-@click.option("--beta", type=float, help="Weight of the robust term (TRADES and RST 6, MART 4).")
-@click.option("--learning-rate", type=float, help="Default: 0.1 with batch, 0.001 with frozen statistics.")
-@click.option("--seed", type=Seed(), default=0, show_default=True)
-@click.option(
-    "--validate/--no-validate", default=True, show_default=True, help="Compare the artifact with torch."
+    help="Images that are computed at a time; default: what is fastest inside the memory, or 32 without a "
+    "limit.",
 )
 @click.option(
-    "--plain-eval", is_flag=True, help="Also write eval_model.plain.onnx, which any ONNX runtime runs."
+    "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images per optimizer step."
+)
+@click.option(
+    "--epsilon", default="8/255", show_default=True, help="How far the attack may change a pixel, in [0, 1]."
+)
+@click.option(
+    "--step-size", default="2/255", show_default=True, help="How far one attack step moves a pixel."
+)
+@click.option(
+    "--attack-steps", type=click.IntRange(0), default=10, show_default=True,
+    help="Steps of the attack (PGD) in training.",
+)  # fmt: skip
+@click.option(
+    "--beta", type=float, help="Weight of the robust term; default: 6 for trades and rst, 4 for mart."
+)
+@click.option(
+    "--learning-rate",
+    type=float,
+    help="Of the first steps; default: 0.1 with --batch-norm batch, 0.001 with frozen.",
+)
+@click.option(
+    "--seed", type=Seed(), default=0, show_default=True, help="Of the connections and of all randomness."
+)
+@click.option(
+    "--validate/--no-validate",
+    default=True,
+    show_default=True,
+    help="Compare the artifact with torch in float64.",
+)
+@click.option(
+    "--plain-eval", is_flag=True, help="Also write eval_model.plain.onnx, which needs no library of edge-bcs."
 )
 @click.option("--archive", is_flag=True, help="Write one file, NAME.tar, instead of a folder.")
 @click.option(
     "--sign-key",
     type=click.Path(),
     metavar="FILE",
-    help="Ed25519 private key (PEM, from `openssl genpkey -algorithm ed25519`) that signs the artifact.",
+    help="Private key that signs the artifact (Ed25519, PEM: `openssl genpkey -algorithm ed25519`).",
 )
 @click.option(
     "--release",
     type=click.IntRange(1),
     metavar="N",
-    help="Number of this artifact, above those before it: a board that trusts the key does not go back.",
+    help="Release number, above those before it: a board that trusts the key refuses a lower one afterwards.",
 )
 @trust_option
 @click.option(
@@ -136,7 +170,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--force", is_flag=True,
-    help="Replace a trained run or a changed artifact, too; never files that edge-bcs did not write.",
+    help="Also replace a trained run or a changed artifact; never files that edge-bcs did not write.",
 )  # fmt: skip
 @json_option
 @examples("""
@@ -152,7 +186,8 @@ def command(context: click.Context, /, **options: Any) -> None:
     """Compile a sparse network into an artifact: one folder (or one file) that a board can train inside a
     byte budget.
 
-    An artifact that is at the output is replaced as a whole; a folder or file that is anything else is not.
+    The network is a new one (--model) or a trained one (--checkpoint). An artifact that is already at the
+    output is replaced as a whole; nothing else is.
     """
     check_beta(options)
     if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:

@@ -62,43 +62,56 @@ _REPORTED = {
     "--batch-size", type=click.IntRange(1), help="Images per optimizer step; default: the artifact's."
 )
 @click.option(
-    "--learning-rate", type=float, help="The first one, ÷10 at 50 % and 75 %; default: the artifact's."
+    "--learning-rate",
+    type=float,
+    help="Of the first steps; divided by 10 at 50 % and at 75 % of them. Default: the artifact's.",
 )
 @memory_option
 @threads_option
 @trust_option
 @click.option("--seed", type=Seed(), help="Of all randomness; default: the artifact's.")
-@click.option("--augment/--no-augment", default=True, show_default=True, help="Shift by ±10 % and flip.")
+@click.option(
+    "--augment/--no-augment", default=True, show_default=True, help="Shift images by ±10 % and flip them."
+)
 @click.option("-o", "--output", type=click.Path(), help="The run folder; default: ARTIFACT-run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder, if there is one.")
-@click.option("--save-steps", type=click.IntRange(1), help="Steps between saves.")
+@click.option("--save-steps", type=click.IntRange(1), help="Steps from one save to the next.")
 @click.option(
     "--save-seconds", type=click.FloatRange(1),
-    help="Time between saves; default: 60, unless --save-steps is given.  [x>=1]",
+    help="Seconds from one save to the next; default: 60, unless --save-steps is given.",
 )  # fmt: skip
 @click.option(
     "--max-writes", metavar="SIZE", default=DEFAULT_MAX_WRITES, show_default=True,
-    help="Bytes an hour that saves and metrics may write, so that the medium lasts, or none: no limit.",
+    help="Most bytes an hour that saves and metrics may write, so that an SD card lasts; none: no limit.",
 )  # fmt: skip
 @click.option(
     "--on-nan", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
-    help="A batch with a pixel, loss or gradient that is not finite ends the training, or is left out.",
+    help="What a batch with a pixel, loss or gradient that is NaN or infinite does: stop ends the training; "
+    "skip leaves the batch out.",
 )  # fmt: skip
 @on_bad_option
-@click.option("--max-temp", type=float, metavar="°C", help="Pause while a sensor shows more.")
+@click.option(
+    "--max-temp", type=float, metavar="°C", help="Pause while any sensor of this machine shows more."
+)
 @click.option(
     "--max-hours", type=click.FloatRange(0, min_open=True),
-    help="Save and exit with status 75 after so long; --resume goes on.",
+    help="Save and exit with status 75 after so many hours; --resume goes on.",
 )  # fmt: skip
 @click.option(
     "--eval-samples", type=click.IntRange(0), default=200, show_default=True,
-    help="Held-out images for the report before and after; 0: no report.",
+    help="Held-out images that are measured before and after; 0: none.",
 )  # fmt: skip
 @click.option(
-    "--eval-steps", type=click.IntRange(0), default=20, show_default=True, help="PGD steps of the report."
+    "--eval-steps",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="PGD steps of these measurements.",
 )
 @click.option(
-    "--print-service", is_flag=True, help="Train nothing; print the systemd service that does, at every boot."
+    "--print-service",
+    is_flag=True,
+    help="Train nothing; print a systemd service that trains with these options at every boot.",
 )
 @json_option
 @examples("""
@@ -110,12 +123,12 @@ _REPORTED = {
 def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -> None:
     """Train an artifact robustly on this machine, inside a byte budget, and report what it gained.
 
-    The run folder is a complete artifact with the newest state, metrics.jsonl (one line a step) and
-    report.json. It is saved now and then, and when the command is stopped; --resume goes on to the bit where
-    it stood. One process at a time trains into it; nothing else in the folder is written over.
+    The run folder is an artifact with the newest state, metrics.jsonl (one line a step) and report.json. It
+    is saved now and then, and when the command is stopped. --resume goes on there and ends with the same bits
+    as a training that was never stopped. One process at a time trains into a run folder.
 
-    Exit status: 0 finished; 1 failed, what was saved is kept; 75 the time of --max-hours is over; 130 stopped
-    by SIGINT (Ctrl-C), 143 by SIGTERM. The last three are saved and go on with --resume.
+    Exit status: 0 finished; 1 failed, what was saved is kept; 75 the hours of --max-hours are over; 130
+    stopped by Ctrl-C (SIGINT), 143 by SIGTERM. After the last three, --resume goes on.
     """
     from edge_bcs.cli.reading import check_apart
     from edge_bcs.cli.stopping import TIME_IS_UP, Stopped, stoppable

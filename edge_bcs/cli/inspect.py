@@ -37,7 +37,7 @@ _SIGNATURES = {
     edge-bcs inspect run --json
 """)
 def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None, as_json: bool) -> None:
-    """Show what an artifact or saved run holds, after verifying every file of it."""
+    """Check every file of an artifact or a run, and show what it holds."""
     import numpy as np
 
     from edge_bcs.core.units import format_bytes

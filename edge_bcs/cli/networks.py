@@ -43,13 +43,14 @@ model_option = click.option(
     default="vgg16",
     show_default=True,
     metavar="NAME|MODULE:FACTORY",
-    help="vgg16, resnet18/34/50, wrn28_2/_4/_10, wrn34_10; or what returns a torch module of your own: "
-    f"{_OWN}.",
+    help="vgg16, resnet18, resnet34, resnet50, wrn28_2, wrn28_4, wrn28_10 or wrn34_10; or a function of "
+    "yours "
+    f"that returns a torch module: {_OWN}.",
 )
 own_model_option = click.option(
     "--model",
     metavar="MODULE:FACTORY",
-    help=f"What made the network, if it is one of your own: {_OWN}, which returns a torch module.",
+    help=f"For a network of your own, the function that returns its torch module: {_OWN}.",
 )
 
 
@@ -85,7 +86,7 @@ normalize_option = click.option(
 input_shape_option = click.option(
     "--input-shape",
     metavar="C,H,W",
-    help="Images of a network of your own: channels, height, width; default: what it was trained on.",
+    help="Channels, height and width of the images, such as 3,32,32; needed once for a network of your own.",
 )
 dense_option = click.option(
     "--dense",
@@ -98,7 +99,7 @@ dense_option = click.option(
 start_option = click.option(
     "--start",
     type=click.Choice(["new"]),
-    help="new: replace the weights of a network of your own by random ones even if it looks trained.",
+    help="new: begin with random weights even where the network of your own looks trained.",
 )
 
 

@@ -26,7 +26,7 @@ _DRAWN = {
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @click.option(
-    "-o", "--output", type=click.Path(), default="plots", show_default=True, help="Folder of the PNGs."
+    "-o", "--output", type=click.Path(), default="plots", show_default=True, help="The folder for the PNGs."
 )
 @json_option
 @examples("""
@@ -35,11 +35,11 @@ _DRAWN = {
     edge-bcs plot results/*.json -o plots
 """)
 def command(paths: tuple[str, ...], output: str, as_json: bool) -> None:
-    """Draw trainings (run folders of `edge-bcs train` and `finetune`, or report.json of a fine-tuning) and
-    evaluations (files of `edge-bcs evaluate --json FILE`).
+    """Draw trainings and evaluations as PNG.
 
-    Trainings give training.png and connectivity.png; fine-tunings finetuning.png; evaluations compression.png
-    (accuracy against compression) or, if the attack was Square, queries.png.
+    PATHS are folders of `edge-bcs train`, which give training.png and connectivity.png; runs of `edge-bcs
+    finetune` (or their report.json), which give finetuning.png; and files of `edge-bcs evaluate --json FILE`,
+    which give compression.png or, for the attack square, queries.png.
     """
     missing = [path for path in paths if not Path(path).exists()]
     if missing:

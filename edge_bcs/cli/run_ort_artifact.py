@@ -32,22 +32,26 @@ from edge_bcs.core.progress import Progress
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data; default: 1.")
 @click.option("--steps", type=click.IntRange(1), help="Optimizer steps, instead of epochs.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), help="Default: what the graphs are fixed to, or 32 if nothing."
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images per optimizer step; default: what the graphs are fixed to, or 32.",
 )
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
-@click.option("--prefix", default="", help="Of the artifact's file names, as given to generate_artifacts.")
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="The same in all steps.")
+@click.option("--prefix", default="", help="How the file names begin, as given to generate_artifacts.")
 @click.option(
     "--checkpoint", type=click.Path(),
-    help="Begin with another checkpoint than the folder's, with its optimizer's state where it has one.",
+    help="Begin with this checkpoint, and the optimizer's state in it, instead of the folder's.",
 )  # fmt: skip
 @class_names_option
 @on_bad_option
 @threads_option
-@click.option("--seed", type=Seed(), default=0, show_default=True, help="Of the order of images.")
-@click.option("--augment/--no-augment", default=False, show_default=True, help="Shift by ±10 % and flip.")
+@click.option("--seed", type=Seed(), default=0, show_default=True, help="Of the order of the images.")
+@click.option(
+    "--augment/--no-augment", default=False, show_default=True, help="Shift images by ±10 % and flip them."
+)
 @click.option(
     "--eval-samples", type=click.IntRange(0), default=200, show_default=True,
-    help="Held-out images measured before and after; 0: none.",
+    help="Held-out images that are measured before and after; 0: none.",
 )  # fmt: skip
 @click.option("-o", "--output", type=click.Path(), help="Where the trained checkpoint goes.")
 @click.option(
@@ -60,12 +64,11 @@ from edge_bcs.core.progress import Progress
     edge-bcs run-ort-artifact artifacts/ --data photos/ --checkpoint trained.checkpoint -o trained.checkpoint
 """)
 def command(folder: str, as_json: bool, **options: Any) -> None:
-    """Train a dense artifact of ONNX Runtime's own tools on a stock onnxruntime, aarch64 included.
+    """Train a dense artifact of ONNX Runtime's own tools with the onnxruntime of PyPI, aarch64 included.
 
     DIR is what onnxruntime.training.artifacts.generate_artifacts wrote: training_model.onnx, eval_model.onnx,
-    optimizer_model.onnx and checkpoint. Images are given in [0, 1]. The trained checkpoint holds the
-    optimizer's steps and moments too, and the names of the classes; CheckpointState of a training build reads
-    it.
+    optimizer_model.onnx and checkpoint. The network gets images in [0, 1]. The trained checkpoint also holds
+    the optimizer's state and the names of the classes; ONNX Runtime's training build reads it.
     """
     from edge_bcs.runtime.ort.artifact import OrtArtifact
 

@@ -16,20 +16,24 @@ from edge_bcs.core.progress import Progress
 @click.option(
     "--target",
     metavar="NAME|FILE",
-    help="A board of `edge-bcs targets`, or a board file of your own; default: this host.",
+    help="A name of `edge-bcs targets` or a board file of yours; default: this machine.",
 )
 @memory_option
-@click.option("--threads", type=THREADS, help="Default: the board's cores.")
+@click.option("--threads", type=THREADS, help="Threads that compute; default: the board's cores.")
 @click.option(
-    "--run/--no-run", default=True, show_default=True, help="Run it here too, under the board's limits."
+    "--run/--no-run", default=True, show_default=True, help="Also run it here, under the board's limits."
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="About how long to run."
+    "--seconds",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="About how long that run takes.",
 )
 @trust_option
 @json_file_option
-@click.option("--html", "html_file", type=click.Path(), help="Write a report: one page, for any browser.")
-@click.option("--trace", "trace_file", type=click.Path(), help="Write a trace for chrome://tracing.")
+@click.option("--html", "html_file", type=click.Path(), help="Write a report for the browser.")
+@click.option("--trace", "trace_file", type=click.Path(), help="Write a timeline for chrome://tracing.")
 @examples("""
     edge-bcs simulate out/vgg16
     edge-bcs simulate out/vgg16 --target raspberry-pi-zero-2w --html report.html
@@ -48,13 +52,14 @@ def command(
     html_file: str | None,
     trace_file: str | None,
 ) -> None:
-    """Say whether an artifact fits a board: its peak memory and the time of a step, predicted from its
-    plan and measured by running it on this host under the board's limits, and what to change if it does
-    not fit.
+    """Say whether an artifact fits a board, and what to change if it does not.
 
-    The verdict is "fits", "tight" (at least 90 % of the budget, or of the board's usable memory with the
-    whole process) or "does not fit". Exits with status 1 if it does not fit, or if the run needs more
-    than was predicted.
+    Peak memory and time of a step are predicted from the artifact's plan. Then the artifact runs on this
+    machine under the board's limits, and both are measured.
+
+    The verdict is "fits", "tight" (at least 90 % of the budget, or of the board's memory with the whole
+    process) or "does not fit". The exit status is 1 if it does not fit, or if the run needs more than was
+    predicted.
     """
     from edge_bcs.runtime.archive import is_artifact
 

@@ -12,9 +12,7 @@ from edge_bcs.core.files import read_small
 
 @click.command()
 @click.argument("name", required=False)
-@click.option(
-    "--toml", "as_toml", is_flag=True, help="Print the board's file, to begin one of your own with."
-)
+@click.option("--toml", "as_toml", is_flag=True, help="Print the board's file, to write one of your own.")
 @json_option
 @examples("""
     edge-bcs targets
@@ -23,7 +21,10 @@ from edge_bcs.core.files import read_small
     edge-bcs simulate out/vgg16 --target mine.toml
 """)
 def command(name: str | None, as_toml: bool, as_json: bool) -> None:
-    """List the boards whose memory and speed are known, or describe one (or a board file of your own)."""
+    """List the boards whose memory and speed are known, or describe one.
+
+    NAME is one of these, or a board file of yours.
+    """
     from edge_bcs.core.units import format_bytes
     from edge_bcs.targets import boards
 

@@ -79,60 +79,93 @@ _OWNERS = {
 @objective_option
 @click.option(
     "--method", type=click.Choice([*_OURS, *_COMPARATORS]), default="bcs", show_default=True,
-    help="bcs rewires; random and fixed keep a random mask, dense all weights; lwm, hydra and admm prune a "
-    "dense robust network.",
+    help="bcs moves connections while it learns; random and fixed never move them; dense keeps all weights; "
+    "lwm, "
+    "hydra and admm prune a dense robust network.",
 )  # fmt: skip
 @click.option(
-    "--counts-from", type=click.Path(), help="fixed: checkpoint whose connections per layer are taken."
+    "--counts-from",
+    type=click.Path(),
+    help="For fixed: the checkpoint whose number of connections in each layer is taken.",
 )
 @click.option(
-    "--pretrained", type=click.Path(), help="lwm, hydra, admm: a dense robust checkpoint to begin with."
+    "--pretrained", type=click.Path(), help="For lwm, hydra, admm: a dense robust checkpoint to begin with."
 )
 @click.option(
     "--rewire", type=click.Choice(["uniform", "by-layer"]), default="uniform", show_default=True,
-    help="Where connections are born: anywhere (Algorithm 1), or as in the paper's code.",
+    help="For bcs: new connections are drawn over all layers at once (Algorithm 1 of the paper), or layer by "
+    "layer (its code).",
 )  # fmt: skip
 @click.option(
     "--sparsity", default="0.99", show_default=True,
-    help="Share of dormant weights, in [0, 1); dense has none, fixed as many as --counts-from.",
+    help="Share of the weights that are zero, from 0 and below 1; for fixed it is that of --counts-from.",
 )  # fmt: skip
 @click.option(
-    "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True
+    "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True,
+    help="For bcs: how connections are first spread over the layers.",
+)  # fmt: skip
+@click.option(
+    "--width", type=float, default=1.0, show_default=True, help="Multiplies the channels of all layers."
 )
 @click.option(
-    "--width", type=float, default=1.0, show_default=True, help="Multiplier of all channel numbers."
+    "--epochs", type=click.IntRange(1), help="Passes over the data; default: 200, or 100 after pruning."
 )
-@click.option("--epochs", type=click.IntRange(1), help="Default: 200; of fine-tuning after pruning, 100.")
-@click.option("--pretrain-epochs", type=click.IntRange(1), default=100, show_default=True)
 @click.option(
-    "--search-epochs", type=click.IntRange(1), help="Of HYDRA's scores (20) or ADMM's alternation (100)."
+    "--pretrain-epochs", type=click.IntRange(1), default=100, show_default=True,
+    help="For lwm, hydra, admm: epochs of the dense network, without --pretrained.",
+)  # fmt: skip
+@click.option(
+    "--search-epochs",
+    type=click.IntRange(1),
+    help="For hydra (default 20), admm (100): epochs in which they search what to prune.",
 )
 @click.option(
     "--admm-interval", type=click.IntRange(1), default=20, show_default=True,
-    help="Epochs between two projections of ADMM.",
+    help="For admm: epochs from one pruning step to the next.",
 )  # fmt: skip
-@click.option("--steps", type=click.IntRange(1), help="End (each phase) after so many steps instead.")
-@click.option("--batch-size", type=click.IntRange(1), help="Default: 128; for rst 256, half of each kind.")
-@click.option("--learning-rate", type=float, default=0.1, show_default=True)
+@click.option("--steps", type=click.IntRange(1), help="Optimizer steps (of each phase), instead of epochs.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Images per optimizer step; default: 128, for rst 256."
+)
+@click.option(
+    "--learning-rate", type=float, default=0.1, show_default=True,
+    help="Of the first steps; divided by 10 at 50 % and at 75 % of them.",
+)  # fmt: skip
 @click.option(
     "--fine-tuning-rate", type=float, default=0.01, show_default=True,
-    help="Learning rate of lwm, hydra and admm after pruning.",
+    help="For lwm, hydra, admm: learning rate after pruning.",
 )  # fmt: skip
-@click.option("--weight-decay", type=float, help="Default: 5e-4, decoupled; after pretraining 1e-4, in SGD.")
-@click.option("--beta", type=float, help="Weight of the second term (TRADES and RST 6, MART 4).")
-@click.option("--epsilon", default="8/255", show_default=True)
-@click.option("--step-size", default="2/255", show_default=True)
-@click.option("--attack-steps", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--batch-norm", type=click.Choice(["batch", "frozen"]), default="batch", show_default=True)
-@click.option("--augment/--no-augment", default=True, show_default=True, help="Shift by ±10 % and flip.")
+@click.option(
+    "--weight-decay", type=float, help="Default: 5e-4; for lwm, hydra and admm 1e-4 once they prune."
+)
+@click.option(
+    "--beta", type=float, help="Weight of the robust term; default: 6 for trades and rst, 4 for mart."
+)
+@click.option(
+    "--epsilon", default="8/255", show_default=True, help="How far the attack may change a pixel, in [0, 1]."
+)
+@click.option(
+    "--step-size", default="2/255", show_default=True, help="How far one attack step moves a pixel."
+)
+@click.option(
+    "--attack-steps", type=click.IntRange(1), default=10, show_default=True,
+    help="Steps of the attack (PGD) in training.",
+)  # fmt: skip
+@click.option(
+    "--batch-norm", type=click.Choice(["batch", "frozen"]), default="batch", show_default=True,
+    help="Batch norm with the statistics of each batch, or with those that the network has.",
+)  # fmt: skip
+@click.option(
+    "--augment/--no-augment", default=True, show_default=True, help="Shift images by ±10 % and flip them."
+)
 @click.option(
     "--validation", type=float, default=0.02, show_default=True,
-    help="Share of the training data held out to choose the best epoch.",
+    help="Share of the training images that are held out to choose the best epoch.",
 )  # fmt: skip
-@click.option("--pseudo-labelled", metavar="PATH", help="rst: the second data set, an .npz of x and y.")
+@click.option("--pseudo-labelled", metavar="PATH", help="For rst: the second data set, an .npz of x and y.")
 @click.option(
     "--trust-pickle", is_flag=True,
-    help="Let --pseudo-labelled be the authors' .pickle; nothing but arrays is read from it.",
+    help="Let --pseudo-labelled be the .pickle of RST's authors; nothing but arrays is read from it.",
 )  # fmt: skip
 @input_size_option
 @channels_option
@@ -140,14 +173,20 @@ _OWNERS = {
 @normalize_option
 @dense_option
 @start_option
-@click.option("--seed", type=Seed(), default=0, show_default=True)
+@click.option(
+    "--seed", type=Seed(), default=0, show_default=True, help="Of the connections and of all randomness."
+)
 @click.option(
     "--engine", type=click.Choice(["torch", "sparse"]), default="torch", show_default=True,
-    help="sparse: through the compiled artifact, on the CPU.",
+    help="What computes: PyTorch, or the sparse kernels of edge-bcs on the CPU.",
 )  # fmt: skip
 @click.option("--device", help="Such as cuda or cpu; default: a GPU if there is one.")
-@click.option("--precision", type=click.Choice(["f32", "bf16"]), help="Default: bf16 on a GPU, else f32.")
-@click.option("--compile", is_flag=True, help="Compile the network with torch.compile.")
+@click.option(
+    "--precision",
+    type=click.Choice(["f32", "bf16"]),
+    help="Of PyTorch's arithmetic; default: bf16 on a GPU, else f32.",
+)
+@click.option("--compile", is_flag=True, help="Speed PyTorch up with torch.compile.")
 @threads_option
 @trust_option
 @click.option(
@@ -156,7 +195,7 @@ _OWNERS = {
 @click.option(
     "--resume",
     is_flag=True,
-    help="Continue what the output folder holds.",
+    help="Go on with the training in the output folder.",
 )
 @json_option
 @examples("""
@@ -169,10 +208,11 @@ _OWNERS = {
     edge-bcs export --checkpoint runs/resnet18 --memory 16MiB
 """)
 def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
-    """Train a sparse robust network from scratch on the host (Algorithm 1 of the paper), or a comparator.
+    """Train a sparse robust network from scratch on the host, with the paper's method or one to compare with.
 
-    The output folder gets checkpoint.safetensors (the best epoch on held-out images), last.safetensors,
-    metrics.jsonl and epochs.jsonl. A training that was stopped goes on to the bit with --resume.
+    The output folder gets checkpoint.safetensors (the best epoch on held-out images), last.safetensors (the
+    newest), metrics.jsonl and epochs.jsonl. --resume goes on with a training that was stopped, and ends with
+    the same bits as one that was not.
     """
     from edge_bcs.cli.reading import check_apart
 

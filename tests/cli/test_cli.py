@@ -21,6 +21,8 @@ import pytest
 from click.testing import Result
 from helpers.commands import run
 
+from edge_bcs.cli import main
+
 Make = Callable[..., Path]
 SMALL = ("--width", 0.0625, "--input-size", 8, "--channels", 1, "--sparsity", 0.8, "--attack-steps", 1)
 TRAIN = ("train", "--model", "resnet18", "--data", "digits", *SMALL)
@@ -34,6 +36,7 @@ COMMANDS = (
     "inspect",
     "targets",
     "bench",
+    "run-ort-artifact",
     "doctor",
 )
 
@@ -52,6 +55,18 @@ def test_every_command_explains_itself(name: str) -> None:
     assert result.exit_code == 0 and "Examples:" in result.output and f"edge-bcs {name}" in result.output
     described = run("--help").output
     assert name in described
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained_in_words(name: str) -> None:
+    context = click.Context(main)
+    command = main.get_command(context, name)
+    assert command is not None
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert len((option.help or "").split()) > 1, option.name
+            record = option.get_help_record(context)
+            assert record is not None and "RANGE" not in record[0] and record[1].count("x>=") < 2, record
 
 
 def test_the_command_line_starts_without_host_packages() -> None:
