@@ -6,23 +6,23 @@ import warnings
 from collections.abc import Sequence
 
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
-from edge_bcs.method.attacks import evaluation_mode
 from edge_bcs.method.sparse_model import SparseModel
 
 
 def refusal_of_export(sparse: SparseModel, input_shape: Sequence[int] | None = None) -> str | None:
     """Return the sentence with which `export` would refuse a network in evaluation mode, if it would.
 
-    The network is traced, and neither run nor changed. Without (C, H, W) of its images, which networks of
-    `edge_bcs.models` know themselves, what depends on their size is left out.
+    The network is neither changed nor run on numbers. Without (C, H, W) of its images, which networks of
+    `edge_bcs.models` know themselves, usual sizes are tried, and only what none of them explains is told.
     """
-    from edge_bcs.exporters.frontends.torch import capture
-    from edge_bcs.exporters.layers import UNKNOWN
+    from edge_bcs.exporters.frontends.torch import capture, captured_somehow
 
     shape = input_shape or sparse.input_shape
     try:
-        with evaluation_mode(sparse):
-            _ = capture(sparse.network, UNKNOWN if shape is None else tuple(shape)).epsilon
+        if shape is not None:
+            _ = capture(sparse.network, tuple(shape)).epsilon
+        elif (graph := captured_somehow(sparse.network)) is not None:
+            _ = graph.epsilon
     except EdgeBcsError as error:
         return str(error)
     return None

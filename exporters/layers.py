@@ -15,9 +15,6 @@ from edge_bcs.core.errors import EdgeBcsError
 
 Shape = tuple[int, ...]
 
-UNKNOWN = (0, 0, 0)
-"""A shape whose extents are not known yet; an extent of 0 stands for any, in what follows from it, too."""
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -131,10 +128,14 @@ class Flatten(Layer):
 
 @dataclass
 class LayerGraph:
-    """The layers of a network in order of computation; ``output`` names the one that holds the logits."""
+    """The layers of a network in order of computation; ``output`` names the one that holds the logits.
+
+    ``left_out`` says, a clause each, what of the network is not among them although its answer depends on it.
+    """
 
     layers: list[Layer] = field(default_factory=list)
     output: str = ""
+    left_out: list[str] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Layer:
         return next(layer for layer in self.layers if layer.name == name)
@@ -161,13 +162,6 @@ class LayerGraph:
         return readers
 
 
-def agree(first: Shape, second: Shape) -> bool:
-    """Whether two shapes are one, as far as they are known."""
-    return len(first) == len(second) and all(
-        a == b or not a or not b for a, b in zip(first, second, strict=True)
-    )
-
-
 def shown(shape: Shape) -> str:
-    """A shape for a message: (8, ?, ?)."""
-    return f"({', '.join(str(extent or '?') for extent in shape)}{',' * (len(shape) == 1)})"
+    """A shape for a message: (8, 4, 4)."""
+    return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"

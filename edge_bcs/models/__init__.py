@@ -1,4 +1,4 @@
-"""The networks of the paper, as plain torch modules that torch.fx can trace.
+"""The networks of the paper, as plain torch modules.
 
 Each factory takes `num_classes`, `width` (a multiplier of every hidden channel count, at least 4 channels
 remain; 1.0 is the paper's network), `input_channels` and `input_size` (height = width of images, in pixels).

@@ -60,10 +60,6 @@ NOT_EXPORTABLE: dict[str, tuple[Any, str]] = {
         lambda: Own(nn.Sequential(nn.BatchNorm2d(4, 1e-3), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))),
         "batch norms have different eps",
     ),
-    "window of the image's size": (
-        lambda: WindowOfTheSize(nn.Identity()),
-        "'avg_pool2d' .* must be constants",
-    ),
     "control flow": (lambda: OfTheData(nn.Identity()), "the network cannot be traced"),
 }
 

@@ -62,7 +62,7 @@ REFUSED = {
     "keep the batch dimension": Function(lambda x: torch.flatten(x, 0, 1)),
     "must give (batch, 256)": Function(lambda x: x.view(-1, 64)),
     "dropout 'dropout' is active": Function(lambda x: F.dropout(x, 0.5, True)),
-    "'getitem'": Function(lambda x: x[:, 0]),
+    "'select'": Function(lambda x: x[:, 0]),
 }
 
 
@@ -119,10 +119,8 @@ class NoVector(nn.Module):
         (Branching(), "cannot be traced"),
         (Twice(), "'conv' is used twice"),
         (Own(), "'scale'"),
-        (Pair(), "one tensor of logits"),
         (NoVector(), "(batch, classes)"),
         (nn.Sequential(nn.Linear(8, 2)), "expects a vector of 8"),
-        (nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 2)), "dropout"),
     ],
 )
 def test_refused_modules(module: nn.Module, reason: str) -> None:

@@ -1,0 +1,614 @@
+"""Runs a torch module on the outline of an image, and hands each ATen operator to the row that takes it.
+
+The image is a tensor without memory. Its batch is a number of images, ``BATCH``, that no network has for
+anything else, so what a module does with `x.size(0)` or `view(-1, …)` is told from its shapes. Operators are
+seen as `torch.export` records them, before torch decomposes them: modules, functions and methods come out
+alike. An operator that has a row (`aten`) is not run; the row says what layer it is, and so its shape. One
+without a row is decomposed as torch itself does it, and the rest run on outlines. Parameters and what is
+computed from them alone are the numbers they are, so a branch on them is taken as the network takes it.
+
+What cannot become a layer is told only where the logits depend on it.
+
+`torch.export` itself is not called: it loads torch's compiler, seconds in every process, and takes a hundred
+times as long for a small network; what it would add, a graph to keep, is not needed here.
+"""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edge_bcs.core.errors import EdgeBcsError
+
+from ..layers import Layer, LayerGraph, Shape, shown
+
+BATCH = 8191
+"""Images in the outline: a prime that is no network's number of channels, pixels or classes."""
+
+_TORCH = str(Path(torch.__file__).parent)
+_OWN = str(Path(__file__).parent)
+_CALL = nn.Module._call_impl.__code__  # what every call of a module runs through
+_ANSWERS = frozenset(
+    (
+        "item",
+        "_local_scalar_dense",
+        "is_nonzero",
+        "equal",
+        "allclose",
+        "nonzero",
+        "nonzero_numpy",
+        "masked_select",
+    )
+)
+"""Operators whose answer is a number or a shape that depends on the values of a tensor."""
+_HELD = "which an artifact does not when it runs"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operator was called: the qualified name of the module, its class, and the user's line."""
+
+    module: str = ""
+    kind: str = ""
+    leaf: bool = False
+    line: str = ""
+
+    def names(self, operator: str) -> str:
+        """The operator and its place, for the beginning of a sentence."""
+        if self.leaf:
+            return f"module '{self.module}' ({self.kind})"
+        inside = f" in module '{self.module}' ({self.kind})" if self.module else ""
+        return f"the function '{operator}'{inside}{f' ({self.line})' if self.line else ''}"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that the network holds, by its qualified name, or "" for one that has none.
+
+    ``computed_from`` names the parameters and buffers from which it was computed, if it was; ``operator`` is
+    the last one that did so.
+    """
+
+    name: str
+    computed_from: tuple[str, ...] = ()
+    operator: str = ""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A tensor that is no layer's output, and the sentence that says why."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is left out if it is the network's last operation: the layer before it, a clause that says so."""
+
+    layer: Layer
+    said: str
+    refusal: str
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """The numbers of ``layer`` in another shape, which a later reshape may undo; ``refusal`` of all else."""
+
+    layer: Layer
+    shape: Shape
+    refusal: str
+
+
+Found = Layer | Constant | Refused | Ending | Shaped
+
+
+@dataclass
+class _Entry:
+    """A tensor that was seen, kept so that its identity stays its own; views share a ``group``."""
+
+    tensor: Tensor
+    found: Found
+    group: int
+
+
+class Call:
+    """One operator that the network calls: what rows look at, and add layers through.
+
+    Attributes:
+        operator: its name, without namespace, overload and the underscore of forms in place.
+        arguments: by the names of its schema, defaults filled in.
+        place: where it was called.
+        name: a name for the layer that it becomes.
+    """
+
+    def __init__(
+        self, trace: Trace, operator: str, overload: Any, arguments: dict[str, Any], place: Place
+    ) -> None:
+        self._trace = trace
+        self._overload = overload
+        self.operator, self.arguments, self.place = operator, arguments, place
+        self._name = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the layer; taken when it is first asked for."""
+        if not self._name:
+            leaf = self.place.leaf and self.place.module
+            self._name = self._trace.new_name(self.place.module if leaf else self.operator)
+        return self._name
+
+    @property
+    def module(self) -> str:
+        """The operator and its place, for the beginning of a sentence."""
+        return self.place.names(self.operator)
+
+    def layer(self, argument: str) -> Layer:
+        """The layer whose output is this argument; EdgeBcsError if it is none."""
+        found = self.shaped(argument)
+        if isinstance(found, Shaped):
+            raise EdgeBcsError(found.refusal)
+        return found
+
+    def shaped(self, argument: str) -> Layer | Shaped:
+        """Like ``layer``, but its numbers may be in another shape."""
+        value = self.arguments.get(argument)
+        found = self._trace.found(value) if isinstance(value, Tensor) else None
+        if isinstance(found, Refused):
+            raise EdgeBcsError(found.sentence)
+        if isinstance(found, Ending):
+            raise EdgeBcsError(found.refusal)
+        if isinstance(found, Shaped):
+            return found
+        if not isinstance(found, Layer):
+            held = isinstance(found, Constant) and found.name
+            what = (
+                f"the tensor '{held}' directly" if held else "something that is not a tensor of the network"
+            )
+            raise EdgeBcsError(f"{self.module} takes {what}; {self._trace.supported}")
+        return found
+
+    def map(self, argument: str, what: str) -> Layer:
+        """Like ``layer``, of an argument that must be a feature map (C, H, W)."""
+        found = self.layer(argument)
+        if len(found.shape) != 3:
+            raise EdgeBcsError(
+                f"{what} '{self.name}' needs a feature map (C, H, W) but gets {shown(found.shape)}"
+            )
+        return found
+
+    def parameter(self, argument: str) -> str:
+        """The qualified name of the parameter or buffer that this argument is, "" for None.
+
+        Raises:
+            EdgeBcsError: it is computed, or no parameter or buffer of the network.
+        """
+        value = self.arguments.get(argument)
+        if value is None:
+            return ""
+        found = self._trace.found(value)
+        if isinstance(found, Constant) and found.name:
+            return found.name
+        if isinstance(found, Constant) and found.computed_from:
+            raise EdgeBcsError(
+                f"the {argument.replace('_', ' ')} of {self.module} is computed from "
+                f"{', '.join(map(repr, found.computed_from))} by '{found.operator}'; only what the network "
+                "holds can be trained: make it a parameter first, as remove_weight_norm and "
+                "remove_parametrizations of torch.nn.utils do"
+            )
+        if isinstance(found, Refused):
+            raise EdgeBcsError(found.sentence)
+        raise EdgeBcsError(
+            f"the {argument.replace('_', ' ')} of {self.module} is not a parameter of the network"
+        )
+
+    def owner(self, *arguments: str) -> str:
+        """The qualified name of the module that holds these parameters, each under the argument's own name.
+
+        Raises:
+            EdgeBcsError: one of them is missing where it must be, has another name, or was used before.
+        """
+        names = {argument: self.parameter(argument) for argument in arguments}
+        first = next(argument for argument in arguments if names[argument])
+        module = names[first].removesuffix(first).removesuffix(".")
+        for argument, name in names.items():
+            wanted = f"{module}.{argument}".removeprefix(".")
+            if name and name != wanted:
+                raise EdgeBcsError(
+                    f"{self.module} takes '{name}' as its {argument.replace('_', ' ')}; the parameters of a "
+                    f"layer must belong to one module and be called {' and '.join(arguments)}, as in torch.nn"
+                )
+        if module in self._trace.used:
+            raise EdgeBcsError(f"module '{module}' is used twice; every layer must have weights of its own")
+        self._trace.used.add(module)
+        return module
+
+    def held_by(self, module: str) -> nn.Module:
+        """The module of that qualified name."""
+        return self._trace.root.get_submodule(module)
+
+    def add(self, layer: Layer) -> Layer:
+        """Append ``layer`` to the graph."""
+        self._trace.graph.layers.append(layer)
+        return layer
+
+    def result(self) -> Tensor:
+        """An outline of what torch returns here: its shape, with ``BATCH`` images, and its type of number.
+
+        Raises:
+            EdgeBcsError: torch refuses the call.
+        """
+        result: Tensor = self._trace.run(self._overload, self.arguments, self.place)
+        return result
+
+    @property
+    def unsupported(self) -> str:
+        """The sentence that refuses what nothing here takes."""
+        used = f" (it uses '{self.operator}')" if self.place.leaf else ""
+        return f"{self.module} is not supported{used}; {self._trace.supported}"
+
+
+def batched(shape: torch.Size) -> str:
+    """A shape for a message, in which the batch is called so."""
+    axes = [
+        "batch" if n == BATCH else f"{n // BATCH}·batch" if n and n % BATCH == 0 else str(n) for n in shape
+    ]
+    return f"({', '.join(axes)})"
+
+
+Row = Callable[[Call], Any]
+"""From a call to the layer that its result is, a list of layers (None for what is none) where it has several
+results, or an `Ending`. EdgeBcsError refuses it."""
+
+
+@dataclass
+class Trace:
+    """What is known of a network while it runs.
+
+    Attributes:
+        root: the module. rows: operator → row. supported: the end of sentences that refuse something.
+        graph: the layers so far. used: modules whose parameters a layer has.
+    """
+
+    root: nn.Module
+    rows: Mapping[str, Row]
+    supported: str
+    graph: LayerGraph = field(default_factory=LayerGraph)
+    used: set[str] = field(default_factory=set)
+    _entries: dict[int, _Entry] = field(default_factory=dict)
+    _names: set[str] = field(default_factory=set)
+    _modules: dict[int, str] = field(default_factory=dict)
+    _fault: EdgeBcsError | None = None
+
+    def __post_init__(self) -> None:
+        for name, module in self.root.named_modules():
+            self._modules[id(module)] = name
+        for name, tensor in [*self.root.named_parameters(), *self.root.named_buffers()]:
+            self.remember(tensor, Constant(name))
+
+    # What a tensor is
+
+    def remember(self, tensor: Tensor, found: Found, like: Tensor | None = None) -> Tensor:
+        """Note what ``tensor`` is; it shares its memory with ``like``, if that is given."""
+        group = self._entries[id(like)].group if like is not None else id(tensor)
+        self._entries[id(tensor)] = _Entry(tensor, found, group)
+        return tensor
+
+    def found(self, tensor: Tensor) -> Found:
+        """What ``tensor`` is; one that was never seen is a constant without a name."""
+        entry = self._entries.get(id(tensor))
+        if entry is None:
+            self.remember(tensor, Constant(""))
+            entry = self._entries[id(tensor)]
+        return entry.found
+
+    def new_name(self, wish: str) -> str:
+        """A name for a layer, made of ``wish``, that no other layer has."""
+        name = re.sub(r"\W", "_", wish)
+        name = f"_{name}" if name[:1].isdigit() else name
+        taken = keyword.iskeyword(name) or hasattr(builtins, name)
+        base, number = name, 0
+        while taken or name in self._names:
+            number += 1
+            name, taken = f"{base}_{number}", False
+        self._names.add(name)
+        return name
+
+    # Running
+
+    def outputs(self, image: Layer) -> Any:
+        """Run the module on the outline of ``image``, and return what it returns."""
+        self.graph.layers.append(image)
+        with _as_it_was(self.root), torch.random.fork_rng(devices=()), torch.inference_mode():
+            outline = self.remember(torch.empty((BATCH, *image.shape), device="meta"), image)
+            with _Mode(self):
+                result = self.root(outline)
+        if self._fault is not None:  # which the network's own code has caught
+            raise self._fault
+        return result
+
+    def run(self, overload: Any, arguments: Mapping[str, Any], place: Place) -> Any:
+        """Run an operator on outlines.
+
+        Raises:
+            EdgeBcsError: torch refuses it.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return overload(**{name: _outlined(value) for name, value in arguments.items()})
+        except Exception as error:
+            raise EdgeBcsError(
+                f"{place.names(_name_of(overload))} cannot be computed for such images: {said_by(error)}"
+            ) from error
+
+    def call(
+        self, overload: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: TorchDispatchMode
+    ) -> Any:
+        """Take one operator that the network has called, and return its result as the network sees it."""
+        operator = _name_of(overload)
+        schema = overload._schema
+        arguments = _arguments(schema, args, kwargs)
+        tensors = list(_tensors(arguments.values()))
+        kinds = [self.found(tensor) for tensor in tensors]
+        written = [
+            value
+            for argument in schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+            for value in _tensors([arguments.get(argument.name)])
+        ]
+        if all(isinstance(kind, Constant) for kind in kinds):
+            return self._constant(overload, operator, arguments, tensors, written)
+        place = self._place()
+        if operator in _ANSWERS:
+            return self._data_dependent(place)
+        row = self.rows.get(operator)
+        if (
+            row is None
+            and (decomposed := self._decomposed(overload, args, kwargs, mode)) is not NotImplemented
+        ):
+            return decomposed
+        call = Call(self, operator, overload, arguments, place)
+        if row is None:
+            refused = next((kind for kind in kinds if isinstance(kind, Refused)), None)
+            result: Any = refused or Refused(call.unsupported)
+        else:
+            try:
+                result = row(call)
+            except EdgeBcsError as error:
+                result = Refused(str(error))
+        return self._result(call, result, tensors, written)
+
+    def _constant(
+        self,
+        overload: Any,
+        operator: str,
+        arguments: Mapping[str, Any],
+        tensors: list[Tensor],
+        written: list[Tensor],
+    ) -> Any:
+        """The network computes with what it holds: that is done as it stands, but not into what it holds."""
+        kept = [tensor for tensor in written if not tensor.is_inference()]  # not made during this run
+        if kept:
+            said = f"{self._place().names(operator)} changes a tensor that the network holds, {_HELD}"
+            for tensor in kept:
+                self._change(tensor, Refused(said))
+            return kept[0]
+        if any(number == BATCH for number in _numbers(arguments.values())):
+            said = (
+                f"{self._place().names(operator)} makes a tensor for each image of a batch; {self.supported}"
+            )
+            result = self.run(
+                overload, {**arguments, "device": "meta"} if "device" in arguments else arguments, Place()
+            )
+            return self._all(result, Refused(said))
+        result = overload(**arguments)
+        sources = [self.found(tensor) for tensor in tensors]
+        names = [
+            n for found in sources if isinstance(found, Constant) for n in (found.name, *found.computed_from)
+        ]
+        computed = Constant("", tuple(dict.fromkeys(filter(None, names))), operator)
+        for tensor in _tensors([result]):
+            if id(tensor) not in self._entries:
+                self.remember(tensor, computed)
+        return result
+
+    def _all(self, result: Any, found: Found) -> Any:
+        for tensor in _tensors([result]):
+            self.remember(tensor, found)
+        return result
+
+    def _decomposed(
+        self, overload: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: TorchDispatchMode
+    ) -> Any:
+        with mode:
+            return overload.decompose(*args, **kwargs)
+
+    def _data_dependent(self, place: Place) -> Any:
+        where = place.line or place.names("forward")
+        self._fault = EdgeBcsError(
+            f"the network cannot be traced: {where} decides by the values of a tensor, and the forward of a "
+            "network must not depend on the data"
+        )
+        raise self._fault
+
+    def _result(self, call: Call, result: Any, tensors: list[Tensor], written: list[Tensor]) -> Any:
+        """Give the network tensors for what a row has returned."""
+        if written:
+            if len(written) > 1 or isinstance(result, list):
+                result = Refused(f"{call.module} writes into tensors of its caller; {self.supported}")
+            for tensor in written:
+                self._change(tensor, result)
+            return written[0]
+        if isinstance(result, list):
+            return tuple(self._outline(call, part, tensors) for part in result)
+        if isinstance(result, Refused):
+            return self._refused(call, result)
+        return self._outline(call, result, tensors)
+
+    def _outline(self, call: Call, found: Found | None, tensors: list[Tensor]) -> Tensor:
+        if found is None:
+            return self.remember(
+                torch.empty(0, device="meta"), Refused(f"a result of {call.module} is not supported")
+            )
+        layer = found.layer if isinstance(found, Ending | Shaped) else found
+        assert isinstance(layer, Layer)
+        shape = found.shape if isinstance(found, Shaped) else layer.shape
+        outline = torch.empty((BATCH, *shape), device="meta")
+        # What torch may return as a view of an argument, or as the argument itself, shares its memory.
+        views = any(returned.alias_info is not None for returned in call._overload._schema.returns)
+        shared = [tensor for tensor in tensors if self.found(tensor) is found]
+        like = shared[0] if shared else tensors[0] if views and tensors else None
+        return self.remember(outline, found, like)
+
+    def _refused(self, call: Call, refused: Refused) -> Any:
+        """Go on with outlines behind something that is not supported: the logits may not depend on it."""
+        try:
+            result = self.run(call._overload, call.arguments, call.place)
+        except EdgeBcsError:
+            self._fault = EdgeBcsError(refused.sentence)
+            raise self._fault from None
+        return self._all(result, refused)
+
+    def _change(self, tensor: Tensor, found: Found) -> None:
+        """``tensor`` was written: it is something else now, and so are those that share its memory."""
+        entry = self._entries[id(tensor)]
+        before = entry.found
+        for other in self._entries.values():
+            if other.group != entry.group or other is entry:
+                continue
+            if other.found is before:
+                other.found = found
+            elif not isinstance(other.found, Refused):
+                other.found = Refused(
+                    "a tensor is changed in place while the network goes on to use a view of it; "
+                    "call the function that is not in place"
+                )
+        entry.found = found
+
+    def _place(self) -> Place:
+        frame: FrameType | None = sys._getframe(1)
+        module: nn.Module | None = None
+        line = ""
+        while frame is not None and not (module is not None and line):
+            code = frame.f_code
+            if code is _CALL and module is None:
+                module = frame.f_locals["self"]
+            elif not line and not code.co_filename.startswith((_TORCH, _OWN, "<")):
+                line = f"{Path(code.co_filename).name}:{frame.f_lineno}"
+            if code is Trace.outputs.__code__:
+                break
+            frame = frame.f_back
+        if module is None:
+            return Place("", "", False, line)
+        torchs = type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential)
+        return Place(self._modules.get(id(module), ""), type(module).__name__, torchs, line)
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Hands every operator to a trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trace = trace
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch loads its whole compiler, which takes seconds, to keep it out of here.
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            return self.trace.call(func, args, kwargs or {}, self)
+        except EdgeBcsError as error:
+            self.trace._fault = error
+            raise
+
+
+@contextmanager
+def _as_it_was(root: nn.Module) -> Iterator[None]:
+    """Run modules in evaluation mode and uncompiled, and leave each as it was found.
+
+    Whatever attributes their code sets meanwhile is taken back; objects that it changes stay changed.
+    """
+    before = []
+    for module in root.modules():
+        own = vars(module)
+        held = {key: dict(own[key]) for key in ("_parameters", "_buffers", "_modules") if key in own}
+        before.append((module, dict(own), held))
+    try:
+        for module, _, _ in before:
+            own = vars(module)
+            own["training"] = False
+            own.pop("_compiled_call_impl", None)
+            original = getattr(module, "_orig_mod", None)
+            if original is not None:
+                own["forward"] = original.__call__
+        yield
+    finally:
+        for module, attributes, held in before:
+            own = vars(module)
+            own.clear()
+            own.update(attributes)
+            for key, items in held.items():
+                if dict(own[key]) != items or list(own[key]) != list(items):
+                    own[key].clear()
+                    own[key].update(items)
+
+
+def _name_of(overload: Any) -> str:
+    name: str = overload._schema.name.partition("::")[2]
+    writes = any(a.alias_info is not None and a.alias_info.is_write for a in overload._schema.arguments)
+    return name.removesuffix("_") if writes else name
+
+
+def _arguments(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    found = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    found.update(zip((a.name for a in schema.arguments), args, strict=False))
+    found.update(kwargs)
+    return found
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _numbers(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield value
+
+
+def _outlined(value: Any) -> Any:
+    """An argument for a run without numbers."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta") if not value.is_meta else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_outlined, value))
+    return torch.device("meta") if isinstance(value, torch.device) else value
+
+
+def said_by(error: BaseException) -> str:
+    """What an exception says, in one line, with the batch called so."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(rf"\b{BATCH}\b", "batch", words)

@@ -1,0 +1,433 @@
+"""How a torch module is written does not matter: it becomes the same layers, or is refused by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from edge_bcs.exporters.frontends.torch import capture, captured_somehow
+from edge_bcs.exporters.layers import BatchNorm, Convolution, Layer, LayerGraph
+from torch import Tensor, nn
+
+from edge_bcs import EdgeBcsError
+from edge_bcs.method.wrappers import unwrapped
+
+SHAPE = (3, 8, 8)
+
+
+def summary(graph: LayerGraph) -> list[Layer]:
+    """The layers, named by their position: what a network computes, and not how it calls it."""
+    numbers = {layer.name: str(number) for number, layer in enumerate(graph.layers)}
+    return [
+        replace(layer, name=numbers[layer.name], inputs=tuple(numbers[name] for name in layer.inputs))
+        for layer in graph.layers
+    ]
+
+
+class Modules(nn.Module):
+    """Every kind of layer as modules; the others below compute the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(4, momentum=0.3)
+        self.relu = nn.ReLU()
+        self.leaky = nn.LeakyReLU(0.2)
+        self.max = nn.MaxPool2d(3, 1, 1)
+        self.average = nn.AvgPool2d(2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.norm(self.conv(x)))
+        y = self.leaky(y + self.max(y))
+        return self.head(self.drop(torch.flatten(self.pool(self.average(y)), 1)))  # type: ignore[no-any-return]
+
+
+class Functions(Modules):
+    def forward(self, image: Tensor) -> Tensor:
+        y = F.conv2d(image, self.conv.weight, self.conv.bias, stride=2, padding=(1, 1))
+        n = self.norm
+        y = F.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias, self.training, 0.3, n.eps)
+        y = F.relu(y)
+        y = F.leaky_relu(torch.add(y, F.max_pool2d(y, 3, stride=1, padding=1)), 0.2)
+        y = F.avg_pool2d(y, (2, 2))
+        y = F.adaptive_avg_pool2d(y, (1, 1)).flatten(1)
+        y = F.dropout(y, 0.5, self.training)
+        return F.linear(y, self.head.weight, self.head.bias)
+
+
+class Methods(Modules):
+    """In place and as methods, the vector made with the sizes of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x.contiguous(memory_format=torch.channels_last))).relu_()
+        z = self.max(y)
+        z = y + z
+        z = F.leaky_relu_(z, 0.2)
+        z = F.adaptive_avg_pool2d(self.average(z), 1).view(x.shape[0], -1).detach().clone()
+        return self.head(F.dropout(z.to(torch.float32), 0.5, self.training))  # type: ignore[no-any-return]
+
+
+class Mean(Modules):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.conv(x)))
+        z = y.add(self.max(y))
+        z = self.average(self.leaky(z))
+        return self.head(z.mean(dim=(-1, -2), keepdim=True).squeeze(-1).squeeze(-1))  # type: ignore[no-any-return]
+
+
+class Inside(nn.Module):
+    """The network two modules deep."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.outer = nn.ModuleList([nn.Sequential(nn.Identity(), module)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.outer:
+            x = part(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", [Functions, Methods, Mean])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_forms_of_one_network_become_the_same_layers(kind: type[Modules], training: bool) -> None:
+    expected = summary(capture(Modules().eval(), SHAPE))
+    assert [type(layer).__name__ for layer in expected] == [
+        *("Input", "Convolution", "BatchNorm", "ReLU", "MaxPool", "Add", "Elementwise", "AveragePool"),
+        *("AveragePool", "Flatten", "Convolution"),
+    ]
+    assert summary(capture(kind().train(training), SHAPE)) == expected
+
+
+def test_nesting_shows_only_in_the_names_of_modules() -> None:
+    inner, outer = summary(capture(Modules(), SHAPE)), summary(capture(Inside(Modules()), SHAPE))
+    named = [
+        replace(layer, module=f"outer.0.1.{layer.module}")
+        if isinstance(layer, Convolution | BatchNorm)
+        else layer
+        for layer in inner
+    ]
+    assert outer == named
+
+
+def test_a_sequence_is_a_network() -> None:
+    parts = [nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 2)]
+    graph = capture(nn.Sequential(*parts), SHAPE)
+    assert [layer.name for layer in graph.layers] == ["input_1", "_0", "_1", "_2", "_3"]
+    assert [layer.module for layer in graph.layers if isinstance(layer, Convolution)] == ["0", "3"]
+
+
+# The module is as it was
+
+
+class Busy(nn.Module):
+    """Counts, keeps and draws while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(1))
+        self.seen: Tensor | None = None
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.count += 1
+        self.noise = torch.rand(3)
+        self.seen = self.norm(self.conv(x))
+        return self.head(self.seen.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_the_module_is_neither_run_nor_changed() -> None:
+    module = Busy()
+    module.norm.eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    drawn = torch.random.get_rng_state()
+    capture(module, SHAPE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert module.count == 0 and module.seen is None and not hasattr(module, "noise")
+    assert module.training and module.conv.training and not module.norm.training
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert all(parameter.requires_grad and not parameter.is_inference() for parameter in module.parameters())
+    module(torch.zeros(2, *SHAPE)).sum().backward()
+    assert module.conv.weight.grad is not None
+
+
+def test_a_refused_module_is_as_it_was_too() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Flatten())
+    with pytest.raises(EdgeBcsError, match=r"module '1' \(Softplus\) is not supported"):
+        capture(module, SHAPE)
+    assert all(part.training for part in module.modules())
+
+
+# Wrappers
+
+
+def test_what_torch_compile_made_is_the_network_itself() -> None:
+    module = Modules()
+    expected = capture(module, SHAPE).layers
+    compiled = torch.compile(module)
+    assert unwrapped(compiled) is module
+    assert capture(compiled, SHAPE).layers == expected
+    assert capture(nn.DataParallel(module), SHAPE).layers == expected
+    module.compile()
+    assert capture(module, SHAPE).layers == expected
+    assert module._compiled_call_impl is not None
+
+
+def test_a_compiled_part_is_captured_as_it_stands() -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    module = nn.Sequential(torch.compile(inner), nn.Flatten(), nn.Linear(144, 2))
+    graph = capture(module, SHAPE)
+    assert [layer.module for layer in graph.layers if isinstance(layer, Convolution)] == [
+        "0._orig_mod.0",
+        "2",
+    ]
+    assert "forward" in vars(module[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused_by_name() -> None:
+    scripted = torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, *SHAPE))
+    for module, name in (
+        (scripted, "the network is TorchScript"),
+        (Inside(scripted), "module 'outer.0.1' is Torch"),
+    ):
+        with pytest.raises(EdgeBcsError, match=f"{name}.*give the torch.nn.Module"):
+            capture(module, SHAPE)
+
+
+# Outputs
+
+
+class Outputs(nn.Module):
+    """Returns its logits in one of the ways that networks with more than one output have."""
+
+    def __init__(self, wrap: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head, self.auxiliary = nn.Linear(4, 2), nn.Linear(4, 3)
+        self.wrap = wrap
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.conv(x).mean((2, 3))
+        return self.wrap(self.head(x), self.auxiliary(x))
+
+
+class Named(NamedTuple):
+    aux: Tensor
+    logits: Tensor
+
+
+@pytest.mark.parametrize(
+    ("wrap", "called"),
+    [
+        (lambda out, aux: (out, aux), "the first"),
+        (lambda out, aux: [out, aux, None], "the first"),
+        (lambda out, aux: Named(aux, out), "'logits'"),
+        (lambda out, aux: {"aux": aux, "out": out}, "'out'"),
+    ],
+    ids=["tuple", "list", "namedtuple", "dict"],
+)
+def test_of_several_outputs_the_logits_are_taken_and_it_is_said(
+    wrap: Callable[[Tensor, Tensor], Any], called: str
+) -> None:
+    graph = capture(Outputs(wrap), SHAPE)
+    assert graph.num_classes == 2
+    assert [layer.module for layer in graph.layers if isinstance(layer, Convolution)] == ["conv", "head"]
+    assert len(graph.left_out) == 1 and called in graph.left_out[0]
+
+
+def test_one_output_in_a_tuple_is_not_talked_about() -> None:
+    assert capture(Outputs(lambda out, aux: (out,)), SHAPE).left_out == []
+
+
+# Refusals
+
+
+class Around(nn.Module):
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.alpha = nn.Parameter(torch.ones(1))
+        self.kernel = nn.Parameter(torch.zeros(4, 4, 1, 1))
+        self.register_buffer("steps", torch.zeros(1))
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.conv(x)).flatten(1)
+
+
+def view_in_use(net: Any, x: Tensor) -> Tensor:
+    y = x.flatten(1)
+    x.relu_()
+    return y
+
+
+def with_mask(net: Any, x: Tensor) -> Tensor:
+    return x[x > 0]
+
+
+REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "item": (
+        lambda net, x: x if x.max().item() > 0 else x + x,
+        r"test_frontend_torch.py:\d+ decides by the values",
+    ),
+    "equal": (
+        lambda net, x: x if torch.equal(x, x) else x + x,
+        r"test_frontend_torch.py:\d+ decides by the val",
+    ),
+    "mask": (with_mask, r"the function 'gt' \(test_frontend_torch.py:\d+\) is not supported"),
+    "own fault": (lambda net, x: x.nonsense, r"no attribute 'nonsense' \(test_frontend_torch.py:\d+\)"),
+    "computed": (
+        lambda net, x: F.conv2d(x, net.kernel.abs()),
+        "weight of .* is computed from 'kernel' by 'abs'",
+    ),
+    "name": (
+        lambda net, x: F.conv2d(x, net.kernel),
+        "takes 'kernel' as its weight; .* called weight and bias",
+    ),
+    "constant": (lambda net, x: F.conv2d(x, torch.zeros(4, 4, 1, 1)), "weight of .* is not a parameter"),
+    "buffer": (lambda net, x: x + net.steps, "takes the tensor 'steps' directly"),
+    "counter": (lambda net, x: x + net.steps.add_(1), "'add'.* changes a tensor that the network holds"),
+    "view": (view_in_use, "a tensor is changed in place while the network goes on to use a view of it"),
+    "half": (lambda net, x: x.half(), "computes in torch.float16; only float32"),
+    "batch": (lambda net, x: x + torch.zeros(x.shape[0], 4, 6, 6), "'zeros'.* makes a tensor for each image"),
+    "torch": (lambda net, x: x + F.max_pool2d(x, 2).nope, "cannot be traced on an image of 3×8×8"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refusals_name_the_operator_and_the_place(kind: str) -> None:
+    function, message = REFUSED[kind]
+    module = Around(function)
+    with pytest.raises(EdgeBcsError, match=message) as refused:
+        capture(module, SHAPE)
+    assert "\n" not in str(refused.value) and "8191" not in str(refused.value)
+    assert module.steps.item() == 0  # type: ignore[operator]
+
+
+def test_a_place_is_a_module_and_a_line() -> None:
+    class Swish(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.erf(x)
+
+    with pytest.raises(
+        EdgeBcsError, match=r"'erf' in module 'outer.0.1' \(Swish\) \(test_frontend_torch.py:\d+\)"
+    ):
+        capture(Inside(Swish()), SHAPE)
+
+
+def test_what_only_reads_parameters_is_run() -> None:
+    def branch(net: Any, x: Tensor) -> Tensor:
+        return x.relu() if net.alpha > 0 and (net.alpha * 2).item() == 2 else x.erf()
+
+    assert [type(layer).__name__ for layer in capture(Around(branch), SHAPE).layers] == [
+        *("Input", "Convolution", "ReLU", "Flatten"),
+    ]
+
+
+def test_what_the_logits_do_not_depend_on_may_be_anything() -> None:
+    def measured(net: Any, x: Tensor) -> Tensor:
+        net.seen = torch.erf(x).std()
+        net.steps.add_(1)
+        return x
+
+    module = Around(measured)
+    assert len(capture(module, SHAPE).layers) == 3
+    assert module.steps.item() == 0  # type: ignore[operator]
+
+
+def test_a_change_in_place_is_seen_by_what_reads_the_tensor_afterwards() -> None:
+    def changed(net: Any, x: Tensor) -> Tensor:
+        y = x.relu_()
+        return x + y
+
+    graph = capture(Around(changed), SHAPE)
+    add = graph[graph[graph.output].inputs[0]]
+    assert [type(graph[name]).__name__ for name in add.inputs] == ["ReLU", "ReLU"]
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_computed_weight_is_refused_by_its_name(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    module = nn.Sequential(wrap(nn.Conv2d(3, 2, 8)), nn.Flatten())
+    before = list(vars(module[0]))
+    with pytest.raises(
+        EdgeBcsError, match=r"weight of module '0' .* is computed from '0\..*remove_weight_norm"
+    ):
+        capture(module, SHAPE)
+    assert list(vars(module[0])) == before
+
+
+def test_a_second_input_is_refused() -> None:
+    class Two(Modules):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x)
+
+    with pytest.raises(EdgeBcsError, match="second input 'mask'"):
+        capture(Two(), SHAPE)
+
+
+# Images of unknown size
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (2, 13), (3, 224)])
+def test_the_size_of_images_is_found(channels: int, size: int) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(channels, 4, 3, 2), nn.Flatten(), nn.Linear(4 * ((size - 3) // 2 + 1) ** 2, 2)
+    )
+    graph = captured_somehow(module)
+    assert graph is not None and graph.layers[0].shape == (channels, size, size)
+
+
+def test_what_no_size_explains_is_told_and_what_one_may_is_not() -> None:
+    assert captured_somehow(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4321, 2))) is None
+    with pytest.raises(EdgeBcsError, match="Softplus"):
+        captured_somehow(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(4321, 2)))
+
+
+def test_a_capture_does_not_load_torchs_compiler() -> None:
+    """Which takes seconds, in every process that exports or makes a sparse network."""
+    code = (
+        "import sys, edge_bcs\n"
+        "edge_bcs.sparsify(edge_bcs.models.vgg16(width=0.1), 0.9)\n"
+        "print([name for name in ('torch._dynamo', 'sympy', 'torch._inductor') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_operators_are_those_that_torch_export_records() -> None:
+    """Of the releases of torch whose graphs for training keep operators whole."""
+    from edge_bcs.exporters.frontends import trace
+    from edge_bcs.exporters.frontends.aten import ROWS, SUPPORTED
+
+    seen = []
+    rows = {
+        name: lambda call, row=row: (seen.append(call.operator), row(call))[1]  # type: ignore[misc]
+        for name, row in ROWS.items()
+    }
+    for kind in (Modules, Functions, Mean):
+        seen.clear()
+        watched = trace.Trace(kind().eval(), rows, SUPPORTED)
+        from edge_bcs.exporters.layers import Input
+
+        watched.outputs(Input("x", (), SHAPE))
+        exported = torch.export.export(kind().eval(), (torch.zeros(2, *SHAPE),), strict=False)
+        called = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+        assert seen == [target._schema.name.partition("::")[2] for target in called]
