@@ -333,7 +333,8 @@ class Trace:
         self.graph.layers.append(image)
         with _as_it_was(self.root), torch.random.fork_rng(devices=()), torch.inference_mode():
             outline = self.remember(torch.empty((BATCH, *image.shape), device="meta"), image)
-            with _Mode(self):
+            with warnings.catch_warnings(), _Mode(self):
+                warnings.simplefilter("ignore")  # they are told where the network runs on images
                 result = self.root(outline)
         if self._fault is not None:  # which the network's own code has caught
             raise self._fault
@@ -346,9 +347,7 @@ class Trace:
             EdgeBcsError: torch refuses it.
         """
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return overload(**{name: _outlined(value) for name, value in arguments.items()})
+            return overload(**{name: _outlined(value) for name, value in arguments.items()})
         except Exception as error:
             raise EdgeBcsError(
                 f"{place.names(_name_of(overload))} cannot be computed for such images: {said_by(error)}"
