@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from edge_bcs import data, models, runtime, targets
     from edge_bcs.core.errors import EdgeBcsError
     from edge_bcs.core.normalization import Normalization
+    from edge_bcs.core.settings import Attack, Hyper, Schedule
     from edge_bcs.exporters import export
+    from edge_bcs.exporters.settings import Memory, Publishing
     from edge_bcs.loading import load
     from edge_bcs.method.connectivity import SparseModel, sparsify
     from edge_bcs.training.loop import train
@@ -47,13 +49,23 @@ _LAZY = {
     "train": "edge_bcs.training.loop:train",
     "export": "edge_bcs.exporters:export",
     "load": "edge_bcs.loading:load",
+    "Attack": "edge_bcs.core.settings:Attack",
+    "Hyper": "edge_bcs.core.settings:Hyper",
+    "Schedule": "edge_bcs.core.settings:Schedule",
+    "Memory": "edge_bcs.exporters.settings:Memory",
+    "Publishing": "edge_bcs.exporters.settings:Publishing",
     "EdgeBcsError": "edge_bcs.core.errors:EdgeBcsError",
     "Normalization": "edge_bcs.core.normalization:Normalization",
 }
 
 __all__ = [
+    "Attack",
     "EdgeBcsError",
+    "Hyper",
+    "Memory",
     "Normalization",
+    "Publishing",
+    "Schedule",
     "SparseModel",
     "__version__",
     "data",

@@ -114,7 +114,7 @@ def measure(
             objective=objective or "at",
             memory=options["memory"],
             batch_norm="batch",
-            learning_rate=options["learning_rate"],
+            hyper=edge_bcs.Hyper(learning_rate=options["learning_rate"]),
         )
         artifact = Path(folder) / "artifact"
         with Trainer(artifact, memory=options["memory"], threads=options["threads"]) as trainer:

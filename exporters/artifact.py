@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -13,7 +13,6 @@ from edge_bcs.runtime import archive as archives
 from edge_bcs.runtime import signature
 from edge_bcs.runtime.artifact import (
     FORMAT,
-    LARGEST_RELEASE,
     MANIFEST,
     STATE,
     VERSION,
@@ -23,16 +22,17 @@ from edge_bcs.runtime.artifact import (
     sha256_of,
 )
 from edge_bcs.runtime.ort.checkpoint import CHECKPOINT
-from edge_bcs.targets.cost_model import TYPICAL_BOARD, Machine
+from edge_bcs.targets.cost_model import TYPICAL_BOARD
 
 from edge_bcs import __version__
 from edge_bcs.checkpoint import state_metadata
+from edge_bcs.core.deprecated import OldSpellings
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.progress import note
+from edge_bcs.core.settings import BATCH_NORMS, Attack, Hyper, check_choice, check_count, filled
 from edge_bcs.core.state import state_fault
 from edge_bcs.core.tensor_file import write_tensors
-from edge_bcs.core.units import parse_bytes
 from edge_bcs.data.classes import check_names, completed
 from edge_bcs.method.sparse_model import SparseModel
 
@@ -43,11 +43,12 @@ from .network import network_of
 from .ort import checkpoint as ort_checkpoint
 from .plain_eval import PLAIN_EVAL, plain_evaluation_model
 from .publish import check_target, publishing
+from .settings import PLACES, Memory, OldKeywords, Publishing
 from .validation import run
 from .validation import validate as validate_artifact
 
-BATCH_NORMS = ("frozen", "batch")
-STORES = ("f32", "bf16")
+if TYPE_CHECKING:
+    from typing import Unpack
 
 
 def export(
@@ -56,28 +57,18 @@ def export(
     objective: str = "at",
     input_shape: tuple[int, int, int] | None = None,
     *,
-    memory: int | str | None = None,
-    store: str = "f32",
-    machine: Machine | None = None,
-    micro_batch: int | None = None,
+    memory: int | str | Memory | None = None,
+    attack: Attack | None = None,
+    hyper: Hyper | None = None,
+    beta: float | None = None,
     batch_norm: str = "frozen",
     batch_size: int = 128,
-    epsilon: float = 8 / 255,
-    step_size: float = 2 / 255,
-    attack_steps: int = 10,
-    beta: float | None = None,
-    seed: int | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float | None = None,
-    momentum: float = 0.9,
-    noise: float = 1e-6,
     epochs: int = 200,
+    seed: int | None = None,
     step: int = 0,
     validate: bool = True,
-    plain_eval: bool = False,
-    sign_key: str | Path | None = None,
-    release: int | None = None,
-    force: bool = False,
+    publish: Publishing | None = None,
+    **old: Unpack[OldKeywords],
 ) -> Artifact:
     """Compile ``sparse`` into the artifact ``directory`` and check it against torch.
 
@@ -91,28 +82,20 @@ def export(
         objective: natural, at, mixed, trades, rst or mart.
         input_shape: (channels, height, width) of the images, which lie in [0, 1]; default: those that the
             network was made for or trained on, or (3, 32, 32).
-        memory: byte budget of the working set, such as "12MiB"; the planner chooses the fastest way to stay
-            inside it: micro-batch, kernels, and what is recomputed for the backward pass.
-        store: "f32", or "bf16": activations may be kept for the backward pass as bfloat16, where the budget
-            asks for it (without a budget all are). Gradients then carry its rounding, 2⁻⁹ a number.
-        machine: whose time the planner counts; default: that of a typical board.
-        micro_batch: images per run of a graph, at least 1 (2 with batch statistics); default: as the planner
-            says, or 32 without a budget.
-        batch_norm: "frozen" (running statistics) or "batch" (statistics of the micro-batch).
-        batch_size: default logical batch of the runtime.
-        epsilon, step_size: radius and step of the attack in units of pixel values; attack_steps: its length.
+        memory: byte budget of the working set, such as "12MiB", or a `Memory`, which has it first and may
+            also fix the micro-batch, allow bfloat16 and name the machine whose time is planned.
+        attack: of the fine-tuning run; default: PGD-10 with ε 8/255.
+        hyper: learning rate, weight decay, momentum and noise of the fine-tuning run.
         beta: weight of the robust term; default 6 for TRADES and RST, 4 for MART.
+        batch_norm: "frozen" (running statistics) or "batch" (statistics of the micro-batch, of at least 2
+            images).
+        batch_size: default logical batch of the runtime.
+        epochs: of the fine-tuning run.
         seed: of the fine-tuning run; default: that of ``sparse``.
-        learning_rate: of the fine-tuning run; default 0.1 with batch statistics (the paper's, from scratch)
-            and 0.001 with frozen ones, where nothing rescales activations that grow.
-        weight_decay: default 0.005·learning_rate, the paper's ratio (5e-4 at 0.1).
-        momentum, noise, epochs: of the fine-tuning run.
         step: training steps that the network has behind it.
         validate: compare logits, loss and one gradient with torch in float64 and print the differences.
-        plain_eval: also write eval_model.plain.onnx, the evaluation model in ONNX's own operators.
-        sign_key: PEM file of an Ed25519 private key that signs the artifact (runtime/signature.py).
-        release: number of this artifact among its maker's, which only grows (runtime/release.py).
-        force: also replace a run that training saved, or an artifact whose files were changed.
+        publish: signing key and release, a second evaluation model, and what may be replaced.
+        **old: keywords of 0.1, whose warning names what takes their place.
 
     Returns:
         The artifact, read back from disk.
@@ -122,36 +105,42 @@ def export(
             budget, a folder that is something else, a disk that is full or read-only, or an artifact that
             does not agree with torch; nothing is left on disk then, and what was there is as it was.
     """
+    spelt = OldSpellings("export", old, PLACES)
+    limits = spelt.into(
+        "memory", *((memory, Memory()) if isinstance(memory, Memory) else (None, Memory(memory)))
+    )
+    publish = spelt.into("publish", publish, Publishing())
     target = Path(directory)
     rule = objective_named(objective)
-    beta = rule.beta if beta is None else beta
-    budget = None if memory is None else parse_bytes(memory)
-    if learning_rate is None:
-        learning_rate = 0.1 if batch_norm == "batch" else 0.001
-    if weight_decay is None:
-        weight_decay = 5e-3 * learning_rate
-    numbers = {
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "momentum": momentum,
-        "noise": noise,
-    }
-    _check(batch_norm, batch_size, micro_batch, attack_steps, {**numbers, "epsilon": epsilon, "beta": beta})
-    if store not in STORES:
-        raise EdgeBcsError(f"store must be 'f32' or 'bf16', not {store!r}")
+    trained = TrainedObjective(
+        rule, rule.beta if beta is None else beta, spelt.into("attack", attack, Attack())
+    )
+    check_choice("batch norm", batch_norm, BATCH_NORMS)
+    check_count("batch_size", batch_size, 1)
+    check_count("epochs", epochs, 1)
+    begin = filled(spelt.into("hyper", hyper, Hyper()), fine_tuning=True, batch_norm=batch_norm)
+    if limits.micro_batch == 1 and batch_norm == "batch":
+        raise EdgeBcsError(
+            "a micro-batch of 1 image has no statistics; take 2 at least, or batch norm frozen"
+        )
     fault = state_fault(sparse.state(), sparse.parts)
     if fault is not None:
         raise EdgeBcsError(f"the network cannot be exported: {fault}.")
-    check_target(target, force)
-    if release is not None and not 1 <= release <= LARGEST_RELEASE:
-        raise EdgeBcsError(f"a release is a whole number from 1 to {LARGEST_RELEASE}, not {release}")
-    key = None if sign_key is None else signature.private_key(sign_key)
-    job = Job(rule, beta, batch_size, attack_steps, store == "bf16", machine or TYPICAL_BOARD)
+    check_target(target, publish.force)
+    key = None if publish.sign_key is None else signature.private_key(publish.sign_key)
+    job = Job(
+        rule,
+        trained.beta,
+        batch_size,
+        trained.attack.steps,
+        limits.store == "bf16",
+        limits.machine or TYPICAL_BOARD,
+    )
     note("reading the network")
     input_shape = input_shape or sparse.input_shape or (3, 32, 32)
     network = network_of(sparse, input_shape, batch_norm == "batch")
     note("planning its memory")
-    compiled = compile_network(network, job, micro_batch, budget)
+    compiled = compile_network(network, job, limits.micro_batch, limits.bytes)
     seed = sparse.seed if seed is None else seed
     classes = sparse.classes
     if classes is not None:
@@ -160,7 +149,7 @@ def export(
         "format": FORMAT,
         "version": VERSION,
         "created_by": f"edge-bcs {__version__}",
-        **({} if release is None else {"release": release}),
+        **({} if publish.release is None else {"release": publish.release}),
         "network": {**sparse.record, "input_shape": list(network.image), "num_classes": network.classes},
         **({} if classes is None else {"classes": list(classes)}),
         "sparsity": sparse.sparsity,
@@ -177,18 +166,18 @@ def export(
             {"name": item.name, "channels": item.size, "offset": item.offset}
             for item in network.statistics.values()
         ],
-        "objective": TrainedObjective(rule, beta, epsilon, step_size, attack_steps).described(),
+        "objective": trained.described(),
         "batch_norm": batch_norm,
         "micro_batch": compiled.micro_batch,
         "lanes": lanes_of(compiled.micro_batch),
         "batch_size": batch_size,
-        "hyper": {**numbers, "epochs": epochs},
+        "hyper": {**asdict(begin), "epochs": epochs},
         "lists_length": network.lists_length,
-        "memory": {**compiled.memory.to_json(budget), "choice": _choice(compiled.choice, store)},
+        "memory": {**compiled.memory.to_json(limits.bytes), "choice": _choice(compiled.choice, limits.store)},
     }
-    with publishing(target, force) as folder:
+    with publishing(target, publish.force) as folder:
         state = {"objective": rule.name, **state_metadata(sparse, step, seed, classes)}
-        if plain_eval:
+        if publish.plain_eval:
             onnx.save(plain_evaluation_model(sparse, input_shape), folder / PLAIN_EVAL)
         note("writing it")
         _write(folder, compiled, manifest, sparse, state)
@@ -199,26 +188,6 @@ def export(
             signed = signature.sign((folder / MANIFEST).read_bytes(), key)
             (folder / archives.SIGNATURE).write_bytes(signed)
     return Artifact.read(target)
-
-
-def _check(
-    batch_norm: str, batch_size: int, micro_batch: int | None, attack_steps: int, numbers: Mapping[str, float]
-) -> None:
-    if batch_norm not in BATCH_NORMS:
-        raise EdgeBcsError(f"batch_norm must be 'frozen' or 'batch', not {batch_norm!r}")
-    if batch_size < 1:
-        raise EdgeBcsError(f"the batch size must be at least 1, not {batch_size}")
-    smallest = 2 if batch_norm == "batch" else 1
-    if micro_batch is not None and not smallest <= micro_batch <= 1 << 16:
-        raise EdgeBcsError(
-            f"the micro-batch must lie between {smallest} and 65536 (batch_norm={batch_norm!r}), "
-            f"not {micro_batch}"
-        )
-    if attack_steps < 0:
-        raise EdgeBcsError(f"the number of attack steps must not be negative, not {attack_steps}")
-    for name, number in numbers.items():
-        if not 0 <= number < float("inf"):
-            raise EdgeBcsError(f"{name} must be a finite number and not negative, not {number}")
 
 
 def _choice(choice: Choice, stored: str) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def _compare(artifact: Artifact, sparse: SparseModel, draw: int, tolerance: floa
     random = np.random.default_rng(draw)
     clean = random.random((n, *artifact.input_shape), dtype=np.float32)
     moved = clean + random.uniform(-1, 1, clean.shape).astype(np.float32) * np.float32(
-        artifact.objective.epsilon
+        artifact.objective.attack.epsilon
     )
     labels = random.integers(0, artifact.num_classes, n)
     weight = np.zeros(n, np.float32)

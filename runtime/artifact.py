@@ -26,6 +26,7 @@ from edge_bcs.core.files import reading
 from edge_bcs.core.metadata import exact_sparsity, parse_json
 from edge_bcs.core.objectives import OBJECTIVES, Objective
 from edge_bcs.core.segments import Segment
+from edge_bcs.core.settings import MOST_ATTACK_STEPS, Attack, check_number
 from edge_bcs.core.text import check_text
 from edge_bcs.data.classes import Names, check_names, may_become
 
@@ -62,16 +63,15 @@ class PrunableLayer(Segment):
 
 @dataclass(frozen=True)
 class TrainedObjective:
-    """What an artifact is trained for: an objective of the table, its β and its attack.
-
-    ``epsilon`` and ``step_size`` are in pixel units of [0, 1].
-    """
+    """What an artifact is trained for: an objective of the table, its β and its attack."""
 
     kind: Objective
     beta: float
-    epsilon: float
-    step_size: float
-    attack_steps: int
+    attack: Attack
+
+    def __post_init__(self) -> None:
+        """Raise `EdgeBcsError` for a β out of range."""
+        check_number("beta", self.beta)
 
     @property
     def name(self) -> str:
@@ -98,9 +98,9 @@ class TrainedObjective:
         return {
             "name": self.name,
             "beta": self.beta,
-            "epsilon": self.epsilon,
-            "step_size": self.step_size,
-            "attack_steps": self.attack_steps,
+            "epsilon": self.attack.epsilon,
+            "step_size": self.attack.step_size,
+            "attack_steps": self.attack.steps,
             "start": self.start,
             "attack_loss": self.attack_loss,
             "two_branches": self.two_branches,
@@ -470,9 +470,11 @@ def _objective(fields: _Fields) -> TrainedObjective:
     objective = TrainedObjective(
         kind=OBJECTIVES[fields.text("name", tuple(OBJECTIVES))],
         beta=fields.number("beta"),
-        epsilon=fields.number("epsilon", 0.0, 1.0),
-        step_size=fields.number("step_size", 0.0, 1.0),
-        attack_steps=fields.integer("attack_steps", 0, 100_000),
+        attack=Attack(
+            epsilon=fields.number("epsilon", 0.0, 1.0),
+            step_size=fields.number("step_size", 0.0, 1.0),
+            steps=fields.integer("attack_steps", 0, MOST_ATTACK_STEPS),
+        ),
     )
     fields.text("start", ("uniform", "gaussian"))
     fields.text("attack_loss", ("cross_entropy", "kl"))

@@ -28,9 +28,9 @@ def craft(engine: Engine, first: int, batch: int, *, seed: int, step: int) -> No
     if first < attacked:
         descend(
             engine,
-            epsilon=objective.epsilon,
-            steps=objective.attack_steps,
-            step_size=objective.step_size,
+            epsilon=objective.attack.epsilon,
+            steps=objective.attack.steps,
+            step_size=objective.attack.step_size,
             start=objective.start,
             loss=objective.attack_loss,
             seed=seed,

@@ -48,7 +48,7 @@ def measure(
         attack_steps, restarts = min(attack_steps, 1), 1
     if attack_steps < 0 or restarts < 1 or (limit is not None and limit < 1):
         raise EdgeBcsError("attack steps must be at least 0, restarts and limit at least 1.")
-    epsilon = engine.artifact.objective.epsilon if epsilon is None else epsilon
+    epsilon = engine.artifact.objective.attack.epsilon if epsilon is None else epsilon
     if not 0 <= epsilon <= 1:
         raise EdgeBcsError(f"epsilon must lie in [0, 1], not {epsilon}.")
     order = data.order(0, 0, shuffle=limit is not None)[:limit]

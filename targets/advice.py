@@ -20,6 +20,7 @@ from edge_bcs.targets.cost_model import Machine, Walk
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import PLAIN, objective_named
+from edge_bcs.core.settings import Attack
 
 from .plans import Allocation, MemoryPlan, Phase
 
@@ -304,7 +305,7 @@ class _Compiler(_Maker):
         size = self.artifact.batch_size
         machine = self.place.machine
         return Job(
-            objective_named(objective), described.beta, size, described.attack_steps, bfloat16, machine
+            objective_named(objective), described.beta, size, described.attack.steps, bfloat16, machine
         )
 
     def _fitting(
@@ -396,15 +397,15 @@ def _command(artifact: Artifact, changed: dict[str, str], board: str | None) -> 
     target = f"{str(artifact.path).rstrip('/').removesuffix(SUFFIX)}-smaller"
     arguments: dict[str, Any] = artifact.manifest["network"].get("arguments", {})
     channels, height, _ = artifact.input_shape
-    objective = artifact.objective
+    objective, attack, usual = artifact.objective, artifact.objective.attack, Attack()
     options = {"--objective": objective.name, "--batch-norm": artifact.batch_norm}
     if artifact.manifest["memory"].get("choice", {}).get("store") == "bf16":
         options["--store"] = "bf16"
     defaults: dict[str, tuple[Any, Any]] = {
         "--batch-size": (artifact.batch_size, 128),
-        "--attack-steps": (objective.attack_steps, 10),
-        "--epsilon": (objective.epsilon, 8 / 255),
-        "--step-size": (objective.step_size, 2 / 255),
+        "--attack-steps": (attack.steps, usual.steps),
+        "--epsilon": (attack.epsilon, usual.epsilon),
+        "--step-size": (attack.step_size, usual.step_size),
     }
     if not arguments:  # a module of the user's own, which only Python can name
         return _call(artifact, target, {**options, **_unusual(defaults), **changed})
@@ -427,6 +428,17 @@ def _unusual(defaults: dict[str, tuple[Any, Any]]) -> dict[str, str]:
     return {name: str(value) for name, (value, usual) in defaults.items() if value != usual}
 
 
+_FIELDS = {
+    "--memory": ("memory=edge_bcs.Memory", "budget"),
+    "--micro-batch": ("memory=edge_bcs.Memory", "micro_batch"),
+    "--store": ("memory=edge_bcs.Memory", "store"),
+    "--attack-steps": ("attack=edge_bcs.Attack", "steps"),
+    "--epsilon": ("attack=edge_bcs.Attack", "epsilon"),
+    "--step-size": ("attack=edge_bcs.Attack", "step_size"),
+}
+"""Options of the command line that are a field of an object in Python."""
+
+
 def _call(artifact: Artifact, target: str, options: dict[str, str]) -> str:
     """The same in Python."""
     sparsity = options.pop("--sparsity", None)
@@ -435,7 +447,10 @@ def _call(artifact: Artifact, target: str, options: dict[str, str]) -> str:
         source = f"edge_bcs.sparsify(module, sparsity={sparsity!r})"
     words = [source, repr(target), f"input_shape={artifact.input_shape}"]
     options.pop("--target", None)
+    groups: dict[str, list[str]] = {}
     for name, value in options.items():
         text = value if value.replace(".", "").isdigit() else repr(value)
-        words.append(f"{name.removeprefix('--').replace('-', '_')}={text}")
+        call, field = _FIELDS.get(name, ("", name.removeprefix("--").replace("-", "_")))
+        (groups.setdefault(call, []) if call else words).append(f"{field}={text}")
+    words += [f"{call}({', '.join(fields)})" for call, fields in groups.items()]
     return f"edge_bcs.export({', '.join(words)})"

@@ -41,12 +41,14 @@ def in_no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that exports a tiny network (1×8×8 images, 10 classes, κ = 364) and remembers it.
 
-    Keyword arguments go to `export`: objective, batch_norm, micro_batch, …
+    Keyword arguments go to `export`: objective, batch_norm, …; short for its objects are micro_batch,
+    attack_steps and epsilon.
     """
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnx")
     from edge_bcs.exporters import export
 
+    from edge_bcs import Attack, Hyper, Memory
     from edge_bcs.method.connectivity import sparsify
 
     made: dict[tuple[tuple[str, Any], ...], Path] = {}
@@ -58,11 +60,10 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
             folder = tmp_path_factory.mktemp("artifact") / "tiny"
             torch.manual_seed(0)
             sparse = sparsify(tiny_network(), 0.5, seed=0, distribution="uniform")
-            export(
-                sparse,
-                folder,
-                **{"input_shape": (1, 8, 8), "learning_rate": 0.1, "validate": False, **options},
-            )
+            attack = {"steps": options.pop("attack_steps"), "epsilon": options.pop("epsilon", 8 / 255)}
+            memory = Memory(options.pop("memory", None), micro_batch=options.pop("micro_batch"))
+            given = {"memory": memory, "attack": Attack(**attack), "hyper": Hyper(learning_rate=0.1)}
+            export(sparse, folder, **{"input_shape": (1, 8, 8), "validate": False, **given, **options})
             made[key] = folder
         return made[key]
 

@@ -35,10 +35,9 @@ def test_three_steps(objective: str, tmp_path: Path) -> None:
         tmp_path / "artifact",
         objective=objective,
         input_shape=SHAPE,
-        micro_batch=4,
-        attack_steps=1,
-        learning_rate=0.01,
-        weight_decay=5e-4,
+        memory=edge_bcs.Memory(micro_batch=4),
+        attack=edge_bcs.Attack(steps=1),
+        hyper=edge_bcs.Hyper(learning_rate=0.01, weight_decay=5e-4),
         validate=False,
     )
     generator = np.random.default_rng(0)
@@ -76,7 +75,13 @@ def test_three_steps(objective: str, tmp_path: Path) -> None:
 
 def test_artifact_back_to_torch(tmp_path: Path) -> None:
     sparse = network()
-    edge_bcs.export(sparse, tmp_path / "artifact", input_shape=SHAPE, micro_batch=2, validate=False)
+    edge_bcs.export(
+        sparse,
+        tmp_path / "artifact",
+        input_shape=SHAPE,
+        memory=edge_bcs.Memory(micro_batch=2),
+        validate=False,
+    )
     back = edge_bcs.load(tmp_path / "artifact")
     x = torch.rand(2, *SHAPE)
     assert torch.equal(back(x), sparse(x)) and back.record == sparse.record

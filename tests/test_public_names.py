@@ -55,4 +55,4 @@ def test_help_begins_with_what_it_does(name: str) -> None:
                 assert len(repr(parameter.default)) <= 20, f"{item}({parameter})"
         assert inspect.getdoc(thing), item
     text = pydoc.plain(pydoc.render_doc(edge_bcs.export))
-    assert "Machine | None' = None" in text and "processor=" not in text
+    assert "attack: 'Attack | None' = None" in text and "epsilon" not in text.split("Args:")[0]

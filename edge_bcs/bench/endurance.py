@@ -165,13 +165,21 @@ def _growth(memory: list[dict[str, int]]) -> dict[str, int]:
 
 
 def _export(folder: Path) -> Path:
-    from edge_bcs import export, models
+    from edge_bcs import Attack, Memory, export, models
     from edge_bcs.method import connectivity
 
     model = models.create("resnet18", width=0.0625, input_channels=1, input_size=8)
     sparse = connectivity.sparsify(model, sparsity=0.99, seed=0)
-    options: dict[str, Any] = {"objective": "at", "attack_steps": 2, "batch_size": 16, "micro_batch": 8}
-    export(sparse, folder, input_shape=(1, 8, 8), validate=False, **options)
+    export(
+        sparse,
+        folder,
+        "at",
+        (1, 8, 8),
+        memory=Memory(micro_batch=8),
+        attack=Attack(steps=2),
+        batch_size=16,
+        validate=False,
+    )
     return folder
 
 

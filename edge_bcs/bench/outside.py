@@ -42,7 +42,7 @@ HELD_OUT = (
 
 def _measured(case: tuple[str, str, int, int, int], folder: Path) -> dict[str, Any]:
     """One row of outside.json."""
-    from edge_bcs import models
+    from edge_bcs import Attack, Memory, models
     from edge_bcs.exporters import export
     from edge_bcs.method import connectivity
     from edge_bcs.targets.simulator import run_here
@@ -55,8 +55,8 @@ def _measured(case: tuple[str, str, int, int, int], folder: Path) -> dict[str, A
         folder / "-".join(map(str, case)),
         objective=objective,
         input_shape=(3, pixels, pixels),
-        micro_batch=micro_batch,
-        attack_steps=2,
+        memory=Memory(micro_batch=micro_batch),
+        attack=Attack(steps=2),
         validate=False,
     )
     plan = plan_of(artifact.manifest["memory"])

@@ -316,7 +316,7 @@ def _exported(
     attack_steps: int,
 ) -> Iterator[tuple[Path, Any]]:
     """The artifact of our side, and the sparse network that it is exported from."""
-    from edge_bcs import exporters, models
+    from edge_bcs import Attack, Memory, exporters, models
     from edge_bcs.method import connectivity
 
     progress(f"exporting {model} at sparsity {sparsity} ({distribution}), micro-batch {micro_batch}")
@@ -330,10 +330,10 @@ def _exported(
             artifact,
             objective="at",
             input_shape=(3, image_size, image_size),
-            micro_batch=micro_batch,
+            memory=Memory(micro_batch=micro_batch),
             batch_norm="frozen",
             batch_size=batch_size,
-            attack_steps=attack_steps,
+            attack=Attack(steps=attack_steps),
             validate=False,
         )
         yield artifact, sparse
@@ -410,7 +410,7 @@ def _operators(engine: Engine, graph: str, runs: int = 7) -> dict[str, float]:
 def _parts(engine: Engine, batch_size: int) -> dict[str, tuple[float, int]]:
     """Median seconds of a run of each graph, and its runs in a step."""
     micro_batches = -(-batch_size // engine.artifact.micro_batch)
-    runs = {"attack": micro_batches * engine.artifact.objective.attack_steps, "training": micro_batches}
+    runs = {"attack": micro_batches * engine.artifact.objective.attack.steps, "training": micro_batches}
     found = {}
     for graph, count in runs.items():
         taken = [_seconds(engine.run, graph) for _ in range(10)]

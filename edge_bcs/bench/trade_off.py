@@ -162,6 +162,7 @@ def measured(name: str, objective: str, budget: int, machine: Machine) -> dict[s
         "phases" and "step" hold (predicted, measured) seconds.
     """
     from edge_bcs.exporters import export
+    from edge_bcs.exporters.settings import Memory
     from edge_bcs.targets.plans import plan_of
     from edge_bcs.targets.roofline import step_runs, step_time, this_host
 
@@ -169,7 +170,7 @@ def measured(name: str, objective: str, budget: int, machine: Machine) -> dict[s
     sparse, _, _ = _compiled(name, objective)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/{name}"
-        artifact = export(sparse, path, objective, memory=budget, machine=machine, validate=False)
+        artifact = export(sparse, path, objective, memory=Memory(budget, machine=machine), validate=False)
         request = {"path": path, "memory": budget, "threads": threads, "seconds": SECONDS}
         answer = _least_disturbed(json.dumps(request))
     host = replace(this_host(machine.isa), calibration=machine)

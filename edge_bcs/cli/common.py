@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import OBJECTIVES, WEIGHTED
 from edge_bcs.core.progress import is_terminal
+from edge_bcs.core.settings import Attack
 from edge_bcs.core.text import shown
 from edge_bcs.runtime.signature import TRUSTED
 
@@ -163,6 +164,15 @@ def fraction(text: str, name: str) -> float:
     if not 0 <= number < math.inf:
         raise EdgeBcsError(f"{name} must be a number such as 0.031 or 8/255, not {text!r}.")
     return number
+
+
+def attack_of(options: dict[str, Any]) -> Attack:
+    """Return the training attack of --epsilon, --step-size and --attack-steps."""
+    return Attack(
+        epsilon=fraction(options["epsilon"], "--epsilon"),
+        step_size=fraction(options["step_size"], "--step-size"),
+        steps=options["attack_steps"],
+    )
 
 
 def width() -> int | None:

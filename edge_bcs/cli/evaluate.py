@@ -174,7 +174,7 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
     with Trainer(artifact, class_names=class_names(options), **machine) as trainer:
         reading = Reading(options["data_spec"], artifact.input_shape, options["on_bad"])
         data = reading.open(options["split"])
-        epsilon = artifact.objective.epsilon
+        epsilon = artifact.objective.attack.epsilon
         if options["epsilon"] is not None:
             epsilon = fraction(options["epsilon"], "--epsilon")
         matching = trainer.match_classes(data).report()
@@ -294,5 +294,5 @@ def _epsilon(path: str, options: dict[str, Any]) -> float:
     if is_artifact(path):
         from edge_bcs.runtime.artifact import Artifact
 
-        return float(Artifact.read(path).objective.epsilon)
+        return float(Artifact.read(path).objective.attack.epsilon)
     return 8 / 255

@@ -14,13 +14,13 @@ from click.core import ParameterSource
 from edge_bcs.cli.common import (
     Seed,
     activations,
+    attack_of,
     check_beta,
     class_names,
     class_names_option,
     command_line,
     dense_kernels,
     examples,
-    fraction,
     json_option,
     objective_option,
     pairs,
@@ -48,9 +48,11 @@ from edge_bcs.cli.networks import (
 )
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.progress import Progress, note
+from edge_bcs.core.settings import Hyper
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
+    from edge_bcs.targets.cost_model import Machine
 
 
 @click.command()
@@ -213,14 +215,14 @@ def command(context: click.Context, /, **options: Any) -> None:
         raise EdgeBcsError("--width belongs to the networks of edge-bcs; one of your own has its own.")
 
     memory = options["memory"]
-    machine: dict[str, Any] = {}
+    machine = None
     if options["target"] is not None:
         from edge_bcs.targets import boards
         from edge_bcs.targets.roofline import machine_of
 
         board = boards.load(options["target"])
         memory = memory or board.default_budget
-        machine["machine"] = machine_of(board)
+        machine = machine_of(board)
     with Progress("compiling"):
         artifact, output, validation = _exported(options, memory, machine)
     if validation:
@@ -229,11 +231,12 @@ def command(context: click.Context, /, **options: Any) -> None:
 
 
 def _exported(
-    options: dict[str, Any], memory: int | str | None, machine: dict[str, Any]
+    options: dict[str, Any], memory: int | str | None, machine: Machine | None
 ) -> tuple[Artifact, Path, str]:
     """Make or read the network and compile it; return the artifact, where it lies, and what is said of it."""
     from edge_bcs.exporters import export
     from edge_bcs.exporters.publish import check_target
+    from edge_bcs.exporters.settings import Memory, Publishing
     from edge_bcs.runtime.archive import SUFFIX
 
     def checked(output: Path) -> Path:
@@ -263,23 +266,22 @@ def _exported(
             output,
             objective=options["objective"],
             input_shape=shape_of(sparse, options),
-            memory=memory,
-            store=options["store"],
-            **machine,
-            micro_batch=options["micro_batch"],
+            memory=Memory(
+                memory, micro_batch=options["micro_batch"], store=options["store"], machine=machine
+            ),
+            attack=attack_of(options),
+            hyper=Hyper(learning_rate=options["learning_rate"]),
+            beta=options["beta"],
             batch_norm=batch_norm,
             batch_size=options["batch_size"],
-            epsilon=fraction(options["epsilon"], "--epsilon"),
-            step_size=fraction(options["step_size"], "--step-size"),
-            attack_steps=options["attack_steps"],
-            beta=options["beta"],
-            learning_rate=options["learning_rate"],
             step=step,
             validate=options["validate"],
-            plain_eval=options["plain_eval"],
-            sign_key=options["sign_key"],
-            release=options["release"],
-            force=options["force"],
+            publish=Publishing(
+                plain_eval=options["plain_eval"],
+                sign_key=options["sign_key"],
+                release=options["release"],
+                force=options["force"],
+            ),
         )
     return artifact, output, said.getvalue().strip()
 

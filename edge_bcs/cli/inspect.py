@@ -66,7 +66,7 @@ def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None,
         )
         return
     objective = described.objective
-    attack = f"PGD-{objective.attack_steps}, ε = {objective.epsilon * 255:.3g}/255"
+    attack = f"PGD-{objective.attack.steps}, ε = {objective.attack.epsilon * 255:.3g}/255"
     pairs(
         [
             ("network", f"{described.network}{_made(described)}, "

@@ -1,4 +1,4 @@
-"""The one exception, and the one warning, that reach users."""
+"""The one exception, and the warnings, that reach users."""
 
 from __future__ import annotations
 
@@ -12,3 +12,7 @@ class EdgeBcsError(ValueError):
 
 class EdgeBcsWarning(UserWarning):
     """Something that a user should know and that stops nothing: one sentence, told once."""
+
+
+class EdgeBcsDeprecationWarning(EdgeBcsWarning, DeprecationWarning):
+    """A spelling that still works, and what takes its place; see docs/compatibility.md."""

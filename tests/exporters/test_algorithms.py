@@ -113,7 +113,11 @@ def written(folder: Path, graph: str, operator: str) -> list[str]:
 
 
 def test_each_operator_of_a_graph_says_how_its_own_walk_is_computed(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"objective": "at", "micro_batch": 16, "validate": False}
+    options: dict[str, Any] = {
+        "objective": "at",
+        "memory": edge_bcs.Memory(micro_batch=16),
+        "validate": False,
+    }
     export(padded(), tmp_path / "a", input_shape=(3, 8, 8), **options)
     forwards = ["dense", "dense", "winograd", "winograd", "dense"]
     to_input = ["dense", "winograd", "dense", "winograd", "dense"]
@@ -121,14 +125,24 @@ def test_each_operator_of_a_graph_says_how_its_own_walk_is_computed(tmp_path: Pa
         assert written(tmp_path / "a", graph, "Conv") == forwards
     assert written(tmp_path / "a", "attack", "ConvInputGrad") == to_input
     assert written(tmp_path / "a", "training", "ConvGrad") == to_input
-    export(padded(), tmp_path / "b", input_shape=(3, 8, 8), **options | {"micro_batch": 8})
+    export(
+        padded(),
+        tmp_path / "b",
+        input_shape=(3, 8, 8),
+        **options | {"memory": edge_bcs.Memory(micro_batch=8)},
+    )
     assert set(written(tmp_path / "b", "training", "Conv")) == {"dense"}
 
 
 def test_an_artifact_that_says_dense_everywhere_runs_in_what_it_predicts(tmp_path: Path) -> None:
     """As the compiler wrote it before it said "winograd": with the room for it, but without the word."""
     folder = tmp_path / "a"
-    options: dict[str, Any] = {"objective": "at", "micro_batch": 16, "batch_size": 16, "validate": False}
+    options: dict[str, Any] = {
+        "objective": "at",
+        "memory": edge_bcs.Memory(micro_batch=16),
+        "batch_size": 16,
+        "validate": False,
+    }
     export(padded(), folder, input_shape=(3, 8, 8), **options)
     manifest = json.loads((folder / "manifest.json").read_text())
     for file in ("training_model.onnx", "attack_model.onnx", "eval_model.onnx"):

@@ -19,7 +19,7 @@ import torch
 from helpers.networks import EveryLayer
 
 import edge_bcs
-from edge_bcs import models
+from edge_bcs import Memory, Publishing, models
 
 RECORD = Path(__file__).with_name("artifact_bits.json")
 TABLES = (
@@ -37,19 +37,21 @@ TABLES = (
 
 CASES: dict[str, tuple[str, float, dict[str, Any]]] = {
     # name: (network, density, what export is asked for)
-    "every layer, at, frozen": ("every layer", 0.5, {"objective": "at", "micro_batch": 4}),
+    "every layer, at, frozen": ("every layer", 0.5, {"objective": "at", "memory": Memory(micro_batch=4)}),
     "every layer, trades, batch": (
-        "every layer", 0.5, {"objective": "trades", "batch_norm": "batch", "micro_batch": 3},
+        "every layer", 0.5, {"objective": "trades", "batch_norm": "batch", "memory": Memory(micro_batch=3)},
     ),
-    "vgg16, mart, frozen": ("vgg16", 0.1, {"objective": "mart", "plain_eval": True}),
-    "vgg16, mixed, dense kernels": ("vgg16", 0.9, {"objective": "mixed", "micro_batch": 16}),
-    "resnet18, at, batch": ("resnet18", 0.2, {"objective": "at", "batch_norm": "batch", "micro_batch": 8}),
-    "resnet18, natural": ("resnet18", 0.05, {"objective": "natural", "micro_batch": 6}),
+    "vgg16, mart, frozen": ("vgg16", 0.1, {"objective": "mart", "publish": Publishing(plain_eval=True)}),
+    "vgg16, mixed, dense kernels": ("vgg16", 0.9, {"objective": "mixed", "memory": Memory(micro_batch=16)}),
+    "resnet18, at, batch": (
+        "resnet18", 0.2, {"objective": "at", "batch_norm": "batch", "memory": Memory(micro_batch=8)},
+    ),
+    "resnet18, natural": ("resnet18", 0.05, {"objective": "natural", "memory": Memory(micro_batch=6)}),
     "resnet50, rst, recomputed": ("resnet50", 0.2, {"objective": "rst", "memory": 720_000}),
     "resnet50, trades, batch, recomputed": (
         "resnet50", 0.2, {"objective": "trades", "batch_norm": "batch", "memory": 900_000},
     ),
-    "wrn28_2, at, bfloat16": ("wrn28_2", 0.2, {"objective": "at", "store": "bf16", "memory": 500_000}),
+    "wrn28_2, at, bfloat16": ("wrn28_2", 0.2, {"objective": "at", "memory": Memory(500_000, store="bf16")}),
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from helpers.networks import (
 from helpers.reference_ops import build_lists
 
 import edge_bcs
-from edge_bcs import EdgeBcsError, SparseModel
+from edge_bcs import EdgeBcsError, Memory, SparseModel
 from edge_bcs.core.objectives import objective_named
 
 SHAPE = (3, 16, 16)
@@ -77,7 +77,7 @@ def check_gradients(
     batch tell that from a defect, and few images count where the micro-batch is large.
     """
     batch_norm: dict[str, Any] = {"batch_norm": statistics, "beta": BETA}
-    export(sparse, folder, objective, shape, micro_batch=n, validate=False, **batch_norm)
+    export(sparse, folder, objective, shape, memory=Memory(micro_batch=n), validate=False, **batch_norm)
     network = network_of(sparse, shape, statistics == "batch")
     errors = []
     for seed in (5, 6, 7):
@@ -134,7 +134,7 @@ def test_micro_batches_accumulate_the_same_gradient(tmp_path: Path) -> None:
     images, labels = batch(network, 16)
     sums = {}
     for n in (1, 3, 16):
-        export(sparse, tmp_path / "a", micro_batch=n, input_shape=SHAPE, validate=False)
+        export(sparse, tmp_path / "a", memory=Memory(micro_batch=n), input_shape=SHAPE, validate=False)
         start = 0
         buffers: dict[str, np.ndarray] = {}
         while start < 16:
@@ -156,7 +156,7 @@ def test_micro_batches_accumulate_the_same_gradient(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["vgg16", "resnet18", "wrn28_2"])
 def test_ten_attack_steps_are_torchs_where_the_gradient_decides(tmp_path: Path, name: str) -> None:
     sparse = tiny(name)
-    export(sparse, tmp_path / "a", micro_batch=4, input_shape=SHAPE, validate=False)
+    export(sparse, tmp_path / "a", memory=Memory(micro_batch=4), input_shape=SHAPE, validate=False)
     network = network_of(sparse, SHAPE)
     images, labels = batch(network, 4)
     epsilon, step = np.float32(8 / 255), np.float32(2 / 255)
@@ -191,7 +191,9 @@ def test_ten_attack_steps_are_torchs_where_the_gradient_decides(tmp_path: Path, 
 
 def test_the_folder_holds_what_the_manifest_says(tmp_path: Path) -> None:
     sparse = tiny("resnet18")
-    artifact = export(sparse, tmp_path / "out" / "a", objective="trades", input_shape=SHAPE, micro_batch=8)
+    artifact = export(
+        sparse, tmp_path / "out" / "a", objective="trades", input_shape=SHAPE, memory=Memory(micro_batch=8)
+    )
     assert artifact.network == "resnet18" and artifact.kappa == sparse.kappa and artifact.size == sparse.size
     assert artifact.objective.beta == 6.0 and artifact.objective.two_branches
     assert artifact.objective.start == "gaussian" and artifact.objective.attack_loss == "kl"
@@ -209,7 +211,13 @@ def test_the_folder_holds_what_the_manifest_says(tmp_path: Path) -> None:
 
 def test_every_graph_is_valid_and_loads_in_old_runtimes(tmp_path: Path) -> None:
     artifact = export(
-        tiny("wrn28_2"), tmp_path / "a", "mart", SHAPE, micro_batch=2, batch_norm="batch", validate=False
+        tiny("wrn28_2"),
+        tmp_path / "a",
+        "mart",
+        SHAPE,
+        memory=Memory(micro_batch=2),
+        batch_norm="batch",
+        validate=False,
     )
     for graph in GRAPHS:
         model = onnx.load(artifact.graph(graph))
@@ -223,7 +231,12 @@ def test_every_graph_is_valid_and_loads_in_old_runtimes(tmp_path: Path) -> None:
 def test_rates_that_were_not_given(tmp_path: Path, batch_norm: str, rate: float, decay: float) -> None:
     """The paper's from scratch; a hundredth for fine-tuning, the decay in the paper's proportion."""
     artifact = export(
-        tiny("vgg16"), tmp_path / "a", input_shape=SHAPE, batch_norm=batch_norm, micro_batch=4, validate=False
+        tiny("vgg16"),
+        tmp_path / "a",
+        input_shape=SHAPE,
+        batch_norm=batch_norm,
+        memory=Memory(micro_batch=4),
+        validate=False,
     )
     assert artifact.hyper["learning_rate"] == rate
     assert artifact.hyper["weight_decay"] == pytest.approx(decay)
@@ -255,7 +268,7 @@ def test_exports_of_one_network_are_the_same_to_the_byte(tmp_path: Path) -> None
 def test_validation_accepts_what_is_right(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], objective: str
 ) -> None:
-    export(tiny("resnet18"), tmp_path / "a", objective, SHAPE, micro_batch=3)
+    export(tiny("resnet18"), tmp_path / "a", objective, SHAPE, memory=Memory(micro_batch=3))
     assert "validated against torch float64" in capsys.readouterr().out
 
 
@@ -265,13 +278,15 @@ def test_two_images_that_normalise_each_other_are_no_defect(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, objective: str
 ) -> None:
     # On 1×1 maps every normalised value is ±1: torch's own float32 is 1e-3 (VGG-16) away from float64.
-    export(tiny(name), tmp_path / "a", objective, SHAPE, micro_batch=2, batch_norm="batch")
+    export(tiny(name), tmp_path / "a", objective, SHAPE, memory=Memory(micro_batch=2), batch_norm="batch")
     found = capsys.readouterr().out
     assert "validated against torch float64" in found
     assert name != "vgg16" or "(torch's own float32: " in found
 
 
-@pytest.mark.parametrize("options", [{}, {"micro_batch": 2, "batch_norm": "batch"}], ids=["frozen", "batch"])
+@pytest.mark.parametrize(
+    "options", [{}, {"memory": Memory(micro_batch=2), "batch_norm": "batch"}], ids=["frozen", "batch"]
+)
 def test_validation_refuses_what_is_wrong_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -334,13 +349,11 @@ def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
     ("options", "reason"),
     [
         ({"objective": "fgsm"}, "fgsm"),
-        ({"batch_norm": "instance"}, "'frozen' or 'batch'"),
-        ({"micro_batch": 0}, "between 1 and"),
-        ({"micro_batch": 1, "batch_norm": "batch"}, "between 2 and"),
+        ({"batch_norm": "instance"}, "batch norm is frozen or batch"),
+        ({"memory": Memory(micro_batch=1), "batch_norm": "batch"}, "take 2 at least"),
+        ({"memory": "lots"}, "not a size"),
         ({"batch_size": 0}, "at least 1"),
-        ({"attack_steps": -1}, "attack steps"),
-        ({"epsilon": float("nan")}, "epsilon"),
-        ({"learning_rate": -0.1}, "learning_rate"),
+        ({"epochs": 0}, "at least 1"),
         ({"beta": float("inf")}, "beta"),
         ({"input_shape": (1, 16, 16)}, "channels"),
     ],

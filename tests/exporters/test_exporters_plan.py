@@ -119,7 +119,11 @@ def test_what_nobody_reads_counts_to_the_end(
     sparse, job = sparse_of(Unread()), Job(objective_named(objective), 6.0, 16, bfloat16=store == "bf16")
     least = smallest(network_of(sparse, (3, 8, 8), statistics == "batch"), job).peak_bytes
     for memory in (None, least, int(1.2 * least), int(1.5 * least), 2 * least):
-        options = {"objective": objective, "batch_norm": statistics, "memory": memory, "store": store}
+        options = {
+            "objective": objective,
+            "batch_norm": statistics,
+            "memory": edge_bcs.Memory(memory, store=store),
+        }
         for phase, (predicted, peak) in measured(tmp_path / "a", sparse, (3, 8, 8), **options).items():
             assert peak == predicted, (phase, memory)
 
@@ -128,7 +132,11 @@ NETWORKS = ("vgg16", "resnet18", "resnet34", "resnet50", "wrn28_2", "wrn28_4")
 
 
 def check_measured(folder: Path, name: str, objective: str, statistics: str, micro_batch: int) -> None:
-    options = {"objective": objective, "batch_norm": statistics, "micro_batch": micro_batch}
+    options = {
+        "objective": objective,
+        "batch_norm": statistics,
+        "memory": edge_bcs.Memory(micro_batch=micro_batch),
+    }
     for phase, (predicted, peak) in measured(folder, tiny(name), (3, 16, 16), **options).items():
         assert peak <= predicted <= 1.01 * peak, (phase, predicted, peak)
 
@@ -144,7 +152,9 @@ def test_the_room_for_packed_weights_is_measured(
         torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(32 * width, 10),
     )  # fmt: skip
     sparse = edge_bcs.sparsify(network, sparsity=0.2, seed=0, distribution="uniform")
-    peaks = measured(tmp_path / "a", sparse, (3, 4, width), objective="at", micro_batch=micro_batch)
+    peaks = measured(
+        tmp_path / "a", sparse, (3, 4, width), objective="at", memory=edge_bcs.Memory(micro_batch=micro_batch)
+    )
     room = 4 * 128 * 64 * 9 * numbers // 3
     predicted, peak = peaks["training"]
     assert peak <= predicted <= 1.01 * peak and peak > room
@@ -190,9 +200,9 @@ def check_planned(
     most = compiled(sparse, objective, statistics == "batch", 8, (3, 16, 16)).memory.peak_bytes
     for share in shares:
         memory = int(least + share * (most - least))
-        options = {"objective": objective, "batch_norm": statistics, "batch_size": 32, "store": store}
+        options = {"objective": objective, "batch_norm": statistics, "batch_size": 32}
         for phase, (predicted, peak) in measured(
-            folder / "a", sparse, (3, 16, 16), memory=memory, **options
+            folder / "a", sparse, (3, 16, 16), memory=edge_bcs.Memory(memory, store=store), **options
         ).items():
             assert peak <= predicted <= 1.01 * peak, (phase, memory, predicted, peak)
 

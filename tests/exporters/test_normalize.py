@@ -63,7 +63,13 @@ def test_torch_normalises_before_the_first_layer_and_zero_pads_after(sparse: edg
 
 
 def test_the_artifact_is_torchs_network(sparse: edge_bcs.SparseModel, tmp_path: Path) -> None:
-    edge_bcs.export(sparse, tmp_path / "a", input_shape=(3, 10, 6), micro_batch=5, plain_eval=True)
+    edge_bcs.export(
+        sparse,
+        tmp_path / "a",
+        input_shape=(3, 10, 6),
+        memory=edge_bcs.Memory(micro_batch=5),
+        publish=edge_bcs.Publishing(plain_eval=True),
+    )
     x = np.random.default_rng(0).random((7, 3, 10, 6), np.float32)
     with torch.no_grad():
         expected = by_hand(sparse, torch.from_numpy(x)).numpy()
@@ -76,7 +82,7 @@ def test_the_artifact_is_torchs_network(sparse: edge_bcs.SparseModel, tmp_path: 
 def test_a_step_of_the_attack_has_its_size_in_units_of_pixels(
     sparse: edge_bcs.SparseModel, tmp_path: Path
 ) -> None:
-    edge_bcs.export(sparse, tmp_path / "a", input_shape=(3, 10, 6), micro_batch=4)
+    edge_bcs.export(sparse, tmp_path / "a", input_shape=(3, 10, 6), memory=edge_bcs.Memory(micro_batch=4))
     images = np.random.default_rng(0).uniform(0.2, 0.8, (4, 3, 10, 6)).astype(np.float32)
     labels = torch.arange(4)
     feeds = {

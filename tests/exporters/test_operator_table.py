@@ -85,7 +85,13 @@ def made(row: str, folder: Path, **options: Any) -> tuple[edge_bcs.SparseModel, 
     torch.manual_seed(1)
     sparse = sparse_of(Around(ROWS[row]()), density=0.6)
     return sparse, edge_bcs.export(
-        sparse, folder, input_shape=IMAGE, plain_eval=True, validate=False, batch_size=8, **options
+        sparse,
+        folder,
+        input_shape=IMAGE,
+        publish=edge_bcs.Publishing(plain_eval=True),
+        validate=False,
+        batch_size=8,
+        **options,
     )
 
 
@@ -95,14 +101,18 @@ def made(row: str, folder: Path, **options: Any) -> tuple[edge_bcs.SparseModel, 
 def test_logits_loss_and_gradients_are_torchs(
     row: str, statistics: str, micro_batch: int, tmp_path: Path
 ) -> None:
-    options = {"batch_norm": statistics, "micro_batch": micro_batch, "objective": "trades"}
+    options = {
+        "batch_norm": statistics,
+        "memory": edge_bcs.Memory(micro_batch=micro_batch),
+        "objective": "trades",
+    }
     sparse, artifact = made(row, tmp_path / "artifact", **options)
     assert validate(artifact, sparse).largest < 1e-5
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_the_attack_follows_the_sign_of_torchs_gradient(row: str, tmp_path: Path) -> None:
-    sparse, artifact = made(row, tmp_path / "artifact", micro_batch=4)
+    sparse, artifact = made(row, tmp_path / "artifact", memory=edge_bcs.Memory(micro_batch=4))
     random = np.random.default_rng(2)
     x = random.uniform(0.2, 0.8, (4, *IMAGE)).astype(np.float32)
     labels = np.arange(4) % 3
@@ -132,7 +142,13 @@ def test_the_attack_follows_the_sign_of_torchs_gradient(row: str, tmp_path: Path
 
 @pytest.mark.parametrize("row", ROWS)
 def test_the_peak_is_the_one_that_was_predicted(row: str, tmp_path: Path) -> None:
-    made(row, tmp_path / "artifact", objective="at", micro_batch=3, attack_steps=1)
+    made(
+        row,
+        tmp_path / "artifact",
+        objective="at",
+        memory=edge_bcs.Memory(micro_batch=3),
+        attack=edge_bcs.Attack(steps=1),
+    )
     with Trainer(tmp_path / "artifact") as trainer:
         random = np.random.default_rng(3)
         trainer.step(random.random((8, *IMAGE), np.float32), random.integers(0, 3, 8))

@@ -16,6 +16,7 @@ from edge_bcs.exporters.plain_eval import plain_evaluation_model
 from edge_bcs.runtime import Trainer
 from helpers.networks import NETWORKS, EveryLayer, Residual, double, relative, sparse_of, tiny
 
+from edge_bcs import Attack, Memory, Publishing
 from edge_bcs.cli import main
 from edge_bcs.method.sparse_model import SparseModel
 
@@ -64,7 +65,13 @@ def test_batch_norms_behind_convolutions_are_folded() -> None:
 def test_the_artifacts_plain_model_is_its_sparse_model(tmp_path: Path) -> None:
     sparse = tiny("resnet18")
     shape = (3, 16, 16)
-    export(sparse, tmp_path / "artifact", input_shape=shape, micro_batch=4, plain_eval=True)
+    export(
+        sparse,
+        tmp_path / "artifact",
+        input_shape=shape,
+        memory=Memory(micro_batch=4),
+        publish=Publishing(plain_eval=True),
+    )
     images = np.random.default_rng(0).random((6, *shape), np.float32)
     with Trainer(tmp_path / "artifact") as trainer:  # the checksum of the new file is verified too
         expected = trainer.logits(images)
@@ -74,7 +81,14 @@ def test_the_artifacts_plain_model_is_its_sparse_model(tmp_path: Path) -> None:
 def test_a_network_trained_on_the_board_comes_out_plain(tmp_path: Path) -> None:
     sparse = tiny("vgg16", size=32, classes=10)
     images = np.random.default_rng(0).random((4, 3, 32, 32), np.float32)
-    export(sparse, tmp_path / "artifact", micro_batch=4, attack_steps=1, batch_norm="batch", validate=False)
+    export(
+        sparse,
+        tmp_path / "artifact",
+        memory=Memory(micro_batch=4),
+        attack=Attack(steps=1),
+        batch_norm="batch",
+        validate=False,
+    )
     with Trainer(tmp_path / "artifact") as trainer:
         trainer.step(images, np.arange(4))
         trainer.save(tmp_path / "run")

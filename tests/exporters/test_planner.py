@@ -39,7 +39,7 @@ from helpers.schedule_checker import Checker
 from torch import nn
 
 import edge_bcs
-from edge_bcs import EdgeBcsError, SparseModel, models
+from edge_bcs import Attack, EdgeBcsError, Hyper, Memory, SparseModel, models
 from edge_bcs.core.objectives import objective_named
 
 MIB = 1 << 20
@@ -271,13 +271,13 @@ def test_the_smallest_budget_works_and_a_byte_less_is_refused_with_help(
         "objective": objective,
         "batch_norm": statistics,
         "input_shape": (3, 16, 16),
-        "store": store,
+        "attack": Attack(steps=1),
+        "hyper": Hyper(learning_rate=1e-3),
     }
-    options |= {"attack_steps": 1, "learning_rate": 1e-3}
     job = Job(objective_named(objective), 6.0, 128, 1, store == "bf16")
     budget = smallest(network, job).peak_bytes
     with pytest.raises(EdgeBcsError, match=f"smallest feasible budget is {budget} bytes") as error:
-        export(sparse, tmp_path / "a", memory=budget - 1, **options)
+        export(sparse, tmp_path / "a", memory=Memory(budget - 1, store=store), **options)
     assert not (tmp_path / "a").exists() and "\n" not in str(error.value)
     changes = re.findall(r"(--[a-z-]+ \S+): (\d+) bytes", str(error.value))
     assert any(change.startswith("--sparsity") for change, _ in changes)
@@ -285,7 +285,7 @@ def test_the_smallest_budget_works_and_a_byte_less_is_refused_with_help(
     assert ("--batch-norm frozen" in dict(changes)) == (statistics == "batch")
     assert all(int(size) < budget for _, size in changes)
     assert str(error.value).count("(enough)") == len(changes)  # a byte less is enough
-    step_under(export(sparse, tmp_path / "a", memory=budget, **options), budget)
+    step_under(export(sparse, tmp_path / "a", memory=Memory(budget, store=store), **options), budget)
 
 
 def test_changes_that_are_enough_come_first() -> None:
@@ -323,7 +323,7 @@ def test_full_size_networks_train_two_images_at_a_time_in_a_few_mebibytes(
     tmp_path: Path, name: str, objective: str, budget: int
 ) -> None:
     sparse = edge_bcs.sparsify(models.create(name), 0.99)
-    options: dict[str, Any] = {"objective": objective, "validate": False, "attack_steps": 1}
+    options: dict[str, Any] = {"objective": objective, "validate": False, "attack": Attack(steps=1)}
     artifact = export(sparse, tmp_path / "a", memory=budget, batch_norm="frozen", **options)
     assert artifact.micro_batch >= 2
     step_under(artifact, budget)
@@ -360,7 +360,7 @@ def test_an_artifact_tells_what_was_chosen(tmp_path: Path) -> None:
     artifact = export(sparse, tmp_path / "a", input_shape=(3, 16, 16), memory=budget, validate=False)
     choice = artifact.manifest["memory"]["choice"]
     assert choice["store"] == "f32" and choice["recomputed"] and not choice["narrowed"]
-    narrow = export(sparse, tmp_path / "b", input_shape=(3, 16, 16), store="bf16")
+    narrow = export(sparse, tmp_path / "b", input_shape=(3, 16, 16), memory=Memory(store="bf16"))
     assert len(narrow.manifest["memory"]["choice"]["narrowed"]) > 10
-    with pytest.raises(EdgeBcsError, match="'f32' or 'bf16'"):
-        export(sparse, tmp_path / "c", input_shape=(3, 16, 16), store="f16")
+    with pytest.raises(EdgeBcsError, match="the store is f32 or bf16, not 'f16'"):
+        Memory(store="f16")

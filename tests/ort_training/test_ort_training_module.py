@@ -172,6 +172,12 @@ def test_another_networks_checkpoint_is_refused(tiny_artifact: Make, tmp_path: P
     from edge_bcs.method.connectivity import sparsify
 
     other = sparsify(tiny_network(), 0.9, seed=0, distribution="uniform")
-    export(other, tmp_path / "other", input_shape=(1, 8, 8), micro_batch=4, validate=False)
+    export(
+        other,
+        tmp_path / "other",
+        input_shape=(1, 8, 8),
+        memory=edge_bcs.Memory(micro_batch=4),
+        validate=False,
+    )
     with pytest.raises(EdgeBcsError, match=r"belongs to another network: coo\.value"):
         OrtTrainer(tiny_artifact(), checkpoint=tmp_path / "other" / "checkpoint")

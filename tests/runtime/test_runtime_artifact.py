@@ -73,7 +73,7 @@ def test_an_artifact_is_read_as_written(tmp_path: Path) -> None:
     artifact = Artifact.read(write_artifact(tmp_path / "a"))
     assert (artifact.kappa, artifact.size, artifact.dense_size, artifact.statistics_size) == (5, 72, 9, 3)
     assert artifact.input_shape == (2, 6, 6) and artifact.layers[0].shape == (3, 2, 3, 3)
-    assert artifact.objective.epsilon == 8 / 255 and artifact.budget is None
+    assert artifact.objective.attack.epsilon == 8 / 255 and artifact.budget is None
     tensors, metadata = read_state(artifact)
     assert metadata["step"] == "3"
     for name, array in state().items():

@@ -31,7 +31,7 @@ def vgg16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("budget") / "vgg16"
     sparse = edge_bcs.sparsify(edge_bcs.models.vgg16(num_classes=10), sparsity=0.99, seed=0)
-    edge_bcs.export(sparse, folder, objective="at", micro_batch=4, attack_steps=10, validate=False)
+    edge_bcs.export(sparse, folder, objective="at", memory=edge_bcs.Memory(micro_batch=4), validate=False)
     return folder
 
 
@@ -65,7 +65,12 @@ def test_a_graph_that_ran_finds_its_memory_again(tmp_path: Path) -> None:
 
     sparse = edge_bcs.sparsify(edge_bcs.models.vgg16(num_classes=10), sparsity=0.99, seed=0)
     edge_bcs.export(
-        sparse, tmp_path / "vgg16", objective="at", micro_batch=16, attack_steps=2, validate=False
+        sparse,
+        tmp_path / "vgg16",
+        objective="at",
+        memory=edge_bcs.Memory(micro_batch=16),
+        attack=edge_bcs.Attack(steps=2),
+        validate=False,
     )
     generator = np.random.default_rng(0)
     x, y = generator.random((16, 3, 32, 32), dtype=np.float32), np.arange(16) % 10

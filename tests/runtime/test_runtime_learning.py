@@ -21,15 +21,16 @@ def test_a_random_99_percent_sparse_network_becomes_robust(tmp_path: Path) -> No
     pytest.importorskip("torch")
     from edge_bcs.exporters import export
 
+    from edge_bcs import Attack, Memory
     from edge_bcs.method.connectivity import sparsify
     from edge_bcs.models import resnet18
 
     sparse = sparsify(resnet18(width=0.25), "0.99", seed=0)
     options: dict[str, Any] = {
         "batch_norm": "batch",
-        "micro_batch": 32,
+        "memory": Memory(micro_batch=32),
         "batch_size": 64,
-        "attack_steps": 2,
+        "attack": Attack(steps=2),
         "validate": False,
     }
     export(sparse, tmp_path / "resnet18", **options)
@@ -56,6 +57,7 @@ def test_it_becomes_robust_on_photographs(tmp_path: Path) -> None:
     import torch
     from edge_bcs.exporters import export
 
+    from edge_bcs import Attack, Hyper, Memory
     from edge_bcs.method.connectivity import sparsify
     from edge_bcs.models import resnet18
 
@@ -63,11 +65,11 @@ def test_it_becomes_robust_on_photographs(tmp_path: Path) -> None:
     sparse = sparsify(resnet18(width=0.25), "0.99", seed=0)
     options: dict[str, Any] = {
         "batch_norm": "batch",
-        "micro_batch": 32,
-        "attack_steps": 3,
-        "step_size": 4 / 255,
+        "memory": Memory(micro_batch=32),
+        "attack": Attack(steps=3, step_size=4 / 255),
+        "hyper": Hyper(learning_rate=0.05),
     }
-    export(sparse, tmp_path / "resnet18", learning_rate=0.05, validate=False, **options)
+    export(sparse, tmp_path / "resnet18", validate=False, **options)
     images = open_data(str(CIFAR10 / "train.tar.gz"), "train")
     order = images.order(0, 0)
     training, held_out = (ArrayDataset(*images.read(part)) for part in (order[:10_000], order[10_000:11_000]))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import itertools
 import json
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,8 +47,16 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = edge_bcs.models.resnet18(num_classes=10, width=0.0625, input_size=16)
     sparse = edge_bcs.sparsify(network, sparsity="0.9", seed=0)
     folder = tmp_path_factory.mktemp("resnet") / "artifact"
-    options: dict[str, Any] = {"objective": "trades", "batch_norm": "batch", "micro_batch": 16}
-    edge_bcs.export(sparse, folder, input_shape=(3, 16, 16), batch_size=32, validate=False, **options)
+    options: dict[str, Any] = {"objective": "trades", "batch_norm": "batch"}
+    edge_bcs.export(
+        sparse,
+        folder,
+        input_shape=(3, 16, 16),
+        memory=edge_bcs.Memory(micro_batch=16),
+        batch_size=32,
+        validate=False,
+        **options,
+    )
     return folder
 
 
@@ -489,11 +499,24 @@ def test_a_board_scales_the_plan_and_says_so(resnet: Path, monkeypatch: pytest.M
 
 
 def test_a_module_of_the_users_own_gets_python(tiny_artifact: Make) -> None:
+    pytest.importorskip("torch")
+    import edge_bcs
+
     path = tiny_artifact()
     need = Artifact.read(path).predicted_peak_bytes
     (change, *_) = simulate(path, memory=int(need * 0.9), run=False).advice.changes
     assert change.command.startswith(f"edge_bcs.export(edge_bcs.load({str(path)!r}, model=module)")
-    assert "input_shape=(1, 8, 8)" in change.command and "micro_batch=" in change.command
+    assert "input_shape=(1, 8, 8)" in change.command
+    # What it says is what `export` takes; only writing is left out.
+    said: dict[str, Any] = {}
+    stand_in = SimpleNamespace(
+        load=lambda path, model: model,
+        export=lambda sparse, folder, **options: said.update(options),
+        **{name: getattr(edge_bcs, name) for name in ("Attack", "Memory")},
+    )
+    eval(change.command, {"edge_bcs": stand_in, "module": None})
+    assert said["memory"].micro_batch is not None and said["attack"] == edge_bcs.Attack(steps=3)
+    assert said.keys() <= inspect.signature(edge_bcs.export).parameters.keys()
 
 
 # Refusals and the command line

@@ -32,7 +32,9 @@ class CompiledBackend:
     def __init__(
         self, sparse: SparseModel, plan: TrainingPlan, objective: Objective, shape: Any, threads: int | None
     ):
+        from edge_bcs.core.settings import Attack, Hyper
         from edge_bcs.exporters import export
+        from edge_bcs.exporters.settings import Memory
 
         self.sparse, self.plan, self.objective, self.threads = sparse, plan, objective, threads
         self._trainer: Any = None
@@ -43,17 +45,17 @@ class CompiledBackend:
                 self._folder.path / "artifact",
                 objective=plan.objective,
                 input_shape=tuple(shape),
-                micro_batch=max(plan.batch_size, 2),
+                memory=Memory(micro_batch=max(plan.batch_size, 2)),
                 batch_norm=plan.batch_norm,
                 batch_size=plan.batch_size,
-                epsilon=plan.epsilon,
-                step_size=plan.step_size,
-                attack_steps=plan.attack_steps,
+                attack=Attack(epsilon=plan.epsilon, step_size=plan.step_size, steps=plan.attack_steps),
                 beta=plan.beta,
-                learning_rate=plan.learning_rate,
-                weight_decay=plan.weight_decay,
-                momentum=plan.momentum,
-                noise=plan.noise,
+                hyper=Hyper(
+                    learning_rate=plan.learning_rate,
+                    weight_decay=plan.weight_decay,
+                    momentum=plan.momentum,
+                    noise=plan.noise,
+                ),
                 epochs=plan.epochs,
                 validate=False,
             )
