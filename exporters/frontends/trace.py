@@ -333,6 +333,7 @@ class Trace:
         self.graph.layers.append(image)
         with _as_it_was(self.root), torch.random.fork_rng(devices=()), torch.inference_mode():
             outline = self.remember(torch.empty((BATCH, *image.shape), device="meta"), image)
+            vars(self.root).pop("edge_bcs_normalize", None)  # which is the first layer's
             with warnings.catch_warnings(), _Mode(self):
                 warnings.simplefilter("ignore")  # they are told where the network runs on images
                 result = self.root(outline)
