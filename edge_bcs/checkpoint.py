@@ -175,10 +175,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(tensors, metadata)
 
 
-_READ = "read is what edge-bcs trained, exported or saved"
+_READ = "edge-bcs reads what it trained, exported or saved"
 _INSTEAD = (
-    f"{_READ}; load this into its module with torch, where edge_bcs.evaluation.evaluate measures it, and "
-    'edge_bcs.sparsify(module, start="new") begins a sparse network like it, with new weights'
+    f"{_READ}; load this into its module with torch: edge_bcs.evaluation.evaluate measures that module, and "
+    'edge_bcs.sparsify(module, start="new") makes a sparse network like it, with new weights'
 )
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number with which such a pickle begins
 

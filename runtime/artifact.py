@@ -193,7 +193,7 @@ class Artifact:
         """
         if min_release is not None and not trust_keys:
             raise EdgeBcsError(
-                "a least release belongs to a trusted key: anybody can change a number that is not signed."
+                "--min-release needs --trust-key: anybody can change a number that is not signed."
             )
         path = Path(path)
         with reading(path):
@@ -209,7 +209,7 @@ class Artifact:
             raise EdgeBcsError(f"the signed manifest of {path} does not list {STATE}.")
         if min_release is not None and (artifact.release or 0) < min_release:
             raise EdgeBcsError(
-                f"{path} is {artifact.release_text}, and release {min_release} or a later one is demanded."
+                f"{path} is {artifact.release_text}, and release {min_release} or a later one is required."
             )
         return artifact
 

@@ -56,7 +56,7 @@ class Fit:
         on_wait: Callable[[str], None] | None,
     ) -> None:
         if on_nan not in ("stop", "skip"):
-            raise EdgeBcsError(f"what is not finite makes a training stop or skip, not {on_nan!r}.")
+            raise EdgeBcsError(f"on_nan is 'stop' or 'skip', not {on_nan!r}.")
         if max_hours is not None and not 0 < max_hours < float("inf"):
             raise EdgeBcsError(f"the hours of a training must be a positive number, not {max_hours}.")
         self._trainer, self._data, self._augment, self._progress = trainer, data, augment, progress

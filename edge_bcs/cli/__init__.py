@@ -96,7 +96,10 @@ class _Commands(click.Group):
             with _warnings_in_one_line():
                 return super().invoke(context)
         except EdgeBcsError as error:
-            raise click.ClickException(shown(str(error))) from None
+            sentence = shown(str(error))
+            raise click.ClickException(
+                sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
+            ) from None
         except KeyboardInterrupt:
             say("Stopped.")
             sys.exit(_INTERRUPTED)

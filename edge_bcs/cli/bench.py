@@ -67,7 +67,7 @@ def command(report: Path | None, resume: bool, calibrate: bool, as_json: bool, *
     threads, repetitions = options["threads"], options["repetitions"]
     assert isinstance(threads, int) and isinstance(repetitions, int)
     if resume and report is None:
-        raise click.UsageError("--resume belongs to --all.")
+        raise click.UsageError("--resume needs --all DIR.")
     if calibrate and report is not None:
         raise click.UsageError("--calibrate and --all are two measurements: give one of them.")
     if calibrate:

@@ -130,7 +130,9 @@ def _check(options: dict[str, Any]) -> None:
         if options[name] is not None:
             fraction(options[name], f"--{name.replace('_', '-')}")
     if options["model"] is not None and not is_own(options["model"]):
-        raise EdgeBcsError(f"--model names what made a network of your own; {options['model']} is stored.")
+        raise EdgeBcsError(
+            f"--model FILE.py:FACTORY is for a network of your own: leave it out for {options['model']}."
+        )
     attack = options["attack"]
     owners = {
         "queries": ("square",),
@@ -153,12 +155,12 @@ def _chosen_engine(path: str, options: dict[str, Any]) -> str:
     if options["attack"] not in _BOARDS_ATTACKS:
         needs_torch.insert(0, f"--attack {options['attack']}")
     if options["engine"] == "board" and needs_torch:
-        raise EdgeBcsError(f"{needs_torch[0]} needs --engine torch; the board has fgsm and pgd.")
+        raise EdgeBcsError(f"{needs_torch[0]} needs --engine torch; --engine board has fgsm and pgd.")
     board = options["engine"] == "board" or (
         options["engine"] is None and is_artifact(path) and not needs_torch
     )
     if given("memory") and not board:
-        raise EdgeBcsError("--memory caps what the board's graphs take; torch has no such cap.")
+        raise EdgeBcsError("--memory needs --engine board: PyTorch has no such cap.")
     return "board" if board else "torch"
 
 

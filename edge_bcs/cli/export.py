@@ -193,7 +193,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     """
     check_beta(options)
     if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:
-        raise EdgeBcsError("--trust-key belongs to --checkpoint: a new network comes from nowhere.")
+        raise EdgeBcsError("--trust-key checks what --checkpoint reads: leave it out for a new network.")
 
     mine = is_own(options["model"])
     if options["checkpoint"]:

@@ -32,7 +32,7 @@ def command(name: str | None, as_toml: bool, as_json: bool) -> None:
         raise click.UsageError("--toml and --json are two forms: give one of them.")
     if as_toml:
         if name is None:
-            raise click.UsageError("--toml belongs to the NAME of a board.")
+            raise click.UsageError("--toml needs the NAME of a board.")
         boards.load(name)
         click.echo(read_small(boards.file_of(name)).decode(), nl=False)
         return

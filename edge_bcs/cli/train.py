@@ -329,7 +329,7 @@ def _check(options: dict[str, Any]) -> None:
         if method in _COMPARATORS:
             raise EdgeBcsError(f"{method} begins with a dense network: use --engine torch.")
         if options["compile"]:
-            raise EdgeBcsError("--compile is torch's; the sparse engine compiles the network by itself.")
+            raise EdgeBcsError("--compile is for --engine torch; the sparse engine compiles by itself.")
     if objective_named(options["objective"]).pseudo_labelled != (options["pseudo_labelled"] is not None):
         names = " or ".join(PSEUDO_LABELLED)
         raise EdgeBcsError(

@@ -215,7 +215,7 @@ def _map_style(source: Any) -> Any:
     if not whole or type(batches).__name__ not in ("BatchSampler", "NoneType"):
         chosen = type(batches if whole else sampler).__name__
         raise EdgeBcsError(
-            f"the DataLoader chooses its images by a {chosen}, which would not be asked; give a Dataset of "
+            f"the DataLoader chooses its images by a {chosen}, which is not used; give a Dataset of "
             "just these images, such as torch.utils.data.Subset"
         )
     if getattr(loader.collate_fn, "__name__", "") not in _PLAIN_COLLATION:

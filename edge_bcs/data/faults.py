@@ -46,7 +46,7 @@ class Handling:
     def __post_init__(self) -> None:
         """Raise EdgeBcsError unless ``on_bad`` is one of the two."""
         if self.on_bad not in ("stop", "skip"):
-            raise EdgeBcsError(f"an image that cannot be used makes it stop or skip, not {self.on_bad!r}.")
+            raise EdgeBcsError(f"on_bad is 'stop' or 'skip', not {self.on_bad!r}.")
 
     def settle(self, found: Sequence[LeftOut], source: str) -> tuple[LeftOut, ...]:
         """Return the images of ``source`` that are left out.

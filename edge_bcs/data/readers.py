@@ -337,7 +337,7 @@ def _svhn_labels(file: Path) -> Array:
         if array.name == "y":
             count = math.prod(array.shape)
             if count > _MOST_IMAGES:
-                raise EdgeBcsError(f"{file} has {count} labels, which is refused.")
+                raise EdgeBcsError(f"{file} has {count} labels; at most {_MOST_IMAGES} are read.")
             require_memory(count * (array.dtype.itemsize + _BYTES_OF_LABEL), str(file), "read it elsewhere")
             labels = np.frombuffer(array.content.read(count * array.dtype.itemsize), array.dtype)
             if len(labels) != count:

@@ -124,4 +124,4 @@ def check_buffers(
         if not np.isfinite(array).all():
             raise EdgeBcsError(f"{name} has an element that is not finite.")
     if (value == 0).any():
-        raise EdgeBcsError("a weight is 0; active weights never are.")
+        raise EdgeBcsError("a connection has the weight 0, which none may have.")

@@ -282,7 +282,7 @@ def update(sparse: SparseModel, hyper: Hyper, *, step: int, rewire: str = "unifo
         EdgeBcsError: a gradient or a weight that is not finite; nothing is changed then.
     """
     if rewire not in (*REWIRE, "none"):
-        raise EdgeBcsError(f"connections are rewired uniform or by-layer, not {rewire!r}")
+        raise EdgeBcsError(f"rewire is 'uniform' or 'by-layer', not {rewire!r}")
     gradient, dense_gradient = sparse.gradients()
     value, index = sparse.value(), sparse.index
     w, velocity = moved(sparse, value, gradient, hyper, step=step)

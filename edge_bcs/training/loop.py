@@ -285,7 +285,7 @@ def _check(
     if method not in METHODS:
         raise EdgeBcsError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}")
     if rewire not in REWIRE:
-        raise EdgeBcsError(f"connections are rewired uniform or by-layer, not {rewire!r}")
+        raise EdgeBcsError(f"rewire is 'uniform' or 'by-layer', not {rewire!r}")
     if batch_norm not in ("batch", "frozen"):
         raise EdgeBcsError(f"batch norm is either batch or frozen, not {batch_norm!r}")
     if objective.pseudo_labelled and pseudo_labelled is None:
@@ -453,7 +453,14 @@ class _Run:
         names = ("name", "arguments")
         same = all(network.get(name) == self.sparse.record.get(name) for name in names)
         if not same or checkpoint.seed != self.sparse.seed:
-            raise EdgeBcsError(f"{last.parent} holds a training of another network or seed")
+            begun = str(network.get("name"))[:60]
+            if isinstance(made := network.get("factory"), str):
+                begun += f" (made by {made[:200]})"
+            raise EdgeBcsError(
+                f"{last.parent} was begun with the network {begun} and the seed {checkpoint.seed}, not with "
+                f"{self.sparse.record['name']} and the seed {self.sparse.seed}; resume it as it was begun, "
+                "or choose another folder"
+            )
         stored = checkpoint.classes
         if stored is not None and stored != self.classes:
             raise EdgeBcsError(

@@ -111,5 +111,5 @@ class Replicas:
         distributed.all_reduce(most, distributed.ReduceOp.MAX)
         if least != most:
             raise EdgeBcsError(
-                "the replicas' networks have drifted apart; are all processes on the same kind of machine?"
+                "the processes no longer have the same network; run all of them on the same kind of machine"
             )

@@ -270,7 +270,7 @@ def test_a_stopped_training_is_saved_and_goes_on_to_the_bit(tiny_artifact: Make,
             ("train", "--data", "digits", "--method", "random", "--rewire", "by-layer"),
             "--rewire belongs to bcs",
         ),
-        (("train", "--data", "digits", "--engine", "sparse", "--compile"), "--compile is torch's"),
+        (("train", "--data", "digits", "--engine", "sparse", "--compile"), "--compile is for --engine torch"),
         (("evaluate", "ARTIFACT", "--data", "digits", "--queries", "9"), "--queries belongs to square"),
         (
             ("evaluate", "ARTIFACT", "--data", "digits", "--attack", "fgsm", "--restarts", "3"),
@@ -336,6 +336,7 @@ def test_what_cannot_be_done_is_one_sentence(
     assert placed(message) in result.stderr and result.stderr.startswith("Error: ")
     assert not (tmp_path / "run").exists()
     assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    assert result.stderr.endswith((".\n", "?\n"))
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,29 @@ def test_a_module_that_does_not_fit_is_told_what_made_the_network(file: Path, tm
     assert result.exit_code == 1 and "belongs to another network (made by nets.py:make): " in result.stderr
 
 
+def test_a_training_of_another_network_is_told_what_made_it(file: Path, tmp_path: Path) -> None:
+    training = (
+        "train",
+        "--data",
+        "digits",
+        "--input-shape",
+        "1,8,8",
+        "--sparsity",
+        "0.5",
+        "--steps",
+        1,
+        *SHORT,
+    )
+    succeed(*training, "--model", f"{file}:make", "-o", tmp_path / "run")
+    other = ("--model", f"{file}:unsupported", "--resume", "-o", tmp_path / "run")
+    result = run(*training, *other)
+    assert result.exit_code == 1
+    assert (
+        "begun with the network Own (made by nets.py:make) and the seed 0, not with Sequential"
+        in result.stderr
+    )
+
+
 def test_a_trained_network_starts_new_if_that_is_said(file: Path, tmp_path: Path) -> None:
     new = ("--model", f"{file}:trained", "--input-shape", "1,8,8", "--start", "new", "--sparsity", "0.5")
     succeed("export", *new, "--no-validate", "-o", tmp_path / "out")

@@ -67,7 +67,7 @@ def test_weight_decay_is_not_scaled_by_the_learning_rate() -> None:
         ({"index": np.array([1, 4, 4, 9], np.int32)}, "ascending"),
         ({"index": np.array([1, 4, 6, 12], np.int32)}, "ascending"),
         ({"index": np.array([-1, 4, 6, 9], np.int32)}, "ascending"),
-        ({"value": np.array([1, 0, 1, 1], F)}, "a weight is 0"),
+        ({"value": np.array([1, 0, 1, 1], F)}, "has the weight 0"),
         ({"value": np.array([1, np.nan, 1, 1], F)}, "value has an element that is not finite"),
         ({"momentum": np.array([1, np.inf, 1, 1], F)}, "momentum has"),
         ({"gradient": np.array([1, -np.inf, 1, 1], F)}, "gradient has"),

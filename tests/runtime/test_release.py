@@ -32,9 +32,9 @@ def test_a_least_release_may_be_demanded(tmp_path: Path, keys: tuple[Path, Path]
     folder = signed(tmp_path / "a", 7, keys)
     assert Artifact.read(folder).release == 7
     assert Artifact.read(folder, [keys[1]], min_release=7).release == 7
-    with pytest.raises(EdgeBcsError, match="is release 7, and release 8 or a later one is demanded"):
+    with pytest.raises(EdgeBcsError, match="is release 7, and release 8 or a later one is required"):
         Artifact.read(folder, [keys[1]], min_release=8)
-    with pytest.raises(EdgeBcsError, match="belongs to a trusted key"):
+    with pytest.raises(EdgeBcsError, match="--min-release needs --trust-key"):
         Artifact.read(folder, min_release=1)
     # A number that nobody signed.
     text = (folder / "manifest.json").read_text()
@@ -129,7 +129,7 @@ def test_every_command_takes_a_least_release(
         "train": ("--method", "fixed", "--counts-from", artifact, "--data", "digits", "--width", 0.05,
                   "--steps", 1, "-o", tmp_path / "out"),
     }[command]  # fmt: skip
-    for release, said in ((4, ""), (5, "is release 4, and release 5 or a later one is demanded")):
+    for release, said in ((4, ""), (5, "is release 4, and release 5 or a later one is required")):
         result = edge_bcs(command, *words, "--trust-key", keys[1], "--min-release", release)
         assert (result.exit_code == 0) == (release == 4) and said in result.output, result.output
     assert edge_bcs(command, *words, "--min-release", 4).exit_code == 1
