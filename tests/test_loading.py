@@ -92,7 +92,7 @@ def test_a_users_own_module(tmp_path: Path) -> None:
     before = fresh.conv.weight.clone()
     assert torch.equal(edge_bcs.load(path, model=fresh)(x), sparse.eval()(x))
     assert torch.equal(fresh.conv.weight, before)
-    with pytest.raises(EdgeBcsError, match=r"'Own', which is not in edge_bcs\.models"):
+    with pytest.raises(EdgeBcsError, match=r"'Own', which is not one of edge-bcs"):
         edge_bcs.load(path)
     with pytest.raises(EdgeBcsError, match=r"another network: it has 2 kernels \(conv \[6, 1, 3, 3\]\)"):
         edge_bcs.load(path, model=Own(hidden=7))

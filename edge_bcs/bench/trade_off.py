@@ -223,6 +223,7 @@ def plot(curves: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     size = (5.2 * len(curves), 4)
     figure, axes = pyplot.subplots(1, len(curves), figsize=size, layout="constrained", squeeze=False)
@@ -242,7 +243,8 @@ def plot(curves: dict[str, Any], path: Path) -> None:
             color="#c2410c",
             label="measured",
         )
-        for point in real:
+        # Several plans of one micro-batch lie close together: one of them carries its name.
+        for point in {point["micro_batch"]: point for point in real}.values():
             axis.annotate(
                 f"{point['micro_batch']} images",
                 (point["peak_bytes"] / MIB, 1e3 * point["seconds_per_image"]),
@@ -262,7 +264,11 @@ def plot(curves: dict[str, Any], path: Path) -> None:
             title=f"{name}, 99 %, AT with PGD-10", xlabel="working set (MiB)", xscale="log", yscale="log"
         )
         axis.set_ylabel("time per image (ms)")
-        axis.grid(alpha=0.3, which="both")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            scale.set_major_formatter(ScalarFormatter())
+            scale.set_minor_formatter(NullFormatter())
+        axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="upper center")
     write_figure(figure, path, 130)
 
