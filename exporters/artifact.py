@@ -37,14 +37,13 @@ from edge_bcs.data.classes import check_names, completed
 from edge_bcs.method.sparse_model import SparseModel
 
 from .compiler import Compiled, compile_network
-from .graphs import lanes_of
-from .memory.planner import Choice, Job
+from .memory.choice import Job
 from .network import network_of
 from .ort import checkpoint as ort_checkpoint
 from .plain_eval import PLAIN_EVAL, plain_evaluation_model
 from .publish import check_target, publishing
 from .settings import PLACES, Memory, OldKeywords, Publishing
-from .validation import run
+from .validation import Array, run
 from .validation import validate as validate_artifact
 
 if TYPE_CHECKING:
@@ -123,7 +122,8 @@ def export(
         raise EdgeBcsError(
             "a micro-batch of 1 image has no statistics; take 2 at least, or batch norm frozen"
         )
-    fault = state_fault(sparse.state(), sparse.parts)
+    state = sparse.state()
+    fault = state_fault(state, sparse.parts)
     if fault is not None:
         raise EdgeBcsError(f"the network cannot be exported: {fault}.")
     check_target(target, publish.force)
@@ -154,33 +154,19 @@ def export(
         **({} if classes is None else {"classes": list(classes)}),
         "sparsity": sparse.sparsity,
         "distribution": sparse.distribution,
-        "kappa": network.kappa,
-        "size": network.size,
         "seed": seed,
-        "layers": [kernel.described() for kernel in compiled.network.kernels.values()],
-        "dense": [
-            {"name": item.name, "shape": list(item.shape), "offset": item.offset}
-            for item in network.dense.values()
-        ],
-        "statistics": [
-            {"name": item.name, "channels": item.size, "offset": item.offset}
-            for item in network.statistics.values()
-        ],
         "objective": trained.described(),
         "batch_norm": batch_norm,
-        "micro_batch": compiled.micro_batch,
-        "lanes": lanes_of(compiled.micro_batch),
         "batch_size": batch_size,
         "hyper": {**asdict(begin), "epochs": epochs},
-        "lists_length": network.lists_length,
-        "memory": {**compiled.memory.to_json(limits.bytes), "choice": _choice(compiled.choice, limits.store)},
+        **compiled.described(limits.bytes, limits.store),
     }
     with publishing(target, publish.force) as folder:
-        state = {"objective": rule.name, **state_metadata(sparse, step, seed, classes)}
         if publish.plain_eval:
-            onnx.save(plain_evaluation_model(sparse, input_shape), folder / PLAIN_EVAL)
+            onnx.save(plain_evaluation_model(network.graph, sparse.network), folder / PLAIN_EVAL)
         note("writing it")
-        _write(folder, compiled, manifest, sparse, state)
+        metadata = {"objective": rule.name, **state_metadata(sparse, step, seed, classes)}
+        _write(folder, compiled, manifest, state, metadata)
         if validate:
             note("comparing it with torch")
             print(validate_artifact(Artifact.read(folder), sparse).summary())
@@ -190,30 +176,23 @@ def export(
     return Artifact.read(target)
 
 
-def _choice(choice: Choice, stored: str) -> dict[str, Any]:
-    """What the planner chose, in the manifest's ``memory`` object."""
-    return {
-        "store": stored,
-        "keep_both": choice.keep_both,
-        "recomputed": sorted(choice.storage.recomputed),
-        "narrowed": sorted(choice.storage.narrowed),
-    }
-
-
 def _write(
-    folder: Path, compiled: Compiled, manifest: dict[str, Any], sparse: SparseModel, metadata: dict[str, str]
+    folder: Path,
+    compiled: Compiled,
+    manifest: dict[str, Any],
+    state: dict[str, Array],
+    metadata: dict[str, str],
 ) -> None:
     for phase, graph in compiled.graphs.items():
         model = graph.to_onnx()
         onnx.checker.check_model(model)
         (folder / graph_file(phase)).write_bytes(model.SerializeToString())
     with (folder / STATE).open("wb") as stream:
-        write_tensors(stream, sparse.state(), metadata)
+        write_tensors(stream, state, metadata)
     if ort_checkpoint.available():
         lists = np.zeros(compiled.network.lists_length, np.int32)
-        feeds = {"coo.index": sparse.state()["coo.index"], "coo.lists": lists}
-        run(str(folder / graph_file("lists")), feeds)
-        ort_checkpoint.write_ort_checkpoint(folder / CHECKPOINT, sparse.state(), lists, metadata)
+        run(str(folder / graph_file("lists")), {"coo.index": state["coo.index"], "coo.lists": lists})
+        ort_checkpoint.write_ort_checkpoint(folder / CHECKPOINT, state, lists, metadata)
     files = sorted(path.name for path in folder.iterdir())
     manifest["files"] = {
         name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in files

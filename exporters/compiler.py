@@ -7,9 +7,10 @@
 | fuse | layers | one forward operator for several layers | `fusion` |
 | lower | forward operators | nodes of a graph | `forward`, `operators` |
 | differentiate | forward nodes | nodes of the backward pass | `autodiff`, `operators` |
-| choose | a budget | micro-batch, storage, kernels | `memory.planner` |
-| store | a training graph | the same with activations recomputed or narrowed | `memory.storage` |
 | replay | graphs | every tensor's life, and the peak | `memory.replay` |
+| choose | replays, a budget | `Choice`: micro-batch, storage, kernels | `memory.planner`, `memory.space` |
+| store | graphs, the choice | the same with activations recomputed or narrowed | `memory.storage` |
+| replay | what was changed | the memory plan | `memory.replay` |
 
 Nothing here is written or run; `artifact` does that.
 """
@@ -19,23 +20,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
+from typing import Any
 
+from edge_bcs.targets.cost_model import lanes_of
 from edge_bcs.targets.plans import MemoryPlan
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import PLAIN
 from edge_bcs.core.units import format_bytes
 
-from .graphs import attack_graph, evaluation_graph, lists_graph, optimizer_graph, training_graph
-from .memory.planner import Choice, Found, Job, fastest, smallest
-from .memory.replay import plan
-from .memory.storage import Storage, kept_stacks, store
-from .network import Network
+from .graphs import update_graphs
+from .memory.choice import Choice, Job
+from .memory.planner import Planner
+from .memory.replay import Replay, plan, replay
+from .memory.storage import store, without_dense_kernels
+from .network import Kernel, Network
 from .nodes import Graph
 
-DEFAULT_MICRO_BATCH = 32
-"""Images a run where no budget asks for fewer: 16, whole vectors, for each of two threads. More are hardly
-faster, and what a micro-batch's statistics teach must not depend on the machine that compiles."""
 _BYTES_PER_CONNECTION = 28  # values, indices, momentum, gradients and the three lists
 
 
@@ -44,7 +45,7 @@ class Compiled:
     """Graphs and plan of one choice.
 
     Attributes:
-        network: with the kernels of the choice. graphs: "training", "attack", "eval", "optimizer", "lists".
+        graphs: "training", "attack", "eval", "optimizer", "lists".
     """
 
     network: Network
@@ -56,6 +57,47 @@ class Compiled:
     def micro_batch(self) -> int:
         """Images a run of a graph."""
         return self.choice.micro_batch
+
+    def described(self, budget: int | None, store: str) -> dict[str, Any]:
+        """What the manifest says of it: the buffers' tables, the images of a run, the memory plan.
+
+        Args:
+            budget: the bytes, and store: the form of kept activations, that were asked for.
+        """
+        network, storage = self.network, self.choice.storage
+        return {
+            "kappa": network.kappa,
+            "size": network.size,
+            "layers": [kernel.described() for kernel in self.kernels],
+            "dense": [
+                {"name": segment.name, "shape": list(segment.shape), "offset": segment.offset}
+                for segment in network.dense.values()
+            ],
+            "statistics": [
+                {"name": segment.name, "channels": segment.size, "offset": segment.offset}
+                for segment in network.statistics.values()
+            ],
+            "lists_length": network.lists_length,
+            "micro_batch": self.micro_batch,
+            "lanes": lanes_of(self.micro_batch),
+            "memory": {
+                **self.memory.to_json(budget),
+                "choice": {
+                    "store": store,
+                    "keep_both": self.choice.keep_both,
+                    "recomputed": sorted(storage.recomputed),
+                    "narrowed": sorted(storage.narrowed),
+                },
+            },
+        }
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """Those of the network, with the algorithms of the choice."""
+        return [
+            replace(kernel, algorithm="sparse") if kernel.name in self.choice.sparse else kernel
+            for kernel in self.network.kernels.values()
+        ]
 
 
 def compile_network(
@@ -73,61 +115,50 @@ def compile_network(
         EdgeBcsError: nothing fits; the message gives the smallest feasible budget in bytes, and what would
             help.
     """
-    return build(network, job, choose(network, job, micro_batch, budget))
+    planner = Planner(network)
+    return build(planner, job, choose(planner, job, micro_batch, budget))
 
 
-def choose(network: Network, job: Job, micro_batch: int | None, budget: int | None) -> Choice:
-    """The choice of the fastest plan inside the budget; without one, `keep_everything`.
+def choose(planner: Planner, job: Job, micro_batch: int | None, budget: int | None) -> Choice:
+    """The choice of the fastest plan inside the budget; without one, everything is kept.
 
     Raises:
         EdgeBcsError: nothing fits.
     """
     if budget is None:
-        return keep_everything(network, job, micro_batch)
-    known: Found = {}
-    least = smallest(network, job, micro_batch, known)
-    found = fastest(network, job, budget, micro_batch, least) if least.peak_bytes <= budget else None
+        return planner.unlimited(job, micro_batch)
+    found = planner.fastest(job, budget, micro_batch)
     if found is None:
-        raise EdgeBcsError(_refusal(network, job, budget, micro_batch, known))
+        raise EdgeBcsError(_refusal(planner, job, budget, micro_batch))
     return found.choice
 
 
-def keep_everything(network: Network, job: Job, micro_batch: int | None = None) -> Choice:
-    """What the backward pass reads is kept, or all of it as bfloat16 where the job allows that."""
-    fewest = 2 if network.batch_statistics else 1
-    images = micro_batch or min(DEFAULT_MICRO_BATCH, max(fewest, job.batch_size))
-    choice = Choice(images, job.objective.two_branches and network.batch_statistics)
-    if not job.bfloat16:
-        return choice
-    stacks = kept_stacks(training_graph(network, images, job.objective.name, job.beta, choice.keep_both))
-    return replace(choice, storage=Storage(narrowed=frozenset(stacks)))
-
-
-def build(network: Network, job: Job, choice: Choice) -> Compiled:
-    """Emit, differentiate and plan the graphs of a choice."""
-    network, images = choice.network(network), choice.micro_batch
-    training = training_graph(network, images, job.objective.name, job.beta, choice.keep_both)
-    graphs = {
-        "training": store(training, choice.storage),
-        "attack": attack_graph(network, images),
-        "eval": evaluation_graph(network, images),
-        "optimizer": optimizer_graph(network),
-        "lists": lists_graph(network),
-    }
-    bound = network.buffers(images, job.objective.two_branches)
-    return Compiled(network, choice, graphs, plan(graphs, bound, network.connections))
+def build(planner: Planner, job: Job, choice: Choice) -> Compiled:
+    """Carry a choice out on the graphs that it was made for."""
+    network = planner.network
+    offsets = {network.kernels[module].offset for module in choice.sparse}
+    replays: dict[str, Replay] = {}
+    for phase, kept in planner.replays(job, choice).items():
+        graph = without_dense_kernels(kept.graph, offsets)
+        if phase == "training":
+            graph = store(graph, choice.storage)
+        replays[phase] = kept if graph is kept.graph else replay(graph, network.connections)
+    for phase, graph in update_graphs(network).items():
+        replays[phase] = replay(graph, network.connections)
+    memory = plan(replays, network.buffers(choice.micro_batch, job.objective.two_branches))
+    return Compiled(network, choice, {phase: done.graph for phase, done in replays.items()}, memory)
 
 
 # What is said when nothing fits
 
 
-def _refusal(network: Network, job: Job, budget: int, micro_batch: int | None, known: Found) -> str:
-    least = smallest(network, job, micro_batch, known)
+def _refusal(planner: Planner, job: Job, budget: int, micro_batch: int | None) -> str:
+    least = planner.smallest(job, micro_batch)
     need = least.peak_bytes
     advice = "" if micro_batch is None else f" with a micro-batch of {micro_batch}"
     changes = [
         (size > budget, size, f"{what}: {size} bytes" + (" (enough)" if size <= budget else ""))
-        for what, size in _changes(network, job, budget, micro_batch, need, known)
+        for what, size in _changes(planner, job, budget, micro_batch, need)
     ]
     if all(size > budget for _, size, _ in changes):
         changes.append((True, need, "a smaller network or smaller images"))
@@ -140,22 +171,22 @@ def _refusal(network: Network, job: Job, budget: int, micro_batch: int | None, k
 
 
 def _changes(
-    network: Network, job: Job, budget: int, micro_batch: int | None, need: int, known: Found
+    planner: Planner, job: Job, budget: int, micro_batch: int | None, need: int
 ) -> Iterator[tuple[str, int]]:
     """(change, smallest working set then) of what makes the smallest, ``need`` bytes, smaller."""
-    options: list[tuple[str, Network, Job, int | None]] = []
-    if micro_batch is not None and micro_batch > (2 if network.batch_statistics else 1):
-        options.append(("no --micro-batch", network, job, None))
+    network = planner.network
+    options: list[tuple[str, Planner, Job, int | None]] = []
+    if micro_batch is not None and micro_batch > network.fewest_images:
+        options.append(("no --micro-batch", planner, job, None))
     if not job.bfloat16:
-        options.append(("--store bf16", network, replace(job, bfloat16=True), micro_batch))
+        options.append(("--store bf16", planner, replace(job, bfloat16=True), micro_batch))
     if network.batch_statistics:
-        frozen = replace(network, batch_statistics=False)
+        frozen = Planner(replace(network, batch_statistics=False))
         options.append(("--batch-norm frozen", frozen, job, micro_batch))
     if job.objective.two_branches:
-        plain = replace(job, objective=PLAIN)
-        options.append((f"--objective {PLAIN.name}", network, plain, micro_batch))
+        options.append((f"--objective {PLAIN.name}", planner, replace(job, objective=PLAIN), micro_batch))
     for what, changed, other, images in options:
-        size = smallest(changed, other, images, known).peak_bytes
+        size = changed.smallest(other, images).peak_bytes
         if size < need:
             yield what, size
     fewer = network.kappa + (budget - need) // _BYTES_PER_CONNECTION

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from edge_bcs.targets.cost_model import lanes_of
+
 from edge_bcs.core.objectives import objective_named
 
 from .autodiff import Gradients, Tape
@@ -21,14 +23,8 @@ from .operators.losses import LOSSES, SoftmaxDifference
 from .operators.order import After
 from .operators.update import DenseStep, RewireStep
 
-MAX_LANES = 16
 PARAMETERS = ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance", "coo.lists")
 """What every pass of a network reads besides its images."""
-
-
-def lanes_of(micro_batch: int) -> int:
-    """B, the largest divisor of the micro-batch that is at most 16: images that lie innermost in a stack."""
-    return max(lanes for lanes in range(1, min(MAX_LANES, micro_batch) + 1) if micro_batch % lanes == 0)
 
 
 def empty_graph(
@@ -46,6 +42,22 @@ def empty_graph(
         {buffer: bound[buffer] for buffer in inputs},
         {output: bound.get(output) or bound[output.removesuffix(".out")] for output in outputs},
     )
+
+
+def step_graphs(
+    network: Network, micro_batch: int, objective: str, beta: float, keep_both: bool
+) -> dict[str, Graph]:
+    """Phase → graph of what is done with each micro-batch of a step; arguments as `training_graph`."""
+    return {
+        "training": training_graph(network, micro_batch, objective, beta, keep_both),
+        "attack": attack_graph(network, micro_batch),
+        "eval": evaluation_graph(network, micro_batch),
+    }
+
+
+def update_graphs(network: Network) -> dict[str, Graph]:
+    """Phase → graph of what is done once a step, and once after loading."""
+    return {"optimizer": optimizer_graph(network), "lists": lists_graph(network)}
 
 
 def evaluation_graph(network: Network, micro_batch: int) -> Graph:

@@ -119,6 +119,11 @@ class Network:
         return self.graph.num_classes
 
     @property
+    def fewest_images(self) -> int:
+        """Of a micro-batch: statistics need two."""
+        return 2 if self.batch_statistics else 1
+
+    @property
     def size(self) -> int:
         """N, the number of prunable weights."""
         return sum(kernel.size for kernel in self.kernels.values())

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from edge_bcs import __version__
-from edge_bcs.method.sparse_model import SparseModel
 
 from . import layers
-from .network import captured
+from .layers import LayerGraph
 from .operators import OPERATORS
 from .operators.base import Plain
 
@@ -26,22 +26,20 @@ _OPSET, _IR_VERSION = 17, 8  # old enough for what is in the field
 Array = np.ndarray[Any, Any]
 
 
-def plain_evaluation_model(sparse: SparseModel, input_shape: tuple[int, int, int]) -> onnx.ModelProto:
+def plain_evaluation_model(graph: LayerGraph, network: nn.Module) -> onnx.ModelProto:
     """Return the model: input `input` f32 [batch, C, H, W] in [0, 1], output `logits` f32 [batch, classes].
 
-    Raises:
-        EdgeBcsError: the network holds something that is not supported; the message names it.
+    Args:
+        graph: the layers that were captured of ``network``, which has their parameters.
     """
-    return _Writer(sparse, input_shape).model()
+    return _Writer(graph, network).model()
 
 
 class _Writer:
     """Emits the layers in order; ``tensors`` maps a layer to the tensor that holds its output."""
 
-    def __init__(self, sparse: SparseModel, input_shape: tuple[int, int, int]) -> None:
-        self.network = sparse.network
-        self.graph = captured(sparse, input_shape)
-        self.input_shape = input_shape
+    def __init__(self, graph: LayerGraph, network: nn.Module) -> None:
+        self.network, self.graph = network, graph
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.tensors: dict[str, str] = {}
@@ -62,7 +60,11 @@ class _Writer:
         graph = helper.make_graph(
             self.nodes,
             "eval_model",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *self.input_shape])],
+            [
+                helper.make_tensor_value_info(
+                    "input", TensorProto.FLOAT, ["batch", *self.graph.layers[0].shape]
+                )
+            ],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", self.graph.num_classes])],
             self.initializers,
         )

@@ -1,46 +1,37 @@
+# ruff: noqa: D102 (the methods of makers are described once, in the base class)
 """What would make an artifact fit: changes, each with the bytes it saves, the time it costs and a
 command to paste.
 
-Where the compiler is installed (the host), every figure comes from a plan that was really compiled for
-the changed artifact; elsewhere it is scaled from the artifact's own plan, and says so.
+Where the compiler is at hand (`exporters.advice`, on the host), every figure comes from a plan that was
+really compiled for the changed artifact; elsewhere it is scaled from the artifact's own plan, and says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edge_bcs.runtime.archive import SUFFIX
 from edge_bcs.runtime.artifact import Artifact
-from edge_bcs.targets.cost_model import Machine, Walk
+from edge_bcs.targets.cost_model import Machine, Walk, lanes_of
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.objectives import PLAIN, objective_named
+from edge_bcs.core.objectives import PLAIN
 from edge_bcs.core.settings import Attack
 
 from .plans import Allocation, MemoryPlan, Phase
 
-if TYPE_CHECKING:
-    from edge_bcs.exporters.memory.planner import Choice, Job
-    from edge_bcs.exporters.network import Network
-
 COMPILED = "compiled"
 SCALED = "scaled from the artifact's own plan"
-_FAMILIES = (
-    ("wrn34_10", "wrn28_10", "wrn28_4", "wrn28_2"),
-    ("resnet50", "resnet34", "resnet18"),
-)
-_SPARSITIES = ("0.95", "0.98", "0.99", "0.995", "0.999")
+SPARSITIES = ("0.95", "0.98", "0.99", "0.995", "0.999")
 _SCALING = {"data", "attack buffers", "activations in passing", "activations kept for backward"}
 _SCALING |= {"gradients in flight"}
 _CONNECTIONS = {"values", "indices", "lists", "momentum", "gradients"}
-
-_BUDGETS = (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 9.0)
-"""Budgets of the trade-off curve over the smallest feasible one."""
 
 Seconds = Callable[[MemoryPlan, int, bool], float | None]
 """(plan, micro-batch, with the objective "at" instead of the artifact's) → expected seconds of a step."""
@@ -110,14 +101,23 @@ class Advice:
 
 
 def advise(
-    artifact: Artifact, plan: MemoryPlan, budget: int | None, place: Place, curve: bool = True
+    artifact: Artifact,
+    plan: MemoryPlan,
+    budget: int | None,
+    place: Place,
+    curve: bool = True,
+    recompiled: Recompiled | None = None,
 ) -> Advice:
     """Changes that bring ``artifact`` under ``budget`` (none asked for if it is None) and, with ``curve``,
-    the trade-off between memory and time."""
-    try:
-        maker: _Maker = _Compiler(artifact, plan, place)
-    except (ImportError, EdgeBcsError):
-        maker = _Scaler(artifact, plan, place)
+    the trade-off between memory and time.
+
+    Args:
+        recompiled: the compiler, where it may be there; without it figures are scaled.
+    """
+    maker: Maker = Scaler(artifact, plan, place)
+    if recompiled is not None:
+        with contextlib.suppress(ImportError, EdgeBcsError):
+            maker = recompiled(artifact, plan, place)
     now = place.seconds(plan, artifact.micro_batch, False)
     points = tuple(maker.curve(budget)) if curve else ()
     if budget is None or plan.peak_bytes <= budget:
@@ -158,15 +158,11 @@ def _powers(artifact: Artifact) -> list[int]:
     return [size for size in (1 << n for n in range(8)) if _smallest(artifact) <= size <= largest]
 
 
-def _lanes(size: int) -> int:
-    return max(lanes for lanes in range(1, min(16, size) + 1) if size % lanes == 0)
-
-
 Variant = tuple[str, dict[str, str], bool, int, MemoryPlan]
 """(what, options of `edge-bcs export` that change, whether weights are lost, micro-batch, plan)."""
 
 
-class _Maker:
+class Maker:
     """Makes the plan of a changed artifact."""
 
     source = ""
@@ -180,7 +176,11 @@ class _Maker:
         raise NotImplementedError
 
 
-class _Scaler(_Maker):
+Recompiled = Callable[[Artifact, MemoryPlan, Place], Maker]
+"""What makes the maker that compiles; ImportError or EdgeBcsError if it cannot."""
+
+
+class Scaler(Maker):
     """For boards: what is proportional to the micro-batch or to κ is scaled."""
 
     source = SCALED
@@ -199,7 +199,7 @@ class _Scaler(_Maker):
         data = 12 + 8 * self.artifact.num_classes + 8 * math.prod(self.artifact.input_shape)
         bound = dict(self.plan.bound)
         bound["scaled data"] = data * (micro_batch - self.artifact.micro_batch)
-        lanes = self.artifact.lanes, _lanes(micro_batch)
+        lanes = self.artifact.lanes, lanes_of(micro_batch)
         phases = {
             name: _scaled(phase, ratio, sum(bound.values()), lanes)
             for name, phase in self.plan.phases.items()
@@ -215,7 +215,7 @@ class _Scaler(_Maker):
                 break
         now = 1 - Decimal(self.artifact.sparsity)
         per_connection = sum(self.plan.peak_phase.categories.get(name, 0) for name in _CONNECTIONS)
-        for sparsity in _SPARSITIES:
+        for sparsity in SPARSITIES:
             if Decimal(sparsity) > 1 - now:
                 less = int(per_connection * (1 - (1 - Decimal(sparsity)) / now))
                 changed = replace(self.plan, peak_bytes=self.plan.peak_bytes - less)
@@ -253,141 +253,6 @@ def _scaled(phase: Phase, ratio: float, bound: int, lanes: tuple[int, int]) -> P
         moved=tuple(int(moved * ratio) for moved in phase.moved),
     )
     return replace(changed, peak_bytes=bound + max((step.total() for step in changed.live()), default=0))
-
-
-class _Compiler(_Maker):
-    """For hosts: compiles each change with the real compiler."""
-
-    source = COMPILED
-
-    def __init__(self, artifact: Artifact, plan: MemoryPlan, place: Place) -> None:
-        from edge_bcs.exporters.network import network_of
-
-        from edge_bcs.loading import load
-
-        self.artifact, self.plan, self.place = artifact, plan, place
-        self._sparse = load(artifact.path)
-        self._network_of = network_of
-        self._batch = artifact.batch_norm == "batch"
-        self._bfloat16 = artifact.manifest["memory"].get("choice", {}).get("store") == "bf16"
-        self._arguments = dict(artifact.manifest["network"].get("arguments", {}))
-        self._network = network_of(self._sparse, artifact.input_shape, self._batch)
-
-    def curve(self, budget: int | None) -> Iterator[Point]:
-        from edge_bcs.exporters.compiler import build
-        from edge_bcs.exporters.memory.planner import Space, fastest, smallest
-
-        job = self._job(self.artifact.objective.name, self._bfloat16)
-        least = smallest(self._network, job)
-        budgets = {int(factor * least.peak_bytes) for factor in _BUDGETS}
-        known: dict[tuple[int, bool], Space] = {}
-        previous = None
-        for limit in sorted(budgets | ({budget} if budget else set())):
-            found = fastest(self._network, job, limit, None, least, known)
-            if found is None or found.choice == previous:
-                continue
-            previous = choice = found.choice
-            memory = build(self._network, job, choice).memory
-            seconds = self.place.seconds(memory, choice.micro_batch, False)
-            again = len(choice.storage.recomputed)
-            yield Point(limit, choice.micro_batch, again, found.peak_bytes, seconds)
-
-    def _compile(self, network: Network, objective: str, micro_batch: int) -> MemoryPlan:
-        from edge_bcs.exporters.compiler import compile_network
-
-        job = self._job(objective, bfloat16=False)
-        return compile_network(network, job, micro_batch).memory
-
-    def _job(self, objective: str, bfloat16: bool) -> Job:
-        from edge_bcs.exporters.memory.planner import Job
-
-        described = self.artifact.objective
-        size = self.artifact.batch_size
-        machine = self.place.machine
-        return Job(
-            objective_named(objective), described.beta, size, described.attack.steps, bfloat16, machine
-        )
-
-    def _fitting(
-        self, network: Network, objective: str, budget: int, bfloat16: bool | None = None
-    ) -> tuple[Choice, MemoryPlan]:
-        """What the planner makes of ``budget``, or the smallest it can if that is not enough."""
-        from edge_bcs.exporters.compiler import build
-        from edge_bcs.exporters.memory.planner import fastest, smallest
-
-        job = self._job(objective, self._bfloat16 if bfloat16 is None else bfloat16)
-        least = smallest(network, job)
-        choice = (fastest(network, job, budget, None, least) or least).choice
-        return choice, build(network, job, choice).memory
-
-    def variants(self, budget: int) -> Iterator[Variant]:
-        objective = self.artifact.objective.name
-        choice, plan = self._fitting(self._network, objective, budget)
-        size = choice.micro_batch
-        memory = {"--memory": str(max(budget, plan.peak_bytes))}
-        fits = plan.peak_bytes <= budget
-        what = (
-            f"compiled for this budget, micro-batch {size}"
-            if fits
-            else "the same network as small as it gets"
-        )
-        yield what, memory, False, size, plan
-        if not self._bfloat16:
-            choice, plan = self._fitting(self._network, objective, budget, True)
-            size = choice.micro_batch
-            memory = {"--store": "bf16", "--memory": str(max(budget, plan.peak_bytes))}
-            if choice.storage.narrowed:  # else it is the plan that is named already
-                yield f"activations kept as bfloat16, micro-batch {size}", memory, False, size, plan
-        for what, options, retrain, network, name in self._single_changes(objective):
-            changed = self._compile(network, name, self.artifact.micro_batch)
-            if changed.peak_bytes <= budget:
-                keep = {"--micro-batch": str(self.artifact.micro_batch)}
-                yield what, {**options, **keep}, retrain, self.artifact.micro_batch, changed
-            else:
-                choice, changed = self._fitting(network, name, budget)
-                size = choice.micro_batch
-                memory = {"--memory": str(max(budget, changed.peak_bytes))}
-                yield f"{what}, micro-batch {size}", {**options, **memory}, retrain, size, changed
-
-    def _single_changes(self, objective: str) -> Iterator[tuple[str, dict[str, str], bool, Network, str]]:
-        if self._batch:
-            frozen = self._network_of(self._sparse, self.artifact.input_shape, False)
-            yield "frozen batch-norm statistics", {"--batch-norm": "frozen"}, False, frozen, objective
-        if self.artifact.objective.two_branches:
-            plain = PLAIN.name
-            what = f"objective {plain} instead of {objective}"
-            yield what, {"--objective": plain}, False, self._network, plain
-        for sparsity in _SPARSITIES:
-            if Decimal(sparsity) > Decimal(self.artifact.sparsity):
-                sparser = self._fresh(self.artifact.network, sparsity)
-                if sparser is not None:
-                    yield f"sparsity {sparsity}", {"--sparsity": sparsity}, True, sparser, objective
-        for family in _FAMILIES:
-            if self.artifact.network in family:
-                for name in family[family.index(self.artifact.network) + 1 :][:2]:
-                    smaller = self._fresh(name, self.artifact.sparsity)
-                    if smaller is not None:
-                        yield f"network {name}", {"--model": name}, True, smaller, objective
-
-        width = float(self._arguments.get("width", 1.0)) / 2
-        narrower = self._fresh(self.artifact.network, self.artifact.sparsity, width)
-        if narrower is not None:
-            options = {"--model": self.artifact.network, "--width": str(width)}
-            yield f"half the width of {self.artifact.network}", options, True, narrower, objective
-
-    def _fresh(self, name: str, sparsity: str, width: float | None = None) -> Network | None:
-        """A new network of this name, sparsity and width (default: as now), or None if there is none."""
-        from edge_bcs import models
-        from edge_bcs.method import connectivity
-
-        arguments = self._arguments if width is None else {**self._arguments, "width": width}
-        try:
-            model = models.create(name, **arguments)
-            distribution = self.artifact.manifest.get("distribution", "paper")
-            sparse = connectivity.sparsify(model, sparsity=sparsity, seed=0, distribution=distribution)
-            return self._network_of(sparse, self.artifact.input_shape, self._batch)
-        except EdgeBcsError:
-            return None
 
 
 def _command(artifact: Artifact, changed: dict[str, str], board: str | None) -> str:

@@ -77,6 +77,14 @@ AVX-512 and 3×3 kernels the two meet at 0.43 (64 channels on 32² pixels) to 0.
 products, and between 0.5 and 0.65 without."""
 
 
+MAX_LANES = 16
+
+
+def lanes_of(micro_batch: int) -> int:
+    """B, the largest divisor of the micro-batch that is at most 16: images that lie innermost in a stack."""
+    return max(lanes for lanes in range(1, min(MAX_LANES, micro_batch) + 1) if micro_batch % lanes == 0)
+
+
 def algorithm(density: float, threshold: float = DENSE_THRESHOLD) -> str:
     """ "dense" for a layer whose fraction of active connections reaches ``threshold``, else "sparse"."""
     return "dense" if density >= threshold else "sparse"

@@ -23,7 +23,7 @@ from edge_bcs.core.progress import note
 from edge_bcs.core.units import format_bytes, parse_bytes
 
 from . import boards, roofline
-from .advice import Advice, Place, advise
+from .advice import Advice, Place, Recompiled, advise
 from .boards import Target
 from .confinement import confinement
 from .outside import THREAD_BYTES, Outside, predicted_outside
@@ -201,6 +201,7 @@ def simulate(
     run: bool = True,
     seconds: float = 10.0,
     curve: bool = False,
+    recompiled: Recompiled | None = None,
 ) -> Simulation:
     """Predict whether ``artifact`` fits, and prove it by running it on this host under the same limits.
 
@@ -213,6 +214,8 @@ def simulate(
         run: whether to run it; without that the answer is the prediction alone.
         seconds: about how long to train while measuring.
         curve: whether to plan for several budgets too, which takes seconds.
+        recompiled: the compiler, for the changes that would help (`edge_bcs.simulation` has it); without it
+            their figures are scaled from the artifact's own plan.
 
     Raises:
         EdgeBcsError: a damaged artifact, an unknown board, a size that is none, or a run that failed for
@@ -268,7 +271,7 @@ def simulate(
         expected=expected,
         calibrated_seconds=_calibrated(artifact, plan, expected, measured),
         measured=measured,
-        advice=advise(artifact, plan, needed, place, curve),
+        advice=advise(artifact, plan, needed, place, curve, recompiled),
     )
 
 

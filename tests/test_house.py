@@ -39,8 +39,6 @@ PACKAGE = {"edge_bcs.__version__", "edge_bcs.__file__"}
 """What of the package itself any room may use."""
 PUBLIC = {"edge_bcs.checkpoint", "edge_bcs.exportable"}
 """What any room of the host may use: the form of checkpoints, and whether `export` would take a network."""
-EXCEPTIONS = {"targets/advice.py"}
-"""Where the compiler is installed, advice comes from plans that it really compiles."""
 
 PACKAGES: dict[str, set[str]] = {
     CORE: {"numpy", "safetensors", "tomli"},
@@ -95,7 +93,7 @@ FILES = sorted(
 def test_a_file_knows_only_whom_it_may(file: Path) -> None:
     room = room_of(module_of(file))
     assert room is not None
-    if room in LOOK_ACROSS or str(file.relative_to(ROOT)) in EXCEPTIONS:
+    if room in LOOK_ACROSS:
         return
     known = {room, *MAY_KNOW[room]}
     for name in imports(file):

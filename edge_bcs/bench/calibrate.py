@@ -163,7 +163,7 @@ class _Setting:
         from edge_bcs import models
         from edge_bcs.core.objectives import PLAIN
         from edge_bcs.exporters.compiler import compile_network
-        from edge_bcs.exporters.memory.planner import Job
+        from edge_bcs.exporters.memory.choice import Job
         from edge_bcs.exporters.network import network_of
         from edge_bcs.method import connectivity
 

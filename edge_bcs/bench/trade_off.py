@@ -80,7 +80,7 @@ def _compiled(name: str, objective: str) -> tuple[Any, Any, Any]:
     """(sparse network, network, job) at 99 %, frozen statistics."""
     from edge_bcs import models
     from edge_bcs.core.objectives import objective_named
-    from edge_bcs.exporters.memory.planner import Job
+    from edge_bcs.exporters.memory.choice import Job
     from edge_bcs.exporters.network import network_of
     from edge_bcs.method import connectivity
 
@@ -98,17 +98,17 @@ def smallest_table(known: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
     Yields:
         All rows so far, after each network.
     """
-    from edge_bcs.exporters.memory.planner import Found, smallest
+    from edge_bcs.exporters.memory.planner import Planner
 
     rows = list(known)
     for name in NETWORKS:
         if any(row["network"] == name for row in rows):
             continue
-        found: Found = {}
+        planner = Planner(_compiled(name, "at")[1])
         for objective in ("at", "trades"):
             _, network, job = _compiled(name, objective)
-            exact = smallest(network, job, known=found)
-            narrow = smallest(network, replace(job, bfloat16=True), known=found)
+            exact = planner.smallest(job)
+            narrow = planner.smallest(replace(job, bfloat16=True))
             rows.append(
                 {
                     "network": name,
@@ -116,7 +116,7 @@ def smallest_table(known: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
                     "kappa": network.kappa,
                     "bytes": exact.peak_bytes,
                     "bfloat16_bytes": narrow.peak_bytes,
-                    "two_images_bytes": smallest(network, job, 2, found).peak_bytes,
+                    "two_images_bytes": planner.smallest(job, 2).peak_bytes,
                     "micro_batch": exact.choice.micro_batch,
                     "recomputed": len(exact.choice.storage.recomputed),
                     "predicted_seconds_per_image": exact.seconds,
@@ -128,16 +128,17 @@ def smallest_table(known: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 def curve(name: str, measure: tuple[int, ...], machine: Machine) -> list[dict[str, Any]]:
     """Budget → plan and predicted time, and the measured ones at the budgets ``measure`` (MiB)."""
-    from edge_bcs.exporters.memory.planner import Space, fastest, smallest
+    from edge_bcs.exporters.memory.planner import Planner
 
     _, network, job = _compiled(name, "at")
     job = replace(job, machine=machine)
-    least = smallest(network, job)
-    known: dict[tuple[int, bool], Space] = {}
-    budgets = {least.peak_bytes} | {megabytes * MIB for megabytes in (*range(5, 33), *measure)}
+    planner = Planner(network)
+    budgets = {planner.smallest(job).peak_bytes} | {
+        megabytes * MIB for megabytes in (*range(5, 33), *measure)
+    }
     points = []
     for budget in sorted(budgets):
-        found = fastest(network, job, budget, None, least, known)
+        found = planner.fastest(job, budget)
         if found is None:
             continue
         point = {

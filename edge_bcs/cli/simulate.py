@@ -72,8 +72,8 @@ def command(
 
     from edge_bcs.core.outputs import check_output
     from edge_bcs.runtime.artifact import Artifact
+    from edge_bcs.simulation import simulate
     from edge_bcs.targets import report
-    from edge_bcs.targets.simulator import simulate
     from edge_bcs.targets.terminal import show
 
     outputs = {"html": html_file, "trace": trace_file, "json": None if json_file == "-" else json_file}

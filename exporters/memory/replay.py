@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from edge_bcs.targets.cost_model import Walk
 from edge_bcs.targets.plans import Allocation, MemoryPlan, Phase
@@ -46,20 +46,25 @@ class Replay:
     """The replay of one graph.
 
     Attributes:
+        graph, types: the graph, and the type of each of its tensors.
         allocations: all of them, in order of birth; work memory lives for one node.
         totals: bytes alive while each node runs.
         nodes: name of each node; flops, moved, walks: its arithmetic, the bytes that it reads and writes, and
             its products.
+        without_work: node that could do without work memory → (bytes of that, walks and bytes moved then).
         peak_bytes: the largest total; peak_node: where.
         categories: bytes by category at the peak.
     """
 
+    graph: Graph
+    types: Types
     allocations: list[Allocation]
     totals: list[int]
     nodes: list[str]
-    flops: list[int] = field(default_factory=list)
-    moved: list[int] = field(default_factory=list)
-    walks: list[tuple[Walk, ...]] = field(default_factory=list)
+    flops: list[int]
+    moved: list[int]
+    walks: list[tuple[Walk, ...]]
+    without_work: dict[int, tuple[int, tuple[Walk, ...], int]]
 
     @property
     def peak_bytes(self) -> int:
@@ -148,13 +153,23 @@ def replay(graph: Graph, connections: Mapping[int, int]) -> Replay:
     def layer(node: Node) -> int:
         return connections[node.attributes["layer_offset"]]
 
+    without_work = {}
+    for index, node in enumerate(graph.nodes):
+        rule = OPERATORS[node.operator]
+        other = rule.without_work(node)
+        if other is not None:
+            costs = rule.walks(other, types, layer), rule.bytes_moved(other, types, layer)
+            without_work[index] = (rule.work_bytes(node, types), *costs)
     return Replay(
+        graph,
+        types,
         allocations,
         totals,
         [node.name for node in graph.nodes],
         [OPERATORS[node.operator].flops(node, types, layer) for node in graph.nodes],
         [OPERATORS[node.operator].bytes_moved(node, types, layer) for node in graph.nodes],
         [OPERATORS[node.operator].walks(node, types, layer) for node in graph.nodes],
+        without_work,
     )
 
 
@@ -172,19 +187,17 @@ def _categories(graph: Graph) -> dict[str, str]:
 
 
 def plan(
-    graphs: Mapping[str, Graph],
+    replays: Mapping[str, Replay],
     bound: Mapping[str, TensorType],
-    connections: Mapping[int, int],
 ) -> MemoryPlan:
     """Plan an artifact.
 
     Args:
-        graphs: phase → graph.
+        replays: phase → what its graph needs.
         bound: the buffers that are bound to the graphs, see ``Network.buffers``.
-        connections: first number of a layer → its connections.
     """
     sizes = {name: buffer.bytes for name, buffer in bound.items()}
-    phases = {name: _phase(name, replay(graph, connections), sizes) for name, graph in graphs.items()}
+    phases = {name: _phase(name, found, sizes) for name, found in replays.items()}
     return MemoryPlan(max(phase.peak_bytes for phase in phases.values()), sizes, phases)
 
 

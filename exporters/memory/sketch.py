@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..nodes import Graph
 from ..operators import OPERATORS
-from .replay import tensor_types
+from .replay import Replay
 from .storage import Storage, kept_stacks, producers
 
 Array = np.ndarray[Any, Any]
@@ -44,9 +43,9 @@ class Rewritten:
 class Sketch:
     """A training graph, prepared for the question."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, replay: Replay) -> None:
+        graph, types = replay.graph, replay.types
         self.nodes = graph.nodes
-        types = tensor_types(graph)
         self.kept = kept_stacks(graph)
         self.producer = producers(graph)
         self.owner: dict[

@@ -1,4 +1,7 @@
-"""What happens to the activations that the backward pass reads: kept, recomputed, or kept as bfloat16.
+"""A choice carried out: graphs in which everything is kept become those in which it is otherwise.
+
+Dense layers can do without the dense kernel and its work memory; activations that the backward pass reads can
+be recomputed, or kept as bfloat16.
 
 `store` rewrites a finished training graph. A recomputed tensor is given back after its last reader of the
 forward pass; right before the first gradient operator that reads it, its operator runs once more, on tensors
@@ -63,6 +66,21 @@ def store(graph: Graph, storage: Storage) -> Graph:
         storage: names among ``kept_stacks(graph)``.
     """
     return _Rewriting(graph, storage).result() if storage else graph
+
+
+def without_dense_kernels(graph: Graph, offsets: Set[int]) -> Graph:
+    """A graph that computes the same to rounding, in which the layers at ``offsets`` visit only connections.
+
+    Args:
+        graph: a graph whose halos are resolved; it is not changed.
+        offsets: first number of each such layer.
+    """
+
+    def rewritten(node: Node) -> Node:
+        changes = node.attributes.get("layer_offset") in offsets
+        return (OPERATORS[node.operator].without_work(node) if changes else None) or node
+
+    return replace(graph, nodes=[rewritten(node) for node in graph.nodes]) if offsets else graph
 
 
 class _Rewriting:

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from edge_bcs.runtime import library
 from edge_bcs.runtime.archive import is_artifact
+from edge_bcs.targets.cost_model import lanes_of
 from onnx import helper, numpy_helper
 
 from edge_bcs.core.errors import EdgeBcsError
@@ -34,7 +35,6 @@ from ..graphs import (
     evaluation_graph,
     forward_and_loss,
     images_of,
-    lanes_of,
     lists_graph,
 )
 from ..network import Network, network_of

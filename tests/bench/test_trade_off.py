@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from edge_bcs.exporters.memory.planner import Job
+from edge_bcs.exporters.memory.choice import Job
 from edge_bcs.exporters.network import network_of
 from edge_bcs.runtime.budget import isa
 from edge_bcs.targets.cost_model import COSTS, Machine, save

@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from edge_bcs.exporters import compiler, export
+from edge_bcs.exporters import export, graphs
 from edge_bcs.exporters import validation as validations
 from edge_bcs.exporters.compiler import choose
-from edge_bcs.exporters.memory.planner import Job
+from edge_bcs.exporters.memory.choice import Job
+from edge_bcs.exporters.memory.planner import Planner
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.validation import Differences, run
 from edge_bcs.runtime.artifact import GRAPHS, Artifact, graph_file
@@ -294,7 +295,7 @@ def test_validation_refuses_what_is_wrong_and_leaves_nothing(
     export(sparse, tmp_path / "a", input_shape=SHAPE, validate=False)
     before = (tmp_path / "a" / "manifest.json").read_bytes()
 
-    right = compiler.training_graph
+    right = graphs.training_graph
 
     def wrong(*arguments: Any) -> Any:
         """A compiler that forgets the mask of one rectification."""
@@ -305,7 +306,7 @@ def test_validation_refuses_what_is_wrong_and_leaves_nothing(
         node.inputs[5], node.attributes["mask_kind"] = "", 0
         return graph
 
-    monkeypatch.setattr(compiler, "training_graph", wrong)
+    monkeypatch.setattr(graphs, "training_graph", wrong)
     with pytest.raises(EdgeBcsError, match="does not agree with torch"):
         export(sparse, tmp_path / "a", input_shape=SHAPE, **options)
     assert (tmp_path / "a" / "manifest.json").read_bytes() == before
@@ -390,5 +391,5 @@ def test_a_loaded_artifact_is_the_exported_network(tmp_path: Path) -> None:
 
 def test_choose_without_a_budget_takes_whole_vectors_for_two_threads() -> None:
     network = network_of(tiny("vgg16"), SHAPE)
-    assert choose(network, Job(objective_named("at")), None, None).micro_batch == 32
-    assert choose(network, Job(objective_named("at"), batch_size=5), None, None).micro_batch == 5
+    assert choose(Planner(network), Job(objective_named("at")), None, None).micro_batch == 32
+    assert choose(Planner(network), Job(objective_named("at"), batch_size=5), None, None).micro_batch == 5

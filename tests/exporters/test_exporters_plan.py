@@ -12,7 +12,8 @@ import pytest
 import torch
 from edge_bcs.exporters.artifact import export
 from edge_bcs.exporters.compiler import Compiled, compile_network
-from edge_bcs.exporters.memory.planner import Job, smallest
+from edge_bcs.exporters.memory.choice import Job
+from edge_bcs.exporters.memory.planner import Planner
 from edge_bcs.exporters.memory.replay import KEPT
 from edge_bcs.exporters.network import network_of
 from edge_bcs.runtime.engine import Engine, session_options
@@ -117,7 +118,7 @@ def test_what_nobody_reads_counts_to_the_end(
     tmp_path: Path, objective: str, statistics: str, store: str
 ) -> None:
     sparse, job = sparse_of(Unread()), Job(objective_named(objective), 6.0, 16, bfloat16=store == "bf16")
-    least = smallest(network_of(sparse, (3, 8, 8), statistics == "batch"), job).peak_bytes
+    least = Planner(network_of(sparse, (3, 8, 8), statistics == "batch")).smallest(job).peak_bytes
     for memory in (None, least, int(1.2 * least), int(1.5 * least), 2 * least):
         options = {
             "objective": objective,
@@ -196,7 +197,7 @@ def check_planned(
     sparse = tiny(name)
     network = network_of(sparse, (3, 16, 16), statistics == "batch")
     job = Job(objective_named(objective), 6.0, 32, bfloat16=store == "bf16")
-    least = smallest(network, job).peak_bytes
+    least = Planner(network).smallest(job).peak_bytes
     most = compiled(sparse, objective, statistics == "batch", 8, (3, 16, 16)).memory.peak_bytes
     for share in shares:
         memory = int(least + share * (most - least))

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from edge_bcs.exporters.compiler import compile_network
-from edge_bcs.exporters.memory.planner import Job
+from edge_bcs.exporters.memory.choice import Job
 from edge_bcs.exporters.network import network_of
 from edge_bcs.exporters.operators import OPERATORS
 from edge_bcs.exporters.validation import run, validate

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from edge_bcs.exporters import export
+from edge_bcs.exporters.network import network_of
 from edge_bcs.exporters.plain_eval import plain_evaluation_model
 from edge_bcs.runtime import Trainer
 from helpers.networks import NETWORKS, EveryLayer, Residual, double, relative, sparse_of, tiny
@@ -30,7 +31,7 @@ def logits(model: onnx.ModelProto | str, images: np.ndarray[Any, Any]) -> np.nda
 
 
 def check(sparse: SparseModel, shape: tuple[int, int, int]) -> onnx.ModelProto:
-    model = plain_evaluation_model(sparse, shape)
+    model = plain_evaluation_model(network_of(sparse, shape).graph, sparse.network)
     assert {item.domain for item in model.opset_import} == {""}
     for count in (1, 5):  # the batch is free
         images = np.random.default_rng(count).random((count, *shape), np.float32)

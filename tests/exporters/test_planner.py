@@ -17,16 +17,9 @@ import pytest
 import torch
 from edge_bcs.exporters.artifact import export
 from edge_bcs.exporters.compiler import build, choose, compile_network
-from edge_bcs.exporters.memory.planner import (
-    Choice,
-    Figures,
-    Job,
-    Space,
-    branch_orders,
-    fastest,
-    micro_batches,
-    smallest,
-)
+from edge_bcs.exporters.memory.choice import Choice, Job
+from edge_bcs.exporters.memory.planner import Planner
+from edge_bcs.exporters.memory.space import Figures
 from edge_bcs.exporters.memory.storage import Storage
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.runtime import Trainer
@@ -58,8 +51,9 @@ def made(name: str, statistics: str = "frozen", density: float = 0.5) -> tuple[S
 def every_choice(network: Network, job: Job) -> Iterator[Figures]:
     """All combinations of everything that the planner may choose."""
     dense = [name for name, kernel in network.kernels.items() if kernel.algorithm == "dense"]
-    for images, keep in itertools.product(micro_batches(network, job), branch_orders(network, job)):
-        space = Space(network, job, images, keep)
+    planner = Planner(network)
+    spaces = [space for images in planner.micro_batches(job) for space in planner.spaces(job, images)]
+    for space in spaces:
         ways = (0, 1, 2) if job.bfloat16 else (0, 1)
         for how in itertools.product(ways, repeat=len(space.stacks)):
             recomputed, narrowed = (
@@ -68,9 +62,9 @@ def every_choice(network: Network, job: Job) -> Iterator[Figures]:
             )
             for count in range(len(dense) + 1):
                 for sparse in itertools.combinations(dense, count):
-                    yield space.measure(
-                        Choice(images, keep, Storage(recomputed, narrowed), frozenset(sparse))
-                    )
+                    storage = Storage(recomputed, narrowed)
+                    start = space.unchanged.choice
+                    yield space.measure(replace(start, storage=storage, sparse=frozenset(sparse)))
 
 
 @pytest.mark.parametrize(
@@ -91,10 +85,10 @@ def test_never_much_slower_than_exhaustive_search(
     job = Job(objective_named(objective), 6.0, batch_size, 3, bfloat16)
     options = list(every_choice(network, job))
     peaks = sorted({figures.peak_bytes for figures in options})
-    assert smallest(network, job).peak_bytes <= 1.01 * peaks[0]
-    for budget in np.linspace(smallest(network, job).peak_bytes, peaks[-1], 12).astype(int):
+    assert Planner(network).smallest(job).peak_bytes <= 1.01 * peaks[0]
+    for budget in np.linspace(Planner(network).smallest(job).peak_bytes, peaks[-1], 12).astype(int):
         best = min(f.seconds for f in options if f.peak_bytes <= budget)
-        found = fastest(network, job, int(budget))
+        found = Planner(network).fastest(job, int(budget))
         assert found is not None and found.peak_bytes <= budget
         assert best <= found.seconds * (1 + 1e-9) and found.seconds <= 1.1 * best
 
@@ -131,7 +125,7 @@ def step_seconds(
             "attack": {"adversarial": images, "input": images, "target": target, **scalars}
             | state_feeds(sparse, network),
         }
-        compiled = build(network, job, choice)
+        compiled = build(Planner(network), job, choice)
         for phase, count in job.runs(choice.micro_batch).items():
             if count and phase in feeds:
                 content = compiled.graphs[phase].to_onnx().SerializeToString()
@@ -162,10 +156,10 @@ def test_never_much_slower_than_the_best_that_is_measured(density: float) -> Non
     network = network_of(sparse, (3, 32, 32), False)
     job = Job(objective_named("at"), 0.0, 4, 3, machine=roofline.machine_of(roofline.this_host(isa()), 1))
     options = list(every_choice(network, job))
-    low, high = smallest(network, job).peak_bytes, max(figures.peak_bytes for figures in options)
+    low, high = Planner(network).smallest(job).peak_bytes, max(figures.peak_bytes for figures in options)
     for share in (0.1, 0.4, 0.7):
         budget = int(low + share * (high - low))
-        found = fastest(network, job, budget)
+        found = Planner(network).fastest(job, budget)
         assert found is not None
         choices = [found.choice]
         choices += [figures.choice for figures in options if figures.peak_bytes <= budget]
@@ -187,8 +181,8 @@ def test_what_the_planner_predicts_is_what_the_compiler_plans(
     dense = [name for name, kernel in network.kernels.items() if kernel.algorithm == "dense"]
     assert dense
     job = Job(objective_named(objective), 6.0)
-    for keep in branch_orders(network, job):
-        space = Space(network, job, 3, keep)
+    planner = Planner(network)
+    for space in planner.spaces(job, 3):
         how = random.integers(0, 3, len(space.stacks))
         recomputed, narrowed = (
             frozenset(t for t, way in zip(space.stacks, how, strict=True) if way == wanted)
@@ -196,9 +190,9 @@ def test_what_the_planner_predicts_is_what_the_compiler_plans(
         )
         for storage in (Storage(), Storage(recomputed), Storage(recomputed, narrowed)):
             for sparse in (frozenset(), frozenset(dense[::2])):
-                choice = Choice(3, keep, storage, sparse)
+                choice = replace(space.unchanged.choice, storage=storage, sparse=sparse)
                 figures = space.measure(choice)
-                plan = build(network, job, choice).memory
+                plan = build(planner, job, choice).memory
                 assert figures.peak_bytes == plan.peak_bytes
                 for phase, totals in figures.totals.items():
                     alive = [step.total() for step in plan.phases[phase].live()]
@@ -212,30 +206,32 @@ def test_a_strided_layer_of_few_lanes_does_without_the_dense_kernel() -> None:
     strided = "convs.1"
     assert network.kernels[strided].algorithm == "dense"
     for images, expected in ((1, True), (2, True), (16, False)):
-        assert (strided in Space(network, Job(objective_named("at")), images).start.sparse) is expected
+        assert (
+            strided in Planner(network).space(Job(objective_named("at")), images).unchanged.choice.sparse
+        ) is expected
     # The linear layer has the lanes alone, too; the other convolutions a row of pixels, whatever the images.
-    assert Space(network, Job(objective_named("at")), 1).start.sparse == {strided, "head"}
+    assert Planner(network).space(Job(objective_named("at")), 1).unchanged.choice.sparse == {strided, "head"}
 
 
 def test_a_recomputed_operator_costs_its_time() -> None:
     _, network = made("vgg16")
-    space = Space(network, Job(objective_named("natural")), 16)
-    free = space.measure(space.start)
+    space = Planner(network).space(Job(objective_named("natural")), 16)
+    free = space.unchanged
     for tensor in space.stacks:
-        choice = replace(space.start, storage=Storage(frozenset({tensor})))
+        choice = replace(free.choice, storage=Storage(frozenset({tensor})))
         assert free.seconds < space.measure(choice).seconds < 1.5 * free.seconds
-    everything = replace(space.start, storage=Storage(frozenset(space.stacks)))
+    everything = replace(free.choice, storage=Storage(frozenset(space.stacks)))
     assert space.measure(everything).seconds < 1.6 * free.seconds  # a forward pass is a third of a step
 
 
 def test_more_memory_is_never_slower() -> None:
     _, network = made("resnet18")
     job = Job(objective_named("at"), 0.0, 32)
-    least = smallest(network, job)
-    largest = max(Space(network, job, n).measure(Choice(n)).peak_bytes for n in (16, 32))
+    least = Planner(network).smallest(job)
+    largest = max(Planner(network).space(job, n).measure(Choice(n)).peak_bytes for n in (16, 32))
     seconds = []
     for budget in np.geomspace(least.peak_bytes, largest, 8).astype(int):
-        found = fastest(network, job, int(budget))
+        found = Planner(network).fastest(job, int(budget))
         assert found is not None and found.peak_bytes <= budget
         seconds.append(found.seconds)
     assert all(later <= 1.02 * earlier for earlier, later in itertools.pairwise(seconds))
@@ -275,7 +271,7 @@ def test_the_smallest_budget_works_and_a_byte_less_is_refused_with_help(
         "hyper": Hyper(learning_rate=1e-3),
     }
     job = Job(objective_named(objective), 6.0, 128, 1, store == "bf16")
-    budget = smallest(network, job).peak_bytes
+    budget = Planner(network).smallest(job).peak_bytes
     with pytest.raises(EdgeBcsError, match=f"smallest feasible budget is {budget} bytes") as error:
         export(sparse, tmp_path / "a", memory=Memory(budget - 1, store=store), **options)
     assert not (tmp_path / "a").exists() and "\n" not in str(error.value)
@@ -291,27 +287,32 @@ def test_the_smallest_budget_works_and_a_byte_less_is_refused_with_help(
 def test_changes_that_are_enough_come_first() -> None:
     _, network = made("vgg16", "batch")
     job = Job(objective_named("trades"), 6.0)
-    frozen = smallest(replace(network, batch_statistics=False), job).peak_bytes
+    frozen = Planner(replace(network, batch_statistics=False)).smallest(job).peak_bytes
     with pytest.raises(EdgeBcsError) as error:
-        choose(network, job, None, frozen)
+        choose(Planner(network), job, None, frozen)
     parts = str(error.value).partition("would help: ")[2].split("; ")
     assert "--objective at: " in str(error.value) and f"--batch-norm frozen: {frozen} bytes (enough)" in parts
     marks = ["(enough)" in part for part in parts]
     assert marks == sorted(marks, reverse=True) and not all(marks)
     with pytest.raises(EdgeBcsError, match=r"would help: .*a smaller network or smaller images$"):
-        choose(network_of(made("vgg16")[0], (3, 16, 16)), Job(objective_named("at"), bfloat16=True), 1, 1)
+        choose(
+            Planner(network_of(made("vgg16")[0], (3, 16, 16))),
+            Job(objective_named("at"), bfloat16=True),
+            1,
+            1,
+        )
 
 
 def test_the_sparsity_that_is_advised_is_enough(tmp_path: Path) -> None:
     sparse = edge_bcs.sparsify(models.vgg16(width=0.25), 0.9, distribution="uniform")
     network = network_of(sparse, (3, 32, 32))
-    budget = smallest(network, Job(objective_named("at"))).peak_bytes - 50_000
+    budget = Planner(network).smallest(Job(objective_named("at"))).peak_bytes - 50_000
     with pytest.raises(EdgeBcsError, match="--sparsity") as error:
-        choose(network, Job(objective_named("at")), None, budget)
+        choose(Planner(network), Job(objective_named("at")), None, budget)
     advised = re.search(r"--sparsity (\S+): (\d+) bytes", str(error.value))
     assert advised is not None
     sparser = edge_bcs.sparsify(models.vgg16(width=0.25), advised[1], distribution="uniform")
-    need = smallest(network_of(sparser, (3, 32, 32)), Job(objective_named("at"))).peak_bytes
+    need = Planner(network_of(sparser, (3, 32, 32))).smallest(Job(objective_named("at"))).peak_bytes
     assert need == int(advised[2]) <= budget
 
 
@@ -335,8 +336,8 @@ def test_full_size_networks_train_two_images_at_a_time_in_a_few_mebibytes(
 def test_an_independent_checker_agrees_with_planned_artifacts(name: str, objective: str, store: str) -> None:
     _, network = made(name)
     job = Job(objective_named(objective), 6.0, bfloat16=store == "bf16")
-    least = smallest(network, job)
-    compiled = build(network, job, least.choice)
+    least = Planner(network).smallest(job)
+    compiled = build(Planner(network), job, least.choice)
     assert compiled.choice.storage.recomputed
     memory = compiled.memory.to_json(None)
     for phase, content in memory["phases"].items():
@@ -348,15 +349,15 @@ def test_an_independent_checker_agrees_with_planned_artifacts(name: str, objecti
 def test_where_unpacked_weights_do_not_fit_the_sparse_kernel_is_chosen() -> None:
     network = network_of(tiny("vgg16", width=0.25, density=0.7), (3, 16, 16))
     assert "dense" in {kernel.algorithm for kernel in network.kernels.values()}
-    least = smallest(network, Job(objective_named("at")))
+    least = Planner(network).smallest(Job(objective_named("at")))
     chosen = compile_network(network, Job(objective_named("at")), budget=least.peak_bytes)
-    assert "sparse" in {kernel.algorithm for kernel in chosen.network.kernels.values()}
+    assert "sparse" in {kernel.algorithm for kernel in chosen.kernels}
     assert chosen.memory.peak_bytes <= least.peak_bytes
 
 
 def test_an_artifact_tells_what_was_chosen(tmp_path: Path) -> None:
     sparse, network = made("vgg16")
-    budget = smallest(network, Job(objective_named("at"))).peak_bytes
+    budget = Planner(network).smallest(Job(objective_named("at"))).peak_bytes
     artifact = export(sparse, tmp_path / "a", input_shape=(3, 16, 16), memory=budget, validate=False)
     choice = artifact.manifest["memory"]["choice"]
     assert choice["store"] == "f32" and choice["recomputed"] and not choice["narrowed"]

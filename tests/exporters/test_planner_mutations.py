@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_bcs.exporters.compiler import build, keep_everything
+from edge_bcs.exporters import compiler
+from edge_bcs.exporters.compiler import build
 from edge_bcs.exporters.graphs import training_graph
+from edge_bcs.exporters.memory import planner, sketch
 from edge_bcs.exporters.memory import replay as plan
-from edge_bcs.exporters.memory import sketch
-from edge_bcs.exporters.memory.planner import Choice, Job, smallest
+from edge_bcs.exporters.memory.choice import Choice, Job
+from edge_bcs.exporters.memory.planner import Planner
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.nodes import Node, TensorType
 from edge_bcs.exporters.operators.base import Types
@@ -39,7 +41,9 @@ def test_the_checker_shares_no_code_with_the_planner() -> None:
 @pytest.fixture(scope="module")
 def squeezed() -> Choice:
     """What the planner makes of the network below when memory is all that counts."""
-    return replace(smallest(small(), Job(objective_named("trades"), 6.0, 32), 4).choice, sparse=frozenset())
+    return replace(
+        Planner(small()).smallest(Job(objective_named("trades"), 6.0, 32), 4).choice, sparse=frozenset()
+    )
 
 
 def small() -> Network:
@@ -48,8 +52,8 @@ def small() -> Network:
 
 def checked(choice: Choice | None) -> tuple[list[str], bool]:
     """(faults of the training schedule, whether the peaks agree)."""
-    network, job = small(), Job(objective_named("trades"), 6.0)
-    compiled = build(network, job, choice or keep_everything(network, job, 4))
+    asked, job = Planner(small()), Job(objective_named("trades"), 6.0)
+    compiled = build(asked, job, choice or asked.unlimited(job, 4))
     memory = compiled.memory.to_json(None)
     training = memory["phases"]["training"]
     checker = Checker(compiled.graphs["training"].to_onnx(), training["tensors"])
@@ -92,7 +96,8 @@ def forgotten(right: Callable[..., Any]) -> Callable[..., Any]:
 def test_a_replay_that_is_wrong_is_noticed(
     monkeypatch: pytest.MonkeyPatch, squeezed: Choice, defect: Callable[..., Any], fault: str
 ) -> None:
-    monkeypatch.setattr(plan, "replay", defect(plan.replay))
+    for user in (planner, compiler):
+        monkeypatch.setattr(user, "replay", defect(plan.replay))
     for choice in (squeezed, None):
         assert any(fault in sentence for sentence in checked(choice)[0])
 
@@ -142,9 +147,9 @@ def test_a_sketch_that_frees_early_contradicts_the_plan(monkeypatch: pytest.Monk
         return right(walk)
 
     monkeypatch.setattr(sketch._Pass, "_summed", early)
-    network, job = network_of(tiny("resnet18"), (3, 16, 16)), Job(objective_named("at"), 0.0, 32)
-    least = smallest(network, job, 4)
-    memory = build(network, job, least.choice).memory
+    asked, job = Planner(network_of(tiny("resnet18"), (3, 16, 16))), Job(objective_named("at"), 0.0, 32)
+    least = asked.smallest(job, 4)
+    memory = build(asked, job, least.choice).memory
     assert least.peak_bytes < memory.peak_bytes
 
 

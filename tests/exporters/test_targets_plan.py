@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 from edge_bcs.exporters.compiler import compile_network
-from edge_bcs.exporters.memory.planner import Job
+from edge_bcs.exporters.memory.choice import Job
 from edge_bcs.exporters.network import network_of
 from edge_bcs.targets.plans import plan_of
 from helpers.networks import EveryLayer, sparse_of, tiny

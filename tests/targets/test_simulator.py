@@ -29,11 +29,12 @@ from edge_bcs.targets.layout import assign, letters, text_map
 from edge_bcs.targets.outside import MEASURED, PREDICTED, predicted_outside
 from edge_bcs.targets.plans import Allocation, MemoryPlan, Phase, plan_of
 from edge_bcs.targets.roofline import machine_of, step_runs, step_time, this_host
-from edge_bcs.targets.simulator import DOES_NOT_FIT, FITS, TIGHT, simulate
+from edge_bcs.targets.simulator import DOES_NOT_FIT, FITS, TIGHT
 from rich.console import Console
 
 from edge_bcs import EdgeBcsError, targets
 from edge_bcs.cli import main
+from edge_bcs.simulation import simulate
 
 Make = Callable[..., Path]
 
@@ -468,9 +469,9 @@ def test_the_trade_off_is_what_the_planner_makes_of_each_budget(resnet: Path, tm
     assert simulate(resnet, "raspberry-pi-4", run=False).advice.curve == ()
 
 
-def test_a_board_scales_the_plan_and_says_so(resnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_board_scales_the_plan_and_says_so(resnet: Path) -> None:
     from edge_bcs.exporters.compiler import compile_network
-    from edge_bcs.exporters.memory.planner import Job
+    from edge_bcs.exporters.memory.choice import Job
     from edge_bcs.exporters.network import network_of
 
     from edge_bcs.core.objectives import objective_named
@@ -480,19 +481,19 @@ def test_a_board_scales_the_plan_and_says_so(resnet: Path, monkeypatch: pytest.M
 
     place = advice.Place(None, cost_model.TYPICAL_BOARD, lambda *_: None)
 
-    def absent(*_: object) -> None:
+    def absent(*_: object) -> advice.Maker:
         raise ImportError("torch")
 
-    monkeypatch.setattr(advice, "_Compiler", absent)
     need = Artifact.read(resnet).predicted_peak_bytes
-    result = simulate(resnet, memory=int(need * 0.6), run=False, curve=True)
-    assert result.advice.source == advice.SCALED
+    for compiler in (absent, None):
+        result = simulate(resnet, memory=int(need * 0.6), run=False, curve=True, recompiled=compiler)
+        assert result.advice.source == advice.SCALED
     assert [point.micro_batch for point in result.advice.curve] == [2, 4, 8, 16, 32]
     for point in result.advice.curve:
         compiled = compile_network(network, Job(objective_named("trades"), 6.0), point.micro_batch)
         assert point.peak_bytes == pytest.approx(compiled.memory.peak_bytes, rel=0.05)
         walks = [walk for walks in compiled.memory.phases["attack"].walks for walk in walks]
-        scaled = advice._Scaler(result.artifact, result.plan, place).at(point.micro_batch)
+        scaled = advice.Scaler(result.artifact, result.plan, place).at(point.micro_batch)
         assert [walk for walks in scaled.phases["attack"].walks for walk in walks] == walks
     best = result.advice.changes[0]
     assert best.fits and "--micro-batch" in best.command and best.source == advice.SCALED
