@@ -11,16 +11,8 @@ import numpy as np
 import onnx
 from edge_bcs.runtime import archive as archives
 from edge_bcs.runtime import signature
-from edge_bcs.runtime.artifact import (
-    FORMAT,
-    MANIFEST,
-    STATE,
-    VERSION,
-    Artifact,
-    TrainedObjective,
-    graph_file,
-    sha256_of,
-)
+from edge_bcs.runtime.artifact import Artifact, sha256_of
+from edge_bcs.runtime.manifest import FORMAT, MANIFEST, STATE, VERSION, TrainedObjective, graph_file
 from edge_bcs.runtime.ort.checkpoint import CHECKPOINT
 from edge_bcs.targets.cost_model import TYPICAL_BOARD
 

@@ -20,17 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_bcs.runtime import archive as archives
-from edge_bcs.runtime.artifact import (
-    FORMAT,
-    GRAPHS,
-    MANIFEST,
-    REPLACED,
-    STATE,
-    VERSION,
-    Artifact,
-    graph_file,
-    sha256_of,
-)
+from edge_bcs.runtime.artifact import REPLACED, Artifact, sha256_of
+from edge_bcs.runtime.manifest import FORMAT, GRAPHS, MANIFEST, STATE, VERSION, graph_file
 from edge_bcs.runtime.ort.checkpoint import CHECKPOINT
 from edge_bcs.runtime.state import PREVIOUS
 

@@ -69,7 +69,7 @@ class Publishing:
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for a number that is no release."""
-        from edge_bcs.runtime.artifact import LARGEST_RELEASE
+        from edge_bcs.runtime.manifest import LARGEST_RELEASE
 
         if self.release is not None:
             check_count("a release", self.release, 1, LARGEST_RELEASE)

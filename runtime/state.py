@@ -25,15 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edge_bcs.runtime.artifact import (
-    GRAPHS,
-    MANIFEST,
-    STATE,
-    Artifact,
-    check_is_run_of,
-    graph_file,
-    sha256_of,
-)
+from edge_bcs.runtime.artifact import Artifact, check_is_run_of, sha256_of
+from edge_bcs.runtime.manifest import GRAPHS, MANIFEST, STATE, graph_file
 
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.files import PARTIAL_SUFFIX, cause_of, read_small, replacing, sync_folder

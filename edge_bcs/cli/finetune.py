@@ -308,7 +308,8 @@ def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
     """Return a Trainer on the artifact, or on the run that is to be resumed."""
     from edge_bcs.cli.reading import RECORD
     from edge_bcs.runtime import release
-    from edge_bcs.runtime.artifact import STATE, check_is_run_of
+    from edge_bcs.runtime.artifact import check_is_run_of
+    from edge_bcs.runtime.manifest import STATE
     from edge_bcs.runtime.state import PREVIOUS, is_run_of
     from edge_bcs.runtime.trainer import Trainer
 

@@ -19,7 +19,8 @@ from edge_bcs.exporters.memory.choice import Job
 from edge_bcs.exporters.memory.planner import Planner
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.validation import Differences, run
-from edge_bcs.runtime.artifact import GRAPHS, Artifact, graph_file
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.manifest import GRAPHS, graph_file
 from edge_bcs.runtime.state import read_state
 from helpers.networks import (
     EveryLayer,

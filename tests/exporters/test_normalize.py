@@ -10,7 +10,7 @@ import pytest
 import torch
 from edge_bcs.exporters.network import network_of
 from edge_bcs.exporters.validation import run as run_graph
-from edge_bcs.runtime.artifact import graph_file
+from edge_bcs.runtime.manifest import graph_file
 from edge_bcs.runtime.trainer import Trainer
 from helpers.commands import run
 from helpers.networks import state_feeds

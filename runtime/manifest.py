@@ -1,0 +1,430 @@
+"""What a manifest says of an artifact, and whether it can be right.
+
+Every field is checked before it is used; every fault names the field. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_bcs.runtime import archive
+
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.metadata import exact_sparsity, parse_json
+from edge_bcs.core.objectives import OBJECTIVES, Objective
+from edge_bcs.core.segments import Segment
+from edge_bcs.core.settings import MOST_ATTACK_STEPS, Attack, check_number
+from edge_bcs.core.text import check_text
+from edge_bcs.data.classes import Names, check_names, may_become
+
+FORMAT = "edge-bcs-artifact"
+VERSION = 1
+GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
+MANIFEST = archive.MANIFEST
+STATE = "state.safetensors"
+_MOST_NUMBERS = 2**31 - 1  # of any buffer
+_LARGEST_NUMBER = 3.4e38  # of float32
+LARGEST_RELEASE = 2**53 - 1  # what every reader of JSON takes for a whole number
+_LARGEST_FILE = 2 << 30  # bytes; read in pieces
+_LARGEST_GRAPH = 64 << 20  # bytes; read at once, and without any weights
+
+
+def graph_file(graph: str) -> str:
+    """File name of a graph: "training" → "training_model.onnx"."""
+    return f"{graph}_model.onnx"
+
+
+@dataclass(frozen=True)
+class PrunableLayer(Segment):
+    """One prunable layer: its kernel, [out, in, kh, kw] or [out, in] if linear, among the N positions."""
+
+    kernel: tuple[int, int]
+    stride: int
+    padding: int
+    density: float
+    algorithm: str
+
+
+@dataclass(frozen=True)
+class TrainedObjective:
+    """What an artifact is trained for: an objective of the table, its β and its attack."""
+
+    kind: Objective
+    beta: float
+    attack: Attack
+
+    def __post_init__(self) -> None:
+        """Raise `EdgeBcsError` for a β out of range."""
+        check_number("beta", self.beta)
+
+    @property
+    def name(self) -> str:
+        """The objective's name."""
+        return self.kind.name
+
+    @property
+    def start(self) -> str:
+        """Where the attack starts; "uniform" where there is none."""
+        return self.kind.attack_start or "uniform"
+
+    @property
+    def attack_loss(self) -> str:
+        """What the attack increases, "cross_entropy" or "kl"."""
+        return self.kind.attack_loss
+
+    @property
+    def two_branches(self) -> bool:
+        """Whether clean and adversarial images both go through the network."""
+        return self.kind.two_branches
+
+    def described(self) -> dict[str, Any]:
+        """Its part of the manifest, which also says what follows from the name."""
+        return {
+            "name": self.name,
+            "beta": self.beta,
+            "epsilon": self.attack.epsilon,
+            "step_size": self.attack.step_size,
+            "attack_steps": self.attack.steps,
+            "start": self.start,
+            "attack_loss": self.attack_loss,
+            "two_branches": self.two_branches,
+        }
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a manifest says of an artifact, typed. See contract of `manifest.json`.
+
+    Attributes:
+        manifest: as it stands in the file.
+        kappa: κ, connections of the whole network; size: N, its prunable positions.
+        micro_batch: images per run of a graph; lanes: images per vector; batch_size: the default logical
+            batch.
+        classes: names of the outputs in label order, ``num_classes`` of them; None while they are unknown.
+        dense_size, statistics_size: lengths of dense.value and of batchnorm.mean.
+        budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum,
+            noise.
+        release: number that the maker gave it, which grows from one to the next; None without one.
+    """
+
+    manifest: dict[str, Any]
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    classes: Names | None
+    sparsity: str
+    kappa: int
+    size: int
+    seed: int
+    layers: tuple[PrunableLayer, ...]
+    dense_size: int
+    statistics_size: int
+    objective: TrainedObjective
+    batch_norm: str
+    micro_batch: int
+    lanes: int
+    batch_size: int
+    hyper: dict[str, float]
+    lists_length: int
+    budget: int | None
+    release: int | None
+
+    @property
+    def network(self) -> str:
+        """The network's name, e.g. "vgg16"."""
+        return str(self.manifest["network"]["name"])
+
+    @property
+    def release_text(self) -> str:
+        """ "release 7", or "of no release", for messages."""
+        return "of no release" if self.release is None else f"release {self.release}"
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """The working set that the compiler predicted, in bytes."""
+        return int(self.manifest["memory"]["predicted_peak_bytes"])
+
+
+def parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:
+    """Return the object in ``content``, which stands in the manifest of ``folder``; EdgeBcsError if it is no
+    manifest of a version that is read here."""
+    file = folder / MANIFEST
+    try:
+        manifest = parse_json(content)
+    except ValueError:
+        raise EdgeBcsError(
+            f"{file} is not valid JSON (truncated or altered); copy the artifact again."
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise EdgeBcsError(f"{file} does not describe an edge-bcs artifact (its format is not {FORMAT!r}).")
+    version = manifest.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise EdgeBcsError(
+            f"{folder} has artifact format {version} and this edge-bcs reads up to {VERSION}: upgrade "
+            "edge-bcs here, or export again with this version."
+        )
+    if version != VERSION:
+        raise EdgeBcsError(f"{file} names the unknown format version {str(version)[:60]!r}.")
+    check_text(manifest, str(file))
+    return manifest
+
+
+class _Fields:
+    """Typed access to one JSON object of the manifest; every fault names the field."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise EdgeBcsError(f"the manifest's {where or 'content'} is not an object.")
+        self.value, self.where = value, where
+
+    def _fault(self, name: str, expected: str) -> EdgeBcsError:
+        field = f"{self.where}.{name}" if self.where else name
+        shown = repr(self.value.get(name, "missing"))[:60]
+        return EdgeBcsError(f"the manifest's field {field} must be {expected}, not {shown}.")
+
+    def integer(self, name: str, low: int = 0, high: int = 2**31 - 1) -> int:
+        value = self.value.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self._fault(name, f"a whole number from {low} to {high}")
+        return value
+
+    def number(self, name: str, low: float = 0.0, high: float = math.inf) -> float:
+        value = self.value.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._fault(name, "a number")
+        if not low <= value <= high or value > _LARGEST_NUMBER:
+            raise self._fault(name, f"a finite number from {low:g} to {min(high, _LARGEST_NUMBER):g}")
+        return float(value)
+
+    def text(self, name: str, choices: tuple[str, ...] = (), missing: str | None = None) -> str:
+        value = self.value.get(name, missing)
+        if not isinstance(value, str) or (choices and value not in choices):
+            raise self._fault(name, " or ".join(choices) if choices else "text")
+        return value
+
+    def boolean(self, name: str) -> bool:
+        value = self.value.get(name)
+        if not isinstance(value, bool):
+            raise self._fault(name, "true or false")
+        return value
+
+    def integers(self, name: str, lengths: tuple[int, ...], low: int = 1) -> tuple[int, ...]:
+        value = self.value.get(name)
+        if not isinstance(value, list) or len(value) not in lengths:
+            raise self._fault(name, f"a list of {' or '.join(map(str, lengths))} numbers")
+        for item in value:
+            if isinstance(item, bool) or not isinstance(item, int) or not low <= item < 2**31:
+                raise self._fault(name, f"a list of whole numbers from {low}")
+        return tuple(value)
+
+    def names(self, name: str, count: int) -> Names | None:
+        """``count`` class names; None if the field is absent."""
+        if name not in self.value:
+            return None
+        value = self.value[name]
+        if not isinstance(value, list):
+            raise self._fault(name, f"a list of {count} names")
+        return check_names(value, f"the manifest's {name}", count)
+
+    def object(self, name: str) -> _Fields:
+        return _Fields(self.value.get(name), f"{self.where}.{name}" if self.where else name)
+
+    def optional_object(self, name: str) -> _Fields:
+        return self.object(name) if name in self.value else _Fields({}, name)
+
+    def objects(self, name: str) -> list[_Fields]:
+        value = self.value.get(name)
+        if not isinstance(value, list):
+            raise self._fault(name, "a list")
+        return [_Fields(item, f"{name}[{number}]") for number, item in enumerate(value)]
+
+
+def describe(manifest: dict[str, Any]) -> Described:
+    """Return what `parse_manifest` gave, every field checked; EdgeBcsError for one that cannot be right."""
+    fields = _Fields(manifest, "")
+    network = fields.object("network")
+    network.text("name")
+    network.optional_object("arguments")
+    fields.text("distribution", missing="paper")
+    channels, height, width = network.integers("input_shape", (3,))
+    kappa, size = fields.integer("kappa", 1), fields.integer("size", 1)
+    if kappa > size:
+        raise EdgeBcsError(f"the manifest has kappa {kappa} above the network's size {size}.")
+    layers = _layers(fields, size)
+    statistics = [
+        (item.integer("offset"), item.integer("channels", 1)) for item in fields.objects("statistics")
+    ]
+    dense = [
+        (item.integer("offset"), math.prod(item.integers("shape", (0, 1, 2, 3, 4))))
+        for item in fields.objects("dense")
+    ]
+    lists_length = fields.integer("lists_length", 1)
+    # One entry per row and one per (input channel, phase of the stride) of every layer, each list closed by
+    # an end.
+    expected = 3 * kappa + sum(layer.shape[0] + 1 + layer.shape[1] * layer.stride**2 + 1 for layer in layers)
+    if lists_length != expected:
+        raise EdgeBcsError(f"the manifest's lists_length is {lists_length}; its layers need {expected}.")
+    hyper = fields.object("hyper")
+    memory = fields.object("memory")
+    memory.integer("predicted_peak_bytes", 0, 1 << 50)
+    memory.optional_object("choice")
+    budget = None if memory.value.get("budget") is None else memory.integer("budget", 1, 1 << 50)
+    num_classes = network.integer("num_classes", 2)
+    return Described(
+        manifest=manifest,
+        input_shape=(channels, height, width),
+        num_classes=num_classes,
+        classes=fields.names("classes", num_classes),
+        sparsity=_sparsity(fields),
+        kappa=kappa,
+        size=size,
+        seed=fields.integer("seed", 0, 2**64 - 1),
+        layers=layers,
+        dense_size=_contiguous(dense, "dense"),
+        statistics_size=_contiguous(statistics, "statistics"),
+        objective=_objective(fields.object("objective")),
+        batch_norm=fields.text("batch_norm", ("frozen", "batch")),
+        micro_batch=fields.integer("micro_batch", 1, 1 << 16),
+        lanes=fields.integer("lanes", 1, 64),
+        batch_size=fields.integer("batch_size", 1, 1 << 20),
+        hyper={name: hyper.number(name) for name in ("learning_rate", "weight_decay", "momentum", "noise")},
+        lists_length=lists_length,
+        budget=budget,
+        release=fields.integer("release", 1, LARGEST_RELEASE) if "release" in manifest else None,
+    )
+
+
+def _sparsity(fields: _Fields) -> str:
+    text = fields.text("sparsity")
+    try:
+        exact_sparsity(text)
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"the manifest cannot be right: {error}.") from None
+    return text
+
+
+def _layers(fields: _Fields, size: int) -> tuple[PrunableLayer, ...]:
+    layers = []
+    offset = 0
+    for item in fields.objects("layers"):
+        kernel = item.integers("kernel", (2,))
+        layer = PrunableLayer(
+            name=item.text("name"),
+            shape=item.integers("shape", (2, 4)),
+            offset=item.integer("offset"),
+            kernel=(kernel[0], kernel[1]),
+            stride=item.integer("stride", 1, 1 << 10),
+            padding=item.integer("padding", 0, 1 << 10),
+            density=item.number("density", 0.0, 1.0),
+            algorithm=item.text("algorithm", ("sparse", "dense")),
+        )
+        if layer.offset != offset:
+            raise EdgeBcsError(
+                f"the manifest's layer {layer.name} starts at {layer.offset} instead of {offset}."
+            )
+        offset += layer.size
+        layers.append(layer)
+    if offset != size:
+        raise EdgeBcsError(f"the manifest's layers hold {offset} positions and its size is {size}.")
+    return tuple(layers)
+
+
+def _contiguous(entries: list[tuple[int, int]], name: str) -> int:
+    end = 0
+    for offset, length in entries:
+        if offset != end:
+            raise EdgeBcsError(f"the manifest's {name} table has a gap or overlap at {end}.")
+        end += length
+    if end > _MOST_NUMBERS:
+        raise EdgeBcsError(f"the manifest's {name} table holds {end} numbers, which is refused.")
+    return end
+
+
+def _objective(fields: _Fields) -> TrainedObjective:
+    objective = TrainedObjective(
+        kind=OBJECTIVES[fields.text("name", tuple(OBJECTIVES))],
+        beta=fields.number("beta"),
+        attack=Attack(
+            epsilon=fields.number("epsilon", 0.0, 1.0),
+            step_size=fields.number("step_size", 0.0, 1.0),
+            steps=fields.integer("attack_steps", 0, MOST_ATTACK_STEPS),
+        ),
+    )
+    fields.text("start", ("uniform", "gaussian"))
+    fields.text("attack_loss", ("cross_entropy", "kl"))
+    fields.boolean("two_branches")
+    described = objective.described()
+    for name in ("start", "attack_loss", "two_branches"):
+        stated, follows = json.dumps(fields.value[name]), json.dumps(described[name])
+        if stated != follows:
+            raise EdgeBcsError(
+                f"the manifest's objective {objective.name} has {name} {stated} instead of {follows}."
+            )
+    return objective
+
+
+def listed_files(manifest: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
+    """Yield (name, bytes, sha256) of each file that a manifest lists; EdgeBcsError if a graph is not among
+    them, or one does not lie in the artifact's folder."""
+    listed = _Fields(manifest.get("files"), "files")
+    for graph in GRAPHS:
+        listed.object(graph_file(graph))
+    for name in listed.value:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+            raise EdgeBcsError(
+                f"the manifest names the file {name!r}, which does not lie in the artifact's folder."
+            )
+        entry = listed.object(name)
+        most = _LARGEST_GRAPH if name.endswith(graph_file("")) else _LARGEST_FILE
+        yield name, entry.integer("bytes", 0, most), entry.text("sha256")
+
+
+def difference(run: dict[str, Any], artifact: dict[str, Any]) -> str | None:
+    """Where two manifests differ first: "its objective.epsilon is 0.031, this artifact's 0.016"."""
+    skipped = {"created_by"}
+    # A run has the names of the data that its artifact was first trained on.
+    stored, classes = (
+        tuple(check_names(manifest["classes"], "the manifest's classes")) if "classes" in manifest else None
+        for manifest in (artifact, run)
+    )
+    if classes is None or may_become(stored, classes) or may_become(classes, stored or ()):
+        skipped.add("classes")
+    names = [name for name in {**artifact, **run} if name not in skipped]
+    for name in sorted(names, key=lambda name: name in ("memory", "files")):  # what follows from the others
+        for where, one, other in _differences(name, run.get(name), artifact.get(name)):
+            if name == "files":
+                return f"its {where.removeprefix('files.').removesuffix('.sha256')} is another"
+            one, other = _shown(one, other)
+            return f"its {where} is {one}, this artifact's {other}"
+    return None
+
+
+def _differences(where: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (field, its value, the other's) of what differs between two values of JSON."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in {**other, **one}:
+            yield from _differences(f"{where}.{name}", one.get(name), other.get(name))
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            yield from _differences(f"{where}[{number}]", *pair)
+    elif json.dumps(one) != json.dumps(other):  # as text: a number that is none (NaN) is the same as itself
+        yield where, one, other
+
+
+def _shown(one: Any, other: Any) -> tuple[str, str]:
+    """Two different values in as few digits as tell them apart."""
+    if isinstance(one, float) and isinstance(other, float):
+        for digits in (2, 4, 8):
+            texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+            if texts[0] != texts[1]:
+                return texts
+    return _short(one), _short(other)
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
