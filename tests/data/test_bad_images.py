@@ -102,7 +102,7 @@ def test_one_that_is_bad_is_one_sentence(photos: Path) -> None:
         f"the image {photos}/3/02.jpg is truncated: the end of the JPEG is missing; mend or remove it, or "
         "leave it out with --on-bad skip."
     )
-    with pytest.raises(EdgeBcsError, match="stop or skip, not 'hope'"):
+    with pytest.raises(EdgeBcsError, match="on_bad is 'stop' or 'skip', not 'hope'"):
         open_data(photos, "train", SHAPE, on_bad="hope")  # type: ignore[arg-type]
 
 

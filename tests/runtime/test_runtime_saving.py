@@ -142,7 +142,7 @@ def test_a_small_limit_keeps_a_training_from_saving_often(tiny_artifact: Make, t
         ({"save_seconds": float("nan")}, "seconds between saves"),
         ({"max_writes": "fast"}, "not a size"),
         ({"max_hours": 0.0}, "hours of a training"),
-        ({"on_nan": "ignore"}, "stop or skip"),
+        ({"on_nan": "ignore"}, "on_nan is .stop. or .skip., not .ignore."),
     ],
 )
 def test_impossible_options(tiny_artifact: Make, options: dict[str, Any], message: str) -> None:
