@@ -290,7 +290,8 @@ class Trace:
     _entries: dict[int, _Entry] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _modules: dict[int, str] = field(default_factory=dict)
-    _fault: EdgeBcsError | None = None
+    # Its sentence alone: the exception would keep the frames of all callers, with what they hold.
+    _fault: str | None = None
 
     def __post_init__(self) -> None:
         for name, module in self.root.named_modules():
@@ -338,7 +339,7 @@ class Trace:
                 warnings.simplefilter("ignore")  # they are told where the network runs on images
                 result = self.root(outline)
         if self._fault is not None:  # which the network's own code has caught
-            raise self._fault
+            raise EdgeBcsError(self._fault)
         return result
 
     def run(self, overload: Any, arguments: Mapping[str, Any], place: Place) -> Any:
@@ -438,11 +439,11 @@ class Trace:
 
     def _data_dependent(self, place: Place) -> Any:
         where = place.line or place.names("forward")
-        self._fault = EdgeBcsError(
+        self._fault = (
             f"the network cannot be traced: {where} decides by the values of a tensor, and the forward of a "
             "network must not depend on the data"
         )
-        raise self._fault
+        raise EdgeBcsError(self._fault)
 
     def _result(self, call: Call, result: Any, tensors: list[Tensor], written: list[Tensor]) -> Any:
         """Give the network tensors for what a row has returned."""
@@ -478,8 +479,8 @@ class Trace:
         try:
             result = self.run(call._overload, call.arguments, call.place)
         except EdgeBcsError:
-            self._fault = EdgeBcsError(refused.sentence)
-            raise self._fault from None
+            self._fault = refused.sentence
+            raise EdgeBcsError(self._fault) from None
         return self._all(result, refused)
 
     def _change(self, tensor: Tensor, found: Found) -> None:
@@ -535,7 +536,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             return self.trace.call(func, args, kwargs or {}, self)
         except EdgeBcsError as error:
-            self.trace._fault = error
+            self.trace._fault = str(error)
             raise
 
 
