@@ -18,7 +18,9 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.normalization import Normalization
 from edge_bcs.core.state import TYPES
 from edge_bcs.data.classes import Names, check_names
+from edge_bcs.exportable import look_at
 from edge_bcs.method.sparse_model import SparseModel, prunable_layers
+from edge_bcs.method.wrappers import unwrapped
 from edge_bcs.runtime.archive import is_artifact
 
 _CHECKPOINT = "checkpoint.safetensors"
@@ -139,7 +141,7 @@ def _assemble(
     classes: Names | None,
 ) -> SparseModel:
     if model is not None:
-        network = copy.deepcopy(model.network if isinstance(model, SparseModel) else model)
+        network = copy.deepcopy(model.network if isinstance(model, SparseModel) else unwrapped(model))
     else:
         name, arguments = record.get("name"), record.get("arguments", {})
         if not isinstance(name, str) or not isinstance(arguments, dict):
@@ -177,6 +179,7 @@ def _assemble(
         sparse.normalize = _normalization(path, record["normalize"])
     if sparse.own:
         _describe(path, sparse, record)
+        look_at(sparse)
     return sparse.eval()
 
 

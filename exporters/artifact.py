@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from edge_bcs.targets.cost_model import TYPICAL_BOARD
 from edge_bcs import __version__
 from edge_bcs.checkpoint import state_metadata
 from edge_bcs.core.deprecated import OldSpellings
-from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.progress import note
 from edge_bcs.core.settings import BATCH_NORMS, Attack, Hyper, check_choice, check_count, filled
@@ -131,6 +132,9 @@ def export(
     note("reading the network")
     input_shape = input_shape or sparse.input_shape or (3, 32, 32)
     network = network_of(sparse, input_shape, batch_norm == "batch")
+    if network.graph.left_out:
+        said = "; ".join(network.graph.left_out)
+        warnings.warn(f"of the network a part is not exported: {said}", EdgeBcsWarning, stacklevel=2)
     note("planning its memory")
     compiled = compile_network(network, job, limits.micro_batch, limits.bytes)
     seed = sparse.seed if seed is None else seed

@@ -130,11 +130,13 @@ class Flatten(Layer):
 class LayerGraph:
     """The layers of a network in order of computation; ``output`` names the one that holds the logits.
 
-    ``left_out`` says, a clause each, what of the network is not among them although its answer depends on it.
+    ``ending`` is "softmax" or "log_softmax" if that is what the network does to its logits, and ``left_out``
+    says in clauses what of its answer is not among the layers.
     """
 
     layers: list[Layer] = field(default_factory=list)
     output: str = ""
+    ending: str = ""
     left_out: list[str] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Layer:

@@ -184,14 +184,15 @@ def captured(sparse: SparseModel, input_shape: tuple[int, int, int]) -> LayerGra
         EdgeBcsError: the network holds something that is not supported; the message names it.
     """
     graph = capture(sparse.network, input_shape)
-    if sparse.normalize is not None:
+    sparse.ending = graph.ending
+    image = graph.layers[0]
+    if sparse.normalize is not None and isinstance(image, Input):
         mean, std = sparse.normalize.of_channels(input_shape[0])
-        scale = tuple(1 / deviation for deviation in std)
-        shift = tuple(-middle / deviation for middle, deviation in zip(mean, std, strict=True))
-        graph.layers = [
-            replace(layer, scale=scale, shift=shift) if isinstance(layer, Input) else layer
-            for layer in graph.layers
-        ]
+        # What the network does to its pixels itself comes after it.
+        own = image.scale or (1.0,) * len(std), image.shift or (0.0,) * len(std)
+        scale = tuple(a / deviation for a, deviation in zip(own[0], std, strict=True))
+        shift = tuple(b - a * middle for a, b, middle in zip(scale, own[1], mean, strict=True))
+        graph.layers[0] = replace(image, scale=scale, shift=shift)
     return graph
 
 

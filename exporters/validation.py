@@ -197,6 +197,8 @@ def _compare(artifact: Artifact, sparse: SparseModel, draw: int, tolerance: floa
     loss = run(str(artifact.graph("training")), feeds)["loss"]
     images = [feeds[name][counted] for name in ("input", "adversarial")]
     exact = _torch(artifact, sparse, images, labels[counted], torch.float64)
+    if sparse.ending:  # torch's are then logits up to a number for each image
+        logits, plain_logits, exact["logits"] = map(_centred, (logits, plain_logits, exact["logits"]))
     found = {
         "logits": logits[counted],
         "loss": loss,
@@ -209,6 +211,8 @@ def _compare(artifact: Artifact, sparse: SparseModel, draw: int, tolerance: floa
     if differences.largest <= tolerance:
         return differences
     rounded = _torch(artifact, sparse, images, labels[counted], torch.float32)
+    if sparse.ending:
+        rounded["logits"] = _centred(rounded["logits"])
     return replace(differences, float32=_differences(rounded, exact))
 
 
@@ -254,6 +258,11 @@ def _torch(
         "coo": torch.cat(kernels).numpy(),
         "dense": torch.cat(others).numpy() if others else np.zeros(0),
     }
+
+
+def _centred(logits: Array) -> Array:
+    centred: Array = logits - logits.mean(axis=1, keepdims=True)
+    return centred
 
 
 def _gradient(parameter: Any) -> Tensor:

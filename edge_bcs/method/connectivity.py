@@ -27,6 +27,7 @@ from edge_bcs.core.segments import Segment
 from edge_bcs.exportable import warn_if_not_exportable
 from edge_bcs.method.sparse_model import KERNELS, SparseModel, prunable_layers
 from edge_bcs.method.trained import evidence_of_training
+from edge_bcs.method.wrappers import unwrapped
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -243,7 +244,7 @@ def sparsify(
 
 
 def _network(model: nn.Module) -> nn.Module:
-    return model.network if isinstance(model, SparseModel) else model
+    return model.network if isinstance(model, SparseModel) else unwrapped(model)
 
 
 def _check_start(model: nn.Module, start: str | None) -> None:
@@ -274,6 +275,7 @@ def fixed(model: nn.Module, trained: SparseModel, seed: int = 0, *, start: str |
     Raises:
         EdgeBcsError: the two networks have different kernels, `model` is trained or cannot be handled.
     """
+    model = unwrapped(model)
     kept = trained.dense_kernels
     layers = prunable_layers(model, kept)
     _check_start(model, start)

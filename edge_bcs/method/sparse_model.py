@@ -19,6 +19,7 @@ from edge_bcs.core.normalization import Normalization
 from edge_bcs.core.segments import Segment
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.state import STATE_NAMES, Parts, state_layout
+from edge_bcs.method.wrappers import logits_among
 
 KERNELS = (nn.Conv2d, nn.Linear)
 """Modules whose `weight` is a kernel, [out, in / groups, kh, kw] or [out, in]."""
@@ -124,6 +125,15 @@ def _normalized(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor,
     return ((images - mean) / std, *others)
 
 
+def _take_logits(network: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+    """Return the logits of what the network returns, up to a number an image, on which no loss depends."""
+    if not isinstance(output, Tensor):
+        output, _ = logits_among(output)
+    if getattr(network, "edge_bcs_ending", "") == "softmax" and isinstance(output, Tensor):
+        return output.clamp_min(torch.finfo(output.dtype).tiny).log()
+    return output
+
+
 class SparseModel(nn.Module):
     """`network` with exactly κ non-zero kernel weights, w = γ·θ at the positions `index`.
 
@@ -189,6 +199,8 @@ class SparseModel(nn.Module):
         self._weight_gradients = self._other_gradients = torch.zeros(0)
         for statistics in self.statistics:
             _keep_biased_variance(network.get_submodule(statistics.name))
+        if _take_logits not in network._forward_hooks.values():
+            network.register_forward_hook(_take_logits)
         self.load_coo(value, index)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,6 +243,15 @@ class SparseModel(nn.Module):
     @normalize.setter
     def normalize(self, normalization: Normalization | None) -> None:
         set_normalization(self.network, normalization)
+
+    @property
+    def ending(self) -> str:
+        """What the network itself does to its logits, "softmax" or "log_softmax", if that is known."""
+        return str(getattr(self.network, "edge_bcs_ending", ""))
+
+    @ending.setter
+    def ending(self, ending: str) -> None:
+        self.network.edge_bcs_ending = ending  # type: ignore[assignment]
 
     @property
     def factory(self) -> str | None:

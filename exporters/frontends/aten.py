@@ -14,6 +14,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from edge_bcs.core.errors import EdgeBcsError
 
@@ -29,7 +30,7 @@ from ..layers import (
     ReLU,
     shown,
 )
-from .trace import BATCH, Call, Ending, Row, Shaped, batched
+from .trace import BATCH, Call, Ending, Pixels, Row, Shaped, batched
 
 SUPPORTED = (
     "supported are Conv2d, Linear, BatchNorm1d/2d, ReLU, LeakyReLU, addition of two tensors, MaxPool2d, "
@@ -103,16 +104,31 @@ def _convolution(call: Call) -> Layer:
 
 @row("linear")
 def _linear(call: Call) -> Layer:
-    source = call.layer("input")
     module = call.owner("weight", "bias")
-    features, inputs = call.arguments["weight"].shape
+    return _dense(call, call.layer("input"), module, call.arguments["weight"], call.arguments["bias"])
+
+
+@row("mm", "addmm")
+def _product(call: Call) -> Layer:
+    """x·Wᵀ, and b + x·Wᵀ."""
+    mm = call.operator == "mm"
+    source, name = call.layer("self" if mm else "mat1"), call.transposed("mat2")
+    if not name or call.arguments.get("alpha", 1) != 1 or call.arguments.get("beta", 1) != 1:
+        raise EdgeBcsError(call.unsupported)
+    bias = None if mm else call.arguments["self"]
+    module = call.owner_of({"weight": name, "bias": "" if mm else call.parameter("self")})
+    return _dense(call, source, module, call.arguments["mat2"].t(), bias)
+
+
+def _dense(call: Call, source: Layer, module: str, weight: Tensor, bias: Tensor | None) -> Layer:
+    features, inputs = weight.shape
     if source.shape != (inputs,):
         raise EdgeBcsError(
             f"linear layer '{module}' expects a vector of {inputs} but gets {shown(source.shape)}; "
             "flatten before it"
         )
-    bias = call.arguments["bias"] is not None
-    return call.add(Convolution(call.name, (source.name,), (features,), module, (1, 1), 1, 0, bias))
+    biased = bias is not None
+    return call.add(Convolution(call.name, (source.name,), (features,), module, (1, 1), 1, 0, biased))
 
 
 @row("batch_norm")
@@ -161,7 +177,12 @@ def _elementwise(call: Call) -> Layer:
 
 
 @row("add")
-def _add(call: Call) -> Layer:
+def _add(call: Call) -> Layer | Pixels:
+    other = call.arguments["other"]
+    if not isinstance(other, Tensor) and other == 0:
+        return call.layer("self")
+    if (pixels := _normalised(call)) is not None:
+        return pixels
     if call.arguments["alpha"] != 1:
         raise EdgeBcsError(f"the addition '{call.name}' must add two tensors of the network, without alpha")
     first, second = call.layer("self"), call.layer("other")
@@ -171,6 +192,40 @@ def _add(call: Call) -> Layer:
             "have one shape"
         )
     return call.add(Add(call.name, (first.name, second.name), first.shape))
+
+
+@row("sub", "mul", "div", "rsub")
+def _arithmetic(call: Call) -> Layer | Pixels:
+    pixels = _normalised(call)
+    if pixels is None:
+        raise EdgeBcsError(call.unsupported)
+    return pixels
+
+
+def _normalised(call: Call) -> Pixels | None:
+    """The image after arithmetic with numbers that are not trained, which is part of the first layer."""
+    if call.arguments.get("alpha", 1) != 1 or call.arguments.get("rounding_mode") is not None:
+        return None
+    operator, first = call.operator, call.pixels("self")
+    pixels = first or call.pixels("other")
+    if pixels is None or (first and call.pixels("other")):
+        return None
+    channels = pixels.layer.shape[0]
+    numbers = call.numbers("other" if first else "self", channels)
+    if numbers is None or (operator == "div" and (not first or 0 in numbers)):
+        return None
+    scale, shift = pixels.scale or (1.0,) * channels, pixels.shift or (0.0,) * channels
+    if operator in ("mul", "div"):
+        factors = numbers if operator == "mul" else tuple(1 / number for number in numbers)
+        scale = tuple(a * b for a, b in zip(scale, factors, strict=True))
+        shift = tuple(a * b for a, b in zip(shift, factors, strict=True))
+    else:
+        minuend = operator == "rsub" if first else operator == "sub"  # numbers - image
+        if minuend:
+            scale, shift = tuple(-a for a in scale), tuple(-a for a in shift)
+        sign = -1.0 if operator == "sub" and first else 1.0
+        shift = tuple(a + sign * b for a, b in zip(shift, numbers, strict=True))
+    return Pixels(pixels.layer, scale, shift)
 
 
 # What changes nothing
@@ -199,16 +254,16 @@ def _dropout(call: Call) -> Layer:
             f"dropout '{call.name}' is active in evaluation, too{line}; the artifact trains without dropout, "
             "so give it training=self.training"
         )
-    return call.layer("input")
+    return call.layer("self" if "self" in call.arguments else "input")
 
 
-# @row("softmax", "log_softmax")
+@row("softmax", "log_softmax")
 def _softmax(call: Call) -> Any:
     source = call.layer("self")
     refusal = f"{call.module} is supported only as the last operation, where it is left out; {SUPPORTED}"
     if len(source.shape) != 1 or call.arguments["dim"] not in (1, -1):
         raise EdgeBcsError(refusal)
-    return Ending(source, f"the final {call.operator} is left out", refusal)
+    return Ending(source, call.operator, refusal)
 
 
 # Pooling

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.method.wrappers import unwrapped
+from edge_bcs.method.wrappers import logits_among, unwrapped
 
 from ..layers import Input, Layer, LayerGraph, Shape
 from .aten import ROWS, SUPPORTED
@@ -25,7 +24,6 @@ _SIZES = (32, 224, 28, 64, 16, 8, 96, 128, 160, 48, 256, 299, 192, 12, 13, 10, 2
 """Heights and widths that a network is tried with, if nobody says for which it was made."""
 _ENOUGH = 3
 """Sizes that are refused with one and the same sentence, which then does not come from the size."""
-_LOGITS = ("logits", "out", "output", "prediction")
 
 
 def capture(module: nn.Module, input_shape: Shape) -> LayerGraph:
@@ -102,14 +100,18 @@ def _where(error: BaseException) -> str:
 
 def _finished(trace: Trace, result: Any) -> LayerGraph:
     graph = trace.graph
-    logits = _chosen(result, graph.left_out)
+    logits, said = logits_among(result)
+    graph.left_out += [said] if said else []
     found = trace.found(logits) if isinstance(logits, Tensor) else None
     if isinstance(found, Refused):
         raise EdgeBcsError(found.sentence)
     if isinstance(found, Shaped):
         raise EdgeBcsError(found.refusal)
     if isinstance(found, Ending):
-        graph.left_out.append(found.said)
+        graph.ending = found.operator
+        graph.left_out.append(
+            f"the {found.operator} at its end is left out, and losses and attacks take the logits"
+        )
         found = found.layer
     if not isinstance(found, Layer) or len(found.shape) != 1:
         raise EdgeBcsError("the network must return one tensor of logits with shape (batch, classes)")
@@ -121,21 +123,3 @@ def _finished(trace: Trace, result: Any) -> LayerGraph:
     # What does not reach the logits is not computed; the image stays, whatever the network does with it.
     graph.layers = [kept for kept in graph.layers if kept.name in needed or isinstance(kept, Input)]
     return graph
-
-
-def _chosen(result: Any, left_out: list[str]) -> Any:
-    """The logits among what a network returns; what is left of it is told in ``left_out``."""
-    if isinstance(result, Mapping):
-        key = next((name for name in _LOGITS if name in result), next(iter(result), None))
-        chosen, rest = result.get(key), len(result) - 1
-        called = repr(key)
-    elif isinstance(result, (tuple, list)) and result:
-        named = getattr(result, "_fields", ())
-        position = next((named.index(name) for name in _LOGITS if name in named), 0)
-        chosen, rest = result[position], len(result) - 1
-        called = repr(named[position]) if named else "the first"
-    else:
-        return result
-    if rest and isinstance(chosen, Tensor):
-        left_out.append(f"of the network's {rest + 1} outputs only {called} is taken")
-    return chosen

@@ -16,28 +16,33 @@ times as long for a small network; what it would add, a graph to keep, is not ne
 from __future__ import annotations
 
 import builtins
+import contextlib
 import keyword
 import re
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.method import sparse_model
 
-from ..layers import Layer, LayerGraph, Shape, shown
+from ..layers import Input, Layer, LayerGraph, Shape, shown
 
 BATCH = 8191
 """Images in the outline: a prime that is no network's number of channels, pixels or classes."""
 
+_DEVICE, _IS_META = Tensor.device.__get__, Tensor.is_meta.__get__  # type: ignore[attr-defined]
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
 _CALL = nn.Module._call_impl.__code__  # what every call of a module runs through
@@ -54,6 +59,8 @@ _ANSWERS = frozenset(
     )
 )
 """Operators whose answer is a number or a shape that depends on the values of a tensor."""
+_COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite"))
+_HOOKS = sparse_model.__name__
 _HELD = "which an artifact does not when it runs"
 
 
@@ -96,10 +103,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Ending:
-    """What is left out if it is the network's last operation: the layer before it, a clause that says so."""
+    """An operator that is left out where it is the network's last: the layer before it."""
 
     layer: Layer
-    said: str
+    operator: str
     refusal: str
 
 
@@ -112,7 +119,16 @@ class Shaped:
     refusal: str
 
 
-Found = Layer | Constant | Refused | Ending | Shaped
+@dataclass(frozen=True)
+class Pixels:
+    """The image ``layer``, scale·x + shift: a number a channel."""
+
+    layer: Input
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+
+Found = Layer | Constant | Refused | Ending | Shaped | Pixels
 
 
 @dataclass
@@ -130,7 +146,7 @@ class Call:
     Attributes:
         operator: its name, without namespace, overload and the underscore of forms in place.
         arguments: by the names of its schema, defaults filled in.
-        place: where it was called.
+        place: where it was called. called: the operator that the network called, of which this one is a part.
         name: a name for the layer that it becomes.
     """
 
@@ -140,6 +156,7 @@ class Call:
         self._trace = trace
         self._overload = overload
         self.operator, self.arguments, self.place = operator, arguments, place
+        self.called = trace.called(operator)
         self._name = ""
 
     @property
@@ -147,13 +164,13 @@ class Call:
         """The name of the layer; taken when it is first asked for."""
         if not self._name:
             leaf = self.place.leaf and self.place.module
-            self._name = self._trace.new_name(self.place.module if leaf else self.operator)
+            self._name = self._trace.new_name(self.place.module if leaf else self.called)
         return self._name
 
     @property
     def module(self) -> str:
         """The operator and its place, for the beginning of a sentence."""
-        return self.place.names(self.operator)
+        return self.place.names(self.called)
 
     def layer(self, argument: str) -> Layer:
         """The layer whose output is this argument; EdgeBcsError if it is none."""
@@ -172,6 +189,8 @@ class Call:
             raise EdgeBcsError(found.refusal)
         if isinstance(found, Shaped):
             return found
+        if isinstance(found, Pixels | Input):
+            return self._trace.read(found)
         if not isinstance(found, Layer):
             held = isinstance(found, Constant) and found.name
             what = (
@@ -188,6 +207,49 @@ class Call:
                 f"{what} '{self.name}' needs a feature map (C, H, W) but gets {shown(found.shape)}"
             )
         return found
+
+    def pixels(self, argument: str) -> Pixels | None:
+        """The image, normalised so far, if this argument is it."""
+        value = self.arguments.get(argument)
+        found = self._trace.found(value) if isinstance(value, Tensor) else None
+        return (
+            Pixels(found, (), ())
+            if isinstance(found, Input)
+            else found
+            if isinstance(found, Pixels)
+            else None
+        )
+
+    def numbers(self, argument: str, count: int) -> tuple[float, ...] | None:
+        """This argument as a number for each of so many channels; None if it is none, or would be trained."""
+        value = self.arguments.get(argument)
+        if isinstance(value, (int, float)):
+            return (float(value),) * count
+        if not isinstance(value, Tensor) or value.is_meta:
+            return None
+        found = self._trace.found(value)
+        if not isinstance(found, Constant):
+            return None
+        if any(name in self._trace.trained for name in (found.name, *found.computed_from)):
+            return None
+        if value.numel() == 1:
+            return (float(value),) * count
+        if value.shape not in ((count, 1, 1), (1, count, 1, 1)):
+            return None
+        return tuple(value.detach().double().flatten().tolist())
+
+    def transposed(self, argument: str) -> str:
+        """The qualified name of the parameter whose transpose this argument is, "" if it is none."""
+        value = self.arguments.get(argument)
+        if not isinstance(value, Tensor):
+            return ""
+        found = self._trace.found(value)
+        if not isinstance(found, Constant) or len(found.computed_from) != 1:
+            return ""
+        parameter = self._trace.trained.get(found.computed_from[0])
+        if parameter is None or value.data_ptr() != parameter.data_ptr() or value.ndim != 2:
+            return ""
+        return found.computed_from[0] if value.stride() == parameter.stride()[::-1] else ""
 
     def parameter(self, argument: str) -> str:
         """The qualified name of the parameter or buffer that this argument is, "" for None.
@@ -220,15 +282,18 @@ class Call:
         Raises:
             EdgeBcsError: one of them is missing where it must be, has another name, or was used before.
         """
-        names = {argument: self.parameter(argument) for argument in arguments}
-        first = next(argument for argument in arguments if names[argument])
+        return self.owner_of({argument: self.parameter(argument) for argument in arguments})
+
+    def owner_of(self, names: Mapping[str, str]) -> str:
+        """Like ``owner``, of parameters by their qualified names ("" for one that is not there)."""
+        first = next(argument for argument in names if names[argument])
         module = names[first].removesuffix(first).removesuffix(".")
         for argument, name in names.items():
             wanted = f"{module}.{argument}".removeprefix(".")
             if name and name != wanted:
                 raise EdgeBcsError(
                     f"{self.module} takes '{name}' as its {argument.replace('_', ' ')}; the parameters of a "
-                    f"layer must belong to one module and be called {' and '.join(arguments)}, as in torch.nn"
+                    f"layer must belong to one module and be called {' and '.join(names)}, as in torch.nn"
                 )
         if module in self._trace.used:
             raise EdgeBcsError(f"module '{module}' is used twice; every layer must have weights of its own")
@@ -256,7 +321,7 @@ class Call:
     @property
     def unsupported(self) -> str:
         """The sentence that refuses what nothing here takes."""
-        used = f" (it uses '{self.operator}')" if self.place.leaf else ""
+        used = f" (it uses '{self.called}')" if self.place.leaf else ""
         return f"{self.module} is not supported{used}; {self._trace.supported}"
 
 
@@ -290,12 +355,16 @@ class Trace:
     _entries: dict[int, _Entry] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _modules: dict[int, str] = field(default_factory=dict)
+    _read: Pixels | None = None
+    _within: list[str] = field(default_factory=list)
     # Its sentence alone: the exception would keep the frames of all callers, with what they hold.
     _fault: str | None = None
 
     def __post_init__(self) -> None:
         for name, module in self.root.named_modules():
             self._modules[id(module)] = name
+        self.trained = dict(self.root.named_parameters())
+        self.device = next((tensor.device for tensor in self.root.parameters()), torch.device("cpu"))
         for name, tensor in [*self.root.named_parameters(), *self.root.named_buffers()]:
             self.remember(tensor, Constant(name))
 
@@ -327,15 +396,27 @@ class Trace:
         self._names.add(name)
         return name
 
+    def read(self, found: Pixels | Input) -> Layer:
+        """The image as layers read it, normalised in one way only."""
+        pixels = found if isinstance(found, Pixels) else Pixels(found, (), ())
+        if self._read is not None and self._read != pixels:
+            raise EdgeBcsError("the network reads its image both as it is and normalised, or in two ways")
+        self._read = pixels
+        self.graph.layers[0] = replace(pixels.layer, scale=pixels.scale, shift=pixels.shift)
+        return pixels.layer
+
+    def called(self, operator: str) -> str:
+        """The operator of the network's own call, of which torch's decomposition has made ``operator``."""
+        return next(iter(self._within), operator)
+
     # Running
 
-    def outputs(self, image: Layer) -> Any:
+    def outputs(self, image: Input) -> Any:
         """Run the module on the outline of ``image``, and return what it returns."""
         self.graph.layers.append(image)
         with _as_it_was(self.root), torch.random.fork_rng(devices=()), torch.inference_mode():
             outline = self.remember(torch.empty((BATCH, *image.shape), device="meta"), image)
-            vars(self.root).pop("edge_bcs_normalize", None)  # which is the first layer's
-            with warnings.catch_warnings(), _Mode(self):
+            with warnings.catch_warnings(), _Operators(self), _Attributes(self.device):
                 warnings.simplefilter("ignore")  # they are told where the network runs on images
                 result = self.root(outline)
         if self._fault is not None:  # which the network's own code has caught
@@ -382,9 +463,11 @@ class Trace:
         ):
             return decomposed
         call = Call(self, operator, overload, arguments, place)
-        if row is None:
-            refused = next((kind for kind in kinds if isinstance(kind, Refused)), None)
-            result: Any = refused or Refused(call.unsupported)
+        result: Any = next((kind for kind in kinds if isinstance(kind, Refused)), None)
+        if result is not None:
+            pass  # what follows from something refused is refused for that
+        elif row is None:
+            result = Refused(call.unsupported)
         else:
             try:
                 result = row(call)
@@ -407,7 +490,8 @@ class Trace:
             for tensor in kept:
                 self._change(tensor, Refused(said))
             return kept[0]
-        if any(number == BATCH for number in _numbers(arguments.values())):
+        views = any(returned.alias_info is not None for returned in overload._schema.returns)
+        if not views and any(number == BATCH for number in _numbers(arguments.values())):
             said = (
                 f"{self._place().names(operator)} makes a tensor for each image of a batch; {self.supported}"
             )
@@ -434,8 +518,12 @@ class Trace:
     def _decomposed(
         self, overload: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: TorchDispatchMode
     ) -> Any:
-        with mode:
-            return overload.decompose(*args, **kwargs)
+        self._within.append(_name_of(overload))
+        try:
+            with mode:
+                return overload.decompose(*args, **kwargs)
+        finally:
+            self._within.pop()
 
     def _data_dependent(self, place: Place) -> Any:
         where = place.line or place.names("forward")
@@ -464,7 +552,7 @@ class Trace:
             return self.remember(
                 torch.empty(0, device="meta"), Refused(f"a result of {call.module} is not supported")
             )
-        layer = found.layer if isinstance(found, Ending | Shaped) else found
+        layer = found.layer if isinstance(found, Ending | Shaped | Pixels) else found
         assert isinstance(layer, Layer)
         shape = found.shape if isinstance(found, Shaped) else layer.shape
         outline = torch.empty((BATCH, *shape), device="meta")
@@ -476,6 +564,12 @@ class Trace:
 
     def _refused(self, call: Call, refused: Refused) -> Any:
         """Go on with outlines behind something that is not supported: the logits may not depend on it."""
+        tensors = list(_tensors(call.arguments.values()))
+        if torch.Tag.pointwise in call._overload.tags and call.operator not in _COMPARISONS:
+            # Torch's own way to the shape loads its compiler, which takes seconds.
+            with contextlib.suppress(RuntimeError):
+                shape = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call]
+                return self.remember(torch.empty(shape, device="meta"), refused)
         try:
             result = self.run(call._overload, call.arguments, call.place)
         except EdgeBcsError:
@@ -518,7 +612,27 @@ class Trace:
         return Place(self._modules.get(id(module), ""), type(module).__name__, torchs, line)
 
 
-class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Attributes(TorchFunctionMode):
+    """Lets an outline say that it lies where the network does, for the tensors that it makes there."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func == _DEVICE:
+            return self.device
+        if func == _IS_META:
+            return False
+        if func is Tensor.new_tensor:
+            return torch.tensor(*args[1:], **{"dtype": args[0].dtype, "device": self.device, **kwargs})
+        return func(*args, **kwargs)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every operator to a trace."""
 
     def __init__(self, trace: Trace) -> None:
@@ -559,6 +673,11 @@ def _as_it_was(root: nn.Module) -> Iterator[None]:
             original = getattr(module, "_orig_mod", None)
             if original is not None:
                 own["forward"] = original.__call__
+            for kind in ("_forward_pre_hooks", "_forward_hooks"):
+                # What edge-bcs has hung on a module (normalisation, statistics) is not the network's own.
+                hooks = own.get(kind, {}).items()
+                if any(hook.__module__ == _HOOKS for _, hook in hooks):
+                    own[kind] = OrderedDict((key, hook) for key, hook in hooks if hook.__module__ != _HOOKS)
         yield
     finally:
         for module, attributes, held in before:
@@ -596,6 +715,8 @@ def _numbers(values: Any) -> Iterator[Any]:
     for value in values:
         if isinstance(value, (list, tuple)):
             yield from _numbers(value)
+        elif isinstance(value, Tensor):
+            yield from value.shape
         elif isinstance(value, int):
             yield value
 

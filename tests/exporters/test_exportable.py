@@ -55,7 +55,10 @@ class OfTheData(Own):
 NOT_EXPORTABLE: dict[str, tuple[Any, str]] = {
     "activation": (lambda: Own(nn.GELU()), r"module 'middle' \(GELU\) is not supported"),
     "groups": (lambda: Own(nn.Conv2d(4, 4, 3, groups=2)), "convolution 'middle' has groups=2"),
-    "softmax": (lambda: Own(nn.ReLU(), end=nn.Softmax(1)), r"module 'end' \(Softmax\) is not supported"),
+    "softmax": (
+        lambda: Own(nn.Softmax(1)),
+        r"module 'middle' \(Softmax\) is supported only as the last operation",
+    ),
     "two eps": (
         lambda: Own(nn.Sequential(nn.BatchNorm2d(4, 1e-3), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))),
         "batch norms have different eps",

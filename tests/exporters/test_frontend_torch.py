@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from edge_bcs.exporters.frontends.torch import capture, captured_somehow
-from edge_bcs.exporters.layers import BatchNorm, Convolution, Layer, LayerGraph
+from edge_bcs.exporters.layers import BatchNorm, Convolution, Input, Layer, LayerGraph
+from edge_bcs.exporters.network import captured
 from torch import Tensor, nn
 
+import edge_bcs
 from edge_bcs import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsWarning
+from edge_bcs.core.normalization import Normalization
 from edge_bcs.method.wrappers import unwrapped
 
 SHAPE = (3, 8, 8)
@@ -382,6 +388,171 @@ def test_a_second_input_is_refused() -> None:
         capture(Two(), SHAPE)
 
 
+# Blocks as torchvision and timm write them
+
+
+class StochasticDepth(nn.Module):
+    """As torchvision.ops writes it: noise in training, nothing in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        noise = torch.empty([x.shape[0]] + [1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
+        return x * noise.bernoulli_(0.5).div_(0.5)
+
+
+class RepVGG(nn.Module):
+    """As timm writes it: a sum that may begin with the number 0."""
+
+    def __init__(self, identity: bool) -> None:
+        super().__init__()
+        self.identity = nn.BatchNorm2d(4) if identity else None
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + (0 if self.identity is None else self.identity(x))  # type: ignore[no-any-return]
+
+
+def test_stochastic_depth_and_inplace_dropout_are_the_identity() -> None:
+    parts = [nn.Conv2d(3, 4, 1), StochasticDepth(), nn.Flatten(), nn.Dropout(0.2, inplace=True)]
+    graph = capture(nn.Sequential(*parts, nn.Linear(256, 2)).train(), SHAPE)
+    assert [type(layer).__name__ for layer in graph.layers] == [
+        "Input",
+        "Convolution",
+        "Flatten",
+        "Convolution",
+    ]
+
+
+def test_a_sum_with_the_number_0_is_the_tensor() -> None:
+    graph = capture(nn.Sequential(nn.Conv2d(3, 4, 1), RepVGG(False), RepVGG(True), nn.Flatten()), SHAPE)
+    assert [type(layer).__name__ for layer in graph.layers] == [
+        *("Input", "Convolution", "Convolution", "Convolution", "BatchNorm", "Add", "Flatten"),
+    ]
+
+
+def test_a_linear_layer_written_as_a_product() -> None:
+    class Product(nn.Module):
+        def __init__(self, bias: bool) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2, 192))
+            self.bias = nn.Parameter(torch.zeros(2)) if bias else None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.bias is None:
+                return x @ self.weight.t()
+            return torch.addmm(self.bias, x, self.weight.transpose(0, 1))
+
+    for bias in (False, True):
+        parts = nn.Sequential(nn.Flatten(), Product(bias))
+        assert summary(capture(parts, SHAPE)) == summary(
+            capture(nn.Sequential(nn.Flatten(), nn.Linear(192, 2, bias)), SHAPE)
+        )
+
+
+# Pixels that the network normalises itself
+
+
+class Normalised(nn.Module):
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 8)
+        self.register_buffer("mean", torch.tensor([0.25, 0.5, 0.75]).reshape(1, 3, 1, 1))
+        self.std, self.way = [0.5, 0.25, 2.0], way
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "buffer":
+            y = (x - self.mean) / torch.tensor(self.std, device=x.device)[:, None, None]
+        elif self.way == "method":
+            y = x.sub(self.mean).mul_(1 / x.new_tensor(self.std).view(-1, 1, 1))
+        elif self.way == "affine":
+            y = 2 * x - 1
+        elif self.way == "reversed":
+            y = 1 - x / 4
+        elif self.way == "twice":
+            y = x - 0.5 + x
+        else:
+            y = x * self.gain
+        return self.conv(y).flatten(1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("way", "scale", "shift"),
+    [
+        ("buffer", (2.0, 4.0, 0.5), (-0.5, -2.0, -0.375)),
+        ("method", (2.0, 4.0, 0.5), (-0.5, -2.0, -0.375)),
+        ("affine", (2.0,) * 3, (-1.0,) * 3),
+        ("reversed", (-0.25,) * 3, (1.0,) * 3),
+    ],
+)
+def test_a_normalisation_of_pixels_is_the_first_layers(
+    way: str, scale: tuple[float, ...], shift: tuple[float, ...]
+) -> None:
+    graph = capture(Normalised(way), SHAPE)
+    image = graph.layers[0]
+    assert isinstance(image, Input) and image.scale == scale and image.shift == shift
+    assert [type(layer).__name__ for layer in graph.layers] == ["Input", "Convolution", "Flatten"]
+
+
+@pytest.mark.parametrize(
+    ("way", "message"), [("twice", "'add'.*not supported|normalised"), ("gain", "'mul'")]
+)
+def test_other_arithmetic_with_pixels_is_refused(way: str, message: str) -> None:
+    with pytest.raises(EdgeBcsError, match=message):
+        capture(Normalised(way), SHAPE)
+
+
+def test_a_normalisation_of_its_own_comes_after_ours() -> None:
+    sparse = edge_bcs.sparsify(Normalised("affine"), 0.5, start="new")
+    sparse.normalize = Normalization((0.5,), (0.25,))
+    image = captured(sparse, SHAPE).layers[0]
+    assert isinstance(image, Input) and image.scale == (8.0,) * 3 and image.shift == (-5.0,) * 3
+
+
+# What a network does to its logits
+
+
+class Ends(nn.Module):
+    def __init__(self, end: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.head, self.end = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), end
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(self.head(self.conv(x).mean((2, 3))))
+
+
+ENDS: dict[str, tuple[Callable[[Tensor], Any], str, str]] = {
+    "softmax": (lambda y: F.softmax(y, 1), "softmax", "the softmax at its end is left out"),
+    "log_softmax": (lambda y: y.log_softmax(-1), "log_softmax", "the log_softmax at its end is left out"),
+    "tuple": (lambda y: (y, y[:, :1]), "", "of its 2 outputs only the first is taken"),
+    "both": (
+        lambda y: {"aux": y, "out": torch.softmax(y, dim=1)},
+        "softmax",
+        "only 'out' is taken; the softmax",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_what_is_left_out_is_said_and_the_rest_trained(kind: str, tmp_path: Path) -> None:
+    """The artifact validates itself against torch; on the host, too, losses take logits."""
+    end, ending, said = ENDS[kind]
+    torch.manual_seed(1)
+    module = Ends(end)
+    with pytest.warns(EdgeBcsWarning, match=said):
+        sparse = edge_bcs.sparsify(module, 0.25, start="new")
+    assert sparse.ending == ending
+    x = torch.rand(4, *SHAPE)
+    plain = copy.deepcopy(sparse)
+    plain.network.end = nn.Identity()
+    plain.ending = ""
+    logits, expected = sparse(x), plain(x)
+    assert torch.allclose(logits.log_softmax(1), expected.log_softmax(1), atol=1e-6)
+    with pytest.warns(EdgeBcsWarning, match=said):
+        edge_bcs.export(sparse, tmp_path / "artifact", "trades", SHAPE, memory=edge_bcs.Memory(micro_batch=4))
+
+
 # Images of unknown size
 
 
@@ -425,8 +596,6 @@ def test_operators_are_those_that_torch_export_records() -> None:
     for kind in (Modules, Functions, Mean):
         seen.clear()
         watched = trace.Trace(kind().eval(), rows, SUPPORTED)
-        from edge_bcs.exporters.layers import Input
-
         watched.outputs(Input("x", (), SHAPE))
         exported = torch.export.export(kind().eval(), (torch.zeros(2, *SHAPE),), strict=False)
         called = [node.target for node in exported.graph.nodes if node.op == "call_function"]
