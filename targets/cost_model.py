@@ -173,62 +173,30 @@ class Costs:
 
 
 COSTS: Mapping[str, Costs] = {
-    "avx512": Costs(
+    # scaling, node, fork, stack, element, rewire, lists; then entry, tile and vector of each of KERNELS
+    isa: Costs(*numbers, *(KernelCosts(*kernel) for kernel in kernels))
+    for isa, numbers, *kernels in (
         # Fitted to 76 graphs (VGG-16, ResNet-18 and -50, WRN-28-2) on one core of a Xeon at 2.6 GHz;
         # the update's to those of three networks; what a second thread brings and costs on a Xeon (0.75) and
         # an EPYC (0.83).
-        scaling=0.8,
-        node=5.5e-6,
-        fork=6e-6,
-        stack=0.8,
-        element=1.3,
-        rewire=22.0,
-        lists=14.0,
-        sparse=KernelCosts(33.0, 28.0, 0.65),
-        sparse_gradient=KernelCosts(21.0, 16.0, 2.2),
-        dense=KernelCosts(0.0, 14.0, 0.3),
-        dense_gradient=KernelCosts(0.0, 13.0, 0.45),
-    ),
-    "avx2": Costs(
-        scaling=0.9,
-        node=12e-6,
-        fork=12e-6,
-        stack=1.2,
-        element=2.0,
-        rewire=25.0,
-        lists=14.0,
-        sparse=KernelCosts(5.0, 10.0, 1.8),
-        sparse_gradient=KernelCosts(35.0, 4.0, 3.0),
-        dense=KernelCosts(0.0, 8.0, 1.1),
-        dense_gradient=KernelCosts(35.0, 8.0, 1.5),
-    ),
-    "neon": Costs(
-        scaling=0.9,
-        node=20e-6,
-        fork=20e-6,
-        stack=6.0,
-        element=6.0,
-        rewire=45.0,
-        lists=15.0,
-        sparse=KernelCosts(6.0, 8.0, 3.3),
-        sparse_gradient=KernelCosts(35.0, 4.0, 4.5),
-        dense=KernelCosts(0.0, 7.0, 2.0),
-        dense_gradient=KernelCosts(35.0, 7.0, 2.5),
-    ),
-    "scalar": Costs(
-        scaling=0.9,
-        node=20e-6,
-        fork=20e-6,
-        stack=2.0,
-        element=3.0,
-        rewire=60.0,
-        lists=15.0,
-        sparse=KernelCosts(5.0, 8.0, 2.0),
-        sparse_gradient=KernelCosts(35.0, 4.0, 3.0),
-        dense=KernelCosts(0.0, 8.0, 2.0),
-        dense_gradient=KernelCosts(35.0, 8.0, 3.0),
-    ),
-}
+        (
+            "avx512", (0.8, 5.5e-6, 6e-6, 0.8, 1.3, 22.0, 14.0),
+            (33.0, 28.0, 0.65), (21.0, 16.0, 2.2), (0.0, 14.0, 0.3), (0.0, 13.0, 0.45),
+        ),
+        (
+            "avx2", (0.9, 12e-6, 12e-6, 1.2, 2.0, 25.0, 14.0),
+            (5.0, 10.0, 1.8), (35.0, 4.0, 3.0), (0.0, 8.0, 1.1), (35.0, 8.0, 1.5),
+        ),
+        (
+            "neon", (0.9, 20e-6, 20e-6, 6.0, 6.0, 45.0, 15.0),
+            (6.0, 8.0, 3.3), (35.0, 4.0, 4.5), (0.0, 7.0, 2.0), (35.0, 7.0, 2.5),
+        ),
+        (
+            "scalar", (0.9, 20e-6, 20e-6, 2.0, 3.0, 60.0, 15.0),
+            (5.0, 8.0, 2.0), (35.0, 4.0, 3.0), (0.0, 8.0, 2.0), (35.0, 8.0, 3.0),
+        ),
+    )
+}  # fmt: skip
 """Instruction set → what is assumed of a machine that was not measured."""
 
 
