@@ -104,16 +104,18 @@ class Reading:
 def check_apart(output: Path, spec: str) -> None:
     """Raise EdgeBcsError if a new run would lie among the class folders of the data ``spec``, where the next
     reading would take it for one of them."""
-    from edge_bcs.data.images import folder_entries
+    from edge_bcs.data.images import around_classes, folder_entries
 
     data, place = Path(spec).resolve(), output.resolve()
-    if spec == "digits" or not (place == data or data in place.parents):
+    around = {place, *place.parents}
+    if spec == "digits" or data not in around:
         return
     try:
+        amid = place == data or any(parent in around for parent in around_classes(data))
         holds_classes = next(folder_entries(data), None) is not None
     except (EdgeBcsError, OSError):  # as the reading of the data will find and say
         return
-    if holds_classes:
+    if amid and holds_classes:
         raise EdgeBcsError(
             f"{output} lies among the class folders of {spec}, where it would be taken for one: choose "
             "another -o."

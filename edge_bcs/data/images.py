@@ -146,13 +146,15 @@ def folder_entries(folder: Path) -> Iterator[Entry]:
     be used. What is neither a folder nor an image is passed over.
     """
     root = folder.resolve()
-    split_folders = [path for path in _folders(folder, root) if _is_split(path.name)]
-    for parent in split_folders or [folder]:
+    parents = around_classes(folder)
+    for parent in parents:
         for class_folder in _folders(parent, root):
             found, inner = False, ""
             for file in _listed(class_folder):
                 name = f"{class_folder.name}/{file.name}"
-                entry = entry_of(f"{parent.name}/{name}" if split_folders else name, why=_why_not(file, root))
+                entry = entry_of(
+                    name if parent == folder else f"{parent.name}/{name}", why=_why_not(file, root)
+                )
                 if entry is not None:
                     found = True
                     yield entry
@@ -165,6 +167,11 @@ def folder_entries(folder: Path) -> Iterator[Entry]:
                     f"the class folder {shown(str(class_folder))} holds no image "
                     f"({', '.join(SUFFIXES[:3])}, …)."
                 )
+
+
+def around_classes(folder: Path) -> list[Path]:
+    """The folders in which the class folders of ``folder`` lie: train, test, …, or itself without these."""
+    return [path for path in _folders(folder, folder.resolve()) if _is_split(path.name)] or [folder]
 
 
 def _images_within(item: os.DirEntry[str]) -> str:

@@ -63,18 +63,29 @@ def test_a_run_that_goes_on_from_the_save_before_says_so(
     assert len(told) == 1 and "cannot be used" in told[0] and told[0].endswith("is used, of step 0.")
 
 
-def test_a_run_among_the_class_folders_of_its_data_is_refused(tiny_artifact: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_a_run_among_the_class_folders_of_its_data_is_refused(
+    tiny_artifact: Make, tmp_path: Path, above: str
+) -> None:
     image = pytest.importorskip("PIL.Image").new("L", (8, 8))
-    for name in ("train/ant", "train/bee"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        image.save(tmp_path / "photos" / name / "1.png")
+    for name in ("ant", "bee"):
+        (tmp_path / "photos" / above / name).mkdir(parents=True)
+        for number in range(2):
+            image.save(tmp_path / "photos" / above / name / f"{number}.png")
     before = sorted(tmp_path.rglob("*"))
-    for place in ("photos", "photos/run", "photos/train/run"):
+    for place in ("photos", f"photos/{above}run", f"photos/{above}ant/run"):
         for command in (("finetune", tiny_artifact()), ("train", "--channels", 1, "--input-size", 8)):
             result = run(*command, "--data", tmp_path / "photos", "--steps", 1, "-o", tmp_path / place)
             assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
             assert f"{tmp_path / place} lies among the class folders of " in result.stderr
     assert sorted(tmp_path.rglob("*")) == before
+    # Beside the photographs, or beside their folders train and test, it is in nobody's way.
+    beside = tmp_path / ("photos/run" if above else "photos-run")
+    common = ("finetune", tiny_artifact(), "--class-names", "ant,bee,c,d,e,f,g,h,i,j", "--batch-size", 4)
+    again = ("--data", tmp_path / "photos", "--steps", 1, "--eval-samples", 0, "-o", beside)
+    for resume in ((), ("--resume",)):
+        result = run(*common[: 2 if resume else None], *again, *resume)
+        assert result.exit_code == 0, result.output
 
 
 def test_what_is_written_an_hour_is_said(tiny_artifact: Make, tmp_path: Path, digits: Path) -> None:
