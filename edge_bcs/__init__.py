@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edge_bcs.loading import load
     from edge_bcs.method.connectivity import SparseModel, sparsify
     from edge_bcs.training.loop import train
+    from edge_bcs.training.settings import Compute, Feed, Output
 
 __version__ = "0.2.0.dev0"
 
@@ -54,16 +55,22 @@ _LAZY = {
     "Schedule": "edge_bcs.core.settings:Schedule",
     "Memory": "edge_bcs.exporters.settings:Memory",
     "Publishing": "edge_bcs.exporters.settings:Publishing",
+    "Compute": "edge_bcs.training.settings:Compute",
+    "Feed": "edge_bcs.training.settings:Feed",
+    "Output": "edge_bcs.training.settings:Output",
     "EdgeBcsError": "edge_bcs.core.errors:EdgeBcsError",
     "Normalization": "edge_bcs.core.normalization:Normalization",
 }
 
 __all__ = [
     "Attack",
+    "Compute",
     "EdgeBcsError",
+    "Feed",
     "Hyper",
     "Memory",
     "Normalization",
+    "Output",
     "Publishing",
     "Schedule",
     "SparseModel",

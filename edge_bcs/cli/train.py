@@ -12,13 +12,13 @@ import click
 
 from edge_bcs.cli.common import (
     Seed,
+    attack_of,
     check_beta,
     class_names,
     class_names_option,
     command_line,
     data_option,
     examples,
-    fraction,
     given,
     json_option,
     objective_option,
@@ -53,8 +53,9 @@ from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.outputs import check_folder
 from edge_bcs.core.progress import Progress, say
+from edge_bcs.core.settings import Hyper, Schedule
+from edge_bcs.training.settings import METHODS, Compute, Feed, Output
 
-_OURS = ("bcs", "random", "fixed", "dense")
 _SAVED = "last.safetensors"
 _COMPARATORS = ("lwm", "hydra", "admm")
 # Options of some methods only: a training that took no notice of one would not be what was asked for.
@@ -78,7 +79,7 @@ _OWNERS = {
 @on_bad_option
 @objective_option
 @click.option(
-    "--method", type=click.Choice([*_OURS, *_COMPARATORS]), default="bcs", show_default=True,
+    "--method", type=click.Choice([*METHODS, *_COMPARATORS]), default="bcs", show_default=True,
     help="bcs moves connections while it learns; random and fixed never move them; dense keeps all weights; "
     "lwm, "
     "hydra and admm prune a dense robust network.",
@@ -282,31 +283,26 @@ def _trained(
     if options["normalize"] is not None:
         set_normalization(network, normalization(options))
     _use_threads(options)
-    arguments = {
+    numbers = {
         "objective": options["objective"],
-        "steps": options["steps"],
-        "batch_size": options["batch_size"],
-        "learning_rate": options["learning_rate"],
         "beta": options["beta"],
-        "epsilon": fraction(options["epsilon"], "--epsilon"),
-        "step_size": fraction(options["step_size"], "--step-size"),
-        "attack_steps": options["attack_steps"],
+        "batch_size": options["batch_size"],
         "batch_norm": options["batch_norm"],
-        "augment": options["augment"],
-        "validation": options["validation"],
-        **{name: options[name] for name in ("weight_decay", "epochs") if options[name] is not None},
+        "attack": attack_of(options),
     }
+    second = _pseudo_labelled(options, shape)
     machine = {
-        "pseudo_labelled": _pseudo_labelled(options, shape),
-        "device": options["device"],
-        "precision": options["precision"],
-        "compile": options["compile"],
-        "output": output,
-        "resume": options["resume"],
-        "progress": True,
+        "compute": Compute(
+            options["engine"],
+            device=options["device"],
+            precision=options["precision"],
+            compile=options["compile"],
+            threads=options["threads"],
+        ),
+        "output": Output(output, resume=options["resume"]),
     }
     method = _train_comparator if options["method"] in _COMPARATORS else _train
-    return {**method(network, data, options, arguments, machine), **reading.report()}
+    return {**method(network, data, second, options, numbers, machine), **reading.report()}
 
 
 def _share(result: dict[str, Any], name: str) -> str | None:
@@ -355,7 +351,12 @@ def _pseudo_labelled(options: dict[str, Any], shape: tuple[int, int, int]) -> An
 
 
 def _train(
-    network: Any, data: Any, options: dict[str, Any], arguments: dict[str, Any], machine: dict[str, Any]
+    network: Any,
+    data: Any,
+    second: Any,
+    options: dict[str, Any],
+    numbers: dict[str, Any],
+    machine: dict[str, Any],
 ) -> dict[str, Any]:
     from edge_bcs import loading
     from edge_bcs.method import connectivity
@@ -380,21 +381,28 @@ def _train(
             start=options["start"],
         )
     sparse.classes = options["class_names"]
+    length = {} if options["epochs"] is None else {"epochs": options["epochs"]}
     result: dict[str, Any] = training.train(
         sparse,
         data,
         method=method,
         rewire=options["rewire"],
-        engine=options["engine"],
-        threads=options["threads"],
-        **arguments,
+        schedule=Schedule(steps=options["steps"], **length),
+        hyper=Hyper(learning_rate=options["learning_rate"], weight_decay=options["weight_decay"]),
+        feed=Feed(augment=options["augment"], validation=options["validation"], pseudo_labelled=second),
+        **numbers,
         **machine,
     )
     return result
 
 
 def _train_comparator(
-    network: Any, data: Any, options: dict[str, Any], arguments: dict[str, Any], machine: dict[str, Any]
+    network: Any,
+    data: Any,
+    second: Any,
+    options: dict[str, Any],
+    numbers: dict[str, Any],
+    machine: dict[str, Any],
 ) -> dict[str, Any]:
     from edge_bcs import comparators, loading
 
@@ -405,10 +413,21 @@ def _train_comparator(
         pretrain_epochs=options["pretrain_epochs"],
         search_epochs=options["search_epochs"] or (100 if method == "admm" else 20),
         fine_tuning_rate=options["fine_tuning_rate"],
-        **arguments,
+        learning_rate=options["learning_rate"],
+        steps=options["steps"],
+        augment=options["augment"],
+        validation=options["validation"],
+        **{name: options[name] for name in ("weight_decay", "epochs") if options[name] is not None},
+        **numbers,
     )
     phases = comparators.Phases(
-        method, recipe, data, classes=options["class_names"], start=options["start"], **machine
+        method,
+        recipe,
+        data,
+        pseudo_labelled=second,
+        classes=options["class_names"],
+        start=options["start"],
+        **machine,
     )
     pretrained = (
         None

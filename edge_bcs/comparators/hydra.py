@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from edge_bcs.comparators.phases import Phases
 from edge_bcs.comparators.pruning import equal_densities, largest, pruned
 from edge_bcs.core.segments import Segment
+from edge_bcs.core.settings import Coefficients
 from edge_bcs.method.sparse_model import SparseModel
-from edge_bcs.method.step import Hyper
 from edge_bcs.training.updates import Update, descend
 
 
@@ -51,7 +51,7 @@ class Scores(Update):
         self.momentum = torch.zeros_like(self.scores)
 
     def __call__(
-        self, sparse: SparseModel, hyper: Hyper, *, step: int | Tensor, failed: Tensor | None
+        self, sparse: SparseModel, hyper: Coefficients, *, step: int | Tensor, failed: Tensor | None
     ) -> Tensor:
         """See `Update`; connections that make way for others are counted as deaths."""
         with torch.no_grad():

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.progress import say
+from edge_bcs.core.settings import Attack, Hyper, Schedule, filled
 from edge_bcs.data.adapt import dataset_of
 from edge_bcs.data.classes import check_names, named
 from edge_bcs.data.dataset import Data
 from edge_bcs.method.connectivity import sparsify
 from edge_bcs.method.sparse_model import SparseModel
+from edge_bcs.training.checkpoints import LAST
 from edge_bcs.training.devices import choose_device
-from edge_bcs.training.loop import LAST, run_plan
+from edge_bcs.training.loop import run_plan
 from edge_bcs.training.plan import TrainingPlan, default_precision
 from edge_bcs.training.replicas import Replicas
+from edge_bcs.training.settings import Compute, Output
 from edge_bcs.training.updates import Sgd, Update
 
 
@@ -41,7 +44,7 @@ class Recipe:
         steps: end every phase after so many steps instead.
         learning_rate, fine_tuning_rate: where the cosine begins, in fine-tuning and before it.
         weight_decay: λ_w, inside the gradient. momentum: μ.
-        batch_size, epsilon, step_size, attack_steps, batch_norm, augment, validation: as in `training.train`.
+        batch_size, attack, batch_norm: as in `training.train`; augment, validation: as in its `Feed`.
     """
 
     sparsity: str
@@ -57,9 +60,7 @@ class Recipe:
     weight_decay: float = 1e-4
     momentum: float = 0.9
     batch_size: int | None = None
-    epsilon: float = 8 / 255
-    step_size: float = 2 / 255
-    attack_steps: int = 10
+    attack: Attack = field(default_factory=Attack)
     batch_norm: str = "batch"
     augment: bool = True
     validation: float = 0.02
@@ -74,10 +75,8 @@ class Phases:
         data, pseudo_labelled: as in `training.train`, but for paths.
         classes: names of the outputs in label order; default: those of `pretrained`, or of the data.
         start: "new" if the weights of a trained module may be replaced, as in `sparsify`.
-        output: folder; None keeps nothing.
-        resume: continue where a phase was interrupted; finished phases are read back.
-        device, precision, machine: device, precision, compile, save_seconds, progress, as in
-            `training.train`.
+        compute, output, progress: as in `training.train`, on the engine torch; a folder that is resumed
+            continues where a phase was interrupted, and finished phases are read back.
     """
 
     def __init__(
@@ -89,13 +88,15 @@ class Phases:
         pseudo_labelled: Any = None,
         classes: Sequence[str] | None = None,
         start: str | None = None,
-        output: str | Path | None = None,
-        resume: bool = False,
-        device: str | torch.device | None = None,
-        precision: str | None = None,
-        **machine: Any,
+        compute: Compute | None = None,
+        output: str | PathLike[str] | Output | None = None,
+        progress: bool = True,
     ) -> None:
-        self.method, self.recipe, self.machine = method, recipe, machine
+        self.method, self.recipe, self.progress = method, recipe, progress
+        self.compute = compute or Compute()
+        if self.compute.engine != "torch":
+            raise EdgeBcsError(f"{method} begins with a dense network; choose the engine torch")
+        self.output = output if isinstance(output, Output) else Output(output)
         self.data: Data = dataset_of(data)
         if objective_named(recipe.objective).pseudo_labelled != (pseudo_labelled is not None):
             names = " or ".join(PSEUDO_LABELLED)
@@ -103,18 +104,18 @@ class Phases:
                 f"the objective {names}, and no other, needs a second, pseudo-labelled data set"
             )
         self.pseudo_labelled = None if pseudo_labelled is None else dataset_of(pseudo_labelled)
-        self.resume, self.start = resume, start
+        self.start = start
         self.classes = None if classes is None else check_names(classes, "the class names")
-        self.output = None if output is None else Path(output)
-        self.device = choose_device(device)
-        self.precision = precision or default_precision(self.device)
+        self.folder = None if self.output.folder is None else Path(self.output.folder)
+        self.device = choose_device(self.compute.device)
+        self.precision = self.compute.precision or default_precision(self.device)
         self.replicas = Replicas.join(self.device)
-        if self.output is None:
+        if self.folder is None:
             return
         if self.replicas.first:  # from the first phase to the end of the last, as long as this object lives
-            weakref.finalize(self, FolderLock(self.output).release)
-        if not resume and any(self.output.rglob(LAST)):
-            raise EdgeBcsError(f"{self.output} holds a training already; resume it, or choose another folder")
+            weakref.finalize(self, FolderLock(self.folder).release)
+        if not self.output.resume and any(self.folder.rglob(LAST)):
+            raise EdgeBcsError(f"{self.folder} holds a training already; resume it, or choose another folder")
 
     def pretrain(self, network: nn.Module, pretrained: SparseModel | None) -> SparseModel:
         """Return a dense robust network: `pretrained`, or one trained for `pretrain_epochs`."""
@@ -147,28 +148,30 @@ class Phases:
     ) -> dict[str, Any]:
         """Run one phase ("" is the last one); the network is left with its best epoch."""
         recipe = self.recipe
-        if self.machine.get("progress", True) and self.replicas.first:
+        if self.progress and self.replicas.first:
             length = f"{recipe.steps} steps" if recipe.steps else f"{epochs} epochs"
             say(f"{self.method}: {name or 'fine-tuning'} for {length}")
         objective = objective_named(recipe.objective)
         plan = TrainingPlan(
-            objective=objective.name,
+            objective=objective,
             beta=objective.beta if recipe.beta is None else recipe.beta,
             method=f"{self.method} {name}".strip(),
             rewire="none",
             engine="torch",
             processes=self.replicas.count,
-            epochs=epochs,
-            steps=recipe.steps,
+            schedule=Schedule(epochs=epochs, steps=recipe.steps, kind="cosine"),
             batch_size=recipe.batch_size or objective.batch_size,
-            learning_rate=rate,
-            weight_decay=recipe.weight_decay,
-            schedule="cosine",
-            momentum=recipe.momentum,
-            noise=0.0,
-            epsilon=recipe.epsilon,
-            step_size=recipe.step_size,
-            attack_steps=recipe.attack_steps,
+            hyper=filled(
+                Hyper(
+                    learning_rate=rate,
+                    weight_decay=recipe.weight_decay,
+                    momentum=recipe.momentum,
+                    noise=0.0,
+                ),
+                fine_tuning=False,
+                batch_norm=recipe.batch_norm,
+            ),
+            attack=recipe.attack,
             batch_norm=recipe.batch_norm,
             precision=self.precision,
             augment=recipe.augment,
@@ -176,7 +179,8 @@ class Phases:
             samples=len(self.data),
             seed=recipe.seed,
         )
-        folder = None if self.output is None else self.output / name
+        folder = None if self.folder is None else self.folder / name
+        begun = self.output.resume and folder is not None and (folder / LAST).is_file()
         return run_plan(
             sparse,
             self.data,
@@ -184,7 +188,7 @@ class Phases:
             update,
             pseudo_labelled=self.pseudo_labelled,
             device=self.device,
-            output=folder,
-            resume=self.resume and folder is not None and (folder / LAST).is_file(),
-            **self.machine,
+            compute=self.compute,
+            output=replace(self.output, folder=folder, resume=begun),
+            progress=self.progress,
         )

@@ -14,6 +14,8 @@ from edge_bcs.core.errors import EdgeBcsError
 
 BATCH_NORMS = ("frozen", "batch")
 """Running statistics, or those of each (micro-)batch."""
+REWIRE = ("uniform", "by-layer")
+"""Where connections are born: anywhere (Algorithm 1), or layer by layer (the released code)."""
 KINDS = ("steps", "cosine")
 """Of schedules."""
 MOST_ATTACK_STEPS = 100_000
@@ -159,4 +161,5 @@ def check_count(name: str, value: object, low: int, high: int | None = None) -> 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise `EdgeBcsError` unless the value is one of the choices."""
     if value not in choices:
-        raise EdgeBcsError(f"the {name} is {' or '.join(choices)}, not {value!r}")
+        named = " or ".join([", ".join(choices[:-1]), choices[-1]])
+        raise EdgeBcsError(f"the {name} is {named}, not {value!r}")

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.settings import Coefficients
 from edge_bcs.method import device_random, rewiring
 from edge_bcs.method.sparse_model import SparseModel
-from edge_bcs.method.step import Hyper, moved, moved_dense
+from edge_bcs.method.step import moved, moved_dense
 
 _SPARE = 1024
 
@@ -32,7 +33,7 @@ def has_enough_candidates(sparse: SparseModel) -> bool:
 @torch.no_grad()
 def update_on_device(
     sparse: SparseModel,
-    hyper: Hyper,
+    hyper: Coefficients,
     *,
     step: int | Tensor,
     failed: Tensor | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.objectives import Objective, objective_named
+from edge_bcs.core.objectives import Objective
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def mart(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float = 4.0) 
 
 
 def per_sample(
-    objective: str | Objective,
+    objective: Objective,
     labels: Tensor,
     logits: Tensor,
     adversarial: Tensor | None = None,
@@ -50,14 +50,13 @@ def per_sample(
     """Return an objective's loss per sample, f32[n].
 
     Args:
-        objective: its name or description.
+        objective: what it is.
         labels: i64[n].
         logits: f32 [n, K]; for two branches those of the clean images, else those of the images as
             assembled (clean, adversarial, or half and half).
         adversarial: f32 [n, K], the logits of the adversarial images; two branches only.
         beta: weight of the second term; the objective's default if None.
     """
-    objective = objective_named(objective) if isinstance(objective, str) else objective
     if not objective.two_branches:
         return cross_entropy(logits, labels)
     if adversarial is None:

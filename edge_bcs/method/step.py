@@ -17,39 +17,12 @@ from torch import Tensor
 
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.objectives import Objective, objective_named
+from edge_bcs.core.objectives import Objective
+from edge_bcs.core.settings import BATCH_NORMS, REWIRE, Attack, Coefficients, check_choice
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.method import attacks, device_random, losses, rewiring
 from edge_bcs.method.attacks import evaluation_mode
 from edge_bcs.method.sparse_model import SparseModel
-
-REWIRE = ("uniform", "by-layer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hyper:
-    """Hyper-parameters of one update.
-
-    Attributes:
-        learning_rate: λ, of both the gradient and the noise.
-        weight_decay: λ_w, decoupled, not scaled by the learning rate.
-        momentum: μ.
-        noise: σ; the noise has standard deviation λ·σ.
-    """
-
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    noise: float = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attack:
-    """The training attack: l∞ radius ε and PGD's step, in units of pixels in [0, 1], and its steps."""
-
-    epsilon: float = 8 / 255
-    step_size: float = 2 / 255
-    steps: int = 10
 
 
 @dataclass(frozen=True)
@@ -134,8 +107,7 @@ def accumulate(
         batch_norm: "batch": statistics of this batch, running averages updated (once for each branch: clean
             and adversarial images go through separately); "frozen": running averages, as in evaluation.
     """
-    if batch_norm not in ("batch", "frozen"):
-        raise EdgeBcsError(f"batch norm is either batch or frozen, not {batch_norm!r}")
+    check_choice("batch norm", batch_norm, BATCH_NORMS)
     if batch_norm == "frozen":
         with evaluation_mode(sparse):
             return _backward(sparse, x, adversarial, labels, objective, beta, sample_weight)
@@ -165,10 +137,10 @@ def training_step(
     sparse: SparseModel,
     x: Tensor,
     labels: Tensor,
-    objective: str | Objective,
+    objective: Objective,
     *,
     step: int,
-    hyper: Hyper | None = None,
+    hyper: Coefficients | None = None,
     attack: Attack | None = None,
     beta: float | None = None,
     batch_norm: str = "batch",
@@ -181,7 +153,7 @@ def training_step(
         sparse: the network, which changes; its `step` is then that of the next one.
         x: images f32 [n, C, H, W] in [0, 1].
         labels: i64[n].
-        objective: a name of `edge_bcs.core.objectives.OBJECTIVES`, or a description.
+        objective: one of `edge_bcs.core.objectives`.
         step: number of this step, from 0; with the seed it fixes every random number.
         hyper, attack: the paper's if None.
         beta: weight of the objective's second term; its default if None.
@@ -190,10 +162,9 @@ def training_step(
         reference: update through the plain numpy step instead of the vectorised one.
 
     Raises:
-        EdgeBcsError: an unknown objective, or a step that would make a weight that is not finite.
+        EdgeBcsError: a step that would make a weight that is not finite.
     """
-    objective = objective_named(objective) if isinstance(objective, str) else objective
-    hyper, attack = hyper or Hyper(), attack or Attack()
+    hyper, attack = hyper or Coefficients(), attack or Attack()
     seed = sparse.seed if seed is None else seed
     adversarial = craft(sparse, x, labels, objective, attack, step=step, seed=seed)
     with HeldSignals() as signals:
@@ -209,7 +180,7 @@ def training_step(
 
 
 @torch.no_grad()
-def update_reference(sparse: SparseModel, hyper: Hyper, *, step: int) -> None:
+def update_reference(sparse: SparseModel, hyper: Coefficients, *, step: int) -> None:
     """Update and rewire (Algorithm 1, lines 15-26) with the accumulated gradients, through plain numpy.
 
     Raises:
@@ -239,7 +210,7 @@ def update_reference(sparse: SparseModel, hyper: Hyper, *, step: int) -> None:
 
 
 def moved(
-    sparse: SparseModel, value: Tensor, gradient: Tensor, hyper: Hyper, *, step: int | Tensor
+    sparse: SparseModel, value: Tensor, gradient: Tensor, hyper: Coefficients, *, step: int | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return w and v of the connections, f32[κ] each, after momentum, decay and noise (Algorithm 1, line 15).
 
@@ -257,21 +228,21 @@ def moved(
     return w, velocity
 
 
-def moved_dense(sparse: SparseModel, gradient: Tensor, hyper: Hyper) -> tuple[Tensor, Tensor]:
+def moved_dense(sparse: SparseModel, gradient: Tensor, hyper: Coefficients) -> tuple[Tensor, Tensor]:
     """Return p and v of biases and batch norm, f32[D] each: v ← μ·v + g; p ← p·(1 − λ_w) − λ·v."""
     velocity = sparse.dense_momentum * _f32(hyper.momentum) + gradient
     parameters = sparse.dense_value * _one_minus(hyper.weight_decay) - velocity * _f32(hyper.learning_rate)
     return parameters, velocity
 
 
-def _update_dense(sparse: SparseModel, gradient: Tensor, hyper: Hyper) -> None:
+def _update_dense(sparse: SparseModel, gradient: Tensor, hyper: Coefficients) -> None:
     parameters, velocity = moved_dense(sparse, gradient, hyper)
     sparse.dense_value.copy_(parameters)
     sparse.dense_momentum.copy_(velocity)
 
 
 @torch.no_grad()
-def update(sparse: SparseModel, hyper: Hyper, *, step: int, rewire: str = "uniform") -> int:
+def update(sparse: SparseModel, hyper: Coefficients, *, step: int, rewire: str = "uniform") -> int:
     """Update and rewire as `update_reference`, vectorised on the network's device; return how many died.
 
     On a CPU the result is that of `update_reference` to the bit. `rewire` is "uniform" (Algorithm 1: over
@@ -281,8 +252,7 @@ def update(sparse: SparseModel, hyper: Hyper, *, step: int, rewire: str = "unifo
     Raises:
         EdgeBcsError: a gradient or a weight that is not finite; nothing is changed then.
     """
-    if rewire not in (*REWIRE, "none"):
-        raise EdgeBcsError(f"rewire is 'uniform' or 'by-layer', not {rewire!r}")
+    check_choice("rewiring", rewire, (*REWIRE, "none"))
     gradient, dense_gradient = sparse.gradients()
     value, index = sparse.value(), sparse.index
     w, velocity = moved(sparse, value, gradient, hyper, step=step)

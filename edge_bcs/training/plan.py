@@ -1,40 +1,54 @@
-"""What decides the outcome of a training: numbers, checked, and their schedules."""
+"""What decides the outcome of a training, and how a checkpoint says it."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from edge_bcs.core.errors import EdgeBcsError
-
-SCHEDULES = ("steps", "cosine")
-ENGINES = ("torch", "sparse")
-PRECISIONS = ("f32", "bf16")
+from edge_bcs.core.objectives import Objective
+from edge_bcs.core.settings import (
+    BATCH_NORMS,
+    REWIRE,
+    Attack,
+    Coefficients,
+    Schedule,
+    check_choice,
+    check_count,
+    check_number,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Everything that decides what a training computes; a checkpoint continues only the plan that made it."""
+    """Everything that decides what a training computes; a checkpoint continues only the plan that made it.
 
-    objective: str
-    beta: float | None
+    Attributes:
+        objective, beta: the robust loss, and the weight of its second term.
+        method: "bcs", or the name of a baseline or of a comparator's phase.
+        rewire: one of REWIRE, or "none" for a static mask.
+        engine, precision: see `training.settings.Compute`.
+        processes: how many train one network.
+        schedule: how long, and how the rates fall. hyper: the numbers of the first step.
+        attack: PGD while training.
+        batch_size: images of a step.
+        batch_norm: one of BATCH_NORMS.
+        augment, validation: see `training.settings.Feed`.
+        samples: images of the data set, held out ones included.
+        seed: of order, augmentation and attack.
+    """
+
+    objective: Objective
+    beta: float
     method: str
     rewire: str
     engine: str
     processes: int
-    epochs: int
-    steps: int | None
+    schedule: Schedule
     batch_size: int
-    learning_rate: float
-    weight_decay: float
-    schedule: str
-    momentum: float
-    noise: float
-    epsilon: float
-    step_size: float
-    attack_steps: int
+    hyper: Coefficients
+    attack: Attack
     batch_norm: str
     precision: str
     augment: bool
@@ -43,39 +57,39 @@ class TrainingPlan:
     seed: int
 
     def __post_init__(self) -> None:
-        """Raise `EdgeBcsError` for a number out of range."""
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise EdgeBcsError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.steps is not None and self.steps < 1:
-            raise EdgeBcsError(f"steps must be at least 1, not {self.steps}")
-        for name in ("learning_rate", "weight_decay", "momentum", "noise", "epsilon", "step_size"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise EdgeBcsError(f"{name} must be a number of at least 0, not {getattr(self, name)}")
-        if self.beta is not None and not 0 <= self.beta < math.inf:
-            raise EdgeBcsError(f"beta must be a number of at least 0, not {self.beta}")
-        if not 0 <= self.validation < 1:
-            raise EdgeBcsError(f"the held-out fraction must be at least 0 and below 1, not {self.validation}")
-        choices = (("schedule", SCHEDULES), ("engine", ENGINES), ("precision", PRECISIONS))
-        for name, known in choices:
-            if getattr(self, name) not in known:
-                raise EdgeBcsError(f"the {name} is {' or '.join(known)}, not {getattr(self, name)!r}")
+        """Raise `EdgeBcsError` for what is out of range and in none of the objects."""
+        check_count("batch_size", self.batch_size, 1)
+        check_number("beta", self.beta)
+        check_choice("rewiring", self.rewire, (*REWIRE, "none"))
+        check_choice("batch norm", self.batch_norm, BATCH_NORMS)
 
-    def rates(self, step: int, total: int) -> tuple[float, float]:
-        """Return λ and λ_w at `step` of `total`.
-
-        "steps": both divided by 10 from 50 % on and by 100 from 75 % on (the paper). "cosine": λ falls along
-        half a cosine to 0, λ_w stays (HYDRA and the other comparators).
-        """
-        if self.schedule == "cosine":
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / total)), self.weight_decay
-        divided = divisor(step, total)
-        return self.learning_rate / divided, self.weight_decay / divided
-
-
-def divisor(step: int, total: int) -> int:
-    """Return what divides λ and λ_w at `step` of `total`: 1, then 10 from 50 % on, 100 from 75 % on."""
-    return 100 if 4 * step >= 3 * total else 10 if 2 * step >= total else 1
+    def described(self) -> dict[str, Any]:
+        """Return it as a checkpoint has it: names and numbers, flat."""
+        return {
+            "objective": self.objective.name,
+            "beta": self.beta,
+            "method": self.method,
+            "rewire": self.rewire,
+            "engine": self.engine,
+            "processes": self.processes,
+            "epochs": self.schedule.epochs,
+            "steps": self.schedule.steps,
+            "batch_size": self.batch_size,
+            "learning_rate": self.hyper.learning_rate,
+            "weight_decay": self.hyper.weight_decay,
+            "schedule": self.schedule.kind,
+            "momentum": self.hyper.momentum,
+            "noise": self.hyper.noise,
+            "epsilon": self.attack.epsilon,
+            "step_size": self.attack.step_size,
+            "attack_steps": self.attack.steps,
+            "batch_norm": self.batch_norm,
+            "precision": self.precision,
+            "augment": self.augment,
+            "validation": self.validation,
+            "samples": self.samples,
+            "seed": self.seed,
+        }
 
 
 def default_precision(device: torch.device) -> str:

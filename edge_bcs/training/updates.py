@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_bcs.core.settings import Coefficients
 from edge_bcs.method import rewiring
 from edge_bcs.method.device_step import has_enough_candidates, update_on_device
 from edge_bcs.method.sparse_model import SparseModel
-from edge_bcs.method.step import Hyper, update
+from edge_bcs.method.step import update
 
 
 class Update:
@@ -30,7 +31,7 @@ class Update:
         return False
 
     def __call__(
-        self, sparse: SparseModel, hyper: Hyper, *, step: int | Tensor, failed: Tensor | None
+        self, sparse: SparseModel, hyper: Coefficients, *, step: int | Tensor, failed: Tensor | None
     ) -> Tensor:
         """Update the network with its gradients; return i64[2]: connections that died, and 1 if it succeeded.
 
@@ -56,7 +57,7 @@ class Rewiring(Update):
         self.rewire = rewire
 
     def __call__(
-        self, sparse: SparseModel, hyper: Hyper, *, step: int | Tensor, failed: Tensor | None
+        self, sparse: SparseModel, hyper: Coefficients, *, step: int | Tensor, failed: Tensor | None
     ) -> Tensor:
         """See `Update`; on a GPU the host does not wait, unless rewiring is by layer or the network dense."""
         if sparse.index.device.type != "cpu" and self.queues(sparse):
@@ -79,7 +80,7 @@ class Sgd(Update):
         return 0.0
 
     def __call__(
-        self, sparse: SparseModel, hyper: Hyper, *, step: int | Tensor, failed: Tensor | None
+        self, sparse: SparseModel, hyper: Coefficients, *, step: int | Tensor, failed: Tensor | None
     ) -> Tensor:
         """See `Update`."""
         with torch.no_grad():
@@ -102,7 +103,7 @@ class Sgd(Update):
             return torch.stack([torch.zeros_like(success).long(), success.long()])
 
 
-def descend(value: Tensor, momentum: Tensor, gradient: Tensor, hyper: Hyper) -> tuple[Tensor, Tensor]:
+def descend(value: Tensor, momentum: Tensor, gradient: Tensor, hyper: Coefficients) -> tuple[Tensor, Tensor]:
     """Return (value, momentum) after one step of SGD with weight decay inside the gradient."""
     velocity = hyper.momentum * momentum + (gradient + hyper.weight_decay * value)
     return value - hyper.learning_rate * velocity, velocity

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.objectives import Objective
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.backends.base import Backend, Batch, Numbers
 from edge_bcs.training.backends.compiled import CompiledBackend
@@ -20,7 +19,6 @@ __all__ = ["Backend", "Batch", "CompiledBackend", "Numbers", "TorchBackend", "op
 def open_backend(
     sparse: SparseModel,
     plan: TrainingPlan,
-    objective: Objective,
     update: Update,
     *,
     shape: Sequence[int],
@@ -33,7 +31,7 @@ def open_backend(
         EdgeBcsError: the sparse engine is asked for what only PyTorch does.
     """
     if plan.engine == "torch":
-        return TorchBackend(sparse, plan, objective, update, replicas=replicas)
+        return TorchBackend(sparse, plan, update, replicas=replicas)
     if not isinstance(update, Rewiring) or plan.rewire == "by-layer":
         what = "rewiring by layer" if isinstance(update, Rewiring) else f"the method {plan.method}"
         raise EdgeBcsError(f"the sparse engine does not do {what}; choose the engine torch")
@@ -41,4 +39,4 @@ def open_backend(
         raise EdgeBcsError("the sparse engine runs in one process, on a CPU, in f32")
     if plan.seed != sparse.seed:
         raise EdgeBcsError("the sparse engine draws everything from the network's own seed")
-    return CompiledBackend(sparse, plan, objective, shape, threads)
+    return CompiledBackend(sparse, plan, shape, threads)

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from edge_bcs.core.settings import Coefficients
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.dataset import Data
-from edge_bcs.method.step import Hyper
 
 Segments = Sequence[tuple[int, int]]
 
@@ -56,7 +56,9 @@ class Backend(Protocol):
         """Start from the state of the network, before training step `step`."""
         ...
 
-    def step(self, batch: Batch, hyper: Hyper, step: int, signals: HeldSignals) -> Callable[[], Numbers]:
+    def step(
+        self, batch: Batch, hyper: Coefficients, step: int, signals: HeldSignals
+    ) -> Callable[[], Numbers]:
         """Do one step of Algorithm 1, and return what tells its numbers (and raises if it failed).
 
         From where the state changes on, ``signals`` are held: so that the step is done, and counted by the

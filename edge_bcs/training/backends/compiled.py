@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.objectives import Objective
 from edge_bcs.core.scratch import ScratchFolder
+from edge_bcs.core.settings import Coefficients, Hyper
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.dataset import Data
 from edge_bcs.method.sparse_model import SparseModel
-from edge_bcs.method.step import Hyper
 from edge_bcs.training.backends.base import Batch, Numbers
 from edge_bcs.training.plan import TrainingPlan
 from edge_bcs.training.updates import keep_mask
@@ -29,34 +29,26 @@ class CompiledBackend:
 
     lag = 0
 
-    def __init__(
-        self, sparse: SparseModel, plan: TrainingPlan, objective: Objective, shape: Any, threads: int | None
-    ):
-        from edge_bcs.core.settings import Attack, Hyper
+    def __init__(self, sparse: SparseModel, plan: TrainingPlan, shape: Any, threads: int | None) -> None:
         from edge_bcs.exporters import export
         from edge_bcs.exporters.settings import Memory
 
-        self.sparse, self.plan, self.objective, self.threads = sparse, plan, objective, threads
+        self.sparse, self.plan, self.threads = sparse, plan, threads
         self._trainer: Any = None
         self._folder = ScratchFolder("train")
         try:
             self._artifact = export(
                 sparse,
                 self._folder.path / "artifact",
-                objective=plan.objective,
+                objective=plan.objective.name,
                 input_shape=tuple(shape),
                 memory=Memory(micro_batch=max(plan.batch_size, 2)),
                 batch_norm=plan.batch_norm,
                 batch_size=plan.batch_size,
-                attack=Attack(epsilon=plan.epsilon, step_size=plan.step_size, steps=plan.attack_steps),
+                attack=plan.attack,
                 beta=plan.beta,
-                hyper=Hyper(
-                    learning_rate=plan.learning_rate,
-                    weight_decay=plan.weight_decay,
-                    momentum=plan.momentum,
-                    noise=plan.noise,
-                ),
-                epochs=plan.epochs,
+                hyper=Hyper(**asdict(plan.hyper)),
+                epochs=plan.schedule.epochs,
                 validate=False,
             )
         except BaseException:
@@ -73,14 +65,16 @@ class CompiledBackend:
         trainer = _static_trainer() if self.plan.rewire == "none" else _trainer()
         self._trainer = trainer(run, threads=self.threads)
 
-    def step(self, batch: Batch, hyper: Hyper, step: int, signals: HeldSignals) -> Callable[[], Numbers]:
+    def step(
+        self, batch: Batch, hyper: Coefficients, step: int, signals: HeldSignals
+    ) -> Callable[[], Numbers]:
         """See `Backend`."""
         trainer = self._trainer
         trainer.learning_rate, trainer.weight_decay = hyper.learning_rate, hyper.weight_decay
         trainer.momentum, trainer.noise = hyper.momentum, hyper.noise
         metrics = trainer.step_holding(signals, batch.images, batch.labels)
         shares = [metrics["accuracy"]]
-        if self.objective.two_branches:
+        if self.plan.objective.two_branches:
             shares.append(metrics["robust_accuracy"])
         correct = [float(round(share * batch.whole)) for share in shares]
         numbers = Numbers(metrics["loss"], correct, sum(trainer.connections().died.values()))
@@ -88,8 +82,8 @@ class CompiledBackend:
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """See `Backend`; PGD takes steps of 2.5·ε/steps (2/255 with the paper's numbers)."""
-        steps = max(1, self.plan.attack_steps) if self.objective.adversarial else 0
-        report = self._trainer.evaluate(data, steps, epsilon=self.plan.epsilon)
+        steps = max(1, self.plan.attack.steps) if self.plan.objective.adversarial else 0
+        report = self._trainer.evaluate(data, steps, epsilon=self.plan.attack.epsilon)
         return report["accuracy"], report.get("robust_accuracy")
 
     def store(self) -> None:

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_bcs.core.objectives import Objective
+from edge_bcs.core.settings import Coefficients
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.dataset import Data
 from edge_bcs.evaluation.measures import evaluate
 from edge_bcs.method.device_step import raise_if_failed
 from edge_bcs.method.sparse_model import SparseModel
-from edge_bcs.method.step import Attack, Hyper, accumulate, craft
+from edge_bcs.method.step import accumulate, craft
 from edge_bcs.training.backends.base import Batch, Numbers, Segments
 from edge_bcs.training.backends.cuda import Recorded
 from edge_bcs.training.plan import TrainingPlan
@@ -32,16 +32,14 @@ class TorchBackend:
         self,
         sparse: SparseModel,
         plan: TrainingPlan,
-        objective: Objective,
         update: Update,
         *,
         replicas: Replicas,
     ) -> None:
-        self.sparse, self.plan, self.objective, self.update = sparse, plan, objective, update
+        self.sparse, self.plan, self.update = sparse, plan, update
         self.replicas = replicas
         self.device = sparse.index.device
         self.lag = 0 if self.device.type == "cpu" else 1
-        self.attack = Attack(epsilon=plan.epsilon, step_size=plan.step_size, steps=plan.attack_steps)
         self._failed: Tensor | None = None
         self._craft: Callable[..., Tensor] = self._crafted
         self._gradients: Callable[..., Tensor] = self._accumulated
@@ -61,7 +59,9 @@ class TorchBackend:
     def close(self) -> None:
         """See `Backend`."""
 
-    def step(self, batch: Batch, hyper: Hyper, step: int, signals: HeldSignals) -> Callable[[], Numbers]:
+    def step(
+        self, batch: Batch, hyper: Coefficients, step: int, signals: HeldSignals
+    ) -> Callable[[], Numbers]:
         """See `Backend`; running statistics change from the forward pass on."""
         x, labels = self._to_device(batch.images), self._to_device(batch.labels)
         number = torch.full((), step, device=self.device) if self.lag else step
@@ -113,8 +113,8 @@ class TorchBackend:
                         self.sparse,
                         x[part],
                         labels[part],
-                        self.objective,
-                        self.attack,
+                        self.plan.objective,
+                        self.plan.attack,
                         step=step,
                         seed=self.plan.seed,
                         position=place,
@@ -135,14 +135,14 @@ class TorchBackend:
                 x,
                 adversarial,
                 labels,
-                self.objective,
+                self.plan.objective,
                 beta=self.plan.beta,
                 sample_weight=weight,
                 batch_norm=self.plan.batch_norm,
             )
         return torch.cat([outcome.loss.float().reshape(1), outcome.correct.float()])
 
-    def _updated(self, step: int | Tensor, failed: Tensor | None, *, hyper: Hyper) -> Tensor:
+    def _updated(self, step: int | Tensor, failed: Tensor | None, *, hyper: Coefficients) -> Tensor:
         return self.update(self.sparse, hyper, step=step, failed=failed)
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
@@ -160,7 +160,7 @@ class TorchBackend:
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """See `Backend`; replicas share the images."""
-        count, attacked = self.replicas.count, self.objective.adversarial
+        count, attacked = self.replicas.count, self.plan.objective.adversarial
         batches: Any = data
         mine = np.arange(len(data))
         if len(data) >= count > 1:
@@ -171,9 +171,9 @@ class TorchBackend:
             self.sparse,
             batches,
             attack="pgd" if attacked else "none",
-            epsilon=self.plan.epsilon,
-            steps=max(1, self.plan.attack_steps),
-            step_size=self.plan.step_size,
+            epsilon=self.plan.attack.epsilon,
+            steps=max(1, self.plan.attack.steps),
+            step_size=self.plan.attack.step_size,
             restarts=1,
             seed=self.plan.seed,
             batch_size=self.plan.batch_size,

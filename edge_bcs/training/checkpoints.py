@@ -1,0 +1,122 @@
+"""What a training saves of itself, and how it goes on from there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.metadata import parse_json, parse_object
+from edge_bcs.data.classes import Names, shown
+from edge_bcs.method.sparse_model import SparseModel
+from edge_bcs.training.plan import TrainingPlan
+from edge_bcs.training.updates import Update
+
+BEST = "checkpoint.safetensors"
+LAST = "last.safetensors"
+
+
+@dataclass
+class Standing:
+    """How far a training is, beside the state of its network.
+
+    Attributes:
+        step: steps done.
+        best: what the report says of the best epoch; empty before the first one ended.
+        sums: f64[4] over the steps of the epoch: loss, right answers of up to two branches, deaths.
+    """
+
+    step: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
+
+
+def save(
+    path: Path, sparse: SparseModel, plan: TrainingPlan, standing: Standing, update: Update | None
+) -> None:
+    """Write a checkpoint; with ``update``, also of what that remembers, so that the training can go on."""
+    save_checkpoint(
+        path,
+        sparse,
+        metadata={
+            "objective": plan.objective.name,
+            "plan": json.dumps(plan.described()),
+            "sums": json.dumps(standing.sums.tolist()),
+            "best": json.dumps(standing.best),
+        },
+        more=None if update is None else update.state(),
+    )
+
+
+def resumed(
+    last: Path, sparse: SparseModel, plan: TrainingPlan, update: Update, classes: Names | None
+) -> tuple[Standing, dict[str, NDArray[Any]] | None]:
+    """Put the saved state into the network and the update.
+
+    Args:
+        last: the newest checkpoint of the training, beside that of its best epoch.
+        sparse, update: get what was saved.
+        plan, classes: of the training that is to go on.
+
+    Returns:
+        Where it stands, and the network's state in the best epoch, if one has ended.
+
+    Raises:
+        EdgeBcsError: a checkpoint that no training wrote, or of another plan, network or classes.
+    """
+    checkpoint = read_checkpoint(last)
+    standing = Standing(checkpoint.step)
+    try:
+        begun = parse_object(checkpoint.metadata["plan"])
+        standing.best = parse_object(checkpoint.metadata["best"])
+        sums = np.array(parse_json(checkpoint.metadata["sums"]), np.float64)
+        network = checkpoint.network()
+        best = standing.best
+        if sums.shape != standing.sums.shape or (best and type(best["best_step"]) is not int):
+            raise ValueError
+    except (KeyError, ValueError, TypeError):
+        raise EdgeBcsError(f"{last} was not written by a training") from None
+    standing.sums = sums
+    for name, value in plan.described().items():
+        if begun.get(name) != value:
+            raise EdgeBcsError(
+                f"{last.parent} was begun with {name} {begun.get(name)!r}, not {value!r}; resume it as it "
+                "was begun, or choose another folder"
+            )
+    names = ("name", "arguments")
+    same = all(network.get(name) == sparse.record.get(name) for name in names)
+    if not same or checkpoint.seed != sparse.seed:
+        name = str(network.get("name"))[:60]
+        if isinstance(made := network.get("factory"), str):
+            name += f" (made by {made[:200]})"
+        raise EdgeBcsError(
+            f"{last.parent} was begun with the network {name} and the seed {checkpoint.seed}, not with "
+            f"{sparse.record['name']} and the seed {sparse.seed}; resume it as it was begun, "
+            "or choose another folder"
+        )
+    stored = checkpoint.classes
+    if stored is not None and stored != classes:
+        raise EdgeBcsError(
+            f"{last.parent} was begun with the classes {shown(stored)}, not {shown(classes or ())}; "
+            "resume it as it was begun, or choose another folder"
+        )
+    sparse.load_state(checkpoint.tensors)
+    update.load_state(checkpoint.tensors)
+    sparse.step = standing.step
+    return standing, read_checkpoint(last.parent / BEST).tensors if standing.best else None
+
+
+def is_of_first_epoch(path: Path, plan: TrainingPlan) -> bool:
+    """Whether a checkpoint is what a training of this plan saves after its first epoch."""
+    try:
+        metadata = read_checkpoint(path).metadata
+        best = parse_object(metadata.get("best", ""))
+        return parse_object(metadata.get("plan", "")) == plan.described() and best.get("best_epoch") == 0
+    except (EdgeBcsError, ValueError):
+        return False

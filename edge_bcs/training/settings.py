@@ -1,0 +1,142 @@
+"""What a user sets of a training on the host beyond `core.settings`: what it reads, on what it runs, and
+where it is kept."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.settings import Attack, Hyper, Schedule, check_choice
+
+if TYPE_CHECKING:
+    import torch
+
+    from edge_bcs.core.deprecated import Places
+
+METHODS = ("bcs", "random", "fixed", "dense")
+"""Of `train`; all but "bcs" keep the mask that the network has."""
+ENGINES = ("torch", "sparse")
+PRECISIONS = ("f32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """What of the data a training reads, and how.
+
+    Attributes:
+        augment: shift by up to ±10 % and flip.
+        validation: fraction of the data that is held out to choose the best epoch, at least 0 and below 1;
+            with 0 the last epoch is kept.
+        pseudo_labelled: the second data set of rst, of the same kinds as the first; a path is read whole (an
+            .npz).
+    """
+
+    augment: bool = True
+    validation: float = 0.02
+    pseudo_labelled: Any = None
+
+    def __post_init__(self) -> None:
+        """Raise `EdgeBcsError` for a fraction out of range."""
+        if not 0 <= self.validation < 1:
+            raise EdgeBcsError(f"the held-out fraction must be at least 0 and below 1, not {self.validation}")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """On what a training runs.
+
+    Attributes:
+        engine: "torch", or "sparse": through the compiled artifact, many times faster on a CPU for a sparse
+            network, with the same options and the same checkpoints (see `training.backends`).
+        device: where to train; a GPU if there is one.
+        precision: "f32" or "bf16" (autocast; weights and updates stay f32); bf16 on a GPU if None.
+        compile: compile the network with torch.compile; the minutes that takes are worth it on a GPU.
+        threads: of the sparse engine; all processors of this process if None.
+    """
+
+    engine: str = "torch"
+    _: KW_ONLY
+    device: str | torch.device | None = None
+    precision: str | None = None
+    compile: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `EdgeBcsError` for an engine or a precision that there is not."""
+        check_choice("engine", self.engine, ENGINES)
+        if self.precision is not None:
+            check_choice("precision", self.precision, PRECISIONS)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a training is kept.
+
+    Attributes:
+        folder: gets checkpoint.safetensors (best epoch), last.safetensors (newest state), metrics.jsonl (a
+            line for each step) and epochs.jsonl (a line for each epoch, with the connections of each layer);
+            None keeps nothing.
+        resume: continue what the folder holds; what was interrupted before its first save begins anew.
+        save_seconds: time between saves of the newest state; it is also saved at the end of each epoch.
+    """
+
+    folder: str | PathLike[str] | None = None
+    _: KW_ONLY
+    resume: bool = False
+    save_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Raise `EdgeBcsError` for what cannot be resumed, or a time out of range."""
+        if not self.save_seconds >= 0:
+            raise EdgeBcsError(f"save_seconds must be at least 0, not {self.save_seconds}")
+        if self.resume and self.folder is None:
+            raise EdgeBcsError("a training can only be resumed from the output folder that it wrote")
+
+
+class OldKeywords(TypedDict, total=False):
+    """Keywords that `train` had up to 0.1."""
+
+    steps: int | None
+    learning_rate: float
+    weight_decay: float
+    momentum: float
+    noise: float
+    epsilon: float
+    step_size: float
+    attack_steps: int
+    augment: bool
+    pseudo_labelled: Any
+    validation: float
+    engine: str
+    device: str | torch.device | None
+    precision: str | None
+    compile: bool
+    threads: int | None
+    resume: bool
+    save_seconds: float
+
+
+PLACES: Places = {
+    "steps": ("schedule", Schedule, "steps"),
+    "schedule": ("schedule", Schedule, "kind"),
+    "learning_rate": ("hyper", Hyper, "learning_rate"),
+    "weight_decay": ("hyper", Hyper, "weight_decay"),
+    "momentum": ("hyper", Hyper, "momentum"),
+    "noise": ("hyper", Hyper, "noise"),
+    "epsilon": ("attack", Attack, "epsilon"),
+    "step_size": ("attack", Attack, "step_size"),
+    "attack_steps": ("attack", Attack, "steps"),
+    "augment": ("feed", Feed, "augment"),
+    "pseudo_labelled": ("feed", Feed, "pseudo_labelled"),
+    "validation": ("feed", Feed, "validation"),
+    "engine": ("compute", Compute, "engine"),
+    "device": ("compute", Compute, "device"),
+    "precision": ("compute", Compute, "precision"),
+    "compile": ("compute", Compute, "compile"),
+    "threads": ("compute", Compute, "threads"),
+    "resume": ("output", Output, "resume"),
+    "save_seconds": ("output", Output, "save_seconds"),
+}
+"""What took their place; "schedule" was a text."""
