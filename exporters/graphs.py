@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from edge_bcs.targets.cost_model import lanes_of
 
-from edge_bcs.core.objectives import objective_named
+from edge_bcs.core.objectives import Objective
 
 from .autodiff import Gradients, Tape
 from .forward import Branch, Lowering
@@ -45,7 +45,7 @@ def empty_graph(
 
 
 def step_graphs(
-    network: Network, micro_batch: int, objective: str, beta: float, keep_both: bool
+    network: Network, micro_batch: int, objective: Objective, beta: float, keep_both: bool
 ) -> dict[str, Graph]:
     """Phase → graph of what is done with each micro-batch of a step; arguments as `training_graph`."""
     return {
@@ -92,32 +92,38 @@ def attack_graph(network: Network, micro_batch: int) -> Graph:
 
 
 def training_graph(
-    network: Network, micro_batch: int, objective: str, beta: float = 0.0, keep_both: bool | None = None
+    network: Network, micro_batch: int, objective: Objective, beta: float = 0.0, keep_both: bool | None = None
 ) -> Graph:
     """Loss and accumulated gradients of a micro-batch.
 
     Args:
         network: the network; ``batch_statistics`` decides how batch norms normalise.
         micro_batch: images per run.
-        objective: name of one of `edge_bcs.core.objectives`.
+        objective: what is trained.
         beta: weight of the robust term of TRADES and MART.
         keep_both: for the two-branch objectives, keep the clean branch's activations while the adversarial
             branch is differentiated, instead of computing them a second time. Default: only with batch
             statistics.
     """
-    rule = objective_named(objective)
     buffers = [f"{name}_grad.accumulation.buffer" for name in ("coo.value", "dense.value")]
     graph = empty_graph(
         "training_model",
         network,
-        [*images_of(rule.two_branches), "labels", "sample_weight", *PARAMETERS, *buffers, "lazy_reset_grad"],
+        [
+            *images_of(objective.two_branches),
+            "labels",
+            "sample_weight",
+            *PARAMETERS,
+            *buffers,
+            "lazy_reset_grad",
+        ],
         ["loss", "correct", *(name.replace(".buffer", ".out") for name in buffers)],
         micro_batch,
-        rule.two_branches,
+        objective.two_branches,
     )
     lowering = Lowering(graph, network, network.training, lanes_of(micro_batch))
     gradients = Gradients(lowering)
-    branches = forward_and_loss(lowering, rule.loss, rule.two_branches, beta)
+    branches = forward_and_loss(lowering, objective.loss, objective.two_branches, beta)
     if len(branches) == 1:
         gradients.add(branches[0], branches[0].seed)
     else:

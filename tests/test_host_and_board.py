@@ -12,6 +12,7 @@ from edge_bcs.runtime import Trainer
 import edge_bcs
 from edge_bcs import models
 from edge_bcs.core.objectives import OBJECTIVES, objective_named
+from edge_bcs.core.settings import Coefficients
 from edge_bcs.method import step as steps
 
 SHAPE = (3, 8, 8)
@@ -50,10 +51,10 @@ def test_three_steps(objective: str, tmp_path: Path) -> None:
                 sparse,
                 torch.from_numpy(x),
                 torch.from_numpy(y),
-                objective,
+                objective_named(objective),
                 step=number,
-                hyper=steps.Hyper(learning_rate=0.01),
-                attack=steps.Attack(steps=1),
+                hyper=Coefficients(learning_rate=0.01),
+                attack=edge_bcs.Attack(steps=1),
                 batch_norm="frozen",
             )
             assert board["loss"] == pytest.approx(host.loss.item(), rel=1e-4)

@@ -26,7 +26,7 @@ from edge_bcs import plots
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "bcs"
     sparse = edge_bcs.sparsify(tiny(), 0.9)
-    training.train(sparse, digits(60), epochs=3, validation=0.2, output=folder, **SHORT)
+    training.train(sparse, digits(60), epochs=3, feed=edge_bcs.Feed(validation=0.2), output=folder, **SHORT)
     return folder
 
 

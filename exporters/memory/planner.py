@@ -44,7 +44,7 @@ class Planner:
 
     def replays(self, job: Job, choice: Choice) -> dict[str, Replay]:
         """Phase → graph with the images and branches of ``choice``, in which everything is kept."""
-        key = (choice.micro_batch, job.objective.name, job.beta, choice.keep_both)
+        key = (choice.micro_batch, job.objective, job.beta, choice.keep_both)
         if key not in self._replays:
             graphs = step_graphs(self.network, *key)
             self._replays[key] = {

@@ -25,7 +25,7 @@ from edge_bcs.targets.cost_model import lanes_of
 from onnx import helper, numpy_helper
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.objectives import objective_named
+from edge_bcs.core.objectives import Objective
 from edge_bcs.method.sparse_model import SparseModel
 
 from ..forward import Lowering
@@ -85,16 +85,15 @@ def register_gradients() -> None:
 # The forward graphs
 
 
-def loss_graph(network: Network, micro_batch: int, objective: str, beta: float = 0.0) -> Graph:
+def loss_graph(network: Network, micro_batch: int, objective: Objective, beta: float = 0.0) -> Graph:
     """The loss of a micro-batch, not differentiated: what `graphs.training_graph` begins with.
 
     Inputs and outputs are those of the training graph without its gradient buffers.
     """
-    rule = objective_named(objective)
-    read = (*images_of(rule.two_branches), "labels", "sample_weight", *PARAMETERS)
-    graph = empty_graph("forward_model", network, read, ["loss"], micro_batch, rule.two_branches)
+    read = (*images_of(objective.two_branches), "labels", "sample_weight", *PARAMETERS)
+    graph = empty_graph("forward_model", network, read, ["loss"], micro_batch, objective.two_branches)
     lowering = Lowering(graph, network, network.training, lanes_of(micro_batch))
-    forward_and_loss(lowering, rule.loss, rule.two_branches, beta)
+    forward_and_loss(lowering, objective.loss, objective.two_branches, beta)
     graph.resolve()
     _separate(graph)
     return graph

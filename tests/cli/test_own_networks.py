@@ -301,11 +301,11 @@ def test_in_python_a_checkpoint_keeps_what_it_was_trained_on(tmp_path: Path) -> 
     sparse = edge_bcs.sparsify(make(), 0.5)
     assert sparse.input_shape is None
     short: dict[str, Any] = {
-        "steps": 1,
+        "schedule": edge_bcs.Schedule(steps=1),
         "batch_size": 8,
-        "attack_steps": 1,
+        "attack": edge_bcs.Attack(steps=1),
         "progress": False,
-        "device": "cpu",
+        "compute": edge_bcs.Compute(device="cpu"),
     }
     edge_bcs.train(sparse, "digits", input_shape=(1, 8, 8), output=tmp_path / "run", **short)
     loaded = edge_bcs.load(tmp_path / "run", make())

@@ -15,18 +15,19 @@ from helpers.training import digits, same, tiny
 from torch import Tensor, nn
 
 import edge_bcs
+from edge_bcs import Attack, Compute, Output
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.comparators import METHODS, Phases, Recipe, admm, hydra, pruning
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.segments import Segment
+from edge_bcs.core.settings import Coefficients
 from edge_bcs.method import connectivity
-from edge_bcs.method.step import Hyper
 from edge_bcs.training.updates import Sgd
 
 # Two layers of four weights: a 1×4 and a 2×2 matrix.
 LAYERS = (Segment("a", (1, 4), 0), Segment("b", (2, 2), 4))
 WEIGHTS = torch.tensor([0.5, -2.0, 0.25, 1.0, -0.1, 0.2, -0.4, 0.3])
-PLAIN = Hyper(learning_rate=0.1, weight_decay=0.0, momentum=0.0, noise=0.0)
+PLAIN = Coefficients(learning_rate=0.1, weight_decay=0.0, momentum=0.0, noise=0.0)
 
 
 def network() -> edge_bcs.SparseModel:
@@ -119,7 +120,7 @@ def test_straight_through_gradient_is_that_of_autograd() -> None:
 def test_sgd_is_torchs() -> None:
     ours, theirs = network(), network()
     optimizer = torch.optim.SGD(theirs.network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
-    hyper = Hyper(learning_rate=0.1, momentum=0.9, weight_decay=1e-2)
+    hyper = Coefficients(learning_rate=0.1, momentum=0.9, weight_decay=1e-2)
     for step in range(3):
         gradient = torch.randn(8, generator=torch.Generator().manual_seed(step))
         Sgd()(with_gradient(ours, gradient), hyper, step=step, failed=None)
@@ -128,7 +129,10 @@ def test_sgd_is_torchs() -> None:
     assert ours.value().tolist() == pytest.approx(theirs.value().tolist(), rel=1e-5)
 
 
-SHORT: dict[str, Any] = {"batch_size": 16, "attack_steps": 1, "validation": 0.2, "augment": False}
+SHORT: dict[str, Any] = {"batch_size": 16, "attack": Attack(steps=1), "validation": 0.2, "augment": False}
+
+
+CPU = Compute(device="cpu")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -137,7 +141,12 @@ def test_from_pretraining_to_kappa_connections(method: str, tmp_path: Path) -> N
 
     def run(folder: str, resume: bool = False, **more: Any) -> edge_bcs.SparseModel:
         phases = Phases(
-            method, recipe, digits(60), output=tmp_path / folder, resume=resume, device="cpu", progress=False
+            method,
+            recipe,
+            digits(60),
+            output=Output(tmp_path / folder, resume=resume),
+            compute=CPU,
+            progress=False,
         )
         sparse, report = METHODS[method](tiny(), phases, **more)
         assert report["step"] == 6
@@ -175,11 +184,9 @@ def test_an_interrupted_search_goes_on_to_the_bit(
             method,
             recipe,
             digits(60),
-            output=tmp_path / folder,
-            resume=resume,
-            device="cpu",
+            output=Output(tmp_path / folder, resume=resume, save_seconds=0.0),
+            compute=CPU,
             progress=False,
-            save_seconds=0.0,
         )
         return METHODS[method](tiny(), phases, **more)[0]
 
@@ -206,8 +213,10 @@ def test_an_interrupted_search_goes_on_to_the_bit(
 
 
 def test_refusals() -> None:
-    phases = Phases("lwm", Recipe(sparsity="0.9"), digits(20), device="cpu", progress=False)
+    phases = Phases("lwm", Recipe(sparsity="0.9"), digits(20), compute=CPU, progress=False)
     with pytest.raises(EdgeBcsError, match="not a dense one with the kernels of the model"):
         METHODS["lwm"](tiny(), phases, edge_bcs.sparsify(tiny(), 0.5))
+    with pytest.raises(EdgeBcsError, match="begins with a dense network"):
+        Phases("lwm", Recipe(sparsity="0.9"), digits(20), compute=Compute("sparse"))
     with pytest.raises(EdgeBcsError, match="rst, and no other"):
         Phases("lwm", Recipe(sparsity="0.9", objective="rst"), digits(20))

@@ -316,23 +316,27 @@ def test_two_trainings_of_one_folder(tmp_path: Path, holder: subprocess.Popen[st
     from edge_bcs.comparators import METHODS, Phases, Recipe
     from edge_bcs.training import loop as training
 
-    def train(**options: Any) -> dict[str, Any]:
+    def train(resume: bool = False) -> dict[str, Any]:
         sparse = edge_bcs.sparsify(tiny(), 0.9)
-        return training.train(sparse, images(40), epochs=1, output=tmp_path / "run", **SHORT, **options)
+        output = edge_bcs.Output(tmp_path / "run", resume=resume)
+        return training.train(sparse, images(40), epochs=1, output=output, **SHORT)
 
-    for options in ({}, {"resume": True}):
+    for resume in (False, True):
         with pytest.raises(EdgeBcsError, match=rf"run is being written by process {holder.pid}"):
-            train(**options)
-    recipe = Recipe(sparsity="0.9", steps=1, batch_size=16, attack_steps=1, augment=False, validation=0.2)
+            train(resume)
+    cpu = edge_bcs.Compute(device="cpu")
+    recipe = Recipe(
+        sparsity="0.9", steps=1, batch_size=16, attack=edge_bcs.Attack(steps=1), augment=False, validation=0.2
+    )
     with pytest.raises(EdgeBcsError, match="is being written"):
-        Phases("lwm", recipe, images(40), output=tmp_path / "run", device="cpu", progress=False)
+        Phases("lwm", recipe, images(40), output=tmp_path / "run", compute=cpu, progress=False)
     holder.kill()
     holder.wait()
     train()
     names = ["checkpoint.safetensors", "epochs.jsonl", "last.safetensors", "metrics.jsonl"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     train(resume=True)
-    phases = Phases("lwm", recipe, images(40), output=tmp_path / "lwm", device="cpu", progress=False)
+    phases = Phases("lwm", recipe, images(40), output=tmp_path / "lwm", compute=cpu, progress=False)
     command = [sys.executable, "-c", HOLD, str(tmp_path / "lwm")]
     METHODS["lwm"](tiny(), phases)  # from the first phase to the last, and after it
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1

@@ -362,13 +362,15 @@ def test_a_signal_never_tears_a_step_of_the_host() -> None:
     torch = pytest.importorskip("torch")
     from helpers.artifacts import tiny_network
 
+    from edge_bcs import Attack
+    from edge_bcs.core.objectives import PLAIN
     from edge_bcs.method import connectivity, step
 
     given = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in batches(25)]
-    attack = step.Attack(steps=1)
+    attack = Attack(steps=1)
 
     def train(sparse: Any, number: int) -> None:
-        step.training_step(sparse, *given[number], "at", step=number, attack=attack)
+        step.training_step(sparse, *given[number], PLAIN, step=number, attack=attack)
 
     def fresh() -> Any:
         torch.manual_seed(0)
@@ -403,8 +405,10 @@ def test_a_training_of_the_host_is_left_with_whole_steps(engine: str, count: int
     torch = pytest.importorskip("torch")
     from helpers.artifacts import tiny_network
 
+    from edge_bcs import Attack, Compute, Feed
     from edge_bcs.method import connectivity
     from edge_bcs.training import loop as training
+    from edge_bcs.training.run import Run
 
     x, y = open_data("digits", "train", (1, 8, 8)).read(np.arange(32))
 
@@ -412,9 +416,10 @@ def test_a_training_of_the_host_is_left_with_whole_steps(engine: str, count: int
         torch.manual_seed(0)
         return connectivity.sparsify(tiny_network(), 0.5, seed=0, distribution="uniform")
 
-    options: dict[str, Any] = {"objective": "at", "attack_steps": 1, "epochs": 4, "batch_size": 8}
-    options |= {"validation": 0.0, "device": "cpu", "progress": False, "engine": engine, "threads": 1}
-    one_step = training._Run._one_step
+    options: dict[str, Any] = {"objective": "at", "attack": Attack(steps=1), "epochs": 4, "batch_size": 8}
+    options |= {"feed": Feed(validation=0.0), "compute": Compute(engine, device="cpu", threads=1)}
+    options |= {"progress": False}
+    one_step = Run._one_step
     expected: dict[int, str] = {}
 
     began: list[float] = []
@@ -426,7 +431,7 @@ def test_a_training_of_the_host_is_left_with_whole_steps(engine: str, count: int
         expected[self.step] = digest(self.sparse.state())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Run, "_one_step", remembered)
+        patch.setattr(Run, "_one_step", remembered)
         sparse = fresh()
         expected[0] = digest(sparse.state())
         training.train(sparse, (x, y), **options)
@@ -438,7 +443,7 @@ def test_a_training_of_the_host_is_left_with_whole_steps(engine: str, count: int
         one_step(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Run, "_one_step", timed)
+        patch.setattr(Run, "_one_step", timed)
         for _ in range(count):
             sparse = fresh()
             try:

@@ -28,13 +28,15 @@ from torch.utils.data import (  # noqa: E402
 )
 
 import edge_bcs  # noqa: E402
+from edge_bcs import Compute, Feed, Schedule  # noqa: E402
 from edge_bcs.evaluation.measures import evaluate  # noqa: E402
 from edge_bcs.training import loop as training  # noqa: E402
+from edge_bcs.training.reading import Part  # noqa: E402
 
 Make = Callable[..., Path]
 SHORT: dict[str, Any] = {
-    "objective": "natural", "steps": 2, "batch_size": 4, "validation": 0.0, "progress": False,
-    "device": "cpu",
+    "objective": "natural", "schedule": Schedule(steps=2), "batch_size": 4, "feed": Feed(validation=0.0),
+    "progress": False, "compute": Compute(device="cpu"),
 }  # fmt: skip
 
 
@@ -131,10 +133,14 @@ def test_of_a_loader_the_batch_size_counts_and_its_order_does_not() -> None:
     assert batch_size_of(loader) == 5
     assert batch_size_of(Named(floats())) is None and batch_size_of((floats(), LABELS)) is None
     report = training.train(
-        edge_bcs.sparsify(small(), 0.5), loader, **{**SHORT, "batch_size": None, "steps": None, "epochs": 1}
+        edge_bcs.sparsify(small(), 0.5),
+        loader,
+        **{**SHORT, "batch_size": None, "schedule": Schedule(epochs=1)},
     )
     assert report["step"] == 2  # 12 // 5
-    report = training.train(edge_bcs.sparsify(small(), 0.5), loader, **{**SHORT, "steps": None, "epochs": 1})
+    report = training.train(
+        edge_bcs.sparsify(small(), 0.5), loader, **{**SHORT, "schedule": Schedule(epochs=1)}
+    )
     assert report["step"] == 3  # batch_size=4 is what was asked for
 
 
@@ -145,7 +151,7 @@ def test_a_random_transform_is_asked_again_in_every_epoch() -> None:
             return (image if len(self.asked) % 2 else 255 - image), label
 
     data = dataset_of(Flips(pixels()))
-    part = training.Part(data, np.arange(12))
+    part = Part(data, np.arange(12))
     first, second = (part.read(np.array([4]))[0] for _ in range(2))
     assert not np.array_equal(first, second)  # a copy that was kept would hold one of them for good
 
@@ -265,7 +271,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 def test_what_would_be_misread_is_refused(kind: str) -> None:
     make, message = REFUSED[kind]
     with pytest.raises(EdgeBcsError, match=message) as caught:
-        training.train(edge_bcs.sparsify(small(), 0.5), make(), **{**SHORT, "steps": 3})
+        training.train(edge_bcs.sparsify(small(), 0.5), make(), **{**SHORT, "schedule": Schedule(steps=3)})
     assert "\n" not in str(caught.value)
 
 

@@ -21,6 +21,7 @@ from helpers import DENSE
 from helpers.artifacts import write_artifact
 from helpers.commands import run
 
+from edge_bcs import Attack, Compute, Feed, Output, Schedule
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.data import ArrayDataset, classes, open_data
 from edge_bcs.data.classes import completed, given_names, match, named, numbers
@@ -411,8 +412,8 @@ SHORT: dict[str, Any] = {
     "objective": "natural",
     "batch_size": 8,
     "progress": False,
-    "device": "cpu",
-    "augment": False,
+    "compute": Compute(device="cpu"),
+    "feed": Feed(augment=False),
 }
 
 
@@ -420,7 +421,9 @@ def test_names_go_from_host_to_board_and_back(network: Any, tmp_path: Path) -> N
     import edge_bcs
 
     sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
-    report = edge_bcs.train(sparse, arrays(ANIMALS), steps=30, output=tmp_path / "host", **SHORT)
+    report = edge_bcs.train(
+        sparse, arrays(ANIMALS), schedule=Schedule(steps=30), output=tmp_path / "host", **SHORT
+    )
     names = (*ANIMALS, "class 3")
     assert sparse.classes == names and report["classes"] == list(names)
     loaded = edge_bcs.load(tmp_path / "host", network)
@@ -468,7 +471,7 @@ def test_torch_datasets_and_loaders_are_matched_by_name(network: Any) -> None:
 
     photos: Any = Photos()
     sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
-    edge_bcs.train(sparse, arrays(ANIMALS), steps=30, **SHORT)
+    edge_bcs.train(sparse, arrays(ANIMALS), schedule=Schedule(steps=30), **SHORT)
     for data in (photos, DataLoader(photos, batch_size=5)):
         measured = evaluate(sparse, data, attack="none")
         assert measured["clean_acc"] > 0.9 and measured["missing_classes"] == ["ant"]
@@ -492,13 +495,18 @@ def test_training_on_the_host_takes_labels_by_name(network: Any, tmp_path: Path)
         for data in (some, own):
             sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
             sparse.classes = ANIMALS
-            edge_bcs.train(sparse, data, steps=4, engine=engine, validation=0.2, **SHORT)
+            options = {
+                **SHORT,
+                "compute": Compute(engine, device="cpu"),
+                "feed": Feed(augment=False, validation=0.2),
+            }
+            edge_bcs.train(sparse, data, schedule=Schedule(steps=4), **options)
             states.append(sparse.state())
             assert sparse.classes == (*ANIMALS, "class 3")
         assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
     with pytest.raises(EdgeBcsError, match="does not know the data's class bee"):
         sparse.classes = ("cat", "ant", "cow", "dog")
-        edge_bcs.train(sparse, arrays(ANIMALS), steps=1, **SHORT)
+        edge_bcs.train(sparse, arrays(ANIMALS), schedule=Schedule(steps=1), **SHORT)
     assert sparse.classes == ("cat", "ant", "cow", "dog")
 
 
@@ -507,7 +515,8 @@ def test_a_training_on_the_host_is_resumed_with_its_classes(network: Any, tmp_pa
 
     for number, names in enumerate((ANIMALS, ("bee", "ant", "cat"), ANIMALS)):
         sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
-        options: dict[str, Any] = {"steps": 2, "output": tmp_path / "host", "resume": number > 0, **SHORT}
+        output = Output(tmp_path / "host", resume=number > 0)
+        options: dict[str, Any] = {"schedule": Schedule(steps=2), "output": output, **SHORT}
         if number == 1:
             with pytest.raises(EdgeBcsError, match="begun with the classes ant, bee, cat"):
                 edge_bcs.train(sparse, arrays(names), **options)
@@ -525,13 +534,19 @@ def test_pseudo_labels_are_positions_of_the_networks_classes(network: Any, tmp_p
     second = open_pseudo_labelled(tmp_path / "second.npz", (1, 8, 8))
     names = ("ant", "bee", "cat")
     sparse = edge_bcs.sparsify(network, 0.5, 0, "uniform")
-    options: dict[str, Any] = {**SHORT, "objective": "rst", "steps": 2, "attack_steps": 1}
+    options: dict[str, Any] = {
+        **SHORT, "objective": "rst", "schedule": Schedule(steps=2), "attack": Attack(steps=1),
+    }  # fmt: skip
+
+    def fed(second: Any) -> dict[str, Any]:
+        return {**options, "feed": Feed(augment=False, pseudo_labelled=second)}
+
     with pytest.warns(EdgeBcsWarning, match="the pseudo-labelled data: .*0 = ant, 1 = bee, 2 = cat"):
-        edge_bcs.train(sparse, arrays(names), pseudo_labelled=second, **options)
+        edge_bcs.train(sparse, arrays(names), **fed(second))
     # Data that names its pseudo-labels is matched by name, like any other.
     other = edge_bcs.sparsify(network, 0.5, 0, "uniform")
     turned = arrays(("cat", "bee"), seed=0)
-    edge_bcs.train(other, arrays(names), pseudo_labelled=turned, **options)
+    edge_bcs.train(other, arrays(names), **fed(turned))
     assert all(np.array_equal(sparse.state()[name], other.state()[name]) for name in other.state())
 
 
@@ -592,7 +607,7 @@ def test_comparators_keep_the_names_of_what_they_prune(network: Any) -> None:
     dense.classes = (*ANIMALS, "dog")
     recipe = Recipe(sparsity="0.5", objective="natural", steps=1, batch_size=8, search_epochs=1)
     for train in METHODS.values():
-        phases = Phases("lwm", recipe, arrays(("cat", "ant")), progress=False, device="cpu")
+        phases = Phases("lwm", recipe, arrays(("cat", "ant")), progress=False, compute=Compute(device="cpu"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sparse, report = train(network, phases, dense)

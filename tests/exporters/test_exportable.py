@@ -14,13 +14,19 @@ from helpers.networks import EveryLayer
 from torch import Tensor, nn
 
 import edge_bcs
-from edge_bcs import exporters, models
+from edge_bcs import Attack, Feed, Schedule, exporters, models
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.data import open_data
 from edge_bcs.exportable import refusal_of_export
 from edge_bcs.training import loop as training
 
-SHORT: dict[str, Any] = {"steps": 1, "batch_size": 8, "attack_steps": 1, "validation": 0.0, "progress": False}
+SHORT: dict[str, Any] = {
+    "schedule": Schedule(steps=1),
+    "batch_size": 8,
+    "attack": Attack(steps=1),
+    "feed": Feed(validation=0.0),
+    "progress": False,
+}
 
 
 class Own(nn.Module):

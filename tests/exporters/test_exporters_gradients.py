@@ -29,6 +29,7 @@ from helpers.networks import (
 )
 from helpers.reference_ops import run_graph
 
+from edge_bcs.core.objectives import objective_named
 from edge_bcs.method.sparse_model import SparseModel
 
 BETA = 6.0
@@ -53,7 +54,7 @@ def check_training(
     adversarial = np.clip(images + 0.03, 0, 1).astype(np.float32)
     weight = np.where(np.arange(n) < real, 1 / real, 0).astype(np.float32)
     feeds = training_feeds(sparse, network, objective, images, adversarial, labels, weight)
-    model = training_graph(network, n, objective, BETA, keep_both).to_onnx()
+    model = training_graph(network, n, objective_named(objective), BETA, keep_both).to_onnx()
     actual = interpreted_gradients(model, feeds)
     part = slice(real)
     expected = torch_gradients(
@@ -190,11 +191,11 @@ def test_the_buffers_are_added_to_unless_reset() -> None:
     network = network_of(sparse, (3, 16, 16))
     images, labels = batch(network, 2)
     weight = np.full(2, 0.5, np.float32)
-    model = training_graph(network, 2, "at").to_onnx()
+    model = training_graph(network, 2, objective_named("at")).to_onnx()
     feeds = training_feeds(sparse, network, "at", images, images, labels, weight)
     once = interpreted_gradients(model, feeds)
     feeds["lazy_reset_grad"] = np.array([False])
-    model = training_graph(network, 2, "at").to_onnx()
+    model = training_graph(network, 2, objective_named("at")).to_onnx()
     again = interpreted_gradients(model, feeds)
     for name in ("coo", "dense"):
         start = feeds[f"{name}.value_grad.accumulation.buffer"]

@@ -21,6 +21,7 @@ from helpers.networks import EveryLayer, batch, relative, sparse_of, tiny, train
 from helpers.reference_ops import run_graph
 from helpers.schedule_replay import check_schedule
 
+from edge_bcs.core.objectives import objective_named
 from edge_bcs.method.sparse_model import SparseModel
 
 NETWORKS = ("vgg16", "resnet18", "resnet50", "wrn28_2", "every layer")
@@ -61,7 +62,7 @@ def selections(tensors: list[str]) -> list[frozenset[str]]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_recomputing_changes_no_bit(tmp_path: Path, name: str, objective: str, statistics: str) -> None:
     sparse, network = made(name, statistics)
-    graph = training_graph(network, 3, objective, 6.0)
+    graph = training_graph(network, 3, objective_named(objective), 6.0)
     feeds = feeds_of(sparse, network, objective)
     expected = gradients(graph, feeds, tmp_path)
     for recomputed in selections(kept_stacks(graph)):
@@ -72,7 +73,7 @@ def test_recomputing_changes_no_bit(tmp_path: Path, name: str, objective: str, s
 
 def test_recomputing_saves_memory_and_costs_arithmetic() -> None:
     _, network = made("vgg16", "frozen")
-    graph = training_graph(network, 4, "at")
+    graph = training_graph(network, 4, objective_named("at"))
     before = replay(graph, network.connections)
     # Every second tensor: what is recomputed is one operator away from what is kept.
     half = store(graph, Storage(frozenset(kept_stacks(graph)[::2])))
@@ -85,7 +86,7 @@ def test_recomputing_saves_memory_and_costs_arithmetic() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16_changes_gradients_by_its_rounding(tmp_path: Path, name: str, statistics: str) -> None:
     sparse, network = made(name, statistics)
-    graph = training_graph(network, 3, "at")
+    graph = training_graph(network, 3, objective_named("at"))
     feeds = feeds_of(sparse, network, "at")
     expected = gradients(graph, feeds, tmp_path)
     narrow = store(graph, Storage(narrowed=frozenset(kept_stacks(graph))))
@@ -104,7 +105,7 @@ def test_bfloat16_changes_gradients_by_its_rounding(tmp_path: Path, name: str, s
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_independent_replay_finds_the_same_peak(name: str, statistics: str) -> None:
     sparse, network = made(name, statistics)
-    graph = training_graph(network, 3, "trades", 6.0)
+    graph = training_graph(network, 3, objective_named("trades"), 6.0)
     tensors = kept_stacks(graph)
     recomputed, narrowed = frozenset(tensors[::3]), frozenset(tensors[1::3])
     if statistics == "batch":  # the interpreter insists that a batch norm's input gives the saved statistics
@@ -124,7 +125,7 @@ def test_no_engine_recomputes_before_the_backward_pass(
     tmp_path: Path, name: str, statistics: str, order: str
 ) -> None:
     sparse, network = made(name, statistics)
-    graph = training_graph(network, 2, "at")
+    graph = training_graph(network, 2, objective_named("at"))
     tensors = kept_stacks(graph)
     model = store(graph, Storage(frozenset(tensors[::2]), frozenset(tensors[1::4]))).to_onnx()
     options = session_options(1)
@@ -155,5 +156,5 @@ def test_no_engine_recomputes_before_the_backward_pass(
 
 def test_nothing_to_do_leaves_the_graph_alone() -> None:
     _, network = made("vgg16", "frozen")
-    graph = training_graph(network, 2, "at")
+    graph = training_graph(network, 2, objective_named("at"))
     assert store(graph, Storage()) is graph

@@ -124,7 +124,7 @@ def test_rules_that_are_wrong_are_noticed(monkeypatch: pytest.MonkeyPatch, squee
 
 def test_reading_what_is_not_there_is_noticed() -> None:
     network = network_of(tiny("vgg16"), (3, 16, 16))
-    graph = training_graph(network, 2, "at")
+    graph = training_graph(network, 2, objective_named("at"))
     tensors = [
         [x.name, x.bytes, x.category, x.birth, x.death]
         for x in plan.replay(graph, network.connections).allocations

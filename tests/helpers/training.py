@@ -9,9 +9,15 @@ import torch
 from torch import nn
 
 import edge_bcs
+from edge_bcs import Attack, Compute
 from edge_bcs.data import ArrayDataset, open_data
 
-SHORT: dict[str, Any] = {"batch_size": 16, "attack_steps": 1, "progress": False, "device": "cpu"}
+SHORT: dict[str, Any] = {
+    "batch_size": 16,
+    "attack": Attack(steps=1),
+    "progress": False,
+    "compute": Compute(device="cpu"),
+}
 
 
 def tiny() -> nn.Sequential:

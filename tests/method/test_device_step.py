@@ -15,10 +15,10 @@ import edge_bcs
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import OBJECTIVES, objective_named
+from edge_bcs.core.settings import Attack, Coefficients, Schedule
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.method import device_random, device_step
 from edge_bcs.method import step as steps
-from edge_bcs.method.step import Hyper
 from edge_bcs.training.backends import Batch, TorchBackend
 from edge_bcs.training.plan import TrainingPlan
 from edge_bcs.training.replicas import Replicas
@@ -44,7 +44,7 @@ def test_same_bits_as_the_plain_update(rewire: str) -> None:
     second = copy.deepcopy(first)
     total = 0
     for step in range(8):
-        hyper = Hyper(noise=1e-6 if rewire == "uniform" else 0.0)
+        hyper = Coefficients(noise=1e-6 if rewire == "uniform" else 0.0)
         for sparse in (first, second):
             give_gradients(sparse, step)
         deaths = steps.update(first, hyper, step=step, rewire=rewire)
@@ -63,8 +63,8 @@ def test_every_connection_may_die_at_once() -> None:
     for sparse in (first, second):
         sparse.zero_gradients()
         sparse._weight_gradients.copy_(sparse.weights * 1e6)
-    deaths = steps.update(first, Hyper(noise=0.0), step=0)
-    outcome = device_step.update_on_device(second, Hyper(noise=0.0), step=0)
+    deaths = steps.update(first, Coefficients(noise=0.0), step=0)
+    outcome = device_step.update_on_device(second, Coefficients(noise=0.0), step=0)
     assert deaths == outcome[0] == first.kappa
     assert np.array_equal(first.coo()[1], second.coo()[1])
 
@@ -74,9 +74,9 @@ def test_a_failed_step_changes_nothing_and_nor_does_the_next() -> None:
     before = sparse.state()
     give_gradients(sparse, 0)
     sparse._weight_gradients[sparse.index[0]] = torch.inf
-    outcome = device_step.update_on_device(sparse, Hyper(), step=0)
+    outcome = device_step.update_on_device(sparse, Coefficients(), step=0)
     give_gradients(sparse, 1)
-    after = device_step.update_on_device(sparse, Hyper(), step=1, failed=outcome[1] == 0)
+    after = device_step.update_on_device(sparse, Coefficients(), step=1, failed=outcome[1] == 0)
     assert outcome[1] == after[1] == 0
     assert all(np.array_equal(buffer, before[name]) for name, buffer in sparse.state().items())
     with pytest.raises(EdgeBcsError, match="step 0 would make a weight that is not finite"):
@@ -109,7 +109,7 @@ def test_the_host_never_needs_a_number_of_the_device(rewire: str) -> None:
         size=500,
         seed=1,
     )
-    outcome = device_step.update_on_device(stand_in, Hyper(), step=3, rewire=rewire)
+    outcome = device_step.update_on_device(stand_in, Coefficients(), step=3, rewire=rewire)
     assert outcome.device == device and outcome.shape == (2,)
 
 
@@ -127,16 +127,16 @@ def test_a_whole_step_never_waits(objective: str, batch_norm: str) -> None:
     )
     sparse = edge_bcs.sparsify(model, 0.9).to("meta")
     plan = TrainingPlan(
-        objective=objective, beta=objective_named(objective).beta, method="bcs", rewire="uniform",
-        engine="torch", processes=1, epochs=1, steps=None, batch_size=4, learning_rate=0.1, weight_decay=5e-4,
-        schedule="steps", momentum=0.9, noise=1e-6, epsilon=0.1, step_size=0.1, attack_steps=2,
+        objective=objective_named(objective), beta=objective_named(objective).beta, method="bcs",
+        rewire="uniform", engine="torch", processes=1, schedule=Schedule(epochs=1), batch_size=4,
+        hyper=Coefficients(), attack=Attack(epsilon=0.1, step_size=0.1, steps=2),
         batch_norm=batch_norm, precision="f32", augment=False, validation=0.0, samples=4, seed=0,
     )  # fmt: skip
-    engine = TorchBackend(sparse, plan, objective_named(objective), Rewiring("uniform"), replicas=Replicas())
+    engine = TorchBackend(sparse, plan, Rewiring("uniform"), replicas=Replicas())
     assert engine.lag == 1
     batch = Batch(np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, np.int64), [(0, 4)], 4)
     with HeldSignals() as signals:
-        engine.step(batch, Hyper(), 0, signals)
-        numbers = engine.step(batch, Hyper(), 1, signals)
+        engine.step(batch, Coefficients(), 0, signals)
+        numbers = engine.step(batch, Coefficients(), 1, signals)
     with pytest.raises((RuntimeError, NotImplementedError)):
         numbers()

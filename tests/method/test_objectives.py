@@ -69,7 +69,7 @@ def test_two_branches(
     first, second = (
         torch.tensor(logits, dtype=torch.float64, requires_grad=True) for logits in (clean, adversarial)
     )
-    losses = objectives.per_sample(name, torch.from_numpy(labels), first, second, given)
+    losses = objectives.per_sample(objective_named(name), torch.from_numpy(labels), first, second, given)
     assert losses.detach().numpy() == pytest.approx(
         formula(name, clean, adversarial, labels, beta), rel=1e-10
     )
@@ -84,7 +84,7 @@ def test_two_branches(
 def test_cross_entropy(name: str, batch: tuple[Array, Array, NDArray[np.int64]]) -> None:
     logits, _, labels = batch
     tensor = torch.tensor(logits, requires_grad=True)
-    losses = objectives.per_sample(name, torch.from_numpy(labels), tensor)
+    losses = objectives.per_sample(objective_named(name), torch.from_numpy(labels), tensor)
     p = probabilities(logits)
     assert losses.detach().numpy() == pytest.approx(-np.log(p[np.arange(7), labels]), rel=1e-10)
     objectives.weighted(losses).backward()
@@ -96,7 +96,10 @@ def test_float32_is_close_to_float64(batch: tuple[Array, Array, NDArray[np.int64
     clean, adversarial, labels = batch
     for name in ("trades", "mart"):
         losses = objectives.per_sample(
-            name, torch.from_numpy(labels), torch.tensor(clean).float(), torch.tensor(adversarial).float()
+            objective_named(name),
+            torch.from_numpy(labels),
+            torch.tensor(clean).float(),
+            torch.tensor(adversarial).float(),
         )
         expected = formula(name, clean, adversarial, labels, objective_named(name).beta)
         assert losses.numpy() == pytest.approx(expected, rel=1e-5)
@@ -141,4 +144,4 @@ def test_refusals() -> None:
     with pytest.raises(EdgeBcsError, match="no objective 'pgd'"):
         objective_named("pgd")
     with pytest.raises(EdgeBcsError, match="clean and of adversarial"):
-        objectives.per_sample("trades", torch.tensor([0]), torch.zeros(1, 2))
+        objectives.per_sample(objective_named("trades"), torch.tensor([0]), torch.zeros(1, 2))

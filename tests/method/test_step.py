@@ -17,8 +17,8 @@ from edge_bcs import models
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import OBJECTIVES, objective_named
+from edge_bcs.core.settings import Attack, Coefficients
 from edge_bcs.method import step as steps
-from edge_bcs.method.step import Attack, Hyper
 
 
 def tiny() -> nn.Sequential:
@@ -50,7 +50,7 @@ def test_algorithm_1_by_hand() -> None:
     sparse.network[1].bias.grad += torch.tensor([3.0, -1.0])
     bias = sparse.network[1].bias.detach().double().numpy().copy()
     deaths = steps.update(
-        sparse, Hyper(learning_rate=0.1, weight_decay=0.01, momentum=0.9, noise=0.0), step=7
+        sparse, Coefficients(learning_rate=0.1, weight_decay=0.01, momentum=0.9, noise=0.0), step=7
     )
 
     velocity = 0.9 * gamma * np.array([0.0, 0.2, 0.0, -0.1]) + gamma * gradient  # of θ: g_θ = γ·g_w
@@ -74,7 +74,7 @@ def test_noise_has_the_stated_size() -> None:
     sparse = edge_bcs.sparsify(nn.Sequential(nn.Linear(200, 200, bias=False)), 0.5, 0, "uniform")
     before = sparse.value().clone()
     sparse.zero_gradients()
-    steps.update(sparse, Hyper(learning_rate=0.1, weight_decay=0.0, noise=1e-3), step=0, rewire="none")
+    steps.update(sparse, Coefficients(learning_rate=0.1, weight_decay=0.0, noise=1e-3), step=0, rewire="none")
     added = sparse.value() - before
     assert added.std().item() == pytest.approx(1e-4, rel=0.03)  # λ·σ
     assert abs(added.mean().item()) < 3e-6
@@ -87,11 +87,18 @@ def test_vectorised_equals_the_plain_step_to_the_bit(objective: str) -> None:
     plain = copy.deepcopy(fast)
     for number in range(3):
         x, y = batch(seed=number)
-        hyper = Hyper(noise=1e-3)
+        hyper = Coefficients(noise=1e-3)
         value, velocity = fast.dense_value.double(), fast.dense_momentum.double()
         for sparse, reference in ((fast, False), (plain, True)):
             steps.training_step(
-                sparse, x, y, objective, step=number, hyper=hyper, attack=Attack(steps=2), reference=reference
+                sparse,
+                x,
+                y,
+                objective_named(objective),
+                step=number,
+                hyper=hyper,
+                attack=Attack(steps=2),
+                reference=reference,
             )
         velocity = 0.9 * velocity + fast.gradients()[1].double()
         value = (1 - 5e-4) * value - 0.1 * velocity
@@ -114,7 +121,13 @@ def test_kappa_holds_at_every_step(name: str, sparsity: float) -> None:
         labels = torch.arange(4)
         before = set(sparse.index.tolist())
         steps.training_step(
-            sparse, x, labels, "at", step=number, hyper=Hyper(weight_decay=0.1), attack=Attack(steps=1)
+            sparse,
+            x,
+            labels,
+            objective_named("at"),
+            step=number,
+            hyper=Coefficients(weight_decay=0.1),
+            attack=Attack(steps=1),
         )
         kernels = [sparse.network.get_submodule(layer.name).weight for layer in sparse.layers]
         assert sum(int((kernel != 0).sum()) for kernel in kernels) == kappa
@@ -244,7 +257,7 @@ def test_births_are_uniform_over_all_dormant_positions() -> None:
         sparse.load_coo(np.ones(20, np.float32), index)
         sparse.zero_gradients()
         sparse.network[0].weight.grad.view(-1)[index[:5]] = 100.0  # five die
-        steps.update(sparse, Hyper(noise=0.0), step=number)
+        steps.update(sparse, Coefficients(noise=0.0), step=number)
         drawn.update(set(sparse.index.tolist()) - set(index[5:].tolist()))
     # 85 positions are free (those of the dead among them), 2,000 draws: chi-square of 84 degrees of freedom
     # is above 135 once in 3,000 experiments, and this one always draws the same numbers.
@@ -266,7 +279,7 @@ def test_births_by_layer() -> None:
         sparse.load_coo(np.ones(126, np.float32), index)
         sparse.zero_gradients()
         sparse.network[1].weight.grad.view(-1)[:4] = 100.0  # positions 100 to 103 die
-        assert steps.update(sparse, Hyper(noise=0.0), step=number, rewire="by-layer") == 4
+        assert steps.update(sparse, Coefficients(noise=0.0), step=number, rewire="by-layer") == 4
         fresh = set(sparse.index.tolist()) - (set(index.tolist()) - {100, 101, 102, 103})
         assert len(fresh) == 4
         born.update(position // 100 for position in fresh)
@@ -283,7 +296,7 @@ def test_static_masks_keep_their_positions() -> None:
     for parameter in sparse.parameters():
         parameter.grad += 50.0
     sign = sparse.value().sign()
-    assert steps.update(sparse, Hyper(), step=0, rewire="none") == 0
+    assert steps.update(sparse, Coefficients(), step=0, rewire="none") == 0
     assert torch.equal(sparse.index, before) and (sparse.value().sign() != sign).any()
 
 
@@ -294,11 +307,11 @@ def test_a_step_that_would_make_nonsense_changes_nothing() -> None:
         sparse.zero_gradients()
         sparse.network[0].weight.grad.fill_(torch.nan)
         with pytest.raises(EdgeBcsError, match="finite"):
-            (steps.update_reference if reference else steps.update)(sparse, Hyper(), step=3)
+            (steps.update_reference if reference else steps.update)(sparse, Coefficients(), step=3)
         for name, buffer in sparse.state().items():
             assert np.array_equal(before[name], buffer)
     with pytest.raises(EdgeBcsError, match="uniform or by-layer"):
-        steps.update(sparse, Hyper(), step=0, rewire="global")
+        steps.update(sparse, Coefficients(), step=0, rewire="global")
     with pytest.raises(EdgeBcsError, match="batch or frozen"):
         x, y = batch()
         steps.accumulate(sparse, x, x, y, objective_named("at"), batch_norm="live")

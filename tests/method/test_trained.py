@@ -167,7 +167,13 @@ def test_a_pretrained_network_is_what_comparators_begin_with() -> None:
     network[1].num_batches_tracked.fill_(1000)
     dense = edge_bcs.sparsify(with_norm(), 0)
     data = open_data("digits", shape=(1, 8, 8))
-    phases = comparators.Phases("lwm", comparators.Recipe(sparsity="0.5"), data, device="cpu", progress=False)
+    phases = comparators.Phases(
+        "lwm",
+        comparators.Recipe(sparsity="0.5"),
+        data,
+        compute=edge_bcs.Compute(device="cpu"),
+        progress=False,
+    )
     assert np.array_equal(phases.pretrain(network, dense).coo()[0], dense.coo()[0])
     with pytest.raises(EdgeBcsError, match="looks trained"):
         phases.pretrain(network, None)

@@ -35,7 +35,7 @@ from helpers.networks import (
 from onnxruntime.training import artifacts
 from onnxruntime.training.api import CheckpointState, Module, Optimizer
 
-from edge_bcs.core.objectives import OBJECTIVES
+from edge_bcs.core.objectives import OBJECTIVES, objective_named
 from edge_bcs.method.sparse_model import SparseModel
 
 BETA = 6.0
@@ -60,11 +60,13 @@ def feeds_of(sparse: SparseModel, network: Network, objective: str) -> Arrays:
 def check(sparse: SparseModel, network: Network, objective: str, folder: Path) -> None:
     feeds = feeds_of(sparse, network, objective)
     file = folder / "ours.onnx"
-    file.write_bytes(training_graph(network, 4, objective, BETA).to_onnx().SerializeToString())
+    file.write_bytes(
+        training_graph(network, 4, objective_named(objective), BETA).to_onnx().SerializeToString()
+    )
     ours = {name: array.copy() for name, array in feeds.items()}
     loss = run(str(file), ours)["loss"]
 
-    forward = ort_gradients.loss_graph(network, 4, objective, BETA).to_onnx()
+    forward = ort_gradients.loss_graph(network, 4, objective_named(objective), BETA).to_onnx()
     assert not [node for node in forward.graph.node if "Grad" in node.op_type]
     model = ort_gradients.gradient_model(forward)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options())
@@ -104,7 +106,9 @@ def test_orts_graph_without_a_mask_has_another_gradient(tmp_path: Path) -> None:
     """The comparison sees a wrong rule: without the rectification's mask the gradients differ."""
     sparse = tiny("vgg16")
     network = network_of(sparse, (3, 16, 16))
-    model = ort_gradients.gradient_model(ort_gradients.loss_graph(network, 4, "at").to_onnx())
+    model = ort_gradients.gradient_model(
+        ort_gradients.loss_graph(network, 4, objective_named("at")).to_onnx()
+    )
     feeds = feeds_of(sparse, network, "at")
 
     def gradient(model: onnx.ModelProto) -> np.ndarray[Any, Any]:

@@ -65,6 +65,8 @@ def test_micro_batches_accumulate_the_same_gradient(
 def test_a_step_is_that_of_torch(tiny_artifact: Make, batch: Batch, objective: str) -> None:
     """Loss, accuracies and new state against the torch reference, attack and rewiring included."""
     torch = pytest.importorskip("torch")
+    from edge_bcs import Attack
+    from edge_bcs.core.objectives import objective_named
     from edge_bcs.loading import load
     from edge_bcs.method import step
 
@@ -77,9 +79,9 @@ def test_a_step_is_that_of_torch(tiny_artifact: Make, batch: Batch, objective: s
         sparse,
         torch.from_numpy(batch[0]),
         torch.from_numpy(batch[1]),
-        objective,
+        objective_named(objective),
         step=0,
-        attack=step.Attack(steps=1),
+        attack=Attack(steps=1),
         batch_norm="frozen",
     )
     expected = sparse.state()

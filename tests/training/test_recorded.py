@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import edge_bcs
+from edge_bcs import Attack, Compute, Feed, Schedule
 from edge_bcs.training import backends as engines
 from edge_bcs.training.backends.cuda import Recorded
 
@@ -50,8 +51,9 @@ def test_a_recorded_training_is_the_launched_one(
         )
         sparse = edge_bcs.sparsify(network, 0.9, seed=0)
         report = edge_bcs.train(
-            sparse, data, objective=objective, schedule=schedule, steps=12, batch_size=16, validation=0,
-            attack_steps=3, device="cuda", precision="f32", progress=False,
+            sparse, data, objective=objective, schedule=Schedule(steps=12, kind=schedule), batch_size=16,
+            feed=Feed(validation=0), attack=Attack(steps=3), compute=Compute(device="cuda", precision="f32"),
+            progress=False,
         )  # fmt: skip
         return sparse.state(), report["loss"]
 

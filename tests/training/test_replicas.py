@@ -16,7 +16,8 @@ from helpers import ROOT, TESTS
 
 from edge_bcs.training.replicas import Replicas
 
-OPTIONS: dict[str, Any] = {"batch_size": 16, "attack_steps": 2, "steps": 8, "validation": 0.2}
+OPTIONS: dict[str, Any] = {"schedule": {"steps": 8}}
+"""Of the schedule, as helpers/replica.py reads it."""
 
 
 def free_port() -> int:
@@ -70,7 +71,7 @@ def run(folder: Path, processes: int, **options: Any) -> list[dict[str, np.ndarr
 @pytest.mark.parametrize("objective", ["at", "mixed", "rst"])
 def test_replicas_agree_and_match_one_process(objective: str, tmp_path: Path) -> None:
     """With frozen statistics the sum over replicas is that of one process, up to rounding."""
-    options = {"objective": objective, "batch_norm": "frozen", "learning_rate": 0.02}
+    options = {"objective": objective, "batch_norm": "frozen", "hyper": {"learning_rate": 0.02}}
     (alone,) = run(tmp_path / "alone", 1, **options)
     first, second = run(tmp_path / "pair", 2, **options)
     assert all(np.array_equal(buffer, second[name]) for name, buffer in first.items())
@@ -94,10 +95,10 @@ def test_replicas_agree_and_match_one_process(objective: str, tmp_path: Path) ->
 
 
 def test_batch_statistics_are_shared_and_a_training_goes_on(tmp_path: Path) -> None:
-    states = run(tmp_path / "run", 2, objective="trades", epochs=2, steps=None)
+    states = run(tmp_path / "run", 2, objective="trades", schedule={"epochs": 2})
     assert all(np.array_equal(buffer, states[1][name]) for name, buffer in states[0].items())
     assert states[0]["batchnorm.mean"].any()
-    again = run(tmp_path / "run", 2, objective="trades", epochs=2, steps=None, resume=True)
+    again = run(tmp_path / "run", 2, objective="trades", schedule={"epochs": 2}, resume=True)
     assert all(np.array_equal(buffer, again[1][name]) for name, buffer in states[0].items())
 
 

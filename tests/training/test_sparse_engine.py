@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,30 @@ import pytest
 from helpers.training import digits, same, tiny
 
 import edge_bcs
+from edge_bcs import Attack, Compute, Feed, Hyper, Output, Schedule
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.method import connectivity
 from edge_bcs.training import loop as training
 from edge_bcs.training import updates
 
-SHORT: dict[str, Any] = {"batch_size": 16, "attack_steps": 2, "progress": False, "device": "cpu"}
+SHORT: dict[str, Any] = {"batch_size": 16, "attack": Attack(steps=2), "progress": False}
 
 
 def trained(engine: str, method: str = "bcs", **more: Any) -> tuple[edge_bcs.SparseModel, dict[str, Any]]:
     distribution = "uniform" if method == "random" else "paper"
     sparse = edge_bcs.sparsify(tiny(), 0 if method == "dense" else 0.8, 5, distribution)
-    arguments: dict[str, Any] = {"validation": 0.2, "steps": 6, **SHORT, **more}
-    return sparse, training.train(sparse, digits(80), method=method, engine=engine, **arguments)
+    feed = Feed(validation=0.2, pseudo_labelled=digits(40) if more.get("objective") == "rst" else None)
+    compute = Compute(engine, device="cpu", precision=more.pop("precision", None))
+    arguments: dict[str, Any] = {"feed": feed, "schedule": Schedule(steps=6), **SHORT, **more}
+    return sparse, training.train(sparse, digits(80), method=method, compute=compute, **arguments)
 
 
 @pytest.mark.parametrize("objective", ["natural", "at", "mixed", "trades", "mart", "rst"])
 def test_as_torch_trains(objective: str, tmp_path: Path) -> None:
-    more: dict[str, Any] = {"pseudo_labelled": digits(40)} if objective == "rst" else {}
     runs = {}
     for engine in ("torch", "sparse"):
-        sparse, report = trained(engine, objective=objective, output=tmp_path / engine, **more)
+        sparse, report = trained(engine, objective=objective, output=tmp_path / engine)
         lines = [json.loads(line) for line in (tmp_path / engine / "metrics.jsonl").read_text().splitlines()]
         runs[engine] = (sparse, report, lines)
     torch_lines, sparse_lines = runs["torch"][2], runs["sparse"][2]
@@ -73,8 +76,8 @@ def test_resumed_is_as_if_never_interrupted(
 ) -> None:
     from edge_bcs.training.backends import CompiledBackend
 
-    arguments: dict[str, Any] = {"output": tmp_path / "whole", "save_seconds": 0.0}
-    whole, _ = trained("sparse", **arguments)
+    whole, _ = trained("sparse", output=Output(tmp_path / "whole", save_seconds=0.0))
+    cut = Output(tmp_path / "cut", save_seconds=0.0)
     step, calls = CompiledBackend.step, []
 
     def stopping(*given: Any) -> Any:
@@ -85,16 +88,16 @@ def test_resumed_is_as_if_never_interrupted(
 
     monkeypatch.setattr(CompiledBackend, "step", stopping)
     with pytest.raises(KeyboardInterrupt):
-        trained("sparse", **{**arguments, "output": tmp_path / "cut"})
+        trained("sparse", output=cut)
     monkeypatch.undo()
-    resumed, _ = trained("sparse", **{**arguments, "output": tmp_path / "cut", "resume": True})
+    resumed, _ = trained("sparse", output=replace(cut, resume=True))
     assert same(whole, resumed)
     for name in ("checkpoint", "last"):
         first, second = (read_checkpoint(tmp_path / run / f"{name}.safetensors") for run in ("whole", "cut"))
         assert first.metadata == second.metadata
         assert all(np.array_equal(buffer, second.tensors[key]) for key, buffer in first.tensors.items())
     with pytest.raises(EdgeBcsError, match="begun with engine 'sparse', not 'torch'"):
-        trained("torch", output=tmp_path / "cut", resume=True)
+        trained("torch", output=replace(cut, resume=True))
 
 
 def test_refusals() -> None:
@@ -110,5 +113,5 @@ def test_refusals() -> None:
 
 
 def test_kappa_holds() -> None:
-    sparse, _ = trained("sparse", learning_rate=0.5)
+    sparse, _ = trained("sparse", hyper=Hyper(learning_rate=0.5))
     assert len(sparse.coo()[1]) == connectivity.kappa(sparse.size, 0.8)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,25 @@ from helpers.training import SHORT, digits, same, tiny
 from torch import nn
 
 import edge_bcs
+from edge_bcs import Attack, Compute, Feed, Hyper, Output, Schedule
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.settings import divisor
 from edge_bcs.data import ArrayDataset, open_data
 from edge_bcs.evaluation.measures import evaluate
 from edge_bcs.method import attacks, connectivity
 from edge_bcs.training import backends, updates
 from edge_bcs.training import loop as training
+from edge_bcs.training.reading import _SPLIT_EPOCH, Part
+from edge_bcs.training.run import Run
+
+ALL = Feed(validation=0.0)
+"""Nothing is held out."""
 
 
 def test_schedule() -> None:
-    assert [training.divisor(step, 8) for step in range(8)] == [1, 1, 1, 1, 10, 10, 100, 100]
-    assert [training.divisor(step, 5) for step in range(5)] == [
+    assert [divisor(step, 8) for step in range(8)] == [1, 1, 1, 1, 10, 10, 100, 100]
+    assert [divisor(step, 5) for step in range(5)] == [
         1,
         1,
         1,
@@ -41,18 +49,16 @@ def test_schedule() -> None:
 
 def test_it_learns_to_be_robust() -> None:
     sparse = edge_bcs.sparsify(tiny(), 0.8, 0, "uniform")
-    hard: dict[str, Any] = {"epsilon": 0.1, "step_size": 0.025}
     report = training.train(
         sparse,
         open_data("digits", shape=(1, 8, 8)),
         objective="at",
         epochs=8,
         batch_size=64,
-        attack_steps=5,
-        augment=False,
+        attack=Attack(epsilon=0.1, step_size=0.025, steps=5),
+        feed=Feed(augment=False),
         progress=False,
-        device="cpu",
-        **hard,
+        compute=Compute(device="cpu"),
     )
     test = evaluate(
         sparse, open_data("digits", "test", (1, 8, 8)), epsilon=0.1, steps=10, restarts=1, batch_size=512
@@ -66,7 +72,13 @@ def test_it_learns_to_be_robust() -> None:
 def test_every_objective_runs_and_says_what_happened(objective: str, tmp_path: Path) -> None:
     sparse = edge_bcs.sparsify(tiny(), 0.9, 1)
     report = training.train(
-        sparse, digits(100), objective=objective, epochs=2, validation=0.1, output=tmp_path, **SHORT
+        sparse,
+        digits(100),
+        objective=objective,
+        epochs=2,
+        feed=Feed(validation=0.1),
+        output=tmp_path,
+        **SHORT,
     )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     epochs = [json.loads(line) for line in (tmp_path / "epochs.jsonl").read_text().splitlines()]
@@ -97,10 +109,15 @@ def test_selection_never_sees_the_training_images() -> None:
     data = digits(100)
     watched = Watched(*data.read(np.arange(100)), classes=data.classes)
     plan = training.train(
-        edge_bcs.sparsify(tiny(), 0.9), watched, objective="natural", epochs=1, validation=0.2, **SHORT
+        edge_bcs.sparsify(tiny(), 0.9),
+        watched,
+        objective="natural",
+        epochs=1,
+        feed=Feed(validation=0.2),
+        **SHORT,
     )
     assert plan["step"] == 5
-    held_out = set(data.order(0, training._SPLIT_EPOCH)[:20].tolist())
+    held_out = set(data.order(0, _SPLIT_EPOCH)[:20].tolist())
     first_use = {position: seen.index(position) for position in set(seen)}
     trained = sorted(first_use, key=lambda position: first_use[position])[: 5 * 16]
     assert not held_out & set(trained)
@@ -111,7 +128,9 @@ def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     scores = iter([0.3, 0.6, 0.5])
     monkeypatch.setattr(backends.TorchBackend, "evaluate", lambda *_: (0.9, next(scores)))
     sparse = edge_bcs.sparsify(tiny(), 0.9)
-    report = training.train(sparse, digits(64), epochs=3, validation=0.25, output=tmp_path, **SHORT)
+    report = training.train(
+        sparse, digits(64), epochs=3, feed=Feed(validation=0.25), output=tmp_path, **SHORT
+    )
     assert report["best_epoch"] == 1 and report["best_robust_acc"] == 0.6
     assert read_checkpoint(tmp_path / "checkpoint.safetensors").step == 6
     assert read_checkpoint(tmp_path / "last.safetensors").step == 9
@@ -124,17 +143,16 @@ def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_resumed_is_as_if_never_interrupted(
     objective: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more: dict[str, Any] = {"pseudo_labelled": digits(40)} if objective == "rst" else {}
+    pseudo = digits(40) if objective == "rst" else None
     arguments: dict[str, Any] = {
         "objective": objective,
         "epochs": 2,
-        "validation": 0.1,
-        "save_seconds": 0.0,
+        "feed": Feed(validation=0.1, pseudo_labelled=pseudo),
         **SHORT,
-        **more,
     }
+    cut = Output(tmp_path / "cut", save_seconds=0.0)
     whole = edge_bcs.sparsify(tiny(), 0.9, 5)
-    training.train(whole, digits(60), output=tmp_path / "whole", **arguments)
+    training.train(whole, digits(60), output=Output(tmp_path / "whole", save_seconds=0.0), **arguments)
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
 
     update, calls = updates.update, []
@@ -147,10 +165,10 @@ def test_resumed_is_as_if_never_interrupted(
 
     monkeypatch.setattr(updates, "update", stopping)
     with pytest.raises(KeyboardInterrupt):
-        training.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=tmp_path / "cut", **arguments)
+        training.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=cut, **arguments)
     monkeypatch.undo()
     resumed = edge_bcs.sparsify(tiny(), 0.9, 5)
-    training.train(resumed, digits(60), output=tmp_path / "cut", resume=True, **arguments)
+    training.train(resumed, digits(60), output=replace(cut, resume=True), **arguments)
     for name in ("checkpoint", "last"):
         first, second = (read_checkpoint(tmp_path / run / f"{name}.safetensors") for run in ("whole", "cut"))
         assert first.metadata == second.metadata
@@ -169,19 +187,21 @@ def test_killed_before_the_first_save_it_begins_anew(
     resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a line of epochs.jsonl and before the state of that epoch: each line is there once."""
-    arguments: dict[str, Any] = {"epochs": 2, "validation": 0.1, **SHORT}
+    arguments: dict[str, Any] = {"epochs": 2, "feed": Feed(validation=0.1), **SHORT}
 
     def killed(self: object, name: str) -> None:
         if name == "last.safetensors":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Run, "_save", killed)
+        patch.setattr(Run, "_save", killed)
         training.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=tmp_path, **arguments)
     assert len((tmp_path / "epochs.jsonl").read_text().splitlines()) == 1
     with (tmp_path / "metrics.jsonl").open("ab") as stream:
         stream.write(b'{"step": 4, "lo\xff')  # torn
-    training.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=tmp_path, resume=resume, **arguments)
+    training.train(
+        edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=Output(tmp_path, resume=resume), **arguments
+    )
     for name, steps in (("metrics.jsonl", [1, 2, 3, 4, 5, 6]), ("epochs.jsonl", [3, 6])):
         assert [json.loads(line)["step"] for line in (tmp_path / name).read_text().splitlines()] == steps
 
@@ -191,10 +211,9 @@ import sys, torch
 sys.path[:0] = [{root!r}, {tests!r}]
 torch.set_num_threads(1)
 import edge_bcs
-from edge_bcs.training import loop as training
 from helpers.training import SHORT, digits, tiny
-training.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), epochs=40, validation=0.1,
-               save_seconds=0.0, output={output!r}, **SHORT)
+edge_bcs.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), epochs=40, feed=edge_bcs.Feed(validation=0.1),
+               output=edge_bcs.Output({output!r}, save_seconds=0.0), **SHORT)
 """
 
 
@@ -215,8 +234,9 @@ def test_kill_9_leaves_a_state_that_resumes_to_the_bit(tmp_path: Path) -> None:
     try:
         for folder, resume in ((output, True), (tmp_path / "whole", False)):
             networks.append(edge_bcs.sparsify(tiny(), 0.9, 5))
-            arguments: dict[str, Any] = {"epochs": 40, "validation": 0.1, **SHORT}
-            report = training.train(networks[-1], digits(60), output=folder, resume=resume, **arguments)
+            arguments: dict[str, Any] = {"epochs": 40, "feed": Feed(validation=0.1), **SHORT}
+            kept = Output(folder, resume=resume)
+            report = training.train(networks[-1], digits(60), output=kept, **arguments)
             assert report["step"] == 120
     finally:
         torch.set_num_threads(threads)
@@ -242,10 +262,9 @@ def test_rst_takes_half_of_each_batch_from_the_second_data_set() -> None:
         edge_bcs.sparsify(tiny(), 0.9),
         first,
         objective="rst",
-        pseudo_labelled=second,
         epochs=1,
-        validation=0.0,
-        **{**SHORT, "augment": False, "batch_size": 20},
+        feed=Feed(augment=False, validation=0.0, pseudo_labelled=second),
+        **{**SHORT, "batch_size": 20},
     )
     # Five steps of 10 + 10. Images are read once and then kept: all 50, and all 30, none left out.
     assert report["step"] == 5
@@ -255,7 +274,7 @@ def test_rst_takes_half_of_each_batch_from_the_second_data_set() -> None:
 
 def test_baselines_keep_their_masks() -> None:
     trained = edge_bcs.sparsify(tiny(), 0.9, 1)
-    training.train(trained, digits(64), epochs=2, validation=0.0, weight_decay=0.05, **SHORT)
+    training.train(trained, digits(64), epochs=2, feed=ALL, hyper=Hyper(weight_decay=0.05), **SHORT)
     fixed = connectivity.fixed(tiny(), trained, seed=9)
     assert fixed.layer_counts() == trained.layer_counts()
     assert not np.array_equal(fixed.coo()[1], trained.coo()[1])
@@ -266,7 +285,7 @@ def test_baselines_keep_their_masks() -> None:
     }
     for method, sparse in networks.items():
         value, index = sparse.coo()
-        training.train(sparse, digits(64), method=method, epochs=1, validation=0.0, **SHORT)
+        training.train(sparse, digits(64), method=method, epochs=1, feed=ALL, **SHORT)
         assert np.array_equal(sparse.coo()[1], index)
         assert not np.array_equal(sparse.coo()[0], value)
     assert networks["dense"].kappa == networks["dense"].size
@@ -279,7 +298,12 @@ def test_bf16_stays_close() -> None:
     for precision in ("f32", "bf16"):
         sparse = edge_bcs.sparsify(tiny(), 0.5, 0, "uniform")
         report = training.train(
-            sparse, digits(64), objective="trades", epochs=3, validation=0.0, precision=precision, **SHORT
+            sparse,
+            digits(64),
+            objective="trades",
+            epochs=3,
+            feed=ALL,
+            **{**SHORT, "compute": Compute(device="cpu", precision=precision)},
         )
         losses[precision] = report["loss"]
         assert sparse.value().dtype == torch.float32
@@ -301,10 +325,10 @@ def test_a_compiled_network_trains_as_the_plain_one(monkeypatch: pytest.MonkeyPa
         networks.append(edge_bcs.sparsify(tiny(), 0.5, 0, "uniform"))
         arguments: dict[str, Any] = {
             "objective": "trades",
-            "steps": 3,
-            "validation": 0.25,
-            "compile": compiling,
+            "schedule": Schedule(steps=3),
+            "feed": Feed(validation=0.25),
             **SHORT,
+            "compute": Compute(device="cpu", compile=compiling),
         }
         losses.append(training.train(networks[-1], digits(64), **arguments)["loss"])
     assert compiled == [networks[1].network]
@@ -326,7 +350,7 @@ def test_pixels_are_kept_in_memory_only_if_that_changes_nothing() -> None:
     for images, expected in ((whole, [3]), (whole * np.float32(0.7), [3, 3])):
         reads.clear()
         data = Watched(images, np.zeros(6, np.int64))
-        part = training.Part(data, np.array([1, 3, 5]))
+        part = Part(data, np.array([1, 3, 5]))
         for _ in range(2):
             x, _ = part.read(np.array([2, 0, 1]))
             assert np.array_equal(x, images[[5, 1, 3]])
@@ -337,20 +361,31 @@ def test_refusals(tmp_path: Path) -> None:
     data = digits(40)
 
     def refused(match: str, **changed: object) -> None:
-        arguments: dict[str, Any] = {"epochs": 1, **SHORT, **changed}
+        arguments: dict[str, Any] = {**SHORT, "epochs": 1, **changed}
         with pytest.raises(EdgeBcsError, match=match):
             training.train(edge_bcs.sparsify(tiny(), 0.9), arguments.pop("data", data), **arguments)  # type: ignore[arg-type]
 
     refused("no objective 'awp'", objective="awp")
     refused("rst needs a second, pseudo-labelled data set", objective="rst")
-    refused("no use for pseudo-labelled data", pseudo_labelled=data)
-    refused("no method 'snip'", method="snip")
+    refused("no use for pseudo-labelled data", feed=Feed(pseudo_labelled=data))
+    refused("the method is bcs or random or fixed or dense, not 'snip'", method="snip")
     refused("uniform or by-layer", rewire="magnitude")
-    refused("epochs must be at least 1", epochs=0)
-    refused("learning_rate must be a number", learning_rate=float("nan"))
-    refused("held-out fraction", validation=1.0)
-    refused("only be resumed from the output folder", resume=True)
-    refused("holds no training to resume", resume=True, output=tmp_path / "none")
+    refused("epochs must be a whole number of at least 1", epochs=0)
+    refused("batch_size must be a whole number of at least 1", batch_size=0)
+    refused("beta must be a number of at least 0", beta=-1)
+    refused("the batch norm is frozen or batch", batch_norm="instance")
+    refused("given epochs= and another in schedule=", schedule=Schedule(epochs=3))
+    with pytest.raises(EdgeBcsError, match="held-out fraction"):
+        Feed(validation=1.0)
+    with pytest.raises(EdgeBcsError, match="only be resumed from the output folder"):
+        Output(resume=True)
+    with pytest.raises(EdgeBcsError, match="save_seconds must be at least 0"):
+        Output(save_seconds=-1)
+    with pytest.raises(EdgeBcsError, match="the engine is torch or sparse, not 'jax'"):
+        Compute("jax")
+    with pytest.raises(EdgeBcsError, match="the precision is f32 or bf16, not 'f16'"):
+        Compute(precision="f16")
+    refused("holds no training to resume", output=Output(tmp_path / "none", resume=True))
     refused(
         "the data set is empty", data=ArrayDataset(np.zeros((0, 1, 8, 8), np.float32), np.zeros(0, np.int64))
     )
@@ -364,12 +399,12 @@ def test_refusals(tmp_path: Path) -> None:
     )
     training.train(edge_bcs.sparsify(tiny(), 0.9), data, epochs=1, output=tmp_path / "run", **SHORT)
     refused("holds a training already", output=tmp_path / "run")
-    refused("begun with epochs 1, not 2", output=tmp_path / "run", resume=True, epochs=2)
+    refused("begun with epochs 1, not 2", output=Output(tmp_path / "run", resume=True), epochs=2)
 
 
 def test_a_network_that_is_cut_is_told() -> None:
     """No connection between the layers: 200 epochs would change nothing but the last bias."""
-    arguments: dict[str, Any] = {"steps": 1, "validation": 0.2, **SHORT}
+    arguments: dict[str, Any] = {"schedule": Schedule(steps=1), "feed": Feed(validation=0.2), **SHORT}
     assert training.train(edge_bcs.sparsify(tiny(), 0.9), digits(64), **arguments)["warnings"] == []
     sparse = edge_bcs.sparsify(tiny(), 0.99)
     value, index = sparse.coo()
@@ -382,7 +417,7 @@ def test_a_network_that_is_cut_is_told() -> None:
 
 def test_frozen_statistics() -> None:
     sparse = edge_bcs.sparsify(tiny(), 0.5)
-    training.train(sparse, digits(40), epochs=1, batch_norm="frozen", validation=0.0, **SHORT)
+    training.train(sparse, digits(40), epochs=1, batch_norm="frozen", feed=ALL, **SHORT)
     assert not sparse.state()["batchnorm.mean"].any()
     with attacks.evaluation_mode(sparse):
         assert not sparse.training
