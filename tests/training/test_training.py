@@ -368,7 +368,7 @@ def test_refusals(tmp_path: Path) -> None:
     refused("no objective 'awp'", objective="awp")
     refused("rst needs a second, pseudo-labelled data set", objective="rst")
     refused("no use for pseudo-labelled data", feed=Feed(pseudo_labelled=data))
-    refused("the method is bcs or random or fixed or dense, not 'snip'", method="snip")
+    refused("the method is bcs, random, fixed or dense, not 'snip'", method="snip")
     refused("uniform or by-layer", rewire="magnitude")
     refused("epochs must be a whole number of at least 1", epochs=0)
     refused("batch_size must be a whole number of at least 1", batch_size=0)
