@@ -310,7 +310,7 @@ def test_a_step_that_would_make_nonsense_changes_nothing() -> None:
             (steps.update_reference if reference else steps.update)(sparse, Coefficients(), step=3)
         for name, buffer in sparse.state().items():
             assert np.array_equal(before[name], buffer)
-    with pytest.raises(EdgeBcsError, match="uniform or by-layer"):
+    with pytest.raises(EdgeBcsError, match="uniform, by-layer or none"):
         steps.update(sparse, Coefficients(), step=0, rewire="global")
     with pytest.raises(EdgeBcsError, match="batch or frozen"):
         x, y = batch()
