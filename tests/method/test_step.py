@@ -312,6 +312,6 @@ def test_a_step_that_would_make_nonsense_changes_nothing() -> None:
             assert np.array_equal(before[name], buffer)
     with pytest.raises(EdgeBcsError, match="uniform, by-layer or none"):
         steps.update(sparse, Coefficients(), step=0, rewire="global")
-    with pytest.raises(EdgeBcsError, match="batch or frozen"):
+    with pytest.raises(EdgeBcsError, match="frozen or batch"):
         x, y = batch()
         steps.accumulate(sparse, x, x, y, objective_named("at"), batch_norm="live")
