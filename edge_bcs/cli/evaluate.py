@@ -25,7 +25,7 @@ from edge_bcs.cli.common import (
     trust_option,
     trusted,
 )
-from edge_bcs.cli.networks import input_shape_option, is_own, own, own_model_option, shape_of
+from edge_bcs.cli.networks import given_shape, input_shape_option, is_own, own, own_model_option, shape_of
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import write_json
 from edge_bcs.core.outputs import check_output, json_with
@@ -221,7 +221,7 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     from edge_bcs.training.devices import choose_device
 
     device = choose_device(options["device"])
-    network = None if options["model"] is None else own(options["model"])
+    network = None if options["model"] is None else own(options["model"], given_shape(options))
     sparse = loading.load(path, network, **trusted(options))
     names = class_names(options)
     if names is not None:

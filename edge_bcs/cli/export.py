@@ -34,6 +34,7 @@ from edge_bcs.cli.networks import (
     check_classes,
     dense_option,
     dense_patterns,
+    distribution_option,
     input_shape_option,
     input_size_option,
     is_own,
@@ -44,6 +45,7 @@ from edge_bcs.cli.networks import (
     registered,
     shape_of,
     short_name,
+    start,
     start_option,
 )
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
@@ -68,10 +70,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of the weights that are zero, from 0 and below 1.",
 )
-@click.option(
-    "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True,
-    help="How a new network's connections are spread over its layers.",
-)  # fmt: skip
+@distribution_option
 @click.option(
     "--classes",
     type=click.IntRange(2),
@@ -364,7 +363,7 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
     if options["checkpoint"]:
         from edge_bcs.loading import load
 
-        network = own(model) if is_own(model) else None
+        network = own(model, asked_shape(options)) if is_own(model) else None
         sparse = load(options["checkpoint"], network, **trusted(options))
         return sparse, str(sparse.record["name"]), int(sparse.step)
     import torch
@@ -373,7 +372,7 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
 
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
     if is_own(model):
-        network = own(model)
+        network = own(model, asked_shape(options))
     else:
         channels, size, _ = asked_shape(options) or (3, 32, 32)
         network = registered(
@@ -391,7 +390,7 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
             seed=options["seed"],
             distribution=options["distribution"],
             dense=dense_patterns(options),
-            start=options["start"],
+            start=start(options),
         )
     sparse.normalize = normalization(options)
     if is_own(model) and options["classes"] is not None:

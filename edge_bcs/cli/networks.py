@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]
 
-_OWN = "PACKAGE.MODULE:FACTORY or FILE.py:FACTORY"
+_OWN = "PACKAGE.MODULE:FACTORY, FILE.py:FACTORY or FILE.onnx"
 _LONGEST = 200
 # Where there is no code of the user's.
 _INSTALLED = (
@@ -96,10 +96,17 @@ dense_option = click.option(
     help="Layers whose kernels stay dense and are not counted by --sparsity: names, with *, ? and [] as in a "
     "shell; may be repeated. Default: none.",
 )
+distribution_option = click.option(
+    "--distribution",
+    type=click.Choice(["paper", "uniform", "erk", "global"]),
+    help="How connections are first spread over the layers; default: paper, and with --start magnitude "
+    "global, the largest weights of the whole network.",
+)
 start_option = click.option(
     "--start",
-    type=click.Choice(["new"]),
-    help="new: begin with random weights even where the network of your own looks trained.",
+    type=click.Choice(["new", "magnitude"]),
+    help="magnitude: keep the largest weights of a trained network of your own, the default for an ONNX "
+    "file; new: begin with random weights even where it looks trained.",
 )
 
 
@@ -117,13 +124,26 @@ def dense_patterns(options: dict[str, Any]) -> list[str] | None:
     return [] if patterns == ("none",) else list(patterns) or None
 
 
+def is_onnx(model: str | None) -> bool:
+    """Whether --model names an ONNX file."""
+    return model is not None and model.endswith(".onnx")
+
+
 def is_own(model: str | None) -> bool:
-    """Whether --model names a factory, not a network of `edge_bcs.models`."""
-    return model is not None and ":" in model
+    """Whether --model names a factory or an ONNX file, not a network of `edge_bcs.models`."""
+    return model is not None and (":" in model or is_onnx(model))
+
+
+def start(options: dict[str, Any]) -> str | None:
+    """Return how `sparsify` shall start: an ONNX file has weights, which are kept unless --start says new."""
+    given: str | None = options["start"]
+    return given or ("magnitude" if is_onnx(options["model"]) else None)
 
 
 def short_name(model: str) -> str:
     """Return the name of a network or of its factory, for a folder."""
+    if is_onnx(model):
+        return Path(model).stem
     return model.rpartition(":")[2].rpartition(".")[2] or "network"
 
 
@@ -139,14 +159,24 @@ def registered(model: str, **arguments: Any) -> nn.Module:
     return models.create(model, **arguments)
 
 
-def own(model: str) -> nn.Module:
-    """Return the network that the factory named by --model makes, which it keeps as information.
+def own(model: str, shape: Shape | None = None) -> nn.Module:
+    """Return the network that the factory or the ONNX file named by --model makes; it knows which.
+
+    Args:
+        model: what --model says. shape: (C, H, W) of the images, for an ONNX file that leaves it open.
 
     Raises:
-        EdgeBcsError: nothing of that name, a fault inside the factory (its last line is given), or something
-            that is no torch module.
+        EdgeBcsError: nothing of that name, a fault inside the factory (its last line is given), something
+            that is no torch module, or an ONNX file that is not supported.
     """
     from torch import nn
+
+    if is_onnx(model):
+        from edge_bcs.exporters.frontends.onnx import from_onnx
+
+        read = from_onnx(model, shape)
+        read.edge_bcs_factory = Path(model).name  # type: ignore[assignment]
+        return read
 
     source, _, name = model.rpartition(":")
     if not source or not name:

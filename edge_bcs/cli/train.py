@@ -36,6 +36,7 @@ from edge_bcs.cli.networks import (
     channels_option,
     dense_option,
     dense_patterns,
+    distribution_option,
     input_shape_option,
     input_size_option,
     is_own,
@@ -45,6 +46,7 @@ from edge_bcs.cli.networks import (
     own,
     registered,
     short_name,
+    start,
     start_option,
     unknown_shape,
 )
@@ -101,10 +103,7 @@ _OWNERS = {
     "--sparsity", default="0.99", show_default=True,
     help="Share of the weights that are zero, from 0 and below 1; for fixed it is that of --counts-from.",
 )  # fmt: skip
-@click.option(
-    "--distribution", type=click.Choice(["paper", "uniform", "erk"]), default="paper", show_default=True,
-    help="For bcs: how connections are first spread over the layers.",
-)  # fmt: skip
+@distribution_option
 @click.option(
     "--width", type=float, default=1.0, show_default=True, help="Multiplies the channels of all layers."
 )
@@ -262,7 +261,8 @@ def _trained(
 
     shape = asked_shape(options)
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
-    network = own(model) if is_own(model) else None
+    network = own(model, shape) if is_own(model) else None
+    shape = shape or getattr(network, "edge_bcs_input_shape", None)
     if shape is None:
         raise unknown_shape(type(network).__name__)
     resumed = output if options["resume"] else None
@@ -378,7 +378,7 @@ def _train(
             seed=seed,
             distribution="uniform" if method == "random" else options["distribution"],
             dense=dense_patterns(options),
-            start=options["start"],
+            start=start(options),
         )
     sparse.classes = options["class_names"]
     length = {} if options["epochs"] is None else {"epochs": options["epochs"]}

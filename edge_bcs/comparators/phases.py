@@ -120,7 +120,7 @@ class Phases:
     def pretrain(self, network: nn.Module, pretrained: SparseModel | None) -> SparseModel:
         """Return a dense robust network: `pretrained`, or one trained for `pretrain_epochs`."""
         start = self.start if pretrained is None else "new"  # what the network holds is replaced all the same
-        dense = sparsify(network, 0, self.recipe.seed, start=start)
+        dense = sparsify(network, 0, self.recipe.seed, dense=[], start=start)
         dense.classes = self.classes
         if pretrained is not None:
             if pretrained.layers != dense.layers or pretrained.kappa != dense.size:

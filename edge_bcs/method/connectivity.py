@@ -25,6 +25,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity
 from edge_bcs.core.segments import Segment
 from edge_bcs.exportable import warn_if_not_exportable
+from edge_bcs.method.pruning import largest_of_all, largest_of_layers
 from edge_bcs.method.sparse_model import KERNELS, SparseModel, prunable_layers
 from edge_bcs.method.trained import evidence_of_training
 from edge_bcs.method.wrappers import unwrapped
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 DISTRIBUTIONS = ("paper", "uniform", "erk")
+STARTS = ("new", "magnitude")
 
 
 class HasInitialDensity(Protocol):
@@ -195,34 +197,47 @@ def sparsify(
     model: nn.Module,
     sparsity: float | str | Decimal = 0.99,
     seed: int = 0,
-    distribution: str = "paper",
+    distribution: str | None = None,
     *,
     dense: Sequence[str] | None = None,
     start: str | None = None,
 ) -> SparseModel:
     """Return a copy of `model` with exactly κ = floor((1 − sparsity)·N) connections (Algorithm 1, lines 2-3).
 
-    The connections are drawn at random; θ is |He normal| with the dense fan-in, γ the hash of (seed,
-    position). Kernels that stay dense are He normal with random signs. Everything that is not a kernel
-    (biases, norms) is copied as it is. A warning says if `export` would not take the network.
+    A new network's connections are drawn at random; θ is |He normal| with the dense fan-in, γ the hash of
+    (seed, position). Kernels that stay dense are He normal with random signs. Everything that is not a kernel
+    (biases, norms) is copied as it is. With `start="magnitude"` the largest weights of a trained network are
+    kept, with their signs, and everything else is copied. A warning says if `export` would not take the
+    network.
 
     Args:
         model: any float32 module whose parameters of several dimensions belong to Conv2d and Linear.
         sparsity: fraction of the N weights that is zero, in [0, 1). N counts the kernels that do not stay
             dense.
         seed: of mask, weights and signs; 64 bits.
-        distribution: initial per-layer densities, all scaled to sum to κ: "paper" (see `paper_densities`),
-            "uniform", or "erk" (see `erk_densities`).
+        distribution: initial per-layer densities, all scaled to sum to κ: "paper" (see `paper_densities`; the
+            default of a new network), "uniform", or "erk" (see `erk_densities`); or "global" (the default of
+            "magnitude"): the largest of the whole network (see `pruning.largest_of_all`).
         dense: patterns of the names of modules whose kernels stay dense (see `matching`); default: none.
-        start: "new" says that the weights of a trained module shall be replaced by random ones; without it a
-            module with evidence of training (see `edge_bcs.method.trained`) is refused.
+        start: "magnitude" keeps trained weights; "new" says that they shall be replaced by random ones;
+            without it a module with evidence of training (see `edge_bcs.method.trained`) is refused.
 
     Raises:
         EdgeBcsError: an impossible sparsity, an unknown distribution, a trained module without `start`, or a
             module that cannot be handled.
     """
-    if distribution not in DISTRIBUTIONS:
-        raise EdgeBcsError(f"there is no distribution {distribution!r}; choose {', '.join(DISTRIBUTIONS)}")
+    if start is not None and start not in STARTS:
+        raise EdgeBcsError(f"there is no start {start!r}; choose {' or '.join(STARTS)}")
+    keep = start == "magnitude"
+    distribution = distribution or ("global" if keep else "paper")
+    if distribution not in (*DISTRIBUTIONS, "global"):
+        names = ", ".join((*DISTRIBUTIONS, "global"))
+        raise EdgeBcsError(f"there is no distribution {distribution!r}; choose {names}")
+    if distribution == "global" and not keep:
+        raise EdgeBcsError(
+            'the distribution "global" ranks trained weights: give start="magnitude" (on the command line '
+            "--start magnitude), or another distribution"
+        )
     given = model
     model = _network(model)
     prunable_layers(model)  # what is wrong with the network comes before what is wrong with a pattern
@@ -231,6 +246,8 @@ def sparsify(
     _check_start(given, start)
     size = sum(layer.size for layer in layers)
     count = kappa(size, sparsity)
+    if distribution == "global":
+        return _told(_pruned(model, layers, None, count, kept, seed, str(sparsity), distribution))
     if distribution == "paper":
         densities = paper_densities(model, layers, float(1 - Decimal(str(sparsity))))
     elif distribution == "erk":
@@ -238,8 +255,14 @@ def sparsify(
     else:
         densities = uniform_densities(layers)
     counts = layer_counts([layer.size for layer in layers], densities, count)
-    sparse = _drawn(model, layers, counts, kept, seed, str(sparsity), distribution)
-    warn_if_not_exportable(sparse)
+    if keep:
+        return _told(_pruned(model, layers, counts, count, kept, seed, str(sparsity), distribution))
+    return _told(_drawn(model, layers, counts, kept, seed, str(sparsity), distribution))
+
+
+def _told(sparse: SparseModel) -> SparseModel:
+    """Return `sparse`; the user is told if `export` would not take it."""
+    warn_if_not_exportable(sparse, depth=4)
     return sparse
 
 
@@ -249,10 +272,8 @@ def _network(model: nn.Module) -> nn.Module:
 
 def _check_start(model: nn.Module, start: str | None) -> None:
     """Raise `EdgeBcsError` if new weights would replace trained ones and nobody said so."""
-    if start == "new":
-        return
     if start is not None:
-        raise EdgeBcsError(f'a network starts "new", with random weights; there is no start {start!r} yet')
+        return
     if isinstance(model, SparseModel):
         steps = f"it has {model.step:,} training steps behind it" if model.step else None
         evidence = steps or evidence_of_training(model.network, kernels=False)
@@ -261,8 +282,8 @@ def _check_start(model: nn.Module, start: str | None) -> None:
     if evidence is not None:
         raise EdgeBcsError(
             f"the network looks trained ({evidence}), and new random weights would replace what it has "
-            'learnt: pruning trained weights is not there yet; give start="new" (on the command line '
-            "--start new) if they shall"
+            'learnt: give start="magnitude" to keep the largest, or start="new" if they shall (on the '
+            "command line --start magnitude or --start new)"
         )
 
 
@@ -275,6 +296,8 @@ def fixed(model: nn.Module, trained: SparseModel, seed: int = 0, *, start: str |
     Raises:
         EdgeBcsError: the two networks have different kernels, `model` is trained or cannot be handled.
     """
+    if start not in (None, "new"):
+        raise EdgeBcsError('a fixed mask is random: it starts "new", with random weights')
     model = unwrapped(model)
     kept = trained.dense_kernels
     layers = prunable_layers(model, kept)
@@ -311,6 +334,41 @@ def _drawn(
     _draw_dense(model, dense, seed)
     return SparseModel(
         model, value, index, seed=seed, sparsity=sparsity, distribution=distribution, dense=dense
+    )
+
+
+def _pruned(
+    model: nn.Module,
+    layers: Sequence[Segment],
+    counts: NDArray[np.int64] | None,
+    count: int,
+    dense: Collection[str],
+    seed: int,
+    sparsity: str,
+    distribution: str,
+) -> SparseModel:
+    """Return a copy of `model` with its largest weights: so many of each layer, or `count` of all."""
+    model = copy.deepcopy(model)
+    names = [f"{layer.name}.weight".removeprefix(".") for layer in layers]
+    kernels = [model.get_parameter(name).detach().reshape(-1) for name in names]
+    weights = torch.cat(kernels).cpu().numpy().astype(np.float32)
+    if not np.isfinite(weights).all():
+        raise EdgeBcsError("a weight of the network is not finite: nothing can be started from it")
+    if counts is None:
+        index = largest_of_all(weights, layers, count)
+    else:
+        index = largest_of_layers(weights, layers, counts.tolist())
+    value = weights[index]
+    # A connection has a sign, and so a weight of exactly zero is made the smallest number there is.
+    tiny = np.finfo(np.float32).tiny * random.signs(index, seed=seed)
+    return SparseModel(
+        model,
+        np.where(value == 0, tiny, value).astype(np.float32),
+        index,
+        seed=seed,
+        sparsity=sparsity,
+        distribution=distribution,
+        dense=dense,
     )
 
 

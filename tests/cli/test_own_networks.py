@@ -180,7 +180,7 @@ FAULTS = {
     "leaves": ("{file}:leaves", "leaves\\(\\) failed in line [0-9]+ of nets.py: SystemExit: 3"),
     "needs arguments": ("{file}:needs", "needs\\(\\) failed: TypeError: .*missing 1 required positional"),
     "no module of torch": ("{file}:seven", "seven\\(\\) returned a int, and a torch.nn.Module was expected"),
-    "no factory": ("nets:", "neither a network of edge-bcs nor PACKAGE.MODULE:FACTORY or FILE.py:FACTORY"),
+    "no factory": ("nets:", "neither a network of edge-bcs nor PACKAGE.MODULE:FACTORY, FILE.py:FACTORY or"),
     "trained": ("{file}:trained", "trained .the batch norm network.1 has seen 1,000 batches.*--start new"),
     "no such name": ("vgg17", "no network named 'vgg17'; choose one of vgg16, .*PACKAGE.MODULE:FACTORY"),
 }  # fmt: skip

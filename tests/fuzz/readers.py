@@ -112,6 +112,13 @@ def onnx(content: bytes) -> None:
         read_model(content, "the model").serialize()
 
 
+def onnx_network(content: bytes) -> None:
+    """A user's network as an ONNX file."""
+    from edge_bcs.exporters.frontends.onnx import from_onnx
+
+    from_onnx(_file("net.onnx", content), SHAPE)
+
+
 def ort_checkpoint(content: bytes) -> None:
     """ONNX Runtime's `checkpoint`."""
     from edge_bcs.runtime.ort.checkpoint import read_ort_checkpoint
@@ -166,7 +173,7 @@ def mat(content: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
-        *(manifest, state, checkpoint, archive, onnx, ort_checkpoint),
+        *(manifest, state, checkpoint, archive, onnx, onnx_network, ort_checkpoint),
         *(npz, cifar, tar, compressed_tar, image, mat),
     )
 }
@@ -176,6 +183,7 @@ INSTRUMENTED = (
     *("runtime.archive", "runtime.artifact", "runtime.onnx_file", "runtime.ort.checkpoint", "runtime.state"),
     *("checkpoint", "data.classes", "data.decoding", "data.images", "data.matlab", "data.readers", "loading"),
     *("core.metadata", "core.state", "core.tensor_file", "models", "models.geometry", "targets.plans"),
+    *(f"exporters.frontends.{name}" for name in ("onnx", "onnx_file", "onnx_module", "onnx_rules")),
 )
 
 
@@ -215,6 +223,7 @@ def _seeds() -> Iterator[tuple[str, bytes]]:
         if file.stat().st_size < 20_000:
             yield "onnx", file.read_bytes()
     yield "onnx", _model()
+    yield "onnx_network", _network()
     smallest = min((Path(__file__).parents[1] / "ort_training").rglob("checkpoint"), key=os.path.getsize)
     yield "ort_checkpoint", smallest.read_bytes()
     x, y = np.arange(6 * 48, dtype=np.uint8).reshape(6, *SHAPE), np.arange(6) % 3
@@ -254,7 +263,89 @@ def _model() -> bytes:
     return make_model([node], {"x": FLOAT}, {"y": FLOAT}, {"": 21, "edge_bcs": 1})
 
 
+def _network() -> bytes:
+    """Branches, shapes that are computed, and constants of both kinds."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    make, arrays = helper.make_node, np.random.default_rng(1)
+    constants = {
+        "stem.weight": arrays.normal(size=(4, 3, 3, 3)), "b": arrays.normal(size=4), "two": np.float64(2),
+        "head.weight": arrays.normal(size=(5, 64)), "variance": arrays.uniform(1, 2, 4),
+    }  # fmt: skip
+    whole = {"zero": np.array(0), "first": np.array([0]), "halves": np.array([2, 2]), "rest": np.array([64])}
+    nodes = [
+        make("Conv", ["x", "stem.weight", "b"], ["c"], pads=[1, 1, 1, 1], strides=[1, 2], group=1),
+        make("BatchNormalization", ["c", "b", "b", "b", "variance"], ["n"], epsilon=1e-3),
+        make("Split", ["n", "halves"], ["l", "r"], axis=1),
+        make("Sigmoid", ["l"], ["s"]),
+        make("Mul", ["s", "r"], ["m"]),
+        make("Mul", ["m", "two"], ["d"]),
+        make("Concat", ["d", "r"], ["j"], axis=1),
+        make("MaxPool", ["j"], ["p"], kernel_shape=[2, 2], pads=[0, 1, 1, 0], ceil_mode=1),
+        make("Transpose", ["p"], ["t"], perm=[0, 2, 1, 3]),
+        make("Resize", ["t", "", "scales"], ["z"], coordinate_transformation_mode="asymmetric",
+             mode="nearest", nearest_mode="floor"),
+        make("Shape", ["z"], ["e"]),
+        make("Gather", ["e", "zero"], ["g"]),
+        make("Unsqueeze", ["g", "first"], ["u"]),
+        make("Concat", ["u", "rest"], ["w"], axis=0),
+        make("Slice", ["z", "zeros", "twos", "axes"], ["k"]),
+        make("Reshape", ["k", "w"], ["f"]),
+        make("Gemm", ["f", "head.weight"], ["y"], transB=1),
+    ]  # fmt: skip
+    constants["scales"] = np.array([1, 1, 2, 2])
+    whole |= {"zeros": np.array([0, 0]), "twos": np.array([4, 4]), "axes": np.array([2, 3])}
+    typed = {name: np.asarray(array, np.float32) for name, array in constants.items()} | whole
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *SHAPE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in typed.items()],
+    )
+    opsets = [helper.make_opsetid("", 13)]
+    content: bytes = helper.make_model(graph, ir_version=8, opset_imports=opsets).SerializeToString()
+    return content
+
+
 # Mutation that knows the form
+
+
+def mutate_onnx(content: bytes, chance: random.Random) -> bytes:
+    """A name, a number or an operator of the graph becomes another."""
+    from google.protobuf.message import DecodeError
+    from onnx import ModelProto
+
+    model = ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        return content
+    nodes, numbers = model.graph.node, [0, -1, 1, 2, 3, 7919, 1 << 14, 1 << 31, (1 << 63) - 1, -(1 << 63)]
+    names = [name for node in nodes for name in (*node.input, *node.output)] + ["", "nowhere"]
+    if not nodes:
+        return content
+    node, kind = chance.choice(nodes), chance.randrange(6)
+    if kind == 0 and node.input:
+        node.input[chance.randrange(len(node.input))] = chance.choice(names)
+    elif kind == 1 and node.output:
+        node.output[chance.randrange(len(node.output))] = chance.choice(names)
+    elif kind == 2:
+        node.op_type = chance.choice(
+            [other.op_type for other in nodes] + ["Loop", "Erf", "ReduceMean", "Pad"]
+        )
+    elif kind == 3 and node.attribute:
+        attribute = chance.choice(node.attribute)
+        attribute.i, attribute.f = chance.choice(numbers), chance.choice([0.0, -1.0, 1e38, float("nan")])
+        if attribute.ints:
+            attribute.ints[chance.randrange(len(attribute.ints))] = chance.choice(numbers)
+    elif kind == 4 and model.graph.initializer:
+        tensor = chance.choice(model.graph.initializer)
+        if tensor.dims:
+            tensor.dims[chance.randrange(len(tensor.dims))] = chance.choice(numbers)
+    elif kind == 5:
+        del nodes[chance.randrange(len(nodes))]
+    return model.SerializeToString()  # type: ignore[no-any-return]
 
 
 def mutate_json(content: bytes, chance: random.Random) -> bytes:
@@ -307,6 +398,7 @@ FORMS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "manifest": mutate_json,
     "state": mutate_safetensors,
     "checkpoint": mutate_safetensors,
+    "onnx_network": mutate_onnx,
 }
 
 

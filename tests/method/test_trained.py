@@ -138,14 +138,17 @@ def test_what_was_learnt_is_not_thrown_away_without_a_word() -> None:
     accuracy = learn(network, 3)
     assert accuracy > 0.8
     before = copy.deepcopy(network.state_dict())
-    with pytest.raises(EdgeBcsError, match=r'batch norm 1 has seen 70 batches.*give start="new"') as caught:
+    with pytest.raises(
+        EdgeBcsError,
+        match=r'batch norm 1 has seen 70 batches.*give start="magnitude" to keep the largest, or start="new"',
+    ) as caught:
         edge_bcs.sparsify(network, sparsity=0.9)
     assert "\n" not in str(caught.value)
     sparse = edge_bcs.sparsify(network, sparsity=0.9, start="new")
     assert sparse.kappa == connectivity.kappa(sparse.size, 0.9)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
-    with pytest.raises(EdgeBcsError, match="there is no start 'magnitude' yet"):
-        edge_bcs.sparsify(network, sparsity=0.9, start="magnitude")
+    with pytest.raises(EdgeBcsError, match="there is no start 'old'; choose new or magnitude"):
+        edge_bcs.sparsify(network, sparsity=0.9, start="old")
     trained = edge_bcs.sparsify(with_norm(), 0.5)
     with pytest.raises(EdgeBcsError, match="looks trained"):
         connectivity.fixed(network, trained)
