@@ -91,11 +91,11 @@ def map_of(attributes: Attributes, side: str = "") -> tuple[int, int, int]:
 
 
 def stack(side: str, halo: str) -> Dims:
-    """A stack of the map ``side`` with the halo that the attribute ``halo`` names."""
+    """A stack of the map ``side`` with the halo that the attribute ``halo`` names, 0 if it is not there."""
 
     def dims(node: Node, types: Types) -> tuple[int, ...]:
         a = node.attributes
-        return stack_type(blocks_of(node, types), *map_of(a, side), a[halo], a["lanes"]).dims
+        return stack_type(blocks_of(node, types), *map_of(a, side), a.get(halo, 0), a["lanes"]).dims
 
     return dims
 

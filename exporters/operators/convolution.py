@@ -148,6 +148,7 @@ class Conv(_Convolutional):
     outputs = (
         Port("y", dims=stack("out_", "out_halo")),
         Port("bits", "u8", optional=True, dims=bits("out_")),
+        Port("pre", optional=True, dims=stack("out_", "pre_halo")),
     )
     parameters = True
     keeps = "x"

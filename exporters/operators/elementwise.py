@@ -68,7 +68,11 @@ class Affine(Operator):
     """act(scale·x + shift)."""
 
     inputs = (Port("x"), Port("affine"))
-    outputs = (Port("y", dims=stack("", "out_halo")), Port("bits", "u8", optional=True, dims=bits("")))
+    outputs = (
+        Port("y", dims=stack("", "out_halo")),
+        Port("bits", "u8", optional=True, dims=bits("")),
+        Port("pre", optional=True, dims=stack("", "pre_halo")),
+    )
     parameters = True
     keeps = "x"
     repetition = "elements"
@@ -128,6 +132,14 @@ class AffineGrad(Gradient):
 # Functions of one element
 
 
+class Activate(Operator):
+    """act(x); its gradient is that of y, masked, so that it needs no operator."""
+
+    inputs = (Port("x"),)
+    outputs = (Port("y", dims=stack("", "out_halo")), Port("bits", "u8", optional=True, dims=bits("")))
+    repetition = "elements"
+
+
 class _Function(Operator):
     """Base of such an operator: attributes of its own, and an output for its gradient if that needs one."""
 
@@ -184,7 +196,11 @@ class Add(Operator):
     """act(a + b)."""
 
     inputs = (Port("a"), Port("b"))
-    outputs = (Port("y", dims=stack("", "out_halo")), Port("bits", "u8", optional=True, dims=bits("")))
+    outputs = (
+        Port("y", dims=stack("", "out_halo")),
+        Port("bits", "u8", optional=True, dims=bits("")),
+        Port("pre", optional=True, dims=stack("", "pre_halo")),
+    )
     repetition = "elements"
     takes = frozenset({"relu"})
     commutative = True

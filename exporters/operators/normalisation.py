@@ -52,6 +52,7 @@ class BatchNorm(Operator):
         Port("mean_out", optional=True, shares="mean"),
         Port("variance_out", optional=True, shares="variance"),
         Port("bits", "u8", optional=True, dims=bits("")),
+        Port("pre", optional=True, dims=stack("", "pre_halo")),
     )
     parameters = True
     keeps = "z"

@@ -51,15 +51,28 @@ Layer random_layer(Random& random, bool big, bool winograd) {
   const double density = random.one_of({0.02, 0.2, 0.6, 1.0});
   fill(layer, random, random.chance(0.3) ? random.in(1, walk.lanes) : walk.lanes,
        [&] { return random.one_of({density, density, density, density, 0.0, 1.0}); });
-  layer.relu = random.chance(0.5);
   layer.scaled = random.chance(0.5);
   layer.added = random.chance(0.5);
   layer.positions = random.chance(0.5);
   layer.factors = layer.positions && random.chance(0.5);
   layer.mask = static_cast<int>(random.in(0, 2));
-  layer.writes_bits = layer.mask != 2 && layer.step_out == 1 && random.chance(0.7);
+  // No operator has both an activation that bends and a mask.
+  if (layer.mask == 0)
+    layer.activation = random_activation(random, 0.3);
+  else if (random.chance(0.5))
+    layer.activation = {edge_bcs::Function::relu};
+  do layer.through = random_activation(random, 0);
+  while (layer.mask == 2 && !has_slopes(layer.through.function));
+  layer.writes_bits = layer.mask == 0 && layer.step_out == 1 && random.chance(0.7);
+  layer.writes_pre = layer.mask == 0 && random.chance(0.3);
   return layer;
 }
+
+// Of an activation or its derivative, relative to what it is multiplied with: a few roundings, and twice what the functions
+// may differ by from the truth.
+constexpr double activation_error = 2e-6;
+
+bool bends(const Activation& activation) { return !edge_bcs::only_relu(activation, {}); }
 
 // One kernel's comparisons.
 struct Tally {
@@ -84,12 +97,22 @@ struct Tally {
         gradient
             ? static_cast<double>(layer.walk.blocks * layer.walk.height * layer.walk.width * layer.walk.lanes)
             : static_cast<double>(layer.walk.channels * layer.walk.taps);
-    const double relative = 1.5 * std::sqrt(terms + 16) * 0x1p-24;
+    // The slopes of activations, at most 1.5, make an error larger.
+    const double relative = 1.5 * (bends(layer.activation) ? 1.5 : 1) * std::sqrt(terms + 16) * 0x1p-24;
+    Floats open;  // the size of what derivatives, which may be small, are multiplied with
+    if (!gradient && layer.mask == 1 && bends(layer.through)) {
+      Layer without = layer.magnitudes();
+      without.mask = 0;
+      open = run(scalar, without, dense, 0).floats;
+    }
     ++layers;
     numbers += static_cast<long>(expected.floats.size());
     for (std::size_t i = 0; i < expected.floats.size(); ++i) {
-      const double allowed = relative * (size_of(layer, magnitude.floats, unmasked, i) +
-                                         (gradient ? std::fabs(static_cast<double>(layer.before[i])) : 0));
+      double allowed = relative * (size_of(layer, magnitude.floats, unmasked, i) +
+                                   (gradient ? std::fabs(static_cast<double>(layer.before[i])) : 0));
+      if (!gradient && bends(layer.activation))
+        allowed += activation_error * std::fabs(static_cast<double>(expected.floats[i]));
+      if (!open.empty()) allowed += activation_error * static_cast<double>(open[i]);
       const double error =
           std::fabs(static_cast<double>(actual.floats[i]) - static_cast<double>(expected.floats[i]));
       if (error > 0) worst = std::max(worst, error / std::max(allowed, 1e-300));
@@ -97,8 +120,18 @@ struct Tally {
         report(layer, "float", i, static_cast<double>(expected.floats[i]),
                static_cast<double>(actual.floats[i]));
     }
+    for (std::size_t i = 0; i < expected.pre.size(); ++i) {
+      const double allowed = relative * size_of(layer, magnitude.floats, unmasked, i);
+      if (!(std::fabs(static_cast<double>(actual.pre[i]) - static_cast<double>(expected.pre[i])) <= allowed))
+        report(layer, "float of pre", i, static_cast<double>(expected.pre[i]),
+               static_cast<double>(actual.pre[i]));
+    }
+    // From some results the bits cannot be told.
+    const bool told = has_slopes(layer.activation.function) && layer.activation.slope >= 0 &&
+                      layer.activation.function != edge_bcs::Function::hardsigmoid;
     for (std::size_t byte = 0; byte < expected.bits.size(); ++byte) {
-      const unsigned bits = layer.writes_bits ? bits_of(layer, actual.floats, byte) : expected.bits[byte];
+      const unsigned bits =
+          told && layer.writes_bits ? bits_of(layer, actual.floats, byte) : expected.bits[byte];
       if (bits != actual.bits[byte]) report(layer, "byte of bits", byte, bits, actual.bits[byte]);
     }
   }
@@ -120,7 +153,7 @@ struct Tally {
     return largest;
   }
 
-  // The bits that belong beside the variant's own output: which of eight floats are positive.
+  // The bits that belong beside the variant's own output: which of eight floats are positive and no limit.
   static unsigned bits_of(const Layer& layer, const Floats& floats, std::size_t byte) {
     const auto at = static_cast<std::int64_t>(byte);
     const std::int64_t block = at / layer.walk.bits_block,
@@ -128,9 +161,14 @@ struct Tally {
     const std::int64_t y = at % layer.walk.bits_plane / layer.bit_row(), first = at % layer.bit_row() * 8;
     const std::int64_t from =
         block * layer.out.block() + layer.out.origin() + row * layer.out.plane() + y * layer.out.row();
+    const float most = layer.activation.function == edge_bcs::Function::relu6
+                           ? 6.0f
+                           : std::numeric_limits<float>::infinity();
     unsigned bits = 0;
     for (std::int64_t x = first; x < std::min(first + 8, layer.out.width * layer.out.lanes); ++x)
-      bits |= static_cast<unsigned>(floats[static_cast<std::size_t>(from + x)] > 0) << (x - first);
+      bits |= static_cast<unsigned>(floats[static_cast<std::size_t>(from + x)] > 0 &&
+                                    floats[static_cast<std::size_t>(from + x)] < most)
+              << (x - first);
     return bits;
   }
 

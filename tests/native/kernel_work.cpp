@@ -35,7 +35,8 @@ int run(char** arguments) {
   Random random(1);
   const double density = std::atof(arguments[8]);
   fill(layer, random, walk.lanes, [&] { return density; });
-  layer.scaled = layer.relu = true;
+  layer.scaled = true;
+  layer.activation = {edge_bcs::Function::relu};
   layer.writes_bits = kernel != "transposed";
   layer.positions = layer.factors = kernel == "transposed";
   const bool dense = kernel == "dense" || kernel == "dense_gradient";

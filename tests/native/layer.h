@@ -40,6 +40,18 @@ class Random {
   std::mt19937 generator_;
 };
 
+// Any activation, with `chance` more often none.
+inline Activation random_activation(Random& random, double chance) {
+  if (random.chance(chance)) return {};
+  constexpr auto first = static_cast<std::int64_t>(Function::relu),
+                 last = static_cast<std::int64_t>(Function::gelu_tanh);
+  Activation activation{random.chance(0.3) ? Function::relu : static_cast<Function>(random.in(first, last)),
+                        0};
+  if (activation.function == Function::leaky_relu)
+    activation.slope = static_cast<float>(random.in(-2, 4)) / 8;
+  return activation;
+}
+
 inline void make_absolute(Floats& floats) {
   for (float& f : floats) f = std::fabs(f);
 }
@@ -60,7 +72,9 @@ struct Layer {
   std::int64_t step_in = 1, step_out = 1;
   std::int64_t phase_y = 0, phase_x = 0;  // where the walk begins in the output; below step_out
   Walk walk;                              // without its pointers
-  bool relu = false, scaled = false, added = false, writes_bits = false, factors = false, positions = false;
+  bool scaled = false, added = false, writes_bits = false, writes_pre = false, factors = false,
+       positions = false;
+  edge_bcs::Activation activation{}, through{edge_bcs::Function::relu};
   int mask = 0;  // 0 none, 1 floats, 2 bits
   std::vector<std::int32_t> pointer{0}, entry, position;
   Floats input, value, scale, shift, addend, mask_floats, factor, dy, before;
@@ -72,7 +86,8 @@ struct Layer {
            std::to_string(walk.lanes) + " lanes, " + std::to_string(walk.channels) + " to " +
            std::to_string(walk.rows) + " planes, " + std::to_string(walk.height) + " by " +
            std::to_string(walk.width) + " pixels, " + std::to_string(entry.size()) + " weights, mask " +
-           std::to_string(mask);
+           std::to_string(mask) + ", functions " + std::to_string(static_cast<int>(activation.function)) +
+           " and " + std::to_string(static_cast<int>(through.function));
   }
 
   std::int64_t bit_row() const { return (out.width * out.lanes + 7) / 8; }
@@ -85,7 +100,7 @@ struct Layer {
          {&layer.input, &layer.value, &layer.scale, &layer.shift, &layer.addend, &layer.factor, &layer.dy})
       make_absolute(*floats);
     std::fill(layer.before.begin(), layer.before.end(), 0.0f);
-    layer.relu = false;
+    layer.activation = {};
     return layer;
   }
 };
@@ -178,7 +193,7 @@ void fill(Layer& layer, Random& random, std::int64_t filled, const Densities& de
 inline constexpr float untouched = 1234.5f;  // what the output holds before
 
 struct Result {
-  Floats floats;
+  Floats floats, pre;
   std::vector<std::uint8_t> bits;
 };
 
@@ -195,19 +210,22 @@ inline SparseRows rows_of(const Layer& layer, bool indirect) {
 inline Result walk_with(const ConvKernels& kernels, const Layer& layer, bool dense, float before) {
   Walk walk = layer.walk;
   const SparseRows rows = rows_of(layer, true);
-  Result result{Floats(static_cast<std::size_t>(walk.blocks * layer.out.block()), before), {}};
+  Result result{Floats(static_cast<std::size_t>(walk.blocks * layer.out.block()), before), {}, {}};
   result.bits.assign(layer.mask_bits.size(), 0xA5);
   walk.input = layer.input.data() + layer.in.origin();
   walk.output = result.floats.data() + layer.first_out();
   if (layer.scaled) walk.scale = layer.scale.data(), walk.shift = layer.shift.data();
   if (layer.added) walk.addend = layer.addend.data() + layer.first_out();
-  walk.relu = layer.relu;
-  if (layer.mask == 1) {
-    walk.mask = layer.mask_floats.data() + layer.first_out();
-    walk.mask_block = walk.output_block;
-    walk.mask_plane = walk.output_plane;
-    walk.mask_row = walk.output_row;
-    walk.mask_pixel = walk.output_pixel;
+  walk.activation = layer.activation;
+  walk.through = layer.through;
+  walk.mask_block = walk.output_block;
+  walk.mask_plane = walk.output_plane;
+  walk.mask_row = walk.output_row;
+  walk.mask_pixel = walk.output_pixel;
+  if (layer.mask == 1) walk.mask = layer.mask_floats.data() + layer.first_out();
+  if (layer.writes_pre) {
+    result.pre = result.floats;
+    walk.pre = result.pre.data() + layer.first_out();
   }
   if (layer.mask == 2) walk.mask_bits = layer.mask_bits.data() + layer.phase_y * layer.bit_row();
   if (layer.writes_bits) walk.bits = result.bits.data();
@@ -228,7 +246,7 @@ inline Result walk_with(const ConvKernels& kernels, const Layer& layer, bool den
 inline Result gradient_with(const ConvKernels& kernels, const Layer& layer, bool dense, float before) {
   Walk walk = layer.walk;
   const SparseRows rows = rows_of(layer, false);
-  Result result{layer.before, {}};
+  Result result{layer.before, {}, {}};
   if (before == 0) std::fill(result.floats.begin(), result.floats.end(), 0.0f);
   walk.input = layer.input.data() + layer.in.origin();
   WeightGradient gradient;

@@ -96,7 +96,8 @@ struct SessionOptions {
 };
 
 struct KernelInfo {
-  using Attribute = std::variant<std::int64_t, float, std::string, std::vector<std::int64_t>, std::vector<float>>;
+  using Attribute =
+      std::variant<std::int64_t, float, std::string, std::vector<std::int64_t>, std::vector<float>>;
   std::map<std::string, Attribute> attributes;
 };
 

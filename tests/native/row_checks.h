@@ -68,7 +68,82 @@ class Tally {
   long numbers_ = 0, wrong_ = 0;
 };
 
-// out = mask ∘ act(scale · a + shift + addend), and the bits of that.
+// An activation and its derivative in double, by what the standard library has.
+inline double activated(const edge_bcs::Activation& activation, double x) {
+  using edge_bcs::Function;
+  const double inner = 1.5957691216057308 * (x + 0.044715 * x * x * x);
+  const auto sigmoid = [](double z) { return 1 / (1 + std::exp(-z)); };
+  if (std::isnan(x)) return x;
+  switch (activation.function) {
+    case Function::relu:
+      return std::max(x, 0.0);
+    case Function::relu6:
+      return std::min(std::max(x, 0.0), 6.0);
+    case Function::leaky_relu:
+      return x > 0 ? x : x * static_cast<double>(activation.slope);
+    case Function::hardsigmoid:
+      return std::min(std::max((x + 3) / 6, 0.0), 1.0);
+    case Function::sigmoid:
+      return sigmoid(x);
+    case Function::tanh:
+      return std::tanh(x);
+    case Function::hardswish:
+      return x * std::min(std::max((x + 3) / 6, 0.0), 1.0);
+    case Function::silu:
+      return x * sigmoid(x);
+    case Function::gelu:
+      return x * std::erfc(-x / std::sqrt(2.0)) / 2;
+    case Function::gelu_tanh:
+      return x * sigmoid(inner);
+    default:
+      return x;
+  }
+}
+
+// From what the derivative is made from: the result, or what the function was applied to.
+inline double derivative(const edge_bcs::Activation& activation, double kept) {
+  using edge_bcs::Function;
+  const double form = 1.5957691216057308 * (kept + 0.044715 * kept * kept * kept);
+  const auto sigmoid = [](double z) { return 1 / (1 + std::exp(-z)); };
+  const auto of_product = [&](double s, double slope) { return s * (1 + kept * slope * (1 - s)); };
+  if (std::isnan(kept))
+    return activation.function == Function::leaky_relu ? static_cast<double>(activation.slope)
+           : edge_bcs::has_slopes(activation.function) ? 0
+                                                       : kept;
+  switch (activation.function) {
+    case Function::relu:
+      return kept > 0;
+    case Function::relu6:
+      return kept > 0 && kept < 6;
+    case Function::leaky_relu:
+      return kept > 0 ? 1 : static_cast<double>(activation.slope);
+    case Function::hardsigmoid:
+      return kept > 0 && kept < 1 ? 1.0 / 6 : 0;
+    case Function::sigmoid:
+      return kept * (1 - kept);
+    case Function::tanh:
+      return 1 - kept * kept;
+    case Function::hardswish:
+      return kept <= -3 ? 0 : kept >= 3 ? 1 : kept / 3 + 0.5;
+    case Function::silu:
+      return of_product(sigmoid(kept), 1);
+    case Function::gelu:
+      return std::erfc(-kept / std::sqrt(2.0)) / 2 + kept * std::exp(-kept * kept / 2) * 0.3989422804014327;
+    case Function::gelu_tanh:
+      return of_product(sigmoid(form), 1.5957691216057308 * (1 + 3 * 0.044715 * kept * kept));
+    default:
+      return 1;
+  }
+}
+
+// Whether the bit of x is set.
+inline bool open(edge_bcs::Function function, float x) {
+  if (function == edge_bcs::Function::relu6) return x > 0 && x < 6;
+  if (function == edge_bcs::Function::hardsigmoid) return x > -3 && x < 3;
+  return x > 0;
+}
+
+// out = act'(mask) · act(scale · a + shift + addend), and what is kept of that.
 inline void combine(const RowKernels& kernels, Random& random, Tally& tally) {
   const std::int64_t count = random.in(1, 90), bytes = (count + 7) / 8;
   const Floats a = random_floats(random, count), addend = random_floats(random, count),
@@ -76,12 +151,16 @@ inline void combine(const RowKernels& kernels, Random& random, Tally& tally) {
   const Bytes mask_bits = random_bytes(random, bytes);
   Row row;
   row.count = count;
-  row.scale = random.number();
+  // Far enough that the functions bend.
+  row.scale = 3 * random.number();
   row.shift = random.number();
   if (random.chance(0.5)) row.addend = addend.data();
-  row.relu = random.chance(0.5);
+  row.activation = layers::random_activation(random, 0.3);
+  row.through = layers::random_activation(random, 0);
   if (random.chance(0.3)) row.mask = mask.data();
-  if (random.chance(0.3)) row.mask_bits = mask_bits.data();
+  if (edge_bcs::has_slopes(row.through.function) && random.chance(0.3)) row.mask_bits = mask_bits.data();
+  Floats pre(static_cast<std::size_t>(count) + guard, untouched);
+  if (random.chance(0.3)) row.pre = pre.data();
   Floats out(static_cast<std::size_t>(count) + guard, untouched);
   const bool in_place = random.chance(0.3);
   if (in_place) std::copy(a.begin(), a.end(), out.begin());
@@ -90,28 +169,47 @@ inline void combine(const RowKernels& kernels, Random& random, Tally& tally) {
   Bytes bits(static_cast<std::size_t>(bytes) + guard, 0xA5);
   if (random.chance(0.7)) row.bits = bits.data();
   kernels.combine(row);
+  const edge_bcs::Slopes slopes = edge_bcs::slopes_of(row.through);
+  Floats before(a.size());  // what the activation is applied to
   for (std::size_t i = 0; i < out.size(); ++i) {
     if (i >= a.size()) {
       tally.number(out[i], untouched, 0, i);
+      tally.number(pre[i], untouched, 0, i);
       continue;
     }
     const float other = row.addend == nullptr ? 0 : addend[i];
     const auto exact = [](float x) { return static_cast<double>(x); };
-    auto expected = static_cast<float>(exact(a[i]) * exact(row.scale) + exact(row.shift) + exact(other));
+    const double sum = exact(a[i]) * exact(row.scale) + exact(row.shift) + exact(other);
     // Three roundings of the kernel, one fewer where the multiplication is fused with the addition; one of ours.
     const float allowed =
         4 * 0x1p-24f * (std::fabs(a[i] * row.scale) + std::fabs(row.shift) + std::fabs(other));
-    const bool open = (row.mask == nullptr || mask[i] > 0) &&
-                      (row.mask_bits == nullptr || (mask_bits[i / 8] >> (i % 8) & 1) != 0);
-    if (!open || (row.relu && expected < 0)) expected = 0;
-    tally.number(out[i], expected, open ? allowed : 0, i);
+    before[i] = row.pre == nullptr ? static_cast<float>(sum) : pre[i];
+    if (row.pre != nullptr) tally.number(pre[i], static_cast<float>(sum), allowed, i);
+    const double result = activated(row.activation, sum);
+    double factor = row.mask == nullptr ? 1 : derivative(row.through, exact(mask[i]));
+    if (row.mask_bits != nullptr)
+      factor *= exact((mask_bits[i / 8] >> (i % 8) & 1) != 0 ? slopes.open : slopes.closed);
+    if (factor == 0) {  // nothing passes, whatever it is, but where a function without slopes is multiplied
+      tally.number(out[i], std::isnan(result) && !row.simple() && std::isnan(out[i]) ? out[i] : 0, 0, i);
+      continue;
+    }
+    // Slopes are at most 1.5, derivatives at most 1.2 or 1.5; a derivative is a sum of such terms.
+    const double own = row.simple() ? 0 : 2e-6 * std::fabs(result) * (row.mask == nullptr ? 1 : 2);
+    tally.number(out[i], static_cast<float>(result * factor),
+                 static_cast<float>(1.5 * std::fabs(factor) * exact(allowed) + own), i);
   }
   if (row.bits == nullptr) return;
   for (std::size_t byte = 0; byte < bits.size(); ++byte) {
-    unsigned expected = byte < static_cast<std::size_t>(bytes) ? 0 : 0xA5;
-    for (std::size_t i = 8 * byte; i < std::min(8 * byte + 8, a.size()); ++i)
-      expected |= static_cast<unsigned>(out[i] > 0) << (i - 8 * byte);
-    tally.byte(bits[byte], expected, byte);
+    unsigned expected = byte < static_cast<std::size_t>(bytes) ? 0 : 0xA5, unsure = 0;
+    for (std::size_t i = 8 * byte; i < std::min(8 * byte + 8, a.size()); ++i) {
+      expected |= static_cast<unsigned>(open(row.activation.function, before[i])) << (i - 8 * byte);
+      // Without `pre` a sum is known to rounding only.
+      const float near = 1e-5f;
+      if (row.pre == nullptr &&
+          open(row.activation.function, before[i] - near) != open(row.activation.function, before[i] + near))
+        unsure |= 1u << (i - 8 * byte);
+    }
+    tally.byte(bits[byte] & ~unsure, expected & ~unsure, byte);
   }
 }
 
@@ -166,12 +264,15 @@ void for_window(const PoolRow& pool, std::int64_t x, std::int64_t lane, const Bo
 
 inline void max_pool(const RowKernels& kernels, Random& random, Tally& tally) {
   const PoolRow pool = random_pool(random);
-  const Floats input = random_floats(random, pool.kernel * pool.row);
-  const bool rectify = random.chance(0.5), chooses = random.chance(0.7);
+  Floats input = random_floats(random, pool.kernel * pool.row);
+  for (float& f : input) f *= random.one_of({1.0f, 4.0f});
+  using edge_bcs::Function;
+  const Function function = random.one_of({Function::none, Function::relu, Function::relu6});
+  const bool chooses = random.chance(0.7);
   const auto count = static_cast<std::size_t>(pool.out_width * pool.lanes);
   Floats y(count + guard, untouched);
   Bytes choice(count + guard, 0xA5);
-  kernels.max_pool(pool, input.data(), rectify, y.data(), chooses ? choice.data() : nullptr);
+  kernels.max_pool(pool, input.data(), function, y.data(), chooses ? choice.data() : nullptr);
   for (std::size_t i = 0; i < y.size(); ++i) {
     if (i >= count) {
       tally.number(y[i], untouched, 0, i);
@@ -192,7 +293,8 @@ inline void max_pool(const RowKernels& kernels, Random& random, Tally& tally) {
       if (chooses) tally.byte(chosen_nan, 1, i);
       continue;
     }
-    if (rectify && best <= 0) best = 0, where = edge_bcs::no_choice;
+    if (function != Function::none && best <= 0) best = 0, where = edge_bcs::no_choice;
+    if (function == Function::relu6 && best >= 6) best = 6, where = edge_bcs::no_choice;
     tally.number(y[i], best, 0, i);
     tally.byte(choice[i], chooses ? static_cast<unsigned>(where) : 0xA5, i);
   }

@@ -1,4 +1,5 @@
 // The kernels written as plainly as can be: the scalar variant, against which the others are tested.
+#include "kernels/activate.h"
 #include "kernels/table.h"
 
 #if EDGE_BCS_SCALAR
@@ -29,15 +30,23 @@ void plane(const Walk& walk, std::int64_t row, const Sum& sum) {
     if (walk.scale != nullptr) value = value * walk.scale[row] + walk.shift[row];
     out += row * walk.output_plane;
     if (walk.addend != nullptr) value += walk.addend[out];
-    if (walk.relu && value < 0) value = 0;
-    if (walk.mask != nullptr && !(walk.mask[row * walk.mask_plane + mask] > 0)) value = 0;
+    mask += row * walk.mask_plane;
     byte += row * walk.bits_plane + bit / 8;
-    if (walk.mask_bits != nullptr && (walk.mask_bits[byte] >> (bit % 8) & 1) == 0) value = 0;
-    walk.output[out] = value;
+    if (walk.pre != nullptr) walk.pre[mask] = value;
     if (walk.bits != nullptr) {
       const unsigned others = bit % 8 == 0 ? 0u : walk.bits[byte];
-      walk.bits[byte] = static_cast<std::uint8_t>(others | static_cast<unsigned>(value > 0) << (bit % 8));
+      const bool open = openness<1>(walk.activation.function, Vector<1>{value})[0] > 0;
+      walk.bits[byte] = static_cast<std::uint8_t>(others | static_cast<unsigned>(open) << (bit % 8));
     }
+    Vector<1> result{value};
+    activate<1>(walk.activation, &result, 1);
+    if (walk.mask != nullptr) {
+      const Vector<1> kept{walk.mask[mask]};
+      pass_back<1>(walk.through, &kept, &result, 1);
+    }
+    if (walk.mask_bits != nullptr)
+      result = pass_slopes<1>(slopes_of(walk.through), walk.mask_bits[byte] >> (bit % 8) & 1u, result);
+    walk.output[out] = result[0];
   });
   for (std::int64_t block = 0; block < walk.blocks; ++block)
     for (std::int64_t y = 0; y < walk.height; ++y) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/activate.h"
 #include "kernels/simd.h"
 #include "kernels/table.h"
 
@@ -12,20 +13,59 @@ namespace EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
 
 template <int VL>
+EDGE_BCS_INLINE Vector<VL> scaled_and_added(const Row& row, std::int64_t j) {
+  const Vector<VL> value = load<VL>(row.a + j) * row.scale + row.shift;
+  return row.addend != nullptr ? value + load<VL>(row.addend + j) : value;
+}
+
+template <int VL>
 EDGE_BCS_INLINE void combine_vector(const Row& row, std::int64_t j) {
-  Vector<VL> value = load<VL>(row.a + j) * row.scale + row.shift;
-  if (row.addend != nullptr) value += load<VL>(row.addend + j);
-  if (row.relu) value = relu<VL>(value);
+  Vector<VL> value = scaled_and_added<VL>(row, j);
+  if (row.bits != nullptr) store_bits<VL>(row.bits, j, positive_bits<VL>(value));
+  if (row.activation.function == Function::relu) value = relu<VL>(value);
   if (row.mask != nullptr) value = where_positive<VL>(load<VL>(row.mask + j), value);
   if (row.mask_bits != nullptr) value = where_bits<VL>(load_bits<VL>(row.mask_bits, j), value);
   store<VL>(row.out + j, value);
-  if (row.bits != nullptr) store_bits<VL>(row.bits, j, positive_bits<VL>(value));
+}
+
+// The same with any activation, for `count` vectors.
+inline constexpr int vectors_at_once = 8;
+template <int VL>
+void combine_activated(const Row& row, std::int64_t j, int count) {
+  Vector<VL> values[vectors_at_once], kept[vectors_at_once];
+  for (int i = 0; i < count; ++i) values[i] = scaled_and_added<VL>(row, j + i * VL);
+  if (row.mask != nullptr)
+    for (int i = 0; i < count; ++i) kept[i] = load<VL>(row.mask + j + i * VL);
+  if (row.pre != nullptr)
+    for (int i = 0; i < count; ++i) store<VL>(row.pre + j + i * VL, values[i]);
+  if (row.bits != nullptr)
+    for (int i = 0; i < count; ++i)
+      store_bits<VL>(row.bits, j + i * VL,
+                     positive_bits<VL>(openness<VL>(row.activation.function, values[i])));
+  activate<VL>(row.activation, values, count);
+  if (row.mask != nullptr) pass_back<VL>(row.through, kept, values, count);
+  if (row.mask_bits != nullptr) {
+    const Slopes slopes = slopes_of(row.through);
+    for (int i = 0; i < count; ++i)
+      values[i] = pass_slopes<VL>(slopes, load_bits<VL>(row.mask_bits, j + i * VL), values[i]);
+  }
+  for (int i = 0; i < count; ++i) store<VL>(row.out + j + i * VL, values[i]);
 }
 
 void combine(const Row& row) {
   std::int64_t j = 0;
-  for (; j + longest <= row.count; j += longest) combine_vector<longest>(row, j);
-  for (; j < row.count; ++j) combine_vector<1>(row, j);
+  if (row.simple()) {
+    for (; j + longest <= row.count; j += longest) combine_vector<longest>(row, j);
+    for (; j < row.count; ++j) combine_vector<1>(row, j);
+    return;
+  }
+  while (j + longest <= row.count) {
+    const std::int64_t vectors = (row.count - j) / longest;
+    const int count = vectors < vectors_at_once ? static_cast<int>(vectors) : vectors_at_once;
+    combine_activated<longest>(row, j, count);
+    j += count * longest;
+  }
+  for (; j < row.count; ++j) combine_activated<1>(row, j, 1);
 }
 
 RowSums sums(const float* a, const float* b, std::int64_t count) {
@@ -96,19 +136,24 @@ struct Best {
   EDGE_BCS_INLINE void consider(Vector<VL> pixel, std::int64_t place) {
     consider(pixel, Integers<VL>{} + static_cast<std::int32_t>(place));
   }
-  EDGE_BCS_INLINE void finish(bool rectify, float* y, std::uint8_t* choice) {
-    if (rectify) {
-      const Integers<VL> stopped = value <= Vector<VL>{};
-      where = stopped ? Integers<VL>{} + no_choice : where;
-      value = stopped ? Vector<VL>{} : value;
-    }
+  EDGE_BCS_INLINE void finish(Function function, float* y, std::uint8_t* choice) {
+    if (function != Function::none) clip(value <= Vector<VL>{}, Vector<VL>{});
+    if (function == Function::relu6) clip(value >= broadcast<VL>(6), broadcast<VL>(6));
     store<VL>(y, value);
     if (choice != nullptr) store_bytes<VL>(choice, where);
+  }
+
+ private:
+  // Where the activation is flat it has the value `flat`, and no pixel is chosen.
+  EDGE_BCS_INLINE void clip(Integers<VL> here, Vector<VL> flat) {
+    where = here ? Integers<VL>{} + no_choice : where;
+    value = here ? flat : value;
   }
 };
 
 template <int VL>
-void max_pool_lanes(const PoolRow& pool, const float* input, bool rectify, float* y, std::uint8_t* choice) {
+void max_pool_lanes(const PoolRow& pool, const float* input, Function function, float* y,
+                    std::uint8_t* choice) {
   for (std::int64_t x = 0; x < pool.out_width; ++x) {
     const std::int64_t left = pool.left(x), right = pool.right(x);
     const float* window = input + (x * pool.stride - pool.padding) * pool.lanes;
@@ -118,7 +163,8 @@ void max_pool_lanes(const PoolRow& pool, const float* input, bool rectify, float
       for (std::int64_t ky = pool.top; ky < pool.bottom; ++ky)
         for (std::int64_t kx = left; kx < right; ++kx)
           best.consider(load<VL>(window + ky * pool.row + kx * pool.lanes + b), ky * pool.kernel + kx);
-      best.finish(rectify, y + x * pool.lanes + b, choice == nullptr ? nullptr : choice + x * pool.lanes + b);
+      best.finish(function, y + x * pool.lanes + b,
+                  choice == nullptr ? nullptr : choice + x * pool.lanes + b);
     }
   }
 }
@@ -150,7 +196,8 @@ bool in_twos(const PoolRow& pool) {
 }
 
 template <int VL>
-void max_pool_twos(const PoolRow& pool, const float* input, bool rectify, float* y, std::uint8_t* choice) {
+void max_pool_twos(const PoolRow& pool, const float* input, Function function, float* y,
+                   std::uint8_t* choice) {
   for (std::int64_t x = 0; x < pool.out_width; ++x)
     for (std::int64_t b = 0; b < pool.lanes; b += VL) {
       const float* const upper = input + 2 * x * pool.lanes + b;
@@ -160,7 +207,8 @@ void max_pool_twos(const PoolRow& pool, const float* input, bool rectify, float*
       best.consider(load<VL>(upper + pool.lanes), Integers<VL>{} + 1);
       below.consider(load<VL>(lower + pool.lanes), Integers<VL>{} + 3);
       best.consider(below.value, below.where);
-      best.finish(rectify, y + x * pool.lanes + b, choice == nullptr ? nullptr : choice + x * pool.lanes + b);
+      best.finish(function, y + x * pool.lanes + b,
+                  choice == nullptr ? nullptr : choice + x * pool.lanes + b);
     }
 }
 
@@ -210,7 +258,8 @@ struct Pairs<VL, lanes, std::integer_sequence<int, i...>> {
 };
 
 template <int VL, int lanes>
-void max_pool_pairs(const PoolRow& pool, const float* input, bool rectify, float* y, std::uint8_t* choice) {
+void max_pool_pairs(const PoolRow& pool, const float* input, Function function, float* y,
+                    std::uint8_t* choice) {
   for (std::int64_t j = 0; j < pool.out_width * lanes; j += VL) {
     const auto pair = [&](std::int64_t ky) {
       const float* const row = input + ky * pool.row + 2 * j;
@@ -223,7 +272,7 @@ void max_pool_pairs(const PoolRow& pool, const float* input, bool rectify, float
       best.consider(left, 2 * ky);
       best.consider(right, 2 * ky + 1);
     }
-    best.finish(rectify, y + j, choice == nullptr ? nullptr : choice + j);
+    best.finish(function, y + j, choice == nullptr ? nullptr : choice + j);
   }
 }
 
@@ -284,15 +333,15 @@ void with_lanes(std::int64_t lanes, const Body& body) {
   body.template operator()<1>();
 }
 
-void max_pool(const PoolRow& pool, const float* input, bool rectify, float* y, std::uint8_t* choice) {
+void max_pool(const PoolRow& pool, const float* input, Function function, float* y, std::uint8_t* choice) {
   if (with_pairs(pool,
-                 [&]<int VL, int lanes>() { max_pool_pairs<VL, lanes>(pool, input, rectify, y, choice); }))
+                 [&]<int VL, int lanes>() { max_pool_pairs<VL, lanes>(pool, input, function, y, choice); }))
     return;
   with_lanes(pool.lanes, [&]<int VL>() {
     if (in_twos(pool))
-      max_pool_twos<VL>(pool, input, rectify, y, choice);
+      max_pool_twos<VL>(pool, input, function, y, choice);
     else
-      max_pool_lanes<VL>(pool, input, rectify, y, choice);
+      max_pool_lanes<VL>(pool, input, function, y, choice);
   });
 }
 

@@ -1,22 +1,29 @@
-// Work on single image rows: scale and shift, addition, rectification, masks, sums, maximum pooling.
+// Work on single image rows: scale and shift, addition, activations and their derivatives, sums, maximum pooling.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/activation.h"
+
 namespace edge_bcs {
 
-// out = mask ∘ act(scale · a + shift + addend) over `count` floats; each part is absent where its pointer is null.
+// out = act'(mask) · act(scale · a + shift + addend) over `count` floats; each part is absent where its pointer is null.
 struct Row {
   std::int64_t count = 0;
   const float* a = nullptr;
   float scale = 1;
   float shift = 0;
   const float* addend = nullptr;
-  bool relu = false;
-  const float* mask = nullptr;              // passes where > 0
-  const std::uint8_t* mask_bits = nullptr;  // passes where bit j % 8 of byte j / 8 is set
+  Activation activation{};
+  float* pre = nullptr;  // written: what the activation is applied to
+  // The activation that a gradient goes back through, and what its derivative is made from (see walk.h).
+  Activation through{Function::relu};
+  const float* mask = nullptr;
+  const std::uint8_t* mask_bits = nullptr;  // that of float j is bit j % 8 of byte j / 8
   float* out = nullptr;
-  std::uint8_t* bits = nullptr;  // written: whether out > 0; the bits after the last are 0
+  std::uint8_t* bits = nullptr;  // written: those of the activation; the bits after the last are 0
+
+  bool simple() const { return only_relu(activation, through) && pre == nullptr; }
 };
 
 // Sums over two rows a and b, in double.
@@ -45,16 +52,16 @@ struct EntryBounds {
   std::uint32_t entry = 0, position = 0;
 };
 
-// The choice of a window whose maximum the ReLU stopped.
+// The choice of a window at whose maximum the activation is flat.
 inline constexpr std::int32_t no_choice = 255;
 
 struct RowKernels {
   EntryBounds (*entry_bounds)(const std::int32_t* entry, std::int64_t count);
   void (*combine)(const Row&);
   RowSums (*sums)(const float* a, const float* b, std::int64_t count);
-  // y = the maximum of each window (`input` is at image row 0 of the windows, column 0 of the image), rectified if `relu`;
-  // choice (may be null) = ky · kernel + kx of the first maximum, or no_choice where the ReLU stops it.
-  void (*max_pool)(const PoolRow&, const float* input, bool relu, float* y, std::uint8_t* choice);
+  // y = the maximum of each window (`input` is at image row 0 of the windows, column 0 of the image), and of that ReLU or
+  // ReLU6; choice (may be null) = ky · kernel + kx of the first maximum, or no_choice where the activation is flat.
+  void (*max_pool)(const PoolRow&, const float* input, Function, float* y, std::uint8_t* choice);
   // Passes dy to the chosen pixels of dx: adds it, or, where windows neither overlap nor leave gaps, stores it and zeros
   // in the other pixels of each window.
   void (*max_pool_gradient)(const PoolRow&, const float* dy, const std::uint8_t* choice, bool add, float* dx);

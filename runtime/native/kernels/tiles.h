@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/activate.h"
 #include "kernels/simd.h"
 #include "kernels/walk.h"
 #include "ops/dispatch.h"
@@ -31,7 +32,7 @@ EDGE_BCS_INLINE std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { retur
 // Whether the pixels of an image row are one run of floats on every side, so that a vector may span pixels.
 inline bool contiguous(const Walk& walk) {
   return walk.input_pixel == walk.lanes && walk.output_pixel == walk.lanes &&
-         (walk.mask == nullptr || walk.mask_pixel == walk.lanes);
+         ((walk.mask == nullptr && walk.pre == nullptr) || walk.mask_pixel == walk.lanes);
 }
 
 // The longest vectors that cut the walk's runs of floats evenly.
@@ -207,7 +208,48 @@ EDGE_BCS_INLINE void fetch_next_input(const Walk& walk, const Place& place, std:
   }
 }
 
-// out = mask ∘ act(scale · sums + shift + addend) of one output plane, with the bits and the halo, for TY rows and TV
+// What `finish` does after scale, shift and addend where there are activations other than ReLU, for `height` × `width` vectors
+// of a tile. Not inlined: their code would stand in every kernel.
+template <int VL>
+__attribute__((noinline)) void finish_activated(const Walk& walk, const Place& place, std::int64_t row,
+                                                Vector<VL>* values, int height, int width, int down,
+                                                int right) {
+  const int count = height * width;
+  const auto each = [&](const auto& body) {
+    for (int i = 0; i < count; ++i) body(values[i], down + i / width, right + i % width);
+  };
+  if (walk.pre != nullptr) {
+    float* const plane = walk.pre + row * walk.mask_plane;
+    each([&](Vector<VL> value, int y, int x) { store<VL>(plane + place.mask[y] + place.mask_x[x], value); });
+  }
+  if (walk.bits != nullptr) {
+    std::uint8_t* const plane = walk.bits + row * walk.bits_plane;
+    each([&](Vector<VL> value, int y, int x) {
+      const Vector<VL> open = openness<VL>(walk.activation.function, value);
+      store_bits<VL>(plane + place.bits[y], place.bit[x], positive_bits<VL>(open));
+    });
+  }
+  activate<VL>(walk.activation, values, count);
+  if (walk.mask != nullptr) {
+    const float* const plane = walk.mask + row * walk.mask_plane;
+    Vector<VL> kept[max_accumulators];
+    int next = 0;
+    each([&](Vector<VL>, int y, int x) { kept[next++] = load<VL>(plane + place.mask[y] + place.mask_x[x]); });
+    pass_back<VL>(walk.through, kept, values, count);
+  }
+  if (walk.mask_bits != nullptr) {
+    const std::uint8_t* const plane = walk.mask_bits + row * walk.bits_plane;
+    const Slopes slopes = slopes_of(walk.through);
+    each([&](Vector<VL>& value, int y, int x) {
+      value = pass_slopes<VL>(slopes, load_bits<VL>(plane + place.bits[y], place.bit[x]), value);
+    });
+  }
+  float* const plane = walk.output + row * walk.output_plane;
+  each(
+      [&](Vector<VL> value, int y, int x) { store<VL>(plane + place.output[y] + place.output_x[x], value); });
+}
+
+// out = act'(mask) · act(scale · sums + shift + addend) of one output plane, with the bits and the halo, for TY rows and TV
 // vectors of a tile that begin `down` and `right` in it.
 template <int VL, int TY, int TV, bool strided>
 EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t row,
@@ -226,31 +268,38 @@ EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t r
   if (walk.addend != nullptr) {
     EDGE_BCS_EACH_VECTOR sums[y][x] += load<VL>(walk.addend + out(y, x));
   }
-  if (walk.relu) {
-    EDGE_BCS_EACH_VECTOR sums[y][x] = relu<VL>(sums[y][x]);
-  }
-  if (walk.mask != nullptr) {
-    const float* mask = walk.mask + row * walk.mask_plane + place.mask_x[right];
-    EDGE_BCS_EACH_VECTOR sums[y][x] = where_positive<VL>(
-        load<VL>(mask + place.mask[down + y] + along<VL, strided>(place.mask_x + right, x)), sums[y][x]);
-  }
-  if (walk.mask_bits != nullptr) {
-    const std::uint8_t* bits = walk.mask_bits + row * walk.bits_plane;
-    EDGE_BCS_EACH_VECTOR {
-      const std::int64_t bit = place.bit[right] + along<VL, strided>(place.bit + right, x);
-      sums[y][x] = where_bits<VL>(load_bits<VL>(bits + place.bits[down + y], bit), sums[y][x]);
+  if (!walk.simple()) {
+    // A copy, because sums whose address is known cannot stay in registers.
+    Vector<VL> values[TY * TV];
+    EDGE_BCS_EACH_VECTOR values[y * TV + x] = sums[y][x];
+    finish_activated<VL>(walk, place, row, values, TY, TV, down, right);
+  } else {
+    if (walk.activation.function == Function::relu) {
+      EDGE_BCS_EACH_VECTOR sums[y][x] = relu<VL>(sums[y][x]);
     }
-  }
-  EDGE_BCS_EACH_VECTOR store<VL>(walk.output + out(y, x), sums[y][x]);
-  if (walk.bits != nullptr) {
-    std::uint8_t* bits = walk.bits + row * walk.bits_plane;
-    if constexpr (strided) {
-      EDGE_BCS_EACH_VECTOR store_bits<VL>(bits + place.bits[down + y], place.bit[right + x],
-                                          positive_bits<VL>(sums[y][x]));
-    } else {
+    if (walk.mask != nullptr) {
+      const float* mask = walk.mask + row * walk.mask_plane + place.mask_x[right];
+      EDGE_BCS_EACH_VECTOR sums[y][x] = where_positive<VL>(
+          load<VL>(mask + place.mask[down + y] + along<VL, strided>(place.mask_x + right, x)), sums[y][x]);
+    }
+    if (walk.mask_bits != nullptr) {
+      const std::uint8_t* bits = walk.mask_bits + row * walk.bits_plane;
+      EDGE_BCS_EACH_VECTOR {
+        const std::int64_t bit = place.bit[right] + along<VL, strided>(place.bit + right, x);
+        sums[y][x] = where_bits<VL>(load_bits<VL>(bits + place.bits[down + y], bit), sums[y][x]);
+      }
+    }
+    EDGE_BCS_EACH_VECTOR store<VL>(walk.output + out(y, x), sums[y][x]);
+    if (walk.bits != nullptr) {
+      std::uint8_t* bits = walk.bits + row * walk.bits_plane;
+      if constexpr (strided) {
+        EDGE_BCS_EACH_VECTOR store_bits<VL>(bits + place.bits[down + y], place.bit[right + x],
+                                            positive_bits<VL>(sums[y][x]));
+      } else {
 #pragma GCC unroll 8
-      for (int y = 0; y < TY; ++y)
-        store_positive_bits<VL, TV>(bits + place.bits[down + y], place.bit[right], sums[y]);
+        for (int y = 0; y < TY; ++y)
+          store_positive_bits<VL, TV>(bits + place.bits[down + y], place.bit[right], sums[y]);
+      }
     }
   }
 #undef EDGE_BCS_EACH_VECTOR

@@ -13,6 +13,8 @@
 
 #include <cstdint>
 
+#include "kernels/activation.h"
+
 namespace edge_bcs {
 
 // At most this many kernel positions (kh · kw); an entry's low eight bits can name one more.
@@ -41,20 +43,27 @@ struct Walk {
   float* output = nullptr;
   std::int64_t output_block = 0, output_plane = 0, output_row = 0, output_pixel = 0;
 
-  // output = mask ∘ act(scale · sum + shift + addend); each part is absent where its pointer is null.
+  // output = act'(mask) · act(scale · sum + shift + addend); each part is absent where its pointer is null.
   const float* scale = nullptr;   // [rows]
   const float* shift = nullptr;   // [rows], given exactly when scale is
   const float* addend = nullptr;  // steps as the output's
-  bool relu = false;
-  const float* mask = nullptr;  // passes where > 0
-  std::int64_t mask_block = 0, mask_plane = 0, mask_row = 0, mask_pixel = 0;
-  const std::uint8_t* mask_bits = nullptr;  // passes where the bit is set; bits_* below say where it lies
-  std::uint8_t* bits = nullptr;             // written: whether the output is > 0
+  Activation activation;
+  float* pre = nullptr;  // written: what the activation is applied to
+  // The activation that a gradient goes back through, and what its derivative is made from: its result or what it was
+  // applied to (activation.h), or its bits.
+  Activation through{Function::relu};
+  const float* mask = nullptr;
+  std::int64_t mask_block = 0, mask_plane = 0, mask_row = 0, mask_pixel = 0;  // of mask or of pre
+  const std::uint8_t* mask_bits = nullptr;                    // bits_* below say where they lie
+  std::uint8_t* bits = nullptr;                               // written: those of the activation
   std::int64_t bits_block = 0, bits_plane = 0, bits_row = 0;  // steps in bytes
   std::int64_t bits_first = 0, bits_pixel = 0;                // steps in bits
 
   // Floats to zero at `tail_at` after the start of an output row: the halo beside it, and below the last row.
   std::int64_t tail_at = 0, tail = 0, bottom = 0;
+
+  // Whether there is no activation but ReLU, on the way there and back.
+  bool simple() const { return only_relu(activation, through) && pre == nullptr; }
 };
 
 // A sparse matrix of one layer, compressed by rows. Row r has the entries j in [pointer[r·step], pointer[r·step + 1]);

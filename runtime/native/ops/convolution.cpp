@@ -277,6 +277,14 @@ void zero_fronts(const Stack& stack, float* data, std::int64_t blocks) {
   for (std::int64_t block = 0; block < blocks; ++block) stack.zero_front(data + block * stack.block());
 }
 
+// The steps of the mask, or of what the activation is applied to, every `stride` pixels of its stack.
+void set_mask_steps(Walk& walk, const Stack& stack, std::int64_t stride) {
+  walk.mask_block = stack.block();
+  walk.mask_plane = stack.plane_stride() * stack.lanes;
+  walk.mask_row = stride * stack.row_stride() * stack.lanes;
+  walk.mask_pixel = stride * stack.lanes;
+}
+
 // The room that all weights are packed into: four numbers for three in Winograd's form.
 Scratch<float> packing_room(const ConvLayer& layer) {
   if (layer.algorithm == Algorithm::sparse) return Scratch<float>();
@@ -290,9 +298,13 @@ struct Conv {
   static constexpr std::array inputs{Port{"x", float32}, Port{"value", float32},
                                      Port{"affine", float32, optional}, Port{"residual", float32, optional},
                                      Port{"lists", int32}};
-  static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional}};
+  static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional},
+                                      Port{"pre", float32, optional}};
 
-  explicit Conv(const Attributes& attributes) : layer(attributes), relu(attributes.flag("relu", false)) {
+  explicit Conv(const Attributes& attributes)
+      : layer(attributes),
+        pre_stack(Pre::geometry(attributes, layer.y)),
+        activation(activation_from(attributes)) {
     layer.check_algorithm(layer.y);
   }
 
@@ -306,11 +318,14 @@ struct Conv {
 
     const auto y = context.output<float>(0, layer.y.shape(blocks));
     const auto bits = context.output<std::uint8_t>(1, layer.y.bits_shape(blocks));
+    const Pre pre(context, 2, pre_stack, blocks);
     walk.output = y.data() + layer.y.at(0, 0, 0);
     walk.scale = affine.scale;
     walk.shift = affine.shift;
     walk.addend = residual.row(0, 0, 0);
-    walk.relu = relu;
+    walk.activation = activation;
+    walk.pre = pre.row(0, 0, 0);
+    set_mask_steps(walk, pre_stack, 1);
     if (bits) walk.bits = bits.data();
     walk.bits_row = layer.y.bit_row();
     walk.bits_plane = layer.y.height * walk.bits_row;
@@ -318,15 +333,19 @@ struct Conv {
     walk.bits_pixel = layer.y.lanes;
     const auto room = packing_room(layer);
     zero_fronts(layer.y, y.data(), blocks);
+    if (pre_stack.halo > 0)
+      for_planes(context, blocks, pre_stack.channels,
+                 [&](std::int64_t block, std::int64_t channel) { pre.zero_halo(block, channel); });
     run_walk(context, layer.algorithm, walk, rows, room.data());
   }
 
   ConvLayer layer;
-  bool relu;
+  Stack pre_stack;
+  Activation activation;
 };
 const Register<Conv> conv;
 
-// The gradient of the input, dx = mask ∘ (convᵀ(scale · dy) + addend).
+// The gradient of the input, dx = act'(mask) · (convᵀ(scale · dy) + addend).
 InputGradient input_gradient(const ConvLayer& layer, const Attributes& attributes) {
   layer.check_algorithm(layer.x);
   return {attributes, layer.y.with_halo(attributes.integer("dy_halo")),
@@ -355,10 +374,8 @@ void run_phases(const Context& context, const ConvLayer& layer, const InputGradi
     if (walk.rows == 0) continue;
     walk.addend = ahead(finish.addend.row(0, 0, phase_y), phase_x * lanes);
     walk.mask = ahead(finish.mask.values(0, 0, phase_y), phase_x * lanes);
-    walk.mask_block = mask.block();
-    walk.mask_plane = mask.plane_stride() * lanes;
-    walk.mask_row = stride * mask.row_stride() * lanes;
-    walk.mask_pixel = stride * lanes;
+    walk.through = finish.mask.activation();
+    set_mask_steps(walk, mask, stride);
     walk.mask_bits = finish.mask.bits(0, 0, phase_y);
     walk.bits_row = stride * dx.bit_row();
     walk.bits_plane = dx.height * dx.bit_row();

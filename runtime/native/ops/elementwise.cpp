@@ -14,30 +14,35 @@ namespace {
 struct Affine {
   static constexpr const char* name = "Affine";
   static constexpr std::array inputs{Port{"x", float32}, Port{"affine", float32}};
-  static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional}};
+  static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional},
+                                      Port{"pre", float32, optional}};
 
-  Stack in, out;
+  Stack in, out, pre;
   Slots slots;
-  bool rectify;
+  Activation activation;
 
   explicit Affine(const Attributes& attributes)
       : in(Stack::from(attributes, "", "in_halo")),
         out(Stack::from(attributes, "", "out_halo")),
+        pre(Pre::geometry(attributes, out)),
         slots(attributes, in.channels),
-        rectify(attributes.flag("relu", false)) {}
+        activation(activation_from(attributes)) {}
 
   void compute(Context& context) const {
     const auto x = context.input<float>(0);
     const std::int64_t blocks = in.blocks(x, "x");
     const auto affine = slots.bind(context.input<float>(1), "affine");
     const auto y = context.output<float>(0, out.shape(blocks));
-    const Finish finish{.count = out.row(), .relu = rectify, .bits = Bits(context, 1, out, blocks)};
+    const Finish finish{.count = out.row(),
+                        .activation = activation,
+                        .bits = Bits(context, 1, out, blocks),
+                        .pre = Pre(context, 2, pre, blocks)};
     finish.all(context, in, x.data(), affine.scale, affine.shift, out, y.data(), blocks);
   }
 };
 const Register<Affine> affine_op;
 
-// dx = mask∘(scale·dy + addend)
+// dx = act'(mask)·(scale·dy + addend)
 struct AffineInputGrad {
   static constexpr const char* name = "AffineInputGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"affine", float32},
@@ -111,6 +116,30 @@ struct AffineGrad {
   }
 };
 const Register<AffineGrad> affine_grad;
+
+// y = act(x). What is kept of it is x itself, so that there is no gradient operator: dx is the gradient of y, masked.
+struct Activate {
+  static constexpr const char* name = "Activate";
+  static constexpr std::array inputs{Port{"x", float32}};
+  static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional}};
+
+  Stack in, out;
+  Activation activation;
+
+  explicit Activate(const Attributes& attributes)
+      : in(Stack::from(attributes, "", "in_halo")),
+        out(Stack::from(attributes, "", "out_halo")),
+        activation(activation_from(attributes)) {}
+
+  void compute(Context& context) const {
+    const auto x = context.input<float>(0);
+    const std::int64_t blocks = in.blocks(x, "x");
+    const auto y = context.output<float>(0, out.shape(blocks));
+    const Finish finish{.count = out.row(), .activation = activation, .bits = Bits(context, 1, out, blocks)};
+    finish.all(context, in, x.data(), nullptr, nullptr, out, y.data(), blocks);
+  }
+};
+const Register<Activate> activate;
 
 // y = x where it is positive, slope·x elsewhere; a bit for each element says which.
 struct LeakyReLU {
@@ -187,30 +216,35 @@ const Register<LeakyReLUGrad> leaky_relu_grad;
 struct Add {
   static constexpr const char* name = "Add";
   static constexpr std::array inputs{Port{"a", float32}, Port{"b", float32}};
-  static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional}};
+  static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional},
+                                      Port{"pre", float32, optional}};
 
-  Stack a_stack, b_stack, out;
-  bool rectify;
+  Stack a_stack, b_stack, out, pre;
+  Activation activation;
 
   explicit Add(const Attributes& attributes)
       : a_stack(Stack::from(attributes, "", "a_halo")),
         b_stack(Stack::from(attributes, "", "b_halo")),
         out(Stack::from(attributes, "", "out_halo")),
-        rectify(attributes.flag("relu", false)) {}
+        pre(Pre::geometry(attributes, out)),
+        activation(activation_from(attributes)) {}
 
   void compute(Context& context) const {
     const auto a = context.input<float>(0);
     const std::int64_t blocks = a_stack.blocks(a, "a");
     const Addend b(context.input<float>(1), b_stack, blocks, "b");
     const auto y = context.output<float>(0, out.shape(blocks));
-    const Finish finish{
-        .count = out.row(), .addend = b, .relu = rectify, .bits = Bits(context, 1, out, blocks)};
+    const Finish finish{.count = out.row(),
+                        .addend = b,
+                        .activation = activation,
+                        .bits = Bits(context, 1, out, blocks),
+                        .pre = Pre(context, 2, pre, blocks)};
     finish.all(context, a_stack, a.data(), nullptr, nullptr, out, y.data(), blocks);
   }
 };
 const Register<Add> add;
 
-// y = mask∘(a + b)
+// y = act'(mask)·(a + b)
 struct MaskedAdd {
   static constexpr const char* name = "MaskedAdd";
   static constexpr std::array inputs{Port{"a", float32}, Port{"b", float32, optional},

@@ -90,7 +90,8 @@ struct PackInput {
         halo(attributes.integer_in("halo", 0, 256)),
         scale(attributes.reals("scale")),
         shift(attributes.reals("shift")) {
-    require(scale.size() == shift.size(), "attribute scale has ", scale.size(), " numbers, shift ", shift.size());
+    require(scale.size() == shift.size(), "attribute scale has ", scale.size(), " numbers, shift ",
+            shift.size());
   }
 
   void compute(Context& context) const {

@@ -59,14 +59,18 @@ struct BatchNorm {
   static constexpr std::array inputs{
       Port{"z", float32},    Port{"affine", float32},   Port{"sample_weight", float32},
       Port{"mean", float32}, Port{"variance", float32}, Port{"residual", float32, optional}};
-  static constexpr std::array outputs{
-      Port{"y", float32}, Port{"saved", float32, optional}, Port{"mean_out", float32, optional_aliases(3)},
-      Port{"variance_out", float32, optional_aliases(4)}, Port{"bits", uint8, optional}};
+  static constexpr std::array outputs{Port{"y", float32},
+                                      Port{"saved", float32, optional},
+                                      Port{"mean_out", float32, optional_aliases(3)},
+                                      Port{"variance_out", float32, optional_aliases(4)},
+                                      Port{"bits", uint8, optional},
+                                      Port{"pre", float32, optional}};
 
-  Stack in, out, residual_stack;
+  Stack in, out, residual_stack, pre;
   Slots slots;
   std::int64_t statistics;
-  bool rectify, update;
+  Activation activation;
+  bool update;
   float momentum;
   double epsilon;
 
@@ -74,9 +78,10 @@ struct BatchNorm {
       : in(Stack::from(attributes, "", "in_halo")),
         out(Stack::from(attributes, "", "out_halo")),
         residual_stack(in.with_halo(attributes.integer_in("residual_halo", 0, 256, 0))),
+        pre(Pre::geometry(attributes, out)),
         slots(attributes, in.channels),
         statistics(attributes.integer_in("statistics", 0, std::int64_t{1} << 40)),
-        rectify(attributes.flag("relu", false)),
+        activation(activation_from(attributes)),
         update(attributes.flag("update", true)),
         momentum(attributes.real("momentum", 0.1f)),
         epsilon(attributes.real("epsilon", 1e-5f)) {
@@ -101,8 +106,9 @@ struct BatchNorm {
             "update is 1 but the running averages are no outputs");
     const Finish finish{.count = out.row(),
                         .addend = Addend(context.input<float>(5), residual_stack, blocks, "residual"),
-                        .relu = rectify,
-                        .bits = Bits(context, 4, out, blocks)};
+                        .activation = activation,
+                        .bits = Bits(context, 4, out, blocks),
+                        .pre = Pre(context, 5, pre, blocks)};
     const auto count = static_cast<double>(samples.count() * in.height * in.width);
 
     context.parallel_for(in.channels, [&](std::int64_t c) {
@@ -137,7 +143,7 @@ struct BatchNorm {
           for (std::int64_t j = 0; j < in.row(); ++j) to[j] = from[j] - centre;
           finish(to, scale, shift, to, nb, c, i);
         }
-        out.zero_halo(y.data() + nb * out.block(), c);
+        finish.zero_halo(out, y.data(), nb, c);
       }
     });
   }
@@ -149,9 +155,9 @@ struct BatchNorm {
 };
 const Register<BatchNorm> batch_norm;
 
-// dz = mask∘(scale·inv_std·(dy − mean dy − x̂·mean(dy·x̂)) + addend), dscale += Σ dy·x̂, dshift += Σ dy, with
+// dz = act'(mask)·(scale·inv_std·(dy − mean dy − x̂·mean(dy·x̂)) + addend), dscale += Σ dy·x̂, dshift += Σ dy, with
 // the means over the samples that count; the first term is 0 for the others. dy is the gradient after the
-// ReLU's mask.
+// activation's mask.
 struct BatchNormGrad {
   static constexpr const char* name = "BatchNormGrad";
   static constexpr std::array inputs{Port{"dy", float32},

@@ -69,10 +69,12 @@ struct MaxPool {
   static constexpr std::array outputs{Port{"y", float32}, Port{"choice", uint8, optional}};
 
   Pooling pooling;
-  bool rectify;
+  Function function;  // of the maximum
 
   explicit MaxPool(const Attributes& attributes)
-      : pooling(attributes), rectify(attributes.flag("relu", false)) {
+      : pooling(attributes), function(activation_from(attributes).function) {
+    require(function == Function::none || function == Function::relu || function == Function::relu6,
+            "attribute activation of a maximum is none of \"none\", \"relu\" and \"relu6\"");
     require(pooling.kernel <= 15, "the kernel ", pooling.kernel, " of a maximum is larger than 15");
   }
 
@@ -87,7 +89,7 @@ struct MaxPool {
       for (std::int64_t oy = 0; oy < out.height; ++oy) {
         const PoolRow row = pool_row(pooling, oy);
         const float* window = x.data() + in.at(nb, c, 0) + pooling.input(oy, 0) * row.row;
-        row_kernels().max_pool(row, window, rectify, y.data() + out.at(nb, c, oy),
+        row_kernels().max_pool(row, window, function, y.data() + out.at(nb, c, oy),
                                choice ? choice.data() + choice_at(out, nb, c, oy) : nullptr);
       }
       out.zero_halo(y.data() + nb * out.block(), c);

@@ -1,8 +1,12 @@
-// What operators share that work row by row: planes in parallel, additions, ReLU masks, ReLU bits, gradients of inputs.
+// What operators share that work row by row: planes in parallel, additions, activations, what is kept of them, gradients of
+// inputs.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <string>
 
+#include "kernels/activation.h"
 #include "ops/dispatch.h"
 #include "ops/op.h"
 #include "ops/stack.h"
@@ -15,23 +19,55 @@ void for_planes(const Context& context, std::int64_t blocks, std::int64_t channe
   context.parallel_for(blocks * channels, [&](std::int64_t i) { body(i / channels, i % channels); });
 }
 
-// Where a gradient passes the ReLU before it: everywhere, or where a stack (the ReLU's output) is positive,
-// or where a bit is set. Attributes mask_kind (0, 1 or 2) and, for a stack, mask_halo.
+// The names under which files know activations, in the order of Function.
+inline constexpr const char* function_names[] = {"none",        "relu",    "relu6",    "leaky_relu",
+                                                 "hardsigmoid", "sigmoid", "tanh",     "hardswish",
+                                                 "silu",        "gelu",    "gelu_tanh"};
+
+// The activation that attribute `name` names, with the slope of attribute `slope`.
+inline Activation activation_from(const Attributes& attributes, const char* name, const char* slope,
+                                  Function otherwise) {
+  const std::string text = attributes.text(name, function_names[static_cast<std::size_t>(otherwise)]);
+  for (std::size_t i = 0; i < std::size(function_names); ++i) {
+    if (text != function_names[i]) continue;
+    const Activation found{static_cast<Function>(i), attributes.real(slope, 0)};
+    require(std::isfinite(found.slope), "attribute ", slope, " is not finite");
+    return found;
+  }
+  fail("attribute ", name, " is \"", text, "\", which is no activation");
+}
+
+// What an operator does to its result: the attributes activation and slope. Older files have relu, 0 or 1.
+inline Activation activation_from(const Attributes& attributes) {
+  return activation_from(attributes, "activation", "slope",
+                         attributes.flag("relu", false) ? Function::relu : Function::none);
+}
+
+// What the derivative of the activation before a gradient is made from: of nothing (there is none), of a stack (the
+// activation's result or, where that does not tell, what it was applied to), or of bits. Attributes mask_kind (0, 1 or 2),
+// for a stack mask_halo, and mask_activation (relu if it is not there) with mask_slope.
 class Mask {
  public:
-  Mask() = default;  // everywhere
+  Mask() = default;  // of nothing
 
   // The mask as an operator's attributes describe it; `image` is the geometry of the gradient that is masked.
   class Description {
    public:
     Description(const Attributes& attributes, const Stack& image)
         : kind_(attributes.integer_in("mask_kind", 0, 2, 0)),
-          stack_(image.with_halo(attributes.integer_in("mask_halo", 0, 256, 0))) {}
+          activation_(activation_from(attributes, "mask_activation", "mask_slope", Function::relu)),
+          stack_(image.with_halo(attributes.integer_in("mask_halo", 0, 256, 0))) {
+      require(activation_.function != Function::none, "attribute mask_activation is \"none\"");
+      require(kind_ != 2 || has_slopes(activation_.function),
+              "mask_kind is 2, but bits do not tell the derivative of ",
+              function_names[static_cast<std::size_t>(activation_.function)]);
+    }
 
     // Checks input `index` of a call whose stacks have `blocks` batch blocks.
     Mask bind(const Context& context, std::size_t index, std::int64_t blocks) const {
       Mask mask;
       mask.stack_ = stack_;
+      mask.activation_ = activation_;
       if (kind_ == 1) {
         const auto tensor = context.input<float>(index);
         require(static_cast<bool>(tensor), "mask_kind is 1 but there is no mask");
@@ -49,6 +85,7 @@ class Mask {
 
    private:
     std::int64_t kind_;
+    Activation activation_;
     Stack stack_;
   };
 
@@ -60,9 +97,11 @@ class Mask {
     return bits_ == nullptr ? nullptr : bits_ + stack_.bits_at(nb, c, y);
   }
   const Stack& stack() const { return stack_; }
+  const Activation& activation() const { return activation_; }
 
  private:
   Stack stack_;
+  Activation activation_{Function::relu};
   const float* values_ = nullptr;
   const std::uint8_t* bits_ = nullptr;
 };
@@ -86,7 +125,7 @@ class Addend {
   const float* data_ = nullptr;
 };
 
-// The optional output of ReLU bits; absent, nothing is written.
+// The optional output of an activation's bits; absent, nothing is written.
 class Bits {
  public:
   Bits() = default;
@@ -103,15 +142,44 @@ class Bits {
   std::uint8_t* data_ = nullptr;
 };
 
+// The optional output of what an activation is applied to, a stack with the halo of attribute pre_halo; absent, nothing is
+// written.
+class Pre {
+ public:
+  Pre() = default;
+  Pre(const Context& context, std::size_t output, const Stack& stack, std::int64_t blocks)
+      : stack_(stack), data_(context.output<float>(output, stack.shape(blocks)).data()) {}
+
+  // Its geometry beside the result's.
+  static Stack geometry(const Attributes& attributes, const Stack& result) {
+    return result.with_halo(attributes.integer_in("pre_halo", 0, 256, 0));
+  }
+
+  // Row y of channel c of batch block nb; null where there is none.
+  float* row(std::int64_t nb, std::int64_t c, std::int64_t y) const {
+    return data_ == nullptr ? nullptr : data_ + stack_.at(nb, c, y);
+  }
+  void zero_halo(std::int64_t nb, std::int64_t c) const {
+    if (data_ != nullptr) stack_.zero_halo(data_ + nb * stack_.block(), c);
+  }
+  const Stack& stack() const { return stack_; }
+
+ private:
+  Stack stack_;
+  float* data_ = nullptr;
+};
+
 // What an operator does to each row that it has computed.
 struct Finish {
   std::int64_t count;  // floats of a row
   Addend addend{};
   Mask mask{};
-  bool relu = false;
+  Activation activation{};
   Bits bits{};
+  Pre pre{};
 
-  // out = mask ∘ act(scale · a + shift + addend), and its bits, for row y of channel c of batch block nb; `a` may be `out`.
+  // out = act'(mask) · act(scale · a + shift + addend), and what is kept of it, for row y of channel c of batch block nb; `a`
+  // may be `out`.
   void operator()(const float* a, float scale, float shift, float* out, std::int64_t nb, std::int64_t c,
                   std::int64_t y) const {
     row_kernels().combine({.count = count,
@@ -119,11 +187,19 @@ struct Finish {
                            .scale = scale,
                            .shift = shift,
                            .addend = addend.row(nb, c, y),
-                           .relu = relu,
+                           .activation = activation,
+                           .pre = pre.row(nb, c, y),
+                           .through = mask.activation(),
                            .mask = mask.values(nb, c, y),
                            .mask_bits = mask.bits(nb, c, y),
                            .out = out,
                            .bits = bits.row(nb, c, y)});
+  }
+
+  // Zeroes the halos of plane c of batch block nb of the stack `to` at `out` and of `pre`.
+  void zero_halo(const Stack& to, float* out, std::int64_t nb, std::int64_t c) const {
+    to.zero_halo(out + nb * to.block(), c);
+    pre.zero_halo(nb, c);
   }
 
   // The same for every row of every batch block, from the stack `in` at `a` to the stack `to` at `out`, and zeros in its
@@ -134,12 +210,12 @@ struct Finish {
       const float scale = scales == nullptr ? 1 : scales[c], shift = shifts == nullptr ? 0 : shifts[c];
       for (std::int64_t y = 0; y < to.height; ++y)
         (*this)(a + in.at(nb, c, y), scale, shift, out + to.at(nb, c, y), nb, c, y);
-      to.zero_halo(out + nb * to.block(), c);
+      zero_halo(to, out, nb, c);
     });
   }
 };
 
-// How an operator passes a gradient to its input: dx = mask ∘ (what it makes of dy, + addend).
+// How an operator passes a gradient to its input: dx = act'(mask) · (what it makes of dy, + addend).
 struct InputGradient {
   Stack dy, dx;
   Mask::Description mask;

@@ -97,7 +97,7 @@ struct Stack {
     for (std::int64_t y = 0; y < height; ++y) zero_after_row(block_start, c, y);
   }
 
-  // ReLU bits: u8 [NB, C·H, bit_row()], bit j (least significant first) of a row is element j of the row's
+  // Bits of activations: u8 [NB, C·H, bit_row()], bit j (least significant first) of a row is element j of the row's
   // W·B floats.
   std::int64_t bit_row() const { return (row() + 7) / 8; }  // bytes
   Shape bits_shape(std::int64_t blocks) const { return {blocks, channels * height, bit_row()}; }
