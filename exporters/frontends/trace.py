@@ -355,6 +355,7 @@ class Trace:
     _entries: dict[int, _Entry] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _modules: dict[int, str] = field(default_factory=dict)
+    _fresh: set[int] = field(default_factory=set)  # tensors that were made while the network ran
     _read: Pixels | None = None
     _within: list[str] = field(default_factory=list)
     # Its sentence alone: the exception would keep the frames of all callers, with what they hold.
@@ -484,30 +485,34 @@ class Trace:
         written: list[Tensor],
     ) -> Any:
         """The network computes with what it holds: that is done as it stands, but not into what it holds."""
-        kept = [tensor for tensor in written if not tensor.is_inference()]  # not made during this run
+        if written and operator == "detach":  # as torch.tensor does with what it has just made
+            self._fresh.update(map(id, written))
+            return written[0]
+        kept = [tensor for tensor in written if id(tensor) not in self._fresh]
         if kept:
             said = f"{self._place().names(operator)} changes a tensor that the network holds, {_HELD}"
             for tensor in kept:
                 self._change(tensor, Refused(said))
             return kept[0]
         views = any(returned.alias_info is not None for returned in overload._schema.returns)
-        if not views and any(number == BATCH for number in _numbers(arguments.values())):
-            said = (
-                f"{self._place().names(operator)} makes a tensor for each image of a batch; {self.supported}"
-            )
-            result = self.run(
-                overload, {**arguments, "device": "meta"} if "device" in arguments else arguments, Place()
-            )
-            return self._all(result, Refused(said))
-        result = overload(**arguments)
+        # Tensors that the network makes are ordinary ones: torch's factories take no others.
+        with torch.inference_mode(False), torch.no_grad():
+            if not views and any(number == BATCH for number in _numbers(arguments.values())):
+                said = f"{self._place().names(operator)} makes a tensor for each image of a batch"
+                there = {"device": "meta"} if "device" in arguments else {}
+                result = self.run(overload, {**arguments, **there}, Place())
+                return self._all(result, Refused(f"{said}; {self.supported}"))
+            result = overload(**arguments)
         sources = [self.found(tensor) for tensor in tensors]
         names = [
             n for found in sources if isinstance(found, Constant) for n in (found.name, *found.computed_from)
         ]
         computed = Constant("", tuple(dict.fromkeys(filter(None, names))), operator)
+        fresh = not views or all(id(tensor) in self._fresh for tensor in tensors)
         for tensor in _tensors([result]):
             if id(tensor) not in self._entries:
                 self.remember(tensor, computed)
+                self._fresh.update([id(tensor)] if fresh else [])
         return result
 
     def _all(self, result: Any, found: Found) -> Any:

@@ -62,7 +62,7 @@ REFUSED = {
     "keep the batch dimension": Function(lambda x: torch.flatten(x, 0, 1)),
     "must give (batch, 256)": Function(lambda x: x.view(-1, 64)),
     "dropout 'dropout' is active": Function(lambda x: F.dropout(x, 0.5, True)),
-    "'select'": Function(lambda x: x[:, 0]),
+    "'select'": Function(lambda x: x.select(1, 0)),
 }
 
 
