@@ -11,6 +11,7 @@ from edge_bcs.runtime.artifact import Artifact
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import parse_object
+from edge_bcs.core.settings import divisor
 
 
 @dataclass
@@ -50,9 +51,9 @@ class Course:
         """The first epoch that this training, which stands at ``step``, has not begun."""
         return self.first_epoch + -(-(step - self.first_step) // self.steps_per_epoch)
 
-    def divisor(self, done: int) -> float:
+    def divisor(self, done: int) -> int:
         """What divides λ and λ_w after ``done`` steps: 1, then 10 from 50 % on, 100 from 75 % on."""
-        return 100.0 if 4 * done >= 3 * self.total_steps else 10.0 if 2 * done >= self.total_steps else 1.0
+        return divisor(done, self.total_steps)
 
     def rates(self, done: int, hyper: Mapping[str, float]) -> tuple[float, float]:
         """λ and λ_w of the step after ``done`` steps; ``hyper`` are the artifact's, whose ratio they keep."""
