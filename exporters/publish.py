@@ -261,7 +261,7 @@ def _put(folder: Path, target: Path, place: Path, aside: Path, force: bool) -> N
     old: Path | None = None
     if not os.path.lexists(place):
         os.rename(folder, place)
-    elif _exchange(folder, place):
+    elif exchange(folder, place):
         old = folder
     else:
         old = aside
@@ -281,11 +281,11 @@ def _put(folder: Path, target: Path, place: Path, aside: Path, force: bool) -> N
         if old == aside:
             os.rename(aside, place)
         elif old == folder:
-            _exchange(folder, place)
+            exchange(folder, place)
         raise
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def exchange(one: Path, other: Path) -> bool:
     """Exchange two folders in one call of the system; False where system or file system have none, or refuse
     it: what cannot be done in two calls either, those will say."""
     try:

@@ -86,7 +86,7 @@ def validate(artifact: Artifact, sparse: SparseModel, tolerance: float = TOLERAN
     """
     differences = None
     for draw in range(_DRAWS):
-        found = _compare(artifact, sparse, draw, tolerance)
+        found = compare(artifact, sparse, draw, tolerance)
         if _agrees(artifact, found, tolerance):
             return found
         if differences is None or not _telling(differences):
@@ -160,7 +160,7 @@ def _run_plain(path: Path, images: Array) -> Array:
     return logits
 
 
-def _compare(artifact: Artifact, sparse: SparseModel, draw: int, tolerance: float) -> Differences:
+def compare(artifact: Artifact, sparse: SparseModel, draw: int, tolerance: float) -> Differences:
     """The differences on one draw of images; those of torch's float32 beside them if one is above
     ``tolerance``."""
     n = artifact.micro_batch

@@ -269,7 +269,7 @@ def simulate(
         outside=outside,
         margin_bytes=margin,
         expected=expected,
-        calibrated_seconds=_calibrated(artifact, plan, expected, measured),
+        calibrated_seconds=calibrated_seconds(artifact, plan, expected, measured),
         measured=measured,
         advice=advise(artifact, plan, needed, place, curve, recompiled),
     )
@@ -326,7 +326,7 @@ def _verdict(
     return DOES_NOT_FIT if failures else verdict, tuple(reasons), tuple(failures)
 
 
-def _calibrated(
+def calibrated_seconds(
     artifact: Artifact, plan: MemoryPlan, expected: StepTime | None, measured: Measurement | None
 ) -> float | None:
     """The board's expected time, times measured over expected on this host; None if the run was disturbed."""

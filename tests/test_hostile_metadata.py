@@ -264,15 +264,15 @@ def small_data(folder: Path) -> Path:
 )  # fmt: skip
 def test_counts_of_an_interrupted_evaluation(damage: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from edge_bcs.evaluation.measures import _resumed
+    from edge_bcs.evaluation.measures import interrupted_counts
 
     counts = {"batches": 1, "samples": 4, "clean": 3, "adversarial": [2], "warnings": ["w"]}
     file = tmp_path / "counts.json"
     file.write_text(json.dumps({"asked": {}, "counts": counts}))
-    assert _resumed(file, {}, 1) == counts
+    assert interrupted_counts(file, {}, 1) == counts
     file.write_text(json.dumps({"asked": {}, "counts": {**counts, **damage}}))
     with pytest.raises(EdgeBcsError, match="counts of another evaluation, or damaged ones"):
-        _resumed(file, {}, 1)
+        interrupted_counts(file, {}, 1)
 
 
 @pytest.mark.parametrize(

@@ -235,14 +235,14 @@ def test_huge_files_of_settings_and_counts_are_refused(tmp_path: Path, huge: Hug
         "evaluation.json": plots.read_report,
         "bench.json": lambda file: bench_report.read(file.parent),
         "checkpoint": read_ort_checkpoint,
-        "counts.json": lambda file: evaluation._resumed(file, {}, 1),
+        "counts.json": lambda file: evaluation.interrupted_counts(file, {}, 1),
     }
     for name, read in refused.items():
         with pytest.raises(EdgeBcsError) as caught:
             read(huge(tmp_path / "refused" / name))
         assert "\n" not in str(caught.value)
     # What only says how far something was counts as nothing.
-    assert finetune._report(huge(tmp_path / "run" / "report.json").parent) == {}
+    assert finetune.earlier_report(huge(tmp_path / "run" / "report.json").parent) == {}
     line = b'{"step": 1}\n'
     for name in ("metrics.jsonl", "steps.jsonl"):
         (tmp_path / name).write_bytes(line + b'{"step": 2}\n')

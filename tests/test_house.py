@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,3 +145,123 @@ def test_no_test_file_needs_another() -> None:
                 names = [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             others = [name for name in names if name.split(".")[-1].startswith("test_")]
             assert not others, f"{file.relative_to(ROOT)} imports {others}"
+
+
+# Private names
+
+THEIRS = {
+    "_asdict": "named tuples: documented, and without a name of another kind",
+    "_exit": "os: documented; a forked test must not run what pytest does at the end",
+    "_fields": "named tuples: documented",
+    "_getframe": "sys: documented; inspect's frames read source files",
+    "_replace": "named tuples: documented",
+    "_signal": "CPython's own signal module, without the enumerations that a handler must not run into",
+    "_call_impl": "torch: what runs a module, whatever its forward was replaced with",
+    "_compiled_call_impl": "torch: where torch.compile leaves a module",
+    "_forward_hooks": "torch: hooks can be added in public, and not be looked at",
+    "_forward_pre_hooks": "torch: hooks can be added in public, and not be looked at",
+    "_orig_mod": "torch: what torch.compile wraps, by the name that it documents nowhere else",
+    "_python_dispatch": "torch: the base class of a mode that sees every operator",
+    "_schema": "torch: names of an operator's arguments",
+    "_model_bytes": "onnxruntime: a copy of the graph's file, which would stay for the life of a session",
+    "_parameter": "onnxruntime's training build: the memory of a parameter without a copy",
+    "_pybind_state": "onnxruntime: arenas, checkpoints and gradient graphs have no other module",
+    "_expected_crc": "zipfile: the fuzzer reads members whose checksum it has broken itself",
+}
+"""Private name of another package → why we use it. A name of ours is never here."""
+SETTERS = {"setattr", "getattr", "hasattr", "delattr"}
+
+
+def is_private(name: str) -> bool:
+    return re.fullmatch(r"_[^\W_]\w*", name) is not None
+
+
+def members(tree: ast.AST) -> set[str]:
+    """Names that a file gives to what belongs to its classes: methods, fields, and what `self` is given."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for item in node.body:
+                targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
+                found |= {target.id for target in targets if isinstance(target, ast.Name)}
+                found |= {item.name} if isinstance(item, ast.FunctionDef) else set()
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node.value):
+            found.add(node.attr)
+    return found
+
+
+def is_own(base: ast.expr) -> bool:
+    """Whether an expression is the object itself, its class, or itself as one of its base class."""
+    if isinstance(base, ast.Call):
+        return isinstance(base.func, ast.Name) and base.func.id == "super"
+    return isinstance(base, ast.Name) and base.id in ("self", "cls")
+
+
+def private_uses(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
+    """(line, name, whether it is the object's own) of every private name that is reached for, in programs
+    inside strings, too."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        own = False
+        if isinstance(node, ast.Attribute):
+            names, own = [node.attr], is_own(node.value)
+        elif isinstance(node, ast.ImportFrom):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [part for alias in node.names for part in alias.name.split(".")]
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            texts = [item.value for item in node.args if isinstance(item, ast.Constant)]
+            if called in SETTERS:
+                names = [part for text in texts if isinstance(text, str) for part in text.split(".")]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import " in node.value:
+            try:
+                program = ast.parse(textwrap.dedent(node.value))
+            except SyntaxError:  # words
+                continue
+            own_names = members(program)
+            for line, name, inner in private_uses(program):
+                yield node.lineno + line - 1, name, inner and name in own_names
+        for name in names:
+            if is_private(name):
+                yield getattr(node, "lineno", 0), name, own
+
+
+def test_nobody_reaches_for_what_is_private_elsewhere() -> None:
+    """An object may use its own private names, if its own file defines them: those of a base class in another
+    file are not its own. A file may reach into its own classes, through names that no other class has."""
+    files = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
+    trees = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in files}
+    defined = {file: members(tree) for file, tree in trees.items()}
+    classes = Counter(name for names in defined.values() for name in names)
+    reached: list[str] = []
+    theirs: set[str] = set()
+    for file, tree in trees.items():
+        for line, name, own in private_uses(tree):
+            if name in defined[file] and (own or classes[name] == 1):
+                continue
+            if name in THEIRS and not own:
+                theirs.add(name)
+                continue
+            reached.append(f"{file}:{line} {name}")
+    assert reached == []
+    assert theirs == set(THEIRS), "an exception that nobody needs"
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        ("from a import B", ["_b"]),
+        ("import a.B", ["_b"]),
+        ("def f(x):\n    return x.__dict__, x.B.c", ["_b"]),
+        ("monkeypatch.setattr('a.b.B', 1)", ["_b"]),
+        ("monkeypatch.setattr(a, 'B', 1)", ["_b"]),
+        ("PROGRAM = '''\nimport a\na.B = 1\n'''", ["_b"]),
+        ("TEXT = 'an import of B'", []),
+        ("class A:\n    def f(self):\n        self.B = super().B()", []),
+        ("_, __ = a.b, a._", []),
+    ],
+)  # fmt: skip
+def test_private_names_are_found(program: str, found: list[str]) -> None:
+    tree = ast.parse(program.replace("B", "_b"))  # else this file would use such names
+    assert [name for _, name, own in private_uses(tree) if not own] == found

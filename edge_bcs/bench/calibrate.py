@@ -44,7 +44,7 @@ SETTINGS = (
 _PHASES = ("attack", "training", "optimizer")
 QUIET, USELESS = 0.95, 0.5
 """Shares of the cores' time: from which a run counts as undisturbed, and below which nothing is believed."""
-_IN_A_ROW = 2  # runs of a graph that count, after one that does not
+IN_A_ROW = 2  # runs of a graph that count, after one that does not
 _ENOUGH = 3  # undisturbed runs of a graph
 _PROBE = 0.05  # seconds
 
@@ -85,14 +85,14 @@ def calibrate(
     """
     from edge_bcs.targets.cost_model import COSTS, Machine, fit, fit_threads
 
-    _require(statistics.fmean(_available(threads) for _ in range(5)))
+    _require(statistics.fmean(cores_share(threads) for _ in range(5)))
     progress("peak arithmetic and bandwidth")
     peak = roof.measure(threads)
     start = Machine(
         peak.isa, peak.core_arithmetic, peak.memory_bandwidth, COSTS[peak.isa], processor=peak.processor
     )
     with tempfile.TemporaryDirectory() as folder:
-        graphs = _graphs(threads, folder, progress)
+        graphs = timed_graphs(threads, folder, progress)
         began, number = time.monotonic(), 0
         while number == 0 or (
             min(graph.undisturbed for graph in graphs) < runs and time.monotonic() - began < seconds
@@ -132,7 +132,7 @@ def _require(available: float) -> float:
     return available
 
 
-def _available(threads: int) -> float:
+def cores_share(threads: int) -> float:
     """Share of the time of ``threads`` cores that this process gets if it asks for all of it."""
     busy, *_ = roof.probes()
 
@@ -145,7 +145,7 @@ def _available(threads: int) -> float:
         return min(1.0, statistics.fmean(pool.map(share, range(threads))))
 
 
-def _graphs(threads: int, folder: str, progress: Callable[[str], None]) -> list[_Timed]:
+def timed_graphs(threads: int, folder: str, progress: Callable[[str], None]) -> list[_Timed]:
     """All graphs of all settings, ready to run; profiles are written to ``folder``."""
     graphs: list[_Timed] = []
     for model, distribution, sparsity, sizes in SETTINGS:
@@ -271,7 +271,7 @@ class _Side:
     def run(self, feeds: Mapping[str, Any]) -> None:
         """Once to warm up, then the runs that count."""
         self.session.run(None, feeds)
-        for _ in range(_IN_A_ROW):
+        for _ in range(IN_A_ROW):
             waited, began = waited_for_cores(), time.perf_counter()
             self.session.run(None, feeds)
             seconds = time.perf_counter() - began
@@ -279,7 +279,7 @@ class _Side:
 
     def operator_seconds(self) -> dict[str, float]:
         """Operator → its typical time. Ends the profiling."""
-        cycle = _IN_A_ROW + 1
+        cycle = IN_A_ROW + 1
         return {
             name: typical([second for run, second in enumerate(taken) if run % cycle], self.shares)
             for name, taken in operator_seconds(self.session).items()

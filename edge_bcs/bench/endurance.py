@@ -57,12 +57,12 @@ def rewire(artifact: str | Path, steps: int) -> dict[str, Any]:
             for name, array in expected.items():
                 if not np.array_equal(state[name], array):
                     raise EdgeBcsError(f"after step {trainer.steps}, {name} is not that of the reference.")
-            _check(state, kappa, size)
+            check_connections(state, kappa, size)
             replaced += kappa - len(np.intersect1d(before["coo.index"], state["coo.index"]))
             memory.append({"step": step, "private_bytes": private_now(), "budget_bytes": _in_use(trainer)})
             if len(memory) % 10 == 0:
                 print(f"step {step:,} of {steps:,}", file=sys.stderr, flush=True)
-        _check(trainer.state(), kappa, size)
+        check_connections(trainer.state(), kappa, size)
         memory.append({"step": steps, "private_bytes": private_now(), "budget_bytes": _in_use(trainer)})
         kept = len(np.intersect1d(first, trainer.state()["coo.index"]))
         return {
@@ -73,7 +73,7 @@ def rewire(artifact: str | Path, steps: int) -> dict[str, Any]:
             "replaced_per_step": replaced / (len(memory) - 1),
             "first_connections_left": kept,
             "checks": len(memory) - 1,
-            **_growth(memory),
+            **growth_of(memory),
             "memory": memory,
         }
 
@@ -102,12 +102,12 @@ def train(artifact: str | Path, steps: int) -> dict[str, Any]:
             save_steps=10,
             max_writes=None,
         )
-        _check(trainer.state(), trainer.artifact.kappa, trainer.artifact.size)
+        check_connections(trainer.state(), trainer.artifact.kappa, trainer.artifact.size)
         return {
             "steps": steps,
             "milliseconds_per_step": result["milliseconds_per_step"],
             "saves": result["writes"]["saves"],
-            **_growth(memory),
+            **growth_of(memory),
             "memory": memory,
         }
 
@@ -131,7 +131,8 @@ def _reference(
     return {"coo.value": value, "coo.index": index, "coo.momentum": momentum}
 
 
-def _check(state: dict[str, Any], kappa: int, size: int) -> None:
+def check_connections(state: dict[str, Any], kappa: int, size: int) -> None:
+    """Raise EdgeBcsError unless a state has exactly κ connections, in order, within N positions."""
     value, index, momentum = (state[f"coo.{name}"] for name in ("value", "index", "momentum"))
     check_buffers(value, index, momentum, momentum, size=size)
     if len(np.unique(index)) != kappa:
@@ -142,7 +143,7 @@ def _in_use(trainer: Trainer) -> int:
     return int(trainer.memory()["current_bytes"] or 0)
 
 
-def _growth(memory: list[dict[str, int]]) -> dict[str, int]:
+def growth_of(memory: list[dict[str, int]]) -> dict[str, int]:
     """How memory grew after the first tenth, in which caches fill; EdgeBcsError if by more than 1 MiB.
 
     A leak would rise from reading to reading; what the checks between the steps take rises once or twice.

@@ -177,21 +177,21 @@ def compare_step(
         for size, (artifact, _) in exported.items():
             if len(exported) == 1:
                 trainer = stack.enter_context(Trainer(artifact, threads=threads))
-                sides[f"{size}"] = functools.partial(_seconds, trainer.step, images, labels)
+                sides[f"{size}"] = functools.partial(seconds_of, trainer.step, images, labels)
             else:
-                sides[f"{size}"] = functools.partial(_trainer_seconds, artifact, threads, images, labels)
+                sides[f"{size}"] = functools.partial(trainer_seconds, artifact, threads, images, labels)
         if dense:
             tensors = torch.from_numpy(images), torch.from_numpy(labels)
             for name, network in _others(model, sparse, tensors[0]).items():
                 step = _TorchStep(network, attack_steps, channels_last=name == "dense")
-                sides[name] = functools.partial(_seconds, step, *tensors)
-        seconds = _in_turn(sides, repetitions, progress)
+                sides[name] = functools.partial(seconds_of, step, *tensors)
+        seconds = in_turn(sides, repetitions, progress)
         chosen = min(exported, key=lambda size: statistics.median(seconds[f"{size}"]))
         if len(exported) > 1:
             trainer = stack.enter_context(Trainer(exported[chosen][0], threads=threads))
             trainer.step(images, labels)
-        update = _in_turn(
-            {"update": functools.partial(_seconds, trainer.run_optimizer_only)}, repetitions, lambda _: None
+        update = in_turn(
+            {"update": functools.partial(seconds_of, trainer.run_optimizer_only)}, repetitions, lambda _: None
         )
         peak, described = trainer.peak_bytes, trainer.artifact
         trainer.close()
@@ -289,19 +289,20 @@ def _batch(count: int, size: int) -> tuple[Any, Any]:
     return pixels.reshape(count, 3, size, size), (np.arange(count) % 10).astype(np.int64)
 
 
-def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
+def seconds_of(function: Callable[..., Any], *arguments: Any) -> float:
+    """How long one call takes."""
     started = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - started
 
 
-def _trainer_seconds(artifact: Path, threads: int, images: Any, labels: Any) -> float:
+def trainer_seconds(artifact: Path, threads: int, images: Any, labels: Any) -> float:
     """Seconds of a step of a trainer of its own, after one that is not timed: a process has one at a time."""
     from edge_bcs.runtime import Trainer
 
     with Trainer(artifact, threads=threads) as trainer:
         trainer.step(images, labels)
-        return _seconds(trainer.step, images, labels)
+        return seconds_of(trainer.step, images, labels)
 
 
 @contextlib.contextmanager
@@ -347,7 +348,7 @@ def _others(model: str, sparse: Any, images: Any) -> dict[str, Any]:
     return {name: network for name, network in found.items() if network is not None}
 
 
-def _in_turn(
+def in_turn(
     sides: dict[str, Callable[[], float]], repetitions: int, progress: Callable[[str], None]
 ) -> dict[str, list[float]]:
     """Seconds of each run of each side, as it tells them, after one that does not count."""
@@ -413,7 +414,7 @@ def _parts(engine: Engine, batch_size: int) -> dict[str, tuple[float, int]]:
     runs = {"attack": micro_batches * engine.artifact.objective.attack.steps, "training": micro_batches}
     found = {}
     for graph, count in runs.items():
-        taken = [_seconds(engine.run, graph) for _ in range(10)]
+        taken = [seconds_of(engine.run, graph) for _ in range(10)]
         found[graph] = (statistics.median(taken), count)
     return found
 

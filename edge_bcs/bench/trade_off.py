@@ -76,7 +76,7 @@ print(json.dumps({"images": len(x), "seconds_per_image": (time.perf_counter() - 
 """
 
 
-def _compiled(name: str, objective: str) -> tuple[Any, Any, Any]:
+def compiled(name: str, objective: str) -> tuple[Any, Any, Any]:
     """(sparse network, network, job) at 99 %, frozen statistics."""
     from edge_bcs import models
     from edge_bcs.core.objectives import objective_named
@@ -104,9 +104,9 @@ def smallest_table(known: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
     for name in NETWORKS:
         if any(row["network"] == name for row in rows):
             continue
-        planner = Planner(_compiled(name, "at")[1])
+        planner = Planner(compiled(name, "at")[1])
         for objective in ("at", "trades"):
-            _, network, job = _compiled(name, objective)
+            _, network, job = compiled(name, objective)
             exact = planner.smallest(job)
             narrow = planner.smallest(replace(job, bfloat16=True))
             rows.append(
@@ -130,7 +130,7 @@ def curve(name: str, measure: tuple[int, ...], machine: Machine) -> list[dict[st
     """Budget → plan and predicted time, and the measured ones at the budgets ``measure`` (MiB)."""
     from edge_bcs.exporters.memory.planner import Planner
 
-    _, network, job = _compiled(name, "at")
+    _, network, job = compiled(name, "at")
     job = replace(job, machine=machine)
     planner = Planner(network)
     budgets = {planner.smallest(job).peak_bytes} | {
@@ -168,12 +168,12 @@ def measured(name: str, objective: str, budget: int, machine: Machine) -> dict[s
     from edge_bcs.targets.roofline import step_runs, step_time, this_host
 
     threads = len(machine.arithmetic)
-    sparse, _, _ = _compiled(name, objective)
+    sparse, _, _ = compiled(name, objective)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/{name}"
         artifact = export(sparse, path, objective, memory=Memory(budget, machine=machine), validate=False)
         request = {"path": path, "memory": budget, "threads": threads, "seconds": SECONDS}
-        answer = _least_disturbed(json.dumps(request))
+        answer = least_disturbed(json.dumps(request))
     host = replace(this_host(machine.isa), calibration=machine)
     plan = plan_of(artifact.manifest["memory"])
     expected = step_time(plan, step_runs(artifact), host, threads)
@@ -196,17 +196,17 @@ def measured(name: str, objective: str, budget: int, machine: Machine) -> dict[s
     return found
 
 
-def _least_disturbed(request: str) -> dict[str, Any]:
+def least_disturbed(request: str) -> dict[str, Any]:
     """What `host_run` answers; of a few attempts, where other work disturbed it, the one that had most."""
     from edge_bcs.targets.simulator import UNDISTURBED
 
     answers: list[dict[str, Any]] = []
     while len(answers) < ATTEMPTS and all(answer["cores_share"] < UNDISTURBED for answer in answers):
-        answers.append(_python(["-m", "edge_bcs.targets.host_run"], request))
+        answers.append(run_python(["-m", "edge_bcs.targets.host_run"], request))
     return max(answers, key=itemgetter("cores_share"))
 
 
-def _python(arguments: list[str], text: str = "") -> dict[str, Any]:
+def run_python(arguments: list[str], text: str = "") -> dict[str, Any]:
     """Run python in a fresh process and read the JSON on its last line."""
     import edge_bcs
 
@@ -380,7 +380,7 @@ def _accuracy_table(times: dict[str, Any]) -> list[str]:
     return lines
 
 
-class _Folder:
+class Folder:
     """What is there already, and what is written as soon as it is known."""
 
     def __init__(self, path: Path, again: str) -> None:
@@ -455,7 +455,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["smallest", "times", "both"], default="both")
     parser.add_argument("--again", choices=["nothing", "times", "all"], default="nothing")
     options = parser.parse_args()
-    folder = _Folder(options.folder, options.again)
+    folder = Folder(options.folder, options.again)
     if options.part != "times":
         for rows in smallest_table(folder.rows):
             folder.rows = rows
@@ -465,7 +465,7 @@ def main() -> None:
     folder.write()
 
 
-def measure_times(folder: _Folder, threads: int) -> None:
+def measure_times(folder: Folder, threads: int) -> None:
     """Calibrate, then measure each network that is not there yet."""
     import torch
 
@@ -473,7 +473,7 @@ def measure_times(folder: _Folder, threads: int) -> None:
     for name, budgets in MEASURED.items():
         if name not in folder.times["results"]:
             points = curve(name, budgets, machine)
-            dense = _python(["-c", _DENSE, name, str(threads), str(IMAGES)])
+            dense = run_python(["-c", _DENSE, name, str(threads), str(IMAGES)])
             print(dense, flush=True)
             found = {"points": points, "dense_pytorch": dense, "torch": torch.__version__}
             folder.times["results"][name] = found

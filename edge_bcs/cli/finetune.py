@@ -215,7 +215,7 @@ def _train(
         data = reading.open("train")
         held_out = reading.open("test") if options["eval_samples"] else None
     if trainer.resumed:
-        report |= {**_report(folder), **report}
+        report |= {**earlier_report(folder), **report}
         report.pop("stopped", None)
     report |= trainer.match_classes(data, training=True).report()
     report |= reading.report()
@@ -370,7 +370,7 @@ def _trusted(artifact: str, folder: Path, options: dict[str, Any]) -> Artifact:
     return read
 
 
-def _report(folder: Path) -> dict[str, Any]:
+def earlier_report(folder: Path) -> dict[str, Any]:
     """Return the report of the run so far; it is a convenience, so what is damaged in it counts as none."""
     try:
         content = parse_object(read_small(folder / _REPORT))

@@ -72,7 +72,7 @@ def command(folder: str, as_json: bool, **options: Any) -> None:
     """
     from edge_bcs.runtime.ort.artifact import OrtArtifact
 
-    _check_output(options["output"], options["checkpoint"], options["force"])
+    check_checkpoint(options["output"], options["checkpoint"], options["force"])
     with Progress(f"opening {folder}"):
         training = OrtArtifact(
             folder,
@@ -143,7 +143,7 @@ def _matched(training: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str
     return matched.data, held_out.data, {**matched.report(), **reading.report()}
 
 
-def _check_output(output: str | None, checkpoint: str | None, force: bool) -> None:
+def check_checkpoint(output: str | None, checkpoint: str | None, force: bool) -> None:
     """Refuse to write over a checkpoint, or any other file, unless the training goes on from it."""
     goes_on = output and checkpoint and os.path.realpath(output) == os.path.realpath(checkpoint)
     if output and not goes_on:

@@ -28,7 +28,8 @@ FIRST_SECONDS = 1.5
 """From the beginning of a task to its first line where there is no terminal."""
 SECONDS = 10.0
 """Between two lines."""
-_APART = 2.0  # between the last line of one task and the first of the next
+APART = 2.0
+"""Between the last line of one task and the first of the next."""
 _REDRAWN = 0.2  # on a terminal
 _BAR = 20
 _SHORTEST_ETA = 3.0
@@ -46,15 +47,19 @@ class Progress(ContextDecorator):
         done: how much of it is done at the beginning.
         unit: what is counted, such as "images".
         shown: False: nothing is shown of this task (an outer one stays visible).
+
+    Attributes:
+        began: when it did, by `time.monotonic`.
+        told: the last line that told of it where there is no terminal; "" before the first.
     """
 
     def __init__(
         self, what: str, total: int | None = None, *, done: int = 0, unit: str = "", shown: bool = True
     ) -> None:
         self.what, self.total, self.done, self.unit, self.text = what, total, done, unit, ""
-        self._shown, self._began = shown, time.monotonic()
-        self._first, self._first_at, self._moved_at = done, self._began, self._began
-        self._told = ""
+        self._shown, self.began = shown, time.monotonic()
+        self._first, self._first_at, self._moved_at = done, self.began, self.began
+        self.told = ""
 
     def begin(self, done: int) -> None:
         """Count the time that is left from now on, where ``done`` is done."""
@@ -76,8 +81,8 @@ class Progress(ContextDecorator):
     def __enter__(self) -> Progress:
         """Begin to show it."""
         global _teller
-        self._began = self._first_at = self._moved_at = time.monotonic()
-        self._told = ""
+        self.began = self._first_at = self._moved_at = time.monotonic()
+        self.told = ""
         if self._shown:
             with _lock:
                 _tasks.append(self)
@@ -103,6 +108,12 @@ class Progress(ContextDecorator):
         if ended is not None:
             ended.end()
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is under way and shown."""
+        with _lock:
+            return self in _tasks
+
     def describe(self, width: int | None = None, bar: tuple[str, str] | None = None) -> str:
         """Return where it stands as one line: of at most ``width`` characters, with a bar of these two."""
         now = time.monotonic()
@@ -115,7 +126,7 @@ class Progress(ContextDecorator):
             parts.append(counted)
         elif self.done:
             parts.append(f"{self.done:,} {self.unit}".rstrip())
-        times = [_rounded(now - self._began)]
+        times = [_rounded(now - self.began)]
         moved, took = self.done - self._first, self._moved_at - self._first_at
         if self.total and moved > 0 and now - self._first_at >= _SHORTEST_ETA:
             left = took * (self.total - self.done) / moved - (now - self._moved_at)
@@ -210,17 +221,17 @@ class _Teller(threading.Thread):
             self._lines.rewrite(task.describe(max(8, columns - 1), self._bar))
             return
         now = time.monotonic()
-        first = max(task._began + FIRST_SECONDS, self._last + _APART)
-        if now >= (self._last + SECONDS if task._told else first):
+        first = max(task.began + FIRST_SECONDS, self._last + APART)
+        if now >= (self._last + SECONDS if task.told else first):
             self._write(task, now)
 
     def _write(self, task: Progress, now: float) -> None:
-        task._told, self._last = task.describe(), now
-        self._lines.line(task._told)
+        task.told, self._last = task.describe(), now
+        self._lines.line(task.told)
 
     def conclude(self, task: Progress) -> None:
         """Write the last line of a task that other lines told of."""
-        if not self._terminal and task._told:
+        if not self._terminal and task.told:
             self._write(task, time.monotonic())
 
     def say(self, sentence: str) -> None:

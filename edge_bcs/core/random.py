@@ -149,8 +149,8 @@ def integers(count: int, below: int, *, seed: int, step: int, purpose: int) -> N
 
 # The inverse of the normal distribution function: Wichura, "Algorithm AS 241: The percentage points of the
 # normal distribution", Applied Statistics 37 (1988), PPND16; relative accuracy about 1e-16. Lowest power
-# first.
-_CENTRE = (
+# first. `edge_bcs.method.device_random` computes with the same numbers.
+CENTRE = (
     (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3,
      1.3731693765509461125e4, 4.5921953931549871457e4, 6.7265770927008700853e4,
      3.3430575583588128105e4, 2.5090809287301226727e3),
@@ -158,7 +158,7 @@ _CENTRE = (
      5.3941960214247511077e3, 2.1213794301586595867e4, 3.9307895800092710610e4,
      2.8729085735721942674e4, 5.2264952788528545610e3),
 )  # fmt: skip
-_MIDDLE = (
+MIDDLE = (
     (1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0,
      3.64784832476320460504e0, 1.27045825245236838258e0, 2.41780725177450611770e-1,
      2.27238449892691845833e-2, 7.74545014278341407640e-4),
@@ -166,7 +166,7 @@ _MIDDLE = (
      6.89767334985100004550e-1, 1.48103976427480074590e-1, 1.51986665636164571966e-2,
      5.47593808499534494600e-4, 1.05075007164441684324e-9),
 )  # fmt: skip
-_TAIL = (
+TAIL = (
     (6.65790464350110377720e0, 5.46378491116411436990e0, 1.78482653991729133580e0,
      2.96560571828504891230e-1, 2.65321895265761230930e-2, 1.24266094738807843860e-3,
      2.71155556874348757815e-5, 2.01033439929228813265e-7),
@@ -176,9 +176,9 @@ _TAIL = (
 )  # fmt: skip
 
 # The leading 32 bits of ln 2, so that its multiples by exponents are exact, and the rest.
-_LN2_HIGH = 6.93147180369123816490e-01
-_LN2_LOW = 1.90821492927058770002e-10
-_SQRT_HALF = 0.70710678118654752440
+LN2_HIGH = 6.93147180369123816490e-01
+LN2_LOW = 1.90821492927058770002e-10
+SQRT_HALF = 0.70710678118654752440
 
 
 def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -191,12 +191,12 @@ def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDAr
 def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Natural logarithm of positive numbers, from + − × ÷ only: x = m·2ᵉ, log m = 2 artanh((m−1)/(m+1))."""
     m, e = np.frexp(x)
-    low = m < _SQRT_HALF
+    low = m < SQRT_HALF
     m = np.where(low, m * 2.0, m)
     exponent = np.where(low, e - 1, e).astype(np.float64)
     s = (m - 1.0) / (m + 1.0)
     series = _polynomial(tuple(1.0 / (2 * k + 1) for k in range(12)), s * s)
-    return exponent * _LN2_HIGH + ((2.0 * s) * series + exponent * _LN2_LOW)
+    return exponent * LN2_HIGH + ((2.0 * s) * series + exponent * LN2_LOW)
 
 
 def normal_from_words(word: NDArray[np.uint32]) -> NDArray[np.float32]:
@@ -204,7 +204,7 @@ def normal_from_words(word: NDArray[np.uint32]) -> NDArray[np.float32]:
     u = (word.astype(np.float64) + 0.5) * 2.0**-32
     q = u - 0.5
     r = 0.180625 - q * q
-    central = q * (_polynomial(_CENTRE[0], r) / _polynomial(_CENTRE[1], r))
+    central = q * (_polynomial(CENTRE[0], r) / _polynomial(CENTRE[1], r))
     outside = np.abs(q) > 0.425
     if outside.any():
         edge, side = u[outside], q[outside]
@@ -212,8 +212,8 @@ def normal_from_words(word: NDArray[np.uint32]) -> NDArray[np.float32]:
         middle, tail = depth - 1.6, depth - 5.0
         size = np.where(
             depth <= 5.0,
-            _polynomial(_MIDDLE[0], middle) / _polynomial(_MIDDLE[1], middle),
-            _polynomial(_TAIL[0], tail) / _polynomial(_TAIL[1], tail),
+            _polynomial(MIDDLE[0], middle) / _polynomial(MIDDLE[1], middle),
+            _polynomial(TAIL[0], tail) / _polynomial(TAIL[1], tail),
         )
         central[outside] = np.where(side < 0.0, -size, size)
     return central.astype(np.float32)

@@ -167,7 +167,7 @@ def _pixels(image: Any, data: bytes, shape: Shape, source: str, share: float) ->
         side = 2 * max(height, width)
         drafted = image.draft("", (side, side))
     mode = "L" if channels == 1 else "RGB"
-    need = _memory(image, data, whole, mode)
+    need = memory_needed(image, data, whole, mode)
     remedy = "make it smaller" + (
         "" if jpeg else ", or a JPEG, which can be decoded at a fraction of its size"
     )
@@ -200,7 +200,7 @@ def _orientation(image: Any) -> int:
     return orientation if orientation in _TURNS else 1
 
 
-def _memory(image: Any, data: bytes, whole: tuple[int, int], mode: str) -> int:
+def memory_needed(image: Any, data: bytes, whole: tuple[int, int], mode: str) -> int:
     """Bytes that decoding takes at most beside the file: the image, what its format takes for itself, and a
     converted copy unless the image is what is wanted."""
     pixels = image.width * image.height

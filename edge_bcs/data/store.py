@@ -317,7 +317,7 @@ class Stored(Dataset):
             if _key(self._sources, self.shape) != self._key:
                 raise EdgeBcsError(f"{self._source} has changed since it was opened: begin again.")
             classes = self._class_names() if self._class_names else None
-            return _decode(self._file, self._decoder(), self.shape, classes, self._source, self._watch)
+            return decode(self._file, self._decoder(), self.shape, classes, self._source, self._watch)
         except OSError as error:
             raise EdgeBcsError(f"{self._source} cannot be read: {error.strerror or error}.") from None
 
@@ -379,7 +379,7 @@ class _Gathered:
         )
 
 
-def _decode(
+def decode(
     file: Path,
     decoded: Iterable[Decoded],
     shape: Shape,

@@ -238,7 +238,7 @@ def measure(
         check_output(resume, json_with("asked", "counts"), "the counts of an interrupted evaluation")
         asked["of"] = _fingerprint(model, data)
     versions = max(1, len(budgets))
-    counts = _resumed(resume, asked, versions) or {
+    counts = interrupted_counts(resume, asked, versions) or {
         **dict.fromkeys(_COUNTS, 0),
         "adversarial": [0] * versions,
         "warnings": [],
@@ -308,7 +308,9 @@ def _fingerprint(model: Model, data: Data | Batches) -> str:
     return digest.hexdigest()
 
 
-def _resumed(resume: str | Path | None, asked: dict[str, Any], versions: int) -> dict[str, Any] | None:
+def interrupted_counts(
+    resume: str | Path | None, asked: dict[str, Any], versions: int
+) -> dict[str, Any] | None:
     """Return the counts of an interrupted evaluation, None if there are none.
 
     Raises:

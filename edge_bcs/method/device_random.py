@@ -79,9 +79,9 @@ def normal_from_words(word: Tensor) -> Tensor:
     """Return f32, the standard normal quantiles at (word + ½)·2⁻³² (Wichura's AS 241), without a branch."""
     u = (word.to(torch.float64) + 0.5) * 2.0**-32
     q = u - 0.5
-    central = q * _ratio(random._CENTRE, 0.180625 - q * q)
+    central = q * _ratio(random.CENTRE, 0.180625 - q * q)
     depth = torch.sqrt(-_log(torch.where(q < 0, u, 1.0 - u)))
-    size = torch.where(depth <= 5, _ratio(random._MIDDLE, depth - 1.6), _ratio(random._TAIL, depth - 5.0))
+    size = torch.where(depth <= 5, _ratio(random.MIDDLE, depth - 1.6), _ratio(random.TAIL, depth - 5.0))
     outside = torch.where(q < 0, -size, size)
     return torch.where(q.abs() > 0.425, outside, central).to(torch.float32)
 
@@ -100,9 +100,9 @@ def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
 def _log(x: Tensor) -> Tensor:
     """Natural logarithm of positive numbers from + − × ÷ only, as `random._log`."""
     m, e = torch.frexp(x)
-    low = m < random._SQRT_HALF
+    low = m < random.SQRT_HALF
     m = torch.where(low, m * 2, m)
     exponent = torch.where(low, e - 1, e).to(torch.float64)
     s = (m - 1) / (m + 1)
     series = _polynomial(tuple(1.0 / (2 * k + 1) for k in range(12)), s * s)
-    return exponent * random._LN2_HIGH + ((2 * s) * series + exponent * random._LN2_LOW)
+    return exponent * random.LN2_HIGH + ((2 * s) * series + exponent * random.LN2_LOW)

@@ -119,7 +119,7 @@ class Builder:
 
     def _finish(self) -> None:
         """Keep what the output needs, and let go of every tensor after its last reader."""
-        wanted, kept = {self._name(self.graph.output)}, []
+        wanted, kept = {self.name_of(self.graph.output)}, []
         for step in reversed(self.network.steps):
             if wanted.isdisjoint(step.outputs):
                 continue
@@ -133,7 +133,8 @@ class Builder:
         self.network.steps = kept[::-1]
         self.network.edge_bcs_input_shape = self.shape
 
-    def _name(self, tensor: str) -> str:
+    def name_of(self, tensor: str) -> str:
+        """Name under which the network holds a tensor of the file."""
         return self.names.get(tensor, tensor)
 
     def _visit(self, node: OnnxNode) -> None:
@@ -164,7 +165,7 @@ class Builder:
             if result.shape[0] != BATCH or prod(result.shape[1:]) > _MOST_PIXELS:
                 raise RefusedError(f"it makes a tensor of the shape {shown(result.shape)}")
             self.values[name] = result
-        self.network.steps.append(Step(run, tuple(map(self._name, inputs)), node.outputs))
+        self.network.steps.append(Step(run, tuple(map(self.name_of, inputs)), node.outputs))
 
     def module(
         self, node: OnnxNode, named: str, module: nn.Module, source: str, **numbers: Array | None
@@ -177,7 +178,7 @@ class Builder:
             parts = [f"{node.operator.lower()}_{count}"]
         parent: nn.Module = self.network
         for part in parts[:-1]:
-            if part not in parent._modules:
+            if part not in dict(parent.named_children()):
                 parent.add_module(part, nn.Module())
             parent = parent.get_submodule(part)
         parent.add_module(parts[-1], module.eval())
@@ -189,7 +190,7 @@ class Builder:
         """Whether a module may be added under this name."""
         parent: nn.Module = self.network
         for position, part in enumerate(parts):
-            if part not in parent._modules:
+            if part not in dict(parent.named_children()):
                 return not hasattr(parent, part)
             parent = parent.get_submodule(part)
             if type(parent) is not nn.Module or position == len(parts) - 1:

@@ -194,7 +194,7 @@ def _identity(b: Builder, node: OnnxNode) -> None:
         raise RefusedError("it makes other numbers than float32 of a tensor of the network")
     source = b.tensor(node)
     b.values[node.outputs[0]] = b.values[source]
-    b.names[node.outputs[0]] = b._name(source)
+    b.names[node.outputs[0]] = b.name_of(source)
 
 
 @_rule("Clip")

@@ -345,6 +345,7 @@ class Trace:
     Attributes:
         root: the module. rows: operator → row. supported: the end of sentences that refuse something.
         graph: the layers so far. used: modules whose parameters a layer has.
+        fault: why the network is refused, once it is.
     """
 
     root: nn.Module
@@ -359,7 +360,7 @@ class Trace:
     _read: Pixels | None = None
     _within: list[str] = field(default_factory=list)
     # Its sentence alone: the exception would keep the frames of all callers, with what they hold.
-    _fault: str | None = None
+    fault: str | None = None
 
     def __post_init__(self) -> None:
         for name, module in self.root.named_modules():
@@ -420,8 +421,8 @@ class Trace:
             with warnings.catch_warnings(), _Operators(self), _Attributes(self.device):
                 warnings.simplefilter("ignore")  # they are told where the network runs on images
                 result = self.root(outline)
-        if self._fault is not None:  # which the network's own code has caught
-            raise EdgeBcsError(self._fault)
+        if self.fault is not None:  # which the network's own code has caught
+            raise EdgeBcsError(self.fault)
         return result
 
     def run(self, overload: Any, arguments: Mapping[str, Any], place: Place) -> Any:
@@ -532,11 +533,11 @@ class Trace:
 
     def _data_dependent(self, place: Place) -> Any:
         where = place.line or place.names("forward")
-        self._fault = (
+        self.fault = (
             f"the network cannot be traced: {where} decides by the values of a tensor, and the forward of a "
             "network must not depend on the data"
         )
-        raise EdgeBcsError(self._fault)
+        raise EdgeBcsError(self.fault)
 
     def _result(self, call: Call, result: Any, tensors: list[Tensor], written: list[Tensor]) -> Any:
         """Give the network tensors for what a row has returned."""
@@ -578,8 +579,8 @@ class Trace:
         try:
             result = self.run(call._overload, call.arguments, call.place)
         except EdgeBcsError:
-            self._fault = refused.sentence
-            raise EdgeBcsError(self._fault) from None
+            self.fault = refused.sentence
+            raise EdgeBcsError(self.fault) from None
         return self._all(result, refused)
 
     def _change(self, tensor: Tensor, found: Found) -> None:
@@ -655,7 +656,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             return self.trace.call(func, args, kwargs or {}, self)
         except EdgeBcsError as error:
-            self.trace._fault = str(error)
+            self.trace.fault = str(error)
             raise
 
 

@@ -91,7 +91,7 @@ class Sketch:
             if not OPERATORS[node.operator].early:
                 last = self.owner.get(next(name for name in node.outputs if name))
             self.token.append(last)
-        self._arrays = tuple(np.array(numbers, np.int64) for numbers in (self.size, self.birth, self.death))
+        self.arrays = tuple(np.array(numbers, np.int64) for numbers in (self.size, self.birth, self.death))
 
     def _touch(self, owner: int | None, index: int, late: bool) -> None:
         if owner is not None:
@@ -106,10 +106,10 @@ class Sketch:
 
     def rewritten(self, storage: Storage) -> Rewritten:
         """What becomes of the graph with ``storage``."""
-        return _Pass(self, storage).result()
+        return Pass(self, storage).result()
 
 
-class _Pass:
+class Pass:
     """One walk over the operators that change; new allocations are numbered on from those of the graph."""
 
     def __init__(self, sketch: Sketch, storage: Storage) -> None:
@@ -127,6 +127,7 @@ class _Pass:
         self.found = Rewritten(np.zeros(0), np.zeros(0))
 
     def result(self) -> Rewritten:
+        """What becomes of the graph."""
         sketch, storage = self.sketch, self.storage
         changed = {g for tensor in storage.recomputed | storage.narrowed for g in sketch.readers[tensor]}
         after = {sketch.producer[tensor] + 1: tensor for tensor in storage.narrowed}
@@ -135,7 +136,7 @@ class _Pass:
                 self._narrow(after[gap], gap)
             if gap in changed:
                 self._gradient(gap)
-        return self._summed()
+        return self.summed()
 
     def _step(self, gap: int, *read: int | None) -> int:
         """Insert an operator before node ``gap`` that reads allocations; returns its step."""
@@ -195,11 +196,12 @@ class _Pass:
         self.token = self._allocate(self.sketch.size[self.sketch.owner[tensor]], step)
         return self.token
 
-    def _summed(self) -> Rewritten:
+    def summed(self) -> Rewritten:
+        """Add up what lives at each step, when the walk is done."""
         sketch, found = self.sketch, self.found
         nodes = np.arange(len(sketch.nodes))
         found.steps = nodes + np.searchsorted(np.array(self.gaps, np.int64), nodes, side="right")
-        size, birth, last = sketch._arrays
+        size, birth, last = sketch.arrays
         last = last.copy()
         for tensor in self.storage.recomputed | self.storage.narrowed:
             owner = sketch.owner[tensor]

@@ -65,6 +65,7 @@ class OrtArtifact:
 
     Attributes:
         parameters: name → array of every parameter, trainable or not; changed in place by `step`.
+        moments: name → arrays of the optimizer's moments of a parameter that is trained; changed likewise.
         steps: optimizer steps done, those of the checkpoint included.
         batch_size: images that the graphs are fixed to, or None.
         outputs: scores that the network gives, or None if the graphs do not say.
@@ -103,10 +104,10 @@ class OrtArtifact:
         self._evaluation = self._open(evaluation, "eval_model.onnx")
         self._optimizer = _Optimizer(_read(folder / f"{prefix}optimizer_model.onnx"), self._options)
         self.steps = self._checkpoint.optimizer.step if self._checkpoint.optimizer else 0
-        self._moments = self._first_moments()
+        self.moments = self._first_moments()
         self._moment_values = {
             name: [_value(moment) for moment in moments[: self._optimizer.moments]]
-            for name, moments in self._moments.items()
+            for name, moments in self.moments.items()
         }
         self._check_inputs()
         self.outputs = self._count_outputs()
@@ -235,13 +236,13 @@ class OrtArtifact:
         finite; an earlier checkpoint is kept.
         """
         for name, array in self.parameters.items():
-            for numbers in (array, *self._moments.get(name, ())):
+            for numbers in (array, *self.moments.get(name, ())):
                 if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
                     raise EdgeBcsError(
                         f"the checkpoint {path} was not written: the parameter {name} or its moment is not "
                         "finite; an earlier one is kept."
                     )
-        state = OptimizerState(self.steps, self.learning_rate, self._moments)
+        state = OptimizerState(self.steps, self.learning_rate, self.moments)
         # The checkpoint's own arrays are what `step` changes.
         changed = replace(self._checkpoint, optimizer=state if include_optimizer_state else None)
         if self.classes is not None:

@@ -391,10 +391,10 @@ def test_nor_does_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock()
     monkeypatch.setattr(step, "time", clock)
     sides = {
-        name: functools.partial(step._seconds, clock.side(name, seconds))
+        name: functools.partial(step.seconds_of, clock.side(name, seconds))
         for name, seconds in (("ours", 1.0), ("dense", 2.0))
     }
-    taken = step._in_turn(sides, 2, lambda message: None)
+    taken = step.in_turn(sides, 2, lambda message: None)
     assert clock.log == 3 * ["pause", "ours", "pause", "dense"]  # once more than counts
     assert taken == {"ours": [100.0, 100.0], "dense": [200.0, 200.0]}  # each after a pause
 
@@ -410,7 +410,7 @@ def test_ours_takes_the_micro_batch_that_makes_the_faster_steps(
         order.append(Artifact.read(artifact).micro_batch)
         return seconds[order[-1]]
 
-    monkeypatch.setattr(step, "_trainer_seconds", trained)
+    monkeypatch.setattr(step, "trainer_seconds", trained)
     taken = compare_step(
         model="wrn28_2", batch_size=17, attack_steps=1, threads=2, repetitions=2, dense=False
     )
@@ -425,7 +425,7 @@ def test_a_trainers_step_is_timed_without_its_first(
     monkeypatch.setattr(step, "time", clock)
     images, timed = np.zeros((2, 1, 8, 8), np.float32), clock.side("step", 1.0)
     monkeypatch.setattr("edge_bcs.runtime.trainer.Trainer.step", lambda *_: timed())
-    assert step._trainer_seconds(tiny_artifact(), 1, images, np.zeros(2, np.int64)) == 1.0
+    assert step.trainer_seconds(tiny_artifact(), 1, images, np.zeros(2, np.int64)) == 1.0
     assert clock.log == ["step", "step"]  # the first takes a hundred times as long
 
 

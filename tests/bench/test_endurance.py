@@ -53,20 +53,20 @@ def test_growth_of_memory_is_noticed() -> None:
             for step in range(101)
         ]
 
-    found = endurance._growth(readings(1000, 0))
+    found = endurance.growth_of(readings(1000, 0))
     assert found["growth_bytes"] == 90 * 1000 and found["largest_rise_bytes"] == 1000
     assert found["readings_that_rose"] == found["readings"] == 90
     for grown, counted in ((20_000, 0), (0, 1)):
         with pytest.raises(EdgeBcsError, match="memory grew"):
-            endurance._growth(readings(grown, counted))
+            endurance.growth_of(readings(grown, counted))
 
 
 def test_connections_that_drift_are_noticed() -> None:
     value = np.ones(3, np.float32)
     state: dict[str, Any] = {"coo.value": value, "coo.momentum": value, "coo.index": np.array([0, 4, 4])}
     with pytest.raises(EdgeBcsError):
-        endurance._check(state, 3, 9)
+        endurance.check_connections(state, 3, 9)
     state["coo.index"] = np.array([0, 4, 5])
-    endurance._check(state, 3, 9)
+    endurance.check_connections(state, 3, 9)
     with pytest.raises(EdgeBcsError, match="3 connections instead of 4"):
-        endurance._check(state, 4, 9)
+        endurance.check_connections(state, 4, 9)

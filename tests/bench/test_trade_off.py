@@ -69,24 +69,24 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "smallest.json").write_text(json.dumps(rows))
     (tmp_path / "trade_off.json").write_text(json.dumps(times()))
     # Times belong to the calibration that they were predicted with.
-    assert trade_off._Folder(tmp_path, "nothing").times["results"] == {}
+    assert trade_off.Folder(tmp_path, "nothing").times["results"] == {}
     machine = Machine("neon", (1e9, 1e9), 1e9, COSTS["neon"])
     save(machine, tmp_path / "machine.toml")
-    folder = trade_off._Folder(tmp_path, "nothing")
+    folder = trade_off.Folder(tmp_path, "nothing")
     assert folder.rows == rows and folder.times == times() and folder.machine(1) == machine.on(1)
     (tmp_path / "machine.toml").write_text("version = 1")
-    assert trade_off._Folder(tmp_path, "nothing").times["results"] == {}  # of a form that is no more
+    assert trade_off.Folder(tmp_path, "nothing").times["results"] == {}  # of a form that is no more
     save(machine, tmp_path / "machine.toml")
-    again = trade_off._Folder(tmp_path, "times")
+    again = trade_off.Folder(tmp_path, "times")
     assert again.rows == rows and again.times["results"] == {} and again.times["others"] == []
-    assert trade_off._Folder(tmp_path, "all").rows == []
+    assert trade_off.Folder(tmp_path, "all").rows == []
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(Machine("neon", (1e9, 1e9), 1e9, COSTS["neon"]), tmp_path / "machine.toml")
     monkeypatch.setattr(trade_off, "MEASURED", {"vgg16": (6,), "resnet18": (6,)})
     monkeypatch.setattr(trade_off, "OTHERS", (("resnet50", "at", 32),))
-    monkeypatch.setattr(trade_off, "_python", lambda *_: times()["results"]["vgg16"]["dense_pytorch"])
+    monkeypatch.setattr(trade_off, "run_python", lambda *_: times()["results"]["vgg16"]["dense_pytorch"])
     monkeypatch.setattr(trade_off, "measured", lambda *_: measured("resnet50", 1.0, 1.0))
     asked: list[str] = []
 
@@ -100,10 +100,10 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(trade_off, "curve", curve)
     calibrated = {"machine": times()["machine"], "results": {}, "others": []}  # interrupted just after that
     (tmp_path / "trade_off.json").write_text(json.dumps(calibrated))
-    first = trade_off._Folder(tmp_path, "nothing")
+    first = trade_off.Folder(tmp_path, "nothing")
     with pytest.raises(EdgeBcsError):
         trade_off.measure_times(first, 2)
-    second = trade_off._Folder(tmp_path, "nothing")
+    second = trade_off.Folder(tmp_path, "nothing")
     assert second.times["results"].keys() == {"vgg16"}
     trade_off.measure_times(second, 2)
     assert asked == ["vgg16", "resnet18", "resnet18"]
@@ -113,8 +113,8 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_artifact_is_measured_again_while_other_work_disturbs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*shares: float) -> list[float]:
         answers = iter(shares)
-        monkeypatch.setattr(trade_off, "_python", lambda *_: {"cores_share": next(answers)})
-        return [trade_off._least_disturbed("{}")["cores_share"], *answers]
+        monkeypatch.setattr(trade_off, "run_python", lambda *_: {"cores_share": next(answers)})
+        return [trade_off.least_disturbed("{}")["cores_share"], *answers]
 
     assert asked(0.99, 0.5) == [0.99, 0.5]  # the second was not asked for
     assert asked(0.3, 0.9, 0.5) == [0.9, 0.5]
@@ -124,7 +124,7 @@ def test_an_artifact_is_measured_again_while_other_work_disturbs_it(monkeypatch:
 def test_one_artifact_is_predicted_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = tiny("resnet18")
     job = Job(objective_named("at"))
-    monkeypatch.setattr(trade_off, "_compiled", lambda *_: (sparse, network_of(sparse, (3, 32, 32)), job))
+    monkeypatch.setattr(trade_off, "compiled", lambda *_: (sparse, network_of(sparse, (3, 32, 32)), job))
     monkeypatch.setattr(trade_off, "SECONDS", 0.0)
     monkeypatch.setattr(trade_off, "ATTEMPTS", 1)
     machine = Machine(isa(), (1e11,), 1e10, COSTS[isa()])

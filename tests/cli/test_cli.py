@@ -143,7 +143,7 @@ def test_finetune_refuses_a_cap_below_the_plan_before_it_measures(
     need = succeed("inspect", path)["predicted_peak_bytes"]
     write_digits(tmp_path / "digits.npz")
     finetune = ("finetune", path, "--data", tmp_path / "digits.npz", "--steps", 1, "-o", tmp_path / "run")
-    monkeypatch.setattr("edge_bcs.cli.finetune._evaluate", lambda *_: pytest.fail("measured first"))
+    monkeypatch.setattr("edge_bcs.runtime.Trainer.evaluate", lambda *_: pytest.fail("measured first"))
     refused = run(*finetune, "--memory", need - 1)
     assert refused.exit_code == 1 and f"takes {need} bytes, more than the {need - 1}" in refused.stderr
     assert not (tmp_path / "run" / "report.json").exists()

@@ -162,7 +162,7 @@ def test_a_trained_checkpoint_of_onnx_runtime(tmp_path: Path) -> None:
     folder = DENSE / "mobile"
     if not (folder / "checkpoint").is_file():
         pytest.skip("no artifact of ONNX Runtime's tools here")
-    from edge_bcs.cli.run_ort_artifact import _check_output
+    from edge_bcs.cli.run_ort_artifact import check_checkpoint
 
     file = mine(tmp_path / "trained.checkpoint")
     words = ("run-ort-artifact", folder, "--data", "digits", "-o")
@@ -171,10 +171,10 @@ def test_a_trained_checkpoint_of_onnx_runtime(tmp_path: Path) -> None:
         assert "--force replaces it all the same" in refused(run(*words, output))
         assert output.read_bytes() == before
     (tmp_path / "link").symlink_to(file)
-    _check_output(str(file), str(tmp_path / "link"), False)
-    _check_output(str(file), None, True)
-    _check_output(str(tmp_path / "new"), None, False)
-    _check_output(None, None, False)
+    check_checkpoint(str(file), str(tmp_path / "link"), False)
+    check_checkpoint(str(file), None, True)
+    check_checkpoint(str(tmp_path / "new"), None, False)
+    check_checkpoint(None, None, False)
 
 
 def test_files_of_the_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,9 +183,9 @@ def test_files_of_the_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     file = mine(tmp_path / "README.md")
     with pytest.raises(EdgeBcsError, match="is not that of `make trade-off`"):
-        trade_off._Folder(tmp_path, "all")
-    monkeypatch.setattr(sys, "argv", ["endurance", "-o", str(tmp_path)])
-    monkeypatch.setattr(endurance, "_export", lambda folder: pytest.fail("measured first"))
+        trade_off.Folder(tmp_path, "all")
+    monkeypatch.setattr(sys, "argv", ["endurance", "--artifact", str(tmp_path / "a"), "-o", str(tmp_path)])
+    monkeypatch.setattr(endurance, "rewire", lambda *_: pytest.fail("measured first"))
     with pytest.raises(SystemExit, match=r"Error: .* has a README\.md that belongs to no measurement"):
         endurance.main()
     assert file.read_bytes() == b"mine"

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state, write_run
 from helpers.commands import run
 
-from edge_bcs.core import locks
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.locks import LOCK, FolderLock
 from edge_bcs.data import open_data
@@ -87,19 +88,28 @@ def test_a_folder_that_was_deleted_and_made_again_is_locked_again(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+@contextmanager
+def as_another_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What this process holds is not its own: flock keeps two open files apart, whoever opened them."""
+    number = os.getpid()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: number + 1)
+        yield
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"12 ", b"x y\n", b"1\n2\n3\n", b"9" * 5000])
-def test_a_holder_that_cannot_be_known(tmp_path: Path, content: bytes) -> None:
-    with FolderLock(tmp_path):
+def test_a_holder_that_cannot_be_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    with FolderLock(tmp_path), as_another_process(monkeypatch):
         (tmp_path / LOCK).write_bytes(content)
-        locks._held.clear()  # as another process sees it
         with pytest.raises(EdgeBcsError, match="being written by another process: wait"):
             FolderLock(tmp_path)
 
 
-def test_a_holder_on_another_machine(tmp_path: Path) -> None:
-    with FolderLock(tmp_path):
+def test_a_holder_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FolderLock(tmp_path), as_another_process(monkeypatch):
         (tmp_path / LOCK).write_text("12 board-7\n")
-        locks._held.clear()
         with pytest.raises(EdgeBcsError, match="by process 12 on board-7: wait"):
             FolderLock(tmp_path)
 
@@ -112,9 +122,12 @@ def test_without_flock_it_is_said_once(
         raise OSError(fault, os.strerror(fault))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(locks, "_told", [])
+    spec = find_spec("edge_bcs.core.locks")
+    assert spec is not None and spec.loader is not None
+    fresh = module_from_spec(spec)  # as at the beginning of a process, in which nothing was said
+    spec.loader.exec_module(fresh)
     for name in ("a", "b"):
-        with FolderLock(tmp_path / name):
+        with fresh.FolderLock(tmp_path / name):
             (tmp_path / name / "state").write_text("saved")
             assert [path.name for path in (tmp_path / name).iterdir()] == ["state"]
     said = capsys.readouterr().err

@@ -133,20 +133,20 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nobody_has_to_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(progress, "_APART", 0.0)
+    monkeypatch.setattr(progress, "APART", 0.0)
     for stream in (Gone(), None):
         monkeypatch.setattr(sys, "stderr", stream)
         with Progress("training", 400) as bar:
             progress.say("Saves now and then.")
             if stream is not None:
-                until(lambda bar=bar: bar._told != "")  # type: ignore[misc]
+                until(lambda bar=bar: bar.told != "")  # type: ignore[misc]
         progress.say("Stopped.")
 
 
 def test_a_task_inside_another_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
-    for name, seconds in (("FIRST_SECONDS", 0.01), ("SECONDS", 0.01), ("_APART", 0.0)):
+    for name, seconds in (("FIRST_SECONDS", 0.01), ("SECONDS", 0.01), ("APART", 0.0)):
         monkeypatch.setattr(progress, name, seconds)
     with Progress("compiling"):
         with Progress("measuring", 8, unit="images"):
@@ -163,14 +163,14 @@ def test_a_task_inside_another_is_told_of(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every task waits, once it has something to say, until it has been told of."""
-    for name, seconds in (("FIRST_SECONDS", 0.001), ("SECONDS", 0.001), ("_APART", 0.0)):
+    for name, seconds in (("FIRST_SECONDS", 0.001), ("SECONDS", 0.001), ("APART", 0.0)):
         monkeypatch.setattr(progress, name, seconds)
     update = Progress.update
 
     def slow_update(self: Progress, *arguments: Any, **more: Any) -> None:
         update(self, *arguments, **more)
-        if self in progress._tasks:
-            until(lambda: self._told != "" and (more.get("text") or "") in self._told)
+        if self.is_shown:
+            until(lambda: self.told != "" and (more.get("text") or "") in self.told)
 
     monkeypatch.setattr(Progress, "update", slow_update)
 

@@ -110,7 +110,7 @@ def test_damage_while_training_costs_time_and_no_bits(
 
 def test_what_cannot_be_mended_is_one_sentence(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_data(source, "train", SHAPE)
-    decode = store._decode
+    decode = store.decode
 
     def on_a_failing_medium(file: Path, *arguments: object) -> object:
         index = decode(file, *arguments)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def test_what_cannot_be_mended_is_one_sentence(source: Path, monkeypatch: pytest
         return index
 
     zeroed(0, 0.2)(copy_of())
-    monkeypatch.setattr(store, "_decode", on_a_failing_medium)
+    monkeypatch.setattr(store, "decode", on_a_failing_medium)
     with pytest.raises(EdgeBcsError, match="its medium fails; set EDGE_BCS_CACHE"):
         data.images(np.arange(9))
     np.savez(source, x=255 - IMAGES, y=np.arange(40) % 4)  # another time of change

@@ -262,8 +262,8 @@ import io, os, sys
 from PIL import Image
 from edge_bcs.data import decoding
 Image.init()
-folder, memory, needs = sys.argv[1], decoding._memory, []
-decoding._memory = lambda *arguments: needs.append(memory(*arguments)) or needs[-1]
+folder, memory, needs = sys.argv[1], decoding.memory_needed, []
+decoding.memory_needed = lambda *arguments: needs.append(memory(*arguments)) or needs[-1]
 def now(name):
     with open("/proc/self/status") as lines:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

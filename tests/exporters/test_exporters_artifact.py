@@ -331,7 +331,7 @@ def test_one_draw_at_a_kink_is_not_a_defect(tmp_path: Path, monkeypatch: pytest.
         ([mute, mute, mute], None, False),
     ):
         answers = iter(draws)
-        monkeypatch.setattr(validations, "_compare", lambda *_, answers=answers: next(answers))
+        monkeypatch.setattr(validations, "compare", lambda *_, answers=answers: next(answers))
         if accepted:
             assert validations.validate(artifact, sparse) is found
         else:

@@ -200,7 +200,7 @@ def test_the_output_is_looked_at_before_the_network(tmp_path: Path, monkeypatch:
 
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.png").touch()
-    monkeypatch.setattr("edge_bcs.cli.export._network", too_early)
+    monkeypatch.setattr("edge_bcs.models.create", too_early)
     sentence = refused(run(*EXPORT, "-o", tmp_path / "photos"))
     assert "is not an artifact (it holds 1.png)" in sentence
     monkeypatch.chdir(tmp_path)
@@ -296,7 +296,7 @@ def test_archives(tmp_path: Path) -> None:
 
 WRITING: tuple[tuple[Any, str], ...] = (
     (os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (Path, "write_bytes"),
-    (Path, "write_text"), (publish, "_exchange"), (shutil, "copyfileobj"),
+    (Path, "write_text"), (publish, "exchange"), (shutil, "copyfileobj"),
 )  # fmt: skip
 
 
@@ -481,7 +481,7 @@ def test_killed_where_folders_cannot_be_exchanged(
     itself, and until then the sentence says where it is."""
     target, missing, copy = tmp_path / name, 0, copies(tmp_path_factory)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which takes long
-    monkeypatch.setattr(publish, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(publish, "exchange", lambda one, other: False)
 
     def publishes() -> None:
         with publishing(target) as folder:
@@ -525,7 +525,7 @@ def test_an_export_under_way_is_not_swept_away(tmp_path: Path, name: str) -> Non
 
 def test_a_file_that_comes_in_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After everything was looked at, before the exchange: the exchange is taken back."""
-    real = publish._exchange
+    real = publish.exchange
     for exchanges in (True, False):
         target = write_artifact(tmp_path / f"a{exchanges}")
 
@@ -533,7 +533,7 @@ def test_a_file_that_comes_in_the_last_moment(tmp_path: Path, monkeypatch: pytes
             (target / "notes.txt").write_text("mine") if not (target / "notes.txt").exists() else None
             return real(one, other) if exchanges else False
 
-        monkeypatch.setattr(publish, "_exchange", late)
+        monkeypatch.setattr(publish, "exchange", late)
         with pytest.raises(EdgeBcsError, match=r"holds notes\.txt"), publishing(target) as folder:
             write(folder)
         assert (target / "notes.txt").read_text() == "mine" and seed(target) == 7

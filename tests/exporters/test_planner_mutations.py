@@ -140,13 +140,13 @@ def test_reading_what_is_not_there_is_noticed() -> None:
 
 
 def test_a_sketch_that_frees_early_contradicts_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = sketch._Pass._summed
+    right = sketch.Pass.summed
 
-    def early(walk: sketch._Pass) -> sketch.Rewritten:
+    def early(walk: sketch.Pass) -> sketch.Rewritten:
         walk.last = {allocation: step - 1 for allocation, step in walk.last.items()}
         return right(walk)
 
-    monkeypatch.setattr(sketch._Pass, "_summed", early)
+    monkeypatch.setattr(sketch.Pass, "summed", early)
     asked, job = Planner(network_of(tiny("resnet18"), (3, 16, 16))), Job(objective_named("at"), 0.0, 32)
     least = asked.smallest(job, 4)
     memory = build(asked, job, least.choice).memory

@@ -62,7 +62,7 @@ def test_every_connection_may_die_at_once() -> None:
     second = copy.deepcopy(first)
     for sparse in (first, second):
         sparse.zero_gradients()
-        sparse._weight_gradients.copy_(sparse.weights * 1e6)
+        sparse.all_gradients().copy_(sparse.weights * 1e6)
     deaths = steps.update(first, Coefficients(noise=0.0), step=0)
     outcome = device_step.update_on_device(second, Coefficients(noise=0.0), step=0)
     assert deaths == outcome[0] == first.kappa
@@ -73,7 +73,7 @@ def test_a_failed_step_changes_nothing_and_nor_does_the_next() -> None:
     sparse = network()
     before = sparse.state()
     give_gradients(sparse, 0)
-    sparse._weight_gradients[sparse.index[0]] = torch.inf
+    sparse.all_gradients()[sparse.index[0]] = torch.inf
     outcome = device_step.update_on_device(sparse, Coefficients(), step=0)
     give_gradients(sparse, 1)
     after = device_step.update_on_device(sparse, Coefficients(), step=1, failed=outcome[1] == 0)

@@ -85,7 +85,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_saved(name: str, tmp_path: Path)
         training.step(*batches()[0])
         training.save_checkpoint(tmp_path / "saved")
         content = (tmp_path / "saved").read_bytes()
-        for array in (training.parameters["head.weight"], training._moments["head.weight"][0]):
+        for array in (training.parameters["head.weight"], training.moments["head.weight"][0]):
             before = array.copy()
             array.reshape(-1)[1] = np.inf
             with pytest.raises(EdgeBcsError, match=r"parameter head\.weight .* not finite; an earlier one"):

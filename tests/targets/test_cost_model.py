@@ -212,7 +212,7 @@ def test_of_runs_that_nothing_disturbed_the_median_counts() -> None:
 
 
 def test_a_busy_machine_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "_available", lambda threads: 0.4)
+    monkeypatch.setattr(calibrate, "cores_share", lambda threads: 0.4)
     with pytest.raises(EdgeBcsError, match="other work takes 60 % of the cores' time"):
         calibrate.calibrate(2)
 
@@ -246,9 +246,9 @@ def test_further_cores_are_measured_only_on_a_quiet_machine(
     true = replace(HOST, costs=replace(HOST.costs, scaling=0.3, fork=5e-5, element=2.5))
     roof = calibrate.roof.Roof("a processor", 2, "avx512", (1e11, 1e11), ((1, 1e10),), ((1, 1e9),), "")
     graphs = [Timed(true, share), Timed(true, share)]
-    monkeypatch.setattr(calibrate, "_available", lambda threads: share)
+    monkeypatch.setattr(calibrate, "cores_share", lambda threads: share)
     monkeypatch.setattr(calibrate.roof, "measure", lambda threads: roof)
-    monkeypatch.setattr(calibrate, "_graphs", lambda *_: graphs)
+    monkeypatch.setattr(calibrate, "timed_graphs", lambda *_: graphs)
     found = calibrate.calibrate(2, runs=4, seconds=0.2)
     costs, assumed = found.machine.costs, COSTS["avx512"]
     assert costs.element == pytest.approx(2.5)
@@ -261,12 +261,12 @@ def test_further_cores_are_measured_only_on_a_quiet_machine(
 
 def test_a_graph_is_timed_on_one_thread_and_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "SETTINGS", (("resnet18", "uniform", 0.99, (2,)),))
-    graphs = calibrate._graphs(2, str(tmp_path), lambda message: None)
+    graphs = calibrate.timed_graphs(2, str(tmp_path), lambda message: None)
     assert [graph.phase for graph in graphs] == ["attack", "training", "optimizer"]
     attack = graphs[0]
     attack.run()
     attack.run()
-    assert len(attack.shares) == 2 * 2 * calibrate._IN_A_ROW and all(0 <= x <= 1 for x in attack.shares)
+    assert len(attack.shares) == 2 * 2 * calibrate.IN_A_ROW and all(0 <= x <= 1 for x in attack.shares)
     one, all_ = attack.samples(1), attack.samples(2)
     assert len(one) == len(all_) == len(attack.setting.compiled.graphs["attack"].nodes)
     assert [s.walks for s in one] == [s.walks for s in all_] and any(sample.walks for sample in one)

@@ -546,7 +546,7 @@ def test_a_run_that_other_work_disturbed_says_so(tiny_artifact: Make) -> None:
         changed = dataclasses.replace(result, measured=measured)
         output = io.StringIO()
         terminal.show(changed, Console(file=output, width=200))
-        time = simulator._calibrated(result.artifact, result.plan, result.expected, measured)
+        time = simulator.calibrated_seconds(result.artifact, result.plan, result.expected, measured)
         assert changed.to_json()["measurement"]["disturbed"] == (time is None)
         return output.getvalue(), time is None
 

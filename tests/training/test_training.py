@@ -27,10 +27,9 @@ from edge_bcs.core.settings import divisor
 from edge_bcs.data import ArrayDataset, open_data
 from edge_bcs.evaluation.measures import evaluate
 from edge_bcs.method import attacks, connectivity
-from edge_bcs.training import backends, updates
+from edge_bcs.training import backends, checkpoints, updates
 from edge_bcs.training import loop as training
-from edge_bcs.training.reading import _SPLIT_EPOCH, Part
-from edge_bcs.training.run import Run
+from edge_bcs.training.reading import Part
 
 ALL = Feed(validation=0.0)
 """Nothing is held out."""
@@ -117,11 +116,9 @@ def test_selection_never_sees_the_training_images() -> None:
         **SHORT,
     )
     assert plan["step"] == 5
-    held_out = set(data.order(0, _SPLIT_EPOCH)[:20].tolist())
-    first_use = {position: seen.index(position) for position in set(seen)}
-    trained = sorted(first_use, key=lambda position: first_use[position])[: 5 * 16]
-    assert not held_out & set(trained)
-    assert held_out <= set(seen)
+    by_first_use = list(dict.fromkeys(seen))
+    trained, held_out = by_first_use[: 5 * 16], by_first_use[5 * 16 :]
+    assert len(held_out) == 20 and set(seen[-20:]) == set(held_out) and not set(trained) & set(held_out)
 
 
 def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,12 +186,12 @@ def test_killed_before_the_first_save_it_begins_anew(
     """After a line of epochs.jsonl and before the state of that epoch: each line is there once."""
     arguments: dict[str, Any] = {"epochs": 2, "feed": Feed(validation=0.1), **SHORT}
 
-    def killed(self: object, name: str) -> None:
-        if name == "last.safetensors":
+    def killed(file: Path, *_: object, **__: object) -> None:
+        if file.name == "last.safetensors":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "_save", killed)
+        patch.setattr(checkpoints, "save_checkpoint", killed)
         training.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=tmp_path, **arguments)
     assert len((tmp_path / "epochs.jsonl").read_text().splitlines()) == 1
     with (tmp_path / "metrics.jsonl").open("ab") as stream:
