@@ -257,7 +257,7 @@ def _trained(
     import torch
 
     from edge_bcs.cli.reading import Reading
-    from edge_bcs.method.sparse_model import set_normalization
+    from edge_bcs.method.hooks import set_normalization
 
     shape = asked_shape(options)
     torch.manual_seed(options["seed"])  # biases begin as torch draws them

@@ -19,7 +19,7 @@ from edge_bcs.core.normalization import Normalization
 from edge_bcs.core.segments import Segment
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.state import STATE_NAMES, Parts, state_layout
-from edge_bcs.method.wrappers import logits_among
+from edge_bcs.method.hooks import keep_biased_variance, normalization_of, set_normalization, take_logits
 
 KERNELS = (nn.Conv2d, nn.Linear)
 """Modules whose `weight` is a kernel, [out, in / groups, kh, kw] or [out, in]."""
@@ -71,67 +71,6 @@ def _check_parameter(name: str, module: nn.Module, kind: str, parameter: nn.Para
         )
     if parameter.dtype != torch.float32:
         raise EdgeBcsError(f"{name}.{kind} is {parameter.dtype}; convert the model to float32")
-
-
-def _remember_variance(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    if module.training:
-        assert isinstance(module.running_var, Tensor)
-        module.variance_before = module.running_var.clone()
-
-
-def _make_variance_biased(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """Replace the unbiased batch variance that torch put into the running average by the biased one."""
-    if module.training:
-        before, running = module.variance_before, module.running_var
-        assert isinstance(before, Tensor) and isinstance(running, Tensor)
-        assert isinstance(module.momentum, float)
-        kept = (1 - module.momentum) * before
-        values = inputs[0].numel() // inputs[0].shape[1]
-        # Through .data: autograd keeps the buffer for the backward pass, which never reads it.
-        running.data.copy_(kept + (running - kept) * ((values - 1) / values))
-        del module.variance_before
-
-
-def _keep_biased_variance(module: nn.Module) -> None:
-    """Make a batch norm average biased variances; a module that already does stays as it is."""
-    if not getattr(module, "keeps_biased_variance", False):
-        module.register_forward_pre_hook(_remember_variance)
-        module.register_forward_hook(_make_variance_biased)
-        module.keeps_biased_variance = True  # type: ignore[assignment]
-
-
-def normalization_of(network: nn.Module) -> Normalization | None:
-    """Return the pixel normalisation that is part of `network`, if there is one."""
-    found = getattr(network, "edge_bcs_normalize", None)
-    return found if isinstance(found, Normalization) else None
-
-
-def set_normalization(network: nn.Module, normalization: Normalization | None) -> None:
-    """Make a pixel normalisation part of `network`, in the place of one that it may have."""
-    if normalization is not None and normalization.identity:
-        normalization = None
-    network.edge_bcs_normalize = normalization  # type: ignore[assignment]
-    if _normalized not in network._forward_pre_hooks.values():
-        network.register_forward_pre_hook(_normalized)
-
-
-def _normalized(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """Normalise the images before the network reads them."""
-    normalization = normalization_of(network)
-    if normalization is None:
-        return None
-    images, *others = inputs
-    mean, std = (images.new_tensor(side)[:, None, None] for side in (normalization.mean, normalization.std))
-    return ((images - mean) / std, *others)
-
-
-def _take_logits(network: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
-    """Return the logits of what the network returns, up to a number an image, on which no loss depends."""
-    if not isinstance(output, Tensor):
-        output, _ = logits_among(output)
-    if getattr(network, "edge_bcs_ending", "") == "softmax" and isinstance(output, Tensor):
-        return output.clamp_min(torch.finfo(output.dtype).tiny).log()
-    return output
 
 
 class SparseModel(nn.Module):
@@ -198,9 +137,9 @@ class SparseModel(nn.Module):
         self._weights = self._others = torch.zeros(0)
         self._weight_gradients = self._other_gradients = torch.zeros(0)
         for statistics in self.statistics:
-            _keep_biased_variance(network.get_submodule(statistics.name))
-        if _take_logits not in network._forward_hooks.values():
-            network.register_forward_hook(_take_logits)
+            keep_biased_variance(network.get_submodule(statistics.name))
+        if take_logits not in network._forward_hooks.values():
+            network.register_forward_hook(take_logits)
         self.load_coo(value, index)
 
     def forward(self, x: Tensor) -> Tensor:

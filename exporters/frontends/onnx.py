@@ -12,9 +12,10 @@ from pathlib import Path
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.text import shown
 
+from .onnx_constants import FOLDED
 from .onnx_file import read_graph
 from .onnx_module import Builder, OnnxNetwork, RefusedError
-from .onnx_rules import FOLDED, RULES
+from .onnx_rules import RULES
 
 
 def from_onnx(path: str | Path, input_shape: tuple[int, int, int] | None = None) -> OnnxNetwork:

@@ -35,7 +35,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.method import sparse_model
+from edge_bcs.method import hooks
 
 from ..layers import Input, Layer, LayerGraph, Shape, shown
 
@@ -60,7 +60,7 @@ _ANSWERS = frozenset(
 )
 """Operators whose answer is a number or a shape that depends on the values of a tensor."""
 _COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite"))
-_HOOKS = sparse_model.__name__
+_HOOKS = hooks.__name__
 _HELD = "which an artifact does not when it runs"
 
 
@@ -681,9 +681,9 @@ def _as_it_was(root: nn.Module) -> Iterator[None]:
                 own["forward"] = original.__call__
             for kind in ("_forward_pre_hooks", "_forward_hooks"):
                 # What edge-bcs has hung on a module (normalisation, statistics) is not the network's own.
-                hooks = own.get(kind, {}).items()
-                if any(hook.__module__ == _HOOKS for _, hook in hooks):
-                    own[kind] = OrderedDict((key, hook) for key, hook in hooks if hook.__module__ != _HOOKS)
+                hung = own.get(kind, {}).items()
+                if any(hook.__module__ == _HOOKS for _, hook in hung):
+                    own[kind] = OrderedDict((key, hook) for key, hook in hung if hook.__module__ != _HOOKS)
         yield
     finally:
         for module, attributes, held in before:
