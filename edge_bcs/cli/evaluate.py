@@ -25,7 +25,16 @@ from edge_bcs.cli.common import (
     trust_option,
     trusted,
 )
-from edge_bcs.cli.networks import given_shape, input_shape_option, is_own, own, own_model_option, shape_of
+from edge_bcs.cli.networks import (
+    given_shape,
+    input_shape_option,
+    is_own,
+    own,
+    own_model_option,
+    shape_of,
+    weights_option,
+    with_weights,
+)
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import write_json
 from edge_bcs.core.outputs import check_output, json_with
@@ -33,13 +42,14 @@ from edge_bcs.core.progress import Progress
 
 _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 _BOARDS_ATTACKS = ("none", "fgsm", "pgd")
-_TORCHS_OPTIONS = ("step_size", "batch_size", "seed", "device", "resume", "model", "input_shape")
+_TORCHS_OPTIONS = ("step_size", "batch_size", "seed", "device", "resume", "model", "input_shape", "weights")
 _REPORTED = json_with("path", "data", "split", "engine")
 
 
 @click.command()
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(), required=False)
 @own_model_option
+@weights_option
 @input_shape_option
 @data_option
 @class_names_option
@@ -90,9 +100,10 @@ _REPORTED = json_with("path", "data", "split", "engine")
     edge-bcs evaluate run --data photos/ --attack pgd --attack-steps 50 --restarts 10
     edge-bcs evaluate runs/vgg16 --data cifar-10-batches-py --attack autoattack --resume counts.json
     edge-bcs evaluate runs/mine --model nets.py:make --data photos/
+    edge-bcs evaluate --model nets.py:make --weights dense.pt --data photos/ --input-shape 3,96,96
     edge-bcs evaluate runs/vgg16 --data digits --attack square --queries 50 --queries 5000 --json square.json
 """)
-def command(path: str, json_file: str | None, **options: Any) -> None:
+def command(path: str | None, json_file: str | None, **options: Any) -> None:
     """Measure the accuracy of an artifact, a run or a checkpoint, on clean images and under attack.
 
     Artifacts and runs are measured by their own graphs, as on the board. Attacks other than FGSM and PGD, and
@@ -100,6 +111,7 @@ def command(path: str, json_file: str | None, **options: Any) -> None:
     norm, eps. Classes are matched by name; the data may lack some.
     """
     _check(options)
+    path = _what(path, options)
     if json_file not in (None, "-"):
         check_output(json_file, _REPORTED, "a report of `edge-bcs evaluate`")
     measure = _on_board if _chosen_engine(path, options) == "board" else _in_torch
@@ -145,6 +157,21 @@ def _check(options: dict[str, Any]) -> None:
             raise EdgeBcsError(
                 f"--{name.replace('_', '-')} belongs to {' and '.join(attacks)}, not to {attack}."
             )
+
+
+def _what(path: str | None, options: dict[str, Any]) -> str:
+    """Return what is measured: PATH, or the file of --weights, of which one must be there."""
+    weights: str | None = options["weights"]
+    if (path is None) == (weights is None):
+        raise EdgeBcsError(
+            "name what is measured: an artifact, a run or a checkpoint, or --weights FILE with --model, and "
+            "not both."
+        )
+    if weights is not None and options["model"] is None:
+        raise EdgeBcsError("--weights needs --model FILE.py:FACTORY, which makes the network.")
+    if weights is not None and (options["trust_keys"] or options["min_release"]):
+        raise EdgeBcsError("--trust-key checks artifacts: leave it out for --weights.")
+    return path or str(weights)
 
 
 def _chosen_engine(path: str, options: dict[str, Any]) -> str:
@@ -218,11 +245,15 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     from edge_bcs.cli.reading import Reading
     from edge_bcs.data import classes
     from edge_bcs.evaluation import measures as evaluation
+    from edge_bcs.method.connectivity import sparsify
     from edge_bcs.training.devices import choose_device
 
     device = choose_device(options["device"])
     network = None if options["model"] is None else own(options["model"], given_shape(options))
-    sparse = loading.load(path, network, **trusted(options))
+    if network is not None and options["weights"] is not None:
+        sparse = sparsify(with_weights(network, options), 0, dense=[], start="magnitude").eval()
+    else:
+        sparse = loading.load(path, network, **trusted(options))
     names = class_names(options)
     if names is not None:
         sparse.classes = classes.named(sparse.classes, names)
@@ -250,7 +281,7 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
     if attack != "none":
         named["robust_accuracy"] = report["adv_acc"]
     described = {
-        "method": _method(path),
+        "method": None if options["weights"] else _method(path),
         "sparsity": sparse.sparsity,
         "kappa": sparse.kappa,
         "size": sparse.size,

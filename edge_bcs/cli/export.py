@@ -47,6 +47,8 @@ from edge_bcs.cli.networks import (
     short_name,
     start,
     start_option,
+    weights_option,
+    with_weights,
 )
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.progress import Progress, note
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
 @input_shape_option
 @normalize_option
 @dense_option
+@weights_option
 @start_option
 @click.option(
     "--width", type=float, help="Multiplies the channels of all layers; default: 1. A checkpoint has its own."
@@ -179,6 +182,7 @@ if TYPE_CHECKING:
     edge-bcs export --model resnet18 --objective trades --target raspberry-pi-4 -o out/resnet18
     edge-bcs export --checkpoint runs/vgg16 --memory 12MiB -o out/vgg16
     edge-bcs export --model nets.py:make --input-shape 3,48,48 --sparsity 0.95 -o out/mine
+    edge-bcs export --model nets.py:make --weights dense.pt --sparsity 0.9 --input-size 96 -o out/pruned
     edge-bcs export --model nets.py:make --checkpoint runs/mine --memory 8MiB -o out/mine
     edge-bcs export --checkpoint runs/vgg16 --archive --sign-key key.pem --release 7 -o out/vgg16.tar
 """)
@@ -206,6 +210,7 @@ def command(context: click.Context, /, **options: Any) -> None:
             "dense_patterns",
             "normalize",
             "start",
+            "weights",
         ):
             if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
                 option = name.removesuffix("_patterns")
@@ -382,6 +387,7 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
             input_channels=channels,
             input_size=size,
         )
+    with_weights(network, options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EdgeBcsWarning)  # of what export is about to say
         sparse = connectivity.sparsify(

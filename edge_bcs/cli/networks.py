@@ -106,7 +106,13 @@ start_option = click.option(
     "--start",
     type=click.Choice(["new", "magnitude"]),
     help="magnitude: keep the largest weights of a trained network of your own, the default for an ONNX "
-    "file; new: begin with random weights even where it looks trained.",
+    "file and --weights; new: begin with random weights even where it looks trained.",
+)
+weights_option = click.option(
+    "--weights",
+    type=click.Path(),
+    metavar="FILE",
+    help="Trained weights of the network: a state dict, .pt, .pth or .safetensors.",
 )
 
 
@@ -135,9 +141,24 @@ def is_own(model: str | None) -> bool:
 
 
 def start(options: dict[str, Any]) -> str | None:
-    """Return how `sparsify` shall start: an ONNX file has weights, which are kept unless --start says new."""
+    """Return how `sparsify` shall start: weights of an ONNX file or of --weights are kept."""
     given: str | None = options["start"]
-    return given or ("magnitude" if is_onnx(options["model"]) else None)
+    return given or ("magnitude" if is_onnx(options["model"]) or options["weights"] else None)
+
+
+def with_weights(network: nn.Module, options: dict[str, Any]) -> nn.Module:
+    """Return `network` with what --weights says; EdgeBcsError if that does not fit, or is not used."""
+    file = options["weights"]
+    if file is None:
+        return network
+    if is_onnx(options["model"]):
+        raise EdgeBcsError("an ONNX file has weights of its own: leave --weights out.")
+    if options.get("start") == "new":
+        raise EdgeBcsError("--start new replaces the weights: leave --weights out.")
+    from edge_bcs.weights import load_weights
+
+    load_weights(network, file)
+    return network
 
 
 def short_name(model: str) -> str:

@@ -49,6 +49,8 @@ from edge_bcs.cli.networks import (
     start,
     start_option,
     unknown_shape,
+    weights_option,
+    with_weights,
 )
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.locks import FolderLock
@@ -66,6 +68,7 @@ _OWNERS = {
     "rewire": ("bcs",),
     "distribution": ("bcs",),
     "dense_patterns": ("bcs", "random", "dense"),
+    "weights": ("bcs", "dense", *_COMPARATORS),
     "pretrained": _COMPARATORS,
     "pretrain_epochs": _COMPARATORS,
     "fine_tuning_rate": _COMPARATORS,
@@ -172,6 +175,7 @@ _OWNERS = {
 @input_shape_option
 @normalize_option
 @dense_option
+@weights_option
 @start_option
 @click.option(
     "--seed", type=Seed(), default=0, show_default=True, help="Of the connections and of all randomness."
@@ -280,6 +284,7 @@ def _trained(
             input_channels=channels,
             input_size=size,
         )
+    with_weights(network, options)
     if options["normalize"] is not None:
         set_normalization(network, normalization(options))
     _use_threads(options)
@@ -426,7 +431,7 @@ def _train_comparator(
         data,
         pseudo_labelled=second,
         classes=options["class_names"],
-        start=options["start"],
+        start=start(options),
         **machine,
     )
     pretrained = (
