@@ -244,7 +244,7 @@ def pooling() -> tuple[File, str]:
 def resized() -> tuple[File, str]:
     f = File(2, 4, 5)
     y = f.Resize(
-        "x", "", f.constant(np.float32([1, 1, 2, 3])), mode="nearest",
+        "x", "", f.constant(np.array([1, 1, 2, 3], np.float32)), mode="nearest",
         coordinate_transformation_mode="asymmetric", nearest_mode="floor",
     )  # fmt: skip
     y = f.Resize(y, "", "", f.whole(0, 2, 11, 7), mode="linear", coordinate_transformation_mode="half_pixel")
@@ -263,7 +263,7 @@ def padded() -> tuple[File, str]:
 @case
 def arithmetic() -> tuple[File, str]:
     f = File(3, 4, 5)
-    y = f.Add("x", f.Relu(f.Sub("x", f.constant(np.float32([0.5])))))
+    y = f.Add("x", f.Relu(f.Sub("x", f.constant(np.array([0.5], np.float32)))))
     y = f.Mul(f.numbers(3, 1, 1), y)
     y = f.Div(y, f.constant(np.float32(4)))
     y = f.Sub(f.constant(np.float32(1)), y)

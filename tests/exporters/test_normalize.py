@@ -45,6 +45,7 @@ def by_hand(sparse: edge_bcs.SparseModel, x: torch.Tensor) -> torch.Tensor:
     """What torchvision's transform makes of the pixels, then the layers one after the other."""
     mean, std = torch.tensor(IMAGENET.mean), torch.tensor(IMAGENET.std)
     x = x.sub(mean[:, None, None]).div(std[:, None, None])
+    assert isinstance(sparse.network, nn.Sequential)
     for layer in sparse.network:
         x = layer(x)
     return x
@@ -89,8 +90,8 @@ def test_a_step_of_the_attack_has_its_size_in_units_of_pixels(
         "adversarial": images.copy(),
         "input": images,
         "target": np.eye(4, dtype=np.float32),
-        "step_size": np.float32([0.01]),
-        "epsilon": np.float32([0.1]),
+        "step_size": np.array([0.01], np.float32),
+        "epsilon": np.array([0.1], np.float32),
         **state_feeds(sparse, network_of(sparse, (3, 10, 6))),
     }
     run_graph(str(tmp_path / "a" / graph_file("attack")), feeds)

@@ -79,7 +79,7 @@ def test_dense_kernels_are_he_normal_of_the_seed_alone() -> None:
     first, other = (edge_bcs.sparsify(Mobile(), 0.9, seed, dense=DEPTHWISE) for seed in (7, 8))
     torch.manual_seed(1)  # another draw of torch's own weights
     again = edge_bcs.sparsify(Mobile(), 0.9, 7, dense=DEPTHWISE)
-    one, same, another = (s.network.get_submodule("2.0").weight for s in (first, again, other))
+    one, same, another = (s.network.get_parameter("2.0.weight") for s in (first, again, other))
     assert torch.equal(one, same) and not torch.equal(one, another)
     # 1,440 numbers of deviation √(2 / 9): their mean square is 2 / 9 within four deviations of √(2 / 1440).
     assert float(one.detach().square().mean()) == pytest.approx(2 / 9, rel=4 * (2 / 1440) ** 0.5)
