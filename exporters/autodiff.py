@@ -78,6 +78,11 @@ class Gradients:
         current, self.coo = self.coo, self.graph.unique("coo.value_grad.accumulated")
         return current, self.coo
 
+    def step_dense(self) -> tuple[str, str]:
+        """(current, next) tensor of the chain that accumulates the gradient of the dense parameters."""
+        current, self.dense = self.dense, self.graph.unique("dense.value_grad.accumulated")
+        return current, self.dense
+
     def step_affine(self) -> tuple[str, str]:
         """(current, next) tensor of the chain that accumulates the gradient of scales and shifts."""
         current, self.affine = self.affine, self.graph.unique("affine_grad.accumulated")
@@ -87,10 +92,10 @@ class Gradients:
         """Emit the chain rule from scales and shifts to the dense parameters, and say that all is there."""
         if self.affine:
             mean, variance = self.lowering.statistics
-            inputs = {"affine_grad": self.affine, "dense": "dense.value", "dense_grad": self.dense}
+            dense, out = self.step_dense()
+            inputs = {"affine_grad": self.affine, "dense": "dense.value", "dense_grad": dense}
             inputs |= {"mean": mean, "variance": variance}
-            self.dense = "dense.value_grad.accumulated"
-            FoldAffineGrad.emit(self.graph, inputs, {"dense_grad_out": self.dense}, self.lowering.fold)
+            FoldAffineGrad.emit(self.graph, inputs, {"dense_grad_out": out}, self.lowering.fold)
         for name, gradient in (("coo.value", self.coo), ("dense.value", self.dense)):
             GradientReady.emit(self.graph, {"buffer": gradient}, {"ready": f"{name}_grad.accumulation.out"})
 

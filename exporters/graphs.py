@@ -14,7 +14,7 @@ from edge_bcs.core.objectives import Objective
 
 from .autodiff import Gradients, Tape
 from .forward import Branch, Lowering
-from .network import Network
+from .network import LAYER_INTEGERS, Network
 from .nodes import Graph
 from .operators.base import named_halos
 from .operators.images import PgdStep, UnpackOutput
@@ -203,4 +203,4 @@ def lists_graph(network: Network) -> Graph:
 def _build_lists(graph: Graph, network: Network, index: str) -> None:
     geometry = [number for kernel in network.kernels.values() for number in kernel.geometry]
     inputs, outputs = {"index": index, "lists": "coo.lists"}, {"lists_out": "coo.lists.out"}
-    BuildLists.emit(graph, inputs, outputs, {"layers": geometry})
+    BuildLists.emit(graph, inputs, outputs, {"layers": geometry, "layer_integers": LAYER_INTEGERS})

@@ -6,14 +6,99 @@ Shapes are those of one sample: ``(C, H, W)`` for a feature map and ``(F,)`` for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from edge_bcs.core.errors import EdgeBcsError
 
 Shape = tuple[int, ...]
+
+
+MOST_POSITIONS, MOST_STRIDE, MOST_PADDING = 255, 64, 255
+"""What the kernels reach."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Windows along one axis: window w begins at pixel w·stride − before, and its ``kernel`` positions are
+    ``dilation`` pixels apart; ``after`` zeros follow the last pixel.
+    """
+
+    kernel: int = 1
+    stride: int = 1
+    before: int = 0
+    after: int = 0
+    dilation: int = 1
+
+    @property
+    def span(self) -> int:
+        """Pixels from the first position of a window to the last, both counted."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    def windows(self, size: int) -> int:
+        """How many windows there are over ``size`` pixels, below 1 where none fits."""
+        return (size + self.before + self.after - self.span) // self.stride + 1
+
+    def halo(self, size: int, windows: int) -> int:
+        """Pixels that ``windows`` windows reach beyond ``size`` pixels, on the side where it is more."""
+        return max(self.before, (windows - 1) * self.stride + self.span - self.before - size)
+
+    def gradient_halo(self, size: int, windows: int) -> int:
+        """Windows beyond the ``windows`` that there are, on the side where it is more, in which a pixel would
+        lie if there were more: the gradient of the ``size`` pixels reads as many zeros.
+        """
+        halo = 0
+        for position in range(self.kernel):
+            first, phase = divmod(position * self.dilation - self.before, self.stride)
+            pixels = -(-(size - phase) // self.stride)  # that meet windows at this position
+            if pixels > 0:
+                halo = max(halo, first, pixels - 1 - first - (windows - 1))
+        return halo
+
+
+@dataclass(frozen=True)
+class Window:
+    """Windows of a map, an `Axis` for each direction."""
+
+    down: Axis
+    across: Axis
+
+    @classmethod
+    def of(
+        cls, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int]
+    ) -> Window:
+        """From two numbers each, and pads (top, left, bottom, right)."""
+        return cls(*(Axis(kernel[i], strides[i], pads[i], pads[i + 2], dilations[i]) for i in (0, 1)))
+
+    def check(self, name: str) -> None:
+        """Refuse what the kernels do not reach, for the layer ``name``.
+
+        Raises:
+            EdgeBcsError: it says which limit.
+        """
+        down, across = self.down, self.across
+        if down.kernel * across.kernel > MOST_POSITIONS:
+            raise EdgeBcsError(
+                f"convolution '{name}' has a kernel of {down.kernel}×{across.kernel}; "
+                f"at most {MOST_POSITIONS} weights a channel are supported"
+            )
+        found = {
+            "stride": (max(down.stride, across.stride), MOST_STRIDE),
+            "padding": (max(down.before, down.after, across.before, across.after), MOST_PADDING),
+            "window, with its dilation,": (max(down.span, across.span), MOST_PADDING + 1),
+        }
+        for what, (number, most) in found.items():
+            if number > most:
+                raise EdgeBcsError(
+                    f"convolution '{name}' has a {what} of {number}; at most {most} is supported"
+                )
+
+    @property
+    def phases(self) -> int:
+        """Interleaved images into which the strides cut the map."""
+        return self.down.stride * self.across.stride
 
 
 @dataclass(frozen=True)
@@ -52,17 +137,34 @@ class Input(Layer):
 
 @dataclass(frozen=True)
 class Convolution(Layer):
-    """A convolution without groups or dilation; a linear layer is a 1×1 convolution of a 1×1 map.
+    """A convolution; a linear layer is a 1×1 convolution of a 1×1 map.
 
-    ``module`` is the qualified name of the torch module, ``kernel`` is (height, width).
+    Attributes:
+        module: qualified name of the torch module.
+        kernel, strides, dilations: of (height, width). pads: (top, left, bottom, right), zeros.
+        groups: of channels, each of which meets its own alone.
+        bias: whether it has one.
+        weights: where they are: among the connections, or in ``dense.value`` (`network` decides).
     """
 
-    computed_by = "Conv"
     module: str
-    kernel: tuple[int, int]
-    stride: int
-    padding: int
-    bias: bool
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilations: tuple[int, int] = (1, 1)
+    groups: int = 1
+    bias: bool = False
+    weights: Literal["connections", "dense"] = "connections"
+
+    @property
+    def operator(self) -> str:
+        """By where the weights are."""
+        return "Conv" if self.weights == "connections" else "DenseConv"
+
+    @property
+    def window(self) -> Window:
+        """Where its windows lie."""
+        return Window.of(self.kernel, self.strides, self.pads, self.dilations)
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from edge_bcs.runtime.buffers import bound_buffers
 from edge_bcs.targets import cost_model
 
-from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.segments import Segment
 from edge_bcs.method.sparse_model import SparseModel
 
 from .frontends.torch import capture
 from .fusion import FusedLayer, Slot, fuse
-from .layers import Convolution, Input, LayerGraph
+from .layers import Convolution, Input, Layer, LayerGraph
 from .nodes import TensorType
 
 _SHORT = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool"}
+
+
+LAYER_INTEGERS = 14
+"""Of a layer in BuildLists: offset, O, I, kernel (2), strides (2), pads (4), dilations (2), groups."""
 
 
 @dataclass(frozen=True)
@@ -27,27 +31,30 @@ class Kernel(Segment):
     """The weights of one layer: their place among all N prunable ones, row-major [out, in, kh, kw].
 
     Attributes:
-        window: (height, width); (1, 1) for a linear layer. stride, padding: of the convolution.
+        layer: what multiplies by them.
         connections: how many of the weights were active when the network was captured; the estimate of the
             layer's arithmetic comes from these.
         algorithm: "sparse", where the connections are visited, or "dense", where all weights are.
         forward, transpose: where the layer's pointers lie in ``coo.lists``.
     """
 
-    window: tuple[int, int]
-    stride: int
-    padding: int
+    layer: Convolution
     connections: int
     algorithm: str
     forward: int
     transpose: int
 
     @property
+    def inputs(self) -> int:
+        """Channels that the layer reads, of all groups."""
+        return self.size * self.layer.groups // (self.shape[0] * prod(self.layer.kernel))
+
+    @property
     def geometry(self) -> list[int]:
-        """Seven integers of the attribute of BuildLists: offset, O, I, kh, kw, stride, padding."""
-        outputs = self.shape[0]
-        inputs = self.size // (outputs * self.window[0] * self.window[1])
-        return [self.offset, outputs, inputs, *self.window, self.stride, self.padding]
+        """`LAYER_INTEGERS` integers of the attribute of BuildLists."""
+        at = self.layer
+        geometry = [*at.kernel, *at.strides, *at.pads, *at.dilations, at.groups]
+        return [self.offset, self.shape[0], self.inputs, *geometry]
 
     def described(self) -> dict[str, Any]:
         """The layer's row in the manifest."""
@@ -55,9 +62,11 @@ class Kernel(Segment):
             "name": self.name,
             "shape": list(self.shape),
             "offset": self.offset,
-            "kernel": list(self.window),
-            "stride": self.stride,
-            "padding": self.padding,
+            "kernel": list(self.layer.kernel),
+            "strides": list(self.layer.strides),
+            "pads": list(self.layer.pads),
+            "dilations": list(self.layer.dilations),
+            "groups": self.layer.groups,
             "density": self.connections / self.size,
             "algorithm": self.algorithm,
         }
@@ -205,11 +214,7 @@ def network_of(
         EdgeBcsError: the network holds something that is not supported; the message names it.
     """
     graph = captured(sparse, input_shape)
-    if sparse.dense_kernels:
-        raise EdgeBcsError(
-            f"the kernel of '{sparse.dense_kernels[0]}' stays dense, and export takes networks whose kernels "
-            "are all sparse"
-        )
+    graph.layers = [_with_weights(layer, sparse.dense_kernels) for layer in graph.layers]
     kernels, lists_length = _numbered(graph, sparse.layers, sparse.layer_counts(), 3 * sparse.kappa)
     return Network(
         graph,
@@ -222,6 +227,13 @@ def network_of(
     )
 
 
+def _with_weights(layer: Layer, dense: Collection[str]) -> Layer:
+    """``layer`` knowing where its weights are, given the modules whose kernels are ``dense``."""
+    if not isinstance(layer, Convolution) or layer.module not in dense:
+        return layer
+    return replace(layer, weights="dense")
+
+
 def _numbered(
     graph: LayerGraph, segments: tuple[Segment, ...], counts: Mapping[str, int], position: int
 ) -> tuple[dict[str, Kernel], int]:
@@ -231,16 +243,14 @@ def _numbered(
     backwards = position + sum(segment.shape[0] + 1 for segment in segments)
     kernels: dict[str, Kernel] = {}
     for segment in segments:
-        layer = convolutions.get(segment.name)  # None for one that does not reach the logits
-        window, stride, padding = (layer.kernel, layer.stride, layer.padding) if layer else ((1, 1), 1, 0)
+        # What does not reach the logits is no layer of the graph.
+        layer = convolutions.get(segment.name) or Convolution(segment.name, (), (), segment.name)
         connections = counts[segment.name]
         kernel = Kernel(
             segment.name,
             segment.shape,
             segment.offset,
-            window,
-            stride,
-            padding,
+            layer,
             connections,
             cost_model.algorithm(connections / segment.size),
             position,
@@ -248,5 +258,5 @@ def _numbered(
         )
         kernels[segment.name] = kernel
         position += segment.shape[0] + 1
-        backwards += kernel.geometry[2] * stride * stride + 1
+        backwards += kernel.inputs * layer.window.phases + 1
     return kernels, backwards

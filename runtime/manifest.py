@@ -44,8 +44,10 @@ class PrunableLayer(Segment):
     """One prunable layer: its kernel, [out, in, kh, kw] or [out, in] if linear, among the N positions."""
 
     kernel: tuple[int, int]
-    stride: int
-    padding: int
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]  # top, left, bottom, right
+    dilations: tuple[int, ...]
+    groups: int
     density: float
     algorithm: str
 
@@ -221,6 +223,12 @@ class _Fields:
                 raise self._fault(name, f"a list of whole numbers from {low}")
         return tuple(value)
 
+    def each(self, name: str, count: int, one: str = "", low: int = 1) -> tuple[int, ...]:
+        """``count`` numbers; where the field is absent, as in files of 0.1, so many times ``one``, or 1."""
+        if name in self.value:
+            return self.integers(name, (count,), low)
+        return (self.integer(one, low, 1 << 10) if one else 1,) * count
+
     def names(self, name: str, count: int) -> Names | None:
         """``count`` class names; None if the field is absent."""
         if name not in self.value:
@@ -263,9 +271,11 @@ def describe(manifest: dict[str, Any]) -> Described:
         for item in fields.objects("dense")
     ]
     lists_length = fields.integer("lists_length", 1)
-    # One entry per row and one per (input channel, phase of the stride) of every layer, each list closed by
-    # an end.
-    expected = 3 * kappa + sum(layer.shape[0] + 1 + layer.shape[1] * layer.stride**2 + 1 for layer in layers)
+    # One entry per row and one per (input channel, phase of the strides) of every layer, each list closed
+    # by an end.
+    expected = 3 * kappa + sum(
+        layer.shape[0] + 1 + layer.shape[1] * layer.groups * math.prod(layer.strides) + 1 for layer in layers
+    )
     if lists_length != expected:
         raise EdgeBcsError(f"the manifest's lists_length is {lists_length}; its layers need {expected}.")
     hyper = fields.object("hyper")
@@ -317,8 +327,10 @@ def _layers(fields: _Fields, size: int) -> tuple[PrunableLayer, ...]:
             shape=item.integers("shape", (2, 4)),
             offset=item.integer("offset"),
             kernel=(kernel[0], kernel[1]),
-            stride=item.integer("stride", 1, 1 << 10),
-            padding=item.integer("padding", 0, 1 << 10),
+            strides=item.each("strides", 2, "stride"),
+            pads=item.each("pads", 4, "padding", low=0),
+            dilations=item.each("dilations", 2),
+            groups=item.integer("groups", 1, 1 << 23) if "groups" in item.value else 1,
             density=item.number("density", 0.0, 1.0),
             algorithm=item.text("algorithm", ("sparse", "dense")),
         )

@@ -163,8 +163,8 @@ def products(operator: str, attributes: Mapping[str, Any], walks: Iterable[Walk]
                 width=a[f"{source}_width"],
                 rows=a[f"{target}_channels"],
                 out_height=a["out_height"],
-                reach=-(-a["kernel"][0] // a["stride"]) if backward else a["kernel"][0],
-                step=1 if backward else a["stride"],
+                reach=-(-a["kernel"][0] // a["strides"][0]) if backward else a["kernel"][0],
+                step=1 if backward else a["strides"][0],
             )
         )
     return found

@@ -93,7 +93,7 @@ def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None,
         ("layer", "shape", "active", "density", "stride", "kernel"),
         [
             (layer.name, "×".join(map(str, layer.shape)), f"{count:,}", f"{100 * count / layer.size:.2f} %",
-             layer.stride, layer.algorithm)
+             "×".join(str(step) for step in dict.fromkeys(layer.strides)), layer.algorithm)
             for layer, count in zip(described.layers, active, strict=True)
         ],
     )  # fmt: skip

@@ -21,6 +21,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from ..layers import (
     Add,
     AveragePool,
+    Axis,
     BatchNorm,
     Convolution,
     Elementwise,
@@ -28,6 +29,7 @@ from ..layers import (
     Layer,
     MaxPool,
     ReLU,
+    Window,
     shown,
 )
 from .trace import BATCH, Call, Ending, Pixels, Row, Shaped, batched
@@ -67,39 +69,27 @@ def _convolution(call: Call) -> Layer:
     module = call.owner("weight", "bias")
     if given.get("transposed"):
         raise EdgeBcsError(f"convolution '{module}' is transposed, which is not supported; {SUPPORTED}")
-    if given["groups"] != 1:
-        raise EdgeBcsError(f"convolution '{module}' has groups={given['groups']}; only groups=1 is supported")
-    if _pair(given["dilation"]) != (1, 1):
-        raise EdgeBcsError(
-            f"convolution '{module}' has dilation={tuple(given['dilation'])}; only dilation=1 is supported"
-        )
-    out_channels, in_channels, *kernel = given["weight"].shape
-    stride = _single(given["stride"], f"convolution '{module}' has unequal strides")
-    pads = given["padding"]
-    if isinstance(pads, str):
-        if pads == "same" and not all(size % 2 for size in kernel):
-            raise EdgeBcsError(
-                f"convolution '{module}' has padding='same' with an even kernel; use an odd kernel"
-            )
-        pads = [(size - 1) // 2 if pads == "same" else 0 for size in kernel]
-    padding = _single(pads, f"convolution '{module}' has unequal paddings")
-    if prod(kernel) > 255:
-        raise EdgeBcsError(
-            f"convolution '{module}' has a kernel of {kernel[0]}×{kernel[1]}; "
-            "at most 255 weights a channel are supported"
-        )
+    groups, (out_channels, in_group, *size) = given["groups"], given["weight"].shape
+    kernel, strides, dilations = _pair(size), _pair(given["stride"]), _pair(given["dilation"])
+    pads = _pads(given["padding"], kernel, dilations)
+    window = Window.of(kernel, strides, pads, dilations)
+    window.check(module)
     channels, height, width = source.shape
-    if channels != in_channels:
-        raise EdgeBcsError(f"convolution '{module}' expects {in_channels} channels but gets {channels}")
-    shape = (
-        out_channels,
-        _extent(height, kernel[0], stride, padding, call),
-        _extent(width, kernel[1], stride, padding, call),
-    )
+    if channels != in_group * groups:
+        raise EdgeBcsError(f"convolution '{module}' expects {in_group * groups} channels but gets {channels}")
+    shape = (out_channels, _windows(height, window.down, call), _windows(width, window.across, call))
+    geometry = (kernel, strides, pads, dilations, groups)
     bias = given["bias"] is not None
-    return call.add(
-        Convolution(call.name, (source.name,), shape, module, _pair(kernel), stride, padding, bias)
-    )
+    return call.add(Convolution(call.name, (source.name,), shape, module, *geometry, bias))
+
+
+def _pads(padding: Any, kernel: tuple[int, int], dilations: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of torch's ``padding``: "same" puts what is odd to the bottom and right."""
+    if padding == "same":
+        down, across = ((size - 1) * step for size, step in zip(kernel, dilations, strict=True))
+        return down // 2, across // 2, down - down // 2, across - across // 2
+    down, across = (0, 0) if padding == "valid" else _pair(padding)
+    return down, across, down, across
 
 
 @row("linear")
@@ -127,8 +117,8 @@ def _dense(call: Call, source: Layer, module: str, weight: Tensor, bias: Tensor 
             f"linear layer '{module}' expects a vector of {inputs} but gets {shown(source.shape)}; "
             "flatten before it"
         )
-    biased = bias is not None
-    return call.add(Convolution(call.name, (source.name,), (features,), module, (1, 1), 1, 0, biased))
+    layer = Convolution(call.name, (source.name,), (features,), module, bias=bias is not None)
+    return call.add(layer)
 
 
 @row("batch_norm")
@@ -399,9 +389,15 @@ def _single(value: Any, complaint: str) -> int:
 
 def _extent(size: int, kernel: int, stride: int, padding: int, call: Call) -> int:
     """Number of windows along one axis."""
-    extent = (size + 2 * padding - kernel) // stride + 1
-    if extent < 1:
+    return _windows(size, Axis(kernel, stride, padding, padding), call)
+
+
+def _windows(size: int, axis: Axis, call: Call) -> int:
+    """The same of any windows."""
+    windows = axis.windows(size)
+    if windows < 1:
         raise EdgeBcsError(
-            f"the window of '{call.name}' ({kernel}) is larger than its input ({size} + 2·{padding})"
+            f"the window of '{call.name}' ({axis.span}) is larger than its input "
+            f"({size} + {axis.before} + {axis.after})"
         )
-    return extent
+    return windows

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from edge_bcs.core.errors import EdgeBcsError
+
 from ..nodes import Graph, HaloOf, Node, TensorType
 
 if TYPE_CHECKING:
@@ -65,10 +67,25 @@ class Port:
 # Dimensions
 
 
+MOST_IN_A_BLOCK = 2**30 - 1
+"""Numbers of a batch block, within which the kernels' distances are 32 bits."""
+
+
 def stack_type(blocks: int, channels: int, height: int, width: int, halo: int, lanes: int) -> TensorType:
-    """Type of the stack of a (channels, height, width) map with ``halo`` zero pixels."""
+    """Type of the stack of a (channels, height, width) map with ``halo`` zero pixels.
+
+    Raises:
+        EdgeBcsError: a block of it is too large.
+    """
     row = width + halo
     pixels = halo * row + halo + channels * (height + halo) * row
+    if pixels * lanes > MOST_IN_A_BLOCK:
+        fewer = MOST_IN_A_BLOCK // pixels
+        raise EdgeBcsError(
+            f"a map of {channels}×{height}×{width} for {lanes} images side by side has {pixels * lanes} "
+            f"numbers, more than the {MOST_IN_A_BLOCK} that the kernels reach; "
+            + (f"take a micro-batch of at most {fewer}" if fewer else "take smaller images")
+        )
     return TensorType("f32", (blocks, pixels, lanes))
 
 

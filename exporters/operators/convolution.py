@@ -1,14 +1,14 @@
 # ruff: noqa: D102 (the methods of all operators are described once, in the base class)
-"""Convolutions and linear layers over active connections, and their gradients."""
+"""Convolutions and linear layers, over connections or with all weights, and their gradients."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edge_bcs.targets.cost_model import WINOGRAD, Walk
 
-from ..layers import Convolution, Layer
+from ..layers import Convolution, Layer, Window
 from ..nodes import Node
 from .base import (
     SUM_AND_MASK,
@@ -29,27 +29,26 @@ from .base import (
 from .elementwise import masked_before
 
 if TYPE_CHECKING:
-    from ..autodiff import Tape
+    from ..autodiff import Gradients, Tape
     from ..forward import Branch
     from ..fusion import FusedLayer
+    from ..network import Network
+
+
+def window_of(attributes: Attributes) -> Window:
+    """The windows of a convolution that a node's attributes describe."""
+    return Window.of(*(attributes[name] for name in ("kernel", "strides", "pads", "dilations")))
 
 
 def gradient_halo(attributes: Attributes) -> int:
     """Halo that the transposed convolution needs of the output's gradient, the largest over both axes and
     sides.
     """
-    stride, padding = attributes["stride"], attributes["padding"]
-    halo = 0
-    for kernel, size, extent in zip(
-        attributes["kernel"],
-        (attributes["in_height"], attributes["in_width"]),
-        (attributes["out_height"], attributes["out_width"]),
-        strict=True,
-    ):
-        low = -((padding + 1 - kernel) // stride)  # ceil((kernel - 1 - padding) / stride)
-        high = (size - 1 + padding) // stride - (extent - 1)
-        halo = max(halo, low, high)
-    return halo
+    a, window = attributes, window_of(attributes)
+    return max(
+        window.down.gradient_halo(a["in_height"], a["out_height"]),
+        window.across.gradient_halo(a["in_width"], a["out_width"]),
+    )
 
 
 def algorithm(layer: str, attributes: Attributes, side: str) -> str:
@@ -60,7 +59,7 @@ def algorithm(layer: str, attributes: Attributes, side: str) -> str:
     Winograd's F(2, 3) makes two pixels of the result from four products instead of six, where three weights
     lie side by side. The kernels (``kernels/winograd.cpp``) can compute it for
 
-    - kernels three positions wide, at stride 1;
+    - kernels three positions wide, at stride 1 and dilation 1;
     - rows of a multiple of four pixels, because they make two pairs at once;
     - a multiple of 16 images side by side, so that a pixel is whole vectors with every instruction set.
 
@@ -68,10 +67,12 @@ def algorithm(layer: str, attributes: Attributes, side: str) -> str:
 
     - rows of at least eight pixels: on four, each weight is used too seldom for a third more of them to be
       packed and read;
-    - at least eight planes on both sides. A sum that is zero because its weights meet nothing but zeros (a
-      few weights at the border of an image, say) comes out as a rounding error, which a ReLU may let pass;
-      with several planes no sum has so few weights. And with few planes of the result, bringing the input
-      into its form is not shared.
+    - at least eight planes (of a group) on both sides. A sum that is zero because its weights meet nothing
+      but zeros (a few weights at the border of an image, say) comes out as a rounding error, which a ReLU may
+      let pass; with several planes no sum has so few weights. And with few planes of the result, bringing the
+      input into its form is not shared.
+
+    Connections of a layer with groups are always visited one by one.
 
     Args:
         layer: "sparse", or anything else for a layer of which all weights are visited.
@@ -84,13 +85,21 @@ def algorithm(layer: str, attributes: Attributes, side: str) -> str:
     if not side:
         return "dense"
     a = attributes
-    can = a["kernel"][1] == 3 and a["stride"] == 1 and a[f"{side}width"] % 4 == 0 and a["lanes"] % 16 == 0
-    should = a[f"{side}width"] >= 8 and min(a["in_channels"], a["out_channels"]) >= 8
+    plain = a["kernel"][1] == 3 and {*a["strides"], *a["dilations"]} == {1}
+    can = plain and a[f"{side}width"] % 4 == 0 and a["lanes"] % 16 == 0
+    should = a[f"{side}width"] >= 8 and min(a["in_channels"], a["out_channels"]) >= 8 * a["groups"]
     return WINOGRAD if can and should else "dense"
 
 
 class _Convolutional(Operator):
-    products = 1  # sparse-dense products of the layer's size that the operator performs
+    """What the three operators of a family share; here of connections."""
+
+    products = 1  # of the layer's weights with the micro-batch that the operator performs
+    place_bytes = 4  # of what says where a weight acts
+
+    def entries(self, node: Node, connections: Connections) -> int:
+        """Weights that there are."""
+        return connections(node)
 
     def work_bytes(self, node: Node, types: Types) -> int:
         """Packed weights; four numbers for three in Winograd's form."""
@@ -107,19 +116,21 @@ class _Convolutional(Operator):
     def weights(node: Node) -> int:
         """Positions of the layer, active or dormant."""
         a = node.attributes
-        return int(a["out_channels"] * a["in_channels"] * a["kernel"][0] * a["kernel"][1])
+        return int(a["out_channels"] * a["in_channels"] // a["groups"] * a["kernel"][0] * a["kernel"][1])
 
     def kernels(self, node: Node) -> tuple[str, ...]:
         """The kernels that run, of `cost_model.KERNELS` or `cost_model.WINOGRAD`."""
         return (node.attributes["algorithm"],)
 
     def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
-        """A gradient with respect to the input is a walk for each phase of the stride; each entry is in one
+        """A gradient with respect to the input is a walk for each phase of the strides; each entry is in one
         of them, and all together they cover as many pixels as the output has."""
         a = node.attributes
-        entries = connections(node) if a["algorithm"] == "sparse" else self.weights(node)
+        sparse = a["algorithm"] == "sparse"
+        # A pixel of the output meets those of its group alone.
+        entries = self.entries(node, connections) if sparse else self.weights(node)
         floats = a["out_width"] * a["lanes"]
-        run = floats if a["stride"] == 1 else a["lanes"]
+        run = floats if a["strides"][1] == 1 else a["lanes"]
         rows = blocks_of(node, types) * a["out_height"]
         return tuple(Walk(kernel, entries, rows, floats, run, a["lanes"]) for kernel in self.kernels(node))
 
@@ -131,20 +142,48 @@ class _Convolutional(Operator):
         """Stacks and masks whole, but of the buffers of all layers only this layer's part: for each product a
         value and its place in the lists, a gradient's sum read and written, unpacked weights likewise."""
         stacks = {name for name in (*node.inputs, *node.outputs) if name and len(types[name].dims) > 1}
-        entries = 8 * connections(node) * (2 * self.products - 1)
+        entry = (4 + self.place_bytes) * (2 * self.products - 1)
+        entries = entry * self.entries(node, connections)
         return sum(types[name].bytes for name in stacks) + entries + 2 * self.work_bytes(node, types)
 
 
-class Conv(_Convolutional):
-    """act(scale·conv(x) + shift + residual)."""
+class _InputGrad(_Convolutional, Gradient):
+    """mask∘(convᵀ(scale·dy) + addend)."""
 
-    inputs = (
-        Port("x"),
-        Port("value"),
-        Port("affine", optional=True),
-        Port("residual", optional=True),
-        Port("lists", "i32"),
-    )
+    outputs = (Port("dx", dims=stack("in_", "dx_halo")),)
+
+
+class _Grad(_Convolutional, Gradient):
+    """The same, and the gradients of weights, scale and shift, accumulated in place.
+
+    Attributes:
+        accumulated: the port of the gradient of all weights.
+    """
+
+    accumulated: ClassVar[str]
+    products = 2
+
+    def kernels(self, node: Node) -> tuple[str, ...]:
+        """To the input, with the attribute's kernel, and to the values."""
+        kernel = node.attributes["algorithm"]
+        to_values = "sparse_gradient" if kernel == "sparse" else "dense_gradient"
+        return (kernel, to_values) if node.outputs[0] else (to_values,)
+
+    def complete(self, forward: Attributes, instance: str) -> Completion:
+        found = masked_before(forward, "out_", gradient_halo(forward), spare=False)
+        found.attributes["algorithm"] = algorithm(forward["algorithm"].decode(), forward, "in_")
+        return found
+
+
+class _Forward(_Convolutional):
+    """act(scale·conv(x) + shift + residual).
+
+    Attributes:
+        to_input, to_all: the operators of its gradients.
+    """
+
+    to_input: ClassVar[type[_InputGrad]]
+    to_all: ClassVar[type[_Grad]]
     outputs = (
         Port("y", dims=stack("out_", "out_halo")),
         Port("bits", "u8", optional=True, dims=bits("out_")),
@@ -154,29 +193,32 @@ class Conv(_Convolutional):
     keeps = "x"
     repetition = "product"
     takes = frozenset({"norm", "addition", "relu"})
-    ort_gradient = (
-        OrtNode(
-            "ConvGrad",
-            ["GO(0)", "I(0)", "I(1)", "I(2)", "", "", "I(1)", "I(2)", "I(4)"],
-            ["GI(0)", "GI(1)", "GI(2)"],
-        ),
-    )
+
+    def place(self, layer: Convolution, network: Network) -> tuple[dict[str, str], dict[str, Any]]:
+        """Inputs and attributes that say where the weights are, and how they are visited: "sparse" or not."""
+        raise NotImplementedError
+
+    def accumulate(self, gradients: Gradients) -> tuple[str, str]:
+        """(current, next) tensor of the chain that accumulates the gradient of the weights."""
+        raise NotImplementedError
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
         layer = fused.layer
         assert isinstance(layer, Convolution)
-        kernel = branch.network.kernels[layer.module]
         (x,) = sources
-        branch.graph.halos.at_least(x, layer.padding)
+        in_channels, in_height, in_width = fused.source_geometry
+        out_channels, out_height, out_width = fused.geometry
+        down, across = layer.window.down, layer.window.across
+        branch.graph.halos.at_least(
+            x, max(down.halo(in_height, out_height), across.halo(in_width, out_width))
+        )
         residual = branch.residual(fused)
         if residual:
             branch.graph.halos.equal(residual, y)
-        in_channels, in_height, in_width = fused.source_geometry
-        out_channels, out_height, out_width = fused.geometry
-        affine = branch.affine if fused.slot else ""
-        inputs = {"x": x, "value": "coo.value", "affine": affine, "residual": residual, "lists": "coo.lists"}
+        inputs, place = self.place(layer, branch.network)
+        inputs |= {"x": x, "affine": branch.affine if fused.slot else "", "residual": residual}
         attributes: dict[str, Any] = {
-            "layer_offset": kernel.offset,
+            **place,
             "in_channels": in_channels,
             "in_height": in_height,
             "in_width": in_width,
@@ -184,16 +226,16 @@ class Conv(_Convolutional):
             "out_height": out_height,
             "out_width": out_width,
             "kernel": list(layer.kernel),
-            "stride": layer.stride,
-            "padding": layer.padding,
+            "strides": list(layer.strides),
+            "pads": list(layer.pads),
+            "dilations": list(layer.dilations),
+            "groups": layer.groups,
             "lanes": branch.lanes,
-            "forward_pointer": kernel.forward,
-            "transpose_pointer": kernel.transpose,
             "affine": fused.affine,
             "relu": int(fused.relu),
             **named_halos(in_halo=x, out_halo=y),
         }
-        attributes["algorithm"] = algorithm(kernel.algorithm, attributes, "out_")
+        attributes["algorithm"] = algorithm(place["algorithm"], attributes, "out_")
         self.emit(branch.graph, inputs, {"y": y}, attributes)
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
@@ -207,26 +249,39 @@ class Conv(_Convolutional):
             dx = tape.absorb(x)
         attributes |= {**named_halos(dx_halo=dx.tensor), **dx.mask.attributes}
         attributes["algorithm"] = algorithm(attributes["algorithm"], attributes, "in_" if dx.tensor else "")
-        inputs = {port: self.read(node, port) for port in ("value", "affine", "lists")}
+        inputs = {
+            port.name: self.read(node, port.name)
+            for port in self.to_input.inputs
+            if self.has_input(port.name)
+        }
         inputs |= {"dy": dy, **dx.inputs}
         if tape.gradients:
             affine_grad, affine_out = tape.gradients.step_affine() if affine else ("", "")
-            coo_grad, coo_out = tape.gradients.step_coo()
-            inputs |= {"x": x, "coo_grad": coo_grad, "affine_grad": affine_grad}
-            outputs = {"dx": dx.tensor, "coo_grad_out": coo_out, "affine_grad_out": affine_out}
-            ConvGrad.emit(tape.graph, inputs, outputs, attributes)
+            grad, out = self.accumulate(tape.gradients)
+            inputs |= {"x": x, self.to_all.accumulated: grad, "affine_grad": affine_grad}
+            outputs = {"dx": dx.tensor, f"{self.to_all.accumulated}_out": out, "affine_grad_out": affine_out}
+            self.to_all.emit(tape.graph, inputs, outputs, attributes)
         elif dx.tensor:
-            ConvInputGrad.emit(tape.graph, inputs, {"dx": dx.tensor}, attributes)
+            self.to_input.emit(tape.graph, inputs, {"dx": dx.tensor}, attributes)
 
     def plain(self, layer: Layer) -> Plain:
         assert isinstance(layer, Convolution)
         if len(layer.shape) == 1:
             return Plain("Gemm", attributes={"transB": 1})
-        geometry = {"kernel_shape": list(layer.kernel), "strides": [layer.stride] * 2}
-        return Plain("Conv", attributes={**geometry, "pads": [layer.padding] * 4})
+        attributes = {
+            "kernel_shape": list(layer.kernel),
+            "strides": list(layer.strides),
+            "pads": list(layer.pads),
+            "dilations": list(layer.dilations),
+            "group": layer.groups,
+        }
+        return Plain("Conv", attributes=attributes)
 
 
-class ConvInputGrad(_Convolutional, Gradient):
+# Connections
+
+
+class ConvInputGrad(_InputGrad):
     """mask∘(convᵀ(scale·dy) + addend)."""
 
     inputs = (
@@ -236,12 +291,12 @@ class ConvInputGrad(_Convolutional, Gradient):
         *SUM_AND_MASK,
         Port("lists", "i32"),
     )
-    outputs = (Port("dx", dims=stack("in_", "dx_halo")),)
 
 
-class ConvGrad(_Convolutional, Gradient):
+class ConvGrad(_Grad):
     """ConvInputGrad, and the gradients of values, scale and shift, accumulated in place."""
 
+    accumulated = "coo_grad"
     inputs = (
         Port("dy"),
         Port("x"),
@@ -257,15 +312,96 @@ class ConvGrad(_Convolutional, Gradient):
         Port("coo_grad_out", shares="coo_grad"),
         Port("affine_grad_out", optional=True, shares="affine_grad"),
     )
-    products = 2
 
-    def kernels(self, node: Node) -> tuple[str, ...]:
-        """To the input, with the attribute's kernel, and to the values."""
-        kernel = node.attributes["algorithm"]
-        to_values = "sparse_gradient" if kernel == "sparse" else "dense_gradient"
-        return (kernel, to_values) if node.outputs[0] else (to_values,)
 
-    def complete(self, forward: Attributes, instance: str) -> Completion:
-        found = masked_before(forward, "out_", max(gradient_halo(forward), 0), spare=False)
-        found.attributes["algorithm"] = algorithm(forward["algorithm"].decode(), forward, "in_")
-        return found
+class Conv(_Forward):
+    """act(scale·conv(x) + shift + residual), with weights among the connections."""
+
+    to_input, to_all = ConvInputGrad, ConvGrad
+    inputs = (
+        Port("x"),
+        Port("value"),
+        Port("affine", optional=True),
+        Port("residual", optional=True),
+        Port("lists", "i32"),
+    )
+    ort_gradient = (
+        OrtNode(
+            "ConvGrad",
+            ["GO(0)", "I(0)", "I(1)", "I(2)", "", "", "I(1)", "I(2)", "I(4)"],
+            ["GI(0)", "GI(1)", "GI(2)"],
+        ),
+    )
+
+    def place(self, layer: Convolution, network: Network) -> tuple[dict[str, str], dict[str, Any]]:
+        kernel = network.kernels[layer.module]
+        attributes = {
+            "layer_offset": kernel.offset,
+            "forward_pointer": kernel.forward,
+            "transpose_pointer": kernel.transpose,
+            "algorithm": "sparse" if layer.groups > 1 else kernel.algorithm,
+        }
+        return {"value": "coo.value", "lists": "coo.lists"}, attributes
+
+    def accumulate(self, gradients: Gradients) -> tuple[str, str]:
+        return gradients.step_coo()
+
+
+# All weights
+
+
+class _AllWeights(_Convolutional):
+    place_bytes = 0
+
+    def entries(self, node: Node, connections: Connections) -> int:
+        return self.weights(node)
+
+    def without_work(self, node: Node) -> Node | None:
+        return None
+
+
+class DenseConvInputGrad(_AllWeights, _InputGrad):
+    """mask∘(convᵀ(scale·dy) + addend)."""
+
+    inputs = (Port("dy"), Port("dense"), Port("affine", optional=True), *SUM_AND_MASK)
+
+
+class DenseConvGrad(_AllWeights, _Grad):
+    """DenseConvInputGrad, and the gradients of weights, scale and shift, accumulated in place."""
+
+    accumulated = "dense_grad"
+    inputs = (
+        Port("dy"),
+        Port("x"),
+        Port("dense"),
+        Port("affine", optional=True),
+        *SUM_AND_MASK,
+        Port("dense_grad"),
+        Port("affine_grad", optional=True),
+    )
+    outputs = (
+        Port("dx", optional=True, dims=stack("in_", "dx_halo")),
+        Port("dense_grad_out", shares="dense_grad"),
+        Port("affine_grad_out", optional=True, shares="affine_grad"),
+    )
+
+
+class DenseConv(_AllWeights, _Forward):
+    """act(scale·conv(x) + shift + residual), with weights in ``dense.value``."""
+
+    to_input, to_all = DenseConvInputGrad, DenseConvGrad
+    inputs = (Port("x"), Port("dense"), Port("affine", optional=True), Port("residual", optional=True))
+    ort_gradient = (
+        OrtNode(
+            "DenseConvGrad",
+            ["GO(0)", "I(0)", "I(1)", "I(2)", "", "", "I(1)", "I(2)"],
+            ["GI(0)", "GI(1)", "GI(2)"],
+        ),
+    )
+
+    def place(self, layer: Convolution, network: Network) -> tuple[dict[str, str], dict[str, Any]]:
+        weight = network.dense[f"{layer.module}.weight"]
+        return {"dense": "dense.value"}, {"weight": weight.offset, "algorithm": "dense"}
+
+    def accumulate(self, gradients: Gradients) -> tuple[str, str]:
+        return gradients.step_dense()

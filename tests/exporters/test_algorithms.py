@@ -13,6 +13,7 @@ import torch
 from edge_bcs.exporters.artifact import export
 from edge_bcs.exporters.nodes import Node, TensorType
 from edge_bcs.exporters.operators import OPERATORS
+from edge_bcs.exporters.operators.base import stack_type
 from edge_bcs.exporters.operators.convolution import algorithm
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import sha256_of
@@ -28,8 +29,10 @@ LAYER: dict[str, Any] = {
     "out_height": 8,
     "out_width": 8,
     "kernel": [3, 3],
-    "stride": 1,
-    "padding": 1,
+    "strides": [1, 1],
+    "pads": [1, 1, 1, 1],
+    "dilations": [1, 1],
+    "groups": 1,
     "lanes": 16,
 }
 
@@ -42,14 +45,18 @@ LAYER: dict[str, Any] = {
         ({"in_height": 1, "out_height": 1}, "winograd", "winograd"),  # rows are what counts
         ({"kernel": [3, 1]}, "dense", "dense"),
         ({"kernel": [3, 5]}, "dense", "dense"),
-        ({"stride": 2, "in_width": 16}, "dense", "dense"),
+        ({"strides": [2, 2], "in_width": 16}, "dense", "dense"),
+        ({"strides": [2, 1], "in_height": 16}, "dense", "dense"),
+        ({"dilations": [1, 2]}, "dense", "dense"),
+        ({"in_channels": 16, "out_channels": 16, "groups": 2}, "winograd", "winograd"),
+        ({"in_channels": 16, "out_channels": 16, "groups": 4}, "dense", "dense"),
         ({"lanes": 8}, "dense", "dense"),
         ({"lanes": 24}, "dense", "dense"),
         ({"in_channels": 7}, "dense", "dense"),
         ({"out_channels": 7}, "dense", "dense"),
         ({"in_width": 4, "out_width": 4}, "dense", "dense"),
-        ({"in_width": 10, "padding": 0}, "winograd", "dense"),
-        ({"out_width": 10, "padding": 2}, "dense", "winograd"),
+        ({"in_width": 10, "pads": [0] * 4}, "winograd", "dense"),
+        ({"out_width": 10, "pads": [2] * 4}, "dense", "winograd"),
     ],
 )
 def test_which_walks_take_winograds_products(changes: dict[str, Any], forwards: str, to_input: str) -> None:
@@ -164,3 +171,11 @@ def test_an_artifact_that_says_dense_everywhere_runs_in_what_it_predicts(tmp_pat
     found = simulate(folder, seconds=0.1)
     assert found.measured_peak_bytes is not None and found.measured_peak_bytes < predicted
     assert not found.exceeded
+
+
+def test_a_stack_that_the_kernels_do_not_reach_is_refused_in_one_sentence() -> None:
+    assert stack_type(2, 96, 512, 512, 1, 16).dims[1] > 96 * 512 * 512
+    with pytest.raises(edge_bcs.EdgeBcsError, match=r"16 images side by side .* at most 13$"):
+        stack_type(2, 300, 512, 512, 1, 16)
+    with pytest.raises(edge_bcs.EdgeBcsError, match=r"take smaller images$"):
+        stack_type(1, 5000, 512, 512, 0, 1)

@@ -60,7 +60,7 @@ class OfTheData(Own):
 
 NOT_EXPORTABLE: dict[str, tuple[Any, str]] = {
     "activation": (lambda: Own(nn.GELU()), r"module 'middle' \(GELU\) is not supported"),
-    "groups": (lambda: Own(nn.Conv2d(4, 4, 3, groups=2)), "convolution 'middle' has groups=2"),
+    "stride": (lambda: Own(nn.Conv2d(4, 4, 3, stride=65)), "convolution 'middle' has a stride of 65"),
     "softmax": (
         lambda: Own(nn.Softmax(1)),
         r"module 'middle' \(Softmax\) is supported only as the last operation",

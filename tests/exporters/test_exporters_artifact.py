@@ -250,11 +250,13 @@ def test_the_lists_are_those_of_the_contract(tmp_path: Path) -> None:
     index = sparse.state()["coo.index"]
     lists = np.zeros(artifact.lists_length, np.int32)
     run(str(artifact.graph("lists")), {"coo.index": index, "coo.lists": lists})
-    strides = {layer.name: (layer.stride, layer.padding) for layer in artifact.layers}
+    windows = {
+        layer.name: (*layer.strides, *layer.pads, *layer.dilations, layer.groups) for layer in artifact.layers
+    }
     table = []
     for layer in sparse.layers:
         out, inn, *kernel = layer.shape
-        table += [layer.offset, out, inn, *(kernel or [1, 1]), *strides[layer.name]]
+        table += [layer.offset, out, inn, *(kernel or [1, 1]), *windows[layer.name]]
     assert np.array_equal(lists, build_lists(index.astype(np.int64), table, len(lists)))
 
 

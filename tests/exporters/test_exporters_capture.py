@@ -35,12 +35,12 @@ def identity(x: torch.Tensor) -> torch.Tensor:
 
 
 REFUSED = {
-    "groups=2": Function(identity, nn.Conv2d(4, 4, 3, groups=2)),
-    "dilation=": Function(identity, nn.Conv2d(4, 4, 3, dilation=2)),
-    "unequal strides": Function(identity, nn.Conv2d(4, 4, 3, stride=(1, 2))),
-    "unequal paddings": Function(identity, nn.Conv2d(4, 4, 3, padding=(1, 0))),
+    "stride of 65; at most 64": Function(identity, nn.Conv2d(4, 4, 3, stride=(1, 65))),
+    "padding of 256; at most 255": Function(identity, nn.Conv2d(4, 4, 3, padding=(256, 0))),
+    "window, with its dilation, of 401; at most 256": Function(
+        identity, nn.Conv2d(4, 4, 3, padding=200, dilation=200)
+    ),
     "padding_mode='reflect'": Function(identity, nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
-    "even kernel": Function(identity, nn.Conv2d(4, 4, 2, padding="same")),
     "at most 255 weights": Function(identity, nn.Conv2d(4, 4, 17)),
     "expects 5 channels but gets 4": Function(identity, nn.Conv2d(5, 4, 3)),
     "is larger than its input": Function(identity, nn.Conv2d(4, 4, 11)),
@@ -73,6 +73,29 @@ def test_refusals_name_the_reason_in_one_sentence(reason: str) -> None:
     message = str(error.value)
     assert reason in message
     assert "\n" not in message
+
+
+CONVOLUTIONS: dict[str, nn.Conv2d] = {
+    "of one stride": nn.Conv2d(4, 4, 3, stride=2, padding=1),
+    "each axis its own": nn.Conv2d(4, 4, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 3)),
+    "same": nn.Conv2d(4, 4, 5, padding="same", dilation=2),
+    "same, even": nn.Conv2d(4, 4, (2, 4), padding="same", dilation=(3, 1)),
+    "valid": nn.Conv2d(4, 4, 3, padding="valid", groups=2),
+    "depthwise": nn.Conv2d(4, 8, 3, groups=4),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_captured_convolution_says_what_torch_computes(kind: str) -> None:
+    module = CONVOLUTIONS[kind]
+    layer = capture(Function(identity, module), (3, 9, 8)).layers[2]
+    assert isinstance(layer, Convolution)
+    x = torch.randn(2, 4, 9, 8)
+    top, left, bottom, right = layer.pads
+    geometry = (layer.strides, 0, layer.dilations, layer.groups)
+    y = F.conv2d(F.pad(x, (left, right, top, bottom)), module.weight, module.bias, *geometry)
+    assert layer.shape == tuple(y.shape[1:])
+    assert torch.allclose(y, module(x), atol=1e-5)
 
 
 class Branching(nn.Module):

@@ -28,7 +28,7 @@ from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state
 from helpers import TESTS
-from helpers.networks import double, sparse_of
+from helpers.networks import Dense, double, sparse_of
 from torch import nn
 
 import edge_bcs
@@ -52,6 +52,31 @@ ROWS: dict[str, Callable[[], list[nn.Module]]] = {
     "convolution": lambda: [nn.Conv2d(6, 4, 3, padding=1)],
     "convolution, strided": lambda: [nn.Conv2d(6, 4, 3, stride=2, padding=1)],
     "convolution, one by three": lambda: [nn.Conv2d(6, 4, (1, 3), bias=False)],
+    "convolution, one by seven": lambda: [nn.Conv2d(6, 4, (1, 7), padding=(0, 3))],
+    "convolution, seven by one": lambda: [nn.Conv2d(6, 4, (7, 1), padding=(3, 0), bias=False)],
+    "convolution, strides of its own": lambda: [nn.Conv2d(6, 4, 3, stride=(2, 1), padding=(1, 0))],
+    "convolution, dilated": lambda: [nn.Conv2d(6, 4, 3, padding=(2, 3), dilation=(2, 3))],
+    "convolution, even kernel": lambda: [nn.Conv2d(6, 4, (2, 4), padding="same")],
+    "convolution, two groups": lambda: [
+        nn.Conv2d(6, 4, 3, padding=1, groups=2, bias=False),
+        nn.BatchNorm2d(4),
+    ],
+    "convolution, depthwise": lambda: [nn.Conv2d(6, 12, 3, stride=2, padding=1, groups=6), nn.ReLU()],
+    "dense convolution": lambda: [Dense(nn.Conv2d(6, 8, 3, padding=1)), nn.ReLU()],
+    "dense convolution, strided": lambda: [
+        Dense(nn.Conv2d(6, 9, 3, stride=(2, 3), padding=1, dilation=(1, 2)))
+    ],
+    "dense convolution, groups": lambda: [
+        Dense(nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False)),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+    ],
+    "dense convolutions around an addition": lambda: [
+        Sum(Dense(nn.Conv2d(6, 6, 3, padding="same", bias=False))),
+        nn.ReLU(),
+        Dense(nn.Conv2d(6, 4, 2)),
+    ],
+    "dense linear": lambda: [nn.Flatten(), Dense(nn.Linear(6 * 7 * 6, 9)), nn.ReLU()],
     "linear": lambda: [nn.Flatten(), nn.Linear(6 * 7 * 6, 9)],
     "batch norm": lambda: [nn.BatchNorm2d(6)],
     "batch norm on its own": lambda: [nn.ReLU(), nn.BatchNorm2d(6)],

@@ -93,8 +93,18 @@ def tiny(
     return sparse_of(getattr(models, name)(num_classes=classes, width=width, input_size=size), density, seed)
 
 
+class Dense(nn.Sequential):
+    """Layers whose weights stay dense in `sparse_of`."""
+
+
 def sparse_of(module: nn.Module, density: float = 0.5, seed: int = 3) -> SparseModel:
     """``module`` with random connections, batch norms away from their initial values."""
+    dense = [
+        f"{name}.{inner}"
+        for name, child in module.named_modules()
+        if isinstance(child, Dense)
+        for inner, _ in child.named_children()
+    ]
     import edge_bcs
 
     generator = torch.Generator().manual_seed(seed)
@@ -106,7 +116,9 @@ def sparse_of(module: nn.Module, density: float = 0.5, seed: int = 3) -> SparseM
             child.running_var = 0.5 + torch.rand(child.num_features, generator=generator)
         elif isinstance(child, nn.Conv2d | nn.Linear) and child.bias is not None:
             child.bias.data = 0.3 * torch.randn(child.bias.shape, generator=generator)
-    return edge_bcs.sparsify(module, sparsity=1 - density, seed=seed, distribution="uniform", start="new")
+    return edge_bcs.sparsify(
+        module, sparsity=1 - density, seed=seed, distribution="uniform", start="new", dense=dense
+    )
 
 
 def batch(network: Network, n: int, seed: int = 5) -> tuple[Array, Array]:

@@ -158,9 +158,9 @@ def pack_bits(images: np.ndarray, lanes: int) -> np.ndarray:
 
 
 def lists_length(kappa: int, layers: Sequence[Mapping[str, Any]]) -> int:
-    """M, the length of coo.lists, for layers with out_channels, in_channels and stride."""
+    """M, the length of coo.lists, for layers with out_channels, in_channels and strides."""
     rows = sum(int(layer["out_channels"]) + 1 for layer in layers)
-    columns = sum(int(layer["in_channels"]) * int(layer["stride"]) ** 2 + 1 for layer in layers)
+    columns = sum(int(layer["in_channels"]) * int(np.prod(layer["strides"])) + 1 for layer in layers)
     return 3 * kappa + rows + columns
 
 
@@ -171,7 +171,8 @@ def build_lists(
 
     Args:
         index: i32[κ] strictly ascending.
-        layers: in order, each with offset, out_channels, in_channels, kernel (kh, kw), stride, padding.
+        layers: in order, each with offset, out_channels, in_channels, kernel, strides, pads, dilations and
+            groups.
 
     Returns:
         lists i32[M], forward_pointer of each layer, transpose_pointer of each layer (offsets into lists).
@@ -182,15 +183,21 @@ def build_lists(
         number = max(i for i, layer in enumerate(layers) if layer["offset"] <= position)
         layer = layers[number]
         kh, kw = layer["kernel"]
-        out, rest = divmod(position - layer["offset"], layer["in_channels"] * kh * kw)
-        entries.append((number, out, *divmod(rest, kh * kw)))
+        inputs, outputs = (layer[f"{side}_channels"] // layer["groups"] for side in ("in", "out"))
+        out, rest = divmod(position - layer["offset"], inputs * kh * kw)
+        channel, kpos = divmod(rest, kh * kw)
+        entries.append((number, out, out // outputs * inputs + channel, kpos))
     forward = [i << 8 | kpos for _, _, i, kpos in entries]
 
     def key(t: int) -> tuple[int, int, int, int, int]:
         number, out, channel, kpos = entries[t]
-        stride, padding, kw = layers[number]["stride"], layers[number]["padding"], layers[number]["kernel"][1]
-        phase = (kpos // kw - padding) % stride * stride + (kpos % kw - padding) % stride
-        return number, channel, phase, out, kpos
+        layer = layers[number]
+        place = divmod(kpos, layer["kernel"][1])
+        down, across = (
+            (place[axis] * layer["dilations"][axis] - layer["pads"][axis]) % layer["strides"][axis]
+            for axis in (0, 1)
+        )
+        return number, channel, down * layer["strides"][1] + across, out, kpos
 
     order = sorted(range(kappa), key=key)
     transpose_row = [entries[t][1] << 8 | entries[t][3] for t in order]
@@ -202,7 +209,7 @@ def build_lists(
             lists.append(sum((e[0], e[1]) < (number, out) for e in entries))
     for number, layer in enumerate(layers):
         transpose_pointers.append(len(lists))
-        phases = layer["stride"] ** 2
+        phases = int(np.prod(layer["strides"]))
         keys = [key(t)[:3] for t in order]
         for slot in range(layer["in_channels"] * phases + 1):
             lists.append(sum(k < (number, *divmod(slot, phases)) for k in keys))

@@ -74,36 +74,40 @@ def unpack_bits(bits: Array, channels: int, height: int, width: int, lanes: int)
 
 
 def build_lists(index: Array, layers: list[int], length: int) -> Array:
-    """coo.lists from the ascending positions; ``layers``: (offset, O, I, kh, kw, stride, padding) a layer."""
+    """coo.lists from the ascending positions; ``layers``: fourteen integers a layer (offset, O, I, kernel,
+    strides, pads, dilations, groups)."""
     kappa = len(index)
     column, row, position = (np.zeros(kappa, np.int64) for _ in range(3))
     forward_pointers, transpose_pointers = [], []
-    table = np.asarray(layers).reshape(-1, 7)
-    for offset, out, inn, kh, kw, stride, padding in table:
-        first, last = np.searchsorted(index, [offset, offset + out * inn * kh * kw])
-        o, i, y, x = np.unravel_index(index[first:last] - offset, (out, inn, kh, kw))
+    table = np.asarray(layers).reshape(-1, 14)
+    for offset, out, inn, kh, kw, sy, sx, top, left, _, _, dy, dx, groups in table:
+        first, last = np.searchsorted(index, [offset, offset + out * inn // groups * kh * kw])
+        o, i, y, x = np.unravel_index(index[first:last] - offset, (out, inn // groups, kh, kw))
+        i = i + o // (out // groups) * (inn // groups)
         kpos = y * kw + x
         column[first:last] = i << 8 | kpos
-        phase = ((y - padding) % stride) * stride + (x - padding) % stride
+        phase = ((y * dy - top) % sy) * sx + (x * dx - left) % sx
         order = np.lexsort((kpos, o, phase, i))
         row[first:last] = (o << 8 | kpos)[order]
         position[first:last] = np.arange(first, last)[order]
         forward_pointers += list(first + np.searchsorted(o, np.arange(out + 1)))
-        group = (i * stride * stride + phase)[order]
-        transpose_pointers += list(first + np.searchsorted(group, np.arange(inn * stride * stride + 1)))
+        group = (i * sy * sx + phase)[order]
+        transpose_pointers += list(first + np.searchsorted(group, np.arange(inn * sy * sx + 1)))
     lists = np.concatenate([column, row, position, forward_pointers, transpose_pointers])
     assert len(lists) == length
     return lists.astype(np.int32)
 
 
 def positions_of(a: Attributes, lists: Array) -> tuple[slice, tuple[Array, ...]]:
-    """(range of the layer in the κ arrays, index into its kernel [O, I, kh, kw]) as the forward lists say."""
+    """(range of the layer in the κ arrays, index into its kernel [O, I / groups, kh, kw]), from the forward
+    lists."""
     pointers = lists[a["forward_pointer"] : a["forward_pointer"] + a["out_channels"] + 1]
     part = slice(pointers[0], pointers[-1])
     out = np.repeat(np.arange(a["out_channels"]), np.diff(pointers))
     column = lists[part]
     kpos = column & 255
-    return part, (out, column >> 8, kpos // a["kernel"][1], kpos % a["kernel"][1])
+    in_group = (column >> 8) - out // (a["out_channels"] // a["groups"]) * (a["in_channels"] // a["groups"])
+    return part, (out, in_group, kpos // a["kernel"][1], kpos % a["kernel"][1])
 
 
 # Geometry helpers
@@ -228,36 +232,58 @@ def zero_affine(a, affine):
 
 
 def _kernel(a, value, lists):
+    """(weights [O, I / groups, kh, kw], their part of ``value``, which of them it has); without lists all are
+    there."""
+    shape = (a["out_channels"], a["in_channels"] // a["groups"], *a["kernel"])
+    if lists is None:
+        part = slice(a["weight"], a["weight"] + int(np.prod(shape)))
+        return value[part].reshape(shape), part, (slice(None),) * 4
     part, where = positions_of(a, lists)
-    kernel = np.zeros((a["out_channels"], a["in_channels"], *a["kernel"]))
+    kernel = np.zeros(shape)
     kernel[where] = value[part]
     return kernel, part, where
 
 
+def _convolved(a, x, kernel):
+    top, left, bottom, right = a["pads"]
+    padded = F.pad(x, (left, right, top, bottom))
+    return F.conv2d(padded, kernel, None, a["strides"], 0, a["dilations"], a["groups"])
+
+
+def _axes(a):
+    """(positions of a window from the pixel that its number says, stride, size, windows) of each axis."""
+    for axis, side in enumerate(("height", "width")):
+        positions = range(
+            -a["pads"][axis], a["kernel"][axis] * a["dilations"][axis] - a["pads"][axis], a["dilations"][axis]
+        )
+        yield list(positions), a["strides"][axis], a[f"in_{side}"], a[f"out_{side}"]
+
+
+def _x_halo_needed(a):
+    return max(
+        max(-positions[0], (windows - 1) * stride + positions[-1] - (size - 1))
+        for positions, stride, size, windows in _axes(a)
+    )
+
+
+def _dy_halo_needed(a):
+    need = 0
+    for positions, stride, size, windows in _axes(a):
+        for pixel in range(size):
+            reached = [(pixel - p) // stride for p in positions if (pixel - p) % stride == 0]
+            need = max([need] + [-r for r in reached] + [r - (windows - 1) for r in reached])
+    return need
+
+
 def conv(a, x, value, affine, residual, lists, outputs):
-    assert a["in_halo"] >= a["padding"]
+    assert a["in_halo"] >= _x_halo_needed(a)
     kernel, _, _ = _kernel(a, value, lists)
-    z = F.conv2d(
-        torch.tensor(_in(a, x, a["in_halo"])), torch.tensor(kernel), None, a["stride"], a["padding"]
-    ).numpy()
+    z = _convolved(a, torch.tensor(_in(a, x, a["in_halo"])), torch.tensor(kernel)).numpy()
     scale, shift = _slot(a, affine, a["out_channels"])
     y = _channels(scale) * z + _channels(shift)
     if residual is not None:
         y = y + _out(a, residual, a["out_halo"])
     return _result(a, y, outputs)
-
-
-def _dy_halo_needed(a):
-    need = 0
-    for k, size, extent in (
-        (a["kernel"][0], a["in_height"], a["out_height"]),
-        (a["kernel"][1], a["in_width"], a["out_width"]),
-    ):
-        for o_start in range(size):
-            reached = [(o_start + a["padding"] - kpos) / a["stride"] for kpos in range(k)]
-            reached = [int(r) for r in reached if r == int(r)]
-            need = max([need] + [-r for r in reached] + [r - (extent - 1) for r in reached])
-    return need
 
 
 def _convolution_gradient(a, dy, x, value, affine, lists):
@@ -267,9 +293,9 @@ def _convolution_gradient(a, dy, x, value, affine, lists):
     n = dy.shape[0]
     images = np.zeros((n, a["in_channels"], a["in_height"], a["in_width"])) if x is None else x
     tx, tk, ts = (torch.tensor(v, requires_grad=True) for v in (images, kernel, scale))
-    y = F.conv2d(tx, tk, None, a["stride"], a["padding"]) * ts[None, :, None, None]
+    y = _convolved(a, tx, tk) * ts[None, :, None, None]
     y.backward(torch.tensor(dy))
-    return tx.grad.numpy(), tk.grad.numpy()[where], part, ts.grad.numpy(), dy.sum((0, 2, 3))
+    return tx.grad.numpy(), tk.grad.numpy()[where].ravel(), part, ts.grad.numpy(), dy.sum((0, 2, 3))
 
 
 def conv_input_grad(a, dy, value, affine, addend, mask, lists):
@@ -278,18 +304,18 @@ def conv_input_grad(a, dy, value, affine, addend, mask, lists):
     return [pack(_masked(a, dx, addend, mask, a["dx_halo"]), a["lanes"], a["dx_halo"])]
 
 
-def conv_grad(a, dy, x, value, affine, addend, mask, coo_grad, affine_grad, lists, has_dx):
-    assert a["in_halo"] >= a["padding"] and (not has_dx or a["dy_halo"] >= _dy_halo_needed(a))
+def conv_grad(a, dy, x, value, affine, addend, mask, value_grad, affine_grad, lists, has_dx):
+    assert a["in_halo"] >= _x_halo_needed(a) and (not has_dx or a["dy_halo"] >= _dy_halo_needed(a))
     x = _in(a, x, a["in_halo"])
     dx, dk, part, dscale, dshift = _convolution_gradient(
         a, _out(a, dy, a["dy_halo"]), x, value, affine, lists
     )
-    coo_grad = coo_grad.copy()
-    coo_grad[part] += dk
+    value_grad = value_grad.copy()
+    value_grad[part] += dk
     if affine is not None:
         affine_grad = _add_to_slot(a, affine_grad, a["out_channels"], dscale, dshift)
     dx_stack = pack(_masked(a, dx, addend, mask, a["dx_halo"]), a["lanes"], a["dx_halo"]) if has_dx else None
-    return [dx_stack, coo_grad, affine_grad]
+    return [dx_stack, value_grad, affine_grad]
 
 
 # Pooling
@@ -518,6 +544,12 @@ def _run(node: onnx.NodeProto, a: Attributes, inputs: list[Any]) -> list[Any]:
         case "ConvInputGrad":
             return conv_input_grad(a, *padded(6))
         case "ConvGrad":
+            return conv_grad(a, *padded(9), wanted[0])
+        case "DenseConv":
+            return conv(a, *padded(5), outputs)
+        case "DenseConvInputGrad":
+            return conv_input_grad(a, *padded(6))
+        case "DenseConvGrad":
             return conv_grad(a, *padded(9), wanted[0])
         case "MaxPool":
             return max_pool(a, *inputs)[:outputs]

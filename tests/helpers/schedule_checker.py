@@ -137,11 +137,13 @@ class Checker:
                     self.size[name] = self._output_bytes(node, position)
             a = self._attributes(node)
             if a.get("algorithm") in (b"dense", b"winograd"):
-                work[step] = 4 * math.prod((a["out_channels"], a["in_channels"], *a["kernel"]))
+                channels = a["out_channels"] * a["in_channels"] // a["groups"]
+                work[step] = 4 * channels * math.prod(a["kernel"])
             if a.get("algorithm") == b"winograd":
                 work[step] += work[step] // 3  # its form of three weights is four numbers
-                width = a["out_width"] if node.op_type == "Conv" else a["in_width"]
-                if (a["kernel"][1], a["stride"], width % 4, a["lanes"] % 16) != (3, 1, 0, 0):
+                width = a["in_width"] if node.op_type.endswith("Grad") else a["out_width"]
+                steps = {*a["strides"], *a["dilations"]}
+                if (a["kernel"][1], steps, width % 4, a["lanes"] % 16) != (3, {1}, 0, 0):
                     self.faults.append(f"{node.name} cannot be computed with Winograd's products")
         last |= dict.fromkeys(unread, len(self.nodes) - 1)  # ONNX Runtime frees them when the run ends
         lives = {name: (self.size[name], first[name], last[name]) for name in first}

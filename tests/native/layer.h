@@ -237,7 +237,7 @@ inline Result walk_with(const ConvKernels& kernels, const Layer& layer, bool den
   const std::int64_t columns = walk.channels * (walk.winograd ? walk.taps / 3 * 4 : walk.taps);
   Floats packed(static_cast<std::size_t>(walk.rows * columns), untouched);
   for (std::int64_t i = 0, count = kernels.pack_tasks(walk); i < count; ++i)
-    kernels.pack(walk, rows, packed.data(), i);
+    kernels.pack(walk, {.rows = rows}, packed.data(), i);
   for (std::int64_t i = 0, count = kernels.dense_tasks(walk); i < count; ++i)
     kernels.dense(walk, packed.data(), i);
   return result;
@@ -264,7 +264,7 @@ inline Result gradient_with(const ConvKernels& kernels, const Layer& layer, bool
   }
   Floats work(static_cast<std::size_t>(walk.rows * walk.channels * walk.taps), untouched);
   for (std::int64_t i = 0, count = kernels.dense_gradient_tasks(walk); i < count; ++i)
-    kernels.dense_gradient(walk, rows, gradient, work.data(), i);
+    kernels.dense_gradient(walk, {.rows = rows}, gradient, work.data(), i);
   return result;
 }
 

@@ -33,8 +33,11 @@ class Case:
     height: int
     width: int
     kernel: tuple[int, int] = (3, 3)
-    stride: int = 1
-    padding: int = 1
+    stride: int | tuple[int, int] = 1
+    padding: int | tuple[int, int, int, int] = 1  # or top, left, bottom, right
+    dilations: tuple[int, int] = (1, 1)
+    groups: int = 1
+    dense: bool = False  # all weights are there, in dense.value
     lanes: int = 4
     blocks: int = 1
     density: float = 0.3
@@ -49,29 +52,65 @@ class Case:
     threads: int = 1
 
     @property
+    def strides(self) -> tuple[int, int]:
+        return (self.stride, self.stride) if isinstance(self.stride, int) else self.stride
+
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        return (self.padding,) * 4 if isinstance(self.padding, int) else self.padding
+
+    @property
+    def positions(self) -> tuple[list[int], list[int]]:
+        """Of window 0, the pixels that it meets: rows and columns."""
+        rows, columns = (
+            [t * self.dilations[axis] - self.pads[axis] for t in range(self.kernel[axis])] for axis in (0, 1)
+        )
+        return rows, columns
+
+    @property
     def out_size(self) -> tuple[int, int]:
-        sizes = zip((self.height, self.width), self.kernel, strict=True)
-        height, width = ((size + 2 * self.padding - k) // self.stride + 1 for size, k in sizes)
+        height, width = (
+            (size + self.pads[axis + 2] - 1 - self.positions[axis][-1]) // self.strides[axis] + 1
+            for axis, size in enumerate((self.height, self.width))
+        )
         return height, width
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """As attributes; where artifacts of 0.1 could say it, in their words for every other case."""
+        plain = isinstance(self.stride, int) and isinstance(self.padding, int)
+        if self.seed % 2 and plain and self.dilations == (1, 1) and self.groups == 1:
+            return {"kernel": list(self.kernel), "stride": self.stride, "padding": self.padding}
+        return {
+            "kernel": list(self.kernel),
+            "strides": list(self.strides),
+            "pads": list(self.pads),
+            "dilations": list(self.dilations),
+            "groups": self.groups,
+        }
 
     def algorithm_for(self, width: int) -> str:
         """The algorithm of a walk whose result has rows of so many pixels: what Winograd's products cannot
         make is made without them."""
-        can = (self.kernel[1], self.stride, width % 4, self.lanes % 16) == (3, 1, 0, 0)
+        steps = {*self.strides, *self.dilations}
+        can = (self.kernel[1], steps, width % 4, self.lanes % 16) == (3, {1}, 0, 0)
         return "dense" if self.algorithm == "winograd" and not can else self.algorithm
 
     @property
     def needed_halos(self) -> tuple[int, int]:
         """Halo of x and of dy, from the rule in the contract: what the accesses reach beyond the image."""
         forward = transposed = 0
-        for size, out, k in zip((self.height, self.width), self.out_size, self.kernel, strict=True):
-            reach = [y * self.stride + t - self.padding for y in (0, out - 1) for t in (0, k - 1)]
+        sizes = (self.height, self.width)
+        for size, out, stride, positions in zip(
+            sizes, self.out_size, self.strides, self.positions, strict=True
+        ):
+            reach = [y * stride + t for y in (0, out - 1) for t in positions]
             forward = max(forward, -min(reach), max(reach) - (size - 1))
             # All dy pixels that a pixel of x takes part in, were the image of dy without end.
             uses = [
-                (y - t + self.padding) // self.stride
-                for y, t in itertools.product(range(size), range(k))
-                if (y - t + self.padding) % self.stride == 0
+                (y - t) // stride
+                for y, t in itertools.product(range(size), positions)
+                if (y - t) % stride == 0
             ]
             transposed = max([transposed, -min(uses, default=0), max(uses, default=0) - (out - 1)])
         return forward, transposed
@@ -109,9 +148,9 @@ class Problem:
         self.residual = normal(*self.dy.shape)
         self.addend, self.mask = normal(*self.x.shape), normal(*self.x.shape)
         self.affine = normal(2 * (self.slot + case.out_channels + 2))
-        shape = (case.out_channels, case.in_channels, *case.kernel)
-        active = random.random(shape) < case.density
-        if case.out_channels > 2:
+        shape = (case.out_channels, case.in_channels // case.groups, *case.kernel)
+        active = random.random(shape) < (1 if case.dense else case.density)
+        if case.out_channels > 2 and not case.dense:
             active[1] = False  # an empty row
             active[-1] = True  # and a full one
         self.weight = np.where(active, normal(*shape), 0).astype(np.float32)
@@ -121,16 +160,20 @@ class Problem:
             "out_channels": 2,
             "in_channels": 3,
             "kernel": (1, 1),
-            "stride": 1,
-            "padding": 0,
+            "strides": (1, 1),
+            "pads": (0, 0, 0, 0),
+            "dilations": (1, 1),
+            "groups": 1,
         }
         mine = {
             "offset": 6,
             "out_channels": case.out_channels,
             "in_channels": case.in_channels,
             "kernel": case.kernel,
-            "stride": case.stride,
-            "padding": case.padding,
+            "strides": case.strides,
+            "pads": case.pads,
+            "dilations": case.dilations,
+            "groups": case.groups,
         }
         positions = np.flatnonzero(active)
         index = np.concatenate([[0, 2, 5], positions + 6]).astype(np.int32)
@@ -153,28 +196,36 @@ class Problem:
             "out_height": out_height,
             "out_width": out_width,
             "out_halo": case.extra_halo,
-            "kernel": list(case.kernel),
-            "stride": case.stride,
-            "padding": case.padding,
+            **case.geometry,
             "lanes": case.lanes,
             "forward_pointer": self.pointers[0],
             "transpose_pointer": self.pointers[1],
             "affine": self.slot if case.affine else -1,
             "relu": int(case.relu),
             "algorithm": case.algorithm_for(out_width),
+            "weight": self.own.start,
         }
+
+    @property
+    def operator(self) -> str:
+        return "DenseConv" if self.case.dense else "Conv"
+
+    @property
+    def where(self) -> dict[str, np.ndarray]:
+        """The input after all others that says where connections act."""
+        return {} if self.case.dense else {"lists": self.lists}
 
     def forward(self) -> dict[str, np.ndarray]:
         case = self.case
         attributes = self.attributes()
         results = run(
-            "Conv",
+            self.operator,
             {
                 "x": pack(self.x, case.lanes, attributes["in_halo"]),
                 "value": self.value,
                 "affine": self.affine if case.affine else None,
                 "residual": pack(self.residual, case.lanes, case.extra_halo) if case.addend else None,
-                "lists": self.lists,
+                **self.where,
             },
             {"y": np.float32, "bits": np.uint8 if case.bits else None},
             threads=case.threads,
@@ -211,8 +262,8 @@ class Problem:
                 "affine_grad": np.ones_like(self.affine) if case.affine else None,
             }
             outputs |= {"coo_grad": np.float32, "affine_grad": np.float32 if case.affine else None}
-        inputs["lists"] = self.lists
-        operator = "ConvGrad" if weights else "ConvInputGrad"
+        inputs |= self.where
+        operator = self.operator + ("Grad" if weights else "InputGrad")
         results = run(operator, inputs, outputs, threads=case.threads, **attributes)
         if with_dx:
             results["dx"] = unpack(results["dx"], case.in_channels, case.height, case.width, dx_halo)
@@ -248,7 +299,11 @@ def expected(case: Case) -> dict[str, np.ndarray]:
         shift = affine[slots + problem.slot : slots + problem.slot + case.out_channels].clone()
     scale.requires_grad_()
     shift.requires_grad_()
-    convolved = torch.nn.functional.conv2d(x, weight, stride=case.stride, padding=case.padding)
+    top, left, bottom, right = case.pads
+    padded = torch.nn.functional.pad(x, (left, right, top, bottom))
+    convolved = torch.nn.functional.conv2d(
+        padded, weight, stride=case.strides, dilation=case.dilations, groups=case.groups
+    )
     z = convolved * scale[:, None, None] + shift[:, None, None]
     y = z + residual if case.addend else z
     if case.relu:
@@ -276,6 +331,43 @@ def expected(case: Case) -> dict[str, np.ndarray]:
         affine_grad[slots + problem.slot : slots + problem.slot + case.out_channels] += dshift.numpy()
         results["affine_grad"] = results["without dx: affine_grad"] = affine_grad
     return results
+
+
+def general_case(seed: int) -> Case:
+    """Any strides, pads, dilations and groups; half of them with all weights there."""
+    random = np.random.default_rng(3000 + seed)
+
+    def one(*choices: Any) -> Any:
+        return choices[random.integers(len(choices))]
+
+    kernel = one((1, 7), (7, 1), (3, 3), (3, 2), (2, 2), (5, 3), (1, 1))
+    dilations = one((1, 1), (2, 1), (1, 3), (2, 2))
+    span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = tuple(int(random.integers(0, span[i % 2] // 2 + 2)) for i in range(4))
+    groups = one(1, 1, 2, 4)
+    dense = one(False, True)
+    return Case(
+        in_channels=groups * int(random.integers(1, 7)),
+        out_channels=groups * int(random.integers(1, 7)),
+        height=int(random.integers(max(1, span[0] - pads[0] - pads[2]), 12)),
+        width=int(random.integers(max(1, span[1] - pads[1] - pads[3]), 12)),
+        kernel=kernel,
+        stride=one((1, 1), (2, 1), (1, 2), (2, 2), (3, 2)),
+        padding=pads,
+        dilations=dilations,
+        groups=groups,
+        dense=dense,
+        lanes=one(1, 2, 3, 4, 8, 16),
+        blocks=one(1, 2, 3),
+        density=one(0.05, 0.3, 1.0),
+        algorithm=one("dense", "winograd") if dense else one("sparse", "dense") if groups == 1 else "sparse",
+        affine=one(True, True, False),
+        addend=one(True, False),
+        relu=one(True, False),
+        mask_kind=one(0, 1, 2),
+        extra_halo=one(0, 0, 1),
+        seed=2 * seed,
+    )
 
 
 def random_case(seed: int) -> Case:
@@ -336,9 +428,19 @@ WINOGRAD = [
     Case(2, 4, 1, 4, kernel=(1, 3), padding=1, lanes=16, blocks=3, addend=True),
 ]
 WINOGRAD = [replace(case, algorithm="winograd") for case in WINOGRAD]
+# Every weight there, over groups, in bands and groups of planes, with Winograd's products.
+DENSE = [
+    Case(40, 20, 12, 16, lanes=16, groups=2, algorithm="winograd", addend=True, mask_kind=2, extra_halo=1),
+    Case(64, 64, 16, 16, lanes=16, groups=16, stride=2, algorithm="dense", mask_kind=2),
+    Case(3, 32, 32, 32, lanes=16, stride=2, padding=(0, 0, 1, 1), algorithm="dense"),
+    Case(70, 10, 1, 1, kernel=(1, 1), padding=0, lanes=8, blocks=2, algorithm="dense", relu=False),
+]
+DENSE = [replace(case, dense=True) for case in DENSE]
 # Stacks beyond the caches, which the sparse kernels ask for ahead.
 FAR = Case(64, 64, 32, 32, lanes=16, blocks=2, density=0.03, addend=True, mask_kind=2)
 CASES = [random_case(seed) for seed in range(RANDOM_CASES)] + [
+    *(general_case(seed) for seed in range(RANDOM_CASES)),
+    *DENSE,
     *(replace(case, algorithm=algorithm) for case in BIG for algorithm in ("sparse", "dense")),
     *WINOGRAD,
     FAR,

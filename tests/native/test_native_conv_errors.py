@@ -224,9 +224,17 @@ def test_malformed_transposed_lists_are_refused(lists: np.ndarray, complaint: st
         ({"kernel": [16, 16]}, "attribute kernel"),
         ({"kernel": [3]}, "attribute kernel"),
         ({"algorithm": "fast"}, "algorithm"),
-        ({"algorithm": "winograd"}, "here these are 3, 1, 3 and 1"),
+        ({"algorithm": "winograd"}, "here these are 3, 1, 1, 3 and 1"),
         ({"affine": 0}, "affine is missing"),
-        ({"stride": 0}, "stride"),
+        ({"stride": 0}, "attribute stride is 0, not in \\[1, 64\\]"),
+        ({"strides": [1, 0]}, "attribute strides is not 2 numbers in \\[1, 64\\]"),
+        ({"strides": [1]}, "attribute strides is not 2 numbers"),
+        ({"pads": [1, 1, 1, 256]}, "attribute pads is not 4 numbers in \\[0, 255\\]"),
+        ({"dilations": [1, 256]}, "attribute dilations is not 2 numbers in \\[1, 255\\]"),
+        ({"pads": [1, 1, 1, 0]}, "does not follow .* pads 1, 1, 1 and 0 and dilations 1 and 1"),
+        ({"groups": 0}, "attribute groups is 0"),
+        ({"groups": 2}, "1 input channels and 1 output channels cannot be cut into 2 groups"),
+        ({"in_channels": 2, "out_channels": 2, "groups": 2, "algorithm": "dense"}, "with groups take"),
     ],
 )
 def test_wrong_shapes_are_refused(changes: dict[str, Any], complaint: str) -> None:
@@ -239,13 +247,13 @@ def test_wrong_shapes_are_refused(changes: dict[str, Any], complaint: str) -> No
     [
         (
             {"kernel": [3, 2], "out_width": 9},
-            "2, 1, 9 and 16",
+            "2, 1, 1, 9 and 16",
         ),  # six pixels and three positions, two pairs at once
-        ({"kernel": [1, 5], "out_height": 5, "out_width": 6}, "5, 1, 6 and 16"),
-        ({"stride": 2, "out_height": 2, "out_width": 4}, "3, 2, 4 and 16"),
-        ({"in_width": 7, "out_width": 7}, "3, 1, 7 and 16"),
-        ({"in_width": 10, "out_width": 8, "padding": 0, "in_height": 5, "lanes": 8}, "3, 1, 8 and 8"),
-        ({"lanes": 24}, "3, 1, 8 and 24"),
+        ({"kernel": [1, 5], "out_height": 5, "out_width": 6}, "5, 1, 1, 6 and 16"),
+        ({"stride": 2, "out_height": 2, "out_width": 4}, "3, 2, 1, 4 and 16"),
+        ({"in_width": 7, "out_width": 7}, "3, 1, 1, 7 and 16"),
+        ({"in_width": 10, "out_width": 8, "padding": 0, "in_height": 5, "lanes": 8}, "3, 1, 1, 8 and 8"),
+        ({"lanes": 24}, "3, 1, 1, 8 and 24"),
     ],
 )
 def test_what_winograds_products_cannot_make_is_refused(changes: dict[str, Any], found: str) -> None:
@@ -268,7 +276,7 @@ def test_each_walk_goes_by_the_width_of_its_own_result() -> None:
     }
     x = np.ones((1, 50, 16), np.float32)
     assert conv(x=x, algorithm="winograd", **sizes).ravel().tolist() == [11] * 24 * 16
-    with pytest.raises(Exception, match="here these are 3, 1, 10 and 16"):
+    with pytest.raises(Exception, match="here these are 3, 1, 1, 10 and 16"):
         conv_input_grad(algorithm="winograd", **sizes)
 
 
@@ -299,3 +307,20 @@ def test_an_entry_in_a_phase_without_kernel_positions_is_refused() -> None:
     attributes |= {"padding": 0, "forward_pointer": 3, "transpose_pointer": 5, "dy_halo": 0, "dx_halo": 0}
     with pytest.raises(Exception, match="phase"):
         run("ConvInputGrad", inputs, {"dx": np.float32}, **attributes)
+
+
+@pytest.mark.parametrize(
+    ("channels", "refused"),
+    [
+        (96, "dy is .*, not a stack"),
+        (
+            300,
+            "a batch block of 300 channels of 512 by 512 pixels with 16 lanes is too large: .* fewer lanes",
+        ),
+    ],
+)
+def test_a_block_holds_as_many_numbers_as_distances_reach(channels: int, refused: str) -> None:
+    """96 channels of 512 by 512 pixels and 16 images are 1.6 GB, of which this dy is a little."""
+    sizes = {"in_height": 512, "in_width": 512, "out_height": 512, "out_width": 512, "lanes": 16}
+    with pytest.raises(Exception, match=refused):
+        conv_input_grad(in_channels=channels, out_channels=channels, **sizes)

@@ -17,8 +17,10 @@ def layer(offset: int, out: int, channels: int, kernel: int, stride: int, paddin
         "out_channels": out,
         "in_channels": channels,
         "kernel": (kernel, kernel),
-        "stride": stride,
-        "padding": padding,
+        "strides": (stride, stride),
+        "pads": (padding,) * 4,
+        "dilations": (1, 1),
+        "groups": 1,
     }
 
 
@@ -41,22 +43,60 @@ def flat(layers: list[dict[str, Any]]) -> list[int]:
             one["out_channels"],
             one["in_channels"],
             *one["kernel"],
-            one["stride"],
-            one["padding"],
+            one["strides"][0],
+            one["pads"][0],
+        )
+    ]
+
+
+GENERAL = [
+    *LAYERS[:2],
+    LAYERS[2] | {"kernel": (1, 7), "strides": (2, 1), "pads": (0, 1, 2, 3)},
+    LAYERS[3] | {"offset": 315 + 196, "out_channels": 6, "in_channels": 4, "groups": 2},
+    {
+        "offset": 523,
+        "out_channels": 6,
+        "in_channels": 9,
+        "kernel": (2, 3),
+        "strides": (3, 2),
+        "pads": (1, 0, 0, 2),
+        "dilations": (2, 3),
+        "groups": 3,
+    },
+]
+
+
+def general(layers: list[dict[str, Any]]) -> list[int]:
+    names = ("kernel", "strides", "pads", "dilations")
+    return [
+        number
+        for one in layers
+        for number in (
+            one["offset"],
+            one["out_channels"],
+            one["in_channels"],
+            *(number for name in names for number in one[name]),
+            one["groups"],
         )
     ]
 
 
 @pytest.mark.parametrize("kappa", [0, 1, 40, 300, SIZE])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_lists_equal_a_plain_sort(kappa: int, threads: int) -> None:
-    index = np.sort(np.random.default_rng(kappa).choice(SIZE, kappa, replace=False)).astype(np.int32)
-    expected, _, _ = build_lists(index, LAYERS)
-    assert len(expected) == lists_length(kappa, LAYERS)
+@pytest.mark.parametrize("layers", [LAYERS, GENERAL], ids=["of one stride", "general"])
+def test_lists_equal_a_plain_sort(layers: list[dict[str, Any]], kappa: int, threads: int) -> None:
+    size = SIZE if layers is LAYERS else 523 + 6 * 3 * 6
+    index = np.sort(np.random.default_rng(kappa).choice(size, kappa, replace=False)).astype(np.int32)
+    expected, _, _ = build_lists(index, layers)
+    assert len(expected) == lists_length(kappa, layers)
     garbage = np.full(len(expected), -7, np.int32)
     inputs = {"index": index, "lists": garbage}
-    made = run("BuildLists", inputs, {"lists": np.int32}, layers=flat(LAYERS), threads=threads)["lists"]
+    attributes: dict[str, Any] = {"layers": general(layers), "layer_integers": 14}
+    made = run("BuildLists", inputs, {"lists": np.int32}, **attributes, threads=threads)["lists"]
     assert made.tolist() == expected.tolist()
+    if layers is LAYERS:  # as artifacts of 0.1 say it
+        made = run("BuildLists", inputs, {"lists": np.int32}, layers=flat(layers), threads=threads)["lists"]
+        assert made.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(

@@ -135,17 +135,17 @@ Tasks cut_blocks(const Walk& walk) {
 
 std::int64_t pack_tasks(const Walk& walk) { return larger(1, smaller(enough_tasks, walk.rows / block_rows)); }
 
-void pack(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t task) {
+void pack(const Walk& walk, const Weights& weights, float* packed, std::int64_t task) {
   const std::int64_t share = ceil_divide(ceil_divide(walk.rows, block_rows), pack_tasks(walk)) * block_rows;
   const std::int64_t columns = walk.channels * walk.taps, end = smaller(walk.rows, (task + 1) * share);
-  if (uses_winograd(walk)) return pack_winograd(walk, rows, packed, task * share, end);
-  const TapNumbers number(walk);
+  if (uses_winograd(walk)) return pack_winograd(walk, weights, packed, task * share, end);
   for (std::int64_t row = task * share; row < end;) {
     const int size = block_size(walk.rows - row);
-    float* const weights = packed + row * columns;
-    std::memset(weights, 0, static_cast<std::size_t>(size * columns) * sizeof(float));
-    for_weights(rows, number, row, size, [&](int o, std::int64_t channel, std::int64_t tap, float weight) {
-      weights[(channel * walk.taps + tap) * size + o] = weight;
+    float* const to = packed + row * columns;
+    std::memset(to, 0, static_cast<std::size_t>(size * columns) * sizeof(float));
+    for_weights(walk, weights, row, size,
+                [&](int o, std::int64_t channel, std::int64_t tap, float weight, std::int64_t) {
+      to[(channel * walk.taps + tap) * size + o] = weight;
     });
     row += size;
   }

@@ -129,7 +129,7 @@ std::int64_t dense_gradient_tasks(const Walk& walk) {
   return smaller(16, ceil_divide(walk.rows, block_rows));
 }
 
-void dense_gradient(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient, float* work,
+void dense_gradient(const Walk& walk, const Weights& weights, const WeightGradient& gradient, float* work,
                     std::int64_t task) {
   const std::int64_t blocks = ceil_divide(walk.rows, block_rows), tasks = dense_gradient_tasks(walk);
   const std::int64_t first = blocks * task / tasks * block_rows;
@@ -138,16 +138,15 @@ void dense_gradient(const Walk& walk, const SparseRows& rows, const WeightGradie
   std::memset(work + first * columns, 0, static_cast<std::size_t>((last - first) * columns) * sizeof(float));
   with_vectors(
       walk, [&]<int VL, bool strided>() { gradient_rows<VL, strided>(walk, gradient, work, first, last); });
-  const TapNumbers number(walk);
   for (std::int64_t row = first; row < last; ++row) {
     const float scale = gradient.scale == nullptr ? 1.0f : gradient.scale[row];
     double dscale = 0;
-    for (std::int64_t j = rows.begin(row); j < rows.end(row); ++j) {
-      const float sum =
-          work[row * columns + (rows.entry[j] >> 8) * walk.taps + number.of[rows.entry[j] & 255]];
+    for_weights(walk, weights, row, 1,
+                [&](int, std::int64_t channel, std::int64_t tap, float weight, std::int64_t j) {
+      const float sum = work[row * columns + channel * walk.taps + tap];
       gradient.grad[j] += scale * sum;
-      dscale += static_cast<double>(rows.value[j]) * static_cast<double>(sum);
-    }
+      dscale += static_cast<double>(weight) * static_cast<double>(sum);
+    });
     if (gradient.dscale == nullptr) continue;
     gradient.dscale[row] += static_cast<float>(dscale);
     gradient.dshift[row] += static_cast<float>(plane_sum(walk, gradient.dy + row * walk.output_plane));

@@ -61,16 +61,17 @@ std::int64_t distance(const Walk& walk, std::int32_t entry) {
   return (entry >> 8) * walk.input_plane + walk.tap[entry & 255];
 }
 
-// grad, dscale and dshift of one row, from g'(entry).
+// grad, dscale and dshift of one row, from g'(channel, tap).
 template <class Gradient>
-void deliver(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient, std::int64_t row,
+void deliver(const Walk& walk, const Weights& weights, const WeightGradient& gradient, std::int64_t row,
              const Gradient& gradient_of) {
   double dscale = 0;
-  for (std::int64_t j = rows.begin(row); j < rows.end(row); ++j) {
-    const double sum = gradient_of(j);
+  for_weights(walk, weights, row, 1,
+              [&](int, std::int64_t channel, std::int64_t tap, float weight, std::int64_t j) {
+    const double sum = gradient_of(channel, tap);
     gradient.grad[j] += static_cast<float>((gradient.scale == nullptr ? 1.0 : gradient.scale[row]) * sum);
-    dscale += sum * rows.value[j];
-  }
+    dscale += sum * weight;
+  });
   if (gradient.dscale == nullptr) return;
   gradient.dscale[row] += static_cast<float>(dscale);
   double dshift = 0;
@@ -80,8 +81,10 @@ void deliver(const Walk& walk, const SparseRows& rows, const WeightGradient& gra
   gradient.dshift[row] += static_cast<float>(dshift);
 }
 
-// Σ dy · input at a distance.
-double product(const Walk& walk, const WeightGradient& gradient, std::int64_t row, std::int64_t at) {
+// Σ dy · input at the place of a weight.
+double product(const Walk& walk, const WeightGradient& gradient, std::int64_t row, std::int64_t channel,
+               std::int64_t tap) {
+  const std::int64_t at = channel * walk.input_plane + walk.tap[walk.used[tap]];
   double sum = 0;
   for_pixels(walk, [&](std::int64_t in, std::int64_t out, std::int64_t, std::int64_t, std::int64_t) {
     sum += static_cast<double>(gradient.dy[row * walk.output_plane + out]) * walk.input[in + at];
@@ -104,12 +107,12 @@ void sparse(const Walk& walk, const SparseRows& rows, std::int64_t row) {
 
 std::int64_t pack_tasks(const Walk& walk) { return walk.rows; }
 
-void pack(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t row) {
-  float* const weights = packed + row * walk.channels * walk.taps;
-  const TapNumbers number(walk);
-  for (std::int64_t i = 0; i < walk.channels * walk.taps; ++i) weights[i] = 0;
-  for_weights(rows, number, row, 1, [&](int, std::int64_t channel, std::int64_t tap, float weight) {
-    weights[channel * walk.taps + tap] = weight;
+void pack(const Walk& walk, const Weights& weights, float* packed, std::int64_t row) {
+  float* const to = packed + row * walk.channels * walk.taps;
+  for (std::int64_t i = 0; i < walk.channels * walk.taps; ++i) to[i] = 0;
+  for_weights(walk, weights, row, 1,
+              [&](int, std::int64_t channel, std::int64_t tap, float weight, std::int64_t) {
+    to[channel * walk.taps + tap] = weight;
   });
 }
 
@@ -130,22 +133,20 @@ void dense(const Walk& walk, const float* packed, std::int64_t row) {
 std::int64_t gradient_tasks(const Walk& walk, const SparseRows&) { return walk.rows; }
 
 void gradient(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient, std::int64_t row) {
-  deliver(walk, rows, gradient, row,
-          [&](std::int64_t j) { return product(walk, gradient, row, distance(walk, rows.entry[j])); });
+  deliver(walk, {.rows = rows}, gradient, row,
+          [&](std::int64_t channel, std::int64_t tap) { return product(walk, gradient, row, channel, tap); });
 }
 
 std::int64_t dense_gradient_tasks(const Walk& walk) { return walk.rows; }
 
-void dense_gradient(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient, float* work,
+void dense_gradient(const Walk& walk, const Weights& weights, const WeightGradient& gradient, float* work,
                     std::int64_t row) {
   float* const sums = work + row * walk.channels * walk.taps;
   for (std::int64_t channel = 0; channel < walk.channels; ++channel)
     for (int k = 0; k < walk.taps; ++k)
-      sums[channel * walk.taps + k] = static_cast<float>(
-          product(walk, gradient, row, channel * walk.input_plane + walk.tap[walk.used[k]]));
-  const TapNumbers number(walk);
-  deliver(walk, rows, gradient, row, [&](std::int64_t j) {
-    return static_cast<double>(sums[(rows.entry[j] >> 8) * walk.taps + number.of[rows.entry[j] & 255]]);
+      sums[channel * walk.taps + k] = static_cast<float>(product(walk, gradient, row, channel, k));
+  deliver(walk, weights, gradient, row, [&](std::int64_t channel, std::int64_t tap) {
+    return static_cast<double>(sums[channel * walk.taps + tap]);
   });
 }
 

@@ -26,25 +26,39 @@ struct TapNumbers {
   std::uint8_t of[max_taps + 1] = {};
 };
 
-// Calls body(o, channel, tap, weight) for every weight of row `first` + o of a matrix, for o < `count`.
+// Calls body(o, channel, tap, weight, j) for every weight of row `first` + o of a walk, for o < `count`; j is its place in
+// the gradient.
 template <class Body>
-void for_weights(const SparseRows& rows, const TapNumbers& number, std::int64_t first, int count,
-                 const Body& body) {
+void for_weights(const Walk& walk, const Weights& weights, std::int64_t first, int count, const Body& body) {
+  if (weights.all != nullptr) {
+    for (int o = 0; o < count; ++o)
+      for (std::int64_t channel = 0; channel < walk.channels; ++channel) {
+        const std::int64_t at = (first + o) * weights.row_step + channel * weights.channel_step;
+        const float factor = weights.factor == nullptr ? 1.0f : weights.factor[channel];
+        for (int tap = 0; tap < walk.taps; ++tap) {
+          const std::int64_t j = at + walk.used[tap];
+          body(o, channel, static_cast<std::int64_t>(tap), weights.all[j] * factor, j);
+        }
+      }
+    return;
+  }
+  const TapNumbers number(walk);
+  const SparseRows& rows = weights.rows;
   for (int o = 0; o < count; ++o)
     for (std::int64_t j = rows.begin(first + o); j < rows.end(first + o); ++j)
       body(o, static_cast<std::int64_t>(rows.entry[j] >> 8),
-           static_cast<std::int64_t>(number.of[rows.entry[j] & 255]), rows.weight(j));
+           static_cast<std::int64_t>(number.of[rows.entry[j] & 255]), rows.weight(j), j);
 }
 
 std::int64_t sparse_tasks(const Walk&, const SparseRows&);
 void sparse(const Walk&, const SparseRows&, std::int64_t task);
 std::int64_t pack_tasks(const Walk&);
-void pack(const Walk&, const SparseRows&, float* packed, std::int64_t task);
+void pack(const Walk&, const Weights&, float* packed, std::int64_t task);
 std::int64_t dense_tasks(const Walk&);
 void dense(const Walk&, const float* packed, std::int64_t task);
 std::int64_t gradient_tasks(const Walk&, const SparseRows&);
 void gradient(const Walk&, const SparseRows&, const WeightGradient&, std::int64_t task);
 std::int64_t dense_gradient_tasks(const Walk&);
-void dense_gradient(const Walk&, const SparseRows&, const WeightGradient&, float* work, std::int64_t task);
+void dense_gradient(const Walk&, const Weights&, const WeightGradient&, float* work, std::int64_t task);
 
 }  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE

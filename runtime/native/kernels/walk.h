@@ -84,13 +84,22 @@ struct SparseRows {
   }
 };
 
+// The weights of a walk over all of them: what a sparse matrix has, and zeros where it has nothing; or, where `all` is not
+// null, a full one, whose weight (row, channel, kpos) is all[row · row_step + channel · channel_step + kpos] · factor[channel].
+struct Weights {
+  SparseRows rows;
+  const float* all = nullptr;
+  std::int64_t row_step = 0, channel_step = 0;
+  const float* factor = nullptr;  // null: 1
+};
+
 // The gradient with respect to the weights of a forward walk whose output steps are those of dy: for each entry j of row
 // o, g'_j = Σ over blocks and pixels of dy · input pixel, and then
 // grad[j] += scale[o] · g'_j,  dscale[o] += Σ_j value[j] · g'_j,  dshift[o] += Σ dy.
 struct WeightGradient {
   const float* dy = nullptr;     // at pixel (0, 0) of plane 0
   const float* scale = nullptr;  // null: 1
-  float* grad = nullptr;         // indexed by j
+  float* grad = nullptr;         // indexed by j, or as a full matrix is
   float* dscale = nullptr;       // null: not wanted (then dshift is null too)
   float* dshift = nullptr;
 };
@@ -105,7 +114,7 @@ struct ConvKernels {
   // Walk over all weights, packed by `pack` first into `packed`: rows · channels · taps floats, or 4/3 of that for one with
   // Winograd's products.
   std::int64_t (*pack_tasks)(const Walk&);
-  void (*pack)(const Walk&, const SparseRows&, float* packed, std::int64_t task);
+  void (*pack)(const Walk&, const Weights&, float* packed, std::int64_t task);
   std::int64_t (*dense_tasks)(const Walk&);
   void (*dense)(const Walk&, const float* packed, std::int64_t task);
 
@@ -115,8 +124,7 @@ struct ConvKernels {
 
   // Gradient of all weights in `work` (rows · channels · taps floats), of which those that there are get used.
   std::int64_t (*dense_gradient_tasks)(const Walk&);
-  void (*dense_gradient)(const Walk&, const SparseRows&, const WeightGradient&, float* work,
-                         std::int64_t task);
+  void (*dense_gradient)(const Walk&, const Weights&, const WeightGradient&, float* work, std::int64_t task);
 };
 
 extern const ConvKernels conv_kernels_scalar;

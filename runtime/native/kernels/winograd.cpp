@@ -153,17 +153,17 @@ void winograd_walk(const Walk& walk, const float* packed, std::int64_t begin_row
 
 }  // namespace
 
-void pack_winograd(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t begin,
+void pack_winograd(const Walk& walk, const Weights& weights, float* packed, std::int64_t begin,
                    std::int64_t end) {
   const KernelRows kernel(walk);
   const std::int64_t columns = walk.channels * kernel.count * products;
-  const TapNumbers number(walk);
   for (std::int64_t row = begin; row < end; row += winograd_rows) {
     const int size = block_size(walk.rows - row);
-    float* const weights = packed + row * columns;
-    std::memset(weights, 0, static_cast<std::size_t>(size * columns) * sizeof(float));
-    for_weights(rows, number, row, size, [&](int o, std::int64_t channel, std::int64_t tap, float weight) {
-      float* const to = weights + ((channel * kernel.count + tap / across) * size + o) * products;
+    float* const block = packed + row * columns;
+    std::memset(block, 0, static_cast<std::size_t>(size * columns) * sizeof(float));
+    for_weights(walk, weights, row, size,
+                [&](int o, std::int64_t channel, std::int64_t tap, float weight, std::int64_t) {
+      float* const to = block + ((channel * kernel.count + tap / across) * size + o) * products;
       const std::int64_t place = tap % across;
       to[1] += weight / 2;
       to[2] += place == 1 ? -weight / 2 : weight / 2;

@@ -13,7 +13,7 @@ inline bool uses_winograd(const Walk& walk) { return walk.winograd && registers 
 
 // Packs the weights of rows [begin, end), `begin` a multiple of winograd_rows, into their part of rows · channels · taps · 4/3
 // floats at `packed`.
-void pack_winograd(const Walk& walk, const SparseRows& rows, float* packed, std::int64_t begin,
+void pack_winograd(const Walk& walk, const Weights& weights, float* packed, std::int64_t begin,
                    std::int64_t end);
 
 // Output planes [first, last), `first` a multiple of winograd_rows, in image rows [begin, end).

@@ -5,29 +5,50 @@
 #include <vector>
 
 #include "ops/op.h"
+#include "ops/window.h"
 
 namespace edge_bcs {
 namespace {
 
-// A sparse layer [out_channels, in_channels, kernel_height, kernel_width] whose first number is `offset`.
+// A sparse layer [out_channels, in_channels / groups, kernel height, kernel width] whose first number is `offset`.
 struct Layer {
-  std::int64_t offset, out_channels, in_channels, kernel_height, kernel_width, stride, padding;
+  // Integers of a layer in the attribute `layers`: all of it, and in the files of earlier releases one stride and one padding.
+  static constexpr std::size_t integers = 14, fewer_integers = 7;
 
-  std::int64_t kernel() const { return kernel_height * kernel_width; }
-  std::int64_t size() const { return out_channels * in_channels * kernel(); }
+  std::int64_t offset, out_channels, in_channels;
+  Window window;
+  std::int64_t groups = 1;
+
+  static Layer from(const std::int64_t* n, std::size_t count) {
+    if (count == fewer_integers)
+      return {n[0], n[1], n[2], {{n[3], n[5], n[6], n[6]}, {n[4], n[5], n[6], n[6]}}};
+    return {n[0], n[1], n[2], {{n[3], n[5], n[7], n[9], n[11]}, {n[4], n[6], n[8], n[10], n[12]}}, n[13]};
+  }
+
+  bool in_range() const {
+    constexpr std::int64_t channels = std::int64_t{1} << 23;
+    return out_channels >= 1 && out_channels < channels && in_channels >= 1 && in_channels < channels &&
+           window.in_range() && groups >= 1 && in_channels % groups == 0 && out_channels % groups == 0;
+  }
+  std::int64_t row_size() const { return in_channels / groups * window.positions(); }
+  std::int64_t size() const { return out_channels * row_size(); }
   std::int64_t forward_pointers() const { return out_channels + 1; }
-  std::int64_t transpose_pointers() const { return in_channels * stride * stride + 1; }
+  std::int64_t transpose_pointers() const { return in_channels * window.phases() + 1; }
 };
 
-// Fills coo.lists (i32[M], in place) from the positions (i32[κ]): M = 3κ + Σ(O + 1) + Σ(I·s² + 1).
+// Fills coo.lists (i32[M], in place) from the positions (i32[κ]): M = 3κ + Σ(O + 1) + Σ(I·sy·sx + 1).
 //   forward_column[κ]      in_channel << 8 | kernel position, in the order of the κ arrays
 //   transpose_row[κ]       out_channel << 8 | kernel position } both ordered, within a layer, by
 //   transpose_position[κ]  where in the κ arrays              } (in_channel, phase, out_channel, kernel pos.)
 //   forward pointers       for each layer O + 1 positions: where the rows begin
-//   transpose pointers     for each layer I·s² + 1 positions: where (in_channel, phase) begins
+//   transpose pointers     for each layer I·sy·sx + 1 positions: where (in_channel, phase) begins
 //
-// The phase of a kernel position is ((kh − p) mod s)·s + ((kw − p) mod s): which of the s² interleaved images
-// of the input it touches.
+// In channels are those of the whole input, also where the layer has groups. The phase of a kernel position is which of the
+// sy·sx interleaved images of the input it touches (Window::phase).
+//
+// The attribute `layers` has 14 integers a layer: its offset, O, I, kernel height and width, strides sy and sx, the pads at the
+// top, left, bottom and right, dilations and groups; `layer_integers` is 14 then. Without it they are the seven of earlier
+// releases: offset, O, I, kernel height and width, stride, padding.
 struct BuildLists {
   static constexpr const char* name = "BuildLists";
   static constexpr std::array inputs{Port{"index", int32}, Port{"lists", int32}};
@@ -39,17 +60,14 @@ struct BuildLists {
 
   explicit BuildLists(const Attributes& attributes) {
     const std::vector<std::int64_t> flat = attributes.integers("layers");
-    require(!flat.empty() && flat.size() % 7 == 0, "the attribute layers has ", flat.size(),
-            " numbers, not seven for each layer");
-    for (std::size_t i = 0; i < flat.size(); i += 7) {
-      const Layer layer{flat[i],     flat[i + 1], flat[i + 2], flat[i + 3],
-                        flat[i + 4], flat[i + 5], flat[i + 6]};
-      constexpr std::int64_t channels = std::int64_t{1} << 23;
-      require(layer.out_channels >= 1 && layer.out_channels < channels && layer.in_channels >= 1 &&
-                  layer.in_channels < channels && layer.kernel_height >= 1 && layer.kernel_width >= 1 &&
-                  layer.kernel_height <= 255 && layer.kernel_width <= 255 && layer.kernel() <= 255 &&
-                  layer.stride >= 1 && layer.stride <= 255 && layer.padding >= 0 && layer.padding <= 255,
-              "layer ", layers.size(), " has a size out of range");
+    const auto count = static_cast<std::size_t>(attributes.integer("layer_integers", Layer::fewer_integers));
+    require(count == Layer::integers || count == Layer::fewer_integers, "the attribute layer_integers is ",
+            count, ", neither ", Layer::fewer_integers, " nor ", Layer::integers);
+    require(!flat.empty() && flat.size() % count == 0, "the attribute layers has ", flat.size(),
+            " numbers, not ", count, " for each layer");
+    for (std::size_t i = 0; i < flat.size(); i += count) {
+      const Layer layer = Layer::from(&flat[i], count);
+      require(layer.in_range(), "layer ", layers.size(), " has a size out of range");
       require(layer.offset == positions, "layer ", layers.size(), " begins at ", layer.offset, ", not at ",
               positions);
       positions += layer.size();
@@ -95,13 +113,8 @@ struct BuildLists {
     const std::int64_t first = find(layer.offset), last = find(layer.offset + layer.size());
 
     std::array<std::int64_t, 256> phase{};
-    for (std::int64_t k = 0; k < layer.kernel(); ++k) {
-      const auto shifted = [&](std::int64_t x) {
-        return ((x - layer.padding) % layer.stride + layer.stride) % layer.stride;
-      };
-      phase[k] = shifted(k / layer.kernel_width) * layer.stride + shifted(k % layer.kernel_width);
-    }
-    const std::int64_t slots = layer.transpose_pointers() - 1, phases = layer.stride * layer.stride;
+    for (std::int64_t k = 0; k < layer.window.positions(); ++k) phase[k] = layer.window.phase(k);
+    const std::int64_t slots = layer.transpose_pointers() - 1, phases = layer.window.phases();
     const auto slot_of = [&](std::int64_t t) {
       return (forward_column[t] >> 8) * phases + phase[forward_column[t] & 255];
     };
@@ -110,16 +123,19 @@ struct BuildLists {
     // into where each slot begins (one place up), and filling the slots turns that into the pointers.
     std::fill_n(transpose_pointer, slots + 1, 0);
     std::int64_t rows = 0;
-    const std::int64_t row_size = layer.in_channels * layer.kernel();
-    const auto kernel = static_cast<std::uint32_t>(layer.kernel());  // 32 bits divide faster
+    const std::int64_t row_size = layer.row_size(), group_rows = layer.out_channels / layer.groups;
+    const auto kernel = static_cast<std::uint32_t>(layer.window.positions());  // 32 bits divide faster
     std::int64_t row_start = -row_size;
+    std::uint32_t first_channel = 0;  // of the row's group
     for (std::int64_t t = first; t < last; ++t) {
       const std::int64_t position = index[t] - layer.offset;
-      for (; row_start + row_size <= position; ++rows, row_start += row_size)
+      for (; row_start + row_size <= position; ++rows, row_start += row_size) {
         forward_pointer[rows] = static_cast<std::int32_t>(t);
+        first_channel = static_cast<std::uint32_t>(rows / group_rows * (layer.in_channels / layer.groups));
+      }
       const auto in_row = static_cast<std::uint32_t>(position - row_start);
-      const std::uint32_t channel = in_row / kernel;
-      forward_column[t] = static_cast<std::int32_t>(channel << 8 | (in_row - channel * kernel));
+      const std::uint32_t in_group = in_row / kernel, channel = first_channel + in_group;
+      forward_column[t] = static_cast<std::int32_t>(channel << 8 | (in_row - in_group * kernel));
       const std::int64_t slot = slot_of(t);
       if (slot + 2 <= slots) ++transpose_pointer[slot + 2];
     }
