@@ -115,6 +115,11 @@ def _finished(trace: Trace, result: Any) -> LayerGraph:
         found = found.layer
     if not isinstance(found, Layer) or len(found.shape) != 1:
         raise EdgeBcsError("the network must return one tensor of logits with shape (batch, classes)")
+    idle = [name for name in trace.trained if name not in trace.taken]
+    if idle:
+        graph.left_out.append(
+            f"{len(idle)} of its parameters, {idle[0]!r} the first, do not reach the logits"
+        )
     graph.output = found.name
     needed = {found.name}
     for candidate in reversed(graph.layers):

@@ -249,7 +249,10 @@ class Call:
         parameter = self._trace.trained.get(found.computed_from[0])
         if parameter is None or value.data_ptr() != parameter.data_ptr() or value.ndim != 2:
             return ""
-        return found.computed_from[0] if value.stride() == parameter.stride()[::-1] else ""
+        if value.stride() != parameter.stride()[::-1]:
+            return ""
+        self._trace.taken.add(found.computed_from[0])
+        return found.computed_from[0]
 
     def parameter(self, argument: str) -> str:
         """The qualified name of the parameter or buffer that this argument is, "" for None.
@@ -262,6 +265,7 @@ class Call:
             return ""
         found = self._trace.found(value)
         if isinstance(found, Constant) and found.name:
+            self._trace.taken.add(found.name)
             return found.name
         if isinstance(found, Constant) and found.computed_from:
             raise EdgeBcsError(
@@ -345,6 +349,7 @@ class Trace:
     Attributes:
         root: the module. rows: operator → row. supported: the end of sentences that refuse something.
         graph: the layers so far. used: modules whose parameters a layer has.
+        taken: the names of these parameters.
         fault: why the network is refused, once it is.
     """
 
@@ -353,6 +358,7 @@ class Trace:
     supported: str
     graph: LayerGraph = field(default_factory=LayerGraph)
     used: set[str] = field(default_factory=set)
+    taken: set[str] = field(default_factory=set)
     _entries: dict[int, _Entry] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _modules: dict[int, str] = field(default_factory=dict)

@@ -261,6 +261,28 @@ def test_one_output_in_a_tuple_is_not_talked_about() -> None:
     assert capture(Outputs(lambda out, aux: (out,)), SHAPE).left_out == []
 
 
+class Auxiliary(nn.Module):
+    """As googlenet: a second head that only training has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head, self.aux = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.conv(x).mean((2, 3))
+        return Named(self.aux(x), self.head(x)) if self.training else self.head(x)
+
+
+def test_a_head_that_only_training_has_is_left_out_with_a_word() -> None:
+    graph = capture(Auxiliary().train(), SHAPE)
+    assert [layer.module for layer in graph.layers if isinstance(layer, Convolution)] == ["conv", "head"]
+    assert graph.left_out == ["2 of its parameters, 'aux.weight' the first, do not reach the logits"]
+    with pytest.warns(EdgeBcsWarning, match="'aux.weight' the first"):
+        sparse = edge_bcs.sparsify(Auxiliary(), 0.5)
+    x = torch.rand(2, *SHAPE)
+    assert torch.equal(sparse.train()(x), sparse.eval()(x))  # in training, too, logits are taken
+
+
 # Refusals
 
 
