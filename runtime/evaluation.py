@@ -29,6 +29,12 @@ def logits(engine: Engine, x: Array) -> Array:
     return result
 
 
+def softmax(logits: Array) -> Array:
+    """Return the probabilities f32 [n, classes] of logits f32 [n, classes]; computed in double precision."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
+
+
 def measure(
     engine: Engine,
     data: Data,

@@ -23,7 +23,7 @@ from edge_bcs.runtime.claims import Claims
 from edge_bcs.runtime.connections import Connections, connections, layer_counts
 from edge_bcs.runtime.course import Course, begin_or_continue
 from edge_bcs.runtime.engine import Engine, GraphRun
-from edge_bcs.runtime.evaluation import logits, measure
+from edge_bcs.runtime.evaluation import logits, measure, softmax
 from edge_bcs.runtime.fit import Fit, Metrics
 from edge_bcs.runtime.guard import BetweenSteps, Guard
 from edge_bcs.runtime.state import layout_of, write_run
@@ -372,6 +372,19 @@ class Trainer:
     def predict(self, x: Array) -> Array:
         """Return the most likely classes i64[n] of images f32 [n, C, H, W] in [0, 1]."""
         return np.asarray(self.logits(x).argmax(axis=1), np.int64)
+
+    def predict_names(self, x: Array) -> list[str]:
+        """Return the names of the most likely classes of images f32 [n, C, H, W] in [0, 1]."""
+        return [self.name_of(label) for label in self.predict(x)]
+
+    def name_of(self, label: int) -> str:
+        """Return the name of an output: the label itself, as text, while the names are unknown."""
+        return str(label) if self.classes is None else self.classes[label]
+
+    def probabilities(self, x: Array) -> Array:
+        """Return the probabilities f32 [n, classes] of the classes of images f32 [n, C, H, W] in [0, 1], as
+        the network's softmax has them; each row sums to 1."""
+        return softmax(self.logits(x))
 
     def evaluate(
         self,

@@ -35,6 +35,7 @@ _COMMANDS = {
     "export": "Compile a sparse network into an artifact, which a board trains (host).",
     "simulate": "Say whether an artifact fits a board.",
     "finetune": "Train an artifact inside a byte budget.",
+    "predict": "Name what is on photographs.",
     "evaluate": "Measure accuracy, clean and under attack.",
     "train": "Train a sparse network from scratch (host).",
     "plot": "Draw trainings and evaluations (host).",
@@ -134,4 +135,5 @@ def main() -> None:
                    edge-bcs simulate out/vgg16
     On the board:  edge-bcs finetune out/vgg16 --data photos/ -o run
                    edge-bcs evaluate run --data photos/ --attack pgd
+                   edge-bcs predict run photo.jpg
     """

@@ -334,7 +334,7 @@ class ImageFiles(Dataset):
         for number, position in enumerate(positions):
             holder, entry = self._files[position]
             try:
-                pixels = _decoded(holder, entry, self.shape, _SHARE_LATER, decode)
+                pixels = decode_file(holder, entry, self.shape, _SHARE_LATER, decode)
             except BadImageError as error:
                 self._remembered.forget(holder, entry)
                 raise EdgeBcsError(
@@ -373,7 +373,7 @@ class ImageFiles(Dataset):
 
     def _why_not(self, number: int) -> str:
         try:
-            _decoded(*self._files[number], self.shape, _SHARE, decode_aloud)
+            decode_file(*self._files[number], self.shape, _SHARE, decode_aloud)
         except BadImageError as error:
             return str(error)
         return ""
@@ -477,8 +477,18 @@ def _source(holder: Path, entry: Entry) -> str:
     return f"the image {shown(str(holder / entry.name))}"
 
 
-def _decoded(holder: Path, entry: Entry, shape: Shape, share: float, decode: Decode) -> Array:
-    """Return the pixels of an image; of those that take much memory one is read and decoded at a time."""
+def decode_file(
+    holder: Path, entry: Entry, shape: Shape, share: float = _SHARE, decode: Decode = decode
+) -> Array:
+    """Return the pixels u8 [C, H, W] of an image; of those that take much memory one is read and decoded at a
+    time.
+
+    Args:
+        holder: the tar or the folder that ``entry`` lies in. shape: that of the pixels.
+        share: of the free memory that this may take. decode: what decodes.
+
+    Raises BadImageError if it cannot be used.
+    """
     source = _source(holder, entry)
     try:
         with open_regular(holder if entry.offset >= 0 else holder / entry.name) as stream:

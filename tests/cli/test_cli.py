@@ -30,6 +30,7 @@ COMMANDS = (
     "export",
     "simulate",
     "finetune",
+    "predict",
     "evaluate",
     "train",
     "plot",
