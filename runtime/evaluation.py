@@ -11,6 +11,7 @@ from edge_bcs.runtime.checks import check_batch, in_data
 from edge_bcs.runtime.engine import Engine
 
 from edge_bcs.core import random
+from edge_bcs.core.answers import Batch, OnAnswers
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data.dataset import Data
 
@@ -29,12 +30,6 @@ def logits(engine: Engine, x: Array) -> Array:
     return result
 
 
-def softmax(logits: Array) -> Array:
-    """Return the probabilities f32 [n, classes] of logits f32 [n, classes]; computed in double precision."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
-
-
 def measure(
     engine: Engine,
     data: Data,
@@ -46,6 +41,7 @@ def measure(
     epsilon: float | None,
     seed: int,
     on_batch: Callable[[int, int], None] | None,
+    on_answers: OnAnswers | None = None,
 ) -> dict[str, Any]:
     """Clean and robust accuracy on ``data``, whose shape and classes are checked; see `Trainer.evaluate`."""
     if attack not in ("pgd", "fgsm"):
@@ -59,7 +55,7 @@ def measure(
         raise EdgeBcsError(f"epsilon must lie in [0, 1], not {epsilon}.")
     order = data.order(0, 0, shuffle=limit is not None)[:limit]
     clean, robust = _right_answers(
-        engine, data, order, attack == "fgsm", attack_steps, restarts, epsilon, seed, on_batch
+        engine, data, order, attack == "fgsm", attack_steps, restarts, epsilon, seed, on_batch, on_answers
     )
     metrics = {"accuracy": clean / len(order), "samples": len(order)}
     if attack_steps:
@@ -81,6 +77,7 @@ def _right_answers(
     epsilon: float,
     seed: int,
     on_batch: Callable[[int, int], None] | None,
+    on_answers: OnAnswers | None,
 ) -> tuple[int, int]:
     """How many images at ``order`` are answered rightly, clean and under attack."""
     arrays, size = engine.arrays, engine.artifact.micro_batch
@@ -90,7 +87,8 @@ def _right_answers(
         x, y = check_batch(engine.artifact, *data.read(places), in_data(places))
         engine.load(x, y, 0.0)
         engine.run("eval")
-        right = arrays["logits"][: len(x)].argmax(axis=1) == y
+        answered = arrays["logits"][: len(x)].copy()
+        right = answered.argmax(axis=1) == y
         clean += int(right.sum())
         if attack_steps:
             for restart in range(restarts):
@@ -109,6 +107,8 @@ def _right_answers(
                 arrays["input"][: len(x)] = x
                 right &= arrays["logits"][: len(x)].argmax(axis=1) == y
             robust += int(right.sum())
+        if on_answers is not None:
+            on_answers(Batch(places, x, y, answered, right if attack_steps else None))
         if on_batch is not None:
             on_batch(first + len(x), len(order))
     return clean, robust

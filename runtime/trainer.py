@@ -23,12 +23,13 @@ from edge_bcs.runtime.claims import Claims
 from edge_bcs.runtime.connections import Connections, connections, layer_counts
 from edge_bcs.runtime.course import Course, begin_or_continue
 from edge_bcs.runtime.engine import Engine, GraphRun
-from edge_bcs.runtime.evaluation import logits, measure, softmax
+from edge_bcs.runtime.evaluation import logits, measure
 from edge_bcs.runtime.fit import Fit, Metrics
 from edge_bcs.runtime.guard import BetweenSteps, Guard
 from edge_bcs.runtime.state import layout_of, write_run
 from edge_bcs.runtime.step import Reader, take_step
 
+from edge_bcs.core.answers import OnAnswers, softmax
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.units import parse_bytes
@@ -396,6 +397,7 @@ class Trainer:
         restarts: int = 1,
         epsilon: float | None = None,
         on_batch: Callable[[int, int], None] | None = None,
+        on_answers: OnAnswers | None = None,
     ) -> Metrics:
         """Return clean and robust accuracy ("accuracy", "robust_accuracy", "samples"), measured on the board.
 
@@ -409,6 +411,7 @@ class Trainer:
             epsilon: radius of the attack; default: the artifact's.
             restarts: an image counts as robust if none of so many attacks fools the network.
             on_batch: called with (images done, all images).
+            on_answers: called with each micro-batch and its answers (`edge_bcs.core.answers`).
         """
         matched = self._matched(data, "test", naming=False)
         with self._while_buffers_are_free():
@@ -422,6 +425,7 @@ class Trainer:
                 epsilon=epsilon,
                 seed=self.seed,
                 on_batch=on_batch,
+                on_answers=on_answers,
             )
 
     def _while_buffers_are_free(self) -> BetweenSteps:

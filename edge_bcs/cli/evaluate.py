@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,8 +38,11 @@ from edge_bcs.cli.networks import (
 )
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import write_json
-from edge_bcs.core.outputs import check_output, json_with
+from edge_bcs.core.outputs import check_output, containing, json_with
 from edge_bcs.core.progress import Progress
+
+if TYPE_CHECKING:
+    from edge_bcs.core.answers import Answers, Batch
 
 _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 _BOARDS_ATTACKS = ("none", "fgsm", "pgd")
@@ -94,30 +98,52 @@ _REPORTED = json_with("path", "data", "split", "engine")
 @memory_option
 @threads_option
 @trust_option
+@click.option(
+    "--html", "html_file", type=click.Path(), metavar="FILE",
+    help="Write a web page with what is taken for what, the accuracy of each class, and the worst mistakes.",
+)  # fmt: skip
 @json_file_option
 @examples("""
     edge-bcs evaluate run --data digits
     edge-bcs evaluate run --data photos/ --attack pgd --attack-steps 50 --restarts 10
+    edge-bcs evaluate run --data photos/ --html answers.html
     edge-bcs evaluate runs/vgg16 --data cifar-10-batches-py --attack autoattack --resume counts.json
     edge-bcs evaluate runs/mine --model nets.py:make --data photos/
     edge-bcs evaluate --model nets.py:make --weights dense.pt --data photos/ --input-shape 3,96,96
     edge-bcs evaluate runs/vgg16 --data digits --attack square --queries 50 --queries 5000 --json square.json
 """)
-def command(path: str | None, json_file: str | None, **options: Any) -> None:
+def command(path: str | None, json_file: str | None, html_file: str | None, **options: Any) -> None:
     """Measure the accuracy of an artifact, a run or a checkpoint, on clean images and under attack.
 
     Artifacts and runs are measured by their own graphs, as on the board. Attacks other than FGSM and PGD, and
     options marked (torch), load them into PyTorch. The JSON has the names of RobustBench: clean_acc, adv_acc,
-    norm, eps. Classes are matched by name; the data may lack some.
+    norm, eps. Classes are matched by name; the data may lack some. "per_class" has the accuracy of each, and
+    "confused" how many images of a class were taken for another.
     """
+    from edge_bcs.cli import answers_page
+    from edge_bcs.core.files import write_atomically
+
     _check(options)
     path = _what(path, options)
     if json_file not in (None, "-"):
         check_output(json_file, _REPORTED, "a report of `edge-bcs evaluate`")
+    if html_file is not None:
+        if options["resume"] is not None:
+            raise EdgeBcsError(
+                "--html needs every answer, and --resume keeps only their counts: leave one out."
+            )
+        check_output(html_file, containing(answers_page.TITLE), "a page of `edge-bcs evaluate --html`")
+    counting = _Counting()
     measure = _on_board if _chosen_engine(path, options) == "board" else _in_torch
     with Progress(f"opening {path}"):
-        result = measure(path, options)
+        result = measure(path, options, counting)
     result = {"path": path, "data": options["data_spec"], "split": options["split"], **result}
+    answers = counting.answers
+    if answers is not None and options["resume"] is None:
+        result |= {"per_class": answers.per_class(), "confused": answers.confused()}
+        if html_file is not None:
+            page = answers_page.page(result, answers, counting.name)
+            write_atomically(Path(html_file), page.encode(), make_folder=True)
     if json_file == "-":
         print_json(result)
         return
@@ -133,7 +159,34 @@ def command(path: str | None, json_file: str | None, **options: Any) -> None:
         rows.append((f"robust accuracy (square, {curve['queries']} queries)", percent(curve["adv_acc"])))
     if "robust_accuracy" in result and "curve" not in result:
         rows.append((f"robust accuracy ({options['attack']})", percent(result["robust_accuracy"])))
+    rows.append(("page", html_file))
     pairs([*rows, *(("warning", text) for text in result.get("warnings", []))])
+
+
+class _Counting:
+    """Counts answers as they come.
+
+    Attributes:
+        classes: names of the network's outputs, once they are known.
+        name: of the image at a place of the data.
+        answers: what was counted; None before the first one.
+    """
+
+    def __init__(self) -> None:
+        self.classes: Sequence[str] | None = None
+        self.name: Callable[[int], str] = "image {}".format
+        self.answers: Answers | None = None
+
+    def __call__(self, batch: Batch) -> None:
+        """Count a batch."""
+        from edge_bcs.core.answers import Answers
+        from edge_bcs.data.classes import completed, numbers
+
+        if self.answers is None:
+            outputs = batch.logits.shape[1]
+            known = self.classes
+            self.answers = Answers(numbers(outputs) if known is None else completed(tuple(known), outputs))
+        self.answers.add(batch)
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -191,7 +244,7 @@ def _chosen_engine(path: str, options: dict[str, Any]) -> str:
     return "board" if board else "torch"
 
 
-def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
+def _on_board(path: str, options: dict[str, Any], counting: _Counting) -> dict[str, Any]:
     from edge_bcs.cli.reading import Reading
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.trainer import Trainer
@@ -207,6 +260,7 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
         if options["epsilon"] is not None:
             epsilon = fraction(options["epsilon"], "--epsilon")
         matching = trainer.match_classes(data).report()
+        counting.classes, counting.name = trainer.classes, data.name_of
         with Progress("measuring" if attack == "none" else attack, unit="images") as bar:
             measured = trainer.evaluate(
                 data,
@@ -216,6 +270,7 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
                 limit=options["limit"],
                 epsilon=epsilon,
                 on_batch=lambda done, total: bar.update(done, total=total),
+                on_answers=counting,
             )
         report = {
             "engine": "board",
@@ -238,7 +293,7 @@ def _on_board(path: str, options: dict[str, Any]) -> dict[str, Any]:
         return report
 
 
-def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
+def _in_torch(path: str, options: dict[str, Any], counting: _Counting) -> dict[str, Any]:
     import torch
 
     from edge_bcs import loading
@@ -275,7 +330,9 @@ def _in_torch(path: str, options: dict[str, Any]) -> dict[str, Any]:
         "seed": options["seed"],
         "progress": True,
         "resume": options["resume"],
+        "on_answers": counting,
     }
+    counting.classes, counting.name = getattr(sparse, "classes", None), data.name_of
     report = evaluation.evaluate(sparse, data, queries=options["queries"] or 5000, **arguments)
     named = {"accuracy": report["clean_acc"]}
     if attack != "none":

@@ -65,6 +65,10 @@ class Dataset(ABC):
         """Number of images."""
         return len(self.labels)
 
+    def name_of(self, position: int) -> str:
+        """Return what people know an image by: its file, or its number."""
+        return f"image {position}"
+
     @abstractmethod
     def images(self, positions: Array) -> Array:
         """Return the images f32 [m, C, H, W] in [0, 1] at positions i64[m], as they are."""

@@ -328,6 +328,10 @@ class ImageFiles(Dataset):
         if not self._files:
             raise EdgeBcsError(f"{source} holds no {split} images.")
 
+    def name_of(self, position: int) -> str:
+        """Return the image's path in its folder or tar."""
+        return self._files[position][1].name
+
     def images(self, positions: Array) -> Array:
         """Decode the images at ``positions``."""
         result = np.empty((len(positions), *self.shape), np.float32)

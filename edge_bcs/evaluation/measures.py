@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edge_bcs.core.answers import Batch as Answered
+from edge_bcs.core.answers import OnAnswers
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically
 from edge_bcs.core.metadata import parse_object
@@ -63,6 +65,7 @@ def evaluate(
     seed: int = 0,
     progress: bool = False,
     resume: str | Path | None = None,
+    on_answers: OnAnswers | None = None,
 ) -> dict[str, Any]:
     """Return clean and robust accuracy with everything that says how they were measured.
 
@@ -86,6 +89,8 @@ def evaluate(
         resume: JSON file in which the counts are kept after each batch; if it holds those of an interrupted
             evaluation of the same network with the same settings, that one is continued; those of another are
             refused. Removed at the end.
+        on_answers: called with each batch and its answers (`edge_bcs.core.answers`); of several budgets of
+            queries those of the largest. What an interrupted evaluation did before is not told.
 
     Returns:
         {"clean_acc", "adv_acc" (fractions), "samples", "attack", "norm": "Linf", "eps", "steps",
@@ -125,6 +130,7 @@ def evaluate(
         resume=resume,
         warnings=warnings,
         budgets=budgets if attack == "square" else (),
+        on_answers=on_answers,
     )
 
 
@@ -216,6 +222,7 @@ def measure(
     resume: str | Path | None = None,
     warnings: list[str] | None = None,
     budgets: Sequence[int] = (),
+    on_answers: OnAnswers | None = None,
 ) -> dict[str, Any]:
     """Count over batches what `evaluate` reports, for any attack (x, labels, batch number) -> images.
 
@@ -248,7 +255,7 @@ def measure(
     bar = Progress(named, total, done=counts["samples"], unit="images", shown=progress)
     counting = _counting_passes(model, bar) if progress else contextlib.nullcontext()
     with bar, attacks.evaluation_mode(model), counting:
-        for number, (images, targets) in enumerate(_batches(data, batch_size, total)):
+        for number, (places, images, targets) in enumerate(_batches(data, batch_size, total)):
             if number < counts["batches"]:
                 continue
             x, labels = torch.from_numpy(images).to(device), torch.from_numpy(targets).to(device)
@@ -256,6 +263,7 @@ def measure(
                 logits = model(x)
             _check_labels(labels, logits)
             right = logits.argmax(1) == labels
+            robust = None
             if number == 0:
                 counts["warnings"] += _suspicions(model, x, labels, logits)
             counts["clean"] += int(right.sum())
@@ -265,6 +273,9 @@ def measure(
                     for version, images_found in enumerate(found.view(versions, *x.shape)):
                         robust = right & (model(images_found).argmax(1) == labels)
                         counts["adversarial"][version] += int(robust.sum())
+            if on_answers is not None:
+                also_robust = None if robust is None else robust.cpu().numpy()
+                on_answers(Answered(places, images, targets, logits.float().cpu().numpy(), also_robust))
             counts["samples"] += len(x)
             counts["batches"] = number + 1
             counts["warnings"] += [text for text in warnings if text not in counts["warnings"]]
@@ -367,18 +378,21 @@ def _matched(model: SparseModel, data: Data | Batches) -> tuple[Data | Batches, 
     return matched.data, matched.report()
 
 
-def _batches(data: Data | Batches, batch_size: int, total: int | None) -> Iterator[tuple[Any, Any]]:
-    """Yield all images in stored order, or the first `total` of the shuffle that the board takes, too."""
+def _batches(data: Data | Batches, batch_size: int, total: int | None) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield (places, images, labels) of all images in stored order, or of the first `total` of the shuffle
+    that the board takes, too."""
     if isinstance(data, Data):
         order = data.order(0, 0, shuffle=total is not None and total < len(data))[:total]
         for first in range(0, len(order), batch_size):
-            yield _checked(*data.read(order[first : first + batch_size]), first)
+            places = order[first : first + batch_size]
+            yield places, *_checked(*data.read(places), first)
         return
     left, first = 2**62 if total is None else total, 0
     for x, y in data:
         if left <= 0:
             return
-        yield _checked(as_array(x)[:left], as_array(y)[:left], first)
+        images, labels = _checked(as_array(x)[:left], as_array(y)[:left], first)
+        yield np.arange(first, first + len(images)), images, labels
         left, first = left - len(x), first + len(x)
 
 

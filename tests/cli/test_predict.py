@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_bcs.runtime import Trainer
-from edge_bcs.runtime.evaluation import softmax
 from helpers.commands import run
 
 from edge_bcs.data import open_data
@@ -40,12 +39,6 @@ def predicted(*arguments: object, exit_code: int = 0) -> dict[str, Any]:
     assert result.exit_code == exit_code, result.output
     content: dict[str, Any] = json.loads(result.stdout)
     return content
-
-
-def test_softmax_against_its_definition() -> None:
-    logits = np.array([[0.0, np.log(3.0)], [1000.0, -1000.0], [-5.0, -5.0]], np.float32)
-    np.testing.assert_allclose(softmax(logits), [[0.25, 0.75], [1, 0], [0.5, 0.5]], rtol=1e-6)
-    assert softmax(logits).dtype == np.float32
 
 
 def test_the_pixels_are_those_of_the_evaluation(tiny_artifact: Make, photos: Path) -> None:
