@@ -218,7 +218,8 @@ def sparsify(
         distribution: initial per-layer densities, all scaled to sum to κ: "paper" (see `paper_densities`; the
             default of a new network), "uniform", or "erk" (see `erk_densities`); or "global" (the default of
             "magnitude"): the largest of the whole network (see `pruning.largest_of_all`).
-        dense: patterns of the names of modules whose kernels stay dense (see `matching`); default: none.
+        dense: patterns of the names of modules whose kernels stay dense (see `matching`), none if it is
+            empty; default: see `dense_by_default`.
         start: "magnitude" keeps trained weights; "new" says that they shall be replaced by random ones;
             without it a module with evidence of training (see `edge_bcs.method.trained`) is refused.
 
@@ -241,7 +242,7 @@ def sparsify(
     given = model
     model = _network(model)
     prunable_layers(model)  # what is wrong with the network comes before what is wrong with a pattern
-    kept = matching(model, dense or ())
+    kept = dense_by_default(model) if dense is None else matching(model, dense)
     layers = prunable_layers(model, kept)
     _check_start(given, start)
     size = sum(layer.size for layer in layers)

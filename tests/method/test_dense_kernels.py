@@ -48,7 +48,7 @@ def test_depthwise_kernels_stay_dense_and_so_do_ends_below_a_hundredth() -> None
 @pytest.mark.parametrize(
     ("dense", "kept"),
     [
-        (None, ()),
+        (None, DEPTHWISE),
         ([], ()),
         (["?.0", "0.0"], ("0.0", *DEPTHWISE)),
         (["0.*"], ("0.0",)),
