@@ -163,15 +163,15 @@ class Tape:
         return {port.name: self._demanded(node, port.name) for port in rule.outputs if port.for_backward}
 
     def absorb(self, tensor: str) -> Contribution:
-        """Announce a contribution to ``tensor`` by an operator that can add and mask; where others are still
-        to come, it need do neither."""
+        """Announce a contribution to ``tensor`` by an operator that can add and mask: it adds what is there
+        already and, as the last one, masks."""
         name = self._announce(tensor)
-        if self._remaining[tensor]:
-            self._pending.setdefault(tensor, []).append(name)
-            return Contribution(name)
         addend = self._sum(tensor)
         if addend:
             self.graph.halos.equal(addend, name)
+        if self._remaining[tensor]:
+            self._pending[tensor] = [name]
+            return Contribution(name, addend)
         self._final[tensor] = name
         return Contribution(name, addend, self._mask(tensor))
 

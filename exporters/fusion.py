@@ -2,7 +2,8 @@
 
 convolution → [batch norm or bias] → [residual addition] → [ReLU] is one operator. A ReLU before a max pooling
 moves into the pooling (the maximum of rectified values is the rectified maximum), so that only the pooled
-tensor is kept. A batch norm that follows no convolution of its own (pre-activation networks) becomes a scale
+tensor is kept. Channels that are only put in another order again, such as the shuffle of a concatenation, are
+picked at once. A batch norm that follows no convolution of its own (pre-activation networks) becomes a scale
 and shift with ReLU. With batch statistics the normalisation is an operator of its own, which takes the
 addition and the ReLU.
 """
@@ -128,6 +129,8 @@ class _Fusion:
                 self._relu(layer)
             case layers.Flatten():
                 self._flatten(layer)
+            case layers.Channels():
+                self._channels(layer)
             case _:
                 rectified = bool(layer.inputs) and layer.inputs[0] in self.deferred
                 self._start(layer.operator, layer, relu=rectified)
@@ -170,15 +173,35 @@ class _Fusion:
             fused.relu = True
         self._extend(fused, layer)
 
+    def _channels(self, layer: layers.Channels) -> None:
+        """Channels of channels that nothing else reads are picked at once."""
+        fused = self.owner[layer.inputs[0]]
+        before = fused.layer
+        alone = len(self.readers[fused.name]) == 1 and fused.name == layer.inputs[0]
+        if not alone or len(layer.inputs) > 1 or not isinstance(before, layers.Concat | layers.Channels):
+            self._start(layer.operator, layer)
+            return
+        source = layer.source
+        if isinstance(before, layers.Channels):
+            source = tuple(before.source[i] if i >= 0 else -1 for i in source)
+        fused.layer = layers.Channels(layer.name, before.inputs, layer.shape, source)
+        fused.geometry = layer.geometry
+        self._extend(fused, layer)
+
     def _flatten(self, layer: layers.Flatten) -> None:
         # A tensor without halo is its own flattened form. Poolings can write (and, backward, read) any halo;
         # for other producers a copy decouples the halo that the vector forbids from the one that convolutions
         # need.
         name = layer.inputs[0]
         fused = self.owner[name]
-        if len(self.readers[name]) != 1 or not OPERATORS[fused.operator].any_halo:
+        single = len(self.readers[name]) == 1
+        if self.geometry[name] == layer.geometry and not single and layer.name != self.graph.output:
+            self.owner[layer.name] = fused  # of one pixel: map and vector are alike
+        elif not single or not (self.geometry[name] == layer.geometry or OPERATORS[fused.operator].any_halo):
             channels, height, width = self.geometry[name]
-            copy = layers.AveragePool(f"{layer.name}.copy", (name,), (channels, height, width), 1, 1)
+            copy = layers.AveragePool(
+                f"{layer.name}.copy", (name,), (channels, height, width), (1, 1), (1, 1), (height, width)
+            )
             source = self.geometry[name]
             fused = FusedLayer(copy.operator, layer.name, [name], copy, source, source)
             self.order.append(fused)

@@ -205,27 +205,134 @@ class Add(Layer):
 
 
 @dataclass(frozen=True)
-class MaxPool(Layer):
-    """Maximum over square windows; padded pixels never win."""
+class Multiply(Layer):
+    """Product of two tensors of one shape or, with ``each_channel``, of a map and a number for each of its
+    channels, (C, 1, 1), which comes second."""
 
-    computed_by = "MaxPool"
-    kernel: int
-    stride: int
-    padding: int
+    computed_by = "Multiply"
+    each_channel: bool = False
+
+    @property
+    def operator(self) -> str:
+        """By what is multiplied."""
+        return "Gate" if self.each_channel else "Multiply"
 
 
 @dataclass(frozen=True)
-class AveragePool(Layer):
-    """Mean over square windows without padding; global pooling is ``kernel`` = height = width."""
+class Rescale(Layer):
+    """factor·x + offset, two constants."""
+
+    computed_by = "Rescale"
+    factor: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Concat(Layer):
+    """The channels of all inputs, one input behind the other."""
+
+    computed_by = "Channels"
+
+
+@dataclass(frozen=True)
+class Channels(Layer):
+    """Channel i is channel source[i] of the inputs, whose channels lie one input behind the other, or zeros
+    for −1: slices, chunks, shuffles."""
+
+    computed_by = "Channels"
+    source: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pool(Layer):
+    """Windows of ``kernel`` every ``strides`` on a map of ``source`` pixels (all: height, width).
+
+    ``pads`` are (top, left, bottom, right). The shape says how many windows there are (`windows` counts
+    them): the last may reach beyond the padded map.
+    """
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    source: tuple[int, int]
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def beyond(self) -> tuple[int, int]:
+        """Rows and columns by which the last windows reach beyond the padded map."""
+        down, across = (
+            (count - 1) * stride + kernel - size - before - after
+            for count, stride, kernel, size, before, after in zip(
+                self.shape[1:],
+                self.strides,
+                self.kernel,
+                self.source,
+                self.pads[:2],
+                self.pads[2:],
+                strict=True,
+            )
+        )
+        return max(0, down), max(0, across)
+
+
+@dataclass(frozen=True)
+class MaxPool(Pool):
+    """Maximum over windows; padded pixels never win."""
+
+    computed_by = "MaxPool"
+
+
+@dataclass(frozen=True)
+class AveragePool(Pool):
+    """Mean over windows; global pooling is ``kernel`` = ``source``.
+
+    ``count_include_pad`` says whether pads count as zeros; what lies beyond them never counts. With
+    ``adaptive`` the windows share the map out among the pixels of the output, and ``kernel`` is the largest.
+    """
 
     computed_by = "AveragePool"
-    kernel: int
-    stride: int
+    count_include_pad: bool = True
+    adaptive: bool = False
+
+
+@dataclass(frozen=True)
+class Pad(Layer):
+    """The map with (top, left, bottom, right) pixels of ``value`` around it; negative ones are cut off."""
+
+    computed_by = "Pad"
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Upsample(Layer):
+    """The map of ``source`` (height, width) pixels in the size of the shape, as torch's interpolate does it.
+
+    With ``linear`` between the two nearest pixels of each axis, else the nearest. ``scales`` are the
+    distances in the map of neighbours in the result, (0, 0) where they follow from the sizes.
+    """
+
+    computed_by = "Upsample"
+    source: tuple[int, int] = (0, 0)
+    linear: bool = False
+    align_corners: bool = False
+    scales: tuple[float, float] = (0.0, 0.0)
+
+
+def shares(size: int, count: int) -> list[tuple[int, int]]:
+    """(begin, end) of each window of an adaptive pooling, along one axis."""
+    return [(o * size // count, -((o + 1) * size // -count)) for o in range(count)]
+
+
+def windows(size: int, kernel: int, stride: int, before: int = 0, after: int = 0, ceil: bool = False) -> int:
+    """How many windows fit an axis of ``size`` pixels with pads; with ``ceil`` also one that begins on it and
+    ends beyond. Less than 1 if none fits."""
+    count = (size + before + after - kernel + (stride - 1) * ceil) // stride + 1
+    return count - (ceil and (count - 1) * stride >= size + before)
 
 
 @dataclass(frozen=True)
 class Flatten(Layer):
-    """(C, H, W) → (C·H·W,)."""
+    """The same numbers in another shape: (C, H, W) → (C·H·W,), or (C,) → (C, 1, 1)."""
 
 
 @dataclass

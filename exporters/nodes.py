@@ -143,9 +143,12 @@ class Graph:
         """Replace every ``HaloOf`` by the solved halo."""
         self.halos.check()
         for node in self.nodes:
-            for key, value in node.attributes.items():
-                if isinstance(value, HaloOf):
-                    node.attributes[key] = self.halos.solve(value.tensor)
+            node.attributes = {key: self._resolved(value) for key, value in node.attributes.items()}
+
+    def _resolved(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._resolved(item) for item in value]
+        return self.halos.solve(value.tensor) if isinstance(value, HaloOf) else value
 
     def to_onnx(self) -> onnx.ModelProto:
         """The ONNX model; every halo must be resolved.

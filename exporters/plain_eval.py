@@ -79,7 +79,8 @@ class _Writer:
         return model
 
     def _constant(self, name: str, array: Array) -> str:
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
+        dtype = np.int64 if getattr(array, "dtype", None) == np.int64 else np.float32
+        self.initializers.append(numpy_helper.from_array(np.asarray(array, dtype), name))
         return name
 
     def _write(self, layer: layers.Layer) -> None:
@@ -87,12 +88,12 @@ class _Writer:
             case layers.Input():
                 self._normalise(layer)
             case layers.Flatten():
-                self._emit(layer, Plain("Flatten", {}, {"axis": 1}))
+                to_map = Plain("Reshape", {"shape": np.array([0, *layer.shape], np.int64)})
+                self._emit(layer, Plain("Flatten", {}, {"axis": 1}) if len(layer.shape) == 1 else to_map)
             case layers.BatchNorm() if self.folded.get(layer.inputs[0]) is layer:
                 self.tensors[layer.name] = self.tensors[layer.inputs[0]]
             case _:
-                plain = OPERATORS[layer.operator].plain(layer)
-                self._emit(layer, replace(plain, constants=self._parameters(layer)))
+                self._emit(layer, *self._plain(layer))
 
     def _normalise(self, layer: layers.Input) -> None:
         self.tensors[layer.name] = "input"
@@ -105,11 +106,25 @@ class _Writer:
                 )
                 self.tensors[layer.name] = name
 
-    def _emit(self, layer: layers.Layer, plain: Plain) -> None:
+    def _plain(self, layer: layers.Layer) -> list[Plain]:
+        """The nodes of a layer; a layer with parameters is one node, and they are its constants."""
+        plain = OPERATORS[layer.operator].plain(layer)
+        if isinstance(plain, list):
+            return plain
+        return [replace(plain, constants={**plain.constants, **self._parameters(layer)})]
+
+    def _emit(self, layer: layers.Layer, *plain: Plain) -> None:
         inputs = [self.tensors[name] for name in layer.inputs]
-        inputs += [self._constant(f"{layer.name}.{name}", array) for name, array in plain.constants.items()]
-        node = helper.make_node(plain.operator, inputs, [layer.name], layer.name, **plain.attributes)
-        self.nodes.append(node)
+        for number, node in enumerate(plain, 1):
+            # The last node has the layer's name.
+            name = layer.name if number == len(plain) else f"{layer.name}.{number}"
+            inputs += [
+                "" if array is None else self._constant(f"{layer.name}.{constant}", array)
+                for constant, array in node.constants.items()
+            ]
+            made = helper.make_node(node.operator, inputs, [name], name, **node.attributes)
+            self.nodes.append(made)
+            inputs = [name]
         self.tensors[layer.name] = layer.name
 
     def _parameters(self, layer: layers.Layer) -> dict[str, Array]:

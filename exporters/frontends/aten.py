@@ -10,6 +10,7 @@ this folder needs to take it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -23,21 +24,30 @@ from ..layers import (
     AveragePool,
     Axis,
     BatchNorm,
+    Channels,
     Convolution,
     Elementwise,
     Flatten,
     Layer,
     MaxPool,
+    Multiply,
+    Pad,
     ReLU,
+    Rescale,
+    Upsample,
     Window,
+    shares,
     shown,
+    windows,
 )
-from .trace import BATCH, Call, Ending, Pixels, Row, Shaped, batched
+from .trace import BATCH, Call, Ending, Pixels, Row, Shaped
+from .views import each_channel, joined, layer_of, moved, numbers_of
 
 SUPPORTED = (
-    "supported are Conv2d, Linear, BatchNorm1d/2d, ReLU, LeakyReLU, addition of two tensors, MaxPool2d, "
-    "AvgPool2d, AdaptiveAvgPool2d, mean over height and width, flatten/view/reshape to a vector, Dropout, "
-    "Identity"
+    "supported are Conv2d, Linear, BatchNorm1d/2d, ReLU, LeakyReLU, sums and products of two tensors or with "
+    "a number, concatenation, slices, permutations and shuffles of channels, MaxPool2d, AvgPool2d, adaptive "
+    "pooling, mean over height and width, ConstantPad2d, Upsample, flatten/view/reshape to a vector, "
+    "Dropout, Identity"
 )
 
 ROWS: dict[str, Row] = {}
@@ -166,30 +176,52 @@ def _elementwise(call: Call) -> Layer:
     return call.add(Elementwise(call.name, (source.name,), source.shape, kind, found))
 
 
-@row("add")
-def _add(call: Call) -> Layer | Pixels:
-    other = call.arguments["other"]
-    if not isinstance(other, Tensor) and other == 0:
-        return call.layer("self")
-    if (pixels := _normalised(call)) is not None:
+@row("add", "sub", "rsub", "mul", "div", "neg")
+def _arithmetic(call: Call) -> Layer | Shaped | Pixels:
+    pixels = _normalised(call)
+    if pixels is not None:
         return pixels
-    if call.arguments["alpha"] != 1:
-        raise EdgeBcsError(f"the addition '{call.name}' must add two tensors of the network, without alpha")
-    first, second = call.layer("self"), call.layer("other")
-    if first.shape != second.shape:
-        raise EdgeBcsError(
-            f"the addition '{call.name}' adds {shown(first.shape)} and {shown(second.shape)}; both must "
-            "have one shape"
-        )
+    given, operator = call.arguments, call.operator
+    if given.get("rounding_mode") is not None:
+        raise EdgeBcsError(call.unsupported)
+    if operator == "neg":
+        return _rescaled(call, "self", -1, 0)
+    left, right = call.numbers("self", 1), call.numbers("other", 1)
+    if operator == "mul":
+        number = left or right
+        return _rescaled(call, "other" if left else "self", number[0], 0) if number else _multiplied(call)
+    if operator == "div":
+        if right is None or right[0] == 0:
+            raise EdgeBcsError(f"{call.module} divides by what is no constant; {SUPPORTED}")
+        return _rescaled(call, "self", 1 / right[0], 0)
+    # The second operand's factor; rsub takes the first one from it.
+    alpha = float(given["alpha"])
+    first, second = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}[operator]
+    if right is not None:
+        return _rescaled(call, "self", first, second * right[0])
+    if left is not None:
+        return _rescaled(call, "other", second, first * left[0])
+    return _together(call, lambda a, b: _added(call, _scaled(call, a, first), _scaled(call, b, second)))
+
+
+def _added(call: Call, first: Layer, second: Layer) -> Layer:
     return call.add(Add(call.name, (first.name, second.name), first.shape))
 
 
-@row("sub", "mul", "div", "rsub")
-def _arithmetic(call: Call) -> Layer | Pixels:
-    pixels = _normalised(call)
-    if pixels is None:
-        raise EdgeBcsError(call.unsupported)
-    return pixels
+def _scaled(call: Call, source: Layer, factor: float) -> Layer:
+    """A summand with its factor."""
+    name = f"{call.name}_{source.name}"
+    return source if factor == 1 else call.add(Rescale(name, (source.name,), source.shape, factor))
+
+
+def _multiplied(call: Call) -> Layer | Shaped:
+    found = [call.shaped("self"), call.shaped("other")]
+    for whole, part in (found, found[::-1]):
+        if isinstance(whole, Layer) and whole.shape[1:] != (1, 1):
+            factor = each_channel(part, whole.shape)
+            if factor is not None:
+                return call.add(Multiply(call.name, (whole.name, factor.name), whole.shape, True))
+    return _together(call, lambda a, b: call.add(Multiply(call.name, (a.name, b.name), a.shape)))
 
 
 def _normalised(call: Call) -> Pixels | None:
@@ -218,6 +250,37 @@ def _normalised(call: Call) -> Pixels | None:
     return Pixels(pixels.layer, scale, shift)
 
 
+def _rescaled(call: Call, argument: str, factor: float, offset: float) -> Layer | Shaped:
+    if (factor, offset) == (1, 0):
+        return call.shaped(argument)
+    return _through(
+        call, argument, lambda x: call.add(Rescale(call.name, (x.name,), x.shape, factor, offset))
+    )
+
+
+def _through(call: Call, argument: str, make: Callable[[Layer], Layer]) -> Layer | Shaped:
+    """A function of each number by itself, in whatever order the numbers are."""
+    found = call.shaped(argument)
+    if isinstance(found, Shaped):
+        return replace(found, layer=make(found.layer))
+    return make(found)
+
+
+def _together(call: Call, make: Callable[[Layer, Layer], Layer]) -> Layer | Shaped:
+    """A function of each number of one tensor and that of the other one at its place."""
+    first, second = call.shaped("self"), call.shaped("other")
+    one, other = layer_of(first), layer_of(second)
+    same = one.shape == other.shape and torch.equal(numbers_of(first), numbers_of(second))
+    if not same:
+        shapes = [
+            shown(found.shape[1:] if isinstance(found, Shaped) else found.shape) for found in (first, second)
+        ]
+        raise EdgeBcsError(
+            f"the {call.operator} '{call.name}' takes {shapes[0]} and {shapes[1]}; both must have one shape"
+        )
+    return replace(first, layer=make(one, other)) if isinstance(first, Shaped) else make(one, other)
+
+
 # What changes nothing
 
 
@@ -226,7 +289,7 @@ def _identity(call: Call) -> Layer:
     return call.layer("self")
 
 
-@row("to", "_to_copy", "type_as", "expand", "expand_as")
+@row("to", "_to_copy", "type_as")
 def _same(call: Call) -> Layer:
     source, result = call.layer("self"), call.result()
     if result.shape != (BATCH, *source.shape):
@@ -262,24 +325,10 @@ def _softmax(call: Call) -> Any:
 @row("max_pool2d")
 def _max_pool(call: Call) -> Layer:
     source = call.map("self", "max pooling")
-    given = call.arguments
-    kernel, stride = _window(call, "max pooling")
-    padding = _single(given["padding"], f"max pooling '{call.name}' has unequal paddings")
-    if given["ceil_mode"]:
-        raise EdgeBcsError(f"max pooling '{call.name}' must have ceil_mode=False and return_indices=False")
-    if _pair(given["dilation"]) != (1, 1):
+    if _pair(call.arguments["dilation"]) != (1, 1):
         raise EdgeBcsError(f"max pooling '{call.name}' has dilation; only dilation=1 is supported")
-    if kernel * kernel > 255:
-        raise EdgeBcsError(
-            f"max pooling '{call.name}' has a window of {kernel}×{kernel}; at most 15×15 is supported"
-        )
-    channels, height, width = source.shape
-    shape = (
-        channels,
-        _extent(height, kernel, stride, padding, call),
-        _extent(width, kernel, stride, padding, call),
-    )
-    return call.add(MaxPool(call.name, (source.name,), shape, kernel, stride, padding))
+    kernel, strides, pads, counts = _pool_windows(call, source)
+    return _maximum(call, source, counts, kernel, strides, pads)
 
 
 @row("max_pool2d_with_indices")
@@ -287,109 +336,193 @@ def _max_pool_with_indices(call: Call) -> Any:
     return [_max_pool(call), None]
 
 
+@row("adaptive_max_pool2d")
+def _adaptive_max_pool(call: Call) -> Any:
+    source = call.map("self", "max pooling")
+    counts = _pair(call.arguments["output_size"])
+    kernel = _equal_shares(source, counts)
+    if kernel is None:
+        raise EdgeBcsError(
+            f"max pooling '{call.name}' cannot bring {_size(source)} to {counts[0]}×{counts[1]} with windows "
+            "of one size"
+        )
+    return [_maximum(call, source, counts, kernel, kernel), None]
+
+
+@row("amax")
+def _maximum_of_all(call: Call) -> Layer:
+    source = call.map("self", "maximum")
+    kernel, keep = _over_pixels(call, source, "maximum")
+    counts = tuple(size // k for size, k in zip(source.shape[1:], kernel, strict=True))
+    pooled = _maximum(call, source, (counts[0], counts[1]), kernel, kernel)
+    return pooled if keep else _vector(call, pooled)
+
+
+def _maximum(
+    call: Call,
+    source: Layer,
+    counts: tuple[int, int],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+) -> Layer:
+    channels, height, width = source.shape
+    if prod(kernel) > 255:
+        raise EdgeBcsError(
+            f"max pooling '{call.name}' has a window of {kernel[0]}×{kernel[1]}; at most 255 pixels (such as "
+            "15×15) are supported"
+        )
+    shape = (channels, *counts)
+    return call.add(MaxPool(call.name, (source.name,), shape, kernel, strides, (height, width), pads))
+
+
 @row("avg_pool2d")
 def _average_pool(call: Call) -> Layer:
     source = call.map("self", "average pooling")
     given = call.arguments
-    kernel, stride = _window(call, "average pooling")
-    if _pair(given["padding"]) != (0, 0) or given["ceil_mode"] or given["divisor_override"]:
-        raise EdgeBcsError(
-            f"average pooling '{call.name}' must have padding=0, ceil_mode=False and no divisor_override"
-        )
+    if given["divisor_override"]:
+        raise EdgeBcsError(f"average pooling '{call.name}' has a divisor_override, which is not supported")
+    kernel, strides, pads, counts = _pool_windows(call, source)
     channels, height, width = source.shape
-    shape = (channels, _extent(height, kernel, stride, 0, call), _extent(width, kernel, stride, 0, call))
-    return call.add(AveragePool(call.name, (source.name,), shape, kernel, stride))
+    shape, size = (channels, *counts), (height, width)
+    around = bool(given["count_include_pad"])
+    return call.add(AveragePool(call.name, (source.name,), shape, kernel, strides, size, pads, around))
 
 
 @row("adaptive_avg_pool2d", "_adaptive_avg_pool2d")
 def _adaptive_pool(call: Call) -> Layer:
     source = call.map("self", "average pooling")
+    counts = _pair(call.arguments["output_size"])
     channels, height, width = source.shape
-    size = _single(
-        call.arguments["output_size"], f"average pooling '{call.name}' has an output that is not square"
+    shape, size = (channels, *counts), (height, width)
+    kernel = _equal_shares(source, counts)
+    if kernel is not None:
+        return call.add(AveragePool(call.name, (source.name,), shape, kernel, kernel, size))
+    down, across = (
+        max(end - begin for begin, end in shares(*sizes)) for sizes in zip(size, counts, strict=True)
     )
-    if height != width or height % size:
-        raise EdgeBcsError(
-            f"average pooling '{call.name}' cannot bring {height}×{width} to {size}×{size} with "
-            "equal square windows"
-        )
-    kernel = height // size
-    return call.add(AveragePool(call.name, (source.name,), (channels, size, size), kernel, kernel))
+    return call.add(
+        AveragePool(call.name, (source.name,), shape, (down, across), (down, across), size, adaptive=True)
+    )
 
 
 @row("mean")
 def _mean(call: Call) -> Layer:
     source = call.map("self", "mean")
-    axes = call.arguments.get("dim")
-    if not isinstance(axes, (tuple, list)) or sorted(axis % 4 for axis in axes) != [2, 3]:
-        raise EdgeBcsError(f"the mean '{call.name}' must be over height and width, dim=[2, 3]")
+    kernel, keep = _over_pixels(call, source, "mean")
     channels, height, width = source.shape
-    if height != width:
-        raise EdgeBcsError(f"the mean '{call.name}' is over {height}×{width}; only square maps are supported")
-    pooled = call.add(AveragePool(f"{call.name}_pool", (source.name,), (channels, 1, 1), height, height))
-    if call.arguments["keepdim"]:
-        return pooled
-    return call.add(Flatten(call.name, (pooled.name,), (channels,)))
+    shape = (channels, height // kernel[0], width // kernel[1])
+    name = call.name if keep else f"{call.name}_pool"
+    pooled = call.add(AveragePool(name, (source.name,), shape, kernel, kernel, (height, width)))
+    return pooled if keep else _vector(call, pooled)
+
+
+def _pool_windows(
+    call: Call, source: Layer
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
+    """Kernel, strides, pads and number of windows, all (height, width), of a pooling."""
+    given = call.arguments
+    kernel = _pair(given["kernel_size"])
+    strides = _pair(given["stride"]) if given["stride"] else kernel
+    pads = _pair(given["padding"])
+    down, across = (
+        windows(size, k, stride, pad, pad, bool(given["ceil_mode"]))
+        for size, k, stride, pad in zip(source.shape[1:], kernel, strides, pads, strict=True)
+    )
+    if down < 1 or across < 1:
+        raise EdgeBcsError(
+            f"the window of '{call.name}' ({kernel[0]}×{kernel[1]}) is larger than its input "
+            f"({_size(source)} + 2·{pads[0]}×{pads[1]})"
+        )
+    return kernel, strides, (*pads, *pads), (down, across)
+
+
+def _equal_shares(source: Layer, counts: tuple[int, int]) -> tuple[int, int] | None:
+    """The window of an adaptive pooling if all its windows are equal and lie side by side."""
+    _, height, width = source.shape
+    even = height % counts[0] == 0 and width % counts[1] == 0
+    return (height // counts[0], width // counts[1]) if even else None
+
+
+def _over_pixels(call: Call, source: Layer, what: str) -> tuple[tuple[int, int], bool]:
+    """Window of what is taken over height and width, or one of them, and whether the axes are kept."""
+    given = call.arguments.get("dim")
+    axes = {axis % 4 for axis in given} if isinstance(given, (tuple, list)) else set()
+    keep = bool(call.arguments.get("keepdim"))
+    if not axes or not axes <= {2, 3} or (not keep and axes != {2, 3}):
+        raise EdgeBcsError(
+            f"the {what} '{call.name}' must be over height and width, dim=[2, 3], or over one of them with "
+            "keepdim=True"
+        )
+    _, height, width = source.shape
+    return (height if 2 in axes else 1, width if 3 in axes else 1), keep
+
+
+def _size(layer: Layer) -> str:
+    return f"{layer.shape[1]}×{layer.shape[2]}"
+
+
+def _vector(call: Call, pooled: Layer) -> Layer:
+    return call.add(Flatten(call.name, (pooled.name,), pooled.shape[:1]))
 
 
 # Shapes
 
 
 @row(
-    "flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten", "view_as", "reshape_as"
+    *("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten", "expand", "repeat"),
+    *("permute", "transpose", "t", "flip", "roll", "select", "slice", "index_select"),
+    *("split", "split_with_sizes", "chunk", "unbind"),
+    *("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
 )
-def _reshape(call: Call) -> Layer | Shaped:
-    given, shape = call.shaped("self"), call.result().shape
-    source = given.layer if isinstance(given, Shaped) else given
-    total = prod(source.shape)
-    if shape == (BATCH, *source.shape):
-        return source
-    if shape != (BATCH, total):
-        refusal = (
-            f"the {call.operator} '{call.name}' gives {batched(shape)} and must give (batch, {total}): "
-            "keep the batch dimension and flatten all others, as torch.flatten(x, 1) does"
-        )
-        if shape[:1] != (BATCH,) or prod(shape[1:]) != total:
-            raise EdgeBcsError(refusal)
-        return Shaped(source, tuple(shape[1:]), refusal)
-    return call.add(Flatten(call.name, (source.name,), (total,)))
+def _moved(call: Call) -> Any:
+    return moved(call, "self")
 
 
-@row("pad")
+@row("cat", "concat", "concatenate", "stack")
+def _joined(call: Call) -> Any:
+    return joined(call, "tensors")
+
+
+@row("pad", "constant_pad_nd")
 def _pad(call: Call) -> Layer:
-    mode = call.arguments["mode"]
+    given = call.arguments
+    mode = given.get("mode", "constant")
     if mode != "constant":
         raise EdgeBcsError(f"{call.module} has padding_mode='{mode}'; only 'zeros' is supported")
-    raise EdgeBcsError(call.unsupported)
+    source, value = call.map("self", "padding"), float(given["value"] or 0)
+    left, right, top, bottom, front, back, *others = [*map(int, given["pad"]), *[0] * 6][:8]
+    channels, height, width = source.shape
+    if any(others) or (value and (front, back) != (0, 0)):
+        raise EdgeBcsError(f"{call.module} pads more than height and width, and channels with zeros")
+    if (front, back) != (0, 0):
+        picked = tuple(c if 0 <= c < channels else -1 for c in range(-front, channels + back))
+        source = call.add(Channels(call.name, (source.name,), (len(picked), height, width), picked))
+    shape = (source.shape[0], height + top + bottom, width + left + right)
+    if min(shape) < 1:
+        raise EdgeBcsError(f"{call.module} leaves nothing of {_size(source)} pixels")
+    pads = (top, left, bottom, right)
+    return call.add(Pad(call.name, (source.name,), shape, pads, value)) if any(pads) else source
+
+
+@row("upsample_nearest2d", "upsample_bilinear2d")
+def _upsample(call: Call) -> Layer:
+    given = call.arguments
+    source = call.map("input" if "input" in given else "self", "upsampling")
+    factors = given.get("scale_factors") or [given.get("scales_h"), given.get("scales_w")]
+    scales = (1 / factors[0] if factors[0] else 0.0, 1 / factors[1] if factors[1] else 0.0)
+    _, channels, *size = call.result().shape
+    shape, pixels = (channels, *size), (source.shape[1], source.shape[2])
+    linear, corners = call.operator == "upsample_bilinear2d", bool(given.get("align_corners"))
+    return call.add(Upsample(call.name, (source.name,), shape, pixels, linear, corners, scales))
 
 
 # Parts of the above
 
 
-def _window(call: Call, what: str) -> tuple[int, int]:
-    kernel = _single(call.arguments["kernel_size"], f"{what} '{call.name}' has a window that is not square")
-    stride = call.arguments["stride"]
-    if stride is None or len(stride) == 0:
-        return kernel, kernel
-    return kernel, _single(stride, f"{what} '{call.name}' has unequal strides")
-
-
 def _pair(value: Any) -> tuple[int, int]:
     first, second = (value, value) if isinstance(value, int) else tuple(value) * (2 if len(value) == 1 else 1)
     return int(first), int(second)
-
-
-def _single(value: Any, complaint: str) -> int:
-    """The common extent of both axes."""
-    first, second = _pair(value)
-    if first != second:
-        raise EdgeBcsError(f"{complaint} {first} and {second}; both must be equal")
-    return first
-
-
-def _extent(size: int, kernel: int, stride: int, padding: int, call: Call) -> int:
-    """Number of windows along one axis."""
-    return _windows(size, Axis(kernel, stride, padding, padding), call)
 
 
 def _windows(size: int, axis: Axis, call: Call) -> int:

@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.method import hooks
 
-from ..layers import Input, Layer, LayerGraph, Shape, shown
+from ..layers import Input, Layer, LayerGraph, shown
 
 BATCH = 8191
 """Images in the outline: a prime that is no network's number of channels, pixels or classes."""
@@ -110,12 +110,18 @@ class Ending:
     refusal: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shaped:
-    """The numbers of ``layer`` in another shape, which a later reshape may undo; ``refusal`` of all else."""
+    """Numbers of ``layer`` in another shape or order, which what follows may undo (see `views`).
+
+    Attributes:
+        numbers: i64, which they are, of two images: the first has 0 to n − 1, the next n to 2·n − 1.
+        shape: of the outline, with ``BATCH`` images. refusal: the sentence for all else.
+    """
 
     layer: Layer
-    shape: Shape
+    numbers: Tensor
+    shape: torch.Size
     refusal: str
 
 
@@ -181,7 +187,13 @@ class Call:
 
     def shaped(self, argument: str) -> Layer | Shaped:
         """Like ``layer``, but its numbers may be in another shape."""
-        value = self.arguments.get(argument)
+        return self._shaped(self.arguments.get(argument))
+
+    def all_shaped(self, argument: str) -> list[Layer | Shaped]:
+        """Like ``shaped``, of an argument that is a list of tensors."""
+        return [self._shaped(value) for value in self.arguments[argument]]
+
+    def _shaped(self, value: Any) -> Layer | Shaped:
         found = self._trace.found(value) if isinstance(value, Tensor) else None
         if isinstance(found, Refused):
             raise EdgeBcsError(found.sentence)
@@ -309,7 +321,9 @@ class Call:
         return self._trace.root.get_submodule(module)
 
     def add(self, layer: Layer) -> Layer:
-        """Append ``layer`` to the graph."""
+        """Append ``layer`` to the graph; a next one gets another name."""
+        if layer.name == self._name:
+            self._name = ""
         self._trace.graph.layers.append(layer)
         return layer
 
@@ -321,6 +335,10 @@ class Call:
         """
         result: Tensor = self._trace.run(self._overload, self.arguments, self.place)
         return result
+
+    def computed(self, arguments: Mapping[str, Any]) -> Any:
+        """What torch makes of other arguments."""
+        return self._overload(**arguments)
 
     @property
     def unsupported(self) -> str:
@@ -566,8 +584,8 @@ class Trace:
             )
         layer = found.layer if isinstance(found, Ending | Shaped | Pixels) else found
         assert isinstance(layer, Layer)
-        shape = found.shape if isinstance(found, Shaped) else layer.shape
-        outline = torch.empty((BATCH, *shape), device="meta")
+        shape = found.shape if isinstance(found, Shaped) else (BATCH, *layer.shape)
+        outline = torch.empty(shape, device="meta")
         # What torch may return as a view of an argument, or as the argument itself, shares its memory.
         views = any(returned.alias_info is not None for returned in call._overload._schema.returns)
         shared = [tensor for tensor in tensors if self.found(tensor) is found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    channels,
     convolution,
     elementwise,
     folding,
@@ -12,13 +13,16 @@ from . import (
     normalisation,
     order,
     pooling,
+    products,
+    resampling,
     storage,
     update,
 )
 from .base import Operator
 
 _FILES = (
-    images, folding, convolution, pooling, elementwise, normalisation, losses, order, storage, lists, update,
+    images, folding, convolution, pooling, elementwise, products, channels,
+    resampling, normalisation, losses, order, storage, lists, update,
 )  # fmt: skip
 
 OPERATORS: dict[str, Operator] = {

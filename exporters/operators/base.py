@@ -50,7 +50,7 @@ class Port:
     Attributes:
         name: of the port; the tensor behind it has a name of its own.
         dtype: element type, "any" where the operator takes several.
-        optional: whether it may be absent.
+        optional: whether it may be absent. variadic: whether it is any number of inputs; the last port alone.
         dims: of an output, its dimensions.
         shares: of an output, the input whose memory it continues; its type is then that input's.
         for_backward: of an output, whether it is there only where a gradient operator reads it.
@@ -59,6 +59,7 @@ class Port:
     name: str
     dtype: str = "f32"
     optional: bool = False
+    variadic: bool = False
     dims: Dims | None = None
     shares: str = ""
     for_backward: bool = False
@@ -142,11 +143,20 @@ def fixed(*extents: int) -> Dims:
 
 @dataclass(frozen=True)
 class Plain:
-    """A layer in ONNX's own operators: its type, float32 constants behind its inputs, and attributes."""
+    """A node of ONNX's own: its type, constants behind its inputs (float32 unless int64; None for an input
+    that is left out), and attributes."""
 
     operator: str
     constants: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def along_both_axes(down: Any, across: Any) -> list[Plain]:
+    """Nodes that multiply the columns of each channel with a matrix [H', H] and its rows with one [W', W]."""
+    turned = Plain("Transpose", attributes={"perm": [0, 1, 3, 2]})
+    return [
+        Plain("MatMul", {"across": across.T}), turned, Plain("MatMul", {"down": down.T}), turned,
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -252,18 +262,21 @@ class Operator:
     def emit(
         cls,
         graph: Graph,
-        inputs: Mapping[str, str],
+        inputs: Mapping[str, str | list[str]],
         outputs: Mapping[str, str],
         attributes: Attributes | None = None,
     ) -> Node:
-        """Append a node to ``graph``: port → tensor of what is there.
+        """Append a node to ``graph``: port → tensor of what is there, of a variadic one all of its tensors.
 
         Raises:
             AssertionError: a tensor for a port that does not exist, or none for one that must be there.
         """
         tensors: list[list[str]] = []
         for ports, given in ((cls.inputs, inputs), (cls.outputs, outputs)):
-            tensors.append([given.get(port.name, "") for port in ports])
+            found = [given.get(port.name, "") for port in ports]
+            tensors.append(
+                [name for names in found for name in ([names] if isinstance(names, str) else names)]
+            )
             unknown = set(given) - {port.name for port in ports}
             missing = {port.name for port in ports if not (port.optional or given.get(port.name))}
             assert not unknown and not missing, f"{cls.__name__}: unknown {unknown}, missing {missing}"
@@ -338,8 +351,9 @@ class Operator:
 
     # Other runtimes
 
-    def plain(self, layer: Layer) -> Plain:
-        """A layer that this operator computes, in ONNX's own operators."""
+    def plain(self, layer: Layer) -> Plain | list[Plain]:
+        """A layer that this operator computes, in ONNX's own operators: a node, or several that each take
+        what the one before makes."""
         raise AssertionError(f"{type(self).__name__} has no form in ONNX's own operators")
 
     def complete(self, forward: Attributes, instance: str) -> Completion:

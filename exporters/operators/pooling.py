@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .. import layers
 from ..nodes import Node
@@ -18,6 +21,7 @@ from .base import (
     Plain,
     Port,
     Types,
+    along_both_axes,
     blocks_of,
     named_halos,
     stack,
@@ -39,7 +43,7 @@ class _Pool(Operator):
     inputs = (Port("x"),)
     any_halo = True
 
-    def geometry(self, fused: FusedLayer, x: str, y: str, branch: Branch, padding: int) -> dict[str, Any]:
+    def geometry(self, fused: FusedLayer, x: str, y: str, branch: Branch) -> dict[str, Any]:
         """Attributes that every pooling has."""
         layer = fused.layer
         assert isinstance(layer, layers.MaxPool | layers.AveragePool)
@@ -51,15 +55,22 @@ class _Pool(Operator):
             "in_width": in_width,
             "out_height": out_height,
             "out_width": out_width,
-            "kernel": layer.kernel,
-            "stride": layer.stride,
-            "padding": padding,
+            "kernel": list(layer.kernel),
+            "strides": list(layer.strides),
+            "pads": list(layer.pads),
             "lanes": branch.lanes,
             **named_halos(in_halo=x, out_halo=y),
         }
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
-        return super().flops(node, types, connections) * int(node.attributes["kernel"]) ** 2
+        window: int = prod(node.attributes["kernel"])
+        return super().flops(node, types, connections) * window
+
+
+def _shares(size: int, count: int) -> np.ndarray[Any, Any]:
+    """[count, size]: the weight of each pixel in the mean of each adaptive window."""
+    x = np.arange(size)
+    return np.array([((begin <= x) & (x < end)) / (end - begin) for begin, end in layers.shares(size, count)])
 
 
 class MaxPool(_Pool):
@@ -74,9 +85,8 @@ class MaxPool(_Pool):
     ort_gradient = (OrtNode("MaxPoolGrad", ["GO(0)", "O(1)"], ["GI(0)"]),)
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
-        assert isinstance(fused.layer, layers.MaxPool)
         branch.as_vector(fused, y)
-        attributes = self.geometry(fused, sources[0], y, branch, fused.layer.padding)
+        attributes = self.geometry(fused, sources[0], y, branch)
         self.emit(branch.graph, {"x": sources[0]}, {"y": y}, {**attributes, "relu": int(fused.relu)})
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
@@ -88,8 +98,9 @@ class MaxPool(_Pool):
 
     def plain(self, layer: layers.Layer) -> Plain:
         assert isinstance(layer, layers.MaxPool)
-        attributes = {"kernel_shape": [layer.kernel] * 2, "strides": [layer.stride] * 2}
-        return Plain("MaxPool", attributes={**attributes, "pads": [layer.padding] * 4})
+        attributes = {"kernel_shape": list(layer.kernel), "strides": list(layer.strides)}
+        pads = [a + b for a, b in zip(layer.pads, (0, 0, *layer.beyond), strict=True)]
+        return Plain("MaxPool", attributes={**attributes, "pads": pads})
 
 
 class MaxPoolGrad(Gradient):
@@ -100,7 +111,7 @@ class MaxPoolGrad(Gradient):
 
 
 class AveragePool(_Pool):
-    """Mean over windows without padding."""
+    """Mean over windows."""
 
     outputs = (Port("y", dims=stack("out_", "out_halo")),)
     repetition = "product"
@@ -108,7 +119,10 @@ class AveragePool(_Pool):
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
         branch.as_vector(fused, y)
-        attributes = self.geometry(fused, sources[0], y, branch, 0)
+        layer = fused.layer
+        assert isinstance(layer, layers.AveragePool)
+        attributes = self.geometry(fused, sources[0], y, branch)
+        attributes |= {"count_include_pad": int(layer.count_include_pad), "adaptive": int(layer.adaptive)}
         self.emit(branch.graph, {"x": sources[0]}, {"y": y}, attributes)
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
@@ -119,10 +133,20 @@ class AveragePool(_Pool):
             attributes = {**node.attributes, **halos, **dx.mask.attributes}
             AveragePoolGrad.emit(tape.graph, {"dy": dy, **dx.inputs}, {"dx": dx.tensor}, attributes)
 
-    def plain(self, layer: layers.Layer) -> Plain:
+    def plain(self, layer: layers.Layer) -> list[Plain]:
         assert isinstance(layer, layers.AveragePool)
-        attributes = {"kernel_shape": [layer.kernel] * 2, "strides": [layer.stride] * 2}
-        return Plain("AveragePool", attributes=attributes)
+        if layer.adaptive:
+            return along_both_axes(
+                *(_shares(*sizes) for sizes in zip(layer.source, layer.shape[1:], strict=True))
+            )
+        nodes, pads = [], list(layer.pads)
+        if any(layer.beyond) and any(pads) and layer.count_include_pad:
+            # Pads that count become pixels, so that only what lies beyond them does not.
+            nodes.append(Plain("Pad", {"pads": np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)}))
+            pads = [0] * 4
+        included = layer.count_include_pad and not any(layer.beyond)
+        attributes = {"kernel_shape": list(layer.kernel), "strides": list(layer.strides), "pads": pads}
+        return [*nodes, Plain("AveragePool", attributes={**attributes, "count_include_pad": int(included)})]
 
 
 class AveragePoolGrad(Gradient):

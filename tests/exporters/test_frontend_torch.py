@@ -331,7 +331,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         "takes 'kernel' as its weight; .* called weight and bias",
     ),
     "constant": (lambda net, x: F.conv2d(x, torch.zeros(4, 4, 1, 1)), "weight of .* is not a parameter"),
-    "buffer": (lambda net, x: x + net.steps, "takes the tensor 'steps' directly"),
+    "parameter": (lambda net, x: x + net.alpha, "takes the tensor 'alpha' directly"),
     "counter": (lambda net, x: x + net.steps.add_(1), "'add'.* changes a tensor that the network holds"),
     "view": (view_in_use, "a tensor is changed in place while the network goes on to use a view of it"),
     "half": (lambda net, x: x.half(), "computes in torch.float16; only float32"),

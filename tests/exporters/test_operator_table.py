@@ -48,6 +48,49 @@ class Sum(nn.Module):
         return x + self.branch(x)
 
 
+class Gate(nn.Module):
+    """Squeeze-and-excite: x · f(the mean of x), a number for each channel."""
+
+    def __init__(self, *branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*branch)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.branch(x)
+
+
+class Function(nn.Module):
+    """A function of its input."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+class Joined(nn.Module):
+    """All that came before, one behind the other, and a convolution of it, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(6, 2, 3, padding=1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu(x)
+        y = nn.functional.relu(self.first(x))
+        return torch.cat([x, y, self.second(torch.cat([x, y], 1))], 1)
+
+
+def shuffled(x: torch.Tensor) -> torch.Tensor:
+    """The unit of a ShuffleNet without its convolutions: halves, joined and shuffled."""
+    left, right = x.chunk(2, 1)
+    x = torch.cat([left * right, nn.functional.relu(right)], 1)
+    batch, channels, height, width = x.shape
+    return x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, -1, height, width)
+
+
 ROWS: dict[str, Callable[[], list[nn.Module]]] = {
     "convolution": lambda: [nn.Conv2d(6, 4, 3, padding=1)],
     "convolution, strided": lambda: [nn.Conv2d(6, 4, 3, stride=2, padding=1)],
@@ -85,9 +128,64 @@ ROWS: dict[str, Callable[[], list[nn.Module]]] = {
     "LeakyReLU between convolutions": lambda: [nn.LeakyReLU(0.2), nn.Conv2d(6, 5, 3, padding=1)],
     "LeakyReLU read twice": lambda: [Sum(nn.LeakyReLU(0.3)), nn.Conv2d(6, 4, 1)],
     "addition": lambda: [Sum(nn.Conv2d(6, 6, 3, padding=1)), nn.ReLU()],
+    "product": lambda: [Gate(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())],
+    "product with itself": lambda: [nn.ReLU(), Function(lambda x: x * x), nn.Conv2d(6, 4, 1)],
+    "gate": lambda: [
+        nn.ReLU(),
+        Gate(nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 3, 1), nn.ReLU(), nn.Conv2d(3, 6, 1)),
+        nn.Conv2d(6, 4, 3, padding=1),
+    ],
+    "gate by a vector": lambda: [
+        Gate(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 6), nn.Unflatten(1, (6, 1, 1))),
+    ],
+    "constants": lambda: [nn.ReLU(), Function(lambda x: 1 - (2 * x + 3) / 4 - x), nn.Conv2d(6, 4, 1)],
+    "concatenation": lambda: [Joined()],
+    "concatenation of vectors": lambda: [
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        Function(lambda x: torch.cat([x, x[:, ::2]], 1)),
+    ],
+    "channel shuffle": lambda: [Function(shuffled), nn.Conv2d(6, 4, 1)],
+    "channels of zeros": lambda: [
+        nn.ReLU(),
+        Function(lambda x: nn.functional.pad(x[:, 1:4], (0, 0, 0, 0, 1, 2))),
+        nn.Conv2d(6, 4, 1),
+    ],
     "max pooling": lambda: [nn.MaxPool2d(2)],
     "max pooling, overlapping": lambda: [nn.ReLU(), nn.MaxPool2d(3, stride=1, padding=1)],
+    "max pooling, any window": lambda: [
+        nn.MaxPool2d((3, 2), stride=(2, 1), padding=(1, 0), ceil_mode=True),
+        nn.Conv2d(6, 4, 1),
+    ],
     "average pooling": lambda: [nn.AvgPool2d(3, stride=2)],
+    "average pooling, any window": lambda: [
+        nn.ReLU(),
+        nn.AvgPool2d((3, 2), stride=(3, 2), padding=(1, 1), ceil_mode=True),
+        nn.Conv2d(6, 4, 1),
+    ],
+    "average pooling, pads left out": lambda: [nn.AvgPool2d(3, 2, 1, count_include_pad=False)],
+    "average pooling, windows that differ": lambda: [nn.AdaptiveAvgPool2d((3, 4))],
+    "global pooling": lambda: [Function(lambda x: x.mean((2, 3)))],
+    "padding": lambda: [nn.ReLU(), nn.ConstantPad2d((1, 0, 2, 3), 0.5), nn.Conv2d(6, 4, 3)],
+    "cropping": lambda: [nn.ReLU(), nn.ZeroPad2d((-1, 2, -2, -1)), nn.Conv2d(6, 4, 1)],
+    "upsampling": lambda: [
+        nn.ReLU(),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(6, 4, 1),
+        nn.AdaptiveAvgPool2d(3),
+    ],
+    "upsampling, bilinear": lambda: [
+        nn.ReLU(),
+        nn.Upsample(scale_factor=(2, 3), mode="bilinear"),
+        nn.Conv2d(6, 4, 1),
+        nn.AvgPool2d(3),
+    ],
+    "upsampling, odd sizes": lambda: [
+        nn.Upsample((9, 5)),
+        nn.Upsample(scale_factor=1.7, mode="bilinear"),
+        nn.Upsample((5, 8), mode="bilinear", align_corners=True),
+    ],
+    "rows and columns": lambda: [Function(lambda x: x[:, :, 1::2, :-1]), nn.Conv2d(6, 4, 1)],
 }
 
 

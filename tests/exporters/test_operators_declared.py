@@ -23,7 +23,8 @@ def written(operator: Operator) -> str:
 
     def port(port: Port) -> str:
         shares = f"={operator.input(port.shares)}" if port.shares else ""
-        return f"{port.name}{'?' if port.optional else ''}:{port.dtype}{shares}"
+        mark = "*" if port.variadic else "?" if port.optional else ""
+        return f"{port.name}{mark}:{port.dtype}{shares}"
 
     return " ".join([*map(port, operator.inputs), "->", *map(port, operator.outputs)])
 

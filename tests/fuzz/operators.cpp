@@ -203,10 +203,15 @@ KernelInfo attributes_of(const Case& made) {
 std::optional<std::vector<std::unique_ptr<Value>>> make_inputs(const CustomOp& op, const Case& made) {
   static const Input absent;
   std::vector<std::unique_ptr<Value>> tensors;
-  for (std::size_t i = 0, declared = op.get_input_count(&op); i < declared; ++i) {
+  std::size_t count = op.get_input_count(&op);
+  const std::size_t last = count - 1;
+  if (op.get_input_characteristic(&op, last) == Characteristic::variadic)
+    count = std::max(count, made.inputs.size());
+  for (std::size_t i = 0; i < count; ++i) {
     const Input& given = i < made.inputs.size() ? made.inputs[i] : absent;
     if (given.type == 0) {
-      if (op.get_input_characteristic(&op, i) != Characteristic::optional) return std::nullopt;
+      if (op.get_input_characteristic(&op, std::min(i, last)) != Characteristic::optional)
+        return std::nullopt;
       if (i < made.inputs.size()) tensors.push_back(nullptr);
       continue;
     }
@@ -216,7 +221,7 @@ std::optional<std::vector<std::unique_ptr<Value>>> make_inputs(const CustomOp& o
       if (given.shared >= i || tensors[given.shared] == nullptr) return std::nullopt;
       *tensor = *tensors[given.shared];
     }
-    const ElementType wanted = op.get_input_type(&op, i);
+    const ElementType wanted = op.get_input_type(&op, std::min(i, last));
     if (wanted != ElementType::any && wanted != tensor->type) return std::nullopt;
     if (given.type != 255) {
       if (!tensor->bytes_within(largest_tensor * Value::element_bytes(tensor->type))) return std::nullopt;

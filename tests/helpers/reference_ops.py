@@ -323,12 +323,12 @@ def conv_grad(a, dy, x, value, affine, addend, mask, value_grad, affine_grad, li
 
 def max_pool(a, x):
     images = torch.tensor(_in(a, x, a["in_halo"]))
-    y, flat = F.max_pool2d(images, a["kernel"], a["stride"], a["padding"], return_indices=True)
+    y, flat = F.max_pool2d(images, a["kernel"], a["strides"], a["pads"][:2], return_indices=True)
     # torch gives the place in the image; the choice is the place in the window.
     iy, ix = flat.numpy() // a["in_width"], flat.numpy() % a["in_width"]
-    oy = np.arange(a["out_height"])[:, None] * a["stride"] - a["padding"]
-    ox = np.arange(a["out_width"])[None, :] * a["stride"] - a["padding"]
-    choice = (iy - oy) * a["kernel"] + (ix - ox)
+    oy = np.arange(a["out_height"])[:, None] * a["strides"][0] - a["pads"][0]
+    ox = np.arange(a["out_width"])[None, :] * a["strides"][1] - a["pads"][1]
+    choice = (iy - oy) * a["kernel"][1] + (ix - ox)
     y = y.numpy()
     if a["relu"]:
         choice = np.where(y > 0, choice, 255)
@@ -346,21 +346,21 @@ def max_pool_grad(a, dy, choice):
     dx = np.zeros((n, channels, a["in_height"], a["in_width"]))
     i, c, oy, ox = np.nonzero(chosen != 255)
     place = chosen[i, c, oy, ox]
-    y = oy * a["stride"] - a["padding"] + place // a["kernel"]
-    x = ox * a["stride"] - a["padding"] + place % a["kernel"]
+    y = oy * a["strides"][0] - a["pads"][0] + place // a["kernel"][1]
+    x = ox * a["strides"][1] - a["pads"][1] + place % a["kernel"][1]
     np.add.at(dx, (i, c, y, x), dy[i, c, oy, ox])
     return [pack(dx, a["lanes"], a["in_halo"])]
 
 
 def average_pool(a, x):
-    y = F.avg_pool2d(torch.tensor(_in(a, x, a["in_halo"])), a["kernel"], a["stride"]).numpy()
+    y = F.avg_pool2d(torch.tensor(_in(a, x, a["in_halo"])), a["kernel"], a["strides"]).numpy()
     return [pack(y, a["lanes"], a["out_halo"])]
 
 
 def average_pool_grad(a, dy, addend, mask):
     dy = _out(a, dy, a["out_halo"])
     x = torch.zeros((*dy.shape[:2], a["in_height"], a["in_width"]), dtype=torch.float64, requires_grad=True)
-    F.avg_pool2d(x, a["kernel"], a["stride"]).backward(torch.tensor(dy))
+    F.avg_pool2d(x, a["kernel"], a["strides"]).backward(torch.tensor(dy))
     assert x.grad is not None
     return [pack(_masked(a, x.grad.numpy(), addend, mask, a["in_halo"]), a["lanes"], a["in_halo"])]
 

@@ -249,26 +249,119 @@ def test_average_pool(window: tuple[int, ...], blocks: int, lanes: int, kind: st
     close(unpack(dx, 3, height, width, 2), passes * (x.grad.numpy() + joins * addend), 1e-6)
 
 
+# height, width, kernel, strides, padding at the top and bottom and at the sides, ceil_mode
+ODD_WINDOWS = [
+    (5, 9, (3, 1), (2, 3), (1, 0), False),
+    (7, 4, (2, 4), (1, 2), (0, 2), True),
+    (8, 6, (3, 3), (2, 2), (1, 1), True),
+    (6, 7, (2, 2), (2, 2), (0, 0), True),
+    (5, 8, (5, 3), (3, 3), (2, 0), True),
+    (5, 7, (2, 2), (3, 4), (1, 1), True),
+    (4, 70, (1, 64), (1, 5), (0, 32), False),
+    (6, 5, (6, 5), (6, 5), (0, 0), False),
+]
+
+
+def odd_attributes(window: tuple[Any, ...], y: torch.Tensor, lanes: int) -> dict[str, Any]:
+    height, width, kernel, strides, (down, across), _ = window
+    return {
+        "channels": 3,
+        "in_height": height,
+        "in_width": width,
+        "in_halo": 1,
+        "out_height": y.shape[2],
+        "out_width": y.shape[3],
+        "out_halo": 2,
+        "kernel": kernel,
+        "strides": strides,
+        "pads": [down, across, down, across],
+        "lanes": lanes,
+    }
+
+
+@pytest.mark.parametrize("window", ODD_WINDOWS)
+@pytest.mark.parametrize(("blocks", "lanes"), [(1, 16), (2, 3), (3, 1), (1, 8)])
+def test_max_pool_of_any_window(window: tuple[Any, ...], blocks: int, lanes: int) -> None:
+    height, width, kernel, strides, padding, ceil = window
+    array = images((blocks, lanes, 3, height, width))
+    x = tensor(array)
+    y = functional.max_pool2d(x, kernel, strides, padding, ceil_mode=ceil)
+    attributes = odd_attributes(window, y, lanes)
+    made = run("MaxPool", {"x": pack(array, lanes, 1)}, {"y": F, "choice": U8}, **attributes, threads=2)
+    close(unpack(made["y"], 3, *y.shape[2:], 2), y, 0)
+    dy = images((blocks, lanes, *y.shape[1:]), seed=1)
+    y.backward(torch.from_numpy(dy.astype(np.float64)))
+    inputs = {"dy": pack(dy, lanes, 2), "choice": made["choice"]}
+    dx = run("MaxPoolGrad", inputs, {"dx": F}, **attributes, threads=2)["dx"]
+    close(unpack(dx, 3, height, width, 1), x.grad, 1e-6)
+
+
+def checked_average(x: torch.Tensor, y: torch.Tensor, attributes: dict[str, Any]) -> None:
+    """AveragePool and its gradient against torch's ``y`` of ``x``."""
+    array, lanes = x.detach().numpy().astype(F), attributes["lanes"]
+    made = run("AveragePool", {"x": pack(array, lanes, 1)}, {"y": F}, **attributes, threads=2)["y"]
+    close(unpack(made, *y.shape[1:], 2), y, 1e-6)
+    dy = images((len(array) // lanes, lanes, *y.shape[1:]), seed=1)
+    y.backward(torch.from_numpy(dy.astype(np.float64)))
+    inputs = {"dy": pack(dy, lanes, 2), "addend": None, "mask": None}
+    dx = run("AveragePoolGrad", inputs, {"dx": F}, **attributes, threads=2)["dx"]
+    close(unpack(dx, *x.shape[1:], 1), x.grad, 1e-6)
+
+
+@pytest.mark.parametrize("window", ODD_WINDOWS)
+@pytest.mark.parametrize(("blocks", "lanes"), [(1, 16), (2, 3), (3, 1), (1, 8)])
+@pytest.mark.parametrize("around", [False, True])
+def test_average_pool_of_any_window(window: tuple[Any, ...], blocks: int, lanes: int, around: bool) -> None:
+    height, width, kernel, strides, padding, ceil = window
+    x = tensor(images((blocks, lanes, 3, height, width)))
+    y = functional.avg_pool2d(x, kernel, strides, padding, ceil_mode=ceil, count_include_pad=around)
+    checked_average(x, y, {**odd_attributes(window, y, lanes), "count_include_pad": int(around)})
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+def test_pooling_pads_each_side_by_itself(operator: str) -> None:
+    array = images((1, 4, 3, 6, 7))
+    outside = functional.pad(tensor(array), (1, 2, 0, 1), value=-np.inf if operator == "MaxPool" else 0)
+    pool = functional.max_pool2d if operator == "MaxPool" else functional.avg_pool2d
+    y = pool(outside, (2, 3), (2, 2))
+    attributes = odd_attributes((6, 7, (2, 3), (2, 2), (0, 0), False), y, 4) | {"pads": [0, 1, 1, 2]}
+    made = run(operator, {"x": pack(array, 4, 1)}, {"y": F}, **attributes)["y"]
+    close(unpack(made, *y.shape[1:], 2), y, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "out"), [((7, 5), (3, 2)), ((6, 4), (2, 4)), ((3, 2), (5, 7)), ((9, 8), (1, 1))]
+)
+@pytest.mark.parametrize("lanes", [1, 3, 16])
+def test_average_pool_with_windows_that_differ(
+    size: tuple[int, int], out: tuple[int, int], lanes: int
+) -> None:
+    x = tensor(images((2, lanes, 3, *size)))
+    y = functional.adaptive_avg_pool2d(x, out)
+    attributes = odd_attributes((*size, (1, 1), (1, 1), (0, 0), False), y, lanes)
+    checked_average(x, y, {**attributes, "adaptive": 1, "count_include_pad": 0})
+
+
 @pytest.mark.parametrize(
     ("operator", "changes", "message"),
     [
         ("MaxPool", {"out_height": 5}, "does not give an output height of 5"),
-        ("MaxPool", {"kernel": 16}, "the kernel 16"),
-        ("MaxPool", {"padding": 2}, "attribute padding is 2, not in \\[0, 1\\]"),
+        ("MaxPool", {"kernel": 16}, "a maximum over 16 by 16 pixels is over more than 255"),
+        ("MaxPool", {"padding": 2}, "the padding 2 and 2 of a window of 2 pixels is no smaller than it"),
+        ("MaxPool", {"padding": -1}, "attribute padding is -1, not in \\[0, 16384\\]"),
+        ("MaxPool", {"kernel": [2, 2, 2]}, "the attribute kernel has 3 numbers, not 2"),
+        ("MaxPool", {"pads": [0, 0, 0, 2]}, "the padding 0 and 2 of a window of 2"),
+        ("MaxPool", {"adaptive": 1}, "a maximum has no windows that differ"),
         ("MaxPool", {"stride": 0}, "attribute stride is 0"),
         ("MaxPool", {"in_halo": 1}, "x is \\[2, 48, 3\\], not a stack"),
         ("MaxPool", {"channels": 0}, "0 channels"),
         ("MaxPool", {"lanes": 65}, "65 lanes"),
-        (
-            "AveragePool",
-            {"padding": 1, "out_height": 5, "out_width": 4},
-            "the padding 1 of an average is not 0",
-        ),
+        ("AveragePool", {"out_width": 4}, "pooling 6 by 2 every 2 .*does not give an output width of 4"),
     ],
 )
-def test_pooling_refuses(operator: str, changes: dict[str, int], message: str) -> None:
+def test_pooling_refuses(operator: str, changes: dict[str, Any], message: str) -> None:
     attributes, _, _ = pool_attributes(3, 1, (8, 6, 2, 2, 0), 0, 0)
-    if "kernel" in changes:
+    if changes.get("kernel") == 16:
         attributes |= {"in_height": 16, "in_width": 16, "out_height": 1, "out_width": 1}
     x = pack(images((2, 3, 1, 8, 6)), 3, 0)
     with pytest.raises(Exception, match=f"{operator}: .*{message}"):

@@ -116,12 +116,16 @@ std::string Attributes::text(const char* name, const std::string& otherwise) con
   return value;
 }
 
-Context::Raw Context::raw_input(std::size_t index, ort::ElementType type) const {
+std::size_t Context::input_count() const {
   std::size_t count = 0;
   detail::check(ort::api.input_count(context_, &count));
+  return count;
+}
+
+Context::Raw Context::raw_input(std::size_t index, ort::ElementType type) const {
   const ort::Value* value = nullptr;
-  if (index < count) detail::check(ort::api.get_input(context_, index, &value));
-  const Port& port = inputs_[index];
+  if (index < input_count()) detail::check(ort::api.get_input(context_, index, &value));
+  const Port& port = input_port(index);
   if (value == nullptr) {
     require(port.use.optional, "the input ", port.name, " is missing");
     return {};

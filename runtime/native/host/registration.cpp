@@ -48,7 +48,11 @@ const char* type_name(ort::ElementType type) {
 
 void write_ports(std::ostringstream& text, std::span<const Port> ports) {
   for (const Port& port : ports) {
-    text << ' ' << port.name << (port.use.optional ? "?:" : ":") << type_name(port.type);
+    text << ' ' << port.name
+         << (port.use.variadic   ? "*:"
+             : port.use.optional ? "?:"
+                                 : ":")
+         << type_name(port.type);
     if (port.use.alias >= 0) text << '=' << port.use.alias;
   }
 }
@@ -84,7 +88,7 @@ void detail::add_to_registry(const Declaration& declaration, Domain domain) {
 }  // namespace edge_bcs
 
 // Every operator of ours, one a line: its name, its inputs, "->", its outputs; a port is name:type, with "?" behind the
-// name where it may be absent and "=i" behind the type where it continues input i.
+// name where it may be absent, "*" where there may be any number of it, and "=i" behind the type where it continues input i.
 extern "C" __attribute__((visibility("default"))) const char* edge_bcs_operators() {
   using namespace edge_bcs;
   static const std::string listing = [] {

@@ -64,12 +64,15 @@ inline constexpr auto int32 = ort::ElementType::int32;
 inline constexpr auto int64 = ort::ElementType::int64;
 inline constexpr auto boolean = ort::ElementType::boolean;
 
-// How a port is used beyond its name and type: may be absent, or (outputs) shares the memory of an input.
+// How a port is used beyond its name and type: may be absent, stands for any number of tensors (only the last input), or
+// (outputs) shares the memory of an input.
 struct Use {
   bool optional = false;
   int alias = -1;
+  bool variadic = false;
 };
 inline constexpr Use optional{true, -1};
+inline constexpr Use variadic{false, -1, true};
 constexpr Use aliases(int input) { return {false, input}; }
 constexpr Use optional_aliases(int input) { return {true, input}; }
 
@@ -198,8 +201,11 @@ class Scratch {
 // One call of an operator: its tensors and its threads.
 class Context {
  public:
-  Context(ort::KernelContext* context, const Port* inputs, const Port* outputs)
+  Context(ort::KernelContext* context, std::span<const Port> inputs, std::span<const Port> outputs)
       : context_(context), inputs_(inputs), outputs_(outputs) {}
+
+  // How many inputs the node has; a variadic port counts as often as it has tensors.
+  std::size_t input_count() const;
 
   // Input `index`; empty if it is optional and absent.
   template <class T>
@@ -270,7 +276,7 @@ class Context {
                  [&](std::int64_t i) { body(i * part, std::min(count, (i + 1) * part)); });
   }
 
-  const char* input_name(std::size_t index) const { return inputs_[index].name; }
+  const char* input_name(std::size_t index) const { return input_port(index).name; }
 
  private:
   struct Raw {
@@ -278,13 +284,15 @@ class Context {
     Shape shape;
     bool present = false;
   };
+  // The port of input `index`; those behind the last belong to it.
+  const Port& input_port(std::size_t index) const { return inputs_[std::min(index, inputs_.size() - 1)]; }
   Raw raw_input(std::size_t index, ort::ElementType type) const;
   Raw raw_output(std::size_t index, const Shape& shape) const;
   void run_parallel(void (*run)(void*, std::size_t), std::size_t count, void* data) const;
 
   ort::KernelContext* context_;
-  const Port* inputs_;
-  const Port* outputs_;
+  std::span<const Port> inputs_;
+  std::span<const Port> outputs_;
 };
 
 namespace detail {
@@ -332,7 +340,7 @@ struct Bridge {
 
   static ort::Status* compute(void* kernel, ort::KernelContext* raw) {
     return guarded([&] {
-      Context context(raw, Op::inputs.data(), Op::outputs.data());
+      Context context(raw, Op::inputs, Op::outputs);
       static_cast<const Op*>(kernel)->compute(context);
     });
   }
@@ -369,6 +377,7 @@ struct Bridge {
       made.get_output_count = [](const CustomOp*) { return outputs; };
       made.destroy = destroy;
       made.get_input_characteristic = [](const CustomOp*, std::size_t i) {
+        if (Op::inputs[i].use.variadic) return ort::Characteristic::variadic;
         return Op::inputs[i].use.optional ? ort::Characteristic::optional : ort::Characteristic::required;
       };
       made.get_output_characteristic = [](const CustomOp*, std::size_t i) {

@@ -1,7 +1,9 @@
-// Pooling: maximum and average over square windows, and their gradients.
+// Pooling: maximum and average over windows, and their gradients.
 
 #include <algorithm>
+#include <array>
 
+#include "ops/lanes.h"
 #include "ops/op.h"
 #include "ops/rows.h"
 #include "ops/stack.h"
@@ -9,39 +11,82 @@
 namespace edge_bcs {
 namespace {
 
-// A window of kernel × kernel pixels every `stride`, on images with `padding` pixels around them that do not
-// count.
+// Windows along one axis of `size` pixels: `count` of them, each of `kernel` pixels every `stride`, on an axis with pixels
+// around it that hold nothing; or, adaptive, as many pixels as are due to each of them. A window may reach beyond the
+// pixels behind the axis.
+struct Windows {
+  std::int64_t size = 1, count = 1, kernel = 1, stride = 1, before = 0, after = 0;
+  bool adaptive = false;
+
+  // Where window o begins and ends.
+  std::int64_t begin(std::int64_t o) const { return adaptive ? o * size / count : o * stride - before; }
+  std::int64_t end(std::int64_t o) const {
+    return adaptive ? ((o + 1) * size + count - 1) / count : begin(o) + kernel;
+  }
+  // The same without what lies beside the axis; at least one pixel.
+  std::int64_t first(std::int64_t o) const { return std::max<std::int64_t>(0, begin(o)); }
+  std::int64_t last(std::int64_t o) const { return std::min(size, end(o)); }
+  // Pixels that an average counts, with or without those around the axis.
+  std::int64_t counted(std::int64_t o, bool around) const {
+    return around ? std::min(size + after, end(o)) - begin(o) : last(o) - first(o);
+  }
+  // Whether the windows lie side by side, so that no pixel is in two of them.
+  bool apart() const { return !adaptive && stride == kernel && before == 0; }
+  // Whether each window is the pixel at its place.
+  bool copies() const { return size == count && (adaptive || (kernel == 1 && stride == 1 && before == 0)); }
+
+  void check(const char* axis) const {
+    if (adaptive) return;
+    const std::int64_t room = size + before + after - kernel;
+    const std::int64_t whole = room / stride + 1, cut = (room + stride - 1) / stride + 1;
+    require(room >= 0 && (count == whole || count == cut) && begin(count - 1) < size, "pooling ", size,
+            " by ", kernel, " every ", stride, " with padding ", before, " and ", after,
+            " does not give an output ", axis, " of ", count);
+  }
+};
+
+// Attributes kernel [kh, kw], strides [sh, sw] and pads [top, left, bottom, right]; artifacts of 0.1 have one number for
+// each: kernel, stride, padding.
 struct Pooling {
   Stack in, out;
-  std::int64_t kernel, stride, padding;
+  Windows down, across;
 
-  explicit Pooling(const Attributes& attributes)
-      : kernel(attributes.integer_in("kernel", 1, 1 << 14)),
-        stride(attributes.integer_in("stride", 1, 1 << 14)),
-        padding(attributes.integer_in("padding", 0, kernel / 2, 0)) {
+  explicit Pooling(const Attributes& attributes) {
     const auto read = [&](const char* name) { return attributes.integer(name); };
     in =
         Stack::checked(read("channels"), read("in_height"), read("in_width"), read("in_halo"), read("lanes"));
     out = Stack::checked(in.channels, read("out_height"), read("out_width"), read("out_halo"), in.lanes);
-    check(in.height, out.height, "height");
-    check(in.width, out.width, "width");
+    const auto kernel = numbers<2>(attributes, "kernel", "kernel", 1, 1 << 14, 1),
+               strides = numbers<2>(attributes, "strides", "stride", 1, 1 << 14, 1);
+    const auto pads = numbers<4>(attributes, "pads", "padding", 0, 1 << 14, 0);
+    const bool adaptive = attributes.flag("adaptive", false);
+    down = {in.height, out.height, kernel[0], strides[0], pads[0], pads[2], adaptive};
+    across = {in.width, out.width, kernel[1], strides[1], pads[1], pads[3], adaptive};
+    for (const Windows* axis : {&down, &across})
+      require(axis->before < axis->kernel && axis->after < axis->kernel, "the padding ", axis->before,
+              " and ", axis->after, " of a window of ", axis->kernel, " pixels is no smaller than it");
+    down.check("height");
+    across.check("width");
   }
 
-  // Where the windows of output row or column `o` begin and end, relative to the window, so that they stay in
-  // the image.
-  std::int64_t first(std::int64_t o) const { return std::max<std::int64_t>(0, padding - o * stride); }
-  std::int64_t last(std::int64_t o, std::int64_t size) const {
-    return std::min(kernel, size + padding - o * stride);
-  }
-  std::int64_t input(std::int64_t o, std::int64_t k) const { return o * stride - padding + k; }
-  // Whether each window is one pixel, so that an average changes nothing but the place of the numbers.
-  bool copies() const { return kernel == 1 && stride == 1 && padding == 0; }
+  bool copies() const { return down.copies() && across.copies(); }
 
  private:
-  void check(std::int64_t from, std::int64_t to, const char* axis) const {
-    require(from + 2 * padding >= kernel && to == (from + 2 * padding - kernel) / stride + 1, "pooling ",
-            from, " by ", kernel, " every ", stride, " with padding ", padding, " does not give an output ",
-            axis, " of ", to);
+  // A list of numbers in [low, high], or the one number that all of them are.
+  template <std::size_t count>
+  static std::array<std::int64_t, count> numbers(const Attributes& attributes, const char* name,
+                                                 const char* single, std::int64_t low, std::int64_t high,
+                                                 std::int64_t otherwise) {
+    std::array<std::int64_t, count> found;
+    const auto list = attributes.integers(name, {});
+    require(list.empty() || list.size() == count, "the attribute ", name, " has ", list.size(),
+            " numbers, not ", count);
+    found.fill(list.empty() ? attributes.integer(single, otherwise) : 0);
+    std::copy_n(list.begin(), list.size(), found.begin());
+    for (const std::int64_t number : found)
+      require(low <= number && number <= high, "attribute ", list.empty() ? single : name, " is ", number,
+              ", not in [", low, ", ", high, "]");
+    return found;
   }
 };
 
@@ -55,27 +100,35 @@ PoolRow pool_row(const Pooling& pooling, std::int64_t oy) {
   return {.lanes = pooling.in.lanes,
           .width = pooling.in.width,
           .out_width = pooling.out.width,
-          .kernel = pooling.kernel,
-          .stride = pooling.stride,
-          .padding = pooling.padding,
-          .top = pooling.first(oy),
-          .bottom = pooling.last(oy, pooling.in.height),
+          .kernel = pooling.across.kernel,
+          .stride = pooling.across.stride,
+          .padding = pooling.across.before,
+          .top = pooling.down.first(oy) - pooling.down.begin(oy),
+          .bottom = pooling.down.last(oy) - pooling.down.begin(oy),
           .row = pooling.in.row_stride() * pooling.in.lanes};
 }
+
+// A pooling whose choices fit into a byte.
+struct MaxPooling : Pooling {
+  explicit MaxPooling(const Attributes& attributes) : Pooling(attributes) {
+    require(down.kernel * across.kernel <= 255, "a maximum over ", down.kernel, " by ", across.kernel,
+            " pixels is over more than 255");
+    require(!down.adaptive, "a maximum has no windows that differ");
+  }
+};
 
 struct MaxPool {
   static constexpr const char* name = "MaxPool";
   static constexpr std::array inputs{Port{"x", float32}};
   static constexpr std::array outputs{Port{"y", float32}, Port{"choice", uint8, optional}};
 
-  Pooling pooling;
+  MaxPooling pooling;
   Function function;  // of the maximum
 
   explicit MaxPool(const Attributes& attributes)
       : pooling(attributes), function(activation_from(attributes).function) {
     require(function == Function::none || function == Function::relu || function == Function::relu6,
             "attribute activation of a maximum is none of \"none\", \"relu\" and \"relu6\"");
-    require(pooling.kernel <= 15, "the kernel ", pooling.kernel, " of a maximum is larger than 15");
   }
 
   void compute(Context& context) const {
@@ -88,7 +141,7 @@ struct MaxPool {
     for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
       for (std::int64_t oy = 0; oy < out.height; ++oy) {
         const PoolRow row = pool_row(pooling, oy);
-        const float* window = x.data() + in.at(nb, c, 0) + pooling.input(oy, 0) * row.row;
+        const float* window = x.data() + in.at(nb, c, 0) + pooling.down.begin(oy) * row.row;
         row_kernels().max_pool(row, window, function, y.data() + out.at(nb, c, oy),
                                choice ? choice.data() + choice_at(out, nb, c, oy) : nullptr);
       }
@@ -103,11 +156,9 @@ struct MaxPoolGrad {
   static constexpr std::array inputs{Port{"dy", float32}, Port{"choice", uint8}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
-  Pooling pooling;
+  MaxPooling pooling;
 
-  explicit MaxPoolGrad(const Attributes& attributes) : pooling(attributes) {
-    require(pooling.kernel <= 15, "the kernel ", pooling.kernel, " of a maximum is larger than 15");
-  }
+  explicit MaxPoolGrad(const Attributes& attributes) : pooling(attributes) {}
 
   void compute(Context& context) const {
     const Stack &in = pooling.in, &out = pooling.out;
@@ -118,9 +169,9 @@ struct MaxPoolGrad {
     require(choice.shape() == choices, "choice is ", choice.shape().text(), ", not ", choices.text());
     const auto dx = context.output<float>(0, in.shape(blocks));
     // Windows that lie side by side write every pixel that they have; the others start from zeros.
-    const bool tiled = pooling.stride == pooling.kernel && pooling.padding == 0;
-    const std::int64_t covered = tiled ? out.height * pooling.kernel : 0,
-                       across = tiled ? out.width * pooling.kernel : 0;
+    const bool tiled = pooling.down.apart() && pooling.across.apart();
+    const std::int64_t covered = tiled ? pooling.down.last(out.height - 1) : 0,
+                       across = tiled ? pooling.across.last(out.width - 1) : 0;
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
       for (std::int64_t y = 0; y < in.height; ++y) {
         const std::int64_t written = y < covered ? across : 0;
@@ -129,7 +180,7 @@ struct MaxPoolGrad {
       in.zero_halo(dx.data() + nb * in.block(), c);
       for (std::int64_t oy = 0; oy < out.height; ++oy) {
         const PoolRow row = pool_row(pooling, oy);
-        float* window = dx.data() + in.at(nb, c, 0) + pooling.input(oy, 0) * row.row;
+        float* window = dx.data() + in.at(nb, c, 0) + pooling.down.begin(oy) * row.row;
         row_kernels().max_pool_gradient(row, dy.data() + out.at(nb, c, oy),
                                         choice.data() + choice_at(out, nb, c, oy), !tiled, window);
       }
@@ -138,40 +189,49 @@ struct MaxPoolGrad {
 };
 const Register<MaxPoolGrad> max_pool_grad;
 
+// What an average divides its windows by: pixels around the image count if the attribute count_include_pad says so.
+struct Average : Pooling {
+  bool around;
+
+  explicit Average(const Attributes& attributes)
+      : Pooling(attributes), around(attributes.flag("count_include_pad", true)) {}
+
+  float weight(std::int64_t oy, std::int64_t ox) const {
+    return 1.0f / static_cast<float>(down.counted(oy, around) * across.counted(ox, around));
+  }
+};
+
 struct AveragePool {
   static constexpr const char* name = "AveragePool";
   static constexpr std::array inputs{Port{"x", float32}};
   static constexpr std::array outputs{Port{"y", float32}};
 
-  Pooling pooling;
+  Average pooling;
 
-  explicit AveragePool(const Attributes& attributes) : pooling(attributes) {
-    require(pooling.padding == 0, "the padding ", pooling.padding, " of an average is not 0");
-  }
+  explicit AveragePool(const Attributes& attributes) : pooling(attributes) {}
 
   void compute(Context& context) const {
     const Stack &in = pooling.in, &out = pooling.out;
     const auto x = context.input<float>(0);
     const std::int64_t blocks = in.blocks(x, "x");
     const auto y = context.output<float>(0, out.shape(blocks));
-    const float weight = 1.0f / static_cast<float>(pooling.kernel * pooling.kernel);
     for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
       if (pooling.copies()) {
         for (std::int64_t row = 0; row < out.height; ++row)
           std::copy_n(x.data() + in.at(nb, c, row), in.row(), y.data() + out.at(nb, c, row));
         return out.zero_halo(y.data() + nb * out.block(), c);
       }
-      std::array<double, 64> sum;
       for (std::int64_t oy = 0; oy < out.height; ++oy)
         for (std::int64_t ox = 0; ox < out.width; ++ox) {
-          sum.fill(0);
-          for (std::int64_t ky = 0; ky < pooling.kernel; ++ky) {
-            const float* row = x.data() + in.at(nb, c, pooling.input(oy, ky), pooling.input(ox, 0));
-            for (std::int64_t kx = 0; kx < pooling.kernel; ++kx)
-              for (std::int64_t b = 0; b < in.lanes; ++b) sum[b] += row[kx * in.lanes + b];
-          }
-          float* mean = y.data() + out.at(nb, c, oy, ox);
-          for (std::int64_t b = 0; b < in.lanes; ++b) mean[b] = static_cast<float>(sum[b] * weight);
+          const std::int64_t left = pooling.across.first(ox);
+          LaneSums sums(in.lanes);
+          for (std::int64_t iy = pooling.down.first(oy); iy < pooling.down.last(oy); ++iy)
+            sums.add(x.data() + in.at(nb, c, iy, left), (pooling.across.last(ox) - left) * in.lanes);
+          std::array<double, most_lanes> totals;
+          sums.write(totals.data());
+          const float weight = pooling.weight(oy, ox);
+          float* const mean = y.data() + out.at(nb, c, oy, ox);
+          for (std::int64_t b = 0; b < in.lanes; ++b) mean[b] = static_cast<float>(totals[b] * weight);
         }
       out.zero_halo(y.data() + nb * out.block(), c);
     });
@@ -185,43 +245,47 @@ struct AveragePoolGrad {
                                      Port{"mask", ort::ElementType::any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
-  Pooling pooling;
+  Average pooling;
   InputGradient gradient;
 
   explicit AveragePoolGrad(const Attributes& attributes)
-      : pooling(attributes), gradient(attributes, pooling.out, pooling.in) {
-    require(pooling.padding == 0, "the padding ", pooling.padding, " of an average is not 0");
-  }
+      : pooling(attributes), gradient(attributes, pooling.out, pooling.in) {}
 
   void compute(Context& context) const {
     const Stack &in = pooling.in, &out = pooling.out;
     const auto dy = context.input<float>(0);
-    const std::int64_t blocks = out.blocks(dy, "dy"), lanes = in.lanes;
+    const std::int64_t blocks = out.blocks(dy, "dy");
     const Finish finish = gradient.finish(context, 1, 2, blocks);
     const auto dx = context.output<float>(0, in.shape(blocks));
-    const float weight = 1.0f / static_cast<float>(pooling.kernel * pooling.kernel);
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
+      std::int64_t above = 0;  // the first output row whose windows do not end above row y
       for (std::int64_t y = 0; y < in.height; ++y) {
-        float* row = dx.data() + in.at(nb, c, y);
+        float* const row = dx.data() + in.at(nb, c, y);
         if (pooling.copies()) {
           std::copy_n(dy.data() + out.at(nb, c, y), in.row(), row);
-          finish(row, 1, 0, row, nb, c, y);
-          continue;
+        } else {
+          std::fill_n(row, in.row(), 0.0f);
+          while (above < out.height && pooling.down.end(above) <= y) ++above;
+          for (std::int64_t oy = above; oy < out.height && pooling.down.begin(oy) <= y; ++oy)
+            spread(dy.data() + out.at(nb, c, oy), oy, row);
         }
-        std::fill_n(row, in.row(), 0.0f);
-        // The output rows whose windows contain row y.
-        const std::int64_t first = y < pooling.kernel ? 0 : (y - pooling.kernel) / pooling.stride + 1;
-        for (std::int64_t oy = first; oy < out.height && oy * pooling.stride <= y; ++oy)
-          for (std::int64_t ox = 0; ox < out.width; ++ox) {
-            const float* from = dy.data() + out.at(nb, c, oy, ox);
-            for (std::int64_t kx = 0; kx < pooling.kernel; ++kx) {
-              float* pixel = row + pooling.input(ox, kx) * lanes;
-              for (std::int64_t b = 0; b < lanes; ++b) pixel[b] += from[b] * weight;
-            }
-          }
         finish(row, 1, 0, row, nb, c, y);
       }
       in.zero_halo(dx.data() + nb * in.block(), c);
+    });
+  }
+
+ private:
+  // Adds output row oy, at `from`, to an input row that its windows contain.
+  void spread(const float* from, std::int64_t oy, float* row) const {
+    with_lanes(pooling.in.lanes, [&](auto lanes) {
+      for (std::int64_t ox = 0; ox < pooling.out.width; ++ox) {
+        const float weight = pooling.weight(oy, ox);
+        std::array<float, most_lanes> share;
+        for (std::int64_t b = 0; b < lanes; ++b) share[b] = from[ox * lanes + b] * weight;
+        for (std::int64_t ix = pooling.across.first(ox); ix < pooling.across.last(ox); ++ix)
+          for (std::int64_t b = 0; b < lanes; ++b) row[ix * lanes + b] += share[b];
+      }
     });
   }
 };
