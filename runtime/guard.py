@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -86,9 +86,11 @@ class Guard:
         """Whether a step changes running statistics at all."""
         return bool(self._kept)
 
-    def counted_buffer(self, name: str) -> Array:
-        """The buffer that holds ``name`` of the state after the last step that is counted."""
-        return self._arrays[name if self._under_way is None else self._kept.get(name, name)]
+    def counted_state(self, names: Iterable[str]) -> dict[str, Array]:
+        """The buffers that hold tensors of the state after the last step that is counted, while the next is
+        under way, too."""
+        kept = {} if self._under_way is None else self._kept
+        return {name: self._arrays[kept.get(name, name)] for name in names}
 
 
 class BetweenSteps:

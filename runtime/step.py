@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from edge_bcs.runtime.attack import craft
@@ -20,37 +20,52 @@ Reader = Callable[[int, int], tuple[Array, Array]]
 """Returns the images and labels at the places [first, end) of a logical batch."""
 
 
+class Counting(Protocol):
+    """What a step asks of the Trainer that takes it.
+
+    Attributes:
+        seed: of the attack's random start. steps: optimizer steps done.
+    """
+
+    seed: int
+    steps: int
+
+    def coefficients(self) -> tuple[float, float, float, float]:
+        """λ, λ_w, μ, σ of the next step."""
+        ...
+
+    def run_optimizer_only(self) -> None:
+        """Update with the gradients in the buffers, and count a step."""
+        ...
+
+
 def take_step(
+    trainer: Counting,
     engine: Engine,
     guard: Guard,
     signals: HeldSignals,
     read: Reader,
     count: int,
-    *,
-    seed: int,
-    steps: int,
     name: Name,
-    hyper: Callable[[], tuple[float, float, float, float]],
-    update: Callable[[], None],
 ) -> dict[str, Any]:
     """Do one step; return its "loss", "accuracy" and "robust_accuracy", see `Trainer.step`.
 
     Args:
-        engine: its buffers and graphs. guard: of the Trainer. signals: held from the update on.
+        trainer: says how, and counts. engine: its buffers and graphs. guard: it, too, the trainer's.
+        signals: held from the update on.
         read: returns images f32 and labels i64 that are checked, a micro-batch at a time.
-        count: images of the logical batch. seed: of the attack's random start. steps: done before this one.
-        name: says which image stands at a place of the batch.
-        hyper: returns λ, λ_w, μ, σ. update: updates with the gradients in the buffers and counts the step.
+        count: images of the logical batch. name: says which image stands at a place of it.
     """
     guard.refuse_inside_a_step()
+    steps = trainer.steps
     try:
         guard.begin(steps + 1)
-        loss, correct = _accumulate(engine, guard, read, count, seed=seed, step=steps, name=name)
-        check_update(engine.artifact, engine.arrays, hyper())
+        loss, correct = _accumulate(engine, guard, read, count, seed=trainer.seed, step=steps, name=name)
+        check_update(engine.artifact, engine.arrays, trainer.coefficients())
         # From here to where the step is counted no signal's handler runs, nor between that and what the
         # caller must do with it.
         signals.hold()
-        update()
+        trainer.run_optimizer_only()
         guard.counted()
     except NotFiniteError as error:
         raise NotFiniteError(f"in step {steps + 1}, {error}") from None

@@ -135,11 +135,10 @@ class Trainer:
             if saved is not None:
                 trainer._course, trainer._continues = Course.parse(saved, trainer.steps), True
             trainer.resumed = True
-        except EdgeBcsError as error:
+        except BaseException as error:
             trainer.close()
-            raise EdgeBcsError(f"{path}: {error}") from None
-        except BaseException:
-            trainer.close()
+            if isinstance(error, EdgeBcsError):
+                raise EdgeBcsError(f"{path}: {error}") from None
             raise
         return trainer
 
@@ -187,7 +186,11 @@ class Trainer:
         """Do `step`, with ``signals`` held from its update on: for what must not be done without it."""
         with self._guard:
             x, y = check_batch(self.artifact, x, y)
-            return self._step(signals, lambda first, end: (x[first:end], y[first:end]), len(x), in_batch)
+
+            def read(first: int, end: int) -> tuple[Array, Array]:
+                return x[first:end], y[first:end]
+
+            return take_step(self, self._engine, self._guard, signals, read, len(x), in_batch)
 
     def step_reading(self, signals: HeldSignals, read: Reader, count: int, name: Name = in_batch) -> Metrics:
         """Do `step_holding` on images that are read when their micro-batch comes, so that memory holds no
@@ -205,23 +208,10 @@ class Trainer:
             return check_batch(self.artifact, *read(first, end), lambda place: name(first + place))
 
         with self._guard:
-            return self._step(signals, checked, count, name)
+            return take_step(self, self._engine, self._guard, signals, checked, count, name)
 
-    def _step(self, signals: HeldSignals, read: Reader, count: int, name: Name) -> Metrics:
-        return take_step(
-            self._engine,
-            self._guard,
-            signals,
-            read,
-            count,
-            seed=self.seed,
-            steps=self.steps,
-            name=name,
-            hyper=self._hyper,
-            update=self.run_optimizer_only,
-        )
-
-    def _hyper(self) -> tuple[float, float, float, float]:
+    def coefficients(self) -> tuple[float, float, float, float]:
+        """λ, λ_w, μ, σ of the next step."""
         return self.learning_rate, self.weight_decay, self.momentum, self.noise
 
     def run_optimizer_only(self) -> None:
@@ -229,7 +219,7 @@ class Trainer:
         arrays = self._engine.arrays
         with self._guard, HeldSignals() as signals:
             signals.hold()
-            arrays["hyper"][...] = self._hyper()
+            arrays["hyper"][...] = self.coefficients()
             arrays["counter"][...] = np.array([self.seed, self.steps], np.uint64).view(np.int64)
             before = layer_counts(self.artifact, arrays["coo.index"])
 
@@ -367,7 +357,7 @@ class Trainer:
     def logits(self, x: Array) -> Array:
         """Return the logits f32 [n, classes] of images f32 [n, C, H, W] in [0, 1]."""
         x = check_images(x, self.artifact.input_shape)
-        with self._while_buffers_are_free():
+        with self.between_steps(or_while_reading=True):
             return logits(self._engine, x)
 
     def predict(self, x: Array) -> Array:
@@ -414,7 +404,7 @@ class Trainer:
             on_answers: called with each micro-batch and its answers (`edge_bcs.core.answers`).
         """
         matched = self._matched(data, "test", naming=False)
-        with self._while_buffers_are_free():
+        with self.between_steps(or_while_reading=True):
             return measure(
                 self._engine,
                 matched.data,
@@ -428,13 +418,10 @@ class Trainer:
                 on_answers=on_answers,
             )
 
-    def _while_buffers_are_free(self) -> BetweenSteps:
-        return BetweenSteps(self._guard, but_while_reading=True)
-
-    def between_steps(self) -> BetweenSteps:
+    def between_steps(self, *, or_while_reading: bool = False) -> BetweenSteps:
         """A block, for `with`, in which no other thread may use this Trainer; EdgeBcsError if one does, or if
-        it is inside a step that is under way."""
-        return BetweenSteps(self._guard)
+        a step is under way (unless it is only reading its images)."""
+        return BetweenSteps(self._guard, but_while_reading=or_while_reading)
 
     @property
     def buffers(self) -> Mapping[str, Array]:
@@ -451,12 +438,8 @@ class Trainer:
     def state(self) -> dict[str, Array]:
         """Return copies of the seven tensors of the state by name ("coo.value", "coo.index", …)."""
         with self._guard:
-            return {name: array.copy() for name, array in self._state().items()}
-
-    def _state(self) -> dict[str, Array]:
-        """The buffers that hold the state after the last step that is counted, while the next is under way,
-        too."""
-        return {name: self._guard.counted_buffer(name) for name in layout_of(self.artifact)}
+            state = self._guard.counted_state(layout_of(self.artifact))
+            return {name: array.copy() for name, array in state.items()}
 
     def save(self, path: str | Path) -> int:
         """Save a run folder, atomically and durably (runtime/state.py); it is itself a complete artifact.
@@ -468,7 +451,7 @@ class Trainer:
         finite; earlier saves are then kept.
         """
         with self._guard:
-            state = self._state()
+            state = self._guard.counted_state(layout_of(self.artifact))
             self.claim(path)
             return write_run(path, self.artifact, state, self.metadata(), self.classes)
 
