@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import OBJECTIVES, WEIGHTED
 from edge_bcs.core.progress import is_terminal
-from edge_bcs.core.settings import Attack
+from edge_bcs.core.settings import AUGMENTATIONS, KINDS, Attack
 from edge_bcs.core.text import shown
 from edge_bcs.runtime.signature import TRUSTED
 
@@ -68,6 +68,28 @@ on_bad_option = click.option(
     help="What an image file that cannot be used does: stop ends the command before it begins; skip leaves "
     "the image out and lists it.",
 )
+_augment_option = click.option(
+    "--augment",
+    type=click.Choice(AUGMENTATIONS),
+    help="shift: by ±10 %, and flip; photo: crop, flip, and change brightness, contrast and saturation. "
+    "Default: shift, which --augment alone is, too.",
+)
+_no_augment_option = click.option("--no-augment", is_flag=True, help="Short for --augment none.")
+balance_option = click.option(
+    "--balance", is_flag=True, help="Draw images so that the classes come up evenly, however many each has."
+)
+schedule_option = click.option(
+    "--schedule",
+    type=click.Choice(KINDS),
+    help="How the learning rate changes; steps (the default): divided by 10 at 50 % and again at 75 % of the "
+    "steps; cosine: falls to 0; one-cycle: rises in the first 30 % from a 25th, then falls.",
+)
+warmup_option = click.option(
+    "--warmup",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="SHARE",
+    help="Of the steps, such as 0.05, in which the learning rate rises to its highest.",
+)
 memory_option = click.option(
     "--memory",
     metavar="SIZE",
@@ -106,6 +128,31 @@ class Seed(click.types.IntParamType):
         if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 1 << 63):
             self.fail(f"{text} is not a seed: a whole number of at least 0 and below 2^63.", param, ctx)
         return int(text)
+
+
+class AugmentingCommand(click.Command):
+    """A command with --augment, of which 0.1 had only the flag: alone it is --augment shift."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line."""
+        end = args.index("--") if "--" in args else len(args)
+        for number, word_given in enumerate(args[:end]):
+            if word_given == "--augment" and [*args, ""][number + 1] not in AUGMENTATIONS:
+                args = [*args[:number], "--augment=shift", *args[number + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+def augment_option(function: Any) -> Any:
+    """Add --augment and --no-augment, for an `AugmentingCommand`."""
+    return _augment_option(_no_augment_option(function))
+
+
+def augmentation(options: dict[str, Any]) -> str | None:
+    """Return the augmentation that they give; None without them."""
+    augment: str | None = options["augment"]
+    if options["no_augment"] and augment not in (None, "none"):
+        raise EdgeBcsError(f"--no-augment and --augment {augment} contradict each other: leave one out.")
+    return "none" if options["no_augment"] else augment
 
 
 def trust_option(function: Any) -> Any:

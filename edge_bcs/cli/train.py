@@ -11,8 +11,12 @@ from typing import Any
 import click
 
 from edge_bcs.cli.common import (
+    AugmentingCommand,
     Seed,
     attack_of,
+    augment_option,
+    augmentation,
+    balance_option,
     check_beta,
     class_names,
     class_names_option,
@@ -26,9 +30,11 @@ from edge_bcs.cli.common import (
     pairs,
     percent,
     print_json,
+    schedule_option,
     threads_option,
     trust_option,
     trusted,
+    warmup_option,
     word,
 )
 from edge_bcs.cli.networks import (
@@ -65,6 +71,9 @@ _COMPARATORS = ("lwm", "hydra", "admm")
 # Options of some methods only: a training that took no notice of one would not be what was asked for.
 _OWNERS = {
     "counts_from": ("fixed",),
+    "schedule": METHODS,
+    "warmup": METHODS,
+    "patience": METHODS,
     "rewire": ("bcs",),
     "distribution": ("bcs",),
     "dense_patterns": ("bcs", "random", "dense"),
@@ -77,7 +86,7 @@ _OWNERS = {
 }
 
 
-@click.command()
+@click.command(cls=AugmentingCommand)
 @model_option
 @data_option
 @class_names_option
@@ -132,7 +141,7 @@ _OWNERS = {
 )
 @click.option(
     "--learning-rate", type=float, default=0.1, show_default=True,
-    help="Of the first steps; divided by 10 at 50 % and at 75 % of them.",
+    help="At its highest; --schedule says how it changes.",
 )  # fmt: skip
 @click.option(
     "--fine-tuning-rate", type=float, default=0.01, show_default=True,
@@ -158,9 +167,14 @@ _OWNERS = {
     "--batch-norm", type=click.Choice(["batch", "frozen"]), default="batch", show_default=True,
     help="Batch norm with the statistics of each batch, or with those that the network has.",
 )  # fmt: skip
+@schedule_option
+@warmup_option
 @click.option(
-    "--augment/--no-augment", default=True, show_default=True, help="Shift images by ±10 % and flip them."
-)
+    "--patience", type=click.IntRange(1), metavar="EPOCHS",
+    help="End after so many epochs without a higher accuracy on the held-out images.",
+)  # fmt: skip
+@augment_option
+@balance_option
 @click.option(
     "--validation", type=float, default=0.02, show_default=True,
     help="Share of the training images that are held out to choose the best epoch.",
@@ -206,6 +220,7 @@ _OWNERS = {
     edge-bcs train --data digits --model vgg16 --width 0.25 --epochs 5 --engine sparse
     edge-bcs train --model resnet18 --data cifar-10-batches-py --objective trades -o runs/resnet18
     edge-bcs train --model nets.py:make --input-shape 3,48,48 --data photos/ -o runs/mine
+    edge-bcs train --data photos/ --augment photo --balance --schedule cosine --warmup 0.05 --patience 10
     edge-bcs train --data cifar-10-batches-py --method fixed --counts-from runs/vgg16 -o runs/fixed
     edge-bcs train --data cifar-10-batches-py --method hydra -o runs/hydra
     torchrun --nproc-per-node 4 -m edge_bcs.cli train --data cifar-10-batches-py -o runs/vgg16
@@ -240,9 +255,11 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json({"output": str(output), **result})
         return
+    early = result.get("early")
     pairs(
         [
             ("steps", f"{result['step']} in {result['seconds']:.0f} s"),
+            ("ended early", f"after {options['patience']} epochs that were no better" if early else None),
             ("best epoch", result.get("best_epoch")),
             ("clean accuracy", _share(result, "best_clean_acc")),
             ("robust accuracy", _share(result, "best_robust_acc")),
@@ -326,6 +343,7 @@ def _check(options: dict[str, Any]) -> None:
     if method == "fixed" and options["counts_from"] is None:
         raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT: a network that bcs trained.")
     check_beta(options)
+    options["augment"] = augmentation(options) or "shift"
     if options["engine"] == "sparse":
         if method in _COMPARATORS:
             raise EdgeBcsError(f"{method} begins with a dense network: use --engine torch.")
@@ -392,9 +410,20 @@ def _train(
         data,
         method=method,
         rewire=options["rewire"],
-        schedule=Schedule(steps=options["steps"], **length),
+        schedule=Schedule(
+            steps=options["steps"],
+            kind=options["schedule"] or "steps",
+            warmup=options["warmup"],
+            patience=options["patience"],
+            **length,
+        ),
         hyper=Hyper(learning_rate=options["learning_rate"], weight_decay=options["weight_decay"]),
-        feed=Feed(augment=options["augment"], validation=options["validation"], pseudo_labelled=second),
+        feed=Feed(
+            augment=options["augment"],
+            balance=options["balance"],
+            validation=options["validation"],
+            pseudo_labelled=second,
+        ),
         **numbers,
         **machine,
     )
@@ -421,6 +450,7 @@ def _train_comparator(
         learning_rate=options["learning_rate"],
         steps=options["steps"],
         augment=options["augment"],
+        balance=options["balance"],
         validation=options["validation"],
         **{name: options[name] for name in ("weight_decay", "epochs") if options[name] is not None},
         **numbers,

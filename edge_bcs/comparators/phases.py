@@ -17,6 +17,7 @@ from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.progress import say
 from edge_bcs.core.settings import Attack, Hyper, Schedule, filled
 from edge_bcs.data.adapt import dataset_of
+from edge_bcs.data.augmentation import Augment, augmentation_of
 from edge_bcs.data.classes import check_names, named
 from edge_bcs.data.dataset import Data
 from edge_bcs.method.connectivity import sparsify
@@ -44,7 +45,8 @@ class Recipe:
         steps: end every phase after so many steps instead.
         learning_rate, fine_tuning_rate: where the cosine begins, in fine-tuning and before it.
         weight_decay: λ_w, inside the gradient. momentum: μ.
-        batch_size, attack, batch_norm: as in `training.train`; augment, validation: as in its `Feed`.
+        batch_size, attack, batch_norm: as in `training.train`; augment, validation,
+            balance: as in its `Feed`.
     """
 
     sparsity: str
@@ -62,8 +64,9 @@ class Recipe:
     batch_size: int | None = None
     attack: Attack = field(default_factory=Attack)
     batch_norm: str = "batch"
-    augment: bool = True
+    augment: Augment = True
     validation: float = 0.02
+    balance: bool = False
 
 
 class Phases:
@@ -159,7 +162,7 @@ class Phases:
             rewire="none",
             engine="torch",
             processes=self.replicas.count,
-            schedule=Schedule(epochs=epochs, steps=recipe.steps, kind="cosine"),
+            schedule=Schedule(epochs=epochs, steps=recipe.steps, kind="cosine", decay="stays"),
             batch_size=recipe.batch_size or objective.batch_size,
             hyper=filled(
                 Hyper(
@@ -174,7 +177,8 @@ class Phases:
             attack=recipe.attack,
             batch_norm=recipe.batch_norm,
             precision=self.precision,
-            augment=recipe.augment,
+            augment=augmentation_of(recipe.augment),
+            balance=recipe.balance,
             validation=recipe.validation if validation is None else validation,
             samples=len(self.data),
             seed=recipe.seed,

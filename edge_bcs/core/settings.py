@@ -16,8 +16,13 @@ BATCH_NORMS = ("frozen", "batch")
 """Running statistics, or those of each (micro-)batch."""
 REWIRE = ("uniform", "by-layer")
 """Where connections are born: anywhere (Algorithm 1), or layer by layer (the released code)."""
-KINDS = ("steps", "cosine")
+AUGMENTATIONS = ("none", "shift", "photo")
+"""What may be done to an image before it is trained on (see `edge_bcs.data.augmentation`)."""
+KINDS = ("steps", "cosine", "one-cycle")
 """Of schedules."""
+DECAYS = ("falls", "stays")
+_RISE = 0.3  # of the steps of one cycle
+_FIRST, _LAST = 25.0, 1e4  # how often what λ begins with goes into its highest, and its last into that
 MOST_ATTACK_STEPS = 100_000
 _PAPER_RATE, _FROZEN_RATE = 0.1, 0.001
 _DECAY = 5e-4
@@ -107,18 +112,29 @@ def filled(hyper: Hyper, *, fine_tuning: bool, batch_norm: str) -> Coefficients:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long a training is, and how its rates fall.
+    """How long a training is, and how its rates change.
 
     Attributes:
         epochs: passes over the data, at least 1.
         steps: end after so many steps instead, at least 1.
-        kind: "steps": λ and λ_w are divided by 10 from half of the steps on, by 100 from three quarters on
-            (the paper). "cosine": λ falls along half a cosine to 0, λ_w stays (HYDRA and other comparators).
+        kind: "steps": λ is divided by 10 from half of the steps on, by 100 from three quarters on (the
+            paper). "cosine": λ falls along half a cosine to 0. "one-cycle": λ rises along half a cosine from
+            a 25th of its highest, which the hyper-parameters say, and falls along another to a 10,000th of
+            where it began (Smith & Topin, 2018; momentum stays).
+        warmup: share of the steps, at least 0 and below 1, in which λ rises: step by step from near 0, or as
+            one cycle does. Default: 0, in one cycle 0.3.
+        decay: λ_w "falls" and rises as λ does, as in the paper: it is decoupled, and would else outlive the
+            gradient. "stays": for the comparators, which have it inside the gradient.
+        patience: end after so many epochs without a higher accuracy on the images that are held out; None:
+            do all of them.
     """
 
     epochs: int = 200
     steps: int | None = None
     kind: str = "steps"
+    warmup: float | None = None
+    decay: str = "falls"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for a number out of range or an unknown kind."""
@@ -126,19 +142,54 @@ class Schedule:
         if self.steps is not None:
             check_count("steps", self.steps, 1)
         check_choice("schedule", self.kind, KINDS)
+        check_choice("decay", self.decay, DECAYS)
+        if self.warmup is not None:
+            check_number("warmup", self.warmup, 1)
+            if self.warmup == 1:
+                raise EdgeBcsError("warmup must be a share below 1: no step would be left after it")
+        if self.patience is not None:
+            check_count("patience", self.patience, 1)
 
     def at(self, first: Coefficients, step: int, total: int) -> Coefficients:
-        """Return the numbers at ``step`` (from 0) of ``total``, in a training that began with ``first``."""
-        if self.kind == "cosine":
-            share = 0.5 * (1 + math.cos(math.pi * step / total))
-            return replace(first, learning_rate=first.learning_rate * share)
-        divided = divisor(step, total)
-        rate, decay = first.learning_rate / divided, first.weight_decay / divided
+        """Return the numbers at ``step`` (from 0) of ``total``, in a training whose numbers are ``first``."""
+        rate, decay = self.rates(first.learning_rate, first.weight_decay, step, total)
         return replace(first, learning_rate=rate, weight_decay=decay)
+
+    def rates(self, rate: float, decay: float, step: int, total: int) -> tuple[float, float]:
+        """Return λ and λ_w at ``step`` (from 0) of ``total`` where they are ``rate`` and ``decay`` unless the
+        schedule changes them."""
+        share, divided = self._share(step, total), divisor(step, total) if self.kind == "steps" else 1
+        falling = decay * share / divided if self.decay == "falls" else decay
+        return rate * share / divided, falling
+
+    def _share(self, step: int, total: int) -> float:
+        """What multiplies λ, beside the divisor of "steps"."""
+        if self.kind == "one-cycle":
+            return _one_cycle(step, total, _RISE if self.warmup is None else self.warmup)
+        rise = (self.warmup or 0.0) * total
+        share = min(1.0, (step + 1) / rise) if rise else 1.0
+        if self.kind == "cosine" and step > rise:
+            share *= 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise)))
+        return share
+
+
+def _one_cycle(step: int, total: int, rise: float) -> float:
+    """Share of the highest rate: where torch.optim.lr_scheduler.OneCycleLR has it."""
+    top, last = max(rise * total - 1, 0.0), total - 1
+    first = 1 / _FIRST
+    if step < top:
+        return _between(first, 1.0, step / top)
+    return _between(1.0, first / _LAST, (step - top) / (last - top) if last > top else 0.0)
+
+
+def _between(one: float, other: float, way: float) -> float:
+    """From ``one`` to ``other`` along half a cosine, of which ``way`` is done."""
+    return other + (one - other) * 0.5 * (1 + math.cos(math.pi * way))
 
 
 def divisor(step: int, total: int) -> int:
-    """Return what divides λ and λ_w at ``step`` of ``total``: 1, from 50 % on 10, from 75 % on 100."""
+    """Return what "steps" divides λ and λ_w by at ``step`` of ``total``: 1, from 50 % on 10, from 75 % on
+    100."""
     return 100 if 4 * step >= 3 * total else 10 if 2 * step >= total else 1
 
 

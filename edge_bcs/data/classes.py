@@ -34,6 +34,7 @@ import numpy as np
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.metadata import parse_json
 from edge_bcs.data.adapt import as_array
+from edge_bcs.data.augmentation import Augment
 from edge_bcs.data.dataset import Array, ArrayDataset, Dataset
 
 Names = tuple[str, ...]
@@ -343,7 +344,7 @@ class Relabelled(Dataset):
         return np.asarray(self._data.order(seed, epoch, shuffle))
 
     def read(
-        self, positions: Array, *, seed: int = 0, epoch: int = 0, augment: bool = False
+        self, positions: Array, *, seed: int = 0, epoch: int = 0, augment: Augment = False
     ) -> tuple[Array, Array]:
         """Return images and labels; see `Dataset.read`."""
         images, labels = self._data.read(positions, seed=seed, epoch=epoch, augment=augment)

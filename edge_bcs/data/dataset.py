@@ -10,11 +10,11 @@ import numpy as np
 
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.data.augmentation import Augment, augmented
 from edge_bcs.data.faults import LeftOut
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, int, int]
-SHIFT = 0.1  # of the size, on each axis
 MOST_CLASSES = 100_000
 _CHECKED = 256  # images whose pixels are looked at at a time
 
@@ -36,9 +36,10 @@ class Data(Protocol):
         ...
 
     def read(
-        self, positions: Array, *, seed: int = 0, epoch: int = 0, augment: bool = False
+        self, positions: Array, *, seed: int = 0, epoch: int = 0, augment: Augment = False
     ) -> tuple[Array, Array]:
-        """Return images f32 [m, C, H, W] in [0, 1] and labels i64[m] at these positions."""
+        """Return images f32 [m, C, H, W] in [0, 1] and labels i64[m] at these positions; True and "shift" are
+        the same, and False and "none"."""
         ...
 
 
@@ -82,19 +83,18 @@ class Dataset(ABC):
         return np.argsort(words.view(np.uint64), kind="stable")
 
     def read(
-        self, positions: Array, *, seed: int = 0, epoch: int = 0, augment: bool = False
+        self, positions: Array, *, seed: int = 0, epoch: int = 0, augment: Augment = False
     ) -> tuple[Array, Array]:
         """Return images f32 [m, C, H, W] in [0, 1] and labels i64[m] at ``positions``.
 
-        With ``augment`` each image is shifted and flipped as (seed, epoch, position) says, whoever reads it
-        with whom.
+        With ``augment`` (True is "shift") each image is changed as (seed, epoch, position) says, whoever
+        reads it with whom; see `edge_bcs.data.augmentation`.
         """
         positions = np.asarray(positions, np.int64)
         if len(positions) and not (positions.min() >= 0 and positions.max() < len(self)):
             raise EdgeBcsError(f"positions must lie in [0, {len(self)}).")
         images = self.images(positions)
-        if augment:
-            images = shift_and_flip(images, positions, seed=seed, epoch=epoch)
+        images = augmented(images, positions, augment, seed=seed, epoch=epoch)
         return images, self.labels[positions]
 
     def batches(
@@ -103,7 +103,7 @@ class Dataset(ABC):
         seed: int = 0,
         epoch: int = 0,
         shuffle: bool = False,
-        augment: bool = False,
+        augment: Augment = False,
         start: int = 0,
     ) -> Iterator[tuple[Array, Array]]:
         """Yield the epoch's batches (x f32 [n, C, H, W] in [0, 1], y i64[n]) from batch number ``start`` on.
@@ -115,31 +115,6 @@ class Dataset(ABC):
         order = self.order(seed, epoch, shuffle)
         for first in range(start * batch_size, len(order), batch_size):
             yield self.read(order[first : first + batch_size], seed=seed, epoch=epoch, augment=augment)
-
-
-def shift_and_flip(images: Array, positions: Array, *, seed: int, epoch: int) -> Array:
-    """Return images f32 [m, C, H, W] shifted by up to ±10 % on each axis and mirrored with probability ½.
-
-    What leaves on one side is filled with the nearest pixel on the other. Word 0, 1 and 2 of block
-    ``position`` of the stream (seed, epoch, AUGMENT) give the vertical shift, the horizontal shift and the
-    mirror.
-    """
-    height, width = images.shape[2:]
-    words = random.blocks(positions, seed=seed, step=epoch, purpose=random.AUGMENT).astype(np.int64)
-    result = np.empty_like(images)
-    for number, image in enumerate(images):
-        rows = _shifted(height, int(words[number, 0]))
-        columns = _shifted(width, int(words[number, 1]))
-        if words[number, 2] >> 31:
-            columns = columns[::-1]
-        result[number] = image[:, rows[:, None], columns]
-    return result
-
-
-def _shifted(length: int, word: int) -> Array:
-    reach = round(SHIFT * length)
-    shift = (word * (2 * reach + 1) >> 32) - reach
-    return np.clip(np.arange(length) - shift, 0, length - 1)
 
 
 class ArrayDataset(Dataset):

@@ -20,6 +20,8 @@ from edge_bcs.training.updates import Update
 
 BEST = "checkpoint.safetensors"
 LAST = "last.safetensors"
+_UNSAID = {"balance": False, "decay": "stays"}
+"""What a plan means that does not say these."""
 
 
 @dataclass
@@ -83,11 +85,13 @@ def resumed(
     except (KeyError, ValueError, TypeError):
         raise EdgeBcsError(f"{last} was not written by a training") from None
     standing.sums = sums
-    for name, value in plan.described().items():
-        if begun.get(name) != value:
+    asked = plan.described()
+    for name in {**asked, **begun}:
+        before, now = (plan_of.get(name, _UNSAID.get(name)) for plan_of in (begun, asked))
+        if before != now:
             raise EdgeBcsError(
-                f"{last.parent} was begun with {name} {begun.get(name)!r}, not {value!r}; resume it as it "
-                "was begun, or choose another folder"
+                f"{last.parent} was begun with {name} {before!r}, not {now!r}; resume it as it was begun, or "
+                "choose another folder"
             )
     names = ("name", "arguments")
     same = all(network.get(name) == sparse.record.get(name) for name in names)

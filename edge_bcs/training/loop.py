@@ -22,6 +22,7 @@ from edge_bcs.core.objectives import PSEUDO_LABELLED, Objective, objective_named
 from edge_bcs.core.settings import REWIRE, Attack, Hyper, Schedule, check_choice, filled
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.adapt import batch_size_of, dataset_of
+from edge_bcs.data.augmentation import augmentation_of
 from edge_bcs.data.dataset import Data
 from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
 from edge_bcs.exportable import warn_if_not_exportable
@@ -83,7 +84,7 @@ def train(
         rewire: "uniform" (Algorithm 1) or "by-layer" (the released code).
         epochs: passes over the data that is not held out, 200 if None; a last batch that is not full is left
             out. Short for the same field of `schedule`.
-        schedule: a length in steps, and how the rates fall.
+        schedule: a length in steps, how the rates change, and when to end early.
         hyper: learning rate, weight decay, momentum and noise.
         attack: PGD while training; default: PGD-10 with ε 8/255.
         input_shape: (C, H, W) to which the images of a path are brought; what the network was made for if
@@ -91,7 +92,7 @@ def train(
         batch_size: images a step; if None that of the DataLoader, or 128, or 256 for rst, half of them from
             the pseudo-labelled data.
         batch_norm: "batch", or "frozen" for running statistics throughout (fine-tuning).
-        feed: augmentation, the share that is held out, the second data set of rst.
+        feed: augmentation, balance, the share that is held out, the second data set of rst.
         seed: of order, augmentation and attack; the network's if None.
         compute: engine (PyTorch, or the sparse kernels), device, precision, compilation, threads.
         output: folder for checkpoints and metrics, or an `Output`, which has it first and may also resume
@@ -101,8 +102,9 @@ def train(
 
     Returns:
         the last line of epochs.jsonl, with "best_epoch", "best_step", "best_robust_acc", "best_clean_acc",
-        "step", "seconds", "warnings" (sentences: a network in which nothing leads from image to answer),
-        "classes", "matched_by" and "missing_classes" (see `classes.Match`).
+        "step", "early" (whether patience ended it), "seconds", "warnings" (sentences: a network in which
+        nothing leads from image to answer), "classes", "matched_by" and "missing_classes" (see
+        `classes.Match`).
 
     Raises:
         EdgeBcsError: an argument out of range, a device that is not there, rst without its second data set,
@@ -144,7 +146,8 @@ def train(
         attack=attack,
         batch_norm=batch_norm,
         precision=compute.precision or default_precision(device),
-        augment=feed.augment,
+        augment=augmentation_of(feed.augment),
+        balance=feed.balance,
         validation=feed.validation,
         samples=len(data),
         seed=sparse.seed if seed is None else seed,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import Objective
 from edge_bcs.core.settings import (
     BATCH_NORMS,
@@ -18,6 +19,7 @@ from edge_bcs.core.settings import (
     check_count,
     check_number,
 )
+from edge_bcs.data.augmentation import Augment, augmentation_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +32,11 @@ class TrainingPlan:
         rewire: one of REWIRE, or "none" for a static mask.
         engine, precision: see `training.settings.Compute`.
         processes: how many train one network.
-        schedule: how long, and how the rates fall. hyper: the numbers of the first step.
+        schedule: how long, and how the rates change. hyper: the numbers that it changes.
         attack: PGD while training.
         batch_size: images of a step.
         batch_norm: one of BATCH_NORMS.
-        augment, validation: see `training.settings.Feed`.
+        augment, balance, validation: see `training.settings.Feed`.
         samples: images of the data set, held out ones included.
         seed: of order, augmentation and attack.
     """
@@ -51,10 +53,11 @@ class TrainingPlan:
     attack: Attack
     batch_norm: str
     precision: str
-    augment: bool
+    augment: Augment
     validation: float
     samples: int
     seed: int
+    balance: bool = False
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for what is out of range and in none of the objects."""
@@ -62,9 +65,19 @@ class TrainingPlan:
         check_number("beta", self.beta)
         check_choice("rewiring", self.rewire, (*REWIRE, "none"))
         check_choice("batch norm", self.batch_norm, BATCH_NORMS)
+        if self.schedule.patience is not None and not self.validation:
+            raise EdgeBcsError("patience needs images that are held out: give validation a share of them")
 
     def described(self) -> dict[str, Any]:
-        """Return it as a checkpoint has it: names and numbers, flat."""
+        """Return it as a checkpoint has it: names and numbers, flat; of what 0.1 had not, what is used."""
+        schedule = self.schedule
+        follows = "falls" if schedule.kind != "steps" and schedule.decay == "falls" else None
+        since = {
+            "warmup": schedule.warmup if schedule.kind == "one-cycle" else schedule.warmup or None,
+            "decay": follows,
+            "patience": schedule.patience,
+            "balance": self.balance or None,
+        }
         return {
             "objective": self.objective.name,
             "beta": self.beta,
@@ -85,10 +98,11 @@ class TrainingPlan:
             "attack_steps": self.attack.steps,
             "batch_norm": self.batch_norm,
             "precision": self.precision,
-            "augment": self.augment,
+            "augment": augmentation_of(self.augment),
             "validation": self.validation,
             "samples": self.samples,
             "seed": self.seed,
+            **{name: value for name, value in since.items() if value is not None},
         }
 
 

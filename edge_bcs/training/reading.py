@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.data.balance import Balanced
 from edge_bcs.data.dataset import Data, Dataset, check_finite, check_pixels
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.backends.base import Batch
@@ -46,7 +47,7 @@ class Batches:
     """
 
     def __init__(
-        self, plan: TrainingPlan, replicas: Replicas, data: Part, pseudo_labelled: Part | None
+        self, plan: TrainingPlan, replicas: Replicas, data: Part | Balanced, pseudo_labelled: Part | None
     ) -> None:
         self._plan, self._replicas, self._data, self._pseudo_labelled = plan, replicas, data, pseudo_labelled
         self.labelled = plan.batch_size // 2 if pseudo_labelled is not None else plan.batch_size

@@ -16,6 +16,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.progress import Progress
 from edge_bcs.core.signals import HeldSignals
+from edge_bcs.data.balance import Balanced, uneven
 from edge_bcs.data.classes import check_names, completed, match, say
 from edge_bcs.data.dataset import Data
 from edge_bcs.method.attacks import evaluation_mode, input_gradient
@@ -70,8 +71,10 @@ class Run:
             second = Part(also.data, np.arange(len(pseudo_labelled)))
             notes += tuple(f"the pseudo-labelled data: {note}" for note in also.notes)
         if replicas.first:
-            say(notes)
-        self._batches = Batches(plan, replicas, Part(matched.data, kept), second)
+            labels = matched.data.labels[kept]
+            say((*notes, *uneven(labels, self.classes or data.classes, plan.balance)))
+        part = Part(matched.data, kept)
+        self._batches = Batches(plan, replicas, Balanced(part) if plan.balance else part, second)
         self._batches.check(sparse)
         self._standing = Standing()
         self._best_state = sparse.state()
@@ -159,7 +162,7 @@ class Run:
                     described = f"epoch {line['epoch'] + 1}, loss {line['loss']:.3f}"
                     bar.update(line["step"], text=f"{described}, accuracy {100 * line['accuracy']:.1f} %")
 
-            while self.step < batches.total:
+            while self.step < batches.total and not self._gives_up:
                 epoch, number = divmod(self.step, batches.per_epoch)
                 self._one_step()
                 settle(self.backend.lag)
@@ -182,7 +185,17 @@ class Run:
                 self.sparse.step = best["best_step"]
         seconds = time.monotonic() - began
         about = {"seconds": seconds, "warnings": self.warnings, **self.matching}
+        about["early"] = self.step < batches.total
         return {**report, **best, "step": self.step, **about}
+
+    @property
+    def _gives_up(self) -> bool:
+        """Whether the epoch that has just ended was the last one that patience allows."""
+        epochs, within = divmod(self.step, self._batches.per_epoch)
+        patience, best = self.plan.schedule.patience, self._standing.best
+        if patience is None or within or not best:
+            return False
+        return bool(epochs - 1 - best["risen_epoch"] >= patience)
 
     def _one_step(self) -> None:
         """Begin one step of Algorithm 1; `_settle` tells how it went."""
@@ -234,14 +247,19 @@ class Run:
             clean, robust = self.backend.evaluate(self._held_out)
             line |= {"validation_clean_acc": clean, "validation_robust_acc": robust}
             chosen = clean if robust is None else robust
-            better = chosen >= self._standing.best.get("best_score", -1.0)
+            before = self._standing.best
+            better = chosen >= before.get("best_score", -1.0)
             if better:
+                # Patience does not begin anew where an epoch is only as good as the best.
+                level = before and chosen == before["best_score"]
+                risen = before.get("risen_epoch", before["best_epoch"]) if level else epoch
                 self._standing.best = {
                     "best_epoch": epoch,
                     "best_step": self.step,
                     "best_score": chosen,
                     "best_clean_acc": clean,
                     "best_robust_acc": robust,
+                    **({} if self.plan.schedule.patience is None else {"risen_epoch": risen}),
                 }
         else:
             self._standing.best = {"best_epoch": epoch, "best_step": self.step}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.settings import Attack, Hyper, Schedule, check_choice
+from edge_bcs.data.augmentation import Augment, augmentation_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,19 +27,23 @@ class Feed:
     """What of the data a training reads, and how.
 
     Attributes:
-        augment: shift by up to ±10 % and flip.
+        augment: "shift" or True: shift by up to ±10 % and flip; "photo": crop, flip and colour; "none" or
+            False (see `edge_bcs.data.augmentation`).
         validation: fraction of the data that is held out to choose the best epoch, at least 0 and below 1;
             with 0 the last epoch is kept.
         pseudo_labelled: the second data set of rst, of the same kinds as the first; a path is read whole (an
             .npz).
+        balance: draw images so that the classes come up evenly (see `edge_bcs.data.balance`).
     """
 
-    augment: bool = True
+    augment: Augment = True
     validation: float = 0.02
     pseudo_labelled: Any = None
+    balance: bool = False
 
     def __post_init__(self) -> None:
-        """Raise `EdgeBcsError` for a fraction out of range."""
+        """Raise `EdgeBcsError` for a fraction out of range or an unknown augmentation."""
+        augmentation_of(self.augment)
         if not 0 <= self.validation < 1:
             raise EdgeBcsError(f"the held-out fraction must be at least 0 and below 1, not {self.validation}")
 

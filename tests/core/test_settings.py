@@ -24,7 +24,11 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "noise": (lambda: Hyper(noise=True), "noise must be a number of at least 0, not True"),
     "epochs": (lambda: Schedule(epochs=0), "epochs must be a whole number of at least 1, not 0"),
     "length": (lambda: Schedule(steps=0), "steps must be a whole number of at least 1, not 0"),
-    "kind": (lambda: Schedule(kind="linear"), "the schedule is steps or cosine, not 'linear'"),
+    "kind": (lambda: Schedule(kind="linear"), "the schedule is steps, cosine or one-cycle, not 'linear'"),
+    "way of decay": (lambda: Schedule(decay="grows"), "the decay is falls or stays, not 'grows'"),
+    "warm-up": (lambda: Schedule(warmup=1.5), "warmup must be a number from 0 to 1, not 1.5"),
+    "all warm-up": (lambda: Schedule(warmup=1), "warmup must be a share below 1"),
+    "patience": (lambda: Schedule(patience=0), "patience must be a whole number of at least 1, not 0"),
 }
 
 
@@ -68,8 +72,47 @@ def test_rates_fall_as_the_schedule_says() -> None:
     assert [made.learning_rate for made in at] == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
     assert [made.weight_decay for made in at] == pytest.approx([0.5] * 4 + [0.05] * 2 + [0.005] * 2)
     half = Schedule(kind="cosine").at(first, 2, 4)
-    assert half.learning_rate == pytest.approx(0.05) and half.weight_decay == 0.5
+    assert half.learning_rate == pytest.approx(0.05) and half.weight_decay == pytest.approx(0.25)
+    assert Schedule(kind="cosine", decay="stays").at(first, 2, 4).weight_decay == 0.5
     assert {(made.momentum, made.noise) for made in (*at, half)} == {(0.9, 0.25)}
+
+
+def test_warm_up_rises_to_the_highest_rate() -> None:
+    first = Coefficients(learning_rate=0.1, weight_decay=0.5)
+    warm = [Schedule(warmup=0.25).at(first, step, 16) for step in range(16)]
+    rates = [0.025, 0.05, 0.075, 0.1, *[0.1] * 4, *[0.01] * 4, *[0.001] * 4]
+    assert [made.learning_rate for made in warm] == pytest.approx(rates)
+    assert [made.weight_decay for made in warm] == pytest.approx([5 * rate for rate in rates])
+    cosine = [Schedule(kind="cosine", warmup=0.2).at(first, step, 10).learning_rate for step in range(10)]
+    assert cosine[:3] == pytest.approx([0.05, 0.1, 0.1])
+    assert cosine[6] == pytest.approx(0.05) and cosine == sorted(cosine[:2]) + sorted(
+        cosine[2:], reverse=True
+    )
+    assert Schedule(warmup=0).at(first, 0, 16) == Schedule().at(first, 0, 16) == first
+
+
+@pytest.mark.parametrize(("total", "rise"), [(40, None), (37, 0.25), (2000, 0.3), (10, 0.9)])
+def test_one_cycle_is_torchs(total: int, rise: float | None) -> None:
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.1, total_steps=total, pct_start=rise or 0.3, cycle_momentum=False
+    )
+    schedule = Schedule(kind="one-cycle", warmup=rise)
+    for step in range(total):
+        assert schedule.rates(0.1, 0.01, step, total)[0] == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step + 1 < total:
+            cycle.step()
+
+
+@pytest.mark.parametrize("kind", ["steps", "cosine", "one-cycle"])
+@pytest.mark.parametrize("warmup", [None, 0.0, 0.1, 0.99])
+def test_the_shortest_trainings_have_rates_too(kind: str, warmup: float | None) -> None:
+    for total in (1, 2, 3):
+        for step in range(total):
+            rate, decay = Schedule(kind=kind, warmup=warmup).rates(0.1, 0.01, step, total)
+            assert 0 <= rate <= 0.1 and decay == pytest.approx(rate / 10)
 
 
 def test_they_are_public_and_cannot_be_changed() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import ArrayDataset, open_data
-from edge_bcs.data.dataset import shift_and_flip
+from edge_bcs.data.augmentation import shift_and_flip
 
 RANDOM = np.random.default_rng(0)
 

@@ -1,0 +1,162 @@
+"""Images as a training sees them: shifted and mirrored, or cropped and coloured as photographs are.
+
+| name | each image is |
+| --- | --- |
+| none | as it is |
+| shift | shifted by up to ±10 % on each axis, and mirrored with probability ½ |
+| photo | cropped, mirrored with probability ½, and given another brightness, contrast and saturation |
+
+A crop has 35 to 100 % of the image's area, sides from 3:4 to 4:3, lies anywhere, and is brought back to the
+image's size. Brightness, contrast and saturation change by a factor from 0.7 to 1.3 each.
+
+What happens to an image is a function of (seed, epoch, position), whoever reads it with whom. Only operations
+that IEEE 754 rounds exactly are used, in an order of their own, and sums of whole numbers: the same bits on
+every machine. The crop is taken from the image at the network's size, so that it works for every kind of
+data, in the memory of one image more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from edge_bcs.core import random
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.settings import AUGMENTATIONS
+
+Array = np.ndarray[Any, Any]
+Augment = bool | Literal["none", "shift", "photo"]
+"""True is "shift", False is "none"."""
+SHIFT = 0.1  # of the size, on each axis
+_LEAST_AREA = 0.35
+_COLOUR = 0.3
+_GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
+_FINE = 1 << 24  # steps of brightness from 0 to 1 in which an image's mean is summed
+
+
+def named(augment: Augment) -> str:
+    """Return the augmentation's name; EdgeBcsError if there is none of it."""
+    name = {True: "shift", False: "none"}.get(augment, augment) if isinstance(augment, bool) else augment
+    if name not in AUGMENTATIONS:
+        raise EdgeBcsError(f"the augmentation is {', '.join(AUGMENTATIONS[:-1])} or photo, not {augment!r}.")
+    return str(name)
+
+
+def augmentation_of(augment: Augment) -> Augment:
+    """Return it as every data set takes it: True or False, which is all that there was in 0.1, or "photo"."""
+    name = named(augment)
+    return "photo" if name == "photo" else name == "shift"
+
+
+def augmented(images: Array, positions: Array, augment: Augment, *, seed: int, epoch: int) -> Array:
+    """Return images f32 [m, C, H, W] in [0, 1], as a training sees those at ``positions`` in an epoch."""
+    name = named(augment)
+    if name == "none":
+        return images
+    return (shift_and_flip if name == "shift" else photograph)(images, positions, seed=seed, epoch=epoch)
+
+
+def shift_and_flip(images: Array, positions: Array, *, seed: int, epoch: int) -> Array:
+    """Return images f32 [m, C, H, W] shifted by up to ±10 % on each axis and mirrored with probability ½.
+
+    What leaves on one side is filled with the nearest pixel on the other. Word 0, 1 and 2 of block
+    ``position`` of the stream (seed, epoch, AUGMENT) give the vertical shift, the horizontal shift and the
+    mirror.
+    """
+    height, width = images.shape[2:]
+    words = random.blocks(positions, seed=seed, step=epoch, purpose=random.AUGMENT).astype(np.int64)
+    result = np.empty_like(images)
+    for number, image in enumerate(images):
+        rows = _shifted(height, int(words[number, 0]))
+        columns = _shifted(width, int(words[number, 1]))
+        if words[number, 2] >> 31:
+            columns = columns[::-1]
+        result[number] = image[:, rows[:, None], columns]
+    return result
+
+
+def _shifted(length: int, word: int) -> Array:
+    reach = round(SHIFT * length)
+    shift = (word * (2 * reach + 1) >> 32) - reach
+    return np.clip(np.arange(length) - shift, 0, length - 1)
+
+
+def photograph(images: Array, positions: Array, *, seed: int, epoch: int) -> Array:
+    """Return images f32 [m, C, H, W] in [0, 1], cropped, mirrored and coloured at random.
+
+    Blocks 2·``position`` and 2·``position`` + 1 of the stream (seed, epoch, AUGMENT) give, a word each: area,
+    ratio of the sides, top, left; mirror, brightness, contrast, saturation.
+    """
+    height, width = images.shape[2:]
+    blocks = np.stack([2 * np.asarray(positions), 2 * np.asarray(positions) + 1], axis=1)
+    words = random.blocks(blocks.reshape(-1), seed=seed, step=epoch, purpose=random.AUGMENT).reshape(-1, 8)
+    draws = random.uniform_from_words(words).astype(np.float64)
+    result = np.empty_like(images)
+    for number, (image, draw) in enumerate(zip(images, draws, strict=True)):
+        tall, wide = _sides(draw[0], draw[1])
+        rows = _places(height, tall, draw[2])
+        columns = _places(width, wide, draw[3])
+        if draw[4] >= 0.5:
+            columns = columns[0][::-1], columns[1][::-1], columns[2][::-1]
+        result[number] = _coloured(_resampled(image, rows, columns), *(1 + _COLOUR * (2 * draw[5:] - 1)))
+    return result
+
+
+def _sides(area: float, ratio: float) -> tuple[float, float]:
+    """Height and width of a crop as shares of the image's, from two draws in [0, 1)."""
+    share = _LEAST_AREA + (1 - _LEAST_AREA) * area
+    # From 3/4 to 4/3, and as often above 1 as below; a logarithm would not be the same everywhere.
+    aspect = (6 + 2 * ratio) / (8 - 2 * ratio)
+    tall, wide = np.sqrt(share / aspect), np.sqrt(share * aspect)
+    return min(float(tall), 1.0), min(float(wide), 1.0)
+
+
+def _places(length: int, share: float, draw: float) -> tuple[Array, Array, Array]:
+    """Of each pixel of a side: the pixels before and after it in the image, and the weight of the second."""
+    first = draw * (1 - share) * length
+    centres = first + (np.arange(length) + 0.5) * share - 0.5
+    before = np.floor(centres)
+    weight = (centres - before).astype(np.float32)
+    low = np.clip(before, 0, length - 1).astype(np.int64)
+    high = np.clip(before + 1, 0, length - 1).astype(np.int64)
+    return low, high, weight
+
+
+def _resampled(image: Array, rows: tuple[Array, Array, Array], columns: tuple[Array, Array, Array]) -> Array:
+    """An image [C, H, W], bilinearly at these rows and columns."""
+    low, high, weight = rows
+    lines = _mixed(image[:, low], image[:, high], weight[:, None])
+    low, high, weight = columns
+    return _mixed(lines[:, :, low], lines[:, :, high], weight)
+
+
+def _mixed(one: Array, other: Array, weight: Any) -> Array:
+    """``one`` + ``weight``·(``other`` − ``one``), each rounded by itself."""
+    change = other - one
+    change *= weight
+    change += one
+    return change
+
+
+def _coloured(image: Array, brightness: float, contrast: float, saturation: float) -> Array:
+    """An image [C, H, W] in [0, 1], with these factors one after the other; beyond [0, 1] it is cut."""
+    image = np.clip(image * np.float32(brightness), 0, 1)
+    sums = np.rint(_grey(image).astype(np.float64) * _FINE).astype(np.int64).sum()
+    mean = np.float32(int(sums) / (_FINE * image.shape[1] * image.shape[2]))
+    image = np.clip(_mixed(np.broadcast_to(mean, image.shape), image, np.float32(contrast)), 0, 1)
+    if len(image) == 3:
+        image = np.clip(_mixed(_grey(image)[None], image, np.float32(saturation)), 0, 1)
+    return image
+
+
+def _grey(image: Array) -> Array:
+    if len(image) != 3:
+        total = image[0].copy()
+        for channel in image[1:]:
+            total += channel
+        return np.asarray(total / np.float32(len(image)))
+    grey = image[0] * np.float32(_GREY[0])
+    for channel, share in zip(image[1:], _GREY[1:], strict=True):
+        grey += channel * np.float32(share)
+    return np.asarray(grey)
