@@ -40,7 +40,8 @@ from ..layers import (
     shown,
     windows,
 )
-from .trace import BATCH, Call, Ending, Pixels, Row, Shaped
+from .call import Call, Row
+from .found import BATCH, Ending, Pixels, Shaped
 from .views import each_channel, joined, layer_of, moved, numbers_of
 
 SUPPORTED = (

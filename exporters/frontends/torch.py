@@ -18,7 +18,8 @@ from edge_bcs.method.wrappers import logits_among, unwrapped
 
 from ..layers import Input, Layer, LayerGraph, Shape
 from .aten import ROWS, SUPPORTED
-from .trace import Ending, Refused, Shaped, Trace, said_by
+from .found import Ending, Refused, Shaped, said_by
+from .trace import Trace
 
 _SIZES = (32, 224, 28, 64, 16, 8, 96, 128, 160, 48, 256, 299, 192, 12, 13, 10, 20, 24, 14, 6, 40, 56, 112, 4)
 """Heights and widths that a network is tried with, if nobody says for which it was made."""

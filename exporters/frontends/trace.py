@@ -22,7 +22,7 @@ import re
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,10 +37,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.method import hooks
 
-from ..layers import Input, Layer, LayerGraph, shown
-
-BATCH = 8191
-"""Images in the outline: a prime that is no network's number of channels, pixels or classes."""
+from ..layers import Input, Layer, LayerGraph
+from .call import Call, Row
+from .found import BATCH, Constant, Ending, Found, Pixels, Place, Refused, Shaped, said_by
 
 _DEVICE, _IS_META = Tensor.device.__get__, Tensor.is_meta.__get__  # type: ignore[attr-defined]
 _TORCH = str(Path(torch.__file__).parent)
@@ -64,79 +63,6 @@ _HOOKS = hooks.__name__
 _HELD = "which an artifact does not when it runs"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where an operator was called: the qualified name of the module, its class, and the user's line."""
-
-    module: str = ""
-    kind: str = ""
-    leaf: bool = False
-    line: str = ""
-
-    def names(self, operator: str) -> str:
-        """The operator and its place, for the beginning of a sentence."""
-        if self.leaf:
-            return f"module '{self.module}' ({self.kind})"
-        inside = f" in module '{self.module}' ({self.kind})" if self.module else ""
-        return f"the function '{operator}'{inside}{f' ({self.line})' if self.line else ''}"
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A tensor that the network holds, by its qualified name, or "" for one that has none.
-
-    ``computed_from`` names the parameters and buffers from which it was computed, if it was; ``operator`` is
-    the last one that did so.
-    """
-
-    name: str
-    computed_from: tuple[str, ...] = ()
-    operator: str = ""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A tensor that is no layer's output, and the sentence that says why."""
-
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Ending:
-    """An operator that is left out where it is the network's last: the layer before it."""
-
-    layer: Layer
-    operator: str
-    refusal: str
-
-
-@dataclass(frozen=True, eq=False)
-class Shaped:
-    """Numbers of ``layer`` in another shape or order, which what follows may undo (see `views`).
-
-    Attributes:
-        numbers: i64, which they are, of two images: the first has 0 to n − 1, the next n to 2·n − 1.
-        shape: of the outline, with ``BATCH`` images. refusal: the sentence for all else.
-    """
-
-    layer: Layer
-    numbers: Tensor
-    shape: torch.Size
-    refusal: str
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """The image ``layer``, scale·x + shift: a number a channel."""
-
-    layer: Input
-    scale: tuple[float, ...]
-    shift: tuple[float, ...]
-
-
-Found = Layer | Constant | Refused | Ending | Shaped | Pixels
-
-
 @dataclass
 class _Entry:
     """A tensor that was seen, kept so that its identity stays its own; views share a ``group``."""
@@ -144,220 +70,6 @@ class _Entry:
     tensor: Tensor
     found: Found
     group: int
-
-
-class Call:
-    """One operator that the network calls: what rows look at, and add layers through.
-
-    Attributes:
-        operator: its name, without namespace, overload and the underscore of forms in place.
-        arguments: by the names of its schema, defaults filled in.
-        place: where it was called. called: the operator that the network called, of which this one is a part.
-        name: a name for the layer that it becomes.
-    """
-
-    def __init__(
-        self, trace: Trace, operator: str, overload: Any, arguments: dict[str, Any], place: Place
-    ) -> None:
-        self._trace = trace
-        self._overload = overload
-        self.operator, self.arguments, self.place = operator, arguments, place
-        self.called = trace.called(operator)
-        self._name = ""
-
-    @property
-    def name(self) -> str:
-        """The name of the layer; taken when it is first asked for."""
-        if not self._name:
-            leaf = self.place.leaf and self.place.module
-            self._name = self._trace.new_name(self.place.module if leaf else self.called)
-        return self._name
-
-    @property
-    def module(self) -> str:
-        """The operator and its place, for the beginning of a sentence."""
-        return self.place.names(self.called)
-
-    def layer(self, argument: str) -> Layer:
-        """The layer whose output is this argument; EdgeBcsError if it is none."""
-        found = self.shaped(argument)
-        if isinstance(found, Shaped):
-            raise EdgeBcsError(found.refusal)
-        return found
-
-    def shaped(self, argument: str) -> Layer | Shaped:
-        """Like ``layer``, but its numbers may be in another shape."""
-        return self._shaped(self.arguments.get(argument))
-
-    def all_shaped(self, argument: str) -> list[Layer | Shaped]:
-        """Like ``shaped``, of an argument that is a list of tensors."""
-        return [self._shaped(value) for value in self.arguments[argument]]
-
-    def _shaped(self, value: Any) -> Layer | Shaped:
-        found = self._trace.found(value) if isinstance(value, Tensor) else None
-        if isinstance(found, Refused):
-            raise EdgeBcsError(found.sentence)
-        if isinstance(found, Ending):
-            raise EdgeBcsError(found.refusal)
-        if isinstance(found, Shaped):
-            return found
-        if isinstance(found, Pixels | Input):
-            return self._trace.read(found)
-        if not isinstance(found, Layer):
-            held = isinstance(found, Constant) and found.name
-            what = (
-                f"the tensor '{held}' directly" if held else "something that is not a tensor of the network"
-            )
-            raise EdgeBcsError(f"{self.module} takes {what}; {self._trace.supported}")
-        return found
-
-    def map(self, argument: str, what: str) -> Layer:
-        """Like ``layer``, of an argument that must be a feature map (C, H, W)."""
-        found = self.layer(argument)
-        if len(found.shape) != 3:
-            raise EdgeBcsError(
-                f"{what} '{self.name}' needs a feature map (C, H, W) but gets {shown(found.shape)}"
-            )
-        return found
-
-    def pixels(self, argument: str) -> Pixels | None:
-        """The image, normalised so far, if this argument is it."""
-        value = self.arguments.get(argument)
-        found = self._trace.found(value) if isinstance(value, Tensor) else None
-        return (
-            Pixels(found, (), ())
-            if isinstance(found, Input)
-            else found
-            if isinstance(found, Pixels)
-            else None
-        )
-
-    def numbers(self, argument: str, count: int) -> tuple[float, ...] | None:
-        """This argument as a number for each of so many channels; None if it is none, or would be trained."""
-        value = self.arguments.get(argument)
-        if isinstance(value, (int, float)):
-            return (float(value),) * count
-        if not isinstance(value, Tensor) or value.is_meta:
-            return None
-        found = self._trace.found(value)
-        if not isinstance(found, Constant):
-            return None
-        if any(name in self._trace.trained for name in (found.name, *found.computed_from)):
-            return None
-        if value.numel() == 1:
-            return (float(value),) * count
-        if value.shape not in ((count, 1, 1), (1, count, 1, 1)):
-            return None
-        return tuple(value.detach().double().flatten().tolist())
-
-    def transposed(self, argument: str) -> str:
-        """The qualified name of the parameter whose transpose this argument is, "" if it is none."""
-        value = self.arguments.get(argument)
-        if not isinstance(value, Tensor):
-            return ""
-        found = self._trace.found(value)
-        if not isinstance(found, Constant) or len(found.computed_from) != 1:
-            return ""
-        parameter = self._trace.trained.get(found.computed_from[0])
-        if parameter is None or value.data_ptr() != parameter.data_ptr() or value.ndim != 2:
-            return ""
-        if value.stride() != parameter.stride()[::-1]:
-            return ""
-        self._trace.taken.add(found.computed_from[0])
-        return found.computed_from[0]
-
-    def parameter(self, argument: str) -> str:
-        """The qualified name of the parameter or buffer that this argument is, "" for None.
-
-        Raises:
-            EdgeBcsError: it is computed, or no parameter or buffer of the network.
-        """
-        value = self.arguments.get(argument)
-        if value is None:
-            return ""
-        found = self._trace.found(value)
-        if isinstance(found, Constant) and found.name:
-            self._trace.taken.add(found.name)
-            return found.name
-        if isinstance(found, Constant) and found.computed_from:
-            raise EdgeBcsError(
-                f"the {argument.replace('_', ' ')} of {self.module} is computed from "
-                f"{', '.join(map(repr, found.computed_from))} by '{found.operator}'; only what the network "
-                "holds can be trained: make it a parameter first, as remove_weight_norm and "
-                "remove_parametrizations of torch.nn.utils do"
-            )
-        if isinstance(found, Refused):
-            raise EdgeBcsError(found.sentence)
-        raise EdgeBcsError(
-            f"the {argument.replace('_', ' ')} of {self.module} is not a parameter of the network"
-        )
-
-    def owner(self, *arguments: str) -> str:
-        """The qualified name of the module that holds these parameters, each under the argument's own name.
-
-        Raises:
-            EdgeBcsError: one of them is missing where it must be, has another name, or was used before.
-        """
-        return self.owner_of({argument: self.parameter(argument) for argument in arguments})
-
-    def owner_of(self, names: Mapping[str, str]) -> str:
-        """Like ``owner``, of parameters by their qualified names ("" for one that is not there)."""
-        first = next(argument for argument in names if names[argument])
-        module = names[first].removesuffix(first).removesuffix(".")
-        for argument, name in names.items():
-            wanted = f"{module}.{argument}".removeprefix(".")
-            if name and name != wanted:
-                raise EdgeBcsError(
-                    f"{self.module} takes '{name}' as its {argument.replace('_', ' ')}; the parameters of a "
-                    f"layer must belong to one module and be called {' and '.join(names)}, as in torch.nn"
-                )
-        if module in self._trace.used:
-            raise EdgeBcsError(f"module '{module}' is used twice; every layer must have weights of its own")
-        self._trace.used.add(module)
-        return module
-
-    def held_by(self, module: str) -> nn.Module:
-        """The module of that qualified name."""
-        return self._trace.root.get_submodule(module)
-
-    def add(self, layer: Layer) -> Layer:
-        """Append ``layer`` to the graph; a next one gets another name."""
-        if layer.name == self._name:
-            self._name = ""
-        self._trace.graph.layers.append(layer)
-        return layer
-
-    def result(self) -> Tensor:
-        """An outline of what torch returns here: its shape, with ``BATCH`` images, and its type of number.
-
-        Raises:
-            EdgeBcsError: torch refuses the call.
-        """
-        result: Tensor = self._trace.run(self._overload, self.arguments, self.place)
-        return result
-
-    def computed(self, arguments: Mapping[str, Any]) -> Any:
-        """What torch makes of other arguments."""
-        return self._overload(**arguments)
-
-    @property
-    def unsupported(self) -> str:
-        """The sentence that refuses what nothing here takes."""
-        used = f" (it uses '{self.called}')" if self.place.leaf else ""
-        return f"{self.module} is not supported{used}; {self._trace.supported}"
-
-
-def batched(shape: torch.Size) -> str:
-    """A shape for a message, in which the batch is called so."""
-    axes = [
-        "batch" if n == BATCH else f"{n // BATCH}·batch" if n and n % BATCH == 0 else str(n) for n in shape
-    ]
-    return f"({', '.join(axes)})"
-
-
-Row = Callable[[Call], Any]
-"""From a call to the layer that its result is, a list of layers (None for what is none) where it has several
-results, or an `Ending`. EdgeBcsError refuses it."""
 
 
 @dataclass
@@ -587,7 +299,7 @@ class Trace:
         shape = found.shape if isinstance(found, Shaped) else (BATCH, *layer.shape)
         outline = torch.empty(shape, device="meta")
         # What torch may return as a view of an argument, or as the argument itself, shares its memory.
-        views = any(returned.alias_info is not None for returned in call._overload._schema.returns)
+        views = any(returned.alias_info is not None for returned in call.overload._schema.returns)
         shared = [tensor for tensor in tensors if self.found(tensor) is found]
         like = shared[0] if shared else tensors[0] if views and tensors else None
         return self.remember(outline, found, like)
@@ -595,13 +307,13 @@ class Trace:
     def _refused(self, call: Call, refused: Refused) -> Any:
         """Go on with outlines behind something that is not supported: the logits may not depend on it."""
         tensors = list(_tensors(call.arguments.values()))
-        if torch.Tag.pointwise in call._overload.tags and call.operator not in _COMPARISONS:
+        if torch.Tag.pointwise in call.overload.tags and call.operator not in _COMPARISONS:
             # Torch's own way to the shape loads its compiler, which takes seconds.
             with contextlib.suppress(RuntimeError):
                 shape = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call]
                 return self.remember(torch.empty(shape, device="meta"), refused)
         try:
-            result = self.run(call._overload, call.arguments, call.place)
+            result = self.run(call.overload, call.arguments, call.place)
         except EdgeBcsError:
             self.fault = refused.sentence
             raise EdgeBcsError(self.fault) from None
@@ -758,9 +470,3 @@ def _outlined(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_outlined, value))
     return torch.device("meta") if isinstance(value, torch.device) else value
-
-
-def said_by(error: BaseException) -> str:
-    """What an exception says, in one line, with the batch called so."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(rf"\b{BATCH}\b", "batch", words)

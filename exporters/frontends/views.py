@@ -18,7 +18,8 @@ from torch import Tensor
 from edge_bcs.core.errors import EdgeBcsError
 
 from ..layers import AveragePool, Channels, Concat, Flatten, Layer, Pad, Shape
-from .trace import BATCH, Call, Shaped, batched, said_by
+from .call import Call
+from .found import BATCH, Shaped, batched, said_by
 
 _IMAGES = 2
 """Enough to see that no image has numbers of another."""
