@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py conv.py conv_
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off outside endurance clean
+.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off outside endurance zoo test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
@@ -40,6 +40,7 @@ help:
 	@echo "make trade-off   the smallest budgets, and time over memory, into results/memory"
 	@echo "make outside     what a process takes outside its budget, into results/memory (minutes)"
 	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
+	@echo "make zoo         networks of torchvision and timm: gradients, peaks, time, into docs/networks.md (hours)"
 	@echo "make clean       remove what the above wrote"
 
 $(BIN)/python:
@@ -190,5 +191,14 @@ outside: $(INSTALLED)
 endurance: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.endurance -o results/endurance
 
+# torchvision and timm define the networks, and are nothing that edge-bcs needs: they have an environment of their own.
+# Keeps the cells that results/networks has, so what was interrupted goes on; ZOO=--again makes all anew, and
+# ZOO="--networks resnet18 --sizes 96" only some.
+zoo:
+	$(PYTHON) -m venv $(VENV)-zoo
+	$(VENV)-zoo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -r results/networks/requirements.txt '.[host]'
+	$(VENV)-zoo/bin/python -m edge_bcs.bench.zoo results/networks docs/networks.md $(ZOO)
+
 clean:
-	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest $(VENV)-docs
+	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest $(VENV)-docs $(VENV)-zoo $(VENV)-efficientnet

@@ -183,7 +183,7 @@ def compare_step(
         if dense:
             tensors = torch.from_numpy(images), torch.from_numpy(labels)
             for name, network in _others(model, sparse, tensors[0]).items():
-                step = _TorchStep(network, attack_steps, channels_last=name == "dense")
+                step = TorchStep(network, attack_steps, channels_last=name == "dense")
                 sides[name] = functools.partial(seconds_of, step, *tensors)
         seconds = in_turn(sides, repetitions, progress)
         chosen = min(exported, key=lambda size: statistics.median(seconds[f"{size}"]))
@@ -269,7 +269,7 @@ def compare_pass(
 
         sides: dict[str, Callable[[], Any]] = {"edge_bcs": ours}
         for name, network in _others(model, exported[1], given[0]).items():
-            step = _TorchStep(network, 0, channels_last=name == "dense")
+            step = TorchStep(network, 0, channels_last=name == "dense")
             sides["torch" if name == "dense" else name] = functools.partial(step.gradients, *given)
         progress(f"one pass of {model}, sparsity {sparsity}")
         taken = times(list(sides.values()), repetitions)
@@ -434,7 +434,7 @@ def _sparseprop(sparse: Any, images: Any) -> Any:
         return swap_modules_with_sparse(model, tuple(images.shape))
 
 
-class _TorchStep:
+class TorchStep:
     """The same step as a PyTorch user writes it: PGD, then SGD with momentum and decay, all weights."""
 
     def __init__(self, model: Any, attack_steps: int, channels_last: bool) -> None:
@@ -447,6 +447,7 @@ class _TorchStep:
         self._optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
     def __call__(self, images: Any, labels: Any) -> None:
+        """Do one step."""
         torch = self._torch
         cross_entropy = torch.nn.functional.cross_entropy
         images = images.contiguous(memory_format=self._format)
@@ -471,7 +472,7 @@ class _TorchStep:
         self._optimizer.step()
 
     def gradients(self, images: Any, labels: Any) -> None:
-        """Forward and backward: the gradients of all parameters."""
+        """Go forward and backward: the gradients of all parameters."""
         for parameter in self._model.parameters():
             parameter.requires_grad_(True)
         self._optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,244 @@
+"""The gradients of a whole step beside torch's in float64, tensor by tensor, whatever the micro-batches.
+
+`exporters.validation` asks every export the same of one micro-batch, all parameters together. Here nothing is
+lumped: the loss, the gradient of each parameter, that of the image; over a batch of several
+micro-batches, the last of which may have empty places.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edge_bcs.method import losses
+
+if TYPE_CHECKING:
+    from edge_bcs.method.sparse_model import SparseModel
+    from edge_bcs.runtime.artifact import Artifact
+    from edge_bcs.runtime.engine import Engine
+
+TOLERANCE = 1e-4
+"""Of a tensor's norm, always allowed."""
+FLOAT32_FACTOR = 5.0
+"""How many times the difference of torch's own float32 is allowed beyond that."""
+NOTHING = 1e-6
+"""Of the whole gradient's norm: a tensor's that is smaller is rounding alone (a bias before batch
+statistics),
+and its difference is measured against this."""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images f32 [n, C, H, W] in [0, 1], the attacked ones beside them, and labels i64 [n]."""
+
+    images: Array
+    adversarial: Array
+    labels: Array
+
+    @classmethod
+    def random(cls, artifact: Artifact, count: int, seed: int = 0) -> Batch:
+        """Return ``count`` random images that fit an artifact, moved inside its ε."""
+        generator = np.random.default_rng(seed)
+        images = generator.random((count, *artifact.input_shape), dtype=np.float32)
+        epsilon = artifact.objective.attack.epsilon
+        moved = images + generator.uniform(-epsilon, epsilon, images.shape).astype(np.float32)
+        labels = generator.integers(0, artifact.num_classes, count)
+        return cls(images, np.clip(moved, 0, 1), labels)
+
+    def part(self, first: int, end: int) -> Batch:
+        """Those at the places [first, end)."""
+        return Batch(self.images[first:end], self.adversarial[first:end], self.labels[first:end])
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Loss, gradient of each parameter (of its connections alone, where it has some), and of the image."""
+
+    loss: float
+    parameters: dict[str, Array]
+    image: Array
+
+    def flat(self) -> dict[str, Array]:
+        """Everything under one name each."""
+        return {"loss": np.array([self.loss]), "image": self.image, **self.parameters}
+
+    def same_bits(self, other: Found) -> bool:
+        """Whether two runs agree in every bit."""
+        mine, theirs = self.flat(), other.flat()
+        return mine.keys() == theirs.keys() and all(
+            mine[name].tobytes() == theirs[name].tobytes() for name in mine
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """‖a − b‖ / ‖b‖ of each tensor; ``float32`` has the same of torch's float32, where that was asked for."""
+
+    tensors: Mapping[str, float]
+    float32: Mapping[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The tensor that differs most, and by how much."""
+        name = max(self.tensors, key=lambda name: self.tensors[name])
+        return name, self.tensors[name]
+
+    @property
+    def excess(self) -> dict[str, float]:
+        """The tensors that differ by more than is allowed."""
+        return {
+            name: value
+            for name, value in self.tensors.items()
+            if not value <= max(TOLERANCE, FLOAT32_FACTOR * self.float32.get(name, 0.0))
+        }
+
+
+def compare(artifact: Artifact, sparse: SparseModel, batch: Batch, found: Found) -> Difference:
+    """Return how far ``found``, which the artifact computed of ``batch``, is from torch in float64.
+
+    Torch's float32 is asked only where a tensor differs by more than `TOLERANCE`.
+    """
+    exact = by_torch(artifact, sparse, batch, torch.float64).flat()
+    tensors = _differences(found.flat(), exact)
+    if max(tensors.values()) <= TOLERANCE:
+        return Difference(tensors, {})
+    rounded = by_torch(artifact, sparse, batch, torch.float32).flat()
+    return Difference(tensors, _differences(rounded, exact))
+
+
+def _differences(found: Mapping[str, Array], exact: Mapping[str, Array]) -> dict[str, float]:
+    norms = {name: float(np.linalg.norm(array)) for name, array in exact.items()}
+    whole = float(np.linalg.norm([norms[name] for name in norms if name not in ("loss", "image")]))
+    least = dict.fromkeys(norms, NOTHING * whole) | {"loss": 0.0, "image": 0.0}
+    return {
+        name: float(np.linalg.norm(found[name].astype(np.float64) - exact[name]))
+        / (max(norms[name], least[name]) or 1.0)
+        for name in norms
+    }
+
+
+# Torch
+
+
+def by_torch(artifact: Artifact, sparse: SparseModel, batch: Batch, dtype: torch.dtype) -> Found:
+    """The same of a copy of the network with numbers of type ``dtype``."""
+    network = copy.deepcopy(sparse.network).to(dtype).requires_grad_(True).eval()
+    image = _image_gradient(network, batch.part(0, artifact.micro_batch), dtype)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.train(artifact.batch_norm == "batch")
+    rule, total = artifact.objective, 0.0
+    network.zero_grad(set_to_none=True)
+    for first in range(0, len(batch), artifact.micro_batch):
+        part = batch.part(first, first + artifact.micro_batch)
+        clean, adversarial = (torch.tensor(a, dtype=dtype) for a in (part.images, part.adversarial))
+        one = network(clean if rule.two_branches or rule.kind.training_input == "input" else adversarial)
+        other = network(adversarial) if rule.two_branches else None
+        per_sample = losses.per_sample(rule.kind, torch.tensor(part.labels), one, other, rule.beta)
+        loss = per_sample.sum() / len(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    parameters = {parameter.name: _gradient(network, parameter.name) for parameter in sparse.dense}
+    return Found(total, _of_connections(sparse, lambda name: _gradient(network, name)) | parameters, image)
+
+
+def _image_gradient(network: nn.Module, batch: Batch, dtype: torch.dtype) -> Array:
+    """Of the sum of the images' cross-entropies, by running statistics, as the attack computes it."""
+    image = torch.tensor(batch.adversarial, dtype=dtype, requires_grad=True)
+    loss = nn.functional.cross_entropy(network(image), torch.tensor(batch.labels), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, image)
+    return gradient.numpy()
+
+
+def _gradient(network: nn.Module, name: str) -> Array:
+    parameter: Tensor = network.get_parameter(name)
+    gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+    return gradient.reshape(-1).numpy()
+
+
+def _of_connections(sparse: SparseModel, gradient: Callable[[str], Array]) -> dict[str, Array]:
+    """The gradients at the connections of each sparse kernel, from those of all its weights."""
+    found = {}
+    index = sparse.index.cpu().numpy()
+    for layer in sparse.layers:
+        name = f"{layer.name}.weight".removeprefix(".")
+        first, last = np.searchsorted(index, [layer.offset, layer.offset + layer.size])
+        found[name] = gradient(name)[index[first:last] - layer.offset]
+    return found
+
+
+# The artifact
+
+
+def by_artifact(artifact: Artifact, sparse: SparseModel, batch: Batch, threads: int) -> Found:
+    """The same as the artifact computes it, in so many threads."""
+    from edge_bcs.runtime.engine import Engine
+
+    engine = Engine(artifact, None, threads)
+    try:
+        arrays, total = engine.arrays, 0.0
+        image = _attacks_gradient(engine, batch.part(0, artifact.micro_batch))
+        for first in range(0, len(batch), artifact.micro_batch):
+            part = batch.part(first, first + artifact.micro_batch)
+            engine.load(part.images, part.labels, 1 / len(batch))
+            arrays["adversarial"][...] = arrays["input"]
+            arrays["adversarial"][: len(part)] = part.adversarial
+            arrays["lazy_reset_grad"][0] = first == 0
+            engine.run("training")
+            total += float(arrays["loss"])
+        connections = arrays["coo.value_grad.accumulation.buffer"].copy()
+        dense = arrays["dense.value_grad.accumulation.buffer"].copy()
+    finally:
+        engine.close()
+    index = sparse.index.cpu().numpy()
+    parameters = {}
+    for layer in sparse.layers:
+        first, last = np.searchsorted(index, [layer.offset, layer.offset + layer.size])
+        parameters[f"{layer.name}.weight".removeprefix(".")] = connections[first:last]
+    for item in sparse.dense:
+        parameters[item.name] = dense[item.offset : item.offset + item.size]
+    return Found(total, parameters, image)
+
+
+def _attacks_gradient(engine: Engine, batch: Batch) -> Array:
+    """What the attack's step takes the sign of: the graph as it is, with that tensor as one more output."""
+    import onnx
+    import onnxruntime
+
+    from edge_bcs.runtime.engine import session_options
+
+    model = onnx.load_from_string(engine.artifact.read_graph("attack"))
+    step = next(node for node in model.graph.node if node.op_type == "PgdStep")
+    tensor = step.input[2]
+    halo = next((item.i for item in step.attribute if item.name == "dx_halo"), 0)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
+    engine.load(batch.images, batch.labels, 1.0)
+    arrays, count = engine.arrays, len(batch)
+    arrays["adversarial"][...] = arrays["input"]
+    arrays["adversarial"][:count] = batch.adversarial
+    arrays["target"][...] = 0
+    arrays["target"][np.arange(count), batch.labels] = 1
+    arrays["epsilon"][0] = arrays["step_size"][0] = 0
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options(engine.threads), providers=["CPUExecutionProvider"]
+    )
+    (stack,) = session.run([tensor], {item.name: arrays[item.name] for item in session.get_inputs()})
+    channels, height, width = engine.artifact.input_shape
+    blocks, pixels, lanes = stack.shape
+    rows, columns = height + halo, width + halo
+    planes = stack[:, pixels - channels * rows * columns :].reshape(blocks, channels, rows, columns, lanes)
+    images = planes[:, :, :height, :width].transpose(0, 4, 1, 2, 3)
+    # A copy: a view would keep memory of ONNX Runtime's, which is counted.
+    return np.array(images.reshape(blocks * lanes, channels, height, width)[:count])

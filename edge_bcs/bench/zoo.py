@@ -1,0 +1,349 @@
+"""`make zoo`: the classification networks of torchvision and timm, each captured, checked and timed.
+
+Writes one JSON a cell under the folder that is named (default results/networks), as soon as it is known, and
+the table of all of them (default docs/networks.md). A cell is one of
+
+- `SIZE-OBJECTIVE-STATISTICS-MofN.json`: a step of N images in micro-batches of M: the gradients beside
+  torch's in float64 (`edge_bcs.bench.gradients`), one thread's bits beside two's, the predicted peak
+  beside the measured;
+- `SIZE-time.json`: milliseconds of a natural and of an AT step (`ATTACK_STEPS` attack steps) beside dense
+  PyTorch (channels_last), in turn on the same cores.
+
+Cells that are there are kept, but for those of networks that were refused; `--again` makes all anew.
+Weights are random (nothing is downloaded), batch norms are given the statistics of random images. Each
+network has a process of its own, so that one that crashes does not end the others. torchvision and timm
+are needed here alone: `make zoo` installs them into an environment of their own. Hours on two cores; it
+may be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.core.files import read_small, write_atomically, write_json
+from edge_bcs.core.outputs import check_output, containing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edge_bcs.method.sparse_model import SparseModel
+
+TORCHVISION = (
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "mnasnet1_0",
+    "shufflenet_v2_x1_0",
+    "squeezenet1_1",
+    "densenet121",
+    "googlenet",
+    "regnet_y_400mf",
+    "resnext50_32x4d",
+    "resnet18",
+    "resnet50",
+    "convnext_tiny",
+)
+TIMM = ("mobilenetv4_conv_small", "efficientnet_lite0", "ghostnet_100", "repvgg_a0", "mobileone_s0")
+NETWORKS = TORCHVISION + TIMM
+SIZES = (96, 160, 224)
+CROSSED = 96
+"""The size at which everything is crossed; above it, natural training with frozen statistics alone."""
+OBJECTIVES = ("natural", "at", "trades")
+STATISTICS = ("frozen", "batch")
+DIVIDES, LEAVES = (4, 2), (5, 3)
+"""Images of a step whose gradients are checked, and of a micro-batch: it divides them, or does not."""
+DRAWS = 3
+"""Of images: where an activation of some image is within rounding of a kink, as of ReLU, float32 may fall
+to its other side, and the gradient of that image is another one. So images are drawn again, and the best draw
+counts."""
+STATISTICS_IMAGES = 8
+"""Whose statistics the batch norms are given."""
+SPARSITY = 0.95
+CLASSES = 10
+IMAGES, ATTACK_STEPS, REPETITIONS = 16, 2, 3
+"""Of a step that is timed."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured of one network: its gradients in a step of some kind, or its time (no objective)."""
+
+    size: int
+    objective: str = ""
+    statistics: str = ""
+    batch: int = 0
+    micro_batch: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its file, without ending."""
+        if not self.objective:
+            return f"{self.size}-time"
+        return f"{self.size}-{self.objective}-{self.statistics}-{self.micro_batch}of{self.batch}"
+
+
+def cells(sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
+    """Every cell of one network, in the order in which they are made."""
+    for size in sizes:
+        if size == CROSSED:
+            for objective in OBJECTIVES:
+                for statistics in STATISTICS:
+                    for images in (DIVIDES, LEAVES):
+                        yield Cell(size, objective, statistics, *images)
+        else:
+            yield Cell(size, "natural", "frozen", *LEAVES)
+        yield Cell(size)
+
+
+# The networks
+
+
+def created(name: str) -> nn.Module:
+    """A network of torchvision or timm with random weights, for so many `CLASSES`."""
+    import torch
+
+    torch.manual_seed(0)
+    models = _torchvision().models
+    if name in TIMM:
+        import timm  # which imports torchvision
+
+        module: nn.Module = timm.create_model(name, pretrained=False, num_classes=CLASSES)
+        return module
+    options = {"init_weights": False} if name == "googlenet" else {}  # drawn by scipy, for minutes
+    module = getattr(models, name)(num_classes=CLASSES, **options)
+    return module
+
+
+def _torchvision() -> Any:
+    """The package torchvision; its compiled operators, which no classifier calls, may be of another build."""
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:  # it expects the names of those that did not load
+        fragment: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        _NAMES.append(fragment)
+        for operator in ("nms", "qnms"):
+            fragment.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+    import torchvision.models
+
+    return torchvision
+
+
+_NAMES: list[Any] = []  # they are gone with what defined them
+
+
+def made_sparse(model: nn.Module, size: int) -> SparseModel:
+    """The network with `SPARSITY`, and batch norms as trained ones have them: away from 1 and 0, and with the
+    statistics of what they normalise."""
+    import torch
+
+    import edge_bcs
+
+    generator = torch.Generator().manual_seed(0)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.weight.data = 0.5 + torch.rand(norm.num_features, generator=generator)
+        norm.bias.data = 0.4 * torch.randn(norm.num_features, generator=generator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EdgeBcsWarning)  # of what the export then says
+        sparse = edge_bcs.sparsify(model, SPARSITY, 0, "uniform", start="new")
+    network = sparse.network.eval()
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network(torch.rand(STATISTICS_IMAGES, 3, size, size, generator=generator))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+    return sparse
+
+
+# One cell
+
+
+def checked(name: str, cell: Cell, threads: int) -> dict[str, Any]:
+    """Gradients, bits and bytes of one step."""
+    from edge_bcs import Attack, Memory, export
+    from edge_bcs.bench.gradients import TOLERANCE, Batch, by_artifact, compare
+    from edge_bcs.runtime import Trainer
+
+    sparse = made_sparse(created(name), cell.size)
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = export(
+            sparse,
+            Path(folder) / "artifact",
+            objective=cell.objective,
+            input_shape=(3, cell.size, cell.size),
+            memory=Memory(micro_batch=cell.micro_batch),
+            attack=Attack(steps=1),
+            batch_norm=cell.statistics,
+            batch_size=cell.batch,
+            validate=False,
+        )
+        with Trainer(artifact, threads=threads) as trainer:
+            batch = Batch.random(artifact, cell.batch)
+            trainer.step(batch.images, batch.labels)
+            peak = trainer.peak_bytes
+        found = by_artifact(artifact, sparse, batch, threads)
+        same_bits = found.same_bits(by_artifact(artifact, sparse, batch, 1))
+        draws = 1
+        difference = compare(artifact, sparse, batch, found)
+        while difference.float32 and draws < DRAWS:
+            batch = Batch.random(artifact, cell.batch, seed=draws)
+            other = compare(artifact, sparse, batch, by_artifact(artifact, sparse, batch, threads))
+            difference = min(difference, other, key=lambda found: (len(found.excess), found.worst[1]))
+            draws += 1
+    tensor, worst = difference.worst
+    return {
+        "weights": sparse.size,
+        "kappa": sparse.kappa,
+        "others": sum(item.size for item in sparse.dense),
+        "tensors": len(difference.tensors),
+        "worst": {"tensor": tensor, "difference": worst, "float32": difference.float32.get(tensor)},
+        "loss": difference.tensors["loss"],
+        "image": difference.tensors["image"],
+        "above_tolerance": len([value for value in difference.tensors.values() if not value <= TOLERANCE]),
+        "excess": difference.excess,
+        "draws": draws,
+        "same_bits": same_bits,
+        "predicted_peak_bytes": artifact.predicted_peak_bytes,
+        "measured_peak_bytes": peak,
+    }
+
+
+def timed(name: str, cell: Cell, threads: int) -> dict[str, Any]:
+    """Seconds of a natural and of an AT step, ours and dense PyTorch's, and the working set of ours."""
+    import torch
+
+    from edge_bcs import Attack, Memory, export
+    from edge_bcs.bench.gradients import Batch
+    from edge_bcs.bench.step import TorchStep, in_turn, seconds_of
+    from edge_bcs.runtime import Trainer
+
+    torch.set_num_threads(threads)
+    sparse = made_sparse(created(name), cell.size)
+    found: dict[str, Any] = {"threads": threads, "images": IMAGES, "attack_steps": ATTACK_STEPS}
+    for objective, steps in (("natural", 0), ("at", ATTACK_STEPS)):
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = export(
+                sparse,
+                Path(folder) / "artifact",
+                objective=objective,
+                input_shape=(3, cell.size, cell.size),
+                memory=Memory(micro_batch=IMAGES),
+                attack=Attack(steps=steps),
+                batch_size=IMAGES,
+                validate=False,
+            )
+            batch = Batch.random(artifact, IMAGES)
+            tensors = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
+            dense = TorchStep(created(name), steps, channels_last=True)
+            with Trainer(artifact, threads=threads) as trainer:
+                sides: dict[str, Callable[[], float]] = {
+                    "ours": partial(seconds_of, trainer.step, batch.images, batch.labels),
+                    "dense": partial(seconds_of, dense, *tensors),
+                }
+                seconds = in_turn(sides, REPETITIONS, lambda _: None)
+                peak = trainer.peak_bytes
+        pairs = zip(seconds["dense"], seconds["ours"], strict=True)
+        found[objective] = {
+            "ours_seconds": seconds["ours"],
+            "dense_seconds": seconds["dense"],
+            "ratio": median(theirs / ours for theirs, ours in pairs),
+            "peak_bytes": peak,
+        }
+    return found
+
+
+def measured(name: str, cell: Cell, threads: int) -> dict[str, Any]:
+    """One cell; {"refused": the sentence} where the network, or what it needs, is not taken."""
+    began = time.perf_counter()
+    described = {"network": name, "size": cell.size}
+    if cell.objective:
+        described |= {"objective": cell.objective, "statistics": cell.statistics}
+        described |= {"micro_batch": cell.micro_batch, "batch": cell.batch}
+    try:
+        found = (checked if cell.objective else timed)(name, cell, threads)
+    except EdgeBcsError as error:
+        found = {"refused": str(error)}
+    return {**described, **found, "took_seconds": round(time.perf_counter() - began, 1)}
+
+
+def one_network(name: str, wanted: Sequence[Cell], folder: Path, threads: int, again: bool) -> None:
+    """Make those cells of a network that are not there."""
+    for cell in wanted:
+        file = folder / name / f"{cell.name}.json"
+        if file.is_file() and not again and "refused" not in json.loads(read_small(file)):
+            continue
+        found = measured(name, cell, threads)
+        write_json(file, found, make_folder=True)
+        print(name, cell.name, _said(found), flush=True)
+
+
+def _said(found: dict[str, Any]) -> str:
+    if "refused" in found:
+        return f"refused: {found['refused']}"
+    if "natural" in found:
+        return ", ".join(f"{kind} {found[kind]['ratio']:.2f}×" for kind in ("natural", "at"))
+    worst = found["worst"]
+    peaks = found["predicted_peak_bytes"], found["measured_peak_bytes"]
+    return (
+        f"{worst['difference']:.1e} ({worst['tensor']}), {len(found['excess'])} too far, "
+        f"{'same' if found['same_bits'] else 'OTHER'} bits, peaks {peaks[0]} {peaks[1]}"
+    )
+
+
+def main() -> None:
+    """Make what is not there yet, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("results/networks"))
+    parser.add_argument("page", nargs="?", type=Path, default=Path("docs/networks.md"))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME")
+    parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES, default=SIZES)
+    parser.add_argument("--cells", default="", help="only cells whose names contain this, such as time")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--table", action="store_true", help="measure nothing, write the page")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # one process for all
+    options = parser.parse_args()
+    from edge_bcs.bench.zoo_page import HEADING, page
+
+    check_output(options.page, containing(HEADING), "that of `make zoo`")
+    wanted = [cell for cell in cells(options.sizes) if options.cells in cell.name]
+    for name in () if options.table else options.networks:
+        if options.here:
+            one_network(name, wanted, options.folder, options.threads, options.again)
+            continue
+        arguments = [*sys.argv[1:], "--networks", name, "--here"]
+        done = subprocess.run([sys.executable, "-m", "edge_bcs.bench.zoo", *arguments], env=os.environ)
+        if done.returncode:
+            print(f"{name}: the process ended with {done.returncode}", flush=True)
+    if not options.here:
+        write_atomically(options.page, page(options.folder).encode())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgeBcsError as error:
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,95 @@
+"""The cells of `make zoo`, on networks without torchvision or timm; and the comparison that they rest on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import EveryLayer, sparse_of
+from torch import nn
+
+import edge_bcs
+from edge_bcs.bench import zoo
+from edge_bcs.bench.gradients import Batch, by_artifact, compare
+from edge_bcs.bench.zoo_page import page
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+
+
+@pytest.mark.parametrize("tensor", ["loss", "image", "wide.weight", "norm.bias"])
+def test_a_tensor_that_is_wrong_is_named(tensor: str, tmp_path: Path) -> None:
+    sparse = sparse_of(EveryLayer())
+    artifact = edge_bcs.export(
+        sparse,
+        tmp_path / "artifact",
+        objective="trades",
+        input_shape=(2, 13, 13),
+        memory=edge_bcs.Memory(micro_batch=3),
+        validate=False,
+    )
+    batch = Batch.random(artifact, 5)  # in two runs, the second with an empty place
+    found = by_artifact(artifact, sparse, batch, 1)
+    assert compare(artifact, sparse, batch, found).worst[1] < 1e-5
+
+    off = 1 + 3e-4
+    if tensor == "loss":
+        found = replace(found, loss=found.loss * off)
+    elif tensor == "image":
+        found = replace(found, image=found.image * np.float32(off))
+    else:
+        found.parameters[tensor] = found.parameters[tensor] * np.float32(off)
+    assert set(compare(artifact, sparse, batch, found).excess) == {tensor}
+
+
+def test_a_cell_is_made_once_and_after_a_refusal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks = {"resnet18": network(), "resnet50": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus())}
+    monkeypatch.setattr(zoo, "created", networks.__getitem__)
+    cells = [cell for cell in zoo.cells([96]) if cell.name in ("96-at-batch-3of5", "96-natural-frozen-2of4")]
+    for name in networks:
+        zoo.one_network(name, cells, tmp_path, 1, again=False)
+
+    good = json.loads((tmp_path / "resnet18" / "96-at-batch-3of5.json").read_text())
+    assert not good["excess"] and good["same_bits"]
+    assert good["predicted_peak_bytes"] == good["measured_peak_bytes"] > 0
+    bad = json.loads((tmp_path / "resnet50" / "96-at-batch-3of5.json").read_text())
+    assert "Softplus" in bad["refused"]
+    rows = {line.split(" | ")[0]: line for line in page(tmp_path).splitlines() if line.startswith("| resnet")}
+    assert "2 of 2 | 2 of 2 | 2 of 2 | 2 of 2" in page(tmp_path)
+    assert set(rows) == {"| resnet18", "| resnet50"}
+
+    capsys.readouterr()
+    for name in networks:
+        zoo.one_network(name, cells, tmp_path, 1, again=False)
+    said = capsys.readouterr().out
+    assert "resnet18" not in said and said.count("resnet50") == 2
+
+
+def test_a_time_is_that_of_both_sides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(zoo, "created", lambda name: network())
+    threads = torch.get_num_threads()
+    try:
+        zoo.one_network("resnet18", [zoo.Cell(96)], tmp_path, 1, again=False)
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "resnet18" / "96-time.json").read_text())
+    for kind in ("natural", "at"):
+        assert len(found[kind]["ours_seconds"]) == len(found[kind]["dense_seconds"]) == zoo.REPETITIONS
+        assert found[kind]["ratio"] > 0
+    assert f"({found['at']['ratio']:.1f}×)" in page(tmp_path)
