@@ -5,13 +5,50 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any
 
 from edge_bcs.runtime.artifact import Artifact
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import parse_object
-from edge_bcs.core.settings import divisor
+from edge_bcs.core.settings import AUGMENTATIONS, KINDS, Schedule
+from edge_bcs.data.augmentation import Augment, named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a call of `Trainer.fit` says of its training; None: what the saved one had, or the default."""
+
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    schedule: str | None = None
+    warmup: float | None = None
+    augment: Augment | None = None
+    balance: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Raise EdgeBcsError for what no training can have."""
+        if self.epochs is not None and self.steps is not None:
+            raise EdgeBcsError("give the length in epochs or in steps, not both.")
+        for name in ("epochs", "steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EdgeBcsError(f"{name} must be at least 1, not {value}.")
+        rate = self.learning_rate
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            raise EdgeBcsError(f"the learning rate must be a positive number, not {rate}.")
+        Schedule(kind=self.schedule or KINDS[0], warmup=self.warmup)
+        if self.augment is not None:
+            named(self.augment)
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of a course that it says, but for the length."""
+        said = {name: getattr(self, name) for name in ("learning_rate", "schedule", "warmup", "balance")}
+        said["augment"] = None if self.augment is None else named(self.augment)
+        return {name: value for name, value in said.items() if value is not None}
 
 
 @dataclass
@@ -21,8 +58,11 @@ class Course:
     Attributes:
         first_step, first_epoch: steps and epochs of trainings that went before.
         batch_size, samples: images of a step, and of the data set.
-        total_steps: how long it is. learning_rate: the first λ.
+        total_steps: how long it is. learning_rate: λ, which the schedule changes.
         skipped: steps left out so far because something was not finite.
+        schedule, warmup: how λ and λ_w change, see `edge_bcs.core.settings.Schedule`.
+        augment, balance: what it sees of the data, see `edge_bcs.data.augmentation` and
+            `edge_bcs.data.balance`.
     """
 
     first_step: int
@@ -32,6 +72,10 @@ class Course:
     total_steps: int
     learning_rate: float
     skipped: int = 0
+    schedule: str = "steps"
+    warmup: float | None = None
+    augment: str = "shift"
+    balance: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -51,69 +95,81 @@ class Course:
         """The first epoch that this training, which stands at ``step``, has not begun."""
         return self.first_epoch + -(-(step - self.first_step) // self.steps_per_epoch)
 
-    def divisor(self, done: int) -> int:
-        """What divides λ and λ_w after ``done`` steps: 1, then 10 from 50 % on, 100 from 75 % on."""
-        return divisor(done, self.total_steps)
-
     def rates(self, done: int, hyper: Mapping[str, float]) -> tuple[float, float]:
         """λ and λ_w of the step after ``done`` steps; ``hyper`` are the artifact's, whose ratio they keep."""
-        divisor = self.divisor(done)
         # The decay is not multiplied by the learning rate (Algorithm 1), so it must follow it here.
         ratio = self.learning_rate / hyper["learning_rate"] if hyper["learning_rate"] else 1.0
-        return self.learning_rate / divisor, hyper["weight_decay"] * ratio / divisor
+        schedule = Schedule(kind=self.schedule, warmup=self.warmup)
+        return schedule.rates(self.learning_rate, hyper["weight_decay"] * ratio, done, self.total_steps)
 
     def dump(self) -> str:
-        """The course as JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The course as JSON; of what older versions do not read, what is not the default."""
+        content = asdict(self)
+        for name, default in _SINCE.items():
+            if content[name] == default:
+                del content[name]
+        return json.dumps(content, sort_keys=True)
 
     @classmethod
     def parse(cls, text: str, step: int) -> Course:
         """Read what `dump` wrote, for a state that stands at ``step``; EdgeBcsError if it makes no sense."""
-        whole = {field.name for field in fields(cls)} - {"learning_rate"}
         try:
-            content = {"skipped": 0, **parse_object(text)}  # older runs counted none
-            valid = set(content) == whole | {"learning_rate"} and math.isfinite(content["learning_rate"])
-            valid = valid and all(type(content[name]) is int and content[name] >= 0 for name in whole)
-            valid = valid and content["batch_size"] > 0 and content["samples"] > 0
-            valid = valid and content["first_step"] <= step
-            valid = valid and content["learning_rate"] >= 0
-        except (ValueError, TypeError, OverflowError):
+            content = {"skipped": 0, **_SINCE, **parse_object(text)}  # the oldest runs counted none
+            course = cls(**content)
+            valid = course.is_possible() and course.first_step <= step
+        except (ValueError, TypeError, OverflowError, EdgeBcsError):
             valid = False
         if not valid:
             raise EdgeBcsError("the saved position of the training is damaged.")
-        return cls(**content)
+        return course
+
+    def is_possible(self) -> bool:
+        """Whether every field is of its kind and in its range. Raises EdgeBcsError or TypeError as well."""
+        counts = (
+            self.first_step,
+            self.first_epoch,
+            self.batch_size,
+            self.samples,
+            self.total_steps,
+            self.skipped,
+        )
+        if not all(type(count) is int and count >= 0 for count in counts) or not (
+            self.batch_size and self.samples
+        ):
+            return False
+        Schedule(kind=self.schedule, warmup=self.warmup)
+        rate = self.learning_rate
+        return (
+            isinstance(rate, int | float)
+            and math.isfinite(rate)
+            and rate >= 0
+            and self.augment in AUGMENTATIONS
+            and type(self.balance) is bool
+        )
+
+
+_SINCE = {
+    field.name: field.default
+    for field in fields(Course)
+    if field.default is not MISSING and field.name != "skipped"
+}
+"""What a course has that does not say these: fields that 0.1 did not have."""
 
 
 def begin_or_continue(
-    earlier: Course | None,
-    continues: bool,
-    artifact: Artifact,
-    *,
-    step: int,
-    samples: int,
-    epochs: int | None,
-    steps: int | None,
-    batch_size: int | None,
-    learning_rate: float | None,
+    earlier: Course | None, continues: bool, artifact: Artifact, wishes: Wishes, *, step: int, samples: int
 ) -> Course:
     """Where a training on ``samples`` images begins and ends; see `Trainer.fit`.
 
     Args:
         earlier: the training that went before. continues: whether this one is to finish it.
-        artifact: says what is not given. step: where the state stands.
+        artifact: says what is not given. wishes: what is. step: where the state stands.
 
-    Raises EdgeBcsError for options that no training can have, or not the one that is to be finished.
+    Raises EdgeBcsError for options that are not those of the training that is to be finished.
     """
-    if epochs is not None and steps is not None:
-        raise EdgeBcsError("give the length in epochs or in steps, not both.")
-    for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise EdgeBcsError(f"{name} must be at least 1, not {value}.")
-    if learning_rate is not None and not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise EdgeBcsError(f"the learning rate must be a positive number, not {learning_rate}.")
     if earlier is not None and continues:
         course = earlier
-        if course.samples != samples or batch_size not in (None, course.batch_size):
+        if course.samples != samples or wishes.batch_size not in (None, course.batch_size):
             raise EdgeBcsError(
                 f"the saved training used {course.samples} images in batches of {course.batch_size}; "
                 "resume it with the same data and batch size, or start a new one."
@@ -122,16 +178,15 @@ def begin_or_continue(
         course = Course(
             first_step=step,
             first_epoch=0 if earlier is None else earlier.next_epoch(step),
-            batch_size=batch_size or artifact.batch_size,
+            batch_size=wishes.batch_size or artifact.batch_size,
             samples=samples,
             learning_rate=artifact.hyper["learning_rate"],
             total_steps=0,
         )
         course.total_steps = course.steps_per_epoch
-    if learning_rate is not None:
-        course.learning_rate = learning_rate
-    if epochs is not None:
-        course.total_steps = epochs * course.steps_per_epoch
-    elif steps is not None:
-        course.total_steps = steps
+    course = replace(course, **wishes.changes())
+    if wishes.epochs is not None:
+        course.total_steps = wishes.epochs * course.steps_per_epoch
+    elif wishes.steps is not None:
+        course.total_steps = wishes.steps
     return course

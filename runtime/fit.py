@@ -19,6 +19,9 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.progress import Progress
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.units import format_bytes
+from edge_bcs.data.augmentation import augmentation_of
+from edge_bcs.data.balance import Balanced, uneven
+from edge_bcs.data.classes import say
 from edge_bcs.data.dataset import Data
 
 if TYPE_CHECKING:
@@ -42,7 +45,6 @@ class Fit:
         trainer: Trainer,
         data: Data,
         *,
-        augment: bool,
         progress: bool,
         metrics: str | Path | None,
         on_step: Callable[[Metrics], None] | None,
@@ -59,7 +61,7 @@ class Fit:
             raise EdgeBcsError(f"on_nan is 'stop' or 'skip', not {on_nan!r}.")
         if max_hours is not None and not 0 < max_hours < float("inf"):
             raise EdgeBcsError(f"the hours of a training must be a positive number, not {max_hours}.")
-        self._trainer, self._data, self._augment, self._progress = trainer, data, augment, progress
+        self._trainer, self._data, self._progress = trainer, data, progress
         self._on_step, self._on_wait = on_step, on_wait
         self._metrics_file, self._max_writes = metrics, max_writes
         self._skips, self._thermostat, self._max_hours = on_nan == "skip", thermostat, max_hours
@@ -91,6 +93,11 @@ class Fit:
 
     def _run(self, course: Course, resumed: bool) -> Metrics:
         trainer, self.course = self._trainer, course
+        labels = getattr(self._data, "labels", None)
+        if labels is not None:
+            say(uneven(labels, trainer.classes or self._data.classes, course.balance))
+        if course.balance:
+            self._data = Balanced(self._data)
         if self._folder is not None:
             trainer.claim(self._folder)  # refused now, not after the first minute
         began, first_step = time.monotonic(), trainer.steps
@@ -182,15 +189,16 @@ class Fit:
             self._order, self._order_epoch = self._data.order(trainer.seed, epoch), epoch
         chosen = self._order[course.images(done)]
         trainer.learning_rate, trainer.weight_decay = course.rates(done, trainer.artifact.hyper)
+        augment = augmentation_of(course.augment)
         began = time.perf_counter()
 
         def read(first: int, end: int) -> tuple[Array, Array]:
-            return self._data.read(chosen[first:end], seed=trainer.seed, epoch=epoch, augment=self._augment)
+            return self._data.read(chosen[first:end], seed=trainer.seed, epoch=epoch, augment=augment)
 
         # A step that is counted, done or skipped, is in the metrics, too: no signal comes between.
         with HeldSignals() as signals:
             try:
-                result = trainer.step_reading(signals, read, len(chosen), in_data(chosen))
+                result = trainer.step_reading(signals, read, len(chosen), in_data(chosen % len(self._data)))
                 self._skipped_in_a_row = 0
             except NotFiniteError as error:
                 if not self._skips:

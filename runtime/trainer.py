@@ -21,7 +21,7 @@ from edge_bcs.runtime.board.thermostat import Thermostat
 from edge_bcs.runtime.checks import Name, check_batch, check_data, check_images, in_batch
 from edge_bcs.runtime.claims import Claims
 from edge_bcs.runtime.connections import Connections, connections, layer_counts
-from edge_bcs.runtime.course import Course, begin_or_continue
+from edge_bcs.runtime.course import Course, Wishes, begin_or_continue
 from edge_bcs.runtime.engine import Engine, GraphRun
 from edge_bcs.runtime.evaluation import logits, measure
 from edge_bcs.runtime.fit import Fit, Metrics
@@ -34,6 +34,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.units import parse_bytes
 from edge_bcs.data.adapt import batch_size_of, dataset_of
+from edge_bcs.data.augmentation import Augment
 from edge_bcs.data.classes import Match, Names, match, named, say
 
 Array = np.ndarray[Any, Any]
@@ -240,7 +241,10 @@ class Trainer:
         steps: int | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
-        augment: bool = True,
+        schedule: str | None = None,
+        warmup: float | None = None,
+        augment: Augment | None = None,
+        balance: bool | None = None,
         progress: bool = True,
         metrics: str | Path | None = None,
         on_step: Callable[[Metrics], None] | None = None,
@@ -256,8 +260,6 @@ class Trainer:
         """Train for a number of epochs or steps, streaming ``data``; after `resume`, finish the saved
         training.
 
-        Learning rate and weight decay are divided by 10 at 50 % and again at 75 % of the steps.
-
         Args:
             data: a data set of `edge_bcs.data`; (images, labels), arrays or tensors: floats [N, C, H, W] in
                 [0, 1], or u8, and whole numbers; "digits" or a path (its training images); a map-style torch
@@ -267,9 +269,14 @@ class Trainer:
                 takes those of this data.
             epochs, steps: how long, counted from where this training began; default: one epoch.
             batch_size: images per optimizer step; default: a DataLoader's, or the artifact's.
-            learning_rate: the first learning rate, to which weight decay keeps its ratio; default: the
+            learning_rate: the highest learning rate, to which weight decay keeps its ratio; default: the
                 artifact's.
-            augment: shift and flip the images.
+            schedule, warmup: how both change: "steps" (divided by 10 at 50 % and again at 75 % of the steps),
+                "cosine" or "one-cycle", and in which share of the steps they first rise
+                (`edge_bcs.Schedule`). Default, of these and the next two: what a training that is resumed
+                had, else "steps", without a rise.
+            augment: "shift" or True, "photo", "none" or False (`edge_bcs.data.augmentation`); default: shift.
+            balance: draw images so that the classes come up evenly (`edge_bcs.data.balance`); default: no.
             progress: show on standard error how far it is: a bar, or a line every ten seconds.
             metrics: file to which one JSON object per step is appended.
             on_step: called with the same object after every step; what it raises ends the training.
@@ -293,12 +300,20 @@ class Trainer:
         Raises EdgeBcsError for impossible options or data, a class that the network does not know, a file
         that cannot be written, and NotFiniteError as ``on_nan`` says.
         """
-        batch_size = batch_size_of(data) if batch_size is None else batch_size
+        wishes = Wishes(
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size_of(data) if batch_size is None else batch_size,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            warmup=warmup,
+            augment=augment,
+            balance=balance,
+        )
         matched = self._matched(data, "train", naming=True)
         fitting = Fit(
             self,
             matched.data,
-            augment=augment,
             progress=progress,
             metrics=metrics,
             on_step=on_step,
@@ -317,12 +332,9 @@ class Trainer:
                 self._course,
                 self._continues,
                 self.artifact,
+                wishes,
                 step=self.steps,
                 samples=len(matched.data),
-                epochs=epochs,
-                steps=steps,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
             )
             self._continues = False
             self.classes = matched.classes

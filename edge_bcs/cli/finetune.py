@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_bcs.cli.common import (
+    AugmentingCommand,
     Seed,
+    augment_option,
+    augmentation,
+    balance_option,
     class_names,
     class_names_option,
     command_line,
@@ -24,10 +28,12 @@ from edge_bcs.cli.common import (
     on_bad_option,
     percent,
     print_json,
+    schedule_option,
     table,
     threads_option,
     trust_option,
     trusted,
+    warmup_option,
     word,
 )
 from edge_bcs.core.errors import EdgeBcsError
@@ -52,7 +58,7 @@ _REPORTED = {
 }  # fmt: skip
 
 
-@click.command()
+@click.command(cls=AugmentingCommand)
 @click.argument("artifact", type=click.Path())
 @data_option
 @class_names_option
@@ -64,15 +70,16 @@ _REPORTED = {
 @click.option(
     "--learning-rate",
     type=float,
-    help="Of the first steps; divided by 10 at 50 % and at 75 % of them. Default: the artifact's.",
+    help="At its highest; --schedule says how it changes. Default: the artifact's.",
 )
 @memory_option
 @threads_option
 @trust_option
 @click.option("--seed", type=Seed(), help="Of all randomness; default: the artifact's.")
-@click.option(
-    "--augment/--no-augment", default=True, show_default=True, help="Shift images by ±10 % and flip them."
-)
+@schedule_option
+@warmup_option
+@augment_option
+@balance_option
 @click.option("-o", "--output", type=click.Path(), help="The run folder; default: ARTIFACT-run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder, if there is one.")
 @click.option("--save-steps", type=click.IntRange(1), help="Steps from one save to the next.")
@@ -118,14 +125,16 @@ _REPORTED = {
     edge-bcs finetune out/vgg16 --data digits --steps 30
     edge-bcs finetune out/vgg16 --data photos/ --epochs 5 --memory 8MiB -o run
     edge-bcs finetune out/vgg16 --data photos/ --epochs 5 -o run --resume
+    edge-bcs finetune out/vgg16 --data photos/ --epochs 20 --schedule cosine --augment photo --balance
     edge-bcs finetune out/vgg16 --data photos/ --epochs 50 -o run --max-temp 75 --max-writes 50MiB
 """)
 def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -> None:
     """Train an artifact robustly on this machine, inside a byte budget, and report what it gained.
 
     The run folder is an artifact with the newest state, metrics.jsonl (one line a step) and report.json. It
-    is saved now and then, and when the command is stopped. --resume goes on there and ends with the same bits
-    as a training that was never stopped. One process at a time trains into a run folder.
+    is saved now and then, and when the command is stopped. --resume goes on there, with the schedule,
+    augmentation and balance that it was begun with, and ends with the same bits as a training that was never
+    stopped. One process at a time trains into a run folder.
 
     Exit status: 0 finished; 1 failed, what was saved is kept; 75 the hours of --max-hours are over; 130
     stopped by Ctrl-C (SIGINT), 143 by SIGTERM. After the last three, --resume goes on.
@@ -178,6 +187,7 @@ def _check(options: dict[str, Any]) -> None:
     rate = options["learning_rate"]
     if rate is not None and not 0 < rate < math.inf:
         raise EdgeBcsError(f"--learning-rate must be a positive number, not {rate}.")
+    augmentation(options)
 
 
 def _train(
@@ -259,7 +269,10 @@ def _fit(
             steps=options["steps"],
             batch_size=options["batch_size"],
             learning_rate=options["learning_rate"],
-            augment=options["augment"],
+            schedule=options["schedule"],
+            warmup=options["warmup"],
+            augment=augmentation(options),
+            balance=options["balance"] or None,
             progress=True,
             metrics=folder / _METRICS,
             on_step=lambda _: check(),

@@ -35,7 +35,7 @@ _GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 _FINE = 1 << 24  # steps of brightness from 0 to 1 in which an image's mean is summed
 
 
-def named(augment: Augment) -> str:
+def named(augment: Augment | str) -> str:
     """Return the augmentation's name; EdgeBcsError if there is none of it."""
     name = {True: "shift", False: "none"}.get(augment, augment) if isinstance(augment, bool) else augment
     if name not in AUGMENTATIONS:
@@ -43,7 +43,7 @@ def named(augment: Augment) -> str:
     return str(name)
 
 
-def augmentation_of(augment: Augment) -> Augment:
+def augmentation_of(augment: Augment | str) -> Augment:
     """Return it as every data set takes it: True or False, which is all that there was in 0.1, or "photo"."""
     name = named(augment)
     return "photo" if name == "photo" else name == "shift"
