@@ -21,13 +21,15 @@ Geometry = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Slot:
-    """A range of the folded scale and shift: of a bias, of a batch norm with frozen statistics, or of one
-    with batch statistics (kinds 0, 1, 2 of FoldAffine). ``bias`` and ``norm`` are module names or None."""
+    """A range of the folded scale and shift: of a bias, of a batch norm with frozen statistics, of a norm by
+    other statistics, or of a scale behind a bias (kinds 0 to 3 of FoldAffine). ``bias`` and ``norm`` are
+    names of modules, ``scale`` is that of a parameter, or None."""
 
     kind: int
     channels: int
     bias: str | None
     norm: str | None
+    scale: str | None = None
 
 
 @dataclass
@@ -123,6 +125,10 @@ class _Fusion:
                 self._start(layer.operator, layer, slot)
             case layers.BatchNorm():
                 self._batch_norm(layer)
+            case layers.GroupNorm():
+                self._start(layer.operator, layer, Slot(2, layer.shape[0], None, layer.module or None))
+            case layers.Scale():
+                self._scale(layer)
             case layers.Add():
                 self._add(layer)
             case layers.ReLU():
@@ -141,10 +147,20 @@ class _Fusion:
             self._start(layer.operator, layer, Slot(2, channels, None, layer.module))
             return
         fused = self._open(layer.inputs[0], "norm")
-        if fused is None or fused.residual or (fused.slot is not None and fused.slot.norm):
+        if fused is None or fused.residual or (fused.slot is not None and fused.slot.kind):
             self._start("Affine", layer, Slot(1, channels, None, layer.module))
         else:
             fused.slot = Slot(1, channels, fused.slot.bias if fused.slot else None, layer.module)
+            self._extend(fused, layer)
+
+    def _scale(self, layer: layers.Scale) -> None:
+        channels = layer.shape[0]
+        fused = self._open(layer.inputs[0], "norm")
+        if fused is None or fused.residual or (fused.slot is not None and fused.slot.kind):
+            self._start("Affine", layer, Slot(3, channels, None, None, layer.parameter))
+        else:
+            bias = fused.slot.bias if fused.slot else None
+            fused.slot = Slot(3, channels, bias, None, layer.parameter)
             self._extend(fused, layer)
 
     def _add(self, layer: layers.Add) -> None:

@@ -205,6 +205,32 @@ class Add(Layer):
 
 
 @dataclass(frozen=True)
+class GroupNorm(Layer):
+    """Normalisation of each image by itself: by the statistics of each of ``groups`` of channels or, with
+    ``per_pixel``, by those of the channels of each pixel (layer norm). ``module`` has a weight and a bias for
+    each channel; it is "" where there is neither."""
+
+    computed_by = "GroupNorm"
+    module: str = ""
+    groups: int = 1
+    epsilon: float = 1e-5
+    per_pixel: bool = False
+
+    @property
+    def operator(self) -> str:
+        """By whose statistics."""
+        return "LayerNorm" if self.per_pixel else "GroupNorm"
+
+
+@dataclass(frozen=True)
+class Scale(Layer):
+    """A learned number for each channel, ``parameter`` by its qualified name, times the channel."""
+
+    computed_by = "Affine"
+    parameter: str = ""
+
+
+@dataclass(frozen=True)
 class Multiply(Layer):
     """Product of two tensors of one shape or, with ``each_channel``, of a map and a number for each of its
     channels, (C, 1, 1), which comes second."""

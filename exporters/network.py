@@ -181,8 +181,11 @@ class Network:
             segment = self.dense.get(f"{module}.{key}") if module else None
             return segment.offset if segment else -1
 
-        statistics = self.statistics[slot.norm].offset if slot.norm else -1
+        running = self.statistics.get(slot.norm) if slot.norm else None
+        statistics = running.offset if running else -1
         gamma, beta = offset(slot.norm, "weight"), offset(slot.norm, "bias")
+        if slot.scale is not None:
+            gamma = self.dense[slot.scale].offset
         return [slot.kind, slot.channels, offset(slot.bias, "bias"), gamma, beta, statistics]
 
 

@@ -19,7 +19,7 @@ from edge_bcs import __version__
 from . import layers
 from .layers import LayerGraph
 from .operators import OPERATORS
-from .operators.base import Plain
+from .operators.base import Parameter, Plain
 
 PLAIN_EVAL = "eval_model.plain.onnx"
 _OPSET, _IR_VERSION = 17, 8  # old enough for what is in the field
@@ -78,7 +78,9 @@ class _Writer:
         onnx.checker.check_model(model, full_check=True)
         return model
 
-    def _constant(self, name: str, array: Array) -> str:
+    def _constant(self, name: str, array: Array | Parameter) -> str:
+        if isinstance(array, Parameter):
+            array = _numbers(self.network.get_parameter(array.name)).reshape(array.shape)
         dtype = np.int64 if getattr(array, "dtype", None) == np.int64 else np.float32
         self.initializers.append(numpy_helper.from_array(np.asarray(array, dtype), name))
         return name
@@ -146,6 +148,8 @@ class _Writer:
             scale, shift = self._scale_and_shift(norm)
             weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
             bias = bias * scale + shift
+        if len(layer.shape) == 3:  # a linear layer of a map with the channels last has only two axes
+            weight = weight.reshape(*weight.shape[:2], *layer.kernel)
         return {"weight": weight, "bias": bias}
 
     def _scale_and_shift(self, layer: layers.BatchNorm) -> tuple[Array, Array]:

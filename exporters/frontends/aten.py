@@ -28,12 +28,14 @@ from ..layers import (
     Convolution,
     Elementwise,
     Flatten,
+    GroupNorm,
     Layer,
     MaxPool,
     Multiply,
     Pad,
     ReLU,
     Rescale,
+    Scale,
     Upsample,
     Window,
     shares,
@@ -41,14 +43,14 @@ from ..layers import (
     windows,
 )
 from .call import Call, Row
-from .found import BATCH, Ending, Pixels, Shaped
-from .views import each_channel, joined, layer_of, moved, numbers_of
+from .found import Ending, Pixels, Shaped
+from .views import channels_last, each_channel, joined, layer_of, moved, numbers_of, with_last
 
 SUPPORTED = (
-    "supported are Conv2d, Linear, BatchNorm1d/2d, ReLU, LeakyReLU, sums and products of two tensors or with "
-    "a number, concatenation, slices, permutations and shuffles of channels, MaxPool2d, AvgPool2d, adaptive "
-    "pooling, mean over height and width, ConstantPad2d, Upsample, flatten/view/reshape to a vector, "
-    "Dropout, Identity"
+    "supported are Conv2d, Linear, BatchNorm1d/2d, GroupNorm, LayerNorm, a learned scale for each channel, "
+    "ReLU, LeakyReLU, sums and products of two tensors or with a number, concatenation, slices, permutations "
+    "and shuffles of channels, MaxPool2d, AvgPool2d, adaptive pooling, mean over height and width, "
+    "ConstantPad2d, Upsample, flatten/view/reshape to a vector, Dropout, Identity"
 )
 
 ROWS: dict[str, Row] = {}
@@ -104,9 +106,15 @@ def _pads(padding: Any, kernel: tuple[int, int], dilations: tuple[int, int]) -> 
 
 
 @row("linear")
-def _linear(call: Call) -> Layer:
-    module = call.owner("weight", "bias")
-    return _dense(call, call.layer("input"), module, call.arguments["weight"], call.arguments["bias"])
+def _linear(call: Call) -> Layer | Shaped:
+    module, found = call.owner("weight", "bias"), call.shaped("input")
+    weight, bias = call.arguments["weight"], call.arguments["bias"]
+    if isinstance(found, Shaped) and channels_last(found) and weight.shape[1] == found.layer.shape[0]:
+        # Of each pixel the channels: a convolution.
+        shape = (len(weight), *found.layer.shape[1:])
+        layer = Convolution(call.name, (found.layer.name,), shape, module, bias=bias is not None)
+        return with_last(call, found, call.add(layer))
+    return _dense(call, call.layer("input"), module, weight, bias)
 
 
 @row("mm", "addmm")
@@ -160,21 +168,59 @@ def _batch_norm(call: Call) -> Layer:
     )
 
 
+@row("group_norm")
+def _group_norm(call: Call) -> Layer:
+    return _norm(call, call.layer("input"), call.arguments["num_groups"])
+
+
+@row("instance_norm")
+def _instance_norm(call: Call) -> Layer:
+    if call.arguments["running_mean"] is not None:
+        raise EdgeBcsError(f"{call.module} keeps running statistics, which is not supported; {SUPPORTED}")
+    source = call.layer("input")
+    return _norm(call, source, source.shape[0])
+
+
+@row("layer_norm")
+def _layer_norm(call: Call) -> Layer | Shaped:
+    found, over = call.shaped("input"), tuple(call.arguments["normalized_shape"])
+    if isinstance(found, Shaped) and channels_last(found) and over == found.layer.shape[:1]:
+        return replace(found, layer=_norm(call, found.layer, 1, per_pixel=True))
+    source = call.layer("input")
+    if over != source.shape:
+        raise EdgeBcsError(
+            f"{call.module} normalises {shown(source.shape)} over {shown(over)}; it must be over all of it, "
+            "or over the channels, last"
+        )
+    return _norm(call, source, 1)
+
+
+def _norm(call: Call, source: Layer, groups: int, per_pixel: bool = False) -> Layer:
+    given = call.arguments
+    parts = [part for part in ("weight", "bias") if given[part] is not None]
+    for part in parts:
+        if given[part].numel() != source.shape[0]:
+            raise EdgeBcsError(f"the {part} of {call.module} is not a number for each channel")
+    if len(parts) == 1:
+        raise EdgeBcsError(f"{call.module} has a {parts[0]} alone, which is not supported; {SUPPORTED}")
+    module = call.owner("weight", "bias") if parts else ""
+    epsilon = float(given["eps"])
+    return call.add(GroupNorm(call.name, (source.name,), source.shape, module, groups, epsilon, per_pixel))
+
+
 # Elementwise
 
 
 @row("relu")
-def _relu(call: Call) -> Layer:
-    source = call.layer("self")
-    return call.add(ReLU(call.name, (source.name,), source.shape))
+def _relu(call: Call) -> Layer | Shaped:
+    return _through(call, "self", lambda x: call.add(ReLU(call.name, (x.name,), x.shape)))
 
 
 @row(*_ELEMENTWISE)
-def _elementwise(call: Call) -> Layer:
-    source = call.layer("self")
+def _elementwise(call: Call) -> Layer | Shaped:
     kind, attributes = _ELEMENTWISE[call.operator]
     found = {ours: float(call.arguments[theirs]) for ours, theirs in attributes.items()}
-    return call.add(Elementwise(call.name, (source.name,), source.shape, kind, found))
+    return _through(call, "self", lambda x: call.add(Elementwise(call.name, (x.name,), x.shape, kind, found)))
 
 
 @row("add", "sub", "rsub", "mul", "div", "neg")
@@ -216,6 +262,10 @@ def _scaled(call: Call, source: Layer, factor: float) -> Layer:
 
 
 def _multiplied(call: Call) -> Layer | Shaped:
+    for argument, other in (("self", "other"), ("other", "self")):
+        name = call.vector(other)
+        if name:
+            return _scaled_by(call, argument, name, call.arguments[other])
     found = [call.shaped("self"), call.shaped("other")]
     for whole, part in (found, found[::-1]):
         if isinstance(whole, Layer) and whole.shape[1:] != (1, 1):
@@ -223,6 +273,17 @@ def _multiplied(call: Call) -> Layer | Shaped:
             if factor is not None:
                 return call.add(Multiply(call.name, (whole.name, factor.name), whole.shape, True))
     return _together(call, lambda a, b: call.add(Multiply(call.name, (a.name, b.name), a.shape)))
+
+
+def _scaled_by(call: Call, argument: str, name: str, value: Tensor) -> Layer | Shaped:
+    """A tensor times the parameter ``name``, which stands there in the shape of ``value``."""
+    found = call.shaped(argument)
+    numbers, layer = numbers_of(found), layer_of(found)
+    channels = numbers % prod(layer.shape) // prod(layer.shape[1:])
+    which = torch.arange(value.numel()).reshape(value.shape)
+    if value.numel() != layer.shape[0] or not torch.equal(torch.broadcast_to(which, numbers.shape), channels):
+        raise EdgeBcsError(f"{call.module} multiplies with '{name}', which is not a number for each channel")
+    return _through(call, argument, lambda x: call.add(Scale(call.name, (x.name,), x.shape, name)))
 
 
 def _normalised(call: Call) -> Pixels | None:
@@ -286,14 +347,14 @@ def _together(call: Call, make: Callable[[Layer, Layer], Layer]) -> Layer | Shap
 
 
 @row("alias", "contiguous", "clone", "detach", "lift_fresh", "positive")
-def _identity(call: Call) -> Layer:
-    return call.layer("self")
+def _identity(call: Call) -> Layer | Shaped:
+    return call.shaped("self")
 
 
 @row("to", "_to_copy", "type_as")
-def _same(call: Call) -> Layer:
-    source, result = call.layer("self"), call.result()
-    if result.shape != (BATCH, *source.shape):
+def _same(call: Call) -> Layer | Shaped:
+    source, result = call.shaped("self"), call.result()
+    if result.shape != call.arguments["self"].shape:
         raise EdgeBcsError(f"{call.module} changes a shape, which is not supported; {SUPPORTED}")
     if result.dtype != torch.float32:
         raise EdgeBcsError(f"{call.module} computes in {result.dtype}; only float32 is supported")
@@ -301,14 +362,14 @@ def _same(call: Call) -> Layer:
 
 
 @row("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
-def _dropout(call: Call) -> Layer:
+def _dropout(call: Call) -> Layer | Shaped:
     if call.arguments["train"] and call.arguments["p"] > 0:
         line = f" ({call.place.line})" if call.place.line else ""
         raise EdgeBcsError(
             f"dropout '{call.name}' is active in evaluation, too{line}; the artifact trains without dropout, "
             "so give it training=self.training"
         )
-    return call.layer("self" if "self" in call.arguments else "input")
+    return call.shaped("self" if "self" in call.arguments else "input")
 
 
 @row("softmax", "log_softmax")

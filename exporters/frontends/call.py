@@ -136,6 +136,22 @@ class Call:
         self._trace.taken.add(found.computed_from[0])
         return found.computed_from[0]
 
+    def vector(self, argument: str) -> str:
+        """The qualified name of the parameter, a number for each channel, that this argument is in whatever
+        shape, "" if it is none."""
+        value = self.arguments.get(argument)
+        found = self._trace.found(value) if isinstance(value, Tensor) else None
+        if not isinstance(value, Tensor) or not isinstance(found, Constant):
+            return ""
+        name = found.name or next(iter(found.computed_from), "")
+        parameter = self._trace.trained.get(name)
+        if parameter is None or len(found.computed_from) > 1 or value.data_ptr() != parameter.data_ptr():
+            return ""
+        if value.numel() != parameter.numel() or sum(extent > 1 for extent in value.shape) > 1:
+            return ""
+        self._trace.taken.add(name)
+        return name
+
     def parameter(self, argument: str) -> str:
         """The qualified name of the parameter or buffer that this argument is, "" for None.
 

@@ -142,9 +142,17 @@ def fixed(*extents: int) -> Dims:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """A parameter of the network, by its qualified name, in the shape in which a node takes it."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Plain:
-    """A node of ONNX's own: its type, constants behind its inputs (float32 unless int64; None for an input
-    that is left out), and attributes."""
+    """A node of ONNX's own: its type, constants behind its inputs (float32 unless int64; a `Parameter`; None
+    for an input that is left out), and attributes."""
 
     operator: str
     constants: Mapping[str, Any] = field(default_factory=dict)

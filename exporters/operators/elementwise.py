@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..layers import Elementwise, Layer
+from ..layers import Elementwise, Layer, Scale
 from ..nodes import Node
 from .base import (
     SUM_AND_MASK,
@@ -14,6 +14,7 @@ from .base import (
     Gradient,
     Operator,
     OrtNode,
+    Parameter,
     Plain,
     Port,
     bits,
@@ -109,6 +110,9 @@ class Affine(Operator):
             AffineInputGrad.emit(tape.graph, inputs, {"dx": dx.tensor}, attributes)
 
     def plain(self, layer: Layer) -> Plain:
+        if isinstance(layer, Scale):
+            shape = (layer.shape[0], *[1] * (len(layer.shape) - 1))
+            return Plain("Mul", {"scale": Parameter(layer.parameter, shape)})
         return Plain("Relu")
 
 

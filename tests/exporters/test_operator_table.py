@@ -91,6 +91,40 @@ def shuffled(x: torch.Tensor) -> torch.Tensor:
     return x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, -1, height, width)
 
 
+class ChannelsLast(nn.Module):
+    """A block of a ConvNeXt: a layer norm and linear layers with the channels last, scaled and added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(6, 6, 3, padding=1)
+        self.norm = nn.LayerNorm(6)
+        self.up, self.down = nn.Linear(6, 10), nn.Linear(10, 6)
+        self.scale = nn.Parameter(0.5 + torch.rand(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.spread(x).permute(0, 2, 3, 1))
+        y = self.scale * self.down(nn.functional.relu(self.up(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class Scaled(nn.Module):
+    """A learned number for each channel."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(0.5 + torch.rand(shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gamma
+
+
+def with_numbers(module: nn.Module) -> nn.Module:
+    """A norm away from its initial scale and shift."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data + 0.4 * torch.randn_like(parameter)
+    return module
+
+
 ROWS: dict[str, Callable[[], list[nn.Module]]] = {
     "convolution": lambda: [nn.Conv2d(6, 4, 3, padding=1)],
     "convolution, strided": lambda: [nn.Conv2d(6, 4, 3, stride=2, padding=1)],
@@ -123,6 +157,15 @@ ROWS: dict[str, Callable[[], list[nn.Module]]] = {
     "linear": lambda: [nn.Flatten(), nn.Linear(6 * 7 * 6, 9)],
     "batch norm": lambda: [nn.BatchNorm2d(6)],
     "batch norm on its own": lambda: [nn.ReLU(), nn.BatchNorm2d(6)],
+    "group norm": lambda: [with_numbers(nn.GroupNorm(3, 6)), nn.ReLU(), nn.Conv2d(6, 4, 1)],
+    "group norm, of all, read twice": lambda: [nn.ReLU(), Sum(with_numbers(nn.GroupNorm(1, 6)))],
+    "instance norm": lambda: [nn.ReLU(), nn.InstanceNorm2d(6), nn.Conv2d(6, 4, 3, padding=1)],
+    "layer norm of a vector": lambda: [nn.AdaptiveAvgPool2d(1), nn.Flatten(), with_numbers(nn.LayerNorm(6))],
+    "layer norm of a map": lambda: [nn.ReLU(), nn.LayerNorm([6, 7, 6], elementwise_affine=False)],
+    "layer norm of pixels": lambda: [nn.ReLU(), ChannelsLast(), nn.Conv2d(6, 4, 3, padding=1)],
+    "scale": lambda: [nn.ReLU(), Scaled(6, 1, 1), nn.Conv2d(6, 4, 1)],
+    "scale behind a convolution": lambda: [nn.Conv2d(6, 5, 1), Scaled(1, 5, 1, 1), nn.ReLU()],
+    "scale of a vector": lambda: [nn.Flatten(), nn.Linear(252, 7), nn.ReLU(), Scaled(7), nn.ReLU()],
     "ReLU": lambda: [nn.ReLU()],
     "LeakyReLU": lambda: [nn.LeakyReLU(0.1)],
     "LeakyReLU between convolutions": lambda: [nn.LeakyReLU(0.2), nn.Conv2d(6, 5, 3, padding=1)],

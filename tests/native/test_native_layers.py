@@ -646,7 +646,8 @@ def test_batch_norm_refuses(changes: dict[str, np.ndarray], attributes: dict[str
 
 
 # kind, channels, bias, gamma, beta, statistics: a biased layer, one without anything, frozen batch norms with
-# and without a bias before them and without parameters, and a batch norm with batch statistics.
+# and without a bias before them and without parameters, a batch norm with batch statistics, and scales of
+# their own, with and without a bias before them.
 ENTRIES = [
     (0, 4, 10, -1, -1, -1),
     (0, 2, -1, -1, -1, -1),
@@ -654,6 +655,8 @@ ENTRIES = [
     (1, 5, -1, 14, 19, 5),
     (1, 2, -1, -1, -1, 0),
     (2, 3, -1, 24, 27, 7),
+    (3, 3, 20, 1, -1, -1),
+    (3, 2, -1, 28, -1, -1),
 ]
 
 
@@ -670,7 +673,7 @@ def folded(dense: torch.Tensor, mean: np.ndarray, variance: np.ndarray, epsilon:
             shifts.append(part(bias, 0))
             continue
         scale = part(gamma, 1)
-        shift = part(beta, 0)
+        shift = part(beta, 0) + (part(bias, 0) * scale if kind == 3 else 0)
         if kind == 1:
             scale = scale / torch.from_numpy(np.sqrt(variance[statistics : statistics + channels] + epsilon))
             shift = (
@@ -713,7 +716,7 @@ def test_fold_affine_and_its_gradient() -> None:
     ("entries", "changes", "message"),
     [
         ([0, 4, 10, -1, -1], {}, "5 numbers, not six"),
-        ([3, 4, -1, -1, -1, -1], {}, "entry 0 is out of range"),
+        ([4, 4, -1, -1, -1, -1], {}, "entry 0 is out of range"),
         ([1, 4, -1, -1, -1, -1], {}, "entry 0 has no statistics"),
         ([0, 4, 3, -1, -1, -1], {}, "an entry reads parameters 3 to 7 of 6"),
         ([0, 4, -2, -1, -1, -1], {}, "entry 0 has an offset of -2"),

@@ -1,4 +1,4 @@
-"""Products, channels, padding and resampling against torch in float64: halos, odd sizes, 1 to 16 lanes."""
+"""Products, channels, padding, resampling, norms of an image: against torch in float64, 1 to 16 lanes."""
 
 # mypy: disable-error-code="arg-type, dict-item"
 
@@ -285,6 +285,85 @@ def test_upsample_refuses_scales_that_are_none() -> None:
     for scale in (-1.0, float("inf"), float("nan")):
         with pytest.raises(Exception, match="Upsample: a scale is"):
             run("Upsample", {"x": np.zeros((1, 4, 1), F)}, {"y": F}, **attributes, scale_width=scale)
+
+
+A, SLOT = 40, 11  # slots of the affine tensor, and where those of a norm begin
+
+# groups of channels, or 0 for the channels of each pixel
+NORMS = [(shape, groups) for shape in SHAPES for groups in (0, 1, shape[2]) if np.prod(shape[2:]) > 1]
+NORMS += [((2, 4, 6, 3, 2), 3), ((1, 16, 3, 20, 20), 0), ((1, 8, 4, 1, 1), 2)]
+
+
+@pytest.mark.parametrize(("shape", "groups"), NORMS)
+@pytest.mark.parametrize("kind", MASKS)
+def test_norms_of_each_image(shape: tuple[int, ...], groups: int, kind: str) -> None:
+    _, lanes, channels, height, width = shape
+    operator, own = ("GroupNorm", {"groups": groups}) if groups else ("LayerNorm", {})
+    array = images(shape) * 3 + 2
+    affine, affine_grad = np.random.default_rng(1).normal(size=(2, 2 * A)).astype(F)
+    attributes = {**sizes(shape), **own, "in_halo": 1, "affine": SLOT, "epsilon": 1e-3}
+    inputs = {"x": pack(array, lanes, 1), "affine": affine}
+    made = run(operator, inputs, {"y": F, "saved": F}, **attributes, out_halo=2, threads=2)
+    x, parameters = tensor(array), tensor(affine)
+    scale, shift = (parameters[start : start + channels] for start in (SLOT, A + SLOT))
+    if groups:
+        y = torch.nn.functional.group_norm(x, groups, scale, shift, 1e-3)
+    else:
+        last = x.permute(0, 2, 3, 1)
+        y = torch.nn.functional.layer_norm(last, (channels,), scale, shift, 1e-3).permute(0, 3, 1, 2)
+    close(unpack(made["y"], channels, height, width, 2), y, 2e-5)
+
+    dy = gradient_of(y, shape)
+    joins = Joins(kind, shape, 0)
+    inputs = {"dy": pack(dy, lanes, 1), **inputs, "saved": made["saved"], **joins.inputs}
+    halos = {"dy_halo": 1, "dx_halo": 0, **joins.attributes}
+    outputs = {"dx": F, "affine_grad": F}
+    full = {**inputs, "affine_grad": affine_grad}
+    found = [run(f"{operator}Grad", full, outputs, **attributes, **halos, threads=n) for n in (1, 2)]
+    assert all(found[0][name].tobytes() == found[1][name].tobytes() for name in outputs)
+    close(unpack(found[0]["dx"], channels, height, width, 0), joins(x.grad), 1e-4)
+    close(found[0]["affine_grad"], affine_grad + parameters.grad.numpy(), 1e-4)
+    # An attack wants the gradient of the input alone.
+    outputs = {"dx": F, "affine_grad": None}
+    alone = run(f"{operator}Grad", {**inputs, "affine_grad": None}, outputs, **attributes, **halos)
+    assert alone["dx"].tobytes() == found[0]["dx"].tobytes()
+
+
+@pytest.mark.parametrize("rectify", [0, 1])
+def test_group_norm_rectifies(rectify: int) -> None:
+    shape = (2, 4, 6, 3, 5)
+    x = pack(images(shape), 4, 0)
+    attributes = {**sizes(shape), "groups": 2, "in_halo": 0, "out_halo": 1, "affine": 0, "relu": rectify}
+    outputs = {"y": F, "saved": None, "bits": np.uint8}
+    made = run("GroupNorm", {"x": x, "affine": np.ones(12, F)}, outputs, **attributes)
+    y = unpack(made["y"], 6, 3, 5, 1)
+    assert (y >= 0).all() == bool(rectify) and made["bits"].tolist() == pack_bits(y, 4).tolist()
+
+
+@pytest.mark.parametrize(
+    ("operator", "changes", "attributes", "message"),
+    [
+        ("GroupNorm", {}, {"groups": 4}, "6 channels are not in 4 groups of one size"),
+        ("GroupNorm", {}, {"groups": 7}, "attribute groups is 7, not in \\[1, 6\\]"),
+        ("GroupNorm", {"affine": np.ones(10, F)}, {}, "has no slots 0 to 6"),
+        ("GroupNorm", {"x": np.full((1, 36, 2), np.inf, F)}, {}, "activations of channel . are not finite"),
+        ("LayerNorm", {"x": np.full((1, 36, 2), np.nan, F)}, {}, "the activations are not finite"),
+        ("LayerNorm", {}, {"epsilon": 0.0}, "epsilon is 0"),
+        ("GroupNormGrad", {"saved": np.ones((1, 2, 2, 1), F)}, {}, "saved is .*, not \\[1, 2, 2, 2\\]"),
+        ("LayerNormGrad", {"saved": np.ones((1, 2, 2, 2), F)}, {}, "saved is .*, not \\[1, 3, 2, 4\\]"),
+    ],
+)
+def test_norms_refuse(
+    operator: str, changes: dict[str, np.ndarray], attributes: dict[str, Any], message: str
+) -> None:
+    x = pack(images((1, 2, 6, 3, 2)), 2, 0)
+    halos = {"in_halo": 0, "out_halo": 0, "dy_halo": 0, "dx_halo": 0, "mask_kind": 0, "mask_halo": 0}
+    own = {**sizes((1, 2, 6, 3, 2)), **halos, "groups": 2, "affine": 0, **attributes}
+    inputs: dict[str, Any] = {"x": x, "affine": np.ones(12, F), **changes}
+    if operator.endswith("Grad"):
+        inputs = {"dy": x, **inputs, "addend": None, "mask": None}
+    with pytest.raises(Exception, match=f"{operator}: .*{message}"):
+        run(operator, inputs, {"y": F}, **own)
 
 
 @pytest.mark.parametrize("operator", ["Channels", "ChannelsGrad"])

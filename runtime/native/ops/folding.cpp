@@ -12,7 +12,8 @@ namespace {
 // One range of channels of the affine tensor: which parameters it is made of (offsets, −1 where there is
 // none).
 struct Entry {
-  enum Kind : std::int64_t { bias_only = 0, frozen = 1, batch = 2 };
+  // The last is a scale of its own behind a bias.
+  enum Kind : std::int64_t { bias_only = 0, frozen = 1, batch = 2, scaled = 3 };
   std::int64_t kind, channels, bias, gamma, beta, statistics;
 };
 
@@ -28,7 +29,7 @@ struct Entries {
     require(epsilon > 0 && epsilon < 1, "epsilon is ", epsilon, ", not in (0, 1)");
     for (std::size_t i = 0; i < flat.size(); i += 6) {
       const Entry entry{flat[i], flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4], flat[i + 5]};
-      require(entry.kind >= Entry::bias_only && entry.kind <= Entry::batch && entry.channels >= 1 &&
+      require(entry.kind >= Entry::bias_only && entry.kind <= Entry::scaled && entry.channels >= 1 &&
                   entry.channels < (1 << 23),
               "entry ", list.size(), " is out of range");
       constexpr std::int64_t most = std::int64_t{1} << 40;
@@ -96,7 +97,7 @@ struct FoldAffine {
           *shift = beta + (bias - mean[e.statistics + c]) * *scale;
         } else {
           *scale = gamma;
-          *shift = beta;
+          *shift = e.kind == Entry::scaled ? beta + bias * gamma : beta;
         }
       }
   }
@@ -138,6 +139,10 @@ struct FoldAffineGrad {
           add(e.gamma, c, inverse * (dscale + centred * dshift));
           add(e.beta, c, dshift);
           add(e.bias, c, at(dense, e.gamma, c, 1) * inverse * dshift);
+        } else if (e.kind == Entry::scaled) {
+          add(e.gamma, c, dscale + at(dense, e.bias, c, 0) * dshift);
+          add(e.beta, c, dshift);
+          add(e.bias, c, at(dense, e.gamma, c, 1) * dshift);
         } else {
           add(e.gamma, c, dscale);
           add(e.beta, c, dshift);

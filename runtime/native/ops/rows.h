@@ -196,6 +196,13 @@ struct Finish {
                            .bits = bits.row(nb, c, y)});
   }
 
+  // Whether it does anything to a row of scale 1 and shift 0.
+  bool changes() const {
+    return addend.row(0, 0, 0) != nullptr || mask.values(0, 0, 0) != nullptr ||
+           mask.bits(0, 0, 0) != nullptr || activation.function != Function::none ||
+           bits.row(0, 0, 0) != nullptr || pre.row(0, 0, 0) != nullptr;
+  }
+
   // Zeroes the halos of plane c of batch block nb of the stack `to` at `out` and of `pre`.
   void zero_halo(const Stack& to, float* out, std::int64_t nb, std::int64_t c) const {
     to.zero_halo(out + nb * to.block(), c);
