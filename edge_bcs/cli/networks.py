@@ -113,7 +113,7 @@ weights_option = click.option(
     "--weights",
     type=click.Path(),
     metavar="FILE",
-    help="Trained weights of the network: a state dict, .pt, .pth or .safetensors.",
+    help="A file of yours with trained weights of the network: a state dict, .pt, .pth or .safetensors.",
 )
 
 

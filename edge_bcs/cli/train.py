@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ from edge_bcs.cli.networks import (
     weights_option,
     with_weights,
 )
-from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.errors import EdgeBcsDeprecationWarning, EdgeBcsError
 from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.outputs import check_folder
@@ -103,9 +105,7 @@ _OWNERS = {
     type=click.Path(),
     help="For fixed: the checkpoint whose number of connections in each layer is taken.",
 )
-@click.option(
-    "--pretrained", type=click.Path(), help="For lwm, hydra, admm: a dense robust checkpoint to begin with."
-)
+@click.option("--pretrained", type=click.Path(), help="The old spelling of --weights for lwm, hydra, admm.")
 @click.option(
     "--rewire", type=click.Choice(["uniform", "by-layer"]), default="uniform", show_default=True,
     help="For bcs: new connections are drawn over all layers at once (Algorithm 1 of the paper), or layer by "
@@ -123,8 +123,9 @@ _OWNERS = {
     "--epochs", type=click.IntRange(1), help="Passes over the data; default: 200, or 100 after pruning."
 )
 @click.option(
-    "--pretrain-epochs", type=click.IntRange(1), default=100, show_default=True,
-    help="For lwm, hydra, admm: epochs of the dense network, without --pretrained.",
+    "--pretrain-epochs", type=click.IntRange(1), metavar="N",
+    help="For lwm, hydra, admm: epochs of the dense network; default: 100, and none with --weights, of which "
+    "a checkpoint of edge-bcs is taken as it is.",
 )  # fmt: skip
 @click.option(
     "--search-epochs",
@@ -222,7 +223,7 @@ _OWNERS = {
     edge-bcs train --model nets.py:make --input-shape 3,48,48 --data photos/ -o runs/mine
     edge-bcs train --data photos/ --augment photo --balance --schedule cosine --warmup 0.05 --patience 10
     edge-bcs train --data cifar-10-batches-py --method fixed --counts-from runs/vgg16 -o runs/fixed
-    edge-bcs train --data cifar-10-batches-py --method hydra -o runs/hydra
+    edge-bcs train --data cifar-10-batches-py --method hydra --weights runs/dense -o runs/hydra
     torchrun --nproc-per-node 4 -m edge_bcs.cli train --data cifar-10-batches-py -o runs/vgg16
     edge-bcs export --checkpoint runs/resnet18 --memory 16MiB
 """)
@@ -301,7 +302,8 @@ def _trained(
             input_channels=channels,
             input_size=size,
         )
-    with_weights(network, options)
+    if options["method"] not in _COMPARATORS or not _is_checkpoint(options["weights"]):
+        with_weights(network, options)
     if options["normalize"] is not None:
         set_normalization(network, normalization(options))
     _use_threads(options)
@@ -340,6 +342,12 @@ def _check(options: dict[str, Any]) -> None:
         if given(name) and method not in owners:
             option = name.removesuffix("_patterns").replace("_", "-")
             raise EdgeBcsError(f"--{option} belongs to {', '.join(owners)}, not to {method}.")
+    _take_old_spelling(options)
+    if _is_checkpoint(options["weights"]) and method in _COMPARATORS and given("pretrain_epochs"):
+        raise EdgeBcsError(
+            "--pretrain-epochs is for a network that is not robust yet, and a checkpoint is taken as it is: "
+            "leave it or --weights out."
+        )
     if method == "fixed" and options["counts_from"] is None:
         raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT: a network that bcs trained.")
     check_beta(options)
@@ -354,6 +362,22 @@ def _check(options: dict[str, Any]) -> None:
         raise EdgeBcsError(
             f"--objective {names} needs --pseudo-labelled PATH, and no other objective takes it."
         )
+
+
+def _take_old_spelling(options: dict[str, Any]) -> None:
+    """Take --pretrained FILE as --weights FILE, with a word."""
+    file = options["pretrained"]
+    if file is None:
+        return
+    if options["weights"] not in (None, file):
+        raise EdgeBcsError("--pretrained is the old spelling of --weights: give one of them.")
+    warnings.warn(
+        "--pretrained FILE is an old spelling that a later release refuses; write --weights "
+        f"{word(Path(file))}",
+        EdgeBcsDeprecationWarning,
+        stacklevel=1,
+    )
+    options["weights"] = file
 
 
 def _use_threads(options: dict[str, Any]) -> None:
@@ -439,12 +463,13 @@ def _train_comparator(
     machine: dict[str, Any],
 ) -> dict[str, Any]:
     from edge_bcs import comparators, loading
+    from edge_bcs.method.connectivity import sparsify
 
     method = options["method"]
     recipe = comparators.Recipe(
         sparsity=options["sparsity"],
         seed=options["seed"],
-        pretrain_epochs=options["pretrain_epochs"],
+        pretrain_epochs=options["pretrain_epochs"] or 100,
         search_epochs=options["search_epochs"] or (100 if method == "admm" else 20),
         fine_tuning_rate=options["fine_tuning_rate"],
         learning_rate=options["learning_rate"],
@@ -464,15 +489,29 @@ def _train_comparator(
         start=start(options),
         **machine,
     )
-    pretrained = (
-        None
-        if options["pretrained"] is None
-        else loading.load(options["pretrained"], _same(network, options), **trusted(options))
-    )
+    pretrained = None
+    if _is_checkpoint(options["weights"]):
+        pretrained = loading.load(options["weights"], _same(network, options), **trusted(options))
+    elif options["weights"] is not None and options["pretrain_epochs"] is None:
+        pretrained = sparsify(copy.deepcopy(network), 0, options["seed"], dense=[], start="magnitude")
     more = {"interval": options["admm_interval"]} if method == "admm" else {}
     train: Any = comparators.METHODS[method]
     result: dict[str, Any] = train(network, phases, pretrained, **more)[1]
     return result
+
+
+def _is_checkpoint(path: str | None) -> bool:
+    """Whether --weights names what `edge-bcs train` wrote, not a state dict."""
+    from edge_bcs.core.state import is_state
+    from edge_bcs.core.tensor_file import TensorFile
+
+    if path is None or Path(path).is_dir():
+        return path is not None
+    try:
+        with TensorFile(Path(path)) as stored:
+            return is_state(stored.metadata)
+    except (ValueError, TypeError, OSError, EdgeBcsError):
+        return False
 
 
 def _same(network: Any, options: dict[str, Any]) -> Any:

@@ -431,6 +431,41 @@ def test_train_every_baseline(tmp_path: Path) -> None:
         succeed("export", "--checkpoint", tmp_path / method, "-o", tmp_path / f"{method}.artifact")
 
 
+@pytest.mark.filterwarnings("always::edge_bcs.core.errors.EdgeBcsDeprecationWarning")
+def test_pruning_begins_with_the_weights_of_a_file(tmp_path: Path) -> None:
+    """A checkpoint as it is, by its old option with a word; a state dict as it is, or trained further."""
+    torch = pytest.importorskip("torch")
+    import edge_bcs
+
+    train(tmp_path, "--method", "dense", "-o", tmp_path / "dense")
+    torch.save(edge_bcs.load(tmp_path / "dense").network.state_dict(), tmp_path / "dense.pt")
+    weights = {
+        "file": ("--weights", tmp_path / "dense" / "checkpoint.safetensors"),
+        "old": ("--pretrained", tmp_path / "dense"),
+        "state": ("--weights", tmp_path / "dense.pt"),
+        "more": ("--weights", tmp_path / "dense.pt", "--pretrain-epochs", 1),
+    }
+    command = ("train", "--data", tmp_path / "digits.npz", "--model", "resnet18", *SMALL, "--method", "lwm")
+    for name, words in weights.items():
+        result = run(*command, *words, "--steps", 1, "-o", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        old = (
+            "--pretrained FILE is an old spelling that a later release refuses; write --weights"
+            in result.stderr
+        )
+        assert old == (name == "old")
+        assert (tmp_path / name / "pretraining").exists() == (name == "more")
+    states = [edge_bcs.load(tmp_path / name).state() for name in weights]
+    same = [all((one[key] == states[0][key]).all() for key in one) for one in states]
+    assert same == [True, True, True, False]
+    for words, sentence in (
+        ((*weights["file"], "--pretrain-epochs", 1), "a checkpoint is taken as it is"),
+        ((*weights["state"], *weights["old"]), "--pretrained is the old spelling of --weights"),
+    ):
+        refused = run(*command, *words, "-o", tmp_path / "refused")
+        assert refused.exit_code == 1 and sentence in refused.stderr
+
+
 def test_train_rst_and_resume(tmp_path: Path) -> None:
     write_digits(tmp_path / "more.npz")
     rst = ("--objective", "rst", "--pseudo-labelled", tmp_path / "more.npz", "-o", tmp_path / "rst")
