@@ -144,16 +144,16 @@ def products(operator: str, attributes: Mapping[str, Any], walks: Iterable[Walk]
     """What an operator of a graph multiplies.
 
     Args:
-        operator: its type, "Conv", "ConvInputGrad" or "ConvGrad"; another one multiplies nothing.
+        operator: its type, that of a convolution or of its gradients; another one multiplies nothing.
         attributes: of its node. walks: of `exporters.operators.Operator.walks`.
     """
-    if not operator.startswith("Conv"):
+    if "Conv" not in operator:
         return []
     a = attributes
     found = []
     for walk in walks:
         # The gradient of the input reads dy, for each phase of the stride the positions that reach it.
-        backward = operator != "Conv" and not walk.kernel.endswith("_gradient")
+        backward = operator.endswith("Grad") and not walk.kernel.endswith("_gradient")
         source, target = ("out", "in") if backward else ("in", "out")
         found.append(
             Product(

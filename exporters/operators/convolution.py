@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from ..network import Network
 
 
+DEPTHWISE = "depthwise"
+
+
 def window_of(attributes: Attributes) -> Window:
     """The windows of a convolution that a node's attributes describe."""
     return Window.of(*(attributes[name] for name in ("kernel", "strides", "pads", "dilations")))
@@ -53,8 +56,9 @@ def gradient_halo(attributes: Attributes) -> int:
 
 def algorithm(layer: str, attributes: Attributes, side: str) -> str:
     """The attribute ``algorithm`` of an operator, by which the kernels choose how to make the pixels of its
-    result: "sparse" (over the connections), "dense" (over all weights) or "winograd" (the same with
-    Winograd's products). What it works in and what it costs follow from this alone.
+    result: "sparse" (over the connections), "dense" (over all weights), "winograd" (the same with Winograd's
+    products) or "depthwise" (plane by plane, where each channel of the input is a group). What it works in
+    and what it costs follow from this alone.
 
     Winograd's F(2, 3) makes two pixels of the result from four products instead of six, where three weights
     lie side by side. The kernels (``kernels/winograd.cpp``) can compute it for
@@ -80,11 +84,13 @@ def algorithm(layer: str, attributes: Attributes, side: str) -> str:
         side: of whose pixels the result is made: "out_" forwards, "in_" for the gradient of the input; "" for
             the gradient of the weights alone, whose result has no pixels.
     """
+    a = attributes
     if layer == "sparse":
         return "sparse"
+    if a["in_channels"] == a["groups"] > 1:
+        return DEPTHWISE
     if not side:
         return "dense"
-    a = attributes
     plain = a["kernel"][1] == 3 and {*a["strides"], *a["dilations"]} == {1}
     can = plain and a[f"{side}width"] % 4 == 0 and a["lanes"] % 16 == 0
     should = a[f"{side}width"] >= 8 and min(a["in_channels"], a["out_channels"]) >= 8 * a["groups"]
@@ -103,8 +109,8 @@ class _Convolutional(Operator):
 
     def work_bytes(self, node: Node, types: Types) -> int:
         """Packed weights; four numbers for three in Winograd's form."""
-        weights = {"sparse": 0, "dense": self.weights(node), WINOGRAD: self.weights(node) // 3 * 4}
-        return 4 * weights[node.attributes["algorithm"]]
+        weights = {"dense": self.weights(node), WINOGRAD: self.weights(node) // 3 * 4}
+        return 4 * weights.get(node.attributes["algorithm"], 0)
 
     def without_work(self, node: Node) -> Node | None:
         """The sparse kernel, which reads connections where they lie."""
@@ -119,8 +125,10 @@ class _Convolutional(Operator):
         return int(a["out_channels"] * a["in_channels"] // a["groups"] * a["kernel"][0] * a["kernel"][1])
 
     def kernels(self, node: Node) -> tuple[str, ...]:
-        """The kernels that run, of `cost_model.KERNELS` or `cost_model.WINOGRAD`."""
-        return (node.attributes["algorithm"],)
+        """The kernels that run, of `cost_model.KERNELS` or `cost_model.WINOGRAD`; depthwise ones cost what
+        dense ones do: both use what they load several times."""
+        kernel = node.attributes["algorithm"]
+        return ("dense" if kernel == DEPTHWISE else kernel,)
 
     def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
         """A gradient with respect to the input is a walk for each phase of the strides; each entry is in one
@@ -165,7 +173,7 @@ class _Grad(_Convolutional, Gradient):
 
     def kernels(self, node: Node) -> tuple[str, ...]:
         """To the input, with the attribute's kernel, and to the values."""
-        kernel = node.attributes["algorithm"]
+        (kernel,) = super().kernels(node)
         to_values = "sparse_gradient" if kernel == "sparse" else "dense_gradient"
         return (kernel, to_values) if node.outputs[0] else (to_values,)
 

@@ -37,6 +37,14 @@ LAYER: dict[str, Any] = {
 }
 
 
+def test_a_dense_layer_with_a_channel_a_group_goes_plane_by_plane() -> None:
+    layer = LAYER | {"groups": 8, "out_channels": 16}
+    assert {algorithm("dense", layer, side) for side in ("out_", "in_", "")} == {"depthwise"}
+    assert algorithm("depthwise", layer, "in_") == "depthwise"
+    assert algorithm("sparse", layer, "out_") == "sparse"
+    assert algorithm("dense", LAYER | {"in_channels": 1, "out_channels": 1}, "out_") == "dense"
+
+
 @pytest.mark.parametrize(
     ("changes", "forwards", "to_input"),
     [

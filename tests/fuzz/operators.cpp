@@ -358,8 +358,8 @@ class Mutator {
       else
         attribute.reals[below(attribute.reals.size())] = special_float();
     } else if (attribute.kind == 2) {
-      static const char* const special[] = {"",    "sparse", "dense", "winograd", "none",
-                                            "sum", "mean",   "VALID", "x"};
+      static const char* const special[] = {"",     "sparse", "dense", "winograd", "depthwise",
+                                            "none", "sum",    "mean",  "VALID",    "x"};
       attribute.text = special[below(std::size(special))];
     } else if (attribute.kind == 3 && (attribute.integers.empty() || below(10) == 0)) {
       if (below(2) == 0 && !attribute.integers.empty())

@@ -343,14 +343,20 @@ def general_case(seed: int) -> Case:
     kernel = one((1, 7), (7, 1), (3, 3), (3, 2), (2, 2), (5, 3), (1, 1))
     dilations = one((1, 1), (2, 1), (1, 3), (2, 2))
     span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    pads = tuple(int(random.integers(0, span[i % 2] // 2 + 2)) for i in range(4))
     groups = one(1, 1, 2, 4)
-    dense = one(False, True)
+    dense = one(False, True, True)
+    depthwise = dense and seed % 2 == 0
+    if depthwise:
+        groups = int(random.integers(2, 7))
+        kernel = one((3, 3), (5, 5), (7, 7), (3, 1), (3, 5), (2, 2), kernel)
+        dilations = one((1, 1), dilations)
+        span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = tuple(int(random.integers(0, span[i % 2] // 2 + 2)) for i in range(4))
     return Case(
-        in_channels=groups * int(random.integers(1, 7)),
+        in_channels=groups if depthwise else groups * int(random.integers(1, 7)),
         out_channels=groups * int(random.integers(1, 7)),
-        height=int(random.integers(max(1, span[0] - pads[0] - pads[2]), 12)),
-        width=int(random.integers(max(1, span[1] - pads[1] - pads[3]), 12)),
+        height=int(random.integers(max(1, span[0] - pads[0] - pads[2]), 16)),
+        width=int(random.integers(max(1, span[1] - pads[1] - pads[3]), 16)),
         kernel=kernel,
         stride=one((1, 1), (2, 1), (1, 2), (2, 2), (3, 2)),
         padding=pads,
@@ -360,7 +366,13 @@ def general_case(seed: int) -> Case:
         lanes=one(1, 2, 3, 4, 8, 16),
         blocks=one(1, 2, 3),
         density=one(0.05, 0.3, 1.0),
-        algorithm=one("dense", "winograd") if dense else one("sparse", "dense") if groups == 1 else "sparse",
+        algorithm="depthwise"
+        if depthwise
+        else one("dense", "winograd")
+        if dense
+        else one("sparse", "dense")
+        if groups == 1
+        else "sparse",
         affine=one(True, True, False),
         addend=one(True, False),
         relu=one(True, False),
@@ -435,7 +447,21 @@ DENSE = [
     Case(3, 32, 32, 32, lanes=16, stride=2, padding=(0, 0, 1, 1), algorithm="dense"),
     Case(70, 10, 1, 1, kernel=(1, 1), padding=0, lanes=8, blocks=2, algorithm="dense", relu=False),
 ]
-DENSE = [replace(case, dense=True) for case in DENSE]
+# Plane by plane: at steps of one and two pixels, with vectors that span pixels and vectors that do not, in
+# long rows, and several planes of the result to one of the image.
+DEPTHWISE = [
+    Case(12, 12, 20, 16, lanes=16, groups=12, blocks=2, addend=True, mask_kind=2, extra_halo=1),
+    Case(6, 12, 17, 23, kernel=(5, 5), padding=2, stride=2, lanes=8, groups=6, mask_kind=1),
+    Case(5, 5, 9, 300, kernel=(7, 7), padding=3, lanes=16, groups=5, relu=False),
+    Case(
+        5, 10, 14, 14, stride=2, padding=(0, 0, 1, 1), lanes=3, groups=5, blocks=3, mask_kind=2, addend=True
+    ),
+    Case(8, 8, 9, 8, dilations=(2, 2), padding=2, lanes=16, groups=8, mask_kind=2),
+]
+DENSE = [
+    replace(case, dense=True, algorithm="depthwise" if case.groups == case.in_channels else case.algorithm)
+    for case in (*DENSE, *DEPTHWISE)
+]
 # Stacks beyond the caches, which the sparse kernels ask for ahead.
 FAR = Case(64, 64, 32, 32, lanes=16, blocks=2, density=0.03, addend=True, mask_kind=2)
 CASES = [random_case(seed) for seed in range(RANDOM_CASES)] + [

@@ -235,6 +235,8 @@ def test_malformed_transposed_lists_are_refused(lists: np.ndarray, complaint: st
         ({"groups": 0}, "attribute groups is 0"),
         ({"groups": 2}, "1 input channels and 1 output channels cannot be cut into 2 groups"),
         ({"in_channels": 2, "out_channels": 2, "groups": 2, "algorithm": "dense"}, "with groups take"),
+        ({"in_channels": 2, "algorithm": "depthwise"}, "2 input channels are 1 groups"),
+        ({"algorithm": "depthwise"}, "which connections"),
     ],
 )
 def test_wrong_shapes_are_refused(changes: dict[str, Any], complaint: str) -> None:

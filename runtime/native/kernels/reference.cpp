@@ -7,24 +7,31 @@
 namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
 
-// Calls body(input pixel offset, output pixel offset, mask offset, bits offset in bytes, bit) for every float of a plane,
-// and zeroes the halo of the output where there is one.
+// Calls body(input pixel offset, output pixel offset, mask offset, bits offset in bytes, bit) for every float of a plane in
+// image rows [begin, end) of all blocks' rows.
 template <class Body>
-void for_pixels(const Walk& walk, const Body& body) {
-  for (std::int64_t block = 0; block < walk.blocks; ++block)
-    for (std::int64_t y = 0; y < walk.height; ++y)
-      for (std::int64_t x = 0; x < walk.width; ++x)
-        for (std::int64_t lane = 0; lane < walk.lanes; ++lane)
-          body(block * walk.input_block + y * walk.input_row + x * walk.input_pixel + lane,
-               block * walk.output_block + y * walk.output_row + x * walk.output_pixel + lane,
-               block * walk.mask_block + y * walk.mask_row + x * walk.mask_pixel + lane,
-               block * walk.bits_block + y * walk.bits_row, walk.bits_first + x * walk.bits_pixel + lane);
+void for_pixels(const Walk& walk, std::int64_t begin, std::int64_t end, const Body& body) {
+  for (std::int64_t row = begin; row < end; ++row) {
+    const std::int64_t block = row / walk.height, y = row % walk.height;
+    for (std::int64_t x = 0; x < walk.width; ++x)
+      for (std::int64_t lane = 0; lane < walk.lanes; ++lane)
+        body(block * walk.input_block + y * walk.input_row + x * walk.input_pixel + lane,
+             block * walk.output_block + y * walk.output_row + x * walk.output_pixel + lane,
+             block * walk.mask_block + y * walk.mask_row + x * walk.mask_pixel + lane,
+             block * walk.bits_block + y * walk.bits_row, walk.bits_first + x * walk.bits_pixel + lane);
+  }
 }
 
-// The output from the sums of one plane: sum(input offset) is called for every float.
+template <class Body>
+void for_pixels(const Walk& walk, const Body& body) {
+  for_pixels(walk, 0, walk.blocks * walk.height, body);
+}
+
+// The output from the sums of one plane in image rows [begin, end): sum(input offset) is called for every float. Zeroes the
+// halo of the output where there is one.
 template <class Sum>
-void plane(const Walk& walk, std::int64_t row, const Sum& sum) {
-  for_pixels(walk,
+void plane(const Walk& walk, std::int64_t row, std::int64_t begin, std::int64_t end, const Sum& sum) {
+  for_pixels(walk, begin, end,
              [&](std::int64_t in, std::int64_t out, std::int64_t mask, std::int64_t byte, std::int64_t bit) {
     float value = sum(in);
     if (walk.scale != nullptr) value = value * walk.scale[row] + walk.shift[row];
@@ -48,13 +55,18 @@ void plane(const Walk& walk, std::int64_t row, const Sum& sum) {
       result = pass_slopes<1>(slopes_of(walk.through), walk.mask_bits[byte] >> (bit % 8) & 1u, result);
     walk.output[out] = result[0];
   });
-  for (std::int64_t block = 0; block < walk.blocks; ++block)
-    for (std::int64_t y = 0; y < walk.height; ++y) {
-      float* tail = walk.output + row * walk.output_plane + block * walk.output_block + y * walk.output_row +
-                    walk.tail_at;
-      const std::int64_t count = walk.tail + (y == walk.height - 1 ? walk.bottom : 0);
-      for (std::int64_t i = 0; i < count; ++i) tail[i] = 0;
-    }
+  for (std::int64_t at = begin; at < end; ++at) {
+    const std::int64_t block = at / walk.height, y = at % walk.height;
+    float* tail = walk.output + row * walk.output_plane + block * walk.output_block + y * walk.output_row +
+                  walk.tail_at;
+    const std::int64_t count = walk.tail + (y == walk.height - 1 ? walk.bottom : 0);
+    for (std::int64_t i = 0; i < count; ++i) tail[i] = 0;
+  }
+}
+
+template <class Sum>
+void plane(const Walk& walk, std::int64_t row, const Sum& sum) {
+  plane(walk, row, 0, walk.blocks * walk.height, sum);
 }
 
 std::int64_t distance(const Walk& walk, std::int32_t entry) {
@@ -148,6 +160,33 @@ void dense_gradient(const Walk& walk, const Weights& weights, const WeightGradie
   deliver(walk, weights, gradient, row, [&](std::int64_t channel, std::int64_t tap) {
     return static_cast<double>(sums[channel * walk.taps + tap]);
   });
+}
+
+void depthwise(const Walk& walk, const Weights& weights, std::int64_t row, std::int64_t begin,
+               std::int64_t end) {
+  const Planes planes(walk, row);
+  plane(walk, row, begin, end, [&](std::int64_t in) {
+    float sum = 0;
+    for (std::int64_t p = 0; p < planes.count; ++p) {
+      const float* const own = weights.all + (planes.weights + p) * weights.row_step;
+      const float factor = weights.factor == nullptr ? 1.0f : weights.factor[planes.weights + p];
+      for (int k = 0; k < walk.taps; ++k)
+        sum += own[walk.used[k]] * factor *
+               walk.input[in + (planes.first + p) * walk.input_plane + walk.tap[walk.used[k]]];
+    }
+    return sum;
+  });
+}
+
+void depthwise_gradient(const Walk& walk, const Weights& weights, const WeightGradient& gradient,
+                        std::int64_t row) {
+  const Planes planes(walk, row);
+  double sums[max_taps] = {}, dshift = 0;
+  for (int k = 0; k < walk.taps; ++k) sums[k] = product(walk, gradient, row, planes.first, k);
+  for_pixels(walk, [&](std::int64_t, std::int64_t out, std::int64_t, std::int64_t, std::int64_t) {
+    dshift += static_cast<double>(gradient.dy[row * walk.output_plane + out]);
+  });
+  deliver_plane(walk, weights, gradient, row, sums, dshift);
 }
 
 }  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE

@@ -50,6 +50,31 @@ void for_weights(const Walk& walk, const Weights& weights, std::int64_t first, i
            static_cast<std::int64_t>(number.of[rows.entry[j] & 255]), rows.weight(j), j);
 }
 
+// What output plane `row` of a depthwise walk meets: input planes [first, first + count) with rows [weights, …) of the
+// weights.
+struct Planes {
+  Planes(const Walk& walk, std::int64_t row)
+      : count(walk.channels > walk.rows ? walk.channels / walk.rows : 1),
+        first(walk.channels > walk.rows ? row * count : row / (walk.rows / walk.channels)),
+        weights(walk.channels > walk.rows ? first : row) {}
+  std::int64_t count, first, weights;
+};
+
+// grad, dscale and dshift of output plane `row` of a depthwise walk, from the sums over its places and that of dy.
+inline void deliver_plane(const Walk& walk, const Weights& weights, const WeightGradient& gradient,
+                          std::int64_t row, const double* sums, double dshift) {
+  const double scale = gradient.scale == nullptr ? 1.0 : static_cast<double>(gradient.scale[row]);
+  double dscale = 0;
+  for (int i = 0; i < walk.taps; ++i) {
+    const std::int64_t j = row * weights.row_step + walk.used[i];
+    gradient.grad[j] += static_cast<float>(scale * sums[i]);
+    dscale += static_cast<double>(weights.all[j]) * sums[i];
+  }
+  if (gradient.dscale == nullptr) return;
+  gradient.dscale[row] += static_cast<float>(dscale);
+  gradient.dshift[row] += static_cast<float>(dshift);
+}
+
 std::int64_t sparse_tasks(const Walk&, const SparseRows&);
 void sparse(const Walk&, const SparseRows&, std::int64_t task);
 std::int64_t pack_tasks(const Walk&);
@@ -60,5 +85,7 @@ std::int64_t gradient_tasks(const Walk&, const SparseRows&);
 void gradient(const Walk&, const SparseRows&, const WeightGradient&, std::int64_t task);
 std::int64_t dense_gradient_tasks(const Walk&);
 void dense_gradient(const Walk&, const Weights&, const WeightGradient&, float* work, std::int64_t task);
+void depthwise(const Walk&, const Weights&, std::int64_t row, std::int64_t begin, std::int64_t end);
+void depthwise_gradient(const Walk&, const Weights&, const WeightGradient&, std::int64_t row);
 
 }  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE

@@ -125,6 +125,12 @@ struct ConvKernels {
   // Gradient of all weights in `work` (rows · channels · taps floats), of which those that there are get used.
   std::int64_t (*dense_gradient_tasks)(const Walk&);
   void (*dense_gradient)(const Walk&, const Weights&, const WeightGradient&, float* work, std::int64_t task);
+
+  // Depthwise walks, whose planes fall into groups of one channel: output plane `row` in image rows [begin, end) of one batch
+  // block, and the gradient of the weights of output plane `row`. The weights are a full matrix of a row for each plane of
+  // the side that has more of them.
+  void (*depthwise)(const Walk&, const Weights&, std::int64_t row, std::int64_t begin, std::int64_t end);
+  void (*depthwise_gradient)(const Walk&, const Weights&, const WeightGradient&, std::int64_t row);
 };
 
 extern const ConvKernels conv_kernels_scalar;

@@ -14,16 +14,17 @@
 
 namespace edge_bcs {
 
-// How the products of a walk are computed: over its connections, over all of its weights, or over these with Winograd's
-// products. Which of them pays is decided where the graph is made.
-enum class Algorithm { sparse, dense, winograd };
+// How the products of a walk are computed: over its connections, over all of its weights, over these with Winograd's
+// products, or plane by plane where each has a group of its own. Which of them pays is decided where the graph is made.
+enum class Algorithm { sparse, dense, winograd, depthwise };
 
 inline Algorithm algorithm_from(const Attributes& attributes) {
   const std::string text = attributes.text("algorithm", "sparse");
   if (text == "sparse") return Algorithm::sparse;
   if (text == "dense") return Algorithm::dense;
+  if (text == "depthwise") return Algorithm::depthwise;
   require(text == "winograd", "attribute algorithm is \"", text,
-          "\", none of \"sparse\", \"dense\" and \"winograd\"");
+          "\", none of \"sparse\", \"dense\", \"winograd\" and \"depthwise\"");
   return Algorithm::winograd;
 }
 
@@ -48,6 +49,9 @@ struct ConvLayer {
         algorithm(algorithm_from(attributes)) {
     require(x.channels % groups == 0 && y.channels % groups == 0, x.channels, " input channels and ",
             y.channels, " output channels cannot be cut into ", groups, " groups");
+    require(algorithm != Algorithm::depthwise || groups == x.channels,
+            "attribute algorithm is \"depthwise\", but ", x.channels, " input channels are ", groups,
+            " groups");
     const Axis &down = window.down, &across = window.across;
     require(y.height == down.windows(x.height) && y.width == across.windows(x.width), "an output of ",
             y.height, " by ", y.width, " pixels does not follow from an input of ", x.height, " by ", x.width,
@@ -74,7 +78,7 @@ struct ConvLayer {
 
   // Floats that a walk over all weights packs them into: four for three in Winograd's form.
   std::int64_t packed() const {
-    if (algorithm == Algorithm::sparse) return 0;
+    if (algorithm == Algorithm::sparse || algorithm == Algorithm::depthwise) return 0;
     return algorithm == Algorithm::winograd ? weights() / winograd_positions * 4 : weights();
   }
 };

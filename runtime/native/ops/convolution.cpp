@@ -7,6 +7,7 @@
 
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "kernels/walk.h"
 #include "ops/conv_layer.h"
@@ -41,7 +42,8 @@ class Connections {
   Connections(const Attributes& attributes, const ConvLayer& layer)
       : forward_pointer_(attributes.integer_in("forward_pointer", 0, most)),
         transpose_pointer_(attributes.integer_in("transpose_pointer", 0, most)) {
-    require(layer.groups == 1 || layer.algorithm == Algorithm::sparse,
+    require(layer.algorithm == Algorithm::sparse ||
+                (layer.groups == 1 && layer.algorithm != Algorithm::depthwise),
             "attribute algorithm is not \"sparse\", which connections of a layer with groups take");
   }
 
@@ -210,6 +212,28 @@ void for_groups(const Context& context, std::int64_t groups, std::int64_t tasks,
   context.parallel_for(groups * tasks, [&](std::int64_t task) { body(task / tasks, task % tasks); });
 }
 
+// Image rows in which all phases of a depthwise walk are made before the next: their input stays in the caches.
+constexpr std::int64_t depthwise_band = 8;
+
+// Runs the walks of a depthwise layer, whose output planes are those of its phases.
+void run_planes(const Context& context, const Walk* walks, std::size_t count, const Weights& weights) {
+  constexpr std::int64_t parts = 16;  // of planes that follow each other in memory
+  const ConvKernels& kernel = conv_kernels();
+  const std::int64_t rows = walks[0].rows;
+  std::int64_t height = 0;
+  for (std::size_t i = 0; i < count; ++i) height = std::max(height, walks[i].height);
+  const std::int64_t band = count == 1 ? height : depthwise_band;
+  context.parallel_parts(rows, (rows + parts - 1) / parts, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t block = 0; block < walks[0].blocks; ++block)
+      for (std::int64_t row = begin; row < end; ++row)
+        for (std::int64_t y = 0; y < height; y += band)
+          for (std::size_t i = 0; i < count; ++i) {
+            const std::int64_t first = block * walks[i].height, last = std::min(walks[i].height, y + band);
+            if (y < last) kernel.depthwise(walks[i], weights, row, first + y, first + last);
+          }
+  });
+}
+
 // Runs one walk; `packed` has room for its weights as the algorithm wants them.
 void run_walk(const Context& context, const ConvLayer& layer, Walk& walk, const Weights& weights,
               float* packed) {
@@ -217,6 +241,7 @@ void run_walk(const Context& context, const ConvLayer& layer, Walk& walk, const 
   if (layer.algorithm == Algorithm::sparse)
     return context.parallel_for(kernel.sparse_tasks(walk, weights.rows),
                                 [&](std::int64_t task) { kernel.sparse(walk, weights.rows, task); });
+  if (layer.algorithm == Algorithm::depthwise) return run_planes(context, &walk, 1, weights);
   walk.winograd = layer.algorithm == Algorithm::winograd;
   const std::int64_t groups = layer.groups, count = layer.weights() / groups;
   const Walk one = group_of(walk, 0, groups);
@@ -307,6 +332,7 @@ void run_phases(const Context& context, const ConvLayer& layer, const InputGradi
   const Stack &dx = gradient.dx, &mask = finish.mask.stack();
   zero_fronts(dx, to, blocks);
   const std::int64_t down = layer.window.down.stride, across = layer.window.across.stride, lanes = dx.lanes;
+  std::vector<Walk> together;  // of a depthwise layer
   for (std::int64_t phase = 0; phase < layer.window.phases(); ++phase, Bound::next_phase(weights)) {
     const std::int64_t phase_y = phase / across, phase_x = phase % across;
     Walk walk = transpose_walk(layer, gradient.dy, from, dx, to, blocks, phase_y, phase_x);
@@ -321,10 +347,15 @@ void run_phases(const Context& context, const ConvLayer& layer, const InputGradi
     walk.bits_block = dx.channels * walk.bits_plane;
     walk.bits_first = phase_x * lanes;
     walk.bits_pixel = across * lanes;
+    if (layer.algorithm == Algorithm::depthwise) {
+      together.push_back(walk);
+      continue;
+    }
     if (walk.taps == 0) Bound::check_none(weights, walk.rows);
     run_walk(context, layer, walk, weights, packed);
     packed = ahead(packed, walk.rows * (walk.channels / layer.groups) * walk.taps);
   }
+  if (!together.empty()) run_planes(context, together.data(), together.size(), weights);
 }
 
 template <class Source>
@@ -393,6 +424,9 @@ struct Gradient {
       return context.parallel_for(kernel.gradient_tasks(walk, forward.rows), [&](std::int64_t task) {
         kernel.gradient(walk, forward.rows, wanted, task);
       });
+    if (layer.algorithm == Algorithm::depthwise)
+      return context.parallel_for(
+          walk.rows, [&](std::int64_t row) { kernel.depthwise_gradient(walk, forward, wanted, row); });
     // Winograd's products are the other walk's; here all weights are visited in one way.
     const std::int64_t groups = layer.groups, count = layer.weights() / groups;
     const Walk one = group_of(walk, 0, groups);

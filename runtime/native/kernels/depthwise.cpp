@@ -1,0 +1,269 @@
+// Walks of depthwise convolutions, in which an output plane meets the few input planes of its channel alone.
+//
+// There is little arithmetic to a pixel, so what counts is memory: an output plane is made from its first row to its last, a
+// tile of vectors at a time whose sums stay in registers, while the input around them stays in the caches. Where image rows
+// of the input follow each other as rows of the kernel do (no stride, no dilation), a vector that is loaded once meets every
+// kernel row that reaches it.
+#include "kernels/table.h"
+#include "kernels/tiles.h"
+
+#if !EDGE_BCS_SCALAR
+
+namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
+namespace {
+
+// Kernel rows whose input is shared, of those that the walk uses; 0 where they are none of the heights that are compiled.
+int shared_rows(const Walk& walk) {
+  constexpr int compiled[] = {3, 5, 7};
+  for (const int rows : compiled) {
+    if (walk.taps % rows != 0) continue;
+    const int columns = walk.taps / rows;
+    bool follow = true;
+    for (int i = columns; i < walk.taps; ++i)
+      follow &= walk.tap[walk.used[i]] == walk.tap[walk.used[i - columns]] + walk.input_row;
+    if (follow) return rows;
+  }
+  return 0;
+}
+
+// sums += the plane's weights times its input, for a kernel of any shape.
+template <int VL, int TY, int TV>
+EDGE_BCS_INLINE void add_taps(const Walk& walk, const float* weights, float factor,
+                              const float* const (&input)[TY], const std::int64_t (&input_x)[TV],
+                              Vector<VL> (&sums)[TY][TV]) {
+  for (int i = 0; i < walk.taps; ++i) {
+    const Vector<VL> weight = broadcast<VL>(weights[walk.used[i]] * factor);
+    const std::int64_t distance = walk.tap[walk.used[i]];
+#pragma GCC unroll 8
+    for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+      for (int x = 0; x < TV; ++x) sums[y][x] += weight * load<VL>(input[y] + distance + input_x[x]);
+  }
+}
+
+// The same for KH kernel rows that share their input.
+template <int VL, int TY, int TV, int KH>
+EDGE_BCS_INLINE void add_rows(const Walk& walk, const float* weights, float factor, const float* input,
+                              const std::int64_t (&input_x)[TV], Vector<VL> (&sums)[TY][TV]) {
+  const int columns = walk.taps / KH;
+  for (int column = 0; column < columns; ++column) {
+    Vector<VL> weight[KH];
+#pragma GCC unroll 8
+    for (int k = 0; k < KH; ++k) weight[k] = broadcast<VL>(weights[walk.used[k * columns + column]] * factor);
+    const float* from = input + walk.tap[walk.used[column]];
+#pragma GCC unroll 16
+    for (int row = 0; row < TY + KH - 1; ++row, from += walk.input_row)
+#pragma GCC unroll 4
+      for (int x = 0; x < TV; ++x) {
+        const Vector<VL> pixels = load<VL>(from + input_x[x]);
+#pragma GCC unroll 8
+        for (int k = 0; k < KH; ++k)
+          if (row - k >= 0 && row - k < TY) sums[row - k][x] += weight[k] * pixels;
+      }
+  }
+}
+
+// Asks for the lines of a tile at `from`, TY rows of TV vectors, to be written (write = 1) or read.
+template <int VL, int TY, int TV, bool strided, int write>
+EDGE_BCS_INLINE void ask(const float* from, const std::int64_t (&rows)[max_tile_rows],
+                         const std::int64_t (&vectors)[max_tile_vectors]) {
+  constexpr int line = 64 / sizeof(float), step = strided || VL >= line ? 1 : smaller_int(TV, line / VL);
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+    for (int x = 0; x < TV; x += step) __builtin_prefetch(from + rows[y] + vectors[x], write, 2);
+}
+
+// Floats between what is computed and what is asked for, at least.
+inline constexpr std::int64_t floats_ahead = 2048;
+
+// What is the same for all tiles of an output plane.
+struct Plane {
+  Plane(const Walk& walk, const Weights& weights, std::int64_t row)
+      : walk(walk),
+        weights(weights),
+        row(row),
+        planes(walk, row),
+        shared(shared_rows(walk)),
+        step(walk.input_pixel / walk.lanes),
+        asks(step > 1 || walk.output_pixel > walk.lanes ||
+             larger(walk.input_plane, walk.output_plane) > floats_ahead),
+        below{some(walk.input_row, walk.input_plane), some(walk.output_row, walk.output_plane),
+              some(walk.mask_row, walk.mask_plane)} {
+    if (walk.taps > 0) below.input += walk.tap[walk.used[walk.taps - 1]];
+  }
+
+  const Walk& walk;
+  const Weights& weights;
+  std::int64_t row;
+  Planes planes;
+  int shared;         // see shared_rows
+  std::int64_t step;  // pixels that the walk steps over, along both axes as a rule
+  // Whether to ask for memory: small planes, read and written without gaps, a processor foresees.
+  bool asks;
+  struct {
+    std::int64_t input, output, mask;
+  } below;  // distances in floats of what is asked for
+
+ private:
+  // Some planes, or some strips of tiles of a plane that is larger.
+  std::int64_t some(std::int64_t row_floats, std::int64_t plane_floats) const {
+    const std::int64_t strip = tile_shape(walk).rows * row_floats;
+    const std::int64_t unit = larger(1, plane_floats <= floats_ahead ? plane_floats : strip);
+    return unit * larger(1, floats_ahead / unit);
+  }
+};
+
+// Asks for what a strip of tiles below will touch: planes lie one after the other in memory, and so do the rows of a plane,
+// but a tile reads and writes too many of them at once for a processor to foresee.
+template <int VL, int TY, int TV, bool strided>
+EDGE_BCS_INLINE void ask_ahead(const Plane& plane, const Place& place) {
+  const Walk& walk = plane.walk;
+  const float* const next = walk.input + plane.planes.first * walk.input_plane + plane.below.input;
+  for (std::int64_t y = 0; y < plane.step; ++y)
+    for (std::int64_t x = 0; x < plane.step; ++x)
+      ask<VL, TY, TV, strided, 0>(next - (y == 0 ? 0 : y * (walk.input_row / plane.step)) - x * walk.lanes,
+                                  place.input, place.input_x);
+  const std::int64_t output = plane.row * walk.output_plane + plane.below.output;
+  ask<VL, TY, TV, strided, 1>(walk.output + output, place.output, place.output_x);
+  if (walk.addend != nullptr) ask<VL, TY, TV, strided, 0>(walk.addend + output, place.output, place.output_x);
+  if (walk.mask != nullptr)
+    ask<VL, TY, TV, strided, 0>(walk.mask + plane.row * walk.mask_plane + plane.below.mask, place.mask,
+                                place.mask_x);
+}
+
+template <int VL, int TY, int TV, bool strided>
+__attribute__((noinline)) void depthwise_tile(const Plane& plane, const Place& place) {
+  const Walk& walk = plane.walk;
+  const Weights& weights = plane.weights;
+  const Planes& planes = plane.planes;
+  std::int64_t input_x[TV];
+#pragma GCC unroll 4
+  for (int x = 0; x < TV; ++x) input_x[x] = along<VL, strided>(place.input_x, x);
+  if (plane.asks) ask_ahead<VL, TY, TV, strided>(plane, place);
+  Vector<VL> sums[TY][TV] = {};
+  for (std::int64_t p = 0; p < planes.count; ++p) {
+    const float* const from = walk.input + (planes.first + p) * walk.input_plane + place.input_x[0];
+    const float* const own = weights.all + (planes.weights + p) * weights.row_step;
+    const float factor = weights.factor == nullptr ? 1.0f : weights.factor[planes.weights + p];
+    const float* input[TY];
+#pragma GCC unroll 8
+    for (int y = 0; y < TY; ++y) input[y] = from + place.input[y];
+    switch (plane.shared) {
+      case 3:
+        add_rows<VL, TY, TV, 3>(walk, own, factor, input[0], input_x, sums);
+        break;
+      case 5:
+        add_rows<VL, TY, TV, 5>(walk, own, factor, input[0], input_x, sums);
+        break;
+      case 7:
+        add_rows<VL, TY, TV, 7>(walk, own, factor, input[0], input_x, sums);
+        break;
+      default:
+        add_taps<VL, TY, TV>(walk, own, factor, input, input_x, sums);
+    }
+  }
+  finish<VL, TY, TV, strided>(walk, place, plane.row, sums);
+}
+
+// Weights whose gradients are summed in registers together.
+inline constexpr int most_sums = registers == 32 ? 25 : 9;
+// Vectors that are added up in float before the sums go on in double.
+inline constexpr std::int64_t vectors_in_float = 128;
+
+// Adds to `totals` the dot products of a dy plane with the input at the N places of `taps`, and to `total` the plane's sum,
+// over image rows [begin, end) of one block.
+template <int VL, bool strided, int N>
+void add_products(const Walk& walk, const float* dy, const float* input, const std::uint8_t* taps,
+                  std::int64_t begin, std::int64_t end, double* totals, double& total) {
+  const std::int64_t vectors = walk.width * walk.lanes / VL, parts = walk.lanes / VL;
+  const float* from[N];
+#pragma GCC unroll 32
+  for (int i = 0; i < N; ++i) from[i] = input + walk.tap[taps[i]];
+  Vector<VL> products[N] = {}, sum{};
+  for (std::int64_t y = begin; y < end; ++y) {
+    const float* const row = dy + y * walk.output_row;
+    std::int64_t at = y * walk.input_row, part = 0;
+    for (std::int64_t v = 0; v < vectors; ++v, at += VL) {
+      const Vector<VL> gradient = load<VL>(row + v * VL);
+      __builtin_prefetch(row + v * VL + floats_ahead, 0, 2);
+      __builtin_prefetch(from[N - 1] + at + floats_ahead, 0, 2);
+      sum += gradient;
+#pragma GCC unroll 32
+      for (int i = 0; i < N; ++i) products[i] += gradient * load<VL>(from[i] + at);
+      if constexpr (strided) {
+        if (++part == parts) {
+          part = 0;
+          at += walk.input_pixel - walk.lanes;
+        }
+      }
+    }
+  }
+  float lanes[N] = {}, own[1] = {};
+#pragma GCC unroll 32
+  for (int i = 0; i < N; ++i) {
+    const Vector<VL> one[1] = {products[i]};
+    add_lane_sums<VL, 1>(lanes + i, one);
+  }
+  const Vector<VL> one[1] = {sum};
+  add_lane_sums<VL, 1>(own, one);
+  for (int i = 0; i < N; ++i) totals[i] += static_cast<double>(lanes[i]);
+  total += static_cast<double>(own[0]);
+}
+
+template <int VL, bool strided>
+void gradient_plane(const Walk& walk, const float* dy, const float* input, double* totals, double& total) {
+  const std::int64_t vectors = walk.width * walk.lanes / VL;
+  const std::int64_t rows = larger(1, vectors_in_float / vectors);
+  for (std::int64_t block = 0; block < walk.blocks; ++block)
+    for (std::int64_t y = 0; y < walk.height; y += rows) {
+      const float* const from = dy + block * walk.output_block;
+      const float* const at = input + block * walk.input_block;
+      const std::int64_t end = smaller(walk.height, y + rows);
+      double ignored = 0;
+      for (int tap = 0; tap < walk.taps;) {
+        double& sum = tap == 0 ? total : ignored;
+        // The last group's places beyond the kernel are its last one again, their sums unused.
+        const int left = walk.taps - tap;
+        std::uint8_t taps[most_sums];
+        double found[most_sums] = {};
+        for (int i = 0; i < most_sums; ++i) taps[i] = walk.used[tap + static_cast<int>(smaller(i, left - 1))];
+        int count = 9;
+        if (left <= 9 || most_sums == 9) {
+          add_products<VL, strided, 9>(walk, from, at, taps, y, end, found, sum);
+        } else {
+          add_products<VL, strided, most_sums>(walk, from, at, taps, y, end, found, sum);
+          count = most_sums;
+        }
+        for (int i = 0; i < smaller(count, left); ++i) totals[tap + i] += found[i];
+        tap += count;
+      }
+    }
+}
+
+}  // namespace
+
+void depthwise(const Walk& walk, const Weights& weights, std::int64_t row, std::int64_t begin,
+               std::int64_t end) {
+  const Plane plane(walk, weights, row);
+  with_vectors(walk, [&]<int VL, bool strided>() {
+    for_tiles<VL>(walk, begin, end, [&]<int TY, int TV>(const Place& place) {
+      depthwise_tile<VL, TY, TV, strided>(plane, place);
+    });
+  });
+}
+
+void depthwise_gradient(const Walk& walk, const Weights& weights, const WeightGradient& gradient,
+                        std::int64_t row) {
+  const Planes planes(walk, row);
+  double totals[max_taps] = {}, dshift = 0;
+  with_vectors(walk, [&]<int VL, bool strided>() {
+    gradient_plane<VL, strided>(walk, gradient.dy + row * walk.output_plane,
+                                walk.input + planes.first * walk.input_plane, totals, dshift);
+  });
+  deliver_plane(walk, weights, gradient, row, totals, dshift);
+}
+
+}  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE
+
+#endif
