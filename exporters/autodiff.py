@@ -1,7 +1,7 @@
 """Reverse mode over the closed operator set.
 
 The tape walks the forward nodes backwards. Where a tensor was read by several operators its gradient is a
-sum; the operator that contributes last takes the sum of the others as ``addend`` and applies the ReLU mask of
+sum; the operator that contributes last takes the sum of the others as ``addend`` and applies the mask of
 the tensor's producer, so that a join costs neither a pass nor a tensor. Where the last contributor can do
 neither (a residual branch, a max pooling), a MaskedAdd does. No gradient tensor is ever overwritten: one
 tensor may be the gradient of both branches of an addition.
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .activations import applied, masked, told_by_output
 from .forward import Branch, Lowering
 from .nodes import HaloOf, Node
 from .operators import OPERATORS
@@ -23,7 +24,8 @@ from .operators.order import GradientReady, ResetGradient
 
 @dataclass(frozen=True)
 class Mask:
-    """A ReLU mask as a gradient operator takes it: the tensor ('' for none) and its attributes."""
+    """What an activation's derivative is made from, as a gradient operator takes it: the tensor ('' for none)
+    and its attributes."""
 
     tensor: str
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -241,14 +243,32 @@ class Tape:
         return name
 
     def _mask(self, tensor: str) -> Mask:
-        """The mask of the rectification that produced ``tensor``: the tensor itself if it is kept anyway."""
+        """The mask of the activation that made ``tensor``: what it was applied to, where only that tells the
+        derivative; the tensor itself, if it is kept anyway or nothing less tells it; or bits."""
         producer = self._producer[tensor]
-        rule = OPERATORS[producer.operator]
-        if not (rule.has_output("bits") and producer.attributes["relu"]):
+        rule, function = OPERATORS[producer.operator], applied(producer.attributes)
+        if function is None or not rule.has_output("bits"):
             return NO_MASK
-        if tensor in self._kept:
-            return Mask(tensor, {"mask_kind": 1, "mask_halo": HaloOf(tensor)})
-        return Mask(self._demanded(producer, "bits"), {"mask_kind": 2, "mask_halo": 0})
+        attributes = masked(producer.attributes)
+        if function.kept == "pre":
+            pre = self._pre(producer)
+            return Mask(pre, {"mask_kind": 1, **named_halos(mask_halo=pre), **attributes})
+        if function.kept == "output" or (tensor in self._kept and told_by_output(producer.attributes)):
+            return Mask(tensor, {"mask_kind": 1, "mask_halo": HaloOf(tensor), **attributes})
+        bits = self._demanded(producer, "bits")
+        return Mask(bits, {"mask_kind": 2, "mask_halo": 0, **attributes})
+
+    def _pre(self, node: Node) -> str:
+        """What the activation of a forward node is applied to."""
+        rule = OPERATORS[node.operator]
+        if not rule.has_output("pre"):
+            return node.inputs[0]
+        pre = self._demanded(node, "pre")
+        halo = rule.pre_halo(node)
+        node.attributes["pre_halo"] = HaloOf(pre)
+        if isinstance(halo, HaloOf):
+            self.graph.halos.equal(pre, halo.tensor)
+        return pre
 
     def _demanded(self, node: Node, port: str) -> str:
         """The tensor at an optional output of a forward node, which is written from now on."""

@@ -1,18 +1,21 @@
 """Fusion: the layer graph becomes the list of operators that are executed forward.
 
-convolution → [batch norm or bias] → [residual addition] → [ReLU] is one operator. A ReLU before a max pooling
-moves into the pooling (the maximum of rectified values is the rectified maximum), so that only the pooled
-tensor is kept. Channels that are only put in another order again, such as the shuffle of a concatenation, are
-picked at once. A batch norm that follows no convolution of its own (pre-activation networks) becomes a scale
-and shift with ReLU. With batch statistics the normalisation is an operator of its own, which takes the
-addition and the ReLU.
+convolution → [batch norm or bias] → [residual addition] → [activation] is one operator. A ReLU or ReLU6
+before a max pooling moves into the pooling (the maximum of clipped values is the clipped maximum, and where
+it is clipped no pixel has a gradient), so that only the pooled tensor is kept. Channels that are only put in
+another order again, such as the shuffle of a concatenation, are picked at once. A batch norm that follows no
+convolution of its own (pre-activation networks) becomes a scale and shift with an activation. With batch
+statistics the normalisation is an operator of its own, which takes the addition and the activation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from . import layers
+from .activations import FUNCTIONS, activation
 from .layers import LayerGraph
 from .operators import OPERATORS
 
@@ -44,7 +47,7 @@ class FusedLayer:
         source_geometry, geometry: (C, H, W) of the first input and of the output.
         slot: its scale and shift, or None. affine: first channel of the slot among all of the pass, or −1.
         residual: name of the fused layer that is added, or None.
-        relu: whether the result is rectified.
+        activation: attributes of the function that is applied to the result, none if there is none.
     """
 
     operator: str
@@ -55,7 +58,7 @@ class FusedLayer:
     geometry: Geometry
     slot: Slot | None = None
     residual: str | None = None
-    relu: bool = False
+    activation: Mapping[str, Any] = field(default_factory=dict)
     affine: int = -1
 
 
@@ -78,7 +81,7 @@ class _Fusion:
         self.readers[graph.output].append(graph[graph.output])  # the caller reads the logits
         self.geometry = {layer.name: layer.geometry for layer in graph.layers}
         self.owner: dict[str, FusedLayer] = {}  # name of a layer → the operator that computes its output
-        self.deferred: set[str] = set()  # rectifications left to the max pooling that follows
+        self.deferred: dict[str, layers.Activation] = {}  # left to the max pooling that follows
         self.order: list[FusedLayer] = []
 
     def result(self) -> list[FusedLayer]:
@@ -97,12 +100,16 @@ class _Fusion:
         return self.order
 
     def _start(
-        self, operator: str, layer: layers.Layer, slot: Slot | None = None, relu: bool = False
+        self,
+        operator: str,
+        layer: layers.Layer,
+        slot: Slot | None = None,
+        applied: layers.Activation | None = None,
     ) -> None:
         source = self.geometry[layer.inputs[0]] if layer.inputs else layer.geometry
-        fused = FusedLayer(
-            operator, layer.name, list(layer.inputs), layer, source, layer.geometry, slot, None, relu
-        )
+        fused = FusedLayer(operator, layer.name, list(layer.inputs), layer, source, layer.geometry, slot)
+        if applied is not None:
+            fused.activation = activation(applied.kind, applied.attributes)
         self.order.append(fused)
         self.owner[layer.name] = fused
 
@@ -116,7 +123,7 @@ class _Fusion:
         fused = self.owner[name]
         single = len(self.readers[name]) == 1 and fused.name == name
         takes = part in OPERATORS[fused.operator].takes
-        return fused if single and takes and not fused.relu else None
+        return fused if single and takes and not fused.activation else None
 
     def _visit(self, layer: layers.Layer) -> None:
         match layer:
@@ -131,15 +138,15 @@ class _Fusion:
                 self._scale(layer)
             case layers.Add():
                 self._add(layer)
-            case layers.ReLU():
-                self._relu(layer)
+            case layers.Activation():
+                self._activation(layer)
             case layers.Flatten():
                 self._flatten(layer)
             case layers.Channels():
                 self._channels(layer)
             case _:
-                rectified = bool(layer.inputs) and layer.inputs[0] in self.deferred
-                self._start(layer.operator, layer, relu=rectified)
+                applied = self.deferred.get(layer.inputs[0]) if layer.inputs else None
+                self._start(layer.operator, layer, applied=applied)
 
     def _batch_norm(self, layer: layers.BatchNorm) -> None:
         channels = layer.shape[0]
@@ -175,18 +182,20 @@ class _Fusion:
                 return
         self._start(layer.operator, layer)
 
-    def _relu(self, layer: layers.ReLU) -> None:
-        name = layer.inputs[0]
+    def _activation(self, layer: layers.Activation) -> None:
+        name, clips = layer.inputs[0], FUNCTIONS[layer.kind].clips
         following = self.readers[layer.name]
-        fused = self._open(name, "relu")
+        fused = self._open(name, "activation")
+        if fused is None and clips:
+            fused = self._open(name, "clipping")
         if fused is None:
-            self._start(layer.operator, layer, Slot(0, layer.geometry[0], None, None), relu=True)
+            self._start(layer.operator, layer, applied=layer)
             return
         pooled = len(following) == 1 and isinstance(following[0], layers.MaxPool)
-        if pooled and not isinstance(fused.layer, layers.MaxPool):
-            self.deferred.add(layer.name)
+        if clips and pooled and not isinstance(fused.layer, layers.MaxPool):
+            self.deferred[layer.name] = layer
         else:
-            fused.relu = True
+            fused.activation = activation(layer.kind, layer.attributes)
         self._extend(fused, layer)
 
     def _channels(self, layer: layers.Channels) -> None:

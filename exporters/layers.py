@@ -178,23 +178,12 @@ class BatchNorm(Layer):
 
 
 @dataclass(frozen=True)
-class ReLU(Layer):
-    """max(0, x)."""
+class Activation(Layer):
+    """A function of each number by itself: ``kind`` of `activations.FUNCTIONS`, with its attributes."""
 
-    computed_by = "Affine"
-
-
-@dataclass(frozen=True)
-class Elementwise(Layer):
-    """A function of each element by itself: the operator ``kind``, with ``attributes`` of its own."""
-
+    computed_by = "Activate"
     kind: str
     attributes: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def operator(self) -> str:
-        """The operator of that name."""
-        return self.kind
 
 
 @dataclass(frozen=True)

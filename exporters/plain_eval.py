@@ -19,7 +19,8 @@ from edge_bcs import __version__
 from . import layers
 from .layers import LayerGraph
 from .operators import OPERATORS
-from .operators.base import Parameter, Plain
+from .operators.base import Parameter
+from .plain import Plain, X
 
 PLAIN_EVAL = "eval_model.plain.onnx"
 _OPSET, _IR_VERSION = 17, 8  # old enough for what is in the field
@@ -120,14 +121,32 @@ class _Writer:
         for number, node in enumerate(plain, 1):
             # The last node has the layer's name.
             name = layer.name if number == len(plain) else f"{layer.name}.{number}"
-            inputs += [
-                "" if array is None else self._constant(f"{layer.name}.{constant}", array)
-                for constant, array in node.constants.items()
-            ]
-            made = helper.make_node(node.operator, inputs, [name], name, **node.attributes)
-            self.nodes.append(made)
-            inputs = [name]
+            inputs = [self._expression(name, f"{layer.name}.", inputs, node)]
         self.tensors[layer.name] = layer.name
+
+    def _expression(self, name: str, prefix: str, given: list[str], plain: Plain) -> str:
+        """Write the nodes that make the tensor ``name`` of the tensors ``given``, and return it.
+
+        Args:
+            prefix: of the names of constants.
+        """
+        inputs = list(given)
+        if plain.operands:
+            parts = enumerate(plain.operands)
+            inputs = [self._operand(f"{name}.{i}", given, part) for i, part in parts]
+        inputs += [
+            "" if array is None else self._constant(f"{prefix}{constant}", array)
+            for constant, array in plain.constants.items()
+        ]
+        self.nodes.append(helper.make_node(plain.operator, inputs, [name], name, **plain.attributes))
+        return name
+
+    def _operand(self, name: str, given: list[str], operand: Plain | float | None) -> str:
+        if operand is X:
+            return given[0]
+        if isinstance(operand, Plain):
+            return self._expression(name, f"{name}.", given, operand)
+        return self._constant(name, np.asarray(operand))
 
     def _parameters(self, layer: layers.Layer) -> dict[str, Array]:
         """What the layer's module holds, by the names under which the file keeps it."""

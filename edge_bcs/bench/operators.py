@@ -188,7 +188,7 @@ def attributes_of(layer: Convolution, lanes: int, kernel: str, side: str = "out_
         "forward_pointer": 3 * layer.active,
         "transpose_pointer": 3 * layer.active + layer.out_channels + 1,
         "affine": 0,
-        "relu": 1,
+        "activation": "relu",
     }
     return attributes | {"algorithm": algorithm(kernel, attributes, side)}
 

@@ -19,21 +19,21 @@ from torch import Tensor
 
 from edge_bcs.core.errors import EdgeBcsError
 
+from ..activations import FUNCTIONS
 from ..layers import (
+    Activation,
     Add,
     AveragePool,
     Axis,
     BatchNorm,
     Channels,
     Convolution,
-    Elementwise,
     Flatten,
     GroupNorm,
     Layer,
     MaxPool,
     Multiply,
     Pad,
-    ReLU,
     Rescale,
     Scale,
     Upsample,
@@ -48,18 +48,14 @@ from .views import channels_last, each_channel, joined, layer_of, moved, numbers
 
 SUPPORTED = (
     "supported are Conv2d, Linear, BatchNorm1d/2d, GroupNorm, LayerNorm, a learned scale for each channel, "
-    "ReLU, LeakyReLU, sums and products of two tensors or with a number, concatenation, slices, permutations "
-    "and shuffles of channels, MaxPool2d, AvgPool2d, adaptive pooling, mean over height and width, "
-    "ConstantPad2d, Upsample, flatten/view/reshape to a vector, Dropout, Identity"
+    "ReLU, ReLU6, LeakyReLU, Hardswish, Hardsigmoid, SiLU, Sigmoid, GELU, Tanh, sums and products of two "
+    "tensors or with a number, concatenation, slices, permutations and shuffles of channels, MaxPool2d, "
+    "AvgPool2d, adaptive pooling, mean over height and width, ConstantPad2d, Upsample, flatten/view/reshape "
+    "to a vector, Dropout, Identity"
 )
 
 ROWS: dict[str, Row] = {}
 """Name of an operator of ATen → its row."""
-
-_ELEMENTWISE: dict[str, tuple[str, dict[str, str]]] = {
-    "leaky_relu": ("LeakyReLU", {"slope": "negative_slope"}),
-}
-"""Operator of ATen → ours, and for each of our attributes the name of its argument."""
 
 
 def row(*operators: str) -> Callable[[Row], Row]:
@@ -211,16 +207,22 @@ def _norm(call: Call, source: Layer, groups: int, per_pixel: bool = False) -> La
 # Elementwise
 
 
-@row("relu")
-def _relu(call: Call) -> Layer | Shaped:
-    return _through(call, "self", lambda x: call.add(ReLU(call.name, (x.name,), x.shape)))
+@row(*{operator for function in FUNCTIONS.values() for operator in function.aten})
+def _activation(call: Call) -> Layer | Shaped:
+    kind, attributes = _function(call)
+    return _through(
+        call, "self", lambda x: call.add(Activation(call.name, (x.name,), x.shape, kind, attributes))
+    )
 
 
-@row(*_ELEMENTWISE)
-def _elementwise(call: Call) -> Layer | Shaped:
-    kind, attributes = _ELEMENTWISE[call.operator]
-    found = {ours: float(call.arguments[theirs]) for ours, theirs in attributes.items()}
-    return _through(call, "self", lambda x: call.add(Elementwise(call.name, (x.name,), x.shape, kind, found)))
+def _function(call: Call) -> tuple[str, dict[str, float]]:
+    """The function that is called, of the table of activations, and its attributes."""
+    given = call.arguments
+    for function in FUNCTIONS.values():
+        fixed = function.aten.get(call.operator)
+        if fixed is not None and all(given[name] == value for name, value in fixed.items()):
+            return function.name, {ours: float(given[name]) for ours, name in function.attributes.items()}
+    raise EdgeBcsError(call.unsupported)
 
 
 @row("add", "sub", "rsub", "mul", "div", "neg")

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..nodes import Node
 from ..operators import OPERATORS
 from .replay import Replay
-from .storage import Storage, kept_stacks, producers
+from .storage import Storage, kept_stacks, makers
 
 Array = np.ndarray[Any, Any]
 
@@ -27,14 +28,14 @@ class Rewritten:
     Attributes:
         totals: bytes that are alive at each step, without work memory.
         steps: node → its step.
-        repeats: (step, node that it repeats) of each repetition.
+        repeats: (step, tensor that is made again) of each repetition.
         narrowed, widened: bytes in f32 of what each inserted Narrow and Widen works on.
         after: number of inserted After nodes.
     """
 
     totals: Array
     steps: Array
-    repeats: list[tuple[int, int]] = field(default_factory=list)
+    repeats: list[tuple[int, str]] = field(default_factory=list)
     narrowed: list[int] = field(default_factory=list)
     widened: list[int] = field(default_factory=list)
     after: int = 0
@@ -47,7 +48,7 @@ class Sketch:
         graph, types = replay.graph, replay.types
         self.nodes = graph.nodes
         self.kept = kept_stacks(graph)
-        self.producer = producers(graph)
+        self.makers = makers(graph)
         self.owner: dict[
             str, int
         ] = {}  # tensor → number of the allocation it lies in; bound ones are missing
@@ -78,12 +79,13 @@ class Sketch:
                     self.birth.append(index)
                     self.death.append(len(graph.nodes) - 1)
                     self.forward_death.append(index)
-        # Of what each operator reads: stacks that could be made again, and all other allocations.
-        self.stacks = [tuple(n for n in node.inputs if n in self.producer) for node in graph.nodes]
-        self.others = [
-            tuple({self.owner[n] for n in node.inputs if n in self.owner and n not in self.producer})
-            for node in graph.nodes
-        ]
+        # What each operator reads of the stacks that could be made again, and what their makers read of these
+        # and of all other allocations.
+        self.stacks = [self._stacks(node) for node in graph.nodes]
+        self.again = {
+            tensor: (self._stacks(maker.again), self._others(maker.again))
+            for tensor, maker in self.makers.items()
+        }
         # What an inserted operator is tied to: the last output that could not have been written long ago.
         self.token: list[int | None] = []
         last: int | None = None
@@ -92,6 +94,12 @@ class Sketch:
                 last = self.owner.get(next(name for name in node.outputs if name))
             self.token.append(last)
         self.arrays = tuple(np.array(numbers, np.int64) for numbers in (self.size, self.birth, self.death))
+
+    def _stacks(self, node: Node) -> tuple[str, ...]:
+        return tuple(name for name in node.inputs if name in self.makers)
+
+    def _others(self, node: Node) -> tuple[int, ...]:
+        return tuple({self.owner[n] for n in node.inputs if n in self.owner and n not in self.makers})
 
     def _touch(self, owner: int | None, index: int, late: bool) -> None:
         if owner is not None:
@@ -130,10 +138,13 @@ class Pass:
         """What becomes of the graph."""
         sketch, storage = self.sketch, self.storage
         changed = {g for tensor in storage.recomputed | storage.narrowed for g in sketch.readers[tensor]}
-        after = {sketch.producer[tensor] + 1: tensor for tensor in storage.narrowed}
+        after: dict[int, list[str]] = defaultdict(list)
+        for tensor in sketch.kept:  # in the order of their making
+            if tensor in storage.narrowed:
+                after[sketch.makers[tensor].position + 1].append(tensor)
         for gap in sorted(changed | after.keys()):
-            if gap in after:
-                self._narrow(after[gap], gap)
+            for tensor in after.get(gap, ()):
+                self._narrow(tensor, gap)
             if gap in changed:
                 self._gradient(gap)
         return self.summed()
@@ -157,9 +168,10 @@ class Pass:
         owner = self.sketch.owner[tensor]
         size = self.sketch.size[owner]
         self.narrow[tensor] = self._allocate(size // 2, self._step(gap, owner))
-        self._step(gap, owner, self.narrow[tensor])
         self.found.narrowed.append(size)
-        self.found.after += 1
+        if not self.sketch.makers[tensor].aside:
+            self._step(gap, owner, self.narrow[tensor])
+            self.found.after += 1
 
     def _gradient(self, gap: int) -> None:
         self.token = self.sketch.token[gap - 1]
@@ -187,12 +199,12 @@ class Pass:
         return names[tensor]
 
     def _repeat(self, tensor: str, passing: dict[str, int], gap: int) -> int:
-        producer = self.sketch.producer[tensor]
-        read = [self._late(name, passing, gap) for name in self.sketch.stacks[producer]]
+        stacks, others = self.sketch.again[tensor]
+        read = [self._late(name, passing, gap) for name in stacks]
         self._step(gap, self.token)  # After, on the first of those that the operator itself reads next
         self.found.after += 1
-        step = self._step(gap, *read, *self.sketch.others[producer])
-        self.found.repeats.append((step, producer))
+        step = self._step(gap, *read, *others)
+        self.found.repeats.append((step, tensor))
         self.token = self._allocate(self.sketch.size[self.sketch.owner[tensor]], step)
         return self.token
 
@@ -202,10 +214,12 @@ class Pass:
         nodes = np.arange(len(sketch.nodes))
         found.steps = nodes + np.searchsorted(np.array(self.gaps, np.int64), nodes, side="right")
         size, birth, last = sketch.arrays
-        last = last.copy()
+        size, last = size.copy(), last.copy()
         for tensor in self.storage.recomputed | self.storage.narrowed:
             owner = sketch.owner[tensor]
             last[owner] = sketch.forward_death[owner]
+            if tensor in self.storage.recomputed and sketch.makers[tensor].aside:
+                size[owner] = 0
         end = found.steps[last]
         first = len(sketch.size)
         for allocation, step in self.last.items():

@@ -99,12 +99,26 @@ class Space:
         self.stacks = self.sketch.kept
         self.large = len(self.stacks) > _LARGE
         self.phases = {name: self._phase(replay) for name, replay in replays.items()}
-        seconds = self.phases["training"].seconds
-        self._by_worth = sorted(
-            self.stacks, key=lambda t: -self.sketch.bytes_of(t) / seconds[self.sketch.producer[t]]
-        )
+        self._seconds_again = {
+            tensor: self._again(tensor, replays["training"]) for tensor in self.sketch.makers
+        }
+        self._by_worth = sorted(self.stacks, key=lambda t: -self.sketch.bytes_of(t) / self._seconds_again[t])
         faster = self._faster_without_dense(start.micro_batch)
         self.unchanged = self.measure(replace(start, sparse=faster))
+
+    def _again(self, tensor: str, replay: Replay) -> float:
+        """Seconds that it takes to make a stack once more."""
+        node = self._repeats(tensor)
+        if node is not None:
+            return self.phases["training"].seconds[node]
+        again = self.sketch.makers[tensor].again
+        moved = OPERATORS[again.operator].bytes_moved(again, replay.types, lambda _: 0)
+        return self._time((), moved)
+
+    def _repeats(self, tensor: str) -> int | None:
+        """The node that runs again where a stack is made once more; None if another, smaller one does."""
+        maker = self.sketch.makers[tensor]
+        return maker.position if maker.again.operator == self.sketch.nodes[maker.position].operator else None
 
     def _phase(self, replay: Replay) -> _Phase:
         modules = {kernel.offset: name for name, kernel in self.network.kernels.items()}
@@ -148,16 +162,19 @@ class Space:
         totals = found.totals + self.bound_bytes
         seconds = found.after * self._time((), 0)
         seconds += sum(self._time((), 3 * size // 2) for size in (*found.narrowed, *found.widened))
-        seconds += sum(phase.seconds[node] for _, node in found.repeats)
-        repeats = [(step, phase.dense[node]) for step, node in found.repeats if node in phase.dense]
-        for step, dense in repeats:
-            if dense.module in choice.sparse:
-                seconds -= dense.saving
+        seconds += sum(self._seconds_again[tensor] for _, tensor in found.repeats)
+        for step, tensor in found.repeats:
+            node = self._repeats(tensor)
+            repeated = None if node is None else phase.dense.get(node)
+            if repeated is None:
+                continue
+            if repeated.module in choice.sparse:
+                seconds -= repeated.saving
             else:
-                totals[step] += dense.work
-        for node, dense in phase.dense.items():
+                totals[step] += repeated.work
+        for place, dense in phase.dense.items():
             if dense.module not in choice.sparse:
-                totals[found.steps[node]] += dense.work
+                totals[found.steps[place]] += dense.work
         return totals, seconds
 
     def moves(self, figures: Figures) -> Iterator[Choice]:
@@ -167,18 +184,20 @@ class Space:
         choice, storage = figures.choice, figures.choice.storage
         name = max(figures.totals, key=lambda name: int(figures.totals[name].max()))
         step = int(figures.totals[name].argmax())
-        phase, node, steps = self.phases[name], step, np.arange(len(self.phases[name].seconds))
+        phase, steps = self.phases[name], np.arange(len(self.phases[name].seconds))
+        node: int | None = step
         if name == "training" and figures.rewritten is not None:
             found = figures.rewritten
             steps = found.steps
-            node = dict(found.repeats).get(step, int(np.searchsorted(steps, step)))
-        dense = phase.dense.get(node)
+            again = dict(found.repeats).get(step)
+            node = int(np.searchsorted(steps, step)) if again is None else self._repeats(again)
+        dense = None if node is None else phase.dense.get(node)
         if dense is not None and dense.module not in choice.sparse:
             yield replace(choice, sparse=choice.sparse | {dense.module})
         if name != "training":
             return
         for tensor in self._by_worth:
-            written = steps[self.sketch.producer[tensor]] <= step
+            written = steps[self.sketch.makers[tensor].position] <= step
             if written and tensor not in storage.recomputed | storage.narrowed:
                 yield replace(choice, storage=replace(storage, recomputed=storage.recomputed | {tensor}))
                 if self.job.bfloat16:
@@ -268,7 +287,7 @@ class Space:
 
     def _repetition(self, tensor: str) -> Repetition:
         """What it costs to make a stack once more."""
-        return OPERATORS[self.sketch.nodes[self.sketch.producer[tensor]].operator].repetition
+        return OPERATORS[self.sketch.makers[tensor].again.operator].repetition
 
     def _in_branches(self, tensors: frozenset[str]) -> frozenset[str]:
         return frozenset(tensor for tensor in self.stacks if tensor.partition(".")[2] in tensors)

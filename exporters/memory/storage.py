@@ -40,22 +40,34 @@ class Storage:
         return bool(self.recomputed or self.narrowed)
 
 
-def producers(graph: Graph) -> dict[str, int]:
-    """Stack of the forward pass → position of the node that made it and could make it again."""
+@dataclass(frozen=True)
+class Maker:
+    """What makes a stack of the forward pass.
+
+    Attributes:
+        position: of the node that makes it. again: the node that can make it once more.
+        aside: whether only gradient operators read it (what an activation is applied to).
+    """
+
+    position: int
+    again: Node
+    aside: bool
+
+
+def makers(graph: Graph) -> dict[str, Maker]:
+    """Stack of the forward pass → what makes it."""
     return {
-        node.outputs[0]: index
-        for index, node in enumerate(graph.nodes)
-        if OPERATORS[node.operator].repetition != "never"
+        tensor: Maker(position, again, tensor != node.outputs[0])
+        for position, node in enumerate(graph.nodes)
+        for tensor, again in OPERATORS[node.operator].makers(node).items()
     }
 
 
 def kept_stacks(graph: Graph) -> list[str]:
     """The stacks of the forward pass that gradient operators read, in order of their making: what `store` can
     treat otherwise."""
-    made = producers(graph)
     read = {name for node in graph.nodes if OPERATORS[node.operator].backward for name in node.inputs}
-    kept = made.keys() & read
-    return [node.outputs[0] for node in graph.nodes if node.outputs[0] in kept]
+    return [tensor for tensor in makers(graph) if tensor in read]
 
 
 def store(graph: Graph, storage: Storage) -> Graph:
@@ -87,7 +99,7 @@ class _Rewriting:
     def __init__(self, graph: Graph, storage: Storage) -> None:
         self.graph, self.storage = graph, storage
         self.nodes: list[Node] = []
-        self.producer = {tensor: graph.nodes[index] for tensor, index in producers(graph).items()}
+        self.makers = makers(graph)
         self.kept: Set[str] = {*kept_stacks(graph)} - storage.recomputed
         self.now: dict[str, str] = {}  # tensor → the name under which the forward pass reads it
         self.again: dict[str, str] = {}  # tensor → the name under which the backward pass reads it
@@ -106,21 +118,27 @@ class _Rewriting:
             inputs = [self._late(name, passing) for name in node.inputs]
         else:
             inputs = [self.now.get(name, name) for name in node.inputs]
-        self.nodes.append(node if inputs == node.inputs else replace(node, inputs=inputs))
+        # What nobody would read until it is made again is not made before.
+        unread = [name in self.storage.recomputed and self.makers[name].aside for name in node.outputs]
+        outputs = ["" if gone else name for name, gone in zip(node.outputs, unread, strict=True)]
+        changed = inputs != node.inputs or outputs != node.outputs
+        self.nodes.append(replace(node, inputs=inputs, outputs=outputs) if changed else node)
         self.statistics = rule.running_statistics(node) or self.statistics
-        tensor = node.outputs[0]
-        if rule.repetition != "never" and tensor in self.storage.narrowed:
+        for tensor in node.outputs:
+            if tensor not in self.makers or tensor not in self.storage.narrowed:
+                continue
             self._emit(Narrow, [tensor], [f"{tensor}.bf16"])
-            # The forward pass goes on only when the narrow copy is there.
-            self.now[tensor] = f"{tensor}.now"
-            self._emit(After, [tensor, f"{tensor}.bf16"], [self.now[tensor]])
+            if not self.makers[tensor].aside:
+                # The forward pass goes on only when the narrow copy is there.
+                self.now[tensor] = f"{tensor}.now"
+                self._emit(After, [tensor, f"{tensor}.bf16"], [self.now[tensor]])
 
     def _late(self, tensor: str, passing: dict[str, str]) -> str:
         """The name under which the backward pass reads ``tensor``; what has to be done for it is emitted.
 
         ``passing`` holds recomputed tensors that no gradient operator reads; they live for one of them.
         """
-        if tensor not in self.producer:
+        if tensor not in self.makers:
             return tensor
         known = self.again.get(tensor) or passing.get(tensor)
         if known:
@@ -132,7 +150,7 @@ class _Rewriting:
         if tensor in self.kept:
             return tensor
         names = self.again if tensor in self.storage.recomputed else passing
-        names[tensor] = self._repeat(self.producer[tensor], passing)
+        names[tensor] = self._repeat(self.makers[tensor].again, passing)
         return names[tensor]
 
     def _repeat(self, node: Node, passing: dict[str, str]) -> str:

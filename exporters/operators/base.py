@@ -12,12 +12,14 @@ W + h and plane stride S = (H + h)·R for a halo of h zero pixels shared between
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edge_bcs.core.errors import EdgeBcsError
 
+from ..activations import FUNCTIONS, of_activation, unactivated
 from ..nodes import Graph, HaloOf, Node, TensorType
+from ..plain import Plain
 
 if TYPE_CHECKING:
     from edge_bcs.targets.cost_model import Walk
@@ -91,9 +93,7 @@ def stack_type(blocks: int, channels: int, height: int, width: int, halo: int, l
 
 
 def bits_type(blocks: int, channels: int, height: int, width: int, lanes: int) -> TensorType:
-    """Type of the packed ReLU mask of a (channels, height, width) map: one bit an element, rows padded to
-    bytes.
-    """
+    """Type of the bits of an activation of a map: one an element, rows padded to bytes."""
     return TensorType("u8", (blocks, channels * height, (width * lanes + 7) // 8))
 
 
@@ -119,7 +119,7 @@ def stack(side: str, halo: str) -> Dims:
 
 
 def bits(side: str) -> Dims:
-    """The ReLU bits of the map ``side``."""
+    """The bits of an activation of the map ``side``."""
 
     def dims(node: Node, types: Types) -> tuple[int, ...]:
         a = node.attributes
@@ -147,16 +147,6 @@ class Parameter:
 
     name: str
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A node of ONNX's own: its type, constants behind its inputs (float32 unless int64; a `Parameter`; None
-    for an input that is left out), and attributes."""
-
-    operator: str
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def along_both_axes(down: Any, across: Any) -> list[Plain]:
@@ -214,7 +204,8 @@ class Operator:
         parameters: whether it has parameters that learn. keeps: the input that their gradient reads.
         repetition: whether a forward operator may run a second time instead of its output being kept, and
             what that costs: a look at each element, a pass over windows or for statistics, or a product.
-        takes: what fusion may put into it: "norm", "addition", "relu".
+        takes: what fusion may put into it: "norm", "addition", "activation"; "clipping" is an activation that
+            clips.
         any_halo: whether it can write any halo, and read the gradient of its output with any.
         commutative: whether its two inputs may change places.
         ort_gradient: its gradient for ONNX Runtime's own builder.
@@ -314,7 +305,16 @@ class Operator:
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
         """Floating-point operations (a multiplication and an addition count as two)."""
-        return sum(t.bytes // 4 for t in self.output_types(node, types) if t.dtype == "f32")
+        ports = zip(self.outputs, self.output_types(node, types), strict=True)
+        # What an activation is applied to is made anyway.
+        numbers = sum(t.bytes // 4 for port, t in ports if t.dtype == "f32" and port.name != "pre")
+        return numbers + self.function_flops(node, types)
+
+    def function_flops(self, node: Node, types: Types) -> int:
+        """Floating-point operations of the activation that the node applies, or whose derivative it takes."""
+        a = node.attributes
+        name = a.get("activation") or (a.get("mask_activation") if a.get("mask_kind") else None)
+        return FUNCTIONS[name].flops * types[node.outputs[0]].bytes // 4 if name and node.outputs[0] else 0
 
     def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
         """Bytes read and written, each tensor once: the least traffic with memory."""
@@ -353,6 +353,29 @@ class Operator:
         """
         return inputs, dict(node.attributes)
 
+    def makers(self, node: Node) -> dict[str, Node]:
+        """Stack that the forward node makes → the node that can make it once more.
+
+        Where what an activation is applied to is kept, the activation alone makes the output again.
+        """
+        y, a = node.outputs[0], node.attributes
+        if self.repetition == "never":
+            return {}
+        pre = node.outputs[self.output("pre")] if self.has_output("pre") else ""
+        if not pre:
+            return {y: node}
+        channels, height, width = map_of(a, "out_" if "out_channels" in a else "")
+        alone = {"channels": channels, "height": height, "width": width, "lanes": a["lanes"]}
+        alone |= {"in_halo": a["pre_halo"], "out_halo": a["out_halo"], **of_activation(a)}
+        again = Node("Activate", [pre], [y, ""], alone, f"{node.name}.activation")
+        outputs = [pre] + [""] * (len(node.outputs) - 1)
+        before = replace(node, outputs=outputs, attributes={**unactivated(a), "out_halo": a["pre_halo"]})
+        return {y: again, pre: before}
+
+    def pre_halo(self, node: Node) -> int | HaloOf:
+        """The halo of what the node's activation is applied to, where that is kept."""
+        return 0
+
     def running_statistics(self, node: Node) -> list[str]:
         """The tensors of running averages that the node makes."""
         return []
@@ -381,8 +404,8 @@ class Gradient(Operator):
 
 
 SUM_AND_MASK = (Port("addend", optional=True), Port("mask", "any", optional=True))
-"""Ports of a gradient operator that adds what others contributed and applies the mask of the ReLU before it:
-the ``inputs`` of an `autodiff.Contribution`."""
+"""Ports of a gradient operator that adds what others contributed and applies the mask of the activation
+before it: the ``inputs`` of an `autodiff.Contribution`."""
 
 
 def named_halos(**tensors: str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import numpy as np
 
 from .. import layers
 from ..nodes import HaloOf, Node
+from ..plain import Plain
 from .base import (
     SUM_AND_MASK,
     Gradient,
     Operator,
-    Plain,
     Port,
     Types,
     blocks_of,

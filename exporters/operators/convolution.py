@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edge_bcs.targets.cost_model import WINOGRAD, Walk
 
+from ..activations import unactivated
 from ..layers import Convolution, Layer, Window
-from ..nodes import Node
+from ..nodes import HaloOf, Node
+from ..plain import Plain
 from .base import (
     SUM_AND_MASK,
     Attributes,
@@ -18,7 +20,6 @@ from .base import (
     Gradient,
     Operator,
     OrtNode,
-    Plain,
     Port,
     Types,
     bits,
@@ -144,7 +145,8 @@ class _Convolutional(Operator):
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
         walks = self.walks(node, types, connections)
-        return sum(2 * walk.entries * walk.rows * walk.floats for walk in walks)
+        products = sum(2 * walk.entries * walk.rows * walk.floats for walk in walks)
+        return products + self.function_flops(node, types)
 
     def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
         """Stacks and masks whole, but of the buffers of all layers only this layer's part: for each product a
@@ -179,7 +181,7 @@ class _Grad(_Convolutional, Gradient):
 
     def complete(self, forward: Attributes, instance: str) -> Completion:
         found = masked_before(forward, "out_", gradient_halo(forward), spare=False)
-        found.attributes["algorithm"] = algorithm(forward["algorithm"].decode(), forward, "in_")
+        found.attributes["algorithm"] = algorithm(forward["algorithm"], forward, "in_")
         return found
 
 
@@ -200,7 +202,7 @@ class _Forward(_Convolutional):
     parameters = True
     keeps = "x"
     repetition = "product"
-    takes = frozenset({"norm", "addition", "relu"})
+    takes = frozenset({"norm", "addition", "activation"})
 
     def place(self, layer: Convolution, network: Network) -> tuple[dict[str, str], dict[str, Any]]:
         """Inputs and attributes that say where the weights are, and how they are visited: "sparse" or not."""
@@ -240,7 +242,7 @@ class _Forward(_Convolutional):
             "groups": layer.groups,
             "lanes": branch.lanes,
             "affine": fused.affine,
-            "relu": int(fused.relu),
+            **fused.activation,
             **named_halos(in_halo=x, out_halo=y),
         }
         attributes["algorithm"] = algorithm(place["algorithm"], attributes, "out_")
@@ -250,7 +252,7 @@ class _Forward(_Convolutional):
         x, affine, residual = (self.read(node, port) for port in ("x", "affine", "residual"))
         if residual:
             tape.pass_on(residual, dy)
-        attributes = {**node.attributes, "relu": 0, **named_halos(dy_halo=dy)}
+        attributes = {**unactivated(node.attributes), **named_halos(dy_halo=dy)}
         dx = tape.no_contribution
         if tape.needs(x):
             tape.graph.halos.at_least(dy, gradient_halo(attributes))
@@ -271,6 +273,11 @@ class _Forward(_Convolutional):
             self.to_all.emit(tape.graph, inputs, outputs, attributes)
         elif dx.tensor:
             self.to_input.emit(tape.graph, inputs, {"dx": dx.tensor}, attributes)
+
+    def pre_halo(self, node: Node) -> int | HaloOf:
+        """That of the output where something is added, which then has it, too."""
+        halo: int | HaloOf = node.attributes["out_halo"] if self.read(node, "residual") else 0
+        return halo
 
     def plain(self, layer: Layer) -> Plain:
         assert isinstance(layer, Convolution)

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from ..layers import Elementwise, Layer, Scale
+from ..activations import FUNCTIONS, applied, masked, unactivated
+from ..layers import Activation, Layer, Scale
 from ..nodes import Node
+from ..plain import Plain
 from .base import (
     SUM_AND_MASK,
     Attributes,
@@ -15,7 +17,6 @@ from .base import (
     Operator,
     OrtNode,
     Parameter,
-    Plain,
     Port,
     bits,
     map_of,
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
 
 
 def masking(forward: Attributes, side: str, halo: int) -> dict[str, Any]:
-    """Attributes of the MaskedAdd that rectifies a gradient as the forward node did and gives it a halo."""
-    rectified = int(forward["relu"])
+    """Attributes of the MaskedAdd that takes a gradient through the forward node's activation and gives it a
+    halo."""
+    function = applied(forward)
     channels, height, width = map_of(forward, side)
+    kept = "out_halo" if function is None or function.kept != "pre" else "pre_halo"
     return {
         "channels": channels,
         "height": height,
@@ -44,8 +47,9 @@ def masking(forward: Attributes, side: str, halo: int) -> dict[str, Any]:
         "a_halo": forward["out_halo"],
         "b_halo": 0,
         "out_halo": halo,
-        "mask_kind": rectified,
-        "mask_halo": forward["out_halo"] * rectified,
+        "mask_kind": int(function is not None),
+        "mask_halo": forward.get(kept, forward.get("in_halo", 0)) if function else 0,
+        **masked(forward),
     }
 
 
@@ -55,10 +59,10 @@ def unmasked(forward: Attributes) -> Completion:
 
 
 def masked_before(forward: Attributes, side: str, halo: int, spare: bool = True) -> Completion:
-    """A gradient operator that rectifies nothing that it is given, and takes it with the halo ``halo``."""
-    attributes = {**forward, "relu": 0, "mask_kind": 0, "mask_halo": 0, "dy_halo": halo}
+    """A gradient operator that masks nothing that it is given, and takes it with the halo ``halo``."""
+    attributes = {**unactivated(forward), "mask_kind": 0, "mask_halo": 0, "dy_halo": halo}
     attributes["dx_halo"] = forward["in_halo"]
-    needed = forward["relu"] or halo != forward["out_halo"]
+    needed = applied(forward) or halo != forward["out_halo"]
     return Completion(attributes, masking(forward, side, halo) if needed else None, spare=spare)
 
 
@@ -77,18 +81,14 @@ class Affine(Operator):
     parameters = True
     keeps = "x"
     repetition = "elements"
-    takes = frozenset({"relu"})
+    takes = frozenset({"activation"})
     ort_gradient = (OrtNode("AffineGrad", ["GO(0)", "I(0)", "I(1)", "", "", "I(1)"], ["GI(0)", "GI(1)"]),)
-
-    def learns(self, node: Node, learned_slots: frozenset[int]) -> bool:
-        """A plain rectification has a slot without parameters."""
-        return node.attributes["affine"] in learned_slots
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
         attributes = {
             **branch.map(fused),
             "affine": fused.affine,
-            "relu": int(fused.relu),
+            **fused.activation,
             **named_halos(in_halo=sources[0], out_halo=y),
         }
         self.emit(branch.graph, {"x": sources[0], "affine": branch.affine}, {"y": y}, attributes)
@@ -100,7 +100,7 @@ class Affine(Operator):
         # A scale directly on the image still needs a tensor for the gradient that nobody reads.
         dx = tape.absorb(x) if tape.needs(x) else tape.unread(x)
         halos = named_halos(out_halo=dy, dy_halo=dy, dx_halo=dx.tensor)
-        attributes = {**node.attributes, "relu": 0, **halos, **dx.mask.attributes}
+        attributes = {**unactivated(node.attributes), **halos, **dx.mask.attributes}
         inputs = {"dy": dy, "affine": self.read(node, "affine"), **dx.inputs}
         if tape.gradients and learned:
             affine_grad, out = tape.gradients.step_affine()
@@ -110,10 +110,9 @@ class Affine(Operator):
             AffineInputGrad.emit(tape.graph, inputs, {"dx": dx.tensor}, attributes)
 
     def plain(self, layer: Layer) -> Plain:
-        if isinstance(layer, Scale):
-            shape = (layer.shape[0], *[1] * (len(layer.shape) - 1))
-            return Plain("Mul", {"scale": Parameter(layer.parameter, shape)})
-        return Plain("Relu")
+        assert isinstance(layer, Scale)
+        shape = (layer.shape[0], *[1] * (len(layer.shape) - 1))
+        return Plain("Mul", {"scale": Parameter(layer.parameter, shape)})
 
 
 class AffineInputGrad(Gradient):
@@ -133,64 +132,29 @@ class AffineGrad(Gradient):
         return masked_before(forward, "", forward["out_halo"])
 
 
-# Functions of one element
+# Activations that no other operator applies
 
 
 class Activate(Operator):
-    """act(x); its gradient is that of y, masked, so that it needs no operator."""
+    """act(x). The gradient of y, masked, is that of x, so that it needs no operator; "pre" is x itself."""
 
     inputs = (Port("x"),)
     outputs = (Port("y", dims=stack("", "out_halo")), Port("bits", "u8", optional=True, dims=bits("")))
     repetition = "elements"
-
-
-class _Function(Operator):
-    """Base of such an operator: attributes of its own, and an output for its gradient if that needs one."""
-
-    inputs = (Port("x"),)
-    repetition = "elements"
-    any_halo = True
-    gradient: ClassVar[type[Operator]]  # dy, and the outputs for the backward pass → dx
+    ort_gradient = (OrtNode("MaskedAdd", ["GO(0)", "", "O(0)"], ["GI(0)"]),)
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
-        layer = fused.layer
-        assert isinstance(layer, Elementwise)
-        branch.as_vector(fused, y)
         halos = named_halos(in_halo=sources[0], out_halo=y)
-        attributes = {**branch.map(fused), **layer.attributes, **halos}
-        self.emit(branch.graph, {"x": sources[0]}, {"y": y}, attributes)
+        self.emit(
+            branch.graph, {"x": sources[0]}, {"y": y}, {**branch.map(fused), **fused.activation, **halos}
+        )
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
-        x = self.read(node, "x")
-        if tape.needs(x):
-            dx = tape.contribute(x)
-            attributes = {**node.attributes, **named_halos(dy_halo=dy, dx_halo=dx)}
-            self.gradient.emit(tape.graph, {"dy": dy, **tape.saved(node)}, {"dx": dx}, attributes)
-
-
-class LeakyReLUGrad(Gradient):
-    """dy where the bit is set, slope·dy elsewhere."""
-
-    inputs = (Port("dy"), Port("signs", "u8"))
-    outputs = (Port("dx", dims=stack("", "dx_halo")),)
-
-    def complete(self, forward: Attributes, instance: str) -> Completion:
-        return Completion({**forward, "dy_halo": forward["out_halo"], "dx_halo": forward["in_halo"]})
-
-
-class LeakyReLU(_Function):
-    """x where it is positive, slope·x elsewhere; ``signs`` has a bit for each element that is positive."""
-
-    outputs = (
-        Port("y", dims=stack("", "out_halo")),
-        Port("signs", "u8", optional=True, dims=bits(""), for_backward=True),
-    )
-    gradient = LeakyReLUGrad
-    ort_gradient = (OrtNode("LeakyReLUGrad", ["GO(0)", "O(1)"], ["GI(0)"]),)
+        tape.pass_on(self.read(node, "x"), dy)
 
     def plain(self, layer: Layer) -> Plain:
-        assert isinstance(layer, Elementwise)
-        return Plain("LeakyRelu", attributes={"alpha": layer.attributes["slope"]})
+        assert isinstance(layer, Activation)
+        return FUNCTIONS[layer.kind].plain(layer.attributes)
 
 
 # Sums
@@ -206,13 +170,13 @@ class Add(Operator):
         Port("pre", optional=True, dims=stack("", "pre_halo")),
     )
     repetition = "elements"
-    takes = frozenset({"relu"})
+    takes = frozenset({"activation"})
     commutative = True
     ort_gradient = tuple(OrtNode("MaskedAdd", ["GO(0)", "", "O(0)"], [f"GI({i})"]) for i in (0, 1))
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
         halos = named_halos(a_halo=sources[0], b_halo=sources[1], out_halo=y)
-        attributes = {**branch.map(fused), "relu": int(fused.relu), **halos}
+        attributes = {**branch.map(fused), **fused.activation, **halos}
         self.emit(branch.graph, {"a": sources[0], "b": sources[1]}, {"y": y}, attributes)
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
@@ -231,6 +195,7 @@ class MaskedAdd(Gradient):
     outputs = (Port("y", dims=stack("", "out_halo")),)
 
     def complete(self, forward: Attributes, instance: str) -> Completion:
-        # Of an addition, whose gradient is one node for each input; the builder numbers them from 0.
-        halo = forward["a_halo"] if instance.endswith("_0") else forward["b_halo"]
-        return Completion(masking(forward, "", halo), inputs=None if forward["relu"] else 1)
+        # Of an addition, whose gradient is one node for each input (the builder numbers them from 0), or of a
+        # lone activation.
+        port = "in_halo" if "in_halo" in forward else "a_halo" if instance.endswith("_0") else "b_halo"
+        return Completion(masking(forward, "", forward[port]), inputs=None if applied(forward) else 1)

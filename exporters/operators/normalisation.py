@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ..activations import unactivated
 from ..layers import BatchNorm as BatchNormLayer
 from ..layers import GroupNorm as GroupNormLayer
 from ..layers import Layer
 from ..nodes import Node
+from ..plain import Plain
 from .base import (
     SUM_AND_MASK,
     Attributes,
@@ -20,7 +22,6 @@ from .base import (
     Operator,
     OrtNode,
     Parameter,
-    Plain,
     Port,
     Types,
     bits,
@@ -62,7 +63,7 @@ class BatchNorm(Operator):
     parameters = True
     keeps = "z"
     repetition = "pass"
-    takes = frozenset({"addition", "relu"})
+    takes = frozenset({"addition", "activation"})
     ort_gradient = (
         OrtNode(
             "BatchNormGrad",
@@ -85,7 +86,7 @@ class BatchNorm(Operator):
             **branch.map(fused),
             "affine": fused.affine,
             "statistics": branch.network.statistics[layer.module].offset,
-            "relu": int(fused.relu),
+            **fused.activation,
             "momentum": float(layer.momentum),
             "epsilon": float(layer.epsilon),
             "update": int(branch.update),
@@ -104,7 +105,7 @@ class BatchNorm(Operator):
         # The scale's gradient is needed even where nobody reads the input's.
         dz = tape.absorb(z) if tape.needs(z) else tape.unread(z)
         halos = named_halos(dy_halo=dy, dx_halo=dz.tensor)
-        attributes = {**node.attributes, "relu": 0, **halos, **dz.mask.attributes}
+        attributes = {**unactivated(node.attributes), **halos, **dz.mask.attributes}
         assert tape.gradients is not None, "the statistics of a batch are those of training"
         affine_grad, out = tape.gradients.step_affine()
         inputs = {port: self.read(node, port) for port in ("z", "affine", "sample_weight")}
@@ -180,10 +181,11 @@ class _Norm(Operator):
             **branch.map(fused),
             "affine": fused.affine,
             "epsilon": float(layer.epsilon),
+            **fused.activation,
             **named_halos(in_halo=sources[0], out_halo=y),
         }
         if not layer.per_pixel:
-            attributes |= {"groups": layer.groups, "relu": int(fused.relu)}
+            attributes["groups"] = layer.groups
         self.emit(branch.graph, {"x": sources[0], "affine": branch.affine}, {"y": y}, attributes)
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
@@ -192,7 +194,7 @@ class _Norm(Operator):
             return
         dx = tape.absorb(x) if tape.needs(x) else tape.unread(x)
         halos = named_halos(dy_halo=dy, dx_halo=dx.tensor)
-        attributes = {**node.attributes, "relu": 0, **halos, **dx.mask.attributes}
+        attributes = {**unactivated(node.attributes), **halos, **dx.mask.attributes}
         inputs = {"dy": dy, "x": x, "affine": self.read(node, "affine"), **tape.saved(node), **dx.inputs}
         outputs = {"dx": dx.tensor}
         if tape.gradients and learned:
@@ -230,7 +232,7 @@ class _NormGrad(Gradient):
         return super().bytes_moved(node, types, connections) + again
 
     def complete(self, forward: Attributes, instance: str) -> Completion:
-        return masked_before({"relu": 0, **forward}, "", forward["out_halo"])
+        return masked_before(forward, "", forward["out_halo"])
 
 
 class GroupNormGrad(_NormGrad):
@@ -252,7 +254,7 @@ class GroupNorm(_Norm):
         Port("bits", "u8", optional=True, dims=bits("")),
         Port("pre", optional=True, dims=stack("", "pre_halo")),
     )
-    takes = frozenset({"relu"})
+    takes = frozenset({"activation"})
     gradient = GroupNormGrad
     ort_gradient = (
         OrtNode("GroupNormGrad", ["GO(0)", "I(0)", "I(1)", "O(1)", "", "", "I(1)"], ["GI(0)", "GI(1)"]),

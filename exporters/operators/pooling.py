@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import layers
 from ..nodes import Node
+from ..plain import Plain
 from .base import (
     SUM_AND_MASK,
     Attributes,
@@ -18,7 +19,6 @@ from .base import (
     Gradient,
     Operator,
     OrtNode,
-    Plain,
     Port,
     Types,
     along_both_axes,
@@ -81,13 +81,13 @@ class MaxPool(_Pool):
         Port("choice", "u8", optional=True, dims=_choice, for_backward=True),
     )
     repetition = "pass"
-    takes = frozenset({"relu"})
+    takes = frozenset({"clipping"})
     ort_gradient = (OrtNode("MaxPoolGrad", ["GO(0)", "O(1)"], ["GI(0)"]),)
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
         branch.as_vector(fused, y)
         attributes = self.geometry(fused, sources[0], y, branch)
-        self.emit(branch.graph, {"x": sources[0]}, {"y": y}, {**attributes, "relu": int(fused.relu)})
+        self.emit(branch.graph, {"x": sources[0]}, {"y": y}, {**attributes, **fused.activation})
 
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         x = self.read(node, "x")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import layers
 from ..nodes import Node
+from ..plain import Plain
 from .base import (
     SUM_AND_MASK,
     Attributes,
@@ -14,7 +15,6 @@ from .base import (
     Gradient,
     Operator,
     OrtNode,
-    Plain,
     Port,
     blocks_of,
     named_halos,

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import layers
 from ..nodes import Node
+from ..plain import Plain
 from .base import (
     SUM_AND_MASK,
     Attributes,
@@ -16,7 +17,6 @@ from .base import (
     Gradient,
     Operator,
     OrtNode,
-    Plain,
     Port,
     along_both_axes,
     named_halos,

@@ -28,6 +28,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import Objective
 from edge_bcs.method.sparse_model import SparseModel
 
+from ..activations import applied, of_activation, unactivated
 from ..forward import Lowering
 from ..graphs import (
     PARAMETERS,
@@ -119,30 +120,36 @@ def _separate(graph: Graph) -> None:
         for position, port in enumerate(rule.outputs):
             if port.for_backward:
                 node.outputs[position] = f"{y}.{port.name}"
+        activated = node
         if rule.has_input("residual") and rule.read(node, "residual"):
-            nodes.append(_addition(node, rule.input("residual")))
+            activated = _addition(node, rule.input("residual"))
+            nodes.append(activated)
         elif rule.commutative and node.inputs[0] not in learned:
             node.inputs.reverse()
             a["a_halo"], a["b_halo"] = a["b_halo"], a["a_halo"]
+        function, activated_rule = applied(activated.attributes), OPERATORS[activated.operator]
+        if function is not None and function.kept == "pre" and activated_rule.has_output("pre"):
+            activated.outputs[activated_rule.output("pre")] = f"{y}.pre"
+            activated.attributes["pre_halo"] = 0
         if rule.parameters or not learned.isdisjoint(node.inputs):
             learned.update((y, node.outputs[0]))
     graph.nodes = nodes
 
 
 def _addition(node: Node, position: int) -> Node:
-    """Take the residual at input ``position`` and the ReLU from ``node`` and return the addition that does
-    them.
+    """Take the residual at input ``position`` and the activation from ``node`` and return the addition that
+    does them.
     """
     a, y = node.attributes, node.outputs[0]
     channels, height, width = map_of(a, "out_" if "out_channels" in a else "")
     addition = {"channels": channels, "height": height, "width": width}
-    addition |= {key: a[key] for key in ("lanes", "relu", "out_halo")}
+    addition |= {"lanes": a["lanes"], "out_halo": a["out_halo"], **of_activation(a)}
     addition |= {"a_halo": a["out_halo"], "b_halo": a.get("residual_halo", a["out_halo"])}
     residual, node.inputs[position], node.outputs[0] = node.inputs[position], "", f"{y}.before"
-    a["relu"] = 0
+    node.attributes = a = unactivated(a)
     if "residual_halo" in a:
         a["residual_halo"] = 0
-    return Node("Add", [node.outputs[0], residual], [y, ""], addition, f"{node.name}.Add")
+    return Node("Add", [node.outputs[0], residual], [y, "", ""], addition, f"{node.name}.Add")
 
 
 # The gradient graph
@@ -188,16 +195,20 @@ def complete(model: onnx.ModelProto) -> None:
 def _completed(node: onnx.NodeProto, forward: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Complete one gradient node; returns the nodes that go before it."""
     rule = OPERATORS[node.op_type]
-    source = {item.name: helper.get_attribute_value(item) for item in forward.attribute}
+    values = {item.name: helper.get_attribute_value(item) for item in forward.attribute}
+    source = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
     missing = rule.complete(source, node.name)
     before: list[onnx.NodeProto] = []
     if missing.inputs is not None:
         del node.input[missing.inputs :]
     if missing.masking is not None:
         masked = f"{node.name}.dy"
-        inputs = [node.input[0], "", forward.output[0]] if missing.masking["mask_kind"] else [node.input[0]]
+        mask = ["", _mask(forward, source)] if missing.masking["mask_kind"] else []
+        inputs = [node.input[0], *mask]
         before.append(_node(MaskedAdd, inputs, masked, **missing.masking))
         node.input[0] = masked
+    elif rule is OPERATORS["MaskedAdd"] and len(node.input) == 3:
+        node.input[2] = _mask(forward, source)
     if missing.spare and not node.output[0]:
         node.output[0] = f"{node.name}.unused"  # nobody wants it, but the operator gives it
     for position in rule.aliases.values():  # accumulators begin at zero
@@ -207,6 +218,14 @@ def _completed(node: onnx.NodeProto, forward: onnx.NodeProto) -> list[onnx.NodeP
             node.input[position] = start
     node.attribute.extend(helper.make_attribute(key, value) for key, value in missing.attributes.items())
     return before
+
+
+def _mask(forward: onnx.NodeProto, attributes: dict[str, Any]) -> str:
+    """What the derivative of a forward node's activation is made from."""
+    rule, function = OPERATORS[forward.op_type], applied(attributes)
+    if function is None or function.kept != "pre":
+        return str(forward.output[0])
+    return str(forward.output[rule.output("pre")] if rule.has_output("pre") else forward.input[0])
 
 
 def _node(operator: type[Operator], inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:

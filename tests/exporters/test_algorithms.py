@@ -74,8 +74,11 @@ def test_which_walks_take_winograds_products(changes: dict[str, Any], forwards: 
     assert algorithm("winograd", attributes, "") == "dense"
     assert {algorithm("sparse", attributes, side) for side in ("out_", "in_", "")} == {"sparse"}
     # And where ONNX Runtime makes the gradient's node, from the attributes in the file.
-    layer = attributes | {"in_halo": 1, "out_halo": 1, "relu": 0}
-    for kernel, expected in ((b"dense", to_input), (b"winograd", to_input), (b"sparse", "sparse")):
+    layer = attributes | {
+        "in_halo": 1,
+        "out_halo": 1,
+    }
+    for kernel, expected in (("dense", to_input), ("winograd", to_input), ("sparse", "sparse")):
         completed = OPERATORS["ConvGrad"].complete(layer | {"algorithm": kernel}, "")
         assert completed.attributes["algorithm"] == expected
 

@@ -16,6 +16,7 @@ from edge_bcs.exporters.graphs import attack_graph, evaluation_graph, training_g
 from edge_bcs.exporters.network import Network, network_of
 from helpers.networks import (
     NETWORKS,
+    EveryActivation,
     EveryLayer,
     Residual,
     batch,
@@ -28,6 +29,7 @@ from helpers.networks import (
     training_feeds,
 )
 from helpers.reference_ops import run_graph
+from torch import nn
 
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.method.sparse_model import SparseModel
@@ -104,8 +106,9 @@ def test_both_orders_of_two_branches(statistics: str, keep_both: bool) -> None:
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])
 @pytest.mark.parametrize("objective", ["at", "trades"])
-def test_a_module_with_every_layer(objective: str, statistics: str) -> None:
-    sparse = sparse_of(EveryLayer())
+@pytest.mark.parametrize("module", [EveryLayer, EveryActivation])
+def test_a_module_with_every_layer(module: type[nn.Module], objective: str, statistics: str) -> None:
+    sparse = sparse_of(module())
     check_training(sparse, network_of(sparse, (2, 13, 13), statistics == "batch"), objective, n=3, real=3)
 
 

@@ -11,25 +11,30 @@ import onnx
 import onnxruntime
 import pytest
 from edge_bcs.exporters.graphs import training_graph
+from edge_bcs.exporters.memory.choice import Job
+from edge_bcs.exporters.memory.planner import Planner
 from edge_bcs.exporters.memory.replay import replay
 from edge_bcs.exporters.memory.storage import Storage, kept_stacks, store
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.nodes import Graph
+from edge_bcs.exporters.operators.base import KEPT
 from edge_bcs.exporters.validation import run
 from edge_bcs.runtime.engine import session_options
-from helpers.networks import EveryLayer, batch, relative, sparse_of, tiny, training_feeds
+from helpers.networks import EveryActivation, EveryLayer, batch, relative, sparse_of, tiny, training_feeds
 from helpers.reference_ops import run_graph
 from helpers.schedule_replay import check_schedule
+from torch import nn
 
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.method.sparse_model import SparseModel
 
-NETWORKS = ("vgg16", "resnet18", "resnet50", "wrn28_2", "every layer")
+NETWORKS = ("vgg16", "resnet18", "resnet50", "wrn28_2", "every layer", "every activation")
+MODULES = {"every layer": EveryLayer, "every activation": EveryActivation}
 
 
 def made(name: str, statistics: str) -> tuple[SparseModel, Network]:
-    if name == "every layer":
-        sparse = sparse_of(EveryLayer())
+    if name in MODULES:
+        sparse = sparse_of(MODULES[name]())
         return sparse, network_of(sparse, (2, 13, 13), statistics == "batch")
     sparse = tiny(name)
     return sparse, network_of(sparse, (3, 16, 16), statistics == "batch")
@@ -80,6 +85,48 @@ def test_recomputing_saves_memory_and_costs_arithmetic() -> None:
     after = replay(half, network.connections)
     assert after.peak_bytes < 0.75 * before.peak_bytes
     assert sum(before.flops) < sum(after.flops) < 1.5 * sum(before.flops)
+
+
+def smooth(depth: int = 4) -> Network:
+    """Convolutions of 3×3 with SiLU, whose derivative needs what it is applied to."""
+    layers = [nn.Conv2d(2, 8, 3, padding=1), nn.SiLU()]
+    for _ in range(depth):
+        layers += [nn.Conv2d(8, 8, 3, padding=1), nn.SiLU()]
+    module = nn.Sequential(*layers, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(8, 4))
+    return network_of(sparse_of(module), (2, 8, 8))
+
+
+def test_an_output_is_made_again_from_what_the_activation_was_applied_to() -> None:
+    graph = training_graph(smooth(), 4, objective_named("at"))
+    pre = frozenset(name for name in kept_stacks(graph) if name.endswith(".pre"))
+    # The last output is read by the pooling alone, whose gradient reads nothing.
+    outputs = frozenset(name.removesuffix(".pre") for name in pre) & {*kept_stacks(graph)}
+    assert len(pre) == 5 and len(outputs) == 4
+    again = store(graph, Storage(outputs))
+    operators = [node.operator for node in again.nodes]
+    assert operators.count("Activate") == 4 and operators.count("Conv") == 6  # no product twice
+    # One of the two stacks of each layer; the image is kept, too.
+    network = smooth()
+    kept, less = (replay(g, network.connections).categories[KEPT] for g in (graph, again))
+    assert less < 0.65 * kept
+    # Where it is made again itself, it is not written before, and nothing lies there that nobody reads.
+    both = store(graph, Storage(outputs | pre))
+    written = {name for node in both.nodes for name in node.outputs}
+    assert not pre & written
+    read = {name for node in both.nodes for name in node.inputs}
+    assert not [name for name in written if ".pre" in name and name not in read]
+
+
+def test_the_planner_keeps_one_stack_of_a_smooth_activation() -> None:
+    network = smooth()
+    job = Job(objective_named("at"), batch_size=4)
+    planner = Planner(network)
+    free = planner.fastest(job, 1 << 30, 4)
+    assert free is not None and not free.choice.storage
+    squeezed = planner.fastest(job, int(0.8 * free.peak_bytes), 4)
+    assert squeezed is not None and squeezed.choice.storage.recomputed
+    assert not [name for name in squeezed.choice.storage.recomputed if name.endswith(".pre")]
+    assert squeezed.seconds < 1.2 * free.seconds
 
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_bcs.exporters.frontends.torch import capture, captured_somehow
-from edge_bcs.exporters.layers import BatchNorm, Convolution, Input, Layer, LayerGraph
+from edge_bcs.exporters.layers import Activation, BatchNorm, Convolution, Input, Layer, LayerGraph
 from edge_bcs.exporters.network import captured
 from torch import Tensor, nn
 
@@ -110,7 +110,7 @@ class Inside(nn.Module):
 def test_forms_of_one_network_become_the_same_layers(kind: type[Modules], training: bool) -> None:
     expected = summary(capture(Modules().eval(), SHAPE))
     assert [type(layer).__name__ for layer in expected] == [
-        *("Input", "Convolution", "BatchNorm", "ReLU", "MaxPool", "Add", "Elementwise", "AveragePool"),
+        *("Input", "Convolution", "BatchNorm", "Activation", "MaxPool", "Add", "Activation", "AveragePool"),
         *("AveragePool", "Flatten", "Convolution"),
     ]
     assert summary(capture(kind().train(training), SHAPE)) == expected
@@ -366,7 +366,7 @@ def test_what_only_reads_parameters_is_run() -> None:
         return x.relu() if net.alpha > 0 and (net.alpha * 2).item() == 2 else x.erf()
 
     assert [type(layer).__name__ for layer in capture(Around(branch), SHAPE).layers] == [
-        *("Input", "Convolution", "ReLU", "Flatten"),
+        *("Input", "Convolution", "Activation", "Flatten"),
     ]
 
 
@@ -388,7 +388,7 @@ def test_a_change_in_place_is_seen_by_what_reads_the_tensor_afterwards() -> None
 
     graph = capture(Around(changed), SHAPE)
     add = graph[graph[graph.output].inputs[0]]
-    assert [type(graph[name]).__name__ for name in add.inputs] == ["ReLU", "ReLU"]
+    assert [type(graph[name]).__name__ for name in add.inputs] == ["Activation", "Activation"]
 
 
 @pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
@@ -625,3 +625,32 @@ def test_operators_are_those_that_torch_export_records() -> None:
         exported = torch.export.export(kind().eval(), (torch.zeros(2, *SHAPE),), strict=False)
         called = [node.target for node in exported.graph.nodes if node.op == "call_function"]
         assert seen == [target._schema.name.partition("::")[2] for target in called]
+
+
+ACTIVATIONS: dict[str, list[Any]] = {
+    "relu": [nn.ReLU(), F.relu, torch.relu, lambda x: x.relu_(), lambda x: x.clamp(min=0)],
+    "relu6": [
+        nn.ReLU6(),
+        F.relu6,
+        nn.Hardtanh(0, 6),
+        lambda x: torch.clamp(x, 0, 6),
+        lambda x: x.clamp_(0, 6),
+    ],
+    "leaky_relu": [nn.LeakyReLU(0.25), lambda x: F.leaky_relu(x, 0.25)],
+    "hardsigmoid": [nn.Hardsigmoid(), F.hardsigmoid],
+    "sigmoid": [nn.Sigmoid(), torch.sigmoid, lambda x: x.sigmoid_()],
+    "tanh": [nn.Tanh(), torch.tanh, lambda x: x.tanh()],
+    "hardswish": [nn.Hardswish(inplace=True), F.hardswish],
+    "silu": [nn.SiLU(), lambda x: F.silu(x, inplace=True)],
+    "gelu": [nn.GELU(), F.gelu],
+    "gelu_tanh": [nn.GELU(approximate="tanh"), lambda x: F.gelu(x, approximate="tanh")],
+}
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_an_activation_is_the_same_in_every_form(kind: str) -> None:
+    for form in ACTIVATIONS[kind]:
+        layers = capture(Around(lambda _, x, form=form: form(x)), SHAPE).layers
+        (found,) = [layer for layer in layers if isinstance(layer, Activation)]
+        assert found.kind == kind
+        assert dict(found.attributes) == ({"slope": 0.25} if kind == "leaky_relu" else {})

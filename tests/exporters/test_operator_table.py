@@ -125,6 +125,13 @@ def with_numbers(module: nn.Module) -> nn.Module:
     return module
 
 
+def wide() -> nn.Module:
+    """A batch norm whose results reach beyond the limits of ReLU6 and of the hard functions."""
+    norm = nn.BatchNorm2d(6)
+    nn.init.constant_(norm.weight, 4.0)
+    return norm
+
+
 ROWS: dict[str, Callable[[], list[nn.Module]]] = {
     "convolution": lambda: [nn.Conv2d(6, 4, 3, padding=1)],
     "convolution, strided": lambda: [nn.Conv2d(6, 4, 3, stride=2, padding=1)],
@@ -182,9 +189,8 @@ ROWS: dict[str, Callable[[], list[nn.Module]]] = {
     "scale behind a convolution": lambda: [nn.Conv2d(6, 5, 1), Scaled(1, 5, 1, 1), nn.ReLU()],
     "scale of a vector": lambda: [nn.Flatten(), nn.Linear(252, 7), nn.ReLU(), Scaled(7), nn.ReLU()],
     "ReLU": lambda: [nn.ReLU()],
-    "LeakyReLU": lambda: [nn.LeakyReLU(0.1)],
-    "LeakyReLU between convolutions": lambda: [nn.LeakyReLU(0.2), nn.Conv2d(6, 5, 3, padding=1)],
     "LeakyReLU read twice": lambda: [Sum(nn.LeakyReLU(0.3)), nn.Conv2d(6, 4, 1)],
+    "SiLU read twice": lambda: [Sum(nn.SiLU()), nn.Conv2d(6, 4, 1)],
     "addition": lambda: [Sum(nn.Conv2d(6, 6, 3, padding=1)), nn.ReLU()],
     "product": lambda: [Gate(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())],
     "product with itself": lambda: [nn.ReLU(), Function(lambda x: x * x), nn.Conv2d(6, 4, 1)],
@@ -245,6 +251,45 @@ ROWS: dict[str, Callable[[], list[nn.Module]]] = {
     ],
     "rows and columns": lambda: [Function(lambda x: x[:, :, 1::2, :-1]), nn.Conv2d(6, 4, 1)],
 }
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "ReLU6": nn.ReLU6,
+    "LeakyReLU": lambda: nn.LeakyReLU(0.1),
+    "LeakyReLU, falling": lambda: nn.LeakyReLU(-0.3),
+    "Hardsigmoid": nn.Hardsigmoid,
+    "Hardswish": nn.Hardswish,
+    "Sigmoid": nn.Sigmoid,
+    "Tanh": nn.Tanh,
+    "SiLU": nn.SiLU,
+    "GELU": nn.GELU,
+    "GELU, tanh": lambda: nn.GELU(approximate="tanh"),
+}
+
+
+def everywhere(make: Callable[[], nn.Module]) -> list[nn.Module]:
+    """An activation after a convolution, a sum, a batch norm and a pooling, and before a max pooling."""
+    added = [Sum(nn.Conv2d(6, 6, 3, padding=1)), make()]
+    pooled = [wide(), make(), nn.MaxPool2d(2), nn.AvgPool2d(2, stride=1), make()]
+    return [make(), *added, *pooled, nn.Conv2d(6, 4, (1, 2))]
+
+
+def rows_of(name: str, make: Callable[[], nn.Module]) -> dict[str, Callable[[], list[nn.Module]]]:
+    """An activation in each place."""
+    return {
+        f"{name} after a convolution": lambda: [make(), nn.Conv2d(6, 5, 3, padding=1)],
+        f"{name} on its own": lambda: [nn.MaxPool2d(3, stride=2), make()],
+        f"{name} after a batch norm": lambda: [wide(), make(), nn.Conv2d(6, 4, 1)],
+        f"{name} after a group norm": lambda: [with_numbers(nn.GroupNorm(3, 6)), make(), nn.Conv2d(6, 4, 1)],
+        f"{name} after a pre-activation": lambda: [nn.ReLU(), wide(), make()],
+        f"{name} after a sum": lambda: [Sum(nn.Conv2d(6, 6, 3, padding=1)), make(), nn.Conv2d(6, 4, 1)],
+        f"{name} after a sum of pools": lambda: [Sum(nn.AvgPool2d(1)), make(), nn.Conv2d(6, 4, 3)],
+        f"{name} before a max pooling": lambda: [wide(), make(), nn.MaxPool2d(2)],
+    }
+
+
+ROWS |= {f"{name} everywhere": lambda make=make: everywhere(make) for name, make in ACTIVATIONS.items()}
+for kind in ("ReLU6", "Tanh", "SiLU"):  # bits, the output, and what it is applied to, tell their derivatives
+    ROWS |= rows_of(kind, ACTIVATIONS[kind])
 
 
 class Around(nn.Module):

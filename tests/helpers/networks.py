@@ -52,6 +52,26 @@ class EveryLayer(nn.Module):
         return self.head(x)
 
 
+class EveryActivation(nn.Module):
+    """All activations but ReLU, after convolutions, batch norms, sums and poolings; images 2×13×13."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.SiLU())
+        self.left = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Hardswish())
+        self.right = nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6))
+        self.gate = nn.Sequential(nn.MaxPool2d(3, stride=2), nn.GELU(), nn.Conv2d(6, 6, 1), nn.Sigmoid())
+        self.down = nn.Sequential(nn.Conv2d(6, 6, 3), nn.GELU(approximate="tanh"), nn.AvgPool2d(2), nn.Tanh())
+        self.head = nn.Sequential(nn.Linear(6 * 2 * 2, 9), nn.LeakyReLU(0.2), nn.Linear(9, 7), nn.ReLU6())
+        self.last = nn.Sequential(nn.Linear(7, 7), nn.Hardsigmoid(), nn.Linear(7, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = F.silu(self.right(self.left(x)) + x) + F.gelu(x + x)
+        logits: torch.Tensor = self.last(self.head(torch.flatten(self.down(self.gate(x)), 1)))
+        return logits
+
+
 class Residual(nn.Module):
     """Joins of every kind: a sum of three branches, a tensor added to itself, a pooled and an unpooled
     reader.

@@ -135,8 +135,53 @@ def _masked(a: Attributes, dx: Array, addend: Array | None, mask: Array | None, 
         return dx
     assert mask is not None
     if a["mask_kind"] == 1:
-        return dx * (unpack(mask, *shape, a["mask_halo"]) > 0)
-    return dx * unpack_bits(mask, *shape, a["lanes"])
+        return dx * _derivative(a, unpack(mask, *shape, a["mask_halo"]))
+    open_, closed = {b"hardsigmoid": (1 / 6, 0), b"leaky_relu": (1, a.get("mask_slope", 0))}.get(
+        a.get("mask_activation", b"relu"), (1, 0)
+    )
+    return dx * np.where(unpack_bits(mask, *shape, a["lanes"]), open_, closed)
+
+
+FUNCTIONS = {
+    b"relu": F.relu,
+    b"relu6": F.relu6,
+    b"hardsigmoid": F.hardsigmoid,
+    b"hardswish": F.hardswish,
+    b"sigmoid": torch.sigmoid,
+    b"tanh": torch.tanh,
+    b"silu": F.silu,
+    b"gelu": F.gelu,
+    b"gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+OPEN = {b"relu6": (0, 6), b"hardsigmoid": (-3, 3)}
+"""Where bits are set; of the other functions where a number is positive."""
+
+
+def _activated(a: Attributes, y: Array) -> Array:
+    name = a.get("activation", b"relu" if a.get("relu") else None)
+    if name is None:
+        return y
+    if name == b"leaky_relu":
+        return np.where(y > 0, y, a["slope"] * y)
+    return FUNCTIONS[name](torch.tensor(y)).numpy()
+
+
+def _derivative(a: Attributes, kept: Array) -> Array:
+    """Of the activation that a gradient goes through, from its output or what it was applied to."""
+    name = a.get("mask_activation", b"relu")
+    match name:
+        case b"leaky_relu":
+            return np.where(kept > 0, 1, a["mask_slope"])
+        case b"hardsigmoid":
+            return ((kept > 0) & (kept < 1)) / 6
+        case b"sigmoid":
+            return kept * (1 - kept)
+        case b"tanh":
+            return 1 - kept**2
+    x = torch.tensor(kept, requires_grad=True)
+    FUNCTIONS[name](x).sum().backward()
+    assert x.grad is not None
+    return x.grad.numpy()
 
 
 def _channels(values: Array) -> Array:
@@ -160,9 +205,11 @@ def _add_to_slot(a: Attributes, grad: Array, channels: int, dscale: Array, dshif
 
 
 def _result(a: Attributes, y: Array, node_outputs: int) -> list[Array]:
-    """[stack of act(y), bits if wanted]."""
-    y = np.maximum(y, 0) if a["relu"] else y
-    return [pack(y, a["lanes"], a["out_halo"]), pack_bits(y, a["lanes"])][:node_outputs]
+    """[stack of act(y), bits and y itself if wanted]."""
+    low, high = OPEN.get(a.get("activation"), (0, np.inf))
+    bits = pack_bits(((y > low) & (y < high)).astype(float), a["lanes"])
+    pre = pack(y, a["lanes"], a.get("pre_halo", 0))
+    return [pack(_activated(a, y), a["lanes"], a["out_halo"]), bits, pre][:node_outputs]
 
 
 # Input, output, scale and shift
@@ -330,9 +377,10 @@ def max_pool(a, x):
     ox = np.arange(a["out_width"])[None, :] * a["strides"][1] - a["pads"][1]
     choice = (iy - oy) * a["kernel"][1] + (ix - ox)
     y = y.numpy()
-    if a["relu"]:
-        choice = np.where(y > 0, choice, 255)
-        y = np.maximum(y, 0)
+    clipped = _activated(a, y)
+    if "activation" in a:
+        choice = np.where(clipped == y, choice, 255)
+    choice, y = np.where(clipped == 0, 255, choice) if "activation" in a else choice, clipped
     n = y.shape[0]
     lanes = a["lanes"]
     packed = choice.reshape(n // lanes, lanes, -1).transpose(0, 2, 1).astype(np.uint8)
@@ -437,7 +485,7 @@ def batch_norm(a, z, affine, weight, mean, variance, residual, outputs):
         part = slice(a["statistics"], a["statistics"] + a["channels"])
         mean[part] = (1 - a["momentum"]) * mean[part] + a["momentum"] * m.numpy()
         variance[part] = (1 - a["momentum"]) * variance[part] + a["momentum"] * v.numpy()
-    stack, *bits = _result(a, y, 2)
+    stack, *bits = _result(a, y, 3)
     return [stack, np.concatenate([m.numpy(), inverse.numpy()]), mean, variance, *bits][:outputs]
 
 
@@ -565,6 +613,8 @@ def _run(node: onnx.NodeProto, a: Attributes, inputs: list[Any]) -> list[Any]:
             return affine_input_grad(a, *padded(4))
         case "AffineGrad":
             return affine_grad_(a, *padded(6))
+        case "Activate":
+            return _result(a, _same(a, inputs[0], a["in_halo"]), outputs)
         case "Add":
             return add(a, *inputs, outputs)
         case "MaskedAdd":

@@ -250,3 +250,24 @@ def test_a_maximum_of_activations_is_the_activation_of_the_maximum(rectify: str)
     inputs = {"dy": pack(gradient, 2, 0), "choice": made["choice"]}
     dx = run("MaxPoolGrad", inputs, {"dx": F}, **attributes)["dx"]
     assert np.array_equal(unpack(dx, 2, 6, 4, 0), at.grad.numpy().astype(F))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_two_threads_give_the_bits_of_one(function: str) -> None:
+    x = np.random.default_rng(6).normal(0, 3, (8, 5, 9, 7)).astype(F)
+    shape = {"channels": 5, "height": 9, "width": 7, "lanes": 4, "in_halo": 1, "out_halo": 1}
+    slopes = {"slope": SLOPE} if function == "leaky_relu" else {}
+    made = [
+        run(
+            "Activate",
+            {"x": pack(x, 4, 1)},
+            {"y": F, "bits": U8},
+            threads=threads,
+            activation=function,
+            **shape,
+            **slopes,
+        )
+        for threads in (1, 2)
+    ]
+    assert made[0]["y"].tobytes() == made[1]["y"].tobytes()
+    assert made[0]["bits"].tobytes() == made[1]["bits"].tobytes()

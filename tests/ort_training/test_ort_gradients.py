@@ -23,6 +23,7 @@ from edge_bcs.exporters.validation import run
 from edge_bcs.runtime import library
 from helpers.networks import (
     NETWORKS,
+    EveryActivation,
     EveryLayer,
     Residual,
     batch,
@@ -34,6 +35,7 @@ from helpers.networks import (
 )
 from onnxruntime.training import artifacts
 from onnxruntime.training.api import CheckpointState, Module, Optimizer
+from torch import nn
 
 from edge_bcs.core.objectives import OBJECTIVES, objective_named
 from edge_bcs.method.sparse_model import SparseModel
@@ -90,8 +92,9 @@ def test_both_differentiators_agree(name: str, objective: str, statistics: str, 
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])
 @pytest.mark.parametrize("objective", ["at", "trades"])
-def test_every_layer(objective: str, statistics: str, tmp_path: Path) -> None:
-    sparse = sparse_of(EveryLayer())
+@pytest.mark.parametrize("module", [EveryLayer, EveryActivation])
+def test_every_layer(module: type[nn.Module], objective: str, statistics: str, tmp_path: Path) -> None:
+    sparse = sparse_of(module())
     check(sparse, network_of(sparse, (2, 13, 13), statistics == "batch"), objective, tmp_path)
 
 
