@@ -28,6 +28,8 @@ class Wishes:
     warmup: float | None = None
     augment: Augment | None = None
     balance: bool | None = None
+    validation: float | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         """Raise EdgeBcsError for what no training can have."""
@@ -40,13 +42,18 @@ class Wishes:
         rate = self.learning_rate
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise EdgeBcsError(f"the learning rate must be a positive number, not {rate}.")
-        Schedule(kind=self.schedule or KINDS[0], warmup=self.warmup)
+        Schedule(kind=self.schedule or KINDS[0], warmup=self.warmup, patience=self.patience)
+        if self.validation is not None and not 0 <= self.validation < 1:
+            raise EdgeBcsError(
+                f"the held-out fraction must be at least 0 and below 1, not {self.validation}."
+            )
         if self.augment is not None:
             named(self.augment)
 
     def changes(self) -> dict[str, Any]:
         """Return the fields of a course that it says, but for the length."""
-        said = {name: getattr(self, name) for name in ("learning_rate", "schedule", "warmup", "balance")}
+        names = ("learning_rate", "schedule", "warmup", "balance", "patience")
+        said = {name: getattr(self, name) for name in names}
         said["augment"] = None if self.augment is None else named(self.augment)
         return {name: value for name, value in said.items() if value is not None}
 
@@ -63,6 +70,12 @@ class Course:
         schedule, warmup: how λ and λ_w change, see `edge_bcs.core.settings.Schedule`.
         augment, balance: what it sees of the data, see `edge_bcs.data.augmentation` and
             `edge_bcs.data.balance`.
+        validation: share of the images that is held out to choose the best epoch; ``samples`` are without it.
+        patience: see `Schedule`.
+        measured: steps done when the held-out images were measured last. risen: when they were better than
+            ever before.
+        best_step: of the best state; best_score: its accuracy, under attack where the training has one.
+        returned: whether the training is over and has gone back to the best state.
     """
 
     first_step: int
@@ -76,6 +89,13 @@ class Course:
     warmup: float | None = None
     augment: str = "shift"
     balance: bool = False
+    validation: float = 0.0
+    patience: int | None = None
+    measured: int = 0
+    risen: int = 0
+    best_step: int = 0
+    best_score: float = -1.0
+    returned: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,6 +114,33 @@ class Course:
     def next_epoch(self, step: int) -> int:
         """The first epoch that this training, which stands at ``step``, has not begun."""
         return self.first_epoch + -(-(step - self.first_step) // self.steps_per_epoch)
+
+    def is_over(self, done: int) -> bool:
+        """Whether no step comes after ``done`` steps: all are done, or patience is over."""
+        return done >= self.total_steps or self.gives_up
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether patience is over."""
+        waited = self.measured - self.risen
+        return self.patience is not None and waited >= self.patience * self.steps_per_epoch
+
+    def is_to_be_measured(self, done: int) -> bool:
+        """Whether an epoch has ended after ``done`` steps, and its held-out images are not measured yet."""
+        ends = done % self.steps_per_epoch == 0 or done >= self.total_steps
+        return self.validation > 0 and ends and done > self.measured
+
+    def note(self, done: int, score: float) -> bool:
+        """Note the accuracy on the held-out images after ``done`` steps; return whether it is the best.
+
+        A level epoch is the new best one, but patience does not begin anew with it.
+        """
+        self.measured, best = done, score >= self.best_score
+        if score > self.best_score:
+            self.risen = done
+        if best:
+            self.best_step, self.best_score = self.first_step + done, score
+        return best
 
     def rates(self, done: int, hyper: Mapping[str, float]) -> tuple[float, float]:
         """λ and λ_w of the step after ``done`` steps; ``hyper`` are the artifact's, whose ratio they keep."""
@@ -137,14 +184,20 @@ class Course:
             self.batch_size and self.samples
         ):
             return False
-        Schedule(kind=self.schedule, warmup=self.warmup)
+        more = (self.measured, self.risen, self.best_step)
+        if not all(type(count) is int and count >= 0 for count in more):
+            return False
+        Wishes(warmup=self.warmup, validation=self.validation, patience=self.patience)
+        Schedule(kind=self.schedule)
         rate = self.learning_rate
         return (
             isinstance(rate, int | float)
             and math.isfinite(rate)
             and rate >= 0
             and self.augment in AUGMENTATIONS
-            and type(self.balance) is bool
+            and type(self.balance) is type(self.returned) is bool
+            and isinstance(self.best_score, int | float)
+            and math.isfinite(self.best_score)
         )
 
 
@@ -157,17 +210,31 @@ _SINCE = {
 
 
 def begin_or_continue(
-    earlier: Course | None, continues: bool, artifact: Artifact, wishes: Wishes, *, step: int, samples: int
+    earlier: Course | None, continues: bool, artifact: Artifact, wishes: Wishes, *, step: int, images: int
 ) -> Course:
-    """Where a training on ``samples`` images begins and ends; see `Trainer.fit`.
+    """Where a training on so many ``images``, held-out ones included, begins and ends; see `Trainer.fit`.
 
     Args:
         earlier: the training that went before. continues: whether this one is to finish it.
         artifact: says what is not given. wishes: what is. step: where the state stands.
 
-    Raises EdgeBcsError for options that are not those of the training that is to be finished.
+    Raises EdgeBcsError for options that are not those of the training that is to be finished, or if no image
+    is left to train on.
     """
-    if earlier is not None and continues:
+    finishes = earlier is not None and continues
+    validation = wishes.validation
+    if finishes and earlier is not None:
+        if validation not in (None, earlier.validation):
+            raise EdgeBcsError(
+                f"the saved training holds {earlier.validation:g} of its images out, not {validation:g}; "
+                "resume it with the same share, or start a new one."
+            )
+        validation = earlier.validation
+    validation = validation or 0.0
+    samples = images - round(validation * images)
+    if samples < 1 or (validation and samples == images):
+        raise EdgeBcsError(f"{images} images are too few to hold {validation:g} of them out.")
+    if finishes and earlier is not None:
         course = earlier
         if course.samples != samples or wishes.batch_size not in (None, course.batch_size):
             raise EdgeBcsError(
@@ -182,9 +249,12 @@ def begin_or_continue(
             samples=samples,
             learning_rate=artifact.hyper["learning_rate"],
             total_steps=0,
+            validation=validation,
         )
         course.total_steps = course.steps_per_epoch
     course = replace(course, **wishes.changes())
+    if course.patience is not None and not course.validation:
+        raise EdgeBcsError("patience needs images that are held out: give validation a share of them.")
     if wishes.epochs is not None:
         course.total_steps = wishes.epochs * course.steps_per_epoch
     elif wishes.steps is not None:

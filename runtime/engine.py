@@ -120,17 +120,34 @@ class Engine:
         try:
             self.allocate()
             self.metadata = self.load_state()
-            # Needed once: lists are kept up to date by the optimizer graph from here on. The memory of this
-            # session is free again before the others ask for theirs.
-            self.open_graph("lists")
-            self.budget.warn_unless_exact()
-            self.run("lists")
-            del self._bindings["lists"], self._sessions["lists"]
-            for graph in ("training", "attack", "eval", "optimizer"):
-                self.open_graph(graph)
+            self._open_graphs()
         except BaseException:
             self.close()
             raise
+
+    def _open_graphs(self) -> None:
+        # Needed once: lists are kept up to date by the optimizer graph from here on. The memory of this
+        # session is free again before the others ask for theirs.
+        self.open_graph("lists")
+        self.budget.warn_unless_exact()
+        self.run("lists")
+        del self._bindings["lists"], self._sessions["lists"]
+        for graph in ("training", "attack", "eval", "optimizer"):
+            self.open_graph(graph)
+
+    def reload(self, fill: Callable[[dict[str, Array]], None]) -> None:
+        """Replace the state by what ``fill`` writes into the buffers.
+
+        What follows from the connections is made anew, inside the budget: in the place of the graphs, which
+        are opened again.
+        """
+        with self.running:
+            if not self._sessions:
+                raise EdgeBcsError("this Trainer is closed.")
+            self._bindings.clear()
+            self._sessions.clear()
+            fill(self.arrays)
+            self._open_graphs()
 
     def allocate(self) -> None:
         """Make every bound buffer, inside the budget."""

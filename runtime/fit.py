@@ -14,6 +14,7 @@ from edge_bcs.runtime.board.thermostat import Thermostat
 from edge_bcs.runtime.checks import NotFiniteError, in_data
 from edge_bcs.runtime.course import Course
 from edge_bcs.runtime.state import state_bytes
+from edge_bcs.runtime.validation import Validation
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.progress import Progress
@@ -22,7 +23,7 @@ from edge_bcs.core.units import format_bytes
 from edge_bcs.data.augmentation import augmentation_of
 from edge_bcs.data.balance import Balanced, uneven
 from edge_bcs.data.classes import say
-from edge_bcs.data.dataset import Data
+from edge_bcs.data.dataset import Data, Subset, held_apart
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.trainer import Trainer
@@ -78,6 +79,7 @@ class Fit:
         self._skipped_in_a_row = 0
         self._paused_for = ""
         self._bar: Progress
+        self._validation: Validation | None = None
         self._order: Array | None = None
         self._order_epoch = -1
 
@@ -93,11 +95,7 @@ class Fit:
 
     def _run(self, course: Course, resumed: bool) -> Metrics:
         trainer, self.course = self._trainer, course
-        labels = getattr(self._data, "labels", None)
-        if labels is not None:
-            say(uneven(labels, trainer.classes or self._data.classes, course.balance))
-        if course.balance:
-            self._data = Balanced(self._data)
+        self._arrange(course)
         if self._folder is not None:
             trainer.claim(self._folder)  # refused now, not after the first minute
         began, first_step = time.monotonic(), trainer.steps
@@ -111,7 +109,17 @@ class Fit:
                 max_writes=self._max_writes,
             )
         try:
-            while trainer.steps - course.first_step < course.total_steps:
+            validation = self._validation
+            if validation is not None:
+                validation.keep_again()
+            while True:
+                if validation is not None and validation.is_due():
+                    self._bar.say(validation.measure(self._between))
+                if course.is_over(trainer.steps - course.first_step):
+                    if validation is not None:
+                        validation.return_to_best()
+                    break
+                course.returned = False
                 if self._thermostat is not None:
                     self._thermostat.wait(self._pause, deadline)
                 if time.monotonic() >= deadline:
@@ -140,16 +148,41 @@ class Fit:
             "step": trainer.steps,
             "steps": steps,
             "done": done,
-            "finished": done >= course.total_steps,
+            "finished": course.is_over(done),
             "skipped": course.skipped,
             "seconds": seconds,
             "paused_seconds": paused,
             "milliseconds_per_step": _means(history, ("milliseconds",)).get("milliseconds", 0.0),
             "peak_bytes": trainer.peak_bytes,
         }
+        if course.validation:
+            result["early"] = course.is_over(done) and done < course.total_steps
+            result["best"] = {"step": course.best_step, "accuracy": course.best_score}
         if self._folder is not None or self._metrics is not None:
             result["writes"] = self.writes(seconds, steps)
         return result
+
+    def _arrange(self, course: Course) -> None:
+        """Hold images out and balance the others, as the course says."""
+        if course.validation:
+            if self._folder is None:
+                raise EdgeBcsError("validation needs save=FOLDER: the best state is kept there.")
+            kept, held_out = held_apart(self._data, course.validation, self._trainer.seed)
+            apart = Subset(self._data, held_out)
+            self._validation = Validation(self._trainer, apart, course, self._folder, self._save)
+            self._data = Subset(self._data, kept)
+        labels = getattr(self._data, "labels", None)
+        if labels is not None:
+            say(uneven(labels, self._trainer.classes or self._data.classes, course.balance))
+        if course.balance:
+            self._data = Balanced(self._data)
+
+    def _between(self, *progress: int) -> None:
+        """Between the micro-batches of a measurement: end it if asked to, cool down if need be."""
+        if self._on_wait is not None:
+            self._on_wait("measuring the held-out images")
+        if self._thermostat is not None:
+            self._thermostat.wait(self._pause)
 
     def _metrics_are_of_the_run(self) -> bool:
         """Whether the metrics lie in the run folder, and so tell of the training whose state lies there.
@@ -167,13 +200,14 @@ class Fit:
         like this; "max_bytes_per_hour": the limit, or None. File contents only: a file system adds its own.
         """
         metrics = 0 if self._metrics is None else self._metrics.bytes
+        copied = 0 if self._validation is None else self._validation.copied
         schedule, per_hour = self._schedule, 3600 * metrics / max(seconds, 1e-3)
         if self._max_writes is not None:
             per_hour = min(per_hour, METRICS_SHARE * self._max_writes)
         if self._folder is not None:
             per_hour += schedule.bytes_per_hour(seconds / max(steps, 1))
         return {
-            "bytes": self._saved_bytes + metrics,
+            "bytes": self._saved_bytes + copied + metrics,
             "saves": self._saves,
             "bytes_per_save": schedule.size,
             "bytes_per_hour": round(per_hour),

@@ -6,12 +6,16 @@ A saved run is a complete artifact folder (graphs and manifest copied) whose sta
 | --- | --- |
 | `state.safetensors` | the newest state |
 | `state.previous.safetensors` | the one before; used if the newest is missing or damaged |
+| `state.best.safetensors` | that of the best epoch, where a training holds images out to know it |
 
 A save writes `state.safetensors.partial`, flushes it to the medium (fsync), renames the newest slot to the
 previous one, renames the partial file to the newest and flushes the folder. A cut between the two renames
 leaves a complete partial file, which the reader therefore tries first: one intact state exists at every
 moment. Each slot carries the sha256 of its tensors and metadata in its own safetensors header; in the
 exported artifact the state has none of its own and is checked against the manifest instead.
+
+The best state is saved as the newest first and then linked, so that it costs no bytes and no cut loses it: a
+newest slot that says of itself that it is the best is linked again where a training goes on.
 """
 
 from __future__ import annotations
@@ -19,12 +23,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edge_bcs.runtime.archive import Folder
 from edge_bcs.runtime.artifact import Artifact, check_is_run_of, sha256_of
 from edge_bcs.runtime.manifest import GRAPHS, MANIFEST, STATE, graph_file
 
@@ -36,6 +43,7 @@ from edge_bcs.core.tensor_file import TensorFile, write_tensors
 from edge_bcs.data.classes import check_names, may_become, shown
 
 PREVIOUS = "state.previous.safetensors"
+BEST = "state.best.safetensors"
 PARTIAL = STATE + PARTIAL_SUFFIX
 _HEADER_BYTES = 1 << 10
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -79,6 +87,50 @@ def read_state(
         faults[slot] = f"{slot}: {fault}"
     detail = f" ({'; '.join(faults.values())})" if faults else ""
     raise EdgeBcsError(f"{artifact.path} holds no intact state{detail}; copy the folder again or start anew.")
+
+
+def keep_best(folder: str | Path) -> int:
+    """Keep what the newest slot of a run holds as its best state, too; return the bytes that were written.
+
+    A link, for slots are replaced and never written to; a copy where the file system has no links. Raises
+    EdgeBcsError if it cannot be done; the best state before is then kept.
+    """
+    folder = Path(folder)
+    newest, best = folder / STATE, folder / BEST
+    partial = best.with_name(BEST + PARTIAL_SUFFIX)
+    try:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(newest, partial)
+            os.replace(partial, best)
+            size = 0
+        except OSError:
+            with newest.open("rb") as stream, replacing(best) as copy:
+                shutil.copyfileobj(stream, copy)
+                size = copy.tell()
+        sync_folder(folder)
+    except OSError as error:
+        raise EdgeBcsError(f"the best state could not be kept in {folder}: {cause_of(error)}.") from None
+    return size
+
+
+def read_best(folder: str | Path, artifact: Artifact, step: int, into: Arrays) -> None:
+    """Read the best state of a run into the arrays ``into``; EdgeBcsError if it is not there, not intact or
+    not of this step. They then hold anything."""
+    layout, files = layout_of(artifact), Folder(Path(folder))
+    try:
+        if files.size(BEST) is None:
+            raise EdgeBcsError("it is missing")
+        tensors, metadata = _read_slot(files.open(BEST), layout, False, into)
+        fault = state_fault(tensors, parts_of(artifact))
+    except OSError as error:
+        raise EdgeBcsError(f"it cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise EdgeBcsError(str(error)) from None
+    if fault is None and int(metadata["step"]) != step:
+        fault = f"it is of step {metadata['step']}, not {step}"
+    if fault is not None:
+        raise EdgeBcsError(fault)
 
 
 def _tell_of_fault(artifact: Artifact, why: str, step: int) -> None:

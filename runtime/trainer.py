@@ -245,6 +245,8 @@ class Trainer:
         warmup: float | None = None,
         augment: Augment | None = None,
         balance: bool | None = None,
+        validation: float | None = None,
+        patience: int | None = None,
         progress: bool = True,
         metrics: str | Path | None = None,
         on_step: Callable[[Metrics], None] | None = None,
@@ -271,12 +273,13 @@ class Trainer:
             batch_size: images per optimizer step; default: a DataLoader's, or the artifact's.
             learning_rate: the highest learning rate, to which weight decay keeps its ratio; default: the
                 artifact's.
-            schedule, warmup: how both change: "steps" (divided by 10 at 50 % and again at 75 % of the steps),
-                "cosine" or "one-cycle", and in which share of the steps they first rise
-                (`edge_bcs.Schedule`). Default, of these and the next two: what a training that is resumed
-                had, else "steps", without a rise.
+            schedule, warmup: how both change, see `edge_bcs.Schedule`. Default, of these and the next four:
+                what a training that is resumed had, else "steps", without a rise.
             augment: "shift" or True, "photo", "none" or False (`edge_bcs.data.augmentation`); default: shift.
             balance: draw images so that the classes come up evenly (`edge_bcs.data.balance`); default: no.
+            validation: share of the images that is held out and measured after each epoch, under attack
+                where the training has one; at the end the state is that of the best epoch. Needs ``save``.
+            patience: end after so many epochs that were no better.
             progress: show on standard error how far it is: a bar, or a line every ten seconds.
             metrics: file to which one JSON object per step is appended.
             on_step: called with the same object after every step; what it raises ends the training.
@@ -290,12 +293,14 @@ class Trainer:
                 epoch was left out.
             thermostat: pauses the training while the machine is too hot.
             max_hours: return after so many hours, unfinished.
-            on_wait: called once a second of a pause with a sentence; what it raises ends the training.
+            on_wait: called once a second of a pause, and between micro-batches of held-out images, with a
+                sentence; what it raises ends the training.
 
         Returns:
             the means over the last epoch's worth of steps; "step"; "steps" done by this call and "done" since
             this training began; "finished"; "skipped" since it began; "seconds", of which "paused_seconds";
-            "milliseconds_per_step"; "peak_bytes"; "writes" (see `Fit.writes`) if it is saved or measured.
+            "milliseconds_per_step"; "peak_bytes"; "writes" (see `Fit.writes`) if it is saved or measured;
+            with ``validation`` "best" ("step", "accuracy") and "early": whether patience ended it.
 
         Raises EdgeBcsError for impossible options or data, a class that the network does not know, a file
         that cannot be written, and NotFiniteError as ``on_nan`` says.
@@ -309,6 +314,8 @@ class Trainer:
             warmup=warmup,
             augment=augment,
             balance=balance,
+            validation=validation,
+            patience=patience,
         )
         matched = self._matched(data, "train", naming=True)
         fitting = Fit(
@@ -334,7 +341,7 @@ class Trainer:
                 self.artifact,
                 wishes,
                 step=self.steps,
-                samples=len(matched.data),
+                images=len(matched.data),
             )
             self._continues = False
             self.classes = matched.classes
@@ -452,6 +459,13 @@ class Trainer:
         with self._guard:
             state = self._guard.counted_state(layout_of(self.artifact))
             return {name: array.copy() for name, array in state.items()}
+
+    def replace_state(self, fill: Callable[[dict[str, Array]], None]) -> None:
+        """Replace the state by what ``fill`` writes into the buffers, by name; steps and seed stay."""
+        with self._guard, HeldSignals() as signals:
+            signals.hold()
+            self._engine.reload(fill)
+            self._counts_before = None
 
     def save(self, path: str | Path) -> int:
         """Save a run folder, atomically and durably (runtime/state.py); it is itself a complete artifact.

@@ -78,6 +78,16 @@ _REPORTED = {
 @click.option("--seed", type=Seed(), help="Of all randomness; default: the artifact's.")
 @schedule_option
 @warmup_option
+@click.option(
+    "--validation", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE",
+    help="Of the training images, such as 0.1, that is held out and measured after each epoch (under attack, "
+    "where the training has one): the run ends with its best epoch. Every better epoch is saved, whatever "
+    "--max-writes says.",
+)  # fmt: skip
+@click.option(
+    "--patience", type=click.IntRange(1), metavar="EPOCHS",
+    help="With --validation: end after so many epochs that were no better.",
+)  # fmt: skip
 @augment_option
 @balance_option
 @click.option("-o", "--output", type=click.Path(), help="The run folder; default: ARTIFACT-run.")
@@ -126,6 +136,7 @@ _REPORTED = {
     edge-bcs finetune out/vgg16 --data photos/ --epochs 5 --memory 8MiB -o run
     edge-bcs finetune out/vgg16 --data photos/ --epochs 5 -o run --resume
     edge-bcs finetune out/vgg16 --data photos/ --epochs 20 --schedule cosine --augment photo --balance
+    edge-bcs finetune out/vgg16 --data photos/ --epochs 100 --validation 0.1 --patience 10
     edge-bcs finetune out/vgg16 --data photos/ --epochs 50 -o run --max-temp 75 --max-writes 50MiB
 """)
 def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -> None:
@@ -133,8 +144,8 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
 
     The run folder is an artifact with the newest state, metrics.jsonl (one line a step) and report.json. It
     is saved now and then, and when the command is stopped. --resume goes on there, with the schedule,
-    augmentation and balance that it was begun with, and ends with the same bits as a training that was never
-    stopped. One process at a time trains into a run folder.
+    augmentation, balance and validation that it was begun with, and ends with the same bits as a training
+    that was never stopped. One process at a time trains into a run folder.
 
     Exit status: 0 finished; 1 failed, what was saved is kept; 75 the hours of --max-hours are over; 130
     stopped by Ctrl-C (SIGINT), 143 by SIGTERM. After the last three, --resume goes on.
@@ -273,6 +284,8 @@ def _fit(
             warmup=options["warmup"],
             augment=augmentation(options),
             balance=options["balance"] or None,
+            validation=options["validation"],
+            patience=options["patience"],
             progress=True,
             metrics=folder / _METRICS,
             on_step=lambda _: check(),
@@ -447,6 +460,12 @@ def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any])
         click.echo(
             "The cap counts tensors, not the holes between them: the memory that they lay in is "
             f"{format_bytes(placed - memory['cap_bytes'])} over it."
+        )
+    if "best" in training:
+        ended = f"; ended early, after {training['done']} steps" if training["early"] else ""
+        click.echo(
+            f"The best epoch ended with step {training['best']['step']}: "
+            f"{percent(training['best']['accuracy'])} on the images held out for it{ended}."
         )
     if training["skipped"]:
         click.echo(f"Skipped batches that were not finite: {training['skipped']}; metrics.jsonl says which.")

@@ -16,6 +16,8 @@ from edge_bcs.data.faults import LeftOut
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, int, int]
 MOST_CLASSES = 100_000
+# The shuffle of what is held out is that of an epoch which no training reaches.
+_SPLIT_EPOCH = 1 << 55
 _CHECKED = 256  # images whose pixels are looked at at a time
 
 
@@ -152,6 +154,47 @@ class ArrayDataset(Dataset):
         """Raise EdgeBcsError for a pixel that is not a finite number."""
         if self._images.dtype != np.uint8:
             check_finite(self._images, lambda place: f"image {place} of the data")
+
+
+class Subset(Dataset):
+    """Some images of another data set, by places of their own from 0.
+
+    Args:
+        data: the other one. places: i64[n], where the images are in it.
+    """
+
+    named = True
+
+    def __init__(self, data: Data, places: Array) -> None:
+        self.classes, self.shape, self.labels = data.classes, data.shape, data.labels[places]
+        self.varies = bool(getattr(data, "varies", False))
+        self._data, self._places = data, places
+
+    def name_of(self, position: int) -> str:
+        """Return what people know an image by."""
+        name: str = getattr(self._data, "name_of", "image {}".format)(int(self._places[position]))
+        return name
+
+    def images(self, positions: Array) -> Array:
+        """Return the images at ``positions``, as they are."""
+        return np.asarray(self._data.read(self._places[positions])[0])
+
+
+def held_apart(data: Data, share: float, seed: int) -> tuple[Array, Array]:
+    """Return places of the images to train on and of those that are held out to choose by, both i64 and
+    ascending.
+
+    Args:
+        data: whose order decides, by the seed. share: of the images that is held out, at least 0 and below 1.
+
+    Raises:
+        EdgeBcsError: no image is left to train on.
+    """
+    held = round(share * len(data))
+    if held >= len(data):
+        raise EdgeBcsError(f"{len(data)} images are too few to hold {held} of them out")
+    order = data.order(seed, _SPLIT_EPOCH)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def class_names(labels: Array, names: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -20,21 +20,6 @@ from edge_bcs.training.plan import TrainingPlan
 from edge_bcs.training.replicas import Replicas
 
 _CACHED_BYTES = 2**31
-# The shuffle of the held-out split is that of an epoch which no training reaches.
-_SPLIT_EPOCH = 1 << 55
-
-
-def split(data: Data, plan: TrainingPlan) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return positions of the images to train on and of those that are held out, both i64 and ascending.
-
-    Raises:
-        EdgeBcsError: no image is left to train on.
-    """
-    held = round(plan.validation * len(data)) if plan.validation else 0
-    if held >= len(data):
-        raise EdgeBcsError(f"{len(data)} images are too few to hold {held} of them out")
-    order = data.order(plan.seed, _SPLIT_EPOCH)
-    return np.sort(order[held:]), np.sort(order[:held])
 
 
 class Batches:

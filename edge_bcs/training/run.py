@@ -18,7 +18,7 @@ from edge_bcs.core.progress import Progress
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.balance import Balanced, uneven
 from edge_bcs.data.classes import check_names, completed, match, say
-from edge_bcs.data.dataset import Data
+from edge_bcs.data.dataset import Data, held_apart
 from edge_bcs.method.attacks import evaluation_mode, input_gradient
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training import checkpoints, lines
@@ -26,7 +26,7 @@ from edge_bcs.training.backends import Backend, Numbers
 from edge_bcs.training.checkpoints import BEST, LAST, Standing
 from edge_bcs.training.lines import EPOCHS, STEPS, Lines
 from edge_bcs.training.plan import TrainingPlan
-from edge_bcs.training.reading import Batches, Part, split
+from edge_bcs.training.reading import Batches, Part
 from edge_bcs.training.replicas import Replicas
 from edge_bcs.training.updates import Update
 
@@ -56,7 +56,7 @@ class Run:
     ) -> None:
         self.sparse, self.plan, self.update, self.replicas = sparse, plan, update, replicas
         self._backend: Backend | None = None
-        kept, held_out = split(data, plan)
+        kept, held_out = held_apart(data, plan.validation, plan.seed)
         self.warnings: list[str] = []
         outputs = self._outputs(data, kept[:_CHECKED_IMAGES])
         known = sparse.classes
