@@ -81,6 +81,10 @@ def _convolution(call: Call) -> Layer:
     groups, (out_channels, in_group, *size) = given["groups"], given["weight"].shape
     kernel, strides, dilations = _pair(size), _pair(given["stride"]), _pair(given["dilation"])
     pads = _pads(given["padding"], kernel, dilations)
+    if isinstance(source, Pad) and source.value == 0 and min(source.pads) >= 0:
+        # Zeros around a map are what a convolution reads there anyway.
+        top, left, bottom, right = (a + b for a, b in zip(source.pads, pads, strict=True))
+        source, pads = call.read_by(source), (top, left, bottom, right)
     window = Window.of(kernel, strides, pads, dilations)
     window.check(module)
     channels, height, width = source.shape

@@ -206,6 +206,10 @@ class Call:
         """The module of that qualified name."""
         return self._trace.root.get_submodule(module)
 
+    def read_by(self, layer: Layer) -> Layer:
+        """The layer whose output ``layer`` reads first."""
+        return self._trace.graph[layer.inputs[0]]
+
     def add(self, layer: Layer) -> Layer:
         """Append ``layer`` to the graph; a next one gets another name."""
         if layer.name == self._name:

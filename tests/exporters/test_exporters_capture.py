@@ -97,6 +97,16 @@ def test_a_captured_convolution_says_what_torch_computes(kind: str) -> None:
     assert torch.allclose(y, module(x), atol=1e-5)
 
 
+def test_zeros_around_a_map_are_a_convolutions_own_pads() -> None:
+    padded = Function(identity, nn.ZeroPad2d((0, 1, 2, 1)), nn.Conv2d(4, 5, 3, stride=2, padding=1))
+    layers = capture(padded, (3, 8, 8)).layers
+    assert [type(layer).__name__ for layer in layers] == ["Input", "Convolution", "Convolution", "Flatten"]
+    assert isinstance(layers[2], Convolution) and layers[2].pads == (3, 1, 2, 2)
+    for other in (nn.ConstantPad2d(1, 0.5), nn.ZeroPad2d((-1, 1, 1, 1))):
+        kept = Function(identity, other, nn.Conv2d(4, 5, 3))
+        assert "Pad" in [type(layer).__name__ for layer in capture(kept, (3, 8, 8)).layers]
+
+
 class Branching(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x if x.sum() > 0 else -x

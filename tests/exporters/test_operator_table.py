@@ -231,6 +231,11 @@ ROWS: dict[str, Callable[[], list[nn.Module]]] = {
     "average pooling, windows that differ": lambda: [nn.AdaptiveAvgPool2d((3, 4))],
     "global pooling": lambda: [Function(lambda x: x.mean((2, 3)))],
     "padding": lambda: [nn.ReLU(), nn.ConstantPad2d((1, 0, 2, 3), 0.5), nn.Conv2d(6, 4, 3)],
+    "zeros before a convolution": lambda: [
+        nn.ReLU(),
+        nn.ZeroPad2d((0, 1, 0, 1)),
+        nn.Conv2d(6, 4, 3, stride=2),
+    ],
     "cropping": lambda: [nn.ReLU(), nn.ZeroPad2d((-1, 2, -2, -1)), nn.Conv2d(6, 4, 1)],
     "upsampling": lambda: [
         nn.ReLU(),

@@ -16,6 +16,8 @@ pytest.importorskip("onnxruntime.training.api", reason="see make test-ort-traini
 
 import onnx
 import onnxruntime
+import torch
+import torch.nn.functional as F
 from edge_bcs.exporters.graphs import training_graph
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.ort import gradients as ort_gradients
@@ -103,6 +105,36 @@ def test_every_layer(module: type[nn.Module], objective: str, statistics: str, t
 def test_joins(variant: int, statistics: str, tmp_path: Path) -> None:
     sparse = sparse_of(Residual(variant), density=0.5)
     check(sparse, network_of(sparse, (3, 3, 3), statistics == "batch"), "at", tmp_path)
+
+
+class Structures(nn.Module):
+    """Operators that change shapes, multiply and normalise, on images [3, 9, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.same = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.gate = nn.Conv2d(4, 4, 1)
+        self.groups, self.pixels = nn.GroupNorm(2, 4), nn.LayerNorm(4)
+        self.scale = nn.Parameter(torch.tensor([0.5, 1.5, -1.0, 2.0]).reshape(4, 1, 1))
+        self.head = nn.Linear(4 * 4 * 5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        x = x * self.gate(F.adaptive_avg_pool2d(x, 1))
+        x = 1 - 2 * (x * self.same(x))
+        x = F.relu(self.groups(F.pad(F.pad(x, (1, 0, 2, 0), value=0.3), (-1, 0, 0, -1))))
+        x = F.interpolate(F.interpolate(x, scale_factor=2, mode="bilinear"), (13, 11))
+        x = F.avg_pool2d(x, 3, 2, 1, ceil_mode=True)
+        x = self.pixels(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) * self.scale
+        x = F.max_pool2d(x, (2, 2), (2, 1), ceil_mode=True)
+        logits: torch.Tensor = self.head(torch.flatten(x, 1))
+        return logits
+
+
+@pytest.mark.parametrize("objective", ["at", "trades"])
+def test_structures(objective: str, tmp_path: Path) -> None:
+    sparse = sparse_of(Structures(), density=0.7)
+    check(sparse, network_of(sparse, (3, 9, 8)), objective, tmp_path)
 
 
 def test_orts_graph_without_a_mask_has_another_gradient(tmp_path: Path) -> None:
