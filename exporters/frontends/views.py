@@ -30,7 +30,7 @@ def moved(call: Call, argument: str) -> Any:
     outlines, given = call.result(), call.shaped(argument)
     arguments = {name: _two_images(value) for name, value in call.arguments.items()}
     try:
-        found = call.computed({**arguments, argument: numbers_of(given)})
+        found = call.computed({**arguments, argument: numbers_of(given).contiguous()})
     except (RuntimeError, IndexError) as error:
         raise EdgeBcsError(
             f"{call.module} treats a batch of two images otherwise ({said_by(error)})"

@@ -88,7 +88,8 @@ def shuffled(x: torch.Tensor) -> torch.Tensor:
     left, right = x.chunk(2, 1)
     x = torch.cat([left * right, nn.functional.relu(right)], 1)
     batch, channels, height, width = x.shape
-    return x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, -1, height, width)
+    x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).contiguous()
+    return x.view(batch, channels, height, width)
 
 
 class ChannelsLast(nn.Module):

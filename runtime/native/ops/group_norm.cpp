@@ -247,6 +247,21 @@ void for_pieces(std::int64_t floats, const Body& body) {
   for (std::int64_t j = 0; j < floats; j += piece) body(j, std::min(piece, floats - j));
 }
 
+// Calls body(c, n) for n channels from c on, as long as there are any: few enough that their sum in float loses nothing,
+// many enough that adding it in double costs little.
+template <class Body>
+void for_channels(std::int64_t channels, const Body& body) {
+  constexpr std::int64_t together = 8;
+  std::int64_t c = 0;
+  for (; c + together <= channels; c += together) body(c, std::integral_constant<std::int64_t, together>{});
+  for (; c < channels; ++c) body(c, std::integral_constant<std::int64_t, 1>{});
+}
+
+// to += a
+void add(const float* a, std::int64_t count, double* to) {
+  for (std::int64_t j = 0; j < count; ++j) to[j] += static_cast<double>(a[j]);
+}
+
 // saved f32 [NB, H, 2, W·B]: the mean and inverse deviation of each pixel.
 Shape pixel_statistics(const Stack& stack, std::int64_t blocks) {
   return {blocks, stack.height, 2, stack.row()};
@@ -274,28 +289,10 @@ struct LayerNorm {
     const auto affine = slots.bind(context.input<float>(1), "affine");
     const auto y = context.output<float>(0, out.shape(blocks));
     const auto saved = context.output<float>(1, pixel_statistics(in, blocks));
-    const auto channels = static_cast<double>(in.channels);
     for_planes(context, blocks, in.height, [&](std::int64_t nb, std::int64_t i) {
       for_pieces(in.row(), [&](std::int64_t begin, std::int64_t count) {
-        std::array<double, piece> sum, square;
-        std::fill_n(sum.data(), count, 0.0);
-        std::fill_n(square.data(), count, 0.0);
-        for (std::int64_t c = 0; c < in.channels; ++c) {
-          const float* const row = x.data() + in.at(nb, c, i) + begin;
-          for (std::int64_t j = 0; j < count; ++j) {
-            const double value = row[j];
-            sum[j] += value;
-            square[j] += value * value;
-          }
-        }
         std::array<float, piece> mean, inverse;
-        for (std::int64_t j = 0; j < count; ++j) {
-          const double centre = sum[j] / channels;
-          require(std::isfinite(square[j]), "the activations are not finite");
-          const double variance = std::max(0.0, square[j] / channels - centre * centre);
-          mean[j] = static_cast<float>(centre);
-          inverse[j] = static_cast<float>(1.0 / std::sqrt(variance + epsilon));
-        }
+        statistics(x.data() + in.at(nb, 0, i) + begin, count, mean.data(), inverse.data());
         if (saved) {
           float* const kept = saved.data() + (nb * in.height + i) * 2 * in.row() + begin;
           std::copy_n(mean.data(), count, kept);
@@ -312,6 +309,39 @@ struct LayerNorm {
       if (i == 0) out.zero_front(block);
       for (std::int64_t c = 0; c < out.channels; ++c) out.zero_after_row(block, c, i);
     });
+  }
+
+ private:
+  // The mean and inverse deviation over the channels of each of `count` floats of a row.
+  void statistics(const float* x, std::int64_t count, float* mean, float* inverse) const {
+    const std::int64_t plane = in.plane_stride() * in.lanes;
+    const auto channels = static_cast<double>(in.channels);
+    std::array<double, piece> sum, square;
+    std::fill_n(sum.data(), count, 0.0);
+    std::fill_n(square.data(), count, 0.0);
+    // Of differences to the first channel, so that a mean far from zero takes nothing of the variance.
+    for_channels(in.channels, [&](std::int64_t c, auto several) {
+      std::array<float, piece> values, squares;
+      for (std::int64_t j = 0; j < count; ++j) {
+        float value = 0, product = 0;
+        for (std::int64_t k = 0; k < several; ++k) {
+          const float difference = x[(c + k) * plane + j] - x[j];
+          value += difference;
+          product += difference * difference;
+        }
+        values[j] = value;
+        squares[j] = product;
+      }
+      add(values.data(), count, sum.data());
+      add(squares.data(), count, square.data());
+    });
+    for (std::int64_t j = 0; j < count; ++j) {
+      const double centre = sum[j] / channels;
+      require(std::isfinite(square[j]), "the activations are not finite");
+      const double variance = std::max(0.0, square[j] / channels - centre * centre);
+      mean[j] = static_cast<float>(static_cast<double>(x[j]) + centre);
+      inverse[j] = static_cast<float>(1.0 / std::sqrt(variance + epsilon));
+    }
   }
 };
 const Register<LayerNorm> layer_norm;
@@ -388,16 +418,24 @@ struct LayerNormGrad {
     std::array<double, piece> values, products;
     std::fill_n(values.data(), count, 0.0);
     std::fill_n(products.data(), count, 0.0);
-    for (std::int64_t c = 0; c < in.channels; ++c)
-      for (std::int64_t j = 0; j < count; ++j) {
-        const double g = static_cast<double>(scale[c]) * static_cast<double>(dy[c * of_dy + j]);
-        values[j] += g;
-        products[j] += g * static_cast<double>((x[c * of_x + j] - mean[j]) * inverse[j]);
-      }
     std::array<float, piece> centre, slope, normalised;
+    for_channels(in.channels, [&](std::int64_t c, auto several) {
+      for (std::int64_t j = 0; j < count; ++j) {
+        float value = 0, product = 0;
+        for (std::int64_t k = c; k < c + several; ++k) {
+          const float g = scale[k] * dy[k * of_dy + j];
+          value += g;
+          product += g * (x[k * of_x + j] - mean[j]);
+        }
+        centre[j] = value;
+        slope[j] = product;
+      }
+      add(centre.data(), count, values.data());
+      add(slope.data(), count, products.data());
+    });
     for (std::int64_t j = 0; j < count; ++j) {
       centre[j] = static_cast<float>(values[j] / static_cast<double>(in.channels));
-      slope[j] = static_cast<float>(products[j] / static_cast<double>(in.channels));
+      slope[j] = static_cast<float>(products[j] / static_cast<double>(in.channels)) * inverse[j];
     }
     for (std::int64_t c = 0; c < in.channels; ++c) {
       const float *const d = dy + c * of_dy, *const source = x + c * of_x;

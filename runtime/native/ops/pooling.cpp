@@ -30,6 +30,8 @@ struct Windows {
   std::int64_t counted(std::int64_t o, bool around) const {
     return around ? std::min(size + after, end(o)) - begin(o) : last(o) - first(o);
   }
+  // Pixels of the widest window.
+  std::int64_t widest() const { return adaptive ? (size + count - 1) / count + 1 : kernel; }
   // Whether the windows lie side by side, so that no pixel is in two of them.
   bool apart() const { return !adaptive && stride == kernel && before == 0; }
   // Whether each window is the pixel at its place.
@@ -221,20 +223,60 @@ struct AveragePool {
           std::copy_n(x.data() + in.at(nb, c, row), in.row(), y.data() + out.at(nb, c, row));
         return out.zero_halo(y.data() + nb * out.block(), c);
       }
-      for (std::int64_t oy = 0; oy < out.height; ++oy)
-        for (std::int64_t ox = 0; ox < out.width; ++ox) {
-          const std::int64_t left = pooling.across.first(ox);
-          LaneSums sums(in.lanes);
-          for (std::int64_t iy = pooling.down.first(oy); iy < pooling.down.last(oy); ++iy)
-            sums.add(x.data() + in.at(nb, c, iy, left), (pooling.across.last(ox) - left) * in.lanes);
-          std::array<double, most_lanes> totals;
-          sums.write(totals.data());
-          const float weight = pooling.weight(oy, ox);
-          float* const mean = y.data() + out.at(nb, c, oy, ox);
-          for (std::int64_t b = 0; b < in.lanes; ++b) mean[b] = static_cast<float>(totals[b] * weight);
-        }
+      for (std::int64_t oy = 0; oy < out.height; ++oy) {
+        const float* const top = x.data() + in.at(nb, c, pooling.down.first(oy));
+        float* const to = y.data() + out.at(nb, c, oy);
+        if (pooling.across.widest() * in.lanes > piece / 2)
+          for (std::int64_t ox = 0; ox < out.width; ++ox) wide(top, oy, ox, to + ox * in.lanes);
+        else
+          for (std::int64_t ox = 0; ox < out.width;) ox = narrow(top, oy, ox, to);
+      }
       out.zero_halo(y.data() + nb * out.block(), c);
     });
+  }
+
+ private:
+  static constexpr std::int64_t piece = 512;  // floats of a row
+
+  // The mean of one window; `top` is its first row of the image, column 0.
+  void wide(const float* top, std::int64_t oy, std::int64_t ox, float* mean) const {
+    const Stack& in = pooling.in;
+    const std::int64_t left = pooling.across.first(ox), count = pooling.across.last(ox) - left;
+    LaneSums sums(in.lanes);
+    for (std::int64_t iy = 0; iy < pooling.down.last(oy) - pooling.down.first(oy); ++iy)
+      sums.add(top + (iy * in.row_stride() + left) * in.lanes, count * in.lanes);
+    std::array<double, most_lanes> totals;
+    sums.write(totals.data());
+    const float weight = pooling.weight(oy, ox);
+    for (std::int64_t b = 0; b < in.lanes; ++b) mean[b] = static_cast<float>(totals[b] * weight);
+  }
+
+  // The means of the windows from ox on that a piece of the rows holds: the sums of its columns, then those of the columns
+  // of each window. Returns the window behind the last.
+  std::int64_t narrow(const float* top, std::int64_t oy, std::int64_t ox, float* to) const {
+    const Stack& in = pooling.in;
+    const std::int64_t left = pooling.across.first(ox);
+    const std::int64_t right = std::min(in.width, left + piece / in.lanes);
+    std::array<double, piece> columns;
+    const std::int64_t count = (right - left) * in.lanes;
+    std::fill_n(columns.data(), count, 0.0);
+    for (std::int64_t iy = 0; iy < pooling.down.last(oy) - pooling.down.first(oy); ++iy) {
+      const float* const row = top + (iy * in.row_stride() + left) * in.lanes;
+      for (std::int64_t j = 0; j < count; ++j) columns[j] += static_cast<double>(row[j]);
+    }
+    for (; ox < pooling.out.width && pooling.across.last(ox) <= right; ++ox) {
+      const double weight = pooling.weight(oy, ox);
+      const double* const window = columns.data() + (pooling.across.first(ox) - left) * in.lanes;
+      const std::int64_t width = pooling.across.last(ox) - pooling.across.first(ox);
+      with_lanes(in.lanes, [&](auto lanes) {
+        std::array<double, most_lanes> sum;
+        std::copy_n(window, lanes, sum.data());
+        for (std::int64_t kx = 1; kx < width; ++kx)
+          for (std::int64_t b = 0; b < lanes; ++b) sum[b] += window[kx * lanes + b];
+        for (std::int64_t b = 0; b < lanes; ++b) to[ox * lanes + b] = static_cast<float>(sum[b] * weight);
+      });
+    }
+    return ox;
   }
 };
 const Register<AveragePool> average_pool;
@@ -263,6 +305,12 @@ struct AveragePoolGrad {
         float* const row = dx.data() + in.at(nb, c, y);
         if (pooling.copies()) {
           std::copy_n(dy.data() + out.at(nb, c, y), in.row(), row);
+        } else if (pooling.down.apart() && pooling.across.apart()) {
+          const std::int64_t oy = y / pooling.down.kernel;
+          if (oy < out.height)
+            tile(dy.data() + out.at(nb, c, oy), oy, row);
+          else
+            std::fill_n(row, in.row(), 0.0f);
         } else {
           std::fill_n(row, in.row(), 0.0f);
           while (above < out.height && pooling.down.end(above) <= y) ++above;
@@ -276,6 +324,21 @@ struct AveragePoolGrad {
   }
 
  private:
+  // Writes output row oy, at `from`, to an input row that is its windows', which lie side by side.
+  void tile(const float* from, std::int64_t oy, float* row) const {
+    with_lanes(pooling.in.lanes, [&](auto lanes) {
+      float* to = row;
+      for (std::int64_t ox = 0; ox < pooling.out.width; ++ox) {
+        const float weight = pooling.weight(oy, ox);
+        std::array<float, most_lanes> share;
+        for (std::int64_t b = 0; b < lanes; ++b) share[b] = from[ox * lanes + b] * weight;
+        for (std::int64_t ix = pooling.across.first(ox); ix < pooling.across.last(ox); ++ix, to += lanes)
+          for (std::int64_t b = 0; b < lanes; ++b) to[b] = share[b];
+      }
+      std::fill(to, row + pooling.in.row(), 0.0f);
+    });
+  }
+
   // Adds output row oy, at `from`, to an input row that its windows contain.
   void spread(const float* from, std::int64_t oy, float* row) const {
     with_lanes(pooling.in.lanes, [&](auto lanes) {
