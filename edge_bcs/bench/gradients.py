@@ -27,6 +27,8 @@ TOLERANCE = 1e-4
 """Of a tensor's norm, always allowed."""
 FLOAT32_FACTOR = 5.0
 """How many times the difference of torch's own float32 is allowed beyond that."""
+POOL = 6
+"""Of how many times as many images those are chosen that are away from kinks."""
 NOTHING = 1e-6
 """Of the whole gradient's norm: a tensor's that is smaller is rounding alone (a bias before batch
 statistics),
@@ -45,13 +47,39 @@ class Batch:
 
     @classmethod
     def random(cls, artifact: Artifact, count: int, seed: int = 0) -> Batch:
-        """Return ``count`` random images that fit an artifact, moved inside its ε."""
+        """Return ``count`` random images that fit an artifact, moved inside its ε if it is trained on such."""
         generator = np.random.default_rng(seed)
         images = generator.random((count, *artifact.input_shape), dtype=np.float32)
         epsilon = artifact.objective.attack.epsilon
         moved = images + generator.uniform(-epsilon, epsilon, images.shape).astype(np.float32)
         labels = generator.integers(0, artifact.num_classes, count)
-        return cls(images, np.clip(moved, 0, 1), labels)
+        rule = artifact.objective
+        clean = not rule.two_branches and rule.kind.training_input == "input"
+        return cls(images, images if clean else np.clip(moved, 0, 1), labels)
+
+    @classmethod
+    def away_from_kinks(
+        cls, artifact: Artifact, sparse: SparseModel, count: int, threads: int, seed: int = 0
+    ) -> Batch:
+        """Return those of `POOL` times as many random images whose own gradients are nearest to torch's.
+
+        Where some activation of an image is within rounding of a kink, as of ReLU, it may fall to its other
+        side, and the whole gradient of that image is another one, by some thousandths. With frozen statistics
+        images are independent, and an operator that is wrong is so for all of them.
+        """
+        pool = cls.random(artifact, POOL * count, seed)
+        network = copy.deepcopy(sparse.network).double().requires_grad_(False).eval()
+        sides = [pool]
+        if artifact.objective.two_branches:
+            sides.append(Batch(pool.images, pool.images, pool.labels))
+        distance = np.zeros(len(pool))
+        for side in sides:
+            exact = image_gradient(network, side, torch.float64)
+            away = attack_gradient(artifact, side, threads) - exact
+            norms = (np.linalg.norm(array.reshape(len(pool), -1), axis=1) for array in (away, exact))
+            distance = np.maximum(distance, np.divide(*norms))
+        best = np.sort(np.argsort(distance, kind="stable")[:count])
+        return cls(pool.images[best], pool.adversarial[best], pool.labels[best])
 
     def part(self, first: int, end: int) -> Batch:
         """Those at the places [first, end)."""
@@ -135,7 +163,7 @@ def _differences(found: Mapping[str, Array], exact: Mapping[str, Array]) -> dict
 def by_torch(artifact: Artifact, sparse: SparseModel, batch: Batch, dtype: torch.dtype) -> Found:
     """The same of a copy of the network with numbers of type ``dtype``."""
     network = copy.deepcopy(sparse.network).to(dtype).requires_grad_(True).eval()
-    image = _image_gradient(network, batch.part(0, artifact.micro_batch), dtype)
+    image = image_gradient(network, batch, dtype)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.train(artifact.batch_norm == "batch")
@@ -154,8 +182,8 @@ def by_torch(artifact: Artifact, sparse: SparseModel, batch: Batch, dtype: torch
     return Found(total, _of_connections(sparse, lambda name: _gradient(network, name)) | parameters, image)
 
 
-def _image_gradient(network: nn.Module, batch: Batch, dtype: torch.dtype) -> Array:
-    """Of the sum of the images' cross-entropies, by running statistics, as the attack computes it."""
+def image_gradient(network: nn.Module, batch: Batch, dtype: torch.dtype) -> Array:
+    """That of the sum of the images' cross-entropies, by running statistics, as the attack computes it."""
     image = torch.tensor(batch.adversarial, dtype=dtype, requires_grad=True)
     loss = nn.functional.cross_entropy(network(image), torch.tensor(batch.labels), reduction="sum")
     (gradient,) = torch.autograd.grad(loss, image)
@@ -189,7 +217,7 @@ def by_artifact(artifact: Artifact, sparse: SparseModel, batch: Batch, threads: 
     engine = Engine(artifact, None, threads)
     try:
         arrays, total = engine.arrays, 0.0
-        image = _attacks_gradient(engine, batch.part(0, artifact.micro_batch))
+        image = _attack_gradient(engine, batch)
         for first in range(0, len(batch), artifact.micro_batch):
             part = batch.part(first, first + artifact.micro_batch)
             engine.load(part.images, part.labels, 1 / len(batch))
@@ -212,7 +240,18 @@ def by_artifact(artifact: Artifact, sparse: SparseModel, batch: Batch, threads: 
     return Found(total, parameters, image)
 
 
-def _attacks_gradient(engine: Engine, batch: Batch) -> Array:
+def attack_gradient(artifact: Artifact, batch: Batch, threads: int) -> Array:
+    """The gradient of each image as the artifact's attack computes it, f32 [n, C, H, W]."""
+    from edge_bcs.runtime.engine import Engine
+
+    engine = Engine(artifact, None, threads)
+    try:
+        return _attack_gradient(engine, batch)
+    finally:
+        engine.close()
+
+
+def _attack_gradient(engine: Engine, batch: Batch) -> Array:
     """What the attack's step takes the sign of: the graph as it is, with that tensor as one more output."""
     import onnx
     import onnxruntime
@@ -224,21 +263,26 @@ def _attacks_gradient(engine: Engine, batch: Batch) -> Array:
     tensor = step.input[2]
     halo = next((item.i for item in step.attribute if item.name == "dx_halo"), 0)
     model.graph.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
-    engine.load(batch.images, batch.labels, 1.0)
-    arrays, count = engine.arrays, len(batch)
-    arrays["adversarial"][...] = arrays["input"]
-    arrays["adversarial"][:count] = batch.adversarial
-    arrays["target"][...] = 0
-    arrays["target"][np.arange(count), batch.labels] = 1
-    arrays["epsilon"][0] = arrays["step_size"][0] = 0
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), session_options(engine.threads), providers=["CPUExecutionProvider"]
     )
-    (stack,) = session.run([tensor], {item.name: arrays[item.name] for item in session.get_inputs()})
+    arrays, size = engine.arrays, engine.artifact.micro_batch
     channels, height, width = engine.artifact.input_shape
-    blocks, pixels, lanes = stack.shape
     rows, columns = height + halo, width + halo
-    planes = stack[:, pixels - channels * rows * columns :].reshape(blocks, channels, rows, columns, lanes)
-    images = planes[:, :, :height, :width].transpose(0, 4, 1, 2, 3)
-    # A copy: a view would keep memory of ONNX Runtime's, which is counted.
-    return np.array(images.reshape(blocks * lanes, channels, height, width)[:count])
+    found = []
+    for first in range(0, len(batch), size):
+        part = batch.part(first, first + size)
+        count = len(part)
+        engine.load(part.images, part.labels, 1.0)
+        arrays["adversarial"][...] = arrays["input"]
+        arrays["adversarial"][:count] = part.adversarial
+        arrays["target"][...] = 0
+        arrays["target"][np.arange(count), part.labels] = 1
+        arrays["epsilon"][0] = arrays["step_size"][0] = 0
+        (stack,) = session.run([tensor], {item.name: arrays[item.name] for item in session.get_inputs()})
+        blocks, pixels, lanes = stack.shape
+        planes = stack[:, pixels - channels * rows * columns :]
+        planes = planes.reshape(blocks, channels, rows, columns, lanes)[:, :, :height, :width]
+        images = planes.transpose(0, 4, 1, 2, 3).reshape(blocks * lanes, channels, height, width)
+        found.append(images[:count].copy())  # a view would keep memory of ONNX Runtime's, which is counted
+    return np.concatenate(found)

@@ -28,8 +28,8 @@ frozen and batch statistics. Of these cells there are
 
 - *gradients*: those in which the loss, the gradient of every parameter and that of the image differ from
   torch's in float64 by at most 10⁻⁴ of the tensor's norm, or by five times what torch's own float32 does (its
-  rounding, which batch statistics of few numbers amplify), in the best of up to {zoo.DRAWS} draws of images
-  (where an activation is within rounding of a kink, as of ReLU, it may fall to the other side);
+  rounding, which batch statistics of few numbers amplify). Images count of which no activation is so near a
+  kink, as of ReLU, that rounding moves it to the other side, and the best of up to {zoo.DRAWS} draws;
 - *10⁻⁴*: those that need no such allowance;
 - *bits*: those in which two threads compute the bits of one;
 - *peak*: those in which the predicted peak is the measured one, to the byte.
