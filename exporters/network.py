@@ -237,6 +237,12 @@ def _with_weights(layer: Layer, dense: Collection[str]) -> Layer:
     return replace(layer, weights="dense")
 
 
+def _unread(segment: Segment) -> Convolution:
+    """The layer of a kernel that does not reach the logits, and so is none of the graph's."""
+    height, width = segment.shape[2:] or (1, 1)
+    return Convolution(segment.name, (), (), segment.name, (height, width))
+
+
 def _numbered(
     graph: LayerGraph, segments: tuple[Segment, ...], counts: Mapping[str, int], position: int
 ) -> tuple[dict[str, Kernel], int]:
@@ -246,8 +252,7 @@ def _numbered(
     backwards = position + sum(segment.shape[0] + 1 for segment in segments)
     kernels: dict[str, Kernel] = {}
     for segment in segments:
-        # What does not reach the logits is no layer of the graph.
-        layer = convolutions.get(segment.name) or Convolution(segment.name, (), (), segment.name)
+        layer = convolutions.get(segment.name) or _unread(segment)
         connections = counts[segment.name]
         kernel = Kernel(
             segment.name,

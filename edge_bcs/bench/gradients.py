@@ -29,10 +29,9 @@ FLOAT32_FACTOR = 5.0
 """How many times the difference of torch's own float32 is allowed beyond that."""
 POOL = 6
 """Of how many times as many images those are chosen that are away from kinks."""
-NOTHING = 1e-6
-"""Of the whole gradient's norm: a tensor's that is smaller is rounding alone (a bias before batch
-statistics),
-and its difference is measured against this."""
+ZERO, AGAINST = 1e-10, 1e-3
+"""Of the whole gradient's norm: a tensor's that is smaller is zero but for rounding, as that of a bias before
+batch statistics; its difference is measured against so much of the whole instead."""
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +46,7 @@ class Batch:
 
     @classmethod
     def random(cls, artifact: Artifact, count: int, seed: int = 0) -> Batch:
-        """Return ``count`` random images that fit an artifact, moved inside its ε if it is trained on such."""
+        """Return ``count`` random images that fit an artifact, moved inside its ε if it trains on such."""
         generator = np.random.default_rng(seed)
         images = generator.random((count, *artifact.input_shape), dtype=np.float32)
         epsilon = artifact.objective.attack.epsilon
@@ -149,10 +148,10 @@ def compare(artifact: Artifact, sparse: SparseModel, batch: Batch, found: Found)
 def _differences(found: Mapping[str, Array], exact: Mapping[str, Array]) -> dict[str, float]:
     norms = {name: float(np.linalg.norm(array)) for name, array in exact.items()}
     whole = float(np.linalg.norm([norms[name] for name in norms if name not in ("loss", "image")]))
-    least = dict.fromkeys(norms, NOTHING * whole) | {"loss": 0.0, "image": 0.0}
+    zeros = {name for name in norms if norms[name] < ZERO * whole} - {"loss", "image"}
     return {
         name: float(np.linalg.norm(found[name].astype(np.float64) - exact[name]))
-        / (max(norms[name], least[name]) or 1.0)
+        / (AGAINST * whole if name in zeros else norms[name] or 1.0)
         for name in norms
     }
 

@@ -215,15 +215,17 @@ def checked(name: str, cell: Cell, threads: int) -> dict[str, Any]:
         same_bits = by_artifact(artifact, sparse, batch, threads).same_bits(
             by_artifact(artifact, sparse, batch, 1)
         )
+        best: Difference | None = None
         for draw in range(DRAWS):
             if cell.statistics == "frozen":
                 batch = Batch.away_from_kinks(artifact, sparse, cell.batch, threads, draw)
             else:
                 batch = Batch.random(artifact, cell.batch, draw)
             found = compare(artifact, sparse, batch, by_artifact(artifact, sparse, batch, threads))
-            best = found if draw == 0 else min(best, found, key=_distance)
+            best = min(best or found, found, key=_distance)
             if not found.float32:
                 break
+        assert best is not None
     tensor, worst = best.worst
     return {
         "weights": sparse.size,

@@ -72,9 +72,9 @@ def layer_of(found: Layer | Shaped) -> Layer:
 
 
 def numbers_of(found: Layer | Shaped) -> Tensor:
-    """Which numbers of its layer a tensor holds, for two images."""
+    """Which numbers of its layer a tensor holds, for two images, laid out as the network may view them."""
     if isinstance(found, Shaped):
-        return found.numbers
+        return found.numbers.contiguous()
     return torch.arange(_IMAGES * prod(found.shape)).reshape(_IMAGES, *found.shape)
 
 

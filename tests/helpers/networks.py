@@ -117,14 +117,19 @@ class Dense(nn.Sequential):
     """Layers whose weights stay dense in `sparse_of`."""
 
 
-def sparse_of(module: nn.Module, density: float = 0.5, seed: int = 3) -> SparseModel:
-    """``module`` with random connections, batch norms away from their initial values."""
-    dense = [
+def sparse_of(
+    module: nn.Module, density: float = 0.5, seed: int = 3, dense_by_default: bool = False
+) -> SparseModel:
+    """``module`` with random connections, batch norms away from their initial values; the kernels inside a
+    `Dense` stay dense, or those that do by default."""
+    dense: list[str] | None = [
         f"{name}.{inner}"
         for name, child in module.named_modules()
         if isinstance(child, Dense)
         for inner, _ in child.named_children()
     ]
+    if dense_by_default:
+        dense = None
     import edge_bcs
 
     generator = torch.Generator().manual_seed(seed)
