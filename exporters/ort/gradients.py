@@ -164,6 +164,7 @@ def gradient_model(forward: onnx.ModelProto, loss: str = "loss") -> onnx.ModelPr
     from onnxruntime.capi._pybind_state import GradientGraphBuilder
 
     register_gradients()
+    name_absent_inputs(forward)
     options = onnxruntime.SessionOptions()
     library.register(options)
     read = {name for node in forward.graph.node for name in node.input}
@@ -177,6 +178,15 @@ def gradient_model(forward: onnx.ModelProto, loss: str = "loss") -> onnx.ModelPr
         raise AssertionError(f"the gradient builder left {seed} undefined")
     complete(model)
     return model
+
+
+def name_absent_inputs(model: onnx.ModelProto) -> None:
+    """Write absent inputs at the end of a node as absent, in place: a definition names every input, and the
+    builder takes it for a fault where a node has fewer."""
+    for node in model.graph.node:
+        rule = OPERATORS.get(node.op_type) if node.domain == DOMAIN else None
+        if rule is not None and rule.ort_gradient:
+            node.input.extend([""] * (len(rule.inputs) - len(node.input)))
 
 
 def complete(model: onnx.ModelProto) -> None:
@@ -248,6 +258,7 @@ def forward_model(
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     model.graph.initializer.extend(numpy_helper.from_array(held[name], name) for name in names)
+    name_absent_inputs(model)
     return model
 
 

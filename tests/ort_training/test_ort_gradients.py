@@ -25,6 +25,7 @@ from edge_bcs.exporters.validation import run
 from edge_bcs.runtime import library
 from helpers.networks import (
     NETWORKS,
+    Dense,
     EveryActivation,
     EveryLayer,
     Residual,
@@ -98,6 +99,19 @@ def test_both_differentiators_agree(name: str, objective: str, statistics: str, 
 def test_every_layer(module: type[nn.Module], objective: str, statistics: str, tmp_path: Path) -> None:
     sparse = sparse_of(module())
     check(sparse, network_of(sparse, (2, 13, 13), statistics == "batch"), objective, tmp_path)
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+def test_kernels_that_stay_dense(statistics: str, tmp_path: Path) -> None:
+    """With groups of all sizes and what is fused into them, beside connections of a layer with groups."""
+    network = nn.Sequential(
+        Dense(nn.Conv2d(3, 8, 3, stride=(2, 1), padding=(0, 1))), nn.ReLU(),
+        Dense(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)), nn.BatchNorm2d(8), nn.ReLU(),
+        Dense(nn.Conv2d(8, 12, 3, padding="same", dilation=2, groups=4, bias=False)), nn.BatchNorm2d(12),
+        nn.Conv2d(12, 6, 3, groups=3), nn.ReLU(), nn.Flatten(), Dense(nn.Linear(6 * 1 * 5, 4)),
+    )  # fmt: skip
+    sparse = sparse_of(network)
+    check(sparse, network_of(sparse, (3, 7, 7), statistics == "batch"), "trades", tmp_path)
 
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])
