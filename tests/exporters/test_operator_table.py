@@ -283,6 +283,11 @@ def rows_of(name: str, make: Callable[[], nn.Module]) -> dict[str, Callable[[], 
     """An activation in each place."""
     return {
         f"{name} after a convolution": lambda: [make(), nn.Conv2d(6, 5, 3, padding=1)],
+        f"{name} after a depthwise convolution": lambda: [
+            Dense(nn.Conv2d(6, 6, 3, padding=1, groups=6)),
+            make(),
+            nn.Conv2d(6, 4, 1),
+        ],
         f"{name} on its own": lambda: [nn.MaxPool2d(3, stride=2), make()],
         f"{name} after a batch norm": lambda: [wide(), make(), nn.Conv2d(6, 4, 1)],
         f"{name} after a group norm": lambda: [with_numbers(nn.GroupNorm(3, 6)), make(), nn.Conv2d(6, 4, 1)],
