@@ -16,6 +16,7 @@ from edge_bcs import models
 from edge_bcs.checkpoint import Checkpoint, read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.normalization import Normalization
+from edge_bcs.core.resizing import Resize
 from edge_bcs.core.state import TYPES
 from edge_bcs.data.classes import Names, check_names
 from edge_bcs.exportable import look_at
@@ -175,6 +176,8 @@ def _assemble(
     )
     sparse.load_state(tensors)
     sparse.step, sparse.classes = step, classes
+    if "resize" in record:
+        sparse.resize = _resize(path, record["resize"])
     if "normalize" in record:
         sparse.normalize = _normalization(path, record["normalize"])
     if sparse.own:
@@ -187,6 +190,13 @@ def _made(record: dict[str, Any]) -> str:
     """What made a network of the user's own, as its file says, within a sentence."""
     factory = record.get("factory")
     return f" (made by {factory[:200]})" if isinstance(factory, str) else ""
+
+
+def _resize(path: Path, text: Any) -> Resize:
+    try:
+        return Resize.parse(str(text))
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"{path} describes its network in a way that cannot be read: {error}") from None
 
 
 def _normalization(path: Path, record: Any) -> Normalization:

@@ -17,6 +17,7 @@ from edge_bcs.runtime import archive
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity, parse_json
 from edge_bcs.core.objectives import OBJECTIVES, Objective
+from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.segments import Segment
 from edge_bcs.core.settings import MOST_ATTACK_STEPS, Attack, check_number
 from edge_bcs.core.text import check_text
@@ -111,6 +112,7 @@ class Described:
         dense_size, statistics_size: lengths of dense.value and of batchnorm.mean.
         budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum,
             noise.
+        resize: how image files are brought to the size of ``input_shape``.
         release: number that the maker gave it, which grows from one to the next; None without one.
     """
 
@@ -134,6 +136,7 @@ class Described:
     lists_length: int
     budget: int | None
     release: int | None
+    resize: Resize
 
     @property
     def network(self) -> str:
@@ -305,7 +308,16 @@ def describe(manifest: dict[str, Any]) -> Described:
         lists_length=lists_length,
         budget=budget,
         release=fields.integer("release", 1, LARGEST_RELEASE) if "release" in manifest else None,
+        resize=_resize(network),
     )
+
+
+def _resize(network: _Fields) -> Resize:
+    text = network.text("resize", missing=SQUASH.text)
+    try:
+        return Resize.parse(text)
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"the manifest's field network.resize cannot be right: {error}.") from None
 
 
 def _sparsity(fields: _Fields) -> str:

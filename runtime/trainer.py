@@ -364,7 +364,10 @@ class Trainer:
 
     def _matched(self, given: Any, split: str, naming: bool) -> Match:
         # Pixels are checked when they are read, for one may be skipped.
-        data = dataset_of(given, split=split, shape=self.artifact.input_shape, finite=False)
+        artifact = self.artifact
+        data = dataset_of(
+            given, split=split, shape=artifact.input_shape, finite=False, resize=artifact.resize
+        )
         check_data(self.artifact, data)
         trained, outputs = self.steps > 0, self.artifact.num_classes
         matched = match(data, self.classes, outputs, naming=naming, trained=trained, resumed=self.resumed)

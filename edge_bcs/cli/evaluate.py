@@ -254,7 +254,9 @@ def _on_board(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
     artifact = Artifact.read(path, **trusted(options))
     machine = {name: options[name] for name in ("memory", "threads")}
     with Trainer(artifact, class_names=class_names(options), **machine) as trainer:
-        reading = Reading(options["data_spec"], artifact.input_shape, options["on_bad"])
+        reading = Reading(
+            options["data_spec"], artifact.input_shape, options["on_bad"], resize=artifact.resize
+        )
         data = reading.open(options["split"])
         epsilon = artifact.objective.attack.epsilon
         if options["epsilon"] is not None:
@@ -315,7 +317,9 @@ def _in_torch(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
     sparse = sparse.to(device)
-    reading = Reading(options["data_spec"], _input_shape(path, sparse, options), options["on_bad"])
+    reading = Reading(
+        options["data_spec"], _input_shape(path, sparse, options), options["on_bad"], resize=sparse.resize
+    )
     data = reading.open(options["split"])
     attack = options["attack"]
     step_size = options["step_size"]

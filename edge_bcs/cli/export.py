@@ -43,6 +43,7 @@ from edge_bcs.cli.networks import (
     normalize_option,
     own,
     registered,
+    resize_option,
     shape_of,
     short_name,
     start,
@@ -52,6 +53,7 @@ from edge_bcs.cli.networks import (
 )
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.progress import Progress, note
+from edge_bcs.core.resizing import Resize
 from edge_bcs.core.settings import Hyper
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
 @channels_option
 @input_shape_option
 @normalize_option
+@resize_option
 @dense_option
 @weights_option
 @start_option
@@ -209,6 +212,7 @@ def command(context: click.Context, /, **options: Any) -> None:
             "width",
             "dense_patterns",
             "normalize",
+            "resize",
             "start",
             "weights",
         ):
@@ -399,6 +403,8 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
             start=start(options),
         )
     sparse.normalize = normalization(options)
+    if options["resize"] is not None:
+        sparse.resize = Resize.parse(options["resize"])
     if is_own(model) and options["classes"] is not None:
         check_classes(sparse, shape_of(sparse, options), options["classes"])
     return sparse, short_name(model), 0

@@ -229,6 +229,7 @@ def _train(
         options["data_spec"],
         trainer.artifact.input_shape,
         options["on_bad"],
+        resize=trainer.artifact.resize,
         folder=folder if trainer.resumed else None,
         watch=between,
     )

@@ -117,6 +117,15 @@ weights_option = click.option(
 )
 
 
+resize_option = click.option(
+    "--resize",
+    metavar="HOW",
+    help="How image files are brought to the network's size: squash (both sides; the default), crop (the "
+    "largest part in the middle with its proportions) or crop:0.875 (of that a share, as torchvision's "
+    "networks are evaluated). Kept with the network.",
+)
+
+
 def normalization(options: dict[str, Any]) -> Normalization | None:
     """Return what --normalize says; None without it."""
     text = options["normalize"]

@@ -93,7 +93,7 @@ def _answers(trainer: Any, images: Sequence[str], top: int) -> Iterator[dict[str
         for number, (file, why) in enumerate(part):
             try:
                 if not why:
-                    read.append(read_image(Path(file), shape))
+                    read.append(read_image(Path(file), shape, trainer.artifact.resize))
             except BadImageError as error:
                 whys[number] = str(error)
         rows = iter(trainer.probabilities(np.stack(read)) if read else ())

@@ -13,6 +13,7 @@ from edge_bcs.core.outputs import check_output, json_with
 from edge_bcs.core.progress import say
 
 if TYPE_CHECKING:
+    from edge_bcs.core.resizing import Resize
     from edge_bcs.data import Dataset
     from edge_bcs.data.faults import OnBad
 
@@ -28,6 +29,7 @@ class Reading:
         spec: what --data says. shape: (C, H, W) of the network. on_bad: "stop" or "skip".
         folder: of a training that goes on, whose record says what it left out; None: of a new one.
         watch: called now and then while images are looked at; what it raises ends that.
+        resize: how image files are brought to ``shape``, where the network says.
         quiet: say nothing of what is left out (all processes of torchrun but the first).
     """
 
@@ -40,9 +42,11 @@ class Reading:
         folder: Path | None = None,
         watch: Callable[[], None] = lambda: None,
         quiet: bool = False,
+        resize: Resize | None = None,
     ) -> None:
         self._spec, self._shape, self._on_bad = spec, shape, on_bad
         self._watch, self._quiet = watch, quiet
+        self._how = {} if resize is None else {"resize": resize}
         self._resumes = folder is not None
         self._recorded = {} if folder is None else _recorded(folder)
         self._left_out: dict[str, dict[str, str]] = {}
@@ -62,6 +66,7 @@ class Reading:
             known=known,
             strict=split in self._recorded,
             watch=self._watch,
+            **self._how,
         )
         self._left_out[split] = {image.name: image.why for image in data.left_out}
         if data.left_out and not self._quiet:

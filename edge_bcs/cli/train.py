@@ -53,6 +53,7 @@ from edge_bcs.cli.networks import (
     normalize_option,
     own,
     registered,
+    resize_option,
     short_name,
     start,
     start_option,
@@ -65,6 +66,7 @@ from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.outputs import check_folder
 from edge_bcs.core.progress import Progress, say
+from edge_bcs.core.resizing import Resize
 from edge_bcs.core.settings import Hyper, Schedule
 from edge_bcs.training.settings import METHODS, Compute, Feed, Output
 
@@ -189,6 +191,7 @@ _OWNERS = {
 @channels_option
 @input_shape_option
 @normalize_option
+@resize_option
 @dense_option
 @weights_option
 @start_option
@@ -288,7 +291,8 @@ def _trained(
     if shape is None:
         raise unknown_shape(type(network).__name__)
     resumed = output if options["resume"] else None
-    reading = Reading(data_spec, shape, options["on_bad"], folder=resumed, quiet=not first)
+    resize = Resize.parse(options["resize"] or "squash")
+    reading = Reading(data_spec, shape, options["on_bad"], folder=resumed, quiet=not first, resize=resize)
     data = reading.open("train")
     if first and (resumed or not any(output.rglob(_SAVED))):
         reading.record(output)
@@ -304,6 +308,8 @@ def _trained(
         )
     if options["method"] not in _COMPARATORS or not _is_checkpoint(options["weights"]):
         with_weights(network, options)
+    if options["resize"] is not None:
+        network.edge_bcs_resize = resize  # type: ignore[assignment]
     if options["normalize"] is not None:
         set_normalization(network, normalization(options))
     _use_threads(options)

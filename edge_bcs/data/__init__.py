@@ -26,11 +26,13 @@ plus Pillow for image files.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.text import shown
 from edge_bcs.data.dataset import ArrayDataset, Dataset, Shape
 from edge_bcs.data.faults import Handling, OnBad, Watch
@@ -53,6 +55,7 @@ def open_data(
     known: Mapping[str, str] | None = None,
     strict: bool = False,
     watch: Watch | None = None,
+    resize: Resize = SQUASH,
 ) -> Dataset:
     """Open one split of a data set (see the module's table).
 
@@ -70,6 +73,7 @@ def open_data(
             left out again without being looked at.
         strict: refuse the data if others than these cannot be used.
         watch: called now and then while that takes its time; what it raises ends it.
+        resize: how image files of other sizes are brought to ``shape``.
 
     Raises:
         EdgeBcsError: nothing readable there; one sentence says what.
@@ -86,12 +90,12 @@ def open_data(
     path = Path(spec)
     try:
         if path.is_dir():
-            return _open_folder(path, split, shape, handling)
+            return _open_folder(path, split, shape, handling, resize)
         if not path.exists():
             raise EdgeBcsError(
                 f"the data {path} does not exist; give a folder, a .tar, .npz or .mat file, or digits."
             )
-        return _open_file(path, split, shape, handling)
+        return _open_file(path, split, shape, handling, resize)
     except OSError as error:
         named = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
         raise EdgeBcsError(
@@ -99,23 +103,23 @@ def open_data(
         ) from None
 
 
-def _open_folder(folder: Path, split: str, shape: Shape, handling: Handling) -> Dataset:
+def _open_folder(folder: Path, split: str, shape: Shape, handling: Handling, resize: Resize) -> Dataset:
     from edge_bcs.data.images import ImageFiles, folder_entries
 
     for nested in ("cifar-10-batches-py", "cifar-100-python"):
         if (folder / nested).is_dir():
-            return _open_folder(folder / nested, split, shape, handling)
+            return _open_folder(folder / nested, split, shape, handling, resize)
     if (folder / "data_batch_1").is_file() or ((folder / "meta").is_file() and (folder / "train").is_file()):
         return _open_cifar(folder, split, shape, handling)
     for suffix in (*_TAR, ".npz", ".mat"):
         for name in ("train", "train_32x32"):
             if (folder / f"{name}{suffix}").is_file():
-                return _open_file(folder / f"{name}{suffix}", split, shape, handling)
+                return _open_file(folder / f"{name}{suffix}", split, shape, handling, resize)
     entries = ((folder, entry) for entry in folder_entries(folder))
-    return ImageFiles(entries, split, shape, shown(str(folder)), handling)
+    return ImageFiles(entries, split, shape, shown(str(folder)), handling, resize)
 
 
-def _open_file(file: Path, split: str, shape: Shape, handling: Handling) -> Dataset:
+def _open_file(file: Path, split: str, shape: Shape, handling: Handling, resize: Resize) -> Dataset:
     from edge_bcs.data.images import ImageFiles, archive_entries, check_channels
     from edge_bcs.data.readers import compressed_rows, npz_rows, svhn_rows
     from edge_bcs.data.store import Stored
@@ -126,22 +130,23 @@ def _open_file(file: Path, split: str, shape: Shape, handling: Handling) -> Data
     paths = [path for path, _ in files]
     if name.endswith(".tar"):
         entries = ((path, entry) for path, kind in files for entry in archive_entries(path, kind))
-        return ImageFiles(entries, split, shape, shown(str(file)), handling)
+        return ImageFiles(entries, split, shape, shown(str(file)), handling, resize)
     readers: dict[str, Callable[[Path, str, Shape], Iterable[Decoded]]]
-    readers = {".npz": npz_rows, ".mat": svhn_rows, **dict.fromkeys(_TAR[1:], compressed_rows)}
+    unpacked = partial(compressed_rows, resize=resize)
+    readers = {".npz": npz_rows, ".mat": svhn_rows, **dict.fromkeys(_TAR[1:], unpacked)}
     read = next((reader for suffix, reader in readers.items() if name.endswith(suffix)), None)
     if read is None:
         raise EdgeBcsError(
             f"{file} is not data that can be read: expected a folder, .tar, .tar.gz, .npz or .mat."
         )
-    if read is compressed_rows:
+    if read is unpacked:
         check_channels(shape)
 
     def rows() -> Iterator[Decoded]:
         for path, kind in files:
             yield from read(path, kind, shape)
 
-    return Stored(paths, rows, split, shape, handling=handling)
+    return Stored(paths, rows, split, shape, handling=handling, resize=resize if read is unpacked else SQUASH)
 
 
 def _open_cifar(folder: Path, split: str, shape: Shape, handling: Handling) -> Dataset:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.data.dataset import (
     MOST_CLASSES,
     Array,
@@ -44,7 +45,12 @@ _DEEP_MODES = ("I", "F")  # and I;16…: more than 8 bits, which a conversion wo
 
 
 def dataset_of(
-    source: Any, *, split: str = "train", shape: Sequence[int] | None = None, finite: bool = True
+    source: Any,
+    *,
+    split: str = "train",
+    shape: Sequence[int] | None = None,
+    finite: bool = True,
+    resize: Resize = SQUASH,
 ) -> Dataset:
     """Return `source` as a data set (see the module's table).
 
@@ -52,6 +58,7 @@ def dataset_of(
         source: where images and labels are.
         split: of a path, "train" or "test".
         shape: (C, H, W) of the images of a path; None where the network does not say.
+        resize: of a path, how images of other sizes are brought to ``shape``.
         finite: refuse arrays with a pixel that is not a finite number now, not when it is read.
 
     Raises:
@@ -65,7 +72,7 @@ def dataset_of(
                 f"the network does not say which images it takes: give input_shape=(C, H, W) beside {source}."
             )
         channels, height, width = shape
-        return open_data(source, split, (channels, height, width))
+        return open_data(source, split, (channels, height, width), resize=resize)
     if all(hasattr(source, name) for name in ("read", "order", "classes", "shape")):
         data: Dataset = source
     elif is_pair(source):

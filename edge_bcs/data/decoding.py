@@ -10,16 +10,17 @@
 | TIFF of 32-bit or signed whole numbers | refused: nothing says what is white |
 | animation (GIF, PNG, WebP), several pages | the first picture |
 
-Whatever is larger than the network's input is resized, bilinearly over all pixels that fall into one. Of a
-JPEG at least four times as large, only a half, a quarter or an eighth of the size is decoded, which is still
-at least twice the network's input: faster, in a fraction of the memory, and within some grey levels of the
-whole.
+Whatever is larger than the network's input is resized, bilinearly over all pixels that fall into one: both
+sides, or a crop from the middle with the input's proportions (`edge_bcs.core.resizing`). Of a JPEG at least
+four times as large, only a half, a quarter or an eighth of the size is decoded, which is still at least twice
+the network's input: faster, in a fraction of the memory, and within some grey levels of the whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import threading
 import warnings
@@ -31,6 +32,7 @@ import numpy as np
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.machine import ThisMachine
+from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.units import format_bytes
 from edge_bcs.data.dataset import Array, Shape
 from edge_bcs.data.faults import BadImageError
@@ -89,12 +91,13 @@ def is_trap(declared: int, packed: int) -> bool:
     return declared > max(_LEAST_TRAP, _MOST_PACKED * packed)
 
 
-def decode(data: bytes, shape: Shape, source: str, share: float = 0.5) -> Array:
+def decode(data: bytes, shape: Shape, source: str, share: float = 0.5, resize: Resize = SQUASH) -> Array:
     """Return the pixels u8 [C, H, W] of an encoded image, resized to ``shape``, as the module's table says.
 
     Args:
         data: the file. shape: C is 1 (grey) or 3. source: begins every sentence about it.
         share: of the free memory that this may take, where it takes more than 8 MiB.
+        resize: how it is brought to ``shape``.
 
     Raises:
         BadImageError: it is damaged, truncated or of a kind that is not read, declares more than 64 Mi
@@ -102,17 +105,19 @@ def decode(data: bytes, shape: Shape, source: str, share: float = 0.5) -> Array:
         EdgeBcsError: Pillow is missing.
     """
     with quietly():
-        return decode_aloud(data, shape, source, share)
+        return decode_aloud(data, shape, source, share, resize)
 
 
-def decode_aloud(data: bytes, shape: Shape, source: str, share: float = 0.5) -> Array:
+def decode_aloud(
+    data: bytes, shape: Shape, source: str, share: float = 0.5, resize: Resize = SQUASH
+) -> Array:
     """`decode` without silencing Pillow, which a caller with several threads does once, by `quietly`."""
     image_module = _pillow()
     from PIL import UnidentifiedImageError
 
     try:
         with image_module.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return _pixels(image, data, shape, source, share)
+            return _pixels(image, data, shape, source, share, resize)
     except UnidentifiedImageError:
         raise BadImageError(f"{source} is not an image that Pillow can read.") from None
     except image_module.DecompressionBombError:
@@ -155,7 +160,7 @@ def quietly() -> Iterator[None]:
         PngImagePlugin.MAX_TEXT_MEMORY = before
 
 
-def _pixels(image: Any, data: bytes, shape: Shape, source: str, share: float) -> Array:
+def _pixels(image: Any, data: bytes, shape: Shape, source: str, share: float, resize: Resize) -> Array:
     image_module = _pillow()
     channels, height, width = shape
     whole = image.size
@@ -164,7 +169,7 @@ def _pixels(image: Any, data: bytes, shape: Shape, source: str, share: float) ->
     jpeg = data[:2] == b"\xff\xd8"
     drafted = None
     if jpeg:  # twice the network's input is left for the filter, however the image is turned
-        side = 2 * max(height, width)
+        side = math.ceil(2 * max(height, width) / (resize.crop or 1))
         drafted = image.draft("", (side, side))
     mode = "L" if channels == 1 else "RGB"
     need = memory_needed(image, data, whole, mode)
@@ -179,9 +184,10 @@ def _pixels(image: Any, data: bytes, shape: Shape, source: str, share: float) ->
         orientation = _orientation(image)
         flat = _flat(image, mode, source)
         # The last pixels of a draft may stand for less than a whole one.
-        box = drafted[1] if drafted else (0.0, 0.0, float(flat.width), float(flat.height))
+        extent = drafted[1][2:] if drafted else (float(flat.width), float(flat.height))
         size = (height, width) if orientation >= _SIDEWAYS else (width, height)
-        if flat.size != size or box[2:] != flat.size:
+        box = resize.box(extent, size)
+        if flat.size != size or box != (0, 0, *flat.size):
             flat = flat.resize(size, image_module.Resampling.BILINEAR, box=box)
         if orientation in _TURNS:
             flat = flat.transpose(getattr(image_module.Transpose, _TURNS[orientation]))

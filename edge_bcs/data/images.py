@@ -23,6 +23,7 @@ import numpy as np
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import replacing
 from edge_bcs.core.progress import Progress
+from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.text import shown
 from edge_bcs.data.dataset import Array, Dataset, Shape, held_out
 from edge_bcs.data.decoding import (
@@ -48,7 +49,7 @@ _SHARE, _SHARE_LATER = 0.5, 0.9
 _REMEMBERED_EVERY = 60.0  # seconds
 _READER = "1"  # another number where what can be used changes
 
-Decode = Callable[[bytes, Shape, str, float], Array]
+Decode = Callable[[bytes, Shape, str, float, Resize], Array]
 
 
 @dataclass(frozen=True)
@@ -295,6 +296,7 @@ class ImageFiles(Dataset):
         shape: Shape,
         source: str,
         handling: Handling | None = None,
+        resize: Resize = SQUASH,
     ) -> None:
         check_channels(shape)
         handling = handling or Handling()
@@ -310,7 +312,7 @@ class ImageFiles(Dataset):
             chosen = np.array([(entry.split or "train") == split for _, entry in found])
         else:
             chosen = held_out(labels) == (split == "test")
-        self.shape, self._source = shape, source
+        self.shape, self._source, self._resize = shape, source, resize
         self._remembered = _Remembered(found)
         self._files = [item for item, wanted in zip(found, chosen, strict=True) if wanted]
         bad = self._looked_at(handling)
@@ -338,7 +340,7 @@ class ImageFiles(Dataset):
         for number, position in enumerate(positions):
             holder, entry = self._files[position]
             try:
-                pixels = decode_file(holder, entry, self.shape, _SHARE_LATER, decode)
+                pixels = decode_file(holder, entry, self.shape, self._resize, _SHARE_LATER)
             except BadImageError as error:
                 self._remembered.forget(holder, entry)
                 raise EdgeBcsError(
@@ -377,7 +379,7 @@ class ImageFiles(Dataset):
 
     def _why_not(self, number: int) -> str:
         try:
-            decode_file(*self._files[number], self.shape, _SHARE, decode_aloud)
+            decode_file(*self._files[number], self.shape, self._resize, _SHARE, decode_aloud)
         except BadImageError as error:
             return str(error)
         return ""
@@ -482,13 +484,19 @@ def _source(holder: Path, entry: Entry) -> str:
 
 
 def decode_file(
-    holder: Path, entry: Entry, shape: Shape, share: float = _SHARE, decode: Decode = decode
+    holder: Path,
+    entry: Entry,
+    shape: Shape,
+    resize: Resize = SQUASH,
+    share: float = _SHARE,
+    decode: Decode = decode,
 ) -> Array:
     """Return the pixels u8 [C, H, W] of an image; of those that take much memory one is read and decoded at a
     time.
 
     Args:
-        holder: the tar or the folder that ``entry`` lies in. shape: that of the pixels.
+        holder: the tar or the folder that ``entry`` lies in.
+        shape, resize: of the pixels, and how they are made.
         share: of the free memory that this may take. decode: what decodes.
 
     Raises BadImageError if it cannot be used.
@@ -502,6 +510,6 @@ def decode_file(
             with one_at_a_time(size):
                 require_memory(size, source, "make it smaller", share, BadImageError)
                 stream.seek(max(entry.offset, 0))
-                return decode(stream.read(size), shape, source, share)
+                return decode(stream.read(size), shape, source, share, resize)
     except OSError as error:
         raise BadImageError(f"{source} cannot be read: {error.strerror}.") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.text import shown
 from edge_bcs.data.dataset import Array, Shape
 from edge_bcs.data.images import SUFFIXES, Entry, check_channels, decode_file
@@ -45,16 +46,17 @@ def _inside(folder: Path) -> Iterator[Path]:
         raise EdgeBcsError(f"the folder {shown(str(folder))} holds no image ({', '.join(SUFFIXES[:3])}, …).")
 
 
-def read_image(file: Path, shape: Shape) -> Array:
+def read_image(file: Path, shape: Shape, resize: Resize = SQUASH) -> Array:
     """Return an image f32 [C, H, W] in [0, 1], read as a data set of image files reads its own.
 
     Args:
         file: of any kind that is read, whatever its name. shape: (C, H, W); C is 1 (grey) or 3.
+        resize: how it is brought to ``shape``.
 
     Raises:
         BadImageError: it cannot be used (see `edge_bcs.data.decoding`).
         EdgeBcsError: another number of channels, or Pillow is missing.
     """
     check_channels(shape)
-    pixels = decode_file(file.parent, Entry("", "", file.name), shape)
+    pixels = decode_file(file.parent, Entry("", "", file.name), shape, resize)
     return pixels.astype(np.float32) / np.float32(255)

@@ -20,6 +20,7 @@ import numpy as np
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.machine import ThisMachine
+from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.text import shown
 from edge_bcs.core.units import format_bytes
 from edge_bcs.data.dataset import Array, Shape
@@ -193,7 +194,7 @@ def cifar_folder_rows(folder: Path, shape: Shape) -> Iterator[Rows]:
             yield from cifar_rows(content, "test" if name.startswith("test") else "train", shape, str(file))
 
 
-def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Decoded]:
+def compressed_rows(file: Path, split: str, shape: Shape, resize: Resize = SQUASH) -> Iterator[Decoded]:
     """Yield the images of a compressed tar in one pass: class folders, or CIFAR batches as they are
     published."""
     total = 0
@@ -232,7 +233,9 @@ def compressed_rows(file: Path, split: str, shape: Shape) -> Iterator[Decoded]:
                     if member.size > LARGEST_FILE:
                         raise BadImageError(f"the image {source} is larger than 64 MiB, which is refused.")
                     require_memory(member.size, f"the image {source}", "make it smaller", kind=BadImageError)
-                    pixels = decode(_opened(archive, member).read(), shape, f"the image {source}")
+                    pixels = decode(
+                        _opened(archive, member).read(), shape, f"the image {source}", resize=resize
+                    )
                 except BadImageError as error:
                     yield Unreadable(split or entry.split, entry.class_name, member.name, str(error))
                     continue

@@ -34,6 +34,7 @@ import numpy as np
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import remove_abandoned, replacing, sync_folder
 from edge_bcs.core.progress import Progress, say
+from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.scratch import ScratchFolder
 from edge_bcs.core.text import shown
 from edge_bcs.data.dataset import MOST_CLASSES, Array, Dataset, Shape, held_out
@@ -118,8 +119,9 @@ def cache_file(name: str) -> Path:
     return folder / name
 
 
-def _key(sources: list[Path], shape: Shape) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {shape}".encode())
+def _key(sources: list[Path], shape: Shape, resize: Resize) -> str:
+    how = "" if resize == SQUASH else f" {resize.text}"
+    digest = hashlib.sha256(f"{_FORMAT} {shape}{how}".encode())
     for source in sources:
         status = source.stat()
         digest.update(f"|{source.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
@@ -227,13 +229,14 @@ class Stored(Dataset):
         shape: Shape,
         classes: Callable[[], tuple[str, ...]] | None = None,
         handling: Handling | None = None,
+        resize: Resize = SQUASH,
     ) -> None:
         handling = handling or Handling()
         self._sources, self._decoder, self._class_names = sources, rows, classes
         self._source = " and ".join(shown(str(path)) for path in sources[:2])
         self._watch = handling.watch
-        self.shape = shape
-        self._key = _key(sources, shape)
+        self.shape, self._resize = shape, resize
+        self._key = _key(sources, shape, resize)
         self._file = cache_file(f"{self._key}.pixels")
         self._index = index = self._open()
         if not split:
@@ -314,7 +317,7 @@ class Stored(Dataset):
 
     def _decode(self) -> _Index:
         try:
-            if _key(self._sources, self.shape) != self._key:
+            if _key(self._sources, self.shape, self._resize) != self._key:
                 raise EdgeBcsError(f"{self._source} has changed since it was opened: begin again.")
             classes = self._class_names() if self._class_names else None
             return decode(self._file, self._decoder(), self.shape, classes, self._source, self._watch)

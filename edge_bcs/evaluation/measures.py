@@ -28,6 +28,7 @@ from edge_bcs.core.files import read_small, write_atomically
 from edge_bcs.core.metadata import parse_object
 from edge_bcs.core.outputs import check_output, json_with
 from edge_bcs.core.progress import Progress
+from edge_bcs.core.resizing import SQUASH
 from edge_bcs.data.adapt import as_array, dataset_of, is_pair, stated_classes
 from edge_bcs.data.classes import match, match_batches, say
 from edge_bcs.data.dataset import Data, check_finite, check_pixels
@@ -362,7 +363,8 @@ def _readable(model: Model, data: Any) -> Data | Batches:
     if isinstance(data, Data) or not (whole or (sequence and not isinstance(data, (list, tuple)))):
         batches: Data | Batches = data
         return batches
-    return dataset_of(data, split="test", shape=getattr(model, "input_shape", None))
+    shape, resize = getattr(model, "input_shape", None), getattr(model, "resize", SQUASH)
+    return dataset_of(data, split="test", shape=shape, resize=resize)
 
 
 def _matched(model: SparseModel, data: Data | Batches) -> tuple[Data | Batches, dict[str, Any]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_bcs.core.normalization import Normalization
+from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.method.wrappers import logits_among
 
 
@@ -51,6 +52,12 @@ def set_normalization(network: nn.Module, normalization: Normalization | None) -
     network.edge_bcs_normalize = normalization  # type: ignore[assignment]
     if _normalized not in network._forward_pre_hooks.values():
         network.register_forward_pre_hook(_normalized)
+
+
+def resize_of(network: nn.Module) -> Resize:
+    """Return how image files are brought to the size of `network`'s images."""
+    found = getattr(network, "edge_bcs_resize", None)
+    return found if isinstance(found, Resize) else SQUASH
 
 
 def _normalized(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -16,10 +16,17 @@ from torch import Tensor, nn
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.normalization import Normalization
+from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.segments import Segment
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.state import STATE_NAMES, Parts, state_layout
-from edge_bcs.method.hooks import keep_biased_variance, normalization_of, set_normalization, take_logits
+from edge_bcs.method.hooks import (
+    keep_biased_variance,
+    normalization_of,
+    resize_of,
+    set_normalization,
+    take_logits,
+)
 
 KERNELS = (nn.Conv2d, nn.Linear)
 """Modules whose `weight` is a kernel, [out, in / groups, kh, kw] or [out, in]."""
@@ -152,7 +159,8 @@ class SparseModel(nn.Module):
         """What is said of the network where it is stored: {"name", "arguments"}, which rebuild it.
 
         A user's own module has the name of its class and no arguments, and may have "factory", what made it,
-        and "input_shape", [C, H, W] of the images that it was trained on. Any may have "normalize".
+        and "input_shape", [C, H, W] of the images that it was trained on. Any may have "normalize" and
+        "resize".
         """
         described: dict[str, Any] = {"name": type(self.network).__name__, "arguments": {}}
         if not self.own:
@@ -164,6 +172,8 @@ class SparseModel(nn.Module):
                 described["input_shape"] = list(self.input_shape)
         if self.normalize is not None:
             described["normalize"] = self.normalize.record
+        if self.resize != SQUASH:
+            described["resize"] = self.resize.text
         return described
 
     @property
@@ -182,6 +192,15 @@ class SparseModel(nn.Module):
     @normalize.setter
     def normalize(self, normalization: Normalization | None) -> None:
         set_normalization(self.network, normalization)
+
+    @property
+    def resize(self) -> Resize:
+        """How image files are brought to the size of the network's images."""
+        return resize_of(self.network)
+
+    @resize.setter
+    def resize(self, resize: Resize) -> None:
+        self.network.edge_bcs_resize = resize  # type: ignore[assignment]
 
     @property
     def ending(self) -> str:

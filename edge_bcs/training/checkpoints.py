@@ -93,7 +93,7 @@ def resumed(
                 f"{last.parent} was begun with {name} {before!r}, not {now!r}; resume it as it was begun, or "
                 "choose another folder"
             )
-    names = ("name", "arguments")
+    names = ("name", "arguments", "resize")
     same = all(network.get(name) == sparse.record.get(name) for name in names)
     if not same or checkpoint.seed != sparse.seed:
         name = str(network.get("name"))[:60]

@@ -127,7 +127,7 @@ def train(
     check_choice("method", method, METHODS)
     check_choice("rewiring", rewire, REWIRE)
     batch_size = batch_size_of(data) if batch_size is None else batch_size
-    data = dataset_of(data, shape=input_shape or sparse.input_shape)
+    data = dataset_of(data, shape=input_shape or sparse.input_shape, resize=sparse.resize)
     second = None if feed.pseudo_labelled is None else _second(feed.pseudo_labelled, data.shape)
     _check_data(rule, data, second)
     device = choose_device("cpu" if compute.device is None and compute.engine == "sparse" else compute.device)

@@ -115,9 +115,9 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     look = images.decode_aloud
 
-    def spied(data: bytes, shape: Any, source: str, share: float) -> Any:
+    def spied(data: bytes, shape: Any, source: str, share: float, resize: Any) -> Any:
         found.append(Path(source).name)
-        return look(data, shape, source, share)
+        return look(data, shape, source, share, resize)
 
     monkeypatch.setattr(images, "decode_aloud", spied)
     return found
