@@ -23,50 +23,26 @@ from ..activations import FUNCTIONS
 from ..layers import (
     Activation,
     Add,
-    AveragePool,
-    Axis,
     BatchNorm,
     Channels,
     Convolution,
-    Flatten,
     GroupNorm,
     Layer,
-    MaxPool,
     Multiply,
     Pad,
     Rescale,
     Scale,
     Upsample,
     Window,
-    shares,
     shown,
-    windows,
 )
-from .call import Call, Row
+from . import pooling
+from .call import Call
 from .found import Ending, Pixels, Shaped
+from .rows import ROWS, SUPPORTED, extent, pair, row, size_of
 from .views import channels_last, each_channel, joined, layer_of, moved, numbers_of, with_last
 
-SUPPORTED = (
-    "supported are Conv2d, Linear, BatchNorm1d/2d, GroupNorm, LayerNorm, a learned scale for each channel, "
-    "ReLU, ReLU6, LeakyReLU, Hardswish, Hardsigmoid, SiLU, Sigmoid, GELU, Tanh, sums and products of two "
-    "tensors or with a number, concatenation, slices, permutations and shuffles of channels, MaxPool2d, "
-    "AvgPool2d, adaptive pooling, mean over height and width, ConstantPad2d, Upsample, flatten/view/reshape "
-    "to a vector, Dropout, Identity"
-)
-
-ROWS: dict[str, Row] = {}
-"""Name of an operator of ATen → its row."""
-
-
-def row(*operators: str) -> Callable[[Row], Row]:
-    """Make a function the row of these operators."""
-
-    def register(function: Row) -> Row:
-        ROWS.update(dict.fromkeys(operators, function))
-        return function
-
-    return register
-
+__all__ = ["ROWS", "SUPPORTED", "pooling", "row"]
 
 # Layers with weights
 
@@ -79,7 +55,7 @@ def _convolution(call: Call) -> Layer:
     if given.get("transposed"):
         raise EdgeBcsError(f"convolution '{module}' is transposed, which is not supported; {SUPPORTED}")
     groups, (out_channels, in_group, *size) = given["groups"], given["weight"].shape
-    kernel, strides, dilations = _pair(size), _pair(given["stride"]), _pair(given["dilation"])
+    kernel, strides, dilations = pair(size), pair(given["stride"]), pair(given["dilation"])
     pads = _pads(given["padding"], kernel, dilations)
     if isinstance(source, Pad) and source.value == 0 and min(source.pads) >= 0:
         # Zeros around a map are what a convolution reads there anyway.
@@ -90,7 +66,7 @@ def _convolution(call: Call) -> Layer:
     channels, height, width = source.shape
     if channels != in_group * groups:
         raise EdgeBcsError(f"convolution '{module}' expects {in_group * groups} channels but gets {channels}")
-    shape = (out_channels, _windows(height, window.down, call), _windows(width, window.across, call))
+    shape = (out_channels, extent(height, window.down, call), extent(width, window.across, call))
     geometry = (kernel, strides, pads, dilations, groups)
     bias = given["bias"] is not None
     return call.add(Convolution(call.name, (source.name,), shape, module, *geometry, bias))
@@ -101,7 +77,7 @@ def _pads(padding: Any, kernel: tuple[int, int], dilations: tuple[int, int]) -> 
     if padding == "same":
         down, across = ((size - 1) * step for size, step in zip(kernel, dilations, strict=True))
         return down // 2, across // 2, down - down // 2, across - across // 2
-    down, across = (0, 0) if padding == "valid" else _pair(padding)
+    down, across = (0, 0) if padding == "valid" else pair(padding)
     return down, across, down, across
 
 
@@ -387,153 +363,6 @@ def _softmax(call: Call) -> Any:
     return Ending(source, call.operator, refusal)
 
 
-# Pooling
-
-
-@row("max_pool2d")
-def _max_pool(call: Call) -> Layer:
-    source = call.map("self", "max pooling")
-    if _pair(call.arguments["dilation"]) != (1, 1):
-        raise EdgeBcsError(f"max pooling '{call.name}' has dilation; only dilation=1 is supported")
-    kernel, strides, pads, counts = _pool_windows(call, source)
-    return _maximum(call, source, counts, kernel, strides, pads)
-
-
-@row("max_pool2d_with_indices")
-def _max_pool_with_indices(call: Call) -> Any:
-    return [_max_pool(call), None]
-
-
-@row("adaptive_max_pool2d")
-def _adaptive_max_pool(call: Call) -> Any:
-    source = call.map("self", "max pooling")
-    counts = _pair(call.arguments["output_size"])
-    kernel = _equal_shares(source, counts)
-    if kernel is None:
-        raise EdgeBcsError(
-            f"max pooling '{call.name}' cannot bring {_size(source)} to {counts[0]}×{counts[1]} with windows "
-            "of one size"
-        )
-    return [_maximum(call, source, counts, kernel, kernel), None]
-
-
-@row("amax")
-def _maximum_of_all(call: Call) -> Layer:
-    source = call.map("self", "maximum")
-    kernel, keep = _over_pixels(call, source, "maximum")
-    counts = tuple(size // k for size, k in zip(source.shape[1:], kernel, strict=True))
-    pooled = _maximum(call, source, (counts[0], counts[1]), kernel, kernel)
-    return pooled if keep else _vector(call, pooled)
-
-
-def _maximum(
-    call: Call,
-    source: Layer,
-    counts: tuple[int, int],
-    kernel: tuple[int, int],
-    strides: tuple[int, int],
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0),
-) -> Layer:
-    channels, height, width = source.shape
-    if prod(kernel) > 255:
-        raise EdgeBcsError(
-            f"max pooling '{call.name}' has a window of {kernel[0]}×{kernel[1]}; at most 255 pixels (such as "
-            "15×15) are supported"
-        )
-    shape = (channels, *counts)
-    return call.add(MaxPool(call.name, (source.name,), shape, kernel, strides, (height, width), pads))
-
-
-@row("avg_pool2d")
-def _average_pool(call: Call) -> Layer:
-    source = call.map("self", "average pooling")
-    given = call.arguments
-    if given["divisor_override"]:
-        raise EdgeBcsError(f"average pooling '{call.name}' has a divisor_override, which is not supported")
-    kernel, strides, pads, counts = _pool_windows(call, source)
-    channels, height, width = source.shape
-    shape, size = (channels, *counts), (height, width)
-    around = bool(given["count_include_pad"])
-    return call.add(AveragePool(call.name, (source.name,), shape, kernel, strides, size, pads, around))
-
-
-@row("adaptive_avg_pool2d", "_adaptive_avg_pool2d")
-def _adaptive_pool(call: Call) -> Layer:
-    source = call.map("self", "average pooling")
-    counts = _pair(call.arguments["output_size"])
-    channels, height, width = source.shape
-    shape, size = (channels, *counts), (height, width)
-    kernel = _equal_shares(source, counts)
-    if kernel is not None:
-        return call.add(AveragePool(call.name, (source.name,), shape, kernel, kernel, size))
-    down, across = (
-        max(end - begin for begin, end in shares(*sizes)) for sizes in zip(size, counts, strict=True)
-    )
-    return call.add(
-        AveragePool(call.name, (source.name,), shape, (down, across), (down, across), size, adaptive=True)
-    )
-
-
-@row("mean")
-def _mean(call: Call) -> Layer:
-    source = call.map("self", "mean")
-    kernel, keep = _over_pixels(call, source, "mean")
-    channels, height, width = source.shape
-    shape = (channels, height // kernel[0], width // kernel[1])
-    name = call.name if keep else f"{call.name}_pool"
-    pooled = call.add(AveragePool(name, (source.name,), shape, kernel, kernel, (height, width)))
-    return pooled if keep else _vector(call, pooled)
-
-
-def _pool_windows(
-    call: Call, source: Layer
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
-    """Kernel, strides, pads and number of windows, all (height, width), of a pooling."""
-    given = call.arguments
-    kernel = _pair(given["kernel_size"])
-    strides = _pair(given["stride"]) if given["stride"] else kernel
-    pads = _pair(given["padding"])
-    down, across = (
-        windows(size, k, stride, pad, pad, bool(given["ceil_mode"]))
-        for size, k, stride, pad in zip(source.shape[1:], kernel, strides, pads, strict=True)
-    )
-    if down < 1 or across < 1:
-        raise EdgeBcsError(
-            f"the window of '{call.name}' ({kernel[0]}×{kernel[1]}) is larger than its input "
-            f"({_size(source)} + 2·{pads[0]}×{pads[1]})"
-        )
-    return kernel, strides, (*pads, *pads), (down, across)
-
-
-def _equal_shares(source: Layer, counts: tuple[int, int]) -> tuple[int, int] | None:
-    """The window of an adaptive pooling if all its windows are equal and lie side by side."""
-    _, height, width = source.shape
-    even = height % counts[0] == 0 and width % counts[1] == 0
-    return (height // counts[0], width // counts[1]) if even else None
-
-
-def _over_pixels(call: Call, source: Layer, what: str) -> tuple[tuple[int, int], bool]:
-    """Window of what is taken over height and width, or one of them, and whether the axes are kept."""
-    given = call.arguments.get("dim")
-    axes = {axis % 4 for axis in given} if isinstance(given, (tuple, list)) else set()
-    keep = bool(call.arguments.get("keepdim"))
-    if not axes or not axes <= {2, 3} or (not keep and axes != {2, 3}):
-        raise EdgeBcsError(
-            f"the {what} '{call.name}' must be over height and width, dim=[2, 3], or over one of them with "
-            "keepdim=True"
-        )
-    _, height, width = source.shape
-    return (height if 2 in axes else 1, width if 3 in axes else 1), keep
-
-
-def _size(layer: Layer) -> str:
-    return f"{layer.shape[1]}×{layer.shape[2]}"
-
-
-def _vector(call: Call, pooled: Layer) -> Layer:
-    return call.add(Flatten(call.name, (pooled.name,), pooled.shape[:1]))
-
-
 # Shapes
 
 
@@ -568,7 +397,7 @@ def _pad(call: Call) -> Layer:
         source = call.add(Channels(call.name, (source.name,), (len(picked), height, width), picked))
     shape = (source.shape[0], height + top + bottom, width + left + right)
     if min(shape) < 1:
-        raise EdgeBcsError(f"{call.module} leaves nothing of {_size(source)} pixels")
+        raise EdgeBcsError(f"{call.module} leaves nothing of {size_of(source)} pixels")
     pads = (top, left, bottom, right)
     return call.add(Pad(call.name, (source.name,), shape, pads, value)) if any(pads) else source
 
@@ -583,22 +412,3 @@ def _upsample(call: Call) -> Layer:
     shape, pixels = (channels, *size), (source.shape[1], source.shape[2])
     linear, corners = call.operator == "upsample_bilinear2d", bool(given.get("align_corners"))
     return call.add(Upsample(call.name, (source.name,), shape, pixels, linear, corners, scales))
-
-
-# Parts of the above
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = (value, value) if isinstance(value, int) else tuple(value) * (2 if len(value) == 1 else 1)
-    return int(first), int(second)
-
-
-def _windows(size: int, axis: Axis, call: Call) -> int:
-    """The same of any windows."""
-    windows = axis.windows(size)
-    if windows < 1:
-        raise EdgeBcsError(
-            f"the window of '{call.name}' ({axis.span}) is larger than its input "
-            f"({size} + {axis.before} + {axis.after})"
-        )
-    return windows
