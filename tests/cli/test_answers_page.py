@@ -31,7 +31,7 @@ REPORT = {"path": "run", "data": "photos", "split": "test", "attack": "pgd", "st
 
 def test_softmax_against_its_definition() -> None:
     logits = np.array([[0.0, np.log(3.0)], [1000.0, -1000.0], [-5.0, -5.0]], np.float32)
-    np.testing.assert_allclose(softmax(logits), [[0.25, 0.75], [1, 0], [0.5, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(softmax(logits), np.array([[0.25, 0.75], [1, 0], [0.5, 0.5]]), rtol=1e-6)
     assert softmax(logits).dtype == np.float32
 
 

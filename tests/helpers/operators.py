@@ -137,8 +137,9 @@ def pack(images: np.ndarray, lanes: int, halo: int) -> np.ndarray:
     return np.ascontiguousarray(pixels.reshape(n // lanes, lanes, -1).transpose(0, 2, 1))
 
 
-def unpack(stack: np.ndarray, channels: int, height: int, width: int, halo: int) -> np.ndarray:
-    """The images f32 [n, C, H, W] of a stack; fails if anything of the halo is not zero."""
+def unpack(stack: np.ndarray, *sizes: int) -> np.ndarray:
+    """The images f32 [n, C, H, W] of a stack, given C, H, W and the halo; fails if that is not zero."""
+    channels, height, width, halo = sizes
     blocks, _, lanes = stack.shape
     pixels = stack.transpose(0, 2, 1).reshape(blocks * lanes, -1)
     origin = halo * (width + halo) + halo

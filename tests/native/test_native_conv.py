@@ -351,7 +351,8 @@ def general_case(seed: int) -> Case:
         kernel = one((3, 3), (5, 5), (7, 7), (3, 1), (3, 5), (2, 2), kernel)
         dilations = one((1, 1), dilations)
         span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    pads = tuple(int(random.integers(0, span[i % 2] // 2 + 2)) for i in range(4))
+    top, left, bottom, right = (int(random.integers(0, span[i % 2] // 2 + 2)) for i in range(4))
+    pads = top, left, bottom, right
     return Case(
         in_channels=groups if depthwise else groups * int(random.integers(1, 7)),
         out_channels=groups * int(random.integers(1, 7)),

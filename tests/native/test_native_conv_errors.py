@@ -323,6 +323,12 @@ def test_an_entry_in_a_phase_without_kernel_positions_is_refused() -> None:
 )
 def test_a_block_holds_as_many_numbers_as_distances_reach(channels: int, refused: str) -> None:
     """96 channels of 512 by 512 pixels and 16 images are 1.6 GB, of which this dy is a little."""
-    sizes = {"in_height": 512, "in_width": 512, "out_height": 512, "out_width": 512, "lanes": 16}
+    sizes: dict[str, Any] = {
+        "in_height": 512,
+        "in_width": 512,
+        "out_height": 512,
+        "out_width": 512,
+        "lanes": 16,
+    }
     with pytest.raises(Exception, match=refused):
         conv_input_grad(in_channels=channels, out_channels=channels, **sizes)

@@ -33,7 +33,8 @@ WISHES: dict[str, Any] = {"schedule": "one-cycle", "warmup": 0.4, "augment": "ph
 
 
 def test_what_a_training_was_begun_with_goes_on_to_the_bit(tiny_artifact: Make, tmp_path: Path) -> None:
-    data, common = uneven_digits(), {"batch_size": 8, "progress": False, "save": tmp_path / "run"}
+    data = uneven_digits()
+    common: dict[str, Any] = {"batch_size": 8, "progress": False, "save": tmp_path / "run"}
     with Trainer(tiny_artifact(), seed=3) as trainer:
         lines: list[dict[str, Any]] = []
         trainer.fit(data, epochs=2, batch_size=8, progress=False, on_step=lines.append, **WISHES)

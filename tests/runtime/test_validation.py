@@ -62,7 +62,8 @@ def measured() -> None:
 @pytest.fixture
 def whole(tiny_artifact: Make, tmp_path: Path, data: ArrayDataset) -> tuple[Path, bytes]:
     """A run that nothing cut off, and the state of its best epoch."""
-    states = {}
+    states: dict[int, bytes] = {}
+    trainer: Trainer
 
     def note(line: dict[str, Any]) -> None:
         states[line["step"]] = bits(trainer.state())
@@ -118,6 +119,7 @@ def test_cut_off_anywhere_it_ends_with_the_same_bits(
     whole: tuple[Path, bytes], tiny_artifact: Make, tmp_path: Path, data: ArrayDataset, where: str
 ) -> None:
     folder = tmp_path / "part"
+    trainer: Trainer
 
     def cut(*_: Any, **__: Any) -> Any:
         raise Cut
