@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import pickle
 import re
 import warnings
 import zipfile
@@ -111,12 +110,15 @@ def _pickled(path: Path) -> Any:
         with allowing, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError):
+        raise EdgeBcsError(f"{path} is truncated, or not a file of torch.save.") from None
+    except Exception as error:
+        # By its name: nothing in the package imports what unpickles (tests/test_hostile_files.py).
+        if type(error).__name__ != "UnpicklingError":
+            raise
         if re.search(r"GLOBAL|Unsupported (global|class)", str(error)):
             raise EdgeBcsError(f"{path} holds more than tensors, and only these are read; {_SAVE}.") from None
         raise EdgeBcsError(f"{path} is not a file of torch.save; {_SAVE}.") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError):
-        raise EdgeBcsError(f"{path} is truncated, or not a file of torch.save.") from None
 
 
 def _is_torchscript(path: Path) -> bool:
