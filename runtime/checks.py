@@ -56,6 +56,17 @@ def check_images(x: Array, shape: tuple[int, int, int], name: Name = in_batch) -
     return x.astype(np.float32, copy=False)
 
 
+def finite(logits: Array) -> Array:
+    """Return logits f32 [n, classes], or raise NotFiniteError if a number among them is not finite."""
+    wrong = ~np.isfinite(logits).all(axis=1)
+    if wrong.any():
+        raise NotFiniteError(
+            f"the network's answer to {in_batch(int(np.argmax(wrong)))} is not finite: its training has "
+            "diverged. Go back to the artifact or an earlier run, and train with a lower learning rate."
+        )
+    return logits
+
+
 def check_labels(y: Array, count: int, classes: int, name: Name = in_batch) -> Array:
     """Return ``y`` as i64[count] in [0, classes), or raise EdgeBcsError."""
     y = np.asarray(y)

@@ -18,7 +18,7 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.board.process import resident_peak
 from edge_bcs.runtime.board.saving import DEFAULT_MAX_WRITES, parse_max_writes
 from edge_bcs.runtime.board.thermostat import Thermostat
-from edge_bcs.runtime.checks import Name, check_batch, check_data, check_images, in_batch
+from edge_bcs.runtime.checks import Name, check_batch, check_data, check_images, finite, in_batch
 from edge_bcs.runtime.claims import Claims
 from edge_bcs.runtime.connections import Connections, connections, layer_counts
 from edge_bcs.runtime.course import Course, Wishes, begin_or_continue
@@ -396,8 +396,8 @@ class Trainer:
 
     def probabilities(self, x: Array) -> Array:
         """Return the probabilities f32 [n, classes] of the classes of images f32 [n, C, H, W] in [0, 1], as
-        the network's softmax has them; each row sums to 1."""
-        return softmax(self.logits(x))
+        the network's softmax has them; each row sums to 1. NotFiniteError if an answer is no number."""
+        return softmax(finite(self.logits(x)))
 
     def evaluate(
         self,

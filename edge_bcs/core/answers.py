@@ -75,7 +75,7 @@ class Answers:
 
     def add(self, batch: Batch) -> None:
         """Count a batch."""
-        shares = softmax(batch.logits)
+        shares = np.nan_to_num(softmax(batch.logits))  # a network that diverged is wrong, too
         answers = batch.logits.argmax(axis=1)
         np.add.at(self.confusion, (batch.labels, answers), 1)
         if batch.robust is not None:

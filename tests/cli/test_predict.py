@@ -95,6 +95,17 @@ def test_what_is_no_image_gets_a_sentence_and_the_others_go_on(tiny_artifact: Ma
     assert [one["why"] for one in answer["failed"]] == sentences
 
 
+def test_a_network_that_diverged_gives_no_probabilities(
+    tiny_artifact: Make, photos: Path, tmp_path: Path
+) -> None:
+    with Trainer(tiny_artifact()) as trainer:
+        trainer.buffers["dense.value"][...] = 3e38
+        trainer.save(tmp_path / "run")
+    result = run("predict", tmp_path / "run", photos / "b")
+    assert result.exit_code == 1 and "is not finite: its training has diverged" in result.stderr
+    assert "nan" not in result.output
+
+
 def test_it_stays_inside_the_budget(tiny_artifact: Make, photos: Path) -> None:
     refused = run("predict", tiny_artifact(), photos, "--memory", "1KiB")
     assert refused.exit_code == 1 and "memory budget exceeded" in refused.stderr
