@@ -319,8 +319,11 @@ def one_network(name: str, wanted: Sequence[Cell], folder: Path, threads: int, a
 def _said(found: dict[str, Any]) -> str:
     if "refused" in found:
         return f"refused: {found['refused']}"
-    if "natural" in found:
-        return ", ".join(f"{kind} {found[kind]['ratio']:.2f}×" for kind in ("natural", "at"))
+    timed = {
+        kind: part["ratio"] for kind, part in found.items() if isinstance(part, dict) and "ratio" in part
+    }
+    if timed:
+        return ", ".join(f"{kind} {ratio:.2f}×" for kind, ratio in timed.items())
     worst = found["worst"]
     peaks = found["predicted_peak_bytes"], found["measured_peak_bytes"]
     return (

@@ -52,7 +52,7 @@ def trained():
     return network
 
 def unsupported():
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 10))
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(144, 10))
 
 def wrong():
     raise RuntimeError("no such file: weights.bin\\nand more")
@@ -165,9 +165,9 @@ def test_a_file_and_a_new_network(file: Path, tmp_path: Path) -> None:
     # Training says what export would refuse; export says it once.
     bad = ("--model", f"{file}:unsupported", "--input-shape", "1,8,8", "--sparsity", "0.5")
     result = run("export", *bad, "-o", tmp_path / "bad")
-    assert result.exit_code == 1 and result.stderr.count("module '1' (Tanh) is not supported") == 1
+    assert result.exit_code == 1 and result.stderr.count("module '1' (Softplus) is not supported") == 1
     result = run("train", *bad, "--data", "digits", "--steps", 1, *SHORT, "-o", tmp_path / "bad")
-    assert result.exit_code == 0 and result.stderr.count("module '1' (Tanh) is not supported") == 1
+    assert result.exit_code == 0 and result.stderr.count("module '1' (Softplus) is not supported") == 1
 
 
 FAULTS = {
