@@ -13,18 +13,21 @@ from edge_bcs.data.dataset import Array, Data, Dataset
 
 _UNEVEN = 2.0
 """From this ratio of the most to the fewest images on, it is worth a word."""
+_FEW = 10
+"""A smaller difference than so many images is none."""
 _NAMED = 3  # classes at each end
 
 
 def imbalance(labels: Array, classes: Sequence[str]) -> str:
     """Return how many images which classes have, such as "nothing 12, peace 240 images"; "" where no class
-    has twice as many as another. Classes without any do not count.
+    has twice as many as another, and ten more. Classes without any do not count.
 
     Args:
         labels: i64[N]. classes: their names.
     """
     found, counts = np.unique(labels, return_counts=True)
-    if len(found) < 2 or counts.max() < _UNEVEN * counts.min():
+    most, fewest = counts.max(initial=0), counts.min(initial=len(labels))
+    if len(found) < 2 or most < _UNEVEN * fewest or most - fewest < _FEW:
         return ""
     order = np.argsort(counts, kind="stable")
     named = [f"{shown(classes[found[place]])} {counts[place]}" for place in order]

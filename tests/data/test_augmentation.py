@@ -123,6 +123,7 @@ def test_what_is_uneven_is_said() -> None:
     assert told.startswith("the classes come up unevenly, nothing 3, ") and "--balance" in told
     assert "--balance" not in uneven(data.labels, data.classes, True)[0]
     assert uneven(np.array([0, 0, 0, 2, 2]), data.classes, False) == ()  # less than twice; one class has none
+    assert imbalance(np.repeat([0, 1], [1, 10]), data.classes) == ""  # nine more
     many = np.repeat(np.arange(20), np.arange(1, 21))
     said = imbalance(many, [f"c{n}" for n in range(20)])
     assert said == "c0 1, c1 2, c2 3, …, c17 18, c18 19, c19 20 images"
