@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small
 from edge_bcs.core.text import shown
 
 Array = NDArray[Any]
@@ -85,11 +86,9 @@ def read_graph(path: str | Path) -> OnnxGraph:
     path = Path(path)
     if not path.is_file():
         raise EdgeBcsError(f"there is no file {path}")
-    if path.stat().st_size > _MOST_BYTES:
-        raise EdgeBcsError(f"{path} is larger than an ONNX file can be (2 GiB)")
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(read_small(path, _MOST_BYTES))
     except (DecodeError, ValueError, RuntimeError):
         raise EdgeBcsError(f"{path} is no ONNX file") from None
     except OSError as error:
