@@ -332,8 +332,18 @@ def made(row: str, folder: Path, **options: Any) -> tuple[edge_bcs.SparseModel, 
     )
 
 
-@pytest.mark.parametrize("micro_batch", [3, 16])
-@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+@pytest.mark.parametrize(
+    (
+        "statistics",
+        "micro_batch",
+    ),  # part of a vector of images, and whole ones; the other two of the four are slow
+    [
+        ("frozen", 3),
+        ("batch", 16),
+        pytest.param("batch", 3, marks=pytest.mark.slow),
+        pytest.param("frozen", 16, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("row", ROWS)
 def test_logits_loss_and_gradients_are_torchs(
     row: str, statistics: str, micro_batch: int, tmp_path: Path
