@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off outside endurance zoo test-efficientnet clean
+.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off outside endurance zoo zoo-aims test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests"
@@ -42,6 +42,7 @@ help:
 	@echo "make outside     what a process takes outside its budget, into results/memory (minutes)"
 	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
 	@echo "make zoo         networks of torchvision and timm: gradients, peaks, time, into docs/networks.md (hours)"
+	@echo "make zoo-aims    what is aimed at for such networks: time, memory, depthwise kernels (minutes)"
 	@echo "make clean       remove what the above wrote"
 
 $(BIN)/python:
@@ -200,11 +201,18 @@ test-efficientnet: $(INSTALLED)
 # torchvision and timm define the networks, and are nothing that edge-bcs needs: they have an environment of their own.
 # Keeps the cells that results/networks has, so what was interrupted goes on; ZOO=--again makes all anew, and
 # ZOO="--networks resnet18 --sizes 96" only some.
-zoo:
+$(VENV)-zoo/.installed: $(SOURCES) results/networks/requirements.txt
 	$(PYTHON) -m venv $(VENV)-zoo
 	$(VENV)-zoo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	    -r results/networks/requirements.txt '.[host]'
+	@touch $@
+
+zoo: $(VENV)-zoo/.installed
 	$(VENV)-zoo/bin/python -m edge_bcs.bench.zoo results/networks docs/networks.md $(ZOO)
+
+# Whole steps, memory and depthwise kernels of such networks beside what is aimed at, into results/networks.
+zoo-aims: $(VENV)-zoo/.installed
+	$(VENV)-zoo/bin/python -m edge_bcs.bench.aims results/networks
 
 clean:
 	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest $(VENV)-docs $(VENV)-zoo

@@ -195,9 +195,9 @@ def compare_step(
         )
         peak, described = trainer.peak_bytes, trainer.artifact
         trainer.close()
-        with _engine_with_batch(described, threads, images, labels) as engine:
-            parts = _parts(engine, batch_size)
-            operators = {graph: _operators(engine, graph) for graph in _GRAPHS}
+        with engine_with_batch(described, threads, images, labels) as engine:
+            parts = graph_medians(engine, batch_size)
+            operators = {graph: operator_medians(engine, graph) for graph in _GRAPHS}
         rooflines = {
             graph: roofline.sums(roofline.graph_rooflines(described, graph, roof))
             for graph in _GRAPHS
@@ -259,7 +259,7 @@ def compare_pass(
             _exported(model, sparsity, "uniform", 32, images_at_once, progress, batch_size, 1)
         )
         artifact = Artifact.read(exported[0])
-        engine = stack.enter_context(_engine_with_batch(artifact, threads, images, labels))
+        engine = stack.enter_context(engine_with_batch(artifact, threads, images, labels))
         runs = -(-batch_size // artifact.micro_batch)
         given = torch.from_numpy(images), torch.from_numpy(labels)
 
@@ -364,7 +364,7 @@ def in_turn(
 
 
 @contextlib.contextmanager
-def _engine_with_batch(artifact: Artifact, threads: int, images: Any, labels: Any) -> Iterator[Engine]:
+def engine_with_batch(artifact: Artifact, threads: int, images: Any, labels: Any) -> Iterator[Engine]:
     """The graphs of an artifact, with the first micro-batch of a batch, attacked, in their buffers."""
     from edge_bcs.runtime.attack import craft
     from edge_bcs.runtime.engine import Engine
@@ -382,8 +382,17 @@ def _engine_with_batch(artifact: Artifact, threads: int, images: Any, labels: An
         engine.close()
 
 
-def _operators(engine: Engine, graph: str, runs: int = 7) -> dict[str, float]:
-    """Median seconds of all operators of each type in a run of a graph; every run starts from one state."""
+def operator_medians(engine: Engine, graph: str) -> dict[str, float]:
+    """Median seconds of all operators of each type in a run of a graph."""
+    found: dict[str, float] = {}
+    for name, seconds in node_medians(engine, graph).items():
+        kind = name.split(".")[-1]
+        found[kind] = found.get(kind, 0.0) + seconds
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def node_medians(engine: Engine, graph: str, runs: int = 7) -> dict[str, float]:
+    """Median seconds of each node in a run of a graph, in their order; every run starts from one state."""
     import onnxruntime
 
     from edge_bcs.runtime.engine import session_options
@@ -401,14 +410,10 @@ def _operators(engine: Engine, graph: str, runs: int = 7) -> dict[str, float]:
                 engine.arrays[name][...] = array
             session.run_with_iobinding(binding)
         taken = operator_seconds(session)
-    found: dict[str, float] = {}
-    for name, seconds in taken.items():
-        kind = name.split(".")[-1]
-        found[kind] = found.get(kind, 0.0) + statistics.median(seconds[1:])
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
 
 
-def _parts(engine: Engine, batch_size: int) -> dict[str, tuple[float, int]]:
+def graph_medians(engine: Engine, batch_size: int) -> dict[str, tuple[float, int]]:
     """Median seconds of a run of each graph, and its runs in a step."""
     micro_batches = -(-batch_size // engine.artifact.micro_batch)
     runs = {"attack": micro_batches * engine.artifact.objective.attack.steps, "training": micro_batches}

@@ -118,7 +118,7 @@ def created(name: str) -> nn.Module:
     import torch
 
     torch.manual_seed(0)
-    models = _torchvision().models
+    models = torchvisions().models
     if name in TIMM:
         import timm  # which imports torchvision
 
@@ -129,7 +129,7 @@ def created(name: str) -> nn.Module:
     return module
 
 
-def _torchvision() -> Any:
+def torchvisions() -> Any:
     """The package torchvision; its compiled operators, which no classifier calls, may be of another build."""
     import torch
 

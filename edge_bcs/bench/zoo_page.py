@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edge_bcs.bench import zoo
+from edge_bcs.bench import aims, zoo
 from edge_bcs.core.files import read_small
 
 HEADING = "# Networks of torchvision and timm"
@@ -52,6 +52,16 @@ in turn on the same cores.
 """
 
 
+_AIMS = """
+## What is aimed at
+
+`{}`, {} images a step, frozen statistics, {} thread{} of {} ({}), {}; sides ran in turn.
+
+| what | aim | measured | |
+| --- | --- | --- | --- |
+"""
+
+
 def page(folder: Path) -> str:
     """All cells that are there, as text."""
     crossed = [cell for cell in zoo.cells([zoo.CROSSED]) if cell.objective]
@@ -68,6 +78,20 @@ def page(folder: Path) -> str:
     for name in zoo.NETWORKS:
         row = [_times(_read(folder, name, zoo.Cell(size))) for size in zoo.SIZES]
         text += f"| {name} | {' | '.join(row)} |\n"
+    return text + _aims(folder)
+
+
+def _aims(folder: Path) -> str:
+    file = folder / "aims.json"
+    if not file.is_file():
+        return ""
+    found = json.loads(read_small(file))
+    said = (found[name] for name in ("command", "images", "threads", "processor", "isa", "date"))
+    command, images, threads, processor, isa, date = said
+    text = _AIMS.format(command, images, threads, "s" if threads > 1 else "", processor, isa, date)
+    for row in aims.rows(found):
+        what, aim, measured, _, verdict = row.cells()
+        text += f"| {what} | {aim} | {measured} | {verdict} |\n"
     return text
 
 

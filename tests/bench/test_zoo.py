@@ -93,3 +93,24 @@ def test_a_time_is_that_of_both_sides(monkeypatch: pytest.MonkeyPatch, tmp_path:
         assert len(found[kind]["ours_seconds"]) == len(found[kind]["dense_seconds"]) == zoo.REPETITIONS
         assert found[kind]["ratio"] > 0
     assert f"({found['at']['ratio']:.1f}×)" in page(tmp_path)
+
+
+def test_what_is_aimed_at_is_met_not_met_or_not_measured(tmp_path: Path) -> None:
+    found = {
+        **dict.fromkeys(("command", "processor", "isa", "date"), "some"),
+        "images": 16,
+        "threads": 2,
+        "mobilenet_v2, natural": {"ratio": 2.04},
+        "mobilenet_v2, at": {"ratio": 1.94, "depthwise": {"attack.DenseConv": {"share": 0.51}}},
+        "working_set": {"measured_peak_bytes": 5 << 20, "dense_pytorch_bytes": {"1": 1 << 27, "16": 1 << 28}},
+    }
+    (tmp_path / "aims.json").write_text(json.dumps(found))
+    rows = [line.split(" | ")[-2:] for line in page(tmp_path).splitlines() if "| ≥" in line or "| ≤" in line]
+    assert rows == [
+        ["2.0×", "met |"],
+        ["1.9×", "**not met** |"],
+        ["not measured", "– |"],
+        ["not measured", "– |"],
+        ["51 %", "met |"],
+        ["5,242,880 bytes; dense PyTorch 128 MiB on one image, 256 MiB on 16", "met |"],
+    ]
