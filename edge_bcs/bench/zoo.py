@@ -73,6 +73,8 @@ DRAWS = 3
 """Of images, at most, the best of which counts: see `Batch.away_from_kinks`."""
 STATISTICS_IMAGES = 8
 """Whose statistics the batch norms are given."""
+LEAST_VARIANCE = 0.01
+"""Of a channel, beside the largest of its layer."""
 SPARSITY = 0.95
 CLASSES = 10
 IMAGES, ATTACK_STEPS, REPETITIONS = 16, 2, 3
@@ -151,7 +153,11 @@ _NAMES: list[Any] = []  # they are gone with what defined them
 
 def made_sparse(model: nn.Module, size: int) -> SparseModel:
     """The network with `SPARSITY`, and batch norms as trained ones have them: away from 1 and 0, and with the
-    statistics of what they normalise."""
+    statistics of what they normalise.
+
+    Where few connections lead to a channel it may be the same everywhere. Its variance is rounding, and divided
+    by it rounding would become as large as what the other channels say: so variances have a least one.
+    """
     import torch
 
     import edge_bcs
@@ -175,6 +181,8 @@ def made_sparse(model: nn.Module, size: int) -> SparseModel:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval()
         norm.momentum = momentum
+        assert norm.running_var is not None
+        norm.running_var.clamp_(min=LEAST_VARIANCE * float(norm.running_var.max()))
     return sparse
 
 
