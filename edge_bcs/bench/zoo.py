@@ -152,11 +152,11 @@ _NAMES: list[Any] = []  # they are gone with what defined them
 
 
 def made_sparse(model: nn.Module, size: int) -> SparseModel:
-    """The network with `SPARSITY`, and batch norms as trained ones have them: away from 1 and 0, and with the
+    """The network with `SPARSITY`, and batch norms as trained ones have them: away from 1 and 0, with the
     statistics of what they normalise.
 
-    Where few connections lead to a channel it may be the same everywhere. Its variance is rounding, and divided
-    by it rounding would become as large as what the other channels say: so variances have a least one.
+    Where few connections lead to a channel it may be the same everywhere. Its variance is rounding then, and
+    a division by it would make that as large as what other channels say: so there is a least variance.
     """
     import torch
 
