@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge_bcs.loading import load
     from edge_bcs.method.connectivity import SparseModel, sparsify
     from edge_bcs.training.loop import train
-    from edge_bcs.training.settings import Compute, Feed, Output
+    from edge_bcs.training.settings import Compute, Feed, Gradual, Output
 
 __version__ = "0.2.0.dev0"
 
@@ -57,6 +57,7 @@ _LAZY = {
     "Publishing": "edge_bcs.exporters.settings:Publishing",
     "Compute": "edge_bcs.training.settings:Compute",
     "Feed": "edge_bcs.training.settings:Feed",
+    "Gradual": "edge_bcs.training.settings:Gradual",
     "Output": "edge_bcs.training.settings:Output",
     "EdgeBcsError": "edge_bcs.core.errors:EdgeBcsError",
     "Normalization": "edge_bcs.core.normalization:Normalization",
@@ -67,6 +68,7 @@ __all__ = [
     "Compute",
     "EdgeBcsError",
     "Feed",
+    "Gradual",
     "Hyper",
     "Memory",
     "Normalization",

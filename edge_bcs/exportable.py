@@ -1,13 +1,18 @@
-"""Whether `export` would take a network, told before it is trained and not after."""
+"""What the compiler sees in a network, for those who do not export it: whether it would take it, and which
+layer is the last."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.method import heads
 from edge_bcs.method.sparse_model import SparseModel
 
 if TYPE_CHECKING:
@@ -65,3 +70,67 @@ def warn_if_not_exportable(
     if told:
         network.warned_of_export = True  # type: ignore[assignment]
         warnings.warn(told, EdgeBcsWarning, depth)
+
+
+def last_layer(network: nn.Module, input_shape: Sequence[int] | None = None) -> str:
+    """Return the name of the layer whose outputs are the logits, one each.
+
+    What may lie behind it are activations and pooling. Without (C, H, W) of the images usual sizes are tried.
+
+    Raises:
+        EdgeBcsError: the network cannot be captured, or its logits do not come from one layer.
+    """
+    from edge_bcs.exporters.frontends.torch import capture, captured_somehow
+    from edge_bcs.exporters.layers import Activation, Convolution, Flatten, Pool, Rescale
+
+    what = f"the last layer of {type(network).__name__} cannot be told"
+    remedy = "make the network with the number of classes that you want"
+    shape = input_shape or getattr(network, "edge_bcs_input_shape", None)
+    try:
+        graph = captured_somehow(network) if shape is None else capture(network, tuple(shape))
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"{what}: {error}; {remedy}") from None
+    if graph is None:
+        raise EdgeBcsError(f"{what} without the size of its images (--input-size); or {remedy}")
+    layer = graph[graph.output]
+    while isinstance(layer, Activation | Flatten | Pool | Rescale):
+        source = graph[layer.inputs[0]]
+        if layer.geometry[0] != source.geometry[0]:
+            break  # pixels have become classes
+        layer = source
+    if not isinstance(layer, Convolution) or layer.groups > 1 or layer.geometry[0] != graph.num_classes:
+        raise EdgeBcsError(f"{what}: its logits do not come from one convolution or linear layer; {remedy}")
+    return layer.module
+
+
+def with_outputs(
+    network: nn.Module, classes: int, *, input_shape: Sequence[int] | None = None, seed: int = 0
+) -> heads.NewHead | None:
+    """Give `network` so many outputs: where it has another number, its last layer is made anew, in place.
+
+    Args:
+        network: the network. classes: at least 2. input_shape: (C, H, W) of its images, if that is known.
+        seed: of the new weights (see `edge_bcs.method.heads`).
+
+    Returns:
+        what is new; None if it has so many outputs already.
+
+    Raises:
+        EdgeBcsError: its last layer cannot be told (see `last_layer`), or what follows needs as many outputs
+            as there were. The network is then as it was.
+    """
+    layer = last_layer(network, input_shape)
+    if heads.outputs(network, layer) == classes:
+        heads.remember(network, layer)
+        return None
+    trial = copy.deepcopy(network)
+    before = heads.reshape(trial, layer, classes)
+    try:
+        last_layer(trial, input_shape)
+    except EdgeBcsError:
+        raise EdgeBcsError(
+            f"{type(network).__name__} cannot have {classes} outputs: something behind its last layer, "
+            f"{layer}, needs the {before} that it has; make the network with the number of classes that you "
+            "want"
+        ) from None
+    return heads.renew(network, layer, classes, seed)

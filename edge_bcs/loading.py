@@ -19,8 +19,10 @@ from edge_bcs.core.normalization import Normalization
 from edge_bcs.core.resizing import Resize
 from edge_bcs.core.state import TYPES
 from edge_bcs.data.classes import Names, check_names
+from edge_bcs.data.dataset import MOST_CLASSES
 from edge_bcs.exportable import look_at
-from edge_bcs.method.sparse_model import SparseModel, prunable_layers
+from edge_bcs.method import heads
+from edge_bcs.method.sparse_model import KERNELS, SparseModel, prunable_layers
 from edge_bcs.method.wrappers import unwrapped
 from edge_bcs.runtime.archive import is_artifact
 
@@ -143,6 +145,7 @@ def _assemble(
 ) -> SparseModel:
     if model is not None:
         network = copy.deepcopy(model.network if isinstance(model, SparseModel) else unwrapped(model))
+        head = _with_head(path, network, record)
     else:
         name, arguments = record.get("name"), record.get("arguments", {})
         if not isinstance(name, str) or not isinstance(arguments, dict):
@@ -163,8 +166,11 @@ def _assemble(
     dense = _dense_kernels(
         f"{path} belongs to another network{_made(record)}", network, layers, len(tensors["dense.value"])
     )
-    if model is None:  # only what belongs to these numbers takes memory
+    # Only what belongs to these numbers takes memory.
+    if model is None:
         network = models.create(record["name"], **record.get("arguments", {}))
+    elif head is not None:
+        head.to_empty(device=next(model.parameters()).device)
     sparse = SparseModel(
         network,
         tensors["coo.value"],
@@ -184,6 +190,26 @@ def _assemble(
         _describe(path, sparse, record)
         look_at(sparse)
     return sparse.eval()
+
+
+def _with_head(path: Path, network: nn.Module, record: dict[str, Any]) -> nn.Module | None:
+    """Give a module the outputs that its file says its last layer has; return that layer, whose weights have
+    no memory yet, if it had others."""
+    said = record.get("head")
+    if said is None:
+        return None
+    layer, classes = (said.get(name) if isinstance(said, dict) else None for name in ("layer", "classes"))
+    if not isinstance(layer, str) or type(classes) is not int or not 1 <= classes <= MOST_CLASSES:
+        raise EdgeBcsError(f"{path} describes the last layer of its network in a way that cannot be read")
+    module = dict(network.named_modules()).get(layer)
+    if not isinstance(module, KERNELS):
+        return None  # another network, as will be seen
+    if module.weight.shape[0] == classes:
+        heads.remember(network, layer)
+        return None
+    module.to("meta")
+    heads.reshape(network, layer, classes)
+    return module
 
 
 def _made(record: dict[str, Any]) -> str:

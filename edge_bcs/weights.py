@@ -12,7 +12,7 @@ import contextlib
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import reading
 from edge_bcs.core.tensor_file import TensorFile
+from edge_bcs.exportable import last_layer, with_outputs
+from edge_bcs.method import heads
+from edge_bcs.method.heads import NewHead
 from edge_bcs.method.wrappers import unwrapped
 
 _PLACES = (
@@ -36,43 +39,115 @@ _SAVE = "save the state dict alone: torch.save(model.state_dict(), FILE)"
 _DEEPEST = 4
 
 
-def load_weights(module: nn.Module, path: str | Path) -> None:
+def load_weights(
+    module: nn.Module,
+    path: str | Path,
+    classes: int | None = None,
+    *,
+    input_shape: Sequence[int] | None = None,
+    seed: int = 0,
+) -> NewHead | None:
     """Replace all parameters and buffers of `module` by those in a file.
 
     Args:
-        module: the network; its shapes must be those of the file.
+        module: the network; its shapes must be those of the file, but for the last layer's if `classes` says
+            how many outputs it shall have.
         path: a state dict, .pt or .pth of `torch.save`, or .safetensors.
+        classes: outputs that the network has afterwards. If the file's last layer has as many, it is loaded
+            like the others, whatever the module had; else the last layer is made anew, without the file's.
+        input_shape: (C, H, W) of the images, if that is known: the last layer is found by them.
+        seed: of the weights of a new last layer (see `edge_bcs.method.heads`).
+
+    Returns:
+        what is new; None if everything was loaded.
 
     Raises:
-        EdgeBcsError: no such file, one that is truncated or holds no state dict, or tensors that are missing,
-            too many, of other shapes or not finite. The module is then as it was.
+        EdgeBcsError: no such file, one that is truncated or holds no state dict, tensors that are missing,
+            too many, of other shapes or not finite, or a last layer that cannot be told. The module is then
+            as it was.
     """
     module, path = unwrapped(module), Path(path)
-    wanted = module.state_dict()
-    stored = _renamed(read_weights(path), set(wanted))
-    counters = {name for name in wanted if name.rpartition(".")[2] == _COUNTER}  # which old files lack
-    missing = [name for name in wanted if name not in stored and name not in counters]
+    stored = _renamed(read_weights(path), set(module.state_dict()))
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if classes is None:
+        _check(path, stored, module, shapes)
+        _put(stored, module)
+        return None
+    layer = last_layer(module, input_shape)
+    names = {f"{layer}.{kind}".removeprefix(".") for kind in ("weight", "bias")} & set(shapes)
+    known = _outputs(stored, layer)
+    if known == classes:
+        shapes |= {name: (classes, *shapes[name][1:]) for name in names}
+    else:
+        stored = {name: tensor for name, tensor in stored.items() if name not in names}
+        shapes = {name: shape for name, shape in shapes.items() if name not in names}
+    _check(path, stored, module, shapes)
+    before = known or heads.outputs(module, layer)
+    new = with_outputs(module, classes, input_shape=input_shape, seed=seed)
+    if known != classes and new is None:
+        heads.renew(module, layer, classes, seed)
+    _put(stored, module)
+    return None if known == classes else NewHead(layer, before, classes)
+
+
+def load_as_saved(module: nn.Module, path: str | Path, input_shape: Sequence[int] | None = None) -> None:
+    """`load_weights` of everything in a file; the last layer gets as many outputs as it has there."""
+    try:
+        load_weights(module, path)
+    except EdgeBcsError as fault:
+        module = unwrapped(module)
+        try:
+            stored = _renamed(read_weights(path), set(module.state_dict()))
+            layer = last_layer(module, input_shape)
+        except EdgeBcsError:
+            raise fault from None
+        known = _outputs(stored, layer)
+        if known in (None, heads.outputs(module, layer)):
+            raise
+        load_weights(module, path, known, input_shape=input_shape)
+
+
+def _outputs(stored: Mapping[str, Tensor], layer: str) -> int | None:
+    weight = stored.get(f"{layer}.weight".removeprefix("."))
+    return None if weight is None or not weight.ndim else int(weight.shape[0])
+
+
+def _check(
+    path: Path, stored: Mapping[str, Tensor], module: nn.Module, wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise `EdgeBcsError` unless a file has tensors of these shapes, and nothing else."""
+    missing = [name for name in wanted if name not in stored and not _is_counter(name)]
     unknown = [name for name in stored if name not in wanted]
-    other = [name for name in wanted if name in stored and stored[name].shape != wanted[name].shape]
+    other = [name for name in wanted if name in stored and tuple(stored[name].shape) != wanted[name]]
     faults = []
     if missing:
         faults.append(f"it lacks {_counted(missing, 'tensor')}")
     if unknown:
         faults.append(f"it has {_counted(unknown, 'tensor')} that the network has not")
     if other:
-        theirs, ours = list(stored[other[0]].shape), list(wanted[other[0]].shape)
+        theirs, ours = list(stored[other[0]].shape), list(wanted[other[0]])
         faults.append(f"{other[0]} is {theirs} in the file and {ours} in the network")
     if faults:
         raise EdgeBcsError(
             f"{path} does not fit the network: {'; '.join(faults)}. Make the network as it was when the file "
-            "was saved, with as many classes."
+            "was saved; if only the number of classes is another, say how many there shall be (--classes)."
         )
+    types = {name: tensor.dtype for name, tensor in module.state_dict().items()}
     for name, tensor in stored.items():
-        if tensor.is_floating_point() != wanted[name].is_floating_point() or tensor.is_complex():
-            raise EdgeBcsError(f"{path}: {name} is {tensor.dtype}, and {wanted[name].dtype} in the network.")
+        if tensor.is_floating_point() != types[name].is_floating_point or tensor.is_complex():
+            raise EdgeBcsError(f"{path}: {name} is {tensor.dtype}, and {types[name]} in the network.")
         if not torch.isfinite(tensor).all():
             raise EdgeBcsError(f"{path}: {name} holds a number that is not finite.")
-    module.load_state_dict({**{name: wanted[name] for name in counters}, **stored})
+
+
+def _put(stored: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Load tensors that were checked; what they leave out stays."""
+    module.load_state_dict({**module.state_dict(), **stored})
+
+
+def _is_counter(name: str) -> bool:
+    """Whether a tensor is a batch norm's counter, which old files lack."""
+    return name.rpartition(".")[2] == _COUNTER
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

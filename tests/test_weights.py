@@ -19,7 +19,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.weights import load_weights
 
 
-def network(classes: int = 3) -> nn.Module:
+def network(classes: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, classes))
 
 
@@ -145,6 +145,62 @@ def test_files_that_are_none(trained: nn.Module, tmp_path: Path) -> None:
             load_weights(network(), tmp_path / name)
 
 
+# Another number of classes
+
+
+def kept(module: nn.Module, trained: nn.Module) -> bool:
+    """Whether everything but the last layer is that of `trained`."""
+    theirs = trained.state_dict()
+    ours = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("3.")}
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize(
+    ("stored", "made", "classes", "new"),
+    [
+        (3, 3, 7, "3 → 7 outputs"),  # the factory makes what the file has
+        (3, 7, 7, "3 → 7 outputs"),  # it makes what is wanted
+        (3, 5, 7, "3 → 7 outputs"),
+        (3, 5, 3, None),  # the file has what is wanted
+        (3, 3, 3, None),
+        (0, 5, 7, "5 → 7 outputs"),  # a file without a last layer
+        (0, 7, 7, "7 outputs"),
+    ],
+)
+def test_with_other_classes_only_the_last_layer_is_new(
+    stored: int, made: int, classes: int, new: str | None, trained: nn.Module, tmp_path: Path
+) -> None:
+    state = trained.state_dict()
+    if not stored:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("3.")}
+    torch.save(state, tmp_path / "weights.pt")
+    module = network(made)
+    before = module[3].weight.clone()
+    told = load_weights(module, tmp_path / "weights.pt", classes, input_shape=(1, 8, 8), seed=1)
+    assert str(told) == (f"the last layer, 3 ({new}), is new" if new else "None")
+    assert kept(module, trained) and module[3].out_features == classes
+    if new is None:
+        assert torch.equal(module[3].weight, trained[3].weight)  # type: ignore[index]
+    else:
+        assert module[3].weight.std() < 0.2 / 12 and not module[3].bias.any()
+        assert made != classes or not torch.equal(module[3].weight, before)
+
+
+def test_a_file_of_another_network_is_refused_with_other_classes_too(
+    trained: nn.Module, tmp_path: Path
+) -> None:
+    for kind, message in (
+        (without("0.weight"), "it lacks the tensor '0.weight'"),
+        (lambda s: {**s, "0.bias": torch.full((4,), torch.inf)}, "0.bias holds a number that is not finite"),
+    ):
+        torch.save(kind(trained.state_dict()), tmp_path / "weights.pt")
+        module = network()
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        with pytest.raises(EdgeBcsError, match=message):
+            load_weights(module, tmp_path / "weights.pt", 7, input_shape=(1, 8, 8))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
 # On the command line
 
 
@@ -191,7 +247,7 @@ def test_export_train_and_evaluate_take_weights(nets: None) -> None:
     [
         (
             ("export", "--model", "nets.py:make", "--weights", "three.pt"),
-            r"3.weight is \[3, 144\] in the file",
+            r"3.weight is \[3, 144\] in the file.*say how many there shall be \(--classes\)",
         ),
         (("export", *OWN, "--start", "new"), "--start new replaces the weights"),
         (("export", *OWN, "--checkpoint", "run"), "--weights belongs to a new network"),

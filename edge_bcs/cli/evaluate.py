@@ -34,7 +34,7 @@ from edge_bcs.cli.networks import (
     own_model_option,
     shape_of,
     weights_option,
-    with_weights,
+    with_saved,
 )
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import write_json
@@ -308,7 +308,8 @@ def _in_torch(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
     device = choose_device(options["device"])
     network = None if options["model"] is None else own(options["model"], given_shape(options))
     if network is not None and options["weights"] is not None:
-        sparse = sparsify(with_weights(network, options), 0, dense=[], start="magnitude").eval()
+        network = with_saved(network, options, given_shape(options))
+        sparse = sparsify(network, 0, dense=[], start="magnitude").eval()
     else:
         sparse = loading.load(path, network, **trusted(options))
     names = class_names(options)

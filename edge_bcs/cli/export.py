@@ -29,9 +29,10 @@ from edge_bcs.cli.common import (
     trusted,
 )
 from edge_bcs.cli.networks import (
+    asked_classes,
     asked_shape,
     channels_option,
-    check_classes,
+    classes_option,
     dense_option,
     dense_patterns,
     distribution_option,
@@ -42,6 +43,7 @@ from edge_bcs.cli.networks import (
     normalization,
     normalize_option,
     own,
+    prepared,
     registered,
     resize_option,
     shape_of,
@@ -49,7 +51,6 @@ from edge_bcs.cli.networks import (
     start,
     start_option,
     weights_option,
-    with_weights,
 )
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.progress import Progress, note
@@ -75,11 +76,7 @@ if TYPE_CHECKING:
     help="Share of the weights that are zero, from 0 and below 1.",
 )
 @distribution_option
-@click.option(
-    "--classes",
-    type=click.IntRange(2),
-    help="Number of classes; default: as many as --class-names, or 10. A checkpoint has its own.",
-)
+@classes_option
 @class_names_option
 @input_size_option
 @channels_option
@@ -380,18 +377,20 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
     from edge_bcs.method import connectivity
 
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
+    shape, classes = asked_shape(options), asked_classes(options, names)
     if is_own(model):
-        network = own(model, asked_shape(options))
+        network = own(model, shape, classes)
     else:
-        channels, size, _ = asked_shape(options) or (3, 32, 32)
+        channels, size, _ = shape = shape or (3, 32, 32)
+        classes = options["classes"] or (10 if names is None else len(names))
         network = registered(
             model,
-            num_classes=options["classes"] or (10 if names is None else len(names)),
+            num_classes=classes,
             width=1.0 if options["width"] is None else options["width"],
             input_channels=channels,
             input_size=size,
         )
-    with_weights(network, options)
+    prepared(network, options, classes, shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EdgeBcsWarning)  # of what export is about to say
         sparse = connectivity.sparsify(
@@ -405,6 +404,4 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
     sparse.normalize = normalization(options)
     if options["resize"] is not None:
         sparse.resize = Resize.parse(options["resize"])
-    if is_own(model) and options["classes"] is not None:
-        check_classes(sparse, shape_of(sparse, options), options["classes"])
     return sparse, short_name(model), 0

@@ -1,7 +1,8 @@
 """Which network a command works with: one of `edge_bcs.models` by its name, or one of the user's own.
 
 A network of one's own is named by what makes it, PACKAGE.MODULE:FACTORY or FILE.py:FACTORY: a callable
-without arguments that returns a torch module. The current folder is looked in first, as `python -m` does, or
+that returns a torch module. It is called without arguments, but for --classes where it has a parameter of
+that name or num_classes. The current folder is looked in first, as `python -m` does, or
 the file's. Only what the command line names is ever imported: a checkpoint or an artifact says which factory
 its network came from, but nothing follows it.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import sysconfig
 import traceback
@@ -22,6 +24,7 @@ import click
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.normalization import Normalization
+from edge_bcs.core.progress import say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +119,14 @@ weights_option = click.option(
     help="A file of yours with trained weights of the network: a state dict, .pt, .pth or .safetensors.",
 )
 
-
+classes_option = click.option(
+    "--classes",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Number of classes. Where a network of your own, or --weights, has another one, the last layer is "
+    "made anew, and everything else kept. Default: as many as --class-names; in `train` with --weights as "
+    "many as --data has names of.",
+)
 resize_option = click.option(
     "--resize",
     metavar="HOW",
@@ -156,19 +166,60 @@ def start(options: dict[str, Any]) -> str | None:
     return given or ("magnitude" if is_onnx(options["model"]) or options["weights"] else None)
 
 
-def with_weights(network: nn.Module, options: dict[str, Any]) -> nn.Module:
-    """Return `network` with what --weights says; EdgeBcsError if that does not fit, or is not used."""
-    file = options["weights"]
-    if file is None:
+def prepared(
+    network: nn.Module, options: dict[str, Any], classes: int | None, shape: Shape | None
+) -> nn.Module:
+    """Return `network` with what --weights says, and with so many outputs; a new last layer is told.
+
+    Args:
+        network: one of edge-bcs, which has so many outputs already, or one of the user's own.
+        classes: None: as many outputs as it has. shape: (C, H, W) of its images, if that is known.
+
+    Raises:
+        EdgeBcsError: the weights do not fit, or are not used; or a last layer that cannot be told.
+    """
+    file, seed = options["weights"], options["seed"]
+    if file is not None:
+        _check_weights(options)
+        from edge_bcs.weights import load_weights
+
+        new = load_weights(network, file, classes, input_shape=shape, seed=seed)
+    elif classes is not None and is_own(options["model"]):
+        from edge_bcs.exportable import with_outputs
+
+        new = with_outputs(network, classes, input_shape=shape, seed=seed)
+    else:
         return network
+    if new is not None:
+        told = str(new)
+        say(f"{told[0].upper()}{told[1:]}.")
+    return network
+
+
+def with_saved(network: nn.Module, options: dict[str, Any], shape: Shape | None) -> nn.Module:
+    """Return `network` with all that --weights has, its last layer, too, whatever its number of outputs."""
+    from edge_bcs.weights import load_as_saved
+
+    _check_weights(options)
+    load_as_saved(network, options["weights"], shape)
+    return network
+
+
+def _check_weights(options: dict[str, Any]) -> None:
+    """Raise `EdgeBcsError` where --weights would not be used."""
     if is_onnx(options["model"]):
         raise EdgeBcsError("an ONNX file has weights of its own: leave --weights out.")
     if options.get("start") == "new":
         raise EdgeBcsError("--start new replaces the weights: leave --weights out.")
-    from edge_bcs.weights import load_weights
 
-    load_weights(network, file)
-    return network
+
+def asked_classes(options: dict[str, Any], names: tuple[str, ...] | None) -> int | None:
+    """Return how many outputs the network shall have: what --classes says or, where weights are kept, the
+    number of --class-names; None: nobody says."""
+    classes: int | None = options["classes"]
+    if classes is None and names is not None and start(options) == "magnitude":
+        return len(names)
+    return classes
 
 
 def short_name(model: str) -> str:
@@ -190,11 +241,12 @@ def registered(model: str, **arguments: Any) -> nn.Module:
     return models.create(model, **arguments)
 
 
-def own(model: str, shape: Shape | None = None) -> nn.Module:
+def own(model: str, shape: Shape | None = None, classes: int | None = None) -> nn.Module:
     """Return the network that the factory or the ONNX file named by --model makes; it knows which.
 
     Args:
         model: what --model says. shape: (C, H, W) of the images, for an ONNX file that leaves it open.
+        classes: given to a factory that has a parameter num_classes or classes.
 
     Raises:
         EdgeBcsError: nothing of that name, a fault inside the factory (its last line is given), something
@@ -223,16 +275,35 @@ def own(model: str, shape: Shape | None = None) -> nn.Module:
             f"--model {model}: {name} is a {type(found).__name__}, and a callable without arguments that "
             "returns the network was expected."
         )
-    with _sentence(f"--model {model}: {name}() failed"):
-        network = found()
+    arguments = _counting(found, classes)
+    called = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    with _sentence(f"--model {model}: {name}({called}) failed"):
+        network = found(**arguments)
     if not isinstance(network, nn.Module):
         raise EdgeBcsError(
-            f"--model {model}: {name}() returned a {type(network).__name__}, and a torch.nn.Module was "
-            "expected."
+            f"--model {model}: {name}({called}) returned a {type(network).__name__}, and a torch.nn.Module "
+            "was expected."
         )
     # Of a file its name: where it lies on this machine is nobody else's business.
     network.edge_bcs_factory = f"{Path(source).name}:{name}"  # type: ignore[assignment]
     return network
+
+
+def _counting(factory: Any, classes: int | None) -> dict[str, int]:
+    """Return the arguments that tell a factory the number of classes, if it asks for that by name."""
+    if classes is None:
+        return {}
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    for name in ("num_classes", "classes"):
+        parameter = parameters.get(name)
+        if parameter is None or parameter.kind is parameter.POSITIONAL_ONLY:
+            continue
+        if parameter.default is parameter.empty or type(parameter.default) is int:
+            return {name: classes}
+    return {}
 
 
 @contextlib.contextmanager
@@ -331,18 +402,3 @@ def unknown_shape(name: str) -> EdgeBcsError:
     return EdgeBcsError(
         f"{name} does not say which images it takes: add --input-size N or --input-shape C,H,W."
     )
-
-
-def check_classes(sparse: SparseModel, shape: Shape, classes: int) -> None:
-    """Raise `EdgeBcsError` unless a network of the user's own has so many outputs."""
-    import torch
-
-    from edge_bcs.method.attacks import evaluation_mode
-
-    try:
-        with torch.no_grad(), evaluation_mode(sparse):
-            outputs = sparse(torch.zeros(1, *shape)).shape[-1]
-    except RuntimeError:
-        raise EdgeBcsError(f"the network does not take images of the shape {list(shape)}") from None
-    if outputs != classes:
-        raise EdgeBcsError(f"{sparse.record['name']} has {outputs} classes, and --classes says {classes}.")

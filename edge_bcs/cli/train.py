@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import warnings
@@ -40,8 +39,10 @@ from edge_bcs.cli.common import (
     word,
 )
 from edge_bcs.cli.networks import (
+    asked_classes,
     asked_shape,
     channels_option,
+    classes_option,
     dense_option,
     dense_patterns,
     distribution_option,
@@ -52,6 +53,7 @@ from edge_bcs.cli.networks import (
     normalization,
     normalize_option,
     own,
+    prepared,
     registered,
     resize_option,
     short_name,
@@ -59,7 +61,6 @@ from edge_bcs.cli.networks import (
     start_option,
     unknown_shape,
     weights_option,
-    with_weights,
 )
 from edge_bcs.core.errors import EdgeBcsDeprecationWarning, EdgeBcsError
 from edge_bcs.core.locks import FolderLock
@@ -68,19 +69,17 @@ from edge_bcs.core.outputs import check_folder
 from edge_bcs.core.progress import Progress, say
 from edge_bcs.core.resizing import Resize
 from edge_bcs.core.settings import Hyper, Schedule
-from edge_bcs.training.settings import METHODS, Compute, Feed, Output
+from edge_bcs.training.settings import METHODS, PRUNED, Compute, Feed, Gradual, Output
 
 _SAVED = "last.safetensors"
 _COMPARATORS = ("lwm", "hydra", "admm")
 # Options of some methods only: a training that took no notice of one would not be what was asked for.
 _OWNERS = {
     "counts_from": ("fixed",),
-    "schedule": METHODS,
-    "warmup": METHODS,
-    "patience": METHODS,
     "rewire": ("bcs",),
+    "gradual": ("bcs",),
     "distribution": ("bcs",),
-    "dense_patterns": ("bcs", "random", "dense"),
+    "dense_patterns": ("bcs", "random", "dense", *_COMPARATORS),
     "weights": ("bcs", "dense", *_COMPARATORS),
     "pretrained": _COMPARATORS,
     "pretrain_epochs": _COMPARATORS,
@@ -94,13 +93,13 @@ _OWNERS = {
 @model_option
 @data_option
 @class_names_option
+@classes_option
 @on_bad_option
 @objective_option
 @click.option(
     "--method", type=click.Choice([*METHODS, *_COMPARATORS]), default="bcs", show_default=True,
     help="bcs moves connections while it learns; random and fixed never move them; dense keeps all weights; "
-    "lwm, "
-    "hydra and admm prune a dense robust network.",
+    "lwm, hydra and admm prune a dense robust network, with --schedule cosine by default.",
 )  # fmt: skip
 @click.option(
     "--counts-from",
@@ -118,6 +117,14 @@ _OWNERS = {
     help="Share of the weights that are zero, from 0 and below 1; for fixed it is that of --counts-from.",
 )  # fmt: skip
 @distribution_option
+@click.option(
+    "--gradual", is_flag=False, flag_value=str(PRUNED), metavar="[SHARE]",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Begin with all weights, and prune to --sparsity while training, in the first share of the steps "
+    f"(default: {PRUNED}), more and more slowly (Zhu & Gupta, 2017). Rewiring goes on afterwards, with "
+    "exactly as many connections as --sparsity leaves; the best epoch is one of these. Until then this "
+    "machine holds a dense network and its momentum.",
+)  # fmt: skip
 @click.option(
     "--width", type=float, default=1.0, show_default=True, help="Multiplies the channels of all layers."
 )
@@ -225,13 +232,17 @@ _OWNERS = {
     edge-bcs train --model resnet18 --data cifar-10-batches-py --objective trades -o runs/resnet18
     edge-bcs train --model nets.py:make --input-shape 3,48,48 --data photos/ -o runs/mine
     edge-bcs train --data photos/ --augment photo --balance --schedule cosine --warmup 0.05 --patience 10
+    edge-bcs train --model nets.py:make --weights dense.pt --data photos/ --input-size 96 --gradual
     edge-bcs train --data cifar-10-batches-py --method fixed --counts-from runs/vgg16 -o runs/fixed
     edge-bcs train --data cifar-10-batches-py --method hydra --weights runs/dense -o runs/hydra
     torchrun --nproc-per-node 4 -m edge_bcs.cli train --data cifar-10-batches-py -o runs/vgg16
     edge-bcs export --checkpoint runs/resnet18 --memory 16MiB
 """)
 def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
-    """Train a sparse robust network from scratch on the host, with the paper's method or one to compare with.
+    """Train a sparse robust network on the host, with the paper's method or one to compare with.
+
+    It is trained from scratch, or from trained weights (--weights): of these the largest are kept, or all in
+    the beginning with --gradual. Where the data has other classes, the last layer is made anew.
 
     The output folder gets checkpoint.safetensors (the best epoch on held-out images), last.safetensors (the
     newest), metrics.jsonl and epochs.jsonl. --resume goes on with a training that was stopped, and ends with
@@ -286,7 +297,9 @@ def _trained(
 
     shape = asked_shape(options)
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
-    network = own(model, shape) if is_own(model) else None
+    options["class_names"] = names = class_names(options)
+    classes = asked_classes(options, names)
+    network = own(model, shape, classes) if is_own(model) else None
     shape = shape or getattr(network, "edge_bcs_input_shape", None)
     if shape is None:
         raise unknown_shape(type(network).__name__)
@@ -296,18 +309,20 @@ def _trained(
     data = reading.open("train")
     if first and (resumed or not any(output.rglob(_SAVED))):
         reading.record(output)
-    options["class_names"] = names = class_names(options)
     if network is None:
         channels, size, _ = shape
+        classes = classes or len(names or data.classes)
         network = registered(
             model,
-            num_classes=len(names or data.classes),
+            num_classes=classes,
             width=options["width"],
             input_channels=channels,
             input_size=size,
         )
+    elif classes is None and start(options) == "magnitude":
+        classes = _classes_of(data, network, shape)
     if options["method"] not in _COMPARATORS or not _is_checkpoint(options["weights"]):
-        with_weights(network, options)
+        prepared(network, options, classes, shape)
     if options["resize"] is not None:
         network.edge_bcs_resize = resize  # type: ignore[assignment]
     if options["normalize"] is not None:
@@ -335,6 +350,18 @@ def _trained(
     return {**method(network, data, second, options, numbers, machine), **reading.report()}
 
 
+def _classes_of(data: Any, network: Any, shape: tuple[int, int, int]) -> int | None:
+    """Return how many outputs trained weights of the user's own shall get: one for each class that the data
+    has a name of; None if it has only numbers, or nobody can tell the network's last layer."""
+    from edge_bcs.exportable import last_layer
+
+    try:
+        last_layer(network, shape)
+    except EdgeBcsError:
+        return None
+    return len(data.classes) if getattr(data, "named", False) else None
+
+
 def _share(result: dict[str, Any], name: str) -> str | None:
     return f"{percent(result[name])} of the held-out images" if result.get(name) is not None else None
 
@@ -359,6 +386,8 @@ def _check(options: dict[str, Any]) -> None:
     check_beta(options)
     options["augment"] = augmentation(options) or "shift"
     if options["engine"] == "sparse":
+        if options["gradual"] is not None:
+            raise EdgeBcsError("--gradual begins with a dense network: use --engine torch.")
         if method in _COMPARATORS:
             raise EdgeBcsError(f"{method} begins with a dense network: use --engine torch.")
         if options["compile"]:
@@ -415,7 +444,11 @@ def _train(
     from edge_bcs.method import connectivity
     from edge_bcs.training import loop as training
 
-    method, seed = options["method"], options["seed"]
+    method, seed, gradual = options["method"], options["seed"], None
+    distribution = "uniform" if method == "random" else options["distribution"]
+    if options["gradual"] is not None:
+        rest = {} if distribution is None else {"distribution": distribution}
+        gradual, distribution = Gradual(options["sparsity"], share=options["gradual"], **rest), None
     if method == "fixed":
         trained = loading.load(options["counts_from"], _same(network, options), **trusted(options))
         sparse = connectivity.fixed(network, trained, seed, start=options["start"])
@@ -427,9 +460,9 @@ def _train(
     else:
         sparse = connectivity.sparsify(
             network,
-            sparsity=0 if method == "dense" else options["sparsity"],
+            sparsity=0 if method == "dense" or options["gradual"] is not None else options["sparsity"],
             seed=seed,
-            distribution="uniform" if method == "random" else options["distribution"],
+            distribution=distribution,
             dense=dense_patterns(options),
             start=start(options),
         )
@@ -440,6 +473,7 @@ def _train(
         data,
         method=method,
         rewire=options["rewire"],
+        gradual=gradual,
         schedule=Schedule(
             steps=options["steps"],
             kind=options["schedule"] or "steps",
@@ -483,6 +517,10 @@ def _train_comparator(
         augment=options["augment"],
         balance=options["balance"],
         validation=options["validation"],
+        schedule=options["schedule"] or "cosine",
+        warmup=options["warmup"],
+        patience=options["patience"],
+        dense=dense_patterns(options),
         **{name: options[name] for name in ("weight_decay", "epochs") if options[name] is not None},
         **numbers,
     )
@@ -498,8 +536,9 @@ def _train_comparator(
     pretrained = None
     if _is_checkpoint(options["weights"]):
         pretrained = loading.load(options["weights"], _same(network, options), **trusted(options))
+        network = pretrained.network
     elif options["weights"] is not None and options["pretrain_epochs"] is None:
-        pretrained = sparsify(copy.deepcopy(network), 0, options["seed"], dense=[], start="magnitude")
+        pretrained = sparsify(network, 0, options["seed"], dense=recipe.dense, start="magnitude")
     more = {"interval": options["admm_interval"]} if method == "admm" else {}
     train: Any = comparators.METHODS[method]
     result: dict[str, Any] = train(network, phases, pretrained, **more)[1]

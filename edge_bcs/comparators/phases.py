@@ -43,7 +43,10 @@ class Recipe:
         search_epochs: in which HYDRA learns scores, ADMM its weights.
         epochs: of fine-tuning.
         steps: end every phase after so many steps instead.
-        learning_rate, fine_tuning_rate: where the cosine begins, in fine-tuning and before it.
+        learning_rate, fine_tuning_rate: the highest of the phases before fine-tuning, and of that.
+        schedule, warmup, patience: of every phase, as in `Schedule`; the one that holds no images out (that
+            of ADMM) has no patience.
+        dense: patterns of the layers that are not pruned, as in `sparsify`, whose default it has.
         weight_decay: λ_w, inside the gradient. momentum: μ.
         batch_size, attack, batch_norm: as in `training.train`; augment, validation,
             balance: as in its `Feed`.
@@ -67,6 +70,10 @@ class Recipe:
     augment: Augment = True
     validation: float = 0.02
     balance: bool = False
+    schedule: str = "cosine"
+    warmup: float | None = None
+    patience: int | None = None
+    dense: Sequence[str] | None = None
 
 
 class Phases:
@@ -123,7 +130,7 @@ class Phases:
     def pretrain(self, network: nn.Module, pretrained: SparseModel | None) -> SparseModel:
         """Return a dense robust network: `pretrained`, or one trained for `pretrain_epochs`."""
         start = self.start if pretrained is None else "new"  # what the network holds is replaced all the same
-        dense = sparsify(network, 0, self.recipe.seed, dense=[], start=start)
+        dense = sparsify(network, 0, self.recipe.seed, dense=self.recipe.dense, start=start)
         dense.classes = self.classes
         if pretrained is not None:
             if pretrained.layers != dense.layers or pretrained.kappa != dense.size:
@@ -155,6 +162,14 @@ class Phases:
             length = f"{recipe.steps} steps" if recipe.steps else f"{epochs} epochs"
             say(f"{self.method}: {name or 'fine-tuning'} for {length}")
         objective = objective_named(recipe.objective)
+        schedule = Schedule(
+            epochs=epochs,
+            steps=recipe.steps,
+            kind=recipe.schedule,
+            decay="stays",
+            warmup=recipe.warmup,
+            patience=recipe.patience if validation is None else None,
+        )
         plan = TrainingPlan(
             objective=objective,
             beta=objective.beta if recipe.beta is None else recipe.beta,
@@ -162,7 +177,7 @@ class Phases:
             rewire="none",
             engine="torch",
             processes=self.replicas.count,
-            schedule=Schedule(epochs=epochs, steps=recipe.steps, kind="cosine", decay="stays"),
+            schedule=schedule,
             batch_size=recipe.batch_size or objective.batch_size,
             hyper=filled(
                 Hyper(

@@ -41,6 +41,7 @@ def pruned(dense: SparseModel, index: Tensor, sparsity: str) -> SparseModel:
         seed=dense.seed,
         sparsity=sparsity,
         distribution="uniform",
+        dense=dense.dense_kernels,
     )
     sparse.classes = dense.classes
     return sparse

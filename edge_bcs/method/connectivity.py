@@ -24,7 +24,8 @@ from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity
 from edge_bcs.core.segments import Segment
-from edge_bcs.exportable import warn_if_not_exportable
+from edge_bcs.exportable import warn_if_not_exportable, with_outputs
+from edge_bcs.method.heads import is_new
 from edge_bcs.method.pruning import largest_of_all, largest_of_layers
 from edge_bcs.method.sparse_model import KERNELS, SparseModel, prunable_layers
 from edge_bcs.method.trained import evidence_of_training
@@ -34,6 +35,7 @@ __all__ = [
     "DISTRIBUTIONS",
     "SparseModel",
     "dense_by_default",
+    "densities_of",
     "erk_densities",
     "fixed",
     "kappa",
@@ -141,6 +143,15 @@ def erk_densities(layers: Sequence[Segment]) -> list[float]:
     return [sum(layer.shape) / math.prod(layer.shape) for layer in layers]
 
 
+def densities_of(
+    distribution: str, network: nn.Module, layers: Sequence[Segment], connectivity: float
+) -> list[float]:
+    """Return the densities, before scaling to κ, that one of `DISTRIBUTIONS` gives the layers."""
+    if distribution == "paper":
+        return paper_densities(network, layers, connectivity)
+    return erk_densities(layers) if distribution == "erk" else uniform_densities(layers)
+
+
 def layer_counts(sizes: Sequence[int], densities: Sequence[float], count: int) -> NDArray[np.int64]:
     """Return how many connections each layer starts with: i64[L], summing to `count` exactly.
 
@@ -201,6 +212,8 @@ def sparsify(
     *,
     dense: Sequence[str] | None = None,
     start: str | None = None,
+    classes: int | Sequence[str] | None = None,
+    input_shape: Sequence[int] | None = None,
 ) -> SparseModel:
     """Return a copy of `model` with exactly κ = floor((1 − sparsity)·N) connections (Algorithm 1, lines 2-3).
 
@@ -222,18 +235,22 @@ def sparsify(
             empty; default: see `dense_by_default`.
         start: "magnitude" keeps trained weights; "new" says that they shall be replaced by random ones;
             without it a module with evidence of training (see `edge_bcs.method.trained`) is refused.
+        classes: how many outputs the network shall have, or their names; where it has another number, its
+            last layer is made anew (see `edge_bcs.method.heads`), and if that is sparse, the places of its
+            connections are drawn: by "global" as many as its even part of κ. Default: those that it has.
+        input_shape: (C, H, W) of the images, by which the last layer is found; usual sizes are tried.
 
     Raises:
-        EdgeBcsError: an impossible sparsity, an unknown distribution, a trained module without `start`, or a
-            module that cannot be handled.
+        EdgeBcsError: an impossible sparsity, an unknown distribution, a trained module without `start`, a
+            last layer that cannot be told, or a module that cannot be handled.
     """
     if start is not None and start not in STARTS:
         raise EdgeBcsError(f"there is no start {start!r}; choose {' or '.join(STARTS)}")
     keep = start == "magnitude"
     distribution = distribution or ("global" if keep else "paper")
     if distribution not in (*DISTRIBUTIONS, "global"):
-        names = ", ".join((*DISTRIBUTIONS, "global"))
-        raise EdgeBcsError(f"there is no distribution {distribution!r}; choose {names}")
+        choices = ", ".join((*DISTRIBUTIONS, "global"))
+        raise EdgeBcsError(f"there is no distribution {distribution!r}; choose {choices}")
     if distribution == "global" and not keep:
         raise EdgeBcsError(
             'the distribution "global" ranks trained weights: give start="magnitude" (on the command line '
@@ -241,28 +258,42 @@ def sparsify(
         )
     given = model
     model = _network(model)
+    names = None if classes is None or isinstance(classes, int) else tuple(classes)
+    if classes is not None:
+        model = copy.deepcopy(model)
+        outputs = classes if isinstance(classes, int) else len(classes)
+        with_outputs(model, outputs, input_shape=input_shape, seed=seed)
     prunable_layers(model)  # what is wrong with the network comes before what is wrong with a pattern
     kept = dense_by_default(model) if dense is None else matching(model, dense)
     layers = prunable_layers(model, kept)
     _check_start(given, start)
+    return _told(_started(model, layers, kept, distribution, keep, sparsity, seed), names)
+
+
+def _started(
+    model: nn.Module,
+    layers: Sequence[Segment],
+    kept: Collection[str],
+    distribution: str,
+    keep: bool,
+    sparsity: float | str | Decimal,
+    seed: int,
+) -> SparseModel:
+    """Return a copy of `model` with κ connections, as `sparsify` says; `keep`: weights of its own."""
     size = sum(layer.size for layer in layers)
     count = kappa(size, sparsity)
     if distribution == "global":
-        return _told(_pruned(model, layers, None, count, kept, seed, str(sparsity), distribution))
-    if distribution == "paper":
-        densities = paper_densities(model, layers, float(1 - Decimal(str(sparsity))))
-    elif distribution == "erk":
-        densities = erk_densities(layers)
-    else:
-        densities = uniform_densities(layers)
+        return _pruned(model, layers, None, count, kept, seed, str(sparsity), distribution)
+    densities = densities_of(distribution, model, layers, float(1 - Decimal(str(sparsity))))
     counts = layer_counts([layer.size for layer in layers], densities, count)
     if keep:
-        return _told(_pruned(model, layers, counts, count, kept, seed, str(sparsity), distribution))
-    return _told(_drawn(model, layers, counts, kept, seed, str(sparsity), distribution))
+        return _pruned(model, layers, counts, count, kept, seed, str(sparsity), distribution)
+    return _drawn(model, layers, counts, kept, seed, str(sparsity), distribution)
 
 
-def _told(sparse: SparseModel) -> SparseModel:
-    """Return `sparse`; the user is told if `export` would not take it."""
+def _told(sparse: SparseModel, names: tuple[str, ...] | None) -> SparseModel:
+    """Return `sparse` with these names of classes; the user is told if `export` would not take it."""
+    sparse.classes = names
     warn_if_not_exportable(sparse, depth=4)
     return sparse
 
@@ -355,10 +386,23 @@ def _pruned(
     weights = torch.cat(kernels).cpu().numpy().astype(np.float32)
     if not np.isfinite(weights).all():
         raise EdgeBcsError("a weight of the network is not finite: nothing can be started from it")
+    # In a layer that is new no weight is worth more than another: its connections are drawn.
+    new = [number for number, layer in enumerate(layers) if is_new(model.get_submodule(layer.name))]
+    even = [max(1, round(count * layer.size / len(weights))) for layer in layers]
+    drawn = {
+        number: layers[number].offset
+        + _draw_positions(
+            seed, number, layers[number].size, int(even[number] if counts is None else counts[number])
+        )
+        for number in new
+    }
     if counts is None:
-        index = largest_of_all(weights, layers, count)
+        index = largest_of_all(weights, layers, count, drawn)
     else:
-        index = largest_of_layers(weights, layers, counts.tolist())
+        chosen = largest_of_layers(weights, layers, counts.tolist())
+        bounds = np.cumsum([0, *counts])
+        parts = [drawn.get(n, chosen[bounds[n] : bounds[n + 1]]) for n in range(len(layers))]
+        index = np.concatenate(parts)
     value = weights[index]
     # A connection has a sign, and so a weight of exactly zero is made the smallest number there is.
     tiny = np.finfo(np.float32).tiny * random.signs(index, seed=seed)

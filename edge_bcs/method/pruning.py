@@ -5,7 +5,7 @@ Magnitude pruning (Han et al., 2015) keeps the largest |w|, of the whole network
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,22 +33,36 @@ def largest_of_layers(
     return np.concatenate(kept)
 
 
-def largest_of_all(weights: NDArray[np.float32], layers: Sequence[Segment], count: int) -> NDArray[np.int64]:
+def largest_of_all(
+    weights: NDArray[np.float32],
+    layers: Sequence[Segment],
+    count: int,
+    drawn: Mapping[int, NDArray[np.int64]] | None = None,
+) -> NDArray[np.int64]:
     """Return the positions, ascending, of the `count` largest |w| of the network.
 
     Every layer keeps the largest of its own, a share `FLOOR` of what it would have if all were equally dense.
 
     Args:
         weights: f32[N]. layers: their kernels. count: κ.
+        drawn: of layers, by their number, in which no weight means anything yet: the positions that they
+            keep, whatever the weights there are; together fewer than `count`, unless they are all there are.
     """
+    drawn = drawn or {}
     share = FLOOR * count / len(weights)
     floors = [min(layer.size, max(1, int(share * layer.size))) for layer in layers]
+    for number in drawn:
+        floors[number] = 0
+    left = count - sum(map(len, drawn.values()))
     for number in sorted(range(len(layers)), key=lambda number: layers[number].size):
-        if sum(floors) <= count:
+        if sum(floors) <= left:
             break
         floors[number] = 0  # there are fewer connections than layers: the small ones have none
     certain = largest_of_layers(weights, layers, floors)
     rank = np.abs(weights).astype(np.float32)
+    for number, positions in drawn.items():
+        rank[layers[number].span] = -1
+        rank[positions] = np.inf
     rank[certain] = np.inf
     return _largest(rank, count)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.segments import Segment
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.state import STATE_NAMES, Parts, state_layout
+from edge_bcs.method.heads import head_of
 from edge_bcs.method.hooks import (
     keep_biased_variance,
     normalization_of,
@@ -159,8 +161,8 @@ class SparseModel(nn.Module):
         """What is said of the network where it is stored: {"name", "arguments"}, which rebuild it.
 
         A user's own module has the name of its class and no arguments, and may have "factory", what made it,
-        and "input_shape", [C, H, W] of the images that it was trained on. Any may have "normalize" and
-        "resize".
+        "input_shape", [C, H, W] of the images that it was trained on, and "head", {"layer", "classes"}: the
+        last layer, if somebody said how many outputs it has. Any may have "normalize" and "resize".
         """
         described: dict[str, Any] = {"name": type(self.network).__name__, "arguments": {}}
         if not self.own:
@@ -170,6 +172,8 @@ class SparseModel(nn.Module):
                 described["factory"] = self.factory
             if self.input_shape is not None:
                 described["input_shape"] = list(self.input_shape)
+            if (head := head_of(self.network)) is not None:
+                described["head"] = asdict(head)
         if self.normalize is not None:
             described["normalize"] = self.normalize.record
         if self.resize != SQUASH:
@@ -311,6 +315,39 @@ class SparseModel(nn.Module):
         weights[self.index] = 0
         weights[index] = value
         self.index.copy_(index)
+
+    @torch.no_grad()
+    def keep(self, kept: Tensor) -> None:
+        """Drop connections for good; κ is what is left. ``kept`` bool[κ] says of each whether it stays."""
+        with HeldSignals() as signals:
+            signals.hold()
+            self.weights[self.index[~kept]] = 0
+            self.index, self.momentum = self.index[kept], self.momentum[kept]
+            self.kappa = len(self.index)
+
+    def become(
+        self,
+        value: NDArray[np.float32],
+        index: NDArray[np.integer[Any]],
+        momentum: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Replace all connections by others, of which there may be more or fewer: κ is their number then.
+
+        Raises:
+            EdgeBcsError: as `load_coo`; nothing is changed then.
+        """
+        check_coo(value, index, self.size)
+        with HeldSignals() as signals:
+            signals.hold()
+            before = self.kappa, self.index, self.momentum
+            self.kappa = len(index)
+            self.index = torch.zeros(self.kappa, dtype=torch.int64, device=before[1].device)
+            self.momentum = torch.zeros(self.kappa, device=before[2].device)
+            try:
+                self.load_coo(value, index, momentum)
+            except EdgeBcsError:
+                self.kappa, self.index, self.momentum = before
+                raise
 
     # Exchange with numpy: the seven buffers of the contract.
 

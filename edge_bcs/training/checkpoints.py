@@ -93,8 +93,9 @@ def resumed(
                 f"{last.parent} was begun with {name} {before!r}, not {now!r}; resume it as it was begun, or "
                 "choose another folder"
             )
-    names = ("name", "arguments", "resize")
-    same = all(network.get(name) == sparse.record.get(name) for name in names)
+    names, record = ("name", "arguments", "resize"), sparse.record
+    same = all(network.get(name) == record.get(name) for name in names)
+    same = same and network.get("head", record.get("head")) == record.get("head", network.get("head"))
     if not same or checkpoint.seed != sparse.seed:
         name = str(network.get("name"))[:60]
         if isinstance(made := network.get("factory"), str):
@@ -110,8 +111,11 @@ def resumed(
             f"{last.parent} was begun with the classes {shown(stored)}, not {shown(classes or ())}; "
             "resume it as it was begun, or choose another folder"
         )
+    if plan.gradual is not None:  # which had as many connections then as it had
+        sparse.become(*(checkpoint.tensors[f"coo.{name}"] for name in ("value", "index", "momentum")))
     sparse.load_state(checkpoint.tensors)
     update.load_state(checkpoint.tensors)
+    update.took_over(sparse)
     sparse.step = standing.step
     return standing, read_checkpoint(last.parent / BEST).tensors if standing.best else None
 

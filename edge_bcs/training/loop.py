@@ -29,10 +29,11 @@ from edge_bcs.exportable import warn_if_not_exportable
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.backends import open_backend
 from edge_bcs.training.devices import choose_device
+from edge_bcs.training.gradual import GradualPruning
 from edge_bcs.training.plan import TrainingPlan, default_precision
 from edge_bcs.training.replicas import Replicas
 from edge_bcs.training.run import Run
-from edge_bcs.training.settings import METHODS, PLACES, Compute, Feed, OldKeywords, Output
+from edge_bcs.training.settings import METHODS, PLACES, Compute, Feed, Gradual, OldKeywords, Output
 from edge_bcs.training.updates import Rewiring, Update
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def train(
     beta: float | None = None,
     method: str = "bcs",
     rewire: str = "uniform",
+    gradual: Gradual | None = None,
     epochs: int | None = None,
     schedule: Schedule | str | None = None,
     hyper: Hyper | None = None,
@@ -82,6 +84,9 @@ def train(
             see `connectivity.sparsify` and `connectivity.fixed`) or "dense" (a network of sparsity 0);
             baselines have neither rewiring nor noise nor a constraint on signs.
         rewire: "uniform" (Algorithm 1) or "by-layer" (the released code).
+        gradual: prune a network that has all its weights (`sparsify` with a sparsity of 0) while it is
+            trained, for "bcs" in PyTorch; then rewiring goes on. Its buffers are those of a dense network
+            until then.
         epochs: passes over the data that is not held out, 200 if None; a last batch that is not full is left
             out. Short for the same field of `schedule`.
         schedule: a length in steps, how the rates change, and when to end early.
@@ -132,6 +137,8 @@ def train(
     _check_data(rule, data, second)
     device = choose_device("cpu" if compute.device is None and compute.engine == "sparse" else compute.device)
     static = method != "bcs"
+    if gradual is not None and (static or compute.engine != "torch"):
+        raise EdgeBcsError("gradual pruning is for the method bcs and the engine torch")
     first = filled(hyper, fine_tuning=False, batch_norm=batch_norm)
     plan = TrainingPlan(
         objective=rule,
@@ -151,12 +158,13 @@ def train(
         validation=feed.validation,
         samples=len(data),
         seed=sparse.seed if seed is None else seed,
+        gradual=gradual,
     )
     return run_plan(
         sparse,
         data,
         plan,
-        Rewiring(plan.rewire),
+        Rewiring(plan.rewire) if gradual is None else GradualPruning(plan.rewire, gradual),
         pseudo_labelled=second,
         device=device,
         compute=compute,

@@ -20,6 +20,7 @@ from edge_bcs.core.settings import (
     check_number,
 )
 from edge_bcs.data.augmentation import Augment, augmentation_of
+from edge_bcs.training.settings import Gradual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class TrainingPlan:
         augment, balance, validation: see `training.settings.Feed`.
         samples: images of the data set, held out ones included.
         seed: of order, augmentation and attack.
+        gradual: see `training.settings.Gradual`; None: the network has its connections from the beginning.
     """
 
     objective: Objective
@@ -58,6 +60,7 @@ class TrainingPlan:
     samples: int
     seed: int
     balance: bool = False
+    gradual: Gradual | None = None
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for what is out of range and in none of the objects."""
@@ -72,12 +75,18 @@ class TrainingPlan:
         """Return it as a checkpoint has it: names and numbers, flat; of what 0.1 had not, what is used."""
         schedule = self.schedule
         follows = "falls" if schedule.kind != "steps" and schedule.decay == "falls" else None
-        since = {
+        since: dict[str, Any] = {
             "warmup": schedule.warmup if schedule.kind == "one-cycle" else schedule.warmup or None,
             "decay": follows,
             "patience": schedule.patience,
             "balance": self.balance or None,
         }
+        if self.gradual is not None:
+            since |= {
+                "gradual": self.gradual.share,
+                "gradual_sparsity": self.gradual.sparsity,
+                "gradual_distribution": self.gradual.distribution,
+            }
         return {
             "objective": self.objective.name,
             "beta": self.beta,

@@ -76,6 +76,7 @@ class Run:
         part = Part(matched.data, kept)
         self._batches = Batches(plan, replicas, Balanced(part) if plan.balance else part, second)
         self._batches.check(sparse)
+        update.begin(sparse, self._batches.total)
         self._standing = Standing()
         self._best_state = sparse.state()
         self._output: Path | None = None
@@ -241,14 +242,14 @@ class Run:
         if self.plan.objective.two_branches:
             line["robust_accuracy"] = float(mean[2])
         self._standing.sums = np.zeros(4)
-        better = True
+        better = settled = self.update.is_settled(self.step)
         self.update.end_of_epoch(self.sparse, epoch)
         if self._held_out is not None:
             clean, robust = self.backend.evaluate(self._held_out)
             line |= {"validation_clean_acc": clean, "validation_robust_acc": robust}
             chosen = clean if robust is None else robust
             before = self._standing.best
-            better = chosen >= before.get("best_score", -1.0)
+            better = settled and chosen >= before.get("best_score", -1.0)
             if better:
                 # Patience does not begin anew where an epoch is only as good as the best.
                 level = before and chosen == before["best_score"]
@@ -261,7 +262,7 @@ class Run:
                     "best_robust_acc": robust,
                     **({} if self.plan.schedule.patience is None else {"risen_epoch": risen}),
                 }
-        else:
+        elif settled:
             self._standing.best = {"best_epoch": epoch, "best_step": self.step}
         self.backend.store()
         self.replicas.check_agreement(self.sparse)

@@ -8,7 +8,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.settings import Attack, Hyper, Schedule, check_choice
+from edge_bcs.core.metadata import exact_sparsity
+from edge_bcs.core.settings import Attack, Hyper, Schedule, check_choice, check_number
 from edge_bcs.data.augmentation import Augment, augmentation_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ METHODS = ("bcs", "random", "fixed", "dense")
 """Of `train`; all but "bcs" keep the mask that the network has."""
 ENGINES = ("torch", "sparse")
 PRECISIONS = ("f32", "bf16")
+PRUNED = 0.4
+"""Share of the steps in which `Gradual` prunes: before the learning rate of "steps" first falls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,37 @@ class Output:
             raise EdgeBcsError(f"save_seconds must be at least 0, not {self.save_seconds}")
         if self.resume and self.folder is None:
             raise EdgeBcsError("a training can only be resumed from the output folder that it wrote")
+
+
+@dataclass(frozen=True)
+class Gradual:
+    """A dense network is pruned to its κ connections while it is trained (Zhu & Gupta, 2017).
+
+    From step t to the next, of the n in which it is pruned, κ + (N − κ)·(1 − t/n)³ of the N weights are left:
+    those that are the largest then. They are trained like those of a static mask, with free signs and without
+    noise. Afterwards there are exactly κ, which rewiring moves; no epoch before is the best one.
+
+    Attributes:
+        sparsity: in the end, in [0, 1), as a decimal.
+        share: of the steps in which it is pruned, above 0 and below 1.
+        distribution: how many of each layer are left: "global", the largest of the whole network (see
+            `method.pruning.largest_of_all`), "uniform", "erk" or "paper" (see `method.connectivity`).
+    """
+
+    sparsity: str
+    _: KW_ONLY
+    share: float = PRUNED
+    distribution: str = "global"
+
+    def __post_init__(self) -> None:
+        """Raise `EdgeBcsError` for a number out of range or an unknown distribution."""
+        exact_sparsity(self.sparsity)
+        check_number("the share of the steps in which a network is pruned", self.share, 1)
+        if self.share in (0, 1):
+            raise EdgeBcsError(
+                f"a network is pruned in a share of the steps above 0 and below 1, not {self.share}"
+            )
+        check_choice("distribution", self.distribution, ("global", "uniform", "erk", "paper"))
 
 
 class OldKeywords(TypedDict, total=False):

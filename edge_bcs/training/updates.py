@@ -26,6 +26,13 @@ class Update:
 
     needs_all_gradients = False
 
+    def begin(self, sparse: SparseModel, total: int) -> None:
+        """Learn of what is trained, and in how many steps, before the first step or a saved state."""
+
+    def is_settled(self, step: int) -> bool:
+        """Whether after so many steps the network has the connections with which it ends."""
+        return True
+
     def queues(self, sparse: SparseModel) -> bool:
         """Whether on a GPU it queues the same kernels at every step, and `step` may be a tensor i64[]."""
         return False
@@ -41,6 +48,9 @@ class Update:
 
     def end_of_epoch(self, sparse: SparseModel, epoch: int) -> None:
         """Do what is done once an epoch (counted from 0), before the network is evaluated and saved."""
+
+    def took_over(self, sparse: SparseModel) -> None:
+        """Learn that the network has the state of a training that is resumed."""
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return what a resumed training needs, by names that no buffer of the network has."""

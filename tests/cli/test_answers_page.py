@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -223,8 +224,10 @@ def test_a_browser_shows_it(tmp_path: Path, width: int) -> None:
     look = (
         "<script>onload = () => { const d = document.querySelector('iframe').contentDocument;"
         "const images = [...d.images].map(i => [i.naturalWidth, i.getBoundingClientRect().width]);"
-        "document.body.append('said ' + JSON.stringify([d.documentElement.scrollWidth, images,"
-        "d.querySelectorAll('.matrix td').length]) + ' end'); }</script>"
+        "const shown = e => e.checkVisibility() && e.getBoundingClientRect().height > 8;"
+        "const cells = [...d.querySelectorAll('.matrix td')].filter(shown).map(e => e.innerText);"
+        "document.body.append('said ' + JSON.stringify([d.documentElement.scrollWidth, images, cells,"
+        "d.body.innerText]) + ' end'); }</script>"
     )
     frame = tmp_path / "frame.html"
     frame.write_text(f"<meta charset=utf-8><iframe src='page.html' width={width} height=900></iframe>{look}")
@@ -233,6 +236,10 @@ def test_a_browser_shows_it(tmp_path: Path, width: int) -> None:
     result = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=120)
     said = re.search(r"</script>\s*said (.*?) end", result.stdout)
     assert said, result.stdout[-500:]
-    scroll, images, cells = json.loads(said[1])
+    scroll, images, cells, text = json.loads(html.unescape(said[1]))
     assert scroll <= width  # nothing to scroll sideways, on a phone neither
-    assert cells == 9 and len(images) == 2 and all(natural == 5 and shown > 100 for natural, shown in images)
+    assert len(images) == 2 and all(natural == 5 and shown > 100 for natural, shown in images)
+    assert cells == ["2", "1", "0", "1", "0", "0", "0", "1", "1"]  # what is taken for what
+    # What can be read, as the browser lays it out: every class, and the files of the two mistakes.
+    assert all(" ".join(text.split()).count(name) >= 3 for name in names)
+    assert "b/13.jpg" in text and "b/15.jpg" in text

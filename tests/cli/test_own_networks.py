@@ -148,16 +148,18 @@ def test_a_file_and_a_new_network(file: Path, tmp_path: Path) -> None:
     exported = succeed(*new, "--input-shape", "1,8,8", "--classes", 3, "-o", tmp_path / "new")
     described = {
         "name": "Own", "arguments": {}, "factory": "nets.py:factories.three", "input_shape": [1, 8, 8],
-        "num_classes": 3,
+        "num_classes": 3, "head": {"layer": "head", "classes": 3},
     }  # fmt: skip
     assert succeed("inspect", tmp_path / "new")["network"] == described
     assert exported["kappa"] == (9 * 6 + 6 * 3) // 2
     # The size may be said as for the networks of edge-bcs, too.
     succeed(*new, "--channels", 1, "--input-size", 9, "-o", tmp_path / "other")
     described["input_shape"] = [1, 9, 9]
+    del described["head"]  # of which nobody said anything
     assert succeed("inspect", tmp_path / "other")["network"] == described
     result = run(*new, "--input-shape", "1,8,8", "--classes", 10, "-o", tmp_path / "ten")
-    assert result.exit_code == 1 and "Own has 3 classes, and --classes says 10" in result.stderr
+    assert result.exit_code == 0 and "The last layer, head (3 → 10 outputs), is new." in result.stderr
+    assert succeed("inspect", tmp_path / "ten")["network"]["head"] == {"layer": "head", "classes": 10}
     few = tmp_path / "few.npz"
     np.savez(few, x=np.zeros((20, 1, 8, 8), np.uint8), y=np.arange(20) % 4)
     result = run("train", *three, "--data", few, "--input-shape", "1,8,8", *SHORT, "-o", tmp_path / "four")

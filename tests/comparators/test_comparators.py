@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from helpers.training import digits, same, tiny
 from torch import Tensor, nn
 
 import edge_bcs
-from edge_bcs import Attack, Compute, Output
+from edge_bcs import Attack, Compute, Output, Schedule
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.comparators import METHODS, Phases, Recipe, admm, hydra, pruning
 from edge_bcs.core.errors import EdgeBcsError
@@ -220,3 +221,39 @@ def test_refusals() -> None:
         Phases("lwm", Recipe(sparsity="0.9"), digits(20), compute=Compute("sparse"))
     with pytest.raises(EdgeBcsError, match="rst, and no other"):
         Phases("lwm", Recipe(sparsity="0.9", objective="rst"), digits(20))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_schedule_and_patience_are_of_every_phase(method: str, tmp_path: Path) -> None:
+    """Rates against the schedule's own, in every phase; patience where images are held out."""
+    recipe = Recipe(
+        sparsity="0.9", pretrain_epochs=2, search_epochs=2, epochs=2, schedule="one-cycle", warmup=0.4,
+        patience=1, learning_rate=0.04, fine_tuning_rate=0.02, **SHORT,
+    )  # fmt: skip
+    phases = Phases(method, recipe, digits(60), output=tmp_path / "run", compute=CPU, progress=False)
+    METHODS[method](tiny(), phases)
+    folders = {path.parent for path in (tmp_path / "run").rglob("metrics.jsonl")}
+    assert len(folders) == (2 if method == "lwm" else 3)
+    for folder in folders:
+        plan = json.loads(read_checkpoint(folder / "last.safetensors").metadata["plan"])
+        assert (plan["schedule"], plan["warmup"]) == ("one-cycle", 0.4)
+        assert plan.get("patience") == (None if folder.name == "alternating" else 1)
+        rate = 0.02 if folder.name == "run" else 0.04
+        rates = [json.loads(line)["learning_rate"] for line in (folder / "metrics.jsonl").open()]
+        schedule = Schedule(kind="one-cycle", warmup=0.4, decay="stays")
+        total = 2 * ((60 if folder.name == "alternating" else 48) // 16)
+        assert rates == [schedule.rates(rate, 0, step, total)[0] for step in range(len(rates))]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dense_kernels_are_neither_pruned_nor_counted(method: str) -> None:
+    """By default those of `sparsify`: the first layer of this network has less than a hundredth."""
+    wide = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 40), nn.Linear(40, 10)
+    )
+    for given, dense in ((None, ("0",)), (["0", "4"], ("0", "4")), ([], ())):
+        recipe = Recipe(sparsity="0.9", pretrain_epochs=1, search_epochs=1, epochs=1, dense=given, **SHORT)
+        phases = Phases(method, recipe, digits(60), compute=CPU, progress=False)
+        sparse = METHODS[method](wide, phases)[0]
+        assert sparse.dense_kernels == dense and sparse.kappa == connectivity.kappa(sparse.size, "0.9")
+        assert all(sparse.network.get_parameter(f"{name}.weight").all() for name in dense)
