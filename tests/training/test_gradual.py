@@ -1,6 +1,6 @@
 """Gradual pruning: the schedule against its formula, κ to the connection, resumed to the bit."""
 
-# mypy: disable-error-code="arg-type"
+# mypy: disable-error-code="arg-type, assignment"
 
 from __future__ import annotations
 
