@@ -27,11 +27,16 @@ from edge_bcs.cli.common import (
     trusted,
 )
 from edge_bcs.cli.networks import (
-    given_shape,
+    asked_shape,
     input_shape_option,
+    input_size_option,
+    is_onnx,
     is_own,
+    normalization,
+    normalize_option,
     own,
     own_model_option,
+    resize_option,
     shape_of,
     weights_option,
     with_saved,
@@ -40,13 +45,17 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import write_json
 from edge_bcs.core.outputs import check_output, containing, json_with
 from edge_bcs.core.progress import Progress
+from edge_bcs.core.resizing import Resize
 
 if TYPE_CHECKING:
     from edge_bcs.core.answers import Answers, Batch
 
 _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
 _BOARDS_ATTACKS = ("none", "fgsm", "pgd")
-_TORCHS_OPTIONS = ("step_size", "batch_size", "seed", "device", "resume", "model", "input_shape", "weights")
+_TORCHS_OPTIONS = (
+    *("step_size", "batch_size", "seed", "device", "resume"),
+    *("model", "input_shape", "input_size", "weights", "normalize", "resize"),
+)
 _REPORTED = json_with("path", "data", "split", "engine")
 
 
@@ -54,7 +63,10 @@ _REPORTED = json_with("path", "data", "split", "engine")
 @click.argument("path", type=click.Path(), required=False)
 @own_model_option
 @weights_option
+@input_size_option
 @input_shape_option
+@normalize_option
+@resize_option
 @data_option
 @class_names_option
 @click.option(
@@ -109,11 +121,13 @@ _REPORTED = json_with("path", "data", "split", "engine")
     edge-bcs evaluate run --data photos/ --html answers.html
     edge-bcs evaluate runs/vgg16 --data cifar-10-batches-py --attack autoattack --resume counts.json
     edge-bcs evaluate runs/mine --model nets.py:make --data photos/
-    edge-bcs evaluate --model nets.py:make --weights dense.pt --data photos/ --input-shape 3,96,96
+    edge-bcs evaluate --model nets.py:make --weights dense.pt --data photos/ --input-size 96
+    edge-bcs evaluate --model net.onnx --data photos/ --normalize imagenet --resize crop:0.875
     edge-bcs evaluate runs/vgg16 --data digits --attack square --queries 50 --queries 5000 --json square.json
 """)
 def command(path: str | None, json_file: str | None, html_file: str | None, **options: Any) -> None:
-    """Measure the accuracy of an artifact, a run or a checkpoint, on clean images and under attack.
+    """Measure the accuracy of an artifact, a run or a checkpoint, on clean images and under attack; or that
+    of a dense network as it is: --model with --weights, or an ONNX file.
 
     Artifacts and runs are measured by their own graphs, as on the board. Attacks other than FGSM and PGD, and
     options marked (torch), load them into PyTorch. The JSON has the names of RobustBench: clean_acc, adv_acc,
@@ -213,17 +227,22 @@ def _check(options: dict[str, Any]) -> None:
 
 
 def _what(path: str | None, options: dict[str, Any]) -> str:
-    """Return what is measured: PATH, or the file of --weights, of which one must be there."""
+    """Return what is measured: PATH, the file of --weights or an ONNX file, of which one must be there."""
     weights: str | None = options["weights"]
+    if path is None and weights is None and is_onnx(options["model"]):
+        weights = options["model"]
     if (path is None) == (weights is None):
         raise EdgeBcsError(
             "name what is measured: an artifact, a run or a checkpoint, or --weights FILE with --model, and "
             "not both."
         )
+    for name in ("normalize", "resize"):
+        if options[name] is not None and weights is None:
+            raise EdgeBcsError(f"--{name} belongs to a dense network of yours; {path} has its own.")
     if weights is not None and options["model"] is None:
         raise EdgeBcsError("--weights needs --model FILE.py:FACTORY, which makes the network.")
     if weights is not None and (options["trust_keys"] or options["min_release"]):
-        raise EdgeBcsError("--trust-key checks artifacts: leave it out for --weights.")
+        raise EdgeBcsError("--trust-key checks artifacts: leave it out for a network of your own.")
     return path or str(weights)
 
 
@@ -306,10 +325,15 @@ def _in_torch(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
     from edge_bcs.training.devices import choose_device
 
     device = choose_device(options["device"])
-    network = None if options["model"] is None else own(options["model"], given_shape(options))
-    if network is not None and options["weights"] is not None:
-        network = with_saved(network, options, given_shape(options))
+    shape = None if options["model"] is None else asked_shape(options)
+    network = None if options["model"] is None else own(options["model"], shape)
+    if network is not None and path in (options["weights"], options["model"]):
+        if options["weights"] is not None:
+            network = with_saved(network, options, shape)
         sparse = sparsify(network, 0, dense=[], start="magnitude").eval()
+        sparse.normalize = normalization(options)
+        if options["resize"] is not None:
+            sparse.resize = Resize.parse(options["resize"])
     else:
         sparse = loading.load(path, network, **trusted(options))
     names = class_names(options)
@@ -343,7 +367,7 @@ def _in_torch(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
     if attack != "none":
         named["robust_accuracy"] = report["adv_acc"]
     described = {
-        "method": None if options["weights"] else _method(path),
+        "method": None if path in (options["weights"], options["model"]) else _method(path),
         "sparsity": sparse.sparsity,
         "kappa": sparse.kappa,
         "size": sparse.size,
@@ -357,7 +381,7 @@ def _input_shape(path: str, sparse: Any, options: dict[str, Any]) -> tuple[int, 
     """Return (C, H, W) of the images that a stored network takes: its artifact or its network says."""
     from edge_bcs.runtime.archive import is_artifact
 
-    if is_artifact(path) and options["input_shape"] is None:
+    if is_artifact(path) and options["input_shape"] is None and options["input_size"] is None:
         from edge_bcs.runtime.artifact import Artifact
 
         channels, height, width = Artifact.read(path).input_shape

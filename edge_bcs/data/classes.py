@@ -395,7 +395,10 @@ def _unknown(unknown: Sequence[str], names: Names, known: Names) -> EdgeBcsError
     elif any(name == _unnamed(place) for place, name in enumerate(known)):
         advice = "rename the data's classes, or name all outputs of the network with --class-names"
     else:
-        advice = "rename the data's classes or leave them out; a network with other classes is a new one"
+        advice = (
+            "rename the data's classes or leave them out; a network with other classes is made by export or "
+            "train, with --classes"
+        )
     return EdgeBcsError(
         f"the network does not know the data's class{'es' * (len(unknown) > 1)} {shown(unknown)}. The data "
         f"has: {shown(names)}. The network has: {shown(known)}. What to do: {advice}."

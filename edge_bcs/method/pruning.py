@@ -5,7 +5,7 @@ Magnitude pruning (Han et al., 2015) keeps the largest |w|, of the whole network
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ def largest_of_all(
     layers: Sequence[Segment],
     count: int,
     drawn: Mapping[int, NDArray[np.int64]] | None = None,
+    even: Collection[int] = (),
 ) -> NDArray[np.int64]:
     """Return the positions, ascending, of the `count` largest |w| of the network.
 
@@ -47,10 +48,14 @@ def largest_of_all(
         weights: f32[N]. layers: their kernels. count: κ.
         drawn: of layers, by their number, in which no weight means anything yet: the positions that they
             keep, whatever the weights there are; together fewer than `count`, unless they are all there are.
+        even: layers, by their number, that keep all of their even part: those whose weights are of another
+            size than the others' because they began later.
     """
     drawn = drawn or {}
-    share = FLOOR * count / len(weights)
-    floors = [min(layer.size, max(1, int(share * layer.size))) for layer in layers]
+    shares = [(1 if number in even else FLOOR) * count / len(weights) for number in range(len(layers))]
+    floors = [
+        min(layer.size, max(1, int(share * layer.size))) for layer, share in zip(layers, shares, strict=True)
+    ]
     for number in drawn:
         floors[number] = 0
     left = count - sum(map(len, drawn.values()))

@@ -18,6 +18,7 @@ from torch import Tensor
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.settings import Coefficients
 from edge_bcs.method.connectivity import densities_of, kappa, layer_counts
+from edge_bcs.method.heads import is_new
 from edge_bcs.method.pruning import largest_of_all, largest_of_layers
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import update
@@ -49,6 +50,7 @@ class GradualPruning(Rewiring):
         self._gradual = gradual
         self._steps = self._every = 1
         self._count = 0
+        self._new: list[int] = []
 
     def begin(self, sparse: SparseModel, total: int) -> None:
         """See `Update`; EdgeBcsError if the network is not dense."""
@@ -60,6 +62,8 @@ class GradualPruning(Rewiring):
         self._count = kappa(sparse.size, self._gradual.sparsity)
         self._steps = max(1, int(self._gradual.share * total))
         self._every = max(1, self._steps // _EVENTS)
+        modules = [sparse.network.get_submodule(layer.name) for layer in sparse.layers]
+        self._new = [number for number, module in enumerate(modules) if is_new(module)]
 
     def is_settled(self, step: int) -> bool:
         """See `Update`."""
@@ -97,7 +101,7 @@ class GradualPruning(Rewiring):
         """Return bool[κ]: which connections are among the ``count`` that stay."""
         weights = sparse.weights.detach().cpu().numpy()
         if self._gradual.distribution == "global":
-            index = largest_of_all(weights, sparse.layers, count)
+            index = largest_of_all(weights, sparse.layers, count, even=self._new)
         else:
             connectivity = float(1 - Decimal(self._gradual.sparsity))
             densities = densities_of(self._gradual.distribution, sparse.network, sparse.layers, connectivity)

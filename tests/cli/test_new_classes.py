@@ -19,7 +19,9 @@ from torch import nn  # noqa: E402
 import edge_bcs  # noqa: E402
 from edge_bcs.checkpoint import read_checkpoint, save_checkpoint  # noqa: E402
 from edge_bcs.core.errors import EdgeBcsError  # noqa: E402
+from edge_bcs.core.resizing import Resize  # noqa: E402
 from edge_bcs.core.tensor_file import write_tensors  # noqa: E402
+from edge_bcs.data.photographs import read_image  # noqa: E402
 
 NETS = """
 from torch import nn
@@ -132,7 +134,7 @@ def test_a_measured_file_may_have_classes_of_its_own(place: Path) -> None:
     state = torch.load("dense.pt")
     state = {name: tensor[:3] if name.startswith("head") else tensor for name, tensor in state.items()}
     torch.save(state, "three.pt")
-    measured = succeed("evaluate", "--model", "nets.py:fixed", "--weights", "three.pt", *SIZE,
+    measured = succeed("evaluate", "--model", "nets.py:fixed", "--weights", "three.pt", "--input-size", 8,
                        "--data", "photos", "--class-names", ",".join(NAMES), "--attack", "none")  # fmt: skip
     assert [one["class"] for one in measured["per_class"]] == list(NAMES)
 
@@ -155,6 +157,19 @@ def test_an_onnx_file_gets_new_classes(place: Path) -> None:
     constants = [onnx.numpy_helper.from_array(arrays[name].reshape(shapes[name]), name) for name in shapes]
     graph = helper.make_graph(nodes, "net", sides[:1], sides[1:], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "net.onnx")
+    # As it is it can be measured: the first three of its outputs have names.
+    measured = succeed("evaluate", "--model", "net.onnx", "--data", "photos", "--attack", "none",
+                       "--class-names", ",".join(NAMES), "--normalize", "0.5:0.5",
+                       "--resize", "crop")  # fmt: skip
+    network = from_onnx("net.onnx")
+    right = []
+    for photo in sorted(Path("photos/test").glob("*/*.png")):
+        x = torch.from_numpy(read_image(photo, (3, 8, 8), Resize.parse("crop")))
+        with torch.no_grad():
+            right.append(int(network((x[None] - 0.5) / 0.5).argmax()) == NAMES.index(photo.parent.name))
+    assert measured["samples"] == len(right) == 9 and measured["accuracy"] == sum(right) / 9
+    refused = run("evaluate", "somewhere", "--data", "photos", "--normalize", "imagenet")
+    assert "--normalize belongs to a dense network of yours" in refused.stderr
     common = ("--sparsity", 0, "--no-validate")
     exported = succeed("export", "--model", "net.onnx", "--classes", 3, *common, "-o", "out")
     assert "The last layer, head (20 → 3 outputs), is new." in exported["told"]

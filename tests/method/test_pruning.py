@@ -49,6 +49,17 @@ def test_the_largest_of_all_with_a_floor() -> None:
     assert sorted({*found} - {*in_b}) == sorted(ranked)
 
 
+def test_layers_that_keep_all_of_their_even_part_or_have_drawn_places() -> None:
+    weights = np.ones(126, np.float32)
+    weights[6:106] = np.linspace(1e-3, 2e-3, 100)
+    found = largest_of_all(weights, LAYERS, 24, even=[1])
+    in_b = found[(found >= 6) & (found < 106)]
+    assert in_b.tolist() == list(range(106 - 19, 106))  # 24 · 100 / 126 = 19.05
+    drawn = np.array([7, 60, 61])
+    found = largest_of_all(weights, LAYERS, 24, {1: drawn})
+    assert len(found) == 24 and found[(found >= 6) & (found < 106)].tolist() == drawn.tolist()
+
+
 def test_fewer_connections_than_layers_and_all_of_them() -> None:
     weights = np.linspace(1, 2, 126).astype(np.float32)
     assert len(largest_of_all(weights, LAYERS, 2)) == 2

@@ -18,6 +18,7 @@ import edge_bcs
 from edge_bcs import Feed, Gradual, Output, Schedule
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.settings import Coefficients
 from edge_bcs.training.gradual import GradualPruning, left_after
 from edge_bcs.training.updates import Rewiring
 
@@ -88,8 +89,6 @@ def test_what_is_pruned_is_the_smallest() -> None:
     sparse.zero_gradients()
     update = GradualPruning("uniform", Gradual("0.9", share=0.5))
     update.begin(sparse, 4)
-    from edge_bcs.core.settings import Coefficients
-
     update(sparse, Coefficients(learning_rate=0.0, weight_decay=0.0), step=0, failed=None)
     kept = sparse.weights != 0
     # Of two steps the first leaves κ + (N − κ)/8; a layer keeps at least a tenth of its even part.
@@ -99,6 +98,18 @@ def test_what_is_pruned_is_the_smallest() -> None:
     ranked = before.abs().sort(descending=True).values
     assert torch.equal(sparse.weights[kept], before[kept])
     assert (before[kept].abs() >= ranked[count - 1]).sum() >= count - floor
+
+
+def test_a_layer_that_is_new_keeps_its_even_part() -> None:
+    """Its weights are small because they began so: ranked with the others hardly one would be left."""
+    sparse = dense(classes=7)
+    update = GradualPruning("uniform", Gradual("0.9", share=0.5))
+    update.begin(sparse, 2)
+    sparse.zero_gradients()
+    update(sparse, Coefficients(learning_rate=0.0, weight_decay=0.0), step=0, failed=None)
+    size = 72 + 7 * 512
+    assert sparse.kappa == size // 10
+    assert sparse.layer_counts()["4"] >= int(sparse.kappa * 7 * 512 / size)
 
 
 def test_no_epoch_before_is_the_best_and_a_stopped_one_goes_on_to_the_bit(
