@@ -21,7 +21,7 @@ WHEEL_TOOLS   := build/wheel-tools
 .PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off outside endurance zoo zoo-aims test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
-	@echo "make test        install into $(VENV) and run the tests"
+	@echo "make test        install into $(VENV) and run the tests, on two cores (WORKERS=2)"
 	@echo "make test-ort-training  the same artifacts in ONNX Runtime's own training API, in a second environment"
 	@echo "make test-lowest the tests with the oldest dependencies that pyproject.toml allows, in a third environment"
 	@echo "make test-notebooks  the notebooks of examples, from their first cell to their last"
@@ -62,8 +62,12 @@ quickstart: $(INSTALLED)
 	$(BIN)/edge-bcs simulate $(OUT)/board --target raspberry-pi-zero-2w
 	$(BIN)/edge-bcs finetune $(OUT)/board --data digits --steps 5 --no-augment -o $(OUT)/board-run
 
+# A worker takes tests from another one when it has none left; each has a core (tests/conftest.py).
+WORKERS ?= 2
+PYTEST_IN_PARALLEL := -n $(WORKERS) --dist worksteal
+
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST_IN_PARALLEL)
 
 # onnxruntime-training-cpu 1.19.2 takes the place of onnxruntime, so it has an environment of its own.
 test-ort-training:
@@ -79,7 +83,7 @@ test-notebooks: $(INSTALLED)
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check '.[host,dev]' -r tests/lowest-versions.txt
-	$(VENV)-lowest/bin/pytest
+	$(VENV)-lowest/bin/pytest $(PYTEST_IN_PARALLEL)
 
 # The operators' tests with a library that is built with sanitizers, inside an ordinary Python; leaks are not looked
 # for (Python's own would be found). SANITIZED_TESTS may name a part.
@@ -153,7 +157,7 @@ native-arm:
 	@cmake --build build/arm
 
 test-native-arm: native-arm $(INSTALLED)
-	EDGE_BCS_EMULATOR="$(ARM_EMULATOR)" EDGE_BCS_TEST_PROGRAMS=build/arm $(BIN)/pytest $(ARM_TESTS)
+	EDGE_BCS_EMULATOR="$(ARM_EMULATOR)" EDGE_BCS_TEST_PROGRAMS=build/arm $(BIN)/pytest $(PYTEST_IN_PARALLEL) $(ARM_TESTS)
 
 # Instructions per floating-point operation of the NEON kernels, into results/arm.
 count-instructions: native-arm

@@ -20,6 +20,13 @@ from edge_bcs.core import progress
 # is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# So do the threads of trainers, which have one for each core that they may run on. A worker of pytest-xdist
+# therefore has one core, and so has every process that its tests start.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[int(WORKER.removeprefix("gw")) % len(CORES)]})
+
 Array = np.ndarray[Any, Any]
 
 

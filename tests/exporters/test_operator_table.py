@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -404,12 +405,19 @@ def test_the_peak_is_the_one_that_was_predicted(row: str, tmp_path: Path) -> Non
 
 def test_every_operator_is_in_a_row_or_in_a_test_of_its_own() -> None:
     """A test of its own gives the operator's name to `helpers.operators.run`."""
-    reached = {"RewireStep"}  # method/test_rewiring.py
-    for make in ROWS.values():
-        network = network_of(sparse_of(Around(make()), density=0.6), IMAGE)
-        graphs = compile_network(network, Job(objective_named("at")), 4).graphs
-        reached |= {node.op_type for graph in graphs.values() for node in graph.to_onnx().graph.node}
+    missing = OPERATORS.keys() - {"RewireStep"}  # method/test_rewiring.py
     for file in (TESTS / "native").glob("test_*.py"):
         constants = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant))
-        reached |= {node.value for node in constants if isinstance(node.value, str)}
-    assert OPERATORS.keys() - reached == set()
+        missing -= {node.value for node in constants if isinstance(node.value, str)}
+
+    def likeness(row: str) -> float:
+        return max(SequenceMatcher(None, row.lower(), name.lower()).ratio() for name in missing)
+
+    rows = set(ROWS)
+    while missing and rows:
+        row = max(sorted(rows), key=likeness)  # most are found in the first rows that are called like them
+        rows.remove(row)
+        network = network_of(sparse_of(Around(ROWS[row]()), density=0.6), IMAGE)
+        graphs = compile_network(network, Job(objective_named("at")), 4).graphs
+        missing -= {node.op_type for graph in graphs.values() for node in graph.to_onnx().graph.node}
+    assert missing == set()

@@ -11,6 +11,7 @@ fuzzer.
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -200,18 +201,20 @@ def build_lists(
         )
         return number, channel, down * layer["strides"][1] + across, out, kpos
 
-    order = sorted(range(kappa), key=key)
+    keys = [key(t) for t in range(kappa)]
+    order = sorted(range(kappa), key=keys.__getitem__)
     transpose_row = [entries[t][1] << 8 | entries[t][3] for t in order]
     lists = forward + transpose_row + order
     forward_pointers, transpose_pointers = [], []
+    rows = [entry[:2] for entry in entries]
     for number, layer in enumerate(layers):
         forward_pointers.append(len(lists))
         for out in range(layer["out_channels"] + 1):
-            lists.append(sum((e[0], e[1]) < (number, out) for e in entries))
+            lists.append(bisect_left(rows, (number, out)))  # how many stand in earlier rows
+    columns = [keys[t][:3] for t in order]
     for number, layer in enumerate(layers):
         transpose_pointers.append(len(lists))
         phases = int(np.prod(layer["strides"]))
-        keys = [key(t)[:3] for t in order]
         for slot in range(layer["in_channels"] * phases + 1):
-            lists.append(sum(k < (number, *divmod(slot, phases)) for k in keys))
+            lists.append(bisect_left(columns, (number, *divmod(slot, phases))))
     return np.array(lists, np.int32), forward_pointers, transpose_pointers

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.board.thermostat import Thermostat
+from edge_bcs.runtime.engine import available_threads
 
 from edge_bcs.cli.doctor import Finding, machine_findings
 from edge_bcs.core.errors import EdgeBcsError
@@ -411,3 +412,15 @@ end.wait()
 def test_two_threads_on_one_core_wait_for_it_in_turns() -> None:
     done = subprocess.run([sys.executable, "-c", _CROWDED], capture_output=True, text=True, check=True)
     assert float(done.stdout) > 0.7  # a second of each second, and more if others want the core too
+
+
+@pytest.mark.skipif(
+    "PYTEST_XDIST_WORKER" not in os.environ or not hasattr(os, "sched_setaffinity"),
+    reason="these tests run in one process, or cores cannot be chosen here",
+)
+def test_a_worker_of_the_tests_has_one_core() -> None:
+    """Two that computed with two threads each would wait for each other."""
+    assert available_threads() == 1
+    asked = "from edge_bcs.runtime.engine import available_threads; print(available_threads())"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
