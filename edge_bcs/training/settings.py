@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity
 from edge_bcs.core.settings import Attack, Hyper, Schedule, check_choice, check_number
-from edge_bcs.data.augmentation import Augment, augmentation_of
 
 if TYPE_CHECKING:
     import torch
 
     from edge_bcs.core.deprecated import Places
+    from edge_bcs.data.augmentation import Augment
 
 METHODS = ("bcs", "random", "fixed", "dense")
 """Of `train`; all but "bcs" keep the mask that the network has."""
@@ -46,6 +46,8 @@ class Feed:
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for a fraction out of range or an unknown augmentation."""
+        from edge_bcs.data.augmentation import augmentation_of  # here: the command line starts without numpy
+
         augmentation_of(self.augment)
         if not 0 <= self.validation < 1:
             raise EdgeBcsError(f"the held-out fraction must be at least 0 and below 1, not {self.validation}")

@@ -71,7 +71,8 @@ def test_every_option_is_explained_in_words(name: str) -> None:
 
 
 def test_the_command_line_starts_without_host_packages() -> None:
-    code = "import sys, edge_bcs.cli, edge_bcs.cli.finetune; print(*sys.modules, sep='\\n')"
+    modules = ", ".join(f"edge_bcs.cli.{name.replace('-', '_')}" for name in COMMANDS)
+    code = f"import sys, edge_bcs.cli, {modules}; print(*sys.modules, sep='\\n')"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
