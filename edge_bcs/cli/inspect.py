@@ -38,18 +38,16 @@ _SIGNATURES = {
 """)
 def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None, as_json: bool) -> None:
     """Check every file of an artifact or a run, and show what it holds."""
-    import numpy as np
-
     from edge_bcs.core.units import format_bytes
     from edge_bcs.data.classes import shown
     from edge_bcs.runtime.artifact import Artifact
+    from edge_bcs.runtime.connections import layer_counts
     from edge_bcs.runtime.state import read_state
 
     with Progress(f"reading {artifact}"):
         described = Artifact.read(artifact, trust_keys, min_release)
         tensors, metadata = read_state(described)
-    bounds = [layer.offset for layer in described.layers] + [described.size]
-    active = np.diff(np.searchsorted(tensors["coo.index"], bounds))
+    active = layer_counts(described, tensors["coo.index"])
     if as_json:
         print_json(
             {
