@@ -267,34 +267,17 @@ def sparsify(
     kept = dense_by_default(model) if dense is None else matching(model, dense)
     layers = prunable_layers(model, kept)
     _check_start(given, start)
-    return _told(_started(model, layers, kept, distribution, keep, sparsity, seed), names)
-
-
-def _started(
-    model: nn.Module,
-    layers: Sequence[Segment],
-    kept: Collection[str],
-    distribution: str,
-    keep: bool,
-    sparsity: float | str | Decimal,
-    seed: int,
-) -> SparseModel:
-    """Return a copy of `model` with κ connections, as `sparsify` says; `keep`: weights of its own."""
-    size = sum(layer.size for layer in layers)
-    count = kappa(size, sparsity)
+    sizes = [layer.size for layer in layers]
+    count = kappa(sum(sizes), sparsity)
     if distribution == "global":
-        return _pruned(model, layers, None, count, kept, seed, str(sparsity), distribution)
-    densities = densities_of(distribution, model, layers, float(1 - Decimal(str(sparsity))))
-    counts = layer_counts([layer.size for layer in layers], densities, count)
-    if keep:
-        return _pruned(model, layers, counts, count, kept, seed, str(sparsity), distribution)
-    return _drawn(model, layers, counts, kept, seed, str(sparsity), distribution)
-
-
-def _told(sparse: SparseModel, names: tuple[str, ...] | None) -> SparseModel:
-    """Return `sparse` with these names of classes; the user is told if `export` would not take it."""
+        begun = _pruned(model, layers, count, seed)
+    else:
+        densities = densities_of(distribution, model, layers, float(1 - Decimal(str(sparsity))))
+        counts = layer_counts(sizes, densities, count)
+        begun = _pruned(model, layers, counts, seed) if keep else _drawn(model, layers, counts, kept, seed)
+    sparse = SparseModel(*begun, seed=seed, sparsity=str(sparsity), distribution=distribution, dense=kept)
     sparse.classes = names
-    warn_if_not_exportable(sparse, depth=4)
+    warn_if_not_exportable(sparse)
     return sparse
 
 
@@ -337,18 +320,22 @@ def fixed(model: nn.Module, trained: SparseModel, seed: int = 0, *, start: str |
     if layers != trained.layers:
         raise EdgeBcsError("the network whose layer counts are to be taken has other kernels than the model")
     counts = np.array(list(trained.layer_counts().values()))
-    return _drawn(model, layers, counts, kept, seed, trained.sparsity, trained.distribution)
+    return SparseModel(
+        *_drawn(model, layers, counts, kept, seed),
+        seed=seed,
+        sparsity=trained.sparsity,
+        distribution=trained.distribution,
+        dense=kept,
+    )
+
+
+_Start = tuple[nn.Module, NDArray[np.float32], NDArray[np.int64]]
+"""A network, and the values and positions of its connections."""
 
 
 def _drawn(
-    model: nn.Module,
-    layers: Sequence[Segment],
-    counts: NDArray[np.int64],
-    dense: Collection[str],
-    seed: int,
-    sparsity: str,
-    distribution: str,
-) -> SparseModel:
+    model: nn.Module, layers: Sequence[Segment], counts: NDArray[np.int64], dense: Collection[str], seed: int
+) -> _Start:
     """Return a copy of `model` with so many random connections in each layer, and random `dense` kernels."""
     if not 0 <= seed < 2**64:
         raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}")
@@ -364,40 +351,32 @@ def _drawn(
     value = random.signs(index, seed=seed) * theta
     model = copy.deepcopy(model)
     _draw_dense(model, dense, seed)
-    return SparseModel(
-        model, value, index, seed=seed, sparsity=sparsity, distribution=distribution, dense=dense
-    )
+    return model, value, index
 
 
 def _pruned(
-    model: nn.Module,
-    layers: Sequence[Segment],
-    counts: NDArray[np.int64] | None,
-    count: int,
-    dense: Collection[str],
-    seed: int,
-    sparsity: str,
-    distribution: str,
-) -> SparseModel:
-    """Return a copy of `model` with its largest weights: so many of each layer, or `count` of all."""
+    model: nn.Module, layers: Sequence[Segment], counts: NDArray[np.int64] | int, seed: int
+) -> _Start:
+    """Return a copy of `model` with its largest weights: so many of each layer, or of all."""
     model = copy.deepcopy(model)
     names = [f"{layer.name}.weight".removeprefix(".") for layer in layers]
     kernels = [model.get_parameter(name).detach().reshape(-1) for name in names]
     weights = torch.cat(kernels).cpu().numpy().astype(np.float32)
     if not np.isfinite(weights).all():
         raise EdgeBcsError("a weight of the network is not finite: nothing can be started from it")
+    shares: Sequence[int] | NDArray[np.int64]
+    if isinstance(counts, int):
+        shares = [max(1, round(counts * layer.size / len(weights))) for layer in layers]
+    else:
+        shares = counts
     # In a layer that is new no weight is worth more than another: its connections are drawn.
-    new = [number for number, layer in enumerate(layers) if is_new(model.get_submodule(layer.name))]
-    even = [max(1, round(count * layer.size / len(weights))) for layer in layers]
     drawn = {
-        number: layers[number].offset
-        + _draw_positions(
-            seed, number, layers[number].size, int(even[number] if counts is None else counts[number])
-        )
-        for number in new
+        number: layer.offset + _draw_positions(seed, number, layer.size, int(shares[number]))
+        for number, layer in enumerate(layers)
+        if is_new(model.get_submodule(layer.name))
     }
-    if counts is None:
-        index = largest_of_all(weights, layers, count, drawn)
+    if isinstance(counts, int):
+        index = largest_of_all(weights, layers, counts, drawn)
     else:
         chosen = largest_of_layers(weights, layers, counts.tolist())
         bounds = np.cumsum([0, *counts])
@@ -406,15 +385,7 @@ def _pruned(
     value = weights[index]
     # A connection has a sign, and so a weight of exactly zero is made the smallest number there is.
     tiny = np.finfo(np.float32).tiny * random.signs(index, seed=seed)
-    return SparseModel(
-        model,
-        np.where(value == 0, tiny, value).astype(np.float32),
-        index,
-        seed=seed,
-        sparsity=sparsity,
-        distribution=distribution,
-        dense=dense,
-    )
+    return model, np.where(value == 0, tiny, value).astype(np.float32), index
 
 
 def _he(shape: Sequence[int]) -> float:
