@@ -11,7 +11,7 @@ statistics the normalisation is an operator of its own, which takes the addition
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import layers
@@ -135,7 +135,7 @@ class _Fusion:
             case layers.GroupNorm():
                 self._start(layer.operator, layer, Slot(2, layer.shape[0], None, layer.module or None))
             case layers.Scale():
-                self._scale(layer)
+                self._affine(layer, Slot(3, layer.shape[0], None, None, layer.parameter))
             case layers.Add():
                 self._add(layer)
             case layers.Activation():
@@ -149,25 +149,18 @@ class _Fusion:
                 self._start(layer.operator, layer, applied=applied)
 
     def _batch_norm(self, layer: layers.BatchNorm) -> None:
-        channels = layer.shape[0]
         if self.batch_statistics:
-            self._start(layer.operator, layer, Slot(2, channels, None, layer.module))
-            return
-        fused = self._open(layer.inputs[0], "norm")
-        if fused is None or fused.residual or (fused.slot is not None and fused.slot.kind):
-            self._start("Affine", layer, Slot(1, channels, None, layer.module))
+            self._start(layer.operator, layer, Slot(2, layer.shape[0], None, layer.module))
         else:
-            fused.slot = Slot(1, channels, fused.slot.bias if fused.slot else None, layer.module)
-            self._extend(fused, layer)
+            self._affine(layer, Slot(1, layer.shape[0], None, layer.module))
 
-    def _scale(self, layer: layers.Scale) -> None:
-        channels = layer.shape[0]
+    def _affine(self, layer: layers.BatchNorm | layers.Scale, slot: Slot) -> None:
+        """A scale and shift: ``slot``, behind the bias of the operator before it where there is one."""
         fused = self._open(layer.inputs[0], "norm")
         if fused is None or fused.residual or (fused.slot is not None and fused.slot.kind):
-            self._start("Affine", layer, Slot(3, channels, None, None, layer.parameter))
+            self._start("Affine", layer, slot)
         else:
-            bias = fused.slot.bias if fused.slot else None
-            fused.slot = Slot(3, channels, bias, None, layer.parameter)
+            fused.slot = replace(slot, bias=fused.slot.bias if fused.slot else None)
             self._extend(fused, layer)
 
     def _add(self, layer: layers.Add) -> None:
