@@ -37,9 +37,12 @@ class Axis:
         """Pixels from the first position of a window to the last, both counted."""
         return (self.kernel - 1) * self.dilation + 1
 
-    def windows(self, size: int) -> int:
-        """How many windows there are over ``size`` pixels, below 1 where none fits."""
-        return (size + self.before + self.after - self.span) // self.stride + 1
+    def windows(self, size: int, ceil: bool = False) -> int:
+        """How many windows there are over ``size`` pixels, below 1 where none fits; with ``ceil`` also one
+        that begins on the padded pixels and ends beyond."""
+        room = size + self.before + self.after - self.span
+        count = (room + (self.stride - 1) * ceil) // self.stride + 1
+        return count - (ceil and (count - 1) * self.stride >= size + self.before)
 
     def halo(self, size: int, windows: int) -> int:
         """Pixels that ``windows`` windows reach beyond ``size`` pixels, on the side where it is more."""
@@ -262,7 +265,7 @@ class Channels(Layer):
 class Pool(Layer):
     """Windows of ``kernel`` every ``strides`` on a map of ``source`` pixels (all: height, width).
 
-    ``pads`` are (top, left, bottom, right). The shape says how many windows there are (`windows` counts
+    ``pads`` are (top, left, bottom, right). The shape says how many windows there are (`Axis.windows` counts
     them): the last may reach beyond the padded map.
     """
 
@@ -336,13 +339,6 @@ class Upsample(Layer):
 def shares(size: int, count: int) -> list[tuple[int, int]]:
     """(begin, end) of each window of an adaptive pooling, along one axis."""
     return [(o * size // count, -((o + 1) * size // -count)) for o in range(count)]
-
-
-def windows(size: int, kernel: int, stride: int, before: int = 0, after: int = 0, ceil: bool = False) -> int:
-    """How many windows fit an axis of ``size`` pixels with pads; with ``ceil`` also one that begins on it and
-    ends beyond. Less than 1 if none fits."""
-    count = (size + before + after - kernel + (stride - 1) * ceil) // stride + 1
-    return count - (ceil and (count - 1) * stride >= size + before)
 
 
 @dataclass(frozen=True)

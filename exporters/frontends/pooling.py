@@ -7,7 +7,7 @@ from typing import Any
 
 from edge_bcs.core.errors import EdgeBcsError
 
-from ..layers import AveragePool, Flatten, Layer, MaxPool, shares, windows
+from ..layers import AveragePool, Axis, Flatten, Layer, MaxPool, shares
 from .call import Call
 from .rows import pair, row, size_of
 
@@ -116,7 +116,7 @@ def _pool_windows(
     strides = pair(given["stride"]) if given["stride"] else kernel
     pads = pair(given["padding"])
     down, across = (
-        windows(size, k, stride, pad, pad, bool(given["ceil_mode"]))
+        Axis(k, stride, pad, pad).windows(size, bool(given["ceil_mode"]))
         for size, k, stride, pad in zip(source.shape[1:], kernel, strides, pads, strict=True)
     )
     if down < 1 or across < 1:
