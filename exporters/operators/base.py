@@ -408,6 +408,61 @@ SUM_AND_MASK = (Port("addend", optional=True), Port("mask", "any", optional=True
 before it: the ``inputs`` of an `autodiff.Contribution`."""
 
 
+class Resizing(Operator):
+    """Base of the operators whose output has the channels of their input in another height and width.
+
+    Attributes:
+        gradient: the operator that carries the gradient back.
+    """
+
+    inputs = (Port("x"),)
+    outputs = (Port("y", dims=stack("out_", "out_halo")),)
+    any_halo = True
+    gradient: ClassVar[type[Operator]]
+
+    def own(self, layer: Layer) -> dict[str, Any]:
+        """The attributes beside sizes, halos and activation."""
+        raise NotImplementedError
+
+    def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
+        """See `Operator`."""
+        branch.as_vector(fused, y)
+        channels, in_height, in_width = fused.source_geometry
+        _, out_height, out_width = fused.geometry
+        attributes = {
+            "channels": channels,
+            "in_height": in_height,
+            "in_width": in_width,
+            "out_height": out_height,
+            "out_width": out_width,
+            "lanes": branch.lanes,
+            **self.own(fused.layer),
+            **fused.activation,
+            **named_halos(in_halo=sources[0], out_halo=y),
+        }
+        self.emit(branch.graph, {"x": sources[0]}, {"y": y}, attributes)
+
+    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
+        """See `Operator`."""
+        x = self.read(node, "x")
+        if tape.needs(x):
+            dx = tape.absorb(x)
+            halos = named_halos(in_halo=dx.tensor, out_halo=dy)
+            attributes = {**node.attributes, **halos, **dx.mask.attributes}
+            self.gradient.emit(tape.graph, {"dy": dy, **dx.inputs}, {"dx": dx.tensor}, attributes)
+
+
+class ResizingGrad(Gradient):
+    """Base of their gradients."""
+
+    inputs = (Port("dy"), *SUM_AND_MASK)
+    outputs = (Port("dx", dims=stack("in_", "in_halo")),)
+
+    def complete(self, forward: Attributes, instance: str) -> Completion:
+        """The forward node's attributes, and no mask."""
+        return Completion({**forward, "mask_kind": 0, "mask_halo": 0})
+
+
 def named_halos(**tensors: str) -> dict[str, Any]:
     """Attributes that stand for the halos of tensors: ``in_halo="x"`` is the halo of x, '' is no halo."""
     return {name: HaloOf(tensor) if tensor else 0 for name, tensor in tensors.items()}

@@ -53,11 +53,6 @@ def masking(forward: Attributes, side: str, halo: int) -> dict[str, Any]:
     }
 
 
-def unmasked(forward: Attributes) -> Completion:
-    """The forward node's attributes, and no mask."""
-    return Completion({**forward, "mask_kind": 0, "mask_halo": 0})
-
-
 def masked_before(forward: Attributes, side: str, halo: int, spare: bool = True) -> Completion:
     """A gradient operator that masks nothing that it is given, and takes it with the halo ``halo``."""
     attributes = {**unactivated(forward), "mask_kind": 0, "mask_halo": 0, "dy_halo": halo}

@@ -12,26 +12,21 @@ from .. import layers
 from ..nodes import Node
 from ..plain import Plain
 from .base import (
-    SUM_AND_MASK,
-    Attributes,
-    Completion,
     Connections,
     Gradient,
-    Operator,
     OrtNode,
     Port,
+    Resizing,
+    ResizingGrad,
     Types,
     along_both_axes,
     blocks_of,
     named_halos,
     stack,
 )
-from .elementwise import unmasked
 
 if TYPE_CHECKING:
     from ..autodiff import Tape
-    from ..forward import Branch
-    from ..fusion import FusedLayer
 
 
 def _choice(node: Node, types: Types) -> tuple[int, ...]:
@@ -39,28 +34,10 @@ def _choice(node: Node, types: Types) -> tuple[int, ...]:
     return blocks_of(node, types), a["channels"] * a["out_height"] * a["out_width"], a["lanes"]
 
 
-class _Pool(Operator):
-    inputs = (Port("x"),)
-    any_halo = True
-
-    def geometry(self, fused: FusedLayer, x: str, y: str, branch: Branch) -> dict[str, Any]:
-        """Attributes that every pooling has."""
-        layer = fused.layer
+class _Pool(Resizing):
+    def own(self, layer: layers.Layer) -> dict[str, Any]:
         assert isinstance(layer, layers.MaxPool | layers.AveragePool)
-        channels, in_height, in_width = fused.source_geometry
-        _, out_height, out_width = fused.geometry
-        return {
-            "channels": channels,
-            "in_height": in_height,
-            "in_width": in_width,
-            "out_height": out_height,
-            "out_width": out_width,
-            "kernel": list(layer.kernel),
-            "strides": list(layer.strides),
-            "pads": list(layer.pads),
-            "lanes": branch.lanes,
-            **named_halos(in_halo=x, out_halo=y),
-        }
+        return {"kernel": list(layer.kernel), "strides": list(layer.strides), "pads": list(layer.pads)}
 
     def flops(self, node: Node, types: Types, connections: Connections) -> int:
         window: int = prod(node.attributes["kernel"])
@@ -84,11 +61,6 @@ class MaxPool(_Pool):
     takes = frozenset({"clipping"})
     ort_gradient = (OrtNode("MaxPoolGrad", ["GO(0)", "O(1)"], ["GI(0)"]),)
 
-    def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
-        branch.as_vector(fused, y)
-        attributes = self.geometry(fused, sources[0], y, branch)
-        self.emit(branch.graph, {"x": sources[0]}, {"y": y}, {**attributes, **fused.activation})
-
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         x = self.read(node, "x")
         if tape.needs(x):
@@ -110,28 +82,21 @@ class MaxPoolGrad(Gradient):
     outputs = (Port("dx", dims=stack("in_", "in_halo")),)
 
 
+class AveragePoolGrad(ResizingGrad):
+    """dy spread over its window, with addend and mask."""
+
+
 class AveragePool(_Pool):
     """Mean over windows."""
 
-    outputs = (Port("y", dims=stack("out_", "out_halo")),)
     repetition = "product"
+    gradient = AveragePoolGrad
     ort_gradient = (OrtNode("AveragePoolGrad", ["GO(0)", "", ""], ["GI(0)"]),)
 
-    def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
-        branch.as_vector(fused, y)
-        layer = fused.layer
+    def own(self, layer: layers.Layer) -> dict[str, Any]:
         assert isinstance(layer, layers.AveragePool)
-        attributes = self.geometry(fused, sources[0], y, branch)
-        attributes |= {"count_include_pad": int(layer.count_include_pad), "adaptive": int(layer.adaptive)}
-        self.emit(branch.graph, {"x": sources[0]}, {"y": y}, attributes)
-
-    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
-        x = self.read(node, "x")
-        if tape.needs(x):
-            dx = tape.absorb(x)
-            halos = named_halos(in_halo=dx.tensor, out_halo=dy)
-            attributes = {**node.attributes, **halos, **dx.mask.attributes}
-            AveragePoolGrad.emit(tape.graph, {"dy": dy, **dx.inputs}, {"dx": dx.tensor}, attributes)
+        counted = {"count_include_pad": int(layer.count_include_pad), "adaptive": int(layer.adaptive)}
+        return super().own(layer) | counted
 
     def plain(self, layer: layers.Layer) -> list[Plain]:
         assert isinstance(layer, layers.AveragePool)
@@ -147,13 +112,3 @@ class AveragePool(_Pool):
         included = layer.count_include_pad and not any(layer.beyond)
         attributes = {"kernel_shape": list(layer.kernel), "strides": list(layer.strides), "pads": pads}
         return [*nodes, Plain("AveragePool", attributes={**attributes, "count_include_pad": int(included)})]
-
-
-class AveragePoolGrad(Gradient):
-    """dy spread over its window, with addend and mask."""
-
-    inputs = (Port("dy"), *SUM_AND_MASK)
-    outputs = (Port("dx", dims=stack("in_", "in_halo")),)
-
-    def complete(self, forward: Attributes, instance: str) -> Completion:
-        return unmasked(forward)

@@ -3,96 +3,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from .. import layers
-from ..nodes import Node
 from ..plain import Plain
-from .base import (
-    SUM_AND_MASK,
-    Attributes,
-    Completion,
-    Gradient,
-    Operator,
-    OrtNode,
-    Port,
-    along_both_axes,
-    named_halos,
-    stack,
-)
-from .elementwise import unmasked
-
-if TYPE_CHECKING:
-    from ..autodiff import Tape
-    from ..forward import Branch
-    from ..fusion import FusedLayer
+from .base import OrtNode, Resizing, ResizingGrad, along_both_axes
 
 
-class PadGrad(Gradient):
+class PadGrad(ResizingGrad):
     """The part of dy that was the map, with addend and mask; zeros where that was cut off."""
 
-    inputs = (Port("dy"), *SUM_AND_MASK)
-    outputs = (Port("dx", dims=stack("in_", "in_halo")),)
 
-    def complete(self, forward: Attributes, instance: str) -> Completion:
-        return unmasked(forward)
-
-
-class UpsampleGrad(Gradient):
+class UpsampleGrad(ResizingGrad):
     """The shares of each pixel in dy, summed, with addend and mask."""
 
-    inputs = PadGrad.inputs
-    outputs = PadGrad.outputs
 
-    def complete(self, forward: Attributes, instance: str) -> Completion:
-        return unmasked(forward)
-
-
-class _Resampling(Operator):
-    inputs = (Port("x"),)
-    outputs = (Port("y", dims=stack("out_", "out_halo")),)
-    repetition = "elements"
-    any_halo = True
-    gradient: ClassVar[type[Operator]]
-
-    def attributes(self, layer: layers.Layer) -> dict[str, Any]:
-        """Those of the operator's own."""
-        raise NotImplementedError
-
-    def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
-        branch.as_vector(fused, y)
-        channels, in_height, in_width = fused.source_geometry
-        _, out_height, out_width = fused.geometry
-        attributes = {
-            "channels": channels,
-            "in_height": in_height,
-            "in_width": in_width,
-            "out_height": out_height,
-            "out_width": out_width,
-            "lanes": branch.lanes,
-            **self.attributes(fused.layer),
-            **named_halos(in_halo=sources[0], out_halo=y),
-        }
-        self.emit(branch.graph, {"x": sources[0]}, {"y": y}, attributes)
-
-    def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
-        x = self.read(node, "x")
-        if tape.needs(x):
-            dx = tape.absorb(x)
-            halos = named_halos(in_halo=dx.tensor, out_halo=dy)
-            attributes = {**node.attributes, **halos, **dx.mask.attributes}
-            self.gradient.emit(tape.graph, {"dy": dy, **dx.inputs}, {"dx": dx.tensor}, attributes)
-
-
-class Pad(_Resampling):
+class Pad(Resizing):
     """The map with constant pixels around it, or a part of it."""
 
+    repetition = "elements"
     gradient = PadGrad
     ort_gradient = (OrtNode("PadGrad", ["GO(0)", "", ""], ["GI(0)"]),)
 
-    def attributes(self, layer: layers.Layer) -> dict[str, Any]:
+    def own(self, layer: layers.Layer) -> dict[str, Any]:
         assert isinstance(layer, layers.Pad)
         return {"pads": list(layer.pads), "value": float(layer.value)}
 
@@ -102,13 +37,14 @@ class Pad(_Resampling):
         return Plain("Pad", {"pads": pads, "value": np.float32(layer.value)})
 
 
-class Upsample(_Resampling):
+class Upsample(Resizing):
     """The map in another size: each pixel the nearest one, or between the nearest."""
 
+    repetition = "elements"
     gradient = UpsampleGrad
     ort_gradient = (OrtNode("UpsampleGrad", ["GO(0)", "", ""], ["GI(0)"]),)
 
-    def attributes(self, layer: layers.Layer) -> dict[str, Any]:
+    def own(self, layer: layers.Layer) -> dict[str, Any]:
         assert isinstance(layer, layers.Upsample)
         return {
             "linear": int(layer.linear),
