@@ -21,7 +21,7 @@ class Function:
     """A function of one number.
 
     Attributes:
-        name: in attributes of operators.
+        name: in attributes of operators. title: of torch's module, for a sentence.
         kept: what its derivative is made from: bits (it has two slopes), its output, or what it was applied
             to ("pre").
         aten: operator of ATen that it is → the arguments that it then has.
@@ -33,6 +33,7 @@ class Function:
     """
 
     name: str
+    title: str
     kept: Literal["bits", "output", "pre"]
     aten: Mapping[str, Mapping[str, Any]]
     plain: Callable[[Attributes], Plain]
@@ -61,6 +62,7 @@ FUNCTIONS = {
     for function in (
         Function(
             "relu",
+            "ReLU",
             "bits",
             {"relu": {}, "clamp": {"min": 0, "max": None}, "clamp_min": {"min": 0}},
             lambda _: Plain("Relu"),
@@ -68,6 +70,7 @@ FUNCTIONS = {
         ),
         Function(
             "relu6",
+            "ReLU6",
             "bits",
             {
                 "relu6": {},
@@ -79,6 +82,7 @@ FUNCTIONS = {
         ),
         Function(
             "leaky_relu",
+            "LeakyReLU",
             "bits",
             {"leaky_relu": {}},
             lambda a: Plain("LeakyRelu", attributes={"alpha": a["slope"]}),
@@ -87,23 +91,25 @@ FUNCTIONS = {
         ),
         Function(
             "hardsigmoid",
+            "Hardsigmoid",
             "bits",
             {"hardsigmoid": {}},
             lambda _: Plain("HardSigmoid", attributes={"alpha": 1 / 6, "beta": 0.5}),
             flops=2,
         ),
-        Function("sigmoid", "output", {"sigmoid": {}}, lambda _: Plain("Sigmoid"), flops=20),
-        Function("tanh", "output", {"tanh": {}}, lambda _: Plain("Tanh"), flops=30),
-        Function("hardswish", "pre", {"hardswish": {}}, lambda _: Plain("HardSwish"), flops=3),
+        Function("sigmoid", "Sigmoid", "output", {"sigmoid": {}}, lambda _: Plain("Sigmoid"), flops=20),
+        Function("tanh", "Tanh", "output", {"tanh": {}}, lambda _: Plain("Tanh"), flops=30),
+        Function("hardswish", "Hardswish", "pre", {"hardswish": {}}, lambda _: Plain("HardSwish"), flops=3),
         Function(
             "silu",
+            "SiLU",
             "pre",
             {"silu": {}},
             lambda _: Plain("Mul", operands=(X, Plain("Sigmoid", operands=(X,)))),
             flops=21,
         ),
-        Function("gelu", "pre", {"gelu": {"approximate": "none"}}, _gelu, flops=45),
-        Function("gelu_tanh", "pre", {"gelu": {"approximate": "tanh"}}, _gelu_tanh, flops=26),
+        Function("gelu", "GELU", "pre", {"gelu": {"approximate": "none"}}, _gelu, flops=45),
+        Function("gelu_tanh", "GELU", "pre", {"gelu": {"approximate": "tanh"}}, _gelu_tanh, flops=26),
     )
 }
 """Name → function."""

@@ -36,13 +36,10 @@ from ..layers import (
     Window,
     shown,
 )
-from . import pooling
 from .call import Call
 from .found import Ending, Pixels, Shaped
-from .rows import ROWS, SUPPORTED, extent, pair, row, size_of
+from .rows import SUPPORTED, extent, pair, row, size_of
 from .views import channels_last, each_channel, joined, layer_of, moved, numbers_of, with_last
-
-__all__ = ["ROWS", "SUPPORTED", "pooling", "row"]
 
 # Layers with weights
 

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .found import BATCH
 from .onnx_file import Array, OnnxGraph, OnnxNode
 
-BATCH = 7919
-"""Images of the run on torch's device "meta" that finds the shapes: an extent that no network has."""
 _MOST_PIXELS = 1 << 26
 
 

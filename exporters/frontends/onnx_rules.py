@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .found import BATCH
 from .onnx_file import Array, OnnxNode
-from .onnx_module import BATCH, Apply, Builder, RefusedError, shown
+from .onnx_module import Apply, Builder, RefusedError, shown
 from .onnx_patterns import gelu, group_norm, layer_norm
 
 _SEEN = 1 << 20  # batches that a norm's statistics are of: a file does not say, and they are no new network's

@@ -7,15 +7,16 @@ from typing import Any
 
 from edge_bcs.core.errors import EdgeBcsError
 
+from ..activations import FUNCTIONS
 from ..layers import Axis, Layer
 from .call import Call, Row
 
+_ACTIVATIONS = ", ".join(dict.fromkeys(function.title for function in FUNCTIONS.values()))
 SUPPORTED = (
     "supported are Conv2d, Linear, BatchNorm1d/2d, GroupNorm, LayerNorm, a learned scale for each channel, "
-    "ReLU, ReLU6, LeakyReLU, Hardswish, Hardsigmoid, SiLU, Sigmoid, GELU, Tanh, sums and products of two "
-    "tensors or with a number, concatenation, slices, permutations and shuffles of channels, MaxPool2d, "
-    "AvgPool2d, adaptive pooling, mean over height and width, ConstantPad2d, Upsample, flatten/view/reshape "
-    "to a vector, Dropout, Identity"
+    f"{_ACTIVATIONS}, sums and products of two tensors or with a number, concatenation, slices, permutations "
+    "and shuffles of channels, MaxPool2d, AvgPool2d, adaptive pooling, mean over height and width, "
+    "ConstantPad2d, Upsample, flatten/view/reshape to a vector, Dropout, Identity"
 )
 
 ROWS: dict[str, Row] = {}

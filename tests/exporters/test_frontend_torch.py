@@ -611,7 +611,7 @@ def test_a_capture_does_not_load_torchs_compiler() -> None:
 def test_operators_are_those_that_torch_export_records() -> None:
     """Of the releases of torch whose graphs for training keep operators whole."""
     from edge_bcs.exporters.frontends import trace
-    from edge_bcs.exporters.frontends.aten import ROWS, SUPPORTED
+    from edge_bcs.exporters.frontends.rows import ROWS, SUPPORTED
 
     seen = []
     rows = {
