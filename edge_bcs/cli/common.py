@@ -30,6 +30,18 @@ _NARROW = 16  # columns, in which a value is still read with ease
 # A path or a number is taken by hand from what is printed: never broken.
 _WRAPPED: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
+
+class Seed(click.types.IntParamType):
+    """A seed that numpy, torch and the board's random numbers all take."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number that the text is."""
+        text = str(value)
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 1 << 63):
+            self.fail(f"{text} is not a seed: a whole number of at least 0 and below 2^63.", param, ctx)
+        return int(text)
+
+
 objective_option = click.option(
     "--objective",
     type=click.Choice(list(OBJECTIVES)),
@@ -90,6 +102,12 @@ warmup_option = click.option(
     metavar="SHARE",
     help="Of the steps, such as 0.05, in which the learning rate rises to its highest.",
 )
+seed_option = click.option(
+    "--seed", type=Seed(), default=0, show_default=True, help="Of the connections and of all randomness."
+)
+beta_option = click.option(
+    "--beta", type=float, help="Weight of the robust term; default: 6 for trades and rst, 4 for mart."
+)
 memory_option = click.option(
     "--memory",
     metavar="SIZE",
@@ -119,17 +137,6 @@ threads_option = click.option(
 )
 
 
-class Seed(click.types.IntParamType):
-    """A seed that numpy, torch and the board's random numbers all take."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number that the text is."""
-        text = str(value)
-        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 1 << 63):
-            self.fail(f"{text} is not a seed: a whole number of at least 0 and below 2^63.", param, ctx)
-        return int(text)
-
-
 class AugmentingCommand(click.Command):
     """A command with --augment, of which 0.1 had only the flag: alone it is --augment shift."""
 
@@ -153,6 +160,30 @@ def augmentation(options: dict[str, Any]) -> str | None:
     if options["no_augment"] and augment not in (None, "none"):
         raise EdgeBcsError(f"--no-augment and --augment {augment} contradict each other: leave one out.")
     return "none" if options["no_augment"] else augment
+
+
+def attack_option(least_steps: int) -> Callable[[Any], Any]:
+    """Add --epsilon, --step-size and --attack-steps, of at least so many steps, for `attack_of`."""
+    options = (
+        click.option(
+            "--epsilon", default="8/255", show_default=True,
+            help="How far the attack may change a pixel, in [0, 1].",
+        ),
+        click.option(
+            "--step-size", default="2/255", show_default=True, help="How far one attack step moves a pixel."
+        ),
+        click.option(
+            "--attack-steps", type=click.IntRange(least_steps), default=10, show_default=True,
+            help="Steps of the attack (PGD) in training.",
+        ),
+    )  # fmt: skip
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def trust_option(function: Any) -> Any:

@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from edge_bcs.cli.common import (
-    Seed,
     activations,
     attack_of,
+    attack_option,
+    beta_option,
     check_beta,
     class_names,
     class_names_option,
     command_line,
     dense_kernels,
     examples,
+    given,
     json_option,
     objective_option,
     pairs,
     print_json,
+    seed_option,
     trust_option,
     trusted,
 )
@@ -32,6 +34,7 @@ from edge_bcs.cli.networks import (
     asked_classes,
     asked_shape,
     channels_option,
+    check_width,
     classes_option,
     dense_option,
     dense_patterns,
@@ -60,6 +63,11 @@ from edge_bcs.core.settings import Hyper
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.targets.cost_model import Machine
+
+_OF_NEW_NETWORKS = (
+    *("model", "sparsity", "distribution", "classes", "width", "dense_patterns", "normalize", "resize"),
+    *("start", "weights"),
+)
 
 
 @click.command()
@@ -125,27 +133,14 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images per optimizer step."
 )
-@click.option(
-    "--epsilon", default="8/255", show_default=True, help="How far the attack may change a pixel, in [0, 1]."
-)
-@click.option(
-    "--step-size", default="2/255", show_default=True, help="How far one attack step moves a pixel."
-)
-@click.option(
-    "--attack-steps", type=click.IntRange(0), default=10, show_default=True,
-    help="Steps of the attack (PGD) in training.",
-)  # fmt: skip
-@click.option(
-    "--beta", type=float, help="Weight of the robust term; default: 6 for trades and rst, 4 for mart."
-)
+@attack_option(0)
+@beta_option
 @click.option(
     "--learning-rate",
     type=float,
     help="Of the first steps; default: 0.1 with --batch-norm batch, 0.001 with frozen.",
 )
-@click.option(
-    "--seed", type=Seed(), default=0, show_default=True, help="Of the connections and of all randomness."
-)
+@seed_option
 @click.option(
     "--validate/--no-validate",
     default=True,
@@ -186,8 +181,7 @@ if TYPE_CHECKING:
     edge-bcs export --model nets.py:make --checkpoint runs/mine --memory 8MiB -o out/mine
     edge-bcs export --checkpoint runs/vgg16 --archive --sign-key key.pem --release 7 -o out/vgg16.tar
 """)
-@click.pass_context
-def command(context: click.Context, /, **options: Any) -> None:
+def command(**options: Any) -> None:
     """Compile a sparse network into an artifact: one folder (or one file) that a board can train inside a
     byte budget.
 
@@ -198,26 +192,12 @@ def command(context: click.Context, /, **options: Any) -> None:
     if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:
         raise EdgeBcsError("--trust-key checks what --checkpoint reads: leave it out for a new network.")
 
-    mine = is_own(options["model"])
     if options["checkpoint"]:
-        names = () if mine else ("model",)
-        for name in (
-            *names,
-            "sparsity",
-            "distribution",
-            "classes",
-            "width",
-            "dense_patterns",
-            "normalize",
-            "resize",
-            "start",
-            "weights",
-        ):
-            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+        for name in _OF_NEW_NETWORKS:
+            if given(name) and not (name == "model" and is_own(options["model"])):
                 option = name.removesuffix("_patterns")
                 raise EdgeBcsError(f"--{option} belongs to a new network; a checkpoint has its own.")
-    if mine and options["width"] is not None:
-        raise EdgeBcsError("--width belongs to the networks of edge-bcs; one of your own has its own.")
+    check_width(options)
 
     memory = options["memory"]
     machine = None

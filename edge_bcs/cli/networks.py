@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_bcs.cli.common import given
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.normalization import Normalization
 from edge_bcs.core.progress import say
@@ -160,10 +161,16 @@ def is_own(model: str | None) -> bool:
     return model is not None and (":" in model or is_onnx(model))
 
 
+def check_width(options: dict[str, Any]) -> None:
+    """Refuse --width for a network of the user's own."""
+    if is_own(options["model"]) and given("width"):
+        raise EdgeBcsError("--width belongs to the networks of edge-bcs; one of your own has its own.")
+
+
 def start(options: dict[str, Any]) -> str | None:
     """Return how `sparsify` shall start: weights of an ONNX file or of --weights are kept."""
-    given: str | None = options["start"]
-    return given or ("magnitude" if is_onnx(options["model"]) or options["weights"] else None)
+    asked: str | None = options["start"]
+    return asked or ("magnitude" if is_onnx(options["model"]) or options["weights"] else None)
 
 
 def prepared(

@@ -13,13 +13,12 @@ import click
 
 from edge_bcs.cli.common import (
     AugmentingCommand,
-    Seed,
-    attack_of,
+    attack_option,
     augment_option,
     augmentation,
     balance_option,
+    beta_option,
     check_beta,
-    class_names,
     class_names_option,
     command_line,
     data_option,
@@ -32,60 +31,49 @@ from edge_bcs.cli.common import (
     percent,
     print_json,
     schedule_option,
+    seed_option,
     threads_option,
     trust_option,
-    trusted,
     warmup_option,
     word,
 )
 from edge_bcs.cli.networks import (
-    asked_classes,
-    asked_shape,
     channels_option,
+    check_width,
     classes_option,
     dense_option,
-    dense_patterns,
     distribution_option,
     input_shape_option,
     input_size_option,
     is_own,
     model_option,
-    normalization,
     normalize_option,
-    own,
-    prepared,
-    registered,
     resize_option,
     short_name,
-    start,
     start_option,
-    unknown_shape,
     weights_option,
 )
+from edge_bcs.cli.training import COMPARATORS, is_begun, is_checkpoint, trained
 from edge_bcs.core.errors import EdgeBcsDeprecationWarning, EdgeBcsError
 from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.outputs import check_folder
 from edge_bcs.core.progress import Progress, say
-from edge_bcs.core.resizing import Resize
-from edge_bcs.core.settings import Hyper, Schedule
-from edge_bcs.training.settings import METHODS, PRUNED, Compute, Feed, Gradual, Output
+from edge_bcs.training.settings import ENGINES, METHODS, PRECISIONS, PRUNED
 
-_SAVED = "last.safetensors"
-_COMPARATORS = ("lwm", "hydra", "admm")
 # Options of some methods only: a training that took no notice of one would not be what was asked for.
 _OWNERS = {
     "counts_from": ("fixed",),
     "rewire": ("bcs",),
     "gradual": ("bcs",),
     "distribution": ("bcs",),
-    "dense_patterns": ("bcs", "random", "dense", *_COMPARATORS),
-    "weights": ("bcs", "dense", *_COMPARATORS),
-    "pretrained": _COMPARATORS,
-    "pretrain_epochs": _COMPARATORS,
-    "fine_tuning_rate": _COMPARATORS,
-    "search_epochs": _COMPARATORS,
-    "admm_interval": _COMPARATORS,
+    "dense_patterns": ("bcs", "random", "dense", *COMPARATORS),
+    "weights": ("bcs", "dense", *COMPARATORS),
+    "pretrained": COMPARATORS,
+    "pretrain_epochs": COMPARATORS,
+    "fine_tuning_rate": COMPARATORS,
+    "search_epochs": COMPARATORS,
+    "admm_interval": COMPARATORS,
 }
 
 
@@ -97,7 +85,7 @@ _OWNERS = {
 @on_bad_option
 @objective_option
 @click.option(
-    "--method", type=click.Choice([*METHODS, *_COMPARATORS]), default="bcs", show_default=True,
+    "--method", type=click.Choice([*METHODS, *COMPARATORS]), default="bcs", show_default=True,
     help="bcs moves connections while it learns; random and fixed never move them; dense keeps all weights; "
     "lwm, hydra and admm prune a dense robust network, with --schedule cosine by default.",
 )  # fmt: skip
@@ -160,19 +148,8 @@ _OWNERS = {
 @click.option(
     "--weight-decay", type=float, help="Default: 5e-4; for lwm, hydra and admm 1e-4 once they prune."
 )
-@click.option(
-    "--beta", type=float, help="Weight of the robust term; default: 6 for trades and rst, 4 for mart."
-)
-@click.option(
-    "--epsilon", default="8/255", show_default=True, help="How far the attack may change a pixel, in [0, 1]."
-)
-@click.option(
-    "--step-size", default="2/255", show_default=True, help="How far one attack step moves a pixel."
-)
-@click.option(
-    "--attack-steps", type=click.IntRange(1), default=10, show_default=True,
-    help="Steps of the attack (PGD) in training.",
-)  # fmt: skip
+@beta_option
+@attack_option(1)
 @click.option(
     "--batch-norm", type=click.Choice(["batch", "frozen"]), default="batch", show_default=True,
     help="Batch norm with the statistics of each batch, or with those that the network has.",
@@ -202,17 +179,15 @@ _OWNERS = {
 @dense_option
 @weights_option
 @start_option
+@seed_option
 @click.option(
-    "--seed", type=Seed(), default=0, show_default=True, help="Of the connections and of all randomness."
-)
-@click.option(
-    "--engine", type=click.Choice(["torch", "sparse"]), default="torch", show_default=True,
+    "--engine", type=click.Choice(ENGINES), default="torch", show_default=True,
     help="What computes: PyTorch, or the sparse kernels of edge-bcs on the CPU.",
 )  # fmt: skip
 @click.option("--device", help="Such as cuda or cpu; default: a GPU if there is one.")
 @click.option(
     "--precision",
-    type=click.Choice(["f32", "bf16"]),
+    type=click.Choice(PRECISIONS),
     help="Of PyTorch's arithmetic; default: bf16 on a GPU, else f32.",
 )
 @click.option("--compile", is_flag=True, help="Speed PyTorch up with torch.compile.")
@@ -254,16 +229,16 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     _check(options)
     output = Path(options["output"] or Path("runs") / short_name(model))
     check_folder(output)
-    if not any(output.rglob(_SAVED)):
+    if not is_begun(output):
         check_apart(output, data_spec)
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
     try:
         lock = FolderLock(output) if first else nullcontext()
         with lock, Progress("preparing to train", shown=first):
-            result = _trained(model, data_spec, output, options, first)
+            result = trained(model, data_spec, output, options, first)
     except KeyboardInterrupt:
-        saved = any(output.rglob(_SAVED))
-        say(f"Stopped; {f'go on with --resume -o {word(output)}' if saved else 'nothing was saved yet'}.")
+        begun = is_begun(output)
+        say(f"Stopped; {f'go on with --resume -o {word(output)}' if begun else 'nothing was saved yet'}.")
         sys.exit(130)
     if not first:
         return
@@ -286,82 +261,6 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     click.echo(f"      or: {command_line('export', *made, '--checkpoint', output)}")
 
 
-def _trained(
-    model: str, data_spec: str, output: Path, options: dict[str, Any], first: bool
-) -> dict[str, Any]:
-    """Read the data, make the network, and train it; return the report. ``first``: of all processes."""
-    import torch
-
-    from edge_bcs.cli.reading import Reading
-    from edge_bcs.method.hooks import set_normalization
-
-    shape = asked_shape(options)
-    torch.manual_seed(options["seed"])  # biases begin as torch draws them
-    options["class_names"] = names = class_names(options)
-    classes = asked_classes(options, names)
-    network = own(model, shape, classes) if is_own(model) else None
-    shape = shape or getattr(network, "edge_bcs_input_shape", None)
-    if shape is None:
-        raise unknown_shape(type(network).__name__)
-    resumed = output if options["resume"] else None
-    resize = Resize.parse(options["resize"] or "squash")
-    reading = Reading(data_spec, shape, options["on_bad"], folder=resumed, quiet=not first, resize=resize)
-    data = reading.open("train")
-    if first and (resumed or not any(output.rglob(_SAVED))):
-        reading.record(output)
-    if network is None:
-        channels, size, _ = shape
-        classes = classes or len(names or data.classes)
-        network = registered(
-            model,
-            num_classes=classes,
-            width=options["width"],
-            input_channels=channels,
-            input_size=size,
-        )
-    elif classes is None and start(options) == "magnitude":
-        classes = _classes_of(data, network, shape)
-    if options["method"] not in _COMPARATORS or not _is_checkpoint(options["weights"]):
-        prepared(network, options, classes, shape)
-    if options["resize"] is not None:
-        network.edge_bcs_resize = resize  # type: ignore[assignment]
-    if options["normalize"] is not None:
-        set_normalization(network, normalization(options))
-    _use_threads(options)
-    numbers = {
-        "objective": options["objective"],
-        "beta": options["beta"],
-        "batch_size": options["batch_size"],
-        "batch_norm": options["batch_norm"],
-        "attack": attack_of(options),
-    }
-    second = _pseudo_labelled(options, shape)
-    machine = {
-        "compute": Compute(
-            options["engine"],
-            device=options["device"],
-            precision=options["precision"],
-            compile=options["compile"],
-            threads=options["threads"],
-        ),
-        "output": Output(output, resume=options["resume"]),
-    }
-    method = _train_comparator if options["method"] in _COMPARATORS else _train
-    return {**method(network, data, second, options, numbers, machine), **reading.report()}
-
-
-def _classes_of(data: Any, network: Any, shape: tuple[int, int, int]) -> int | None:
-    """Return how many outputs trained weights of the user's own shall get: one for each class that the data
-    has a name of; None if it has only numbers, or nobody can tell the network's last layer."""
-    from edge_bcs.exportable import last_layer
-
-    try:
-        last_layer(network, shape)
-    except EdgeBcsError:
-        return None
-    return len(data.classes) if getattr(data, "named", False) else None
-
-
 def _share(result: dict[str, Any], name: str) -> str | None:
     return f"{percent(result[name])} of the held-out images" if result.get(name) is not None else None
 
@@ -369,14 +268,13 @@ def _share(result: dict[str, Any], name: str) -> str | None:
 def _check(options: dict[str, Any]) -> None:
     """Refuse what the chosen method has no use for, before anything is read."""
     method = options["method"]
-    if is_own(options["model"]) and given("width"):
-        raise EdgeBcsError("--width belongs to the networks of edge-bcs; one of your own has its own.")
+    check_width(options)
     for name, owners in _OWNERS.items():
         if given(name) and method not in owners:
             option = name.removesuffix("_patterns").replace("_", "-")
             raise EdgeBcsError(f"--{option} belongs to {', '.join(owners)}, not to {method}.")
     _take_old_spelling(options)
-    if _is_checkpoint(options["weights"]) and method in _COMPARATORS and given("pretrain_epochs"):
+    if is_checkpoint(options["weights"]) and method in COMPARATORS and given("pretrain_epochs"):
         raise EdgeBcsError(
             "--pretrain-epochs is for a network that is not robust yet, and a checkpoint is taken as it is: "
             "leave it or --weights out."
@@ -388,7 +286,7 @@ def _check(options: dict[str, Any]) -> None:
     if options["engine"] == "sparse":
         if options["gradual"] is not None:
             raise EdgeBcsError("--gradual begins with a dense network: use --engine torch.")
-        if method in _COMPARATORS:
+        if method in COMPARATORS:
             raise EdgeBcsError(f"{method} begins with a dense network: use --engine torch.")
         if options["compile"]:
             raise EdgeBcsError("--compile is for --engine torch; the sparse engine compiles by itself.")
@@ -413,152 +311,3 @@ def _take_old_spelling(options: dict[str, Any]) -> None:
         stacklevel=1,
     )
     options["weights"] = file
-
-
-def _use_threads(options: dict[str, Any]) -> None:
-    if options["threads"] is not None:
-        import torch
-
-        torch.set_num_threads(options["threads"])
-
-
-def _pseudo_labelled(options: dict[str, Any], shape: tuple[int, int, int]) -> Any:
-    """Return the second data set of rst, if any."""
-    path = options["pseudo_labelled"]
-    if path is None:
-        return None
-    from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
-
-    return open_pseudo_labelled(path, shape, trust_pickle=options["trust_pickle"])
-
-
-def _train(
-    network: Any,
-    data: Any,
-    second: Any,
-    options: dict[str, Any],
-    numbers: dict[str, Any],
-    machine: dict[str, Any],
-) -> dict[str, Any]:
-    from edge_bcs import loading
-    from edge_bcs.method import connectivity
-    from edge_bcs.training import loop as training
-
-    method, seed, gradual = options["method"], options["seed"], None
-    distribution = "uniform" if method == "random" else options["distribution"]
-    if options["gradual"] is not None:
-        rest = {} if distribution is None else {"distribution": distribution}
-        gradual, distribution = Gradual(options["sparsity"], share=options["gradual"], **rest), None
-    if method == "fixed":
-        trained = loading.load(options["counts_from"], _same(network, options), **trusted(options))
-        sparse = connectivity.fixed(network, trained, seed, start=options["start"])
-        if given("sparsity") and connectivity.kappa(sparse.size, options["sparsity"]) != sparse.kappa:
-            raise EdgeBcsError(
-                f"--counts-from has {sparse.kappa} connections, which is not a sparsity of "
-                f"{options['sparsity']}; leave --sparsity out."
-            )
-    else:
-        sparse = connectivity.sparsify(
-            network,
-            sparsity=0 if method == "dense" or options["gradual"] is not None else options["sparsity"],
-            seed=seed,
-            distribution=distribution,
-            dense=dense_patterns(options),
-            start=start(options),
-        )
-    sparse.classes = options["class_names"]
-    length = {} if options["epochs"] is None else {"epochs": options["epochs"]}
-    result: dict[str, Any] = training.train(
-        sparse,
-        data,
-        method=method,
-        rewire=options["rewire"],
-        gradual=gradual,
-        schedule=Schedule(
-            steps=options["steps"],
-            kind=options["schedule"] or "steps",
-            warmup=options["warmup"],
-            patience=options["patience"],
-            **length,
-        ),
-        hyper=Hyper(learning_rate=options["learning_rate"], weight_decay=options["weight_decay"]),
-        feed=Feed(
-            augment=options["augment"],
-            balance=options["balance"],
-            validation=options["validation"],
-            pseudo_labelled=second,
-        ),
-        **numbers,
-        **machine,
-    )
-    return result
-
-
-def _train_comparator(
-    network: Any,
-    data: Any,
-    second: Any,
-    options: dict[str, Any],
-    numbers: dict[str, Any],
-    machine: dict[str, Any],
-) -> dict[str, Any]:
-    from edge_bcs import comparators, loading
-    from edge_bcs.method.connectivity import sparsify
-
-    method = options["method"]
-    recipe = comparators.Recipe(
-        sparsity=options["sparsity"],
-        seed=options["seed"],
-        pretrain_epochs=options["pretrain_epochs"] or 100,
-        search_epochs=options["search_epochs"] or (100 if method == "admm" else 20),
-        fine_tuning_rate=options["fine_tuning_rate"],
-        learning_rate=options["learning_rate"],
-        steps=options["steps"],
-        augment=options["augment"],
-        balance=options["balance"],
-        validation=options["validation"],
-        schedule=options["schedule"] or "cosine",
-        warmup=options["warmup"],
-        patience=options["patience"],
-        dense=dense_patterns(options),
-        **{name: options[name] for name in ("weight_decay", "epochs") if options[name] is not None},
-        **numbers,
-    )
-    phases = comparators.Phases(
-        method,
-        recipe,
-        data,
-        pseudo_labelled=second,
-        classes=options["class_names"],
-        start=start(options),
-        **machine,
-    )
-    pretrained = None
-    if _is_checkpoint(options["weights"]):
-        pretrained = loading.load(options["weights"], _same(network, options), **trusted(options))
-        network = pretrained.network
-    elif options["weights"] is not None and options["pretrain_epochs"] is None:
-        pretrained = sparsify(network, 0, options["seed"], dense=recipe.dense, start="magnitude")
-    more = {"interval": options["admm_interval"]} if method == "admm" else {}
-    train: Any = comparators.METHODS[method]
-    result: dict[str, Any] = train(network, phases, pretrained, **more)[1]
-    return result
-
-
-def _is_checkpoint(path: str | None) -> bool:
-    """Whether --weights names what `edge-bcs train` wrote, not a state dict."""
-    from edge_bcs.core.state import is_state
-    from edge_bcs.core.tensor_file import TensorFile
-
-    if path is None or Path(path).is_dir():
-        return path is not None
-    try:
-        with TensorFile(Path(path)) as stored:
-            return is_state(stored.metadata)
-    except (ValueError, TypeError, OSError, EdgeBcsError):
-        return False
-
-
-def _same(network: Any, options: dict[str, Any]) -> Any:
-    """The module to which another checkpoint of this training belongs, if no name says it."""
-    return network if is_own(options["model"]) else None
