@@ -9,13 +9,11 @@ torchvision, so it runs in the environment of `make zoo`; minutes on two cores t
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,9 +104,9 @@ def whole_step(
 
     import edge_bcs
     from edge_bcs.bench.gradients import Batch
-    from edge_bcs.bench.step import TorchStep, engine_with_batch, in_turn, node_medians, seconds_of
+    from edge_bcs.bench.step import engine_with_batch, node_medians
+    from edge_bcs.bench.turns import beside_dense
     from edge_bcs.core.objectives import objective_named
-    from edge_bcs.runtime import Trainer
 
     torch.set_num_threads(threads)
     steps = ATTACK_STEPS if objective_named(objective).adversarial else 0
@@ -125,24 +123,11 @@ def whole_step(
             validate=False,
         )
         batch = Batch.random(artifact, IMAGES)
-        tensors = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
-        other = TorchStep(copy.deepcopy(network), steps, channels_last=True)
-        with Trainer(artifact, threads=threads) as trainer:
-            sides: dict[str, Callable[[], float]] = {
-                "ours": partial(seconds_of, trainer.step, batch.images, batch.labels),
-                "dense": partial(seconds_of, other, *tensors),
-            }
-            seconds = in_turn(sides, repetitions, lambda _: None)
-            peak = trainer.peak_bytes
-        pairs = zip(seconds["dense"], seconds["ours"], strict=True)
         found: dict[str, Any] = {
             "weights": sparse.size,
             "kappa": sparse.kappa,
             "others": sum(item.size for item in sparse.dense),
-            "ours_seconds": seconds["ours"],
-            "dense_seconds": seconds["dense"],
-            "ratio": statistics.median(theirs / ours for theirs, ours in pairs),
-            "peak_bytes": peak,
+            **beside_dense(artifact, batch, copy.deepcopy(network), steps, threads, repetitions),
         }
         with engine_with_batch(artifact, threads, batch.images, batch.labels) as engine:
             graphs = ("training", "attack") if steps else ("training",)

@@ -21,7 +21,7 @@ from edge_bcs import models
 from edge_bcs.bench import roofline
 from edge_bcs.bench.machine import Roof
 from edge_bcs.bench.roofline import Least
-from edge_bcs.bench.step import PAUSE
+from edge_bcs.bench.turns import PAUSE
 from edge_bcs.exporters.nodes import Node, TensorType
 from edge_bcs.exporters.operators import OPERATORS
 from edge_bcs.exporters.operators.convolution import algorithm
@@ -29,7 +29,6 @@ from edge_bcs.method.connectivity import kappa, layer_counts, paper_densities
 from edge_bcs.method.sparse_model import prunable_layers
 from edge_bcs.runtime import library
 
-OPERATIONS = ("forward", "input gradient", "both gradients")
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "uint8": TensorProto.UINT8}
 WARM_SECONDS, TURN_SECONDS, RUNS = 0.01, 0.03, 4
 """A function's turn: run untimed for so long, and once at least; then timed for so long, and so often at

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from edge_bcs.bench import roofline
 from edge_bcs.bench.machine import Roof
 from edge_bcs.bench.profiler import operator_seconds
+from edge_bcs.bench.turns import TorchStep, in_turn, seconds_of
 from edge_bcs.core import random as counter_random
 from edge_bcs.core.errors import EdgeBcsError
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 # caches (WRN-28-4 on two threads of an EPYC: 0.39 s a step, 0.49 s with 32, while they have one cache).
 _IMAGES_IN_VECTORS = 16
 _GRAPHS = ("attack", "training", "optimizer")
-PAUSE = 0.05
-"""Seconds after which the threads of OpenMP and ONNX Runtime that have nothing to do have gone to sleep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,13 +287,6 @@ def _batch(count: int, size: int) -> tuple[Any, Any]:
     return pixels.reshape(count, 3, size, size), (np.arange(count) % 10).astype(np.int64)
 
 
-def seconds_of(function: Callable[..., Any], *arguments: Any) -> float:
-    """How long one call takes."""
-    started = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - started
-
-
 def trainer_seconds(artifact: Path, threads: int, images: Any, labels: Any) -> float:
     """Seconds of a step of a trainer of its own, after one that is not timed: a process has one at a time."""
     from edge_bcs.runtime import Trainer
@@ -346,21 +337,6 @@ def _others(model: str, sparse: Any, images: Any) -> dict[str, Any]:
 
     found = {"dense": models.create(model, num_classes=10), "sparseprop": _sparseprop(sparse, images)}
     return {name: network for name, network in found.items() if network is not None}
-
-
-def in_turn(
-    sides: dict[str, Callable[[], float]], repetitions: int, progress: Callable[[str], None]
-) -> dict[str, list[float]]:
-    """Seconds of each run of each side, as it tells them, after one that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repetition in range(repetitions + 1):
-        progress(f"repetition {repetition} of {repetitions}" if repetition else "warming up")
-        for name, side in sides.items():
-            time.sleep(PAUSE)
-            taken = side()
-            if repetition:
-                seconds[name].append(taken)
-    return seconds
 
 
 @contextlib.contextmanager
@@ -437,50 +413,3 @@ def _sparseprop(sparse: Any, images: Any) -> Any:
     model = copy.deepcopy(sparse.network).eval()
     with contextlib.redirect_stdout(io.StringIO()):
         return swap_modules_with_sparse(model, tuple(images.shape))
-
-
-class TorchStep:
-    """The same step as a PyTorch user writes it: PGD, then SGD with momentum and decay, all weights."""
-
-    def __init__(self, model: Any, attack_steps: int, channels_last: bool) -> None:
-        import torch
-
-        self._torch = torch
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._model = model.eval().to(memory_format=self._format)
-        self._attack_steps = attack_steps
-        self._optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-
-    def __call__(self, images: Any, labels: Any) -> None:
-        """Do one step."""
-        torch = self._torch
-        cross_entropy = torch.nn.functional.cross_entropy
-        images = images.contiguous(memory_format=self._format)
-        epsilon, step = 8 / 255, 2 / 255
-        # Gradients of the weights are not asked for during the attack, as any careful user would arrange it.
-        for parameter in self._model.parameters():
-            parameter.requires_grad_(False)
-        adversarial = (images + torch.empty_like(images).uniform_(-epsilon, epsilon)).clamp(0, 1)
-        for _ in range(self._attack_steps):
-            adversarial.requires_grad_(True)
-            loss = cross_entropy(self._model(adversarial), labels)
-            (gradient,) = torch.autograd.grad(loss, adversarial)
-            with torch.no_grad():
-                moved = adversarial + step * gradient.sign()
-                adversarial = torch.minimum(torch.maximum(moved, images - epsilon), images + epsilon).clamp(
-                    0, 1
-                )
-        self.gradients(adversarial.detach(), labels)
-        with torch.no_grad():
-            for parameter in self._model.parameters():
-                parameter.mul_(1 - 5e-4)
-        self._optimizer.step()
-
-    def gradients(self, images: Any, labels: Any) -> None:
-        """Go forward and backward: the gradients of all parameters."""
-        for parameter in self._model.parameters():
-            parameter.requires_grad_(True)
-        self._optimizer.zero_grad(set_to_none=True)
-        images = images.contiguous(memory_format=self._format)
-        loss: Any = self._torch.nn.functional.cross_entropy(self._model(images), labels)
-        loss.backward()

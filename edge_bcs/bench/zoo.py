@@ -26,11 +26,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
@@ -262,8 +260,7 @@ def timed(name: str, cell: Cell, threads: int) -> dict[str, Any]:
 
     from edge_bcs import Attack, Memory
     from edge_bcs.bench.gradients import Batch
-    from edge_bcs.bench.step import TorchStep, in_turn, seconds_of
-    from edge_bcs.runtime import Trainer
+    from edge_bcs.bench.turns import beside_dense
 
     torch.set_num_threads(threads)
     sparse = made_sparse(created(name), cell.size)
@@ -280,22 +277,7 @@ def timed(name: str, cell: Cell, threads: int) -> dict[str, Any]:
                 batch_size=IMAGES,
             )
             batch = Batch.random(artifact, IMAGES)
-            tensors = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
-            dense = TorchStep(created(name), steps, channels_last=True)
-            with Trainer(artifact, threads=threads) as trainer:
-                sides: dict[str, Callable[[], float]] = {
-                    "ours": partial(seconds_of, trainer.step, batch.images, batch.labels),
-                    "dense": partial(seconds_of, dense, *tensors),
-                }
-                seconds = in_turn(sides, REPETITIONS, lambda _: None)
-                peak = trainer.peak_bytes
-        pairs = zip(seconds["dense"], seconds["ours"], strict=True)
-        found[objective] = {
-            "ours_seconds": seconds["ours"],
-            "dense_seconds": seconds["dense"],
-            "ratio": median(theirs / ours for theirs, ours in pairs),
-            "peak_bytes": peak,
-        }
+            found[objective] = beside_dense(artifact, batch, created(name), steps, threads, REPETITIONS)
     return found
 
 

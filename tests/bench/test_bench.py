@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.targets.cost_model import Walk
 
-from edge_bcs.bench import machine, operators, report, roofline, step, suite, targets
+from edge_bcs.bench import machine, operators, report, roofline, step, suite, targets, turns
 from edge_bcs.bench.operators import Convolution
 from edge_bcs.bench.step import StepComparison, compare_pass, compare_step
 from edge_bcs.cli import main
@@ -357,7 +357,7 @@ class _Clock:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        assert seconds == step.PAUSE
+        assert seconds == turns.PAUSE
         self.log.append("pause")
         self.awake = False
 
@@ -389,12 +389,12 @@ def test_all_functions_are_timed_for_as_long(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_nor_does_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock()
-    monkeypatch.setattr(step, "time", clock)
+    monkeypatch.setattr(turns, "time", clock)
     sides = {
-        name: functools.partial(step.seconds_of, clock.side(name, seconds))
+        name: functools.partial(turns.seconds_of, clock.side(name, seconds))
         for name, seconds in (("ours", 1.0), ("dense", 2.0))
     }
-    taken = step.in_turn(sides, 2, lambda message: None)
+    taken = turns.in_turn(sides, 2, lambda message: None)
     assert clock.log == 3 * ["pause", "ours", "pause", "dense"]  # once more than counts
     assert taken == {"ours": [100.0, 100.0], "dense": [200.0, 200.0]}  # each after a pause
 
@@ -422,7 +422,7 @@ def test_a_trainers_step_is_timed_without_its_first(
     tiny_artifact: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = _Clock()
-    monkeypatch.setattr(step, "time", clock)
+    monkeypatch.setattr(turns, "time", clock)
     images, timed = np.zeros((2, 1, 8, 8), np.float32), clock.side("step", 1.0)
     monkeypatch.setattr("edge_bcs.runtime.trainer.Trainer.step", lambda *_: timed())
     assert step.trainer_seconds(tiny_artifact(), 1, images, np.zeros(2, np.int64)) == 1.0

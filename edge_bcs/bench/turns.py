@@ -1,0 +1,120 @@
+"""Sides of a comparison, timed in turn on the same cores; one of them is dense PyTorch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_bcs.bench.gradients import Batch
+    from edge_bcs.runtime import Artifact
+
+PAUSE = 0.05
+"""Seconds after which the threads of OpenMP and ONNX Runtime that have nothing to do have gone to sleep."""
+
+
+def seconds_of(function: Callable[..., Any], *arguments: Any) -> float:
+    """How long one call takes."""
+    started = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - started
+
+
+def in_turn(
+    sides: dict[str, Callable[[], float]], repetitions: int, progress: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Seconds of each run of each side, as it tells them, after one that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repetition in range(repetitions + 1):
+        progress(f"repetition {repetition} of {repetitions}" if repetition else "warming up")
+        for name, side in sides.items():
+            time.sleep(PAUSE)
+            taken = side()
+            if repetition:
+                seconds[name].append(taken)
+    return seconds
+
+
+class TorchStep:
+    """The same step as a PyTorch user writes it: PGD, then SGD with momentum and decay, all weights."""
+
+    def __init__(self, model: Any, attack_steps: int, channels_last: bool) -> None:
+        import torch
+
+        self._torch = torch
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._model = model.eval().to(memory_format=self._format)
+        self._attack_steps = attack_steps
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def __call__(self, images: Any, labels: Any) -> None:
+        """Do one step."""
+        torch = self._torch
+        cross_entropy = torch.nn.functional.cross_entropy
+        images = images.contiguous(memory_format=self._format)
+        epsilon, step = 8 / 255, 2 / 255
+        # Gradients of the weights are not asked for during the attack, as any careful user would arrange it.
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(False)
+        adversarial = (images + torch.empty_like(images).uniform_(-epsilon, epsilon)).clamp(0, 1)
+        for _ in range(self._attack_steps):
+            adversarial.requires_grad_(True)
+            loss = cross_entropy(self._model(adversarial), labels)
+            (gradient,) = torch.autograd.grad(loss, adversarial)
+            with torch.no_grad():
+                moved = adversarial + step * gradient.sign()
+                adversarial = torch.minimum(torch.maximum(moved, images - epsilon), images + epsilon).clamp(
+                    0, 1
+                )
+        self.gradients(adversarial.detach(), labels)
+        with torch.no_grad():
+            for parameter in self._model.parameters():
+                parameter.mul_(1 - 5e-4)
+        self._optimizer.step()
+
+    def gradients(self, images: Any, labels: Any) -> None:
+        """Go forward and backward: the gradients of all parameters."""
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(True)
+        self._optimizer.zero_grad(set_to_none=True)
+        images = images.contiguous(memory_format=self._format)
+        loss: Any = self._torch.nn.functional.cross_entropy(self._model(images), labels)
+        loss.backward()
+
+
+def beside_dense(
+    artifact: Artifact, batch: Batch, network: Any, attack_steps: int, threads: int, repetitions: int
+) -> dict[str, Any]:
+    """Time steps of a batch, ours and dense PyTorch's (channels_last), in turn.
+
+    Args:
+        artifact: of our side. batch: what is trained on.
+        network: the torch module of the other side, which is trained. attack_steps: of its attack.
+
+    Returns:
+        "ours_seconds", "dense_seconds": of each repetition; "ratio": the median of theirs over ours;
+        "peak_bytes": our working set.
+    """
+    import torch
+
+    from edge_bcs.runtime import Trainer
+
+    tensors = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
+    dense = TorchStep(network, attack_steps, channels_last=True)
+    with Trainer(artifact, threads=threads) as trainer:
+        sides: dict[str, Callable[[], float]] = {
+            "ours": partial(seconds_of, trainer.step, batch.images, batch.labels),
+            "dense": partial(seconds_of, dense, *tensors),
+        }
+        seconds = in_turn(sides, repetitions, lambda _: None)
+        peak = trainer.peak_bytes
+    pairs = zip(seconds["dense"], seconds["ours"], strict=True)
+    return {
+        "ours_seconds": seconds["ours"],
+        "dense_seconds": seconds["dense"],
+        "ratio": statistics.median(theirs / ours for theirs, ours in pairs),
+        "peak_bytes": peak,
+    }
