@@ -19,19 +19,6 @@ if TYPE_CHECKING:
     from edge_bcs.exporters.layers import LayerGraph
 
 
-def refusal_of_export(sparse: SparseModel, input_shape: Sequence[int] | None = None) -> str | None:
-    """Return the sentence with which `export` would refuse a network in evaluation mode, if it would.
-
-    The network is neither changed nor run on numbers. Without (C, H, W) of its images, which networks of
-    `edge_bcs.models` know themselves, usual sizes are tried, and only what none of them explains is told.
-    """
-    try:
-        _looked_at(sparse, input_shape)
-    except EdgeBcsError as error:
-        return str(error)
-    return None
-
-
 def look_at(sparse: SparseModel) -> None:
     """Let `sparse` know what its network does to the logits in the end, if it can be captured."""
     with contextlib.suppress(EdgeBcsError):
@@ -39,6 +26,11 @@ def look_at(sparse: SparseModel) -> None:
 
 
 def _looked_at(sparse: SparseModel, input_shape: Sequence[int] | None) -> LayerGraph | None:
+    """The layers of a network in evaluation mode, which is neither changed nor run on numbers.
+
+    Without (C, H, W) of its images, which networks of `edge_bcs.models` know themselves, usual sizes are
+    tried, and only what none of them explains is refused with an EdgeBcsError.
+    """
     from edge_bcs.exporters.frontends.torch import capture, captured_somehow
 
     shape = input_shape or sparse.input_shape

@@ -25,7 +25,6 @@ _ONNX_TYPES = {
     "u16": TensorProto.UINT16,
     "bool": TensorProto.BOOL,
 }
-_TYPE_NAMES = {int(code): name for name, code in _ONNX_TYPES.items()}
 BYTES = {"f32": 4, "i32": 4, "i64": 8, "u8": 1, "u16": 2, "bool": 1}
 
 
@@ -181,25 +180,3 @@ class Graph:
         )
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         return helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets, producer_name="edge-bcs")
-
-
-def graph_of(model: onnx.ModelProto) -> Graph:
-    """Read back a graph written by ``Graph.to_onnx``."""
-
-    def types(values: Iterable[onnx.ValueInfoProto]) -> dict[str, TensorType]:
-        return {
-            value.name: TensorType(
-                _TYPE_NAMES[int(value.type.tensor_type.elem_type)],
-                tuple(extent.dim_value for extent in value.type.tensor_type.shape.dim),
-            )
-            for value in values
-        }
-
-    graph = Graph(model.graph.name, types(model.graph.input), types(model.graph.output))
-    for node in model.graph.node:
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        decoded = {
-            key: value.decode() if isinstance(value, bytes) else value for key, value in attributes.items()
-        }
-        graph.nodes.append(Node(node.op_type, list(node.input), list(node.output), decoded, node.name))
-    return graph

@@ -21,7 +21,6 @@ from edge_bcs.core.errors import EdgeBcsError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-LENGTH = 64  # bytes
 TRUSTED = "EDGE_BCS_TRUST_KEY"
 """The environment variable that names trusted keys where --trust-key does not."""
 _LARGEST_KEY = 64 << 10

@@ -14,9 +14,6 @@ from edge_bcs.targets.cost_model import KERNELS, UPDATES, WINOGRAD, Walk
 
 from edge_bcs.core.errors import EdgeBcsError
 
-PHASES = ("training", "attack", "eval", "optimizer", "lists")
-"""The graphs of an artifact; one runs at a time."""
-
 _LARGEST = 1 << 60  # number of the cost of a node
 _LONGEST_LIVES = 1 << 20  # of all tensors together, in nodes; WRN-34-10 has some ten thousand
 

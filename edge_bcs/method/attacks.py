@@ -61,7 +61,7 @@ def start(
     raise EdgeBcsError(f"there is no attack start {kind!r}; choose uniform or gaussian")
 
 
-def _check(x: Tensor, epsilon: float, steps: int, loss: str, labels: Tensor | None) -> None:
+def _check(epsilon: float, steps: int, loss: str, labels: Tensor | None) -> None:
     if not epsilon >= 0:
         raise EdgeBcsError(f"epsilon must not be negative, and is {epsilon}")
     if steps < 1:
@@ -109,7 +109,7 @@ def pgd(
         loss: "cross_entropy" with the label, or "kl" for KL(p(x) ‖ p(x̃)) (TRADES, RST).
         perturbation: where to start, added to x and clipped to [0, 1]; see `start`. Zero if None.
     """
-    _check(x, epsilon, steps, loss, labels)
+    _check(epsilon, steps, loss, labels)
     with evaluation_mode(model):
         ascend = _attack_loss(model, x, loss, labels)
         adversarial = x.detach() if perturbation is None else (x + perturbation).clamp(0, 1)

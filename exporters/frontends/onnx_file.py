@@ -176,7 +176,7 @@ class _Reader:
                 raise self.fail(f"{node} {made}")
             known |= set(node.outputs)
             if node.operator == "Constant":
-                constants[node.outputs[0]] = self._constant(proto, node)
+                constants[node.outputs[0]] = self._constant(node)
             else:
                 nodes.append(node)
         return nodes
@@ -201,7 +201,7 @@ class _Reader:
             node.attributes[attribute.name] = found.decode() if isinstance(found, bytes) else found
         return node
 
-    def _constant(self, proto: onnx.NodeProto, node: OnnxNode) -> Array:
+    def _constant(self, node: OnnxNode) -> Array:
         for name, kind in (("value_float", np.float32), ("value_floats", np.float32), ("value_int", np.int64),
                            ("value_ints", np.int64)):  # fmt: skip
             if name in node.attributes:

@@ -17,7 +17,7 @@ import edge_bcs
 from edge_bcs import Attack, Feed, Schedule, exporters, models
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.data import open_data
-from edge_bcs.exportable import refusal_of_export
+from edge_bcs.exportable import warn_if_not_exportable
 from edge_bcs.training import loop as training
 
 SHORT: dict[str, Any] = {
@@ -117,9 +117,12 @@ def test_what_can_be_exported_is_not_talked_about() -> None:
         sparse = edge_bcs.sparsify(sizes, 0.5)
         assert sizes[1].training
         training.train(sparse, open_data("digits", shape=(1, 8, 8)), objective="natural", **SHORT)
-    assert refusal_of_export(sparse, (1, 8, 8)) is None
-    assert refusal_of_export(sparse, (1, 9, 9)) == (
-        "linear layer '4' expects a vector of 144 but gets (196,); flatten before it"
+        warn_if_not_exportable(sparse, (1, 8, 8))
+    with pytest.warns(EdgeBcsWarning) as told:
+        warn_if_not_exportable(sparse, (1, 9, 9))
+    assert str(told[0].message) == (
+        "this network can be trained, but not exported: linear layer '4' expects a vector of 144 but gets "
+        "(196,); flatten before it"
     )
 
 
