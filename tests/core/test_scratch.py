@@ -12,6 +12,7 @@ import pytest
 
 from edge_bcs.core.scratch import ScratchFolder
 
+TESTS = Path(__file__).parents[1]
 KILLED = """
 import os, signal
 from edge_bcs.core.scratch import ScratchFolder
@@ -54,6 +55,22 @@ def test_what_a_killed_process_left_goes_with_the_next(temporary: Path) -> None:
     assert list(temporary.iterdir()) == [mine.path]
     other = ScratchFolder("train")  # of a process that lives
     assert {*temporary.iterdir()} == {mine.path, other.path}
+
+
+def test_what_tests_compile_and_read_is_gone_after_them(temporary: Path) -> None:
+    """Hundreds of runs filled the disk."""
+    code = (
+        "import runpy, sys\n"
+        "from helpers import programs\n"
+        "program = programs._compiled('run_operator')\n"
+        "readers = runpy.run_path(sys.argv[1])\n"
+        "print(program.parent.is_dir(), readers['_PLACE'].is_dir())"
+    )
+    command = [sys.executable, "-c", code, str(TESTS / "fuzz" / "readers.py")]
+    environment = {**os.environ, "CXX": "true", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["True", "True"]
+    assert not any(temporary.iterdir())
 
 
 def test_what_is_not_known_to_be_abandoned_stays(temporary: Path) -> None:

@@ -19,7 +19,6 @@ import shutil
 import struct
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,9 +26,12 @@ from typing import Any
 
 import numpy as np
 
+from edge_bcs.core.scratch import ScratchFolder
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-_PLACE = Path(tempfile.mkdtemp(prefix="edge-bcs-fuzz-"))
+_SCRATCH = ScratchFolder("fuzz")
+_PLACE = _SCRATCH.path
 SHAPE = (3, 4, 4)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from edge_bcs.runtime import library
 
+from edge_bcs.core.scratch import ScratchFolder
 from helpers import ROOT
 
 Array = np.ndarray[Any, Any]
@@ -42,12 +43,17 @@ TYPE_OF_NUMBER = {number: dtype for dtype, number in NUMBER_OF_TYPE.items()}
 
 
 @functools.cache
+def _scratch() -> ScratchFolder:
+    return ScratchFolder("programs")
+
+
+@functools.cache
 def _compiled(name: str) -> Path:
     """The program for this machine; skips the test where there is no compiler."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("there is no C++ compiler")
-    program = Path(tempfile.mkdtemp(prefix="edge-bcs-")) / name
+    program = _scratch().path / name
     source = ROOT / "tests" / "native" / f"{name}.cpp"
     options = ["-std=c++20", "-O1", "-ffp-contract=off", f"-I{ROOT / 'runtime' / 'native'}"]
     options += ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
