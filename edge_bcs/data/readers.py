@@ -239,7 +239,7 @@ def compressed_rows(file: Path, split: str, shape: Shape, resize: Resize = SQUAS
                 except BadImageError as error:
                     yield Unreadable(split or entry.split, entry.class_name, member.name, str(error))
                     continue
-                yield Rows(split or entry.split, entry.class_name, pixels[None], source)
+                yield Rows(split or entry.split, entry.class_name, pixels[None], source, member.name)
     except EdgeBcsError:
         raise
     except Exception as error:  # each of the compressions has its own kinds

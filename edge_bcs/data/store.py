@@ -42,11 +42,13 @@ from edge_bcs.data.faults import Handling, LeftOut, require_utf8
 
 LARGEST_STORE = 16 << 30
 _KEPT_FREE = 64 << 20
-_FORMAT = 5
+_MOST_OF_NAMES = 64 << 20
+_FORMAT = 6
 _SPLITS = ("", "train", "test")
 # Bytes of pixels, bytes of the index, CRC-32 of the index, what this is.
 _END = struct.Struct("<QQI8s")
 _MAGIC = b"edge-bcs"
+_ARRAYS = ("labels", "splits", "good", "checks", "names", "ends")
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class Rows:
         labels: whole numbers [n], or the name of the class of all of them.
         pixels: u8 or f32 [n, C, H, W], contiguous.
         source: where they are from, for a sentence.
+        name: of an image that comes alone, in the source; "" if it has none.
     """
 
     split: str
     labels: Array | str
     pixels: Array
     source: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,12 +145,16 @@ class _Index:
         classes: names in the order of the labels. named: whether they are those of class folders.
         dtype: of the pixels.
         left_out: of each image that is not good, in their order.
+        names: bytes u8 of the names of the first images with pixels, one behind the other. ends: i64, where
+            each of them ends; fewer than there are images where names are too long, or there are none.
     """
 
     labels: Array
     splits: Array
     good: Array
     checks: Array
+    names: Array
+    ends: Array
     classes: tuple[str, ...]
     named: bool
     dtype: np.dtype[Any]
@@ -167,6 +175,8 @@ class _Index:
             splits=self.splits,
             good=self.good,
             checks=self.checks,
+            names=self.names,
+            ends=self.ends,
             described=np.frombuffer(json.dumps(described).encode(), np.uint8),
         )
         return buffer.getvalue()
@@ -188,7 +198,7 @@ class _Index:
         if zlib.crc32(content) != check:
             raise _DamagedError("the checksum of its index differs")
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("labels", "splits", "good", "checks")}
+            arrays = {name: stored[name] for name in _ARRAYS}
             described = json.loads(stored["described"].tobytes())
         index = cls(
             **arrays,
@@ -200,6 +210,13 @@ class _Index:
         if pixels != len(index.checks) * int(np.prod(shape)) * index.dtype.itemsize:
             raise _DamagedError("its size is not that of its images")
         return index
+
+    def name(self, row: int) -> str | None:
+        """Return the name of the ``row``-th image with pixels, None if it has none."""
+        if row >= len(self.ends):
+            return None
+        first = int(self.ends[row - 1]) if row else 0
+        return self.names[first : int(self.ends[row])].tobytes().decode(errors="surrogateescape")
 
     def same_images(self, other: _Index) -> bool:
         """Whether ``other`` has the same images in the same order."""
@@ -252,6 +269,10 @@ class Stored(Dataset):
         self.labels = index.labels[chosen & index.good]
         if not len(self._rows):
             raise EdgeBcsError(f"{self._source} holds no {split} images.")
+
+    def name_of(self, position: int) -> str:
+        """Return the image's path in its archive, or its number where it has none."""
+        return self._index.name(int(self._rows[position])) or super().name_of(position)
 
     def images(self, positions: Array) -> Array:
         """Read the images at ``positions``, one by one, each compared with its checksum."""
@@ -326,7 +347,8 @@ class Stored(Dataset):
 
 
 class _Gathered:
-    """Labels and splits of the images of a source as they come, 14 bytes for each."""
+    """Labels and splits of the images of a source as they come, 14 bytes for each, and names, of
+    `_MOST_OF_NAMES` bytes at the most."""
 
     def __init__(self) -> None:
         self.labels, self.splits = array("q"), array("B")
@@ -335,6 +357,7 @@ class _Gathered:
         self.names: dict[str, int] = {}
         self.of_labels: tuple[str, ...] | None = None
         self.numbered = False
+        self.titles, self.ends = bytearray(), array("q")
 
     def add(self, rows: Rows | Unreadable) -> None:
         if isinstance(rows, Unreadable):
@@ -345,6 +368,11 @@ class _Gathered:
             label, count = rows.labels, len(rows.pixels)
             images = rows.pixels.reshape(count, -1).view(np.uint8)
             self.checks.extend(zlib.crc32(image.data) for image in images)
+            title = rows.name.encode(errors="surrogateescape")
+            all_named = len(self.ends) == len(self.checks) - 1
+            if title and all_named and len(self.titles) + len(title) <= _MOST_OF_NAMES:
+                self.titles += title
+                self.ends.append(len(self.titles))
         if isinstance(label, str):
             number = self.names.setdefault(require_utf8(label), len(self.names))
             self.labels.extend([number] * count)
@@ -375,6 +403,8 @@ class _Gathered:
             splits=np.frombuffer(self.splits, np.uint8),
             good=np.frombuffer(self.good, np.uint8).astype(bool),
             checks=np.frombuffer(self.checks, np.uint32),
+            names=np.frombuffer(self.titles, np.uint8),
+            ends=np.frombuffer(self.ends, np.int64),
             classes=classes,
             named=bool(self.names),
             dtype=dtype,
