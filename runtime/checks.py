@@ -10,6 +10,7 @@ import numpy as np
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import parts_of
 
+from edge_bcs.core.answers import DIVERGED
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data.dataset import Data, advice
 
@@ -61,8 +62,7 @@ def finite(logits: Array) -> Array:
     wrong = ~np.isfinite(logits).all(axis=1)
     if wrong.any():
         raise NotFiniteError(
-            f"the network's answer to {in_batch(int(np.argmax(wrong)))} is not finite: its training has "
-            "diverged. Go back to the artifact or an earlier run, and train with a lower learning rate."
+            f"the network's answer to {in_batch(int(np.argmax(wrong)))} is not finite: {DIVERGED}"
         )
     return logits
 

@@ -11,7 +11,7 @@ from edge_bcs.runtime.checks import check_batch, in_data
 from edge_bcs.runtime.engine import Engine
 
 from edge_bcs.core import random
-from edge_bcs.core.answers import Batch, OnAnswers
+from edge_bcs.core.answers import NO_ANSWER, Batch, OnAnswers, answers_of, without_answer
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data.dataset import Data
 
@@ -54,7 +54,7 @@ def measure(
     if not 0 <= epsilon <= 1:
         raise EdgeBcsError(f"epsilon must lie in [0, 1], not {epsilon}.")
     order = data.order(0, 0, shuffle=limit is not None)[:limit]
-    clean, robust = _right_answers(
+    clean, robust, lost = _right_answers(
         engine, data, order, attack == "fgsm", attack_steps, restarts, epsilon, seed, on_batch, on_answers
     )
     metrics = {"accuracy": clean / len(order), "samples": len(order)}
@@ -64,6 +64,8 @@ def measure(
             "attack_steps": attack_steps,
             "restarts": restarts,
         }
+    if lost:
+        metrics["warnings"] = without_answer(lost, len(order))
     return metrics
 
 
@@ -78,17 +80,18 @@ def _right_answers(
     seed: int,
     on_batch: Callable[[int, int], None] | None,
     on_answers: OnAnswers | None,
-) -> tuple[int, int]:
-    """How many images at ``order`` are answered rightly, clean and under attack."""
+) -> tuple[int, int, int]:
+    """How many images at ``order`` are answered rightly, clean and under attack, and how many not at all."""
     arrays, size = engine.arrays, engine.artifact.micro_batch
-    clean = robust = 0
+    clean = robust = lost = 0
     for first in range(0, len(order), size):
         places = order[first : first + size]
         x, y = check_batch(engine.artifact, *data.read(places), in_data(places))
         engine.load(x, y, 0.0)
         engine.run("eval")
         answered = arrays["logits"][: len(x)].copy()
-        right = answered.argmax(axis=1) == y
+        answers = answers_of(answered)
+        right, finite = answers == y, answers != NO_ANSWER
         clean += int(right.sum())
         if attack_steps:
             for restart in range(restarts):
@@ -105,10 +108,13 @@ def _right_answers(
                 arrays["input"][...] = arrays["adversarial"]
                 engine.run("eval")
                 arrays["input"][: len(x)] = x
-                right &= arrays["logits"][: len(x)].argmax(axis=1) == y
+                answers = answers_of(arrays["logits"][: len(x)])
+                right &= answers == y
+                finite &= answers != NO_ANSWER
             robust += int(right.sum())
+        lost += int((~finite).sum())
         if on_answers is not None:
             on_answers(Batch(places, x, y, answered, right if attack_steps else None))
         if on_batch is not None:
             on_batch(first + len(x), len(order))
-    return clean, robust
+    return clean, robust, lost

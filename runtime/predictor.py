@@ -156,6 +156,8 @@ class Predictor:
     ) -> Metrics:
         """Return clean and robust accuracy ("accuracy", "robust_accuracy", "samples"), measured on the board.
 
+        An answer that is not finite is wrong; "warnings", sentences, then say that the network has diverged.
+
         Args:
             data: what `fit` takes; of a path its test images. Its classes are matched with the network's by
                 name.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edge_bcs import __version__
-from edge_bcs.core.answers import Answers, Array, Mistake
+from edge_bcs.core.answers import NO_ANSWER, Answers, Array, Mistake
 from edge_bcs.core.text import shown
 
 TITLE = "Answers of an edge-bcs network"
@@ -169,12 +169,17 @@ def _worst(worst: Sequence[Mistake], classes: Sequence[str], name: Callable[[int
         return "<section><h2>Mistakes</h2><p>None: every image was answered rightly.</p></section>"
     figures = []
     for mistake in worst:
-        label, answer = _text(classes[mistake.label]), _text(classes[mistake.answer])
-        picture = _picture(mistake.image, f"{label}, taken for {answer}")
+        label = _text(classes[mistake.label])
+        if mistake.answer == NO_ANSWER:
+            alternative, words = f"{label}, without an answer", f"<b>{label}</b>, without an answer"
+        else:
+            answer = _text(classes[mistake.answer])
+            alternative = f"{label}, taken for {answer}"
+            words = f"<b>{label}</b> {_percent(mistake.share)}, taken for "
+            words += f"<b>{answer}</b> {_percent(mistake.wrong_share)}"
         figures.append(
-            f"<figure>{picture}<figcaption><b>{label}</b> {_percent(mistake.share)}, taken for "
-            f"<b>{answer}</b> {_percent(mistake.wrong_share)}<span>{_text(name(mistake.place))}</span>"
-            "</figcaption></figure>"
+            f"<figure>{_picture(mistake.image, alternative)}<figcaption>{words}"
+            f"<span>{_text(name(mistake.place))}</span></figcaption></figure>"
         )
     words = "The images whose own class got the least probability, as the network sees them."
     pictures = f'<div class="pictures">{"".join(figures)}</div>'

@@ -417,7 +417,7 @@ def _holds(part: Any, numbers: tuple[str, ...]) -> bool:
 
 def _evaluate(
     trainer: Any, data: Any, options: dict[str, Any], when: str, between: Callable[[int, int], None]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Measure clean and robust accuracy; ``between`` is called after every micro-batch."""
     limit = min(options["eval_samples"], len(data))
     say(f"Measuring accuracy {when} on {limit} held-out images …")
@@ -427,9 +427,11 @@ def _evaluate(
             bar.update(done, total=total)
             between(done, total)
 
-        measured: dict[str, float] = trainer.evaluate(
+        measured: dict[str, Any] = trainer.evaluate(
             data, options["eval_steps"], limit=limit, on_batch=on_batch
         )
+    for warning in measured.get("warnings", ()):
+        say(f"Warning: {warning}")
     return measured
 
 

@@ -33,6 +33,31 @@ class Batch:
 
 OnAnswers = Callable[[Batch], None]
 
+NO_ANSWER = -1
+"""In the place of a class: the network has diverged."""
+DIVERGED = (
+    "its training has diverged. Go back to the artifact or an earlier run, and train with a lower learning "
+    "rate."
+)
+
+
+def answers_of(logits: Array) -> Array:
+    """Return the classes i64[n] that logits [n, classes] answer: the largest, or `NO_ANSWER` where that is no
+    finite number."""
+    answers = logits.argmax(axis=1)  # the first NaN, where there is one
+    largest = np.take_along_axis(logits, answers[:, None], axis=1)[:, 0]
+    return np.where(np.isfinite(largest), answers, NO_ANSWER)
+
+
+def without_answer(count: int, samples: int) -> list[str]:
+    """Return what is said of a network that has no answer to ``count`` of the images that it was given."""
+    if not count:
+        return []
+    return [
+        f"the network's answers to {count:,} of {samples:,} images are not finite and count as wrong: "
+        f"{DIVERGED}"
+    ]
+
 
 @dataclass(frozen=True)
 class Mistake:
@@ -40,7 +65,7 @@ class Mistake:
 
     Attributes:
         place: where it is in the data. image: f32 [C, H, W].
-        label, answer: its class, and the one that it was taken for.
+        label, answer: its class, and the one that it was taken for, or `NO_ANSWER`.
         share, wrong_share: the probability of the one, and of the other.
     """
 
@@ -62,28 +87,33 @@ class Answers:
     Attributes:
         confusion: i64 [classes, classes]: images of a class (row) that were taken for another (column).
         robust: i64[classes], images of each class that were right under attack, too.
+        unanswered: i64[classes], images of each class that got no answer.
         attacked: whether there was an attack.
     """
 
     def __init__(self, classes: Sequence[str], keep: int = 24) -> None:
         self.classes = tuple(classes)
         self.confusion = np.zeros((len(classes), len(classes)), np.int64)
-        self.robust = np.zeros(len(classes), np.int64)
+        self.robust, self.unanswered = (np.zeros(len(classes), np.int64) for _ in range(2))
         self.attacked = False
         self._keep = keep
         self._worst: list[tuple[float, int, Mistake]] = []  # the least wrong of them first
 
     def add(self, batch: Batch) -> None:
         """Count a batch."""
-        shares = np.nan_to_num(softmax(batch.logits))  # a network that diverged is wrong, too
-        answers = batch.logits.argmax(axis=1)
-        np.add.at(self.confusion, (batch.labels, answers), 1)
+        with np.errstate(invalid="ignore"):
+            shares = np.nan_to_num(softmax(batch.logits))
+        answers = answers_of(batch.logits)
+        told = answers != NO_ANSWER
+        np.add.at(self.confusion, (batch.labels[told], answers[told]), 1)
+        np.add.at(self.unanswered, batch.labels[~told], 1)
         if batch.robust is not None:
             self.attacked = True
             np.add.at(self.robust, batch.labels[batch.robust], 1)
         for n in np.flatnonzero(answers != batch.labels):
             place, label, answer = int(batch.places[n]), int(batch.labels[n]), int(answers[n])
-            share, wrong = float(shares[n, label]), float(shares[n, answer])
+            share = float(shares[n, label])
+            wrong = 0.0 if answer == NO_ANSWER else float(shares[n, answer])
             entry = (-share, -place)
             if len(self._worst) == self._keep and entry <= self._worst[0][:2]:
                 continue
@@ -95,7 +125,7 @@ class Answers:
     @property
     def samples(self) -> Array:
         """Images of each class, i64[classes]."""
-        return np.asarray(self.confusion.sum(axis=1))
+        return np.asarray(self.confusion.sum(axis=1) + self.unanswered)
 
     @property
     def worst(self) -> list[Mistake]:

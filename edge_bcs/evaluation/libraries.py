@@ -58,7 +58,7 @@ def _on_right_answers(model: Model, attack: Adversary, *versions: int) -> Advers
 
     def adversary(x: Tensor, labels: Tensor, number: int) -> Tensor:
         with torch.no_grad():
-            right = model(x).argmax(1) == labels
+            right = attacks.answers_of(model(x)) == labels
         found = x.expand(*versions, *x.shape).clone()
         if right.any():
             found[..., right, :, :, :] = attack(x[right], labels[right], number).detach()
@@ -136,7 +136,7 @@ def square(model: Model, *, epsilon: float, queries: Sequence[int], seed: int) -
         # What the library calls n queries are n tries after that of the stripes it begins with.
         used, best = search.attack_single_run(x, labels)
         with torch.no_grad():
-            fooled = model(best).argmax(1) != labels
+            fooled = attacks.answers_of(model(best)) != labels
         in_time = [(fooled & (used <= budget + 1)).view(-1, 1, 1, 1) for budget in queries]
         return torch.stack([torch.where(won, best, x) for won in in_time])
 
@@ -159,7 +159,7 @@ def brendel_bethge(model: Model, *, epsilon: float, steps: int) -> Adversary:
             radius = min(1.0, factor * epsilon)
             tried = attacks.pgd(model, x, labels, epsilon=radius, step_size=radius / 8, steps=40)
             with torch.no_grad():
-                won = (model(tried).argmax(1) != labels) & ~fooled
+                won = (attacks.answers_of(model(tried)) != labels) & ~fooled
             begin[won], fooled = tried[won], fooled | won
         found = x.clone()
         if fooled.any():

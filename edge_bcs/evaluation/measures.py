@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edge_bcs.core.answers import NO_ANSWER, OnAnswers, without_answer
 from edge_bcs.core.answers import Batch as Answered
-from edge_bcs.core.answers import OnAnswers
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically
 from edge_bcs.core.metadata import parse_object
@@ -199,7 +199,8 @@ def _beside_pgd(
             )
             with torch.no_grad():
                 fooled, by_pgd = (
-                    int((model(images).argmax(1) != labels).sum()) for images in (found[-1], by_gradient)
+                    int((attacks.answers_of(model(images)) != labels).sum())
+                    for images in (found[-1], by_gradient)
                 )
             if fooled > by_pgd + 0.02 * len(x):
                 warnings.append(
@@ -263,7 +264,8 @@ def measure(
             with torch.no_grad():
                 logits = model(x)
             _check_labels(labels, logits)
-            right = logits.argmax(1) == labels
+            answers = attacks.answers_of(logits)
+            right, lost = answers == labels, answers == NO_ANSWER
             robust = None
             if number == 0:
                 counts["warnings"] += _suspicions(model, x, labels, logits)
@@ -272,11 +274,13 @@ def measure(
                 found = adversarial(x, labels, number)
                 with torch.no_grad():
                     for version, images_found in enumerate(found.view(versions, *x.shape)):
-                        robust = right & (model(images_found).argmax(1) == labels)
+                        answers = attacks.answers_of(model(images_found))
+                        robust, lost = right & (answers == labels), lost | (answers == NO_ANSWER)
                         counts["adversarial"][version] += int(robust.sum())
             if on_answers is not None:
                 also_robust = None if robust is None else robust.cpu().numpy()
                 on_answers(Answered(places, images, targets, logits.float().cpu().numpy(), also_robust))
+            counts["lost"] += int(lost.sum())
             counts["samples"] += len(x)
             counts["batches"] = number + 1
             counts["warnings"] += [text for text in warnings if text not in counts["warnings"]]
@@ -295,7 +299,7 @@ def measure(
         "samples": counts["samples"],
         **settings,
         "seconds": time.monotonic() - began,
-        "warnings": counts["warnings"],
+        "warnings": [*counts["warnings"], *without_answer(counts["lost"], counts["samples"])],
         **matching,
     }
     if len(budgets) > 1:
@@ -305,7 +309,7 @@ def measure(
     return report
 
 
-_COUNTS = ("batches", "samples", "clean")
+_COUNTS = ("batches", "samples", "clean", "lost")
 
 
 def _fingerprint(model: Model, data: Data | Batches) -> str:
@@ -343,11 +347,12 @@ def _counts(resume: Path, asked: dict[str, Any], versions: int) -> dict[str, Any
     """Return the counts in a file; None if they are not those of what is asked."""
     try:
         stored = parse_object(read_small(resume))
-        counts = {name: stored["counts"][name] for name in (*_COUNTS, "adversarial", "warnings")}
+        earlier = {"lost": 0, **stored["counts"]}  # what 0.1 did not count
+        counts = {name: earlier[name] for name in (*_COUNTS, "adversarial", "warnings")}
         right = [counts["clean"], *counts["adversarial"]]
     except (ValueError, KeyError, TypeError):
         return None
-    numbers = [counts["batches"], counts["samples"], *right]
+    numbers = [*(counts[name] for name in _COUNTS), *right]
     valid = all(type(number) is int and number >= 0 for number in numbers) and len(right) == 1 + versions
     valid = valid and max(right) <= counts["samples"]
     valid = (
@@ -420,7 +425,7 @@ def _suspicions(model: Model, x: Tensor, labels: Tensor, logits: Tensor) -> list
     """Return sentences about signs that gradients mislead an attack, seen on one batch."""
     found = []
     with torch.no_grad():
-        if not torch.allclose(model(x), logits, rtol=1e-3, atol=1e-4):
+        if not torch.allclose(model(x), logits, rtol=1e-3, atol=1e-4, equal_nan=True):
             found.append("two passes of the same images differ: the network is randomised, and PGD may fail")
     gradient = attacks.input_gradient(model, x, lambda out: cross_entropy(out, labels))
     vanished = float((gradient.flatten(1).abs().amax(1) == 0).float().mean())

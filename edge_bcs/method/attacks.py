@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_bcs.core import random
+from edge_bcs.core.answers import NO_ANSWER
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.method import device_random
 from edge_bcs.method.losses import cross_entropy, kl
@@ -70,6 +71,12 @@ def _check(epsilon: float, steps: int, loss: str, labels: Tensor | None) -> None
         raise EdgeBcsError(f"there is no attack loss {loss!r}; choose cross_entropy or kl")
     if loss == "cross_entropy" and labels is None:
         raise EdgeBcsError("an attack on the cross-entropy needs labels")
+
+
+def answers_of(logits: Tensor) -> Tensor:
+    """Return the classes i64[n] that logits f32 [n, K] answer, as `edge_bcs.core.answers.answers_of` does."""
+    largest, answers = logits.max(dim=1)
+    return torch.where(largest.isfinite(), answers, NO_ANSWER)
 
 
 def input_gradient(model: Model, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
@@ -160,7 +167,7 @@ def pgd_restarts(
     best = x.clone()
     with evaluation_mode(model), torch.no_grad():
         logits = model(x)
-        fooled = logits.argmax(1) != labels
+        fooled = answers_of(logits) != labels
         highest = torch.full_like(logits[:, 0], -torch.inf)
         for restart in range(restarts):
             left = (~fooled).nonzero().squeeze(1)
@@ -186,7 +193,7 @@ def pgd_restarts(
             )
             logits = model(adversarial)
             losses = cross_entropy(logits, labels[left])
-            won = logits.argmax(1) != labels[left]
+            won = answers_of(logits) != labels[left]
             better = won | (losses > highest[left])
             best[left[better]] = adversarial[better]
             highest[left] = torch.maximum(highest[left], losses)

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -66,6 +67,22 @@ def test_counts_against_numbers_by_hand() -> None:
     assert [(one.place, one.label, one.answer) for one in answers.worst] == [(13, 1, 0), (15, 2, 1)]
     assert answers.worst[0].share == pytest.approx(0.1) and answers.worst[1].wrong_share == pytest.approx(0.8)
     assert float(answers.worst[1].image[0, 0, 0]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_answer_that_is_no_number_is_none(value: float) -> None:
+    """Not the first class: of two ants one is without an answer, and so is the bee."""
+    answers = Answers(("ant", "bee"))
+    logits = np.array([[2, 1], [value, 0], [0, value]], np.float32)
+    robust = np.array([True, False, False])
+    answers.add(Batch(np.arange(3), np.zeros((3, 3, 4, 5), np.float32), np.array([0, 0, 1]), logits, robust))
+    assert [(one["class"], one["samples"], one["accuracy"]) for one in answers.per_class()] == [
+        ("ant", 2, 0.5), ("bee", 1, 0.0),
+    ]  # fmt: skip
+    assert answers.confused() == []
+    found = Page(page(REPORT, answers, "{}.jpg".format))
+    assert found.captions == ["ant, without an answer1.jpg", "bee, without an answer2.jpg"]
+    assert found.rows["matrix"][1:] == [["ant", "1", "0"], ["bee", "0", "0"]]
 
 
 def test_a_picture_is_a_png_with_these_pixels() -> None:
@@ -197,15 +214,21 @@ def test_evaluate_writes_it_and_the_numbers_agree(
     assert both.exit_code == 1 and "--html needs every answer" in both.stderr
 
 
-def test_mistakes_have_the_names_of_their_files(tiny_artifact: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["folder", "tar", "tar.gz"])
+def test_mistakes_have_the_names_of_their_files(tiny_artifact: Make, tmp_path: Path, form: str) -> None:
     rng = np.random.default_rng(0)
     for name in "0123":
         (tmp_path / "photos" / "test" / name).mkdir(parents=True)
         pixels = rng.integers(0, 256, (9, 12), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / "test" / name / f"of {name}.png")
+    photos = tmp_path / "photos"
+    if form != "folder":
+        photos = tmp_path / f"packed.{form}"
+        with tarfile.open(photos, "w:gz" if form == "tar.gz" else "w") as archive:
+            archive.add(tmp_path / "photos", "photos")
     file = tmp_path / "answers.html"
     names = ",".join("0123456789")
-    data = ("--data", tmp_path / "photos", "--class-names", names, "--attack", "none")
+    data = ("--data", photos, "--class-names", names, "--attack", "none")
     result = run("evaluate", tiny_artifact(), *data, "--limit", 4, "--html", file)
     assert result.exit_code == 0, result.output
     captions = Page(file.read_text()).captions

@@ -56,6 +56,22 @@ def test_robust_accuracy_is_the_share_of_margins_beyond_epsilon() -> None:
     assert evaluate(Threshold(), data, epsilon=0.03, batch_size=8)["adv_acc"] == 6 / 8
 
 
+class Diverged(Threshold):
+    """Dark images get NaN, whose place in torch's and numpy's argmax is that of the first class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).where(x.flatten(1).mean(1, keepdim=True) > 0.5, torch.nan)
+
+
+@pytest.mark.parametrize("attack", ["none", "pgd"])
+def test_answers_that_are_not_finite_are_wrong(attack: str) -> None:
+    data = by_margin(0.1, 0.2, 0.3, 0.6)  # the labels of the dark ones are 0
+    found = evaluate(Diverged(), data, attack=attack, epsilon=0.01, steps=2, restarts=1, batch_size=3)
+    assert found["clean_acc"] == 0.25 and found["adv_acc"] in (None, 0.25)
+    assert [text for text in found["warnings"] if "answers to 3 of 4 images are not finite" in text]
+    assert not any("randomised" in text for text in found["warnings"])
+
+
 def test_an_image_that_is_wrong_to_begin_with_is_not_robust() -> None:
     data = by_margin(0.1, 0.9, 0.8, 0.2)
     data.labels[:2] = 1 - data.labels[:2]

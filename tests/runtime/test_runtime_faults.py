@@ -52,6 +52,18 @@ def with_a_bad_pixel(position: int, value: float) -> ArrayDataset:
     return ArrayDataset(x, y)
 
 
+def test_a_network_that_has_diverged_answers_nothing_rightly(tiny_artifact: Make) -> None:
+    """Its logits are NaN: they counted as the first class, and all images of that were right."""
+    data = ArrayDataset(digits(6)[0], np.zeros(6, np.int64))
+    with Trainer(tiny_artifact()) as trainer:
+        assert "warnings" not in trainer.evaluate(data, 1)
+        trainer.buffers["dense.value"][...] = np.nan
+        found = trainer.evaluate(data, 1)
+        assert (found["accuracy"], found["robust_accuracy"]) == (0.0, 0.0)
+        (said,) = found["warnings"]
+        assert "answers to 6 of 6 images are not finite and count as wrong: its training has div" in said
+
+
 @pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_bad_pixel_stops_the_training_and_is_named(
