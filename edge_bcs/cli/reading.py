@@ -109,7 +109,7 @@ class Reading:
 def check_apart(output: Path, spec: str) -> None:
     """Raise EdgeBcsError if a new run would lie among the class folders of the data ``spec``, where the next
     reading would take it for one of them."""
-    from edge_bcs.data.images import around_classes, folder_entries
+    from edge_bcs.data.listing import around_classes, folder_entries
 
     data, place = Path(spec).resolve(), output.resolve()
     around = {place, *place.parents}

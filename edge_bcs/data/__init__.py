@@ -104,7 +104,8 @@ def open_data(
 
 
 def _open_folder(folder: Path, split: str, shape: Shape, handling: Handling, resize: Resize) -> Dataset:
-    from edge_bcs.data.images import ImageFiles, folder_entries
+    from edge_bcs.data.images import ImageFiles
+    from edge_bcs.data.listing import folder_entries
 
     for nested in ("cifar-10-batches-py", "cifar-100-python"):
         if (folder / nested).is_dir():
@@ -120,7 +121,8 @@ def _open_folder(folder: Path, split: str, shape: Shape, handling: Handling, res
 
 
 def _open_file(file: Path, split: str, shape: Shape, handling: Handling, resize: Resize) -> Dataset:
-    from edge_bcs.data.images import ImageFiles, archive_entries, check_channels
+    from edge_bcs.data.images import ImageFiles, check_channels
+    from edge_bcs.data.listing import archive_entries
     from edge_bcs.data.readers import compressed_rows, npz_rows, svhn_rows
     from edge_bcs.data.store import Stored
 

@@ -13,7 +13,8 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.text import shown
 from edge_bcs.data.dataset import Array, Shape
-from edge_bcs.data.images import SUFFIXES, Entry, check_channels, decode_file
+from edge_bcs.data.images import check_channels, decode_file
+from edge_bcs.data.listing import SUFFIXES, Entry
 
 
 def image_files(paths: Iterable[str | PathLike[str]]) -> Iterator[Path]:

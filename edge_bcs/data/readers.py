@@ -26,7 +26,7 @@ from edge_bcs.core.units import format_bytes
 from edge_bcs.data.dataset import Array, Shape
 from edge_bcs.data.decoding import LARGEST_FILE, decode, is_trap, reason, require_memory
 from edge_bcs.data.faults import BadImageError
-from edge_bcs.data.images import ClassFolders, TarHeader, entry_of, open_regular
+from edge_bcs.data.listing import ClassFolders, TarHeader, entry_of, open_regular
 from edge_bcs.data.matlab import MatlabArray, arrays
 from edge_bcs.data.store import LARGEST_STORE, ClassNames, Decoded, Rows, Unreadable
 

@@ -25,7 +25,7 @@ from edge_bcs.cli.reading import Reading
 from edge_bcs.core import progress
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.text import shown
-from edge_bcs.data import images, open_data
+from edge_bcs.data import images, listing, open_data
 
 Image = pytest.importorskip("PIL.Image")
 Make = Callable[..., Path]
@@ -274,7 +274,7 @@ def test_folders_that_cannot_be_read(photos: Path, monkeypatch: pytest.MonkeyPat
             raise PermissionError(13, "Permission denied", str(folder))
         return scandir(folder)
 
-    monkeypatch.setattr(images.os, "scandir", scanned)
+    monkeypatch.setattr(listing.os, "scandir", scanned)
     with pytest.raises(EdgeBcsError, match=rf"the folder .*{unreadable} cannot be read: Permission denied\."):
         open_data(photos, "train", SHAPE, on_bad="skip")
 

@@ -146,7 +146,7 @@ def cifar(content: bytes) -> None:
 
 def tar(content: bytes) -> None:
     """Image files in a plain tar."""
-    from edge_bcs.data.images import archive_entries
+    from edge_bcs.data.listing import archive_entries
 
     _drain(archive_entries(_file("data.tar", content)))
 
@@ -183,7 +183,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 INSTRUMENTED = (
     *("runtime.archive", "runtime.artifact", "runtime.onnx_file", "runtime.ort.checkpoint", "runtime.state"),
-    *("checkpoint", "data.classes", "data.decoding", "data.images", "data.matlab", "data.readers", "loading"),
+    *("checkpoint", "data.classes", "data.decoding", "data.images", "data.listing", "data.matlab"),
+    *("data.readers", "loading"),
     *("core.metadata", "core.state", "core.tensor_file", "models", "models.geometry", "targets.plans"),
     *(f"exporters.frontends.{name}" for name in ("onnx", "onnx_file", "onnx_module", "onnx_rules")),
 )
