@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ def write_tar(file: Path, members: dict[str, bytes], mode: str = "w") -> Path:
             information.size = len(content)
             archive.addfile(information, io.BytesIO(content))
     return file
+
+
+def laid_out(tmp_path: Path, form: str, names: Iterable[str], folder: str = "photos") -> Path:
+    """Write images of these names and return what holds them: a folder among them, or data.tar[.gz]."""
+    members = dict.fromkeys(names, png((1, 2, 3)))
+    if form != "folder":
+        return write_tar(tmp_path / f"data{form}", members, "w:gz" if form == ".tar.gz" else "w")
+    for name, content in members.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    return tmp_path / folder
 
 
 def all_of(spec: Path | str, split: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -128,14 +140,7 @@ def test_tar_of_class_folders(tmp_path: Path, suffix: str, mode: str) -> None:
 def test_a_class_folder_in_another_is_refused(tmp_path: Path, form: str, inner: str) -> None:
     """In a folder its images were left out; a tar made a class of it, which shifted the labels of others."""
     for first, second in (("a/photos/cat/1.png", inner), (inner, "a/photos/cat/1.png")):
-        spec = tmp_path / "a/photos"
-        if form == "folder":
-            for name in (first, second):
-                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / name).write_bytes(png((1, 2, 3)))
-        else:
-            members = dict.fromkeys((first, "a/photos/ant/1.png", second), png((1, 2, 3)))
-            spec = write_tar(tmp_path / f"data{form}", members, "w:gz" if form == ".tar.gz" else "w")
+        spec = laid_out(tmp_path, form, (first, "a/photos/ant/1.png", second), "a/photos")
         with pytest.raises(
             EdgeBcsError,
             match=r"images in .*photos/cat/.*day, a folder inside the class folder .*photos/cat: ",
@@ -151,14 +156,7 @@ def test_a_class_with_all_its_images_in_folders_is_refused(
 ) -> None:
     """A tar made the classes day1 and day2 of them."""
     names = [f"{above}/{name}" for name in ("cat/day1/1.png", *others)]
-    spec = tmp_path / "photos"
-    if form == "folder":
-        for name in names:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_bytes(png((1, 2, 3)))
-    else:
-        members = dict.fromkeys(names, png((1, 2, 3)))
-        spec = write_tar(tmp_path / f"data{form}", members, "w:gz" if form == ".tar.gz" else "w")
+    spec = laid_out(tmp_path, form, names)
     with pytest.raises(
         EdgeBcsError, match=rf"{above}/cat/day1, a folder inside the class folder .*{above}/cat: "
     ):
@@ -178,14 +176,7 @@ def test_class_folders_of_a_tar_may_lie_below_others(tmp_path: Path, form: str) 
 def test_what_is_hidden_is_no_class(tmp_path: Path, form: str) -> None:
     hidden = ("photos/.thumbs/1.png", "photos/ant/.thumbs/1.png", "photos/ant/._1.png", "./1.png")
     names = (*(f"photos/{name}/{number}.png" for name in ("ant", "bee") for number in (1, 2)), *hidden)
-    spec = tmp_path / "photos"
-    if form == "folder":
-        for name in names:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_bytes(png((1, 2, 3)))
-    else:
-        members = dict.fromkeys(names, png((1, 2, 3)))
-        spec = write_tar(tmp_path / f"data{form}", members, "w:gz" if form == ".tar.gz" else "w")
+    spec = laid_out(tmp_path, form, names)
     data = open_data(spec, "train", (3, 4, 4))
     assert data.classes == ("ant", "bee")
     assert len(data) + len(open_data(spec, "test", (3, 4, 4))) == 4

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -21,6 +21,9 @@ from edge_bcs.runtime import library
 from onnx import TensorProto, helper
 
 from helpers import programs
+
+if TYPE_CHECKING:
+    import torch
 
 ELEMENT_TYPE = {
     np.dtype(np.float32): TensorProto.FLOAT,
@@ -126,6 +129,25 @@ def budget_library() -> ctypes.CDLL:
     functions.edge_bcs_last_refusal.argtypes = [ctypes.POINTER(ctypes.c_int64)] * 3
     functions.edge_bcs_last_refusal.restype = None
     return functions
+
+
+def images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Random images f32 [blocks · lanes, …] for a shape (blocks, lanes, …), others for another shape."""
+    blocks, lanes, *rest = shape
+    return np.random.default_rng([seed, *shape]).normal(size=(blocks * lanes, *rest)).astype(np.float32)
+
+
+def sizes(shape: tuple[int, ...]) -> dict[str, int]:
+    """Attributes of an operator on stacks of a shape (blocks, lanes, channels, height, width)."""
+    _, lanes, channels, height, width = shape
+    return {"channels": channels, "height": height, "width": width, "lanes": lanes}
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """The same in torch's float64, whose gradient is wanted."""
+    import torch
+
+    return torch.from_numpy(array.astype(np.float64)).requires_grad_()
 
 
 def pack(images: np.ndarray, lanes: int, halo: int) -> np.ndarray:

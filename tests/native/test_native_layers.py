@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as functional
-from helpers.operators import pack, pack_bits, run, unpack
+from helpers.operators import images, pack, pack_bits, run, sizes, tensor, unpack
 
 F = np.float32
 U8 = np.uint8
@@ -18,24 +18,10 @@ U8 = np.uint8
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 5, 7, 4), (3, 4, 2, 5, 9), (1, 16, 3, 6, 6), (2, 8, 4, 3, 5)]
 
 
-def images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    blocks, lanes, *rest = shape
-    return np.random.default_rng([seed, *shape]).normal(size=(blocks * lanes, *rest)).astype(F)
-
-
-def tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.float64)).requires_grad_()
-
-
 def close(actual: np.ndarray, expected: torch.Tensor | np.ndarray, tolerance: float = 1e-5) -> None:
     if isinstance(expected, torch.Tensor):
         expected = expected.detach().numpy()
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
-
-
-def sizes(shape: tuple[int, ...]) -> dict[str, int]:
-    _, lanes, channels, height, width = shape
-    return {"channels": channels, "height": height, "width": width, "lanes": lanes}
 
 
 MASKS = ["none", "stack", "bits"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.operators import pack, pack_bits, run, unpack
+from helpers.operators import images, pack, pack_bits, run, sizes, tensor, unpack
 
 F = np.float32
 # blocks, lanes, channels, height, width
@@ -24,24 +24,10 @@ SHAPES = [
 MASKS = ["none", "stack", "bits"]
 
 
-def images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    blocks, lanes, *rest = shape
-    return np.random.default_rng([seed, *shape]).normal(size=(blocks * lanes, *rest)).astype(F)
-
-
-def tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.float64)).requires_grad_()
-
-
 def close(actual: np.ndarray, expected: torch.Tensor | np.ndarray, tolerance: float = 1e-6) -> None:
     if isinstance(expected, torch.Tensor):
         expected = expected.detach().numpy()
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
-
-
-def sizes(shape: tuple[int, ...]) -> dict[str, int]:
-    _, lanes, channels, height, width = shape
-    return {"channels": channels, "height": height, "width": width, "lanes": lanes}
 
 
 class Joins:
