@@ -154,7 +154,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except EdgeBcsError:
         raise
     except ValueError as error:
-        kind = _kind(path)
+        kind = kind_of(path)
         if kind is not None:
             instead = _INSTEAD if "orch" in kind else _READ
             raise EdgeBcsError(f"{path} is {kind}, and not a state of edge-bcs; {instead}") from None
@@ -180,6 +180,7 @@ _INSTEAD = (
     f"{_READ}; load this into its module with torch: edge_bcs.evaluation.evaluate measures that module, and "
     'edge_bcs.sparsify(module, start="new") makes a sparse network like it, with new weights'
 )
+TORCHSCRIPT = "a TorchScript module"
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number with which such a pickle begins
 
 
@@ -193,7 +194,7 @@ def _foreign(path: Path, stored: TensorFile) -> str:
     return f"{path} is a safetensors file{holds}, but not a state of edge-bcs; {_INSTEAD}"
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
     """Return what a file is that holds no safetensors, told without loading anything; None if unknown."""
     try:
         with path.open("rb") as stream:
@@ -212,4 +213,4 @@ def _kind(path: Path) -> str | None:
         return None
     if "data.pkl" not in names:
         return "a zip archive"
-    return "a TorchScript module" if "constants.pkl" in names else "a file of torch.save"
+    return TORCHSCRIPT if "constants.pkl" in names else "a file of torch.save"

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edge_bcs.checkpoint import TORCHSCRIPT, kind_of
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import reading
 from edge_bcs.core.tensor_file import TensorFile
@@ -176,7 +176,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _pickled(path: Path) -> Any:
-    if _is_torchscript(path):
+    if kind_of(path) == TORCHSCRIPT:
         raise EdgeBcsError(f"{path} is TorchScript; {_SAVE}, of the module that it was made from.")
     # What scripts save beside the weights: their arguments, which are nothing but names and values.
     safe = getattr(torch.serialization, "safe_globals", None)
@@ -194,14 +194,6 @@ def _pickled(path: Path) -> Any:
         if re.search(r"GLOBAL|Unsupported (global|class)", str(error)):
             raise EdgeBcsError(f"{path} holds more than tensors, and only these are read; {_SAVE}.") from None
         raise EdgeBcsError(f"{path} is not a file of torch.save; {_SAVE}.") from None
-
-
-def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False
 
 
 def _state_dict(content: Any, depth: int = 0) -> dict[str, Tensor]:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from edge_bcs.core.segments import Segment
-from edge_bcs.method.connectivity import kappa, layer_counts
+from edge_bcs.method.connectivity import kappa, layer_counts, uniform_densities
 from edge_bcs.method.sparse_model import SparseModel
 
 
 def equal_densities(layers: Sequence[Segment], sparsity: str) -> list[int]:
     """Return how many weights each layer keeps: the same share of every layer, κ altogether."""
     sizes = [layer.size for layer in layers]
-    counts: list[int] = layer_counts(sizes, [1.0] * len(sizes), kappa(sum(sizes), sparsity)).tolist()
+    counts: list[int] = layer_counts(sizes, uniform_densities(layers), kappa(sum(sizes), sparsity)).tolist()
     return counts
 
 
