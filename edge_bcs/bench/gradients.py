@@ -197,10 +197,12 @@ def _gradient(network: nn.Module, name: str) -> Array:
 
 def _of_connections(sparse: SparseModel, gradient: Callable[[str], Array]) -> dict[str, Array]:
     """The gradients at the connections of each sparse kernel, from those of all its weights."""
+    from edge_bcs.method.sparse_model import weight_name
+
     found = {}
     index = sparse.index.cpu().numpy()
     for layer in sparse.layers:
-        name = f"{layer.name}.weight".removeprefix(".")
+        name = weight_name(layer)
         first, last = np.searchsorted(index, [layer.offset, layer.offset + layer.size])
         found[name] = gradient(name)[index[first:last] - layer.offset]
     return found
@@ -211,6 +213,7 @@ def _of_connections(sparse: SparseModel, gradient: Callable[[str], Array]) -> di
 
 def by_artifact(artifact: Artifact, sparse: SparseModel, batch: Batch, threads: int) -> Found:
     """The same as the artifact computes it, in so many threads."""
+    from edge_bcs.method.sparse_model import weight_name
     from edge_bcs.runtime.engine import Engine
 
     engine = Engine(artifact, None, threads)
@@ -233,7 +236,7 @@ def by_artifact(artifact: Artifact, sparse: SparseModel, batch: Batch, threads: 
     parameters = {}
     for layer in sparse.layers:
         first, last = np.searchsorted(index, [layer.offset, layer.offset + layer.size])
-        parameters[f"{layer.name}.weight".removeprefix(".")] = connections[first:last]
+        parameters[weight_name(layer)] = connections[first:last]
     for item in sparse.dense:
         parameters[item.name] = dense[item.offset : item.offset + item.size]
     return Found(total, parameters, image)

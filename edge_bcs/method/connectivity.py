@@ -27,7 +27,7 @@ from edge_bcs.core.segments import Segment
 from edge_bcs.exportable import warn_if_not_exportable, with_outputs
 from edge_bcs.method.heads import is_new
 from edge_bcs.method.pruning import largest_of_all, largest_of_layers
-from edge_bcs.method.sparse_model import KERNELS, SparseModel, prunable_layers
+from edge_bcs.method.sparse_model import KERNELS, SparseModel, prunable_layers, weight_name
 from edge_bcs.method.trained import evidence_of_training
 from edge_bcs.method.wrappers import unwrapped
 
@@ -359,8 +359,7 @@ def _pruned(
 ) -> _Start:
     """Return a copy of `model` with its largest weights: so many of each layer, or of all."""
     model = copy.deepcopy(model)
-    names = [f"{layer.name}.weight".removeprefix(".") for layer in layers]
-    kernels = [model.get_parameter(name).detach().reshape(-1) for name in names]
+    kernels = [model.get_parameter(weight_name(layer)).detach().reshape(-1) for layer in layers]
     weights = torch.cat(kernels).cpu().numpy().astype(np.float32)
     if not np.isfinite(weights).all():
         raise EdgeBcsError("a weight of the network is not finite: nothing can be started from it")

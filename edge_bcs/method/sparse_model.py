@@ -69,6 +69,11 @@ def prunable_layers(model: nn.Module, dense: Collection[str] = ()) -> tuple[Segm
     return tuple(layers)
 
 
+def weight_name(layer: Segment) -> str:
+    """Return the qualified name of the parameter that is a kernel."""
+    return f"{layer.name}.weight".removeprefix(".")
+
+
 def _check_parameter(name: str, module: nn.Module, kind: str, parameter: nn.Parameter) -> None:
     """Raise `EdgeBcsError` for a parameter that is neither a known kernel nor a vector."""
     kernel = isinstance(module, KERNELS) and kind == "weight"
@@ -242,7 +247,7 @@ class SparseModel(nn.Module):
     @property
     def parts(self) -> Parts:
         """Which kernel, parameter or batch norm a number of the state belongs to."""
-        kernels = [(f"{layer.name}.weight".removeprefix("."), layer.offset) for layer in self.layers]
+        kernels = [(weight_name(layer), layer.offset) for layer in self.layers]
         return Parts(
             self.size,
             kernels,
@@ -253,7 +258,7 @@ class SparseModel(nn.Module):
     # Flat views.
 
     def _dense_parameters(self) -> tuple[Segment, ...]:
-        kernels = {f"{layer.name}.weight" if layer.name else "weight" for layer in self.layers}
+        kernels = {weight_name(layer) for layer in self.layers}
         found, offset = [], 0
         for name, parameter in self.network.named_parameters():
             if name not in kernels:
@@ -270,12 +275,7 @@ class SparseModel(nn.Module):
         return tuple(found)
 
     def _kernels(self) -> list[nn.Parameter]:
-        kernels = []
-        for layer in self.layers:
-            weight = self.network.get_submodule(layer.name).weight
-            assert isinstance(weight, nn.Parameter)
-            kernels.append(weight)
-        return kernels
+        return [self.network.get_parameter(weight_name(layer)) for layer in self.layers]
 
     def _other_parameters(self) -> list[nn.Parameter]:
         return [self.network.get_parameter(parameter.name) for parameter in self.dense]
