@@ -57,7 +57,7 @@ def measure(
     clean, robust, lost = _right_answers(
         engine, data, order, attack == "fgsm", attack_steps, restarts, epsilon, seed, on_batch, on_answers
     )
-    metrics = {"accuracy": clean / len(order), "samples": len(order)}
+    metrics: dict[str, Any] = {"accuracy": clean / len(order), "samples": len(order)}
     if attack_steps:
         metrics |= {
             "robust_accuracy": robust / len(order),

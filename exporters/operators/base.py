@@ -416,7 +416,7 @@ class Resizing(Operator):
     """
 
     inputs = (Port("x"),)
-    outputs = (Port("y", dims=stack("out_", "out_halo")),)
+    outputs: ClassVar[tuple[Port, ...]] = (Port("y", dims=stack("out_", "out_halo")),)
     any_halo = True
     gradient: ClassVar[type[Operator]]
 
