@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from edge_bcs.runtime.attack import descend
-from edge_bcs.runtime.checks import check_batch, in_data
+from edge_bcs.runtime.checks import NotFiniteError, check_batch, in_data
 from edge_bcs.runtime.engine import Engine
 
 from edge_bcs.core import random
@@ -91,11 +92,12 @@ def _right_answers(
         engine.run("eval")
         answered = arrays["logits"][: len(x)].copy()
         answers = answers_of(answered)
-        right, finite = answers == y, answers != NO_ANSWER
+        right, unanswered = answers == y, answers == NO_ANSWER
         clean += int(right.sum())
         if attack_steps:
             for restart in range(restarts):
-                descend(
+                attack = partial(
+                    descend,
                     engine,
                     epsilon=epsilon,
                     steps=attack_steps,
@@ -105,16 +107,47 @@ def _right_answers(
                     seed=seed,
                     noise=(restart, random.EVALUATION, first),
                 )
-                arrays["input"][...] = arrays["adversarial"]
-                engine.run("eval")
-                arrays["input"][: len(x)] = x
-                answers = answers_of(arrays["logits"][: len(x)])
+                answers = _under_attack(engine, x, y, ~unanswered, attack)
                 right &= answers == y
-                finite &= answers != NO_ANSWER
+                unanswered |= answers == NO_ANSWER
             robust += int(right.sum())
-        lost += int((~finite).sum())
+        lost += int(unanswered.sum())
         if on_answers is not None:
             on_answers(Batch(places, x, y, answered, right if attack_steps else None))
         if on_batch is not None:
             on_batch(first + len(x), len(order))
     return clean, robust, lost
+
+
+def _under_attack(engine: Engine, x: Array, y: Array, answered: Array, attack: Callable[[], None]) -> Array:
+    """What the images of a micro-batch are taken for under attack, i64[n]: `NO_ANSWER` for those that are not
+    ``answered`` bool[n] as they are, and for those to which the network loses its answer on the way.
+
+    The operators refuse a micro-batch with such an image; another image takes its place, and that of images
+    that the micro-batch lacks.
+    """
+    left, refused = answered, not answered.all()
+    while left.any():
+        if refused:
+            shown = np.full(engine.artifact.micro_batch, left.argmax())
+            shown[: len(x)][left] = np.flatnonzero(left)
+            engine.load(x[shown], y[shown], 0.0)
+        else:
+            engine.load(x, y, 0.0)
+        try:
+            attack()
+        except NotFiniteError:
+            kept = left & (_answers(engine, len(x)) != NO_ANSWER)
+            if refused and kept.sum() == left.sum():
+                raise
+            left, refused = kept, True
+        else:
+            return np.where(left, _answers(engine, len(x)), NO_ANSWER)
+    return np.full(len(x), NO_ANSWER)
+
+
+def _answers(engine: Engine, count: int) -> Array:
+    """What the first ``count`` images in `adversarial` are taken for."""
+    engine.arrays["input"][...] = engine.arrays["adversarial"]
+    engine.run("eval")
+    return answers_of(engine.arrays["logits"][:count])

@@ -64,6 +64,22 @@ def test_a_network_that_has_diverged_answers_nothing_rightly(tiny_artifact: Make
         assert "answers to 6 of 6 images are not finite and count as wrong: its training has div" in said
 
 
+@pytest.mark.parametrize(("epsilon", "robust", "lost"), [(0.0, 1 / 6, 5), (1.0, 0.0, 6)])
+def test_images_without_an_answer_do_not_keep_others_from_being_attacked(
+    tiny_artifact: Make, epsilon: float, robust: float, lost: int
+) -> None:
+    """The first layer overflows on all images but the black one, until the attack adds something to it."""
+    x, y = digits(6)
+    x[4] = 0
+    with Trainer(tiny_artifact()) as trainer:
+        first = trainer.buffers["coo.index"] < trainer.artifact.layers[1].offset
+        trainer.buffers["coo.value"][first] = 3e38
+        y[4] = trainer.predict(x[4:5])[0]
+        found = trainer.evaluate(ArrayDataset(x, y), 2, epsilon=epsilon)
+    assert (found["accuracy"], found["robust_accuracy"]) == (1 / 6, robust)
+    assert f"answers to {lost} of 6 images" in found["warnings"][0]
+
+
 @pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_bad_pixel_stops_the_training_and_is_named(
