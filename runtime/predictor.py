@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from edge_bcs.runtime.artifact import Artifact
@@ -17,53 +15,27 @@ from edge_bcs.runtime.evaluation import logits, measure
 from edge_bcs.runtime.guard import BetweenSteps, Guard
 
 from edge_bcs.core.answers import OnAnswers, softmax
-from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.signals import HeldSignals
-from edge_bcs.core.units import parse_bytes
 from edge_bcs.data.adapt import dataset_of
-from edge_bcs.data.classes import Match, Names, match, named, say
+from edge_bcs.data.classes import Match, Names, match, say
 
 Array = np.ndarray[Any, Any]
 Metrics = dict[str, Any]
-_Opened = TypeVar("_Opened", bound="Predictor")
 
 
 class Predictor:
     """One artifact, open inside a byte budget; a `Trainer` is one that learns.
 
-    Arguments and attributes are those of `Trainer`, which says who may use it when.
+    Attributes are those of `Trainer`, which opens and closes it, and says who may use it when.
     """
 
     def __init__(
-        self,
-        path: str | Path | Artifact,
-        memory: int | str | None = None,
-        threads: int | None = None,
-        seed: int | None = None,
-        class_names: Sequence[str] | None = None,
+        self, artifact: Artifact, engine: Engine, guard: Guard, classes: Names | None, seed: int | None
     ) -> None:
-        self.artifact = path if isinstance(path, Artifact) else Artifact.read(path)
-        cap = self.artifact.budget if memory is None else parse_bytes(memory)
-        if seed is not None and not 0 <= seed < 2**64:
-            raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}.")
-        self.classes: Names | None = self.artifact.classes
-        if class_names is not None:
-            self.classes = named(self.classes, class_names, self.artifact.num_classes)
-        self._engine = self.open_engine(cap, threads)
-        self._finalizer = weakref.finalize(self, Engine.close, self._engine)
-        metadata = self._engine.metadata
-        self.steps = int(metadata["step"])
-        self.seed = int(metadata["seed"]) if seed is None else seed
+        self.artifact, self.classes = artifact, classes
+        self._engine, self._guard = engine, guard
+        self.steps = int(engine.metadata["step"])
+        self.seed = int(engine.metadata["seed"]) if seed is None else seed
         self.resumed = False
-        self._guard = Guard(self._engine.arrays)
-
-    def open_engine(self, cap: int | None, threads: int | None) -> Engine:
-        """Return what runs the graphs; a Trainer over another engine overrides it.
-
-        Args:
-            cap: bytes of the working set, None for no limit. threads: of each graph, None for all processors.
-        """
-        return Engine(self.artifact, cap, threads)
 
     @property
     def on_run(self) -> Callable[[GraphRun], None] | None:
@@ -73,22 +45,6 @@ class Predictor:
     @on_run.setter
     def on_run(self, hook: Callable[[GraphRun], None] | None) -> None:
         self._engine.on_run = hook
-
-    def close(self) -> None:
-        """Free everything, so that another one may be opened. Safe to call twice."""
-        with HeldSignals() as signals:  # half closed, it would keep others from being opened
-            signals.hold()
-            self._finalizer()
-
-    def __enter__(self: _Opened) -> _Opened:
-        """Return the object itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     def match_classes(self, data: Any, *, training: bool = False) -> Match:
         """Match the classes of ``data`` with the network's by name, as `fit` and `evaluate` do, and say once
@@ -101,21 +57,9 @@ class Predictor:
         Raises EdgeBcsError for data of another shape, without images, or with a class that the network does
         not know.
         """
-        matched = self._matched(data, "train" if training else "test", naming=training)
-        self.classes = matched.classes
-        return matched
-
-    def _matched(self, given: Any, split: str, naming: bool) -> Match:
-        # Pixels are checked when they are read, for one may be skipped.
-        artifact = self.artifact
-        data = dataset_of(
-            given, split=split, shape=artifact.input_shape, finite=False, resize=artifact.resize
-        )
-        check_data(self.artifact, data)
-        trained, outputs = self.steps > 0, self.artifact.num_classes
-        matched = match(data, self.classes, outputs, naming=naming, trained=trained, resumed=self.resumed)
-        say(matched.notes)
-        return matched
+        found = matched(self, data, "train" if training else "test", naming=training)
+        self.classes = found.classes
+        return found
 
     # What it answers
 
@@ -170,11 +114,11 @@ class Predictor:
             on_batch: called with (images done, all images).
             on_answers: called with each micro-batch and its answers (`edge_bcs.core.answers`).
         """
-        matched = self._matched(data, "test", naming=False)
+        found = matched(self, data, "test", naming=False)
         with self.between_steps(or_while_reading=True):
             return measure(
                 self._engine,
-                matched.data,
+                found.data,
                 attack=attack,
                 attack_steps=attack_steps,
                 limit=limit,
@@ -226,3 +170,28 @@ class Predictor:
     def threads(self) -> int:
         """Threads of each graph."""
         return int(self._engine.threads)
+
+
+def matched(network: Predictor, given: Any, split: str, *, naming: bool) -> Match:
+    """Return what ``given`` holds as a data set with the network's labels, and say what is worth knowing.
+
+    Args:
+        network: keeps its names. given: what `Trainer.fit` takes. split: of a path.
+        naming: whether a network without names takes those of the data.
+
+    Raises EdgeBcsError as `Predictor.match_classes` does.
+    """
+    # Pixels are checked when they are read, for one may be skipped.
+    artifact = network.artifact
+    data = dataset_of(given, split=split, shape=artifact.input_shape, finite=False, resize=artifact.resize)
+    check_data(artifact, data)
+    found = match(
+        data,
+        network.classes,
+        artifact.num_classes,
+        naming=naming,
+        trained=network.steps > 0,
+        resumed=network.resumed,
+    )
+    say(found.notes)
+    return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -20,15 +21,19 @@ from edge_bcs.runtime.checks import Name, check_batch, in_batch
 from edge_bcs.runtime.claims import Claims
 from edge_bcs.runtime.connections import Connections, connections, layer_counts
 from edge_bcs.runtime.course import Course, Wishes, begin_or_continue
+from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.fit import Fit, Metrics
-from edge_bcs.runtime.predictor import Predictor
+from edge_bcs.runtime.guard import Guard
+from edge_bcs.runtime.predictor import Predictor, matched
 from edge_bcs.runtime.state import layout_of, write_run
 from edge_bcs.runtime.step import Reader, take_step
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.signals import HeldSignals
+from edge_bcs.core.units import parse_bytes
 from edge_bcs.data.adapt import batch_size_of
 from edge_bcs.data.augmentation import Augment
+from edge_bcs.data.classes import named
 
 Array = np.ndarray[Any, Any]
 
@@ -74,7 +79,17 @@ class Trainer(Predictor):
         seed: int | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(path, memory, threads, seed, class_names)
+        self.artifact = path if isinstance(path, Artifact) else Artifact.read(path)
+        cap = self.artifact.budget if memory is None else parse_bytes(memory)
+        if seed is not None and not 0 <= seed < 2**64:
+            raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}.")
+        classes = self.artifact.classes
+        if class_names is not None:
+            classes = named(classes, class_names, self.artifact.num_classes)
+        self._engine = self.open_engine(cap, threads)
+        self._finalizer = weakref.finalize(self, Engine.close, self._engine)
+        self._guard = Guard(self._engine.arrays)
+        super().__init__(self.artifact, self._engine, self._guard, classes, seed)
         self._claims = Claims(self.artifact, self.steps)
         self._unlock = weakref.finalize(self, Claims.release, self._claims)
         hyper = self.artifact.hyper
@@ -83,6 +98,14 @@ class Trainer(Predictor):
         self._course: Course | None = None  # of the fit under way or last done, as it is saved
         self._continues = False
         self._counts_before: Array | None = None  # of each layer's connections, before the last update
+
+    def open_engine(self, cap: int | None, threads: int | None) -> Engine:
+        """Return what runs the graphs; a Trainer over another engine overrides it.
+
+        Args:
+            cap: bytes of the working set, None for no limit. threads: of each graph, None for all processors.
+        """
+        return Engine(self.artifact, cap, threads)
 
     @classmethod
     def resume(
@@ -95,16 +118,20 @@ class Trainer(Predictor):
         """Open a saved run so that the next `fit` goes on where the saved one stood, to the bit."""
         trainer = cls(path, memory=memory, threads=threads, class_names=class_names)
         try:
-            saved = trainer._engine.metadata.get("progress")
-            if saved is not None:
-                trainer._course, trainer._continues = Course.parse(saved, trainer.steps), True
-            trainer.resumed = True
+            trainer._go_on()
         except BaseException as error:
             trainer.close()
             if isinstance(error, EdgeBcsError):
                 raise EdgeBcsError(f"{path}: {error}") from None
             raise
         return trainer
+
+    def _go_on(self) -> None:
+        """Let the next `fit` go on where the saved one stood."""
+        saved = self._engine.metadata.get("progress")
+        if saved is not None:
+            self._course, self._continues = Course.parse(saved, self.steps), True
+        self.resumed = True
 
     def close(self) -> None:
         """Free everything, so that another Trainer may be opened. Safe to call twice.
@@ -114,8 +141,18 @@ class Trainer(Predictor):
         """
         with HeldSignals() as signals:  # half closed, it would keep others from being opened
             signals.hold()
-            super().close()
+            self._finalizer()
             self._claims.release()
+
+    def __enter__(self) -> Trainer:
+        """Return the trainer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
 
     # One step
 
@@ -270,10 +307,10 @@ class Trainer(Predictor):
             validation=validation,
             patience=patience,
         )
-        matched = self._matched(data, "train", naming=True)
+        found = matched(self, data, "train", naming=True)
         fitting = Fit(
             self,
-            matched.data,
+            found.data,
             progress=progress,
             metrics=metrics,
             on_step=on_step,
@@ -294,10 +331,10 @@ class Trainer(Predictor):
                 self.artifact,
                 wishes,
                 step=self.steps,
-                images=len(matched.data),
+                images=len(found.data),
             )
             self._continues = False
-            self.classes = matched.classes
+            self.classes = found.classes
             return fitting.run(course, resumed)
 
     def connections(self) -> Connections:

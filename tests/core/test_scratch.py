@@ -62,7 +62,7 @@ def test_what_tests_compile_and_read_is_gone_after_them(temporary: Path) -> None
     code = (
         "import runpy, sys\n"
         "from helpers import programs\n"
-        "program = programs._compiled('run_operator')\n"
+        "program = programs.compiled('run_operator')\n"
         "readers = runpy.run_path(sys.argv[1])\n"
         "print(program.parent.is_dir(), readers['_PLACE'].is_dir())"
     )

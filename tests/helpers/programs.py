@@ -48,7 +48,7 @@ def _scratch() -> ScratchFolder:
 
 
 @functools.cache
-def _compiled(name: str) -> Path:
+def compiled(name: str) -> Path:
     """The program for this machine; skips the test where there is no compiler."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
@@ -67,7 +67,7 @@ def run(name: str, *arguments: Any, **environment: str) -> subprocess.CompletedP
         folder = Path(os.environ["EDGE_BCS_TEST_PROGRAMS"])
         command = [*EMULATOR, str(folder / name), str(folder / "libedge_bcs_ops.so")]
     else:
-        command = [str(_compiled(name)), str(library.library_path())]
+        command = [str(compiled(name)), str(library.library_path())]
     command += [str(argument) for argument in arguments]
     return subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **environment}, check=False
