@@ -140,13 +140,17 @@ def export(
     seed = sparse.seed if seed is None else seed
     classes = sparse.classes
     if classes is not None:
-        classes = completed(check_names(classes, "the network's classes"), network.classes)
+        classes = completed(check_names(classes, "the network's classes"), network.num_classes)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "created_by": f"edge-bcs {__version__}",
         **({} if publish.release is None else {"release": publish.release}),
-        "network": {**sparse.record, "input_shape": list(network.image), "num_classes": network.classes},
+        "network": {
+            **sparse.record,
+            "input_shape": list(network.input_shape),
+            "num_classes": network.num_classes,
+        },
         **({} if classes is None else {"classes": list(classes)}),
         "sparsity": sparse.sparsity,
         "distribution": sparse.distribution,
@@ -159,7 +163,8 @@ def export(
     }
     with publishing(target, publish.force) as folder:
         if publish.plain_eval:
-            onnx.save(plain_evaluation_model(network.graph, sparse.network), folder / PLAIN_EVAL)
+            model = plain_evaluation_model(network.graph, sparse.network)
+            (folder / PLAIN_EVAL).write_bytes(model.SerializeToString())
         note("writing it")
         metadata = {"objective": rule.name, **state_metadata(sparse, step, seed, classes)}
         _write(folder, compiled, manifest, state, metadata)
@@ -188,7 +193,8 @@ def _write(
     if ort_checkpoint.available():
         lists = np.zeros(compiled.network.lists_length, np.int32)
         run(str(folder / graph_file("lists")), {"coo.index": state["coo.index"], "coo.lists": lists})
-        ort_checkpoint.write_ort_checkpoint(folder / CHECKPOINT, state, lists, metadata)
+        tensors = {**state, "coo.lists": lists}
+        ort_checkpoint.write_ort_checkpoint(folder / CHECKPOINT, tensors, metadata)
     files = sorted(path.name for path in folder.iterdir())
     manifest["files"] = {
         name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in files

@@ -36,11 +36,11 @@ def empty_graph(
     two_branches: bool = False,
 ) -> Graph:
     """A graph without nodes, between bound buffers of ``network``."""
-    bound = network.buffers(micro_batch, two_branches)
+    buffers = network.buffers(micro_batch, two_branches)
     return Graph(
         name,
-        {buffer: bound[buffer] for buffer in inputs},
-        {output: bound.get(output) or bound[output.removesuffix(".out")] for output in outputs},
+        {buffer: buffers[buffer] for buffer in inputs},
+        {output: buffers.get(output) or buffers[output.removesuffix(".out")] for output in outputs},
     )
 
 
@@ -201,6 +201,5 @@ def lists_graph(network: Network) -> Graph:
 
 
 def _build_lists(graph: Graph, network: Network, index: str) -> None:
-    geometry = [number for kernel in network.kernels.values() for number in kernel.geometry]
     inputs, outputs = {"index": index, "lists": "coo.lists"}, {"lists_out": "coo.lists.out"}
-    BuildLists.emit(graph, inputs, outputs, {"layers": geometry, "layer_integers": LAYER_INTEGERS})
+    BuildLists.emit(graph, inputs, outputs, {"layers": network.geometry, "layer_integers": LAYER_INTEGERS})

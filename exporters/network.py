@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -16,7 +17,7 @@ from edge_bcs.method.sparse_model import SparseModel
 
 from .frontends.torch import capture
 from .fusion import FusedLayer, Slot, fuse
-from .layers import Convolution, Input, Layer, LayerGraph
+from .layers import Convolution, Input, LayerGraph
 from .nodes import TensorType
 
 _SHORT = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool"}
@@ -118,12 +119,12 @@ class Network:
         self.training = self._pass(batch_statistics=True) if self.batch_statistics else self.evaluation
 
     @property
-    def image(self) -> tuple[int, int, int]:
-        """(C, H, W) of the input."""
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
         return self.graph.layers[0].geometry
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """K, the length of the logits."""
         return self.graph.num_classes
 
@@ -140,27 +141,27 @@ class Network:
     @property
     def dense_size(self) -> int:
         """D, the number of all other trainable parameters."""
-        return sum(parameter.size for parameter in self.dense.values())
+        return sum(segment.size for segment in self.dense.values())
+
+    @property
+    def statistics_size(self) -> int:
+        """Channels of all batch norms."""
+        return sum(segment.size for segment in self.statistics.values())
 
     @cached_property
     def connections(self) -> Mapping[int, int]:
         """First number of a layer, by which nodes know it → its connections when it was captured."""
         return {kernel.offset: kernel.connections for kernel in self.kernels.values()}
 
+    @property
+    def geometry(self) -> list[int]:
+        """`LAYER_INTEGERS` integers of each kernel, the attribute of BuildLists."""
+        return list(chain.from_iterable(kernel.geometry for kernel in self.kernels.values()))
+
     def buffers(self, micro_batch: int = 1, two_branches: bool = False) -> dict[str, TensorType]:
         """Type of every buffer that the runtime binds to the graphs, see ``edge_bcs.runtime.buffers``."""
-        bound = bound_buffers(
-            kappa=self.kappa,
-            lists_length=self.lists_length,
-            dense_size=self.dense_size,
-            statistics_size=sum(norm.size for norm in self.statistics.values()),
-            micro_batch=micro_batch,
-            input_shape=self.image,
-            num_classes=self.classes,
-            two_branches=two_branches,
-            batch_statistics=self.batch_statistics,
-        )
-        return {name: TensorType(_SHORT[dtype], shape) for name, (dtype, shape) in bound.items()}
+        buffers = bound_buffers(self, micro_batch, two_branches)
+        return {name: TensorType(_SHORT[dtype], shape) for name, (dtype, shape) in buffers.items()}
 
     def _pass(self, batch_statistics: bool) -> Pass:
         layers = fuse(self.graph, batch_statistics)
@@ -217,24 +218,21 @@ def network_of(
         EdgeBcsError: the network holds something that is not supported; the message names it.
     """
     graph = captured(sparse, input_shape)
-    graph.layers = [_with_weights(layer, sparse.dense_kernels) for layer in graph.layers]
-    kernels, lists_length = _numbered(graph, sparse.layers, sparse.layer_counts(), 3 * sparse.kappa)
+    dense = sparse.dense_kernels
+    graph.layers = [
+        replace(layer, weights="dense") if isinstance(layer, Convolution) and layer.module in dense else layer
+        for layer in graph.layers
+    ]
+    kernels, lists_length = _numbered(graph, sparse)
     return Network(
         graph,
         sparse.kappa,
         kernels,
-        {parameter.name: parameter for parameter in sparse.dense},
-        {norm.name: norm for norm in sparse.statistics},
+        {segment.name: segment for segment in sparse.dense},
+        {segment.name: segment for segment in sparse.statistics},
         lists_length,
         batch_statistics,
     )
-
-
-def _with_weights(layer: Layer, dense: Collection[str]) -> Layer:
-    """``layer`` knowing where its weights are, given the modules whose kernels are ``dense``."""
-    if not isinstance(layer, Convolution) or layer.module not in dense:
-        return layer
-    return replace(layer, weights="dense")
 
 
 def _unread(segment: Segment) -> Convolution:
@@ -243,28 +241,27 @@ def _unread(segment: Segment) -> Convolution:
     return Convolution(segment.name, (), (), segment.name, (height, width))
 
 
-def _numbered(
-    graph: LayerGraph, segments: tuple[Segment, ...], counts: Mapping[str, int], position: int
-) -> tuple[dict[str, Kernel], int]:
-    """The kernels, whose pointers lie in ``coo.lists`` from ``position`` on, and the length of the lists:
-    the pointers of all layers to the connections of each output, then those of all to each input's."""
+def _numbered(graph: LayerGraph, sparse: SparseModel) -> tuple[dict[str, Kernel], int]:
+    """The kernels, and the length of ``coo.lists``: three numbers for each connection, the pointers of all
+    layers to the connections of each output, then those of all to each input's."""
     convolutions = {layer.module: layer for layer in graph.layers if isinstance(layer, Convolution)}
-    backwards = position + sum(segment.shape[0] + 1 for segment in segments)
+    connections = sparse.layer_counts()
+    forward = 3 * sparse.kappa
+    backwards = forward + sum(segment.shape[0] + 1 for segment in sparse.layers)
     kernels: dict[str, Kernel] = {}
-    for segment in segments:
+    for segment in sparse.layers:
         layer = convolutions.get(segment.name) or _unread(segment)
-        connections = counts[segment.name]
         kernel = Kernel(
             segment.name,
             segment.shape,
             segment.offset,
             layer,
-            connections,
-            cost_model.algorithm(connections / segment.size),
-            position,
+            connections[segment.name],
+            cost_model.algorithm(connections[segment.name] / segment.size),
+            forward,
             backwards,
         )
         kernels[segment.name] = kernel
-        position += segment.shape[0] + 1
+        forward += segment.shape[0] + 1
         backwards += kernel.inputs * layer.window.phases + 1
     return kernels, backwards

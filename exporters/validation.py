@@ -129,18 +129,18 @@ def _agrees(artifact: Artifact, differences: Differences, tolerance: float) -> b
     )
 
 
-def run(path: str, feeds: dict[str, Array], threads: int = 0) -> dict[str, Array]:
-    """Run one graph file; inputs that the graph updates in place are changed in ``feeds``."""
+def run(path: str, tensors: dict[str, Array], threads: int = 0) -> dict[str, Array]:
+    """Run one graph file; inputs that the graph updates in place are changed in ``tensors``."""
     session = onnxruntime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
     binding = session.io_binding()
-    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in tensors.items()}
     for item in session.get_inputs():
         binding.bind_ortvalue_input(item.name, values[item.name])
     outputs = {}
     for item in session.get_outputs():
         chained = item.name.removesuffix(".out")
-        if chained in feeds:
-            outputs[item.name] = feeds[chained]
+        if chained in tensors:
+            outputs[item.name] = tensors[chained]
         else:
             dtype = {"tensor(bool)": np.bool_, "tensor(float)": np.float32}[item.type]
             outputs[item.name] = np.zeros(item.shape, dtype)

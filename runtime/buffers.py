@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,36 +12,57 @@ Shape = tuple[int, ...]
 _ALIGNMENT = 64
 
 
-def bound_buffers(
-    *,
-    kappa: int,
-    lists_length: int,
-    dense_size: int,
-    statistics_size: int,
-    micro_batch: int,
-    input_shape: Iterable[int],
-    num_classes: int,
-    two_branches: bool,
-    batch_statistics: bool,
-) -> dict[str, tuple[str, Shape]]:
+class Network(Protocol):
+    """What the buffers depend on of a network that is compiled, or of an artifact."""
+
+    @property
+    def kappa(self) -> int:
+        """κ, the number of connections."""
+
+    @property
+    def lists_length(self) -> int:
+        """Elements of ``coo.lists``."""
+
+    @property
+    def dense_size(self) -> int:
+        """The number of all other parameters."""
+
+    @property
+    def statistics_size(self) -> int:
+        """Channels of all batch norms."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits."""
+
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether training normalises by the micro-batch."""
+
+
+def bound_buffers(network: Network, micro_batch: int, two_branches: bool) -> dict[str, tuple[str, Shape]]:
     """Name → (dtype, shape) of every buffer that the runtime binds to the graphs, whatever the phase.
 
     The sum of their bytes is the part of the working set that never changes. With batch statistics a copy of
     the running averages is kept, so that a step that fails half-way leaves no trace.
     """
-    images = (micro_batch, *input_shape)
-    state = state_layout(kappa, dense_size, statistics_size)
+    images = (micro_batch, *network.input_shape)
+    state = state_layout(network.kappa, network.dense_size, network.statistics_size)
     table: dict[str, tuple[str, Shape]] = {name: (kind, (length,)) for name, (kind, length) in state.items()}
     table |= {
-        "coo.value_grad.accumulation.buffer": ("float32", (kappa,)),
-        "coo.lists": ("int32", (lists_length,)),
-        "dense.value_grad.accumulation.buffer": ("float32", (dense_size,)),
+        "coo.value_grad.accumulation.buffer": ("float32", (network.kappa,)),
+        "coo.lists": ("int32", (network.lists_length,)),
+        "dense.value_grad.accumulation.buffer": ("float32", (network.dense_size,)),
         "input": ("float32", images),
         "adversarial": ("float32", images),
         "labels": ("int64", (micro_batch,)),
         "sample_weight": ("float32", (micro_batch,)),
-        "target": ("float32", (micro_batch, num_classes)),
-        "logits": ("float32", (micro_batch, num_classes)),
+        "target": ("float32", (micro_batch, network.num_classes)),
+        "logits": ("float32", (micro_batch, network.num_classes)),
         "loss": ("float32", ()),
         "correct": ("float32", (2 if two_branches else 1,)),
         "coo.value_grad.accumulation.out": ("bool", (1,)),
@@ -53,7 +73,7 @@ def bound_buffers(
         "hyper": ("float32", (4,)),
         "counter": ("int64", (2,)),
     }
-    if batch_statistics:
+    if network.batch_statistics:
         table["rollback.mean"] = table["batchnorm.mean"]
         table["rollback.variance"] = table["batchnorm.variance"]
     return table

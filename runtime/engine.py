@@ -167,17 +167,7 @@ class Engine:
     def table(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Every bound buffer."""
         artifact = self.artifact
-        return bound_buffers(
-            kappa=artifact.kappa,
-            lists_length=artifact.lists_length,
-            dense_size=artifact.dense_size,
-            statistics_size=artifact.statistics_size,
-            micro_batch=artifact.micro_batch,
-            input_shape=artifact.input_shape,
-            num_classes=artifact.num_classes,
-            two_branches=artifact.objective.two_branches,
-            batch_statistics=artifact.batch_norm == "batch",
-        )
+        return bound_buffers(artifact, artifact.micro_batch, artifact.objective.two_branches)
 
     def make_buffer(
         self, name: str, dtype: str, shape: tuple[int, ...]

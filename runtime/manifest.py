@@ -144,6 +144,11 @@ class Described:
         return str(self.manifest["network"]["name"])
 
     @property
+    def batch_statistics(self) -> bool:
+        """Whether training normalises by the micro-batch."""
+        return self.batch_norm == "batch"
+
+    @property
     def release_text(self) -> str:
         """ "release 7", or "of no release", for messages."""
         return "of no release" if self.release is None else f"release {self.release}"

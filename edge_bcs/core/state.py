@@ -79,25 +79,25 @@ class Parts:
         return name if name.isprintable() else repr(name)
 
 
-def state_fault(tensors: Mapping[str, Array], parts: Parts) -> str | None:
-    """Say why ``tensors`` are not a state, naming tensor and part ("batchnorm.variance of bn1 holds inf, …").
+def state_fault(state: Mapping[str, Array], parts: Parts) -> str | None:
+    """Say why ``state`` is not one, naming tensor and part ("batchnorm.variance of bn1 holds inf, …").
 
-    None if they are one: `coo.index` strictly ascending in [0, N), every number finite, no connection of
+    None if it is one: `coo.index` strictly ascending in [0, N), every number finite, no connection of
     weight zero, no negative variance.
     """
-    index = tensors["coo.index"]
+    index = state["coo.index"]
     if not len(index) or index[0] < 0 or index[-1] >= parts.size or not np.all(index[1:] > index[:-1]):
         return f"coo.index is not strictly ascending within the network's {parts.size} positions"
 
     def first(name: str, wrong: Array, what: str) -> str:
         place = int(np.argmax(wrong))
-        return f"{name} of {parts.owner(name, place, index)} holds {tensors[name][place]:g}, {what}"
+        return f"{name} of {parts.owner(name, place, index)} holds {state[name][place]:g}, {what}"
 
-    for name, array in tensors.items():
+    for name, array in state.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return first(name, ~np.isfinite(array), "which is not finite")
-    if not np.all(tensors["coo.value"]):
-        return first("coo.value", tensors["coo.value"] == 0, "a connection of weight zero")
-    if np.any(tensors["batchnorm.variance"] < 0):
-        return first("batchnorm.variance", tensors["batchnorm.variance"] < 0, "which is negative")
+    if not np.all(state["coo.value"]):
+        return first("coo.value", state["coo.value"] == 0, "a connection of weight zero")
+    if np.any(state["batchnorm.variance"] < 0):
+        return first("batchnorm.variance", state["batchnorm.variance"] < 0, "which is negative")
     return None

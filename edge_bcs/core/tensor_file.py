@@ -50,12 +50,12 @@ def write_tensors(
     end = 0
     for name in ordered:
         array = arrays[name]
-        start, end = end, end + array.nbytes
         header[name] = {
             "dtype": _KINDS[array.dtype],
             "shape": list(array.shape),
-            "data_offsets": [start, end],
+            "data_offsets": [end, end + array.nbytes],
         }
+        end += array.nbytes
     text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
     text += b" " * (-len(text) % 8)
     stream.write(len(text).to_bytes(8, "little"))

@@ -386,15 +386,14 @@ class SparseModel(nn.Module):
     def state(self) -> dict[str, NDArray[Any]]:
         """Return a copy of the seven buffers, by the names in `STATE_NAMES`."""
         value, index = self.coo()
-        mean, variance = self._running("running_mean"), self._running("running_var")
         return {
             "coo.value": value,
             "coo.index": index,
             "coo.momentum": self.momentum.cpu().numpy().copy(),
             "dense.value": self.dense_value.cpu().numpy().copy(),
             "dense.momentum": self.dense_momentum.cpu().numpy().copy(),
-            "batchnorm.mean": mean,
-            "batchnorm.variance": variance,
+            "batchnorm.mean": self._running("running_mean"),
+            "batchnorm.variance": self._running("running_var"),
         }
 
     @torch.no_grad()
@@ -443,9 +442,9 @@ class SparseModel(nn.Module):
 
     def layer_counts(self) -> dict[str, int]:
         """Return the number of connections of each layer, by its name, in order; they sum to κ."""
-        bounds = torch.tensor([layer.offset for layer in self.layers] + [self.size], device=self.index.device)
+        bounds = self.index.new_tensor([*(layer.offset for layer in self.layers), self.size])
         counts = torch.searchsorted(self.index, bounds).diff().tolist()
-        return {layer.name: count for layer, count in zip(self.layers, counts, strict=True)}
+        return dict(zip((layer.name for layer in self.layers), counts, strict=True))
 
     def extra_repr(self) -> str:
         """Return what `print` shows beside the network."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,14 +20,14 @@ def unwrapped(module: nn.Module) -> nn.Module:
         EdgeBcsError: it is TorchScript, or has a part that is.
     """
     while True:
-        inner = getattr(module, "_orig_mod", None)
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = module.module
-        if inner is None:
+            module = module.module
+        elif getattr(module, "_orig_mod", None) is not None:
+            module = cast(nn.Module, module._orig_mod)
+        else:
             break
-        module = inner
-    for name, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
             raise EdgeBcsError(
                 f"{f'the module {name!r}' if name else 'the network'} is TorchScript, which shows no parts; "
                 "give the torch.nn.Module that it was made from"

@@ -39,7 +39,7 @@ def capture(module: nn.Module, input_shape: Shape) -> LayerGraph:
     Raises:
         EdgeBcsError: the network cannot be traced or contains something unsupported; the message names it.
     """
-    if len(input_shape) != 3 or any(extent < 1 for extent in input_shape):
+    if len(input_shape) != 3 or min(input_shape) < 1:
         raise EdgeBcsError(f"the input shape must be (channels, height, width), not {tuple(input_shape)}")
     module = unwrapped(module)
     trace = Trace(module, ROWS, SUPPORTED)
@@ -49,9 +49,8 @@ def capture(module: nn.Module, input_shape: Shape) -> LayerGraph:
     except EdgeBcsError:
         raise
     except Exception as error:
-        channels, height, width = input_shape
         raise EdgeBcsError(
-            f"the network cannot be traced on an image of {channels}×{height}×{width}: "
+            f"the network cannot be traced on an image of {'×'.join(map(str, input_shape))}: "
             f"{said_by(error)}{_where(error)}"
         ) from error
     return _finished(trace, result)

@@ -122,9 +122,9 @@ class Trace:
             entry = self._entries[id(tensor)]
         return entry.found
 
-    def new_name(self, wish: str) -> str:
-        """A name for a layer, made of ``wish``, that no other layer has."""
-        name = re.sub(r"\W", "_", wish)
+    def new_name(self, name: str) -> str:
+        """A name for a layer, made of ``name``, that no other layer has."""
+        name = re.sub(r"\W", "_", name)
         name = f"_{name}" if name[:1].isdigit() else name
         taken = keyword.iskeyword(name) or hasattr(builtins, name)
         base, number = name, 0

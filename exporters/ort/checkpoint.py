@@ -29,16 +29,13 @@ def available() -> bool:
     return True
 
 
-def write_ort_checkpoint(
-    path: Path, state: Mapping[str, Array], lists: Array, properties: Mapping[str, str]
-) -> None:
+def write_ort_checkpoint(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Write the checkpoint of a network.
 
     Args:
         path: the file.
-        state: the seven buffers of a state by name.
-        lists: coo.lists i32[M], which the graphs read and nothing saves.
-        properties: the state's metadata (network, layers, step, seed, …).
+        tensors: the seven buffers of a state by name, and coo.lists i32[M], which the graphs read.
+        metadata: the state's (network, layers, step, seed, …).
 
     Raises:
         EdgeBcsError: ONNX Runtime cannot write the file.
@@ -46,10 +43,9 @@ def write_ort_checkpoint(
     from onnxruntime.capi import _pybind_state
     from onnxruntime.training.api import CheckpointState
 
-    held = {**state, "coo.lists": lists}
     serialized = {
         name: numpy_helper.from_array(np.ascontiguousarray(array), name).SerializeToString()
-        for name, array in held.items()
+        for name, array in tensors.items()
         if array.size  # a network without batch norm has no statistics; the type has no empty tensors
     }
     trainable = [content for name, content in serialized.items() if name in TRAINABLE]
@@ -57,8 +53,8 @@ def write_ort_checkpoint(
     try:
         _pybind_state.save_checkpoint(trainable, frozen, str(path), False)
         checkpoint = CheckpointState.load_checkpoint(path)
-        for name, value in sorted(properties.items()):
-            checkpoint.properties[name] = value
+        for name in sorted(metadata):
+            checkpoint.properties[name] = metadata[name]
         CheckpointState.save_checkpoint(checkpoint, path)
     except Exception as error:  # its own kinds, of a full disk, too
         raise EdgeBcsError(f"the checkpoint {path} cannot be written: {error}") from None

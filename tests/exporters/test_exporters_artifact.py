@@ -167,7 +167,7 @@ def test_ten_attack_steps_are_torchs_where_the_gradient_decides(tmp_path: Path, 
     feeds = {
         "adversarial": moved.copy(),
         "input": images,
-        "target": np.eye(network.classes, dtype=np.float32)[labels],
+        "target": np.eye(network.num_classes, dtype=np.float32)[labels],
         "step_size": np.array([step]),
         "epsilon": np.array([epsilon]),
         **state_feeds(sparse, network),

@@ -148,8 +148,8 @@ def check_attack(sparse: SparseModel, network: Network, steps: int, n: int = 2) 
     epsilon, step = np.float32(8 / 255), np.float32(2 / 255)
     start = np.clip(images + random.uniform(-epsilon, epsilon, images.shape), 0, 1).astype(np.float32)
     targets = {
-        "cross-entropy": np.eye(network.classes, dtype=np.float32)[labels],
-        "kl": random.dirichlet(np.ones(network.classes), n).astype(np.float32),
+        "cross-entropy": np.eye(network.num_classes, dtype=np.float32)[labels],
+        "kl": random.dirichlet(np.ones(network.num_classes), n).astype(np.float32),
     }
     model = attack_graph(network, n).to_onnx()
     for target in targets.values():

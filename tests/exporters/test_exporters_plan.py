@@ -47,7 +47,7 @@ def test_an_independent_replay_finds_the_same_peaks(name: str, objective: str, s
     weight = np.full(2, 0.5, np.float32)
     common = state_feeds(sparse, network)
     scalars = {name: np.array([0.01], np.float32) for name in ("step_size", "epsilon")}
-    target = np.eye(network.classes, dtype=np.float32)[labels]
+    target = np.eye(network.num_classes, dtype=np.float32)[labels]
     feeds = {
         "training": training_feeds(sparse, network, objective, images, images, labels, weight),
         "attack": {"adversarial": images, "input": images, "target": target, **scalars, **common},

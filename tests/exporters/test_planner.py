@@ -119,7 +119,7 @@ def step_seconds(
         images, labels = batch(network, choice.micro_batch)
         weight = np.full(choice.micro_batch, 1 / job.batch_size, np.float32)
         scalars = {name: np.array([0.01], np.float32) for name in ("step_size", "epsilon")}
-        target = np.eye(network.classes, dtype=np.float32)[labels]
+        target = np.eye(network.num_classes, dtype=np.float32)[labels]
         feeds = {
             "training": training_feeds(sparse, network, job.objective.name, images, images, labels, weight),
             "attack": {"adversarial": images, "input": images, "target": target, **scalars}

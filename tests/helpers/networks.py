@@ -149,15 +149,14 @@ def sparse_of(
 def batch(network: Network, n: int, seed: int = 5) -> tuple[Array, Array]:
     """(images f32 [n, C, H, W] in [0, 1], labels i64 [n])."""
     random = np.random.default_rng(seed)
-    images = random.random((n, *network.image)).astype(np.float32)
-    return images, random.integers(0, network.classes, n)
+    images = random.random((n, *network.input_shape)).astype(np.float32)
+    return images, random.integers(0, network.num_classes, n)
 
 
 def state_feeds(sparse: SparseModel, network: Network) -> dict[str, Array]:
     """The bound buffers that every graph reads."""
     state = sparse.state()
-    geometry = [number for kernel in network.kernels.values() for number in kernel.geometry]
-    lists = build_lists(state["coo.index"].astype(np.int64), geometry, network.lists_length)
+    lists = build_lists(state["coo.index"].astype(np.int64), network.geometry, network.lists_length)
     names = ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance")
     return {**{name: state[name] for name in names}, "coo.lists": lists}
 
