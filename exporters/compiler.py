@@ -32,7 +32,8 @@ from edge_bcs.core.units import format_bytes
 from .graphs import update_graphs
 from .memory.choice import Choice, Job
 from .memory.planner import Planner
-from .memory.replay import Replay, plan, replay
+from .memory.replay import Replay, plan, replay_of
+from .memory.space import Figures
 from .memory.storage import store, without_dense_kernels
 from .network import Kernel, Network
 from .nodes import Graph
@@ -127,26 +128,25 @@ def choose(planner: Planner, job: Job, micro_batch: int | None, budget: int | No
     """
     if budget is None:
         return planner.unlimited(job, micro_batch)
-    found = planner.fastest(job, budget, micro_batch)
-    if found is None:
+    figures = planner.fastest(job, budget, micro_batch)
+    if figures is None:
         raise EdgeBcsError(_refusal(planner, job, budget, micro_batch))
-    return found.choice
+    return figures.choice
 
 
 def build(planner: Planner, job: Job, choice: Choice) -> Compiled:
     """Carry a choice out on the graphs that it was made for."""
     network = planner.network
-    offsets = {network.kernels[module].offset for module in choice.sparse}
     replays: dict[str, Replay] = {}
-    for phase, kept in planner.replays(job, choice).items():
-        graph = without_dense_kernels(kept.graph, offsets)
+    for phase, replay in planner.replays(job, choice).items():
+        graph = without_dense_kernels(replay.graph, network.offsets(choice.sparse))
         if phase == "training":
             graph = store(graph, choice.storage)
-        replays[phase] = kept if graph is kept.graph else replay(graph, network.connections)
+        replays[phase] = replay if graph is replay.graph else replay_of(graph, network.connections)
     for phase, graph in update_graphs(network).items():
-        replays[phase] = replay(graph, network.connections)
+        replays[phase] = replay_of(graph, network.connections)
     memory = plan(replays, network.buffers(choice.micro_batch, job.objective.two_branches))
-    return Compiled(network, choice, {phase: done.graph for phase, done in replays.items()}, memory)
+    return Compiled(network, choice, {phase: replay.graph for phase, replay in replays.items()}, memory)
 
 
 # What is said when nothing fits
@@ -154,26 +154,22 @@ def build(planner: Planner, job: Job, choice: Choice) -> Compiled:
 
 def _refusal(planner: Planner, job: Job, budget: int, micro_batch: int | None) -> str:
     least = planner.smallest(job, micro_batch)
-    need = least.peak_bytes
     advice = "" if micro_batch is None else f" with a micro-batch of {micro_batch}"
-    changes = [
-        (size > budget, size, f"{what}: {size} bytes" + (" (enough)" if size <= budget else ""))
-        for what, size in _changes(planner, job, budget, micro_batch, need)
-    ]
-    if all(size > budget for _, size, _ in changes):
-        changes.append((True, need, "a smaller network or smaller images"))
-    help_ = "; ".join(text for _, _, text in sorted(changes))
+    changes = sorted(_changes(planner, job, budget, micro_batch, least))
+    help_ = [f"{what}: {size} bytes" + (" (enough)" if size <= budget else "") for size, what in changes]
+    if all(size > budget for size, _ in changes):
+        help_.append("a smaller network or smaller images")
     return (
         f"{format_bytes(budget)} ({budget} bytes) is too little{advice}: the smallest feasible budget is "
-        f"{need} bytes ({format_bytes(need)}, micro-batch {least.choice.micro_batch}); "
-        f"what would help: {help_}"
+        f"{least.peak_bytes} bytes ({format_bytes(least.peak_bytes)}, micro-batch "
+        f"{least.choice.micro_batch}); what would help: {'; '.join(help_)}"
     )
 
 
 def _changes(
-    planner: Planner, job: Job, budget: int, micro_batch: int | None, need: int
-) -> Iterator[tuple[str, int]]:
-    """(change, smallest working set then) of what makes the smallest, ``need`` bytes, smaller."""
+    planner: Planner, job: Job, budget: int, micro_batch: int | None, least: Figures
+) -> Iterator[tuple[int, str]]:
+    """(smallest working set then, change) of what makes the smallest, ``least``, smaller."""
     network = planner.network
     options: list[tuple[str, Planner, Job, int | None]] = []
     if micro_batch is not None and micro_batch > network.fewest_images:
@@ -187,11 +183,11 @@ def _changes(
         options.append((f"--objective {PLAIN.name}", planner, replace(job, objective=PLAIN), micro_batch))
     for what, changed, other, images in options:
         size = changed.smallest(other, images).peak_bytes
-        if size < need:
-            yield what, size
-    fewer = network.kappa + (budget - need) // _BYTES_PER_CONNECTION
-    if fewer > 0:
-        sparsity = 1 - Decimal(fewer) / network.size
-        digits = sparsity.quantize(Decimal("0.0001"), ROUND_CEILING)
-        kappa = int((1 - digits) * network.size)
-        yield f"a new network of --sparsity {digits}", need - _BYTES_PER_CONNECTION * (network.kappa - kappa)
+        if size < least.peak_bytes:
+            yield size, what
+    kappa = network.kappa + (budget - least.peak_bytes) // _BYTES_PER_CONNECTION
+    if kappa > 0:
+        sparsity = (1 - Decimal(kappa) / network.size).quantize(Decimal("0.0001"), ROUND_CEILING)
+        kappa = int((1 - sparsity) * network.size)
+        size = least.peak_bytes - _BYTES_PER_CONNECTION * (network.kappa - kappa)
+        yield size, f"a new network of --sparsity {sparsity}"

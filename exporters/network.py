@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -157,6 +157,10 @@ class Network:
     def geometry(self) -> list[int]:
         """`LAYER_INTEGERS` integers of each kernel, the attribute of BuildLists."""
         return list(chain.from_iterable(kernel.geometry for kernel in self.kernels.values()))
+
+    def offsets(self, modules: Collection[str]) -> set[int]:
+        """First numbers of the kernels of ``modules``, by which nodes know them."""
+        return {self.kernels[module].offset for module in modules}
 
     def buffers(self, micro_batch: int = 1, two_branches: bool = False) -> dict[str, TensorType]:
         """Type of every buffer that the runtime binds to the graphs, see ``edge_bcs.runtime.buffers``."""

@@ -50,15 +50,17 @@ class Choice:
     storage: Storage = field(default_factory=Storage)
     sparse: frozenset[str] = frozenset()
 
-    def less(self) -> Iterator[tuple[str, Choice]]:
-        """(change, choice without it) of every change."""
-        recomputed, narrowed = self.storage.recomputed, self.storage.narrowed
-        for tensor in sorted(recomputed):
-            yield f"recomputed {tensor}", replace(self, storage=Storage(recomputed - {tensor}, narrowed))
-        for tensor in sorted(narrowed):
-            yield f"narrowed {tensor}", replace(self, storage=Storage(recomputed, narrowed - {tensor}))
+    def less(self) -> Iterator[tuple[tuple[str, str], Choice]]:
+        """(change, choice without it) of every change: what is done, and with which tensor or module."""
+        storage = self.storage
+        for tensor in sorted(storage.recomputed):
+            kept = replace(storage, recomputed=storage.recomputed - {tensor})
+            yield ("recomputed", tensor), replace(self, storage=kept)
+        for tensor in sorted(storage.narrowed):
+            kept = replace(storage, narrowed=storage.narrowed - {tensor})
+            yield ("narrowed", tensor), replace(self, storage=kept)
         for module in sorted(self.sparse):
-            yield f"sparse {module}", replace(self, sparse=self.sparse - {module})
+            yield ("sparse", module), replace(self, sparse=self.sparse - {module})
 
 
 def together(choices: list[Choice]) -> Choice:

@@ -22,7 +22,7 @@ from edge_bcs.core.objectives import PLAIN
 from ..graphs import step_graphs
 from ..network import Network
 from .choice import Choice, Job
-from .replay import Replay, replay
+from .replay import Replay, replay_of
 from .space import Figures, Space
 from .storage import Storage
 
@@ -48,7 +48,7 @@ class Planner:
         if key not in self._replays:
             graphs = step_graphs(self.network, *key)
             self._replays[key] = {
-                phase: replay(graph, self.network.connections) for phase, graph in graphs.items()
+                phase: replay_of(graph, self.network.connections) for phase, graph in graphs.items()
             }
         return self._replays[key]
 
@@ -66,8 +66,11 @@ class Planner:
             orders = (True, False) if self.network.batch_statistics else (False, True)
         return [self.space(job, micro_batch, keep) for keep in orders]
 
-    def micro_batches(self, job: Job) -> list[int]:
-        """Numbers of images worth trying: all up to 16, beyond that those that fill vectors of 8 or more."""
+    def micro_batches(self, job: Job, micro_batch: int | None = None) -> list[int]:
+        """Numbers of images worth trying: all up to 16, beyond that those that fill vectors of 8 or more; or
+        ``micro_batch`` alone."""
+        if micro_batch:
+            return [micro_batch]
         least = self.network.fewest_images
         most = max(least, min(job.batch_size, _LARGEST))
         sizes = [n for n in range(least, most + 1) if n <= 16 or (n % 8 == 0 and lanes_of(n) >= 8)]
@@ -75,28 +78,29 @@ class Planner:
 
     def unlimited(self, job: Job, micro_batch: int | None = None) -> Choice:
         """What the backward pass reads is kept, or all of it as bfloat16 where the job allows that."""
-        images = micro_batch or min(DEFAULT_MICRO_BATCH, max(self.network.fewest_images, job.batch_size))
-        choice = Choice(images, job.objective.two_branches and self.network.batch_statistics)
+        micro_batch = micro_batch or min(DEFAULT_MICRO_BATCH, max(self.network.fewest_images, job.batch_size))
+        choice = Choice(micro_batch, job.objective.two_branches and self.network.batch_statistics)
         if not job.bfloat16:
             return choice
-        stacks = self.space(job, images, choice.keep_both).stacks
-        return replace(choice, storage=Storage(narrowed=frozenset(stacks)))
+        space = self.space(job, micro_batch, choice.keep_both)
+        return replace(choice, storage=Storage(narrowed=frozenset(space.stacks)))
 
     def smallest(self, job: Job, micro_batch: int | None = None) -> Figures:
         """The smallest working set that is found for ``micro_batch`` images (default: as few as possible)."""
-        images = micro_batch or self.network.fewest_images
-        if (job, images) not in self._smallest:
-            options = self._small(job, images)
-            self._smallest[job, images] = min(options, key=lambda figures: figures.peak_bytes)
-        return self._smallest[job, images]
+        micro_batch = micro_batch or self.network.fewest_images
+        if (job, micro_batch) not in self._smallest:
+            self._smallest[job, micro_batch] = min(
+                self._small(job, micro_batch), key=lambda figures: figures.peak_bytes
+            )
+        return self._smallest[job, micro_batch]
 
-    def _small(self, job: Job, images: int) -> Iterator[Figures]:
+    def _small(self, job: Job, micro_batch: int) -> Iterator[Figures]:
         if job.bfloat16:  # which is allowed, not asked for
-            yield self.smallest(replace(job, bfloat16=False), images)
+            yield self.smallest(replace(job, bfloat16=False), micro_batch)
         of_one_branch = None
         if job.objective.two_branches:
-            of_one_branch = self.smallest(replace(job, objective=PLAIN), images).choice.storage
-        for space in self.spaces(job, images):
+            of_one_branch = self.smallest(replace(job, objective=PLAIN), micro_batch).choice.storage
+        for space in self.spaces(job, micro_batch):
             yield space.smallest(of_one_branch)
 
     def fastest(self, job: Job, budget: int, micro_batch: int | None = None) -> Figures | None:
@@ -108,20 +112,22 @@ class Planner:
         least = self.smallest(job, micro_batch)
         if budget < least.peak_bytes:
             return None
-        looked_at: list[tuple[Space, Figures]] = []
-        for images in [micro_batch] if micro_batch else self.micro_batches(job):
-            carried = [(space, space.carried_over(least.choice)) for space in self.spaces(job, images)]
-            looked_at += carried
-            if min(figures.peak_bytes for _, figures in carried) > _HOPELESS * budget:
+        spaces: list[Space] = []
+        for size in self.micro_batches(job, micro_batch):
+            spaces += self.spaces(job, size)
+            if all(
+                space.carried_over(least.choice).peak_bytes > _HOPELESS * budget
+                for space in self.spaces(job, size)
+            ):
                 break  # larger micro-batches are hopeless, too
-        looked_at.sort(key=lambda entry: entry[0].unchanged.seconds)
-        if looked_at[0][0].unchanged.peak_bytes <= budget:
-            return looked_at[0][0].unchanged
+        spaces.sort(key=lambda space: space.unchanged.seconds)
+        if spaces[0].unchanged.peak_bytes <= budget:
+            return spaces[0].unchanged
         best = self.space(job, least.choice.micro_batch, least.choice.keep_both).prune(least, budget)
-        for space, carried_over in looked_at:
+        for space in spaces:
             if space.unchanged.seconds >= best.seconds:
                 break
-            found = space.fastest(budget, carried_over)
-            if found is not None and found.seconds < best.seconds:
-                best = found
+            figures = space.fastest(budget, least.choice)
+            if figures is not None and figures.seconds < best.seconds:
+                best = figures
         return best

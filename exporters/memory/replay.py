@@ -94,15 +94,15 @@ def tensor_types(graph: Graph) -> Types:
     """The type of every tensor of the graph, from the types of its inputs and the operators' shape rules."""
     types = dict(graph.inputs)
     for node in graph.nodes:
-        for name, tensor in zip(
+        for tensor, kind in zip(
             node.outputs, OPERATORS[node.operator].output_types(node, types), strict=False
         ):
-            if name:
-                types[name] = tensor
+            if tensor:
+                types[tensor] = kind
     return types
 
 
-def replay(graph: Graph, connections: Mapping[int, int]) -> Replay:
+def replay_of(graph: Graph, connections: Mapping[int, int]) -> Replay:
     """Replay the schedule of ``graph``, whose layers have ``connections`` (see ``Network``).
 
     Raises:
@@ -110,35 +110,35 @@ def replay(graph: Graph, connections: Mapping[int, int]) -> Replay:
             execution).
     """
     types = tensor_types(graph)
-    root = {name: "" for name in graph.inputs}  # tensor → the allocation it lives in, "" if it is bound
+    owner = {tensor: "" for tensor in graph.inputs}  # → the allocation it lives in, "" if it is bound
     births: dict[str, int] = {}
     deaths: dict[str, int] = {}
     unread: set[str] = set()
     for index, node in enumerate(graph.nodes):
-        for name in filter(None, node.inputs):
-            assert name in root, f"node {node.name} reads {name} before it is written"
-            if root[name]:
-                deaths[root[name]] = index
-                unread.discard(root[name])
-        aliases = OPERATORS[node.operator].aliases
-        for position, name in enumerate(node.outputs):
-            if not name:
+        rule = OPERATORS[node.operator]
+        for tensor in filter(None, node.inputs):
+            assert tensor in owner, f"node {node.name} reads {tensor} before it is written"
+            if owner[tensor]:
+                deaths[owner[tensor]] = index
+                unread.discard(owner[tensor])
+        for position, tensor in enumerate(node.outputs):
+            if not tensor:
                 continue
-            if position in aliases:
-                root[name] = root[node.inputs[aliases[position]]]
-                if root[name]:
-                    deaths[root[name]] = index
-            elif name in graph.outputs:
-                root[name] = ""
+            if position in rule.aliases:
+                owner[tensor] = owner[node.inputs[rule.aliases[position]]]
+                if owner[tensor]:
+                    deaths[owner[tensor]] = index
+            elif tensor in graph.outputs:
+                owner[tensor] = ""
             else:
-                root[name] = name
-                births[name] = deaths[name] = index
-                unread.add(name)
+                owner[tensor] = tensor
+                births[tensor] = deaths[tensor] = index
+                unread.add(tensor)
     deaths |= dict.fromkeys(unread, len(graph.nodes) - 1)
     category = _categories(graph)
     allocations = [
-        Allocation(name, types[name].bytes, category[name], birth, deaths[name], str(types[name]))
-        for name, birth in births.items()
+        Allocation(tensor, types[tensor].bytes, category[tensor], birth, deaths[tensor], str(types[tensor]))
+        for tensor, birth in births.items()
     ]
     for index, node in enumerate(graph.nodes):
         work = OPERATORS[node.operator].work_bytes(node, types)
@@ -178,43 +178,40 @@ def _categories(graph: Graph) -> dict[str, str]:
     category: dict[str, str] = {}
     for node in graph.nodes:
         rule = OPERATORS[node.operator]
-        category |= {name: rule.category for name in node.outputs if name}
+        category |= {tensor: rule.category for tensor in node.outputs if tensor}
         if rule.backward:
-            for name in node.inputs:
-                if category.get(name) == ACTIVATIONS:
-                    category[name] = KEPT
+            for tensor in node.inputs:
+                if category.get(tensor) == ACTIVATIONS:
+                    category[tensor] = KEPT
     return category
 
 
-def plan(
-    replays: Mapping[str, Replay],
-    bound: Mapping[str, TensorType],
-) -> MemoryPlan:
+def plan(replays: Mapping[str, Replay], buffers: Mapping[str, TensorType]) -> MemoryPlan:
     """Plan an artifact.
 
     Args:
         replays: phase → what its graph needs.
-        bound: the buffers that are bound to the graphs, see ``Network.buffers``.
+        buffers: those that are bound to the graphs, see ``Network.buffers``.
     """
-    sizes = {name: buffer.bytes for name, buffer in bound.items()}
-    phases = {name: _phase(name, found, sizes) for name, found in replays.items()}
+    sizes = {name: buffer.bytes for name, buffer in buffers.items()}
+    phases = {name: _phase(name, replay, sizes) for name, replay in replays.items()}
     return MemoryPlan(max(phase.peak_bytes for phase in phases.values()), sizes, phases)
 
 
-def _phase(name: str, found: Replay, bound: Mapping[str, int]) -> Phase:
+def _phase(name: str, replay: Replay, sizes: Mapping[str, int]) -> Phase:
     """A replay with the bound buffers, which are alive all the time."""
     categories: Counter[str] = Counter()
-    for buffer, size in bound.items():
+    for buffer, size in sizes.items():
         categories[BOUND_CATEGORIES.get(buffer, "data")] += size
-    categories.update(found.categories)
+    categories.update(replay.categories)
     return Phase(
         name=name,
-        peak_bytes=sum(bound.values()) + found.peak_bytes,
-        peak_node=found.nodes[found.peak_node] if found.nodes else "",
+        peak_bytes=sum(sizes.values()) + replay.peak_bytes,
+        peak_node=replay.nodes[replay.peak_node] if replay.nodes else "",
         categories={category: size for category, size in categories.most_common() if size},
-        nodes=tuple(found.nodes),
-        flops=tuple(found.flops),
-        moved=tuple(found.moved),
-        allocations=tuple(found.allocations),
-        walks=tuple(found.walks),
+        nodes=tuple(replay.nodes),
+        flops=tuple(replay.flops),
+        moved=tuple(replay.moved),
+        allocations=tuple(replay.allocations),
+        walks=tuple(replay.walks),
     )

@@ -60,22 +60,21 @@ class Sketch:
         self.readers: dict[str, list[int]] = defaultdict(list)  # kept stack → gradient operators
         kept = set(self.kept)
         for index, node in enumerate(graph.nodes):
-            late = OPERATORS[node.operator].backward
-            for name in dict.fromkeys(node.inputs):
-                if late and name in kept:
-                    self.readers[name].append(index)
-                self._touch(self.owner.get(name), index, late)
-            aliases = OPERATORS[node.operator].aliases
-            for position, name in enumerate(node.outputs):
-                if name and position in aliases:
-                    owner = self.owner.get(node.inputs[aliases[position]])
+            rule = OPERATORS[node.operator]
+            for tensor in dict.fromkeys(node.inputs):
+                if rule.backward and tensor in kept:
+                    self.readers[tensor].append(index)
+                self._touch(self.owner.get(tensor), index, rule.backward)
+            for position, tensor in enumerate(node.outputs):
+                if tensor and position in rule.aliases:
+                    owner = self.owner.get(node.inputs[rule.aliases[position]])
                     if owner is not None:
-                        self.owner[name] = owner
-                        self._touch(owner, index, late)
-                elif name and name not in graph.outputs:
-                    self.owner[name] = len(self.size)
+                        self.owner[tensor] = owner
+                        self._touch(owner, index, rule.backward)
+                elif tensor and tensor not in graph.outputs:
+                    self.owner[tensor] = len(self.size)
                     self.unread.add(len(self.size))
-                    self.size.append(types[name].bytes)
+                    self.size.append(types[tensor].bytes)
                     self.birth.append(index)
                     self.death.append(len(graph.nodes) - 1)
                     self.forward_death.append(index)
@@ -91,15 +90,16 @@ class Sketch:
         last: int | None = None
         for node in graph.nodes:
             if not OPERATORS[node.operator].early:
-                last = self.owner.get(next(name for name in node.outputs if name))
+                last = self.owner.get(next(tensor for tensor in node.outputs if tensor))
             self.token.append(last)
         self.arrays = tuple(np.array(numbers, np.int64) for numbers in (self.size, self.birth, self.death))
 
     def _stacks(self, node: Node) -> tuple[str, ...]:
-        return tuple(name for name in node.inputs if name in self.makers)
+        return tuple(tensor for tensor in node.inputs if tensor in self.makers)
 
     def _others(self, node: Node) -> tuple[int, ...]:
-        return tuple({self.owner[n] for n in node.inputs if n in self.owner and n not in self.makers})
+        others = (tensor for tensor in node.inputs if tensor not in self.makers)
+        return tuple({self.owner[tensor] for tensor in others if tensor in self.owner})
 
     def _touch(self, owner: int | None, index: int, late: bool) -> None:
         if owner is not None:
@@ -200,7 +200,7 @@ class Pass:
 
     def _repeat(self, tensor: str, passing: dict[str, int], gap: int) -> int:
         stacks, others = self.sketch.again[tensor]
-        read = [self._late(name, passing, gap) for name in stacks]
+        read = [self._late(stack, passing, gap) for stack in stacks]
         self._step(gap, self.token)  # After, on the first of those that the operator itself reads next
         self.found.after += 1
         step = self._step(gap, *read, *others)

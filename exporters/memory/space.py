@@ -93,8 +93,8 @@ class Space:
     def __init__(self, network: Network, job: Job, start: Choice, replays: Mapping[str, Replay]) -> None:
         """Prepare the replays of the graphs in which everything is kept."""
         self.network, self.job = network, job
-        bound = network.buffers(start.micro_batch, job.objective.two_branches)
-        self.bound_bytes = sum(buffer.bytes for buffer in bound.values())
+        buffers = network.buffers(start.micro_batch, job.objective.two_branches)
+        self.bound_bytes = sum(buffer.bytes for buffer in buffers.values())
         self.sketch = Sketch(replays["training"])
         self.stacks = self.sketch.kept
         self.large = len(self.stacks) > _LARGE
@@ -111,8 +111,8 @@ class Space:
         node = self._repeats(tensor)
         if node is not None:
             return self.phases["training"].seconds[node]
-        again = self.sketch.makers[tensor].again
-        moved = OPERATORS[again.operator].bytes_moved(again, replay.types, lambda _: 0)
+        maker = self.sketch.makers[tensor]
+        moved = OPERATORS[maker.again.operator].bytes_moved(maker.again, replay.types, lambda _: 0)
         return self._time((), moved)
 
     def _repeats(self, tensor: str) -> int | None:
@@ -134,9 +134,10 @@ class Space:
     def _faster_without_dense(self, micro_batch: int) -> frozenset[str]:
         """Layers dense enough for the dense kernels that this machine nevertheless runs faster without."""
         saved: dict[str, float] = defaultdict(float)
-        for name, runs in self.job.runs(micro_batch).items():
+        runs = self.job.runs(micro_batch)
+        for name in runs:
             for dense in self.phases[name].dense.values():
-                saved[dense.module] += runs * dense.saving
+                saved[dense.module] += runs[name] * dense.saving
         return frozenset(module for module, seconds in saved.items() if seconds > 0)
 
     def _time(self, walks: tuple[Walk, ...], moved: int) -> float:
@@ -144,37 +145,37 @@ class Space:
 
     def measure(self, choice: Choice) -> Figures:
         """What ``choice``, one of this space, needs."""
-        totals, seconds, found = {}, {}, None
+        totals, seconds, rewritten = {}, {}, None
         for name, phase in self.phases.items():
             totals[name], seconds[name] = phase.with_kernels(choice.sparse)
         if choice.storage:
-            found = self.sketch.rewritten(choice.storage)
-            totals["training"], more = self._rewritten(choice, found)
+            rewritten = self.sketch.rewritten(choice.storage)
+            totals["training"], more = self._rewritten(choice, rewritten)
             seconds["training"] += more
         runs = self.job.runs(choice.micro_batch)
-        each = sum(count * seconds[phase] for phase, count in runs.items()) / self.job.batch_size
+        each = sum(runs[name] * seconds[name] for name in runs) / self.job.batch_size
         peak = max(self.bound_bytes, *(int(total.max()) for total in totals.values()))
-        return Figures(choice, peak, each, totals, found)
+        return Figures(choice, peak, each, totals, rewritten)
 
-    def _rewritten(self, choice: Choice, found: Rewritten) -> tuple[np.ndarray, float]:
+    def _rewritten(self, choice: Choice, rewritten: Rewritten) -> tuple[np.ndarray, float]:
         """(bytes at each step, seconds of what is inserted) of the training graph that ``choice`` makes."""
         phase = self.phases["training"]
-        totals = found.totals + self.bound_bytes
-        seconds = found.after * self._time((), 0)
-        seconds += sum(self._time((), 3 * size // 2) for size in (*found.narrowed, *found.widened))
-        seconds += sum(self._seconds_again[tensor] for _, tensor in found.repeats)
-        for step, tensor in found.repeats:
+        totals = rewritten.totals + self.bound_bytes
+        seconds = rewritten.after * self._time((), 0)
+        seconds += sum(self._time((), 3 * size // 2) for size in (*rewritten.narrowed, *rewritten.widened))
+        seconds += sum(self._seconds_again[tensor] for _, tensor in rewritten.repeats)
+        for step, tensor in rewritten.repeats:
             node = self._repeats(tensor)
-            repeated = None if node is None else phase.dense.get(node)
-            if repeated is None:
+            dense = None if node is None else phase.dense.get(node)
+            if dense is None:
                 continue
-            if repeated.module in choice.sparse:
-                seconds -= repeated.saving
+            if dense.module in choice.sparse:
+                seconds -= dense.saving
             else:
-                totals[step] += repeated.work
-        for place, dense in phase.dense.items():
+                totals[step] += dense.work
+        for node, dense in phase.dense.items():
             if dense.module not in choice.sparse:
-                totals[found.steps[place]] += dense.work
+                totals[rewritten.steps[node]] += dense.work
         return totals, seconds
 
     def moves(self, figures: Figures) -> Iterator[Choice]:
@@ -322,14 +323,15 @@ class Space:
         storage = Storage(storage.recomputed & known, storage.narrowed & known)
         return self.measure(replace(self.unchanged.choice, storage=storage, sparse=choice.sparse))
 
-    def fastest(self, budget: int, least: Figures) -> Figures | None:
+    def fastest(self, budget: int, smallest: Choice) -> Figures | None:
         """The fastest choice found inside ``budget`` bytes; None if nothing seems to fit.
 
         Args:
-            least: with the changes of the smallest choice of all.
+            smallest: the smallest choice of all, whose changes are carried over.
         """
         if self.unchanged.peak_bytes <= budget:
             return self.unchanged
+        least = self.carried_over(smallest)
         found = self.fit(budget) if least.peak_bytes <= _PROMISING * budget else None
         if least.peak_bytes <= budget:
             pruned = self.prune(least, budget)

@@ -66,7 +66,7 @@ def makers(graph: Graph) -> dict[str, Maker]:
 def kept_stacks(graph: Graph) -> list[str]:
     """The stacks of the forward pass that gradient operators read, in order of their making: what `store` can
     treat otherwise."""
-    read = {name for node in graph.nodes if OPERATORS[node.operator].backward for name in node.inputs}
+    read = {tensor for node in graph.nodes if OPERATORS[node.operator].backward for tensor in node.inputs}
     return [tensor for tensor in makers(graph) if tensor in read]
 
 
@@ -89,8 +89,9 @@ def without_dense_kernels(graph: Graph, offsets: Set[int]) -> Graph:
     """
 
     def rewritten(node: Node) -> Node:
-        changes = node.attributes.get("layer_offset") in offsets
-        return (OPERATORS[node.operator].without_work(node) if changes else None) or node
+        if node.attributes.get("layer_offset") not in offsets:
+            return node
+        return OPERATORS[node.operator].without_work(node) or node
 
     return replace(graph, nodes=[rewritten(node) for node in graph.nodes]) if offsets else graph
 

@@ -13,7 +13,7 @@ import pytest
 from edge_bcs.exporters.graphs import training_graph
 from edge_bcs.exporters.memory.choice import Job
 from edge_bcs.exporters.memory.planner import Planner
-from edge_bcs.exporters.memory.replay import replay
+from edge_bcs.exporters.memory.replay import replay_of
 from edge_bcs.exporters.memory.storage import Storage, kept_stacks, store
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.nodes import Graph
@@ -79,10 +79,10 @@ def test_recomputing_changes_no_bit(tmp_path: Path, name: str, objective: str, s
 def test_recomputing_saves_memory_and_costs_arithmetic() -> None:
     _, network = made("vgg16", "frozen")
     graph = training_graph(network, 4, objective_named("at"))
-    before = replay(graph, network.connections)
+    before = replay_of(graph, network.connections)
     # Every second tensor: what is recomputed is one operator away from what is kept.
     half = store(graph, Storage(frozenset(kept_stacks(graph)[::2])))
-    after = replay(half, network.connections)
+    after = replay_of(half, network.connections)
     assert after.peak_bytes < 0.75 * before.peak_bytes
     assert sum(before.flops) < sum(after.flops) < 1.5 * sum(before.flops)
 
@@ -107,7 +107,7 @@ def test_an_output_is_made_again_from_what_the_activation_was_applied_to() -> No
     assert operators.count("Activate") == 4 and operators.count("Conv") == 6  # no product twice
     # One of the two stacks of each layer; the image is kept, too.
     network = smooth()
-    kept, less = (replay(g, network.connections).categories[KEPT] for g in (graph, again))
+    kept, less = (replay_of(g, network.connections).categories[KEPT] for g in (graph, again))
     assert less < 0.65 * kept
     # Where it is made again itself, it is not written before, and nothing lies there that nobody reads.
     both = store(graph, Storage(outputs | pre))
@@ -143,8 +143,8 @@ def test_bfloat16_changes_gradients_by_its_rounding(tmp_path: Path, name: str, s
     differences = [relative(actual[key], value) for key, value in expected.items()]
     assert 0 < max(differences) < tolerance
     if statistics == "frozen":
-        kept = replay(graph, network.connections).categories["activations kept for backward"]
-        categories = replay(narrow, network.connections).categories
+        kept = replay_of(graph, network.connections).categories["activations kept for backward"]
+        categories = replay_of(narrow, network.connections).categories
         assert categories["activations kept for backward"] < 0.75 * kept
 
 
@@ -161,7 +161,7 @@ def test_an_independent_replay_finds_the_same_peak(name: str, statistics: str) -
     model = rewritten.to_onnx()
     values: dict[str, Any] = {}
     run_graph(model, feeds_of(sparse, network, "trades"), values)
-    assert check_schedule(model, values) == replay(rewritten, network.connections).peak_bytes
+    assert check_schedule(model, values) == replay_of(rewritten, network.connections).peak_bytes
 
 
 @pytest.mark.parametrize("order", ["the file's", "default"])

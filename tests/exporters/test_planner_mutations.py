@@ -97,7 +97,7 @@ def test_a_replay_that_is_wrong_is_noticed(
     monkeypatch: pytest.MonkeyPatch, squeezed: Choice, defect: Callable[..., Any], fault: str
 ) -> None:
     for user in (planner, compiler):
-        monkeypatch.setattr(user, "replay", defect(plan.replay))
+        monkeypatch.setattr(user, "replay_of", defect(plan.replay_of))
     for choice in (squeezed, None):
         assert any(fault in sentence for sentence in checked(choice)[0])
 
@@ -127,7 +127,7 @@ def test_reading_what_is_not_there_is_noticed() -> None:
     graph = training_graph(network, 2, objective_named("at"))
     tensors = [
         [x.name, x.bytes, x.category, x.birth, x.death]
-        for x in plan.replay(graph, network.connections).allocations
+        for x in plan.replay_of(graph, network.connections).allocations
     ]
     model = graph.to_onnx()
     assert Checker(model, tensors).faults == []
