@@ -49,6 +49,7 @@ from edge_bcs.cli.networks import (
     prepared,
     registered,
     resize_option,
+    say_new,
     shape_of,
     short_name,
     start,
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from edge_bcs.targets.cost_model import Machine
 
 _OF_NEW_NETWORKS = (
-    *("model", "sparsity", "distribution", "classes", "width", "dense_patterns", "normalize", "resize"),
+    *("model", "sparsity", "distribution", "width", "dense_patterns", "normalize", "resize"),
     *("start", "weights"),
 )
 
@@ -179,14 +180,15 @@ _OF_NEW_NETWORKS = (
     edge-bcs export --model nets.py:make --input-shape 3,48,48 --sparsity 0.95 -o out/mine
     edge-bcs export --model nets.py:make --weights dense.pt --sparsity 0.9 --input-size 96 -o out/pruned
     edge-bcs export --model nets.py:make --checkpoint runs/mine --memory 8MiB -o out/mine
+    edge-bcs export --checkpoint runs/vgg16 --classes 3 --memory 8MiB -o out/three
     edge-bcs export --checkpoint runs/vgg16 --archive --sign-key key.pem --release 7 -o out/vgg16.tar
 """)
 def command(**options: Any) -> None:
     """Compile a sparse network into an artifact: one folder (or one file) that a board can train inside a
     byte budget.
 
-    The network is a new one (--model) or a trained one (--checkpoint). An artifact that is already at the
-    output is replaced as a whole; nothing else is.
+    The network is a new one (--model) or a trained one (--checkpoint), which with --classes keeps all but its
+    last layer. An artifact that is already at the output is replaced as a whole; nothing else is.
     """
     check_beta(options)
     if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:
@@ -343,6 +345,20 @@ def _check_source(checkpoint: str | None, output: Path) -> None:
         )
 
 
+def _with_classes(sparse: Any, classes: int) -> Any:
+    """Return a trained network with so many outputs; a new last layer is told."""
+    from edge_bcs.exportable import last_layer
+    from edge_bcs.method import heads
+    from edge_bcs.method.new_classes import with_classes
+
+    layer = last_layer(sparse.network, sparse.input_shape)
+    before = heads.outputs(sparse.network, layer)
+    if before == classes:
+        return sparse
+    say_new(heads.NewHead(layer, before, classes))
+    return with_classes(sparse, classes)
+
+
 def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[Any, str, int]:
     """Return (sparse network, its name, training steps behind it)."""
     model = options["model"]
@@ -351,6 +367,8 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
 
         network = own(model, asked_shape(options)) if is_own(model) else None
         sparse = load(options["checkpoint"], network, **trusted(options))
+        if options["classes"] is not None:
+            sparse = _with_classes(sparse, options["classes"])
         return sparse, str(sparse.record["name"]), int(sparse.step)
     import torch
 

@@ -30,6 +30,7 @@ from edge_bcs.core.progress import say
 if TYPE_CHECKING:
     from torch import nn
 
+    from edge_bcs.method.heads import NewHead
     from edge_bcs.method.sparse_model import SparseModel
 
 Shape = tuple[int, int, int]
@@ -124,9 +125,9 @@ classes_option = click.option(
     "--classes",
     type=click.IntRange(2),
     metavar="N",
-    help="Number of classes. Where a network of your own, or --weights, has another one, the last layer is "
-    "made anew, and everything else kept. Default: as many as --class-names; in `train` with --weights as "
-    "many as --data has names of.",
+    help="Number of classes. Where a network of your own, --weights or --checkpoint has another one, the "
+    "last layer is made anew, and everything else kept. Default: as many as --class-names; in `train` with "
+    "--weights as many as --data has names of.",
 )
 resize_option = click.option(
     "--resize",
@@ -198,9 +199,14 @@ def prepared(
     else:
         return network
     if new is not None:
-        told = str(new)
-        say(f"{told[0].upper()}{told[1:]}.")
+        say_new(new)
     return network
+
+
+def say_new(new: NewHead) -> None:
+    """Tell that the last layer is new, in one line on standard error."""
+    told = str(new)
+    say(f"{told[0].upper()}{told[1:]}.")
 
 
 def with_saved(network: nn.Module, options: dict[str, Any], shape: Shape | None) -> nn.Module:

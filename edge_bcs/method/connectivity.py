@@ -36,6 +36,7 @@ __all__ = [
     "SparseModel",
     "dense_by_default",
     "densities_of",
+    "draw_positions",
     "erk_densities",
     "fixed",
     "kappa",
@@ -186,7 +187,7 @@ def layer_counts(sizes: Sequence[int], densities: Sequence[float], count: int) -
     return counts
 
 
-def _draw_positions(seed: int, layer_number: int, size: int, count: int) -> NDArray[np.int64]:
+def draw_positions(seed: int, layer_number: int, size: int, count: int) -> NDArray[np.int64]:
     """Return `count` distinct positions below `size`, ascending, drawn uniformly (MASK, step = layer)."""
     # The smaller of the drawn set and its complement is drawn, so that few draws repeat.
     wanted = min(count, size - count)
@@ -341,7 +342,7 @@ def _drawn(
         raise EdgeBcsError(f"the seed must be an unsigned 64-bit number, not {seed}")
     index = np.concatenate(
         [
-            layer.offset + _draw_positions(seed, number, layer.size, int(active))
+            layer.offset + draw_positions(seed, number, layer.size, int(active))
             for number, (layer, active) in enumerate(zip(layers, counts, strict=True))
         ]
     )
@@ -370,7 +371,7 @@ def _pruned(
         shares = counts
     # In a layer that is new no weight is worth more than another: its connections are drawn.
     drawn = {
-        number: layer.offset + _draw_positions(seed, number, layer.size, int(shares[number]))
+        number: layer.offset + draw_positions(seed, number, layer.size, int(shares[number]))
         for number, layer in enumerate(layers)
         if is_new(model.get_submodule(layer.name))
     }

@@ -54,6 +54,12 @@ def succeed(*arguments: object) -> dict[str, Any]:
     return {**content, "told": result.stderr}
 
 
+def network_of_20() -> Any:
+    network: Any = {}
+    exec(NETS, network)
+    return network["fixed"]()
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Weights of a network of 20 classes, and photographs of three, of which each is a colour."""
@@ -68,9 +74,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 pixels[:, :, number] += 120
                 Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{photo}.png")
     torch.manual_seed(3)
-    network: Any = {}
-    exec(NETS, network)
-    module = network["fixed"]()
+    module = network_of_20()
     torch.save(module.state_dict(), tmp_path / "dense.pt")
     return tmp_path
 
@@ -120,6 +124,14 @@ def test_training_takes_the_classes_of_the_folders(place: Path) -> None:
     assert succeed(*trained, "--resume")["step"] == 2
     measured = succeed("evaluate", "runs", *model, "--data", "photos", "--attack", "none")
     assert [one["class"] for one in measured["per_class"]] == list(NAMES)
+    # A trained sparse network gets other classes in the same way, and its file knows.
+    exported = succeed(
+        "export", "--checkpoint", "runs", *model, "--classes", 5, "--no-validate", "-o", "five"
+    )
+    assert "The last layer, head (3 → 5 outputs), is new." in exported["told"]
+    assert exported["classes"] is None and edge_bcs.load("five", network_of_20()).step == 0
+    body = edge_bcs.load("five", network_of_20()).network.get_parameter("body.0.weight")
+    assert torch.equal(body, edge_bcs.load("runs", network_of_20()).network.get_parameter("body.0.weight"))
     # --classes 20 keeps what the weights know.
     report = succeed(*trained[:-1], "kept", "--classes", 20)
     assert "is new" not in report["told"] and len(report["classes"]) == 20
@@ -180,9 +192,7 @@ def test_an_onnx_file_gets_new_classes(place: Path) -> None:
 
 
 def test_what_a_file_says_of_the_last_layer_is_not_believed(place: Path) -> None:
-    network: Any = {}
-    exec(NETS, network)
-    module: nn.Module = network["fixed"]()
+    module: nn.Module = network_of_20()
     sparse = edge_bcs.sparsify(module, 0.5, start="magnitude", classes=3)
     for head, message in (
         ({"layer": "head", "classes": 1 << 40}, "describes the last layer"),

@@ -18,6 +18,9 @@ import edge_bcs
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.exportable import last_layer, with_outputs
 from edge_bcs.method import heads
+from edge_bcs.method.connectivity import kappa
+from edge_bcs.method.new_classes import with_classes
+from edge_bcs.method.rewiring import NEWBORN
 
 HIDDEN = 64
 
@@ -187,6 +190,57 @@ def test_all_connections_or_a_dense_layer_keep_the_new_weights() -> None:
         sparse = edge_bcs.sparsify(network, sparsity, dense=dense, start="magnitude", classes=10)
         assert torch.equal(sparse.network.get_parameter("7.weight"), renewed[7].weight)
     assert np.count_nonzero(sparse.coo()[0]) == sparse.kappa
+
+
+def sparse_network(classes: int, sparsity: str, dense: list[str] | None = None) -> edge_bcs.SparseModel:
+    """Trained for a while: momentum, moved weights, steps."""
+    names = [f"class {n}" for n in range(classes)]
+    sparse = edge_bcs.sparsify(trained(classes), sparsity, 3, "uniform", dense=dense or [], start="magnitude")
+    sparse.momentum.fill_(0.5)
+    sparse.step, sparse.classes = 70, tuple(names)
+    return sparse
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sparsity"),
+    [(100, 10, "0.9"), (10, 100, "0.9"), (10, 100, "0.3"), (100, 2, "0.02"), (4, 4000, "0.999")],
+)
+def test_a_sparse_network_keeps_its_connections_and_kappa(before: int, after: int, sparsity: str) -> None:
+    sparse = sparse_network(before, sparsity)
+    state = sparse.state()
+    made = with_classes(sparse, [f"new {n}" for n in range(after)], input_shape=(3, 12, 12))
+    body = 3 * 16 * 9 + 16 * HIDDEN * 9
+    assert made.size == body + HIDDEN * after and made.kappa == kappa(made.size, sparsity)
+    assert made.classes is not None and len(made.classes) == after
+    assert made.step == 0 and not made.momentum.any() and made.record["head"]["classes"] == after
+    counts = made.layer_counts()
+    assert counts["7"] >= min(HIDDEN * after, max(1, round(made.kappa * HIDDEN * after / made.size)))
+    old = {name: sparse.network.get_parameter(f"{name}.weight") for name in ("0", "2")}
+    new = {name: made.network.get_parameter(f"{name}.weight") for name in ("0", "2")}
+    gone = [old[name][(old[name] != 0) & (new[name] == 0)].abs() for name in old]
+    born = [new[name][(old[name] == 0) & (new[name] != 0)].abs() for name in old]
+    for name in old:
+        both = (old[name] != 0) & (new[name] != 0)
+        assert torch.equal(old[name][both], new[name][both])
+    assert not (torch.cat(gone).numel() and torch.cat(born).numel())
+    assert (torch.cat(born) == float(NEWBORN)).all()
+    if torch.cat(gone).numel():  # the smallest made way
+        assert torch.cat(gone).max() <= min(new[name][new[name] != 0].abs().min() for name in new)
+    # Biases before the last layer stay.
+    assert torch.equal(made.network.get_parameter("2.bias"), sparse.network.get_parameter("2.bias"))
+    assert all(np.array_equal(tensor, sparse.state()[name]) for name, tensor in state.items())
+
+
+def test_a_dense_last_layer_leaves_all_connections_where_they_are() -> None:
+    sparse = sparse_network(100, "0.9", ["7"])
+    made = with_classes(sparse, 10, input_shape=(3, 12, 12))
+    assert all(np.array_equal(one, other) for one, other in zip(made.coo(), sparse.coo(), strict=True))
+    renewed = trained(100)
+    with_outputs(renewed, 10, seed=3)
+    assert torch.equal(made.network.get_parameter("7.weight"), renewed[7].weight)
+    same = with_classes(sparse, 100, input_shape=(3, 12, 12))
+    assert same.classes == sparse.classes and same.step == 70
+    assert all(np.array_equal(tensor, same.state()[name]) for name, tensor in sparse.state().items())
 
 
 def test_networks_of_edge_bcs_know_their_classes() -> None:
