@@ -14,7 +14,7 @@ from edge_bcs.core.segments import Segment
 from edge_bcs.exportable import with_outputs
 from edge_bcs.method.connectivity import draw_positions, kappa
 from edge_bcs.method.rewiring import NEWBORN
-from edge_bcs.method.sparse_model import SparseModel, prunable_layers
+from edge_bcs.method.sparse_model import SparseModel, prunable_layers, weight_name
 
 
 def with_classes(
@@ -84,7 +84,7 @@ def _with_new_layer(
         stay = np.sort(np.argsort(-np.abs(values), kind="stable")[: len(kept) - surplus])
         kept, values = kept[stay], values[stay]
     born = _dormant(size, [kept, np.arange(span.start, span.stop)], max(0, -surplus), seed, len(layers))
-    kernel = network.get_parameter(f"{name}.weight".removeprefix(".")).detach().cpu().numpy().reshape(-1)
+    kernel = network.get_parameter(weight_name(layers[numbers[0]])).detach().cpu().numpy().reshape(-1)
     newborn = (random.signs(born, seed=seed) * NEWBORN).astype(np.float32)
     positions = np.concatenate([kept, drawn, born])
     order = np.argsort(positions)
