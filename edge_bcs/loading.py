@@ -116,6 +116,7 @@ def _from_artifact(
 
     artifact = Artifact.read(path, trust_keys, min_release)
     tensors, metadata = read_state(artifact)
+    tensors = artifact.trained.whole(tensors)
     return _assemble(
         path,
         artifact.manifest["network"],

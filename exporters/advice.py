@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -13,9 +14,10 @@ from edge_bcs.targets.plans import MemoryPlan
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import PLAIN, objective_named
+from edge_bcs.core.part import Part
 from edge_bcs.method.sparse_model import SparseModel
 
-from .compiler import build
+from .compiler import PARTS, build
 from .memory.choice import Choice, Job
 from .memory.planner import Planner
 from .network import network_of
@@ -47,8 +49,9 @@ class Compiler(Maker):
         self._arguments = dict(artifact.manifest["network"].get("arguments", {}))
         self._planner = self._planner_of(sparse, self._batch)
 
-    def _planner_of(self, sparse: SparseModel, batch_statistics: bool) -> Planner:
-        return Planner(network_of(sparse, self.artifact.input_shape, batch_statistics))
+    def _planner_of(self, sparse: SparseModel, batch_statistics: bool, part: Part | None = None) -> Planner:
+        part = self.artifact.trained.part if part is None else part
+        return Planner(network_of(sparse, self.artifact.input_shape, batch_statistics, part))
 
     def curve(self, budget: int | None) -> Iterator[Point]:
         job = self._job(self.artifact.objective.name, self._bfloat16)
@@ -115,6 +118,12 @@ class Compiler(Maker):
         if self._batch:
             frozen = self._planner_of(self._sparse, False)
             yield "frozen batch-norm statistics", {"--batch-norm": "frozen"}, False, frozen, objective
+        if self.artifact.trained.part.everything:
+            for part in PARTS:
+                with contextlib.suppress(EdgeBcsError):  # of a network with fewer layers
+                    fewer = self._planner_of(self._sparse, False, part)
+                    options = {"--train": part.text, "--batch-norm": "frozen"}
+                    yield f"only {part.text} trained", options, False, fewer, objective
         if self.artifact.objective.two_branches:
             plain = PLAIN.name
             what = f"objective {plain} instead of {objective}"

@@ -13,7 +13,15 @@ import onnx
 from edge_bcs.runtime import archive as archives
 from edge_bcs.runtime import signature
 from edge_bcs.runtime.artifact import Artifact, sha256_of
-from edge_bcs.runtime.manifest import FORMAT, MANIFEST, STATE, VERSION, TrainedObjective, graph_file
+from edge_bcs.runtime.manifest import (
+    FORMAT,
+    IN_PART,
+    MANIFEST,
+    STATE,
+    VERSION,
+    TrainedObjective,
+    graph_file,
+)
 from edge_bcs.runtime.ort.checkpoint import CHECKPOINT
 from edge_bcs.targets.cost_model import TYPICAL_BOARD
 
@@ -22,6 +30,7 @@ from edge_bcs.checkpoint import state_metadata
 from edge_bcs.core.deprecated import OldSpellings
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.objectives import objective_named
+from edge_bcs.core.part import Part
 from edge_bcs.core.progress import note
 from edge_bcs.core.settings import BATCH_NORMS, Attack, Hyper, check_choice, check_count, filled
 from edge_bcs.core.state import state_fault
@@ -54,6 +63,7 @@ def export(
     hyper: Hyper | None = None,
     beta: float | None = None,
     batch_norm: str = "frozen",
+    train: str = "all",
     batch_size: int = 128,
     epochs: int = 200,
     seed: int | None = None,
@@ -80,7 +90,10 @@ def export(
         hyper: learning rate, weight decay, momentum and noise of the fine-tuning run.
         beta: weight of the robust term; default 6 for TRADES and RST, 4 for MART.
         batch_norm: "frozen" (running statistics) or "batch" (statistics of the micro-batch, of at least 2
-            images).
+            images, in the batch norms that are trained).
+        train: what is trained: "all"; "head", the last layer with weights; "last:N", the last N of them, in
+            the order of computation, with the norms and biases from there on; "norm", the scales and shifts
+            of norms; "bias", the biases and the shifts of norms. The attack sees all of the network.
         batch_size: default logical batch of the runtime.
         epochs: of the fine-tuning run.
         seed: of the fine-tuning run; default: that of ``sparse``.
@@ -108,6 +121,7 @@ def export(
         rule, rule.beta if beta is None else beta, spelt.into("attack", attack, Attack())
     )
     check_choice("batch norm", batch_norm, BATCH_NORMS)
+    part = Part.parse(train)
     check_count("batch_size", batch_size, 1)
     check_count("epochs", epochs, 1)
     begin = filled(spelt.into("hyper", hyper, Hyper()), fine_tuning=True, batch_norm=batch_norm)
@@ -131,7 +145,7 @@ def export(
     )
     note("reading the network")
     input_shape = input_shape or sparse.input_shape or (3, 32, 32)
-    network = network_of(sparse, input_shape, batch_norm == "batch")
+    network = network_of(sparse, input_shape, batch_norm == "batch", part)
     if network.graph.left_out:
         said = "; ".join(network.graph.left_out)
         warnings.warn(f"of the network a part is not exported: {said}", EdgeBcsWarning, stacklevel=2)
@@ -143,7 +157,7 @@ def export(
         classes = completed(check_names(classes, "the network's classes"), network.num_classes)
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if part.everything else IN_PART,
         "created_by": f"edge-bcs {__version__}",
         **({} if publish.release is None else {"release": publish.release}),
         "network": {
@@ -189,8 +203,9 @@ def _write(
         onnx.checker.check_model(model)
         (folder / graph_file(phase)).write_bytes(model.SerializeToString())
     with (folder / STATE).open("wb") as stream:
-        write_tensors(stream, state, metadata)
-    if ort_checkpoint.available():
+        write_tensors(stream, compiled.network.trained.of(state), metadata)
+    # ONNX Runtime's own training has a gradient of the shape of each parameter, and so trains all of it.
+    if ort_checkpoint.available() and compiled.network.part.everything:
         lists = np.zeros(compiled.network.lists_length, np.int32)
         run(str(folder / graph_file("lists")), {"coo.index": state["coo.index"], "coo.lists": lists})
         tensors = {**state, "coo.lists": lists}

@@ -17,7 +17,7 @@ from .forward import Branch, Lowering
 from .nodes import HaloOf, Node
 from .operators import OPERATORS
 from .operators.base import named_halos
-from .operators.elementwise import MaskedAdd
+from .operators.elementwise import MaskedAdd, ShiftGrad
 from .operators.folding import FoldAffineGrad, ZeroAffine
 from .operators.order import GradientReady, ResetGradient
 
@@ -60,7 +60,11 @@ class Gradients:
     def __init__(self, lowering: Lowering) -> None:
         """Emit the operators that begin the accumulation."""
         self.lowering, self.graph = lowering, lowering.graph
-        self.coo, self.dense = (self._started(name) for name in ("coo.value_grad", "dense.value_grad"))
+        self.moving = lowering.network.moving
+        self.coo, self.dense = (
+            self._started(f"{name}_grad") if name in self.moving else ""
+            for name in ("coo.value", "dense.value")
+        )
         self.affine = ""
 
     def _started(self, name: str) -> str:
@@ -70,7 +74,8 @@ class Gradients:
 
     def add(self, branch: Branch, seed: str) -> None:
         """Emit the backward nodes of a branch, given the gradient ``seed`` of its logits."""
-        if self.lowering.affine and not self.affine:
+        passed, everything = self.lowering.passed, self.lowering.network.part.everything
+        if self.lowering.affine and not self.affine and (everything or passed.learned.slots):
             self.affine = "affine_grad"
             ZeroAffine.emit(self.graph, {"affine": self.lowering.affine}, {"affine_grad": self.affine})
         Tape(branch, seed, self)
@@ -90,6 +95,26 @@ class Gradients:
         current, self.affine = self.affine, self.graph.unique("affine_grad.accumulated")
         return current, self.affine
 
+    @property
+    def latest(self) -> str:
+        """A tensor that is there when all backward nodes so far have run."""
+        return self.coo or next(name for name in self.graph.nodes[-1].outputs if name)
+
+    def place_among_connections(self, offset: int) -> dict[str, int]:
+        """Attributes that say where the gradient of the kernel at ``offset`` lies, if not all is trained."""
+        network = self.lowering.network
+        if network.part.everything:
+            return {}
+        return {"skip": next(network.skips[k.name] for k in network.trained.kernels if k.offset == offset)}
+
+    def place_among_dense(self, offset: int) -> dict[str, int]:
+        """The same for the parameter at ``offset`` in ``dense.value``."""
+        network = self.lowering.network
+        if network.part.everything:
+            return {}
+        trained = network.trained
+        return {"weight_gradient": next(trained.places[p.name] for p in trained.dense if p.offset == offset)}
+
     def finish(self) -> None:
         """Emit the chain rule from scales and shifts to the dense parameters, and say that all is there."""
         if self.affine:
@@ -97,9 +122,14 @@ class Gradients:
             dense, out = self.step_dense()
             inputs = {"affine_grad": self.affine, "dense": "dense.value", "dense_grad": dense}
             inputs |= {"mean": mean, "variance": variance}
-            FoldAffineGrad.emit(self.graph, inputs, {"dense_grad_out": out}, self.lowering.fold)
+            gradients = self.lowering.passed.gradients
+            attributes = {**self.lowering.fold, **({"gradients": gradients} if gradients else {})}
+            FoldAffineGrad.emit(self.graph, inputs, {"dense_grad_out": out}, attributes)
         for name, gradient in (("coo.value", self.coo), ("dense.value", self.dense)):
-            GradientReady.emit(self.graph, {"buffer": gradient}, {"ready": f"{name}_grad.accumulation.out"})
+            if name in self.moving:
+                GradientReady.emit(
+                    self.graph, {"buffer": gradient}, {"ready": f"{name}_grad.accumulation.out"}
+                )
 
 
 class Tape:
@@ -142,7 +172,7 @@ class Tape:
         is_image = self.gradients is None and not sources
         if is_image or learns or any(name in self._needed for name in sources):
             self._needed.add(output)
-        if learns:
+        if learns and self.reads_again(node):
             rule = OPERATORS[node.operator]
             self._kept.add(rule.read(node, rule.keeps))
         for name in sources:
@@ -154,6 +184,26 @@ class Tape:
         """Whether gradients of the parameters of a forward node are wanted."""
         learned = self.branch.lowering.passed.learned
         return self.gradients is not None and OPERATORS[node.operator].learns(node, learned)
+
+    def reads_again(self, node: Node) -> bool:
+        """Whether these gradients need the input of a forward node."""
+        learned = self.branch.lowering.passed.learned
+        return self.gradients is not None and OPERATORS[node.operator].read_again(node, learned)
+
+    def slot_learns(self, slot: int) -> bool:
+        """Whether a scale or a shift of the slot at channel ``slot`` is trained."""
+        lowering = self.branch.lowering
+        return lowering.network.part.everything or slot in lowering.passed.learned.slots
+
+    def add_shift(self, node: Node, dy: str) -> None:
+        """Emit what adds the gradient of a forward node's shifts, given that of its output."""
+        assert self.gradients is not None
+        affine_grad, out = self.gradients.step_affine()
+        channels, height, width = self.branch.geometry[node.outputs[0]]
+        attributes = {"channels": channels, "height": height, "width": width, "lanes": self.branch.lanes}
+        attributes |= {"affine": node.attributes["affine"], **named_halos(dy_halo=dy)}
+        inputs = {"dy": dy, "affine_grad": affine_grad}
+        ShiftGrad.emit(self.graph, inputs, {"affine_grad_out": out}, attributes)
 
     def needs(self, tensor: str) -> bool:
         """Whether the gradient of ``tensor`` leads to anything that is wanted."""

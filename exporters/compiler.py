@@ -17,6 +17,7 @@ Nothing here is written or run; `artifact` does that.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
@@ -27,6 +28,7 @@ from edge_bcs.targets.plans import MemoryPlan
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import PLAIN
+from edge_bcs.core.part import Part
 from edge_bcs.core.units import format_bytes
 
 from .graphs import update_graphs
@@ -38,6 +40,8 @@ from .memory.storage import store, without_dense_kernels
 from .network import Kernel, Network
 from .nodes import Graph
 
+PARTS = (Part.parse("head"), Part.parse("last:2"), Part.parse("last:4"))
+"""What may be trained instead of all, where memory does not suffice."""
 _BYTES_PER_CONNECTION = 28  # values, indices, momentum, gradients and the three lists
 
 
@@ -79,6 +83,7 @@ class Compiled:
                 for segment in network.statistics.values()
             ],
             "lists_length": network.lists_length,
+            **({} if network.part.everything else {"train": network.trained.described()}),
             "micro_batch": self.micro_batch,
             "lanes": lanes_of(self.micro_batch),
             "memory": {
@@ -181,6 +186,12 @@ def _changes(
         options.append(("--batch-norm frozen", frozen, job, micro_batch))
     if job.objective.two_branches:
         options.append((f"--objective {PLAIN.name}", planner, replace(job, objective=PLAIN), micro_batch))
+    if network.part.everything:
+        for part in PARTS:
+            with contextlib.suppress(EdgeBcsError):  # of a network with fewer layers
+                smaller = Planner(replace(network, part=part, batch_statistics=False))
+                frozen_too = " --batch-norm frozen" if network.batch_statistics else ""
+                options.append((f"--train {part.text}{frozen_too}", smaller, job, micro_batch))
     for what, changed, other, images in options:
         size = changed.smallest(other, images).peak_bytes
         if size < least.peak_bytes:

@@ -10,7 +10,7 @@ statistics the normalisation is an operator of its own, which takes the addition
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -62,21 +62,22 @@ class FusedLayer:
     affine: int = -1
 
 
-def fuse(graph: LayerGraph, batch_statistics: bool) -> list[FusedLayer]:
+def fuse(graph: LayerGraph, batch: Collection[str] = (), apart: Collection[str] = ()) -> list[FusedLayer]:
     """Fuse ``graph``; the result is in order of execution and its last operator need not be the logits'.
 
     Args:
         graph: the captured network.
-        batch_statistics: whether batch norms use the statistics of the micro-batch (True) or the running
+        batch: modules of the batch norms that use the statistics of the micro-batch; others have the running
             ones.
+        apart: modules of those that are no part of a convolution.
     """
-    return _Fusion(graph, batch_statistics).result()
+    return _Fusion(graph, batch, apart).result()
 
 
 class _Fusion:
-    def __init__(self, graph: LayerGraph, batch_statistics: bool) -> None:
+    def __init__(self, graph: LayerGraph, batch: Collection[str], apart: Collection[str]) -> None:
         self.graph = graph
-        self.batch_statistics = batch_statistics
+        self.batch, self.apart = batch, apart
         self.readers = graph.consumers()
         self.readers[graph.output].append(graph[graph.output])  # the caller reads the logits
         self.geometry = {layer.name: layer.geometry for layer in graph.layers}
@@ -149,8 +150,10 @@ class _Fusion:
                 self._start(layer.operator, layer, applied=applied)
 
     def _batch_norm(self, layer: layers.BatchNorm) -> None:
-        if self.batch_statistics:
+        if layer.module in self.batch:
             self._start(layer.operator, layer, Slot(2, layer.shape[0], None, layer.module))
+        elif layer.module in self.apart:
+            self._start("Affine", layer, Slot(1, layer.shape[0], None, layer.module))
         else:
             self._affine(layer, Slot(1, layer.shape[0], None, layer.module))
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from edge_bcs.targets.cost_model import lanes_of
 
 from edge_bcs.core.objectives import Objective
+from edge_bcs.core.part import merged
 
 from .autodiff import Gradients, Tape
 from .forward import Branch, Lowering
@@ -102,10 +103,9 @@ def training_graph(
         objective: what is trained.
         beta: weight of the robust term of TRADES and MART.
         keep_both: for the two-branch objectives, keep the clean branch's activations while the adversarial
-            branch is differentiated, instead of computing them a second time. Default: only with batch
-            statistics.
+            branch is differentiated, instead of computing them a second time. Default: as the network says.
     """
-    buffers = [f"{name}_grad.accumulation.buffer" for name in ("coo.value", "dense.value")]
+    buffers = [f"{name}_grad.accumulation.buffer" for name in network.moving]
     graph = empty_graph(
         "training_model",
         network,
@@ -130,10 +130,10 @@ def training_graph(
         clean, adversarial = branches
         gradients.add(adversarial, adversarial.seed)
         seed = clean.seed
-        if not (network.batch_statistics if keep_both is None else keep_both):
+        if not (network.keeps_both if keep_both is None else keep_both):
             # Computing the clean branch again costs one forward pass and saves all that it would have kept.
             image = "input.again"
-            After.emit(graph, {"x": "input", "token": gradients.coo}, {"y": image})
+            After.emit(graph, {"x": "input", "token": gradients.latest}, {"y": image})
             clean = Branch(lowering, image, "again.", update=False)
         gradients.add(clean, seed)
     gradients.finish()
@@ -173,23 +173,31 @@ def _publish(graph: Graph, statistics: list[str]) -> None:
 
 
 def optimizer_graph(network: Network) -> Graph:
-    """The rewiring step, the lists it changes, and momentum descent on the dense parameters, all in place."""
+    """The rewiring step, the lists it changes, and momentum descent on the dense parameters, all in place; of
+    what is trained."""
+    connections, others = (name in network.moving for name in ("coo.value", "dense.value"))
     state = {name: f"coo.{name}" for name in ("value", "index", "momentum")}
     gradients = [f"{name}_grad.accumulation.buffer" for name in ("coo.value", "dense.value")]
     dense = ("dense.value", "dense.momentum")
-    graph = empty_graph(
-        "optimizer_model",
-        network,
-        [*state.values(), gradients[0], "coo.lists", *dense, gradients[1], "hyper", "counter"],
-        [f"{name}.out" for name in (*state.values(), "coo.lists", *dense)],
-    )
-    inputs = {**state, "gradient": gradients[0], "hyper": "hyper", "counter": "counter"}
-    outputs = {f"{name}_out": f"{tensor}.out" for name, tensor in state.items()}
-    outputs["gradient_out"] = "coo.value_grad.consumed"
-    RewireStep.emit(graph, inputs, outputs, {"size": network.size})
-    _build_lists(graph, network, "coo.index.out")
-    inputs = {"value": dense[0], "momentum": dense[1], "hyper": "hyper", "gradient": gradients[1]}
-    DenseStep.emit(graph, inputs, {"value_out": f"{dense[0]}.out", "momentum_out": f"{dense[1]}.out"})
+    read = [*state.values(), gradients[0], "coo.lists"] if connections else []
+    changed = [*state.values(), "coo.lists"] if connections else []
+    if others:
+        read, changed = [*read, *dense, gradients[1]], [*changed, *dense]
+    read = [*read, "hyper", *(["counter"] if connections else [])]
+    graph = empty_graph("optimizer_model", network, read, [f"{name}.out" for name in changed])
+    everything = network.part.everything
+    if connections:
+        inputs = {**state, "gradient": gradients[0], "hyper": "hyper", "counter": "counter"}
+        outputs = {f"{name}_out": f"{tensor}.out" for name, tensor in state.items()}
+        outputs["gradient_out"] = "coo.value_grad.consumed"
+        spans = {} if everything else {"spans": network.spans}
+        RewireStep.emit(graph, inputs, outputs, {"size": network.size, **spans})
+        _build_lists(graph, network, "coo.index.out")
+    if others:
+        inputs = {"value": dense[0], "momentum": dense[1], "hyper": "hyper", "gradient": gradients[1]}
+        runs = [number for begin, end in merged(network.trained.dense) for number in (begin, end - begin)]
+        outputs = {"value_out": f"{dense[0]}.out", "momentum_out": f"{dense[1]}.out"}
+        DenseStep.emit(graph, inputs, outputs, {} if everything else {"spans": runs})
     return graph
 
 

@@ -12,13 +12,17 @@ from typing import Any
 from edge_bcs.runtime.buffers import bound_buffers
 from edge_bcs.targets import cost_model
 
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.part import ALL, Part, Trained, merged
 from edge_bcs.core.segments import Segment
 from edge_bcs.method.sparse_model import SparseModel
 
 from .frontends.torch import capture
 from .fusion import FusedLayer, Slot, fuse
-from .layers import Convolution, Input, LayerGraph
+from .layers import BatchNorm, Convolution, Input, LayerGraph
 from .nodes import TensorType
+from .operators.base import Learned
+from .trained import trained_of
 
 _SHORT = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool"}
 
@@ -79,13 +83,15 @@ class Pass:
 
     Attributes:
         layers: the forward operators. entries: six integers a slot, the attribute of FoldAffine.
-        learned: first channels of the slots that have parameters. epsilon: of the batch norms.
+        learned: what is trained. epsilon: of the batch norms.
+        gradients: three integers a slot, the attribute of FoldAffineGrad; empty where all is trained.
     """
 
     layers: list[FusedLayer]
     entries: list[int]
-    learned: frozenset[int]
+    learned: Learned
     epsilon: float
+    gradients: list[int]
 
 
 @dataclass
@@ -100,8 +106,12 @@ class Network:
             ``dense.value``.
         statistics: batch-norm module name → its place in ``batchnorm.mean`` and ``batchnorm.variance``.
         lists_length: M, elements of ``coo.lists``.
-        batch_statistics: whether training normalises by the micro-batch.
+        batch_statistics: whether training normalises by the micro-batch, in the batch norms that are trained.
+        part: what is trained, as the user names it. trained: what that is of this network.
         evaluation, training: the passes with running statistics, and with those that training uses.
+
+    Raises:
+        EdgeBcsError: it has no such part, or no batch norm that is trained for batch statistics to be of.
     """
 
     graph: LayerGraph
@@ -111,12 +121,27 @@ class Network:
     statistics: Mapping[str, Segment]
     lists_length: int
     batch_statistics: bool = False
+    part: Part = ALL
+    trained: Trained = field(init=False)
     evaluation: Pass = field(init=False)
     training: Pass = field(init=False)
 
     def __post_init__(self) -> None:
-        self.evaluation = self._pass(batch_statistics=False)
-        self.training = self._pass(batch_statistics=True) if self.batch_statistics else self.evaluation
+        counts = {name: kernel.connections for name, kernel in self.kernels.items()}
+        self.trained = trained_of(self.part, self.graph, self.kernels, self.dense, counts)
+        norms = [layer.module for layer in self.graph.layers if isinstance(layer, BatchNorm)]
+        named = {parameter.name for parameter in self.trained.dense}
+        moving = {name for name in norms if not named.isdisjoint((f"{name}.weight", f"{name}.bias"))}
+        if self.batch_statistics and not self.part.everything and not moving:
+            raise EdgeBcsError(
+                f"--train {self.part.text} trains no batch norm, and the others keep their running "
+                "statistics: take --batch-norm frozen"
+            )
+        batch = frozenset(norms if self.part.everything else moving) if self.batch_statistics else frozenset()
+        # Where norms alone are trained, folding them into convolutions would make these keep what they read.
+        apart = frozenset(moving) if self.part.text == "norm" else frozenset()
+        self.evaluation = self._pass(frozenset(), frozenset())
+        self.training = self._pass(batch, apart) if batch or apart else self.evaluation
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -134,6 +159,12 @@ class Network:
         return 2 if self.batch_statistics else 1
 
     @property
+    def keeps_both(self) -> bool:
+        """Whether the two branches of an objective are kept, if memory is no matter: statistics of a batch
+        must not move twice, and where a part is trained little is kept, less than is worth a pass."""
+        return self.batch_statistics or not self.part.everything
+
+    @property
     def size(self) -> int:
         """N, the number of prunable weights."""
         return sum(kernel.size for kernel in self.kernels.values())
@@ -147,6 +178,34 @@ class Network:
     def statistics_size(self) -> int:
         """Channels of all batch norms."""
         return sum(segment.size for segment in self.statistics.values())
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """Of the connections and of the other parameters those of which any are trained, by their buffers."""
+        if self.part.everything:
+            return "coo.value", "dense.value"
+        counts = {"coo.value": self.trained.kappa, "dense.value": self.trained.dense_size}
+        return tuple(name for name, count in counts.items() if count)
+
+    @cached_property
+    def skips(self) -> Mapping[str, int]:
+        """Trained kernel → connections before it that are not trained: so many places before the connection
+        itself its gradient and its momentum lie."""
+        found, skipped = {}, 0
+        trained = {kernel.name for kernel in self.trained.kernels}
+        for name, kernel in self.kernels.items():
+            if name in trained:
+                found[name] = skipped
+            else:
+                skipped += kernel.connections
+        return found
+
+    @property
+    def spans(self) -> list[int]:
+        """Three integers for each run of trained kernels, the attribute of RewireStep: where its positions
+        begin and end, and the connections before it that are not trained."""
+        skip = {kernel.offset: self.skips[kernel.name] for kernel in self.trained.kernels}
+        return [number for begin, end in merged(self.trained.kernels) for number in (begin, end, skip[begin])]
 
     @cached_property
     def connections(self) -> Mapping[int, int]:
@@ -167,31 +226,46 @@ class Network:
         buffers = bound_buffers(self, micro_batch, two_branches)
         return {name: TensorType(_SHORT[dtype], shape) for name, (dtype, shape) in buffers.items()}
 
-    def _pass(self, batch_statistics: bool) -> Pass:
-        layers = fuse(self.graph, batch_statistics)
+    def _pass(self, batch: frozenset[str], apart: frozenset[str]) -> Pass:
+        layers = fuse(self.graph, batch, apart)
+        places = {name: parameter.offset for name, parameter in self.dense.items()}
         entries: list[int] = []
-        learned: set[int] = set()
+        gradients: list[int] = []
+        shifts: set[int] = set()
+        scales: set[int] = set()
         for fused in layers:
             if fused.slot is not None:
-                entry = self._entry(fused.slot)
-                if any(offset >= 0 for offset in entry[2:5]):
-                    learned.add(fused.affine)
-                entries += entry
-        return Pass(layers, entries, frozenset(learned), self.graph.epsilon)
+                entries += self._entry(fused.slot)
+                wanted = self._offsets(fused.slot, self.trained.places)
+                gradients += wanted
+                if any(offset >= 0 for offset in wanted):
+                    shifts.add(fused.affine)
+                if wanted[1] >= 0:
+                    scales.add(fused.affine)
+        learned = Learned(
+            frozenset(shifts),
+            frozenset(scales),
+            frozenset(kernel.offset for kernel in self.trained.kernels),
+            frozenset(places[parameter.name] for parameter in self.trained.dense),
+        )
+        return Pass(layers, entries, learned, self.graph.epsilon, [] if self.part.everything else gradients)
 
     def _entry(self, slot: Slot) -> list[int]:
         """The six integers that describe ``slot`` to FoldAffine."""
-
-        def offset(module: str | None, key: str) -> int:
-            segment = self.dense.get(f"{module}.{key}") if module else None
-            return segment.offset if segment else -1
-
         running = self.statistics.get(slot.norm) if slot.norm else None
         statistics = running.offset if running else -1
-        gamma, beta = offset(slot.norm, "weight"), offset(slot.norm, "bias")
-        if slot.scale is not None:
-            gamma = self.dense[slot.scale].offset
-        return [slot.kind, slot.channels, offset(slot.bias, "bias"), gamma, beta, statistics]
+        places = {name: parameter.offset for name, parameter in self.dense.items()}
+        return [slot.kind, slot.channels, *self._offsets(slot, places), statistics]
+
+    @staticmethod
+    def _offsets(slot: Slot, places: Mapping[str, int]) -> list[int]:
+        """Where the bias, the scale and the shift of ``slot`` are among ``places``, −1 for what is not."""
+
+        def offset(module: str | None, key: str) -> int:
+            return places.get(f"{module}.{key}", -1) if module else -1
+
+        gamma = offset(slot.norm, "weight") if slot.scale is None else places.get(slot.scale, -1)
+        return [offset(slot.bias, "bias"), gamma, offset(slot.norm, "bias")]
 
 
 def captured(sparse: SparseModel, input_shape: tuple[int, int, int]) -> LayerGraph:
@@ -214,12 +288,16 @@ def captured(sparse: SparseModel, input_shape: tuple[int, int, int]) -> LayerGra
 
 
 def network_of(
-    sparse: SparseModel, input_shape: tuple[int, int, int], batch_statistics: bool = False
+    sparse: SparseModel,
+    input_shape: tuple[int, int, int],
+    batch_statistics: bool = False,
+    part: Part = ALL,
 ) -> Network:
     """Capture ``sparse``, number its parameters and choose each layer's kernel from its present density.
 
     Raises:
-        EdgeBcsError: the network holds something that is not supported; the message names it.
+        EdgeBcsError: the network holds something that is not supported, which the message names, or has not
+            the part that is to be trained.
     """
     graph = captured(sparse, input_shape)
     dense = sparse.dense_kernels
@@ -236,6 +314,7 @@ def network_of(
         {segment.name: segment for segment in sparse.statistics},
         lists_length,
         batch_statistics,
+        part,
     )
 
 

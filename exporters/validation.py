@@ -190,8 +190,8 @@ def compare(artifact: Artifact, sparse: SparseModel, draw: int, tolerance: float
         **buffers,
         "coo.lists": lists,
         # Anything but zero: the reset must clear it.
-        "coo.value_grad.accumulation.buffer": np.ones(artifact.kappa, np.float32),
-        "dense.value_grad.accumulation.buffer": np.ones(artifact.dense_size, np.float32),
+        "coo.value_grad.accumulation.buffer": np.ones(artifact.trained.kappa, np.float32),
+        "dense.value_grad.accumulation.buffer": np.ones(artifact.trained.dense_size, np.float32),
         "lazy_reset_grad": np.ones(1, np.bool_),
     }
     loss = run(str(artifact.graph("training")), feeds)["loss"]
@@ -235,6 +235,12 @@ def _torch(
             logits = network.eval()(clean)
     # Frozen statistics are those of evaluation; an objective is a function of the images and of nothing else.
     network.train(batch_statistics)
+    trained = {parameter.name for parameter in artifact.trained.dense}
+    for norm in sparse.statistics if batch_statistics else ():
+        moves = artifact.trained.part.everything or not trained.isdisjoint(
+            (f"{norm.name}.weight", f"{norm.name}.bias")
+        )
+        network.get_submodule(norm.name).train(moves)
     rule = artifact.objective
     logits_clean = network(clean)
     if not batch_statistics:
@@ -251,11 +257,12 @@ def _torch(
         _gradient(network.get_submodule(layer.name).weight)[index[first:last] - layer.offset]
         for layer, first, last in zip(sparse.layers, bounds[:-1], bounds[1:], strict=True)
     ]
-    others = [_gradient(network.get_parameter(item.name)) for item in sparse.dense]
+    others = [_gradient(network.get_parameter(item.name)) for item in artifact.trained.dense]
+    learn = torch.from_numpy(artifact.trained.connections(index.numpy()))
     return {
         "logits": logits.numpy(),
         "loss": loss.detach().numpy(),
-        "coo": torch.cat(kernels).numpy(),
+        "coo": torch.cat(kernels)[learn].numpy(),
         "dense": torch.cat(others).numpy() if others else np.zeros(0),
     }
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edge_bcs.core.part import Trained
 from edge_bcs.core.state import state_layout
 
 Shape = tuple[int, ...]
@@ -40,6 +41,10 @@ class Network(Protocol):
         """Length of the logits."""
 
     @property
+    def trained(self) -> Trained:
+        """What of it is trained."""
+
+    @property
     def batch_statistics(self) -> bool:
         """Whether training normalises by the micro-batch."""
 
@@ -48,15 +53,17 @@ def bound_buffers(network: Network, micro_batch: int, two_branches: bool) -> dic
     """Name → (dtype, shape) of every buffer that the runtime binds to the graphs, whatever the phase.
 
     The sum of their bytes is the part of the working set that never changes. With batch statistics a copy of
-    the running averages is kept, so that a step that fails half-way leaves no trace.
+    the running averages is kept, so that a step that fails half-way leaves no trace. What is not trained has
+    neither momentum nor gradients.
     """
     images = (micro_batch, *network.input_shape)
-    state = state_layout(network.kappa, network.dense_size, network.statistics_size)
+    trained = network.trained.kappa, network.trained.dense_size
+    state = state_layout(network.kappa, network.dense_size, network.statistics_size, trained)
     table: dict[str, tuple[str, Shape]] = {name: (kind, (length,)) for name, (kind, length) in state.items()}
     table |= {
-        "coo.value_grad.accumulation.buffer": ("float32", (network.kappa,)),
+        "coo.value_grad.accumulation.buffer": ("float32", (trained[0],)),
         "coo.lists": ("int32", (network.lists_length,)),
-        "dense.value_grad.accumulation.buffer": ("float32", (network.dense_size,)),
+        "dense.value_grad.accumulation.buffer": ("float32", (trained[1],)),
         "input": ("float32", images),
         "adversarial": ("float32", images),
         "labels": ("int64", (micro_batch,)),

@@ -12,7 +12,6 @@ from edge_bcs.runtime.state import parts_of
 
 from edge_bcs.core.answers import DIVERGED
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.objectives import NO_LABEL
 from edge_bcs.data.dataset import Data, advice
 
 Array = np.ndarray[Any, Any]
@@ -68,12 +67,12 @@ def finite(logits: Array) -> Array:
     return logits
 
 
-def check_labels(y: Array, count: int, classes: int, name: Name = in_batch, *, lowest: int = 0) -> Array:
-    """Return ``y`` as i64[count] in [lowest, classes), or raise EdgeBcsError."""
+def check_labels(y: Array, count: int, classes: int, name: Name = in_batch) -> Array:
+    """Return ``y`` as i64[count] in [0, classes), or raise EdgeBcsError."""
     y = np.asarray(y)
     if y.shape != (count,) or y.dtype.kind not in "iu":
         raise EdgeBcsError(f"labels must be whole numbers of shape [{count}], not {y.dtype}{list(y.shape)}.")
-    wrong = (y < lowest) | (y >= classes)
+    wrong = (y < 0) | (y >= classes)
     if wrong.any():
         place = int(np.argmax(wrong))
         raise EdgeBcsError(
@@ -82,16 +81,10 @@ def check_labels(y: Array, count: int, classes: int, name: Name = in_batch, *, l
     return y.astype(np.int64)
 
 
-def check_batch(
-    artifact: Artifact, x: Array, y: Array, name: Name = in_batch, *, training: bool = False
-) -> tuple[Array, Array]:
-    """Return a batch for an artifact as f32 and i64, or raise EdgeBcsError with what is wrong and where.
-
-    ``training``: an image may have no label, if the artifact's objective has a use for it.
-    """
+def check_batch(artifact: Artifact, x: Array, y: Array, name: Name = in_batch) -> tuple[Array, Array]:
+    """Return a batch for an artifact as f32 and i64, or raise EdgeBcsError with what is wrong and where."""
     x = check_images(x, artifact.input_shape, name)
-    lowest = NO_LABEL if training and artifact.objective.kind.learns_without_labels else 0
-    return x, check_labels(y, len(x), artifact.num_classes, name, lowest=lowest)
+    return x, check_labels(y, len(x), artifact.num_classes, name)
 
 
 def check_data(artifact: Artifact, data: Data) -> None:
@@ -116,12 +109,14 @@ def check_update(artifact: Artifact, arrays: Mapping[str, Array], hyper: tuple[f
     rate, decay, factor, noise = hyper
     for kind in ("coo", "dense"):
         gradient = arrays[f"{kind}.value_grad.accumulation.buffer"]
+        if not gradient.size:  # nothing of this kind is trained
+            continue
         if not _largest(gradient) < _LARGEST_GRADIENT:
             magnitudes = np.abs(gradient)
             place = int(np.argmax(np.where(np.isnan(magnitudes), np.inf, magnitudes)))
             raise NotFiniteError(
-                f"the gradient of {_owner(artifact, arrays, f'{kind}.value', place)} is {gradient[place]:g}; "
-                "lower the learning rate."
+                f"the gradient of {_owner(artifact, arrays, f'{kind}.momentum', place)} is "
+                f"{gradient[place]:g}; lower the learning rate."
             )
         value, momentum = arrays[f"{kind}.value"], arrays[f"{kind}.momentum"]
         velocity = factor * _largest(momentum) + _largest(gradient)
@@ -129,7 +124,7 @@ def check_update(artifact: Artifact, arrays: Mapping[str, Array], hyper: tuple[f
         if not max(velocity, reach) < _LARGEST_UPDATE:
             place = int(np.argmax(np.abs(gradient)))
             raise NotFiniteError(
-                f"the update of {_owner(artifact, arrays, f'{kind}.value', place)} would overflow; "
+                f"the update of {_owner(artifact, arrays, f'{kind}.momentum', place)} would overflow; "
                 "lower the learning rate."
             )
 

@@ -46,7 +46,10 @@ def connections(artifact: Artifact, state: Mapping[str, Array], before: Array | 
     active = layer_counts(artifact, index)
     born = died = np.zeros_like(active)
     if before is not None:
-        newborn = (np.abs(state["coo.value"]) == NEWBORN) & (state["coo.momentum"] == 0)
+        newborn = np.abs(state["coo.value"]) == NEWBORN
+        trained = artifact.trained.connections(index)
+        newborn[trained] &= state["coo.momentum"] == 0
+        newborn &= trained
         born = layer_counts(artifact, index[newborn])
         died = before + born - active
     names = [layer.name for layer in artifact.layers]

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edge_bcs.runtime import archive
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity, parse_json
 from edge_bcs.core.objectives import OBJECTIVES, Objective
+from edge_bcs.core.part import ALL, Part, Trained
 from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.segments import Segment
 from edge_bcs.core.settings import MOST_ATTACK_STEPS, Attack, check_number
@@ -24,7 +25,9 @@ from edge_bcs.core.text import check_text
 from edge_bcs.data.classes import Names, check_names, may_become
 
 FORMAT = "edge-bcs-artifact"
-VERSION = 1
+VERSION, IN_PART = 1, 2
+"""Format versions: of artifacts that train all of a network, and of those that train a part of it, which
+earlier releases would misread."""
 GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
 MANIFEST = archive.MANIFEST
 STATE = "state.safetensors"
@@ -33,6 +36,9 @@ _LARGEST_NUMBER = 3.4e38  # of float32
 LARGEST_RELEASE = 2**53 - 1  # what every reader of JSON takes for a whole number
 _LARGEST_FILE = 2 << 30  # bytes; read in pieces
 _LARGEST_GRAPH = 64 << 20  # bytes; read at once, and without any weights
+
+
+_Named = TypeVar("_Named", bound=Segment)
 
 
 def graph_file(graph: str) -> str:
@@ -110,6 +116,7 @@ class Described:
             batch.
         classes: names of the outputs in label order, ``num_classes`` of them; None while they are unknown.
         dense_size, statistics_size: lengths of dense.value and of batchnorm.mean.
+        trained: which parameters learn.
         budget: the byte budget it was exported for, or None; hyper: learning_rate, weight_decay, momentum,
             noise.
         resize: how image files are brought to the size of ``input_shape``.
@@ -127,6 +134,7 @@ class Described:
     layers: tuple[PrunableLayer, ...]
     dense_size: int
     statistics_size: int
+    trained: Trained
     objective: TrainedObjective
     batch_norm: str
     micro_batch: int
@@ -154,6 +162,23 @@ class Described:
         return "of no release" if self.release is None else f"release {self.release}"
 
     @property
+    def trained_text(self) -> str:
+        """ "all", or what part is trained and how much that is, for messages."""
+        trained = self.trained
+        if trained.part.everything:
+            return trained.part.text
+        return (
+            f"{trained.part.text}: {trained.kappa:,} of {self.kappa:,} connections, "
+            f"{trained.dense_size:,} of {self.dense_size:,} other numbers"
+        )
+
+    @property
+    def untrained_bytes(self) -> int:
+        """Bytes of the momentum and the gradients that are not there, because not all is trained."""
+        trained = self.trained
+        return 8 * (self.kappa - trained.kappa + self.dense_size - trained.dense_size)
+
+    @property
     def predicted_peak_bytes(self) -> int:
         """The working set that the compiler predicted, in bytes."""
         return int(self.manifest["memory"]["predicted_peak_bytes"])
@@ -172,12 +197,12 @@ def parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise EdgeBcsError(f"{file} does not describe an edge-bcs artifact (its format is not {FORMAT!r}).")
     version = manifest.get("version")
-    if isinstance(version, int) and version > VERSION:
+    if isinstance(version, int) and version > IN_PART:
         raise EdgeBcsError(
-            f"{folder} has artifact format {version} and this edge-bcs reads up to {VERSION}: upgrade "
+            f"{folder} has artifact format {version} and this edge-bcs reads up to {IN_PART}: upgrade "
             "edge-bcs here, or export again with this version."
         )
-    if version != VERSION:
+    if version not in (VERSION, IN_PART) or isinstance(version, bool):
         raise EdgeBcsError(f"{file} names the unknown format version {str(version)[:60]!r}.")
     check_text(manifest, str(file))
     return manifest
@@ -236,6 +261,15 @@ class _Fields:
         if name in self.value:
             return self.integers(name, (count,), low)
         return (self.integer(one, low, 1 << 10) if one else 1,) * count
+
+    def chosen(self, name: str, of: Sequence[_Named]) -> tuple[_Named, ...]:
+        """Those of ``of`` that a list names, which must be in their order."""
+        value = self.value.get(name)
+        rows = {segment.name: place for place, segment in enumerate(of)}
+        places = [rows.get(item, -1) if isinstance(item, str) else -1 for item in value or ()]
+        if not isinstance(value, list) or -1 in places or places != sorted(set(places)):
+            raise self._fault(name, f"names of the manifest's {name}, in their order")
+        return tuple(of[place] for place in places)
 
     def names(self, name: str, count: int) -> Names | None:
         """``count`` class names; None if the field is absent."""
@@ -304,6 +338,7 @@ def describe(manifest: dict[str, Any]) -> Described:
         layers=layers,
         dense_size=_contiguous(dense, "dense"),
         statistics_size=_contiguous(statistics, "statistics"),
+        trained=_trained(fields, layers, kappa),
         objective=_objective(fields.object("objective")),
         batch_norm=fields.text("batch_norm", ("frozen", "batch")),
         micro_batch=fields.integer("micro_batch", 1, 1 << 16),
@@ -360,6 +395,40 @@ def _layers(fields: _Fields, size: int) -> tuple[PrunableLayer, ...]:
     if offset != size:
         raise EdgeBcsError(f"the manifest's layers hold {offset} positions and its size is {size}.")
     return tuple(layers)
+
+
+def _trained(fields: _Fields, layers: tuple[PrunableLayer, ...], kappa: int) -> Trained:
+    """What is trained: all of it, unless the manifest says which part."""
+    dense = [
+        Segment(
+            str(item.value.get("name", "")), item.integers("shape", (0, 1, 2, 3, 4)), item.integer("offset")
+        )
+        for item in fields.objects("dense")
+    ]
+    if (fields.value["version"] == IN_PART) != ("train" in fields.value):
+        raise EdgeBcsError(
+            f"the manifest's format version is {fields.value['version']}, and it says "
+            + ("nothing " if fields.value["version"] == IN_PART else "")
+            + "of a part that is trained."
+        )
+    if "train" not in fields.value:
+        return Trained(ALL, layers, tuple(dense), kappa)
+    train = fields.object("train")
+    try:
+        part = Part.parse(train.text("part"))
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"the manifest's field train.part cannot be right: {error}.") from None
+    if part.everything:
+        raise EdgeBcsError("the manifest's field train.part must be a part of the network, not 'all'.")
+    kernels = train.chosen("layers", layers)
+    chosen = train.chosen("dense", dense)
+    # As many connections as ever lie in the kernels that are trained, and the others in those that are not.
+    inside = sum(kernel.size for kernel in kernels)
+    outside = sum(layer.size for layer in layers) - inside
+    connections = train.integer("kappa", max(0, kappa - outside), min(kappa, inside))
+    if not connections and not chosen:
+        raise EdgeBcsError("the manifest's field train names nothing that is trained.")
+    return Trained(part, kernels, chosen, connections)
 
 
 def _contiguous(entries: list[tuple[int, int]], name: str) -> int:

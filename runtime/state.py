@@ -51,7 +51,8 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 def layout_of(artifact: Artifact) -> dict[str, tuple[str, int]]:
     """Name → (element type, length) of the tensors of an artifact's state, in order."""
-    return state_layout(artifact.kappa, artifact.dense_size, artifact.statistics_size)
+    trained = artifact.trained.kappa, artifact.trained.dense_size
+    return state_layout(artifact.kappa, artifact.dense_size, artifact.statistics_size, trained)
 
 
 def read_state(
@@ -173,7 +174,8 @@ def parts_of(artifact: Artifact) -> Parts:
         return [(str(entry.get("name", name)), entry["offset"]) for entry in artifact.manifest[name]]
 
     kernels = [(f"{layer.name}.weight".removeprefix("."), layer.offset) for layer in artifact.layers]
-    return Parts(artifact.size, kernels, table("dense"), table("statistics"))
+    trained = None if artifact.trained.part.everything else artifact.trained
+    return Parts(artifact.size, kernels, table("dense"), table("statistics"), trained)
 
 
 def _digest(tensors: Any, metadata: Mapping[str, str]) -> str:

@@ -264,6 +264,8 @@ def _command(artifact: Artifact, changed: dict[str, str], board: str | None) -> 
     channels, height, _ = artifact.input_shape
     objective, attack, usual = artifact.objective, artifact.objective.attack, Attack()
     options = {"--objective": objective.name, "--batch-norm": artifact.batch_norm}
+    if not artifact.trained.part.everything:
+        options["--train"] = artifact.trained.part.text
     if artifact.manifest["memory"].get("choice", {}).get("store") == "bf16":
         options["--store"] = "bf16"
     defaults: dict[str, tuple[Any, Any]] = {

@@ -152,6 +152,8 @@ class Simulation:
             "kappa": artifact.kappa,
             "objective": artifact.objective.name,
             "batch_norm": artifact.batch_norm,
+            "train": artifact.trained.part.text,
+            "untrained_bytes": artifact.untrained_bytes,
             "micro_batch": artifact.micro_batch,
             "batch_size": artifact.batch_size,
             "target": self.target.name if self.target else None,

@@ -36,6 +36,10 @@ def _verdict(simulation: Simulation) -> RenderableType:
     artifact, board = simulation.artifact, simulation.target
     title = f"{artifact.network} at sparsity {artifact.sparsity}, {artifact.objective.name}, "
     title += f"batch norm {artifact.batch_norm}, micro-batch {artifact.micro_batch}"
+    if not artifact.trained.part.everything:
+        title += (
+            f", trained in part ({artifact.trained_text}; {format_bytes(artifact.untrained_bytes)} saved)"
+        )
     where = f" on {board.title}" if board else ""
     line = Text(simulation.verdict.upper(), style=_STYLES.get(simulation.verdict, "bold green"))
     return Group(

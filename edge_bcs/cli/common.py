@@ -49,6 +49,14 @@ objective_option = click.option(
     show_default=True,
     help="The loss that training lowers; natural trains without an attack.",
 )
+train_option = click.option(
+    "--train",
+    metavar="PART",
+    default="all",
+    show_default=True,
+    help="What is trained: all; head, the last layer with weights; last:N, the last N of them, with their "
+    "norms and biases; norm, the scales and shifts of norms; bias. Less of it needs less memory.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as one JSON object.")
 json_file_option = click.option(
     "--json",

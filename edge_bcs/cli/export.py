@@ -27,6 +27,7 @@ from edge_bcs.cli.common import (
     pairs,
     print_json,
     seed_option,
+    train_option,
     trust_option,
     trusted,
 )
@@ -57,6 +58,7 @@ from edge_bcs.cli.networks import (
     weights_option,
 )
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
+from edge_bcs.core.part import Part
 from edge_bcs.core.progress import Progress, note
 from edge_bcs.core.resizing import Resize
 from edge_bcs.core.settings import Hyper
@@ -104,8 +106,9 @@ _OF_NEW_NETWORKS = (
     type=click.Choice(["frozen", "batch"]),
     help="Batch norm with the statistics of the checkpoint (frozen, its default) or of each micro-batch "
     "(batch, "
-    "a new network's default).",
+    "a new network's default, unless --train names a part of it).",
 )
+@train_option
 @click.option(
     "--target",
     metavar="NAME|FILE",
@@ -181,6 +184,7 @@ _OF_NEW_NETWORKS = (
     edge-bcs export --model nets.py:make --weights dense.pt --sparsity 0.9 --input-size 96 -o out/pruned
     edge-bcs export --model nets.py:make --checkpoint runs/mine --memory 8MiB -o out/mine
     edge-bcs export --checkpoint runs/vgg16 --classes 3 --memory 8MiB -o out/three
+    edge-bcs export --checkpoint runs/vgg16 --train last:2 --memory 6MiB -o out/vgg16-last
     edge-bcs export --checkpoint runs/vgg16 --archive --sign-key key.pem --release 7 -o out/vgg16.tar
 """)
 def command(**options: Any) -> None:
@@ -191,6 +195,7 @@ def command(**options: Any) -> None:
     last layer. An artifact that is already at the output is replaced as a whole; nothing else is.
     """
     check_beta(options)
+    Part.parse(options["train"])
     if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:
         raise EdgeBcsError("--trust-key checks what --checkpoint reads: leave it out for a new network.")
 
@@ -243,7 +248,8 @@ def _exported(
     sparse, name, step = _network(options, names)
     if names is not None:
         _rename(sparse, names)
-    batch_norm = options["batch_norm"] or ("frozen" if options["checkpoint"] else "batch")
+    adapted = options["checkpoint"] or options["train"] != "all"
+    batch_norm = options["batch_norm"] or ("frozen" if adapted else "batch")
     output = output or checked(Path("out") / name)
 
     said = io.StringIO()
@@ -260,6 +266,7 @@ def _exported(
             hyper=Hyper(learning_rate=options["learning_rate"]),
             beta=options["beta"],
             batch_norm=batch_norm,
+            train=options["train"],
             batch_size=options["batch_size"],
             step=step,
             validate=options["validate"],
@@ -289,6 +296,7 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
                 "classes": artifact.classes,
                 "objective": artifact.objective.name,
                 "batch_norm": artifact.batch_norm,
+                "train": artifact.trained.part.text,
                 "micro_batch": artifact.micro_batch,
                 "memory": artifact.budget,
                 "predicted_peak_bytes": artifact.predicted_peak_bytes,
@@ -309,6 +317,7 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
             ("dense kernels", dense_kernels(artifact)),
             ("classes", None if artifact.classes is None else shown(artifact.classes)),
             ("objective", f"{artifact.objective.name}, batch norm {artifact.batch_norm}"),
+            ("learns", artifact.trained_text),
             ("micro-batch", f"{images}, batches of {artifact.batch_size}"),
             ("activations", activations(artifact)),
             ("predicted peak", format_bytes(artifact.predicted_peak_bytes) + budget),

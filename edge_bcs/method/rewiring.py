@@ -7,6 +7,8 @@ dormant positions as died, drawn uniformly over the whole network, are born with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,14 +30,15 @@ def rewire_step(
     weight_decay: float,
     momentum_factor: float,
     noise: float,
+    spans: Sequence[tuple[int, int]] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
     """One step; every operation in float32, rounded separately, in this order.
 
     Args:
         value: f32[κ], the weights w = γ·θ, never 0.
         index: i32[κ], their positions, strictly ascending in [0, size).
-        momentum: f32[κ], v.
-        gradient: f32[κ], g = ∂loss/∂w.
+        momentum: f32[κ], v; of those in ``spans`` alone, if there are any.
+        gradient: f32[κ], g = ∂loss/∂w; likewise.
         size: N, the number of prunable weights of the network.
         seed: of the noise, the draws and γ.
         step: number of this step.
@@ -43,14 +46,22 @@ def rewire_step(
         weight_decay: λ_w, not scaled by the learning rate.
         momentum_factor: μ.
         noise: σ; the noise has standard deviation λ·σ.
+        spans: (begin, end) of each run of positions that are trained, ascending: connections move among these
+            alone, and the others stay as they are. None: all.
 
     Returns:
-        value, index and momentum after the step, new arrays of length κ.
+        value, index and momentum after the step, new arrays of the same lengths.
 
     Raises:
         EdgeBcsError: arrays of different lengths, positions out of range or order, a weight of 0, a negative
             hyper-parameter, or anything not finite, before or after the step.
     """
+    if spans is not None:
+        inside = np.zeros(len(index), bool)
+        for begin, end in spans:
+            inside |= (index >= begin) & (index < end)
+        still = value[~inside], index[~inside]
+        value, index = value[inside], index[inside]
     check_buffers(value, index, momentum, gradient, size=size)
     rate, decay, factor, sigma = (
         np.float32(x) for x in (learning_rate, weight_decay, momentum_factor, noise)
@@ -73,27 +84,45 @@ def rewire_step(
         raise EdgeBcsError("the step would make a weight that is not finite; nothing was changed.")
 
     survives = (w != 0) & (np.signbit(w) == np.signbit(value))
-    born = draw_births(index[survives], int((~survives).sum()), size=size, seed=seed, step=step)
+    deaths = int((~survives).sum())
+    born = draw_births(index[survives], deaths, size=size, seed=seed, step=step, spans=spans)
     merged = np.concatenate([index[survives], born])
     order = np.argsort(merged)
     value = np.concatenate([w[survives], random.signs(born, seed=seed) * NEWBORN])
     momentum = np.concatenate([v[survives], np.zeros(len(born), np.float32)])
-    return value[order], merged[order].astype(np.int32), momentum[order]
+    value, index, momentum = value[order], merged[order].astype(np.int32), momentum[order]
+    if spans is not None:
+        index = np.concatenate([still[1], index])
+        order = np.argsort(index)
+        value, index = np.concatenate([still[0], value])[order], index[order]
+    return value, index, momentum
 
 
 def draw_births(
-    survivors: NDArray[np.int32], count: int, *, size: int, seed: int, step: int
+    survivors: NDArray[np.int32],
+    count: int,
+    *,
+    size: int,
+    seed: int,
+    step: int,
+    spans: Sequence[tuple[int, int]] | None = None,
 ) -> NDArray[np.int32]:
-    """Draws positions uniformly among those of [0, size) that are not survivors, without repeating one.
+    """Draws positions uniformly among those of [0, size), or of ``spans``, that are not survivors, without
+    repeating one.
 
     Returns:
         i32[count], in the order drawn.
     """
     taken = set(survivors.tolist())
-    stream = random.IntegerStream(size, seed=seed, step=step, purpose=random.BIRTH)
+    runs = [(0, size)] if spans is None else spans
+    lengths = [end - begin for begin, end in runs]
+    before = np.cumsum([0, *lengths])
+    stream = random.IntegerStream(int(before[-1]), seed=seed, step=step, purpose=random.BIRTH)
     born: list[int] = []
     while len(born) < count:
-        for candidate in stream.take(count - len(born)).tolist():
+        for place in stream.take(count - len(born)).tolist():
+            run = int(np.searchsorted(before, place, side="right")) - 1
+            candidate = runs[run][0] + place - int(before[run])
             if candidate not in taken:
                 taken.add(candidate)
                 born.append(candidate)

@@ -63,7 +63,7 @@ class Planner:
         """One for each order of branches, that which is the default first."""
         orders: tuple[bool, ...] = (False,)
         if job.objective.two_branches:
-            orders = (True, False) if self.network.batch_statistics else (False, True)
+            orders = (True, False) if self.network.keeps_both else (False, True)
         return [self.space(job, micro_batch, keep) for keep in orders]
 
     def micro_batches(self, job: Job, micro_batch: int | None = None) -> list[int]:
@@ -79,7 +79,7 @@ class Planner:
     def unlimited(self, job: Job, micro_batch: int | None = None) -> Choice:
         """What the backward pass reads is kept, or all of it as bfloat16 where the job allows that."""
         micro_batch = micro_batch or min(DEFAULT_MICRO_BATCH, max(self.network.fewest_images, job.batch_size))
-        choice = Choice(micro_batch, job.objective.two_branches and self.network.batch_statistics)
+        choice = Choice(micro_batch, job.objective.two_branches and self.network.keeps_both)
         if not job.bfloat16:
             return choice
         space = self.space(job, micro_batch, choice.keep_both)

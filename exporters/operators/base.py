@@ -190,6 +190,23 @@ class Completion:
     spare: bool = False
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What of a pass of the network is trained, as its nodes know it.
+
+    Attributes:
+        slots: first channels of the slots of scale and shift in which a parameter is. scales: of those whose
+            scale is.
+        kernels: first numbers of the kernels among the connections. dense: of the parameters in
+            ``dense.value``.
+    """
+
+    slots: frozenset[int]
+    scales: frozenset[int]
+    kernels: frozenset[int]
+    dense: frozenset[int]
+
+
 # The operator
 
 
@@ -334,13 +351,13 @@ class Operator:
         """Emit the nodes that carry ``dy``, the gradient of the first output, to the inputs."""
         raise AssertionError(f"{type(self).__name__} is not differentiable")
 
-    def learns(self, node: Node, learned_slots: frozenset[int]) -> bool:
-        """Whether this node has parameters that learn.
-
-        Args:
-            node: the node. learned_slots: positions in the scale and shift that belong to parameters.
-        """
+    def learns(self, node: Node, learned: Learned) -> bool:
+        """Whether this node has parameters that learn."""
         return self.parameters
+
+    def read_again(self, node: Node, learned: Learned) -> bool:
+        """Whether the gradient of what learns reads the input ``keeps``."""
+        return self.learns(node, learned)
 
     def repeated(
         self, node: Node, inputs: list[str], statistics: list[str]

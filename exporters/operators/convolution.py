@@ -18,6 +18,7 @@ from .base import (
     Completion,
     Connections,
     Gradient,
+    Learned,
     Operator,
     OrtNode,
     Port,
@@ -208,9 +209,21 @@ class _Forward(_Convolutional):
         """Inputs and attributes that say where the weights are, and how they are visited: "sparse" or not."""
         raise NotImplementedError
 
-    def accumulate(self, gradients: Gradients) -> tuple[str, str]:
-        """(current, next) tensor of the chain that accumulates the gradient of the weights."""
+    def kernel_learns(self, node: Node, learned: Learned) -> bool:
+        """Whether the weights are trained."""
         raise NotImplementedError
+
+    def accumulate(self, node: Node, gradients: Gradients) -> tuple[str, str, dict[str, Any]]:
+        """(current, next) tensor of the chain that accumulates the gradient of the weights, and attributes
+        that say where it lies there if not all is trained."""
+        raise NotImplementedError
+
+    def learns(self, node: Node, learned: Learned) -> bool:
+        return self.kernel_learns(node, learned) or node.attributes["affine"] in learned.slots
+
+    def read_again(self, node: Node, learned: Learned) -> bool:
+        """A shift's gradient needs no input."""
+        return self.kernel_learns(node, learned)
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
         layer = fused.layer
@@ -265,13 +278,17 @@ class _Forward(_Convolutional):
             if self.has_input(port.name)
         }
         inputs |= {"dy": dy, **dx.inputs}
-        if tape.gradients:
-            affine_grad, affine_out = tape.gradients.step_affine() if affine else ("", "")
-            grad, out = self.accumulate(tape.gradients)
+        if tape.gradients and tape.reads_again(node):
+            learns = affine and tape.slot_learns(attributes["affine"])
+            affine_grad, affine_out = tape.gradients.step_affine() if learns else ("", "")
+            grad, out, place = self.accumulate(node, tape.gradients)
             inputs |= {"x": x, self.to_all.accumulated: grad, "affine_grad": affine_grad}
             outputs = {"dx": dx.tensor, f"{self.to_all.accumulated}_out": out, "affine_grad_out": affine_out}
-            self.to_all.emit(tape.graph, inputs, outputs, attributes)
-        elif dx.tensor:
+            self.to_all.emit(tape.graph, inputs, outputs, {**attributes, **place})
+            return
+        if tape.learns(node):
+            tape.add_shift(node, dy)
+        if dx.tensor:
             self.to_input.emit(tape.graph, inputs, {"dx": dx.tensor}, attributes)
 
     def pre_halo(self, node: Node) -> int | HaloOf:
@@ -358,8 +375,11 @@ class Conv(_Forward):
         }
         return {"value": "coo.value", "lists": "coo.lists"}, attributes
 
-    def accumulate(self, gradients: Gradients) -> tuple[str, str]:
-        return gradients.step_coo()
+    def kernel_learns(self, node: Node, learned: Learned) -> bool:
+        return node.attributes["layer_offset"] in learned.kernels
+
+    def accumulate(self, node: Node, gradients: Gradients) -> tuple[str, str, dict[str, Any]]:
+        return *gradients.step_coo(), gradients.place_among_connections(node.attributes["layer_offset"])
 
 
 # All weights
@@ -418,5 +438,8 @@ class DenseConv(_AllWeights, _Forward):
         weight = network.dense[f"{layer.module}.weight"]
         return {"dense": "dense.value"}, {"weight": weight.offset, "algorithm": "dense"}
 
-    def accumulate(self, gradients: Gradients) -> tuple[str, str]:
-        return gradients.step_dense()
+    def kernel_learns(self, node: Node, learned: Learned) -> bool:
+        return node.attributes["weight"] in learned.dense
+
+    def accumulate(self, node: Node, gradients: Gradients) -> tuple[str, str, dict[str, Any]]:
+        return *gradients.step_dense(), gradients.place_among_dense(node.attributes["weight"])

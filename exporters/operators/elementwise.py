@@ -13,11 +13,14 @@ from .base import (
     SUM_AND_MASK,
     Attributes,
     Completion,
+    Connections,
     Gradient,
+    Learned,
     Operator,
     OrtNode,
     Parameter,
     Port,
+    Types,
     bits,
     map_of,
     named_halos,
@@ -88,8 +91,18 @@ class Affine(Operator):
         }
         self.emit(branch.graph, {"x": sources[0], "affine": branch.affine}, {"y": y}, attributes)
 
+    def learns(self, node: Node, learned: Learned) -> bool:
+        return node.attributes["affine"] in learned.slots
+
+    def read_again(self, node: Node, learned: Learned) -> bool:
+        """A shift's gradient needs no input."""
+        return node.attributes["affine"] in learned.scales
+
     def differentiate(self, node: Node, dy: str, tape: Tape) -> None:
         x, learned = self.read(node, "x"), tape.learns(node)
+        if learned and not tape.reads_again(node):
+            tape.add_shift(node, dy)
+            learned = False
         if not (learned or tape.needs(x)):
             return
         # A scale directly on the image still needs a tensor for the gradient that nobody reads.
@@ -125,6 +138,19 @@ class AffineGrad(Gradient):
 
     def complete(self, forward: Attributes, instance: str) -> Completion:
         return masked_before(forward, "", forward["out_halo"])
+
+
+class ShiftGrad(Gradient):
+    """The gradient of a shift alone, Σ dy over images and pixels, accumulated. No layer's input is read."""
+
+    inputs = (Port("dy"), Port("affine_grad"))
+    outputs = (Port("affine_grad_out", shares="affine_grad"),)
+
+    def flops(self, node: Node, types: Types, connections: Connections) -> int:
+        return types[node.inputs[0]].bytes // 4
+
+    def bytes_moved(self, node: Node, types: Types, connections: Connections) -> int:
+        return types[node.inputs[0]].bytes
 
 
 # Activations that no other operator applies

@@ -21,7 +21,7 @@ class FoldAffine(Operator):
 
 
 class FoldAffineGrad(Operator):
-    """Gradient of scale and shift → gradient of the dense parameters, accumulated."""
+    """Gradient of scale and shift → gradient of the dense parameters that are trained, accumulated."""
 
     inputs = (Port("affine_grad"), Port("dense"), Port("mean"), Port("variance"), Port("dense_grad"))
     outputs = (Port("dense_grad_out", shares="dense_grad"),)

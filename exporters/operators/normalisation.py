@@ -19,6 +19,7 @@ from .base import (
     Completion,
     Connections,
     Gradient,
+    Learned,
     Operator,
     OrtNode,
     Parameter,
@@ -170,9 +171,9 @@ class _Norm(Operator):
     repetition = "pass"
     gradient: ClassVar[type[Operator]]
 
-    def learns(self, node: Node, learned_slots: frozenset[int]) -> bool:
+    def learns(self, node: Node, learned: Learned) -> bool:
         """A norm may have neither scale nor shift of its own."""
-        return node.attributes["affine"] in learned_slots
+        return node.attributes["affine"] in learned.slots
 
     def lower(self, fused: FusedLayer, sources: list[str], y: str, branch: Branch) -> None:
         layer = fused.layer

@@ -168,6 +168,12 @@ class OrtTrainer(Trainer):
 
     def open_engine(self, cap: int | None, threads: int | None) -> Engine:
         """See `Trainer`."""
+        part = self.artifact.trained.part
+        if not part.everything:
+            raise EdgeBcsError(
+                f"{self.artifact.path} trains a part of its network ({part.text}), which ONNX Runtime's "
+                "training API cannot: train it with edge_bcs.runtime.Trainer, or export it with --train all."
+            )
         if not self._file.is_file():
             raise EdgeBcsError(
                 f"there is no checkpoint of ONNX Runtime at {self._file}: export the artifact where "

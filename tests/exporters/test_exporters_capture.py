@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from edge_bcs.exporters.frontends.torch import capture
 from edge_bcs.exporters.fusion import FusedLayer, fuse
-from edge_bcs.exporters.layers import Convolution
+from edge_bcs.exporters.layers import BatchNorm, Convolution
 from helpers.networks import EveryLayer
 from torch import nn
 
@@ -225,7 +225,7 @@ def operators(fused: list[FusedLayer]) -> Counter[str]:
 
 def test_resnet_becomes_one_operator_a_convolution() -> None:
     graph = capture(models.resnet18(width=0.125), (3, 32, 32))
-    fused = fuse(graph, batch_statistics=False)
+    fused = fuse(graph)
     # 20 convolutions and the linear layer; eight residual additions, all of them inside.
     assert operators(fused) == {"PackInput": 1, "Conv": 21, "AveragePool": 1}
     assert sum(layer.residual is not None for layer in fused) == 8
@@ -234,7 +234,7 @@ def test_resnet_becomes_one_operator_a_convolution() -> None:
 
 
 def test_vgg_rectifies_in_its_poolings() -> None:
-    fused = fuse(capture(models.vgg16(width=0.125), (3, 32, 32)), batch_statistics=False)
+    fused = fuse(capture(models.vgg16(width=0.125), (3, 32, 32)))
     pools = [layer for layer in fused if layer.operator == "MaxPool"]
     assert len(pools) == 4 and all(pool.activation for pool in pools)
     before = [layer for layer in fused if any(layer.name in pool.inputs for pool in pools)]
@@ -242,7 +242,7 @@ def test_vgg_rectifies_in_its_poolings() -> None:
 
 
 def test_wide_resnet_scales_and_rectifies_before_convolutions() -> None:
-    fused = fuse(capture(models.wrn28_2(width=0.5), (3, 32, 32)), batch_statistics=False)
+    fused = fuse(capture(models.wrn28_2(width=0.5), (3, 32, 32)))
     # Batch norms that follow an addition: the first one of each of 12 blocks but the very first (which joins
     # the stem, whose output nothing else reads), and the last one of the network.
     assert operators(fused)["Affine"] == 12
@@ -250,7 +250,8 @@ def test_wide_resnet_scales_and_rectifies_before_convolutions() -> None:
 
 
 def test_batch_statistics_put_addition_and_relu_into_the_normalisation() -> None:
-    fused = fuse(capture(models.resnet18(width=0.125), (3, 32, 32)), batch_statistics=True)
+    graph = capture(models.resnet18(width=0.125), (3, 32, 32))
+    fused = fuse(graph, batch=[layer.module for layer in graph.layers if isinstance(layer, BatchNorm)])
     norms = [layer for layer in fused if layer.operator == "BatchNorm"]
     assert len(norms) == 20 and sum(norm.residual is not None for norm in norms) == 8
     assert not any(layer.activation for layer in fused if layer.operator == "Conv")

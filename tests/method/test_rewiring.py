@@ -90,11 +90,18 @@ class Native:
     """The operator over bound buffers, as the runtime uses it."""
 
     def __init__(
-        self, value: np.ndarray, index: np.ndarray, momentum: np.ndarray, size: int, threads: int = 2
+        self,
+        value: np.ndarray,
+        index: np.ndarray,
+        momentum: np.ndarray,
+        size: int,
+        threads: int = 2,
+        **spans: Any,
     ) -> None:
         names = ["value", "index", "momentum", "gradient"]
         dtypes = dict(zip(names, (F, np.int32, F, F), strict=True))
-        step = node("RewireStep", [*names, "hyper", "counter"], [name + ".out" for name in names], size=size)
+        outputs = [name + ".out" for name in names]
+        step = node("RewireStep", [*names, "hyper", "counter"], outputs, size=size, **spans)
         self.session = session(
             [step],
             dtypes | {"hyper": F, "counter": np.int64},
@@ -105,7 +112,7 @@ class Native:
         def make(array: np.ndarray) -> onnxruntime.OrtValue:
             return onnxruntime.OrtValue.ortvalue_from_numpy(array.copy())  # it would share the memory
 
-        arrays = (value, index, momentum, np.zeros(len(value), F))
+        arrays = (value, index, momentum, np.zeros(len(momentum), F))
         self.buffers = {name: make(array) for name, array in zip(names, arrays, strict=True)}
         self.binding = self.session.io_binding()
         for name, buffer in self.buffers.items():
@@ -168,6 +175,88 @@ def test_operator_equals_the_reference_to_the_bit(
         for ours, expected in zip(native.state(), reference, strict=True):
             assert ours.tobytes() == expected.tobytes()
     assert deaths or kappa in (1, 400)
+
+
+def skips(index: np.ndarray, spans: list[tuple[int, int]]) -> list[int]:
+    """The attribute of the operator: each span with the connections before it that lie in none."""
+    outside = np.ones(len(index), bool)
+    for begin, end in spans:
+        outside &= (index < begin) | (index >= end)
+    return [n for begin, end in spans for n in (begin, end, int(outside[index < begin].sum()))]
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [(0, 30_000)],
+        [(12_000, 30_000)],
+        [(0, 9000)],
+        [(100, 101), (2000, 9000), (9001, 9400), (29_000, 30_000)],
+        [(10, 20), (20, 30)],  # nearly nothing in them
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_part_moves_within_its_spans_to_the_bit(spans: list[tuple[int, int]], threads: int) -> None:
+    value, index, _ = start(9000, 30_000, seed=0)
+    inside = np.zeros(9000, bool)
+    for begin, end in spans:
+        inside |= (index >= begin) & (index < end)
+    trained = int(inside.sum())
+    native = Native(
+        value, index, np.zeros(trained, F), size=30_000, threads=threads, spans=skips(index, spans)
+    )
+    reference = value, index, np.zeros(trained, F)
+    still = value[~inside], index[~inside]
+    hyper = {"learning_rate": 0.1, "weight_decay": 5e-4, "momentum_factor": 0.9, "noise": 0.3}
+    generator, died = np.random.default_rng(1), 0
+    for step in range(12):
+        gradient = generator.normal(0, 0.2, trained).astype(F)
+        before = reference[1]
+        reference = rewire_step(*reference, gradient, size=30_000, seed=9, step=step, spans=spans, **hyper)
+        native.step(gradient, tuple(hyper.values()), 9, step)
+        died += int((before != reference[1]).any())
+        for ours, expected in zip(native.state(), reference, strict=True):
+            assert ours.tobytes() == expected.tobytes()
+    value, index, _ = native.state()
+    inside = np.zeros(9000, bool)
+    for begin, end in spans:
+        inside |= (index >= begin) & (index < end)
+    assert inside.sum() == trained and len(np.unique(index)) == 9000 and died
+    assert value[~inside].tobytes() == still[0].tobytes() and index[~inside].tobytes() == still[1].tobytes()
+
+
+def test_everything_as_one_span_is_everything() -> None:
+    initial = start(5000, 40_000, seed=2)
+    both = [Native(*initial, size=40_000), Native(*initial, size=40_000, spans=[0, 40_000, 0])]
+    gradient = np.random.default_rng(4).normal(0, 0.2, 5000).astype(F)
+    for native in both:
+        native.step(gradient, (0.1, 5e-4, 0.9, 0.1), 7, 3)
+    first, second = (b"".join(array.tobytes() for array in native.state()) for native in both)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("spans", "trained", "message"),
+    [
+        ([0, 6], 2, "the attribute spans has 2 numbers, not three for each span"),
+        ([6, 6, 2], 2, "the spans do not ascend within the 12 positions"),
+        ([6, 13, 2], 2, "the spans do not ascend"),
+        ([6, 9, 2, 8, 12, 2], 2, "the spans do not ascend"),
+        ([6, 9, 2, 9, 12, 1], 2, "the spans do not ascend"),
+        ([6, 12, 1], 2, "before position 6 lie 2 connections that are not trained, not 1"),
+        ([6, 12, 2], 3, "there are 2 connections that are trained, and momentum for 3"),
+    ],
+)
+def test_spans_that_cannot_be_right_are_refused(spans: list[int], trained: int, message: str) -> None:
+    example = hand_example()
+    arrays = {name: example[name] for name in ("value", "index")}
+    arrays |= {"momentum": np.zeros(trained, F), "gradient": np.full(trained, 9, F)}
+    arrays |= {"hyper": np.array([1, 0, 0.5, 0], F), "counter": np.array([1, 0], np.int64)}
+    before = {name: array.copy() for name, array in arrays.items()}
+    outputs = {"value": F, "index": np.int32, "momentum": F, "gradient": F}
+    with pytest.raises(Exception, match=message):
+        run("RewireStep", arrays, outputs, size=12, spans=spans)
+    assert all(np.array_equal(array, before[name]) for name, array in arrays.items())
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:

@@ -424,6 +424,25 @@ def test_affine_gradients(shape: tuple[int, ...], kind: str, joins: bool, operat
         close(made["affine_grad"], affine_grad + parameters.grad.numpy(), 1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_of_a_shift_alone(shape: tuple[int, ...]) -> None:
+    _, lanes, channels, _, _ = shape
+    dy, affine_grad = images(shape), np.random.default_rng(1).normal(size=2 * A).astype(F)
+    expected = affine_grad.copy()
+    expected[A + SLOT : A + SLOT + channels] += dy.astype(np.float64).sum((0, 2, 3)).astype(F)
+    inputs = {"dy": pack(dy, lanes, 2), "affine_grad": affine_grad}
+    one, two = (
+        run("ShiftGrad", inputs, {"affine_grad": F}, **sizes(shape), dy_halo=2, affine=SLOT, threads=threads)
+        for threads in (1, 2)
+    )
+    close(one["affine_grad"], expected, 1e-5)
+    assert one["affine_grad"].tobytes() == two["affine_grad"].tobytes()
+    with pytest.raises(Exception, match="ShiftGrad: the affine_grad tensor is"):
+        run("ShiftGrad", inputs, {"affine_grad": F}, **sizes(shape), dy_halo=2, affine=A)
+    with pytest.raises(Exception, match="ShiftGrad: dy is"):
+        run("ShiftGrad", inputs, {"affine_grad": F}, **sizes(shape), dy_halo=1, affine=SLOT)
+
+
 def test_affine_refuses() -> None:
     shape = (1, 2, 3, 2, 2)
     x = pack(images(shape), 2, 0)
@@ -696,6 +715,26 @@ def test_fold_affine_and_its_gradient() -> None:
 
     zeros = run("ZeroAffine", {"affine": made}, {"affine_grad": F})["affine_grad"]
     assert zeros.shape == made.shape and not zeros.any()
+
+
+def test_the_gradient_of_a_part_lies_where_it_is_wanted() -> None:
+    """A frozen batch norm behind a bias, and a bias: of the former the shift, of the latter all."""
+    entries = [1, 3, 0, 3, 6, 0, 0, 2, 9, -1, -1, -1]
+    generator = np.random.default_rng(6)
+    affine_grad, dense = generator.normal(size=10).astype(F), generator.normal(size=11).astype(F)
+    inputs = {"affine_grad": affine_grad, "dense": dense, "mean": np.ones(3, F), "variance": np.full(3, 2, F)}
+    inputs["dense_grad"] = np.zeros(11, F)
+    every = run("FoldAffineGrad", inputs, {"grad": F}, entries=entries)["grad"]
+    inputs["dense_grad"], places = np.ones(6, F), [-1, -1, 0, 4, -1, -1]
+    part = run("FoldAffineGrad", inputs, {"grad": F}, entries=entries, gradients=places)["grad"]
+    assert part.tolist() == [*(1 + every[6:9]), 1, *(1 + every[9:11])]
+    for gradients, message in (
+        ([0], "the attribute gradients has 1 numbers, not three for each entry"),
+        ([-1, -1, 0, 5, -1, -1], "an entry has its gradient from 5 to 7 of 6"),
+        ([-2, -1, 0, 4, -1, -1], "the attribute gradients has an offset of -2"),
+    ):
+        with pytest.raises(Exception, match="FoldAffineGrad: " + message):
+            run("FoldAffineGrad", inputs, {"grad": F}, entries=entries, gradients=gradients)
 
 
 @pytest.mark.parametrize(

@@ -156,3 +156,37 @@ def test_dense_step_refuses(name: str, array: np.ndarray, message: str) -> None:
     }
     with pytest.raises(Exception, match="DenseStep: .*" + message):
         run("DenseStep", inputs | {name: array}, {"value": F, "momentum": F})
+
+
+def test_dense_step_of_a_part_leaves_the_rest_alone() -> None:
+    generator = np.random.default_rng(0)
+    value = generator.normal(size=9000).astype(F)
+    spans = [3, 2, 10, 5000, 8999, 1]
+    places = np.r_[3:5, 10:5010, 8999]
+    momentum, gradient = generator.normal(size=(2, len(places))).astype(F)
+    rate, decay, factor = F(0.1), F(5e-4), F(0.9)
+    v = factor * momentum + gradient
+    expected = value.copy()
+    expected[places] = value[places] * (F(1) - decay) - rate * v
+    inputs = {"value": value, "momentum": momentum, "gradient": gradient}
+    inputs["hyper"] = np.array([rate, decay, factor, 1.0], F)
+    made = run("DenseStep", inputs, {"value": F, "momentum": F}, threads=2, spans=spans)
+    assert made["value"].tobytes() == expected.tobytes()
+    assert made["momentum"].tobytes() == v.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([0], "not two for each span"),
+        ([1, 0], "the spans do not ascend"),
+        ([0, 2, 1, 1], "the spans do not ascend"),
+        ([0, 1, 4, 2], "value has 5 elements, and those up to 6 are trained"),
+        ([0, 4], "the latter of what is trained"),
+    ],
+)
+def test_spans_of_dense_step_that_cannot_be_right(spans: list[int], message: str) -> None:
+    inputs = {"value": np.ones(5, F), "momentum": np.ones(3, F), "gradient": np.ones(3, F)}
+    inputs["hyper"] = np.zeros(4, F)
+    with pytest.raises(Exception, match="DenseStep: .*" + message):
+        run("DenseStep", inputs, {"value": F, "momentum": F}, spans=spans)

@@ -94,7 +94,7 @@ def set_field(path: str, value: object) -> Callable[[dict[str, Any]], None]:
 
 
 FIELD_FAULTS = [
-    ("version", 2, "upgrade edge-bcs"),
+    ("version", 3, "upgrade edge-bcs"),
     ("version", "1", "unknown format version"),
     ("format", "onnx", "does not describe"),
     ("network", [], "network is not an object"),

@@ -1,6 +1,9 @@
 // Convolutions (a linear layer is one of a single pixel): forward, gradient of the input, gradient of both. Their weights are
 // connections (Conv, ConvInputGrad, ConvGrad) or numbers of dense.value, all of them there (DenseConv and so on).
 //
+// Where a network is trained in part, the gradient has room for what is trained alone: an attribute says where in it that of
+// this layer lies.
+//
 // The operators check everything that they are given, describe the work as walks (kernels/walk.h) and hand it to the
 // kernels of this machine's instruction set. y = act(scale · (W ∗ x) + shift + residual) with batch norm folded into scale
 // and shift; its gradients follow by the chain rule.
@@ -35,13 +38,19 @@ void check_pointers(const std::int32_t* pointer, std::int64_t count, std::int64_
   require(ascending, "lists: the ", name, " pointers do not ascend within [0, ", kappa, "]");
 }
 
+// Checks that a gradient has as many elements as what it is the gradient of.
+void check_size(const char* name, std::int64_t count, const char* values, std::int64_t size) {
+  require(count == size, name, " has ", count, " elements, ", values, " has ", size);
+}
+
 // The weights of a layer among the connections: where they act lies in coo.lists. Attributes forward_pointer and
 // transpose_pointer, the input lists after all others.
 class Connections {
  public:
   Connections(const Attributes& attributes, const ConvLayer& layer)
       : forward_pointer_(attributes.integer_in("forward_pointer", 0, most)),
-        transpose_pointer_(attributes.integer_in("transpose_pointer", 0, most)) {
+        transpose_pointer_(attributes.integer_in("transpose_pointer", 0, most)),
+        skip_(attributes.integer_in("skip", all_trained, most, all_trained)) {
     require(layer.algorithm == Algorithm::sparse ||
                 (layer.groups == 1 && layer.algorithm != Algorithm::depthwise),
             "attribute algorithm is not \"sparse\", which connections of a layer with groups take");
@@ -55,6 +64,7 @@ class Connections {
         : layer_(layer),
           value_(value.data()),
           kappa_(value.size()),
+          skip_(self.skip_),
           data_(lists.data()),
           forward_(lists.data() + self.forward_pointer_),
           transpose_(lists.data() + self.transpose_pointer_) {
@@ -109,13 +119,23 @@ class Connections {
                 "lists: an entry lies in a phase that no kernel position reaches");
     }
 
-    // Where this layer's part of the gradient of `value` begins.
-    float* gradient(const Tensor<float>& all) const { return all.data(); }
+    // That the gradient, of `count` numbers, has room for that of this layer's connections, whose pointers are checked.
+    void check_gradient(const char* name, std::int64_t count, const char* values) const {
+      if (skip_ == all_trained) return check_size(name, count, values, kappa_);
+      require(skip_ <= forward_[0] && forward_[layer_.y.channels] - skip_ <= count, name, " has ", count,
+              " elements, and the layer's connections ", forward_[0], " to ", forward_[layer_.y.channels],
+              " less ", skip_, " are not among them");
+    }
+
+    // Where the gradient of the first of all connections would lie: `skip` of those before the layer have none.
+    float* gradient(const Tensor<float>& trained) const {
+      return trained.data() - (skip_ == all_trained ? 0 : skip_);
+    }
 
    private:
     const ConvLayer& layer_;
     const float* value_;
-    std::int64_t kappa_;
+    std::int64_t kappa_, skip_;
     const std::int32_t *data_, *forward_, *transpose_;
   };
 
@@ -124,23 +144,29 @@ class Connections {
   }
 
  private:
-  static constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
-  std::int64_t forward_pointer_, transpose_pointer_;
+  static constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max(), all_trained = -1;
+  std::int64_t forward_pointer_, transpose_pointer_, skip_;
 };
 
 // The weights of a layer in dense.value, [out, in / groups, kernel positions] from the attribute `weight`.
 class DenseWeights {
  public:
   DenseWeights(const Attributes& attributes, const ConvLayer& layer)
-      : offset_(attributes.integer_in("weight", 0, std::int64_t{1} << 40)) {
+      : offset_(attributes.integer_in("weight", 0, most)),
+        gradient_(attributes.integer_in("weight_gradient", all_trained, most, all_trained)) {
     require(layer.algorithm != Algorithm::sparse,
             "attribute algorithm is \"sparse\", but all weights are there");
   }
 
   class Bound {
    public:
-    Bound(std::int64_t offset, const ConvLayer& layer, const Tensor<const float>& dense)
-        : layer_(layer), offset_(offset), weights_(dense.data() + offset) {
+    Bound(const DenseWeights& self, const ConvLayer& layer, const Tensor<const float>& dense)
+        : layer_(layer),
+          size_(dense.size()),
+          gradient_(self.gradient_),
+          offset_(self.offset_),
+          weights_(dense.data() + offset_) {
+      const std::int64_t offset = offset_;
       require(offset + layer.weights() <= dense.size(), "the layer's weights are ", offset, " to ",
               offset + layer.weights(), " of ", dense.size(), " numbers");
     }
@@ -164,22 +190,32 @@ class DenseWeights {
 
     static void next_phase(Weights&) {}
     static void check_none(const Weights&, std::int64_t) {}
-    float* gradient(const Tensor<float>& all) const { return all.data() + offset_; }
+
+    void check_gradient(const char* name, std::int64_t count, const char* values) const {
+      if (gradient_ == all_trained) return check_size(name, count, values, size_);
+      require(gradient_ + layer_.weights() <= count, name, " has ", count, " elements, and none from ",
+              gradient_, " to ", gradient_ + layer_.weights());
+    }
+
+    float* gradient(const Tensor<float>& trained) const {
+      return trained.data() + (gradient_ == all_trained ? offset_ : gradient_);
+    }
 
    private:
     std::int64_t row() const { return layer_.x.channels / layer_.groups * layer_.window.positions(); }
 
     const ConvLayer& layer_;
-    std::int64_t offset_;
+    std::int64_t size_, gradient_, offset_;
     const float* weights_;
   };
 
   Bound bind(const Context& context, const ConvLayer& layer, std::size_t value, std::size_t) const {
-    return {offset_, layer, context.input<float>(value)};
+    return {*this, layer, context.input<float>(value)};
   }
 
  private:
-  std::int64_t offset_;
+  static constexpr std::int64_t most = std::int64_t{1} << 40, all_trained = -1;
+  std::int64_t offset_, gradient_;
 };
 
 // The part of a walk over all weights that is group `g` of `groups`.
@@ -398,9 +434,7 @@ struct Gradient {
     const Finish finish = gradient.finish(context, 4, 5, blocks);
     const auto bound = source.bind(context, layer, 2, 8);
     const Weights forward = bound.forward();
-    const std::int64_t values = context.input<float>(2).size();
-    require(context.input<float>(6).size() == values, context.input_name(6), " has ",
-            context.input<float>(6).size(), " elements, ", context.input_name(2), " has ", values);
+    bound.check_gradient(context.input_name(6), context.input<float>(6).size(), context.input_name(2));
     layer.slots.bind_if_there(context.input<float>(7), "affine_grad");
 
     const auto dx = context.output<float>(0, gradient.dx.shape(blocks));

@@ -117,6 +117,37 @@ struct AffineGrad {
 };
 const Register<AffineGrad> affine_grad;
 
+// dshift += Σ dy: the gradient of shifts where nothing else of their layer is trained.
+struct ShiftGrad {
+  static constexpr const char* name = "ShiftGrad";
+  static constexpr std::array inputs{Port{"dy", float32}, Port{"affine_grad", float32}};
+  static constexpr std::array outputs{Port{"affine_grad_out", float32, aliases(1)}};
+
+  Stack from;
+  Slots slots;
+
+  explicit ShiftGrad(const Attributes& attributes)
+      : from(Stack::from(attributes, "", "dy_halo")), slots(attributes, from.channels) {}
+
+  void compute(Context& context) const {
+    const auto dy = context.input<float>(0);
+    const std::int64_t blocks = from.blocks(dy, "dy");
+    slots.bind(context.input<float>(1), "affine_grad");
+    const auto sums = slots.bind(context.in_place<float>(0, 1), "affine_grad");
+    // A channel is one piece of work, so that its sum is made in one order.
+    context.parallel_for(from.channels, [&](std::int64_t c) {
+      double sum = 0;
+      for (std::int64_t nb = 0; nb < blocks; ++nb)
+        for (std::int64_t y = 0; y < from.height; ++y) {
+          const float* const row = dy.data() + from.at(nb, c, y);
+          sum += row_kernels().sums(row, row, from.row()).values;
+        }
+      sums.shift[c] += static_cast<float>(sum);
+    });
+  }
+};
+const Register<ShiftGrad> shift_grad;
+
 // y = act(x). What is kept of it is x itself, so that there is no gradient operator: dx is the gradient of y, masked.
 struct Activate {
   static constexpr const char* name = "Activate";

@@ -112,8 +112,18 @@ struct FoldAffineGrad {
   static constexpr std::array outputs{Port{"dense_grad_out", float32, aliases(4)}};
 
   Entries entries;
+  // Where in dense_grad the gradients of an entry's bias, gamma and beta lie, −1 for those that are not wanted: three numbers an
+  // entry. Without the attribute they lie as the parameters themselves do.
+  std::vector<std::int64_t> places;
 
-  explicit FoldAffineGrad(const Attributes& attributes) : entries(attributes) {}
+  explicit FoldAffineGrad(const Attributes& attributes)
+      : entries(attributes), places(attributes.integers("gradients", {})) {
+    require(places.empty() || places.size() == 3 * entries.list.size(), "the attribute gradients has ",
+            places.size(), " numbers, not three for each entry");
+    for (std::int64_t place : places)
+      require(place >= -1 && place <= (std::int64_t{1} << 40), "the attribute gradients has an offset of ",
+              place);
+  }
 
   void compute(Context& context) const {
     const auto affine_grad = context.input<float>(0), dense = context.input<float>(1);
@@ -122,32 +132,43 @@ struct FoldAffineGrad {
     require(affine_grad.shape() == Shape{2 * entries.slots}, "affine_grad is ", affine_grad.shape().text(),
             ", not [", 2 * entries.slots, "]");
     const Shape gradients = context.input<float>(4).shape();
-    require(gradients == dense.shape(), "dense_grad is ", gradients.text(), ", not ", dense.shape().text());
+    const std::int64_t count = context.input<float>(4).size();
+    require(places.empty() ? gradients == dense.shape() : gradients == Shape{count}, "dense_grad is ",
+            gradients.text(), ", not ", places.empty() ? dense.shape().text() : "a vector");
+    for (std::size_t i = 0; i < places.size(); ++i)
+      require(places[i] < 0 || places[i] + entries.list[i / 3].channels <= count,
+              "an entry has its gradient from ", places[i], " to ", places[i] + entries.list[i / 3].channels,
+              " of ", count);
     const auto gradient = context.in_place<float>(0, 4);
     const auto add = [&](std::int64_t offset, std::int64_t c, float amount) {
       if (offset >= 0) gradient[offset + c] += amount;
     };
     std::int64_t slot = 0;
-    for (const Entry& e : entries.list)
+    for (std::size_t i = 0; i < entries.list.size(); ++i) {
+      const Entry& e = entries.list[i];
+      const std::int64_t bias = places.empty() ? e.bias : places[3 * i];
+      const std::int64_t gamma = places.empty() ? e.gamma : places[3 * i + 1];
+      const std::int64_t beta = places.empty() ? e.beta : places[3 * i + 2];
       for (std::int64_t c = 0; c < e.channels; ++c, ++slot) {
         const float dscale = affine_grad[slot], dshift = affine_grad[entries.slots + slot];
         if (e.kind == Entry::bias_only) {
-          add(e.bias, c, dshift);
+          add(bias, c, dshift);
         } else if (e.kind == Entry::frozen) {
           const float inverse = entries.inverse_deviation(variance[e.statistics + c]);
           const float centred = at(dense, e.bias, c, 0) - mean[e.statistics + c];
-          add(e.gamma, c, inverse * (dscale + centred * dshift));
-          add(e.beta, c, dshift);
-          add(e.bias, c, at(dense, e.gamma, c, 1) * inverse * dshift);
+          add(gamma, c, inverse * (dscale + centred * dshift));
+          add(beta, c, dshift);
+          add(bias, c, at(dense, e.gamma, c, 1) * inverse * dshift);
         } else if (e.kind == Entry::scaled) {
-          add(e.gamma, c, dscale + at(dense, e.bias, c, 0) * dshift);
-          add(e.beta, c, dshift);
-          add(e.bias, c, at(dense, e.gamma, c, 1) * dshift);
+          add(gamma, c, dscale + at(dense, e.bias, c, 0) * dshift);
+          add(beta, c, dshift);
+          add(bias, c, at(dense, e.gamma, c, 1) * dshift);
         } else {
-          add(e.gamma, c, dscale);
-          add(e.beta, c, dshift);
+          add(gamma, c, dscale);
+          add(beta, c, dshift);
         }
       }
+    }
   }
 };
 const Register<FoldAffineGrad> fold_affine_grad;

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <span>
+#include <vector>
 
 #include "ops/dispatch.h"
 #include "ops/finite.h"
@@ -106,8 +108,23 @@ class PositionSet {
   std::span<float> low_, high_;
 };
 
+// Positions that are trained, and the connections before them that are not.
+struct Span {
+  std::int64_t begin, end, skip;
+};
+
+// Trained connections [first, last), counted among those alone; `skip` places further on they lie among all.
+struct Run {
+  std::int64_t first, last, skip;
+};
+
 // One step of Algorithm 1 on the κ connections, in place and without work memory. A step that fails changes
 // nothing.
+//
+// Where a network is trained in part, the attribute `spans` names the positions that are trained: three numbers for each
+// run of them, where it begins, where it ends, and how many connections before it are not trained. Momentum and gradient
+// then are those of the trained connections alone, which move among these positions alone: the others stay what and where
+// they are, so that their number before a span never changes.
 struct RewireStep {
   static constexpr const char* name = "RewireStep";
   static constexpr std::array inputs{Port{"value", float32},    Port{"index", int32},
@@ -118,9 +135,26 @@ struct RewireStep {
       Port{"momentum_out", float32, aliases(2)}, Port{"gradient_out", float32, aliases(3)}};
 
   std::int64_t positions;  // N
+  bool all;                // is trained
+  std::vector<Span> spans;
+  std::int64_t candidates = 0;  // positions in the spans
 
   explicit RewireStep(const Attributes& attributes)
-      : positions(attributes.integer_in("size", 1, std::numeric_limits<std::int32_t>::max())) {}
+      : positions(attributes.integer_in("size", 1, std::numeric_limits<std::int32_t>::max())) {
+    const auto flat = attributes.integers("spans", {});
+    all = flat.empty();
+    require(flat.size() % 3 == 0, "the attribute spans has ", flat.size(),
+            " numbers, not three for each span");
+    if (all) spans.push_back({0, positions, 0});
+    for (std::size_t i = 0; i < flat.size(); i += 3) {
+      const Span before = spans.empty() ? Span{0, 0, 0} : spans.back();
+      spans.push_back({flat[i], flat[i + 1], flat[i + 2]});
+      require(before.end <= flat[i] && flat[i] < flat[i + 1] && flat[i + 1] <= positions &&
+                  before.skip <= flat[i + 2] && flat[i + 2] <= positions,
+              "the spans do not ascend within the ", positions, " positions");
+    }
+    for (const Span& span : spans) candidates += span.end - span.begin;
+  }
 
   void compute(Context& context) const {
     const Hyper hyper(context.input<float>(4));
@@ -131,45 +165,43 @@ struct RewireStep {
     const auto seed = static_cast<std::uint64_t>(counter[0]);
     const auto step = static_cast<std::uint64_t>(counter[1]);
     const Philox noise(seed, step, Purpose::noise);
-    validate(context, hyper, noise);
+    const std::vector<Run> runs = validate(context, hyper, noise);
 
     const auto value = context.in_place<float>(0, 0);
     const auto index = context.in_place<std::int32_t>(1, 1);
     const auto momentum = context.in_place<float>(2, 2);
     const auto gradient = context.in_place<float>(3, 3);
-    const std::int64_t kappa = value.size();
-    update(context, hyper, noise, value.data(), momentum.data(), gradient.data(), kappa);
-    const std::int64_t survivors = compact(value.data(), index.data(), momentum.data(), kappa);
-    if (survivors == kappa) return;
-    draw(seed, step, value.data(), index.data(), momentum.data(), survivors, kappa);
+    const std::int64_t kappa = value.size(), trained = momentum.size();
+    update(context, hyper, noise, runs, value.data(), momentum.data(), gradient.data(), trained);
+    const std::int64_t kept = compact(runs, value.data(), index.data(), momentum.data(), kappa);
+    const std::int64_t deaths = trained - kept, survivors = kappa - deaths;
+    if (deaths == 0) return;
+    draw(seed, step, value.data(), index.data(), momentum.data() + kept, survivors, kappa);
     // The gradient is consumed, so the births can wait there while the survivors move up.
-    std::memcpy(gradient.data(), index.data() + survivors, static_cast<std::size_t>(kappa - survivors) * 4);
-    merge(seed, gradient.data(), value.data(), index.data(), momentum.data(), survivors, kappa);
+    std::memcpy(gradient.data(), index.data() + survivors, static_cast<std::size_t>(deaths) * 4);
+    merge(seed, gradient.data(), deaths, value.data(), index.data(), momentum.data(), survivors, kept);
   }
 
  private:
-  // Checks the buffers, and that the step gives finite numbers only.
-  void validate(const Context& context, const Hyper& hyper, const Philox& noise) const {
+  // Checks the buffers, and that the step gives finite numbers only; returns where the trained connections lie.
+  std::vector<Run> validate(const Context& context, const Hyper& hyper, const Philox& noise) const {
     const auto value = context.input<float>(0);
     const auto index = context.input<std::int32_t>(1);
     const auto momentum = context.input<float>(2);
     const auto gradient = context.input<float>(3);
-    const std::int64_t kappa = value.size();
-    const Shape shape{kappa};
-    require(value.shape() == shape && index.shape() == shape && momentum.shape() == shape &&
-                gradient.shape() == shape,
+    const std::int64_t kappa = value.size(), trained = all ? kappa : momentum.size();
+    const Shape shape{kappa}, moving{trained};
+    require(value.shape() == shape && index.shape() == shape && momentum.shape() == moving &&
+                gradient.shape() == moving,
             "value ", value.shape().text(), ", index ", index.shape().text(), ", momentum ",
             momentum.shape().text(), " and gradient ", gradient.shape().text(),
-            " are not vectors of one length");
+            all ? " are not vectors of one length" : " are not vectors, two and two of one length");
     require(kappa <= positions, "there are ", kappa, " connections for ", positions, " positions");
-    const float noise_scale = hyper.rate * hyper.noise;
+    const auto part = [](const float* data, std::int64_t first, std::int64_t last) {
+      return std::span(data + first, static_cast<std::size_t>(last - first));
+    };
     context.parallel_parts(kappa, chunk, [&](std::int64_t first, std::int64_t last) {
-      const auto part = [&](const float* data) {
-        return std::span(data + first, static_cast<std::size_t>(last - first));
-      };
-      require_finite(part(value.data()), "value");
-      require_finite(part(momentum.data()), "momentum");
-      require_finite(part(gradient.data()), "gradient");
+      require_finite(part(value.data(), first, last), "value");
       const float* const values = value.data();
       const std::int32_t* const places = index.data();
       require(for_all(first, last, [=](std::int64_t t) { return values[t] != 0; }),
@@ -178,30 +210,67 @@ struct RewireStep {
                       [=](std::int64_t t) { return places[t - 1] < places[t]; }) &&
                   places[first] >= 0 && places[last - 1] < positions,
               "index is not strictly ascending in [0, ", positions, ")");
+    });
+    const std::vector<Run> runs = runs_of(index.data(), kappa, trained);
+    const float noise_scale = hyper.rate * hyper.noise;
+    context.parallel_parts(trained, chunk, [&](std::int64_t first, std::int64_t last) {
+      require_finite(part(momentum.data(), first, last), "momentum");
+      require_finite(part(gradient.data(), first, last), "gradient");
       // Far from overflow the noise (below 7 standard deviations) need not be drawn to know that the sum is
       // finite.
       constexpr float far = std::numeric_limits<float>::max() / 16;
       const float *const velocities = momentum.data(), *const gradients = gradient.data();
-      const bool certain = noise_scale < far / 8 && for_all(first, last, [=](std::int64_t t) {
-        const float v = hyper.velocity(velocities[t], gradients[t]);
-        return static_cast<int>(std::fabs(v) < far) &
-               static_cast<int>(std::fabs(hyper.updated(values[t], v)) < far);
-      });
-      if (certain) return;
-      for_noise(hyper, noise, first, last, [&](std::int64_t t, auto normal) {
-        const float v = hyper.velocity(momentum[t], gradient[t]);
-        const float w = noisy(hyper.updated(value[t], v), noise_scale, normal);
-        require(is_finite(v) && is_finite(w),
-                "the step would make a weight that is not finite; nothing was changed");
+      for_runs(runs, first, last, [&](std::int64_t begin, std::int64_t end, std::int64_t skip) {
+        const float* const values = value.data() + skip;
+        const bool certain = noise_scale < far / 8 && for_all(begin, end, [=](std::int64_t t) {
+          const float v = hyper.velocity(velocities[t], gradients[t]);
+          return static_cast<int>(std::fabs(v) < far) &
+                 static_cast<int>(std::fabs(hyper.updated(values[t], v)) < far);
+        });
+        if (certain) return;
+        for_noise(hyper, noise, begin, end, [&](std::int64_t t, auto normal) {
+          const float v = hyper.velocity(velocities[t], gradients[t]);
+          const float w = noisy(hyper.updated(values[t], v), noise_scale, normal);
+          require(is_finite(v) && is_finite(w),
+                  "the step would make a weight that is not finite; nothing was changed");
+        });
       });
     });
+    return runs;
+  }
+
+  // Where the trained connections lie, of which there are `trained`, among the κ positions `index`.
+  std::vector<Run> runs_of(const std::int32_t* index, std::int64_t kappa, std::int64_t trained) const {
+    std::vector<Run> runs;
+    std::int64_t before = 0;
+    for (const Span& span : spans) {
+      const std::int64_t first = std::lower_bound(index, index + kappa, span.begin) - index;
+      const std::int64_t last = std::lower_bound(index, index + kappa, span.end) - index;
+      require(first - before == span.skip, "before position ", span.begin, " lie ", first - before,
+              " connections that are not trained, not ", span.skip);
+      runs.push_back({before, before + last - first, span.skip});
+      before += last - first;
+    }
+    require(before == trained, "there are ", before, " connections that are trained, and momentum for ",
+            trained);
+    return runs;
+  }
+
+  // Calls body(begin, end, skip) for the parts of the runs that lie in the trained connections [first, last).
+  template <class Body>
+  static void for_runs(const std::vector<Run>& runs, std::int64_t first, std::int64_t last,
+                       const Body& body) {
+    for (const Run& run : runs) {
+      const std::int64_t begin = std::max(first, run.first), end = std::min(last, run.last);
+      if (begin < end) body(begin, end, run.skip);
+    }
   }
 
   struct Silent {};  // instead of a draw, where there is no noise
   static float noisy(float w, float scale, float normal) { return w + scale * normal; }
   static float noisy(float w, float, Silent) { return w; }
 
-  // Calls body(t, the entry's draw, or Silent) for the entries [first, last); `first` is a multiple of four.
+  // Calls body(t, the entry's draw, or Silent) for the entries [first, last).
   template <class Body>
   static void for_noise(const Hyper& hyper, const Philox& philox, std::int64_t first, std::int64_t last,
                         const Body& body) {
@@ -210,38 +279,60 @@ struct RewireStep {
       return;
     }
     Noise noise(philox);
-    for (std::int64_t from = first; from < last; from += Noise::capacity) {
+    for (std::int64_t from = first / 4 * 4; from < last; from += Noise::capacity) {
       const std::int64_t end = std::min(last, from + Noise::capacity);
       const float* const draws = noise.draw(from, end - from);
-      for (std::int64_t t = from; t < end; ++t) body(t, draws[t - from]);
+      for (std::int64_t t = std::max(first, from); t < end; ++t) body(t, draws[t - from]);
     }
   }
 
   // Momentum SGD with noise; a connection that dies gets the value 0, which no survivor has.
-  static void update(const Context& context, const Hyper& hyper, const Philox& noise, float* value,
-                     float* momentum, const float* gradient, std::int64_t kappa) {
+  static void update(const Context& context, const Hyper& hyper, const Philox& noise,
+                     const std::vector<Run>& runs, float* all_values, float* momentum, const float* gradient,
+                     std::int64_t trained) {
     const float noise_scale = hyper.rate * hyper.noise;
-    context.parallel_parts(kappa, chunk, [&](std::int64_t first, std::int64_t last) {
-      for_noise(hyper, noise, first, last, [&](std::int64_t t, auto normal) {
-        const float v = hyper.velocity(momentum[t], gradient[t]);
-        const float w = noisy(hyper.updated(value[t], v), noise_scale, normal);
-        const bool same_sign = (std::bit_cast<std::int32_t>(w) ^ std::bit_cast<std::int32_t>(value[t])) >= 0;
-        value[t] = same_sign ? w : 0.0f;  // a w of ±0 is dead, too
-        momentum[t] = v;
+    context.parallel_parts(trained, chunk, [&](std::int64_t first, std::int64_t last) {
+      for_runs(runs, first, last, [&](std::int64_t begin, std::int64_t end, std::int64_t skip) {
+        float* const value = all_values + skip;
+        for_noise(hyper, noise, begin, end, [&](std::int64_t t, auto normal) {
+          const float v = hyper.velocity(momentum[t], gradient[t]);
+          const float w = noisy(hyper.updated(value[t], v), noise_scale, normal);
+          const bool same_sign =
+              (std::bit_cast<std::int32_t>(w) ^ std::bit_cast<std::int32_t>(value[t])) >= 0;
+          value[t] = same_sign ? w : 0.0f;  // a w of ±0 is dead, too
+          momentum[t] = v;
+        });
       });
     });
   }
 
-  // Moves the survivors to the front, in order, and returns how many there are.
-  static std::int64_t compact(float* value, std::int32_t* index, float* momentum, std::int64_t kappa) {
-    std::int64_t kept = next_dead(value, 0, kappa);
-    for (std::int64_t dead = kept; dead < kappa;) {
-      const std::int64_t from = dead + 1;
-      dead = next_dead(value, from, kappa);
-      move(value, index, momentum, kept, from, dead - from);
-      kept += dead - from;
-    }
+  // Moves the survivors to the front, in order, and returns how many of the trained ones there are.
+  static std::int64_t compact(const std::vector<Run>& runs, float* value, std::int32_t* index,
+                              float* momentum, std::int64_t kappa) {
+    std::int64_t kept = 0;
+    for (const Run& run : runs)
+      for_survivors(value, run.first + run.skip, run.last + run.skip,
+                    [&](std::int64_t from, std::int64_t count) {
+        move(momentum, kept, from - run.skip, count);
+        kept += count;
+      });
+    std::int64_t end = 0;
+    for_survivors(value, 0, kappa, [&](std::int64_t from, std::int64_t count) {
+      move(value, end, from, count);
+      move(index, end, from, count);
+      end += count;
+    });
     return kept;
+  }
+
+  // Calls body(from, count) for each run of entries of [first, last) whose value is not 0.
+  template <class Body>
+  static void for_survivors(const float* value, std::int64_t first, std::int64_t last, const Body& body) {
+    for (std::int64_t from = first; from < last;) {
+      const std::int64_t dead = next_dead(value, from, last);
+      if (from < dead) body(from, dead - from);
+      from = dead + 1;
+    }
   }
 
   // The first entry of [from, kappa) whose value is 0, or kappa.
@@ -255,23 +346,35 @@ struct RewireStep {
   }
 
   // Moves `count` entries that begin at `from`.
-  static void move(float* value, std::int32_t* index, float* momentum, std::int64_t to, std::int64_t from,
-                   std::int64_t count) {
-    const auto bytes = static_cast<std::size_t>(count) * 4;
-    std::memmove(value + to, value + from, bytes);
-    std::memmove(index + to, index + from, bytes);
-    std::memmove(momentum + to, momentum + from, bytes);
+  template <class T>
+  static void move(T* data, std::int64_t to, std::int64_t from, std::int64_t count) {
+    if (to != from) std::memmove(data + to, data + from, static_cast<std::size_t>(count) * sizeof(T));
+  }
+
+  // The position that is the `place`-th of those in the spans.
+  std::uint32_t position_at(std::uint32_t place) const {
+    std::int64_t left = place;
+    auto span = spans.begin();
+    for (; left >= span->end - span->begin; ++span) left -= span->end - span->begin;
+    return static_cast<std::uint32_t>(span->begin + left);
+  }
+
+  // How many connections before a position in a span are not trained.
+  std::int64_t skip_before(std::int32_t position) const {
+    const auto after = std::upper_bound(spans.begin(), spans.end(), position,
+                                        [](std::int64_t p, const Span& span) { return p < span.begin; });
+    return std::prev(after)->skip;
   }
 
   // Draws as many dormant positions as connections died into index[survivors, kappa), ascending. The places
-  // that the dead left in value and momentum hold the set of those drawn already.
-  void draw(std::uint64_t seed, std::uint64_t step, float* value, std::int32_t* index, float* momentum,
+  // that the dead left in value and in momentum, from `spare` on, hold the set of those drawn already.
+  void draw(std::uint64_t seed, std::uint64_t step, float* value, std::int32_t* index, float* spare,
             std::int64_t survivors, std::int64_t kappa) const {
     const auto deaths = static_cast<std::size_t>(kappa - survivors);
-    PositionSet drawn(std::span(value + survivors, deaths), std::span(momentum + survivors, deaths));
-    IntegerStream candidates(Philox(seed, step, Purpose::birth), static_cast<std::uint32_t>(positions));
+    PositionSet drawn(std::span(value + survivors, deaths), std::span(spare, deaths));
+    IntegerStream stream(Philox(seed, step, Purpose::birth), static_cast<std::uint32_t>(candidates));
     for (std::int64_t t = survivors; t < kappa;) {
-      const std::uint32_t candidate = candidates.next();
+      const std::uint32_t candidate = position_at(stream.next());
       const auto position = static_cast<std::int32_t>(candidate);
       if (!std::binary_search(index, index + survivors, position) && drawn.insert(candidate))
         index[t++] = position;
@@ -280,24 +383,31 @@ struct RewireStep {
   }
 
   // Merges the births (positions, ascending, stored in memory of floats) into the survivors, from the back.
-  static void merge(std::uint64_t seed, const float* births, float* value, std::int32_t* index,
-                    float* momentum, std::int64_t survivors, std::int64_t kappa) {
-    std::int64_t end = survivors;  // survivors [0, end) are where they were
-    for (std::int64_t b = kappa - survivors - 1; b >= 0; --b) {
+  void merge(std::uint64_t seed, const float* births, std::int64_t count, float* value, std::int32_t* index,
+             float* momentum, std::int64_t survivors, std::int64_t kept) const {
+    // Survivors [0, end) are where they were, and so are those of them that are trained, [0, moving).
+    std::int64_t end = survivors, moving = kept;
+    for (std::int64_t b = count - 1; b >= 0; --b) {
       std::int32_t birth;
       std::memcpy(&birth, births + b, sizeof birth);
       const std::int64_t after = std::lower_bound(index, index + end, birth) - index;
-      move(value, index, momentum, after + b + 1, after, end - after);
-      end = after;
+      const std::int64_t skip = skip_before(birth);
+      move(value, after + b + 1, after, end - after);
+      move(index, after + b + 1, after, end - after);
+      move(momentum, after - skip + b + 1, after - skip, moving - (after - skip));
+      end = after, moving = after - skip;
       value[end + b] = position_sign(seed, static_cast<std::uint32_t>(birth)) * newborn;
       index[end + b] = birth;
-      momentum[end + b] = 0.0f;
+      momentum[moving + b] = 0.0f;
     }
   }
 };
 const Register<RewireStep> rewire_step;
 
 // Momentum SGD with decoupled weight decay on the dense parameters. A step that fails changes nothing.
+//
+// Where a network is trained in part, the attribute `spans` names the numbers that are trained, two for each run of them:
+// where it begins and how many there are. Momentum and gradient are those of the trained numbers alone.
 struct DenseStep {
   static constexpr const char* name = "DenseStep";
   static constexpr std::array inputs{Port{"value", float32}, Port{"momentum", float32},
@@ -305,30 +415,60 @@ struct DenseStep {
   static constexpr std::array outputs{Port{"value_out", float32, aliases(0)},
                                       Port{"momentum_out", float32, aliases(1)}};
 
-  explicit DenseStep(const Attributes&) {}
+  bool all;  // is trained
+  std::vector<Run> runs;
+  std::int64_t trained = 0, end = 0;
+
+  explicit DenseStep(const Attributes& attributes) {
+    const auto flat = attributes.integers("spans", {});
+    all = flat.empty();
+    require(flat.size() % 2 == 0, "the attribute spans has ", flat.size(), " numbers, not two for each span");
+    for (std::size_t i = 0; i < flat.size(); i += 2) {
+      constexpr std::int64_t most = std::int64_t{1} << 40;
+      require(flat[i] >= end && flat[i] <= most && flat[i + 1] >= 1 && flat[i + 1] <= most,
+              "the spans do not ascend");
+      runs.push_back({trained, trained + flat[i + 1], flat[i] - trained});
+      trained += flat[i + 1];
+      end = flat[i] + flat[i + 1];
+    }
+  }
 
   void compute(Context& context) const {
     const Hyper hyper(context.input<float>(3));
     const auto gradient = context.input<float>(2);
     const auto old_value = context.input<float>(0), old_momentum = context.input<float>(1);
-    const Shape shape{old_value.size()};
-    require(old_value.shape() == shape && old_momentum.shape() == shape && gradient.shape() == shape,
+    const std::int64_t size = old_value.size(), count = all ? size : trained;
+    const Shape shape{size}, moving{count};
+    require(old_value.shape() == shape && old_momentum.shape() == moving && gradient.shape() == moving,
             "value ", old_value.shape().text(), ", momentum ", old_momentum.shape().text(), " and gradient ",
-            gradient.shape().text(), " are not vectors of one length");
-    context.parallel_parts(old_value.size(), chunk, [&](std::int64_t first, std::int64_t last) {
-      bool finite = true;
-      for (std::int64_t i = first; i < last; ++i) {
-        const float v = hyper.velocity(old_momentum[i], gradient[i]);
-        finite &= is_finite(v) && is_finite(hyper.updated(old_value[i], v));
+            gradient.shape().text(),
+            all ? " are not vectors of one length" : " are not vectors, the latter of what is trained");
+    require(end <= size, "value has ", size, " elements, and those up to ", end, " are trained");
+    const auto for_runs = [&](std::int64_t first, std::int64_t last, const auto& body) {
+      if (all) return body(first, last, std::int64_t{0});
+      for (const Run& run : runs) {
+        const std::int64_t begin = std::max(first, run.first), stop = std::min(last, run.last);
+        if (begin < stop) body(begin, stop, run.skip);
       }
-      require(finite, "the step would make a parameter that is not finite; nothing was changed");
+    };
+    context.parallel_parts(count, chunk, [&](std::int64_t first, std::int64_t last) {
+      for_runs(first, last, [&](std::int64_t begin, std::int64_t stop, std::int64_t skip) {
+        bool finite = true;
+        for (std::int64_t i = begin; i < stop; ++i) {
+          const float v = hyper.velocity(old_momentum[i], gradient[i]);
+          finite &= is_finite(v) && is_finite(hyper.updated(old_value[i + skip], v));
+        }
+        require(finite, "the step would make a parameter that is not finite; nothing was changed");
+      });
     });
     const auto value = context.in_place<float>(0, 0), momentum = context.in_place<float>(1, 1);
-    context.parallel_parts(value.size(), chunk, [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t i = first; i < last; ++i) {
-        momentum[i] = hyper.velocity(momentum[i], gradient[i]);
-        value[i] = hyper.updated(value[i], momentum[i]);
-      }
+    context.parallel_parts(count, chunk, [&](std::int64_t first, std::int64_t last) {
+      for_runs(first, last, [&](std::int64_t begin, std::int64_t stop, std::int64_t skip) {
+        for (std::int64_t i = begin; i < stop; ++i) {
+          momentum[i] = hyper.velocity(momentum[i], gradient[i]);
+          value[i + skip] = hyper.updated(value[i + skip], momentum[i]);
+        }
+      });
     });
   }
 };
