@@ -177,8 +177,9 @@ def export(
     }
     with publishing(target, publish.force) as folder:
         if publish.plain_eval:
-            model = plain_evaluation_model(network.graph, sparse.network)
-            (folder / PLAIN_EVAL).write_bytes(model.SerializeToString())
+            (folder / PLAIN_EVAL).write_bytes(
+                plain_evaluation_model(network.graph, sparse.network).SerializeToString()
+            )
         note("writing it")
         metadata = {"objective": rule.name, **state_metadata(sparse, step, seed, classes)}
         _write(folder, compiled, manifest, state, metadata)

@@ -320,8 +320,10 @@ def network_of(
 
 def _unread(segment: Segment) -> Convolution:
     """The layer of a kernel that does not reach the logits, and so is none of the graph's."""
-    height, width = segment.shape[2:] or (1, 1)
-    return Convolution(segment.name, (), (), segment.name, (height, width))
+    linear = len(segment.shape) == 2
+    return Convolution(
+        segment.name, (), (), segment.name, (1, 1) if linear else (segment.shape[2], segment.shape[3])
+    )
 
 
 def _numbered(graph: LayerGraph, sparse: SparseModel) -> tuple[dict[str, Kernel], int]:

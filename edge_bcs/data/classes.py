@@ -44,24 +44,24 @@ _SHOWN = 12
 _JOINERS = str.maketrans("", "", "\u200c\u200d")  # parts of words in Persian and of many emoji
 
 
-def check_names(names: Any, what: str, count: int | None = None) -> Names:
+def check_names(classes: Any, what: str, count: int | None = None) -> Names:
     """Return class names in composed form.
 
     Args:
-        names: a sequence of text. what: they are, for a message. count: how many there must be.
+        classes: a sequence of names. what: they are, for a message. count: how many there must be.
 
     Raises:
         EdgeBcsError: not ``count``, no text, empty, longer than 255 characters, not printable, or not
             distinct.
     """
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        raise EdgeBcsError(f"{what} must be a list of names, not {repr(names)[:60]}.")
-    if not names:
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise EdgeBcsError(f"{what} must be a list of names, not {repr(classes)[:60]}.")
+    if not classes:
         raise EdgeBcsError(f"{what} must be at least one name, not an empty list.")
-    if count is not None and len(names) != count:
-        raise EdgeBcsError(f"{what} must be {count} names, not {len(names)}.")
+    if count is not None and len(classes) != count:
+        raise EdgeBcsError(f"{what} must be {count} names, not {len(classes)}.")
     found: dict[str, int] = {}
-    for place, name in enumerate(names):
+    for place, name in enumerate(classes):
         if not isinstance(name, str):
             raise EdgeBcsError(f"{what} must be text, but number {place} is {repr(name)[:60]}.")
         plain = name.translate(_JOINERS)
@@ -131,24 +131,25 @@ def numbers(count: int) -> Names:
     return tuple(map(str, range(count)))
 
 
-def completed(names: Names, outputs: int) -> Names:
+def completed(classes: Names, outputs: int) -> Names:
     """Return a name for every output: those of the first ones, then "class 7", or "7" after numbers.
 
     Raises:
         EdgeBcsError: more names than outputs, or a name that another output would get.
     """
-    if len(names) > outputs:
-        raise _too_many(names, outputs)
-    if names == numbers(len(names)):
+    if len(classes) > outputs:
+        raise _too_many(classes, outputs)
+    if classes == numbers(len(classes)):
         return numbers(outputs)
-    rest = [_unnamed(place) for place in range(len(names), outputs)]
+    rest = [_unnamed(place) for place in range(len(classes), outputs)]
     for name in rest:
-        if name in names:
+        if name in classes:
             raise EdgeBcsError(
-                f"the network has {outputs} outputs and the {len(names)} class names contain {name!r}, which "
-                "is what an output without a name is called: name all outputs (--class-names), or rename it."
+                f"the network has {outputs} outputs and the {len(classes)} class names contain {name!r}, "
+                "which is what an output without a name is called: name all outputs (--class-names), or "
+                "rename it."
             )
-    return (*names, *rest)
+    return (*classes, *rest)
 
 
 def may_become(stored: Names | None, names: Names) -> bool:
@@ -377,10 +378,10 @@ def _positions(network: Names, data: Names) -> str:
     return f"so labels are matched by position ({shown(pairs)})"
 
 
-def _too_many(names: Names, outputs: int) -> EdgeBcsError:
+def _too_many(classes: Names, outputs: int) -> EdgeBcsError:
     return EdgeBcsError(
-        f"the data has {len(names)} classes, the network only {outputs}: make one with --classes "
-        f"{len(names)}."
+        f"the data has {len(classes)} classes, the network only {outputs}: make one with --classes "
+        f"{len(classes)}."
     )
 
 

@@ -126,13 +126,11 @@ class Trace:
         """A name for a layer, made of ``name``, that no other layer has."""
         name = re.sub(r"\W", "_", name)
         name = f"_{name}" if name[:1].isdigit() else name
-        taken = keyword.iskeyword(name) or hasattr(builtins, name)
-        base, number = name, 0
-        while taken or name in self._names:
+        number = 1 if keyword.iskeyword(name) or hasattr(builtins, name) else 0
+        while (unique := f"{name}_{number}" if number else name) in self._names:
             number += 1
-            name, taken = f"{base}_{number}", False
-        self._names.add(name)
-        return name
+        self._names.add(unique)
+        return unique
 
     def read(self, found: Pixels | Input) -> Layer:
         """The image as layers read it, normalised in one way only."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 from edge_bcs.targets.cost_model import TYPICAL_BOARD, Machine
 
@@ -35,6 +35,13 @@ class Job:
         return {graph: runs[graph] for graph in ("training", "attack", "eval")}
 
 
+class Change(NamedTuple):
+    """One change of a choice: "recomputed" or "narrowed" a tensor, or "sparse" a module."""
+
+    kind: Literal["recomputed", "narrowed", "sparse"]
+    name: str
+
+
 @dataclass(frozen=True)
 class Choice:
     """How to compile.
@@ -50,17 +57,20 @@ class Choice:
     storage: Storage = field(default_factory=Storage)
     sparse: frozenset[str] = frozenset()
 
-    def less(self) -> Iterator[tuple[tuple[str, str], Choice]]:
-        """(change, choice without it) of every change: what is done, and with which tensor or module."""
-        storage = self.storage
-        for tensor in sorted(storage.recomputed):
-            kept = replace(storage, recomputed=storage.recomputed - {tensor})
-            yield ("recomputed", tensor), replace(self, storage=kept)
-        for tensor in sorted(storage.narrowed):
-            kept = replace(storage, narrowed=storage.narrowed - {tensor})
-            yield ("narrowed", tensor), replace(self, storage=kept)
-        for module in sorted(self.sparse):
-            yield ("sparse", module), replace(self, sparse=self.sparse - {module})
+    @property
+    def changes(self) -> list[Change]:
+        """What is not simply kept, and which modules are sparse."""
+        return [
+            *(Change("recomputed", tensor) for tensor in sorted(self.storage.recomputed)),
+            *(Change("narrowed", tensor) for tensor in sorted(self.storage.narrowed)),
+            *(Change("sparse", module) for module in sorted(self.sparse)),
+        ]
+
+    def without(self, change: Change) -> Choice:
+        """The same without one of its changes."""
+        if change.kind == "sparse":
+            return replace(self, sparse=self.sparse - {change.name})
+        return replace(self, storage=self.storage.without(change.name))
 
 
 def together(choices: list[Choice]) -> Choice:

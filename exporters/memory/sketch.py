@@ -45,8 +45,8 @@ class Sketch:
     """A training graph, prepared for the question."""
 
     def __init__(self, replay: Replay) -> None:
-        graph, types = replay.graph, replay.types
-        self.nodes = graph.nodes
+        graph = replay.graph
+        self.nodes, self.types = graph.nodes, replay.types
         self.kept = kept_stacks(graph)
         self.makers = makers(graph)
         self.owner: dict[
@@ -74,7 +74,7 @@ class Sketch:
                 elif tensor and tensor not in graph.outputs:
                     self.owner[tensor] = len(self.size)
                     self.unread.add(len(self.size))
-                    self.size.append(types[tensor].bytes)
+                    self.size.append(self.types[tensor].bytes)
                     self.birth.append(index)
                     self.death.append(len(graph.nodes) - 1)
                     self.forward_death.append(index)
@@ -82,7 +82,7 @@ class Sketch:
         # and of all other allocations.
         self.stacks = [self._stacks(node) for node in graph.nodes]
         self.again = {
-            tensor: (self._stacks(maker.again), self._others(maker.again))
+            tensor: (self._stacks(maker.node), self._others(maker.node))
             for tensor, maker in self.makers.items()
         }
         # What an inserted operator is tied to: the last output that could not have been written long ago.
@@ -98,8 +98,13 @@ class Sketch:
         return tuple(tensor for tensor in node.inputs if tensor in self.makers)
 
     def _others(self, node: Node) -> tuple[int, ...]:
-        others = (tensor for tensor in node.inputs if tensor not in self.makers)
-        return tuple({self.owner[tensor] for tensor in others if tensor in self.owner})
+        return tuple(
+            {
+                self.owner[tensor]
+                for tensor in node.inputs
+                if tensor in self.owner and tensor not in self.makers
+            }
+        )
 
     def _touch(self, owner: int | None, index: int, late: bool) -> None:
         if owner is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -99,26 +100,31 @@ class Space:
         self.stacks = self.sketch.kept
         self.large = len(self.stacks) > _LARGE
         self.phases = {name: self._phase(replay) for name, replay in replays.items()}
-        self._seconds_again = {
-            tensor: self._again(tensor, replays["training"]) for tensor in self.sketch.makers
-        }
-        self._by_worth = sorted(self.stacks, key=lambda t: -self.sketch.bytes_of(t) / self._seconds_again[t])
         faster = self._faster_without_dense(start.micro_batch)
         self.unchanged = self.measure(replace(start, sparse=faster))
 
-    def _again(self, tensor: str, replay: Replay) -> float:
-        """Seconds that it takes to make a stack once more."""
+    @cached_property
+    def _seconds_again(self) -> dict[str, float]:
+        """Stack → seconds that it takes to make it once more."""
+        return {tensor: self._again(tensor) for tensor in self.sketch.makers}
+
+    @cached_property
+    def _by_worth(self) -> list[str]:
+        """The stacks, those first whose bytes cost the least time."""
+        return sorted(self.stacks, key=lambda t: -self.sketch.bytes_of(t) / self._seconds_again[t])
+
+    def _again(self, tensor: str) -> float:
         node = self._repeats(tensor)
         if node is not None:
             return self.phases["training"].seconds[node]
-        maker = self.sketch.makers[tensor]
-        moved = OPERATORS[maker.again.operator].bytes_moved(maker.again, replay.types, lambda _: 0)
+        again = self.sketch.makers[tensor].node
+        moved = OPERATORS[again.operator].bytes_moved(again, self.sketch.types, lambda _: 0)
         return self._time((), moved)
 
     def _repeats(self, tensor: str) -> int | None:
         """The node that runs again where a stack is made once more; None if another, smaller one does."""
         maker = self.sketch.makers[tensor]
-        return maker.position if maker.again.operator == self.sketch.nodes[maker.position].operator else None
+        return maker.position if maker.node.operator == self.sketch.nodes[maker.position].operator else None
 
     def _phase(self, replay: Replay) -> _Phase:
         modules = {kernel.offset: name for name, kernel in self.network.kernels.items()}
@@ -150,15 +156,14 @@ class Space:
             totals[name], seconds[name] = phase.with_kernels(choice.sparse)
         if choice.storage:
             rewritten = self.sketch.rewritten(choice.storage)
-            totals["training"], more = self._rewritten(choice, rewritten)
-            seconds["training"] += more
+            totals["training"], seconds["training"] = self._rewritten(choice, rewritten, seconds["training"])
         runs = self.job.runs(choice.micro_batch)
         each = sum(runs[name] * seconds[name] for name in runs) / self.job.batch_size
         peak = max(self.bound_bytes, *(int(total.max()) for total in totals.values()))
         return Figures(choice, peak, each, totals, rewritten)
 
-    def _rewritten(self, choice: Choice, rewritten: Rewritten) -> tuple[np.ndarray, float]:
-        """(bytes at each step, seconds of what is inserted) of the training graph that ``choice`` makes."""
+    def _rewritten(self, choice: Choice, rewritten: Rewritten, kept: float) -> tuple[np.ndarray, float]:
+        """(bytes at each step, seconds) of the training graph that ``choice`` makes, of one of ``kept``."""
         phase = self.phases["training"]
         totals = rewritten.totals + self.bound_bytes
         seconds = rewritten.after * self._time((), 0)
@@ -176,7 +181,7 @@ class Space:
         for node, dense in phase.dense.items():
             if dense.module not in choice.sparse:
                 totals[rewritten.steps[node]] += dense.work
-        return totals, seconds
+        return totals, kept + seconds
 
     def moves(self, figures: Figures) -> Iterator[Choice]:
         """Every choice that is one change away and touches the peak of ``figures``; what saves most for its
@@ -241,15 +246,13 @@ class Space:
     def prune(self, figures: Figures, cap: int) -> Figures:
         """Take changes back, the dearest first, as long as the peak stays under ``cap``."""
         dearest = sorted(
-            (self.measure(choice).seconds, index, change)
-            for index, (change, choice) in enumerate(figures.choice.less())
+            (self.measure(figures.choice.without(change)).seconds, index, change)
+            for index, change in enumerate(figures.choice.changes)
         )
         for _, _, change in dearest:
-            fewer = next((choice for name, choice in figures.choice.less() if name == change), None)
-            if fewer is not None:
-                changed = self.measure(fewer)
-                if changed.peak_bytes <= cap and changed.seconds < figures.seconds:
-                    figures = changed
+            changed = self.measure(figures.choice.without(change))
+            if changed.peak_bytes <= cap and changed.seconds < figures.seconds:
+                figures = changed
         return figures
 
     def smallest(self, of_one_branch: Storage | None = None) -> Figures:
@@ -288,7 +291,7 @@ class Space:
 
     def _repetition(self, tensor: str) -> Repetition:
         """What it costs to make a stack once more."""
-        return OPERATORS[self.sketch.makers[tensor].again.operator].repetition
+        return OPERATORS[self.sketch.makers[tensor].node.operator].repetition
 
     def _in_branches(self, tensors: frozenset[str]) -> frozenset[str]:
         return frozenset(tensor for tensor in self.stacks if tensor.partition(".")[2] in tensors)
@@ -305,7 +308,7 @@ class Space:
         """Changes that looked good early may be bad now, and the other way round."""
         trials = _TRIALS
         while trials > 0:
-            options = [*self.moves(best), *(choice for _, choice in best.choice.less())]
+            options = [*self.moves(best), *map(best.choice.without, best.choice.changes)]
             before = best.peak_bytes, best.excess(floor)
             for choice in options[:trials]:
                 trials -= 1

@@ -39,18 +39,22 @@ class Storage:
     def __bool__(self) -> bool:
         return bool(self.recomputed or self.narrowed)
 
+    def without(self, tensor: str) -> Storage:
+        """The same with ``tensor`` kept."""
+        return Storage(self.recomputed - {tensor}, self.narrowed - {tensor})
+
 
 @dataclass(frozen=True)
 class Maker:
     """What makes a stack of the forward pass.
 
     Attributes:
-        position: of the node that makes it. again: the node that can make it once more.
+        position: of the node that makes it. node: what can make it once more.
         aside: whether only gradient operators read it (what an activation is applied to).
     """
 
     position: int
-    again: Node
+    node: Node
     aside: bool
 
 
@@ -151,7 +155,7 @@ class _Rewriting:
         if tensor in self.kept:
             return tensor
         names = self.again if tensor in self.storage.recomputed else passing
-        names[tensor] = self._repeat(self.makers[tensor].again, passing)
+        names[tensor] = self._repeat(self.makers[tensor].node, passing)
         return names[tensor]
 
     def _repeat(self, node: Node, passing: dict[str, str]) -> str:
