@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge_bcs import data, models, runtime, targets
     from edge_bcs.core.errors import EdgeBcsError
     from edge_bcs.core.normalization import Normalization
-    from edge_bcs.core.settings import Attack, Hyper, Schedule
+    from edge_bcs.core.settings import Attack, Hyper, Schedule, Unlabelled
     from edge_bcs.exporters import export
     from edge_bcs.exporters.settings import Memory, Publishing
     from edge_bcs.loading import load
@@ -53,6 +53,7 @@ _LAZY = {
     "Attack": "edge_bcs.core.settings:Attack",
     "Hyper": "edge_bcs.core.settings:Hyper",
     "Schedule": "edge_bcs.core.settings:Schedule",
+    "Unlabelled": "edge_bcs.core.settings:Unlabelled",
     "Memory": "edge_bcs.exporters.settings:Memory",
     "Publishing": "edge_bcs.exporters.settings:Publishing",
     "Compute": "edge_bcs.training.settings:Compute",
@@ -76,6 +77,7 @@ __all__ = [
     "Publishing",
     "Schedule",
     "SparseModel",
+    "Unlabelled",
     "__version__",
     "data",
     "export",

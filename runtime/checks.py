@@ -12,6 +12,7 @@ from edge_bcs.runtime.state import parts_of
 
 from edge_bcs.core.answers import DIVERGED
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import NO_LABEL
 from edge_bcs.data.dataset import Data, advice
 
 Array = np.ndarray[Any, Any]
@@ -67,12 +68,12 @@ def finite(logits: Array) -> Array:
     return logits
 
 
-def check_labels(y: Array, count: int, classes: int, name: Name = in_batch) -> Array:
-    """Return ``y`` as i64[count] in [0, classes), or raise EdgeBcsError."""
+def check_labels(y: Array, count: int, classes: int, name: Name = in_batch, *, lowest: int = 0) -> Array:
+    """Return ``y`` as i64[count] in [lowest, classes), or raise EdgeBcsError."""
     y = np.asarray(y)
     if y.shape != (count,) or y.dtype.kind not in "iu":
         raise EdgeBcsError(f"labels must be whole numbers of shape [{count}], not {y.dtype}{list(y.shape)}.")
-    wrong = (y < 0) | (y >= classes)
+    wrong = (y < lowest) | (y >= classes)
     if wrong.any():
         place = int(np.argmax(wrong))
         raise EdgeBcsError(
@@ -81,10 +82,16 @@ def check_labels(y: Array, count: int, classes: int, name: Name = in_batch) -> A
     return y.astype(np.int64)
 
 
-def check_batch(artifact: Artifact, x: Array, y: Array, name: Name = in_batch) -> tuple[Array, Array]:
-    """Return a batch for an artifact as f32 and i64, or raise EdgeBcsError with what is wrong and where."""
+def check_batch(
+    artifact: Artifact, x: Array, y: Array, name: Name = in_batch, *, training: bool = False
+) -> tuple[Array, Array]:
+    """Return a batch for an artifact as f32 and i64, or raise EdgeBcsError with what is wrong and where.
+
+    ``training``: an image may have no label, if the artifact's objective has a use for it.
+    """
     x = check_images(x, artifact.input_shape, name)
-    return x, check_labels(y, len(x), artifact.num_classes, name)
+    lowest = NO_LABEL if training and artifact.objective.kind.learns_without_labels else 0
+    return x, check_labels(y, len(x), artifact.num_classes, name, lowest=lowest)
 
 
 def check_data(artifact: Artifact, data: Data) -> None:

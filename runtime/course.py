@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 from edge_bcs.runtime.artifact import Artifact
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import parse_object
-from edge_bcs.core.settings import AUGMENTATIONS, KINDS, Schedule
+from edge_bcs.core.objectives import NO_LABEL
+from edge_bcs.core.settings import (
+    AUGMENTATIONS,
+    CONFIDENCE,
+    KINDS,
+    UNLABELLED_SHARE,
+    UNLABELLED_WEIGHT,
+    Schedule,
+    Unlabelled,
+)
 from edge_bcs.data.augmentation import Augment, named
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +43,7 @@ class Wishes:
     balance: bool | None = None
     validation: float | None = None
     patience: int | None = None
+    unlabelled: Unlabelled | None = None
 
     def __post_init__(self) -> None:
         """Raise EdgeBcsError for what no training can have."""
@@ -55,6 +69,9 @@ class Wishes:
         names = ("learning_rate", "schedule", "warmup", "balance", "patience")
         said = {name: getattr(self, name) for name in names}
         said["augment"] = None if self.augment is None else named(self.augment)
+        if self.unlabelled is not None:
+            said["confidence"] = self.unlabelled.confidence
+            said["unlabelled_weight"] = self.unlabelled.weight
         return {name: value for name, value in said.items() if value is not None}
 
 
@@ -76,6 +93,10 @@ class Course:
             ever before.
         best_step: of the best state; best_score: its accuracy, under attack where the training has one.
         returned: whether the training is over and has gone back to the best state.
+        unlabelled: how many images without labels it has beside ``samples``; these and the next three as in
+            `edge_bcs.Unlabelled`.
+        pseudo_labels: what the network took them for in the epoch ``pseudo_epoch``, by `packed`; so that a
+            training that is resumed within an epoch goes on with them.
     """
 
     first_step: int
@@ -96,11 +117,26 @@ class Course:
     best_step: int = 0
     best_score: float = -1.0
     returned: bool = False
+    unlabelled: int = 0
+    unlabelled_share: float = UNLABELLED_SHARE
+    unlabelled_weight: float = UNLABELLED_WEIGHT
+    confidence: float = CONFIDENCE
+    pseudo_labels: str = ""
+    pseudo_epoch: int = -1
+
+    @property
+    def unlabelled_places(self) -> int:
+        """How many places of a batch are for images without labels."""
+        wanted = min(round(self.unlabelled_share * self.batch_size), self.batch_size - 1)
+        return min(max(1, wanted), self.unlabelled)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one pass over the data; the last one may have fewer images."""
-        return -(-self.samples // self.batch_size)
+        """Steps of one pass over the data, where the last one may have fewer images; of labelled and
+        unlabelled images, of the pass that takes longer."""
+        places = self.unlabelled_places
+        steps = -(-self.samples // (self.batch_size - places))
+        return max(steps, -(-self.unlabelled // places)) if places else steps
 
     def epoch(self, done: int) -> int:
         """Number of the epoch to which the step after ``done`` steps belongs."""
@@ -184,8 +220,14 @@ class Course:
             self.batch_size and self.samples
         ):
             return False
-        more = (self.measured, self.risen, self.best_step)
+        more = (self.measured, self.risen, self.best_step, self.unlabelled, self.pseudo_epoch + 1)
         if not all(type(count) is int and count >= 0 for count in more):
+            return False
+        numbers = {"confidence": self.confidence, "weight": self.unlabelled_weight}
+        Unlabelled(None, share=self.unlabelled_share, **numbers)
+        if self.pseudo_epoch >= 0 and len(unpacked(self.pseudo_labels)) != self.unlabelled:
+            return False
+        if self.unlabelled and self.batch_size < 2:
             return False
         Wishes(warmup=self.warmup, validation=self.validation, patience=self.patience)
         Schedule(kind=self.schedule)
@@ -209,10 +251,38 @@ _SINCE = {
 """What a course has that does not say these: fields that 0.1 did not have."""
 
 
+def packed(labels: Array) -> str:
+    """Return labels i64[N], at least −1, as text: as many bytes each as they need."""
+    smallest = np.min_scalar_type(-int(labels.max(initial=0)) - 1)
+    kind = f"<i{smallest.itemsize}"
+    return f"{kind[1:]}:{base64.b64encode(labels.astype(kind).tobytes()).decode()}"
+
+
+def unpacked(text: str) -> Array:
+    """Return the labels i64[N] that `packed` wrote; ValueError or EdgeBcsError if it did not."""
+    if not isinstance(text, str):
+        raise ValueError("labels that are no text")
+    kind, _, content = text.partition(":")
+    if kind not in ("i1", "i2", "i4", "i8"):
+        raise ValueError("labels of an unknown kind")
+    labels = np.frombuffer(base64.b64decode(content, validate=True), f"<{kind}").astype(np.int64)
+    if labels.min(initial=0) < NO_LABEL:
+        raise ValueError("a label below −1")
+    return labels
+
+
 def begin_or_continue(
-    earlier: Course | None, continues: bool, artifact: Artifact, wishes: Wishes, *, step: int, images: int
+    earlier: Course | None,
+    continues: bool,
+    artifact: Artifact,
+    wishes: Wishes,
+    *,
+    step: int,
+    images: int,
+    unlabelled: int = 0,
 ) -> Course:
-    """Where a training on so many ``images``, held-out ones included, begins and ends; see `Trainer.fit`.
+    """Where a training on so many ``images``, held-out ones included, and so many ``unlabelled`` ones begins
+    and ends; see `Trainer.fit`.
 
     Args:
         earlier: the training that went before. continues: whether this one is to finish it.
@@ -241,6 +311,7 @@ def begin_or_continue(
                 f"the saved training used {course.samples} images in batches of {course.batch_size}; "
                 "resume it with the same data and batch size, or start a new one."
             )
+        _check_same_unlabelled(course, wishes.unlabelled, unlabelled)
     else:
         course = Course(
             first_step=step,
@@ -250,7 +321,12 @@ def begin_or_continue(
             learning_rate=artifact.hyper["learning_rate"],
             total_steps=0,
             validation=validation,
+            unlabelled=unlabelled,
         )
+        if wishes.unlabelled is not None and wishes.unlabelled.share is not None:
+            course.unlabelled_share = wishes.unlabelled.share
+        if unlabelled and course.batch_size < 2:
+            raise EdgeBcsError("a batch of 1 image has no place for an unlabelled one: take larger batches.")
         course.total_steps = course.steps_per_epoch
     course = replace(course, **wishes.changes())
     if course.patience is not None and not course.validation:
@@ -260,3 +336,22 @@ def begin_or_continue(
     elif wishes.steps is not None:
         course.total_steps = wishes.steps
     return course
+
+
+def _check_same_unlabelled(course: Course, given: Unlabelled | None, count: int) -> None:
+    """Raise EdgeBcsError unless a training goes on with the unlabelled images that it began with."""
+    if course.unlabelled and given is None:
+        raise EdgeBcsError(
+            f"the saved training used {course.unlabelled} unlabelled images, too: resume it with them "
+            "(--unlabelled), or start a new one."
+        )
+    if course.unlabelled != count:
+        raise EdgeBcsError(
+            f"the saved training used {course.unlabelled or 'no'} unlabelled images, not {count}; resume it "
+            "with the same ones, or start a new one."
+        )
+    if given is not None and given.share not in (None, course.unlabelled_share):
+        raise EdgeBcsError(
+            f"the saved training filled {course.unlabelled_share:g} of a batch with unlabelled images, not "
+            f"{given.share:g}; resume it with the same share, or start a new one."
+        )

@@ -239,12 +239,12 @@ class Engine:
             "exact": budget.exact,
         }
 
-    def load(self, x: Array, y: Array, weight: float) -> None:
+    def load(self, x: Array, y: Array, weight: float | Array) -> None:
         """Put a micro-batch into the bound buffers; the places it leaves empty weigh nothing.
 
         Args:
             x: images f32 [m, C, H, W], at most a micro-batch of them. y: labels i64[m].
-            weight: of each image in the loss.
+            weight: of all images in the loss, or of each, f32[m].
         """
         self.images = count = len(x)
         for name, given in (("input", x), ("labels", y), ("sample_weight", weight)):

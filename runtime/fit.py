@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from edge_bcs.runtime.batches import Batches, InOrder
 from edge_bcs.runtime.board.saving import METRICS_SHARE, MetricsFile, SaveSchedule
 from edge_bcs.runtime.board.thermostat import Thermostat
-from edge_bcs.runtime.checks import NotFiniteError, in_data
+from edge_bcs.runtime.checks import NotFiniteError
 from edge_bcs.runtime.course import Course
 from edge_bcs.runtime.state import state_bytes
+from edge_bcs.runtime.unlabelled import Mixed
 from edge_bcs.runtime.validation import Validation
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.progress import Progress
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.units import format_bytes
-from edge_bcs.data.augmentation import augmentation_of
 from edge_bcs.data.balance import Balanced, uneven
 from edge_bcs.data.classes import say
 from edge_bcs.data.dataset import Data, Subset, held_apart
@@ -45,6 +46,7 @@ class Fit:
         self,
         trainer: Trainer,
         data: Data,
+        unlabelled: Data | None,
         *,
         progress: bool,
         metrics: str | Path | None,
@@ -63,6 +65,7 @@ class Fit:
         if max_hours is not None and not 0 < max_hours < float("inf"):
             raise EdgeBcsError(f"the hours of a training must be a positive number, not {max_hours}.")
         self._trainer, self._data, self._progress = trainer, data, progress
+        self._unlabelled = unlabelled
         self._on_step, self._on_wait = on_step, on_wait
         self._metrics_file, self._max_writes = metrics, max_writes
         self._skips, self._thermostat, self._max_hours = on_nan == "skip", thermostat, max_hours
@@ -80,8 +83,7 @@ class Fit:
         self._paused_for = ""
         self._bar: Progress
         self._validation: Validation | None = None
-        self._order: Array | None = None
-        self._order_epoch = -1
+        self._batches: Batches
 
     def run(self, course: Course, resumed: bool) -> Metrics:
         """Train to the end of the course or of the time; see `Trainer.fit`.
@@ -114,7 +116,7 @@ class Fit:
                 validation.keep_again()
             while True:
                 if validation is not None and validation.is_due():
-                    self._bar.say(validation.measure(self._between))
+                    self._bar.say(validation.measure(self._between("measuring the held-out images")))
                 if course.is_over(trainer.steps - course.first_step):
                     if validation is not None:
                         validation.return_to_best()
@@ -154,6 +156,7 @@ class Fit:
             "paused_seconds": paused,
             "milliseconds_per_step": _means(history, ("milliseconds",)).get("milliseconds", 0.0),
             "peak_bytes": trainer.peak_bytes,
+            **self._batches.report(),
         }
         if course.validation:
             result["early"] = course.is_over(done) and done < course.total_steps
@@ -176,13 +179,29 @@ class Fit:
             say(uneven(labels, self._trainer.classes or self._data.classes, course.balance))
         if course.balance:
             self._data = Balanced(self._data)
+        self._batches = InOrder(self._data, course, self._trainer.seed)
+        if self._unlabelled is not None:
+            self._batches = Mixed(
+                self._trainer,
+                self._data,
+                self._unlabelled,
+                course,
+                between=self._between("labelling the unlabelled images"),
+                tell=self._bar.say,
+                progress=self._progress,
+            )
 
-    def _between(self, *progress: int) -> None:
-        """Between the micro-batches of a measurement: end it if asked to, cool down if need be."""
-        if self._on_wait is not None:
-            self._on_wait("measuring the held-out images")
-        if self._thermostat is not None:
-            self._thermostat.wait(self._pause)
+    def _between(self, what: str) -> Callable[[int, int], None]:
+        """What is called between micro-batches that are not trained on: it ends that if asked to, and cools
+        down if need be."""
+
+        def between(*progress: int) -> None:
+            if self._on_wait is not None:
+                self._on_wait(what)
+            if self._thermostat is not None:
+                self._thermostat.wait(self._pause)
+
+        return between
 
     def _metrics_are_of_the_run(self) -> bool:
         """Whether the metrics lie in the run folder, and so tell of the training whose state lies there.
@@ -218,21 +237,13 @@ class Fit:
         """One step, as it is reported; one that was skipped counts, too, and has "skipped": why."""
         trainer, course = self._trainer, self.course
         done = trainer.steps - course.first_step
-        epoch = course.epoch(done)
-        if self._order is None or self._order_epoch != epoch:
-            self._order, self._order_epoch = self._data.order(trainer.seed, epoch), epoch
-        chosen = self._order[course.images(done)]
+        batch = self._batches.batch(done)
         trainer.learning_rate, trainer.weight_decay = course.rates(done, trainer.artifact.hyper)
-        augment = augmentation_of(course.augment)
         began = time.perf_counter()
-
-        def read(first: int, end: int) -> tuple[Array, Array]:
-            return self._data.read(chosen[first:end], seed=trainer.seed, epoch=epoch, augment=augment)
-
         # A step that is counted, done or skipped, is in the metrics, too: no signal comes between.
         with HeldSignals() as signals:
             try:
-                result = trainer.step_reading(signals, read, len(chosen), in_data(chosen % len(self._data)))
+                result = trainer.step_reading(signals, batch.read, batch.count, batch.name, batch.weights)
                 self._skipped_in_a_row = 0
             except NotFiniteError as error:
                 if not self._skips:
@@ -241,10 +252,11 @@ class Fit:
                 result = self._skip(error)
             record = {
                 "step": trainer.steps,
-                "epoch": epoch,
+                "epoch": course.epoch(done),
                 "done": done + 1,
                 "total": course.total_steps,
                 **result,
+                **batch.noted,
                 "learning_rate": trainer.learning_rate,
                 "milliseconds": 1e3 * (time.perf_counter() - began),
                 "peak_bytes": trainer.peak_bytes,

@@ -17,6 +17,7 @@ from edge_bcs.runtime.guard import BetweenSteps, Guard
 from edge_bcs.core.answers import OnAnswers, softmax
 from edge_bcs.data.adapt import dataset_of
 from edge_bcs.data.classes import Match, Names, match, say
+from edge_bcs.data.dataset import Data
 
 Array = np.ndarray[Any, Any]
 Metrics = dict[str, Any]
@@ -172,6 +173,17 @@ class Predictor:
         return int(self._engine.threads)
 
 
+def opened(network: Predictor, given: Any, split: str) -> Data:
+    """Return what ``given`` holds as a data set, with its own labels; see `matched`.
+
+    Pixels are checked when they are read, for one may be skipped.
+    """
+    artifact = network.artifact
+    data = dataset_of(given, split=split, shape=artifact.input_shape, finite=False, resize=artifact.resize)
+    check_data(artifact, data)
+    return data
+
+
 def matched(network: Predictor, given: Any, split: str, *, naming: bool) -> Match:
     """Return what ``given`` holds as a data set with the network's labels, and say what is worth knowing.
 
@@ -181,14 +193,11 @@ def matched(network: Predictor, given: Any, split: str, *, naming: bool) -> Matc
 
     Raises EdgeBcsError as `Predictor.match_classes` does.
     """
-    # Pixels are checked when they are read, for one may be skipped.
-    artifact = network.artifact
-    data = dataset_of(given, split=split, shape=artifact.input_shape, finite=False, resize=artifact.resize)
-    check_data(artifact, data)
+    data = opened(network, given, split)
     found = match(
         data,
         network.classes,
-        artifact.num_classes,
+        network.artifact.num_classes,
         naming=naming,
         trained=network.steps > 0,
         resumed=network.resumed,

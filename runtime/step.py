@@ -13,6 +13,7 @@ from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.guard import Guard
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.objectives import NO_LABEL
 from edge_bcs.core.signals import HeldSignals
 
 Array = np.ndarray[Any, Any]
@@ -47,6 +48,7 @@ def take_step(
     read: Reader,
     count: int,
     name: Name,
+    weights: Array | None = None,
 ) -> dict[str, Any]:
     """Do one step; return its "loss", "accuracy" and "robust_accuracy", see `Trainer.step`.
 
@@ -55,12 +57,16 @@ def take_step(
         signals: held from the update on.
         read: returns images f32 and labels i64 that are checked, a micro-batch at a time.
         count: images of the logical batch. name: says which image stands at a place of it.
+        weights: of the images in the loss, f32[count], beside 1 for an image like any other.
     """
     guard.refuse_inside_a_step()
     steps = trainer.steps
     try:
         guard.begin(steps + 1)
-        loss, correct = _accumulate(engine, guard, read, count, seed=trainer.seed, step=steps, name=name)
+        weight = np.broadcast_to((1.0 if weights is None else np.float64(weights)) / count, (count,))
+        loss, correct, labelled = _accumulate(
+            engine, guard, read, weight, seed=trainer.seed, step=steps, name=name
+        )
         check_update(engine.artifact, engine.arrays, trainer.coefficients())
         # From here to where the step is counted no signal's handler runs, nor between that and what the
         # caller must do with it.
@@ -75,29 +81,35 @@ def take_step(
         finally:  # a second signal may have come while the first one was answered
             guard.take_back()
     objective = engine.artifact.objective
-    metrics: dict[str, Any] = {"loss": loss, "accuracy": float(correct[0]) / count}
+    metrics: dict[str, Any] = {"loss": loss}
+    if not labelled:
+        return metrics
+    metrics["accuracy"] = float(correct[0]) / labelled
     if objective.two_branches:
-        metrics["robust_accuracy"] = float(correct[1]) / count
+        metrics["robust_accuracy"] = float(correct[1]) / labelled
     elif objective.kind.accuracy_is_robust:
         metrics["robust_accuracy"] = metrics["accuracy"]
     return metrics
 
 
 def _accumulate(
-    engine: Engine, guard: Guard, read: Reader, count: int, *, seed: int, step: int, name: Name
-) -> tuple[float, Array]:
+    engine: Engine, guard: Guard, read: Reader, weight: Array, *, seed: int, step: int, name: Name
+) -> tuple[float, Array, int]:
     """Leave the gradients of a logical batch in the bound buffers, micro-batch after micro-batch (Algorithm
-    1, lines 4 to 8); return the loss, and correct answers f64[branches].
+    1, lines 4 to 8); return the loss, correct answers f64[branches], and how many images have a label.
+
+    ``weight``, f64[n], is that of each image of the batch in the loss.
 
     Raises NotFiniteError for a loss, or running statistics, that are not finite, with the images at fault.
     """
     arrays, size = engine.arrays, engine.artifact.micro_batch
-    loss, correct = 0.0, np.zeros(len(arrays["correct"]))
+    loss, correct, labelled, count = 0.0, np.zeros(len(arrays["correct"])), 0, len(weight)
     for first in range(0, count, size):
+        end = min(first + size, count)
         guard.reads(True)
-        x, y = read(first, min(first + size, count))
+        x, y = read(first, end)
         guard.reads(False)
-        engine.load(x, y, 1.0 / count)
+        engine.load(x, y, weight[first:end])
         try:
             craft(engine, first, count, seed=seed, step=step)
             arrays["lazy_reset_grad"][0] = first == 0
@@ -111,7 +123,8 @@ def _accumulate(
             blamed = _blamed(engine, first, len(x), name)
             raise NotFiniteError(f"{error} ({blamed}); lower the learning rate.") from None
         correct += arrays["correct"]
-    return loss, correct
+        labelled += int((y != NO_LABEL).sum())
+    return loss, correct, labelled
 
 
 def _blamed(engine: Engine, first: int, count: int, name: Name) -> str:

@@ -24,9 +24,10 @@ from edge_bcs.runtime.course import Course, Wishes, begin_or_continue
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.fit import Fit, Metrics
 from edge_bcs.runtime.guard import Guard
-from edge_bcs.runtime.predictor import Predictor, matched
+from edge_bcs.runtime.predictor import Predictor, matched, opened
 from edge_bcs.runtime.state import layout_of, write_run
 from edge_bcs.runtime.step import Reader, take_step
+from edge_bcs.runtime.unlabelled import beside, wished
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.signals import HeldSignals
@@ -160,11 +161,13 @@ class Trainer(Predictor):
         """Train on one logical batch of any size, as micro-batches with accumulated gradients.
 
         Args:
-            x: images f32 [n, C, H, W] in [0, 1]. y: labels int [n].
+            x: images f32 [n, C, H, W] in [0, 1]. y: labels int [n]; with trades and rst an image may have
+                none, −1: it takes part in the second term alone.
 
         Returns:
-            "loss"; "accuracy" over the images that the loss saw (clean ones where the objective has two
-            branches); "robust_accuracy" where the objective sees adversarial images apart from clean ones.
+            "loss"; of the images with labels, if there are any, "accuracy" as the loss saw them (clean where
+            the objective has two branches) and "robust_accuracy" where the objective sees adversarial images
+            apart from clean ones.
 
         Raises EdgeBcsError for a wrong shape, a pixel or label out of range, and NotFiniteError for a pixel,
         a loss or a gradient that is not finite, with the image or layer that it came from; the state is then
@@ -176,14 +179,21 @@ class Trainer(Predictor):
     def step_holding(self, signals: HeldSignals, x: Array, y: Array) -> Metrics:
         """Do `step`, with ``signals`` held from its update on: for what must not be done without it."""
         with self._guard:
-            x, y = check_batch(self.artifact, x, y)
+            x, y = check_batch(self.artifact, x, y, training=True)
 
             def read(first: int, end: int) -> tuple[Array, Array]:
                 return x[first:end], y[first:end]
 
             return take_step(self, self._engine, self._guard, signals, read, len(x), in_batch)
 
-    def step_reading(self, signals: HeldSignals, read: Reader, count: int, name: Name = in_batch) -> Metrics:
+    def step_reading(
+        self,
+        signals: HeldSignals,
+        read: Reader,
+        count: int,
+        name: Name = in_batch,
+        weights: Array | None = None,
+    ) -> Metrics:
         """Do `step_holding` on images that are read when their micro-batch comes, so that memory holds no
         more of them.
 
@@ -193,13 +203,17 @@ class Trainer(Predictor):
                 are checked. It may ask the Trainer for `logits`, `predict` and `evaluate`.
             count: images of the whole batch.
             name: says in messages which image stands at a place of the batch.
+            weights: of the images in the loss, f64[count], at least 0; default: 1 each.
         """
 
         def checked(first: int, end: int) -> tuple[Array, Array]:
-            return check_batch(self.artifact, *read(first, end), lambda place: name(first + place))
+            images, labels = read(first, end)
+            return check_batch(
+                self.artifact, images, labels, lambda place: name(first + place), training=True
+            )
 
         with self._guard:
-            return take_step(self, self._engine, self._guard, signals, checked, count, name)
+            return take_step(self, self._engine, self._guard, signals, checked, count, name, weights)
 
     def coefficients(self) -> tuple[float, float, float, float]:
         """λ, λ_w, μ, σ of the next step."""
@@ -237,6 +251,7 @@ class Trainer(Predictor):
         balance: bool | None = None,
         validation: float | None = None,
         patience: int | None = None,
+        unlabelled: Any = None,
         progress: bool = True,
         metrics: str | Path | None = None,
         on_step: Callable[[Metrics], None] | None = None,
@@ -270,6 +285,8 @@ class Trainer(Predictor):
             validation: share of the images that is held out and measured after each epoch, under attack
                 where the training has one; at the end the state is that of the best epoch. Needs ``save``.
             patience: end after so many epochs that were no better.
+            unlabelled: images without labels, an `edge_bcs.Unlabelled` or what its ``data`` may be: robust
+                self-training.
             progress: show on standard error how far it is: a bar, or a line every ten seconds.
             metrics: file to which one JSON object per step is appended.
             on_step: called with the same object after every step; what it raises ends the training.
@@ -290,7 +307,8 @@ class Trainer(Predictor):
             the means over the last epoch's worth of steps; "step"; "steps" done by this call and "done" since
             this training began; "finished"; "skipped" since it began; "seconds", of which "paused_seconds";
             "milliseconds_per_step"; "peak_bytes"; "writes" (see `Fit.writes`) if it is saved or measured;
-            with ``validation`` "best" ("step", "accuracy") and "early": whether patience ended it.
+            with ``validation`` "best" ("step", "accuracy") and "early": whether patience ended it; with
+            ``unlabelled`` of its last epoch "unlabelled" ("images", "labelled" by the network, "classes").
 
         Raises EdgeBcsError for impossible options or data, a class that the network does not know, a file
         that cannot be written, and NotFiniteError as ``on_nan`` says.
@@ -306,11 +324,15 @@ class Trainer(Predictor):
             balance=balance,
             validation=validation,
             patience=patience,
+            unlabelled=unlabelled if unlabelled is None else wished(unlabelled),
         )
+        data = opened(self, data, "train")
         found = matched(self, data, "train", naming=True)
+        more = None if wishes.unlabelled is None else beside(data, wishes.unlabelled, self.artifact)
         fitting = Fit(
             self,
             found.data,
+            more,
             progress=progress,
             metrics=metrics,
             on_step=on_step,
@@ -332,6 +354,7 @@ class Trainer(Predictor):
                 wishes,
                 step=self.steps,
                 images=len(found.data),
+                unlabelled=0 if more is None else len(more),
             )
             self._continues = False
             self.classes = found.classes

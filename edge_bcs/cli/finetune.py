@@ -36,6 +36,7 @@ from edge_bcs.cli.common import (
     warmup_option,
     word,
 )
+from edge_bcs.cli.unlabelled import check_unlabelled, described, open_unlabelled, unlabelled_options
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_json
 from edge_bcs.core.locks import FolderLock
@@ -44,6 +45,7 @@ from edge_bcs.core.progress import Progress, say, told_once
 from edge_bcs.runtime.board.saving import DEFAULT_MAX_WRITES
 
 if TYPE_CHECKING:
+    from edge_bcs.core.settings import Unlabelled
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.board.thermostat import Thermostat
 
@@ -90,6 +92,7 @@ _REPORTED = {
 )  # fmt: skip
 @augment_option
 @balance_option
+@unlabelled_options
 @click.option("-o", "--output", type=click.Path(), help="The run folder; default: ARTIFACT-run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder, if there is one.")
 @click.option("--save-steps", type=click.IntRange(1), help="Steps from one save to the next.")
@@ -137,6 +140,7 @@ _REPORTED = {
     edge-bcs finetune out/vgg16 --data photos/ --epochs 5 -o run --resume
     edge-bcs finetune out/vgg16 --data photos/ --epochs 20 --schedule cosine --augment photo --balance
     edge-bcs finetune out/vgg16 --data photos/ --epochs 100 --validation 0.1 --patience 10
+    edge-bcs finetune out/vgg16 --data photos/ --unlabelled more/ --epochs 10
     edge-bcs finetune out/vgg16 --data photos/ --epochs 50 -o run --max-temp 75 --max-writes 50MiB
 """)
 def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -> None:
@@ -199,6 +203,7 @@ def _check(options: dict[str, Any]) -> None:
     if rate is not None and not 0 < rate < math.inf:
         raise EdgeBcsError(f"--learning-rate must be a positive number, not {rate}.")
     augmentation(options)
+    check_unlabelled(options)
 
 
 def _train(
@@ -236,6 +241,7 @@ def _train(
     with Progress(f"reading {options['data_spec']}"):
         data = reading.open("train")
         held_out = reading.open("test") if options["eval_samples"] else None
+        unlabelled = open_unlabelled(options, reading)
     if trainer.resumed:
         report |= {**earlier_report(folder), **report}
         report.pop("stopped", None)
@@ -248,7 +254,7 @@ def _train(
     reading.record(folder)
     write_json(folder / _REPORT, report)
     trainer.reset_peak()
-    training = _fit(trainer, data, folder, options, thermostat, check)
+    training = _fit(trainer, data, unlabelled, folder, options, thermostat, check)
     if training["steps"] or "training" not in report:
         report["training"] = training
         report.pop("after", None)
@@ -260,6 +266,7 @@ def _train(
 def _fit(
     trainer: Any,
     data: Any,
+    unlabelled: Unlabelled | None,
     folder: Path,
     options: dict[str, Any],
     thermostat: Thermostat | None,
@@ -287,6 +294,7 @@ def _fit(
             balance=options["balance"] or None,
             validation=options["validation"],
             patience=options["patience"],
+            unlabelled=unlabelled,
             progress=True,
             metrics=folder / _METRICS,
             on_step=lambda _: check(),
@@ -470,6 +478,8 @@ def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any])
             f"The best epoch ended with step {training['best']['step']}: "
             f"{percent(training['best']['accuracy'])} on the images held out for it{ended}."
         )
+    if "unlabelled" in training:
+        click.echo(described(training["unlabelled"]))
     if training["skipped"]:
         click.echo(f"Skipped batches that were not finite: {training['skipped']}; metrics.jsonl says which.")
     if "left_out" in report:

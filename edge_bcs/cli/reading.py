@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RECORD = "left-out.json"
 _LARGEST = 256 << 20  # a sentence for each of a million images
+_UNLABELLED = "unlabelled"  # beside the splits of the data
 _TOLD = 20  # sentences on standard error; the report has them all
 
 
@@ -56,8 +57,8 @@ class Reading:
         from edge_bcs.data import open_data
 
         known: dict[str, str] = {}
-        for images in self._recorded.values():  # of all splits: an image of another one has its place, too
-            known |= images
+        for other, images in self._recorded.items():  # an image of another split has its place, too
+            known |= images if other != _UNLABELLED else {}
         data = open_data(
             self._spec,
             split,
@@ -68,6 +69,21 @@ class Reading:
             watch=self._watch,
             **self._how,
         )
+        self._tell(split, data)
+        return data
+
+    def open_unlabelled(self, folder: str) -> Dataset:
+        """Open a folder of photographs without labels, saying on standard error what is left out of it."""
+        from edge_bcs.data.faults import Handling
+        from edge_bcs.data.photographs import open_photographs
+
+        known, strict = self._recorded.get(_UNLABELLED, {}), _UNLABELLED in self._recorded
+        handling = Handling(self._on_bad, known, strict, self._watch)
+        data = open_photographs(folder, self._shape, handling, **self._how)
+        self._tell(_UNLABELLED, data)
+        return data
+
+    def _tell(self, split: str, data: Dataset) -> None:
         self._left_out[split] = {image.name: image.why for image in data.left_out}
         if data.left_out and not self._quiet:
             count = len(data.left_out) + len(data)
@@ -76,7 +92,6 @@ class Reading:
                 say(f"  {image.why}")
             if len(data.left_out) > _TOLD:
                 say(f"  and {len(data.left_out) - _TOLD} more")
-        return data
 
     def report(self) -> dict[str, Any]:
         """Return {"left_out": {"count", "images"}} for the command's report; nothing where nothing may be."""

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data.classes import names_file
 
-_PATHS = ("artifact", "data_spec", "output", "trust_keys")
+_PATHS = ("artifact", "data_spec", "unlabelled", "output", "trust_keys")
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
@@ -35,6 +35,8 @@ def unit(context: click.Context, run: Path) -> str:
     places = [Path(context.params["artifact"]).resolve(), run.resolve().parent]
     if context.params["data_spec"] != "digits":
         places.append(Path(context.params["data_spec"]).resolve())
+    if context.params["unlabelled"] is not None:
+        places.append(Path(context.params["unlabelled"]).resolve())
     command = [sys.executable, "-m", "edge_bcs.cli", "finetune", *_arguments(context, run)]
     text = template.read_text()
     for name, value in {

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 
 from edge_bcs.core.errors import EdgeBcsError
 
+NO_LABEL = -1
+"""The label of an image that has none."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -50,6 +53,11 @@ class Objective:
         """Whether x and x̃ both go through the network, in two passes; the second term, with weight β, is
         what compares them."""
         return self.loss != "cross_entropy"
+
+    @property
+    def learns_without_labels(self) -> bool:
+        """Whether an image with `NO_LABEL` teaches it something: the second term alone."""
+        return self.loss == "trades"
 
     @property
     def adversarial(self) -> bool:

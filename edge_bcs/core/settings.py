@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral, Real
+from typing import Any
 
 from edge_bcs.core.errors import EdgeBcsError
 
@@ -171,6 +172,54 @@ class Schedule:
         if self.kind == "cosine" and step > rise:
             share *= 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise)))
         return share
+
+
+CONFIDENCE, UNLABELLED_SHARE, UNLABELLED_WEIGHT = 0.9, 0.5, 1.0
+"""What `Unlabelled` leaves open."""
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Images without labels that a training on a board uses beside its labelled ones: robust self-training
+    (Carmon et al., 2019).
+
+    Before each epoch the network, as it then is, answers to each of them. An answer that it is sure of is the
+    image's label in this epoch. An image without one is left out of it; with trades and rst it takes part
+    in the second term, which needs no label.
+
+    A batch has a fixed share of them. An epoch is one pass over the labelled or the unlabelled images,
+    whichever takes more steps; the others come up in several passes.
+
+    Attributes:
+        data: a folder of photographs, in folders of any depth; images [N, C, H, W] as of labelled data; or a
+            data set, whose labels are not looked at.
+        confidence: probability, from 0 to 1, from which on an answer is a label. Default, of this and the
+            next two: what a training that is resumed had, else 0.9.
+        share: of a batch, above 0 and below 1, that has no labels; it is smaller where there are not so many.
+            Default: a half.
+        weight: of such an image in the loss, above 0, where a labelled one has 1. Default: 1.
+    """
+
+    data: Any
+    _: KW_ONLY
+    confidence: float | None = None
+    share: float | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `EdgeBcsError` for a number out of range."""
+        if self.confidence is not None:
+            check_number("confidence", self.confidence, 1)
+        if self.share is not None:
+            check_number("the share of unlabelled images", self.share, 1)
+            if self.share in (0, 1):
+                raise EdgeBcsError(
+                    f"the share of unlabelled images must lie between 0 and 1, not be {self.share}"
+                )
+        if self.weight is not None:
+            check_number("the weight of unlabelled images", self.weight)
+            if self.weight == 0:
+                raise EdgeBcsError("the weight of unlabelled images must be above 0")
 
 
 def _one_cycle(step: int, total: int, rise: float) -> float:

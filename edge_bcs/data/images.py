@@ -56,9 +56,15 @@ class ImageFiles(Dataset):
 
     Every image is looked at (decoded as the training will) before this returns, unless it was once before
     and has kept its size and time; the cache folder remembers that.
+
+    Attributes:
+        files: each image beside the folder or tar that holds it.
+        files_of_all_splits: the same of every split, whether they can be used or not.
     """
 
     named = True
+    files: list[tuple[Path, Entry]]
+    files_of_all_splits: list[tuple[Path, Entry]]
 
     def __init__(
         self,
@@ -72,7 +78,7 @@ class ImageFiles(Dataset):
         check_channels(shape)
         handling = handling or Handling()
         listed = list(entries)
-        listed += _known_and_gone(listed, handling)
+        listed += self._known_and_gone(listed, handling)
         found = sorted(listed, key=lambda item: (item[1].class_name, item[1].name))
         if not found:
             raise EdgeBcsError(f"{source} holds no images in class folders (expected …/class/image.jpg).")
@@ -84,10 +90,11 @@ class ImageFiles(Dataset):
         else:
             chosen = held_out(labels) == (split == "test")
         self.shape, self._source, self._resize = shape, source, resize
+        self.files_of_all_splits = found
         self._remembered = _Remembered(found)
-        self._files = [item for item, wanted in zip(found, chosen, strict=True) if wanted]
+        self.files = [item for item, wanted in zip(found, chosen, strict=True) if wanted]
         bad = self._looked_at(handling)
-        found_bad = [LeftOut(self._files[n][1].name, why) for n, why in bad.items()]
+        found_bad = [LeftOut(self.files[n][1].name, why) for n, why in bad.items()]
         if handling.on_bad == "stop" and not handling.strict:
             # What can be seen without opening it stops the reading in whichever split it is.
             others = zip(found, chosen, strict=True)
@@ -95,21 +102,36 @@ class ImageFiles(Dataset):
                 LeftOut(item[1].name, item[1].why) for item, here in others if item[1].why and not here
             ]
         self.left_out = handling.settle(found_bad, source)
-        good = [n for n in range(len(self._files)) if n not in bad]
+        good = [n for n in range(len(self.files)) if n not in bad]
         self.labels = labels[chosen][good]
-        self._files = [self._files[n] for n in good]
-        if not self._files:
+        self.files = [self.files[n] for n in good]
+        if not self.files:
             raise EdgeBcsError(f"{source} holds no {split} images.")
+
+    def entry_of(self, name: str, why: str) -> Entry | None:
+        """Return the entry of an image that can no longer be used, by its path; None if that names none."""
+        return entry_of(name, why=why)
+
+    def _known_and_gone(
+        self, listed: list[tuple[Path, Entry]], handling: Handling
+    ) -> list[tuple[Path, Entry]]:
+        """Images that the training left out and that were removed since: they keep their places in the order,
+        so that every other image keeps its own."""
+        if not handling.known or not listed:
+            return []
+        gone = set(handling.known) - {entry.name for _, entry in listed}
+        entries = (self.entry_of(name, handling.known[name]) for name in sorted(gone))
+        return [(listed[0][0], entry) for entry in entries if entry is not None]
 
     def name_of(self, position: int) -> str:
         """Return the image's path in its folder or tar."""
-        return self._files[position][1].name
+        return self.files[position][1].name
 
     def images(self, positions: Array) -> Array:
         """Decode the images at ``positions``."""
         result = np.empty((len(positions), *self.shape), np.float32)
         for number, position in enumerate(positions):
-            holder, entry = self._files[position]
+            holder, entry = self.files[position]
             try:
                 pixels = decode_file(holder, entry, self.shape, self._resize, _SHARE_LATER)
             except BadImageError as error:
@@ -124,12 +146,12 @@ class ImageFiles(Dataset):
         """Places of the files that cannot be used, and why."""
         bad = {
             number: why
-            for number, (_, entry) in enumerate(self._files)
+            for number, (_, entry) in enumerate(self.files)
             if (why := handling.known.get(entry.name, entry.why))
         }
         new = [
             number
-            for number, (holder, entry) in enumerate(self._files)
+            for number, (holder, entry) in enumerate(self.files)
             if number not in bad and not self._remembered.is_good(holder, entry)
         ]
         progress = Progress(f"looking at {self._source}, once", len(new), unit="images", shown=bool(new))
@@ -143,14 +165,14 @@ class ImageFiles(Dataset):
                     if why:
                         bad[number] = why
                     else:
-                        self._remembered.add(*self._files[number])
+                        self._remembered.add(*self.files[number])
                 if len(bad) >= _MOST_BAD and handling.on_bad == "stop":
                     break
         return dict(sorted(bad.items()))
 
     def _why_not(self, number: int) -> str:
         try:
-            decode_file(*self._files[number], self.shape, self._resize, _SHARE, decode_aloud)
+            decode_file(*self.files[number], self.shape, self._resize, _SHARE, decode_aloud)
         except BadImageError as error:
             return str(error)
         return ""
@@ -159,16 +181,6 @@ class ImageFiles(Dataset):
 def _processors() -> int:
     available = getattr(os, "sched_getaffinity", None)
     return min(8, len(available(0)) if available else os.cpu_count() or 1)
-
-
-def _known_and_gone(listed: list[tuple[Path, Entry]], handling: Handling) -> list[tuple[Path, Entry]]:
-    """Images that the training left out and that were removed since: they keep their places in the order, so
-    that every other image keeps its own."""
-    if not handling.known or not listed:
-        return []
-    gone = set(handling.known) - {entry.name for _, entry in listed}
-    entries = (entry_of(name, why=handling.known[name]) for name in sorted(gone))
-    return [(listed[0][0], entry) for entry in entries if entry is not None]
 
 
 class _Remembered:

@@ -122,7 +122,7 @@ def folder_entries(folder: Path) -> Iterator[Entry]:
             for file in _listed(class_folder):
                 name = f"{class_folder.name}/{file.name}"
                 entry = entry_of(
-                    name if parent == folder else f"{parent.name}/{name}", why=_why_not(file, root)
+                    name if parent == folder else f"{parent.name}/{name}", why=why_unusable(file, root)
                 )
                 if entry is not None:
                     found = True
@@ -180,26 +180,26 @@ def _folders(parent: Path, root: Path) -> list[Path]:
     return found
 
 
-def _why_not(file: os.DirEntry[str], root: Path) -> str:
-    """Why a file in a class folder cannot be an image, or ""."""
+def why_unusable(file: os.DirEntry[str] | Path, root: Path) -> str:
+    """Return why a file below ``root``, a resolved folder, cannot be an image, or ""."""
     if file.is_symlink() and (why := _why_no_link(file, root)):
         return why
     if not file.is_file():
-        return f"{shown(file.path)} is not a file, which is refused among images."
+        return f"{shown(os.fspath(file))} is not a file, which is refused among images."
     return ""
 
 
-def _why_no_link(link: os.DirEntry[str], root: Path) -> str:
+def _why_no_link(link: os.DirEntry[str] | Path, root: Path) -> str:
     """Why a link is not followed, or "": one that leads out of the data's folder may, in a copy of that
     folder from elsewhere, name any file of this machine."""
     try:
-        target = Path(link.path).resolve(strict=True)
+        target = Path(link).resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: a circle, before Python 3.13
-        return f"{shown(link.path)} is a link to nothing, or in a circle: remove it."
+        return f"{shown(os.fspath(link))} is a link to nothing, or in a circle: remove it."
     if not target.is_relative_to(root):
         return (
-            f"{shown(link.path)} is a link out of {shown(str(root))}, which is refused: copy what it names "
-            "into it."
+            f"{shown(os.fspath(link))} is a link out of {shown(str(root))}, which is refused: copy what it "
+            "names into it."
         )
     return ""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.objectives import Objective
+from edge_bcs.core.objectives import NO_LABEL, Objective
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -26,8 +26,9 @@ def kl(clean: Tensor, adversarial: Tensor) -> Tensor:
 
 
 def trades(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float = 6.0) -> Tensor:
-    """Return CE(x) + β·KL(p(x) ‖ p(x̃)) per sample, f32[n]."""
-    return cross_entropy(clean, labels) + beta * kl(clean, adversarial)
+    """Return CE(x) + β·KL(p(x) ‖ p(x̃)) per sample, f32[n]; without CE(x) where the label is `NO_LABEL`."""
+    first = functional.cross_entropy(clean, labels, ignore_index=NO_LABEL, reduction="none")
+    return first + beta * kl(clean, adversarial)
 
 
 def mart(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float = 4.0) -> Tensor:

@@ -31,7 +31,7 @@ class _TwoBranchLoss(Operator):
 
 
 class Trades(_TwoBranchLoss):
-    """CE(clean) + β·KL(clean ‖ adversarial)."""
+    """CE(clean) + β·KL(clean ‖ adversarial); the second alone where the label is −1, which is none."""
 
 
 class Mart(_TwoBranchLoss):

@@ -44,10 +44,19 @@ BETA = 6.0
 
 
 def gradient_error(
-    folder: Path, sparse: SparseModel, network: Network, objective: str, n: int, real: int, seed: int
+    folder: Path,
+    sparse: SparseModel,
+    network: Network,
+    objective: str,
+    n: int,
+    real: int,
+    seed: int,
+    bare: slice,
 ) -> float:
-    """Largest relative difference of loss, gradients and statistics between the artifact and torch."""
+    """Largest relative difference of loss, gradients and statistics between the artifact and torch; ``bare``
+    images have no label."""
     images, labels = batch(network, n, seed)
+    labels[bare] = -1
     adversarial = np.clip(images + 0.03, 0, 1).astype(np.float32)
     counted = (
         np.linspace(0, n - 1, real).round().astype(int)
@@ -70,7 +79,14 @@ def gradient_error(
 
 
 def check_gradients(
-    folder: Path, sparse: SparseModel, objective: str, statistics: str, n: int, real: int, shape: Any = SHAPE
+    folder: Path,
+    sparse: SparseModel,
+    objective: str,
+    statistics: str,
+    n: int,
+    real: int,
+    shape: Any = SHAPE,
+    bare: slice = slice(0),
 ) -> None:
     """The exported training graph agrees with torch within 1e-4.
 
@@ -83,7 +99,7 @@ def check_gradients(
     network = network_of(sparse, shape, statistics == "batch")
     errors = []
     for seed in (5, 6, 7):
-        errors.append(gradient_error(folder, sparse, network, objective, n, real, seed))
+        errors.append(gradient_error(folder, sparse, network, objective, n, real, seed, bare))
         if errors[-1] < 1e-4:
             return
     raise AssertionError(f"relative differences {errors}")
@@ -101,6 +117,13 @@ def narrow(name: str) -> SparseModel:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_torchs(tmp_path: Path, name: str, objective: str, statistics: str) -> None:
     check_gradients(tmp_path / "a", narrow(name), objective, statistics, n=6, real=5)
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+def test_images_without_labels_have_torchs_gradients(tmp_path: Path, statistics: str) -> None:
+    check_gradients(
+        tmp_path / "a", narrow("vgg16"), "trades", statistics, n=6, real=5, bare=slice(0, None, 2)
+    )
 
 
 # At least three images: the normalised values of two are ±1 whatever the input, so that their gradient is

@@ -544,7 +544,8 @@ def _kl(clean, adversarial):
 
 
 def trades_loss(clean, adversarial, labels, beta):
-    return F.cross_entropy(clean, labels, reduction="none") + beta * _kl(clean, adversarial)
+    first = F.cross_entropy(clean, labels.clamp(min=0), reduction="none") * (labels >= 0)
+    return first + beta * _kl(clean, adversarial)
 
 
 def mart_loss(clean, adversarial, labels, beta):

@@ -107,6 +107,30 @@ def test_two_branches(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("beta", [0.0, 6.0])
+def test_without_a_label_trades_has_its_second_term(shape: tuple[int, int, int], beta: float) -> None:
+    blocks, lanes, classes = shape
+    clean, adversarial = logits(shape, 0), logits(shape, 1)
+    labels, weight = targets(blocks * lanes, classes)
+    bare = np.arange(blocks * lanes) % 2 == 0
+    x, y = leaf(clean), leaf(adversarial)
+    first = functional.cross_entropy(x, torch.from_numpy(labels), reduction="none")
+    each = first * torch.from_numpy(~bare) + beta * divergence(x, y)
+    loss = (torch.from_numpy(weight) * each).sum()
+    loss.backward()
+    labels[bare] = -1
+    inputs = {"clean": stack(clean, lanes), "adversarial": stack(adversarial, lanes)}
+    outputs = {"loss": F, "dclean": F, "dadversarial": F, "correct": F}
+    made = run("Trades", inputs | {"labels": labels, "sample_weight": weight}, outputs, beta=beta)
+    np.testing.assert_allclose(made["loss"], loss.item(), rtol=1e-5)
+    np.testing.assert_allclose(unstack(made["dclean"], classes), x.grad, rtol=1e-5, atol=1e-6)
+    expected = torch.zeros_like(y) if y.grad is None else y.grad
+    np.testing.assert_allclose(unstack(made["dadversarial"], classes), expected, rtol=1e-5, atol=1e-6)
+    right = [((branch.argmax(1) == labels) & (weight > 0)).sum() for branch in (clean, adversarial)]
+    assert made["correct"].tolist() == right
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_softmax_difference_seeds_cross_entropy_and_divergence(shape: tuple[int, int, int]) -> None:
     _, lanes, classes = shape
     clean, adversarial = logits(shape, 0), logits(shape, 1)
@@ -143,8 +167,8 @@ GOOD: dict[str, np.ndarray] = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": np.array([0, 3])}, "a label is 3, not in \\[0, 3\\)"),
-        ({"labels": np.array([-1, 0])}, "a label is -1"),
+        ({"labels": np.array([0, 3])}, "a label is 3, not in \\[(0|-1), 3\\)"),
+        ({"labels": np.array([-2, 0])}, "a label is -2"),
         ({"labels": np.array([0])}, "labels \\[1\\]"),
         ({"sample_weight": np.ones((2, 1), F)}, "sample_weight \\[2, 1\\]"),
         ({"sample_weight": np.array([1, -1], F)}, "a sample has the weight -1"),
@@ -166,6 +190,18 @@ def test_losses_refuse(operator: str, changes: dict[str, np.ndarray], message: s
         attributes = {"beta": 1.0}
     with pytest.raises(Exception, match=f"{operator}: .*{message}"):
         run(operator, inputs, outputs, **attributes)
+
+
+@pytest.mark.parametrize("operator", ["CrossEntropy", "Mart"])
+def test_losses_of_labels_alone_refuse_an_image_without(operator: str) -> None:
+    inputs: dict[str, Any] = GOOD | {"labels": np.array([-1, 0])}
+    outputs = {"loss": F, "dlogits": F, "correct": F}
+    if operator == "Mart":
+        values = inputs.pop("logits")
+        inputs = {"clean": values, "adversarial": values} | inputs
+        outputs = {"loss": F, "dclean": F, "dadversarial": F, "correct": F}
+    with pytest.raises(Exception, match=f"{operator}: .*a label is -1, not in \\[0, 3\\)"):
+        run(operator, inputs, outputs, **({"beta": 1.0} if operator == "Mart" else {}))
 
 
 def test_two_branch_losses_and_seed_refuse() -> None:

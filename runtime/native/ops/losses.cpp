@@ -1,6 +1,7 @@
 // Losses and their exact gradients with respect to the logits, in double precision inside. Logits are stacks
 // [NB, K, B] (sample s = nb·B + b); every loss is a sum over samples of weight · loss of the sample, and
-// samples of weight 0 fill up a micro-batch: they change nothing, whatever they hold.
+// samples of weight 0 fill up a micro-batch: they change nothing, whatever they hold. A sample whose label is
+// −1 has none: in a loss with a term that needs no label, it takes part in that term alone.
 
 #include <algorithm>
 #include <cmath>
@@ -73,19 +74,21 @@ double divergence(const LogSoftmax& p, const LogSoftmax& q) {
   return total;
 }
 
-// Labels and weights of a micro-batch.
+constexpr std::int64_t no_label = -1;
+
+// Labels, from `lowest` on, and weights of a micro-batch.
 struct Targets {
   Tensor<const std::int64_t> labels;
   Tensor<const float> weights;
 
-  Targets(const Context& context, std::size_t first, const Logits& logits)
+  Targets(const Context& context, std::size_t first, const Logits& logits, std::int64_t lowest = 0)
       : labels(context.input<std::int64_t>(first)), weights(context.input<float>(first + 1)) {
     const Shape shape{logits.samples()};
     require(labels.shape() == shape && weights.shape() == shape, "labels ", labels.shape().text(),
             " and sample_weight ", weights.shape().text(), " are not ", shape.text());
     for (std::int64_t label : labels)
-      require(label >= 0 && label < logits.classes, "a label is ", label, ", not in [0, ", logits.classes,
-              ")");
+      require(label >= lowest && label < logits.classes, "a label is ", label, ", not in [", lowest, ", ",
+              logits.classes, ")");
     for (float w : weights)
       require(std::isfinite(w) && w >= 0, "a sample has the weight ", w,
               ", not a finite number of at least 0");
@@ -134,7 +137,8 @@ struct CrossEntropy {
 const Register<CrossEntropy> cross_entropy;
 
 // What TRADES and MART share: two branches, clean and adversarial. A Loss is a static function
-// (p, q, label, beta, dclean, dadversarial) → loss of one sample, which sets both gradients (for weight 1).
+// (p, q, label, beta, weight, dclean, dadversarial) → loss of one sample, which sets both gradients; its
+// `lowest_label` says whether it takes samples without a label.
 template <class Loss>
 struct TwoBranches {
   static constexpr const char* name = Loss::name;
@@ -155,7 +159,7 @@ struct TwoBranches {
     require(adversarial.shape() == clean.shape(), "adversarial is ", adversarial.shape().text(), ", not ",
             clean.shape().text(), " like clean");
     require(logits.classes >= 2, "there is one class only");
-    const Targets targets(context, 2, logits);
+    const Targets targets(context, 2, logits, Loss::lowest_label);
     const auto clean_gradient = context.output<float>(1, clean.shape());
     const auto adversarial_gradient = context.output<float>(2, clean.shape());
     double loss = 0;
@@ -182,19 +186,20 @@ struct TwoBranches {
 };
 
 // CE(clean) + β·KL(p ‖ q) (Zhang et al., "Theoretically principled trade-off between robustness and
-// accuracy", 2019).
+// accuracy", 2019); without a label, β·KL(p ‖ q).
 struct TradesLoss {
   static constexpr const char* name = "Trades";
+  static constexpr std::int64_t lowest_label = no_label;
 
   static double sample(const LogSoftmax& p, const LogSoftmax& q, std::int64_t label, double beta,
                        double weight, Strided<float> dclean, Strided<float> dadversarial) {
     const double kl = divergence(p, q);
     for (std::int64_t k = 0; k < p.classes(); ++k) {
-      dclean[k] =
-          static_cast<float>(weight * (p[k] - (k == label) + beta * p[k] * (p.log(k) - q.log(k) - kl)));
+      const double d_cross_entropy = label == no_label ? 0 : p[k] - (k == label);
+      dclean[k] = static_cast<float>(weight * (d_cross_entropy + beta * p[k] * (p.log(k) - q.log(k) - kl)));
       dadversarial[k] = static_cast<float>(weight * beta * (q[k] - p[k]));
     }
-    return -p.log(label) + beta * kl;
+    return (label == no_label ? 0 : -p.log(label)) + beta * kl;
   }
 };
 const Register<TwoBranches<TradesLoss>> trades;
@@ -204,6 +209,7 @@ const Register<TwoBranches<TradesLoss>> trades;
 // those of its code).
 struct MartLoss {
   static constexpr const char* name = "Mart";
+  static constexpr std::int64_t lowest_label = 0;
 
   static double sample(const LogSoftmax& p, const LogSoftmax& q, std::int64_t label, double beta,
                        double weight, Strided<float> dclean, Strided<float> dadversarial) {

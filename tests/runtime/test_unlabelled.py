@@ -1,0 +1,620 @@
+"""Robust self-training on the board: what images without labels are taken for, and what they do to a step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_bcs.runtime import Trainer
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.course import Course, packed, unpacked
+from edge_bcs.runtime.state import read_state
+from edge_bcs.runtime.unlabelled import Laps
+from helpers.commands import run
+
+from edge_bcs import EdgeBcsError, Unlabelled
+from edge_bcs.data import open_data
+from edge_bcs.data.dataset import ArrayDataset
+
+Make = Callable[..., Path]
+Array = np.ndarray[Any, Any]
+QUIET: dict[str, Any] = {"progress": False, "augment": False}
+
+
+def digits(first: int, end: int) -> tuple[Array, Array]:
+    return open_data("digits", "train", (1, 8, 8)).read(np.arange(first, end))
+
+
+class Seen(ArrayDataset):
+    """Images that remember in which pass which of them were read to be trained on."""
+
+    def __init__(self, images: Array, labels: Array | None = None) -> None:
+        super().__init__(images, np.zeros(len(images), np.int64) if labels is None else labels)
+        self.read_in: list[tuple[int, int]] = []
+
+    def read(self, positions: Array, **how: Any) -> Any:
+        if how:
+            self.read_in += [(how["epoch"], int(position)) for position in positions]
+        return super().read(positions, **how)
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answers: Callable[[int], tuple[int, float]]) -> None:
+    """Let the network say (class, probability) of each image in turn, whenever it labels."""
+    asked = 0
+
+    def probabilities(self: Trainer, x: Array) -> Array:
+        nonlocal asked
+        result = np.zeros((len(x), 10), np.float32)
+        for row in result:
+            label, row[label] = answers(asked)[0], answers(asked)[1]
+            row[(label + 1) % 10] = 1 - row[label]
+            asked += 1
+        return result
+
+    monkeypatch.setattr(Trainer, "probabilities", probabilities)
+
+
+def bits(state: dict[str, Array]) -> bytes:
+    return b"".join(state[name].tobytes() for name in sorted(state))
+
+
+def middling(artifact: Path, images: Array) -> float:
+    """The confidence that the network has of half of the images at the beginning."""
+    with Trainer(artifact) as trainer:
+        return float(np.median(trainer.probabilities(images).max(axis=1)))
+
+
+# One step
+
+
+def log_softmax(logits: Array) -> Array:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+@pytest.mark.parametrize("objective", ["trades", "rst"])
+def test_an_image_without_a_label_takes_part_in_the_second_term_alone(
+    tiny_artifact: Make, objective: str
+) -> None:
+    x, y = digits(0, 4)
+    y[1::2] = -1
+    adversarial = np.empty_like(x)
+
+    def keep(ran: Any) -> None:
+        if ran.graph == "training":
+            adversarial[...] = trainer.buffers["adversarial"]
+
+    with Trainer(tiny_artifact(objective=objective), seed=3) as trainer:
+        trainer.learning_rate = trainer.weight_decay = 0.0
+        trainer.on_run = keep
+        found = trainer.step(x, y)
+        one, other = log_softmax(trainer.logits(x)), log_softmax(trainer.logits(adversarial))
+        beta = trainer.artifact.objective.beta
+    kl = (np.exp(one) * (one - other)).sum(axis=1)
+    assert beta == 6 and kl.min() > 1e-6
+    loss = (beta * kl.sum() - one[0, y[0]] - one[2, y[2]]) / 4
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+    assert found["accuracy"] == (one[::2].argmax(axis=1) == y[::2]).mean()
+    assert found["robust_accuracy"] == (other[::2].argmax(axis=1) == y[::2]).mean()
+
+
+def test_a_batch_without_labels_has_no_accuracy(tiny_artifact: Make) -> None:
+    with Trainer(tiny_artifact(objective="trades"), seed=3) as trainer:
+        found = trainer.step(digits(0, 4)[0], np.full(4, -1))
+    assert set(found) == {"loss"}
+
+
+@pytest.mark.parametrize("objective", ["natural", "at", "mixed", "mart"])
+def test_losses_with_labels_alone_refuse_an_image_without(tiny_artifact: Make, objective: str) -> None:
+    with Trainer(tiny_artifact(objective=objective)) as trainer:
+        before = bits(trainer.state())
+        with pytest.raises(EdgeBcsError, match=r"label -1 is out of range \(image 2 of the batch\)"):
+            trainer.step(digits(0, 3)[0], np.array([0, 1, -1]))
+        assert bits(trainer.state()) == before
+
+
+def test_nothing_is_measured_on_images_without_labels(tiny_artifact: Make) -> None:
+    class Bare(ArrayDataset):
+        def read(self, positions: Array, **how: Any) -> Any:
+            return super().read(positions, **how)[0], np.full(len(positions), -1)
+
+    with Trainer(tiny_artifact(objective="trades")) as trainer, pytest.raises(EdgeBcsError, match="label -1"):
+        trainer.evaluate(Bare(*digits(0, 4)), attack_steps=0)
+
+
+# What an epoch is
+
+
+def test_both_kinds_come_up_evenly(tiny_artifact: Make) -> None:
+    """Eight labelled and 24 unlabelled images, four of each in a batch: six steps, in which every unlabelled
+    image is seen once and every labelled one in three passes; in the second epoch in three others."""
+    labelled, unlabelled = Seen(*digits(0, 8)), Seen(digits(8, 32)[0])
+    lines: list[dict[str, Any]] = []
+    with Trainer(tiny_artifact(objective="trades"), seed=3) as trainer:
+        found = trainer.fit(
+            labelled, epochs=2, batch_size=8, unlabelled=unlabelled, on_step=lines.append, **QUIET
+        )
+    assert found["steps"] == 12 and [line["epoch"] for line in lines] == [0] * 6 + [1] * 6
+    assert sorted(labelled.read_in) == [(lap, place) for lap in range(6) for place in range(8)]
+    assert sorted(unlabelled.read_in) == [(lap, place) for lap in range(2) for place in range(24)]
+    assert unlabelled.read_in[:24] != sorted(unlabelled.read_in[:24])
+    assert [line["unlabelled"] for line in lines] == [4] * 12
+    assert ["pseudo_labels" in line for line in lines] == ([True] + [False] * 5) * 2
+
+
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "batch", "share", "steps", "places"),
+    [
+        (64, 64, 16, 0.5, 8, 8),
+        (64, 8, 16, 0.5, 8, 8),  # a pass over the labelled ones
+        (8, 64, 16, 0.25, 16, 4),
+        (9, 64, 16, 0.75, 6, 12),
+        (64, 3, 16, 0.5, 5, 3),  # fewer than there are places
+        (64, 64, 2, 0.01, 64, 1),  # at least one place
+        (64, 64, 2, 0.99, 64, 1),  # but never all
+        (64, 0, 16, 0.5, 4, 0),
+    ],
+)
+def test_the_places_of_a_batch_and_the_steps_of_an_epoch(
+    labelled: int, unlabelled: int, batch: int, share: float, steps: int, places: int
+) -> None:
+    course = Course(0, 0, batch, labelled, 1, 0.1, unlabelled=unlabelled, unlabelled_share=share)
+    assert (course.steps_per_epoch, course.unlabelled_places) == (steps, places)
+
+
+def test_passes_are_shuffled_anew_and_split_by_nothing() -> None:
+    laps = Laps(ArrayDataset(np.zeros((7, 1, 2, 2), np.float32), np.zeros(7, np.int64)), 3)
+    whole = laps.items(0, 21)
+    assert whole[0].tolist() == [0] * 7 + [1] * 7 + [2] * 7
+    orders = whole[1].reshape(3, 7).tolist()
+    assert all(sorted(order) == list(range(7)) for order in orders) and orders[0] != orders[1] != orders[2]
+    parts = [laps.items(first, 3) for first in range(0, 21, 3)]
+    for number in (0, 1):
+        np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), whole[number])
+
+
+def test_both_kinds_are_spread_over_the_micro_batches(tiny_artifact: Make) -> None:
+    """Statistics of a micro-batch are then of both."""
+    labelled, unlabelled = Seen(*digits(0, 6)), Seen(digits(8, 14)[0])
+    sizes: list[tuple[int, int]] = []
+
+    def note(ran: Any) -> None:
+        if ran.graph == "training":
+            sizes.append((len(labelled.read_in), len(unlabelled.read_in)))
+
+    with Trainer(tiny_artifact(objective="trades"), seed=3) as trainer:
+        trainer.on_run = note
+        trainer.fit(labelled, steps=1, batch_size=12, unlabelled=unlabelled, **QUIET)
+    assert sizes == [(2, 2), (4, 4), (6, 6)]
+
+
+# What they are taken for
+
+
+def test_only_sure_answers_are_labels(tiny_artifact: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight images every other one is answered with exactly the confidence, as the class of its place."""
+    answering(monkeypatch, lambda n: (n % 8, 0.75 if n % 2 else 0.7499))
+    labelled, unlabelled = Seen(*digits(0, 8)), Seen(digits(8, 16)[0])
+    labels: list[int] = []
+    lines: list[dict[str, Any]] = []
+
+    def note(ran: Any) -> None:
+        if ran.graph == "training":
+            labels.extend(trainer.buffers["labels"][: ran.images].tolist())
+
+    with Trainer(tiny_artifact(objective="natural"), seed=3) as trainer:
+        trainer.on_run = note
+        more = Unlabelled(unlabelled, confidence=0.75)
+        found = trainer.fit(labelled, epochs=1, batch_size=8, unlabelled=more, on_step=lines.append, **QUIET)
+    assert sorted(place for _, place in unlabelled.read_in) == [1, 3, 5, 7]  # the others are never read
+    assert sorted(labels) == sorted([*labelled.labels.tolist(), 1, 3, 5, 7])
+    assert sum(line["pseudo_labelled"] for line in lines) == 4 == sum(line["unlabelled"] for line in lines)
+    summary = {"images": 8, "labelled": 4, "classes": {"1": 1, "3": 1, "5": 1, "7": 1}}
+    assert lines[0]["pseudo_labels"] == summary and found["unlabelled"] == {**summary, "epoch": 0}
+
+
+def test_the_others_take_part_without_a_label_where_they_can(
+    tiny_artifact: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, lambda n: (n % 8, 1.0 if n % 2 else 0.5))
+    labels: list[int] = []
+
+    def note(ran: Any) -> None:
+        if ran.graph == "training":
+            labels.extend(trainer.buffers["labels"][: ran.images].tolist())
+
+    given = digits(0, 8)
+    for beta, kept in ((6.0, [-1] * 4), (0.0, [])):  # without a second term they would do nothing
+        labels.clear()
+        with Trainer(tiny_artifact(objective="trades", beta=beta), seed=3) as trainer:
+            trainer.on_run = note
+            trainer.fit(given, epochs=1, batch_size=8, unlabelled=digits(8, 16)[0], **QUIET)
+        assert sorted(labels) == sorted([*given[1].tolist(), 1, 3, 5, 7, *kept])
+
+
+@pytest.mark.parametrize("objective", ["natural", "at", "mart"])
+def test_where_none_is_sure_the_labelled_ones_are_left(
+    tiny_artifact: Make, objective: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled, unlabelled = Seen(*digits(0, 8)), Seen(digits(8, 16)[0])
+    sizes: list[int] = []
+
+    def note(ran: Any) -> None:
+        if ran.graph == "training":
+            sizes.append(ran.images)
+
+    more = Unlabelled(unlabelled, confidence=1)
+    with Trainer(tiny_artifact(objective=objective), seed=3) as trainer:
+        trainer.on_run = note
+        found = trainer.fit(labelled, epochs=1, batch_size=8, unlabelled=more, augment=False)
+    assert sizes == [4, 4] and not unlabelled.read_in
+    assert found["unlabelled"]["labelled"] == 0
+    said = capsys.readouterr().err
+    assert "unlabelled images: 0 of 8 (0 %) have a label, at 1 or above; all are left out of this" in said
+
+
+def test_they_are_labelled_anew_before_each_epoch(tiny_artifact: Make) -> None:
+    """By the network as it is then, from images as they are."""
+    x, artifact = digits(8, 40)[0], tiny_artifact(objective="natural")
+    confidence = middling(artifact, x)
+    expected: list[dict[str, int]] = []
+    lines: list[dict[str, Any]] = []
+
+    def answer() -> None:
+        shares = trainer.probabilities(x)
+        sure = shares.argmax(axis=1)[shares.max(axis=1) >= np.float32(confidence)]
+        expected.append({str(n): count for n, count in enumerate(np.bincount(sure)) if count})
+
+    def note(line: dict[str, Any]) -> None:
+        lines.append(line)
+        if line["done"] % 4 == 0:
+            answer()
+
+    with Trainer(artifact, seed=3) as trainer:
+        answer()
+        more = Unlabelled(x, confidence=confidence)
+        trainer.fit(digits(0, 8), epochs=3, batch_size=16, unlabelled=more, progress=False, on_step=note)
+    told = [line["pseudo_labels"]["classes"] for line in lines if "pseudo_labels" in line]
+    assert told == expected[:3] and sum(told[0].values()) == 16 and told[0] != told[1]
+
+
+def test_their_weight_is_theirs_alone(tiny_artifact: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, lambda n: (n, 1.0))
+    given, more = digits(0, 4), digits(8, 12)[0]
+    with Trainer(tiny_artifact(objective="natural"), seed=3) as trainer:
+        own = -log_softmax(trainer.logits(given[0]))[np.arange(4), given[1]]
+        pseudo = -log_softmax(trainer.logits(more))[np.arange(4), np.arange(4)]
+        used = Unlabelled(more, weight=0.25)
+        found = trainer.fit(given, epochs=1, batch_size=8, unlabelled=used, **QUIET)
+    assert found["loss"] == pytest.approx((own.sum() + 0.25 * pseudo.sum()) / 8, rel=1e-5)
+
+
+def test_uneven_and_missing_classes_are_told(
+    tiny_artifact: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(monkeypatch, lambda n: (1 if n < 18 else 0, 0.9))
+    with Trainer(tiny_artifact(objective="natural"), seed=3) as trainer:
+        trainer.fit(digits(0, 16), steps=1, unlabelled=digits(16, 36)[0], augment=False)
+    said = capsys.readouterr().err
+    assert "unlabelled images: 20 of 20 (100 %) have a label, at 0.9 or above; " in said
+    assert "unevenly: 0 2, 1 18 images; none is 2, 3, 4, 5, 6, 7, 8, 9" in said
+
+
+# The same whatever happens
+
+
+@pytest.mark.parametrize("labels", [[], [-1], [9, -1], [127, -1], [128], [40_000, 0, -1]])
+def test_pseudo_labels_are_kept_in_as_many_bytes_as_they_need(labels: list[int]) -> None:
+    text = packed(np.array(labels, np.int64))
+    assert unpacked(text).tolist() == labels
+    size = 1 if max(labels, default=0) < 128 else 2 if max(labels) < 2**15 else 4
+    assert text.startswith(f"i{size}:") and len(text) <= 3 + 4 * -(-size * len(labels) // 3)
+
+
+@pytest.mark.parametrize("objective", ["at", "trades"])
+def test_cut_off_within_an_epoch_it_ends_with_the_same_bits(
+    tiny_artifact: Make, tmp_path: Path, objective: str
+) -> None:
+    data, more = digits(0, 8), digits(8, 32)[0]
+    wishes: dict[str, Any] = {"epochs": 3, "batch_size": 8, "progress": False}
+    start = tiny_artifact(objective=objective)
+    confidence = middling(start, more)
+    options = Unlabelled(more, confidence=confidence, share=0.5, weight=0.5)
+    expected: list[dict[str, Any]] = []
+    with Trainer(start, seed=3) as trainer:
+        trainer.fit(data, unlabelled=options, on_step=expected.append, **wishes)
+        whole = bits(trainer.state())
+
+    folder, lines = tmp_path / "run", list[dict[str, Any]]()
+
+    def stop(line: dict[str, Any]) -> None:
+        lines.append(line)
+        if line["done"] == 4:  # of six an epoch
+            raise KeyboardInterrupt
+
+    with Trainer(start, seed=3) as trainer:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit(data, unlabelled=options, save=folder, on_step=stop, **wishes)
+        trainer.save(folder)
+        kept = read_state(Artifact.read(folder))[1]["progress"]
+        sure = trainer.probabilities(more)
+        now = np.where(sure.max(axis=1) >= np.float32(confidence), sure.argmax(axis=1), -1)
+    saved = unpacked(json.loads(kept)["pseudo_labels"])
+    assert (saved >= 0).any() and (saved != now).any()  # else it would not matter that they are kept
+    with Trainer.resume(folder) as trainer:
+        trainer.fit(data, unlabelled=more, save=folder, on_step=lines.append, progress=False)
+        assert bits(trainer.state()) == whole
+    timeless = [
+        [{name: value for name, value in line.items() if name not in ("milliseconds", "peak_bytes")}
+         for line in some] for some in (lines, expected)
+    ]  # fmt: skip
+    assert timeless[0] == timeless[1]
+
+
+def test_cut_off_while_it_labels_the_epoch_has_not_begun(tiny_artifact: Make, tmp_path: Path) -> None:
+    data, more = digits(0, 8), digits(8, 32)[0]
+    wishes: dict[str, Any] = {"epochs": 2, "batch_size": 8, "progress": False, "save": tmp_path / "run"}
+    start = tiny_artifact(objective="at")
+    options = Unlabelled(more, confidence=middling(start, more))
+    with Trainer(start, seed=3) as trainer:
+        trainer.fit(data, unlabelled=options, **{**wishes, "save": None})
+        whole = bits(trainer.state())
+
+    def stop(sentence: str) -> None:
+        if "labelling" in sentence and trainer.steps == 6:
+            raise KeyboardInterrupt
+
+    with Trainer(start, seed=3) as trainer:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit(data, unlabelled=options, on_wait=stop, **wishes)
+        trainer.save(tmp_path / "run")
+    with Trainer.resume(tmp_path / "run") as trainer:
+        assert trainer.steps == 6
+        trainer.fit(data, unlabelled=more, **wishes)
+        assert bits(trainer.state()) == whole
+
+
+def test_labelling_stays_inside_the_plan(tiny_artifact: Make) -> None:
+    artifact = Artifact.read(tiny_artifact(objective="trades"))
+    with Trainer(artifact, memory=artifact.predicted_peak_bytes, seed=3) as trainer:
+        found = trainer.fit(digits(0, 8), steps=2, unlabelled=digits(8, 40)[0], progress=False)
+        assert found["peak_bytes"] == artifact.predicted_peak_bytes
+
+
+def test_held_out_images_are_labelled_ones(tiny_artifact: Make, tmp_path: Path) -> None:
+    given, more = digits(0, 16), digits(16, 24)[0]
+    trained: list[bytes] = []
+
+    def note(ran: Any) -> None:
+        if ran.graph == "training":
+            trained.extend(image.tobytes() for image in trainer.buffers["input"][: ran.images])
+
+    with Trainer(tiny_artifact(objective="natural"), seed=3) as trainer:
+        trainer.on_run = note
+        trainer.fit(
+            given, epochs=1, batch_size=8, validation=0.5, unlabelled=Unlabelled(more, confidence=0),
+            save=tmp_path / "run", **QUIET,
+        )  # fmt: skip
+    assert len(set(trained) & {image.tobytes() for image in given[0]}) == 8
+    assert sorted(set(trained) & {image.tobytes() for image in more}) == sorted(x.tobytes() for x in more)
+
+
+# What cannot be meant
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"confidence": 1.5}, "confidence must be a number from 0 to 1, not 1.5"),
+        ({"share": 0}, "the share of unlabelled images must lie between 0 and 1, not be 0"),
+        ({"share": 1.0}, "the share of unlabelled images must lie between 0 and 1, not be 1.0"),
+        ({"weight": 0}, "the weight of unlabelled images must be above 0"),
+        ({"weight": -1}, "the weight of unlabelled images must be a number of at least 0, not -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(EdgeBcsError, match=sentence):
+        Unlabelled(np.zeros((1, 1, 8, 8), np.float32), **options)
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "sentence"),
+    [
+        (np.zeros((0, 1, 8, 8), np.float32), {}, "there is no unlabelled image"),
+        (np.zeros((4, 3, 8, 8), np.float32), {}, r"takes \(1, 8, 8\) images; the unlabelled ones are \(3"),
+        (np.zeros((4, 8, 8), np.float32), {}, r"images must be floats in \[0, 1\] or uint8"),
+        (7, {}, "data must be"),
+        ("nowhere", {}, "nowhere does not exist; unlabelled images are a folder of photographs"),
+        (np.zeros((4, 1, 8, 8), np.float32), {"batch_size": 1}, "a batch of 1 image has no place for an unl"),
+        (np.full((4, 1, 8, 8), np.nan, np.float32), {}, "the unlabelled image 0 has a pixel that is not a f"),
+    ],
+)
+def test_images_that_cannot_be_used_are_refused(
+    tiny_artifact: Make, more: Any, options: dict[str, Any], sentence: str
+) -> None:
+    with Trainer(tiny_artifact()) as trainer:
+        with pytest.raises(EdgeBcsError, match=sentence):
+            trainer.fit(digits(0, 8), steps=1, unlabelled=more, progress=False, **options)
+        assert trainer.steps == 0
+
+
+def test_a_training_goes_on_with_the_images_it_began_with(tiny_artifact: Make, tmp_path: Path) -> None:
+    data, more = digits(0, 8), digits(8, 24)[0]
+    folder = tmp_path / "run"
+
+    def resumed(unlabelled: Any) -> str:
+        with Trainer.resume(folder) as trainer, pytest.raises(EdgeBcsError) as error:
+            trainer.fit(data, unlabelled=unlabelled, progress=False)
+        return str(error.value)
+
+    with Trainer(tiny_artifact()) as trainer:
+        trainer.fit(data, epochs=1, unlabelled=more, save=folder, progress=False)
+    assert "the saved training used 16 unlabelled images, too" in resumed(None)
+    assert "the saved training used 16 unlabelled images, not 15" in resumed(more[1:])
+    assert "filled 0.5 of a batch with unlabelled images, not 0.25" in resumed(Unlabelled(more, share=0.25))
+    with Trainer(tiny_artifact()) as trainer:
+        trainer.fit(data, epochs=1, save=tmp_path / "plain", progress=False)
+    folder = tmp_path / "plain"
+    assert "the saved training used no unlabelled images, not 16" in resumed(more)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"unlabelled": -1}, {"unlabelled": 3}, {"pseudo_labels": "i1:AAA"}, {"pseudo_labels": "i1:gICA"},
+        {"pseudo_labels": "f4:AAAA"}, {"pseudo_labels": 7}, {"pseudo_epoch": -2}, {"confidence": 2},
+        {"unlabelled_share": 0}, {"unlabelled_weight": "1"}, {"batch_size": 1},
+    ],
+)  # fmt: skip
+def test_what_is_no_course_is_refused(wrong: dict[str, Any]) -> None:
+    good = Course(3, 1, 8, 60, 16, 0.1, unlabelled=2, pseudo_labels=packed(np.array([-1, 9])), pseudo_epoch=1)
+    content = json.loads(good.dump())
+    assert Course.parse(json.dumps(content), 5) == good
+    with pytest.raises(EdgeBcsError, match="the saved position of the training is damaged"):
+        Course.parse(json.dumps({**content, **wrong}), 5)
+
+
+def test_a_saved_label_that_is_no_class_is_refused(tiny_artifact: Make, tmp_path: Path) -> None:
+    """So that a damaged or hostile run names no class that the network does not have."""
+    data, more = digits(0, 8), digits(8, 24)[0]
+    with Trainer(tiny_artifact()) as trainer:
+        trainer.fit(data, steps=1, unlabelled=more, progress=False)
+        metadata = trainer.metadata
+        course = {**json.loads(metadata()["progress"]), "pseudo_labels": packed(np.full(16, 10))}
+        trainer.metadata = lambda: {**metadata(), "progress": json.dumps(course)}  # type: ignore[method-assign]
+        trainer.save(tmp_path / "run")
+    with Trainer.resume(tmp_path / "run") as trainer, pytest.raises(EdgeBcsError, match="is damaged"):
+        trainer.fit(data, steps=2, unlabelled=more, progress=False)
+
+
+# The command, with photographs
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> tuple[Path, Path]:
+    """Twenty labelled photographs in two class folders, and twelve others, in folders that say nothing."""
+    image = pytest.importorskip("PIL.Image")
+    x, _ = digits(0, 32)
+    folders = tmp_path / "photos", tmp_path / "more"
+    for number, pixels in enumerate(x):
+        places = [folders[0] / str(number % 2), folders[1], folders[1] / "a" / "b", folders[1] / "0"]
+        place = places[0 if number < 20 else 1 + number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        size = (20 + number, 30)
+        image.fromarray(np.rint(pixels[0] * 255).astype(np.uint8)).resize(size).save(place / f"{number}.png")
+    (folders[1] / "notes.txt").write_text("no photograph")
+    return folders
+
+
+def tuned(artifact: Path, photos: Path, more: Path, *words: object, exit_code: int = 0) -> Any:
+    begun = ("finetune", artifact, "--data", photos, "--unlabelled", more, "--eval-samples", 0)
+    result = run(*begun, *words)
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def test_the_command_reports_what_it_used(
+    tiny_artifact: Make, tmp_path: Path, photos: tuple[Path, Path]
+) -> None:
+    words = ("--confidence", 0.1, "--unlabelled-share", 0.25, "--unlabelled-weight", 2, "--batch-size", 8)
+    artifact = tiny_artifact(objective="rst")
+    result = tuned(artifact, *photos, *words, "--epochs", 1, "-o", tmp_path / "whole")
+    assert "unlabelled images: 12 of 12 (100 %) have a label, at 0.1 or above" in result.stderr
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    used = report["training"]["unlabelled"]
+    assert (used["images"], used["labelled"], sum(used["classes"].values())) == (12, 12, 12)
+    assert "Of 12 unlabelled images the network labelled 12 (100 %) in the last epoch: " in result.stdout
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["unlabelled"] for line in lines] == [2] * 6 and report["training"]["done"] == 6
+    # Cut off and resumed, nothing is said again but where the photographs are.
+    tuned(
+        artifact, *photos, *words, "--epochs", 1, "--max-hours", 1e-9, "-o", tmp_path / "part", exit_code=75
+    )
+    tuned(artifact, *photos, "--resume", "-o", tmp_path / "part")
+    states = [read_state(Artifact.read(tmp_path / name)) for name in ("whole", "part")]
+    assert states[0][1] == states[1][1] and bits(states[0][0]) == bits(states[1][0])
+
+
+def test_what_is_labelled_or_held_out_is_not_unlabelled(
+    tiny_artifact: Make, tmp_path: Path, photos: tuple[Path, Path]
+) -> None:
+    """Whichever split it belongs to, and whatever it is called there."""
+    labelled = sorted(photos[0].rglob("*.png"))
+    for number, file in enumerate(labelled):
+        shutil.copy(file, photos[1] / f"copy-{number}.jpg")
+    result = tuned(tiny_artifact(), *photos, "--steps", 1, "-o", tmp_path / "run")
+    assert (
+        "the unlabelled copy-0.jpg, the same file as 0/0.png of the labelled data, and 19 more, are left out"
+        in (result.stderr)
+    )
+    assert (
+        json.loads((tmp_path / "run" / "report.json").read_text())["training"]["unlabelled"]["images"] == 12
+    )
+    result = tuned(tiny_artifact(), photos[0], photos[0], "-o", tmp_path / "all", exit_code=1)
+    assert "all 20 unlabelled images are among the labelled ones, too" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_photographs_that_cannot_be_used_are_left_out_for_good(
+    tiny_artifact: Make, tmp_path: Path, photos: tuple[Path, Path]
+) -> None:
+    bad = photos[1] / "a" / "b" / "00.png"
+    bad.write_bytes(b"no photograph")
+    result = tuned(tiny_artifact(), *photos, "--steps", 1, "-o", tmp_path / "run", exit_code=1)
+    assert "00.png" in result.stderr and "--on-bad skip" in result.stderr
+    words = ("--on-bad", "skip", "-o", tmp_path / "run")
+    result = tuned(tiny_artifact(), *photos, *words, "--epochs", 3, "--max-hours", 1e-9, exit_code=75)
+    assert "1 of 13 images (unlabelled) are left out" in result.stderr
+    bad.unlink()  # it keeps its place, so that the others keep theirs
+    result = tuned(tiny_artifact(), *photos, *words, "--resume")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [one["split"] for one in report["left_out"]["images"]] == ["unlabelled"]
+    assert report["training"]["unlabelled"]["images"] == 12
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda folder: None, "does not exist; unlabelled images are a folder of photographs"),
+        (lambda folder: folder.write_text(""), "is a file; unlabelled images are a folder of photographs"),
+        (lambda folder: folder.mkdir(), "holds no image"),
+        (lambda folder: (folder / "a.txt").parent.mkdir() or (folder / "a.txt").touch(), "holds no image"),
+    ],
+)
+def test_folders_without_photographs_are_refused(
+    tiny_artifact: Make, tmp_path: Path, photos: tuple[Path, Path], make: Callable[[Path], Any], sentence: str
+) -> None:
+    make(tmp_path / "given")
+    result = tuned(tiny_artifact(), photos[0], tmp_path / "given", "-o", tmp_path / "run", exit_code=1)
+    assert sentence in result.stderr and "Traceback" not in result.output
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--confidence", 0.5), "--confidence belongs to --unlabelled, which is not given"),
+        (("--unlabelled-share", 0.5), "--unlabelled-share belongs to --unlabelled, which is not given"),
+        (("--unlabelled-weight", 2), "--unlabelled-weight belongs to --unlabelled, which is not given"),
+        (("--unlabelled", "x", "--confidence", 90), "90.0 is not in the range 0<=x<=1"),
+        (("--unlabelled", "x", "--unlabelled-share", 1), "1.0 is not in the range 0<x<1"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(
+    tiny_artifact: Make, tmp_path: Path, words: tuple[object, ...], sentence: str
+) -> None:
+    result = run("finetune", tiny_artifact(), "--data", "digits", *words, "-o", tmp_path / "run")
+    assert result.exit_code in (1, 2) and sentence in result.stderr and "Traceback" not in result.output
+
+
+def test_the_service_finds_them(tiny_artifact: Make, photos: tuple[Path, Path], tmp_path: Path) -> None:
+    result = tuned(tiny_artifact(), *photos, "-o", tmp_path / "run", "--print-service")
+    words = result.stdout.split()
+    assert words[words.index("--unlabelled") + 1] == str(photos[1].resolve())
+    assert str(photos[1].resolve()) in next(line for line in result.stdout.splitlines() if "PATHS" in line or
+                                            "RequiresMountsFor" in line)  # fmt: skip
