@@ -38,6 +38,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(autouse=True)
+def as_into_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No width is told: workers of pytest-xdist have one in their environment, and so may whoever starts the
+    tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def in_no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command says of its progress depends on how busy this machine is: tests of other things hear
     nothing of it."""
