@@ -20,10 +20,11 @@ import torch
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.engine import session_options
 from edge_bcs.runtime.state import read_state
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.method import losses
+from edge_bcs.method.attacks import evaluation_mode
 from edge_bcs.method.sparse_model import SparseModel
 
 from .plain_eval import PLAIN_EVAL
@@ -231,25 +232,18 @@ def _torch(
     clean, adversarial = (torch.tensor(array, dtype=dtype) for array in images)
     batch_statistics = artifact.batch_norm == "batch"
     if batch_statistics:
-        with torch.no_grad():
-            logits = network.eval()(clean)
-    # Frozen statistics are those of evaluation; an objective is a function of the images and of nothing else.
-    network.train(batch_statistics)
-    trained = {parameter.name for parameter in artifact.trained.dense}
-    for norm in sparse.statistics if batch_statistics else ():
-        moves = artifact.trained.part.everything or not trained.isdisjoint(
-            (f"{norm.name}.weight", f"{norm.name}.bias")
-        )
-        network.get_submodule(norm.name).train(moves)
+        with torch.no_grad(), evaluation_mode(network):
+            logits = network(clean)
     rule = artifact.objective
-    logits_clean = network(clean)
+    with evaluation_mode(network, but=_moving(artifact, sparse, network)):
+        logits_clean = network(clean)
+        logits_adversarial = network(adversarial) if rule.two_branches else None
+        targets = torch.tensor(labels)
+        per_sample = losses.per_sample(rule.kind, targets, logits_clean, logits_adversarial, rule.beta)
+        loss = per_sample.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
     if not batch_statistics:
         logits = logits_clean.detach()
-    logits_adversarial = network(adversarial) if rule.two_branches else None
-    targets = torch.tensor(labels)
-    per_sample = losses.per_sample(rule.kind, targets, logits_clean, logits_adversarial, rule.beta)
-    loss = per_sample.mean()
-    loss.backward()  # type: ignore[no-untyped-call]
     index = sparse.index.cpu()
     offsets = [*(layer.offset for layer in sparse.layers), sparse.size]
     bounds = torch.searchsorted(index, torch.tensor(offsets))
@@ -265,6 +259,19 @@ def _torch(
         "coo": torch.cat(kernels)[learn].numpy(),
         "dense": torch.cat(others).numpy() if others else np.zeros(0),
     }
+
+
+def _moving(artifact: Artifact, sparse: SparseModel, network: nn.Module) -> list[nn.Module]:
+    """The batch norms of ``network`` that take the statistics of their batch: of those, what is trained."""
+    if artifact.batch_norm != "batch":
+        return []
+    trained = {parameter.name for parameter in artifact.trained.dense}
+    return [
+        network.get_submodule(norm.name)
+        for norm in sparse.statistics
+        if artifact.trained.part.everything
+        or not trained.isdisjoint((f"{norm.name}.weight", f"{norm.name}.bias"))
+    ]
 
 
 def _centred(logits: Array) -> Array:

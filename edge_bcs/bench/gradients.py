@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_bcs.method import losses
+from edge_bcs.method.attacks import evaluation_mode
 
 if TYPE_CHECKING:
     from edge_bcs.method.sparse_model import SparseModel
@@ -47,38 +49,21 @@ class Batch:
     @classmethod
     def random(cls, artifact: Artifact, count: int, seed: int = 0) -> Batch:
         """Return ``count`` random images that fit an artifact, moved inside its ε if it trains on such."""
+        return cls.moved(artifact, count, seed).fitting(artifact)
+
+    @classmethod
+    def moved(cls, artifact: Artifact, count: int, seed: int = 0) -> Batch:
+        """Return ``count`` random images, all of them moved inside an artifact's ε."""
         generator = np.random.default_rng(seed)
         images = generator.random((count, *artifact.input_shape), dtype=np.float32)
         epsilon = artifact.objective.attack.epsilon
         moved = images + generator.uniform(-epsilon, epsilon, images.shape).astype(np.float32)
         labels = generator.integers(0, artifact.num_classes, count)
-        rule = artifact.objective
-        clean = not rule.two_branches and rule.kind.training_input == "input"
-        return cls(images, images if clean else np.clip(moved, 0, 1), labels)
+        return cls(images, np.clip(moved, 0, 1), labels)
 
-    @classmethod
-    def away_from_kinks(
-        cls, artifact: Artifact, sparse: SparseModel, count: int, threads: int, seed: int = 0
-    ) -> Batch:
-        """Return those of `POOL` times as many random images whose own gradients are nearest to torch's.
-
-        Where some activation of an image is within rounding of a kink, as of ReLU, it may fall to its other
-        side, and the whole gradient of that image is another one, by some thousandths. With frozen statistics
-        images are independent, and an operator that is wrong is so for all of them.
-        """
-        pool = cls.random(artifact, POOL * count, seed)
-        network = copy.deepcopy(sparse.network).double().requires_grad_(False).eval()
-        sides = [pool]
-        if artifact.objective.two_branches:
-            sides.append(Batch(pool.images, pool.images, pool.labels))
-        distance = np.zeros(len(pool))
-        for side in sides:
-            exact = image_gradient(network, side, torch.float64)
-            away = attack_gradient(artifact, side, threads) - exact
-            norms = (np.linalg.norm(array.reshape(len(pool), -1), axis=1) for array in (away, exact))
-            distance = np.maximum(distance, np.divide(*norms))
-        best = np.sort(np.argsort(distance, kind="stable")[:count])
-        return cls(pool.images[best], pool.adversarial[best], pool.labels[best])
+    def fitting(self, artifact: Artifact) -> Batch:
+        """The same images, unmoved if the artifact trains on unmoved ones alone."""
+        return self if "adversarial" in _sides(artifact) else replace(self, adversarial=self.images)
 
     def part(self, first: int, end: int) -> Batch:
         """Those at the places [first, end)."""
@@ -87,6 +72,50 @@ class Batch:
     def __len__(self) -> int:
         """How many images."""
         return len(self.labels)
+
+
+class Pool:
+    """`POOL` times as many random images as are wanted, of which an artifact gets those away from kinks.
+
+    Where some activation of an image is within rounding of a kink, as of ReLU, it may fall to its other
+    side, and the whole gradient of that image is another one, by some thousandths. So those images count
+    whose own gradients, which the attack takes by running statistics, are nearest to torch's. An operator
+    that is wrong is so for all of them.
+
+    One pool serves all artifacts of a network whose images are of one size and ε: neither the objective nor
+    the micro-batch reaches such a gradient.
+    """
+
+    def __init__(self, artifact: Artifact, sparse: SparseModel, count: int, seed: int) -> None:
+        self.images = Batch.moved(artifact, POOL * count, seed)
+        self._sparse = sparse
+        self._distances: dict[str, Array] = {}
+
+    def chosen(self, engine: Engine, count: int) -> Batch:
+        """Return the ``count`` images whose gradients are nearest to torch's."""
+        distances = [self._distance(side, engine) for side in _sides(engine.artifact)]
+        best = np.sort(np.argsort(np.max(distances, axis=0), kind="stable")[:count])
+        pool = self.images
+        return Batch(pool.images[best], pool.adversarial[best], pool.labels[best]).fitting(engine.artifact)
+
+    def _distance(self, side: str, engine: Engine) -> Array:
+        """Relative, of each image; ``side`` is "images" or "adversarial"."""
+        if side not in self._distances:
+            pool = replace(self.images, adversarial=getattr(self.images, side))
+            network = copy.deepcopy(self._sparse.network).double().requires_grad_(False).eval()
+            exact = image_gradient(network, pool, torch.float64)
+            away = attack_gradient(engine, pool) - exact
+            norms = (np.linalg.norm(array.reshape(len(pool), -1), axis=1) for array in (away, exact))
+            self._distances[side] = np.divide(*norms)
+        return self._distances[side]
+
+
+def _sides(artifact: Artifact) -> tuple[str, ...]:
+    """Which images of a `Batch` an artifact trains on."""
+    rule = artifact.objective
+    if rule.two_branches:
+        return "images", "adversarial"
+    return ("images",) if rule.kind.training_input == "input" else ("adversarial",)
 
 
 @dataclass(frozen=True)
@@ -163,20 +192,19 @@ def by_torch(artifact: Artifact, sparse: SparseModel, batch: Batch, dtype: torch
     """The same of a copy of the network with numbers of type ``dtype``."""
     network = copy.deepcopy(sparse.network).to(dtype).requires_grad_(True).eval()
     image = image_gradient(network, batch, dtype)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.train(artifact.batch_norm == "batch")
     rule, total = artifact.objective, 0.0
     network.zero_grad(set_to_none=True)
-    for first in range(0, len(batch), artifact.micro_batch):
-        part = batch.part(first, first + artifact.micro_batch)
-        clean, adversarial = (torch.tensor(a, dtype=dtype) for a in (part.images, part.adversarial))
-        one = network(clean if rule.two_branches or rule.kind.training_input == "input" else adversarial)
-        other = network(adversarial) if rule.two_branches else None
-        per_sample = losses.per_sample(rule.kind, torch.tensor(part.labels), one, other, rule.beta)
-        loss = per_sample.sum() / len(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+    norms = [network.get_submodule(item.name) for item in sparse.statistics]
+    with evaluation_mode(network, but=norms if artifact.batch_norm == "batch" else ()):
+        for first in range(0, len(batch), artifact.micro_batch):
+            part = batch.part(first, first + artifact.micro_batch)
+            clean, adversarial = (torch.tensor(a, dtype=dtype) for a in (part.images, part.adversarial))
+            one = network(clean if "images" in _sides(artifact) else adversarial)
+            other = network(adversarial) if rule.two_branches else None
+            per_sample = losses.per_sample(rule.kind, torch.tensor(part.labels), one, other, rule.beta)
+            loss = per_sample.sum() / len(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
     parameters = {parameter.name: _gradient(network, parameter.name) for parameter in sparse.dense}
     return Found(total, _of_connections(sparse, lambda name: _gradient(network, name)) | parameters, image)
 
@@ -216,22 +244,27 @@ def by_artifact(artifact: Artifact, sparse: SparseModel, batch: Batch, threads: 
     from edge_bcs.method.sparse_model import weight_name
     from edge_bcs.runtime.engine import Engine
 
-    engine = Engine(artifact, None, threads)
-    try:
-        arrays, total = engine.arrays, 0.0
-        image = _attack_gradient(engine, batch)
-        for first in range(0, len(batch), artifact.micro_batch):
-            part = batch.part(first, first + artifact.micro_batch)
-            engine.load(part.images, part.labels, 1 / len(batch))
-            arrays["adversarial"][...] = arrays["input"]
-            arrays["adversarial"][: len(part)] = part.adversarial
-            arrays["lazy_reset_grad"][0] = first == 0
-            engine.run("training")
-            total += float(arrays["loss"])
-        connections = arrays["coo.value_grad.accumulation.buffer"].copy()
-        dense = arrays["dense.value_grad.accumulation.buffer"].copy()
-    finally:
-        engine.close()
+    with closing(Engine(artifact, None, threads)) as engine:
+        return by_engine(engine, sparse, batch)
+
+
+def by_engine(engine: Engine, sparse: SparseModel, batch: Batch) -> Found:
+    """The same, by an engine whose state is left as it was."""
+    arrays, size, total = engine.arrays, engine.artifact.micro_batch, 0.0
+    image = attack_gradient(engine, batch)
+    running = {name: arrays[name].copy() for name in ("batchnorm.mean", "batchnorm.variance")}
+    for first in range(0, len(batch), size):
+        part = batch.part(first, first + size)
+        engine.load(part.images, part.labels, 1 / len(batch))
+        arrays["adversarial"][...] = arrays["input"]
+        arrays["adversarial"][: len(part)] = part.adversarial
+        arrays["lazy_reset_grad"][0] = first == 0
+        engine.run("training")
+        total += float(arrays["loss"])
+    connections = arrays["coo.value_grad.accumulation.buffer"].copy()
+    dense = arrays["dense.value_grad.accumulation.buffer"].copy()
+    for name, values in running.items():
+        arrays[name][...] = values
     index = sparse.index.cpu().numpy()
     parameters = {}
     for layer in sparse.layers:
@@ -242,19 +275,11 @@ def by_artifact(artifact: Artifact, sparse: SparseModel, batch: Batch, threads: 
     return Found(total, parameters, image)
 
 
-def attack_gradient(artifact: Artifact, batch: Batch, threads: int) -> Array:
-    """The gradient of each image as the artifact's attack computes it, f32 [n, C, H, W]."""
-    from edge_bcs.runtime.engine import Engine
+def attack_gradient(engine: Engine, batch: Batch) -> Array:
+    """The gradient of each image as the attack computes it, f32 [n, C, H, W].
 
-    engine = Engine(artifact, None, threads)
-    try:
-        return _attack_gradient(engine, batch)
-    finally:
-        engine.close()
-
-
-def _attack_gradient(engine: Engine, batch: Batch) -> Array:
-    """What the attack's step takes the sign of: the graph as it is, with that tensor as one more output."""
+    That is what the attack's step takes the sign of: the graph as it is, with that tensor as one more output.
+    """
     import onnx
     import onnxruntime
 

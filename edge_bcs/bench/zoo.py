@@ -27,7 +27,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,7 @@ from edge_bcs.core.outputs import check_output, containing
 if TYPE_CHECKING:
     from torch import nn
 
-    from edge_bcs.bench.gradients import Difference
+    from edge_bcs.bench.gradients import Difference, Pool
     from edge_bcs.method.sparse_model import SparseModel
     from edge_bcs.runtime.artifact import Artifact
 
@@ -68,7 +70,7 @@ STATISTICS = ("frozen", "batch")
 DIVIDES, LEAVES = (4, 2), (5, 3)
 """Images of a step whose gradients are checked, and of a micro-batch: it divides them, or does not."""
 DRAWS = 3
-"""Of images, at most, the best of which counts: see `Batch.away_from_kinks`."""
+"""Of images, at most, the best of which counts: see `gradients.Pool`."""
 STATISTICS_IMAGES = 8
 """Whose statistics the batch norms are given."""
 LEAST_VARIANCE = 0.01
@@ -159,6 +161,7 @@ def made_sparse(model: nn.Module, size: int) -> SparseModel:
     import torch
 
     import edge_bcs
+    from edge_bcs.method.attacks import evaluation_mode
 
     generator = torch.Generator().manual_seed(0)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
@@ -172,12 +175,10 @@ def made_sparse(model: nn.Module, size: int) -> SparseModel:
     norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.train()
         norm.momentum = 1.0
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(network, but=norms):
         network(torch.rand(STATISTICS_IMAGES, 3, size, size, generator=generator))
     for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval()
         norm.momentum = momentum
         assert norm.running_var is not None
         norm.running_var.clamp_(min=LEAST_VARIANCE * float(norm.running_var.max()))
@@ -187,28 +188,55 @@ def made_sparse(model: nn.Module, size: int) -> SparseModel:
 # One cell
 
 
-def _export(sparse: SparseModel, folder: Path, **options: Any) -> Artifact:
-    """Export without a word on what does not reach the logits: heads that only training has."""
-    from edge_bcs import export
+class Subject:
+    """A network at one size: what all its cells have in common is made once."""
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EdgeBcsWarning)
-        return export(sparse, folder, validate=False, **options)
+    def __init__(self, name: str, size: int, threads: int) -> None:
+        self.name, self.size, self.threads = name, size, threads
+        self._pools: dict[int, Pool] = {}
+
+    @cached_property
+    def sparse(self) -> SparseModel:
+        """The network with its connections."""
+        return made_sparse(created(self.name), self.size)
+
+    def pool(self, artifact: Artifact, draw: int) -> Pool:
+        """The images of a draw."""
+        from edge_bcs.bench.gradients import Pool
+
+        if draw not in self._pools:
+            self._pools[draw] = Pool(artifact, self.sparse, max(DIVIDES[0], LEAVES[0]), draw)
+        return self._pools[draw]
+
+    def export(self, folder: Path, **options: Any) -> Artifact:
+        """Export without a word on what does not reach the logits: heads that only training has."""
+        from edge_bcs import export
+
+        shape = 3, self.size, self.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EdgeBcsWarning)
+            return export(self.sparse, folder, input_shape=shape, validate=False, **options)
 
 
-def checked(name: str, cell: Cell, threads: int) -> dict[str, Any]:
-    """Gradients, bits and bytes of one step."""
+def checked(subject: Subject, cell: Cell) -> dict[str, Any]:
+    """Gradients, bits and bytes of one step.
+
+    One thread computes what is compared, here and in torch: beside other work a second one costs more than it
+    brings. Two give the same bits, which is a part of the check.
+    """
+    import torch
+
     from edge_bcs import Attack, Memory
-    from edge_bcs.bench.gradients import TOLERANCE, Batch, by_artifact, compare
+    from edge_bcs.bench.gradients import TOLERANCE, Batch, by_artifact, by_engine, compare
     from edge_bcs.runtime import Trainer
+    from edge_bcs.runtime.engine import Engine
 
-    sparse = made_sparse(created(name), cell.size)
+    torch.set_num_threads(1)
+    sparse, threads = subject.sparse, subject.threads
     with tempfile.TemporaryDirectory() as folder:
-        artifact = _export(
-            sparse,
+        artifact = subject.export(
             Path(folder) / "artifact",
             objective=cell.objective,
-            input_shape=(3, cell.size, cell.size),
             memory=Memory(micro_batch=cell.micro_batch),
             attack=Attack(steps=1),
             batch_norm=cell.statistics,
@@ -218,19 +246,17 @@ def checked(name: str, cell: Cell, threads: int) -> dict[str, Any]:
             batch = Batch.random(artifact, cell.batch)
             trainer.step(batch.images, batch.labels)
             peak = trainer.peak_bytes
-        same_bits = by_artifact(artifact, sparse, batch, threads).same_bits(
-            by_artifact(artifact, sparse, batch, 1)
-        )
         best: Difference | None = None
-        for draw in range(DRAWS):
-            if cell.statistics == "frozen":
-                batch = Batch.away_from_kinks(artifact, sparse, cell.batch, threads, draw)
-            else:
-                batch = Batch.random(artifact, cell.batch, draw)
-            found = compare(artifact, sparse, batch, by_artifact(artifact, sparse, batch, threads))
-            best = min(best or found, found, key=_distance)
-            if not found.float32:
-                break
+        with closing(Engine(artifact, None, 1)) as engine:
+            for draw in range(DRAWS):
+                batch = subject.pool(artifact, draw).chosen(engine, cell.batch)
+                ours = by_engine(engine, sparse, batch)
+                found = compare(artifact, sparse, batch, ours)
+                best = min(best or found, found, key=_distance)
+                # Statistics of few numbers amplify rounding in whatever images.
+                if not found.float32 or (cell.statistics == "batch" and not found.excess):
+                    break
+        same_bits = ours.same_bits(by_artifact(artifact, sparse, batch, threads))
         assert best is not None
     tensor, worst = best.worst
     return {
@@ -254,7 +280,7 @@ def _distance(difference: Difference) -> tuple[int, float]:
     return len(difference.excess), difference.worst[1]
 
 
-def timed(name: str, cell: Cell, threads: int) -> dict[str, Any]:
+def timed(subject: Subject, cell: Cell) -> dict[str, Any]:
     """Seconds of a natural and of an AT step, ours and dense PyTorch's, and the working set of ours."""
     import torch
 
@@ -262,34 +288,33 @@ def timed(name: str, cell: Cell, threads: int) -> dict[str, Any]:
     from edge_bcs.bench.gradients import Batch
     from edge_bcs.bench.turns import beside_dense
 
+    threads = subject.threads
     torch.set_num_threads(threads)
-    sparse = made_sparse(created(name), cell.size)
+    model = created(subject.name)
     found: dict[str, Any] = {"threads": threads, "images": IMAGES, "attack_steps": ATTACK_STEPS}
     for objective, steps in (("natural", 0), ("at", ATTACK_STEPS)):
         with tempfile.TemporaryDirectory() as folder:
-            artifact = _export(
-                sparse,
+            artifact = subject.export(
                 Path(folder) / "artifact",
                 objective=objective,
-                input_shape=(3, cell.size, cell.size),
                 memory=Memory(micro_batch=IMAGES),
                 attack=Attack(steps=steps),
                 batch_size=IMAGES,
             )
             batch = Batch.random(artifact, IMAGES)
-            found[objective] = beside_dense(artifact, batch, created(name), steps, threads, REPETITIONS)
+            found[objective] = beside_dense(artifact, batch, model, steps, threads, REPETITIONS)
     return found
 
 
-def measured(name: str, cell: Cell, threads: int) -> dict[str, Any]:
+def measured(subject: Subject, cell: Cell) -> dict[str, Any]:
     """One cell; {"refused": the sentence} where the network, or what it needs, is not taken."""
     began = time.perf_counter()
-    described = {"network": name, "size": cell.size}
+    described = {"network": subject.name, "size": cell.size}
     if cell.objective:
         described |= {"objective": cell.objective, "statistics": cell.statistics}
         described |= {"micro_batch": cell.micro_batch, "batch": cell.batch}
     try:
-        found = (checked if cell.objective else timed)(name, cell, threads)
+        found = (checked if cell.objective else timed)(subject, cell)
     except EdgeBcsError as error:
         found = {"refused": str(error)}
     return {**described, **found, "took_seconds": round(time.perf_counter() - began, 1)}
@@ -297,11 +322,14 @@ def measured(name: str, cell: Cell, threads: int) -> dict[str, Any]:
 
 def one_network(name: str, wanted: Sequence[Cell], folder: Path, threads: int, again: bool) -> None:
     """Make those cells of a network that are not there."""
+    subject: Subject | None = None
     for cell in wanted:
         file = folder / name / f"{cell.name}.json"
         if file.is_file() and not again and "refused" not in json.loads(read_small(file)):
             continue
-        found = measured(name, cell, threads)
+        if subject is None or subject.size != cell.size:
+            subject = Subject(name, cell.size, threads)
+        found = measured(subject, cell)
         write_json(file, found, make_folder=True)
         print(name, cell.name, _said(found), flush=True)
 

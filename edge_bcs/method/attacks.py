@@ -7,7 +7,7 @@ batch-norm statistics (paper, section 4; Algorithm 1, lines 8-13).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,16 +23,22 @@ Model = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def evaluation_mode(model: Model) -> Iterator[None]:
-    """Put every submodule of a torch module in evaluation mode, and each back as it was on leaving."""
-    training = [part for part in model.modules() if part.training] if isinstance(model, nn.Module) else []
-    for part in training:
-        part.training = False
+def evaluation_mode(model: Model, but: Collection[nn.Module] = ()) -> Iterator[None]:
+    """Put every submodule of a torch module in evaluation mode, and each back as it was on leaving.
+
+    Those of `but` are in training mode, without what is inside them. Batch norms among them take the
+    statistics of their batch, and a dropout or a stochastic depth is the identity as ever: that is what an
+    artifact computes.
+    """
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
+    training = set(but)
+    for part, _ in modes:
+        part.training = part in training
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for part, mode in modes:
+            part.training = mode
 
 
 def start(

@@ -106,13 +106,12 @@ def accumulate(
         sample_weight: f32[n], all 1/n if None.
         batch_norm: "batch": statistics of this batch, running averages updated (once for each branch: clean
             and adversarial images go through separately); "frozen": running averages, as in evaluation.
+            Nothing but batch norm knows of it: dropout and stochastic depth are the identity in both.
     """
     check_choice("batch norm", batch_norm, BATCH_NORMS)
-    if batch_norm == "frozen":
-        with evaluation_mode(sparse):
-            return _backward(sparse, x, adversarial, labels, objective, beta, sample_weight)
-    sparse.train()
-    return _backward(sparse, x, adversarial, labels, objective, beta, sample_weight)
+    norms = [sparse.network.get_submodule(item.name) for item in sparse.statistics]
+    with evaluation_mode(sparse, but=norms if batch_norm == "batch" else ()):
+        return _backward(sparse, x, adversarial, labels, objective, beta, sample_weight)
 
 
 def _backward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,14 @@ import edge_bcs
 from edge_bcs.bench import zoo
 from edge_bcs.bench.gradients import Batch, by_artifact, compare
 from edge_bcs.bench.zoo_page import page
+
+
+@pytest.fixture(autouse=True)
+def threads_of_torch() -> Iterator[None]:
+    """Left as they were: a cell sets them."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def network() -> nn.Module:
@@ -83,11 +92,7 @@ def test_a_cell_is_made_once_and_after_a_refusal(
 
 def test_a_time_is_that_of_both_sides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(zoo, "created", lambda name: network())
-    threads = torch.get_num_threads()
-    try:
-        zoo.one_network("resnet18", [zoo.Cell(96)], tmp_path, 1, again=False)
-    finally:
-        torch.set_num_threads(threads)
+    zoo.one_network("resnet18", [zoo.Cell(96)], tmp_path, 1, again=False)
     found = json.loads((tmp_path / "resnet18" / "96-time.json").read_text())
     for kind in ("natural", "at"):
         assert len(found[kind]["ours_seconds"]) == len(found[kind]["dense_seconds"]) == zoo.REPETITIONS

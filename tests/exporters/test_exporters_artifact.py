@@ -34,6 +34,7 @@ from helpers.networks import (
     training_feeds,
 )
 from helpers.reference_ops import build_lists
+from torch import nn
 
 import edge_bcs
 from edge_bcs import EdgeBcsError, Memory, SparseModel
@@ -296,6 +297,18 @@ def test_validation_accepts_what_is_right(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], objective: str
 ) -> None:
     export(tiny("resnet18"), tmp_path / "a", objective, SHAPE, memory=Memory(micro_batch=3))
+    assert "validated against torch float64" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+def test_validation_knows_no_dropout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], statistics: str
+) -> None:
+    # Where statistics are of the batch, batch norms alone are in training mode.
+    sparse = sparse_of(EveryLayer())
+    assert any(isinstance(module, nn.Dropout) and module.p > 0 for module in sparse.modules())
+    memory = Memory(micro_batch=4)
+    export(sparse, tmp_path / "a", "trades", (2, 13, 13), memory=memory, batch_norm=statistics)
     assert "validated against torch float64" in capsys.readouterr().out
 
 

@@ -31,7 +31,7 @@ class EveryLayer(nn.Module):
         self.same = nn.Conv2d(6, 6, 3, padding="same", bias=False)
         self.after = nn.BatchNorm2d(6)
         self.shrink = nn.Conv2d(6, 4, 2, stride=3, padding=1)
-        self.drop = nn.Dropout(0.0)
+        self.drop = nn.Dropout(0.5)
         self.hidden = nn.Linear(4 * 3 * 2, 7)
         self.vector_norm = nn.BatchNorm1d(7)
         self.head = nn.Linear(7, 3)
@@ -186,11 +186,13 @@ def training_feeds(
 
 
 def double(sparse: SparseModel, batch_statistics: bool) -> nn.Module:
-    """A float64 copy of the network that normalises as asked."""
+    """A float64 copy of the network that normalises as asked; dropout is the identity."""
     import copy
 
-    network = copy.deepcopy(sparse.network).double()
-    network.train(batch_statistics)
+    network = copy.deepcopy(sparse.network).double().eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.train(batch_statistics)
     return network
 
 

@@ -249,6 +249,41 @@ def test_frozen_statistics_stay_and_batch_statistics_move() -> None:
     assert torch.allclose(sparse.network[1].running_mean, mean * (1 - 0.9**2), atol=1e-6)
 
 
+class StochasticDepth(nn.Module):
+    """Half of its steps leave out what is inside, and dropout takes from the other half."""
+
+    def __init__(self, inner: nn.Module, dropout: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.dropout = inner, dropout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and torch.rand(()) < 0.5:
+            return x
+        return x + self.dropout(self.inner(x))
+
+
+def test_dropout_and_stochastic_depth_are_the_identity_whatever_the_statistics() -> None:
+    """The seed and the step fix every random number, and an artifact trains without both."""
+
+    def network(dropout: nn.Module) -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(StochasticDepth(nn.BatchNorm2d(3), dropout), *tiny())
+
+    x, y = batch()
+    found = []
+    for dropout, runs in ((nn.Dropout(0.5), 3), (nn.Identity(), 1)):
+        for _ in range(runs):
+            sparse = edge_bcs.sparsify(network(dropout), 0.5, 0)
+            sparse.network[2].eval()  # it takes the statistics of the batch all the same
+            sparse.zero_gradients()
+            steps.accumulate(sparse, x, x, y, objective_named("trades"), batch_norm="batch")
+            found.append([*sparse.gradients(), *sparse.network.buffers()])
+            assert sparse.network[0].dropout.training and not sparse.network[2].training  # as before
+    assert found[0][-3].abs().max() > 0
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
 def test_births_are_uniform_over_all_dormant_positions() -> None:
     sparse = edge_bcs.sparsify(nn.Sequential(nn.Linear(10, 10, bias=False)), 0.8, 0, "uniform")
     index = np.arange(20) * 5
