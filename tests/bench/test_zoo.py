@@ -65,6 +65,28 @@ def test_a_tensor_that_is_wrong_is_named(tensor: str, tmp_path: Path) -> None:
     assert set(compare(artifact, sparse, batch, found).excess) == {tensor}
 
 
+def test_a_kink_that_rounding_crosses_is_allowed_and_nothing_else(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3))
+    sparse = edge_bcs.sparsify(module, 0.2, 0, "uniform", dense=["0"], start="new")
+    with torch.no_grad():
+        sparse.network.get_parameter("0.weight").fill_(1)
+        sparse.network.get_parameter("0.bias").fill_(-0.5)
+    memory = edge_bcs.Memory(micro_batch=2)
+    artifact = edge_bcs.export(sparse, tmp_path / "artifact", "natural", (1, 3, 3), memory=memory)
+    batch = Batch.random(artifact, 2)
+    batch.images[:, 0, 1, 1] = 0.5  # where ReLU has its kink; float32 is on the side of float64
+    above = batch.images.copy()
+    above[:, 0, 1, 1] = np.nextafter(np.float32(0.5), np.float32(1))
+    found = by_artifact(artifact, sparse, replace(batch, images=above, adversarial=above), 1)
+
+    difference = compare(artifact, sparse, batch, found)
+    assert max(difference.float32.values()) < 1e-6 < 1e-2 < difference.worst[1]
+    assert not difference.excess
+    found.parameters["3.weight"] = found.parameters["3.weight"] * np.float32(1 + 3e-4)
+    assert set(compare(artifact, sparse, batch, found).excess) == {"3.weight"}
+
+
 def test_a_cell_is_made_once_and_after_a_refusal(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
