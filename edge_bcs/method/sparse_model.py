@@ -325,30 +325,6 @@ class SparseModel(nn.Module):
             self.index, self.momentum = self.index[kept], self.momentum[kept]
             self.kappa = len(self.index)
 
-    def become(
-        self,
-        value: NDArray[np.float32],
-        index: NDArray[np.integer[Any]],
-        momentum: NDArray[np.float32] | None = None,
-    ) -> None:
-        """Replace all connections by others, of which there may be more or fewer: κ is their number then.
-
-        Raises:
-            EdgeBcsError: as `load_coo`; nothing is changed then.
-        """
-        check_coo(value, index, self.size)
-        with HeldSignals() as signals:
-            signals.hold()
-            before = self.kappa, self.index, self.momentum
-            self.kappa = len(index)
-            self.index = torch.zeros(self.kappa, dtype=torch.int64, device=before[1].device)
-            self.momentum = torch.zeros(self.kappa, device=before[2].device)
-            try:
-                self.load_coo(value, index, momentum)
-            except EdgeBcsError:
-                self.kappa, self.index, self.momentum = before
-                raise
-
     # Exchange with numpy: the seven buffers of the contract.
 
     def coo(self) -> tuple[NDArray[np.float32], NDArray[np.signedinteger[Any]]]:
@@ -356,7 +332,6 @@ class SparseModel(nn.Module):
         dtype = np.int32 if self.size < 2**31 else np.int64
         return self.value().cpu().numpy().astype(np.float32), self.index.cpu().numpy().astype(dtype)
 
-    @torch.no_grad()
     def load_coo(
         self,
         value: NDArray[np.float32],
@@ -369,16 +344,35 @@ class SparseModel(nn.Module):
             EdgeBcsError: not κ entries, positions out of range or not strictly ascending, a value that is
                 zero or not finite. Nothing is changed then.
         """
-        check_coo(value, index, self.size)
         if len(index) != self.kappa:
+            check_coo(value, index, self.size)
             raise EdgeBcsError(f"the network has {self.kappa} connections, the buffers {len(index)}")
-        moved = torch.zeros(self.kappa) if momentum is None else torch.from_numpy(momentum.copy())
-        if moved.shape != (self.kappa,) or not torch.isfinite(moved).all():
-            raise EdgeBcsError(f"coo.momentum must hold {self.kappa} finite numbers")
+        self.become(value, index, momentum)
+
+    @torch.no_grad()
+    def become(
+        self,
+        value: NDArray[np.float32],
+        index: NDArray[np.integer[Any]],
+        momentum: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Replace all connections by others, of which there may be more or fewer: κ is their number then.
+
+        Raises:
+            EdgeBcsError: as `load_coo`, but for their number; nothing is changed then.
+        """
+        check_coo(value, index, self.size)
+        count = len(index)
+        moved = torch.zeros(count) if momentum is None else torch.from_numpy(momentum.copy())
+        if moved.shape != (count,) or not torch.isfinite(moved).all():
+            raise EdgeBcsError(f"coo.momentum must hold {count} finite numbers")
         with HeldSignals() as signals:
             signals.hold()
             weights = self.weights
             weights.zero_()
+            if count != self.kappa:
+                self.kappa = count
+                self.index, self.momentum = self.index.new_empty(count), self.momentum.new_empty(count)
             self.index.copy_(torch.from_numpy(index.astype(np.int64)))
             weights[self.index] = torch.from_numpy(value.astype(np.float32)).to(weights.device)
             self.momentum.copy_(moved)
