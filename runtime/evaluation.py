@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,13 +51,25 @@ def measure(
         attack_steps, restarts = min(attack_steps, 1), 1
     if attack_steps < 0 or restarts < 1 or (limit is not None and limit < 1):
         raise EdgeBcsError("attack steps must be at least 0, restarts and limit at least 1.")
-    epsilon = engine.artifact.objective.attack.epsilon if epsilon is None else epsilon
-    if not 0 <= epsilon <= 1:
-        raise EdgeBcsError(f"epsilon must lie in [0, 1], not {epsilon}.")
+    radius = engine.artifact.objective.attack.epsilon if epsilon is None else epsilon
+    if not 0 <= radius <= 1:
+        raise EdgeBcsError(f"epsilon must lie in [0, 1], not {radius}.")
     order = data.order(0, 0, shuffle=limit is not None)[:limit]
-    clean, robust, lost = _right_answers(
-        engine, data, order, attack == "fgsm", attack_steps, restarts, epsilon, seed, on_batch, on_answers
-    )
+
+    def perturb(restart: int, first: int) -> None:
+        descend(
+            engine,
+            epsilon=radius,
+            steps=attack_steps,
+            step_size=(1.0 if attack == "fgsm" else 2.5 / attack_steps) * radius,
+            start="none" if attack == "fgsm" else "uniform",
+            loss="cross_entropy",
+            seed=seed,
+            noise=(restart, random.EVALUATION, first),
+        )
+
+    perturbations = [partial(perturb, restart) for restart in range(restarts)] if attack_steps else []
+    clean, robust, lost = _right_answers(engine, data, order, perturbations, on_batch, on_answers)
     metrics: dict[str, Any] = {"accuracy": clean / len(order), "samples": len(order)}
     if attack_steps:
         metrics |= {
@@ -74,15 +86,14 @@ def _right_answers(
     engine: Engine,
     data: Data,
     order: Array,
-    fgsm: bool,
-    attack_steps: int,
-    restarts: int,
-    epsilon: float,
-    seed: int,
+    perturbations: Sequence[Callable[[int], None]],
     on_batch: Callable[[int, int], None] | None,
     on_answers: OnAnswers | None,
 ) -> tuple[int, int, int]:
-    """How many images at ``order`` are answered rightly, clean and under attack, and how many not at all."""
+    """How many images at ``order`` are answered rightly, clean and under attack, and how many not at all.
+
+    ``perturbations`` attack the micro-batch in the buffers, whose first image is at that place of ``order``.
+    """
     arrays, size = engine.arrays, engine.artifact.micro_batch
     clean = robust = lost = 0
     for first in range(0, len(order), size):
@@ -94,26 +105,14 @@ def _right_answers(
         answers = answers_of(answered)
         right, unanswered = answers == y, answers == NO_ANSWER
         clean += int(right.sum())
-        if attack_steps:
-            for restart in range(restarts):
-                attack = partial(
-                    descend,
-                    engine,
-                    epsilon=epsilon,
-                    steps=attack_steps,
-                    step_size=(1.0 if fgsm else 2.5 / attack_steps) * epsilon,
-                    start="none" if fgsm else "uniform",
-                    loss="cross_entropy",
-                    seed=seed,
-                    noise=(restart, random.EVALUATION, first),
-                )
-                answers = _under_attack(engine, x, y, ~unanswered, attack)
-                right &= answers == y
-                unanswered |= answers == NO_ANSWER
-            robust += int(right.sum())
+        for perturb in perturbations:
+            answers = _under_attack(engine, x, y, ~unanswered, partial(perturb, first))
+            right &= answers == y
+            unanswered |= answers == NO_ANSWER
+        robust += int(right.sum())
         lost += int(unanswered.sum())
         if on_answers is not None:
-            on_answers(Batch(places, x, y, answered, right if attack_steps else None))
+            on_answers(Batch(places, x, y, answered, right if perturbations else None))
         if on_batch is not None:
             on_batch(first + len(x), len(order))
     return clean, robust, lost
