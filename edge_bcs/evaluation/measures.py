@@ -247,11 +247,8 @@ def measure(
         check_output(resume, json_with("asked", "counts"), "the counts of an interrupted evaluation")
         asked["of"] = _fingerprint(model, data)
     versions = max(1, len(budgets))
-    counts = interrupted_counts(resume, asked, versions) or {
-        **dict.fromkeys(_COUNTS, 0),
-        "adversarial": [0] * versions,
-        "warnings": [],
-    }
+    new = {**dict.fromkeys(_COUNTS, 0), "adversarial": [0] * versions, "warnings": []}
+    counts = {_LOST: 0, **(interrupted_counts(resume, asked, versions) or new)}
     began = time.monotonic()
     named = "measuring" if settings["attack"] == "none" else settings["attack"]
     bar = Progress(named, total, done=counts["samples"], unit="images", shown=progress)
@@ -280,7 +277,7 @@ def measure(
             if on_answers is not None:
                 also_robust = None if robust is None else robust.cpu().numpy()
                 on_answers(Answered(places, images, targets, logits.float().cpu().numpy(), also_robust))
-            counts["lost"] += int(lost.sum())
+            counts[_LOST] += int(lost.sum())
             counts["samples"] += len(x)
             counts["batches"] = number + 1
             counts["warnings"] += [text for text in warnings if text not in counts["warnings"]]
@@ -299,7 +296,7 @@ def measure(
         "samples": counts["samples"],
         **settings,
         "seconds": time.monotonic() - began,
-        "warnings": [*counts["warnings"], *without_answer(counts["lost"], counts["samples"])],
+        "warnings": [*counts["warnings"], *without_answer(counts[_LOST], counts["samples"])],
         **matching,
     }
     if len(budgets) > 1:
@@ -309,7 +306,8 @@ def measure(
     return report
 
 
-_COUNTS = ("batches", "samples", "clean", "lost")
+_COUNTS = ("batches", "samples", "clean")
+_LOST = "lost"  # images without an answer, which 0.1 did not count
 
 
 def _fingerprint(model: Model, data: Data | Batches) -> str:
@@ -347,12 +345,12 @@ def _counts(resume: Path, asked: dict[str, Any], versions: int) -> dict[str, Any
     """Return the counts in a file; None if they are not those of what is asked."""
     try:
         stored = parse_object(read_small(resume))
-        earlier = {"lost": 0, **stored["counts"]}  # what 0.1 did not count
-        counts = {name: earlier[name] for name in (*_COUNTS, "adversarial", "warnings")}
+        counts = {name: stored["counts"][name] for name in (*_COUNTS, "adversarial", "warnings")}
+        counts |= {name: stored["counts"][name] for name in (_LOST,) if name in stored["counts"]}
         right = [counts["clean"], *counts["adversarial"]]
     except (ValueError, KeyError, TypeError):
         return None
-    numbers = [*(counts[name] for name in _COUNTS), *right]
+    numbers = [counts["batches"], counts["samples"], counts.get(_LOST, 0), *right]
     valid = all(type(number) is int and number >= 0 for number in numbers) and len(right) == 1 + versions
     valid = valid and max(right) <= counts["samples"]
     valid = (
