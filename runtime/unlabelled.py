@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 _KEPT_ORDERS = 4
+MOST_NAMED = 500  # classes in a line of metrics, which must not grow beyond 1 MiB whatever they are called
 
 
 def wished(given: Any) -> Unlabelled:
@@ -228,13 +229,14 @@ class Mixed:
         self._tell(self._sentence())
 
     def _summary(self) -> dict[str, Any]:
-        """How many images have a pseudo-label, and of which classes."""
+        """How many images have a pseudo-label, and of which classes; of very many those with the most."""
         found, counts = np.unique(self._labels[self._labels != NO_LABEL], return_counts=True)
+        most = np.sort(np.argsort(-counts, kind="stable")[:MOST_NAMED])
         name = self._trainer.name_of
         return {
             "images": len(self._labels),
             "labelled": int(counts.sum()),
-            "classes": {name(int(label)): int(count) for label, count in zip(found, counts, strict=True)},
+            "classes": {name(int(found[place])): int(counts[place]) for place in most},
         }
 
     def _sentence(self) -> str:

