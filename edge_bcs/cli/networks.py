@@ -105,8 +105,8 @@ dense_option = click.option(
 distribution_option = click.option(
     "--distribution",
     type=click.Choice(["paper", "uniform", "erk", "global"]),
-    help="How connections are first spread over the layers; default: paper; where trained weights are kept, and "
-    "with --gradual, global: the largest weights of the whole network.",
+    help="How connections are first spread over the layers; default: paper; where trained weights are kept, "
+    "and with --gradual, global: the largest weights of the whole network.",
 )
 start_option = click.option(
     "--start",
