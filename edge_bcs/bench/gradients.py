@@ -29,8 +29,8 @@ TOLERANCE = 1e-4
 """Of a tensor's norm, always allowed."""
 FLOAT32_FACTOR = 5.0
 """How many times the difference of torch's own float32 is allowed beyond that."""
-ROUNDING, MOVES = 1e-7, 4
-"""Of each pixel: how far images are moved, and how often, to learn what rounding may do to a gradient."""
+ROUNDING, MOVES = 1e-7, 8
+"""Of each pixel, how far images are moved, and how often at most, to learn what rounding does."""
 POOL = 6
 """Of how many times as many images those are chosen that are away from kinks."""
 ZERO, AGAINST = 1e-10, 1e-3

@@ -6,10 +6,12 @@ the table of all of them (default docs/networks.md). A cell is one of
 - `SIZE-OBJECTIVE-STATISTICS-MofN.json`: a step of N images in micro-batches of M: the gradients beside
   torch's in float64 (`edge_bcs.bench.gradients`), one thread's bits beside two's, the predicted peak
   beside the measured;
-- `SIZE-time.json`: milliseconds of a natural and of an AT step (`ATTACK_STEPS` attack steps) beside dense
-  PyTorch (channels_last), in turn on the same cores.
+- `SIZE-time.json`: seconds of a natural step beside dense PyTorch (channels_last), in turn on the same
+  cores; at the smallest size of an AT step (`ATTACK_STEPS` attack steps), too.
 
 Cells that are there are kept, but for those of networks that were refused; `--again` makes all anew.
+`--times` makes the times alone, which take minutes on two cores that do nothing else, and `--no-times` the
+others, which may run beside other work.
 Weights are random (nothing is downloaded), batch norms are given the statistics of random images. Each
 network has a process of its own, so that one that crashes does not end the others. torchvision and timm
 are needed here alone: `make zoo` installs them into an environment of their own. Hours on two cores; it
@@ -264,7 +266,12 @@ def checked(subject: Subject, cell: Cell) -> dict[str, Any]:
         "kappa": sparse.kappa,
         "others": sum(item.size for item in sparse.dense),
         "tensors": len(best.tensors),
-        "worst": {"tensor": tensor, "difference": worst, "float32": best.float32.get(tensor)},
+        "worst": {
+            "tensor": tensor,
+            "difference": worst,
+            "float32": best.float32.get(tensor),
+            "moved": best.moved.get(tensor),
+        },
         "loss": best.tensors["loss"],
         "image": best.tensors["image"],
         "above_tolerance": len([value for value in best.tensors.values() if not value <= TOLERANCE]),
@@ -281,7 +288,7 @@ def _distance(difference: Difference) -> tuple[int, float]:
 
 
 def timed(subject: Subject, cell: Cell) -> dict[str, Any]:
-    """Seconds of a natural and of an AT step, ours and dense PyTorch's, and the working set of ours."""
+    """Seconds of steps, ours and dense PyTorch's, and the working set of ours."""
     import torch
 
     from edge_bcs import Attack, Memory
@@ -292,7 +299,9 @@ def timed(subject: Subject, cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(threads)
     model = created(subject.name)
     found: dict[str, Any] = {"threads": threads, "images": IMAGES, "attack_steps": ATTACK_STEPS}
-    for objective, steps in (("natural", 0), ("at", ATTACK_STEPS)):
+    for objective, steps in {"natural": 0, "at": ATTACK_STEPS}.items():
+        if objective != "natural" and cell.size != CROSSED:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             artifact = subject.export(
                 Path(folder) / "artifact",
@@ -357,7 +366,10 @@ def main() -> None:
     parser.add_argument("page", nargs="?", type=Path, default=Path("docs/networks.md"))
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME")
     parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES, default=SIZES)
-    parser.add_argument("--cells", default="", help="only cells whose names contain this, such as time")
+    parser.add_argument("--cells", default="", help="only cells whose names contain this, such as batch-2of4")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--times", action="store_true", help="only times")
+    which.add_argument("--no-times", action="store_true", help="all but times")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the page")
@@ -367,6 +379,8 @@ def main() -> None:
 
     check_output(options.page, containing(HEADING), "that of `make zoo`")
     wanted = [cell for cell in cells(options.sizes) if options.cells in cell.name]
+    if options.times or options.no_times:
+        wanted = [cell for cell in wanted if bool(cell.objective) == options.no_times]
     for name in () if options.table else options.networks:
         if options.here:
             one_network(name, wanted, options.folder, options.threads, options.again)

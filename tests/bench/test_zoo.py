@@ -114,12 +114,17 @@ def test_a_cell_is_made_once_and_after_a_refusal(
 
 def test_a_time_is_that_of_both_sides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(zoo, "created", lambda name: network())
-    zoo.one_network("resnet18", [zoo.Cell(96)], tmp_path, 1, again=False)
-    found = json.loads((tmp_path / "resnet18" / "96-time.json").read_text())
-    for kind in ("natural", "at"):
-        assert len(found[kind]["ours_seconds"]) == len(found[kind]["dense_seconds"]) == zoo.REPETITIONS
-        assert found[kind]["ratio"] > 0
-    assert f"({found['at']['ratio']:.1f}×)" in page(tmp_path)
+    options = ["--networks", "resnet18", "--sizes", "96", "160", "--times", "--threads", "1", "--here"]
+    monkeypatch.setattr("sys.argv", ["zoo", str(tmp_path), str(tmp_path / "page.md"), *options])
+    zoo.main()
+    assert {path.name for path in (tmp_path / "resnet18").iterdir()} == {"96-time.json", "160-time.json"}
+    small, large = (
+        json.loads((tmp_path / "resnet18" / f"{size}-time.json").read_text()) for size in (96, 160)
+    )
+    assert "at" not in large
+    for found in (small["natural"], small["at"], large["natural"]):
+        assert len(found["ours_seconds"]) == len(found["dense_seconds"]) == zoo.REPETITIONS
+        assert f"({found['ratio']:.1f}×)" in page(tmp_path)
 
 
 def test_what_is_aimed_at_is_met_not_met_or_not_measured(tmp_path: Path) -> None:
