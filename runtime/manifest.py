@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from edge_bcs.runtime import archive
+from edge_bcs.runtime.fields import Fields
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity, parse_json
@@ -32,13 +33,9 @@ GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
 MANIFEST = archive.MANIFEST
 STATE = "state.safetensors"
 _MOST_NUMBERS = 2**31 - 1  # of any buffer
-_LARGEST_NUMBER = 3.4e38  # of float32
 LARGEST_RELEASE = 2**53 - 1  # what every reader of JSON takes for a whole number
 _LARGEST_FILE = 2 << 30  # bytes; read in pieces
 _LARGEST_GRAPH = 64 << 20  # bytes; read at once, and without any weights
-
-
-_Named = TypeVar("_Named", bound=Segment)
 
 
 def graph_file(graph: str) -> str:
@@ -208,94 +205,9 @@ def parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:
     return manifest
 
 
-class _Fields:
-    """Typed access to one JSON object of the manifest; every fault names the field."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise EdgeBcsError(f"the manifest's {where or 'content'} is not an object.")
-        self.value, self.where = value, where
-
-    def _fault(self, name: str, expected: str) -> EdgeBcsError:
-        field = f"{self.where}.{name}" if self.where else name
-        shown = repr(self.value.get(name, "missing"))[:60]
-        return EdgeBcsError(f"the manifest's field {field} must be {expected}, not {shown}.")
-
-    def integer(self, name: str, low: int = 0, high: int = 2**31 - 1) -> int:
-        value = self.value.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self._fault(name, f"a whole number from {low} to {high}")
-        return value
-
-    def number(self, name: str, low: float = 0.0, high: float = math.inf) -> float:
-        value = self.value.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self._fault(name, "a number")
-        if not low <= value <= high or value > _LARGEST_NUMBER:
-            raise self._fault(name, f"a finite number from {low:g} to {min(high, _LARGEST_NUMBER):g}")
-        return float(value)
-
-    def text(self, name: str, choices: tuple[str, ...] = (), missing: str | None = None) -> str:
-        value = self.value.get(name, missing)
-        if not isinstance(value, str) or (choices and value not in choices):
-            raise self._fault(name, " or ".join(choices) if choices else "text")
-        return value
-
-    def boolean(self, name: str) -> bool:
-        value = self.value.get(name)
-        if not isinstance(value, bool):
-            raise self._fault(name, "true or false")
-        return value
-
-    def integers(self, name: str, lengths: tuple[int, ...], low: int = 1) -> tuple[int, ...]:
-        value = self.value.get(name)
-        if not isinstance(value, list) or len(value) not in lengths:
-            raise self._fault(name, f"a list of {' or '.join(map(str, lengths))} numbers")
-        for item in value:
-            if isinstance(item, bool) or not isinstance(item, int) or not low <= item < 2**31:
-                raise self._fault(name, f"a list of whole numbers from {low}")
-        return tuple(value)
-
-    def each(self, name: str, count: int, one: str = "", low: int = 1) -> tuple[int, ...]:
-        """``count`` numbers; where the field is absent, as in files of 0.1, so many times ``one``, or 1."""
-        if name in self.value:
-            return self.integers(name, (count,), low)
-        return (self.integer(one, low, 1 << 10) if one else 1,) * count
-
-    def chosen(self, name: str, of: Sequence[_Named]) -> tuple[_Named, ...]:
-        """Those of ``of`` that a list names, which must be in their order."""
-        value = self.value.get(name)
-        rows = {segment.name: place for place, segment in enumerate(of)}
-        places = [rows.get(item, -1) if isinstance(item, str) else -1 for item in value or ()]
-        if not isinstance(value, list) or -1 in places or places != sorted(set(places)):
-            raise self._fault(name, f"names of the manifest's {name}, in their order")
-        return tuple(of[place] for place in places)
-
-    def names(self, name: str, count: int) -> Names | None:
-        """``count`` class names; None if the field is absent."""
-        if name not in self.value:
-            return None
-        value = self.value[name]
-        if not isinstance(value, list):
-            raise self._fault(name, f"a list of {count} names")
-        return check_names(value, f"the manifest's {name}", count)
-
-    def object(self, name: str) -> _Fields:
-        return _Fields(self.value.get(name), f"{self.where}.{name}" if self.where else name)
-
-    def optional_object(self, name: str) -> _Fields:
-        return self.object(name) if name in self.value else _Fields({}, name)
-
-    def objects(self, name: str) -> list[_Fields]:
-        value = self.value.get(name)
-        if not isinstance(value, list):
-            raise self._fault(name, "a list")
-        return [_Fields(item, f"{name}[{number}]") for number, item in enumerate(value)]
-
-
 def describe(manifest: dict[str, Any]) -> Described:
     """Return what `parse_manifest` gave, every field checked; EdgeBcsError for one that cannot be right."""
-    fields = _Fields(manifest, "")
+    fields = Fields(manifest, "")
     network = fields.object("network")
     network.text("name")
     network.optional_object("arguments")
@@ -352,7 +264,7 @@ def describe(manifest: dict[str, Any]) -> Described:
     )
 
 
-def _resize(network: _Fields) -> Resize:
+def _resize(network: Fields) -> Resize:
     text = network.text("resize", missing=SQUASH.text)
     try:
         return Resize.parse(text)
@@ -360,7 +272,7 @@ def _resize(network: _Fields) -> Resize:
         raise EdgeBcsError(f"the manifest's field network.resize cannot be right: {error}.") from None
 
 
-def _sparsity(fields: _Fields) -> str:
+def _sparsity(fields: Fields) -> str:
     text = fields.text("sparsity")
     try:
         exact_sparsity(text)
@@ -369,7 +281,7 @@ def _sparsity(fields: _Fields) -> str:
     return text
 
 
-def _layers(fields: _Fields, size: int) -> tuple[PrunableLayer, ...]:
+def _layers(fields: Fields, size: int) -> tuple[PrunableLayer, ...]:
     layers = []
     offset = 0
     for item in fields.objects("layers"):
@@ -397,7 +309,7 @@ def _layers(fields: _Fields, size: int) -> tuple[PrunableLayer, ...]:
     return tuple(layers)
 
 
-def _trained(fields: _Fields, layers: tuple[PrunableLayer, ...], kappa: int) -> Trained:
+def _trained(fields: Fields, layers: tuple[PrunableLayer, ...], kappa: int) -> Trained:
     """What is trained: all of it, unless the manifest says which part."""
     dense = [
         Segment(
@@ -442,7 +354,7 @@ def _contiguous(entries: list[tuple[int, int]], name: str) -> int:
     return end
 
 
-def _objective(fields: _Fields) -> TrainedObjective:
+def _objective(fields: Fields) -> TrainedObjective:
     objective = TrainedObjective(
         kind=OBJECTIVES[fields.text("name", tuple(OBJECTIVES))],
         beta=fields.number("beta"),
@@ -468,7 +380,7 @@ def _objective(fields: _Fields) -> TrainedObjective:
 def listed_files(manifest: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
     """Yield (name, bytes, sha256) of each file that a manifest lists; EdgeBcsError if a graph is not among
     them, or one does not lie in the artifact's folder."""
-    listed = _Fields(manifest.get("files"), "files")
+    listed = Fields(manifest.get("files"), "files")
     for graph in GRAPHS:
         listed.object(graph_file(graph))
     for name in listed.value:
