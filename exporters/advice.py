@@ -51,7 +51,8 @@ class Compiler(Maker):
 
     def _planner_of(self, sparse: SparseModel, batch_statistics: bool, part: Part | None = None) -> Planner:
         part = self.artifact.trained.part if part is None else part
-        return Planner(network_of(sparse, self.artifact.input_shape, batch_statistics, part))
+        attacked = self.artifact.objective.kind.adversarial
+        return Planner(network_of(sparse, self.artifact.input_shape, batch_statistics, part, attacked))
 
     def curve(self, budget: int | None) -> Iterator[Point]:
         job = self._job(self.artifact.objective.name, self._bfloat16)

@@ -145,7 +145,7 @@ def export(
     )
     note("reading the network")
     input_shape = input_shape or sparse.input_shape or (3, 32, 32)
-    network = network_of(sparse, input_shape, batch_norm == "batch", part)
+    network = network_of(sparse, input_shape, batch_norm == "batch", part, rule.adversarial)
     if network.graph.left_out:
         said = "; ".join(network.graph.left_out)
         warnings.warn(f"of the network a part is not exported: {said}", EdgeBcsWarning, stacklevel=2)

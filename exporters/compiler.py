@@ -31,7 +31,7 @@ from edge_bcs.core.objectives import PLAIN
 from edge_bcs.core.part import Part
 from edge_bcs.core.units import format_bytes
 
-from .graphs import update_graphs
+from .graphs import attack_graph, update_graphs
 from .memory.choice import Choice, Job
 from .memory.planner import Planner
 from .memory.replay import Replay, plan, replay_of
@@ -83,7 +83,7 @@ class Compiled:
                 for segment in network.statistics.values()
             ],
             "lists_length": network.lists_length,
-            **({} if network.part.everything else {"train": network.trained.described()}),
+            **({} if network.part.everything else {"train": _described(network)}),
             "micro_batch": self.micro_batch,
             "lanes": lanes_of(self.micro_batch),
             "memory": {
@@ -104,6 +104,14 @@ class Compiled:
             replace(kernel, algorithm="sparse") if kernel.name in self.choice.sparse else kernel
             for kernel in self.network.kernels.values()
         ]
+
+
+def _described(network: Network) -> dict[str, Any]:
+    """What the manifest says of the part that is trained, and of transpose lists if not all have them."""
+    lists = network.lists
+    having = [name for name, (_, backwards) in lists.pointers.items() if backwards >= 0]
+    transposed = {"transposed": {"layers": having, "kappa": lists.transposed}} if lists.partial else {}
+    return {**network.trained.described(), **transposed}
 
 
 def compile_network(
@@ -148,9 +156,13 @@ def build(planner: Planner, job: Job, choice: Choice) -> Compiled:
         if phase == "training":
             graph = store(graph, choice.storage)
         replays[phase] = replay if graph is replay.graph else replay_of(graph, network.connections)
-    for phase, graph in update_graphs(network).items():
+    others = update_graphs(network)
+    if network.attack_apart:
+        others["attack"] = attack_graph(network, choice.micro_batch)
+    for phase, graph in others.items():
         replays[phase] = replay_of(graph, network.connections)
-    memory = plan(replays, network.buffers(choice.micro_batch, job.objective.two_branches))
+    buffers = network.buffers(choice.micro_batch, job.objective.two_branches)
+    memory = plan(replays, buffers, {"attack"} if network.attack_apart else ())
     return Compiled(network, choice, {phase: replay.graph for phase, replay in replays.items()}, memory)
 
 

@@ -19,7 +19,7 @@ from .network import LAYER_INTEGERS, Network
 from .nodes import Graph
 from .operators.base import named_halos
 from .operators.images import PgdStep, UnpackOutput
-from .operators.lists import BuildLists
+from .operators.lists import BuildLists, MakeLists
 from .operators.losses import LOSSES, SoftmaxDifference
 from .operators.order import After
 from .operators.update import DenseStep, RewireStep
@@ -49,9 +49,10 @@ def step_graphs(
     network: Network, micro_batch: int, objective: Objective, beta: float, keep_both: bool
 ) -> dict[str, Graph]:
     """Phase → graph of what is done with each micro-batch of a step; arguments as `training_graph`."""
+    attack = {} if network.attack_apart else {"attack": attack_graph(network, micro_batch)}
     return {
         "training": training_graph(network, micro_batch, objective, beta, keep_both),
-        "attack": attack_graph(network, micro_batch),
+        **attack,
         "eval": evaluation_graph(network, micro_batch),
     }
 
@@ -77,9 +78,16 @@ def attack_graph(network: Network, micro_batch: int) -> Graph:
     The seed softmax(logits) − target is the gradient of the cross-entropy for a one-hot target and that of
     KL(target ‖ softmax) for clean probabilities.
     """
-    read = ("adversarial", "input", "target", "step_size", "epsilon", *PARAMETERS)
+    apart = network.attack_apart
+    parameters = ["coo.index" if apart and name == "coo.lists" else name for name in PARAMETERS]
+    read = ("adversarial", "input", "target", "step_size", "epsilon", *parameters)
     graph = empty_graph("attack_model", network, read, ["adversarial.out"], micro_batch)
-    lowering = Lowering(graph, network, network.evaluation, lanes_of(micro_batch))
+    lists = ""
+    if apart:
+        lists = "lists"
+        attributes = {"layers": network.geometry, "layer_integers": LAYER_INTEGERS}
+        MakeLists.emit(graph, {"index": "coo.index"}, {"lists": lists}, attributes)
+    lowering = Lowering(graph, network, network.evaluation, lanes_of(micro_batch), lists)
     branch = Branch(lowering, "adversarial")
     inputs = {"logits": branch.logits, "target": "target"}
     SoftmaxDifference.emit(graph, inputs, {"dlogits": branch.seed}, {"lanes": branch.lanes})
@@ -210,4 +218,7 @@ def lists_graph(network: Network) -> Graph:
 
 def _build_lists(graph: Graph, network: Network, index: str) -> None:
     inputs, outputs = {"index": index, "lists": "coo.lists"}, {"lists_out": "coo.lists.out"}
-    BuildLists.emit(graph, inputs, outputs, {"layers": network.geometry, "layer_integers": LAYER_INTEGERS})
+    attributes = {"layers": network.geometry, "layer_integers": LAYER_INTEGERS}
+    if network.lists.partial:
+        attributes["transposed"] = network.lists.flags
+    BuildLists.emit(graph, inputs, outputs, attributes)

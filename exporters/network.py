@@ -22,7 +22,7 @@ from .fusion import FusedLayer, Slot, fuse
 from .layers import BatchNorm, Convolution, Input, LayerGraph
 from .nodes import TensorType
 from .operators.base import Learned
-from .trained import trained_of
+from .trained import parameters, trained_of
 
 _SHORT = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool"}
 
@@ -40,14 +40,11 @@ class Kernel(Segment):
         connections: how many of the weights were active when the network was captured; the estimate of the
             layer's arithmetic comes from these.
         algorithm: "sparse", where the connections are visited, or "dense", where all weights are.
-        forward, transpose: where the layer's pointers lie in ``coo.lists``.
     """
 
     layer: Convolution
     connections: int
     algorithm: str
-    forward: int
-    transpose: int
 
     @property
     def inputs(self) -> int:
@@ -94,6 +91,46 @@ class Pass:
     gradients: list[int]
 
 
+@dataclass(frozen=True)
+class Lists:
+    """Where the lists of the kernels lie: the columns of all connections, the rows and the places of those of
+    the kernels that have transpose lists, the pointers of all kernels to the connections of each output, then
+    those of the former to each input's.
+
+    Attributes:
+        pointers: kernel → where its pointers begin, those of the transpose lists −1 if it has none.
+        transposed: connections of the kernels that have transpose lists.
+        length: of all lists.
+    """
+
+    pointers: Mapping[str, tuple[int, int]]
+    transposed: int
+    length: int
+
+    @classmethod
+    def of(cls, kernels: Mapping[str, Kernel], having: Collection[str]) -> Lists:
+        """The lists of ``kernels``, of which those named ``having`` have transpose lists."""
+        transposed = sum(kernels[name].connections for name in having)
+        forward = sum(kernel.connections for kernel in kernels.values()) + 2 * transposed
+        backwards = forward + sum(kernel.shape[0] + 1 for kernel in kernels.values())
+        pointers: dict[str, tuple[int, int]] = {}
+        for name, kernel in kernels.items():
+            pointers[name] = forward, backwards if name in having else -1
+            forward += kernel.shape[0] + 1
+            backwards += kernel.inputs * kernel.layer.window.phases + 1 if name in having else 0
+        return cls(pointers, transposed, backwards)
+
+    @property
+    def partial(self) -> bool:
+        """Whether a kernel has no transpose lists."""
+        return any(backwards < 0 for _, backwards in self.pointers.values())
+
+    @property
+    def flags(self) -> list[int]:
+        """The attribute ``transposed`` of BuildLists."""
+        return [int(backwards >= 0) for _, backwards in self.pointers.values()]
+
+
 @dataclass
 class Network:
     """Everything about a network that the graphs depend on.
@@ -105,9 +142,9 @@ class Network:
         dense: parameter name (``module.weight`` of batch norms, ``module.bias``) → its place in
             ``dense.value``.
         statistics: batch-norm module name → its place in ``batchnorm.mean`` and ``batchnorm.variance``.
-        lists_length: M, elements of ``coo.lists``.
         batch_statistics: whether training normalises by the micro-batch, in the batch norms that are trained.
         part: what is trained, as the user names it. trained: what that is of this network.
+        attacked: whether a training attacks it, so that gradients go through all of it.
         evaluation, training: the passes with running statistics, and with those that training uses.
 
     Raises:
@@ -119,9 +156,9 @@ class Network:
     kernels: Mapping[str, Kernel]
     dense: Mapping[str, Segment]
     statistics: Mapping[str, Segment]
-    lists_length: int
     batch_statistics: bool = False
     part: Part = ALL
+    attacked: bool = True
     trained: Trained = field(init=False)
     evaluation: Pass = field(init=False)
     training: Pass = field(init=False)
@@ -186,6 +223,35 @@ class Network:
             return "coo.value", "dense.value"
         counts = {"coo.value": self.trained.kappa, "dense.value": self.trained.dense_size}
         return tuple(name for name, count in counts.items() if count)
+
+    @property
+    def attack_apart(self) -> bool:
+        """Whether the attack, by which such a network is only evaluated, has lists of its own: those that are
+        kept are the ones that training reads."""
+        return not (self.attacked or self.part.everything)
+
+    @cached_property
+    def lists(self) -> Lists:
+        """Where the lists of the kernels lie in ``coo.lists``."""
+        if not self.attack_apart:
+            return Lists.of(self.kernels, self.kernels)
+        # A gradient goes through no layer before the first that is trained. From there on all have transpose
+        # lists: connections may move from any of those that are trained to any other.
+        names = {segment.name for segment in self.trained.dense}
+        names |= {f"{kernel.name}.weight" for kernel in self.trained.kernels}
+        first = next(i for i, layer in enumerate(self.graph.layers) if names.intersection(parameters(layer)))
+        after = {layer.module for layer in self.graph.layers[first:] if isinstance(layer, Convolution)}
+        return Lists.of(self.kernels, [name for name in self.kernels if name in after])
+
+    @property
+    def lists_length(self) -> int:
+        """M, elements of ``coo.lists``."""
+        return self.lists.length
+
+    @cached_property
+    def whole_lists(self) -> Lists:
+        """Lists through which a gradient can go through every layer."""
+        return Lists.of(self.kernels, self.kernels)
 
     @cached_property
     def skips(self) -> Mapping[str, int]:
@@ -292,6 +358,7 @@ def network_of(
     input_shape: tuple[int, int, int],
     batch_statistics: bool = False,
     part: Part = ALL,
+    attacked: bool = True,
 ) -> Network:
     """Capture ``sparse``, number its parameters and choose each layer's kernel from its present density.
 
@@ -305,16 +372,16 @@ def network_of(
         replace(layer, weights="dense") if isinstance(layer, Convolution) and layer.module in dense else layer
         for layer in graph.layers
     ]
-    kernels, lists_length = _numbered(graph, sparse)
+    kernels = _numbered(graph, sparse)
     return Network(
         graph,
         sparse.kappa,
         kernels,
         {segment.name: segment for segment in sparse.dense},
         {segment.name: segment for segment in sparse.statistics},
-        lists_length,
         batch_statistics,
         part,
+        attacked,
     )
 
 
@@ -326,13 +393,10 @@ def _unread(segment: Segment) -> Convolution:
     )
 
 
-def _numbered(graph: LayerGraph, sparse: SparseModel) -> tuple[dict[str, Kernel], int]:
-    """The kernels, and the length of ``coo.lists``: three numbers for each connection, the pointers of all
-    layers to the connections of each output, then those of all to each input's."""
+def _numbered(graph: LayerGraph, sparse: SparseModel) -> dict[str, Kernel]:
+    """The kernels, in the order of their numbers."""
     convolutions = {layer.module: layer for layer in graph.layers if isinstance(layer, Convolution)}
     connections = sparse.layer_counts()
-    forward = 3 * sparse.kappa
-    backwards = forward + sum(segment.shape[0] + 1 for segment in sparse.layers)
     kernels: dict[str, Kernel] = {}
     for segment in sparse.layers:
         layer = convolutions.get(segment.name) or _unread(segment)
@@ -343,10 +407,6 @@ def _numbered(graph: LayerGraph, sparse: SparseModel) -> tuple[dict[str, Kernel]
             layer,
             connections[segment.name],
             cost_model.algorithm(connections[segment.name] / segment.size),
-            forward,
-            backwards,
         )
         kernels[segment.name] = kernel
-        forward += segment.shape[0] + 1
-        backwards += kernel.inputs * layer.window.phases + 1
-    return kernels, backwards
+    return kernels

@@ -37,8 +37,8 @@ def trained_of(
         return Trained(part, tuple(kernels.values()), tuple(dense.values()), sum(counts.values()))
     names = _chosen(part, graph)
     found = tuple(kernel for name, kernel in kernels.items() if _named(name, "weight") in names)
-    parameters = tuple(parameter for name, parameter in dense.items() if name in names)
-    if not found and not parameters:
+    chosen = tuple(parameter for name, parameter in dense.items() if name in names)
+    if not found and not chosen:
         kinds = {
             "norm": "no norm that has a scale or a shift",
             "bias": "neither a bias nor a norm with a shift",
@@ -46,7 +46,7 @@ def trained_of(
         raise EdgeBcsError(
             f"the network has {kinds[part.text]}, so there is nothing to train: choose another --train"
         )
-    return Trained(part, found, parameters, sum(counts[kernel.name] for kernel in found))
+    return Trained(part, found, chosen, sum(counts[kernel.name] for kernel in found))
 
 
 def _chosen(part: Part, graph: LayerGraph) -> Collection[str]:
@@ -57,18 +57,18 @@ def _chosen(part: Part, graph: LayerGraph) -> Collection[str]:
                 f"{part.text} are more layers than the {len(weighty)} with weights that the network has; "
                 "--train all trains everything"
             )
-        return {name for layer in graph.layers[weighty[-part.layers] :] for name in _parameters(layer)}
+        return {name for layer in graph.layers[weighty[-part.layers] :] for name in parameters(layer)}
     shifts_alone = part.text == "bias"
     return {
         name
         for layer in graph.layers
         if shifts_alone or isinstance(layer, BatchNorm | GroupNorm)
-        for name in _parameters(layer)
+        for name in parameters(layer)
         if not shifts_alone or (name.rpartition(".")[2] == "bias" and not isinstance(layer, Scale))
     }
 
 
-def _parameters(layer: Layer) -> Iterator[str]:
+def parameters(layer: Layer) -> Iterator[str]:
     """The names of a layer's parameters, if it has them."""
     match layer:
         case Convolution() | BatchNorm():

@@ -176,6 +176,15 @@ class Described:
         return 8 * (self.kappa - trained.kappa + self.dense_size - trained.dense_size)
 
     @property
+    def attack_bytes(self) -> int:
+        """Working set of an attack with which the artifact is evaluated, where its training has none that the
+        predicted peak counts; else 0."""
+        if "transposed" not in self.manifest.get("train", {}):
+            return 0
+        attack = self.manifest["memory"].get("phases", {}).get("attack", {})
+        return int(attack.get("peak_bytes", 0))
+
+    @property
     def predicted_peak_bytes(self) -> int:
         """The working set that the compiler predicted, in bytes."""
         return int(self.manifest["memory"]["predicted_peak_bytes"])
@@ -225,11 +234,7 @@ def describe(manifest: dict[str, Any]) -> Described:
         for item in fields.objects("dense")
     ]
     lists_length = fields.integer("lists_length", 1)
-    # One entry per row and one per (input channel, phase of the strides) of every layer, each list closed
-    # by an end.
-    expected = 3 * kappa + sum(
-        layer.shape[0] + 1 + layer.shape[1] * layer.groups * math.prod(layer.strides) + 1 for layer in layers
-    )
+    expected = _lists_length(fields, layers, kappa)
     if lists_length != expected:
         raise EdgeBcsError(f"the manifest's lists_length is {lists_length}; its layers need {expected}.")
     hyper = fields.object("hyper")
@@ -307,6 +312,20 @@ def _layers(fields: Fields, size: int) -> tuple[PrunableLayer, ...]:
     if offset != size:
         raise EdgeBcsError(f"the manifest's layers hold {offset} positions and its size is {size}.")
     return tuple(layers)
+
+
+def _lists_length(fields: Fields, layers: tuple[PrunableLayer, ...], kappa: int) -> int:
+    """One entry per row and one per (input channel, phase of the strides) of every layer, each list closed by
+    an end; or the latter of those layers alone through which a training's gradients go."""
+    train = fields.optional_object("train")
+    through, transposed = layers, kappa
+    if "transposed" in train.value:
+        kept = train.object("transposed")
+        through = kept.chosen("layers", layers)
+        transposed = kept.integer("kappa", 0, kappa)
+    rows = sum(layer.shape[0] + 1 for layer in layers)
+    columns = sum(layer.shape[1] * layer.groups * math.prod(layer.strides) + 1 for layer in through)
+    return kappa + 2 * transposed + rows + columns
 
 
 def _trained(fields: Fields, layers: tuple[PrunableLayer, ...], kappa: int) -> Trained:

@@ -58,7 +58,6 @@ from edge_bcs.cli.networks import (
     weights_option,
 )
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
-from edge_bcs.core.part import Part
 from edge_bcs.core.progress import Progress, note
 from edge_bcs.core.resizing import Resize
 from edge_bcs.core.settings import Hyper
@@ -194,6 +193,8 @@ def command(**options: Any) -> None:
     The network is a new one (--model) or a trained one (--checkpoint), which with --classes keeps all but its
     last layer. An artifact that is already at the output is replaced as a whole; nothing else is.
     """
+    from edge_bcs.core.part import Part
+
     check_beta(options)
     Part.parse(options["train"])
     if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:

@@ -427,17 +427,24 @@ def _evaluate(
     trainer: Any, data: Any, options: dict[str, Any], when: str, between: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Measure clean and robust accuracy; ``between`` is called after every micro-batch."""
-    limit = min(options["eval_samples"], len(data))
+    from edge_bcs.core.units import format_bytes
+
+    limit, steps = min(options["eval_samples"], len(data)), options["eval_steps"]
     say(f"Measuring accuracy {when} on {limit} held-out images …")
+    needed, cap = trainer.artifact.attack_bytes, trainer.memory()["cap_bytes"]
+    if steps and cap is not None and needed > cap:
+        say(
+            f"Robust accuracy is not measured: an attack, which this training has none of, needs "
+            f"{format_bytes(needed)}, more than the cap of {format_bytes(cap)}."
+        )
+        steps = 0
     with Progress("measuring", limit, unit="images") as bar:
 
         def on_batch(done: int, total: int) -> None:
             bar.update(done, total=total)
             between(done, total)
 
-        measured: dict[str, Any] = trainer.evaluate(
-            data, options["eval_steps"], limit=limit, on_batch=on_batch
-        )
+        measured: dict[str, Any] = trainer.evaluate(data, steps, limit=limit, on_batch=on_batch)
     for warning in measured.get("warnings", ()):
         say(f"Warning: {warning}")
     return measured

@@ -10,7 +10,7 @@ outputs (which are bound) allocate nothing. Everything comes from the graph alon
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from edge_bcs.targets.cost_model import Walk
@@ -186,16 +186,20 @@ def _categories(graph: Graph) -> dict[str, str]:
     return category
 
 
-def plan(replays: Mapping[str, Replay], buffers: Mapping[str, TensorType]) -> MemoryPlan:
+def plan(
+    replays: Mapping[str, Replay], buffers: Mapping[str, TensorType], apart: Collection[str] = ()
+) -> MemoryPlan:
     """Plan an artifact.
 
     Args:
         replays: phase → what its graph needs.
         buffers: those that are bound to the graphs, see ``Network.buffers``.
+        apart: phases that no training runs, and whose peak is not its.
     """
     sizes = {name: buffer.bytes for name, buffer in buffers.items()}
     phases = {name: _phase(name, replay, sizes) for name, replay in replays.items()}
-    return MemoryPlan(max(phase.peak_bytes for phase in phases.values()), sizes, phases)
+    counted = [phase.peak_bytes for name, phase in phases.items() if name not in apart]
+    return MemoryPlan(max(counted), sizes, phases)
 
 
 def _phase(name: str, replay: Replay, sizes: Mapping[str, int]) -> Phase:

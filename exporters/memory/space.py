@@ -141,7 +141,7 @@ class Space:
         """Layers dense enough for the dense kernels that this machine nevertheless runs faster without."""
         saved: dict[str, float] = defaultdict(float)
         runs = self.job.runs(micro_batch)
-        for name in runs:
+        for name in self.phases:
             for dense in self.phases[name].dense.values():
                 saved[dense.module] += runs[name] * dense.saving
         return frozenset(module for module, seconds in saved.items() if seconds > 0)
@@ -158,7 +158,7 @@ class Space:
             rewritten = self.sketch.rewritten(choice.storage)
             totals["training"], seconds["training"] = self._rewritten(choice, rewritten, seconds["training"])
         runs = self.job.runs(choice.micro_batch)
-        each = sum(runs[name] * seconds[name] for name in runs) / self.job.batch_size
+        each = sum(runs[name] * seconds[name] for name in self.phases) / self.job.batch_size
         peak = max(self.bound_bytes, *(int(total.max()) for total in totals.values()))
         return Figures(choice, peak, each, totals, rewritten)
 
@@ -266,7 +266,8 @@ class Space:
         )
         start = replace(self.unchanged.choice, sparse=without_dense)
         fixed = self.measure(start)
-        floor = max(self.bound_bytes, *(int(fixed.totals[phase].max()) for phase in ("attack", "eval")))
+        others = self.phases.keys() - {"training"}
+        floor = max(self.bound_bytes, *(int(fixed.totals[phase].max()) for phase in others))
         best = fixed
         if of_one_branch is None:
             costs = {tensor: self._repetition(tensor) for tensor in self.stacks}

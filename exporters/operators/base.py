@@ -39,6 +39,7 @@ ACTIVATIONS = "activations in passing"
 KEPT = "activations kept for backward"
 GRADIENTS_IN_FLIGHT = "gradients in flight"
 SCALE_AND_SHIFT = "scale and shift"
+LISTS = "lists"
 WORKSPACE = "workspace"
 """Categories of a memory report; what the backward pass reads of ``ACTIVATIONS`` becomes ``KEPT``."""
 

@@ -32,9 +32,8 @@ from .elementwise import masked_before
 
 if TYPE_CHECKING:
     from ..autodiff import Gradients, Tape
-    from ..forward import Branch
+    from ..forward import Branch, Lowering
     from ..fusion import FusedLayer
-    from ..network import Network
 
 
 DEPTHWISE = "depthwise"
@@ -205,7 +204,7 @@ class _Forward(_Convolutional):
     repetition = "product"
     takes = frozenset({"norm", "addition", "activation"})
 
-    def place(self, layer: Convolution, network: Network) -> tuple[dict[str, str], dict[str, Any]]:
+    def place(self, layer: Convolution, lowering: Lowering) -> tuple[dict[str, str], dict[str, Any]]:
         """Inputs and attributes that say where the weights are, and how they are visited: "sparse" or not."""
         raise NotImplementedError
 
@@ -238,7 +237,7 @@ class _Forward(_Convolutional):
         residual = branch.residual(fused)
         if residual:
             branch.graph.halos.equal(residual, y)
-        inputs, place = self.place(layer, branch.network)
+        inputs, place = self.place(layer, branch.lowering)
         inputs |= {"x": x, "affine": branch.affine if fused.slot else "", "residual": residual}
         attributes: dict[str, Any] = {
             **place,
@@ -365,15 +364,17 @@ class Conv(_Forward):
         ),
     )
 
-    def place(self, layer: Convolution, network: Network) -> tuple[dict[str, str], dict[str, Any]]:
-        kernel = network.kernels[layer.module]
+    def place(self, layer: Convolution, lowering: Lowering) -> tuple[dict[str, str], dict[str, Any]]:
+        kernel, lists = lowering.network.kernels[layer.module], lowering.lists
+        forward, backwards = lists.pointers[layer.module]
         attributes = {
             "layer_offset": kernel.offset,
-            "forward_pointer": kernel.forward,
-            "transpose_pointer": kernel.transpose,
+            "forward_pointer": forward,
+            "transpose_pointer": backwards,
             "algorithm": "sparse" if layer.groups > 1 else kernel.algorithm,
+            **({"transposed": lists.transposed} if lists.partial else {}),
         }
-        return {"value": "coo.value", "lists": "coo.lists"}, attributes
+        return {"value": "coo.value", "lists": lowering.lists_tensor}, attributes
 
     def kernel_learns(self, node: Node, learned: Learned) -> bool:
         return node.attributes["layer_offset"] in learned.kernels
@@ -434,8 +435,8 @@ class DenseConv(_AllWeights, _Forward):
         ),
     )
 
-    def place(self, layer: Convolution, network: Network) -> tuple[dict[str, str], dict[str, Any]]:
-        weight = network.dense[f"{layer.module}.weight"]
+    def place(self, layer: Convolution, lowering: Lowering) -> tuple[dict[str, str], dict[str, Any]]:
+        weight = lowering.network.dense[f"{layer.module}.weight"]
         return {"dense": "dense.value"}, {"weight": weight.offset, "algorithm": "dense"}
 
     def kernel_learns(self, node: Node, learned: Learned) -> bool:

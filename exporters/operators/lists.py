@@ -6,7 +6,7 @@ from __future__ import annotations
 from edge_bcs.targets.cost_model import Walk
 
 from ..nodes import Node
-from .base import Connections, Operator, Port, Types
+from .base import LISTS, Connections, Operator, Port, Types
 
 
 class BuildLists(Operator):
@@ -14,6 +14,29 @@ class BuildLists(Operator):
 
     inputs = (Port("index", "i32"), Port("lists", "i32"))
     outputs = (Port("lists_out", "i32", shares="lists"),)
+
+    def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
+        return (Walk("lists", types[node.inputs[0]].dims[0]),)
+
+
+_INTEGERS = 14  # of a layer
+
+
+def _whole(node: Node, types: Types) -> tuple[int, ...]:
+    flat, length = node.attributes["layers"], 3 * types[node.inputs[0]].dims[0]
+    for first in range(0, len(flat), _INTEGERS):
+        outputs, channels, strides = flat[first + 1], flat[first + 2], flat[first + 5 : first + 7]
+        length += outputs + 1 + channels * strides[0] * strides[1] + 1
+    return (length,)
+
+
+class MakeLists(Operator):
+    """The same of all layers, in memory of their own: for an attack that training does without."""
+
+    inputs = (Port("index", "i32"),)
+    outputs = (Port("lists", "i32", dims=_whole),)
+    category = LISTS
+    early = True
 
     def walks(self, node: Node, types: Types, connections: Connections) -> tuple[Walk, ...]:
         return (Walk("lists", types[node.inputs[0]].dims[0]),)

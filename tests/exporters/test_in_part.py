@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from edge_bcs.exporters.compiler import compile_network
 from edge_bcs.exporters.memory.choice import Job
 from edge_bcs.exporters.network import network_of
 from edge_bcs.exporters.operators.base import KEPT
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.budget import BudgetExceeded
 from helpers.in_part import PARTS, SHAPE, mobile
 from helpers.networks import torch_gradients
 
@@ -156,7 +158,7 @@ def test_norms_that_are_trained_take_the_statistics_of_the_batch(part: str, tmp_
     with Trainer(artifact, threads=1) as trainer:
         trainer.step(x, y)
         after = trainer.state()
-        trainer.evaluate((x, y), attack_steps=1)
+        trainer.evaluate((x, y), attack_steps=0)
         assert trainer.peak_bytes == artifact.predicted_peak_bytes
     moved = {norm["name"]: before["batchnorm.mean"][norm["offset"] :][: norm["channels"]].tolist()
              != after["batchnorm.mean"][norm["offset"] :][: norm["channels"]].tolist()
@@ -175,7 +177,7 @@ def test_what_is_not_trained_keeps_its_bits_and_the_rest_learns(part: str, tmp_p
             for _ in range(20):
                 trainer.step(x, y)
             states.append(trainer.state())
-            trainer.evaluate((x, y), attack_steps=1)
+            trainer.evaluate((x, y), attack_steps=0)
             assert trainer.peak_bytes == artifact.predicted_peak_bytes
     assert all(np.array_equal(states[0][name], states[1][name]) for name in before)
     after, trained = states[0], artifact.trained
@@ -243,11 +245,11 @@ def test_the_backward_pass_ends_where_nothing_is_trained(tmp_path: Path) -> None
         assert not {"ConvGrad", "DenseConvGrad"} & set(back[part])
         assert back[part].count("ConvInputGrad") + back[part].count("DenseConvInputGrad") == 7
     assert back["bias"].count("ShiftGrad") == 7 and "AffineGrad" not in back["bias"]
-    # The attack goes through everything, whatever is trained.
-    attacks = [
+    # The attack goes through everything, whatever is trained; where a training has none, it brings its lists.
+    first, *attacks = (
         operators(Artifact.read(tmp_path / part.replace(":", "")), "attack") for part in ("all", *PARTS)
-    ]
-    assert all(attack == attacks[0] for attack in attacks)
+    )
+    assert all(attack == ["MakeLists", *first] for attack in attacks)
     update = {part: operators(Artifact.read(tmp_path / part.replace(":", "")), "optimizer") for part in PARTS}
     assert update["norm"] == update["bias"] == ["DenseStep"]
     assert update["head"] == ["RewireStep", "BuildLists", "DenseStep"]
@@ -288,8 +290,6 @@ def test_what_makes_no_sense_is_refused(part: str, statistics: str, message: str
 
 
 def test_a_network_without_norms_has_none_to_train(tmp_path: Path) -> None:
-    import torch
-
     bare = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.Flatten(), torch.nn.Linear(144, 5, bias=False)
     )
@@ -304,3 +304,46 @@ def test_too_small_a_budget_names_the_parts_that_would_fit(tmp_path: Path) -> No
         exported(tmp_path / "a", "all", memory=Memory(12_000, micro_batch=1))
     text = str(caught.value)
     assert "--train head: " in text and "--train last:2: " in text, text
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_natural_training_keeps_the_lists_that_its_gradients_go_through(part: str, tmp_path: Path) -> None:
+    sparse = mobile()
+    natural, attacked = (
+        exported(tmp_path / name, part, sparse, objective=name) for name in ("natural", "at")
+    )
+    kept = natural.manifest["train"]["transposed"]
+    through = {"head": 1, "last:2": 2, "last:4": 4}.get(part, len(natural.layers) - 1)
+    assert len(kept["layers"]) == through and "transposed" not in attacked.manifest["train"]
+    assert attacked.lists_length - natural.lists_length >= 2 * (natural.kappa - kept["kappa"])
+    assert natural.attack_bytes > attacked.predicted_peak_bytes - attacked.lists_length * 4
+    # It is evaluated under attack all the same, with the same answers, before and after connections moved.
+    x, y = batch(7)
+    under_attack = []
+    for artifact in (natural, attacked):
+        with Trainer(artifact, threads=1) as trainer:
+            under_attack.append(trainer.evaluate((x, y), attack_steps=3, epsilon=0.5))
+    assert under_attack[0] == under_attack[1]
+    with Trainer(natural, threads=1) as trainer:
+        for _ in range(3):
+            trainer.step(x, y)
+        answers, found = trainer.logits(x), trainer.evaluate((x, y), attack_steps=3, epsilon=0.5)
+        trainer.save(tmp_path / "run")
+    trained = edge_bcs.load(tmp_path / "run", mobile())
+    assert np.abs(answers - trained(torch.from_numpy(x)).detach().numpy()).max() < 1e-4
+    with Trainer(exported(tmp_path / "again", part, trained, objective="at"), threads=1) as trainer:
+        assert trainer.evaluate((x, y), attack_steps=3, epsilon=0.5) == found
+
+
+def test_an_attack_that_does_not_fit_is_refused_by_its_size(tmp_path: Path) -> None:
+    x, y = batch(3)
+    artifact = exported(tmp_path / "a", "head", objective="natural", images=1)
+    assert artifact.attack_bytes > artifact.predicted_peak_bytes
+    with Trainer(artifact, memory=artifact.predicted_peak_bytes, threads=1) as trainer:
+        trainer.step(x, y)
+        with pytest.raises(BudgetExceeded):
+            trainer.evaluate((x, y), attack_steps=1)
+        trainer.step(x, y)
+    with Trainer(artifact, memory=artifact.attack_bytes, threads=1) as trainer:
+        trainer.evaluate((x, y), attack_steps=1)
+        assert trainer.peak_bytes == artifact.attack_bytes

@@ -158,6 +158,36 @@ def test_dense_step_refuses(name: str, array: np.ndarray, message: str) -> None:
         run("DenseStep", inputs | {name: array}, {"value": F, "momentum": F})
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("having", [[0, 0, 0, 0, 0], [0, 1, 0, 1, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]])
+def test_lists_of_layers_that_no_gradient_goes_through(having: list[int], threads: int) -> None:
+    size, kappa = 523 + 6 * 3 * 6, 300
+    index = np.sort(np.random.default_rng(1).choice(size, kappa, replace=False)).astype(np.int32)
+    whole, forward, transpose = build_lists(index, GENERAL)
+    bounds = np.searchsorted(index, [*(one["offset"] for one in GENERAL), size])
+    inside = np.concatenate(
+        [np.full(last - first, flag) for first, last, flag in zip(bounds, bounds[1:], having, strict=False)]
+    )
+    row, place = (whole[kappa * n : kappa * (n + 1)][inside == 1] for n in (1, 2))
+    pointers = [whole[at : at + one["out_channels"] + 1] for at, one in zip(forward, GENERAL, strict=True)]
+    fewer = np.cumsum(
+        [0, *(0 if flag else b - a for a, b, flag in zip(bounds, bounds[1:], having, strict=False))]
+    )
+    for number, (at, one) in enumerate(zip(transpose, GENERAL, strict=True)):
+        count = one["in_channels"] * one["strides"][0] * one["strides"][1] + 1
+        if having[number]:
+            pointers.append(whole[at : at + count] - fewer[number])
+    expected = np.concatenate([whole[:kappa], row, place, *pointers])
+    attributes: dict[str, Any] = {"layers": general(GENERAL), "layer_integers": 14}
+    inputs = {"index": index, "lists": np.full(len(expected), -7, np.int32)}
+    made = run("BuildLists", inputs, {"lists": np.int32}, **attributes, transposed=having, threads=threads)
+    assert made["lists"].tolist() == expected.tolist()
+    made = run("MakeLists", {"index": index}, {"lists": np.int32}, **attributes, threads=threads)
+    assert made["lists"].tolist() == whole.tolist()
+    with pytest.raises(Exception, match="the attribute transposed has 2 numbers for 5 layers"):
+        run("BuildLists", inputs, {"lists": np.int32}, **attributes, transposed=[0, 1])
+
+
 def test_dense_step_of_a_part_leaves_the_rest_alone() -> None:
     generator = np.random.default_rng(0)
     value = generator.normal(size=9000).astype(F)

@@ -61,6 +61,16 @@ def test_momentum_is_that_of_what_is_trained(tmp_path: Path) -> None:
         ({"train": {"kappa": 6}}, "train.kappa must be a whole number from 0 to 5"),
         ({"train": {"kappa": -1}}, "train.kappa must be a whole number"),
         ({"train": {"layers": [], "dense": [], "kappa": 0}}, "names nothing that is trained"),
+        (
+            {"train": {"transposed": {"layers": ["linear"], "kappa": 2}}},
+            "lists_length is 41; its layers need 26",
+        ),
+        ({"train": {"transposed": {"layers": ["linear"], "kappa": 9}}}, "train.transposed.kappa must be"),
+        (
+            {"train": {"transposed": {"layers": ["other"], "kappa": 2}}},
+            "train.transposed.layers must be names",
+        ),
+        ({"train": {"transposed": 7}}, "train.transposed is not an object"),
         ({"version": 1}, "format version is 1, and it says of a part that is trained"),
         ({"version": 3}, "has artifact format 3 and this edge-bcs reads up to 2"),
         ({"version": True}, "unknown format version"),

@@ -49,7 +49,8 @@ class Connections {
  public:
   Connections(const Attributes& attributes, const ConvLayer& layer)
       : forward_pointer_(attributes.integer_in("forward_pointer", 0, most)),
-        transpose_pointer_(attributes.integer_in("transpose_pointer", 0, most)),
+        transpose_pointer_(attributes.integer_in("transpose_pointer", none, most)),
+        transposed_(attributes.integer_in("transposed", all, most, all)),
         skip_(attributes.integer_in("skip", all_trained, most, all_trained)) {
     require(layer.algorithm == Algorithm::sparse ||
                 (layer.groups == 1 && layer.algorithm != Algorithm::depthwise),
@@ -65,10 +66,11 @@ class Connections {
           value_(value.data()),
           kappa_(value.size()),
           skip_(self.skip_),
+          transposed_(self.transposed_ == all ? value.size() : self.transposed_),
           data_(lists.data()),
           forward_(lists.data() + self.forward_pointer_),
-          transpose_(lists.data() + self.transpose_pointer_) {
-      require(kappa_ <= most / 3 && 3 * kappa_ <= lists.size() &&
+          transpose_(self.transpose_pointer_ == none ? nullptr : lists.data() + self.transpose_pointer_) {
+      require(kappa_ <= most / 3 && transposed_ <= kappa_ && kappa_ + 2 * transposed_ <= lists.size() &&
                   self.forward_pointer_ + layer.y.channels + 1 <= lists.size() &&
                   self.transpose_pointer_ + layer.x.channels * layer.window.phases() + 1 <= lists.size(),
               "lists has ", lists.size(), " elements, too few for ", kappa_,
@@ -90,16 +92,18 @@ class Connections {
 
     // By input channel and phase; pointers of phase 0.
     Weights transpose(const float* scale) const {
+      require(transpose_ != nullptr,
+              "the layer has no transpose lists, which the gradient of its input reads");
       const std::int64_t count = layer_.x.channels * layer_.window.phases();
       Weights weights;
       SparseRows& rows = weights.rows;
       rows.pointer = transpose_;
       rows.step = layer_.window.phases();
       rows.entry = data_ + kappa_;
-      rows.position = data_ + 2 * kappa_;
+      rows.position = data_ + kappa_ + transposed_;
       rows.value = value_;
       rows.factor = scale;
-      check_pointers(rows.pointer, count, kappa_, "transpose");
+      check_pointers(rows.pointer, count, transposed_, "transpose");
       check_entries(rows.entry, rows.pointer[0], rows.pointer[count], layer_.y.channels,
                     layer_.window.positions(), "transpose_row");
       const EntryBounds largest =
@@ -135,7 +139,7 @@ class Connections {
    private:
     const ConvLayer& layer_;
     const float* value_;
-    std::int64_t kappa_, skip_;
+    std::int64_t kappa_, skip_, transposed_;  // the last: entries of the transpose lists
     const std::int32_t *data_, *forward_, *transpose_;
   };
 
@@ -144,8 +148,9 @@ class Connections {
   }
 
  private:
-  static constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max(), all_trained = -1;
-  std::int64_t forward_pointer_, transpose_pointer_, skip_;
+  static constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+  static constexpr std::int64_t all_trained = -1, all = -1, none = -1;
+  std::int64_t forward_pointer_, transpose_pointer_, transposed_, skip_;
 };
 
 // The weights of a layer in dense.value, [out, in / groups, kernel positions] from the attribute `weight`.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "ops/op.h"
@@ -46,6 +47,10 @@ struct Layer {
 // In channels are those of the whole input, also where the layer has groups. The phase of a kernel position is which of the
 // sy·sx interleaved images of the input it touches (Window::phase).
 //
+// Where no gradient goes through a layer it needs neither transpose lists nor their pointers: the attribute `transposed` has a 1
+// for each layer that has them and a 0 for the others, and M = κ + 2κ' + Σ(O + 1) + Σ'(I·sy·sx + 1), where κ' and Σ' are of the
+// former. Without it all have them.
+//
 // The attribute `layers` has 14 integers a layer: its offset, O, I, kernel height and width, strides sy and sx, the pads at the
 // top, left, bottom and right, dilations and groups; `layer_integers` is 14 then. Without it they are the seven of earlier
 // releases: offset, O, I, kernel height and width, stride, padding.
@@ -55,8 +60,9 @@ struct BuildLists {
   static constexpr std::array outputs{Port{"lists_out", int32, aliases(1)}};
 
   std::vector<Layer> layers;
-  std::int64_t positions = 0;  // N
-  std::int64_t pointers = 0;   // of all layers
+  std::vector<bool> transposed;  // the layers that have transpose lists
+  std::int64_t positions = 0;    // N
+  std::int64_t pointers = 0;     // of all layers
 
   explicit BuildLists(const Attributes& attributes) {
     const std::vector<std::int64_t> flat = attributes.integers("layers");
@@ -65,14 +71,18 @@ struct BuildLists {
             count, ", neither ", Layer::fewer_integers, " nor ", Layer::integers);
     require(!flat.empty() && flat.size() % count == 0, "the attribute layers has ", flat.size(),
             " numbers, not ", count, " for each layer");
+    const std::vector<std::int64_t> flags = attributes.integers("transposed", {});
+    require(flags.empty() || flags.size() == flat.size() / count, "the attribute transposed has ",
+            flags.size(), " numbers for ", flat.size() / count, " layers");
     for (std::size_t i = 0; i < flat.size(); i += count) {
+      transposed.push_back(flags.empty() || flags[i / count] != 0);
       const Layer layer = Layer::from(&flat[i], count);
       require(layer.in_range(), "layer ", layers.size(), " has a size out of range");
       require(layer.offset == positions, "layer ", layers.size(), " begins at ", layer.offset, ", not at ",
               positions);
       positions += layer.size();
       require(positions <= std::numeric_limits<std::int32_t>::max(), "the network has 2^31 weights or more");
-      pointers += layer.forward_pointers() + layer.transpose_pointers();
+      pointers += layer.forward_pointers() + (transposed.back() ? layer.transpose_pointers() : 0);
       layers.push_back(layer);
     }
   }
@@ -81,36 +91,69 @@ struct BuildLists {
     const auto index = context.input<std::int32_t>(0);
     const std::int64_t kappa = index.size();
     require(index.shape() == Shape{kappa}, "index is ", index.shape().text(), ", not a vector");
+    const std::vector<std::int64_t> places = checked(index);
     const auto length = context.input<std::int32_t>(1).shape();
-    require(length == Shape{3 * kappa + pointers}, "lists is ", length.text(), ", not [",
-            3 * kappa + pointers, "]");
+    require(length == Shape{size(kappa, places)}, "lists is ", length.text(), ", not [", size(kappa, places),
+            "]");
+    fill_all(context, index.data(), kappa, places, context.in_place<std::int32_t>(0, 1).data());
+  }
+
+  // Checks that the positions ascend, and returns where each layer's part of the transpose lists begins; last κ'.
+  std::vector<std::int64_t> checked(const Tensor<const std::int32_t>& index) const {
+    const std::int64_t kappa = index.size();
     int descending = 0;  // gathered without branching, so that the compiler uses vectors
     const std::int32_t* const places = index.data();
     for (std::int64_t t = 1; t < kappa; ++t) descending |= static_cast<int>(places[t - 1] >= places[t]);
     require(descending == 0 && (kappa == 0 || (index[0] >= 0 && index[kappa - 1] < positions)),
             "index is not strictly ascending in [0, ", positions, ")");
+    std::vector<std::int64_t> ends{0};
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      const auto [first, last] = range(layers[l], places, kappa);
+      ends.push_back(ends.back() + (transposed[l] ? last - first : 0));
+    }
+    return ends;
+  }
 
-    const auto lists = context.in_place<std::int32_t>(0, 1);
+  // M
+  std::int64_t size(std::int64_t kappa, const std::vector<std::int64_t>& places) const {
+    return kappa + 2 * places.back() + pointers;
+  }
+
+  void fill_all(const Context& context, const std::int32_t* index, std::int64_t kappa,
+                const std::vector<std::int64_t>& places, std::int32_t* lists) const {
     context.parallel_for(static_cast<std::int64_t>(layers.size()), [&](std::int64_t number) {
-      std::int32_t* forward_pointer = lists.data() + 3 * kappa;
+      std::int32_t* forward_pointer = lists + kappa + 2 * places.back();
       for (std::int64_t l = 0; l < number; ++l) forward_pointer += layers[l].forward_pointers();
       std::int32_t* transpose_pointer = forward_pointer;
       for (std::size_t l = number; l < layers.size(); ++l) transpose_pointer += layers[l].forward_pointers();
-      for (std::int64_t l = 0; l < number; ++l) transpose_pointer += layers[l].transpose_pointers();
-      fill(layers[number], index.data(), kappa, lists.data(), forward_pointer, transpose_pointer);
+      for (std::int64_t l = 0; l < number; ++l)
+        if (transposed[l]) transpose_pointer += layers[l].transpose_pointers();
+      const Transpose transpose{lists + kappa, lists + kappa + places.back(), transpose_pointer,
+                                places[number]};
+      fill(layers[number], index, kappa, lists, forward_pointer, transposed[number] ? &transpose : nullptr);
     });
   }
 
  private:
-  static void fill(const Layer& layer, const std::int32_t* index, std::int64_t kappa, std::int32_t* lists,
-                   std::int32_t* forward_pointer, std::int32_t* transpose_pointer) {
-    std::int32_t* forward_column = lists;
-    std::int32_t* transpose_row = lists + kappa;
-    std::int32_t* transpose_position = lists + 2 * kappa;
+  // The transpose lists, a layer's pointers into them, and where its part begins.
+  struct Transpose {
+    std::int32_t *row, *position, *pointer;
+    std::int64_t first;
+  };
+
+  // The connections of a layer, [first, last).
+  static std::pair<std::int64_t, std::int64_t> range(const Layer& layer, const std::int32_t* index,
+                                                     std::int64_t kappa) {
     const auto find = [&](std::int64_t position) {
       return std::lower_bound(index, index + kappa, position) - index;
     };
-    const std::int64_t first = find(layer.offset), last = find(layer.offset + layer.size());
+    return {find(layer.offset), find(layer.offset + layer.size())};
+  }
+
+  static void fill(const Layer& layer, const std::int32_t* index, std::int64_t kappa,
+                   std::int32_t* forward_column, std::int32_t* forward_pointer, const Transpose* transpose) {
+    const auto [first, last] = range(layer, index, kappa);
+    std::int32_t* const transpose_pointer = transpose == nullptr ? nullptr : transpose->pointer;
 
     std::array<std::int64_t, 256> phase{};
     for (std::int64_t k = 0; k < layer.window.positions(); ++k) phase[k] = layer.window.phase(k);
@@ -121,7 +164,7 @@ struct BuildLists {
 
     // Rows, and how many entries each slot has; counts are kept two places up, so that the running sums turn
     // into where each slot begins (one place up), and filling the slots turns that into the pointers.
-    std::fill_n(transpose_pointer, slots + 1, 0);
+    if (transpose != nullptr) std::fill_n(transpose_pointer, slots + 1, 0);
     std::int64_t rows = 0;
     const std::int64_t row_size = layer.row_size(), group_rows = layer.out_channels / layer.groups;
     const auto kernel = static_cast<std::uint32_t>(layer.window.positions());  // 32 bits divide faster
@@ -136,23 +179,46 @@ struct BuildLists {
       const auto in_row = static_cast<std::uint32_t>(position - row_start);
       const std::uint32_t in_group = in_row / kernel, channel = first_channel + in_group;
       forward_column[t] = static_cast<std::int32_t>(channel << 8 | (in_row - in_group * kernel));
+      if (transpose == nullptr) continue;
       const std::int64_t slot = slot_of(t);
       if (slot + 2 <= slots) ++transpose_pointer[slot + 2];
     }
     for (; rows <= layer.out_channels; ++rows) forward_pointer[rows] = static_cast<std::int32_t>(last);
-    transpose_pointer[0] = transpose_pointer[1] = static_cast<std::int32_t>(first);
+    if (transpose == nullptr) return;
+    transpose_pointer[0] = transpose_pointer[1] = static_cast<std::int32_t>(transpose->first);
     for (std::int64_t slot = 2; slot <= slots; ++slot) transpose_pointer[slot] += transpose_pointer[slot - 1];
 
     // In the order of the κ arrays, so that a slot's entries come by out channel and kernel position.
     for (std::int64_t row = 0; row < layer.out_channels; ++row)
       for (std::int64_t t = forward_pointer[row]; t < forward_pointer[row + 1]; ++t) {
         const std::int64_t place = transpose_pointer[slot_of(t) + 1]++;
-        transpose_row[place] = static_cast<std::int32_t>(row << 8 | (forward_column[t] & 255));
-        transpose_position[place] = static_cast<std::int32_t>(t);
+        transpose->row[place] = static_cast<std::int32_t>(row << 8 | (forward_column[t] & 255));
+        transpose->position[place] = static_cast<std::int32_t>(t);
       }
   }
 };
 const Register<BuildLists> build_lists;
+
+// The same lists, of all layers, in memory of their own: for a graph that is seldom run, which needs more of them than are kept.
+struct MakeLists {
+  static constexpr const char* name = "MakeLists";
+  static constexpr std::array inputs{Port{"index", int32}};
+  static constexpr std::array outputs{Port{"lists", int32}};
+
+  BuildLists built;
+
+  explicit MakeLists(const Attributes& attributes) : built(attributes) {}
+
+  void compute(Context& context) const {
+    const auto index = context.input<std::int32_t>(0);
+    const std::int64_t kappa = index.size();
+    require(index.shape() == Shape{kappa}, "index is ", index.shape().text(), ", not a vector");
+    const std::vector<std::int64_t> places = built.checked(index);
+    const auto lists = context.output<std::int32_t>(0, {built.size(kappa, places)});
+    built.fill_all(context, index.data(), kappa, places, lists.data());
+  }
+};
+const Register<MakeLists> make_lists;
 
 }  // namespace
 }  // namespace edge_bcs
