@@ -33,6 +33,7 @@ import numpy as np
 import edge_bcs
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import write_json
+from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.progress import say
 from edge_bcs.core.settings import Unlabelled
 from edge_bcs.data.dataset import ArrayDataset
@@ -126,7 +127,7 @@ def exported(settings: Settings, draw: int, objective: str, folder: Path) -> Non
         epsilon=settings.epsilon / 255, step_size=settings.epsilon / 255 / 4, steps=settings.attack_steps
     )
     common: dict[str, Any] = {"validate": False, "batch_size": settings.batch_size, "attack": attack}
-    first = objective == "natural"
+    first = not objective_named(objective).adversarial
     common["hyper"] = edge_bcs.Hyper(learning_rate=settings.first_rate if first else settings.learning_rate)
     common["batch_norm"] = "batch" if first else "frozen"
     common["input_shape"] = (3, settings.size, settings.size)

@@ -300,7 +300,7 @@ def timed(subject: Subject, cell: Cell) -> dict[str, Any]:
     model = created(subject.name)
     found: dict[str, Any] = {"threads": threads, "images": IMAGES, "attack_steps": ATTACK_STEPS}
     for objective, steps in {"natural": 0, "at": ATTACK_STEPS}.items():
-        if objective != "natural" and cell.size != CROSSED:
+        if steps and cell.size != CROSSED:
             continue
         with tempfile.TemporaryDirectory() as folder:
             artifact = subject.export(

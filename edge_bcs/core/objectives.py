@@ -56,8 +56,9 @@ class Objective:
 
     @property
     def learns_without_labels(self) -> bool:
-        """Whether an image with `NO_LABEL` teaches it something: the second term alone."""
-        return self.loss == "trades"
+        """Whether an image with `NO_LABEL` teaches it something: the second term alone, which compares two
+        answers, as the attack does."""
+        return self.two_branches and self.attack_loss == "kl"
 
     @property
     def adversarial(self) -> bool:
