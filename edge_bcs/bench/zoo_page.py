@@ -27,7 +27,7 @@ it holds less than 1 % of all weights.
 ## Gradients, bits and bytes at {zoo.CROSSED}²
 
 {_CHECKS.format(*zoo.DIVIDES, *zoo.LEAVES)}
-frozen and batch statistics. Of these cells there are
+frozen and batch statistics: twelve cells a network. Of those that are measured, there are
 
 - *gradients*: those in which the loss, the gradient of every parameter and that of the image differ from
   torch's in float64 by at most 10⁻⁴ of the tensor's norm, or by five times what rounding does there: what
