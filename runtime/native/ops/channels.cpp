@@ -65,17 +65,13 @@ struct Channels {
       parts.push_back(part.data());
     }
     const auto y = context.output<float>(0, out.shape(blocks));
-    for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
+    write_rows(context, out, y.data(), blocks,
+               [&](float* row, std::int64_t nb, std::int64_t c, std::int64_t i) {
       const Place place = places[static_cast<std::size_t>(c)];
-      const Stack& in = stacks[place.part];
-      for (std::int64_t row = 0; row < out.height; ++row) {
-        float* const to = y.data() + out.at(nb, c, row);
-        if (place.channel < 0)
-          std::fill_n(to, out.row(), 0.0f);
-        else
-          std::copy_n(parts[place.part] + in.at(nb, place.channel, row), out.row(), to);
-      }
-      out.zero_halo(y.data() + nb * out.block(), c);
+      if (place.channel < 0)
+        std::fill_n(row, out.row(), 0.0f);
+      else
+        std::copy_n(parts[place.part] + stacks[place.part].at(nb, place.channel, i), out.row(), row);
     });
   }
 };
@@ -100,21 +96,18 @@ struct ChannelsGrad {
     const std::int64_t blocks = from.blocks(dy, "dy");
     const Finish finish = gradient.finish(context, 1, 2, blocks);
     const auto dx = context.output<float>(0, to.shape(blocks));
-    for_planes(context, blocks, to.channels, [&](std::int64_t nb, std::int64_t c) {
+    write_rows(context, to, dx.data(), blocks,
+               [&](float* row, std::int64_t nb, std::int64_t c, std::int64_t y) {
       const auto& found = readers[static_cast<std::size_t>(c)];
-      for (std::int64_t y = 0; y < to.height; ++y) {
-        float* const row = dx.data() + to.at(nb, c, y);
-        const float* sum = row;
-        if (found.empty()) std::fill_n(row, to.row(), 0.0f);
-        if (found.size() == 1) sum = dy.data() + from.at(nb, found[0], y);
-        if (found.size() > 1) std::copy_n(dy.data() + from.at(nb, found[0], y), to.row(), row);
-        for (std::size_t i = 1; i < found.size(); ++i) {
-          const float* const more = dy.data() + from.at(nb, found[i], y);
-          for (std::int64_t j = 0; j < to.row(); ++j) row[j] += more[j];
-        }
-        finish(sum, 1, 0, row, nb, c, y);
+      const float* sum = row;
+      if (found.empty()) std::fill_n(row, to.row(), 0.0f);
+      if (found.size() == 1) sum = dy.data() + from.at(nb, found[0], y);
+      if (found.size() > 1) std::copy_n(dy.data() + from.at(nb, found[0], y), to.row(), row);
+      for (std::size_t i = 1; i < found.size(); ++i) {
+        const float* const more = dy.data() + from.at(nb, found[i], y);
+        for (std::int64_t j = 0; j < to.row(); ++j) row[j] += more[j];
       }
-      to.zero_halo(dx.data() + nb * to.block(), c);
+      finish(sum, 1, 0, row, nb, c, y);
     });
   }
 

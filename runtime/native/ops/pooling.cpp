@@ -140,14 +140,12 @@ struct MaxPool {
     const auto y = context.output<float>(0, out.shape(blocks));
     const auto choice =
         context.output<std::uint8_t>(1, {blocks, out.channels * out.height * out.width, lanes});
-    for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t oy = 0; oy < out.height; ++oy) {
-        const PoolRow row = pool_row(pooling, oy);
-        const float* window = x.data() + in.at(nb, c, 0) + pooling.down.begin(oy) * row.row;
-        row_kernels().max_pool(row, window, function, y.data() + out.at(nb, c, oy),
-                               choice ? choice.data() + choice_at(out, nb, c, oy) : nullptr);
-      }
-      out.zero_halo(y.data() + nb * out.block(), c);
+    write_rows(context, out, y.data(), blocks,
+               [&](float* to, std::int64_t nb, std::int64_t c, std::int64_t oy) {
+      const PoolRow row = pool_row(pooling, oy);
+      const float* window = x.data() + in.at(nb, c, 0) + pooling.down.begin(oy) * row.row;
+      row_kernels().max_pool(row, window, function, to,
+                             choice ? choice.data() + choice_at(out, nb, c, oy) : nullptr);
     });
   }
 };
@@ -217,21 +215,15 @@ struct AveragePool {
     const auto x = context.input<float>(0);
     const std::int64_t blocks = in.blocks(x, "x");
     const auto y = context.output<float>(0, out.shape(blocks));
-    for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      if (pooling.copies()) {
-        for (std::int64_t row = 0; row < out.height; ++row)
-          std::copy_n(x.data() + in.at(nb, c, row), in.row(), y.data() + out.at(nb, c, row));
-        return out.zero_halo(y.data() + nb * out.block(), c);
-      }
-      for (std::int64_t oy = 0; oy < out.height; ++oy) {
-        const float* const top = x.data() + in.at(nb, c, pooling.down.first(oy));
-        float* const to = y.data() + out.at(nb, c, oy);
-        if (pooling.across.widest() * in.lanes > piece / 2)
-          for (std::int64_t ox = 0; ox < out.width; ++ox) wide(top, oy, ox, to + ox * in.lanes);
-        else
-          for (std::int64_t ox = 0; ox < out.width;) ox = narrow(top, oy, ox, to);
-      }
-      out.zero_halo(y.data() + nb * out.block(), c);
+    write_rows(context, out, y.data(), blocks,
+               [&](float* to, std::int64_t nb, std::int64_t c, std::int64_t oy) {
+      const float* const top = x.data() + in.at(nb, c, pooling.down.first(oy));
+      if (pooling.copies())
+        std::copy_n(top, in.row(), to);
+      else if (pooling.across.widest() * in.lanes > piece / 2)
+        for (std::int64_t ox = 0; ox < out.width; ++ox) wide(top, oy, ox, to + ox * in.lanes);
+      else
+        for (std::int64_t ox = 0; ox < out.width;) ox = narrow(top, oy, ox, to);
     });
   }
 

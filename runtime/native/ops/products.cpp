@@ -65,10 +65,9 @@ struct Product {
     const std::int64_t blocks = a_stack.blocks(a, "a");
     const Factor b(context.input<float>(1), b_stack, blocks, "b");
     const auto y = context.output<float>(0, out.shape(blocks));
-    for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t row = 0; row < out.height; ++row)
-        b.times(a.data() + a_stack.at(nb, c, row), out.row(), y.data() + out.at(nb, c, row), nb, c, row);
-      out.zero_halo(y.data() + nb * out.block(), c);
+    write_rows(context, out, y.data(), blocks,
+               [&](float* row, std::int64_t nb, std::int64_t c, std::int64_t i) {
+      b.times(a.data() + a_stack.at(nb, c, i), out.row(), row, nb, c, i);
     });
   }
 };
@@ -95,13 +94,10 @@ struct ProductGrad {
     const Factor other(context.input<float>(1), other_stack, blocks, "other");
     const Finish finish = gradient.finish(context, 2, 3, blocks);
     const auto dx = context.output<float>(0, to.shape(blocks));
-    for_planes(context, blocks, to.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t y = 0; y < to.height; ++y) {
-        float* const row = dx.data() + to.at(nb, c, y);
-        other.times(dy.data() + from.at(nb, c, y), to.row(), row, nb, c, y);
-        finish(row, 1, 0, row, nb, c, y);
-      }
-      to.zero_halo(dx.data() + nb * to.block(), c);
+    write_rows(context, to, dx.data(), blocks,
+               [&](float* row, std::int64_t nb, std::int64_t c, std::int64_t y) {
+      other.times(dy.data() + from.at(nb, c, y), to.row(), row, nb, c, y);
+      finish(row, 1, 0, row, nb, c, y);
     });
   }
 };
@@ -188,10 +184,9 @@ struct Rescale {
     const std::int64_t blocks = in.blocks(x, "x");
     const auto y = context.output<float>(0, out.shape(blocks));
     const Finish finish{.count = out.row()};
-    for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t row = 0; row < out.height; ++row)
-        finish(x.data() + in.at(nb, c, row), factor, offset, y.data() + out.at(nb, c, row), nb, c, row);
-      out.zero_halo(y.data() + nb * out.block(), c);
+    write_rows(context, out, y.data(), blocks,
+               [&](float* row, std::int64_t nb, std::int64_t c, std::int64_t i) {
+      finish(x.data() + in.at(nb, c, i), factor, offset, row, nb, c, i);
     });
   }
 };
@@ -216,10 +211,9 @@ struct RescaleGrad {
     const std::int64_t blocks = from.blocks(dy, "dy");
     const Finish finish = gradient.finish(context, 1, 2, blocks);
     const auto dx = context.output<float>(0, to.shape(blocks));
-    for_planes(context, blocks, to.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t y = 0; y < to.height; ++y)
-        finish(dy.data() + from.at(nb, c, y), factor, 0, dx.data() + to.at(nb, c, y), nb, c, y);
-      to.zero_halo(dx.data() + nb * to.block(), c);
+    write_rows(context, to, dx.data(), blocks,
+               [&](float* row, std::int64_t nb, std::int64_t c, std::int64_t y) {
+      finish(dy.data() + from.at(nb, c, y), factor, 0, row, nb, c, y);
     });
   }
 };

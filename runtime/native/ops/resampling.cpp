@@ -66,19 +66,15 @@ struct Pad {
     const auto x = context.input<float>(0);
     const std::int64_t blocks = in.blocks(x, "x"), lanes = in.lanes;
     const auto y = context.output<float>(0, out.shape(blocks));
-    for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t oy = 0; oy < out.height; ++oy) {
-        float* const row = y.data() + out.at(nb, c, oy);
-        const bool inside = oy >= down.begin() && oy < down.end();
-        const std::int64_t begin = inside ? across.begin() : out.width,
-                           end = inside ? across.end() : out.width;
-        std::fill_n(row, begin * lanes, value);
-        if (begin < end)
-          std::copy_n(x.data() + in.at(nb, c, oy - down.before, begin - across.before), (end - begin) * lanes,
-                      row + begin * lanes);
-        std::fill_n(row + end * lanes, (out.width - end) * lanes, value);
-      }
-      out.zero_halo(y.data() + nb * out.block(), c);
+    write_rows(context, out, y.data(), blocks,
+               [&](float* row, std::int64_t nb, std::int64_t c, std::int64_t oy) {
+      const bool inside = oy >= down.begin() && oy < down.end();
+      const std::int64_t begin = inside ? across.begin() : out.width, end = inside ? across.end() : out.width;
+      std::fill_n(row, begin * lanes, value);
+      if (begin < end)
+        std::copy_n(x.data() + in.at(nb, c, oy - down.before, begin - across.before), (end - begin) * lanes,
+                    row + begin * lanes);
+      std::fill_n(row + end * lanes, (out.width - end) * lanes, value);
     });
   }
 };
@@ -104,21 +100,18 @@ struct PadGrad {
     const std::int64_t blocks = out.blocks(dy, "dy"), lanes = in.lanes;
     const Finish finish = gradient.finish(context, 1, 2, blocks);
     const auto dx = context.output<float>(0, in.shape(blocks));
-    for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t y = 0; y < in.height; ++y) {
-        float* const row = dx.data() + in.at(nb, c, y);
-        const std::int64_t oy = y + down.before, begin = across.begin(), end = across.end();
-        if (oy >= 0 && oy < out.height && begin < end) {
-          const std::int64_t left = begin - across.before, right = end - across.before;
-          std::fill_n(row, left * lanes, 0.0f);
-          std::copy_n(dy.data() + out.at(nb, c, oy, begin), (end - begin) * lanes, row + left * lanes);
-          std::fill_n(row + right * lanes, (in.width - right) * lanes, 0.0f);
-        } else {
-          std::fill_n(row, in.row(), 0.0f);
-        }
-        finish(row, 1, 0, row, nb, c, y);
+    write_rows(context, in, dx.data(), blocks,
+               [&](float* row, std::int64_t nb, std::int64_t c, std::int64_t y) {
+      const std::int64_t oy = y + down.before, begin = across.begin(), end = across.end();
+      if (oy >= 0 && oy < out.height && begin < end) {
+        const std::int64_t left = begin - across.before, right = end - across.before;
+        std::fill_n(row, left * lanes, 0.0f);
+        std::copy_n(dy.data() + out.at(nb, c, oy, begin), (end - begin) * lanes, row + left * lanes);
+        std::fill_n(row + right * lanes, (in.width - right) * lanes, 0.0f);
+      } else {
+        std::fill_n(row, in.row(), 0.0f);
       }
-      in.zero_halo(dx.data() + nb * in.block(), c);
+      finish(row, 1, 0, row, nb, c, y);
     });
   }
 };
@@ -201,30 +194,27 @@ struct Upsample {
     const auto x = context.input<float>(0);
     const std::int64_t blocks = in.blocks(x, "x");
     const auto y = context.output<float>(0, out.shape(blocks));
-    for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t oy = 0; oy < out.height; ++oy) {
-        const auto& rows = resampling.down[oy];
-        const float* const upper = x.data() + in.at(nb, c, rows.first);
-        const float* const lower = x.data() + in.at(nb, c, rows.second);
-        float* const to = y.data() + out.at(nb, c, oy);
-        with_lanes(in.lanes, [&](auto lanes) {
-          for (std::int64_t ox = 0; ox < out.width; ++ox) {
-            const auto& columns = resampling.across[ox];
-            const std::int64_t left = columns.first * lanes, right = columns.second * lanes;
-            float* const pixel = to + ox * lanes;
-            if (!resampling.linear) {
-              std::copy_n(upper + left, lanes, pixel);
-              continue;
-            }
-            for (std::int64_t b = 0; b < lanes; ++b)
-              pixel[b] =
-                  (1 - rows.weight) *
-                      ((1 - columns.weight) * upper[left + b] + columns.weight * upper[right + b]) +
-                  rows.weight * ((1 - columns.weight) * lower[left + b] + columns.weight * lower[right + b]);
+    write_rows(context, out, y.data(), blocks,
+               [&](float* to, std::int64_t nb, std::int64_t c, std::int64_t oy) {
+      const auto& rows = resampling.down[oy];
+      const float* const upper = x.data() + in.at(nb, c, rows.first);
+      const float* const lower = x.data() + in.at(nb, c, rows.second);
+      with_lanes(in.lanes, [&](auto lanes) {
+        for (std::int64_t ox = 0; ox < out.width; ++ox) {
+          const auto& columns = resampling.across[ox];
+          const std::int64_t left = columns.first * lanes, right = columns.second * lanes;
+          float* const pixel = to + ox * lanes;
+          if (!resampling.linear) {
+            std::copy_n(upper + left, lanes, pixel);
+            continue;
           }
-        });
-      }
-      out.zero_halo(y.data() + nb * out.block(), c);
+          for (std::int64_t b = 0; b < lanes; ++b)
+            pixel[b] =
+                (1 - rows.weight) *
+                    ((1 - columns.weight) * upper[left + b] + columns.weight * upper[right + b]) +
+                rows.weight * ((1 - columns.weight) * lower[left + b] + columns.weight * lower[right + b]);
+        }
+      });
     });
   }
 };
@@ -250,27 +240,24 @@ struct UpsampleGrad {
     const std::int64_t blocks = out.blocks(dy, "dy");
     const Finish finish = gradient.finish(context, 1, 2, blocks);
     const auto dx = context.output<float>(0, in.shape(blocks));
-    for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
-      for (std::int64_t y = 0; y < in.height; ++y) {
-        float* const row = dx.data() + in.at(nb, c, y);
-        with_lanes(in.lanes, [&](auto lanes) {
-          for (std::int64_t ix = 0; ix < in.width; ++ix) {
-            std::array<float, most_lanes> sum;
-            std::fill_n(sum.data(), lanes, 0.0f);
-            for (std::int64_t oy = down.begin(y); oy < down.end(y); ++oy) {
-              const float* const from = dy.data() + out.at(nb, c, oy);
-              const float of_row = down[oy].share(y);
-              for (std::int64_t ox = across.begin(ix); ox < across.end(ix); ++ox) {
-                const float share = of_row * across[ox].share(ix);
-                for (std::int64_t b = 0; b < lanes; ++b) sum[b] += share * from[ox * lanes + b];
-              }
+    write_rows(context, in, dx.data(), blocks,
+               [&](float* row, std::int64_t nb, std::int64_t c, std::int64_t y) {
+      with_lanes(in.lanes, [&](auto lanes) {
+        for (std::int64_t ix = 0; ix < in.width; ++ix) {
+          std::array<float, most_lanes> sum;
+          std::fill_n(sum.data(), lanes, 0.0f);
+          for (std::int64_t oy = down.begin(y); oy < down.end(y); ++oy) {
+            const float* const from = dy.data() + out.at(nb, c, oy);
+            const float of_row = down[oy].share(y);
+            for (std::int64_t ox = across.begin(ix); ox < across.end(ix); ++ox) {
+              const float share = of_row * across[ox].share(ix);
+              for (std::int64_t b = 0; b < lanes; ++b) sum[b] += share * from[ox * lanes + b];
             }
-            std::copy_n(sum.data(), lanes, row + ix * lanes);
           }
-        });
-        finish(row, 1, 0, row, nb, c, y);
-      }
-      in.zero_halo(dx.data() + nb * in.block(), c);
+          std::copy_n(sum.data(), lanes, row + ix * lanes);
+        }
+      });
+      finish(row, 1, 0, row, nb, c, y);
     });
   }
 };

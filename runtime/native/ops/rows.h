@@ -19,6 +19,15 @@ void for_planes(const Context& context, std::int64_t blocks, std::int64_t channe
   context.parallel_for(blocks * channels, [&](std::int64_t i) { body(i / channels, i % channels); });
 }
 
+// Calls body(row, nb, c, y) for every row of the stack `to` at `out`, which it writes, and zeroes the halo; planes in parallel.
+template <class Body>
+void write_rows(const Context& context, const Stack& to, float* out, std::int64_t blocks, const Body& body) {
+  for_planes(context, blocks, to.channels, [&](std::int64_t nb, std::int64_t c) {
+    for (std::int64_t y = 0; y < to.height; ++y) body(out + to.at(nb, c, y), nb, c, y);
+    to.zero_halo(out + nb * to.block(), c);
+  });
+}
+
 // The names under which files know activations, in the order of Function.
 inline constexpr const char* function_names[] = {"none",        "relu",    "relu6",    "leaky_relu",
                                                  "hardsigmoid", "sigmoid", "tanh",     "hardswish",
