@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "ops/epsilon.h"
 #include "ops/op.h"
 
 namespace edge_bcs {
@@ -22,11 +23,10 @@ struct Entries {
   std::int64_t slots = 0;  // A
   double epsilon;
 
-  explicit Entries(const Attributes& attributes) : epsilon(attributes.real("epsilon", 1e-5f)) {
+  explicit Entries(const Attributes& attributes) : epsilon(epsilon_from(attributes)) {
     const auto flat = attributes.integers("entries");
     require(!flat.empty() && flat.size() % 6 == 0, "the attribute entries has ", flat.size(),
             " numbers, not six for each entry");
-    require(epsilon > 0 && epsilon < 1, "epsilon is ", epsilon, ", not in (0, 1)");
     for (std::size_t i = 0; i < flat.size(); i += 6) {
       const Entry entry{flat[i], flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4], flat[i + 5]};
       require(entry.kind >= Entry::bias_only && entry.kind <= Entry::scaled && entry.channels >= 1 &&

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "ops/epsilon.h"
 #include "ops/lanes.h"
 #include "ops/op.h"
 #include "ops/rows.h"
@@ -11,12 +12,6 @@
 
 namespace edge_bcs {
 namespace {
-
-double epsilon_from(const Attributes& attributes) {
-  const double epsilon = attributes.real("epsilon", 1e-5f);
-  require(epsilon > 0 && epsilon < 1, "epsilon is ", epsilon, ", not in (0, 1)");
-  return epsilon;
-}
 
 // The gradients of scale and shift, where they are wanted: an optional input that an optional output continues.
 Slots::Bound<float> sums_in_place(const Context& context, const Slots& slots, std::size_t output,

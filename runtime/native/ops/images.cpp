@@ -43,7 +43,7 @@ void turn(const float* from, std::int64_t from_step, float* to, std::int64_t to_
 
 // Pixels of a row that are turned at once.
 constexpr std::int64_t turned_pixels = 16;
-using Turned = float[64][turned_pixels];
+using Turned = float[most_lanes][turned_pixels];
 
 // The geometry of a stack that holds f32 [n, C, H, W], and its number of batch blocks.
 struct Batch {
@@ -86,7 +86,7 @@ struct PackInput {
   std::vector<float> scale, shift;  // one a channel, or none
 
   explicit PackInput(const Attributes& attributes)
-      : lanes(attributes.integer_in("lanes", 1, 64)),
+      : lanes(attributes.integer_in("lanes", 1, most_lanes)),
         halo(attributes.integer_in("halo", 0, 256)),
         scale(attributes.reals("scale")),
         shift(attributes.reals("shift")) {
@@ -154,7 +154,8 @@ struct PgdStep {
   std::int64_t lanes, halo;
 
   explicit PgdStep(const Attributes& attributes)
-      : lanes(attributes.integer_in("lanes", 1, 64)), halo(attributes.integer_in("dx_halo", 0, 256)) {}
+      : lanes(attributes.integer_in("lanes", 1, most_lanes)),
+        halo(attributes.integer_in("dx_halo", 0, 256)) {}
 
   void compute(Context& context) const {
     const auto x = context.input<float>(1), dx = context.input<float>(2);

@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace edge_bcs {
+#include "ops/stack.h"
 
-inline constexpr std::int64_t most_lanes = 64;  // of a Stack
+namespace edge_bcs {
 
 // Calls body(lanes), where the number is a usual one as a constant, so that the compiler makes vectors of a loop over lanes.
 template <class Body>

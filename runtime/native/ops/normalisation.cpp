@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "ops/epsilon.h"
 #include "ops/op.h"
 #include "ops/rows.h"
 #include "ops/slots.h"
@@ -40,7 +41,7 @@ template <class Term>
 double channel_sum(const Stack& stack, std::int64_t blocks, const Samples& samples, const Term& term) {
   double total = 0;
   for (std::int64_t nb = 0; nb < blocks; ++nb) {
-    std::array<double, 64> lanes{};  // a Stack has at most 64
+    std::array<double, most_lanes> lanes{};
     for (std::int64_t y = 0; y < stack.height; ++y) {
       const auto row = term(nb, y);
       for (std::int64_t x = 0; x < stack.width; ++x)
@@ -84,9 +85,8 @@ struct BatchNorm {
         activation(activation_from(attributes)),
         update(attributes.flag("update", true)),
         momentum(attributes.real("momentum", 0.1f)),
-        epsilon(attributes.real("epsilon", 1e-5f)) {
+        epsilon(epsilon_from(attributes)) {
     require(momentum >= 0 && momentum <= 1, "momentum is ", momentum, ", not in [0, 1]");
-    require(epsilon > 0 && epsilon < 1, "epsilon is ", epsilon, ", not in (0, 1)");
   }
 
   void compute(Context& context) const {
@@ -209,7 +209,7 @@ struct BatchNormGrad {
       const auto slope = static_cast<float>(dscale / count) * inverse;
       const float scale = affine.scale[c] * inverse;
       for (std::int64_t nb = 0; nb < blocks; ++nb) {
-        std::array<float, 64> lane_scale;
+        std::array<float, most_lanes> lane_scale;
         for (std::int64_t b = 0; b < in.lanes; ++b) lane_scale[b] = samples.counts(nb, b) ? scale : 0.0f;
         for (std::int64_t i = 0; i < in.height; ++i) {
           const float* d = dy.data() + dy_stack.at(nb, c, i);

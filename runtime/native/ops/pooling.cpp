@@ -49,15 +49,10 @@ struct Windows {
 
 // Attributes kernel [kh, kw], strides [sh, sw] and pads [top, left, bottom, right]; artifacts of 0.1 have one number for
 // each: kernel, stride, padding.
-struct Pooling {
-  Stack in, out;
+struct Pooling : Maps {
   Windows down, across;
 
-  explicit Pooling(const Attributes& attributes) {
-    const auto read = [&](const char* name) { return attributes.integer(name); };
-    in =
-        Stack::checked(read("channels"), read("in_height"), read("in_width"), read("in_halo"), read("lanes"));
-    out = Stack::checked(in.channels, read("out_height"), read("out_width"), read("out_halo"), in.lanes);
+  explicit Pooling(const Attributes& attributes) : Maps(attributes) {
     const auto kernel = numbers<2>(attributes, "kernel", "kernel", 1, 1 << 14, 1),
                strides = numbers<2>(attributes, "strides", "stride", 1, 1 << 14, 1);
     const auto pads = numbers<4>(attributes, "pads", "padding", 0, 1 << 14, 0);

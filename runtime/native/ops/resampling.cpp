@@ -12,18 +12,6 @@
 namespace edge_bcs {
 namespace {
 
-// The geometry of an operator's input and output, with the channels of both.
-struct Maps {
-  Stack in, out;
-
-  explicit Maps(const Attributes& attributes) {
-    const auto read = [&](const char* name) { return attributes.integer(name); };
-    in =
-        Stack::checked(read("channels"), read("in_height"), read("in_width"), read("in_halo"), read("lanes"));
-    out = Stack::checked(in.channels, read("out_height"), read("out_width"), read("out_halo"), in.lanes);
-  }
-};
-
 // Padding along one axis of `size` pixels: `before` of them in front, or cut off where that is negative.
 struct Side {
   std::int64_t size, out, before;

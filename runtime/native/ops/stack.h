@@ -15,6 +15,8 @@
 
 namespace edge_bcs {
 
+inline constexpr std::int64_t most_lanes = 64;  // of a stack
+
 // The geometry of one stack; sizes in pixels, except `lanes`.
 struct Stack {
   std::int64_t channels = 1;
@@ -43,7 +45,7 @@ struct Stack {
     require(height >= 1 && height <= side && width >= 1 && width <= side, "a stack's image is ", height,
             " by ", width, " pixels, not in [1, ", side, "]");
     require(halo >= 0 && halo <= 256, "a stack's halo is ", halo, ", not in [0, 256]");
-    require(lanes >= 1 && lanes <= 64, "a stack has ", lanes, " lanes, not in [1, 64]");
+    require(lanes >= 1 && lanes <= most_lanes, "a stack has ", lanes, " lanes, not in [1, ", most_lanes, "]");
     return {channels, height, width, halo, lanes};
   }
 
@@ -103,6 +105,18 @@ struct Stack {
   Shape bits_shape(std::int64_t blocks) const { return {blocks, channels * height, bit_row()}; }
   std::int64_t bits_at(std::int64_t nb, std::int64_t c, std::int64_t y) const {
     return ((nb * channels + c) * height + y) * bit_row();
+  }
+};
+
+// The input and the output of an operator whose maps are of different sizes; both have the same channels.
+struct Maps {
+  Stack in, out;
+
+  explicit Maps(const Attributes& attributes) {
+    const auto read = [&](const char* name) { return attributes.integer(name); };
+    in =
+        Stack::checked(read("channels"), read("in_height"), read("in_width"), read("in_halo"), read("lanes"));
+    out = Stack::checked(in.channels, read("out_height"), read("out_width"), read("out_halo"), in.lanes);
   }
 };
 
