@@ -358,8 +358,10 @@ class Mutator {
       else
         attribute.reals[below(attribute.reals.size())] = special_float();
     } else if (attribute.kind == 2) {
-      static const char* const special[] = {"",     "sparse", "dense", "winograd", "depthwise",
-                                            "none", "sum",    "mean",  "VALID",    "x"};
+      static const char* const special[] = {"",          "sparse", "dense", "winograd",   "depthwise",
+                                            "none",      "relu",   "relu6", "leaky_relu", "hardsigmoid",
+                                            "sigmoid",   "tanh",   "silu",  "hardswish",  "gelu",
+                                            "gelu_tanh", "sum",    "mean",  "VALID",      "x"};
       attribute.text = special[below(std::size(special))];
     } else if (attribute.kind == 3 && (attribute.integers.empty() || below(10) == 0)) {
       if (below(2) == 0 && !attribute.integers.empty())

@@ -2,13 +2,15 @@
 
     EDGE_BCS_FUZZ_CORPUS=FOLDER pytest -p record_operators tests/native
 
-The smallest calls of every operator are kept; those of many thousand numbers teach a fuzzer nothing.
+The smallest calls of every operator are kept; those of many thousand numbers teach a fuzzer nothing. An
+operator of the library that no call reached is an error: the fuzzer would not find its name by itself.
 """
 
 # mypy: disable-error-code="dict-item"
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import struct
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edge_bcs.runtime.library import library_path
 from helpers import operators
 
 _LARGEST, _KEPT = 32 << 10, 40
@@ -124,10 +127,56 @@ def _more() -> Iterator[tuple[str, str, dict[str, Any], int, dict[str, Any]]]:
         yield "com.microsoft", "AveragePoolGrad", {"dY": pooled, "X": image}, 1, attributes
 
 
+def _declared() -> set[str]:
+    """The operators of the library's own domain."""
+    library = ctypes.CDLL(str(library_path()))
+    library.edge_bcs_operators.restype = ctypes.c_char_p
+    return {line.partition(" ")[0] for line in library.edge_bcs_operators().decode().splitlines()}
+
+
+def _dense_convolutions() -> Iterator[tuple[str, dict[str, Any], int, dict[str, Any]]]:
+    """Convolutions with all their weights there, of which the tests give them many: operator, inputs, number
+    of outputs, attributes."""
+    rng = np.random.default_rng(1)
+    for algorithm, groups, stride in (
+        ("dense", 1, 1),
+        ("dense", 2, 2),
+        ("winograd", 1, 1),
+        ("depthwise", 4, 2),
+    ):
+        lanes, size = (16, 4) if algorithm == "winograd" else (4, 5)
+        out = (size - 1) // stride + 1
+        weights, channels = rng.normal(size=4 * 4 // groups * 9).astype(np.float32), 4
+        images = rng.normal(size=(lanes, channels, size, size)).astype(np.float32)
+        results = rng.normal(size=(lanes, channels, out, out)).astype(np.float32)
+        x, dy = operators.pack(images, lanes, 1), operators.pack(results, lanes, 1)
+        affine = rng.normal(size=2 * channels).astype(np.float32)
+        attributes: dict[str, Any] = {
+            **{"in_channels": channels, "in_height": size, "in_width": size, "in_halo": 1, "lanes": lanes},
+            **{"out_channels": channels, "out_height": out, "out_width": out, "out_halo": 1},
+            **{"kernel": [3, 3], "strides": [stride] * 2, "pads": [1] * 4, "dilations": [1] * 2},
+            **{"groups": groups, "algorithm": algorithm, "weight": 0, "affine": 0, "activation": "relu6"},
+        }
+        given: dict[str, Any] = {"x": x, "value": weights, "affine": affine, "residual": dy}
+        yield "DenseConv", given, 3, attributes
+        attributes |= {"dy_halo": 1, "dx_halo": 1, "mask_kind": 2, "mask_activation": "relu6"}
+        given = {"dy": dy, "value": weights, "affine": affine, "addend": x}
+        given["mask"] = operators.pack_bits(images, lanes)
+        yield "DenseConvInputGrad", given, 1, attributes
+        sums = {"gradient": np.zeros_like(weights), "affine_grad": np.zeros_like(affine)}
+        given = {"dy": dy, "x": x, **{name: given[name] for name in list(given)[1:]}, **sums}
+        yield "DenseConvGrad", given, 3, attributes
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the smallest cases of each operator."""
     for domain, operator, inputs, outputs, attributes in _more():
         _cases[domain, operator].add(encode(domain, operator, inputs, [True] * outputs, attributes))
+    for operator, inputs, outputs, attributes in _dense_convolutions():
+        _cases["edge_bcs", operator].add(encode("edge_bcs", operator, inputs, [True] * outputs, attributes))
+    missing = _declared() - {operator for domain, operator in _cases if domain == "edge_bcs"}
+    if missing:
+        raise pytest.UsageError(f"no call of {', '.join(sorted(missing))} is small enough for the fuzzer.")
     folder = Path(os.environ["EDGE_BCS_FUZZ_CORPUS"])
     folder.mkdir(parents=True, exist_ok=True)
     for (_, operator), cases in _cases.items():

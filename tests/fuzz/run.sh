@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 python=$1 seconds=$2
 shift 2
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-readers="manifest state checkpoint archive onnx ort_checkpoint npz cifar tar compressed_tar image mat"
+readers="manifest state checkpoint archive onnx onnx_network ort_checkpoint npz cifar tar compressed_tar image mat"
 work=build/fuzz
 mkdir -p "$work/findings" "$work/logs"
 limits="-timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=512 -max_total_time=$seconds -print_final_stats=1"
@@ -22,7 +22,8 @@ operators() {
     cmake --build "$work" >"$work/logs/build" 2>&1 || { tail "$work/logs/build"; failed=1; return; }
   if [ ! -d "$work/corpus/operators" ]; then
     EDGE_BCS_FUZZ_CORPUS=$work/corpus/operators PYTHONPATH=$PYTHONPATH:tests:tests/fuzz \
-      "$python" -m pytest -q -p record_operators tests/native >"$work/logs/record" 2>&1
+      "$python" -m pytest -q -p record_operators tests/native >"$work/logs/record" 2>&1 ||
+      { tail -3 "$work/logs/record"; failed=1; }
   fi
   mkdir -p "$work/found/operators"
   run operators "$work/operators" "$work/found/operators" "$work/corpus/operators" -max_len=32768
