@@ -2,8 +2,9 @@
 
 Writes aims.json to the folder that is named (default results/networks): whole steps of MobileNetV2 and of
 ResNet-18 with the stem of ImageNet beside dense PyTorch (channels_last), in turn; what share of the memory's
-bandwidth depthwise kernels reach; and the working set of a small MobileNetV2 beside dense PyTorch's. Needs
-torchvision, so it runs in the environment of `make zoo`; minutes on two cores that do nothing else.
+bandwidth, measured before and after them, depthwise kernels reach; and the working set of a small MobileNetV2
+beside dense PyTorch's. Needs torchvision, so it runs in the environment of `make zoo`; minutes on two cores
+that do nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,6 @@ from edge_bcs.core.units import parse_bytes
 if TYPE_CHECKING:
     from torch import nn
 
-    from edge_bcs.bench.machine import Roof
     from edge_bcs.runtime.artifact import Artifact
 
 IMAGES, CLASSES, ATTACK_STEPS = 16, 10, 10
@@ -94,10 +95,10 @@ def whole_step(
     objective: str,
     threads: int,
     repetitions: int,
-    roof: Roof | None,
+    bandwidth: Callable[[], float] | None = None,
 ) -> dict[str, Any]:
-    """Seconds of steps of `IMAGES` images, ours and dense PyTorch's, in turn; with a ``roof`` also the share
-    of the memory's bandwidth that the depthwise operators reach."""
+    """Seconds of steps of `IMAGES` images, ours and dense PyTorch's, in turn; where ``bandwidth`` is given
+    also the share of the memory's that the depthwise operators reach."""
     import copy
 
     import torch
@@ -131,36 +132,38 @@ def whole_step(
         }
         with engine_with_batch(artifact, threads, batch.images, batch.labels) as engine:
             graphs = ("training", "attack") if steps else ("training",)
-            nodes = {graph: node_medians(engine, graph) for graph in graphs}
-        if roof is not None:
-            found["depthwise"] = depthwise(artifact, nodes, roof)
+            if bandwidth is not None:
+                found["depthwise"] = {}
+                for graph in graphs:
+                    before, seconds_of_nodes, after = bandwidth(), node_medians(engine, graph), bandwidth()
+                    found["depthwise"] |= depthwise(artifact, graph, seconds_of_nodes, (before + after) / 2)
     return found
 
 
-def depthwise(artifact: Artifact, nodes: dict[str, dict[str, float]], roof: Roof) -> dict[str, Any]:
+def depthwise(artifact: Artifact, graph: str, seconds: dict[str, float], bandwidth: float) -> dict[str, Any]:
     """Graph and operator → its depthwise nodes' bytes (that the planner says they move), seconds, and share
-    of the memory's bandwidth; and the smallest share of a node that takes a tenth of their time."""
+    of the memory's ``bandwidth``; and the smallest share of a node that takes a tenth of their time."""
     import onnx
 
+    planned = artifact.manifest["memory"]["phases"][graph]
+    moved = dict(zip(planned["nodes"], planned["bytes"], strict=True))
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for node in onnx.load_model_from_string(artifact.read_graph(graph)).graph.node:
+        groups = next((item.i for item in node.attribute if item.name == "groups"), 1)
+        if groups > 1:
+            rows.setdefault(f"{graph}.{node.op_type}", []).append((moved[node.name], seconds[node.name]))
     found: dict[str, Any] = {}
-    for graph, seconds in nodes.items():
-        planned = artifact.manifest["memory"]["phases"][graph]
-        moved = dict(zip(planned["nodes"], planned["bytes"], strict=True))
-        rows: dict[str, list[tuple[float, float]]] = {}
-        for node in onnx.load_model_from_string(artifact.read_graph(graph)).graph.node:
-            groups = next((item.i for item in node.attribute if item.name == "groups"), 1)
-            if groups > 1:
-                rows.setdefault(f"{graph}.{node.op_type}", []).append((moved[node.name], seconds[node.name]))
-        for kind, taken in rows.items():
-            amount, time_ = (sum(column) for column in zip(*taken, strict=True))
-            heavy = [bytes_ / second for bytes_, second in taken if second >= 0.1 * time_]
-            found[kind] = {
-                "nodes": len(taken),
-                "bytes": amount,
-                "seconds": time_,
-                "share": amount / time_ / roof.memory_bandwidth,
-                "worst_heavy_share": min(heavy) / roof.memory_bandwidth if heavy else None,
-            }
+    for kind, taken in rows.items():
+        amount, time_ = (sum(column) for column in zip(*taken, strict=True))
+        heavy = [bytes_ / second for bytes_, second in taken if second >= 0.1 * time_]
+        found[kind] = {
+            "nodes": len(taken),
+            "bytes": amount,
+            "seconds": time_,
+            "bandwidth": bandwidth,
+            "share": amount / time_ / bandwidth,
+            "worst_heavy_share": min(heavy) / bandwidth if heavy else None,
+        }
     return found
 
 
@@ -260,16 +263,17 @@ def main() -> None:
         "memory_bandwidth": roof.memory_bandwidth,
     }
     timing = options.threads, options.repetitions
+    bandwidth = partial(machine.memory_bandwidth, options.threads)
     network = mobilenet()
     pointwise = all_but_pointwise(network)
     parts: dict[str, Callable[[], Any]] = {
         "working_set": lambda: working_set(options.threads),
         "mobilenet_v2, natural": lambda: whole_step(
-            network, pointwise, 0.95, MOBILE, "natural", *timing, roof
+            network, pointwise, 0.95, MOBILE, "natural", *timing, bandwidth
         ),
-        "mobilenet_v2, at": lambda: whole_step(network, pointwise, 0.95, MOBILE, "at", *timing, roof),
-        "resnet18, dense stem": lambda: whole_step(resnet(), None, 0.99, STEM, "natural", *timing, None),
-        "resnet18, sparse stem": lambda: whole_step(resnet(), [], 0.99, STEM, "natural", *timing, None),
+        "mobilenet_v2, at": lambda: whole_step(network, pointwise, 0.95, MOBILE, "at", *timing, bandwidth),
+        "resnet18, dense stem": lambda: whole_step(resnet(), None, 0.99, STEM, "natural", *timing),
+        "resnet18, sparse stem": lambda: whole_step(resnet(), [], 0.99, STEM, "natural", *timing),
     }
     for name, measure in parts.items():
         if options.part not in name:

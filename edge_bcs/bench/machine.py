@@ -95,13 +95,11 @@ def measure(threads: int, seconds: float = 0.5) -> Roof:
     arithmetic, copies, loads = probes()
     with ThreadPoolExecutor(threads) as pool:
         cores = list(pool.map(lambda _: float(arithmetic(seconds)), range(threads)))
-        copied, loaded = (
-            [
-                (size, sum(pool.map(lambda _, s=size, p=probe: float(p(seconds, s)), range(threads))))
-                for size in sizes
-            ]
-            for probe, sizes in ((copies, COPIED), (loads, LOADED))
-        )
+        loaded = [
+            (size, sum(pool.map(lambda _, s=size: float(loads(seconds, s)), range(threads))))
+            for size in LOADED
+        ]
+    copied = [(size, copies(seconds, size, threads)) for size in COPIED]
     return Roof(
         processor=processor_name(),
         threads=threads,
@@ -113,9 +111,16 @@ def measure(threads: int, seconds: float = 0.5) -> Roof:
     )
 
 
+def memory_bandwidth(threads: int, seconds: float = 0.2) -> float:
+    """`Roof.memory_bandwidth` as it is now: neighbours on the same memory change it from minute to minute."""
+    _, copies, _ = probes()
+    return float(copies(seconds, MEMORY_BYTES, threads))
+
+
 def probes() -> tuple[Any, Any, Any]:
     """The operator library's functions that keep a core busy: arithmetic(seconds), operations a second;
-    copies(seconds, bytes), bytes read and written a second; loads(seconds, bytes), vectors a second."""
+    copies(seconds, bytes, threads), bytes read and written a second by that many threads together;
+    loads(seconds, bytes), vectors a second."""
     from edge_bcs.runtime.library import library_path
 
     library = ctypes.CDLL(str(library_path()))
@@ -124,9 +129,9 @@ def probes() -> tuple[Any, Any, Any]:
     )
     arithmetic.restype = bandwidth.restype = loads.restype = ctypes.c_double
     arithmetic.argtypes = [ctypes.c_double]
-    bandwidth.argtypes = [ctypes.c_double, ctypes.c_int64, ctypes.c_int]
+    bandwidth.argtypes = [ctypes.c_double, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
     loads.argtypes = [ctypes.c_double, ctypes.c_int64]
-    return arithmetic, lambda seconds, size: bandwidth(seconds, size, 1), loads
+    return arithmetic, lambda seconds, size, threads: float(bandwidth(seconds, size, 1, threads)), loads
 
 
 def processor_name() -> str:

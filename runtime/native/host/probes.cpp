@@ -1,11 +1,13 @@
-// Measures what the cores can do at most; the interface of edge_bcs/bench/machine.py. Each call measures one thread, so
-// several threads that call at once measure several cores at once.
+// Measures what the cores can do at most; the interface of edge_bcs/bench/machine.py. But for the bandwidth, which cores
+// share, each call measures one thread, so several threads that call at once measure several cores at once.
 
 #include <algorithm>
+#include <barrier>
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "ops/dispatch.h"
@@ -37,19 +39,51 @@ EDGE_BCS_EXPORT double edge_bcs_peak_arithmetic(double seconds) {
   return best_rate(seconds, [] { return edge_bcs::probe_kernels().multiply_adds(200000); });
 }
 
-// Bytes a second over buffers of so many bytes: read (copy = 0), or read and written (copy = 1, both counted).
-EDGE_BCS_EXPORT double edge_bcs_peak_bandwidth(double seconds, std::int64_t bytes, int copy) {
-  const std::int64_t count = bytes / static_cast<std::int64_t>(sizeof(float)) / (copy ? 2 : 1);
-  std::vector<float> from(static_cast<std::size_t>(count), 1.0f), to(copy ? from.size() : 0, 0.0f);
-  return best_rate(seconds, [&] {
-    if (copy) {
-      edge_bcs::probe_kernels().copy(from.data(), to.data(), count);
-    } else {
-      volatile float kept = edge_bcs::probe_kernels().sum(from.data(), count);
-      static_cast<void>(kept);
-    }
-    return count * static_cast<std::int64_t>(sizeof(float)) * (copy ? 2 : 1);
+// Bytes a second that so many threads together move within so many bytes each: read (copy = 0), or read and written (copy = 1,
+// both counted). They begin and end every round together, and the best round counts: each by itself would take its best moment
+// while others wait.
+EDGE_BCS_EXPORT double edge_bcs_peak_bandwidth(double seconds, std::int64_t bytes, int copy, int threads) {
+  constexpr std::int64_t at_least = 256 << 20;  // bytes of a round, so that meeting costs little
+  const std::int64_t sides = copy != 0 ? 2 : 1, count = bytes / static_cast<std::int64_t>(sizeof(float)) / sides;
+  const std::int64_t passes = std::max<std::int64_t>(1, at_least / bytes);
+  const auto moved = static_cast<double>(threads * passes * count * sides) * sizeof(float);
+  double best = 0, began = 0, end = 0;
+  bool over = false;
+  std::barrier meeting(threads, [&]() noexcept {
+    const double now = seconds_now();
+    if (end == 0)
+      end = now + seconds;
+    else
+      best = std::max(best, moved / std::max(now - began, 1e-9));
+    began = now;
+    over = best > 0 && now >= end;
   });
+  const auto work = [&](float* from, float* to) {
+    std::fill_n(from, count, 1.0f);
+    if (to != nullptr) std::fill_n(to, count, 0.0f);
+    for (meeting.arrive_and_wait(); !over; meeting.arrive_and_wait())
+      for (std::int64_t pass = 0; pass < passes; ++pass) {
+        if (to != nullptr) {
+          edge_bcs::probe_kernels().copy(from, to, count);
+        } else {
+          volatile float kept = edge_bcs::probe_kernels().sum(from, count);
+          static_cast<void>(kept);
+        }
+      }
+  };
+  // Each thread touches its memory first.
+  std::vector<std::unique_ptr<float[]>> memory;
+  for (std::int64_t i = 0; i < threads * sides; ++i)
+    memory.push_back(std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(count)));
+  const auto of = [&](int thread) {
+    const auto first = static_cast<std::size_t>(thread * sides);
+    work(memory[first].get(), copy != 0 ? memory[first + 1].get() : nullptr);
+  };
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(of, thread);
+  of(0);
+  for (std::thread& other : others) other.join();
+  return best;
 }
 
 // Multiply-adds of vectors a second that each load their vector from a working set of so many bytes, in the order in which
