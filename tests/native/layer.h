@@ -78,6 +78,7 @@ struct Layer {
   int mask = 0;  // 0 none, 1 floats, 2 bits
   std::vector<std::int32_t> pointer{0}, entry, position;
   Floats input, value, scale, shift, addend, mask_floats, factor, dy, before;
+  Floats planes;  // weights of a depthwise walk: max_taps for each plane of the side that has more
   std::vector<std::uint8_t> mask_bits;
 
   std::string text() const {
@@ -96,8 +97,8 @@ struct Layer {
   // The same layer with the absolute value of every number.
   Layer magnitudes() const {
     Layer layer = *this;
-    for (Floats* floats :
-         {&layer.input, &layer.value, &layer.scale, &layer.shift, &layer.addend, &layer.factor, &layer.dy})
+    for (Floats* floats : {&layer.input, &layer.value, &layer.scale, &layer.shift, &layer.addend,
+                           &layer.factor, &layer.dy, &layer.planes})
       make_absolute(*floats);
     std::fill(layer.before.begin(), layer.before.end(), 0.0f);
     layer.activation = {};
@@ -185,7 +186,13 @@ void fill(Layer& layer, Random& random, std::int64_t filled, const Densities& de
     sized(*floats, walk.blocks * layer.out.block());
   for (Floats* floats : {&layer.scale, &layer.shift}) sized(*floats, walk.rows);
   sized(layer.factor, walk.channels);
+  Random own(static_cast<unsigned>(walk.rows));  // what the layers are does not depend on these
+  layer.planes.resize(static_cast<std::size_t>(std::max(walk.channels, walk.rows) * max_taps));
+  for (float& f : layer.planes) f = own.number();
   sized(layer.before, static_cast<std::int64_t>(layer.value.size()) + 2 * walk.rows);
+  // Room for depthwise_products'.
+  layer.before.resize(std::max(layer.before.size(), static_cast<std::size_t>(walk.rows * (walk.taps + 1))),
+                      1);
   layer.mask_bits.resize(static_cast<std::size_t>(walk.blocks * walk.bits_block));
   for (auto& byte : layer.mask_bits) byte = static_cast<std::uint8_t>(random.in(0, 255));
 }
@@ -207,10 +214,10 @@ inline SparseRows rows_of(const Layer& layer, bool indirect) {
   return rows;
 }
 
-inline Result walk_with(const ConvKernels& kernels, const Layer& layer, bool dense, float before) {
+// The layer's walk with everything that it reads, into a result that it writes.
+inline Walk writing_walk(const Layer& layer, Result& result, float before) {
   Walk walk = layer.walk;
-  const SparseRows rows = rows_of(layer, true);
-  Result result{Floats(static_cast<std::size_t>(walk.blocks * layer.out.block()), before), {}, {}};
+  result.floats.assign(static_cast<std::size_t>(walk.blocks * layer.out.block()), before);
   result.bits.assign(layer.mask_bits.size(), 0xA5);
   walk.input = layer.input.data() + layer.in.origin();
   walk.output = result.floats.data() + layer.first_out();
@@ -229,6 +236,13 @@ inline Result walk_with(const ConvKernels& kernels, const Layer& layer, bool den
   }
   if (layer.mask == 2) walk.mask_bits = layer.mask_bits.data() + layer.phase_y * layer.bit_row();
   if (layer.writes_bits) walk.bits = result.bits.data();
+  return walk;
+}
+
+inline Result walk_with(const ConvKernels& kernels, const Layer& layer, bool dense, float before) {
+  Result result;
+  const Walk walk = writing_walk(layer, result, before);
+  const SparseRows rows = rows_of(layer, true);
   if (!dense) {
     for (std::int64_t i = 0, count = kernels.sparse_tasks(walk, rows); i < count; ++i)
       kernels.sparse(walk, rows, i);
@@ -240,6 +254,49 @@ inline Result walk_with(const ConvKernels& kernels, const Layer& layer, bool den
     kernels.pack(walk, {.rows = rows}, packed.data(), i);
   for (std::int64_t i = 0, count = kernels.dense_tasks(walk); i < count; ++i)
     kernels.dense(walk, packed.data(), i);
+  return result;
+}
+
+// Image rows of a band in which depthwise kernels are called here, so that they begin and end anywhere.
+inline constexpr std::int64_t band_rows = 3;
+
+// Calls body(row, begin, end) for the bands of all output planes in every block.
+template <class Body>
+void for_bands(const Walk& walk, const Body& body) {
+  for (std::int64_t row = 0; row < walk.rows; ++row)
+    for (std::int64_t block = 0; block < walk.blocks; ++block)
+      for (std::int64_t y = 0; y < walk.height; y += band_rows)
+        body(row, block * walk.height + y, block * walk.height + std::min(walk.height, y + band_rows));
+}
+
+// The walk as a depthwise one; the planes of one side must be a multiple of the other's.
+inline Result depthwise_with(const ConvKernels& kernels, const Layer& layer, bool, float before) {
+  Result result;
+  const Walk walk = writing_walk(layer, result, before);
+  Weights weights;
+  weights.all = layer.planes.data();
+  weights.row_step = max_taps;
+  if (layer.factors && walk.channels >= walk.rows) weights.factor = layer.factor.data();
+  for_bands(walk, [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
+    kernels.depthwise(walk, weights, row, begin, end);
+  });
+  return result;
+}
+
+// The sums of which a depthwise layer's gradients are made, taps + 1 for each row, added to what there was.
+inline Result products_with(const ConvKernels& kernels, const Layer& layer, bool, float before) {
+  Walk walk = layer.walk;
+  walk.input = layer.input.data() + layer.in.origin();
+  Result result{layer.before, {}, {}};
+  if (before == 0) std::fill(result.floats.begin(), result.floats.end(), 0.0f);
+  const std::int64_t each = walk.taps + 1;
+  std::vector<double> sums(result.floats.begin(), result.floats.begin() + walk.rows * each);
+  for_bands(walk, [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
+    kernels.depthwise_products(walk, layer.dy.data() + layer.first_out(), row, begin, end,
+                               sums.data() + row * each);
+  });
+  std::transform(sums.begin(), sums.end(), result.floats.begin(),
+                 [](double sum) { return static_cast<float>(sum); });
   return result;
 }
 

@@ -22,7 +22,7 @@ def test_every_kernel_equals_the_scalar_one(variant: str) -> None:
     assert [line.split(":")[0] for line in lines] == [
         f"{variant} {kernel}"
         for kernel in (
-            "sparse", "dense", "gradient", "dense_gradient",
+            "sparse", "dense", "gradient", "dense_gradient", "depthwise", "depthwise_products",
             "combine", "sums", "max_pool", "max_pool_gradient", "normals",
         )
     ]  # fmt: skip

@@ -24,11 +24,15 @@ struct Activation {
   float slope = 0;  // of leaky_relu
 };
 
-// Whether both are ReLU or nothing, which kernels do where they stand; the others are a call.
+// Whether both are ReLU or nothing.
 constexpr bool only_relu(const Activation& first, const Activation& second) {
   return (static_cast<unsigned>(first.function) | static_cast<unsigned>(second.function)) <=
          static_cast<unsigned>(Function::relu);
 }
+
+// Whether the function cuts off below 0, or below 0 and above 6, or does nothing: kernels of convolutions do these where they
+// stand; the others are a call.
+constexpr bool clips(Function function) { return function <= Function::relu6; }
 
 // Whether the derivative is made from what the function was applied to. Where not, the function's result is enough.
 constexpr bool derived_from_input(Function function) { return function >= Function::hardswish; }

@@ -171,16 +171,18 @@ inline constexpr int most_sums = registers == 32 ? 25 : 9;
 // Vectors that are added up in float before the sums go on in double.
 inline constexpr std::int64_t vectors_in_float = 128;
 
-// Adds to `totals` the dot products of a dy plane with the input at the N places of `taps`, and to `total` the plane's sum,
-// over image rows [begin, end) of one block.
+// Adds to `sums` the dot products of image rows [begin, end) of a block of dy with the input at the first N of the kernel
+// positions `taps`, and to `total` the sum of those rows.
 template <int VL, bool strided, int N>
 void add_products(const Walk& walk, const float* dy, const float* input, const std::uint8_t* taps,
-                  std::int64_t begin, std::int64_t end, double* totals, double& total) {
+                  std::int64_t begin, std::int64_t end, double* sums, double& total) {
+  static_assert(N % 8 == 1);
   const std::int64_t vectors = walk.width * walk.lanes / VL, parts = walk.lanes / VL;
   const float* from[N];
 #pragma GCC unroll 32
   for (int i = 0; i < N; ++i) from[i] = input + walk.tap[taps[i]];
-  Vector<VL> products[N] = {}, sum{};
+  // Those of the positions, and the sum of dy.
+  Vector<VL> products[N + 1] = {};
   for (std::int64_t y = begin; y < end; ++y) {
     const float* const row = dy + y * walk.output_row;
     std::int64_t at = y * walk.input_row, part = 0;
@@ -188,7 +190,7 @@ void add_products(const Walk& walk, const float* dy, const float* input, const s
       const Vector<VL> gradient = load<VL>(row + v * VL);
       __builtin_prefetch(row + v * VL + floats_ahead, 0, 2);
       __builtin_prefetch(from[N - 1] + at + floats_ahead, 0, 2);
-      sum += gradient;
+      products[N] += gradient;
 #pragma GCC unroll 32
       for (int i = 0; i < N; ++i) products[i] += gradient * load<VL>(from[i] + at);
       if constexpr (strided) {
@@ -199,46 +201,40 @@ void add_products(const Walk& walk, const float* dy, const float* input, const s
       }
     }
   }
-  float lanes[N] = {}, own[1] = {};
-#pragma GCC unroll 32
-  for (int i = 0; i < N; ++i) {
-    const Vector<VL> one[1] = {products[i]};
-    add_lane_sums<VL, 1>(lanes + i, one);
+  float lanes[N + 1] = {};
+#pragma GCC unroll 4
+  for (int i = 0; i + 8 < N; i += 8) {
+    const Vector<VL> some[8] = {products[i],     products[i + 1], products[i + 2], products[i + 3],
+                                products[i + 4], products[i + 5], products[i + 6], products[i + 7]};
+    add_lane_sums<VL, 8>(lanes + i, some);
   }
-  const Vector<VL> one[1] = {sum};
-  add_lane_sums<VL, 1>(own, one);
-  for (int i = 0; i < N; ++i) totals[i] += static_cast<double>(lanes[i]);
-  total += static_cast<double>(own[0]);
+  const Vector<VL> last[2] = {products[N - 1], products[N]};
+  add_lane_sums<VL, 2>(lanes + N - 1, last);
+  for (int i = 0; i < N; ++i) sums[i] += static_cast<double>(lanes[i]);
+  total += static_cast<double>(lanes[N]);
 }
 
+// The same for all kernel positions.
 template <int VL, bool strided>
-void gradient_plane(const Walk& walk, const float* dy, const float* input, double* totals, double& total) {
-  const std::int64_t vectors = walk.width * walk.lanes / VL;
-  const std::int64_t rows = larger(1, vectors_in_float / vectors);
-  for (std::int64_t block = 0; block < walk.blocks; ++block)
-    for (std::int64_t y = 0; y < walk.height; y += rows) {
-      const float* const from = dy + block * walk.output_block;
-      const float* const at = input + block * walk.input_block;
-      const std::int64_t end = smaller(walk.height, y + rows);
-      double ignored = 0;
-      for (int tap = 0; tap < walk.taps;) {
-        double& sum = tap == 0 ? total : ignored;
-        // The last group's places beyond the kernel are its last one again, their sums unused.
-        const int left = walk.taps - tap;
-        std::uint8_t taps[most_sums];
-        double found[most_sums] = {};
-        for (int i = 0; i < most_sums; ++i) taps[i] = walk.used[tap + static_cast<int>(smaller(i, left - 1))];
-        int count = 9;
-        if (left <= 9 || most_sums == 9) {
-          add_products<VL, strided, 9>(walk, from, at, taps, y, end, found, sum);
-        } else {
-          add_products<VL, strided, most_sums>(walk, from, at, taps, y, end, found, sum);
-          count = most_sums;
-        }
-        for (int i = 0; i < smaller(count, left); ++i) totals[tap + i] += found[i];
-        tap += count;
-      }
+void plane_products(const Walk& walk, const float* dy, const float* input, std::int64_t begin,
+                    std::int64_t end, double* sums) {
+  for (int tap = 0; tap < walk.taps;) {
+    // Places beyond the kernel's are its last one again, their sums unused.
+    const int left = walk.taps - tap;
+    std::uint8_t taps[most_sums];
+    for (int i = 0; i < most_sums; ++i) taps[i] = walk.used[tap + static_cast<int>(smaller(i, left - 1))];
+    double found[most_sums] = {}, total = 0;
+    int count = 9;
+    if (left <= 9 || most_sums == 9) {
+      add_products<VL, strided, 9>(walk, dy, input, taps, begin, end, found, total);
+    } else {
+      add_products<VL, strided, most_sums>(walk, dy, input, taps, begin, end, found, total);
+      count = most_sums;
     }
+    if (tap == 0) sums[walk.taps] += total;
+    for (int i = 0; i < smaller(count, left); ++i) sums[tap + i] += found[i];
+    tap += count;
+  }
 }
 
 }  // namespace
@@ -253,15 +249,17 @@ void depthwise(const Walk& walk, const Weights& weights, std::int64_t row, std::
   });
 }
 
-void depthwise_gradient(const Walk& walk, const Weights& weights, const WeightGradient& gradient,
-                        std::int64_t row) {
-  const Planes planes(walk, row);
-  double totals[max_taps] = {}, dshift = 0;
+void depthwise_products(const Walk& walk, const float* dy, std::int64_t row, std::int64_t begin,
+                        std::int64_t end, double* sums) {
+  const std::int64_t block = begin / walk.height, first = begin % walk.height;
+  const float* const plane = dy + block * walk.output_block + row * walk.output_plane;
+  const float* const input =
+      walk.input + block * walk.input_block + Planes(walk, row).first * walk.input_plane;
   with_vectors(walk, [&]<int VL, bool strided>() {
-    gradient_plane<VL, strided>(walk, gradient.dy + row * walk.output_plane,
-                                walk.input + planes.first * walk.input_plane, totals, dshift);
+    const std::int64_t rows = larger(1, vectors_in_float / (walk.width * walk.lanes / VL));
+    for (std::int64_t y = first, last = first + (end - begin); y < last; y += rows)
+      plane_products<VL, strided>(walk, plane, input, y, smaller(last, y + rows), sums);
   });
-  deliver_plane(walk, weights, gradient, row, totals, dshift);
 }
 
 }  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE

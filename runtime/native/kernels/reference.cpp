@@ -178,15 +178,16 @@ void depthwise(const Walk& walk, const Weights& weights, std::int64_t row, std::
   });
 }
 
-void depthwise_gradient(const Walk& walk, const Weights& weights, const WeightGradient& gradient,
-                        std::int64_t row) {
-  const Planes planes(walk, row);
-  double sums[max_taps] = {}, dshift = 0;
-  for (int k = 0; k < walk.taps; ++k) sums[k] = product(walk, gradient, row, planes.first, k);
-  for_pixels(walk, [&](std::int64_t, std::int64_t out, std::int64_t, std::int64_t, std::int64_t) {
-    dshift += static_cast<double>(gradient.dy[row * walk.output_plane + out]);
+void depthwise_products(const Walk& walk, const float* dy, std::int64_t row, std::int64_t begin,
+                        std::int64_t end, double* sums) {
+  const std::int64_t plane = Planes(walk, row).first * walk.input_plane;
+  for_pixels(walk, begin, end,
+             [&](std::int64_t in, std::int64_t out, std::int64_t, std::int64_t, std::int64_t) {
+    const double gradient = static_cast<double>(dy[row * walk.output_plane + out]);
+    for (int i = 0; i < walk.taps; ++i)
+      sums[i] += gradient * static_cast<double>(walk.input[in + plane + walk.tap[walk.used[i]]]);
+    sums[walk.taps] += gradient;
   });
-  deliver_plane(walk, weights, gradient, row, sums, dshift);
 }
 
 }  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE

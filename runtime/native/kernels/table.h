@@ -60,21 +60,6 @@ struct Planes {
   std::int64_t count, first, weights;
 };
 
-// grad, dscale and dshift of output plane `row` of a depthwise walk, from the sums over its places and that of dy.
-inline void deliver_plane(const Walk& walk, const Weights& weights, const WeightGradient& gradient,
-                          std::int64_t row, const double* sums, double dshift) {
-  const double scale = gradient.scale == nullptr ? 1.0 : static_cast<double>(gradient.scale[row]);
-  double dscale = 0;
-  for (int i = 0; i < walk.taps; ++i) {
-    const std::int64_t j = row * weights.row_step + walk.used[i];
-    gradient.grad[j] += static_cast<float>(scale * sums[i]);
-    dscale += static_cast<double>(weights.all[j]) * sums[i];
-  }
-  if (gradient.dscale == nullptr) return;
-  gradient.dscale[row] += static_cast<float>(dscale);
-  gradient.dshift[row] += static_cast<float>(dshift);
-}
-
 std::int64_t sparse_tasks(const Walk&, const SparseRows&);
 void sparse(const Walk&, const SparseRows&, std::int64_t task);
 std::int64_t pack_tasks(const Walk&);
@@ -86,6 +71,7 @@ void gradient(const Walk&, const SparseRows&, const WeightGradient&, std::int64_
 std::int64_t dense_gradient_tasks(const Walk&);
 void dense_gradient(const Walk&, const Weights&, const WeightGradient&, float* work, std::int64_t task);
 void depthwise(const Walk&, const Weights&, std::int64_t row, std::int64_t begin, std::int64_t end);
-void depthwise_gradient(const Walk&, const Weights&, const WeightGradient&, std::int64_t row);
+void depthwise_products(const Walk&, const float* dy, std::int64_t row, std::int64_t begin, std::int64_t end,
+                        double* sums);
 
 }  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE

@@ -208,15 +208,16 @@ EDGE_BCS_INLINE void fetch_next_input(const Walk& walk, const Place& place, std:
   }
 }
 
-// What `finish` does after scale, shift and addend where there are activations other than ReLU, for `height` × `width` vectors
-// of a tile. Not inlined: their code would stand in every kernel.
+// What `finish` does after scale, shift and addend where there are activations that do more than clip, for `height` × `width`
+// vectors of a tile. Not inlined: their code would stand in every kernel.
 template <int VL>
 __attribute__((noinline)) void finish_activated(const Walk& walk, const Place& place, std::int64_t row,
                                                 Vector<VL>* values, int height, int width, int down,
                                                 int right) {
   const int count = height * width;
   const auto each = [&](const auto& body) {
-    for (int i = 0; i < count; ++i) body(values[i], down + i / width, right + i % width);
+    for (int y = 0, i = 0; y < height; ++y)
+      for (int x = 0; x < width; ++x, ++i) body(values[i], down + y, right + x);
   };
   if (walk.pre != nullptr) {
     float* const plane = walk.pre + row * walk.mask_plane;
@@ -276,11 +277,20 @@ EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t r
   } else {
     if (walk.activation.function == Function::relu) {
       EDGE_BCS_EACH_VECTOR sums[y][x] = relu<VL>(sums[y][x]);
+    } else if (walk.activation.function == Function::relu6) {
+      EDGE_BCS_EACH_VECTOR sums[y][x] = relu6_of<VL>(sums[y][x]);
     }
     if (walk.mask != nullptr) {
       const float* mask = walk.mask + row * walk.mask_plane + place.mask_x[right];
-      EDGE_BCS_EACH_VECTOR sums[y][x] = where_positive<VL>(
-          load<VL>(mask + place.mask[down + y] + along<VL, strided>(place.mask_x + right, x)), sums[y][x]);
+      const auto kept = [&](int y, int x) {
+        return load<VL>(mask + place.mask[down + y] + along<VL, strided>(place.mask_x + right, x));
+      };
+      if (walk.through.function == Function::relu6) {
+        EDGE_BCS_EACH_VECTOR sums[y][x] =
+            where_positive<VL>(openness<VL>(Function::relu6, kept(y, x)), sums[y][x]);
+      } else {
+        EDGE_BCS_EACH_VECTOR sums[y][x] = where_positive<VL>(kept(y, x), sums[y][x]);
+      }
     }
     if (walk.mask_bits != nullptr) {
       const std::uint8_t* bits = walk.mask_bits + row * walk.bits_plane;
@@ -292,6 +302,9 @@ EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t r
     EDGE_BCS_EACH_VECTOR store<VL>(walk.output + out(y, x), sums[y][x]);
     if (walk.bits != nullptr) {
       std::uint8_t* bits = walk.bits + row * walk.bits_plane;
+      if (walk.activation.function == Function::relu6) {
+        EDGE_BCS_EACH_VECTOR sums[y][x] = openness<VL>(Function::relu6, sums[y][x]);
+      }
       if constexpr (strided) {
         EDGE_BCS_EACH_VECTOR store_bits<VL>(bits + place.bits[down + y], place.bit[right + x],
                                             positive_bits<VL>(sums[y][x]));

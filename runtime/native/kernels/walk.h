@@ -62,8 +62,8 @@ struct Walk {
   // Floats to zero at `tail_at` after the start of an output row: the halo beside it, and below the last row.
   std::int64_t tail_at = 0, tail = 0, bottom = 0;
 
-  // Whether there is no activation but ReLU, on the way there and back.
-  bool simple() const { return only_relu(activation, through) && pre == nullptr; }
+  // Whether there is no activation but one that clips, on the way there and back.
+  bool simple() const { return clips(activation.function) && clips(through.function) && pre == nullptr; }
 };
 
 // A sparse matrix of one layer, compressed by rows. Row r has the entries j in [pointer[r·step], pointer[r·step + 1]);
@@ -127,10 +127,12 @@ struct ConvKernels {
   void (*dense_gradient)(const Walk&, const Weights&, const WeightGradient&, float* work, std::int64_t task);
 
   // Depthwise walks, whose planes fall into groups of one channel: output plane `row` in image rows [begin, end) of one batch
-  // block, and the gradient of the weights of output plane `row`. The weights are a full matrix of a row for each plane of
-  // the side that has more of them.
+  // block. The weights are a full matrix of a row for each plane of the side that has more of them.
   void (*depthwise)(const Walk&, const Weights&, std::int64_t row, std::int64_t begin, std::int64_t end);
-  void (*depthwise_gradient)(const Walk&, const Weights&, const WeightGradient&, std::int64_t row);
+  // The gradient of their weights, of a forward walk whose output steps are those of dy: adds to sums[i] the products of plane
+  // `row` of dy with the input at kernel position used[i], and to sums[taps] the plane's own sum, over such image rows.
+  void (*depthwise_products)(const Walk&, const float* dy, std::int64_t row, std::int64_t begin,
+                             std::int64_t end, double* sums);
 };
 
 extern const ConvKernels conv_kernels_scalar;

@@ -9,6 +9,7 @@
 // and shift; its gradients follow by the chain rule.
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
 #include "kernels/walk.h"
@@ -52,25 +53,69 @@ void for_groups(const Context& context, std::int64_t groups, std::int64_t tasks,
   context.parallel_for(groups * tasks, [&](std::int64_t task) { body(task / tasks, task % tasks); });
 }
 
-// Image rows in which all phases of a depthwise walk are made before the next: their input stays in the caches.
-constexpr std::int64_t depthwise_band = 8;
+// The gradient of a depthwise layer's weights.
+struct PlaneGradient {
+  const Walk& walk;
+  const Weights& weights;
+  const WeightGradient& wanted;
 
-// Runs the walks of a depthwise layer, whose output planes are those of its phases.
-void run_planes(const Context& context, const Walk* walks, std::size_t count, const Weights& weights) {
-  constexpr std::int64_t parts = 16;  // of planes that follow each other in memory
+  // Adds what the sums over the places of output plane `row` and that of dy make of grad, dscale and dshift.
+  void deliver(std::int64_t row, const double* sums) const {
+    const double scale = wanted.scale == nullptr ? 1.0 : static_cast<double>(wanted.scale[row]);
+    double dscale = 0;
+    for (int i = 0; i < walk.taps; ++i) {
+      const std::int64_t j = row * weights.row_step + walk.used[i];
+      wanted.grad[j] += static_cast<float>(scale * sums[i]);
+      dscale += static_cast<double>(weights.all[j]) * sums[i];
+    }
+    if (wanted.dscale == nullptr) return;
+    wanted.dscale[row] += static_cast<float>(dscale);
+    wanted.dshift[row] += static_cast<float>(sums[walk.taps]);
+  }
+};
+
+// Runs the walks of a depthwise layer, whose output planes are those of its phases, with the `weights` that they meet, and
+// `gradient`; one of them may be missing. All that is done to some rows of a plane is done before the next: a number that
+// several of them read comes from memory once.
+void run_planes(const Context& context, std::span<const Walk> walks, const Weights& weights,
+                const PlaneGradient* gradient) {
+  constexpr std::int64_t most_planes = 16, least_rows = 8;
   const ConvKernels& kernel = conv_kernels();
-  const std::int64_t rows = walks[0].rows;
-  std::int64_t height = 0;
-  for (std::size_t i = 0; i < count; ++i) height = std::max(height, walks[i].height);
-  const std::int64_t band = count == 1 ? height : depthwise_band;
-  context.parallel_parts(rows, (rows + parts - 1) / parts, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t block = 0; block < walks[0].blocks; ++block)
-      for (std::int64_t row = begin; row < end; ++row)
-        for (std::int64_t y = 0; y < height; y += band)
-          for (std::size_t i = 0; i < count; ++i) {
-            const std::int64_t first = block * walks[i].height, last = std::min(walks[i].height, y + band);
-            if (y < last) kernel.depthwise(walks[i], weights, row, first + y, first + last);
-          }
+  const Walk& some = gradient == nullptr ? walks[0] : gradient->walk;
+  std::int64_t height = some.height;
+  for (const Walk& walk : walks) height = std::max(height, walk.height);
+  const std::int64_t row_floats = some.width * some.lanes;
+  const bool alone = gradient == nullptr && walks.size() == 1;
+  const std::int64_t band =
+      alone ? height : std::max(least_rows, elements_a_task / row_floats / least_rows * least_rows);
+  const auto write = [&](std::int64_t row, std::int64_t block, std::int64_t y) {
+    for (const Walk& walk : walks)
+      if (y < walk.height)
+        kernel.depthwise(walk, weights, row, block * walk.height + y,
+                         block * walk.height + std::min(walk.height, y + band));
+  };
+  // A task has planes that follow each other in memory, if they are small.
+  const std::int64_t planes = gradient == nullptr ? some.rows : some.channels;
+  const std::int64_t part = std::clamp<std::int64_t>(elements_a_task / (height * row_floats), 1, most_planes);
+  context.parallel_parts(planes, part, [&](std::int64_t begin, std::int64_t end) {
+    if (gradient == nullptr) {
+      for (std::int64_t block = 0; block < some.blocks; ++block)
+        for (std::int64_t row = begin; row < end; ++row)
+          for (std::int64_t y = 0; y < height; y += band) write(row, block, y);
+      return;
+    }
+    const std::int64_t factor = some.rows / some.channels;
+    for (std::int64_t row = begin * factor; row < end * factor; ++row) {
+      double sums[max_taps + 1] = {};
+      for (std::int64_t block = 0; block < some.blocks; ++block)
+        for (std::int64_t y = 0; y < height; y += band) {
+          if (row % factor == 0) write(row / factor, block, y);
+          if (y < some.height)
+            kernel.depthwise_products(some, gradient->wanted.dy, row, block * some.height + y,
+                                      block * some.height + std::min(some.height, y + band), sums);
+        }
+      gradient->deliver(row, sums);
+    }
   });
 }
 
@@ -81,7 +126,7 @@ void run_walk(const Context& context, const ConvLayer& layer, Walk& walk, const 
   if (layer.algorithm == Algorithm::sparse)
     return context.parallel_for(kernel.sparse_tasks(walk, weights.rows),
                                 [&](std::int64_t task) { kernel.sparse(walk, weights.rows, task); });
-  if (layer.algorithm == Algorithm::depthwise) return run_planes(context, &walk, 1, weights);
+  if (layer.algorithm == Algorithm::depthwise) return run_planes(context, {&walk, 1}, weights, nullptr);
   walk.winograd = layer.algorithm == Algorithm::winograd;
   const std::int64_t groups = layer.groups, count = layer.weights() / groups;
   const Walk one = group_of(walk, 0, groups);
@@ -164,29 +209,38 @@ void check_phases(const ConvLayer& layer, const InputGradient& gradient) {
     transpose_walk(layer, gradient.dy, nullptr, gradient.dx, nullptr, 1, phase / across, phase % across);
 }
 
-// Runs the walks of all phases, from dy at `from` to dx at `to`; `weights` are those of phase 0.
+// The walk of one phase of the strides, from dy at `from` to dx at `to`; of no rows if the phase has no pixels.
+Walk phase_walk(const ConvLayer& layer, const InputGradient& gradient, const float* from,
+                const Finish& finish, float* to, std::int64_t blocks, std::int64_t phase) {
+  const Stack &dx = gradient.dx, &mask = finish.mask.stack();
+  const std::int64_t down = layer.window.down.stride, across = layer.window.across.stride, lanes = dx.lanes;
+  const std::int64_t phase_y = phase / across, phase_x = phase % across;
+  Walk walk = transpose_walk(layer, gradient.dy, from, dx, to, blocks, phase_y, phase_x);
+  if (walk.rows == 0) return walk;
+  walk.addend = ahead(finish.addend.row(0, 0, phase_y), phase_x * lanes);
+  walk.mask = ahead(finish.mask.values(0, 0, phase_y), phase_x * lanes);
+  walk.through = finish.mask.activation();
+  set_mask_steps(walk, mask, down, across);
+  walk.mask_bits = finish.mask.bits(0, 0, phase_y);
+  walk.bits_row = down * dx.bit_row();
+  walk.bits_plane = dx.height * dx.bit_row();
+  walk.bits_block = dx.channels * walk.bits_plane;
+  walk.bits_first = phase_x * lanes;
+  walk.bits_pixel = across * lanes;
+  return walk;
+}
+
+// Runs the walks of all phases; of a depthwise layer together with the gradient of its weights, where that is given.
+// `weights` are those of phase 0.
 template <class Bound>
 void run_phases(const Context& context, const ConvLayer& layer, const InputGradient& gradient,
                 const float* from, const Finish& finish, Weights weights, float* to, std::int64_t blocks,
-                float* packed) {
-  const Stack &dx = gradient.dx, &mask = finish.mask.stack();
-  zero_fronts(dx, to, blocks);
-  const std::int64_t down = layer.window.down.stride, across = layer.window.across.stride, lanes = dx.lanes;
+                float* packed, const PlaneGradient* planes = nullptr) {
+  zero_fronts(gradient.dx, to, blocks);
   std::vector<Walk> together;  // of a depthwise layer
   for (std::int64_t phase = 0; phase < layer.window.phases(); ++phase, Bound::next_phase(weights)) {
-    const std::int64_t phase_y = phase / across, phase_x = phase % across;
-    Walk walk = transpose_walk(layer, gradient.dy, from, dx, to, blocks, phase_y, phase_x);
+    Walk walk = phase_walk(layer, gradient, from, finish, to, blocks, phase);
     if (walk.rows == 0) continue;
-    walk.addend = ahead(finish.addend.row(0, 0, phase_y), phase_x * lanes);
-    walk.mask = ahead(finish.mask.values(0, 0, phase_y), phase_x * lanes);
-    walk.through = finish.mask.activation();
-    set_mask_steps(walk, mask, down, across);
-    walk.mask_bits = finish.mask.bits(0, 0, phase_y);
-    walk.bits_row = down * dx.bit_row();
-    walk.bits_plane = dx.height * dx.bit_row();
-    walk.bits_block = dx.channels * walk.bits_plane;
-    walk.bits_first = phase_x * lanes;
-    walk.bits_pixel = across * lanes;
     if (layer.algorithm == Algorithm::depthwise) {
       together.push_back(walk);
       continue;
@@ -195,7 +249,7 @@ void run_phases(const Context& context, const ConvLayer& layer, const InputGradi
     run_walk(context, layer, walk, weights, packed);
     packed = ahead(packed, walk.rows * (walk.channels / layer.groups) * walk.taps);
   }
-  if (!together.empty()) run_planes(context, together.data(), together.size(), weights);
+  if (!together.empty()) run_planes(context, together, weights, planes);
 }
 
 template <class Source>
@@ -242,12 +296,6 @@ struct Gradient {
     layer.slots.bind_if_there(context.input<float>(7), "affine_grad");
 
     const auto dx = context.output<float>(0, gradient.dx.shape(blocks));
-    const auto room = packing_room(layer);
-    if (dx) {
-      check_phases(layer, gradient);
-      run_phases<typename Source::Bound>(context, layer, gradient, dy.data(), finish,
-                                         bound.transpose(affine.scale), dx.data(), blocks, room.data());
-    }
     const auto value_grad = context.in_place<float>(1, 6);
     const auto sums = layer.slots.bind_if_there(context.in_place<float>(2, 7), "affine_grad");
     const Walk walk = forward_walk(layer, layer.x, x.data(), gradient.dy, nullptr, blocks);
@@ -257,14 +305,23 @@ struct Gradient {
     wanted.grad = bound.gradient(value_grad);
     wanted.dscale = sums.scale;
     wanted.dshift = sums.shift;
+    const PlaneGradient planes{walk, forward, wanted};
+    const auto room = packing_room(layer);
+    if (dx) {
+      check_phases(layer, gradient);
+      run_phases<typename Source::Bound>(context, layer, gradient, dy.data(), finish,
+                                         bound.transpose(affine.scale), dx.data(), blocks, room.data(),
+                                         &planes);
+    }
     const ConvKernels& kernel = conv_kernels();
     if (layer.algorithm == Algorithm::sparse)
       return context.parallel_for(kernel.gradient_tasks(walk, forward.rows), [&](std::int64_t task) {
         kernel.gradient(walk, forward.rows, wanted, task);
       });
-    if (layer.algorithm == Algorithm::depthwise)
-      return context.parallel_for(
-          walk.rows, [&](std::int64_t row) { kernel.depthwise_gradient(walk, forward, wanted, row); });
+    if (layer.algorithm == Algorithm::depthwise) {
+      if (!dx) run_planes(context, {}, {}, &planes);
+      return;
+    }
     // Winograd's products are the other walk's; here all weights are visited in one way.
     const std::int64_t groups = layer.groups, count = layer.weights() / groups;
     const Walk one = group_of(walk, 0, groups);
