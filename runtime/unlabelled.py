@@ -22,6 +22,7 @@ from edge_bcs.runtime.batches import Batch
 from edge_bcs.runtime.checks import Name, check_images
 from edge_bcs.runtime.course import Course, packed, unpacked
 
+from edge_bcs.core.answers import softmax
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import NO_LABEL
 from edge_bcs.core.progress import Progress
@@ -87,6 +88,15 @@ def _dataset(source: Any, artifact: Artifact) -> Data:
         images = as_array(source)
         return ArrayDataset(images, np.zeros(len(images) if images.ndim else 0, np.int64))
     return dataset_of(source, finite=False)
+
+
+def answers(trainer: Trainer, x: Array) -> tuple[Array, Array]:
+    """Return the most likely class i64[n] of each of the images ``x``, and its probability f32[n]; −1, which
+    is sure of nothing, where an answer is not finite."""
+    logits = trainer.logits(x)
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
+    shares = softmax(np.where(finite[:, None], logits, np.float32(0)))
+    return shares.argmax(axis=1), np.where(finite, shares.max(axis=1), np.float32(-1))
 
 
 class Laps:
@@ -218,9 +228,9 @@ class Mixed:
             for first in range(0, len(data), size):
                 places = np.arange(first, min(first + size, len(data)))
                 x = check_images(data.read(places)[0], shape, self._names(places))
-                probabilities = trainer.probabilities(x)
-                sure = probabilities.max(axis=1) >= np.float32(course.confidence)
-                labels[places[sure]] = probabilities.argmax(axis=1)[sure]
+                answered, probability = answers(trainer, x)
+                sure = probability >= np.float32(course.confidence)
+                labels[places[sure]] = answered[sure]
                 bar.update(int(places[-1]) + 1)
                 self._between(int(places[-1]) + 1, len(data))
         # In this order: cut off between the two, they are made again from the same state.

@@ -5,9 +5,9 @@
 Of the photographs of Sign Language Digits (ten classes), 30 % are held out and 10 % are there to choose
 settings by. File numbers run by photographer, so both are ranges of numbers, with ten photographs left out on
 either side: no hand is in two parts. Of the others a few of each class keep their labels. A network
-learns from these without an attack, with the statistics of its batches. Then it goes on with TRADES and
-frozen statistics, as on a board, for as many steps either way: with labelled images alone, or with robust
-self-training on all. Each draw holds out another range and labels other photographs.
+learns from these, with the statistics of its batches. Then it goes on with TRADES for as many steps either
+way: with labelled images alone, or with robust self-training on all. Each draw holds out another range and
+labels other photographs.
 
 Writes NETWORK.json to the folder: for each draw and way, clean accuracy and that under PGD, and how many
 pseudo-labels were right. What was measured is kept, a run that was cut off goes on, and the ranges and
@@ -57,9 +57,9 @@ class Settings:
     Attributes:
         sparsity: of the 1×1 layers, or of all of ResNet-18.
         size: height and width of the images. labelled: photographs of each class with a label.
-        first_steps, epochs: length of the training without an attack, and of the two ways after it; an epoch
-            is one of the way with unlabelled images.
-        first_rate, learning_rate: their learning rates.
+        first, first_steps, first_rate: objective, length and learning rate of the training before.
+        epochs, learning_rate, beta, statistics: of the two ways after it; an epoch is one of the way with
+            unlabelled images.
         epsilon: of 255. attack_steps: while training. measured_steps: of PGD afterwards.
     """
 
@@ -67,11 +67,14 @@ class Settings:
     sparsity: float
     size: int
     labelled: int
+    first: str
     first_steps: int
-    epochs: int
-    batch_size: int
     first_rate: float
+    epochs: int
     learning_rate: float
+    beta: float
+    statistics: str
+    batch_size: int
     epsilon: float
     attack_steps: int
     measured_steps: int
@@ -118,8 +121,8 @@ def few_of_each(labels: Array, places: Array, count: int, draw: int) -> tuple[Ar
     return few, np.setdiff1d(places, few)
 
 
-def exported(settings: Settings, draw: int, objective: str, folder: Path) -> None:
-    """Export the network as it begins, to be trained naturally at first, or with rst."""
+def exported(settings: Settings, draw: int, first: bool, folder: Path) -> None:
+    """Export the network as it begins, for the training before or for the two ways."""
     import torch
 
     torch.manual_seed(draw)
@@ -127,9 +130,11 @@ def exported(settings: Settings, draw: int, objective: str, folder: Path) -> Non
         epsilon=settings.epsilon / 255, step_size=settings.epsilon / 255 / 4, steps=settings.attack_steps
     )
     common: dict[str, Any] = {"validate": False, "batch_size": settings.batch_size, "attack": attack}
-    first = not objective_named(objective).adversarial
+    objective = settings.first if first else "rst"
+    if objective_named(objective).two_branches:
+        common["beta"] = settings.beta
     common["hyper"] = edge_bcs.Hyper(learning_rate=settings.first_rate if first else settings.learning_rate)
-    common["batch_norm"] = "batch" if first else "frozen"
+    common["batch_norm"] = "batch" if first else settings.statistics
     common["input_shape"] = (3, settings.size, settings.size)
     if settings.network == "resnet18":
         small = edge_bcs.models.resnet18(num_classes=CLASSES, width=0.25, input_size=settings.size)
@@ -185,14 +190,14 @@ class Draw:
 
     def row(self, way: str, threads: int) -> dict[str, Any]:
         """Train one way to its end, measure, and return the row."""
-        start = self._artifact("natural")
+        start = self._artifact("first")
         learnt = self._trained("first", start, start, threads, steps=self.settings.first_steps)
         places = max(1, self.settings.batch_size // 2)
         steps = self.settings.epochs * -(-len(self.others) // places)
         more = None
         if way == "unlabelled":
             more = Unlabelled(self.others, confidence=self.settings.confidence)
-        run = self._trained(way, self._artifact("rst"), learnt, threads, steps=steps, unlabelled=more)
+        run = self._trained(way, self._artifact("then"), learnt, threads, steps=steps, unlabelled=more)
         with Trainer(run, threads=threads) as trainer:
             found: dict[str, Any] = {"draw": self.draw, "way": way, "settings": asdict(self.settings)}
             for name, data in (("choosing", self.choosing), ("held_out", self.held_out)):
@@ -212,11 +217,11 @@ class Draw:
         }
         return found
 
-    def _artifact(self, objective: str) -> Path:
-        folder = self.folder / f"artifact-{objective}"
+    def _artifact(self, name: str) -> Path:
+        folder = self.folder / f"artifact-{name}"
         if not (folder / "manifest.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            exported(self.settings, self.draw, objective, folder)
+            exported(self.settings, self.draw, name == "first", folder)
         return folder
 
     def _trained(self, name: str, artifact: Path, learnt: Path, threads: int, **how: Any) -> Path:
@@ -280,11 +285,14 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, default=10, help="of each class")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--only", type=int, help="this draw alone")
+    parser.add_argument("--first", choices=["natural", "rst"], default="natural", help="the training before")
     parser.add_argument("--first-steps", type=int, default=300)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--first-rate", type=float, default=0.02, help="learning rate without an attack")
+    parser.add_argument("--first-rate", type=float, default=0.02, help="its learning rate")
     parser.add_argument("--learning-rate", type=float, default=0.001)
+    parser.add_argument("--beta", type=float, default=6.0)
+    parser.add_argument("--statistics", choices=["frozen", "batch"], default="frozen")
     parser.add_argument("--epsilon", type=float, default=4.0, help="of 255")
     parser.add_argument("--attack-steps", type=int, default=7)
     parser.add_argument("--measured-steps", type=int, default=20)

@@ -48,16 +48,13 @@ def answering(monkeypatch: pytest.MonkeyPatch, answers: Callable[[int], tuple[in
     """Let the network say (class, probability) of each image in turn, whenever it labels."""
     asked = 0
 
-    def probabilities(self: Trainer, x: Array) -> Array:
+    def answered(trainer: Trainer, x: Array) -> tuple[Array, Array]:
         nonlocal asked
-        result = np.zeros((len(x), 10), np.float32)
-        for row in result:
-            label, row[label] = answers(asked)[0], answers(asked)[1]
-            row[(label + 1) % 10] = 1 - row[label]
-            asked += 1
-        return result
+        found = [answers(asked + place) for place in range(len(x))]
+        asked += len(x)
+        return np.array([label for label, _ in found]), np.array([share for _, share in found], np.float32)
 
-    monkeypatch.setattr(Trainer, "probabilities", probabilities)
+    monkeypatch.setattr(self_training, "answers", answered)
 
 
 def bits(state: dict[str, Array]) -> bytes:
@@ -284,6 +281,17 @@ def test_they_are_labelled_anew_before_each_epoch(tiny_artifact: Make) -> None:
     assert told == expected[:3] and sum(told[0].values()) == 16 and told[0] != told[1]
 
 
+def test_an_answer_that_is_not_finite_is_sure_of_nothing(tiny_artifact: Make) -> None:
+    x = digits(0, 8)[0]
+    with Trainer(tiny_artifact(objective="natural")) as trainer:
+        shares = trainer.probabilities(x)
+        found = self_training.answers(trainer, x)
+        assert found[0].tolist() == trainer.predict(x).tolist()
+        np.testing.assert_array_equal(found[1], shares.max(axis=1))
+        trainer.buffers["dense.value"][...] = np.nan
+        assert (self_training.answers(trainer, x)[1] == -1).all()
+
+
 def test_their_weight_is_theirs_alone(tiny_artifact: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, lambda n: (n, 1.0))
     given, more = digits(0, 4), digits(8, 12)[0]
@@ -391,8 +399,9 @@ def test_cut_off_while_it_labels_the_epoch_has_not_begun(tiny_artifact: Make, tm
         assert bits(trainer.state()) == whole
 
 
-def test_labelling_stays_inside_the_plan(tiny_artifact: Make) -> None:
-    artifact = Artifact.read(tiny_artifact(objective="trades"))
+@pytest.mark.parametrize("train", ["all", "head"])
+def test_labelling_stays_inside_the_plan(tiny_artifact: Make, train: str) -> None:
+    artifact = Artifact.read(tiny_artifact(objective="trades", train=train))
     with Trainer(artifact, memory=artifact.predicted_peak_bytes, seed=3) as trainer:
         found = trainer.fit(digits(0, 8), steps=2, unlabelled=digits(8, 40)[0], progress=False)
         assert found["peak_bytes"] == artifact.predicted_peak_bytes
