@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/op.h"
+
 namespace edge_bcs::ort {
 
 struct Status;
@@ -20,16 +22,8 @@ struct Value;
 struct ShapeInfo;
 struct MemoryInfo;
 
-// ONNXTensorElementDataType, the types that our operators use.
-enum class ElementType : std::int32_t {
-  any = 0,
-  float32 = 1,
-  uint8 = 2,
-  uint16 = 4,
-  int32 = 6,
-  int64 = 7,
-  boolean = 9
-};
+// ONNXTensorElementDataType.
+using ElementType = edge_bcs::ElementType;
 
 enum class ErrorCode : std::int32_t { fail = 1, invalid_argument = 2, runtime_exception = 6 };
 enum class Characteristic : std::int32_t { required = 0, optional = 1, variadic = 2 };

@@ -1,14 +1,13 @@
 // The entry point that SessionOptions.register_custom_ops_library calls.
 
-#include <array>
 #include <atomic>
 #include <exception>
 #include <mutex>
 #include <span>
 #include <sstream>
 #include <string>
-#include <vector>
 
+#include "host/bridge.h"
 #include "host/budget.h"
 #include "host/ort_abi.h"
 #include "ops/op.h"
@@ -19,15 +18,7 @@ ort::Api ort::api{};
 
 namespace {
 
-using detail::Declaration;
-using detail::Domain;
-
-std::vector<Declaration>& registry(Domain domain) {
-  static std::array<std::vector<Declaration>, 2> declarations;
-  return declarations[static_cast<std::size_t>(domain)];
-}
-
-const char* type_name(ort::ElementType type) {
+const char* type_name(ElementType type) {
   switch (type) {
     case float32:
       return "f32";
@@ -59,9 +50,9 @@ void write_ports(std::ostringstream& text, std::span<const Port> ports) {
 
 ort::CustomOpDomain* make_domain(Domain which, const char* name) {
   ort::CustomOpDomain* domain = nullptr;
-  detail::check(ort::api.create_custom_op_domain(name, &domain));
-  for (const Declaration& declaration : registry(which))
-    detail::check(ort::api.custom_op_domain_add(domain, declaration.op));
+  ort::check(ort::api.create_custom_op_domain(name, &domain));
+  for (const ort::CustomOp* op : ort::custom_ops(which))
+    ort::check(ort::api.custom_op_domain_add(domain, op));
   return domain;
 }
 
@@ -81,10 +72,6 @@ std::atomic<bool> provide_training_operators{false};
 
 }  // namespace
 
-void detail::add_to_registry(const Declaration& declaration, Domain domain) {
-  registry(domain).push_back(declaration);
-}
-
 }  // namespace edge_bcs
 
 // Every operator of ours, one a line: its name, its inputs, "->", its outputs; a port is name:type, with "?" behind the
@@ -93,7 +80,7 @@ extern "C" __attribute__((visibility("default"))) const char* edge_bcs_operators
   using namespace edge_bcs;
   static const std::string listing = [] {
     std::ostringstream text;
-    for (const detail::Declaration& declaration : registry(detail::Domain::edge_bcs)) {
+    for (const Declaration& declaration : operators(Domain::edge_bcs)) {
       text << declaration.name;
       write_ports(text, declaration.inputs);
       text << " ->";
@@ -121,9 +108,9 @@ extern "C" __attribute__((visibility("default"))) edge_bcs::ort::Status* Registe
   std::call_once(once, [&] { ort::api.load(table); });
   try {
     budget::register_with_environment();
-    if (provide_training_operators) detail::check(ort::api.add_custom_op_domain(options, training_domain()));
+    if (provide_training_operators) ort::check(ort::api.add_custom_op_domain(options, training_domain()));
     return ort::api.add_custom_op_domain(options, own_domain());
   } catch (const std::exception& error) {
-    return detail::error_status("edge-bcs", error.what());
+    return ort::error_status("edge-bcs", error.what());
   }
 }

@@ -81,7 +81,7 @@ const Register<Channels> channels;
 struct ChannelsGrad {
   static constexpr const char* name = "ChannelsGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional}};
+                                     Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   std::vector<std::vector<std::int64_t>> readers;  // of each channel of x: channels of y, in order

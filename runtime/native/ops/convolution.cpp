@@ -141,8 +141,8 @@ void run_walk(const Context& context, const ConvLayer& layer, Walk& walk, const 
 }
 
 // The room that all weights are packed into.
-Scratch<float> packing_room(const ConvLayer& layer) {
-  return layer.packed() == 0 ? Scratch<float>() : Scratch<float>(static_cast<std::size_t>(layer.packed()));
+Scratch<float> packing_room(const Context& context, const ConvLayer& layer) {
+  return context.scratch<float>(static_cast<std::size_t>(layer.packed()));
 }
 
 // act(scale · (W ∗ x) + shift + residual)
@@ -179,7 +179,7 @@ struct Forward {
     walk.bits_plane = layer.y.height * walk.bits_row;
     walk.bits_block = layer.y.channels * walk.bits_plane;
     walk.bits_pixel = layer.y.lanes;
-    const auto room = packing_room(layer);
+    const auto room = packing_room(context, layer);
     zero_fronts(layer.y, y.data(), blocks);
     if (pre_stack.halo > 0)
       for_planes(context, blocks, pre_stack.channels,
@@ -266,7 +266,7 @@ struct Transposed {
     const Finish finish = gradient.finish(context, 3, 4, blocks);
     const Weights weights = source.bind(context, layer, 1, 5).transpose(affine.scale);
     const auto dx = context.output<float>(0, gradient.dx.shape(blocks));
-    const auto room = packing_room(layer);
+    const auto room = packing_room(context, layer);
     run_phases<typename Source::Bound>(context, layer, gradient, dy.data(), finish, weights, dx.data(),
                                        blocks, room.data());
   }
@@ -306,7 +306,7 @@ struct Gradient {
     wanted.dscale = sums.scale;
     wanted.dshift = sums.shift;
     const PlaneGradient planes{walk, forward, wanted};
-    const auto room = packing_room(layer);
+    const auto room = packing_room(context, layer);
     if (dx) {
       check_phases(layer, gradient);
       run_phases<typename Source::Bound>(context, layer, gradient, dy.data(), finish,
@@ -360,7 +360,7 @@ struct ConvInputGrad : Transposed<Connections> {
                                      Port{"value", float32},
                                      Port{"affine", float32, optional},
                                      Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional},
+                                     Port{"mask", any, optional},
                                      Port{"lists", int32}};
   static constexpr std::array outputs{Port{"dx", float32}};
   using Transposed::Transposed;
@@ -374,7 +374,7 @@ struct ConvGrad : Gradient<Connections> {
                                      Port{"value", float32},
                                      Port{"affine", float32, optional},
                                      Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional},
+                                     Port{"mask", any, optional},
                                      Port{"coo_grad", float32},
                                      Port{"affine_grad", float32, optional},
                                      Port{"lists", int32}};
@@ -399,7 +399,7 @@ struct DenseConvInputGrad : Transposed<DenseWeights> {
   static constexpr const char* name = "DenseConvInputGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"dense", float32},
                                      Port{"affine", float32, optional}, Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional}};
+                                     Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
   using Transposed::Transposed;
 };
@@ -412,7 +412,7 @@ struct DenseConvGrad : Gradient<DenseWeights> {
                                      Port{"dense", float32},
                                      Port{"affine", float32, optional},
                                      Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional},
+                                     Port{"mask", any, optional},
                                      Port{"dense_grad", float32},
                                      Port{"affine_grad", float32, optional}};
   static constexpr std::array outputs{Port{"dx", float32, optional},

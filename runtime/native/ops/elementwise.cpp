@@ -47,7 +47,7 @@ struct AffineInputGrad {
   static constexpr const char* name = "AffineInputGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"affine", float32},
                                      Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional}};
+                                     Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   InputGradient gradient;
@@ -74,7 +74,7 @@ struct AffineGrad {
                                      Port{"x", float32},
                                      Port{"affine", float32},
                                      Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional},
+                                     Port{"mask", any, optional},
                                      Port{"affine_grad", float32}};
   static constexpr std::array outputs{Port{"dx", float32}, Port{"affine_grad_out", float32, aliases(5)}};
 
@@ -208,7 +208,7 @@ const Register<Add> add;
 struct MaskedAdd {
   static constexpr const char* name = "MaskedAdd";
   static constexpr std::array inputs{Port{"a", float32}, Port{"b", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional}};
+                                     Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"y", float32}};
 
   Stack a_stack, b_stack, out;

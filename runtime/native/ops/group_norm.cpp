@@ -25,8 +25,10 @@ Slots::Bound<float> sums_in_place(const Context& context, const Slots& slots, st
 // Two numbers for each lane of each channel or group of each batch block, in work memory.
 class Pairs {
  public:
-  Pairs(std::int64_t blocks, std::int64_t count, std::int64_t lanes)
-      : count_(count), lanes_(lanes), numbers_(static_cast<std::size_t>(blocks * count * 2 * lanes)) {}
+  Pairs(const Context& context, std::int64_t blocks, std::int64_t count, std::int64_t lanes)
+      : count_(count),
+        lanes_(lanes),
+        numbers_(context.scratch<double>(static_cast<std::size_t>(blocks * count * 2 * lanes))) {}
   double* first(std::int64_t nb, std::int64_t i) const {
     return numbers_.data() + (nb * count_ + i) * 2 * lanes_;
   }
@@ -89,7 +91,7 @@ struct GroupNorm {
                         .activation = activation,
                         .bits = Bits(context, 2, out, blocks),
                         .pre = Pre(context, 3, pre, blocks)};
-    const Pairs sums(blocks, in.channels, lanes);
+    const Pairs sums(context, blocks, in.channels, lanes);
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
       LaneSums values(lanes), squares(lanes);
       for (std::int64_t i = 0; i < in.height; ++i) {
@@ -148,7 +150,7 @@ struct GroupNormGrad {
                                      Port{"affine", float32},
                                      Port{"saved", float32},
                                      Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional},
+                                     Port{"mask", any, optional},
                                      Port{"affine_grad", float32, optional}};
   static constexpr std::array outputs{Port{"dx", float32},
                                       Port{"affine_grad_out", float32, optional_aliases(6)}};
@@ -172,7 +174,7 @@ struct GroupNormGrad {
     const auto dx = context.output<float>(0, to.shape(blocks));
     const auto wanted = sums_in_place(context, slots, 1, 6);
     // Σ dy and Σ dy·x̂ of each channel.
-    const Pairs sums(blocks, in.channels, lanes), means(blocks, groups.groups, lanes);
+    const Pairs sums(context, blocks, in.channels, lanes), means(context, blocks, groups.groups, lanes);
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
       LaneSums values(lanes), products(lanes);
       for (std::int64_t i = 0; i < in.height; ++i) {
@@ -367,7 +369,7 @@ struct LayerNormGrad {
     const auto wanted = sums_in_place(context, slots, 1, 6);
     // The sums of scale and shift are made in parts of some rows each, whose number depends on nothing but the shapes.
     const std::int64_t rows = blocks * in.height, parts = std::min<std::int64_t>(most_parts, rows);
-    const Scratch<double> sums(
+    const auto sums = context.scratch<double>(
         static_cast<std::size_t>(wanted.scale != nullptr ? parts * in.channels * 2 : 0));
     std::fill_n(sums.data(), sums.size(), 0.0);
     context.parallel_for(parts, [&](std::int64_t part) {

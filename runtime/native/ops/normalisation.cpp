@@ -166,7 +166,7 @@ struct BatchNormGrad {
                                      Port{"saved", float32},
                                      Port{"sample_weight", float32},
                                      Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional},
+                                     Port{"mask", any, optional},
                                      Port{"affine_grad", float32}};
   static constexpr std::array outputs{Port{"dz", float32}, Port{"affine_grad_out", float32, aliases(7)}};
 

@@ -9,9 +9,12 @@
 //   };
 //   const Register<ResetGradient> registered;
 //
-// The constructor reads and checks the attributes once, when the session is made; compute runs on every call,
-// from whichever thread ONNX Runtime chooses. Either may throw: the exception's text, after the operator's
-// name, becomes the error of the session or of the run. `require` is the way to check an input.
+// The constructor reads and checks the attributes once, when the graph is opened; compute runs on every call, from whichever
+// thread the host chooses. Either may throw: the exception's text, after the operator's name, becomes the error of the host.
+// `require` is the way to check an input.
+//
+// The host is whoever runs the graph: ONNX Runtime (host/) or our own runner (runner/). An operator meets it only as the
+// `AttributeSource` of its node and as the `Call` of a run.
 #pragma once
 
 #include <algorithm>
@@ -22,6 +25,7 @@
 #include <exception>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <sstream>
 #include <stdexcept>
@@ -30,9 +34,6 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#include "host/budget.h"
-#include "host/ort_abi.h"
 
 namespace edge_bcs {
 
@@ -57,12 +58,17 @@ void require(bool condition, const Parts&... parts) {
     fail(parts...);
 }
 
-inline constexpr auto float32 = ort::ElementType::float32;
-inline constexpr auto uint8 = ort::ElementType::uint8;
-inline constexpr auto uint16 = ort::ElementType::uint16;
-inline constexpr auto int32 = ort::ElementType::int32;
-inline constexpr auto int64 = ort::ElementType::int64;
-inline constexpr auto boolean = ort::ElementType::boolean;
+// Element types with the numbers that ONNX gives them; `any` in a port stands for each of them.
+enum class ElementType : std::int32_t {
+  any = 0,
+  float32 = 1,
+  uint8 = 2,
+  uint16 = 4,
+  int32 = 6,
+  int64 = 7,
+  boolean = 9
+};
+using enum ElementType;
 
 // How a port is used beyond its name and type: may be absent, stands for any number of tensors (only the last input), or
 // (outputs) shares the memory of an input.
@@ -76,15 +82,15 @@ inline constexpr Use variadic{false, -1, true};
 constexpr Use aliases(int input) { return {false, input}; }
 constexpr Use optional_aliases(int input) { return {true, input}; }
 
-// One input or output of an operator, as declared to ONNX Runtime.
+// One input or output of an operator.
 struct Port {
   const char* name;
-  ort::ElementType type;
+  ElementType type;
   Use use{};
 };
 
 template <class T>
-constexpr ort::ElementType element_type() {
+constexpr ElementType element_type() {
   using Bare = std::remove_const_t<T>;
   if constexpr (std::is_same_v<Bare, float>)
     return float32;
@@ -130,7 +136,7 @@ class Shape {
   std::size_t rank_ = 0;
 };
 
-// A tensor of a known type: memory that ONNX Runtime owns, and its dimensions. An absent optional tensor is
+// A tensor of a known type: memory that the host owns, and its dimensions. An absent optional tensor is
 // empty.
 template <class T>
 class Tensor {
@@ -152,10 +158,23 @@ class Tensor {
   bool present_ = false;
 };
 
+// What the attributes of one node are read from; nothing where there is none of that name and type.
+class AttributeSource {
+ public:
+  virtual std::optional<std::int64_t> integer(const char* name) const = 0;
+  virtual std::optional<float> real(const char* name) const = 0;
+  virtual std::optional<std::vector<std::int64_t>> integers(const char* name) const = 0;
+  virtual std::optional<std::vector<float>> reals(const char* name) const = 0;
+  virtual std::optional<std::string> text(const char* name) const = 0;
+
+ protected:
+  ~AttributeSource() = default;
+};
+
 // The attributes of a node.
 class Attributes {
  public:
-  explicit Attributes(const ort::KernelInfo* info) : info_(info) {}
+  explicit Attributes(const AttributeSource& source) : source_(source) {}
   std::int64_t integer(const char* name) const;
   std::int64_t integer(const char* name, std::int64_t otherwise) const;
   // An integer that must lie in [low, high].
@@ -173,51 +192,85 @@ class Attributes {
   std::string text(const char* name, const std::string& otherwise) const;
 
  private:
-  const ort::KernelInfo* info_;
+  const AttributeSource& source_;
 };
 
 // Numbers that one thread takes at a time where an operator does little to each of them.
 inline constexpr std::int64_t elements_a_task = 1 << 14;
 
-// Work memory of one call, taken from the budget and given back on destruction. Not zeroed; 64-byte aligned.
+// A tensor as the host gives it.
+struct RawTensor {
+  void* data = nullptr;
+  ElementType type{};
+  Shape shape{};
+  bool present = false;
+};
+
+// One run of one node, as the host provides it.
+class Call {
+ public:
+  virtual std::size_t input_count() const = 0;
+  // Input `index`; not present where the node leaves it out.
+  virtual RawTensor input(std::size_t index) const = 0;
+  // Output `index`, of these dimensions; not present where the graph does not use it.
+  virtual RawTensor output(std::size_t index, const Shape& shape) const = 0;
+  // Work memory, aligned to 64 bytes, until it is given back; the last taken is given back first.
+  virtual void* take(std::size_t bytes) const = 0;
+  virtual void give_back(void* memory) const noexcept = 0;
+  // Calls run(data, i) for i in [0, count) from several threads; which runs which is the host's choice.
+  virtual void parallel(void (*run)(void*, std::size_t), std::size_t count, void* data) const = 0;
+
+ protected:
+  ~Call() = default;
+};
+
+// Work memory of one call. Not zeroed; 64-byte aligned.
 template <class T>
 class Scratch {
  public:
   Scratch() = default;
-  explicit Scratch(std::size_t count)
-      : data_(static_cast<T*>(budget::allocate(count * sizeof(T)))), count_(count) {}
+  Scratch(const Call& call, std::size_t count)
+      : data_(count > 0 ? static_cast<T*>(call.take(count * sizeof(T))) : nullptr, GiveBack{&call}),
+        count_(count) {}
   T* data() const { return data_.get(); }
   std::size_t size() const { return count_; }
   T& operator[](std::size_t i) const { return data_.get()[i]; }
 
  private:
-  struct Free {
-    void operator()(T* memory) const { budget::release(memory); }
+  struct GiveBack {
+    const Call* call = nullptr;
+    void operator()(T* memory) const { call->give_back(memory); }
   };
-  std::unique_ptr<T, Free> data_;
+  std::unique_ptr<T, GiveBack> data_;
   std::size_t count_ = 0;
 };
 
 // One call of an operator: its tensors and its threads.
 class Context {
  public:
-  Context(ort::KernelContext* context, std::span<const Port> inputs, std::span<const Port> outputs)
-      : context_(context), inputs_(inputs), outputs_(outputs) {}
+  Context(const Call& call, std::span<const Port> inputs, std::span<const Port> outputs)
+      : call_(call), inputs_(inputs), outputs_(outputs) {}
 
   // How many inputs the node has; a variadic port counts as often as it has tensors.
-  std::size_t input_count() const;
+  std::size_t input_count() const { return call_.input_count(); }
+
+  // Work memory for `count` numbers, until it is destroyed.
+  template <class T>
+  Scratch<T> scratch(std::size_t count) const {
+    return Scratch<T>(call_, count);
+  }
 
   // Input `index`; empty if it is optional and absent.
   template <class T>
   Tensor<const T> input(std::size_t index) const {
-    Raw raw = raw_input(index, element_type<T>());
+    const RawTensor raw = raw_input(index, element_type<T>());
     return raw.present ? Tensor<const T>(static_cast<const T*>(raw.data), raw.shape) : Tensor<const T>();
   }
 
   // Input `index`, one bool, or `otherwise` if it is optional and absent. A file may hold any byte there: all
   // but 0 are true.
   bool flag(std::size_t index, bool otherwise = false) const {
-    const Raw raw = raw_input(index, boolean);
+    const RawTensor raw = raw_input(index, boolean);
     if (!raw.present) return otherwise;
     require(raw.shape.count() == 1, input_name(index), " has ", raw.shape.count(), " elements, not 1");
     return *static_cast<const std::uint8_t*>(raw.data) != 0;
@@ -226,11 +279,11 @@ class Context {
   // Output `index` with the given dimensions; empty if it is optional and the graph does not use it.
   template <class T>
   Tensor<T> output(std::size_t index, const Shape& shape) const {
-    Raw raw = raw_output(index, shape);
+    const RawTensor raw = raw_output(index, shape);
     return raw.present ? Tensor<T>(static_cast<T*>(raw.data), shape) : Tensor<T>();
   }
 
-  // Output `index`, which continues input `from` in place. Where ONNX Runtime could not give both the same
+  // Output `index`, which continues input `from` in place. Where the host could not give both the same
   // memory (graph input and output bound to different tensors), the input is copied first, so the operator
   // stays right. Empty if the input or the output is absent.
   template <class T>
@@ -243,7 +296,7 @@ class Context {
     return target;
   }
 
-  // Calls body(i) for i in [0, count), from several threads; which thread runs which i is ONNX Runtime's
+  // Calls body(i) for i in [0, count), from several threads; which thread runs which i is the host's
   // choice, so the result must not depend on it. The first exception that a body throws is thrown again here.
   template <class Body>
   void parallel_for(std::int64_t count, const Body& body) const {
@@ -279,136 +332,48 @@ class Context {
   const char* input_name(std::size_t index) const { return input_port(index).name; }
 
  private:
-  struct Raw {
-    void* data = nullptr;
-    Shape shape;
-    bool present = false;
-  };
   // The port of input `index`; those behind the last belong to it.
   const Port& input_port(std::size_t index) const { return inputs_[std::min(index, inputs_.size() - 1)]; }
-  Raw raw_input(std::size_t index, ort::ElementType type) const;
-  Raw raw_output(std::size_t index, const Shape& shape) const;
-  void run_parallel(void (*run)(void*, std::size_t), std::size_t count, void* data) const;
+  RawTensor raw_input(std::size_t index, ElementType type) const;
+  RawTensor raw_output(std::size_t index, const Shape& shape) const;
+  void run_parallel(void (*run)(void*, std::size_t), std::size_t count, void* data) const {
+    call_.parallel(run, count, data);
+  }
 
-  ort::KernelContext* context_;
+  const Call& call_;
   std::span<const Port> inputs_;
   std::span<const Port> outputs_;
 };
 
-namespace detail {
-
 // Where an operator belongs: our own domain, or that of ONNX Runtime's operators that stock builds lack.
 enum class Domain { edge_bcs, microsoft };
 
-// An operator as its struct declares it.
+// An operator as its struct declares it, and its functions over an object that `create` made.
 struct Declaration {
-  const ort::CustomOp* op;
   const char* name;
   std::span<const Port> inputs, outputs;
+  void* (*create)(const Attributes& attributes);
+  void (*compute)(const void* object, Context& context);
+  void (*destroy)(void* object);
 };
+
+// The operators of a domain, in the order in which they were added.
+const std::vector<Declaration>& operators(Domain domain);
 
 // Adds an operator to a domain; called while the library is loaded.
-void add_to_registry(const Declaration& declaration, Domain domain);
-
-// Turns an ORT status that is not null into an Error.
-void check(ort::Status* status);
-
-// "NAME: MESSAGE" as an ORT status.
-ort::Status* error_status(const char* name, const char* message);
-
-// The functions that ONNX Runtime calls for operator Op.
-template <class Op>
-struct Bridge {
-  static constexpr std::size_t inputs = Op::inputs.size();
-  static constexpr std::size_t outputs = Op::outputs.size();
-
-  template <class Work>
-  static ort::Status* guarded(const Work& work) noexcept {
-    try {
-      work();
-      return nullptr;
-    } catch (const std::exception& error) {
-      return error_status(Op::name, error.what());
-    } catch (...) {
-      return error_status(Op::name, "unknown error");
-    }
-  }
-
-  static ort::Status* create(const ort::CustomOp*, const void*, const ort::KernelInfo* info, void** kernel) {
-    return guarded([&] { *kernel = std::make_unique<Op>(Attributes(info)).release(); });
-  }
-
-  static ort::Status* compute(void* kernel, ort::KernelContext* raw) {
-    return guarded([&] {
-      Context context(raw, Op::inputs, Op::outputs);
-      static_cast<const Op*>(kernel)->compute(context);
-    });
-  }
-
-  static void destroy(void* kernel) { std::unique_ptr<Op>(static_cast<Op*>(kernel)).reset(); }
-
-  static std::size_t alias_map(int** from, int** to) {
-    static constexpr auto pairs = [] {
-      std::array<int, outputs> sources{}, targets{};
-      std::size_t count = 0;
-      for (std::size_t i = 0; i < outputs; ++i) {
-        if (Op::outputs[i].use.alias < 0) continue;
-        sources[count] = Op::outputs[i].use.alias;
-        targets[count++] = static_cast<int>(i);
-      }
-      return std::tuple(sources, targets, count);
-    }();
-    // Our own memory, never freed by ONNX Runtime, which only reads it; the interface lacks a const.
-    *from = const_cast<int*>(std::get<0>(pairs).data());
-    *to = const_cast<int*>(std::get<1>(pairs).data());
-    return std::get<2>(pairs);
-  }
-
-  static const ort::CustomOp& description() {
-    static const ort::CustomOp op = [] {
-      using ort::CustomOp;
-      CustomOp made{};
-      made.version = ort::api_version;
-      made.get_name = [](const CustomOp*) { return Op::name; };
-      made.get_execution_provider = [](const CustomOp*) -> const char* { return nullptr; };
-      made.get_input_type = [](const CustomOp*, std::size_t i) { return Op::inputs[i].type; };
-      made.get_input_count = [](const CustomOp*) { return inputs; };
-      made.get_output_type = [](const CustomOp*, std::size_t i) { return Op::outputs[i].type; };
-      made.get_output_count = [](const CustomOp*) { return outputs; };
-      made.destroy = destroy;
-      made.get_input_characteristic = [](const CustomOp*, std::size_t i) {
-        if (Op::inputs[i].use.variadic) return ort::Characteristic::variadic;
-        return Op::inputs[i].use.optional ? ort::Characteristic::optional : ort::Characteristic::required;
-      };
-      made.get_output_characteristic = [](const CustomOp*, std::size_t i) {
-        return Op::outputs[i].use.optional ? ort::Characteristic::optional : ort::Characteristic::required;
-      };
-      made.get_input_memory_type = [](const CustomOp*, std::size_t) { return ort::MemoryType::by_default; };
-      made.get_variadic_input_min_arity = [](const CustomOp*) { return 1; };
-      made.get_variadic_input_homogeneity = [](const CustomOp*) { return 0; };
-      made.get_variadic_output_min_arity = [](const CustomOp*) { return 1; };
-      made.get_variadic_output_homogeneity = [](const CustomOp*) { return 0; };
-      made.create_kernel_v2 = create;
-      made.compute_v2 = compute;
-      made.get_start_version = [](const CustomOp*) { return 1; };
-      made.get_end_version = [](const CustomOp*) { return 0x7fffffff; };
-      made.get_may_inplace = [](int**, int**) -> std::size_t { return 0; };
-      made.release_may_inplace = [](int*, int*) {};
-      made.get_alias_map = alias_map;
-      made.release_alias_map = [](int*, int*) {};
-      return made;
-    }();
-    return op;
-  }
-};
-
-}  // namespace detail
+void add_operator(const Declaration& declaration, Domain domain);
 
 // An object of this type with static storage adds Op to the library.
-template <class Op, detail::Domain domain = detail::Domain::edge_bcs>
+template <class Op, Domain domain = Domain::edge_bcs>
 struct Register {
   Register() {
-    detail::add_to_registry({&detail::Bridge<Op>::description(), Op::name, Op::inputs, Op::outputs}, domain);
+    add_operator({Op::name, Op::inputs, Op::outputs,
+                  [](const Attributes& attributes) -> void* {
+                    return std::make_unique<Op>(attributes).release();
+                  },
+                  [](const void* object, Context& context) { static_cast<const Op*>(object)->compute(context); },
+                  [](void* object) { std::unique_ptr<Op>(static_cast<Op*>(object)).reset(); }},
+                 domain);
   }
 };
 

@@ -35,7 +35,7 @@ const Register<GradientReady> gradient_ready;
 // Its first input, unchanged; makes whatever uses it wait for the second.
 struct After {
   static constexpr const char* name = "After";
-  static constexpr std::array inputs{Port{"x", float32}, Port{"token", ort::ElementType::any}};
+  static constexpr std::array inputs{Port{"x", float32}, Port{"token", any}};
   static constexpr std::array outputs{Port{"y", float32, aliases(0)}};
   explicit After(const Attributes&) {}
   void compute(Context& context) const { context.in_place<float>(0, 0); }

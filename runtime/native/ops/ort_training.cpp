@@ -17,7 +17,7 @@ namespace edge_bcs {
 namespace {
 
 template <class Op>
-using RegisterTraining = Register<Op, detail::Domain::microsoft>;
+using RegisterTraining = Register<Op, Domain::microsoft>;
 
 // Element by element
 

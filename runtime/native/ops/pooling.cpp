@@ -271,7 +271,7 @@ const Register<AveragePool> average_pool;
 struct AveragePoolGrad {
   static constexpr const char* name = "AveragePoolGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional}};
+                                     Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   Average pooling;

@@ -77,7 +77,7 @@ template <bool each_channel>
 struct ProductGrad {
   static constexpr std::array inputs{Port{"dy", float32}, Port{"other", float32},
                                      Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional}};
+                                     Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   InputGradient gradient;
@@ -131,7 +131,7 @@ struct GateFactorGrad {
   static constexpr const char* name = "GateFactorGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"a", float32},
                                      Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional}};
+                                     Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   Stack dy_stack, a_stack;
@@ -196,7 +196,7 @@ const Register<Rescale> rescale;
 struct RescaleGrad {
   static constexpr const char* name = "RescaleGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional}};
+                                     Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   InputGradient gradient;

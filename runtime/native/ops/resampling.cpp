@@ -72,7 +72,7 @@ const Register<Pad> pad;
 struct PadGrad {
   static constexpr const char* name = "PadGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional}};
+                                     Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   Padding padding;
@@ -212,7 +212,7 @@ const Register<Upsample> upsample;
 struct UpsampleGrad {
   static constexpr const char* name = "UpsampleGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"addend", float32, optional},
-                                     Port{"mask", ort::ElementType::any, optional}};
+                                     Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   Resampling resampling;

@@ -38,7 +38,7 @@ const Register<Narrow> narrow_op;
 
 struct Widen {
   static constexpr const char* name = "Widen";
-  static constexpr std::array inputs{Port{"x", uint16}, Port{"token", ort::ElementType::any, optional}};
+  static constexpr std::array inputs{Port{"x", uint16}, Port{"token", any, optional}};
   static constexpr std::array outputs{Port{"y", float32}};
   explicit Widen(const Attributes&) {}
 
