@@ -204,8 +204,7 @@ class Scaler(Maker):
             name: _scaled(phase, ratio, sum(bound.values()), lanes)
             for name, phase in self.plan.phases.items()
         }
-        counted = [phase.peak_bytes for phase in phases.values() if not phase.apart]
-        return MemoryPlan(max(counted), bound, phases)
+        return MemoryPlan(max(phase.peak_bytes for phase in phases.values()), bound, phases)
 
     def variants(self, budget: int) -> Iterator[Variant]:
         sizes = [size for size in _powers(self.artifact) if size < self.artifact.micro_batch]

@@ -27,6 +27,7 @@ _OF_A_TRAINING = (
     "edge_bcs.cli.progress",
     "edge_bcs.data",
     "edge_bcs.runtime.trainer",
+    "edge_bcs.runtime.sessions",
     "rich.progress",
     "PIL.Image",
 )

@@ -1,22 +1,32 @@
-"""Where the tensors of a phase would lie in one block of memory, and the map of address × time.
+"""Where the tensors of a phase lie in one block of memory, and the map of address × time.
 
-Tensors are placed from the largest to the smallest, each at the lowest address that is free during its
-whole life (greedy by size, as in TensorFlow Lite Micro; Pisarchyk & Lee, "Efficient Memory Management
-for Deep Neural Net Inference", 2020). ONNX Runtime allocates from a heap instead and places tensors as
-they come, so the map shows how little one block could hold; the budget is about the sum of live bytes,
-which no placement changes.
+Each tensor gets the lowest address that is free during its whole life. What decides is the order in which
+they are placed, so several are tried and the best is kept: from the largest (greedy by size, as in TensorFlow
+Lite Micro), from the longest-lived (what is kept for the backward pass nests like brackets, without a hole),
+by bytes × life, from the moment with the most alive (Pisarchyk & Lee, "Efficient Memory Management for Deep
+Neural Net Inference", 2020), as they come; then what stands out at the top is placed earlier, as long as that
+helps. No block can be smaller than the largest sum of bytes alive at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from edge_bcs.core.units import format_bytes
 
 from .plans import Allocation, Phase
 
+ALIGNMENT = 64
+"""Bytes, of which every address in a program is a multiple."""
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_PROMOTIONS = 40  # tries to place the topmost tensor earlier, for each order
+_MANY = 4000  # tensors, above which it is not tried: placing them once takes a second
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,8 @@ class Layout:
     """Addresses of the tensors of a phase, parallel to ``tensors``, in bytes from the start of the block.
 
     Attributes:
-        extent: bytes of the block. live: the largest sum of bytes alive at once, which no block can undercut.
+        extent: bytes of the block. live: the largest sum of bytes alive at once, which no block can undercut;
+            both with each tensor rounded up to whole units of the alignment.
     """
 
     tensors: tuple[Allocation, ...]
@@ -33,29 +44,88 @@ class Layout:
     live: int
 
 
-def assign(tensors: Iterable[Allocation]) -> Layout:
-    """Place ``tensors`` in one block without overlap in space and time."""
+def assign(tensors: Iterable[Allocation], alignment: int = ALIGNMENT) -> Layout:
+    """Place ``tensors`` in one block without overlap in space and time, in the smallest that is found.
+
+    The same tensors get the same addresses everywhere: in a program, and in the map that is drawn of it.
+
+    Args:
+        alignment: bytes, of which every address is a multiple.
+    """
     chosen = tuple(tensors)
-    addresses = [0] * len(chosen)
-    placed: list[int] = []
-    for position in sorted(range(len(chosen)), key=lambda i: (-chosen[i].bytes, chosen[i].birth)):
-        tensor = chosen[position]
-        address = 0
-        neighbours = [
-            other
-            for other in placed
-            if chosen[other].birth <= tensor.death and tensor.birth <= chosen[other].death
+    if not chosen:
+        return Layout((), (), 0, 0)
+    lives = _Lives(chosen, alignment)
+    found = min((lives.improved(order) for order in lives.orders()), key=lives.extent)
+    return Layout(chosen, tuple(map(int, found)), lives.extent(found), lives.most_alive)
+
+
+class _Lives:
+    """Sizes and lives of tensors, as arrays."""
+
+    def __init__(self, tensors: tuple[Allocation, ...], alignment: int) -> None:
+        sizes = np.array([tensor.bytes for tensor in tensors], np.int64)
+        self.sizes: Array = -(-sizes // alignment) * alignment
+        self.births: Array = np.array([tensor.birth for tensor in tensors], np.int64)
+        self.deaths: Array = np.array([tensor.death for tensor in tensors], np.int64)
+        change = np.zeros(int(self.deaths.max()) + 2, np.int64)
+        np.add.at(change, self.births, self.sizes)
+        np.subtract.at(change, self.deaths + 1, self.sizes)
+        self.alive: Array = np.cumsum(change)[:-1]
+        self.most_alive = int(self.alive.max())
+
+    def orders(self) -> list[Array]:
+        """Orders of placing, each a permutation."""
+        spans = self.deaths - self.births + 1
+        fullest = [int(self.alive[b : d + 1].max()) for b, d in zip(self.births, self.deaths, strict=True)]
+        keys = [  # the last of each counts first
+            (self.births, -self.sizes),
+            (-self.sizes, self.births, -spans),
+            (self.births, -self.sizes * spans),
+            (-self.sizes, -np.array(fullest, np.int64)),
+            (-self.sizes, self.births),
         ]
-        for other in sorted(neighbours, key=addresses.__getitem__):
-            if addresses[other] - address >= tensor.bytes:
+        return [np.lexsort(key) for key in keys]
+
+    def extent(self, addresses: Array) -> int:
+        """Bytes of the block."""
+        return int((addresses + self.sizes).max())
+
+    def placed(self, order: Array) -> Array:
+        """Addresses, parallel to the tensors."""
+        sizes, births, deaths = self.sizes[order], self.births[order], self.deaths[order]
+        starts = np.zeros(len(order), np.int64)
+        for i in range(len(order)):
+            meets = np.flatnonzero((births[:i] <= deaths[i]) & (deaths[:i] >= births[i]))
+            meets = meets[np.argsort(starts[meets], kind="stable")]
+            begins = starts[meets]
+            # Free from the end of all below to the begin of the next, and above all of them.
+            free = np.concatenate(([0], np.maximum.accumulate(begins + sizes[meets])))
+            fits = np.flatnonzero(begins - free[:-1] >= sizes[i])
+            starts[i] = free[fits[0]] if len(fits) else free[-1]
+        addresses = np.empty(len(order), np.int64)
+        addresses[order] = starts
+        return addresses
+
+    def improved(self, order: Array) -> Array:
+        """`placed`, and again with the topmost tensor placed earlier, as long as that does no harm."""
+        best = self.placed(order)
+        if len(order) > _MANY:
+            return best
+        tried = order
+        for _ in range(_PROMOTIONS):
+            if self.extent(best) == self.most_alive:
                 break
-            address = max(address, addresses[other] + chosen[other].bytes)
-        addresses[position] = address
-        placed.append(position)
-    extent = max((a + tensor.bytes for a, tensor in zip(addresses, chosen, strict=True)), default=0)
-    moments = {tensor.birth for tensor in chosen}
-    live = max((sum(t.bytes for t in chosen if t.birth <= m <= t.death) for m in moments), default=0)
-    return Layout(chosen, tuple(addresses), extent, live)
+            top = int(np.argmax(best + self.sizes))
+            place = int(np.flatnonzero(tried == top)[0])
+            if place == 0:
+                break
+            rest = np.delete(tried, place)
+            tried = np.insert(rest, place // 2, top)
+            again = self.placed(tried)
+            if self.extent(again) <= self.extent(best):
+                best = again
+        return best
 
 
 def letters(phases: Iterable[Phase]) -> dict[str, str]:

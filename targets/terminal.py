@@ -62,8 +62,7 @@ def _phases(simulation: Simulation) -> Table:
     rows: list[tuple[str, int, int | None]] = []
     for name, phase in simulation.plan.phases.items():
         peak = runs.get(name, {}).get("peak_bytes")
-        shown = f"{name} (to evaluate)" if phase.apart else name
-        rows.append((shown, phase.peak_bytes, None if peak is None else int(peak)))
+        rows.append((name, phase.peak_bytes, None if peak is None else int(peak)))
     rows.append(("all", simulation.predicted_peak_bytes, simulation.measured_peak_bytes))
     for name, predicted, measured in rows:
         found = "–" if measured is None else f"{measured:,}"
@@ -112,17 +111,18 @@ def _map(simulation: Simulation, width: int) -> RenderableType:
     used = {tensor.category for tensor in phase.allocations}
     lines = text_map(phase, key, width=max(16, min(100, width - 14)))
     legend = [f"{letter} {category}" for category, letter in key.items() if category in used]
+    holes = layout.extent - layout.live
     packed = (
-        f"Packed into one block these tensors take {format_bytes(layout.extent)}; alive at once are at most "
+        f"In the program's arena these tensors take {format_bytes(layout.extent)}; alive at once are at most "
+        f"{format_bytes(layout.live)}, so {format_bytes(holes)} are holes."
     )
-    packed += f"{format_bytes(layout.live)}, which is what the budget counts."
     return Group(
         Text(f"Address × time of {phase.name}: {len(phase.nodes)} nodes from left to right", style="bold"),
         Text("\n".join(lines)),
         Text("\n".join(_lines([*legend, ". free"], width, indent=12 if width >= _NARROW else 2))),
         Text(
-            f"{packed} ONNX Runtime places tensors in a heap as they come, so real addresses differ. The "
-            f"bound buffers, {format_bytes(simulation.plan.bound_bytes)}, lie outside."
+            f"{packed} The bound buffers, {format_bytes(simulation.plan.bound_bytes)}, lie before them. ONNX "
+            "Runtime places tensors in a heap as they come, so addresses differ there."
         ),
     )
 

@@ -72,7 +72,7 @@ def test_placing_four_tensors_by_hand() -> None:
         Allocation("late", 60, "b", 2, 3),
         Allocation("last", 40, "b", 3, 3),
     ]
-    layout = assign(tensors)
+    layout = assign(tensors, alignment=1)
     assert layout.addresses == (100, 0, 0, 60)
     assert (layout.extent, layout.live) == (110, 110)
 
@@ -86,7 +86,7 @@ def test_no_two_tensors_share_a_byte_at_the_same_time() -> None:
             tensors.append(
                 Allocation(str(number), rng.randrange(1, 1000), "a", birth, rng.randrange(birth, 40))
             )
-        layout = assign(tensors)
+        layout = assign(tensors, alignment=1)
         for step in range(40):
             live = [
                 (address, address + tensor.bytes)
