@@ -17,6 +17,7 @@ from edge_bcs.runtime.manifest import (
     FORMAT,
     IN_PART,
     MANIFEST,
+    PROGRAM,
     STATE,
     VERSION,
     TrainedObjective,
@@ -203,6 +204,7 @@ def _write(
         model = graph.to_onnx()
         onnx.checker.check_model(model)
         (folder / graph_file(phase)).write_bytes(model.SerializeToString())
+    (folder / PROGRAM).write_bytes(compiled.program.dump())
     with (folder / STATE).open("wb") as stream:
         write_tensors(stream, compiled.network.trained.of(state), metadata)
     # ONNX Runtime's own training has a gradient of the shape of each parameter, and so trains all of it.

@@ -11,6 +11,7 @@
 | choose | replays, a budget | `Choice`: micro-batch, storage, kernels | `memory.planner`, `memory.space` |
 | store | graphs, the choice | the same with activations recomputed or narrowed | `memory.storage` |
 | replay | what was changed | the memory plan | `memory.replay` |
+| place | the replays | `Program`: every tensor's address in one arena | `program` |
 
 Nothing here is written or run; `artifact` does that.
 """
@@ -39,6 +40,7 @@ from .memory.space import Figures
 from .memory.storage import store, without_dense_kernels
 from .network import Kernel, Network
 from .nodes import Graph
+from .program import Program, place
 
 PARTS = (Part.parse("head"), Part.parse("last:2"), Part.parse("last:4"))
 """What may be trained instead of all, where memory does not suffice."""
@@ -51,12 +53,14 @@ class Compiled:
 
     Attributes:
         graphs: "training", "attack", "eval", "optimizer", "lists".
+        program: the same with addresses.
     """
 
     network: Network
     choice: Choice
     graphs: dict[str, Graph]
     memory: MemoryPlan
+    program: Program
 
     @property
     def micro_batch(self) -> int:
@@ -162,8 +166,13 @@ def build(planner: Planner, job: Job, choice: Choice) -> Compiled:
     for phase, graph in others.items():
         replays[phase] = replay_of(graph, network.connections)
     buffers = network.buffers(choice.micro_batch, job.objective.two_branches)
-    memory = plan(replays, buffers, {"attack"} if network.attack_apart else ())
-    return Compiled(network, choice, {phase: replay.graph for phase, replay in replays.items()}, memory)
+    return Compiled(
+        network,
+        choice,
+        {phase: replay.graph for phase, replay in replays.items()},
+        plan(replays, buffers, {"attack"} if network.attack_apart else ()),
+        place(replays, buffers, job.objective.training_input),
+    )
 
 
 # What is said when nothing fits

@@ -21,7 +21,7 @@ from typing import Any
 
 from edge_bcs.runtime import archive as archives
 from edge_bcs.runtime.artifact import REPLACED, Artifact, sha256_of
-from edge_bcs.runtime.manifest import FORMAT, GRAPHS, IN_PART, MANIFEST, STATE, VERSION, graph_file
+from edge_bcs.runtime.manifest import FORMAT, GRAPHS, IN_PART, MANIFEST, PROGRAM, STATE, VERSION, graph_file
 from edge_bcs.runtime.ort.checkpoint import CHECKPOINT
 from edge_bcs.runtime.state import PREVIOUS
 
@@ -36,7 +36,7 @@ _LONGEST_NAME = 150
 _OF_ARTIFACTS = {MANIFEST, archives.SIGNATURE, LOCK}
 """Files of an exported artifact that its manifest does not list."""
 _OF_RUNS = {STATE, PREVIOUS, CHECKPOINT, "metrics.jsonl", "report.json", "left-out.json"}
-_FILES = {MANIFEST, archives.SIGNATURE, CHECKPOINT, PLAIN_EVAL, *map(graph_file, GRAPHS)} | _OF_RUNS
+_FILES = {MANIFEST, archives.SIGNATURE, CHECKPOINT, PLAIN_EVAL, PROGRAM, *map(graph_file, GRAPHS)} | _OF_RUNS
 _WRITTEN = {LOCK} | _FILES | {name + PARTIAL_SUFFIX for name in _FILES}
 """Every name that export and training give to a file."""
 _AT_CWD, _EXCHANGE, _SWAP = -100, 2, 2  # of Linux' renameat2 and macOS' renamex_np

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import torch
 from edge_bcs.runtime.artifact import Artifact
-from edge_bcs.runtime.engine import session_options
+from edge_bcs.runtime.sessions import session_options
 from edge_bcs.runtime.state import read_state
 from torch import Tensor, nn
 

@@ -19,10 +19,10 @@ from typing import IO, Any
 from edge_bcs.runtime import archive
 from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNATURE, Archive, Folder
 from edge_bcs.runtime.manifest import (
-    GRAPHS,
     MANIFEST,
     STATE,
     Described,
+    compiled_files,
     describe,
     difference,
     graph_file,
@@ -57,7 +57,10 @@ class Artifact(Described):
 
     def read_graph(self, graph: str) -> bytes:
         """The file of one of GRAPHS; EdgeBcsError if it cannot be read or is not what was verified."""
-        name = graph_file(graph)
+        return self.read_file(graph_file(graph))
+
+    def read_file(self, name: str) -> bytes:
+        """A file that the manifest lists; EdgeBcsError if it cannot be read or is not what was verified."""
         entry = self.manifest["files"][name]
         with reading(self.path / name), self.files.open(name) as stream:
             content = io.BufferedReader(stream).read(entry["bytes"] + 1)
@@ -178,9 +181,9 @@ def check_is_run_of(run: str | Path, artifact: Artifact) -> None:
         raise EdgeBcsError(
             f"{folder} is an exported artifact, which stays as it is; choose another output folder."
         )
-    graphs = {graph_file(graph): artifact.manifest["files"].get(graph_file(graph)) for graph in GRAPHS}
+    compiled = {name: artifact.manifest["files"].get(name) for name in compiled_files(artifact.manifest)}
     try:
-        found = difference(manifest, {**artifact.manifest, "files": graphs})
+        found = difference(manifest, {**artifact.manifest, "files": compiled})
     except RecursionError:
         raise EdgeBcsError(f"{folder / MANIFEST} is nested too deeply.") from None
     if found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,6 +85,18 @@ def bound_buffers(network: Network, micro_batch: int, two_branches: bool) -> dic
         table["rollback.mean"] = table["batchnorm.mean"]
         table["rollback.variance"] = table["batchnorm.variance"]
     return table
+
+
+def buffer_behind(graph: str, name: str, buffers: Container[str], training_input: str) -> str:
+    """Name of the buffer that a graph's input or output is bound to; it may not be one of ``buffers``.
+
+    Args:
+        graph: "training", "attack", "eval", "optimizer" or "lists".
+        training_input: the buffer whose images the training graph reads as its `input`.
+    """
+    if name.endswith(".out") and name not in buffers:
+        name = name.removesuffix(".out")  # updated in place: the input's own memory
+    return training_input if graph == "training" and name == "input" else name
 
 
 def bytes_of(dtype: str, shape: Shape) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ earlier releases would misread."""
 GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
 MANIFEST = archive.MANIFEST
 STATE = "state.safetensors"
+PROGRAM = "program.bin"
+"""The graphs for our own runner; artifacts of 0.1 have none."""
 _MOST_NUMBERS = 2**31 - 1  # of any buffer
 LARGEST_RELEASE = 2**53 - 1  # what every reader of JSON takes for a whole number
 _LARGEST_FILE = 2 << 30  # bytes; read in pieces
@@ -41,6 +43,12 @@ _LARGEST_GRAPH = 64 << 20  # bytes; read at once, and without any weights
 def graph_file(graph: str) -> str:
     """File name of a graph: "training" → "training_model.onnx"."""
     return f"{graph}_model.onnx"
+
+
+def compiled_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Names of the files that the compiler made and that a run has as well: the graphs, and their program."""
+    graphs = [graph_file(graph) for graph in GRAPHS]
+    return [*graphs, PROGRAM] if PROGRAM in manifest["files"] else graphs
 
 
 @dataclass(frozen=True)
@@ -408,7 +416,7 @@ def listed_files(manifest: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
                 f"the manifest names the file {name!r}, which does not lie in the artifact's folder."
             )
         entry = listed.object(name)
-        most = _LARGEST_GRAPH if name.endswith(graph_file("")) else _LARGEST_FILE
+        most = _LARGEST_GRAPH if name.endswith(graph_file("")) or name == PROGRAM else _LARGEST_FILE
         yield name, entry.integer("bytes", 0, most), entry.text("sha256")
 
 

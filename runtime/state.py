@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from edge_bcs.runtime.archive import Folder
 from edge_bcs.runtime.artifact import Artifact, check_is_run_of, sha256_of
-from edge_bcs.runtime.manifest import GRAPHS, MANIFEST, STATE, graph_file
+from edge_bcs.runtime.manifest import MANIFEST, STATE, compiled_files
 
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.files import PARTIAL_SUFFIX, cause_of, read_small, replacing, sync_folder
@@ -233,10 +233,10 @@ def is_run_of(folder: str | Path, artifact: Artifact) -> bool:
             return True
         if folder.exists() and not folder.is_dir():
             raise EdgeBcsError(f"{folder} is a file; choose a folder for the run.")
-        graphs = [graph_file(graph) for graph in GRAPHS]
-        for name in (*graphs, STATE, PREVIOUS):
+        compiled = compiled_files(artifact.manifest)
+        for name in (*compiled, STATE, PREVIOUS):
             # Graphs of this artifact are there if a power cut interrupted the making of the run.
-            if (folder / name).exists() and not (name in graphs and _is_copy(folder / name, artifact)):
+            if (folder / name).exists() and not (name in compiled and _is_copy(folder / name, artifact)):
                 raise EdgeBcsError(
                     f"{folder} holds no run, but a {name} that the run would replace; choose another folder "
                     "for the run."
@@ -253,10 +253,11 @@ def _is_copy(file: Path, artifact: Artifact) -> bool:
 
 def _create_run(folder: Path, artifact: Artifact, classes: Sequence[str] | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for graph in GRAPHS:
-        with replacing(folder / graph_file(graph)) as stream:
-            stream.write(artifact.read_graph(graph))
-    files = {name: artifact.manifest["files"][name] for name in map(graph_file, GRAPHS)}
+    compiled = compiled_files(artifact.manifest)
+    for name in compiled:
+        with replacing(folder / name) as stream:
+            stream.write(artifact.read_file(name))
+    files = {name: artifact.manifest["files"][name] for name in compiled}
     manifest = {**artifact.manifest, "files": files}
     if classes is not None:
         manifest["classes"] = list(classes)

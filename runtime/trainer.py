@@ -22,6 +22,7 @@ from edge_bcs.runtime.claims import Claims
 from edge_bcs.runtime.connections import Connections, connections, layer_counts
 from edge_bcs.runtime.course import Course, Wishes, begin_or_continue
 from edge_bcs.runtime.engine import Engine
+from edge_bcs.runtime.engines import check_engine, open_engine
 from edge_bcs.runtime.fit import Fit, Metrics
 from edge_bcs.runtime.guard import Guard
 from edge_bcs.runtime.predictor import Predictor, matched, opened
@@ -52,6 +53,8 @@ class Trainer(Predictor):
             depend on it.
         seed: of all randomness; default: the artifact's.
         class_names: of the network's outputs in label order, for an artifact that has none stored.
+        engine: "onnxruntime", or "native": our own runner, whose working set is one arena. Both give the same
+            bits, and each goes on from the other's runs. Default: ONNX Runtime where it is installed.
 
     Attributes:
         artifact: what was read. steps: optimizer steps done. seed: see above.
@@ -64,8 +67,9 @@ class Trainer(Predictor):
             every run of a graph, by the thread that runs it; None by default. What it raises ends the step,
             which is then as if it had not begun; after the optimizer's graph the step is counted.
 
-    Raises EdgeBcsError for a damaged artifact, BudgetExceeded if its buffers do not fit. One Trainer may be
-    open in a process; `close` it (or leave its `with` block) before the next.
+    Raises EdgeBcsError for a damaged artifact, BudgetExceeded if its buffers do not fit. One Trainer over
+    ONNX Runtime may be open in a process: `close` it (or leave its `with` block) before the next. Any number
+    of native ones may.
 
     A signal such as Ctrl-C never leaves half a step: the state is that after the last step that is counted in
     ``steps``, to the bit, and can be saved and trained on. One thread at a time may use a Trainer; another
@@ -79,6 +83,7 @@ class Trainer(Predictor):
         threads: int | None = None,
         seed: int | None = None,
         class_names: Sequence[str] | None = None,
+        engine: str | None = None,
     ) -> None:
         self.artifact = path if isinstance(path, Artifact) else Artifact.read(path)
         cap = self.artifact.budget if memory is None else parse_bytes(memory)
@@ -87,8 +92,9 @@ class Trainer(Predictor):
         classes = self.artifact.classes
         if class_names is not None:
             classes = named(classes, class_names, self.artifact.num_classes)
+        self._kind = check_engine(engine)
         self._engine = self.open_engine(cap, threads)
-        self._finalizer = weakref.finalize(self, Engine.close, self._engine)
+        self._finalizer = weakref.finalize(self, self._engine.close)
         self._guard = Guard(self._engine.arrays)
         super().__init__(self.artifact, self._engine, self._guard, classes, seed)
         self._claims = Claims(self.artifact, self.steps)
@@ -106,7 +112,7 @@ class Trainer(Predictor):
         Args:
             cap: bytes of the working set, None for no limit. threads: of each graph, None for all processors.
         """
-        return Engine(self.artifact, cap, threads)
+        return open_engine(self._kind, self.artifact, cap, threads)
 
     @classmethod
     def resume(
@@ -115,9 +121,10 @@ class Trainer(Predictor):
         memory: int | str | None = None,
         threads: int | None = None,
         class_names: Sequence[str] | None = None,
+        engine: str | None = None,
     ) -> Trainer:
         """Open a saved run so that the next `fit` goes on where the saved one stood, to the bit."""
-        trainer = cls(path, memory=memory, threads=threads, class_names=class_names)
+        trainer = cls(path, memory=memory, threads=threads, class_names=class_names, engine=engine)
         try:
             trainer._go_on()
         except BaseException as error:

@@ -182,7 +182,7 @@ class _Setting:
         """A session of a graph; with ``profile``, a path, each operator's time is written there."""
         import onnxruntime
 
-        from edge_bcs.runtime.engine import session_options
+        from edge_bcs.runtime.sessions import session_options
 
         options = session_options(threads)
         if profile is not None:

@@ -23,7 +23,7 @@ from edge_bcs.method.attacks import evaluation_mode
 if TYPE_CHECKING:
     from edge_bcs.method.sparse_model import SparseModel
     from edge_bcs.runtime.artifact import Artifact
-    from edge_bcs.runtime.engine import Engine
+    from edge_bcs.runtime.sessions import SessionEngine
 
 TOLERANCE = 1e-4
 """Of a tensor's norm, always allowed."""
@@ -93,14 +93,14 @@ class Pool:
         self._sparse = sparse
         self._distances: dict[str, Array] = {}
 
-    def chosen(self, engine: Engine, count: int) -> Batch:
+    def chosen(self, engine: SessionEngine, count: int) -> Batch:
         """Return the ``count`` images whose gradients are nearest to torch's."""
         distances = [self._distance(side, engine) for side in _sides(engine.artifact)]
         best = np.sort(np.argsort(np.max(distances, axis=0), kind="stable")[:count])
         pool = self.images
         return Batch(pool.images[best], pool.adversarial[best], pool.labels[best]).fitting(engine.artifact)
 
-    def _distance(self, side: str, engine: Engine) -> Array:
+    def _distance(self, side: str, engine: SessionEngine) -> Array:
         """Relative, of each image; ``side`` is "images" or "adversarial"."""
         if side not in self._distances:
             pool = replace(self.images, adversarial=getattr(self.images, side))
@@ -270,13 +270,13 @@ def _of_connections(sparse: SparseModel, gradient: Callable[[str], Array]) -> di
 
 def by_artifact(artifact: Artifact, sparse: SparseModel, batch: Batch, threads: int) -> Found:
     """The same as the artifact computes it, in so many threads."""
-    from edge_bcs.runtime.engine import Engine
+    from edge_bcs.runtime.sessions import SessionEngine
 
-    with closing(Engine(artifact, None, threads)) as engine:
+    with closing(SessionEngine(artifact, None, threads)) as engine:
         return by_engine(engine, sparse, batch)
 
 
-def by_engine(engine: Engine, sparse: SparseModel, batch: Batch) -> Found:
+def by_engine(engine: SessionEngine, sparse: SparseModel, batch: Batch) -> Found:
     """The same, by an engine whose state is left as it was."""
     from edge_bcs.method.sparse_model import weight_name
 
@@ -305,7 +305,7 @@ def by_engine(engine: Engine, sparse: SparseModel, batch: Batch) -> Found:
     return Found(total, parameters, image)
 
 
-def attack_gradient(engine: Engine, batch: Batch) -> Array:
+def attack_gradient(engine: SessionEngine, batch: Batch) -> Array:
     """The gradient of each image as the attack computes it, f32 [n, C, H, W].
 
     That is what the attack's step takes the sign of: the graph as it is, with that tensor as one more output.
@@ -313,7 +313,7 @@ def attack_gradient(engine: Engine, batch: Batch) -> Array:
     import onnx
     import onnxruntime
 
-    from edge_bcs.runtime.engine import session_options
+    from edge_bcs.runtime.sessions import session_options
 
     model = onnx.load_from_string(engine.artifact.read_graph("attack"))
     step = next(node for node in model.graph.node if node.op_type == "PgdStep")

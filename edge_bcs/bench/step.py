@@ -27,7 +27,7 @@ from edge_bcs.core.errors import EdgeBcsError
 
 if TYPE_CHECKING:
     from edge_bcs.runtime import Artifact
-    from edge_bcs.runtime.engine import Engine
+    from edge_bcs.runtime.sessions import SessionEngine
 
 # Images lie side by side in vectors of up to 16. With 16 for each thread, threads share less (VGG-16 on two
 # threads of a Xeon: 0.39 s a step, 0.47 s with 16 in all); with 16 in all, more of a network stays in the
@@ -340,12 +340,12 @@ def _others(model: str, sparse: Any, images: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def engine_with_batch(artifact: Artifact, threads: int, images: Any, labels: Any) -> Iterator[Engine]:
+def engine_with_batch(artifact: Artifact, threads: int, images: Any, labels: Any) -> Iterator[SessionEngine]:
     """The graphs of an artifact, with the first micro-batch of a batch, attacked, in their buffers."""
     from edge_bcs.runtime.attack import craft
-    from edge_bcs.runtime.engine import Engine
+    from edge_bcs.runtime.sessions import SessionEngine
 
-    engine = Engine(artifact, None, threads)
+    engine = SessionEngine(artifact, None, threads)
     try:
         engine.load(images[: artifact.micro_batch], labels[: artifact.micro_batch], 1.0 / len(images))
         craft(engine, 0, len(images), seed=0, step=0)
@@ -358,7 +358,7 @@ def engine_with_batch(artifact: Artifact, threads: int, images: Any, labels: Any
         engine.close()
 
 
-def operator_medians(engine: Engine, graph: str) -> dict[str, float]:
+def operator_medians(engine: SessionEngine, graph: str) -> dict[str, float]:
     """Median seconds of all operators of each type in a run of a graph."""
     found: dict[str, float] = {}
     for name, seconds in node_medians(engine, graph).items():
@@ -367,11 +367,11 @@ def operator_medians(engine: Engine, graph: str) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def node_medians(engine: Engine, graph: str, runs: int = 7) -> dict[str, float]:
+def node_medians(engine: SessionEngine, graph: str, runs: int = 7) -> dict[str, float]:
     """Median seconds of each node in a run of a graph, in their order; every run starts from one state."""
     import onnxruntime
 
-    from edge_bcs.runtime.engine import session_options
+    from edge_bcs.runtime.sessions import session_options
 
     state = {name: array.copy() for name, array in engine.arrays.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -389,7 +389,7 @@ def node_medians(engine: Engine, graph: str, runs: int = 7) -> dict[str, float]:
     return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
 
 
-def graph_medians(engine: Engine, batch_size: int) -> dict[str, tuple[float, int]]:
+def graph_medians(engine: SessionEngine, batch_size: int) -> dict[str, tuple[float, int]]:
     """Median seconds of a run of each graph, and its runs in a step."""
     micro_batches = -(-batch_size // engine.artifact.micro_batch)
     runs = {"attack": micro_batches * engine.artifact.objective.attack.steps, "training": micro_batches}

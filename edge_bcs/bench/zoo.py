@@ -231,7 +231,7 @@ def checked(subject: Subject, cell: Cell) -> dict[str, Any]:
     from edge_bcs import Attack, Memory
     from edge_bcs.bench.gradients import TOLERANCE, Batch, by_artifact, by_engine, compare
     from edge_bcs.runtime import Trainer
-    from edge_bcs.runtime.engine import Engine
+    from edge_bcs.runtime.sessions import SessionEngine
 
     torch.set_num_threads(1)
     sparse, threads = subject.sparse, subject.threads
@@ -249,7 +249,7 @@ def checked(subject: Subject, cell: Cell) -> dict[str, Any]:
             trainer.step(batch.images, batch.labels)
             peak = trainer.peak_bytes
         best: Difference | None = None
-        with closing(Engine(artifact, None, 1)) as engine:
+        with closing(SessionEngine(artifact, None, 1)) as engine:
             for draw in range(DRAWS):
                 batch = subject.pool(artifact, draw).chosen(engine, cell.batch)
                 ours = by_engine(engine, sparse, batch)

@@ -24,8 +24,9 @@ import numpy as np
 import onnxruntime
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.buffers import bytes_of
-from edge_bcs.runtime.engine import Engine, is_onnxruntimes, session_options
+from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.ort.checkpoint import CHECKPOINT, read_state
+from edge_bcs.runtime.sessions import SessionEngine, is_onnxruntimes, session_options
 from edge_bcs.runtime.state import layout_of, parts_of
 from edge_bcs.runtime.trainer import Trainer
 
@@ -43,7 +44,7 @@ except ImportError as error:
 _MODULE_GRAPHS = ("training", "eval")
 
 
-class OrtEngine(Engine):
+class OrtEngine(SessionEngine):
     """The Trainer's buffers and graphs, with the parameters in a `CheckpointState` and a `Module` over them.
 
     ``checkpoint`` is the file; ``own_state`` says whether its numbers count or those of the folder's state.

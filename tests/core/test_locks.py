@@ -304,6 +304,7 @@ def test_two_finetunings_of_one_folder(tiny_artifact: Make, tmp_path: Path, digi
     others = [
         "manifest.json",
         "metrics.jsonl",
+        "program.bin",
         "report.json",
         "state.previous.safetensors",
         "state.safetensors",

@@ -16,7 +16,7 @@ from edge_bcs.exporters.memory.choice import Job
 from edge_bcs.exporters.memory.planner import Planner
 from edge_bcs.exporters.memory.replay import KEPT
 from edge_bcs.exporters.network import network_of
-from edge_bcs.runtime.engine import Engine, session_options
+from edge_bcs.runtime.sessions import SessionEngine, session_options
 from helpers.networks import EveryLayer, batch, sparse_of, state_feeds, tiny, training_feeds
 from helpers.reference_ops import run_graph
 from helpers.schedule_replay import check_schedule
@@ -78,7 +78,7 @@ def measured(
 ) -> dict[str, tuple[int, int]]:
     """Phase → (predicted, measured) peak of the working set."""
     artifact = export(sparse, folder, input_shape=shape, validate=False, **options)
-    engine = Engine(artifact, None, 1)
+    engine = SessionEngine(artifact, None, 1)
     try:
         engine.arrays["sample_weight"][...] = 1 / artifact.micro_batch
         engine.arrays["lazy_reset_grad"][...] = True

@@ -19,7 +19,7 @@ from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.nodes import Graph
 from edge_bcs.exporters.operators.base import KEPT
 from edge_bcs.exporters.validation import run
-from edge_bcs.runtime.engine import session_options
+from edge_bcs.runtime.sessions import session_options
 from helpers.networks import EveryActivation, EveryLayer, batch, relative, sparse_of, tiny, training_feeds
 from helpers.reference_ops import run_graph
 from helpers.schedule_replay import check_schedule

@@ -24,7 +24,7 @@ from edge_bcs.exporters.memory.storage import Storage
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.budget import isa
-from edge_bcs.runtime.engine import session_options
+from edge_bcs.runtime.sessions import session_options
 from edge_bcs.targets import roofline
 from helpers.artifacts import tiny_network
 from helpers.networks import EveryLayer, batch, sparse_of, state_feeds, tiny, training_feeds

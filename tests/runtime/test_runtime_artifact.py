@@ -341,7 +341,7 @@ def test_a_power_cut_while_the_run_is_made_leaves_a_folder_that_can_be_used(
             number,
             lambda folder=folder: run_with(folder, artifact, [1]),  # type: ignore[misc]
             monkeypatch,
-            (Artifact, "read_graph"),
+            (Artifact, "read_file"),
         )
         run_with(folder, artifact, [2])
         assert saved_step(folder) == 2

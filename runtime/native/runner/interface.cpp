@@ -1,0 +1,71 @@
+// The interface of runtime/native_engine.py.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+
+#include "runner/runner.h"
+
+#define EDGE_BCS_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+void say(const std::exception& error, char* text, std::uint64_t size) {
+  if (size == 0) return;
+  const std::size_t length = std::min<std::size_t>(std::strlen(error.what()), static_cast<std::size_t>(size) - 1);
+  std::memcpy(text, error.what(), length);
+  text[length] = '\0';
+}
+
+}  // namespace
+
+// Opens a program over an arena of the caller's, which must live as long; null, with the reason in `error`, if the file is
+// damaged or the arena too small.
+EDGE_BCS_EXPORT void* edge_bcs_program_open(const void* file, std::uint64_t size, void* arena, std::uint64_t arena_bytes,
+                                            int threads, char* error, std::uint64_t error_size) {
+  try {
+    const std::span content(static_cast<const std::byte*>(file), static_cast<std::size_t>(size));
+    const std::span place(static_cast<std::byte*>(arena), static_cast<std::size_t>(arena_bytes));
+    return std::make_unique<edge_bcs::Runner>(content, place, threads).release();
+  } catch (const std::exception& failed) {
+    say(failed, error, error_size);
+    return nullptr;
+  }
+}
+
+// Runs a graph by its name. Returns 0, or -1 with the reason in `error`.
+EDGE_BCS_EXPORT int edge_bcs_program_run(void* program, const char* graph, char* error, std::uint64_t error_size) {
+  try {
+    static_cast<edge_bcs::Runner*>(program)->run(graph);
+    return 0;
+  } catch (const std::exception& failed) {
+    say(failed, error, error_size);
+    return -1;
+  }
+}
+
+EDGE_BCS_EXPORT void edge_bcs_program_close(void* program) {
+  std::unique_ptr<edge_bcs::Runner>(static_cast<edge_bcs::Runner*>(program)).reset();
+}
+
+// Bytes of the arena that a program asks for, or -1 where the file is none.
+EDGE_BCS_EXPORT std::int64_t edge_bcs_program_arena(const void* file, std::uint64_t size) {
+  try {
+    const std::span content(static_cast<const std::byte*>(file), static_cast<std::size_t>(size));
+    return static_cast<std::int64_t>(edge_bcs::Program::arena(content));
+  } catch (const std::exception&) {
+    return -1;
+  }
+}
+
+// Where a bound buffer lies, in bytes from the start of the arena, and its size; -1 if the program has none of that name.
+EDGE_BCS_EXPORT std::int64_t edge_bcs_program_buffer(const void* program, const char* name, std::uint64_t* bytes) {
+  for (const edge_bcs::PlacedTensor& tensor : static_cast<const edge_bcs::Runner*>(program)->program().buffers) {
+    if (tensor.name != name) continue;
+    *bytes = tensor.bytes;
+    return static_cast<std::int64_t>(tensor.address);
+  }
+  return -1;
+}

@@ -1,0 +1,84 @@
+#include "runner/runner.h"
+
+#include <cstdint>
+#include <exception>
+
+namespace edge_bcs {
+
+namespace {
+
+// One run of one node: its tensors lie where the program says.
+class NodeCall final : public Call {
+ public:
+  NodeCall(const ProgramGraph& graph, const ProgramNode& node, std::byte* arena, Pool& pool)
+      : graph_(graph), node_(node), arena_(arena), pool_(pool) {}
+
+  std::size_t input_count() const override { return node_.inputs.size(); }
+
+  RawTensor input(std::size_t index) const override {
+    return index < node_.inputs.size() ? at(node_.inputs[index]) : RawTensor{};
+  }
+
+  RawTensor output(std::size_t index, const Shape& shape) const override {
+    const RawTensor found = index < node_.outputs.size() ? at(node_.outputs[index]) : RawTensor{};
+    require(!found.present || found.shape == shape, "output ", index, " has the dimensions ", shape.text(),
+            ", and the program has ", found.shape.text());
+    return found;
+  }
+
+  void* take(std::size_t bytes) const override {
+    // What is taken after the first is aligned for any number.
+    const std::size_t first = (taken_ + alignof(std::max_align_t) - 1) / alignof(std::max_align_t) *
+                              alignof(std::max_align_t);
+    require(first <= node_.work_bytes && bytes <= node_.work_bytes - first, "more work memory is asked for than the ",
+            node_.work_bytes, " bytes of the program");
+    taken_ = first + bytes;
+    return arena_ + node_.work_address + first;
+  }
+
+  void give_back(void* memory) const noexcept override {
+    taken_ = static_cast<std::size_t>(static_cast<std::byte*>(memory) - (arena_ + node_.work_address));
+  }
+
+  void parallel(void (*run)(void*, std::size_t), std::size_t count, void* data) const override {
+    pool_.run(run, count, data);
+  }
+
+ private:
+  RawTensor at(std::int32_t place) const {
+    if (place < 0) return {};
+    const PlacedTensor& tensor = graph_.tensors[static_cast<std::size_t>(place)];
+    return {arena_ + tensor.address, tensor.type, tensor.shape, true};
+  }
+
+  const ProgramGraph& graph_;
+  const ProgramNode& node_;
+  std::byte* arena_;
+  Pool& pool_;
+  mutable std::size_t taken_ = 0;
+};
+
+}  // namespace
+
+Runner::Runner(std::span<const std::byte> file, std::span<std::byte> arena, int threads)
+    : program_(Program::read(file)), arena_(arena.data()), pool_(threads) {
+  require(arena.size() >= program_.arena_bytes, "the arena has ", arena.size(), " bytes, and the program needs ",
+          program_.arena_bytes);
+  require(reinterpret_cast<std::uintptr_t>(arena_) % 64 == 0, "the arena does not begin at a multiple of 64 bytes");
+}
+
+void Runner::run(std::string_view name) {
+  const ProgramGraph& graph = program_.graph(name);
+  for (const ProgramNode& node : graph.nodes) {
+    const NodeCall call(graph, node, arena_, pool_);
+    Context context(call, node.declaration->inputs, node.declaration->outputs);
+    try {
+      node.declaration->compute(node.object.get(), context);
+    } catch (const std::exception& error) {
+      fail("the operator ", node.declaration->name, " '", node.name, "' of the ", graph.name,
+           " graph refused its input: ", error.what());
+    }
+  }
+}
+
+}  // namespace edge_bcs
