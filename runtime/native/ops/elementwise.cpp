@@ -46,8 +46,7 @@ const Register<Affine> affine_op;
 struct AffineInputGrad {
   static constexpr const char* name = "AffineInputGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"affine", float32},
-                                     Port{"addend", float32, optional},
-                                     Port{"mask", any, optional}};
+                                     Port{"addend", float32, optional}, Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   InputGradient gradient;
@@ -70,12 +69,9 @@ const Register<AffineInputGrad> affine_input_grad;
 // As AffineInputGrad, and dscale += Σ dy·x, dshift += Σ dy.
 struct AffineGrad {
   static constexpr const char* name = "AffineGrad";
-  static constexpr std::array inputs{Port{"dy", float32},
-                                     Port{"x", float32},
-                                     Port{"affine", float32},
-                                     Port{"addend", float32, optional},
-                                     Port{"mask", any, optional},
-                                     Port{"affine_grad", float32}};
+  static constexpr std::array inputs{Port{"dy", float32},         Port{"x", float32},
+                                     Port{"affine", float32},     Port{"addend", float32, optional},
+                                     Port{"mask", any, optional}, Port{"affine_grad", float32}};
   static constexpr std::array outputs{Port{"dx", float32}, Port{"affine_grad_out", float32, aliases(5)}};
 
   InputGradient gradient;

@@ -1,6 +1,5 @@
 #include "ops/op.h"
 
-
 namespace edge_bcs {
 
 namespace {

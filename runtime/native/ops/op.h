@@ -369,9 +369,8 @@ struct Register {
   Register() {
     add_operator({Op::name, Op::inputs, Op::outputs,
                   [](const Attributes& attributes) -> void* {
-                    return std::make_unique<Op>(attributes).release();
-                  },
-                  [](const void* object, Context& context) { static_cast<const Op*>(object)->compute(context); },
+      return std::make_unique<Op>(attributes).release();
+    }, [](const void* object, Context& context) { static_cast<const Op*>(object)->compute(context); },
                   [](void* object) { std::unique_ptr<Op>(static_cast<Op*>(object)).reset(); }},
                  domain);
   }

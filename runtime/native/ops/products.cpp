@@ -76,8 +76,7 @@ struct Product {
 template <bool each_channel>
 struct ProductGrad {
   static constexpr std::array inputs{Port{"dy", float32}, Port{"other", float32},
-                                     Port{"addend", float32, optional},
-                                     Port{"mask", any, optional}};
+                                     Port{"addend", float32, optional}, Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   InputGradient gradient;
@@ -130,8 +129,7 @@ const Register<GateInputGrad> gate_input_grad;
 struct GateFactorGrad {
   static constexpr const char* name = "GateFactorGrad";
   static constexpr std::array inputs{Port{"dy", float32}, Port{"a", float32},
-                                     Port{"addend", float32, optional},
-                                     Port{"mask", any, optional}};
+                                     Port{"addend", float32, optional}, Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
   Stack dy_stack, a_stack;

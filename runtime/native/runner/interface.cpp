@@ -14,7 +14,8 @@ namespace {
 
 void say(const std::exception& error, char* text, std::uint64_t size) {
   if (size == 0) return;
-  const std::size_t length = std::min<std::size_t>(std::strlen(error.what()), static_cast<std::size_t>(size) - 1);
+  const std::size_t length =
+      std::min<std::size_t>(std::strlen(error.what()), static_cast<std::size_t>(size) - 1);
   std::memcpy(text, error.what(), length);
   text[length] = '\0';
 }
@@ -23,8 +24,9 @@ void say(const std::exception& error, char* text, std::uint64_t size) {
 
 // Opens a program over an arena of the caller's, which must live as long; null, with the reason in `error`, if the file is
 // damaged or the arena too small.
-EDGE_BCS_EXPORT void* edge_bcs_program_open(const void* file, std::uint64_t size, void* arena, std::uint64_t arena_bytes,
-                                            int threads, char* error, std::uint64_t error_size) {
+EDGE_BCS_EXPORT void* edge_bcs_program_open(const void* file, std::uint64_t size, void* arena,
+                                            std::uint64_t arena_bytes, int threads, char* error,
+                                            std::uint64_t error_size) {
   try {
     const std::span content(static_cast<const std::byte*>(file), static_cast<std::size_t>(size));
     const std::span place(static_cast<std::byte*>(arena), static_cast<std::size_t>(arena_bytes));
@@ -36,7 +38,8 @@ EDGE_BCS_EXPORT void* edge_bcs_program_open(const void* file, std::uint64_t size
 }
 
 // Runs a graph by its name. Returns 0, or -1 with the reason in `error`.
-EDGE_BCS_EXPORT int edge_bcs_program_run(void* program, const char* graph, char* error, std::uint64_t error_size) {
+EDGE_BCS_EXPORT int edge_bcs_program_run(void* program, const char* graph, char* error,
+                                         std::uint64_t error_size) {
   try {
     static_cast<edge_bcs::Runner*>(program)->run(graph);
     return 0;
@@ -61,8 +64,10 @@ EDGE_BCS_EXPORT std::int64_t edge_bcs_program_arena(const void* file, std::uint6
 }
 
 // Where a bound buffer lies, in bytes from the start of the arena, and its size; -1 if the program has none of that name.
-EDGE_BCS_EXPORT std::int64_t edge_bcs_program_buffer(const void* program, const char* name, std::uint64_t* bytes) {
-  for (const edge_bcs::PlacedTensor& tensor : static_cast<const edge_bcs::Runner*>(program)->program().buffers) {
+EDGE_BCS_EXPORT std::int64_t edge_bcs_program_buffer(const void* program, const char* name,
+                                                     std::uint64_t* bytes) {
+  for (const edge_bcs::PlacedTensor& tensor :
+       static_cast<const edge_bcs::Runner*>(program)->program().buffers) {
     if (tensor.name != name) continue;
     *bytes = tensor.bytes;
     return static_cast<std::int64_t>(tensor.address);

@@ -14,8 +14,8 @@ namespace {
 constexpr std::uint32_t version = 1;
 constexpr std::size_t alignment = 64;
 // What no network comes near.
-constexpr std::size_t largest_file = std::size_t{64} << 20, most_nodes = std::size_t{1} << 20, most_tensors = most_nodes,
-                      most_ports = 4096, most_attributes = 128;
+constexpr std::size_t largest_file = std::size_t{64} << 20, most_nodes = std::size_t{1} << 20,
+                      most_tensors = most_nodes, most_ports = 4096, most_attributes = 128;
 constexpr std::uint64_t largest_arena = std::uint64_t{1} << 46;
 
 std::size_t element_bytes(ElementType type) {
@@ -107,7 +107,8 @@ PlacedTensor tensor(const flat::Table& table, std::size_t arena) {
   const auto dims = table.numbers<std::int64_t>(2);
   for (std::size_t axis = 0; axis < dims.size(); ++axis) {
     const std::int64_t extent = dims[axis];
-    require(extent >= 0 && static_cast<std::uint64_t>(extent) <= largest_arena / std::max<std::uint64_t>(bytes, 1),
+    require(extent >= 0 &&
+                static_cast<std::uint64_t>(extent) <= largest_arena / std::max<std::uint64_t>(bytes, 1),
             "the tensor ", made.name, " is larger than the arena");
     made.shape.append(extent);
     bytes *= static_cast<std::uint64_t>(extent);
@@ -125,7 +126,8 @@ bool meet(std::size_t begin, std::size_t end, const PlacedTensor& other) {
 }
 
 // What a graph's tensor may be: a bound buffer, whole and of its own type, or memory behind all of them.
-void check_place(const PlacedTensor& given, const std::vector<PlacedTensor>& buffers, std::size_t buffers_end) {
+void check_place(const PlacedTensor& given, const std::vector<PlacedTensor>& buffers,
+                 std::size_t buffers_end) {
   if (given.bytes == 0 || given.address >= buffers_end) return;
   const bool whole = std::ranges::any_of(buffers, [&](const PlacedTensor& buffer) {
     return buffer.address == given.address && buffer.bytes == given.bytes && buffer.type == given.type;
@@ -149,16 +151,18 @@ void check_node(const ProgramNode& node, const std::vector<PlacedTensor>& tensor
                 std::size_t buffers_end) {
   const std::span<const Port> inputs = node.declaration->inputs, outputs = node.declaration->outputs;
   const bool variadic = !inputs.empty() && inputs.back().use.variadic;
-  require((node.inputs.size() <= inputs.size() || variadic) && node.outputs.size() <= outputs.size(), "node ", node.name,
-          " has more tensors than ", node.declaration->name, " takes");
-  require(node.work_bytes == 0 || (node.work_address % alignment == 0 && node.work_address >= buffers_end &&
-                                   node.work_address <= arena && node.work_bytes <= arena - node.work_address),
-          "the work memory of node ", node.name, " does not lie in the arena");
+  require((node.inputs.size() <= inputs.size() || variadic) && node.outputs.size() <= outputs.size(), "node ",
+          node.name, " has more tensors than ", node.declaration->name, " takes");
+  require(
+      node.work_bytes == 0 || (node.work_address % alignment == 0 && node.work_address >= buffers_end &&
+                               node.work_address <= arena && node.work_bytes <= arena - node.work_address),
+      "the work memory of node ", node.name, " does not lie in the arena");
   const auto typed = [&](std::int32_t place, const Port& port) {
-    require(place < 0 || port.type == any || tensors[static_cast<std::size_t>(place)].type == port.type, "node ",
-            node.name, " is given a tensor of another type for ", port.name);
+    require(place < 0 || port.type == any || tensors[static_cast<std::size_t>(place)].type == port.type,
+            "node ", node.name, " is given a tensor of another type for ", port.name);
   };
-  for (std::size_t i = 0; i < node.inputs.size(); ++i) typed(node.inputs[i], inputs[std::min(i, inputs.size() - 1)]);
+  for (std::size_t i = 0; i < node.inputs.size(); ++i)
+    typed(node.inputs[i], inputs[std::min(i, inputs.size() - 1)]);
   const std::size_t work_end = node.work_address + node.work_bytes;
   const auto apart_from_work = [&](std::int32_t place) {
     require(place < 0 || node.work_bytes == 0 ||
@@ -189,15 +193,16 @@ void check_node(const ProgramNode& node, const std::vector<PlacedTensor>& tensor
 const Declaration& operator_named(std::string_view name) {
   for (const Declaration& declaration : operators(Domain::edge_bcs))
     if (name == declaration.name) return declaration;
-  fail("the operator ", std::string(name.substr(0, 64)), " is not known; this library is older than the program");
+  fail("the operator ", std::string(name.substr(0, 64)),
+       " is not known; this library is older than the program");
 }
 
 ProgramGraph graph_of(const flat::Table& table, const Program& program, std::size_t buffers_end) {
   ProgramGraph graph;
   graph.name = table.text(0);
   const flat::Tables tensors = table.tables(1), nodes = table.tables(2);
-  require(tensors.size() <= most_tensors && nodes.size() <= most_nodes, "a graph has ", nodes.size(), " nodes and ",
-          tensors.size(), " tensors");
+  require(tensors.size() <= most_tensors && nodes.size() <= most_nodes, "a graph has ", nodes.size(),
+          " nodes and ", tensors.size(), " tensors");
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     graph.tensors.push_back(tensor(tensors[i], program.arena_bytes));
     check_place(graph.tensors.back(), program.buffers, buffers_end);
@@ -252,7 +257,8 @@ Program Program::read(std::span<const std::byte> file) {
   Program program;
   program.arena_bytes = arena_of(root);
   const flat::Tables buffers = root.tables(2), graphs = root.tables(3);
-  require(buffers.size() <= most_ports && graphs.size() <= most_ports, "the program has too many buffers or graphs");
+  require(buffers.size() <= most_ports && graphs.size() <= most_ports,
+          "the program has too many buffers or graphs");
   std::size_t buffers_end = 0;
   for (std::size_t i = 0; i < buffers.size(); ++i) {
     program.buffers.push_back(tensor(buffers[i], program.arena_bytes));

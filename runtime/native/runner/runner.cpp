@@ -28,10 +28,10 @@ class NodeCall final : public Call {
 
   void* take(std::size_t bytes) const override {
     // What is taken after the first is aligned for any number.
-    const std::size_t first = (taken_ + alignof(std::max_align_t) - 1) / alignof(std::max_align_t) *
-                              alignof(std::max_align_t);
-    require(first <= node_.work_bytes && bytes <= node_.work_bytes - first, "more work memory is asked for than the ",
-            node_.work_bytes, " bytes of the program");
+    const std::size_t first =
+        (taken_ + alignof(std::max_align_t) - 1) / alignof(std::max_align_t) * alignof(std::max_align_t);
+    require(first <= node_.work_bytes && bytes <= node_.work_bytes - first,
+            "more work memory is asked for than the ", node_.work_bytes, " bytes of the program");
     taken_ = first + bytes;
     return arena_ + node_.work_address + first;
   }
@@ -62,9 +62,10 @@ class NodeCall final : public Call {
 
 Runner::Runner(std::span<const std::byte> file, std::span<std::byte> arena, int threads)
     : program_(Program::read(file)), arena_(arena.data()), pool_(threads) {
-  require(arena.size() >= program_.arena_bytes, "the arena has ", arena.size(), " bytes, and the program needs ",
-          program_.arena_bytes);
-  require(reinterpret_cast<std::uintptr_t>(arena_) % 64 == 0, "the arena does not begin at a multiple of 64 bytes");
+  require(arena.size() >= program_.arena_bytes, "the arena has ", arena.size(),
+          " bytes, and the program needs ", program_.arena_bytes);
+  require(reinterpret_cast<std::uintptr_t>(arena_) % 64 == 0,
+          "the arena does not begin at a multiple of 64 bytes");
 }
 
 void Runner::run(std::string_view name) {
