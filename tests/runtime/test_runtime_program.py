@@ -61,7 +61,15 @@ def test_each_goes_on_from_the_others_run(
             raise Enough
 
     with Trainer(path, engine=first) as trainer, pytest.raises(Enough):
-        trainer.fit(str(digits), steps=9, progress=False, on_step=stop, save=tmp_path / "run", save_steps=1, max_writes=None)
+        trainer.fit(
+            str(digits),
+            steps=9,
+            progress=False,
+            on_step=stop,
+            save=tmp_path / "run",
+            save_steps=1,
+            max_writes=None,
+        )
     with Trainer.resume(tmp_path / "run", engine=second) as trainer:
         trainer.fit(str(digits), progress=False)
         found = trainer.state()
