@@ -204,7 +204,8 @@ class Scaler(Maker):
             name: _scaled(phase, ratio, sum(bound.values()), lanes)
             for name, phase in self.plan.phases.items()
         }
-        return MemoryPlan(max(phase.peak_bytes for phase in phases.values()), bound, phases)
+        counted = [phase.peak_bytes for phase in phases.values() if not phase.apart]
+        return MemoryPlan(max(counted), bound, phases)
 
     def variants(self, budget: int) -> Iterator[Variant]:
         sizes = [size for size in _powers(self.artifact) if size < self.artifact.micro_batch]

@@ -43,6 +43,7 @@ class Phase:
             is reached; categories: bytes by category then, largest first.
         nodes: names in order of execution; flops, moved, walks: of each node its floating-point operations,
             the bytes it reads and writes and its products, empty if the manifest does not tell.
+        apart: whether no training runs it, so that its peak is not one of training.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Phase:
     moved: tuple[int, ...]
     allocations: tuple[Allocation, ...]
     walks: tuple[tuple[Walk, ...], ...] = ()
+    apart: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Its part of the manifest."""
@@ -66,6 +68,7 @@ class Phase:
             "bytes": list(self.moved),
             "walks": [[list(astuple(walk)) for walk in walks] for walks in self.walks],
             "tensors": [list(astuple(allocation)) for allocation in self.allocations],
+            **({"apart": True} if self.apart else {}),
         }
 
     def live(self) -> list[Counter[str]]:
@@ -96,10 +99,8 @@ class MemoryPlan:
 
     @property
     def peak_phase(self) -> Phase:
-        """The phase with the largest peak, of those that a training runs: an attack that it does without may
-        need more."""
-        within = [phase for phase in self.phases.values() if phase.peak_bytes <= self.peak_bytes]
-        return max(within or self.phases.values(), key=lambda phase: phase.peak_bytes)
+        """The phase with the largest peak, of those that a training runs."""
+        return max(self.phases.values(), key=lambda phase: (not phase.apart, phase.peak_bytes))
 
     def to_json(self, budget: int | None) -> dict[str, Any]:
         """The manifest's ``memory`` object, which `plan_of` reads; ``budget`` is what it was made for."""
@@ -130,6 +131,7 @@ def plan_of(memory: Any) -> MemoryPlan:
                 moved=tuple(map(int, content.get("bytes", ()))),
                 allocations=tuple(Allocation(*entry) for entry in content["tensors"]),
                 walks=tuple(tuple(Walk(*walk) for walk in walks) for walks in content.get("walks", ())),
+                apart=content.get("apart", False) is True,
             )
             for name, content in memory["phases"].items()
         }
@@ -177,7 +179,7 @@ def _check(plan: MemoryPlan) -> None:
         if fault:
             described = " ".join(f"{phase.name} {fault}".split())[:300]  # names come from the file
             raise EdgeBcsError(f"the manifest's memory plan of {described}; export the artifact again.")
-    largest = max(phase.peak_bytes for phase in plan.phases.values())
+    largest = plan.peak_phase.peak_bytes
     if plan.peak_bytes != largest:
         raise EdgeBcsError(
             f"the manifest predicts {plan.peak_bytes} bytes and its phases reach {largest}; "

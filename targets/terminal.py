@@ -62,7 +62,8 @@ def _phases(simulation: Simulation) -> Table:
     rows: list[tuple[str, int, int | None]] = []
     for name, phase in simulation.plan.phases.items():
         peak = runs.get(name, {}).get("peak_bytes")
-        rows.append((name, phase.peak_bytes, None if peak is None else int(peak)))
+        shown = f"{name} (to evaluate)" if phase.apart else name
+        rows.append((shown, phase.peak_bytes, None if peak is None else int(peak)))
     rows.append(("all", simulation.predicted_peak_bytes, simulation.measured_peak_bytes))
     for name, predicted, measured in rows:
         found = "–" if measured is None else f"{measured:,}"

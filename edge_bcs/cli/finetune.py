@@ -433,10 +433,11 @@ def _evaluate(
     say(f"Measuring accuracy {when} on {limit} held-out images …")
     needed, cap = trainer.artifact.attack_bytes, trainer.memory()["cap_bytes"]
     if steps and cap is not None and needed > cap:
-        say(
-            f"Robust accuracy is not measured: an attack, which this training has none of, needs "
-            f"{format_bytes(needed)}, more than the cap of {format_bytes(cap)}."
-        )
+        if when == "before":
+            say(
+                "Robust accuracy is not measured: an attack, which this training has none of, needs "
+                f"{needed} bytes ({format_bytes(needed)}), more than the cap; --memory {needed} measures it."
+            )
         steps = 0
     with Progress("measuring", limit, unit="images") as bar:
 

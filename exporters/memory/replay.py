@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_bcs.targets.cost_model import Walk
 from edge_bcs.targets.plans import Allocation, MemoryPlan, Phase
@@ -197,9 +197,10 @@ def plan(
         apart: phases that no training runs, and whose peak is not its.
     """
     sizes = {name: buffer.bytes for name, buffer in buffers.items()}
-    phases = {name: _phase(name, replay, sizes) for name, replay in replays.items()}
-    counted = [phase.peak_bytes for name, phase in phases.items() if name not in apart]
-    return MemoryPlan(max(counted), sizes, phases)
+    phases = {
+        name: replace(_phase(name, replay, sizes), apart=name in apart) for name, replay in replays.items()
+    }
+    return MemoryPlan(max(phase.peak_bytes for phase in phases.values() if not phase.apart), sizes, phases)
 
 
 def _phase(name: str, replay: Replay, sizes: Mapping[str, int]) -> Phase:
