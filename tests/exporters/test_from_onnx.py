@@ -185,7 +185,7 @@ def gelu(half_first: bool, multiplied: bool) -> Callable[[], tuple[File, str]]:
         f = File(2, 4, 4)
         x = f.Mul("x", f.constant(np.float32(4)))
         root, half = np.float32(2**0.5), f.constant(np.float32(0.5))
-        y = f.Mul(x, f.constant(1 / root)) if multiplied else f.Div(x, f.constant(root))
+        y = f.Mul(x, f.constant(np.float32(1 / root))) if multiplied else f.Div(x, f.constant(root))
         y = f.Add(f.Erf(y), f.constant(np.float32(1)))
         return f, f.Mul(f.Mul(x, half), y) if half_first else f.Mul(f.Mul(x, y), half)
 

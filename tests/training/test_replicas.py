@@ -55,7 +55,7 @@ def run(folder: Path, processes: int, **options: Any) -> list[dict[str, np.ndarr
     try:
         # The last one first: the others wait for it if it ends early.
         for process in reversed(started):
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors
     finally:
         for process in started:
