@@ -50,11 +50,11 @@ def test_the_table_says_what_meets_its_target_and_what_was_predicted() -> None:
 
 
 def test_what_is_there_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[Any, ...]] = []
+    made: list[tuple[str, str, int]] = []
 
-    def measured(_: Any, *what: Any) -> dict[str, Any]:
-        made.append(what[:3])
-        return row(*what[:3], 7 * MIB, 7 * MIB)
+    def measured(_: Any, objective: str, part: str, images: int, threads: int) -> dict[str, Any]:
+        made.append((objective, part, images))
+        return row(objective, part, images, 7 * MIB, 7 * MIB)
 
     monkeypatch.setattr(in_part, "network", mobile)
     monkeypatch.setattr(in_part, "measured", measured)
