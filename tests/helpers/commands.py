@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from typing import Any
+
 from click.testing import CliRunner, Result
 
 from edge_bcs.cli import main
 
 
+class Runner(CliRunner):
+    """Whose standard error is written at once, as it is outside: click 8.2.0 reads it without a flush."""
+
+    @contextlib.contextmanager
+    def isolation(self, *arguments: Any, **more: Any) -> Iterator[Any]:
+        """What click puts in the place of the streams."""
+        with super().isolation(*arguments, **more) as streams:
+            assert isinstance(sys.stderr, io.TextIOWrapper)
+            sys.stderr.reconfigure(write_through=True)
+            yield streams
+
+
 def run(*arguments: object) -> Result:
     """What `edge-bcs` with these arguments does and prints."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return Runner().invoke(main, [str(argument) for argument in arguments])
