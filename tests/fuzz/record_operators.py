@@ -108,6 +108,7 @@ def _more() -> Iterator[tuple[str, str, dict[str, Any], int, dict[str, Any]]]:
         step = {"value": real(6), "index": index, "momentum": real(6), "gradient": real(6)}
         yield "edge_bcs", "RewireStep", {**step, "hyper": hyper, "counter": counter}, 4, {"size": size}
     yield "edge_bcs", "GradientReady", {"buffer": real(3)}, 1, {}
+    yield "edge_bcs", "ResetGradient", {"buffer": real(3), "lazy_reset_grad": np.array([True])}, 1, {}
     for name in ("ReluGrad", "LeakyReluGrad", "SigmoidGrad", "TanhGrad", "QuickGeluGrad"):
         attributes = {"alpha": 0.5} if name[0] in "LQ" else {}
         yield "com.microsoft", name, {"dY": real(2, 3), "value": real(2, 3)}, 1, attributes

@@ -126,9 +126,11 @@ def test_maximum_pooling() -> None:
         "MaxPoolGrad", {"dY": dy, "Indices": indices, "X": x}, {"dX": np.float32}, kernel_shape=[3, 3]
     )
     close(found["dX"], tx.grad)
-    indices[0, 0, 0, 0] = 63
-    with pytest.raises(Exception, match="an index leads out of its plane"):
-        run("MaxPoolGrad", {"dY": dy, "Indices": indices, "X": x}, {"dX": np.float32}, kernel_shape=[3, 3])
+    for plane, place in (((0, 0), 63), ((1, 2), np.iinfo(np.int64).min)):
+        wrong = indices.copy()
+        wrong[(*plane, 0, 0)] = place
+        with pytest.raises(Exception, match="an index leads out of its plane"):
+            run("MaxPoolGrad", {"dY": dy, "Indices": wrong, "X": x}, {"dX": np.float32}, kernel_shape=[3, 3])
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 4, 5), (8, 3)])

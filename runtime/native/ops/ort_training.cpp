@@ -311,10 +311,10 @@ struct MaxPoolGrad {
     context.parallel_for(in.n * in.channels, [&](std::int64_t plane) {
       float* target = dx.data() + plane * in.plane();
       std::fill(target, target + in.plane(), 0.0f);
+      const std::int64_t first = plane * in.plane();
       for (std::int64_t i = plane * out.plane(); i < (plane + 1) * out.plane(); ++i) {
-        const std::int64_t place = indices[i] - plane * in.plane();
-        require(place >= 0 && place < in.plane(), "an index leads out of its plane");
-        target[place] += dy[i];
+        require(indices[i] >= first && indices[i] < first + in.plane(), "an index leads out of its plane");
+        target[indices[i] - first] += dy[i];
       }
     });
   }
