@@ -152,7 +152,6 @@ def test_no_test_file_needs_another() -> None:
 THEIRS = {
     "_asdict": "named tuples: documented, and without a name of another kind",
     "_exit": "os: documented; a forked test must not run what pytest does at the end",
-    "_fc": "efficientnet_lite_pytorch: the last layer, which has no other name",
     "_fields": "named tuples: documented",
     "_getframe": "sys: documented; inspect's frames read source files",
     "_replace": "named tuples: documented",

@@ -362,3 +362,18 @@ def test_an_attack_that_does_not_fit_is_refused_by_its_size(tmp_path: Path) -> N
     with Trainer(artifact, memory=artifact.attack_bytes, threads=1) as trainer:
         trainer.evaluate((x, y), attack_steps=1)
         assert trainer.peak_bytes == artifact.attack_bytes
+
+
+@pytest.mark.parametrize(("part", "objective"), [("head", "natural"), ("last:4", "trades"), ("norm", "at")])
+def test_our_own_runner_gives_the_same_bits(part: str, objective: str, tmp_path: Path) -> None:
+    x, y = batch(5)
+    artifact = exported(tmp_path / "a", part, objective=objective, images=2)
+    states, measured = [], []
+    for engine in ("onnxruntime", "native"):
+        with Trainer(artifact, threads=1, engine=engine) as trainer:
+            for _ in range(3):
+                trainer.step(x, y)
+            measured.append(trainer.evaluate((x, y), attack_steps=2))
+            states.append(trainer.state())
+    assert measured[0] == measured[1]
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
