@@ -216,7 +216,7 @@ def _tensor(builder: Any, tensor: Placed) -> int:
 
 def _node(builder: Any, placed: PlacedNode) -> int:
     node = placed.node
-    name, operator = builder.CreateString(node.name), builder.CreateSharedString(node.operator)
+    name, operator = builder.CreateString(node.name), builder.CreateString(node.operator)
     attributes = _offsets(
         builder, [_attribute(builder, key, value) for key, value in node.attributes.items()]
     )
