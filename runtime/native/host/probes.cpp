@@ -44,7 +44,8 @@ EDGE_BCS_EXPORT double edge_bcs_peak_arithmetic(double seconds) {
 // while others wait.
 EDGE_BCS_EXPORT double edge_bcs_peak_bandwidth(double seconds, std::int64_t bytes, int copy, int threads) {
   constexpr std::int64_t at_least = 256 << 20;  // bytes of a round, so that meeting costs little
-  const std::int64_t sides = copy != 0 ? 2 : 1, count = bytes / static_cast<std::int64_t>(sizeof(float)) / sides;
+  const std::int64_t sides = copy != 0 ? 2 : 1,
+                     count = bytes / static_cast<std::int64_t>(sizeof(float)) / sides;
   const std::int64_t passes = std::max<std::int64_t>(1, at_least / bytes);
   const auto moved = static_cast<double>(threads * passes * count * sides) * sizeof(float);
   double best = 0, began = 0, end = 0;
