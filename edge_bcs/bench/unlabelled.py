@@ -32,12 +32,12 @@ import numpy as np
 
 import edge_bcs
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.files import write_json
+from edge_bcs.core.files import read_small, write_json
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.progress import say
 from edge_bcs.core.settings import Unlabelled
 from edge_bcs.data.dataset import ArrayDataset
-from edge_bcs.data.decoding import decode
+from edge_bcs.data.decoding import LARGEST_FILE, decode
 from edge_bcs.runtime import Artifact, Trainer
 from edge_bcs.runtime.state import read_state
 
@@ -91,7 +91,7 @@ def photographs(file: Path, size: int) -> tuple[Array, Array, Array]:
             if member.isfile() and path.suffix.lower() in (".jpg", ".jpeg"):
                 stream = archive.extractfile(member)
                 assert stream is not None, "a file of a tar can be read"
-                pixels = decode(stream.read(), (3, size, size), str(path))
+                pixels = decode(stream.read(LARGEST_FILE + 1), (3, size, size), str(path))
                 found.append((int("".join(filter(str.isdigit, path.stem))), int(path.parent.name), pixels))
     if not found:
         raise EdgeBcsError(f"{file} holds no photographs in folders of classes.")
@@ -305,7 +305,7 @@ def main() -> None:
     )
     settings = Settings(**options)
     file = results / f"{settings.network}.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows: list[dict[str, Any]] = json.loads(read_small(file))["rows"] if file.exists() else []
     images = photographs(data, settings.size)
     for number in range(draws) if only is None else [only]:
         for way in WAYS:
