@@ -17,6 +17,7 @@ from edge_bcs.cli.common import (
     fraction,
     given,
     json_file_option,
+    machine_of,
     memory_option,
     on_bad_option,
     pairs,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from edge_bcs.core.answers import Answers, Batch
 
 _ATTACKS = ("none", "fgsm", "pgd", "autoattack", "square", "bb")
+_BOARDS = ("board", "native")
 _BOARDS_ATTACKS = ("none", "fgsm", "pgd")
 _TORCHS_OPTIONS = (
     *("step_size", "batch_size", "seed", "device", "resume"),
@@ -102,9 +104,9 @@ _REPORTED = json_with("path", "data", "split", "engine")
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Measure only so many images, drawn from all classes.")
 @click.option(
-    "--engine", type=click.Choice(["board", "torch"]),
-    help="board: the artifact's graphs; torch: PyTorch. Default: board for artifacts and runs, unless an "
-    "option needs torch.",
+    "--engine", type=click.Choice(["board", "native", "torch"]),
+    help="board: the artifact's graphs; native: the same without ONNX Runtime; torch: PyTorch. Default: "
+    "board for artifacts and runs, unless an option needs torch.",
 )  # fmt: skip
 @on_bad_option
 @memory_option
@@ -148,7 +150,8 @@ def command(path: str | None, json_file: str | None, html_file: str | None, **op
             )
         check_output(html_file, containing(answers_page.TITLE), "a page of `edge-bcs evaluate --html`")
     counting = _Counting()
-    measure = _on_board if _chosen_engine(path, options) == "board" else _in_torch
+    chosen = _chosen_engine(path, options)
+    measure = _in_torch if chosen == "torch" else _on_board
     with Progress(f"opening {path}"):
         result = measure(path, options, counting)
     result = {"path": path, "data": options["data_spec"], "split": options["split"], **result}
@@ -247,20 +250,19 @@ def _what(path: str | None, options: dict[str, Any]) -> str:
 
 
 def _chosen_engine(path: str, options: dict[str, Any]) -> str:
-    """Return "board" or "torch"; refuse the board what only torch can do."""
+    """Return "board", "native" or "torch"; refuse the board what only torch can do."""
     from edge_bcs.runtime.archive import is_artifact
 
     needs_torch = [f"--{name.replace('_', '-')}" for name in _TORCHS_OPTIONS if given(name)]
     if options["attack"] not in _BOARDS_ATTACKS:
         needs_torch.insert(0, f"--attack {options['attack']}")
-    if options["engine"] == "board" and needs_torch:
-        raise EdgeBcsError(f"{needs_torch[0]} needs --engine torch; --engine board has fgsm and pgd.")
-    board = options["engine"] == "board" or (
-        options["engine"] is None and is_artifact(path) and not needs_torch
-    )
+    asked = options["engine"]
+    if asked in _BOARDS and needs_torch:
+        raise EdgeBcsError(f"{needs_torch[0]} needs --engine torch; --engine {asked} has fgsm and pgd.")
+    board = asked in _BOARDS or (asked is None and is_artifact(path) and not needs_torch)
     if given("memory") and not board:
         raise EdgeBcsError("--memory needs --engine board: PyTorch has no such cap.")
-    return "board" if board else "torch"
+    return (asked or "board") if board else "torch"
 
 
 def _on_board(path: str, options: dict[str, Any], counting: _Counting) -> dict[str, Any]:
@@ -271,8 +273,8 @@ def _on_board(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
     attack = options["attack"]
     steps = {"none": 0, "fgsm": 1}.get(attack, options["attack_steps"] or 50)
     artifact = Artifact.read(path, **trusted(options))
-    machine = {name: options[name] for name in ("memory", "threads")}
-    with Trainer(artifact, class_names=class_names(options), **machine) as trainer:
+    engine = "native" if options["engine"] == "native" else None
+    with Trainer(artifact, **machine_of({**options, "engine": engine})) as trainer:
         reading = Reading(
             options["data_spec"], artifact.input_shape, options["on_bad"], resize=artifact.resize
         )
@@ -294,7 +296,7 @@ def _on_board(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
                 on_answers=counting,
             )
         report = {
-            "engine": "board",
+            "engine": options["engine"] or "board",
             "clean_acc": measured["accuracy"],
             "adv_acc": measured.get("robust_accuracy"),
             "attack": attack,

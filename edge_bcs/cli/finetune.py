@@ -17,13 +17,14 @@ from edge_bcs.cli.common import (
     augment_option,
     augmentation,
     balance_option,
-    class_names,
     class_names_option,
     command_line,
     counted,
     data_option,
+    engine_option,
     examples,
     json_option,
+    machine_of,
     memory_option,
     on_bad_option,
     percent,
@@ -76,6 +77,7 @@ _REPORTED = {
 )
 @memory_option
 @threads_option
+@engine_option
 @trust_option
 @click.option("--seed", type=Seed(), help="Of all randomness; default: the artifact's.")
 @schedule_option
@@ -351,8 +353,7 @@ def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
     saved = (folder / "manifest.json").is_file() and any(
         (folder / slot).is_file() for slot in (STATE, PREVIOUS)
     )
-    machine = {"memory": options["memory"], "threads": options["threads"]}
-    machine["class_names"] = class_names(options)
+    machine = machine_of(options)
     if saved and options["resume"]:
         if options["seed"] is not None:
             raise EdgeBcsError("a resumed run keeps its seed: leave --seed out.")

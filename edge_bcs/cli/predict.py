@@ -11,10 +11,11 @@ from typing import Any
 import click
 
 from edge_bcs.cli.common import (
-    class_names,
     class_names_option,
+    engine_option,
     examples,
     json_option,
+    machine_of,
     memory_option,
     percent,
     print_json,
@@ -36,6 +37,7 @@ from edge_bcs.core.text import shown
 @class_names_option
 @memory_option
 @threads_option
+@engine_option
 @trust_option
 @json_option
 @examples("""
@@ -56,10 +58,9 @@ def command(path: str, images: tuple[str, ...], top: int, as_json: bool, **optio
     from edge_bcs.runtime.trainer import Trainer
 
     artifact = Artifact.read(path, **trusted(options))
-    machine = {name: options[name] for name in ("memory", "threads")}
     answers: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
-    with Trainer(artifact, class_names=class_names(options), **machine) as trainer:
+    with Trainer(artifact, **machine_of(options)) as trainer:
         for answer in _answers(trainer, images, top):
             if "why" in answer:
                 failed.append(answer)

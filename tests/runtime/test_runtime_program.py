@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_bcs.runtime import BudgetExceeded, Trainer
+from edge_bcs.runtime import Artifact, BudgetExceeded, Trainer
+from edge_bcs.runtime.state import read_state
+from helpers.commands import run
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import OBJECTIVES
@@ -142,6 +144,25 @@ def test_bad_input_gets_a_sentence(tiny_artifact: Make, tmp_path: Path) -> None:
     trainer.close()
     with pytest.raises(EdgeBcsError, match="this Trainer is closed"):
         trainer.logits(np.zeros((1, 1, 8, 8), np.float32))
+
+
+def test_the_commands_take_it(tiny_artifact: Make, digits: Path, tmp_path: Path) -> None:
+    path, states, answers = tiny_artifact(), [], []
+    for engine in ("onnxruntime", "native"):
+        folder = tmp_path / engine
+        words = ("finetune", path, "--data", digits, "--steps", 3, "--eval-samples", 8, "-o", folder)
+        assert run(*words, "--engine", engine).exit_code == 0
+        states.append(read_state(Artifact.read(folder))[0])
+        evaluator = "board" if engine == "onnxruntime" else engine
+        measured = run("evaluate", folder, "--data", digits, "--engine", evaluator, "--json")
+        answers.append(json.loads(measured.stdout))
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+    assert [answer.pop("engine") for answer in answers] == ["board", "native"]
+    for answer in answers:
+        del answer["path"], answer["peak_bytes"]
+    assert answers[0] == answers[1]
+    refused = run("evaluate", folder, "--data", digits, "--engine", "native", "--attack", "autoattack")
+    assert "--attack autoattack needs --engine torch; --engine native has fgsm and pgd" in refused.stderr
 
 
 def test_an_operator_that_refuses_is_named(tiny_artifact: Make, batch: Batch) -> None:
