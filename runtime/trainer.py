@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -124,7 +125,9 @@ class Trainer(Predictor):
         engine: str | None = None,
     ) -> Trainer:
         """Open a saved run so that the next `fit` goes on where the saved one stood, to the bit."""
-        trainer = cls(path, memory=memory, threads=threads, class_names=class_names, engine=engine)
+        # A Trainer that has one engine alone takes no name of it.
+        make = cls if engine is None else partial(cls, engine=engine)
+        trainer = make(path, memory=memory, threads=threads, class_names=class_names)
         try:
             trainer._go_on()
         except BaseException as error:
