@@ -46,15 +46,8 @@ class BudgetExceeded(EdgeBcsError):  # noqa: N818 (it names what happened)
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    from edge_bcs.runtime.library import library_path
+    from edge_bcs.runtime.library import load
 
-    path = library_path()
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise EdgeBcsError(
-            f"the operator library {path} cannot be loaded ({error}); reinstall edge-bcs."
-        ) from None
     size = ctypes.c_int64
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "edge_bcs_budget_begin": (ctypes.c_int64, [size]),
@@ -70,10 +63,7 @@ def _library() -> ctypes.CDLL:
         "edge_bcs_isa": (ctypes.c_char_p, []),
         "edge_bcs_last_refusal": (None, [ctypes.POINTER(size)] * 3),
     }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+    return load(signatures)
 
 
 def isa() -> str:

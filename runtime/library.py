@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_bcs.core.errors import EdgeBcsError
 
@@ -39,6 +39,25 @@ def library_path() -> Path:
     if installed is not None and (installed / _NAME).is_file():
         return installed / _NAME
     raise EdgeBcsError(f"The operator library {_NAME} is missing: reinstall edge-bcs, or run `make native`.")
+
+
+def load(signatures: Mapping[str, tuple[Any, list[Any]]]) -> ctypes.CDLL:
+    """The operator library, for calls of these functions: name → (type of the result, of the arguments).
+
+    Raises:
+        EdgeBcsError: it is missing, or cannot be loaded.
+    """
+    path = library_path()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EdgeBcsError(
+            f"the operator library {path} cannot be loaded ({error}); reinstall edge-bcs."
+        ) from None
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
 
 
 def _installed() -> Path | None:

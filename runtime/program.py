@@ -16,7 +16,7 @@ from edge_bcs.runtime.budget import BudgetExceeded
 from edge_bcs.runtime.buffers import allocate, bytes_of
 from edge_bcs.runtime.checks import NotFiniteError
 from edge_bcs.runtime.engine import Engine
-from edge_bcs.runtime.library import library_path
+from edge_bcs.runtime.library import load
 from edge_bcs.runtime.manifest import PROGRAM
 
 from edge_bcs.core.errors import EdgeBcsError
@@ -26,13 +26,6 @@ _LONGEST_ERROR = 2000  # bytes
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    path = library_path()
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise EdgeBcsError(
-            f"the operator library {path} cannot be loaded ({error}); reinstall edge-bcs."
-        ) from None
     text, size, pointer = ctypes.c_char_p, ctypes.c_uint64, ctypes.c_void_p
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "edge_bcs_program_arena": (ctypes.c_int64, [text, size]),
@@ -41,10 +34,7 @@ def _library() -> ctypes.CDLL:
         "edge_bcs_program_run": (ctypes.c_int, [pointer, text, text, size]),
         "edge_bcs_program_close": (None, [pointer]),
     }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+    return load(signatures)
 
 
 @dataclass(frozen=True)
@@ -143,13 +133,16 @@ class ProgramEngine(Engine):
         self.run("lists")
 
     def close_graphs(self) -> None:
-        """See `Engine`."""
+        """See `Engine`: there is nothing to give back before the graphs are made ready again."""
+        self._require_open()
+
+    def _require_open(self) -> None:
         if not self._handle:
             raise EdgeBcsError("this Trainer is closed.")
 
     def run_graph(self, graph: str) -> None:
         """See `Engine`."""
-        self.close_graphs()
+        self._require_open()
         said = ctypes.create_string_buffer(_LONGEST_ERROR)
         if self._library.edge_bcs_program_run(self._handle, graph.encode(), said, len(said)) != 0:
             reason = said.value.decode(errors="replace")
