@@ -9,7 +9,7 @@ block for what it allocates, since one graph runs at a time. Every address is a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,32 +155,28 @@ def _without_absent(names: Sequence[str]) -> Sequence[str]:
 # The tables of the schema; slots are numbered in its order.
 
 
-def _offsets(builder: Any, entries: Sequence[int]) -> int:
-    builder.StartVector(4, len(entries), 4)
+def _vector(builder: Any, width: int, prepend: Callable[[Any], None], entries: Sequence[Any]) -> int:
+    """A vector of entries of ``width`` bytes, each written by ``prepend``."""
+    builder.StartVector(width, len(entries), width)
     for entry in reversed(entries):
-        builder.PrependUOffsetTRelative(entry)
+        prepend(entry)
     return int(builder.EndVector())
+
+
+def _offsets(builder: Any, entries: Sequence[int]) -> int:
+    return _vector(builder, 4, builder.PrependUOffsetTRelative, entries)
 
 
 def _longs(builder: Any, numbers: Sequence[int]) -> int:
-    builder.StartVector(8, len(numbers), 8)
-    for number in reversed(numbers):
-        builder.PrependInt64(number)
-    return int(builder.EndVector())
+    return _vector(builder, 8, builder.PrependInt64, numbers)
 
 
 def _ints(builder: Any, numbers: Sequence[int]) -> int:
-    builder.StartVector(4, len(numbers), 4)
-    for number in reversed(numbers):
-        builder.PrependInt32(number)
-    return int(builder.EndVector())
+    return _vector(builder, 4, builder.PrependInt32, numbers)
 
 
 def _floats(builder: Any, numbers: Sequence[float]) -> int:
-    builder.StartVector(4, len(numbers), 4)
-    for number in reversed(numbers):
-        builder.PrependFloat32(number)
-    return int(builder.EndVector())
+    return _vector(builder, 4, builder.PrependFloat32, numbers)
 
 
 def _attribute(builder: Any, name: str, value: Any) -> int:

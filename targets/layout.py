@@ -56,7 +56,7 @@ def assign(tensors: Iterable[Allocation], alignment: int = ALIGNMENT) -> Layout:
     if not chosen:
         return Layout((), (), 0, 0)
     lives = _Lives(chosen, alignment)
-    found = min((lives.improved(order) for order in lives.orders()), key=lives.extent)
+    found = lives.best()
     return Layout(chosen, tuple(map(int, found)), lives.extent(found), lives.most_alive)
 
 
@@ -86,6 +86,16 @@ class _Lives:
             (-self.sizes, self.births),
         ]
         return [np.lexsort(key) for key in keys]
+
+    def best(self) -> Array:
+        """The addresses with the smallest extent that is found; none is tried after one without holes."""
+        first, *others = self.orders()
+        found = self.improved(first)
+        for order in others:
+            if self.extent(found) == self.most_alive:
+                break
+            found = min(found, self.improved(order), key=self.extent)
+        return found
 
     def extent(self, addresses: Array) -> int:
         """Bytes of the block."""
