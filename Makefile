@@ -91,7 +91,7 @@ test-lowest:
 # for (Python's own would be found). SANITIZED_TESTS may name a part.
 # SANITIZED_KERNELS=scalar leaves the vector kernels out, whose compilation takes minutes.
 SANITIZED_TESTS   ?= $(addprefix tests/native/test_native_,framework.py conv_errors.py optimizer.py layers.py losses.py \
-                     storage.py runner.py)
+                     storage.py runner.py images.py)
 SANITIZED_KERNELS ?= all
 test-sanitized: $(INSTALLED)
 	@cmake -S . -B build/sanitized -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS="$(SANITIZERS)" \

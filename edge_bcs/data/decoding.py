@@ -36,6 +36,7 @@ from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.units import format_bytes
 from edge_bcs.data.dataset import Array, Shape
 from edge_bcs.data.faults import BadImageError
+from edge_bcs.data.resampling import Resizer
 
 LARGEST_FILE = 64 << 20
 _LARGEST_PIXELS = 64 << 20
@@ -55,7 +56,7 @@ _BITS, _ROWS, _TILE_WIDTH, _TILE_LENGTH = 258, 278, 322, 323  # TIFF tags
 # What formats take for each pixel beside the image itself (measured), rare cases included: WebP's canvases,
 # and run lengths in BMP and text in PPM, which Pillow gathers in Python.
 _BYTES_BESIDE = {"WEBP": 16, "BMP": 2, "PPM": 8, "GIF": 1}
-_STRIP = 1 << 18  # pixels that are converted at a time
+_STRIP = 1 << 16  # pixels that are converted at a time
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 # The first byte after 0xFF that is neither data nor padding nor one of the marks between intervals.
 _MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
@@ -172,7 +173,7 @@ def _pixels(image: Any, data: bytes, shape: Shape, source: str, share: float, re
         side = math.ceil(2 * max(height, width) / (resize.crop or 1))
         drafted = image.draft("", (side, side))
     mode = "L" if channels == 1 else "RGB"
-    need = memory_needed(image, data, whole, mode)
+    need = memory_needed(image, data, whole)
     remedy = "make it smaller" + (
         "" if jpeg else ", or a JPEG, which can be decoded at a fraction of its size"
     )
@@ -182,17 +183,18 @@ def _pixels(image: Any, data: bytes, shape: Shape, source: str, share: float, re
     with one_at_a_time(need):
         image.load()
         orientation = _orientation(image)
-        flat = _flat(image, mode, source)
         # The last pixels of a draft may stand for less than a whole one.
-        extent = drafted[1][2:] if drafted else (float(flat.width), float(flat.height))
+        extent = drafted[1][2:] if drafted else (float(image.width), float(image.height))
         size = (height, width) if orientation >= _SIDEWAYS else (width, height)
-        box = resize.box(extent, size)
-        if flat.size != size or box != (0, 0, *flat.size):
-            flat = flat.resize(size, image_module.Resampling.BILINEAR, box=box)
+        with Resizer(image.size, channels, resize.box(extent, size), size) as resizer:
+            for strip in _flat_strips(image, mode, source):
+                resizer.take(np.asarray(strip))
+        pixels = resizer.result
         if orientation in _TURNS:
-            flat = flat.transpose(getattr(image_module.Transpose, _TURNS[orientation]))
-        pixels = np.array(flat, np.uint8)
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+            small = image_module.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+            turned = small.transpose(getattr(image_module.Transpose, _TURNS[orientation]))
+            pixels = np.array(turned, np.uint8).reshape(height, width, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _orientation(image: Any) -> int:
@@ -206,15 +208,12 @@ def _orientation(image: Any) -> int:
     return orientation if orientation in _TURNS else 1
 
 
-def memory_needed(image: Any, data: bytes, whole: tuple[int, int], mode: str) -> int:
+def memory_needed(image: Any, data: bytes, whole: tuple[int, int]) -> int:
     """Bytes that decoding takes at most beside the file: the image, what its format takes for itself, and a
-    converted copy unless the image is what is wanted."""
+    strip of it that is converted."""
     pixels = image.width * image.height
     stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
-    copied = 0 if image.mode == mode and not _transparent(image) else 1 if mode == "L" else 4
-    need: int = pixels * (stored + copied + _BYTES_BESIDE.get(image.format, 0))
-    if copied:
-        need += 16 * min(pixels, _STRIP)
+    need: int = pixels * (stored + _BYTES_BESIDE.get(image.format, 0)) + 16 * min(pixels, _STRIP)
     if data[:2] == b"\xff\xd8" and _is_gathered(data):
         need += 2 * whole[0] * whole[1] * len(image.getbands())
     if image.format in ("TIFF", "WEBP"):
@@ -292,16 +291,13 @@ def _transparent(image: Any) -> bool:
     return image.mode in _ALPHA or "transparency" in image.info
 
 
-def _flat(image: Any, mode: str, source: str) -> Any:
-    """A loaded image in the mode "L" or "RGB"; converted in strips, so that there is one copy at most."""
-    if image.mode == mode and not _transparent(image):
-        return image
-    flat = _pillow().new(mode, image.size)
+def _flat_strips(image: Any, mode: str, source: str) -> Iterator[Any]:
+    """A loaded image in the mode "L" or "RGB", in strips from the top on, so that there is no copy of it."""
+    plain = image.mode == mode and not _transparent(image)
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        flat.paste(_flat_strip(strip, image, mode, source), (0, top))
-    return flat
+        yield strip if plain else _flat_strip(strip, image, mode, source)
 
 
 def _flat_strip(strip: Any, image: Any, mode: str, source: str) -> Any:
