@@ -87,15 +87,11 @@ class Artifact(Described):
                 "--min-release needs --trust-key: anybody can change a number that is not signed."
             )
         path = Path(path)
-        with reading(path):
-            archived = archive.is_archive(path)
-        files = Archive(path) if archived else _folder(path)
-        with reading(path / MANIFEST):
-            content = files.read_small(MANIFEST, LARGEST_MANIFEST)
+        files, content = open_files(path)
         signature = _check_signature(files, content, trust_keys)
         manifest = parse_manifest(path, content)
         artifact = cls(**vars(describe(manifest)), path=files.path, files=files, signature=signature)
-        _verify_files(files, manifest)
+        verify_files(files, manifest)
         if trust_keys and STATE not in manifest["files"]:
             raise EdgeBcsError(f"the signed manifest of {path} does not list {STATE}.")
         if min_release is not None and (artifact.release or 0) < min_release:
@@ -103,6 +99,16 @@ class Artifact(Described):
                 f"{path} is {artifact.release_text}, and release {min_release} or a later one is required."
             )
         return artifact
+
+
+def open_files(path: Path) -> tuple[Folder | Archive, bytes]:
+    """Return the files of the folder or archive ``path`` and its manifest, none of it verified; EdgeBcsError
+    if it is no artifact."""
+    with reading(path):
+        archived = archive.is_archive(path)
+    files = Archive(path) if archived else _folder(path)
+    with reading(path / MANIFEST):
+        return files, files.read_small(MANIFEST, LARGEST_MANIFEST)
 
 
 def _check_signature(files: Folder | Archive, content: bytes, trust_keys: Sequence[str | Path]) -> str:
@@ -205,8 +211,11 @@ def _sha256(stream: IO[bytes] | io.RawIOBase) -> str:
     return digest.hexdigest()
 
 
-def _verify_files(files: Folder | Archive, manifest: dict[str, Any]) -> None:
+def verify_files(files: Folder | Archive, manifest: dict[str, Any], only: str | None = None) -> None:
+    """Raise EdgeBcsError unless the files that a manifest lists, or ``only`` one, are as it says."""
     for name, size, digest in listed_files(manifest):
+        if only not in (None, name):
+            continue
         file = files.path / name
         with reading(file):
             found = files.size(name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -431,12 +431,24 @@ def difference(run: dict[str, Any], artifact: dict[str, Any]) -> str | None:
     if classes is None or may_become(stored, classes) or may_become(classes, stored or ()):
         skipped.add("classes")
     names = [name for name in {**artifact, **run} if name not in skipped]
-    for name in sorted(names, key=lambda name: name in ("memory", "files")):  # what follows from the others
-        for where, one, other in _differences(name, run.get(name), artifact.get(name)):
-            if name == "files":
-                return f"its {where.removeprefix('files.').removesuffix('.sha256')} is another"
-            one, other = _shown(one, other)
-            return f"its {where} is {one}, this artifact's {other}"
+    names.sort(key=lambda name: name in ("memory", "files"))  # what follows from the others
+    found = first_difference(run, artifact, names)
+    if found is None:
+        return None
+    where, one, other = found
+    if where.startswith("files."):
+        return f"its {where.removeprefix('files.').removesuffix('.sha256')} is another"
+    return f"its {where} is {one}, this artifact's {other}"
+
+
+def first_difference(
+    one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]
+) -> tuple[str, str, str] | None:
+    """Return (field, its value in each, for people) of the first of the fields ``names``, or of what lies in
+    them, in which two objects of JSON differ; None if they do not."""
+    for name in names:
+        for where, *values in _differences(name, one.get(name), other.get(name)):
+            return where, *_shown(*values)
     return None
 
 

@@ -27,6 +27,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,31 @@ def layout_of(artifact: Artifact) -> dict[str, tuple[str, int]]:
     return state_layout(artifact.kappa, artifact.dense_size, artifact.statistics_size, trained)
 
 
+@dataclass(frozen=True)
+class Slot:
+    """An intact state, and where it lies.
+
+    Attributes:
+        name: of its file. sha256: of its tensors and metadata; of the file, in an exported artifact.
+        tensors, metadata: see `read_state`.
+    """
+
+    name: str
+    sha256: str
+    tensors: dict[str, np.ndarray[Any, Any]]
+    metadata: dict[str, str]
+
+
 def read_state(
     artifact: Artifact, into: Arrays | None = None
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
-    """Return (tensors, metadata) of the newest intact slot, read into the arrays ``into`` if they are given.
+    """Return (tensors, metadata) of `read_slot`."""
+    slot = read_slot(artifact, into)
+    return slot.tensors, slot.metadata
+
+
+def read_slot(artifact: Artifact, into: Arrays | None = None) -> Slot:
+    """Return the newest intact slot, read into the arrays ``into`` if they are given.
 
     Metadata has at least "step" and "seed". A slot that cannot be read, is torn or altered, or breaks an
     invariant (wrong length, index not strictly ascending in [0, N), a value that is 0 or not finite, a
@@ -73,7 +95,7 @@ def read_state(
         try:
             if artifact.files.size(slot) is None:
                 continue
-            tensors, metadata = _read_slot(artifact.files.open(slot), layout, sealed, into)
+            tensors, metadata, sha256 = _read_slot(artifact.files.open(slot), layout, sealed, into)
             fault = state_fault(tensors, parts_of(artifact))
         except OSError as error:  # a sector that cannot be read, a network folder that is gone, no permission
             faults[slot] = f"{slot} cannot be read: {error.strerror or error}"
@@ -84,7 +106,7 @@ def read_state(
         if fault is None:
             if slot == PREVIOUS:  # a partial file that is torn is a save that never ended, and no loss
                 _tell_of_fault(artifact, faults.get(STATE, f"{STATE} is missing"), int(metadata["step"]))
-            return tensors, metadata
+            return Slot(slot, sha256 or artifact.manifest["files"][STATE]["sha256"], tensors, metadata)
         faults[slot] = f"{slot}: {fault}"
     detail = f" ({'; '.join(faults.values())})" if faults else ""
     raise EdgeBcsError(f"{artifact.path} holds no intact state{detail}; copy the folder again or start anew.")
@@ -122,7 +144,7 @@ def read_best(folder: str | Path, artifact: Artifact, step: int, into: Arrays) -
     try:
         if files.size(BEST) is None:
             raise EdgeBcsError("it is missing")
-        tensors, metadata = _read_slot(files.open(BEST), layout, False, into)
+        tensors, metadata, _ = _read_slot(files.open(BEST), layout, False, into)
         fault = state_fault(tensors, parts_of(artifact))
     except OSError as error:
         raise EdgeBcsError(f"it cannot be read: {error.strerror or error}") from None
@@ -145,8 +167,9 @@ def _tell_of_fault(artifact: Artifact, why: str, step: int) -> None:
 
 def _read_slot(
     file: io.RawIOBase, layout: dict[str, tuple[str, int]], sealed: bool, into: Arrays | None
-) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
-    """(tensors, metadata) of one slot whose checksum is right; else OSError, ValueError or EdgeBcsError."""
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str], str]:
+    """(tensors, metadata, sha256) of one slot whose checksum is right, "" if it has none of its own; else
+    OSError, ValueError or EdgeBcsError."""
     with TensorFile(file) as stored:
         metadata = stored.metadata
         if not is_state(metadata):
@@ -160,11 +183,10 @@ def _read_slot(
                 raise EdgeBcsError(f"{name} is {found} instead of {dtype}[{length}]")
         counters(metadata)
         tensors = {name: stored.read(name, None if into is None else into[name]) for name in layout}
-    if not sealed:
-        stated = metadata.pop("sha256", None)
-        if stated != _digest(tensors.items(), metadata):
-            raise EdgeBcsError("its checksum does not match (torn or altered)")
-    return tensors, metadata
+    stated = "" if sealed else metadata.pop("sha256", "")
+    if not sealed and stated != _digest(tensors.items(), metadata):
+        raise EdgeBcsError("its checksum does not match (torn or altered)")
+    return tensors, metadata, stated
 
 
 def parts_of(artifact: Artifact) -> Parts:

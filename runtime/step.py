@@ -25,11 +25,12 @@ class Counting(Protocol):
     """What a step asks of the Trainer that takes it.
 
     Attributes:
-        seed: of the attack's random start. steps: optimizer steps done.
+        seed: of the attack's random start. steps: optimizer steps done. images: that they saw.
     """
 
     seed: int
     steps: int
+    images: int
 
     def coefficients(self) -> tuple[float, float, float, float]:
         """λ, λ_w, μ, σ of the next step."""
@@ -72,6 +73,7 @@ def take_step(
         # caller must do with it.
         signals.hold()
         trainer.run_optimizer_only()
+        trainer.images += count
         guard.counted()
     except NotFiniteError as error:
         raise NotFiniteError(f"in step {steps + 1}, {error}") from None

@@ -32,6 +32,7 @@ from edge_bcs.runtime.step import Reader, take_step
 from edge_bcs.runtime.unlabelled import beside, wished
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.metadata import images_seen
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.core.units import parse_bytes
 from edge_bcs.data.adapt import batch_size_of
@@ -59,6 +60,7 @@ class Trainer(Predictor):
 
     Attributes:
         artifact: what was read. steps: optimizer steps done. seed: see above.
+        images: that this training saw, a step's after each step; with `resume` those before it, too.
         classes: names of the network's outputs: stored, given, or of the first data that it was trained on;
             None while unknown. `save` keeps them.
         resumed: whether it was opened by `resume`.
@@ -98,6 +100,7 @@ class Trainer(Predictor):
         self._finalizer = weakref.finalize(self, self._engine.close)
         self._guard = Guard(self._engine.arrays)
         super().__init__(self.artifact, self._engine, self._guard, classes, seed)
+        self.images = 0
         self._claims = Claims(self.artifact, self.steps)
         self._unlock = weakref.finalize(self, Claims.release, self._claims)
         hyper = self.artifact.hyper
@@ -139,9 +142,12 @@ class Trainer(Predictor):
 
     def _go_on(self) -> None:
         """Let the next `fit` go on where the saved one stood."""
-        saved = self._engine.metadata.get("progress")
+        saved, seen = self._engine.metadata.get("progress"), images_seen(self._engine.metadata)
         if saved is not None:
             self._course, self._continues = Course.parse(saved, self.steps), True
+            if seen is None:  # of a run that an earlier release wrote
+                seen = (self.steps - self._course.first_step) * self._course.batch_size
+        self.images = seen or 0
         self.resumed = True
 
     def close(self) -> None:
@@ -412,6 +418,7 @@ class Trainer(Predictor):
         self._claims.claim(folder)
 
     def metadata(self) -> dict[str, str]:
-        """What a saved state says beside its tensors: "step", "seed", and where in a training it stands."""
-        metadata = {"step": str(self.steps), "seed": str(self.seed)}
+        """What a saved state says beside its tensors: "step", "seed", the "images" that its training saw, and
+        where in a training it stands."""
+        metadata = {"step": str(self.steps), "seed": str(self.seed), "images": str(self.images)}
         return metadata if self._course is None else {**metadata, "progress": self._course.dump()}

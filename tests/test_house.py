@@ -20,11 +20,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CORE, METHOD, DATA = "edge_bcs/core", "edge_bcs/method", "edge_bcs/data"
 EVALUATION, TRAINING = "edge_bcs/evaluation", "edge_bcs/training"
+FLEET = "edge_bcs/fleet"
 
 MAY_KNOW: dict[str, set[str]] = {
     CORE: set(),
     DATA: {CORE},
     "runtime": {CORE, DATA},
+    FLEET: {CORE, DATA, "runtime"},
     "targets": {CORE, DATA, "runtime"},
     METHOD: {CORE},
     "exporters": {CORE, DATA, METHOD, "runtime", "targets"},
@@ -35,7 +37,7 @@ MAY_KNOW: dict[str, set[str]] = {
 }
 """Room → the rooms that it may know. The rooms that are missing here look across: they are there for that."""
 LOOK_ACROSS = {"edge_bcs", "edge_bcs/bench", "edge_bcs/cli", "edge_bcs/training/backends"}
-BOARD = {CORE, DATA, "runtime", "targets"}
+BOARD = {CORE, DATA, FLEET, "runtime", "targets"}
 """Rooms that run where there is no torch."""
 PACKAGE = {"edge_bcs.__version__", "edge_bcs.__file__"}
 """What of the package itself any room may use."""
@@ -46,6 +48,7 @@ PACKAGES: dict[str, set[str]] = {
     CORE: {"numpy", "safetensors", "tomli"},
     DATA: {"numpy", "PIL", "sklearn"},
     "runtime": {"numpy", "safetensors", "onnxruntime", "cryptography", "flatbuffers"},
+    FLEET: {"numpy"},
     "targets": {"numpy", "rich", "tomli", "scipy"},
 }
 """Room → packages that it may import; others may import what the host has."""

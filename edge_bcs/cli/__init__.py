@@ -35,6 +35,7 @@ _COMMANDS = {
     "export": "Compile a sparse network into an artifact, which a board trains (host).",
     "simulate": "Say whether an artifact fits a board.",
     "finetune": "Train an artifact inside a byte budget.",
+    "merge": "Make one run of several that learned apart.",
     "predict": "Name what is on photographs.",
     "evaluate": "Measure accuracy, clean and under attack.",
     "train": "Train a sparse network from scratch (host).",

@@ -11,6 +11,7 @@ from typing import Any
 from edge_bcs.core.errors import EdgeBcsError
 
 _BOUNDS = {"step": 2**56, "seed": 2**64}  # of the counters of the random numbers
+_MOST_IMAGES = 2**53  # which a float64 counts exactly
 
 
 def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
@@ -59,11 +60,23 @@ def counters(metadata: Mapping[str, str]) -> tuple[int, int]:
     """
     found = []
     for name, bound in _BOUNDS.items():
-        text = metadata.get(name, "")
-        if not text.isascii() or not text.isdigit() or len(text) > 20 or int(text) >= bound:
+        number = _whole(metadata.get(name, ""), bound)
+        if number is None:
             raise EdgeBcsError(f"its metadata has no valid {name}")
-        found.append(int(text))
+        found.append(number)
     return found[0], found[1]
+
+
+def images_seen(metadata: Mapping[str, str]) -> int | None:
+    """Return how many images the training of a state saw, as its metadata say; None if they do not, or say
+    what cannot be."""
+    return _whole(metadata.get("images", ""), _MOST_IMAGES)
+
+
+def _whole(text: str, bound: int) -> int | None:
+    """The whole number in [0, bound) that a text is; None if it is none."""
+    valid = text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < bound
+    return int(text) if valid else None
 
 
 def exact_sparsity(sparsity: float | str | Decimal) -> Decimal:

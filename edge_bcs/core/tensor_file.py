@@ -137,6 +137,17 @@ class TensorFile:
             self._fill(array.reshape(-1).view(np.uint8).data)
         return array
 
+    def read_part(self, name: str, first: int, end: int) -> np.ndarray[Any, Any]:
+        """Return the elements [first, end) of a tensor with one axis."""
+        stored = self.tensors[name]
+        if len(stored.shape) != 1 or not 0 <= first <= end <= stored.shape[0]:
+            raise ValueError(f"{name} is {stored}, without the elements {first} to {end}")
+        array = np.empty(end - first, stored.dtype)
+        self._stream.seek(stored.offset + first * array.itemsize)
+        if array.size:
+            self._fill(array.view(np.uint8).data)
+        return array
+
     def _bytes(self, count: int) -> bytes:
         content = bytearray(count)
         self._fill(memoryview(content))
