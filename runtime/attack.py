@@ -3,13 +3,16 @@ place in its batch, not on the micro-batch it is in."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from edge_bcs.runtime.engine import Engine
 
 from edge_bcs.core import random
+from edge_bcs.core.library import load
 
 Array = np.ndarray[Any, Any]
 _PIECE = 1 << 13  # pixels whose noise is drawn at once: drawing takes some fifty bytes for each
@@ -62,7 +65,7 @@ def descend(
     arrays, count = engine.arrays, engine.images
     if loss == "kl":
         engine.run("eval")
-        arrays["target"][...] = softmax(arrays["logits"])
+        softmax(arrays["logits"], arrays["target"])
     else:
         arrays["target"][...] = 0
         arrays["target"][np.arange(len(arrays["labels"])), arrays["labels"]] = 1
@@ -100,8 +103,15 @@ def start_images(
     return np.clip(moved, np.float32(0), np.float32(1), out=moved)
 
 
-def softmax(logits: Array) -> Array:
-    """Return the probabilities f32[n, K] of logits f32[n, K]."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: Array = shifted / shifted.sum(axis=1, keepdims=True)
-    return probabilities
+def softmax(logits: Array, into: Array) -> None:
+    """Write the probabilities f32[n, K] of logits f32[n, K]; both lie in C order.
+
+    The library computes them, for numpy's exponential of a float differs from machine to machine.
+    """
+    _library().edge_bcs_softmax(logits.ctypes.data, *logits.shape, into.ctypes.data)
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    size, pointer = ctypes.c_uint64, ctypes.c_void_p
+    return load({"edge_bcs_softmax": (None, [pointer, size, size, pointer])})

@@ -17,7 +17,16 @@
 namespace edge_bcs {
 
 // What numbers are for: each purpose has a stream of its own in every step.
-enum class Purpose : std::uint32_t { sign = 1, noise = 2, birth = 3, shuffle = 5, augment = 6, balance = 10 };
+enum class Purpose : std::uint32_t {
+  sign = 1,
+  noise = 2,
+  birth = 3,
+  pgd_start = 4,
+  shuffle = 5,
+  augment = 6,
+  evaluation = 9,
+  balance = 10
+};
 
 // The blocks of four random words of one (seed, step, purpose).
 class Philox {

@@ -1,4 +1,4 @@
-// The interface of runtime/native_engine.py.
+// The interface of runtime/program.py and runtime/attack.py.
 
 #include <algorithm>
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "runner/runner.h"
+#include "session/attack.h"
 
 #define EDGE_BCS_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -73,4 +74,11 @@ EDGE_BCS_EXPORT std::int64_t edge_bcs_program_buffer(const void* program, const 
     return static_cast<std::int64_t>(tensor.address);
   }
   return -1;
+}
+
+// Probabilities [rows, classes] of logits [rows, classes].
+EDGE_BCS_EXPORT void edge_bcs_softmax(const float* logits, std::uint64_t rows, std::uint64_t classes,
+                                      float* probabilities) {
+  const auto count = static_cast<std::size_t>(rows * classes);
+  edge_bcs::softmax({logits, count}, static_cast<std::size_t>(classes), {probabilities, count});
 }

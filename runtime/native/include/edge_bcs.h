@@ -1,0 +1,366 @@
+/**
+ * @file edge_bcs.h
+ * Trains, measures and asks a compiled network: no Python, no ONNX Runtime, one block of memory.
+ *
+ *     edge_bcs_network *network = NULL;
+ *     if (edge_bcs_open("out/board", NULL, &network) != EDGE_BCS_OK) puts(edge_bcs_last_error());
+ *
+ * What is opened is an artifact of `edge-bcs export`, or a run that was saved, here or by Python: both read and write the
+ * same files, and on one machine the same training has the same bits, whoever does which part of it.
+ *
+ * **Memory.** `edge_bcs_open` takes what the handle ever needs: the arena, which holds every tensor and is the caller's if
+ * one is given, and beside it some hundred kilobytes (names, the list of operators, threads). No step, answer, measurement or
+ * save allocates anything, unless it fails; the few calls on an open handle that do say so.
+ *
+ * **Failure.** Every call that can fail returns an edge_bcs_status; `edge_bcs_last_error` then has one sentence. Nothing was
+ * changed: a step is done whole or not at all. No C++ exception leaves the library.
+ *
+ * **Threads.** Any number of handles may be open at once, each with threads of its own. A handle is for one thread at a time;
+ * another one gets EDGE_BCS_BUSY. A callback may not call the handle that calls it. Results do not depend on the number of
+ * threads.
+ *
+ * **Versions.** Structs that the caller fills begin with their size; fields are only ever added at their ends, and 0 means what
+ * it did before they were there. `EDGE_BCS_INIT(type)` makes one. Structs that the library fills begin with their size, too.
+ */
+#ifndef EDGE_BCS_H
+#define EDGE_BCS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifndef EDGE_BCS_API
+#define EDGE_BCS_API __attribute__((visibility("default")))
+#endif
+
+/** Of this header. The library's is `edge_bcs_abi_version()`; programs work with a library whose number is the same. */
+#define EDGE_BCS_ABI_VERSION 1
+
+/** A struct of this header with its size and zeros: `edge_bcs_options options = EDGE_BCS_INIT(edge_bcs_options);` */
+#define EDGE_BCS_INIT(type) {(uint32_t)sizeof(type)}
+
+/** An open network. */
+typedef struct edge_bcs_network edge_bcs_network;
+
+/** What became of a call. */
+typedef enum edge_bcs_status {
+  EDGE_BCS_OK = 0,
+  EDGE_BCS_ERROR = 1, /**< The input, a file or an argument cannot be used. */
+  EDGE_BCS_NOT_FINITE =
+      2, /**< A pixel, the loss or a gradient is not finite: lower the learning rate, or skip the batch. */
+  EDGE_BCS_NO_MEMORY = 3, /**< The machine has not the memory, or the caller's arena is too small. */
+  EDGE_BCS_BUSY = 4,      /**< Another thread, or a callback, uses the handle. */
+  EDGE_BCS_STOPPED = 5    /**< A callback asked to stop. */
+} edge_bcs_status;
+
+/** Version of the library's interface. */
+EDGE_BCS_API uint32_t edge_bcs_abi_version(void);
+
+/** Version of the library, such as "0.2.0". */
+EDGE_BCS_API const char* edge_bcs_version(void);
+
+/**
+ * Why the last call of this thread that failed did so: one sentence of UTF-8, without control characters. Empty if none
+ * failed. Valid until the thread's next call that fails.
+ */
+EDGE_BCS_API const char* edge_bcs_last_error(void);
+
+/* ---- Opening --------------------------------------------------------------------------------------------------------- */
+
+/** How a network is opened. */
+typedef struct edge_bcs_options {
+  uint32_t size;    /**< sizeof(edge_bcs_options) */
+  uint32_t threads; /**< The caller's among them, 1 to 1024; 0: as many as there are processors. */
+  void*
+      arena; /**< Memory that stays the caller's, from a multiple of 64 on; NULL: the library allocates it. */
+  uint64_t
+      arena_bytes; /**< Bytes of `arena`; with NULL a cap, 0 for none but what the artifact was exported for. */
+  uint64_t seed;   /**< Of all randomness, if `seeded` is not 0; else the state's. */
+  uint32_t seeded;
+  uint32_t reserved; /**< 0 */
+} edge_bcs_options;
+
+/** A file of an artifact that lies in memory, by its name in the artifact's folder. */
+typedef struct edge_bcs_file {
+  const char* name;
+  const void* data;
+  size_t size;
+} edge_bcs_file;
+
+/**
+ * Opens the folder of an artifact or of a saved run, of which the newest intact state is read.
+ *
+ * @param folder   UTF-8.
+ * @param options  NULL for the defaults.
+ * @param opened   set to the handle, or to NULL.
+ * @return EDGE_BCS_ERROR if the folder is none, or any file of it is damaged, altered or hostile; EDGE_BCS_NO_MEMORY.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_open(const char* folder, const edge_bcs_options* options,
+                                           edge_bcs_network** opened);
+
+/**
+ * The same over files in memory: "manifest.json", "program.bin" and "state.safetensors", and others, which are not looked at.
+ * The blocks may be freed afterwards. Such a handle cannot make run folders: `edge_bcs_state_write` keeps its state.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_open_files(const edge_bcs_file* files, size_t count,
+                                                 const edge_bcs_options* options, edge_bcs_network** opened);
+
+/** Bytes of arena that a folder's network needs. Reads the manifest and the program's first table. */
+EDGE_BCS_API edge_bcs_status edge_bcs_arena_bytes(const char* folder, uint64_t* bytes);
+
+/** Closes a handle and frees what it took; NULL is none. No other thread may use it. */
+EDGE_BCS_API void edge_bcs_close(edge_bcs_network* network);
+
+/** What a network is. Texts live as long as the handle. */
+typedef struct edge_bcs_info {
+  uint32_t size;     /**< in: sizeof(edge_bcs_info) */
+  uint32_t channels; /**< of an image */
+  uint32_t height;
+  uint32_t width;
+  uint32_t classes;            /**< outputs */
+  uint32_t named;              /**< 1 if the classes have names, see edge_bcs_class_name */
+  uint32_t micro_batch;        /**< images that a graph sees at once */
+  uint32_t batch_size;         /**< images of a step, unless the caller decides otherwise */
+  uint32_t threads;            /**< of this handle */
+  uint32_t attack_steps;       /**< of the training's attack */
+  uint64_t connections;        /**< κ, which never changes */
+  uint64_t positions;          /**< N, of which κ are connections */
+  uint64_t working_set_bytes;  /**< that the compiler predicted */
+  uint64_t arena_bytes;        /**< of memory in which it lies, holes included */
+  uint64_t budget_bytes;       /**< that it was exported for; 0: none */
+  uint64_t state_bytes;        /**< of a saved state, at most */
+  uint64_t release;            /**< number that its maker gave it; 0: none */
+  uint64_t seed;               /**< of the randomness of this handle */
+  double epsilon;              /**< radius of the attack, in pixels of [0, 1] */
+  double step_size;            /**< of the training's attack */
+  const char* name;            /**< e.g. "resnet18" */
+  const char* objective;       /**< "natural", "at", "mixed", "trades", "rst" or "mart" */
+  const char* batch_norm;      /**< "frozen" or "batch" */
+  const char* sparsity;        /**< e.g. "0.99" */
+  const char* resize;          /**< how image files are brought to size: "squash", "crop" or "crop:SHARE" */
+  const char* trained;         /**< what learns: "all", "head", "last:N", "norm" or "bias" */
+  const char* instruction_set; /**< of the kernels: "avx512", "avx2", "neon" or "scalar" */
+} edge_bcs_info;
+
+/** Fills `info`. */
+EDGE_BCS_API edge_bcs_status edge_bcs_get_info(const edge_bcs_network* network, edge_bcs_info* info);
+
+/** What was lost before: that the newest save was damaged, and which one is used. Empty if nothing was. */
+EDGE_BCS_API const char* edge_bcs_warning(const edge_bcs_network* network);
+
+/** Name of an output, UTF-8; NULL if it has none or `label` is none. Lives as long as the handle, or until names are given. */
+EDGE_BCS_API const char* edge_bcs_class_name(const edge_bcs_network* network, uint32_t label);
+
+/**
+ * Names the outputs of a network that has no names, before `edge_bcs_save_into`, which keeps them. Allocates.
+ * @param names as many as there are classes: UTF-8, distinct, at most 255 characters each.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_name_classes(edge_bcs_network* network, const char* const* names,
+                                                   size_t count);
+
+/* ---- Images ---------------------------------------------------------------------------------------------------------- */
+
+/**
+ * Reads the images at the places [first, first + count) of a batch into memory of the library: `images` float
+ * [count, C, H, W] in [0, 1], `labels` int64 [count]. `count` is at most a micro-batch, so that no more than that is ever in
+ * memory. Returns 0, or another number to end the call with EDGE_BCS_STOPPED.
+ */
+typedef int (*edge_bcs_reader)(void* user, uint64_t first, uint64_t count, float* images, int64_t* labels);
+
+/** Images with their labels; their pixels come from one of `bytes`, `floats` and `read`. */
+typedef struct edge_bcs_batch {
+  uint32_t size;        /**< sizeof(edge_bcs_batch) */
+  uint32_t reserved;    /**< 0 */
+  uint64_t count;       /**< of images, at least 1 */
+  const uint8_t* bytes; /**< [count, C, H, W], divided by 255 */
+  const float* floats;  /**< [count, C, H, W] in [0, 1] */
+  const int64_t*
+      labels; /**< [count]; not needed to predict; −1: none, where the objective has a use for such images */
+  edge_bcs_reader read;  /**< in the place of the three above */
+  void* user;            /**< for `read` */
+  const double* weights; /**< [count], of the images in the loss, at least 0; NULL: 1 each */
+} edge_bcs_batch;
+
+/**
+ * Called after every micro-batch of a step or of a measurement, with images done and all of them. Returns 0, or another
+ * number to end the call with EDGE_BCS_STOPPED: the step has then not been done.
+ */
+typedef int (*edge_bcs_progress)(void* user, uint64_t done, uint64_t all);
+
+/** Sets the callback of a handle; NULL for none. */
+EDGE_BCS_API edge_bcs_status edge_bcs_on_progress(edge_bcs_network* network, edge_bcs_progress progress,
+                                                  void* user);
+
+/* ---- Training -------------------------------------------------------------------------------------------------------- */
+
+/** Facts of a step. Shares are NaN where they do not exist: no image has a label, or there is no attack. */
+typedef struct edge_bcs_step_result {
+  uint32_t size;     /**< in: sizeof(edge_bcs_step_result) */
+  uint32_t reserved; /**< 0 */
+  uint64_t step;     /**< its number, from 1 */
+  uint64_t labelled; /**< images with a label */
+  double loss;       /**< mean over the images */
+  double accuracy;   /**< share of right answers, as the loss saw the images (clean, where it sees both) */
+  double robust_accuracy; /**< the same of attacked images */
+} edge_bcs_step_result;
+
+/**
+ * Trains on one batch of any size (Algorithm 1): attack, gradients, update, rewiring. The same bits as `Trainer.step`.
+ * @param result NULL if it is of no interest.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_step(edge_bcs_network* network, const edge_bcs_batch* batch,
+                                           edge_bcs_step_result* result);
+
+/** Numbers of an update. */
+typedef struct edge_bcs_rates {
+  uint32_t size;        /**< sizeof(edge_bcs_rates) */
+  uint32_t reserved;    /**< 0 */
+  double learning_rate; /**< λ */
+  double weight_decay;  /**< λ_w, which is not multiplied by λ */
+  double momentum;      /**< μ */
+  double noise;         /**< σ; the noise has standard deviation λ·σ */
+} edge_bcs_rates;
+
+/** The rates of the next step; at first the artifact's. */
+EDGE_BCS_API edge_bcs_status edge_bcs_get_rates(const edge_bcs_network* network, edge_bcs_rates* rates);
+/** Sets them: finite numbers of at least 0. */
+EDGE_BCS_API edge_bcs_status edge_bcs_set_rates(edge_bcs_network* network, const edge_bcs_rates* rates);
+
+/** Steps that the state has behind it. */
+EDGE_BCS_API uint64_t edge_bcs_steps(const edge_bcs_network* network);
+
+/* ---- Asking ---------------------------------------------------------------------------------------------------------- */
+
+/** Writes the probabilities of the classes, float [count, classes]; each row sums to 1. Labels are not looked at. */
+EDGE_BCS_API edge_bcs_status edge_bcs_predict(edge_bcs_network* network, const edge_bcs_batch* batch,
+                                              float* probabilities);
+
+/** How a network is measured. */
+typedef struct edge_bcs_measure {
+  uint32_t size;         /**< sizeof(edge_bcs_measure) */
+  uint32_t attack_steps; /**< of PGD with steps of 2.5·ε/attack_steps and a uniform start; 0: clean alone */
+  uint32_t restarts;     /**< attacks, none of which may fool the network; 0 is 1 */
+  uint32_t fgsm;         /**< 1: one step of size ε from the image itself */
+  double epsilon;        /**< radius; below 0: the artifact's */
+} edge_bcs_measure;
+
+/** What was measured. */
+typedef struct edge_bcs_measured {
+  uint32_t size;     /**< in: sizeof(edge_bcs_measured) */
+  uint32_t reserved; /**< 0 */
+  uint64_t images;
+  uint64_t right;        /**< answers, clean */
+  uint64_t robust_right; /**< answers right both clean and under every attack; `right` where there is none */
+  uint64_t unanswered;   /**< images whose answer is not finite: the training has diverged */
+} edge_bcs_measured;
+
+/** Counts right answers, clean and under attack. The same numbers as `Trainer.evaluate` without a limit. */
+EDGE_BCS_API edge_bcs_status edge_bcs_evaluate(edge_bcs_network* network, const edge_bcs_batch* batch,
+                                               const edge_bcs_measure* how, edge_bcs_measured* measured);
+
+/* ---- State ----------------------------------------------------------------------------------------------------------- */
+
+/**
+ * Says which run folder `edge_bcs_save` saves into: a new one, or one that holds a run of this artifact. No other process may
+ * write there until `edge_bcs_close`, or until another folder is said. Copies the artifact's files. Allocates.
+ * @return EDGE_BCS_ERROR if something else lies there, if another process writes there or trained the run on, or if nothing
+ *         can be written.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_save_into(edge_bcs_network* network, const char* folder);
+
+/**
+ * Saves, atomically and durably: the folder is a complete artifact, and two slots keep the newest state and the one before,
+ * one of which is intact whenever the power fails. Earlier saves are kept if it fails.
+ * @param bytes set to those of the state; may be NULL.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_save(edge_bcs_network* network, uint64_t* bytes);
+
+/** Writes the state, the file `state.safetensors` of a run, into `memory` of at least `edge_bcs_info.state_bytes`. */
+EDGE_BCS_API edge_bcs_status edge_bcs_state_write(edge_bcs_network* network, void* memory, size_t size,
+                                                  size_t* written);
+
+/**
+ * Replaces the state by one that was written, here or into a file of a run; step and seed are those that it names. If it is
+ * not intact, or of another network, the handle keeps its own. Allocates.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_state_read(edge_bcs_network* network, const void* memory, size_t size);
+
+/** A tensor of the state where it lies in the arena. */
+typedef struct edge_bcs_tensor {
+  uint32_t size;     /**< in: sizeof(edge_bcs_tensor) */
+  uint32_t integers; /**< 1 if elements are int32, 0 if they are float */
+  uint64_t count;    /**< of elements */
+  const void* data;  /**< to be read between steps */
+} edge_bcs_tensor;
+
+/**
+ * Finds "coo.value", "coo.index", "coo.momentum", "dense.value", "dense.momentum", "batchnorm.mean" or
+ * "batchnorm.variance".
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_get_tensor(const edge_bcs_network* network, const char* name,
+                                                 edge_bcs_tensor* tensor);
+
+/* ---- A whole training ------------------------------------------------------------------------------------------------ */
+
+/** What a training over a data set is to be; 0 or NULL: what the saved one had, or the default. */
+typedef struct edge_bcs_training {
+  uint32_t size;        /**< sizeof(edge_bcs_training) */
+  uint32_t batch_size;  /**< images of a step; default: the artifact's */
+  uint64_t images;      /**< of the data set, at least 1 */
+  uint64_t epochs;      /**< length in passes over the images, or … */
+  uint64_t steps;       /**< … in steps; default: one epoch */
+  double learning_rate; /**< the highest λ, to which λ_w keeps its ratio; default: the artifact's */
+  const char* schedule; /**< "steps", "cosine" or "one-cycle"; default: steps */
+  const char*
+      augment;   /**< "shift", "photo" or "none": kept with the run, done by who reads; default: shift */
+  double warmup; /**< share of the steps in which λ rises, below 1, if `has_warmup` */
+  uint32_t has_warmup;
+  uint32_t resume; /**< 1: finish the training that the run was saved in, if it was; 0: begin another */
+} edge_bcs_training;
+
+/** Where a training stands, and what its next step is. */
+typedef struct edge_bcs_position {
+  uint32_t size;        /**< in: sizeof(edge_bcs_position) */
+  uint32_t finished;    /**< 1: no step is left */
+  uint64_t done;        /**< steps of this training */
+  uint64_t total;       /**< its length */
+  uint64_t epoch;       /**< of the next step: the order of its images, see edge_bcs_order */
+  uint64_t first;       /**< place of the next step's first image in that order */
+  uint64_t count;       /**< of the next step's images */
+  uint64_t skipped;     /**< steps left out because something was not finite */
+  double learning_rate; /**< λ of the next step */
+  const char* augment;  /**< how its images are changed as (seed, epoch, place in the data) say */
+} edge_bcs_position;
+
+/**
+ * Begins a training, or goes on with the one that the run was saved in: `edge_bcs_save` keeps it, and Python's `Trainer.resume`
+ * goes on with it. Python's trainings with held-out, balanced or unlabelled images are refused. Allocates.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_begin(edge_bcs_network* network, const edge_bcs_training* training);
+
+/** Where it stands. */
+EDGE_BCS_API edge_bcs_status edge_bcs_get_position(const edge_bcs_network* network,
+                                                   edge_bcs_position* position);
+
+/**
+ * Writes the order of an epoch's images, a permutation of [0, count): the same as Python's.
+ * @param order uint32 [count].
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_order(const edge_bcs_network* network, uint64_t epoch, uint32_t* order,
+                                            size_t count);
+
+/** Does the next step of the training at the rates of its schedule; `batch` must have as many images as it says. */
+EDGE_BCS_API edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* batch,
+                                            edge_bcs_step_result* result);
+
+/** Counts the next step as left out, after EDGE_BCS_NOT_FINITE. */
+EDGE_BCS_API edge_bcs_status edge_bcs_skip(edge_bcs_network* network);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

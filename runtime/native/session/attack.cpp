@@ -1,0 +1,113 @@
+#include "session/attack.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "ops/dispatch.h"
+
+namespace edge_bcs {
+
+namespace {
+
+constexpr float gaussian_start = 0.001f;  // TRADES, MART and RST: x + 0.001·N(0, 1)
+constexpr std::uint64_t words = 4;        // of a block
+constexpr std::size_t blocks_at_once = 64;
+
+// Adds to each number of x the draw with its number, from `start` on, and brings the sum back into [0, 1].
+template <class Draw>
+void add_draws(std::span<float> x, std::uint64_t start, const Draw& draw) {
+  std::array<float, words * blocks_at_once> drawn;
+  std::size_t done = 0;
+  while (done < x.size()) {
+    const std::uint64_t first = (start + done) / words;
+    const std::size_t skipped = static_cast<std::size_t>((start + done) % words);
+    const std::size_t count = std::min(drawn.size() - skipped, x.size() - done);
+    draw(first, (skipped + count + words - 1) / words, drawn.data());
+    for (std::size_t i = 0; i < count; ++i) {
+      const float moved = x[done + i] + drawn[skipped + i];
+      x[done + i] = std::min(std::max(moved, 0.0f), 1.0f);
+    }
+    done += count;
+  }
+}
+
+void move_start(std::span<float> x, const Descent& how, const Noise& noise, std::size_t pixels) {
+  if (how.start == Start::none) {
+    for (float& pixel : x) pixel = std::min(std::max(pixel, 0.0f), 1.0f);
+    return;
+  }
+  const Philox philox(noise.seed, noise.step, noise.purpose);
+  const std::uint64_t start = noise.place * pixels;
+  if (how.start == Start::uniform) {
+    const auto epsilon = static_cast<float>(how.epsilon);
+    add_draws(x, start, [&](std::uint64_t first, std::size_t blocks, float* drawn) {
+      for (std::size_t block = 0; block < blocks; ++block)
+        for (const std::uint32_t word : philox.block(first + block)) {
+          const float uniform = static_cast<float>(word >> 8) * 0x1p-24f;
+          *drawn++ = (2.0f * uniform - 1.0f) * epsilon;
+        }
+    });
+    return;
+  }
+  const NormalStream stream = philox.stream();
+  add_draws(x, start, [&](std::uint64_t first, std::size_t blocks, float* drawn) {
+    normal_kernels().normals(stream, first, static_cast<int>(blocks), drawn);
+    for (std::size_t i = 0; i < words * blocks; ++i) drawn[i] *= gaussian_start;
+  });
+}
+
+}  // namespace
+
+void softmax(std::span<const float> logits, std::size_t classes, std::span<float> probabilities) {
+  for (std::size_t first = 0; first + classes <= logits.size(); first += classes) {
+    const std::span<const float> row = logits.subspan(first, classes);
+    double largest = row[0], sum = 0;
+    for (const float logit : row) largest = std::max(largest, static_cast<double>(logit));
+    for (const float logit : row) sum += std::exp(logit - largest);
+    for (std::size_t k = 0; k < classes; ++k)
+      probabilities[first + k] = static_cast<float>(std::exp(row[k] - largest) / sum);
+  }
+}
+
+void descend(Network& network, std::size_t images, const Descent& how, const Noise& noise) {
+  const Buffers& buffers = network.buffers();
+  const std::size_t classes = network.manifest().num_classes;
+  const std::size_t pixels = buffers.input.size() / buffers.labels.size();
+  if (how.increases_kl) {
+    network.run("eval");
+    softmax(buffers.logits, classes, buffers.target);
+  } else {
+    std::ranges::fill(buffers.target, 0.0f);
+    for (std::size_t i = 0; i < buffers.labels.size(); ++i)
+      buffers.target[i * classes + static_cast<std::size_t>(buffers.labels[i])] = 1;
+  }
+  std::ranges::copy(buffers.input, buffers.adversarial.begin());
+  move_start(buffers.adversarial.first(images * pixels), how, noise, pixels);
+  buffers.epsilon[0] = static_cast<float>(how.epsilon);
+  buffers.step_size[0] = static_cast<float>(how.step_size);
+  for (std::uint32_t step = 0; step < how.steps; ++step) network.run("attack");
+}
+
+void craft(Network& network, std::size_t images, std::uint64_t first, std::uint64_t batch,
+           const Noise& noise) {
+  const Manifest& manifest = network.manifest();
+  const Buffers& buffers = network.buffers();
+  const std::uint64_t attacked = manifest.objective->attacked(batch);
+  if (first < attacked) {
+    const Start start =
+        manifest.objective->start == Objective::Start::uniform ? Start::uniform : Start::gaussian;
+    descend(network, images,
+            {manifest.epsilon, manifest.step_size, manifest.attack_steps, start,
+             manifest.objective->increases_kl},
+            noise);
+  }
+  const std::size_t pixels = buffers.input.size() / buffers.labels.size();
+  const std::uint64_t kept =
+      attacked > first ? std::min<std::uint64_t>(attacked - first, buffers.labels.size()) : 0;
+  const std::size_t clean = static_cast<std::size_t>(kept) * pixels;
+  std::ranges::copy(buffers.input.subspan(clean),
+                    buffers.adversarial.begin() + static_cast<std::ptrdiff_t>(clean));
+}
+
+}  // namespace edge_bcs

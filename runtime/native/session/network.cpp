@@ -1,0 +1,199 @@
+#include "session/network.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+#include "session/sha256.h"
+
+namespace edge_bcs {
+
+namespace {
+
+constexpr const char *manifest_file = "manifest.json", *program_file = "program.bin";
+constexpr std::uint64_t largest_manifest = std::uint64_t{16} << 20;
+constexpr std::size_t alignment = 64, piece = std::size_t{1} << 16;
+
+// The error, with the file's name before it.
+[[noreturn]] void blame(const std::string& file, const std::exception& error) {
+  fail(file, ": ", error.what());
+}
+
+std::unique_ptr<Source> open(const Files& files, const std::string& name) {
+  std::unique_ptr<Source> source;
+  try {
+    source = files.open(name);
+  } catch (const Error& error) {
+    blame(files.shown_name(name), error);
+  }
+  require(source != nullptr, files.shown_name(name), " is missing; copy or export the artifact again");
+  return source;
+}
+
+void check_size(const std::string& shown, const Source& source, const ListedFile& listed) {
+  require(source.size() == listed.bytes, shown, " is ",
+          source.size() < listed.bytes ? "truncated" : "altered", ": ", source.size(), " bytes instead of ",
+          listed.bytes, "; copy the artifact again");
+}
+
+void check_content(const std::string& shown, Sha256& digest, const ListedFile& listed) {
+  require(view(digest.finish()) == listed.sha256, shown,
+          " was altered: its sha256 is not the manifest's; copy the artifact again");
+}
+
+void verify(const Files& files, const ListedFile& listed) {
+  const std::string shown = files.shown_name(listed.name);
+  const std::unique_ptr<Source> source = open(files, listed.name);
+  check_size(shown, *source, listed);
+  Sha256 digest;
+  std::string part(piece, '\0');
+  for (std::uint64_t at = 0; at < listed.bytes; at += part.size()) {
+    part.resize(static_cast<std::size_t>(std::min<std::uint64_t>(piece, listed.bytes - at)));
+    try {
+      source->read(at, std::as_writable_bytes(std::span(part)));
+    } catch (const Error& error) {
+      blame(shown, error);
+    }
+    digest.add(part);
+  }
+  check_content(shown, digest, listed);
+}
+
+std::string read_listed(const Files& files, const ListedFile& listed) {
+  const std::string shown = files.shown_name(listed.name);
+  const std::unique_ptr<Source> source = open(files, listed.name);
+  check_size(shown, *source, listed);
+  std::string content;
+  try {
+    content = read_all(*source, listed.bytes);
+  } catch (const Error& error) {
+    blame(shown, error);
+  }
+  Sha256 digest;
+  digest.add(content);
+  check_content(shown, digest, listed);
+  return content;
+}
+
+std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
+
+}  // namespace
+
+int available_threads() {
+#ifdef __linux__
+  cpu_set_t processors;
+  if (::sched_getaffinity(0, sizeof processors, &processors) == 0) return std::max(1, CPU_COUNT(&processors));
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+Described Described::read(const Files& files, bool all) {
+  Described made;
+  const std::string shown = files.shown_name(manifest_file);
+  const std::unique_ptr<Source> source = open(files, manifest_file);
+  try {
+    made.text = read_all(*source, largest_manifest);
+    made.manifest = Manifest::read(Json::parse(made.text));
+  } catch (const Error& error) {
+    blame(shown, error);
+  }
+  const ListedFile* const program = made.manifest.file(program_file);
+  require(program != nullptr, shown, " lists no ", program_file,
+          ", which artifacts of 0.1 do not have; export it again");
+  made.program = read_listed(files, *program);
+  for (const ListedFile& listed : made.manifest.files)
+    if (&listed != program && (all || listed.name == state_file)) verify(files, listed);
+  return made;
+}
+
+void Network::Free::operator()(std::byte* memory) const { std::free(memory); }
+
+Network::Network(const Files& files, const Options& options, bool all_files) {
+  Described described = Described::read(files, all_files);
+  threads_ = options.threads == 0 ? available_threads() : options.threads;
+  try {
+    take_arena(described, options);
+    runner_ = std::make_unique<Runner>(bytes_of(described.program), arena_, threads_);
+  } catch (const NoMemory&) {
+    throw;
+  } catch (const Error& error) {
+    fail(files.shown_name(program_file), " cannot be used: ", error.what(), "; export the artifact again");
+  }
+  manifest_ = std::move(described.manifest);
+  text_ = std::move(described.text);
+  // What no run has written yet is 0, as numpy's buffers are.
+  for (const PlacedTensor& buffer : runner_->program().buffers)
+    std::memset(arena_.data() + buffer.address, 0, buffer.bytes);
+  buffers_ = std::make_unique<Buffers>(runner_->program(), arena_.data(), manifest_);
+  read_state(files);
+  build_lists();
+}
+
+void Network::take_arena(const Described& described, const Options& options) {
+  const std::size_t needed = std::max(Program::arena(bytes_of(described.program)), alignment);
+  if (options.arena.data() != nullptr) {
+    if (options.arena.size() < needed)
+      fail_with<NoMemory>("the arena has ", options.arena.size(), " bytes, and the network needs ", needed);
+    arena_ = options.arena.first(needed);
+    return;
+  }
+  const std::uint64_t cap = options.cap != 0 ? options.cap : described.manifest.budget;
+  if (cap != 0 && needed > cap)
+    fail_with<NoMemory>("the arena needs ", needed, " bytes, and ", cap,
+                        " are allowed: allow more, or export for a smaller budget");
+  owned_.reset(static_cast<std::byte*>(
+      std::aligned_alloc(alignment, (needed + alignment - 1) / alignment * alignment)));
+  if (owned_ == nullptr)
+    fail_with<NoMemory>("this machine does not have the ", needed, " bytes of memory for the arena");
+  arena_ = {owned_.get(), needed};
+}
+
+// Returns why a slot cannot be used; empty if it is there now.
+std::string Network::read_slot(const Files& files, const std::string& name, bool sealed) {
+  try {
+    const std::unique_ptr<Source> source = files.open(name);
+    if (source == nullptr) return name + " is missing";
+    header_ = StateHeader::read(*source, manifest_);
+    for (std::size_t tensor = 0; tensor < state_tensors; ++tensor)
+      source->read(header_.offsets[tensor], buffers_->state[tensor]);
+    if (!sealed) check_sum(header_, buffers_->state_bytes());
+    check_state(buffers_->state_bytes(), manifest_);
+    return {};
+  } catch (const Error& error) {
+    return name + ": " + error.what();
+  }
+}
+
+void Network::read_state(const Files& files) {
+  const bool sealed = manifest_.file(state_file) != nullptr;
+  if (sealed) {
+    const std::string fault = read_slot(files, state_file, true);
+    require(fault.empty(), files.shown_name(fault), "; copy the artifact again");
+    return;
+  }
+  // A cut between the two renamings of a save leaves a whole partial file, which is then the newest.
+  if (read_slot(files, partial_file, false).empty()) return;
+  const std::string newest = read_slot(files, state_file, false);
+  if (newest.empty()) return;
+  const std::string before = read_slot(files, previous_file, false);
+  require(before.empty(), files.shown_name(""), " holds no intact state (", newest, "; ", before,
+          "); copy the folder again or start anew");
+  warning_ = "the newest save cannot be used (" + newest + "); the one before it is used, of step " +
+             std::to_string(header_.step);
+}
+
+void Network::run(const char* graph) {
+  try {
+    runner_->run(graph);
+  } catch (const std::exception& error) {
+    if (std::strstr(error.what(), "not finite") != nullptr) throw NotFinite(error.what());
+    throw;
+  }
+}
+
+}  // namespace edge_bcs

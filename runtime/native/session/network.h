@@ -1,0 +1,100 @@
+// An artifact that is open: its files verified, its program in an arena, its state read.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <sstream>
+#include <string>
+
+#include "runner/runner.h"
+#include "session/buffers.h"
+#include "session/files.h"
+#include "session/manifest.h"
+#include "session/state.h"
+
+namespace edge_bcs {
+
+// The machine, or the caller's arena, has not the memory.
+class NoMemory : public Error {
+ public:
+  using Error::Error;
+};
+
+// A pixel, the loss or a gradient is not finite.
+class NotFinite : public Error {
+ public:
+  using Error::Error;
+};
+
+// Throws a Kind of Error with the parts written one after the other.
+template <class Kind, class... Parts>
+[[noreturn]] void fail_with(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw Kind(text.str());
+}
+
+struct Options {
+  int threads = 0;  // 0: all processors
+  std::span<std::byte> arena;
+  std::uint64_t cap = 0;  // of an arena that is not given; 0: what the artifact was exported for
+  std::optional<std::uint64_t> seed;
+};
+
+// What a folder says before its program is opened.
+struct Described {
+  std::string text;  // of the manifest
+  Manifest manifest;
+  std::string program;  // content of the file
+
+  // Throws Error if a file is missing or not what the manifest says. `all`: of every file that it lists.
+  static Described read(const Files& files, bool all);
+};
+
+class Network {
+ public:
+  // Throws Error.
+  Network(const Files& files, const Options& options, bool all_files);
+
+  // Runs a graph; Error, or NotFinite, if it refuses.
+  void run(const char* graph);
+  // Builds what follows from the connections.
+  void build_lists() { run("lists"); }
+
+  const std::string& manifest_text() const { return text_; }
+  const Manifest& manifest() const { return manifest_; }
+  const Buffers& buffers() const { return *buffers_; }
+  std::size_t arena_bytes() const { return arena_.size(); }
+  int threads() const { return threads_; }
+  // Of the state that was read.
+  const StateHeader& read_header() const { return header_; }
+  // What was lost by reading an older slot; empty if nothing was.
+  const std::string& warning() const { return warning_; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const;
+  };
+
+  void take_arena(const Described& described, const Options& options);
+  void read_state(const Files& files);
+  std::string read_slot(const Files& files, const std::string& name, bool sealed);
+
+  std::string text_;
+  Manifest manifest_;
+  std::unique_ptr<std::byte, Free> owned_;
+  std::span<std::byte> arena_;
+  int threads_ = 1;
+  std::unique_ptr<Runner> runner_;
+  std::unique_ptr<Buffers> buffers_;
+  StateHeader header_;
+  std::string warning_;
+};
+
+// Processors that this process may run on.
+int available_threads();
+
+}  // namespace edge_bcs
