@@ -1,5 +1,5 @@
-"""What the compiler sees in a network, for those who do not export it: whether it would take it, and which
-layer is the last."""
+"""What the compiler sees in a network, for those who do not export it: whether it would take it, which
+layer is the last, and which are trained."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from edge_bcs.method import heads
 from edge_bcs.method.sparse_model import SparseModel
 
 if TYPE_CHECKING:
+    from edge_bcs.core.part import Part, Trained
     from edge_bcs.exporters.layers import LayerGraph
 
 
@@ -62,6 +63,31 @@ def warn_if_not_exportable(
     if told:
         network.warned_of_export = True  # type: ignore[assignment]
         warnings.warn(told, EdgeBcsWarning, depth)
+
+
+def trained_part(sparse: SparseModel, part: Part, input_shape: Sequence[int]) -> Trained | None:
+    """Return what of a network `part` names, as `export` takes it; None if that is all of it.
+
+    Args:
+        sparse: the network. part: as the user names it. input_shape: (C, H, W) of its images.
+
+    Raises:
+        EdgeBcsError: the network cannot be captured, so that nobody can tell, or has no such part.
+    """
+    if part.everything:
+        return None
+    from edge_bcs.exporters.trained import trained_of
+
+    try:
+        graph = _looked_at(sparse, input_shape)
+    except EdgeBcsError as error:
+        raise EdgeBcsError(
+            f"which layers --train {part.text} means cannot be told: {error}; --train all trains everything"
+        ) from None
+    assert graph is not None, "a network whose images are known is captured or refused"
+    kernels = {layer.name: layer for layer in sparse.layers}
+    dense = {parameter.name: parameter for parameter in sparse.dense}
+    return trained_of(part, graph, kernels, dense, sparse.layer_counts())
 
 
 def last_layer(network: nn.Module, input_shape: Sequence[int] | None = None) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 from edge_bcs.runtime.buffers import bound_buffers
 from edge_bcs.targets import cost_model
 
-from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.part import ALL, Part, Trained, merged
 from edge_bcs.core.segments import Segment
 from edge_bcs.method.sparse_model import SparseModel
@@ -167,16 +166,9 @@ class Network:
         counts = {name: kernel.connections for name, kernel in self.kernels.items()}
         self.trained = trained_of(self.part, self.graph, self.kernels, self.dense, counts)
         norms = [layer.module for layer in self.graph.layers if isinstance(layer, BatchNorm)]
-        named = {parameter.name for parameter in self.trained.dense}
-        moving = {name for name in norms if not named.isdisjoint((f"{name}.weight", f"{name}.bias"))}
-        if self.batch_statistics and not self.part.everything and not moving:
-            raise EdgeBcsError(
-                f"--train {self.part.text} trains no batch norm, and the others keep their running "
-                "statistics: take --batch-norm frozen"
-            )
-        batch = frozenset(norms if self.part.everything else moving) if self.batch_statistics else frozenset()
+        batch: frozenset[str] = self.trained.batch_norms(norms) if self.batch_statistics else frozenset()
         # Where norms alone are trained, folding them into convolutions would make these keep what they read.
-        apart = frozenset(moving) if self.part.text == "norm" else frozenset()
+        apart: frozenset[str] = self.trained.norms(norms) if self.part.text == "norm" else frozenset()
         self.evaluation = self._pass(frozenset(), frozenset())
         self.training = self._pass(batch, apart) if batch or apart else self.evaluation
 

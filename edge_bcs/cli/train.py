@@ -33,6 +33,7 @@ from edge_bcs.cli.common import (
     schedule_option,
     seed_option,
     threads_option,
+    train_option,
     trust_option,
     warmup_option,
     word,
@@ -66,6 +67,7 @@ _OWNERS = {
     "counts_from": ("fixed",),
     "rewire": ("bcs",),
     "gradual": ("bcs",),
+    "train": METHODS,
     "distribution": ("bcs",),
     "dense_patterns": ("bcs", "random", "dense", *COMPARATORS),
     "weights": ("bcs", "dense", *COMPARATORS),
@@ -100,6 +102,7 @@ _OWNERS = {
     help="For bcs: new connections are drawn over all layers at once (Algorithm 1 of the paper), or layer by "
     "layer (its code).",
 )  # fmt: skip
+@train_option
 @click.option(
     "--sparsity", default="0.99", show_default=True,
     help="Share of the weights that are zero, from 0 and below 1; for fixed it is that of --counts-from.",
@@ -212,6 +215,7 @@ _OWNERS = {
     edge-bcs train --model nets.py:make --input-shape 3,48,48 --data photos/ -o runs/mine
     edge-bcs train --data photos/ --augment photo --balance --schedule cosine --warmup 0.05 --patience 10
     edge-bcs train --model nets.py:make --weights dense.pt --data photos/ --input-size 96 --gradual
+    edge-bcs train --model nets.py:make --weights dense.pt --data photos/ --train head --batch-norm frozen
     edge-bcs train --data cifar-10-batches-py --method fixed --counts-from runs/vgg16 -o runs/fixed
     edge-bcs train --data cifar-10-batches-py --method hydra --weights runs/dense -o runs/hydra
     torchrun --nproc-per-node 4 -m edge_bcs.cli train --data cifar-10-batches-py -o runs/vgg16

@@ -178,6 +178,7 @@ def _train(asked: _Asked) -> dict[str, Any]:
         method=method,
         rewire=options["rewire"],
         gradual=gradual,
+        train=options["train"],
         schedule=Schedule(
             steps=options["steps"],
             kind=options["schedule"] or "steps",

@@ -7,7 +7,7 @@ connections, and `dense.momentum` one for each number of the trained parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -87,6 +87,27 @@ class Trained:
             found[parameter.name] = end
             end += parameter.size
         return found
+
+    def norms(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of the batch norms ``names`` that are trained."""
+        dense = {parameter.name for parameter in self.dense}
+        return frozenset(name for name in names if not dense.isdisjoint((f"{name}.weight", f"{name}.bias")))
+
+    def batch_norms(self, names: Collection[str]) -> frozenset[str]:
+        """Those of the batch norms ``names`` that can have the statistics of a batch: the others keep theirs.
+
+        Raises:
+            EdgeBcsError: a part is trained, and none is in it.
+        """
+        if self.part.everything:
+            return frozenset(names)
+        moving = self.norms(names)
+        if not moving:
+            raise EdgeBcsError(
+                f"--train {self.part.text} trains no batch norm, and the others keep their running "
+                "statistics: take --batch-norm frozen"
+            )
+        return moving
 
     def described(self) -> dict[str, Any]:
         """Its part of a manifest, where not all is trained."""

@@ -46,7 +46,7 @@ def update_on_device(
     """
     gradient, dense_gradient = sparse.gradients()
     value, index = sparse.value(), sparse.index
-    w, velocity = moved(sparse, value, gradient, hyper, step=step)
+    w, velocity = moved(value, sparse.momentum, gradient, hyper, seed=sparse.seed, step=step)
     parameters, dense_velocity = moved_dense(sparse, dense_gradient, hyper)
     success = torch.isfinite(w).all() & torch.isfinite(parameters).all()
     if failed is not None:

@@ -7,7 +7,8 @@ step, and `update`, vectorised in torch on whatever device the network is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import Objective
+from edge_bcs.core.part import Trained, merged
 from edge_bcs.core.settings import BATCH_NORMS, REWIRE, Attack, Coefficients, check_choice
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.method import attacks, device_random, losses, rewiring
@@ -95,6 +97,7 @@ def accumulate(
     beta: float | None = None,
     sample_weight: Tensor | None = None,
     batch_norm: str = "batch",
+    trained: Trained | None = None,
 ) -> Outcome:
     """Add the gradient of Σ weight·loss to the network's gradients (see `SparseModel.zero_gradients`).
 
@@ -107,11 +110,33 @@ def accumulate(
         batch_norm: "batch": statistics of this batch, running averages updated (once for each branch: clean
             and adversarial images go through separately); "frozen": running averages, as in evaluation.
             Nothing but batch norm knows of it: dropout and stochastic depth are the identity in both.
+        trained: what has gradients; the batch norms outside it have running averages. None: everything.
     """
     check_choice("batch norm", batch_norm, BATCH_NORMS)
-    norms = [sparse.network.get_submodule(item.name) for item in sparse.statistics]
-    with evaluation_mode(sparse, but=norms if batch_norm == "batch" else ()):
+    names: Collection[str] = [item.name for item in sparse.statistics] if batch_norm == "batch" else ()
+    if trained is not None and names:
+        names = trained.batch_norms(names)
+    norms = [sparse.network.get_submodule(name) for name in names]
+    with evaluation_mode(sparse, but=norms), _learning(sparse, trained):
         return _backward(sparse, x, adversarial, labels, objective, beta, sample_weight)
+
+
+@contextmanager
+def _learning(sparse: SparseModel, trained: Trained | None) -> Iterator[None]:
+    """Let autograd compute no other gradients than those of what is trained."""
+    if trained is None:
+        yield
+        return
+    names = {f"{kernel.name}.weight".removeprefix(".") for kernel in trained.kernels}
+    names |= {parameter.name for parameter in trained.dense}
+    before = [(parameter, parameter.requires_grad) for parameter in sparse.network.parameters()]
+    try:
+        for name, parameter in sparse.network.named_parameters():
+            parameter.requires_grad_(name in names)
+        yield
+    finally:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
 
 
 def _backward(
@@ -209,20 +234,24 @@ def update_reference(sparse: SparseModel, hyper: Coefficients, *, step: int) -> 
 
 
 def moved(
-    sparse: SparseModel, value: Tensor, gradient: Tensor, hyper: Coefficients, *, step: int | Tensor
+    value: Tensor,
+    momentum: Tensor,
+    gradient: Tensor,
+    hyper: Coefficients,
+    *,
+    seed: int,
+    step: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return w and v of the connections, f32[κ] each, after momentum, decay and noise (Algorithm 1, line 15).
+    """Return w and v of connections, f32[n] each, after momentum, decay and noise (Algorithm 1, line 15).
 
     v ← μ·v + g; w ← w·(1 − λ_w) − λ·v + λ·σ·z, each operation rounded separately.
     """
     rate = _f32(hyper.learning_rate)
-    velocity = sparse.momentum * _f32(hyper.momentum) + gradient
+    velocity = momentum * _f32(hyper.momentum) + gradient
     w = value * _one_minus(hyper.weight_decay) - velocity * rate
-    if hyper.noise:
+    if hyper.noise and len(w):
         scale = float(np.float32(rate) * np.float32(hyper.noise))
-        normal = device_random.normal(
-            sparse.kappa, seed=sparse.seed, step=step, purpose=random.NOISE, device=w.device
-        )
+        normal = device_random.normal(len(w), seed=seed, step=step, purpose=random.NOISE, device=w.device)
         w += normal * scale
     return w, velocity
 
@@ -234,27 +263,48 @@ def moved_dense(sparse: SparseModel, gradient: Tensor, hyper: Coefficients) -> t
     return parameters, velocity
 
 
-def _update_dense(sparse: SparseModel, gradient: Tensor, hyper: Coefficients) -> None:
+def _update_dense(
+    sparse: SparseModel, gradient: Tensor, hyper: Coefficients, learn: Tensor | None = None
+) -> None:
     parameters, velocity = moved_dense(sparse, gradient, hyper)
+    if learn is not None:
+        parameters = torch.where(learn, parameters, sparse.dense_value)
+        velocity = torch.where(learn, velocity, sparse.dense_momentum)
     sparse.dense_value.copy_(parameters)
     sparse.dense_momentum.copy_(velocity)
 
 
 @torch.no_grad()
-def update(sparse: SparseModel, hyper: Coefficients, *, step: int, rewire: str = "uniform") -> int:
+def update(
+    sparse: SparseModel,
+    hyper: Coefficients,
+    *,
+    step: int,
+    rewire: str = "uniform",
+    trained: Trained | None = None,
+) -> int:
     """Update and rewire as `update_reference`, vectorised on the network's device; return how many died.
 
     On a CPU the result is that of `update_reference` to the bit. `rewire` is "uniform" (Algorithm 1: over
     all dormant positions), "by-layer" (the released code: a layer in proportion to its size, then uniformly
-    among its dormant positions) or "none" (a static mask: no sign constraint, nothing dies).
+    among its dormant positions) or "none" (a static mask: no sign constraint, nothing dies). With
+    `trained` connections move among its kernels alone, and everything else stays as it is; by layer only all
+    is trained.
 
     Raises:
         EdgeBcsError: a gradient or a weight that is not finite; nothing is changed then.
     """
     check_choice("rewiring", rewire, (*REWIRE, "none"))
     gradient, dense_gradient = sparse.gradients()
-    value, index = sparse.value(), sparse.index
-    w, velocity = moved(sparse, value, gradient, hyper, step=step)
+    value, index, momentum = sparse.value(), sparse.index, sparse.momentum
+    still: tuple[Tensor, Tensor, Tensor] | None = None
+    learn, spans = None, [(0, sparse.size)]
+    if trained is not None:
+        moving, learn = (_on(mask, index) for mask in trained_masks(sparse, trained))
+        still = value[~moving], index[~moving], momentum[~moving]
+        value, index, momentum, gradient = (each[moving] for each in (value, index, momentum, gradient))
+        spans = merged(trained.kernels)
+    w, velocity = moved(value, momentum, gradient, hyper, seed=sparse.seed, step=step)
     if rewire == "none":
         survives = torch.ones_like(index, dtype=torch.bool)
         w = torch.where(w == 0, value.sign() * float(rewiring.NEWBORN), w)
@@ -266,24 +316,37 @@ def update(sparse: SparseModel, hyper: Coefficients, *, step: int, rewire: str =
         raise EdgeBcsError(f"step {step} would make a weight that is not finite; lower the learning rate")
     if deaths:
         remaining = index[survives]
-        draw = _draw_by_layer if rewire == "by-layer" else _draw_uniform
-        born = draw(sparse, remaining, deaths, step)
+        if rewire == "by-layer":
+            born = _draw_by_layer(sparse, remaining, deaths, step)
+        else:
+            born = _draw_uniform(sparse, remaining, deaths, step, spans)
         newborn = torch.from_numpy(random.signs(born, seed=sparse.seed) * rewiring.NEWBORN)
-        merged = torch.cat([remaining, torch.from_numpy(born).to(index.device)])
-        merged, order = merged.sort()
-        w = torch.cat([w[survives], newborn.to(w.device)])[order]
-        velocity = torch.cat([velocity[survives], velocity.new_zeros(deaths)])[order]
-    else:
-        merged = index
+        index = torch.cat([remaining, torch.from_numpy(born).to(index.device)])
+        w = torch.cat([w[survives], newborn.to(w.device)])
+        velocity = torch.cat([velocity[survives], velocity.new_zeros(deaths)])
+    if still is not None:
+        w, index, velocity = (torch.cat(both) for both in zip(still, (w, index, velocity), strict=True))
+    if deaths or still is not None:
+        index, order = index.sort()
+        w, velocity = w[order], velocity[order]
     with HeldSignals() as signals:
         signals.hold()
         if deaths:
-            sparse.write(w, merged)
+            sparse.write(w, index)
         else:
             sparse.weights[index] = w
         sparse.momentum.copy_(velocity)
-        _update_dense(sparse, dense_gradient, hyper)
+        _update_dense(sparse, dense_gradient, hyper, learn)
     return int(deaths)
+
+
+def trained_masks(sparse: SparseModel, trained: Trained) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each connection, bool[κ], and each number of the other parameters, bool[D], is trained."""
+    return trained.connections(sparse.index.cpu().numpy()), trained.numbers(len(sparse.dense_momentum))
+
+
+def _on(mask: NDArray[np.bool_], like: Tensor) -> Tensor:
+    return torch.from_numpy(mask).to(like.device)
 
 
 def _f32(number: float) -> float:
@@ -295,12 +358,21 @@ def _one_minus(number: float) -> float:
     return float(np.float32(1) - np.float32(number))
 
 
-def _draw_uniform(sparse: SparseModel, survivors: Tensor, count: int, step: int) -> NDArray[np.int64]:
-    """Return the first `count` distinct dormant positions of the BIRTH stream, i64[count], in order."""
-    stream = random.IntegerStream(sparse.size, seed=sparse.seed, step=step, purpose=random.BIRTH)
+def _draw_uniform(
+    sparse: SparseModel, survivors: Tensor, count: int, step: int, spans: Sequence[tuple[int, int]]
+) -> NDArray[np.int64]:
+    """Return the first `count` distinct dormant positions of the BIRTH stream, i64[count], in order.
+
+    The stream counts the positions in ``spans``, (begin, end) each, ascending.
+    """
+    begins = np.array([begin for begin, _ in spans], np.int64)
+    before = np.cumsum([0, *(end - begin for begin, end in spans)])
+    stream = random.IntegerStream(int(before[-1]), seed=sparse.seed, step=step, purpose=random.BIRTH)
     born = np.empty(0, np.int64)
     while len(born) < count:
-        candidates = stream.take(count - len(born))
+        places = stream.take(count - len(born))
+        span = np.searchsorted(before, places, side="right") - 1
+        candidates = begins[span] + places - before[span]
         _, first = np.unique(candidates, return_index=True)
         candidates = candidates[np.sort(first)]
         taken = np.isin(candidates, born) | _members(survivors, candidates)

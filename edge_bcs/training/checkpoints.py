@@ -20,7 +20,7 @@ from edge_bcs.training.updates import Update
 
 BEST = "checkpoint.safetensors"
 LAST = "last.safetensors"
-_UNSAID = {"balance": False, "decay": "stays"}
+_UNSAID = {"balance": False, "decay": "stays", "train": "all"}
 """What a plan means that does not say these."""
 
 

@@ -19,13 +19,14 @@ import torch
 from edge_bcs.core.deprecated import OldSpellings
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import PSEUDO_LABELLED, Objective, objective_named
+from edge_bcs.core.part import Part
 from edge_bcs.core.settings import REWIRE, Attack, Hyper, Schedule, check_choice, filled
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.adapt import batch_size_of, dataset_of
 from edge_bcs.data.augmentation import augmentation_of
 from edge_bcs.data.dataset import Data
 from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
-from edge_bcs.exportable import warn_if_not_exportable
+from edge_bcs.exportable import trained_part, warn_if_not_exportable
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.backends import open_backend
 from edge_bcs.training.devices import choose_device
@@ -51,6 +52,7 @@ def train(
     method: str = "bcs",
     rewire: str = "uniform",
     gradual: Gradual | None = None,
+    train: str = "all",
     epochs: int | None = None,
     schedule: Schedule | str | None = None,
     hyper: Hyper | None = None,
@@ -87,6 +89,11 @@ def train(
         gradual: prune a network that has all its weights (`sparsify` with a sparsity of 0) while it is
             trained, for "bcs" in PyTorch; then rewiring goes on. Its buffers are those of a dense network
             until then.
+        train: what is trained, as in `export`: "all"; "head", the last layer with weights; "last:N", the last
+            N of them, in the order of computation, with the norms and biases from there on; "norm", the
+            scales and shifts of norms; "bias", the biases and the shifts of norms. Connections move among
+            what is trained; no other gradient is computed, and batch norms outside it keep their statistics.
+            The attack sees all of the network. Neither with ``gradual`` nor by layer.
         epochs: passes over the data that is not held out, 200 if None; a last batch that is not full is left
             out. Short for the same field of `schedule`.
         schedule: a length in steps, how the rates change, and when to end early.
@@ -139,6 +146,13 @@ def train(
     static = method != "bcs"
     if gradual is not None and (static or compute.engine != "torch"):
         raise EdgeBcsError("gradual pruning is for the method bcs and the engine torch")
+    trained = trained_part(sparse, Part.parse(train), data.shape)
+    if trained is not None:
+        if gradual is not None or rewire == "by-layer":
+            what = "gradual pruning" if gradual is not None else "rewiring by layer"
+            raise EdgeBcsError(f"{what} concerns the whole network: train all of it, not {trained.part.text}")
+        if batch_norm == "batch":
+            trained.batch_norms([item.name for item in sparse.statistics])
     first = filled(hyper, fine_tuning=False, batch_norm=batch_norm)
     plan = TrainingPlan(
         objective=rule,
@@ -159,12 +173,13 @@ def train(
         samples=len(data),
         seed=sparse.seed if seed is None else seed,
         gradual=gradual,
+        train="all" if trained is None else trained.part.text,
     )
     return run_plan(
         sparse,
         data,
         plan,
-        Rewiring(plan.rewire) if gradual is None else GradualPruning(plan.rewire, gradual),
+        Rewiring(plan.rewire, trained) if gradual is None else GradualPruning(plan.rewire, gradual),
         pseudo_labelled=second,
         device=device,
         compute=compute,

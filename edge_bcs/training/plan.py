@@ -41,6 +41,7 @@ class TrainingPlan:
         samples: images of the data set, held out ones included.
         seed: of order, augmentation and attack.
         gradual: see `training.settings.Gradual`; None: the network has its connections from the beginning.
+        train: what of the network is trained, see `core.part.Part`.
     """
 
     objective: Objective
@@ -61,6 +62,7 @@ class TrainingPlan:
     seed: int
     balance: bool = False
     gradual: Gradual | None = None
+    train: str = "all"
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for what is out of range and in none of the objects."""
@@ -80,6 +82,7 @@ class TrainingPlan:
             "decay": follows,
             "patience": schedule.patience,
             "balance": self.balance or None,
+            "train": None if self.train == "all" else self.train,
         }
         if self.gradual is not None:
             since |= {

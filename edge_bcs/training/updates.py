@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_bcs.core.part import Trained
 from edge_bcs.core.settings import Coefficients
 from edge_bcs.method import rewiring
 from edge_bcs.method.device_step import has_enough_candidates, update_on_device
 from edge_bcs.method.sparse_model import SparseModel
-from edge_bcs.method.step import update
+from edge_bcs.method.step import trained_masks, update
 
 
 class Update:
@@ -22,9 +23,11 @@ class Update:
 
     Attributes:
         needs_all_gradients: whether it reads gradients of dormant weights, too.
+        trained: what of the network it updates, and needs gradients of; None: everything.
     """
 
     needs_all_gradients = False
+    trained: Trained | None = None
 
     def begin(self, sparse: SparseModel, total: int) -> None:
         """Learn of what is trained, and in how many steps, before the first step or a saved state."""
@@ -61,10 +64,22 @@ class Update:
 
 
 class Rewiring(Update):
-    """Algorithm 1: "uniform", "by-layer", or "none" for a static mask with the same update."""
+    """Algorithm 1: "uniform", "by-layer", or "none" for a static mask with the same update.
 
-    def __init__(self, rewire: str) -> None:
-        self.rewire = rewire
+    Args:
+        rewire: which of these; "by-layer" only where everything is trained.
+        trained: what of the network it updates; None: everything.
+    """
+
+    def __init__(self, rewire: str, trained: Trained | None = None) -> None:
+        self.rewire, self.trained = rewire, trained
+
+    def begin(self, sparse: SparseModel, total: int) -> None:
+        """See `Update`; what is not trained has no momentum."""
+        if self.trained is not None:
+            connections, numbers = (torch.from_numpy(mask) for mask in trained_masks(sparse, self.trained))
+            sparse.momentum[~connections.to(sparse.index.device)] = 0
+            sparse.dense_momentum[~numbers.to(sparse.index.device)] = 0
 
     def __call__(
         self, sparse: SparseModel, hyper: Coefficients, *, step: int | Tensor, failed: Tensor | None
@@ -72,10 +87,13 @@ class Rewiring(Update):
         """See `Update`; on a GPU the host does not wait, unless rewiring is by layer or the network dense."""
         if sparse.index.device.type != "cpu" and self.queues(sparse):
             return update_on_device(sparse, hyper, step=step, failed=failed, rewire=self.rewire)
-        return torch.tensor([update(sparse, hyper, step=int(step), rewire=self.rewire), 1])
+        died = update(sparse, hyper, step=int(step), rewire=self.rewire, trained=self.trained)
+        return torch.tensor([died, 1])
 
     def queues(self, sparse: SparseModel) -> bool:
         """See `Update`."""
+        if self.trained is not None:
+            return False
         return self.rewire == "none" or (self.rewire == "uniform" and has_enough_candidates(sparse))
 
 

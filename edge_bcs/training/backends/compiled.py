@@ -44,6 +44,7 @@ class CompiledBackend:
                 input_shape=tuple(shape),
                 memory=Memory(micro_batch=max(plan.batch_size, 2)),
                 batch_norm=plan.batch_norm,
+                train=plan.train,
                 batch_size=plan.batch_size,
                 attack=plan.attack,
                 beta=plan.beta,
@@ -61,7 +62,7 @@ class CompiledBackend:
 
         run = self._folder.path / "run"
         metadata = {"step": str(step), "seed": str(self.plan.seed)}
-        write_run(run, self._artifact, self.sparse.state(), metadata)
+        write_run(run, self._artifact, self._artifact.trained.of(self.sparse.state()), metadata)
         trainer = _static_trainer() if self.plan.rewire == "none" else _trainer()
         self._trainer = trainer(run, threads=self.threads)
 
@@ -90,7 +91,7 @@ class CompiledBackend:
         """See `Backend`."""
         with HeldSignals() as signals:
             signals.hold()
-            self.sparse.load_state(self._trainer.state())
+            self.sparse.load_state(self._artifact.trained.whole(self._trainer.state()))
             self.sparse.step = self._trainer.steps
 
     def close(self) -> None:
@@ -112,12 +113,19 @@ def _static_trainer() -> Any:
 
         def run_optimizer_only(self) -> None:
             """Update with the gradients that the buffers hold, and count a step."""
-            arrays = self.buffers
+            arrays, trained = self.buffers, self.artifact.trained
             hyper = (self.learning_rate, self.weight_decay, self.momentum)
-            for kind in ("coo", "dense"):
+            masks = {
+                "coo": trained.connections(arrays["coo.index"]),
+                "dense": trained.numbers(len(arrays["dense.value"])),
+            }
+            for kind, mask in masks.items():
+                if not mask.any():
+                    continue  # what is not trained has neither momentum nor a gradient
                 gradient = arrays[f"{kind}.value_grad.accumulation.buffer"]
-                value, momentum = arrays[f"{kind}.value"], arrays[f"{kind}.momentum"]
+                value, momentum = arrays[f"{kind}.value"][mask], arrays[f"{kind}.momentum"]
                 keep_mask(value, momentum, gradient, hyper, connections=kind == "coo")
+                arrays[f"{kind}.value"][mask] = value
                 if not np.isfinite(value).all():
                     raise EdgeBcsError(
                         f"step {self.steps} made a weight that is not finite; lower the learning rate"

@@ -139,6 +139,7 @@ class TorchBackend:
                 beta=self.plan.beta,
                 sample_weight=weight,
                 batch_norm=self.plan.batch_norm,
+                trained=self.update.trained,
             )
         return torch.cat([outcome.loss.float().reshape(1), outcome.correct.float()])
 
