@@ -40,6 +40,7 @@ from edge_bcs.data.augmentation import Augment
 from edge_bcs.data.classes import named
 
 Array = np.ndarray[Any, Any]
+_OWN = ("format", "version", "step", "seed", "images", "progress")  # of a state's metadata, no notes
 
 
 class Trainer(Predictor):
@@ -61,6 +62,7 @@ class Trainer(Predictor):
     Attributes:
         artifact: what was read. steps: optimizer steps done. seed: see above.
         images: that this training saw, a step's after each step; with `resume` those before it, too.
+        notes: texts by name that are saved with the state, and are those of the run with `resume`.
         classes: names of the network's outputs: stored, given, or of the first data that it was trained on;
             None while unknown. `save` keeps them.
         resumed: whether it was opened by `resume`.
@@ -101,6 +103,7 @@ class Trainer(Predictor):
         self._guard = Guard(self._engine.arrays)
         super().__init__(self.artifact, self._engine, self._guard, classes, seed)
         self.images = 0
+        self.notes: dict[str, str] = {}
         self._claims = Claims(self.artifact, self.steps)
         self._unlock = weakref.finalize(self, Claims.release, self._claims)
         hyper = self.artifact.hyper
@@ -148,7 +151,13 @@ class Trainer(Predictor):
             if seen is None:  # of a run that an earlier release wrote
                 seen = (self.steps - self._course.first_step) * self._course.batch_size
         self.images = seen or 0
+        self.notes = {name: text for name, text in self._engine.metadata.items() if name not in _OWN}
         self.resumed = True
+
+    def begin_anew(self) -> None:
+        """Let the next `fit` begin a training of its own after the one that was saved, in the epoch after its
+        last: what was saved is over."""
+        self._continues, self.images = False, 0
 
     def close(self) -> None:
         """Free everything, so that another Trainer may be opened. Safe to call twice.
@@ -418,7 +427,8 @@ class Trainer(Predictor):
         self._claims.claim(folder)
 
     def metadata(self) -> dict[str, str]:
-        """What a saved state says beside its tensors: "step", "seed", the "images" that its training saw, and
-        where in a training it stands."""
-        metadata = {"step": str(self.steps), "seed": str(self.seed), "images": str(self.images)}
+        """What a saved state says beside its tensors: "step", "seed", the "images" that its training saw,
+        where in a training it stands, and the notes."""
+        numbers = {"step": self.steps, "seed": self.seed, "images": self.images}
+        metadata = {**self.notes, **{name: str(number) for name, number in numbers.items()}}
         return metadata if self._course is None else {**metadata, "progress": self._course.dump()}

@@ -24,7 +24,6 @@ from edge_bcs.cli.common import (
     engine_option,
     examples,
     json_option,
-    machine_of,
     memory_option,
     on_bad_option,
     percent,
@@ -33,10 +32,11 @@ from edge_bcs.cli.common import (
     table,
     threads_option,
     trust_option,
-    trusted,
     warmup_option,
     word,
 )
+from edge_bcs.cli.opening import METRICS, REPORT, first_artifact, open_run
+from edge_bcs.cli.rounds import check_rounds, print_rounds, rounds_options, take_part
 from edge_bcs.cli.unlabelled import check_unlabelled, described, open_unlabelled, unlabelled_options
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_json
@@ -47,11 +47,8 @@ from edge_bcs.runtime.board.saving import DEFAULT_MAX_WRITES
 
 if TYPE_CHECKING:
     from edge_bcs.core.settings import Unlabelled
-    from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.board.thermostat import Thermostat
 
-_REPORT = "report.json"
-_METRICS = "metrics.jsonl"
 _ACCURACY = ("accuracy", "samples", "robust_accuracy", "attack_steps")
 _REPORTED = {
     "before": _ACCURACY,
@@ -95,6 +92,7 @@ _REPORTED = {
 @augment_option
 @balance_option
 @unlabelled_options
+@rounds_options
 @click.option("-o", "--output", type=click.Path(), help="The run folder; default: ARTIFACT-run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder, if there is one.")
 @click.option("--save-steps", type=click.IntRange(1), help="Steps from one save to the next.")
@@ -144,6 +142,7 @@ _REPORTED = {
     edge-bcs finetune out/vgg16 --data photos/ --epochs 100 --validation 0.1 --patience 10
     edge-bcs finetune out/vgg16 --data photos/ --unlabelled more/ --epochs 10
     edge-bcs finetune out/vgg16 --data photos/ --epochs 50 -o run --max-temp 75 --max-writes 50MiB
+    edge-bcs finetune out/vgg16 --data photos/ --epochs 2 --rounds share/ --boards 3 --max-rounds 10 -o run
 """)
 def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -> None:
     """Train an artifact robustly on this machine, inside a byte budget, and report what it gained.
@@ -153,11 +152,14 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
     augmentation, balance and validation that it was begun with, and ends with the same bits as a training
     that was never stopped. One process at a time trains into a run folder.
 
-    Exit status: 0 finished; 1 failed, what was saved is kept; 75 the hours of --max-hours are over; 130
-    stopped by Ctrl-C (SIGINT), 143 by SIGTERM. After the last three, --resume goes on.
+    With --rounds several boards learn together: each trains for a round, their runs are merged, and all go on
+    with what they became. The run folder then holds that.
+
+    Exit status: 0 finished; 1 failed, what was saved is kept; 75 the time of --max-hours or --wait is over;
+    130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM. After the last three, --resume goes on.
     """
     from edge_bcs.cli.reading import check_apart
-    from edge_bcs.cli.stopping import TIME_IS_UP, Stopped, stoppable
+    from edge_bcs.cli.stopping import stoppable
 
     _check(options)
     folder = Path(options["output"] or f"{artifact.rstrip('/').removesuffix('.tar')}-run")
@@ -169,32 +171,56 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
         click.echo(unit(click.get_current_context(), folder), nl=False)
         return
     report: dict[str, Any] = {"run": str(folder)}
-    status = 0
-    with stoppable() as check, FolderLock(folder), _open(artifact, folder, options) as trainer:
-        try:
-            _train(trainer, folder, options, report, check)
-        except Stopped as stopped:
-            try:
-                trainer.save(folder)
-            except EdgeBcsError as error:  # not saved, so this is no status that says so
-                raise EdgeBcsError(
-                    f"stopped by {stopped.name} after step {trainer.steps}, but {error}"
-                ) from None
-            report["stopped"] = {"by": stopped.name, "step": trainer.steps}
-            status = stopped.exit_status
+    with stoppable() as check, FolderLock(folder):
+        if options["rounds"] is None:
+            with open_run(artifact, folder, options) as trainer:
+                status = _session(trainer, folder, options, report, check)
+                if not (as_json or status):
+                    _print_report(report, trainer, options)
         else:
-            if not report["training"]["finished"]:
-                report["stopped"] = {"by": "--max-hours", "step": trainer.steps}
-                status = TIME_IS_UP
-        write_json(folder / _REPORT, report)
+            again = {**options, "resume": True, "seed": None}
+            status = take_part(
+                folder,
+                options,
+                report,
+                first=lambda: first_artifact(artifact, folder, options),
+                resume=lambda: open_run(artifact, folder, again),
+                train=lambda trainer: _session(trainer, folder, options, report, check),
+                check=check,
+            )
+            write_json(folder / REPORT, report)
+            if not (as_json or status):
+                print_rounds(report)
         if as_json:
             print_json(report)
-        elif not status:
-            _print_report(report, trainer, options)
         if status:
             by, step = report["stopped"]["by"], report["stopped"]["step"]
             say(f"Stopped by {by} after step {step}; go on with --resume -o {word(folder)}.")
     sys.exit(status)
+
+
+def _session(
+    trainer: Any, folder: Path, options: dict[str, Any], report: dict[str, Any], check: Callable[[], None]
+) -> int:
+    """Train what is open, write the report and return the exit status."""
+    from edge_bcs.cli.stopping import TIME_IS_UP, Stopped
+
+    status = 0
+    try:
+        _train(trainer, folder, options, report, check)
+    except Stopped as stopped:
+        try:
+            trainer.save(folder)
+        except EdgeBcsError as error:  # not saved, so this is no status that says so
+            raise EdgeBcsError(f"stopped by {stopped.name} after step {trainer.steps}, but {error}") from None
+        report["stopped"] = {"by": stopped.name, "step": trainer.steps}
+        status = stopped.exit_status
+    else:
+        if not report["training"]["finished"]:
+            report["stopped"] = {"by": "--max-hours", "step": trainer.steps}
+            status = TIME_IS_UP
+    write_json(folder / REPORT, report)
+    return status
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -206,6 +232,7 @@ def _check(options: dict[str, Any]) -> None:
         raise EdgeBcsError(f"--learning-rate must be a positive number, not {rate}.")
     augmentation(options)
     check_unlabelled(options)
+    check_rounds(options)
 
 
 def _train(
@@ -254,7 +281,7 @@ def _train(
     if not trainer.resumed:
         trainer.save(folder)
     reading.record(folder)
-    write_json(folder / _REPORT, report)
+    write_json(folder / REPORT, report)
     trainer.reset_peak()
     training = _fit(trainer, data, unlabelled, folder, options, thermostat, check)
     if training["steps"] or "training" not in report:
@@ -298,7 +325,7 @@ def _fit(
             patience=options["patience"],
             unlabelled=unlabelled,
             progress=True,
-            metrics=folder / _METRICS,
+            metrics=folder / METRICS,
             on_step=lambda _: check(),
             save=folder,
             save_steps=options["save_steps"],
@@ -340,76 +367,10 @@ def _check_budget(trainer: Any) -> None:
         )
 
 
-@Progress("opening the artifact")
-def _open(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
-    """Return a Trainer on the artifact, or on the run that is to be resumed."""
-    from edge_bcs.cli.reading import RECORD
-    from edge_bcs.runtime import release
-    from edge_bcs.runtime.artifact import check_is_run_of
-    from edge_bcs.runtime.manifest import STATE
-    from edge_bcs.runtime.state import PREVIOUS, is_run_of
-    from edge_bcs.runtime.trainer import Trainer
-
-    saved = (folder / "manifest.json").is_file() and any(
-        (folder / slot).is_file() for slot in (STATE, PREVIOUS)
-    )
-    machine = machine_of(options)
-    if saved and options["resume"]:
-        if options["seed"] is not None:
-            raise EdgeBcsError("a resumed run keeps its seed: leave --seed out.")
-        if options["trust_keys"] or options["min_release"]:
-            # What training wrote here has no signature; that it goes on from what was signed can be seen.
-            read = _trusted(artifact, folder, options)
-            check_is_run_of(folder, read)
-            release.remember(read, folder)
-        elif (known := _readable(artifact)) is not None:
-            check_is_run_of(folder, known)
-        return Trainer.resume(folder, **machine)
-    read = _trusted(artifact, folder, options)
-    if is_run_of(folder, read) and saved:
-        raise EdgeBcsError(
-            f"{folder} already holds a run: add --resume to go on with it, or choose another -o."
-        )
-    for name in (_REPORT, _METRICS, RECORD):
-        if (folder / name).exists() and not (folder / "manifest.json").is_file():
-            raise EdgeBcsError(
-                f"{folder} holds no run, but a {name} that the run would write over; choose another -o."
-            )
-    trainer = Trainer(read, seed=options["seed"], **machine)
-    try:
-        if options["trust_keys"]:
-            release.remember(read, folder)
-    except BaseException:
-        trainer.close()
-        raise
-    return trainer
-
-
-def _readable(artifact: str) -> Artifact | None:
-    """Return the artifact of a run that goes on; None if it is gone or damaged, for the run is complete."""
-    from edge_bcs.runtime.artifact import Artifact
-
-    try:
-        return Artifact.read(artifact)
-    except EdgeBcsError:
-        return None
-
-
-def _trusted(artifact: str, folder: Path, options: dict[str, Any]) -> Artifact:
-    """Return the artifact; if keys are trusted, it is signed, and not older than what was accepted before."""
-    from edge_bcs.runtime import release
-    from edge_bcs.runtime.artifact import Artifact
-
-    read = Artifact.read(artifact, **trusted(options))
-    if options["trust_keys"]:
-        release.check(read, folder)
-    return read
-
-
 def earlier_report(folder: Path) -> dict[str, Any]:
     """Return the report of the run so far; it is a convenience, so what is damaged in it counts as none."""
     try:
-        content = parse_object(read_small(folder / _REPORT))
+        content = parse_object(read_small(folder / REPORT))
     except (OSError, ValueError):
         return {}
     return {name: content[name] for name in _REPORTED if _holds(content.get(name), _REPORTED[name])}

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data.classes import names_file
 
-_PATHS = ("artifact", "data_spec", "unlabelled", "output", "trust_keys")
+_PATHS = ("artifact", "data_spec", "unlabelled", "output", "trust_keys", "rounds")
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
@@ -37,6 +37,10 @@ def unit(context: click.Context, run: Path) -> str:
         places.append(Path(context.params["data_spec"]).resolve())
     if context.params["unlabelled"] is not None:
         places.append(Path(context.params["unlabelled"]).resolve())
+    writable = [run.resolve().parent]
+    if context.params["rounds"] is not None:
+        places.append(Path(context.params["rounds"]).resolve())
+        writable.append(places[-1])
     command = [sys.executable, "-m", "edge_bcs.cli", "finetune", *_arguments(context, run)]
     text = template.read_text()
     for name, value in {
@@ -44,7 +48,7 @@ def unit(context: click.Context, run: Path) -> str:
         "PATHS": " ".join(_quoted(str(place)) for place in places),
         "USER": getpass.getuser(),
         "COMMAND": " ".join(_quoted(word).replace("$", "$$") for word in command),
-        "WRITABLE": _quoted(str(run.resolve().parent)),
+        "WRITABLE": " ".join(_quoted(str(place)) for place in writable),
     }.items():
         text = text.replace(f"@{name}@", value)
     return text

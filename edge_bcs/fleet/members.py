@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from edge_bcs.runtime.state import layout_of, read_slot
 
 Array = np.ndarray[Any, Any]
 OnBad = Literal["stop", "skip"]
+Check = Callable[[str, Mapping[str, str]], None]
 LARGEST_NORM = 100.0
 """Times the median norm of all clients: one beyond that has diverged, or is meant to."""
 LARGEST_WEIGHT = 10.0
@@ -74,6 +75,7 @@ class Members:
         weights: of the runs, in their order; default: the images that each has seen.
         on_bad: what a run does that cannot take part: "stop" raises, "skip" leaves it out.
         between: called with the number of runs that are read.
+        check: raises EdgeBcsError for a run that cannot take part for what its metadata say.
 
     Attributes:
         artifact: the reference. accepted: members, in an order that their content decides, not their names.
@@ -91,6 +93,7 @@ class Members:
         weights: Sequence[float] | None = None,
         on_bad: OnBad = "stop",
         between: Callable[[int], None] = lambda done: None,
+        check: Check = lambda path, metadata: None,
     ) -> None:
         if weights is not None and len(weights) != len(paths):
             raise EdgeBcsError(
@@ -112,7 +115,7 @@ class Members:
                 if place in places:
                     raise EdgeBcsError(f"{path} is given twice; give each run once.")
                 places[place] = str(path)
-                member = self._reading.read(str(path))
+                member = self._reading.read(str(path), check)
                 found.append((member, _weight(member, None if weights is None else weights[number])))
             except EdgeBcsError as error:
                 self._leave_out(str(path), error)
@@ -208,7 +211,7 @@ class _Reading:
         self._into: dict[str, Array] = {}
         self._fixed: str | None = None
 
-    def read(self, path: str) -> Member:
+    def read(self, path: str, check: Check) -> Member:
         """Return a run as a member; EdgeBcsError if it cannot take part."""
         files, content = open_files(Path(path))
         if content != self._content or self._parsed is None:
@@ -225,6 +228,7 @@ class _Reading:
                 name: np.empty(length, kind) for name, (kind, length) in layout_of(artifact).items()
             }
         slot = read_slot(artifact, self._into)
+        check(path, slot.metadata)
         fixed = self._digest_of_fixed(artifact)
         if self._fixed not in (None, fixed):
             raise EdgeBcsError(

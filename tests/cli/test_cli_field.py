@@ -356,6 +356,15 @@ def test_the_service_says_the_command_line(tmp_path: Path, monkeypatch: pytest.M
     assert f"ReadWritePaths={tmp_path}\n" in text
 
 
+def test_the_service_of_a_board_that_meets_others_may_write_where_they_meet(tmp_path: Path) -> None:
+    share = tmp_path / "the share"
+    text = service(tmp_path, "--rounds", share, "--board", "a", "--boards", 3, "-o", tmp_path / "run")
+    assert f'ReadWritePaths={tmp_path} "{share}"\n' in text
+    assert f'RequiresMountsFor="{tmp_path}/my art"' in text and f'"{share}"\n' in text.split("[Service]")[0]
+    command = next(line for line in text.splitlines() if line.startswith("ExecStart="))
+    assert f'--rounds "{share}" --board a --boards 3 ' in command
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_accepts_the_service(tmp_path: Path) -> None:
     file = tmp_path / "edge-bcs-finetune.service"

@@ -1,0 +1,217 @@
+"""--rounds and what belongs to it: boards that meet again through a folder, round after round."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_bcs.cli.common import percent, table
+from edge_bcs.cli.opening import REPORT
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small, write_json
+from edge_bcs.core.metadata import parse_object
+from edge_bcs.core.progress import say, told_once
+from edge_bcs.core.units import format_bytes
+
+if TYPE_CHECKING:
+    from edge_bcs.fleet.rounds import Rounds
+    from edge_bcs.runtime.artifact import Artifact
+
+_OPTIONS = (
+    click.option(
+        "--rounds",
+        type=click.Path(),
+        metavar="DIR",
+        help="Learn in rounds with other boards, through a folder that all of them see (a mounted share, "
+        "rsync): each trains for --epochs or --steps, their runs become one there, and all go on with that.",
+    ),
+    click.option(
+        "--board",
+        metavar="NAME",
+        help="With --rounds: what this board is called there; default: its host name.",
+    ),
+    click.option(
+        "--boards",
+        type=click.IntRange(1),
+        metavar="N",
+        help="With --rounds: how many boards take part; the last to send its run merges. Without it, "
+        "somebody else does, with `edge-bcs merge`.",
+    ),
+    click.option(
+        "--max-rounds",
+        type=click.IntRange(1),
+        metavar="N",
+        help="With --rounds: rounds that this call takes part in; default: 1.",
+    ),
+    click.option(
+        "--wait",
+        type=click.FloatRange(0),
+        metavar="SECONDS",
+        help="With --rounds: how long to wait for other boards; then those that are there are merged, or, "
+        "without --boards, the command ends with status 75. Default: 600.",
+    ),
+    click.option(
+        "--robust", type=click.Choice(["median"]), help="With --rounds and --boards: see `edge-bcs merge`."
+    ),
+)
+_NAMES = ("board", "boards", "max_rounds", "wait", "robust")
+_ROUNDS, _WAIT = 1, 600.0
+_OF_A_ROUND = ("before", "after", "training", "memory")  # of the command's report
+
+
+def rounds_options(function: Any) -> Any:
+    """Add --rounds, --board, --boards, --max-rounds, --wait and --robust."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def check_rounds(options: dict[str, Any]) -> None:
+    """Refuse what belongs to --rounds without it, and a name that no board can have."""
+    if options["rounds"] is None:
+        for name in _NAMES:
+            if options[name] is not None:
+                raise EdgeBcsError(f"--{name.replace('_', '-')} belongs to --rounds, which is not given.")
+        return
+    if options["robust"] is not None and options["boards"] is None:
+        raise EdgeBcsError("--robust says how this board merges, which it does only with --boards.")
+    exchange_of(options)
+
+
+def exchange_of(options: dict[str, Any]) -> Rounds:
+    """Return the folder that the options name."""
+    from edge_bcs.fleet.rounds import Rounds
+
+    board = options["board"]
+    if board is None:
+        board = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64].lstrip("._-") or "board"
+    return Rounds(options["rounds"], board, options["boards"], options["robust"])
+
+
+def take_part(
+    folder: Path,
+    options: dict[str, Any],
+    report: dict[str, Any],
+    *,
+    first: Callable[[], Artifact],
+    resume: Callable[[], Any],
+    train: Callable[[Any], int],
+    check: Callable[[], None],
+) -> int:
+    """Train round after round and return the exit status; what became of each is in ``report["rounds"]``.
+
+    Args:
+        folder: the run of this board. options, report: of the command.
+        first: returns the artifact that a new run begins with. resume: opens the run as a Trainer.
+        train: trains that to the end of its round and saves it; its status is not 0 if it was cut off.
+        check: called once a second of waiting; raises Stopped if the command is to end.
+    """
+    from edge_bcs.cli.stopping import TIME_IS_UP, Stopped
+    from edge_bcs.fleet.rounds import NotMet, begin
+
+    exchange, wait = exchange_of(options), _WAIT if options["wait"] is None else options["wait"]
+    tell = told_once()
+
+    def between(sentence: str) -> None:
+        tell(sentence)
+        check()
+
+    number = _join(exchange, folder, options, first)
+    report["rounds"] = _earlier(folder)
+    for _ in range(options["max_rounds"] or _ROUNDS):
+        say(f"Round {number}, as board {exchange.board}.")
+        with resume() as trainer:
+            _belong_to_round(trainer)
+            if status := train(trainer):
+                return status
+            artifact, metadata = trainer.artifact, trainer.metadata()
+            sent = exchange.send(number, artifact, trainer.state(), metadata, trainer.classes)
+        try:
+            met = exchange.meet(number, artifact, wait, between)
+        except Stopped as stopped:
+            report["stopped"] = {"by": stopped.name, "step": int(metadata["step"])}
+            return stopped.exit_status
+        except NotMet as error:
+            say(f"{str(error)[0].upper()}{str(error)[1:]}")
+            report["stopped"] = {"by": "--wait", "step": int(metadata["step"])}
+            return TIME_IS_UP
+        done = {name: report.pop(name) for name in _OF_A_ROUND if name in report}
+        report["rounds"].append({"round": number, **done, "sent_bytes": sent, "merged": met.report})
+        number += 1
+        begin(folder, artifact, met, number, {"progress": metadata["progress"]})
+        write_json(folder / REPORT, report)
+        for one in met.report.get("left_out", []):
+            say(f"Left out of round {number - 1}: {one['why']}")
+    return 0
+
+
+def _join(exchange: Rounds, folder: Path, options: dict[str, Any], first: Callable[[], Artifact]) -> int:
+    """Return the round that the run in ``folder`` is in; a new run, or one that the fleet has overtaken,
+    begins the one after the last that was merged."""
+    from edge_bcs.fleet.rounds import ROUND, begin
+    from edge_bcs.runtime.artifact import Artifact
+    from edge_bcs.runtime.manifest import MANIFEST
+    from edge_bcs.runtime.state import read_state
+
+    ahead, notes = exchange.last_merged(), {}
+    if options["resume"] and (folder / MANIFEST).is_file():
+        artifact = Artifact.read(folder)
+        metadata = read_state(artifact)[1]
+        number = metadata.get(ROUND, "")
+        if not (number.isascii() and number.isdigit() and 0 < int(number) < 10**9):
+            raise EdgeBcsError(f"{folder} holds a run that takes part in no rounds: choose another -o.")
+        if ahead < int(number):
+            return int(number)
+        say(f"Round {ahead} was merged; the run was in round {number}, and goes on from there.")
+        notes = {"progress": metadata["progress"]} if "progress" in metadata else {}
+    else:
+        artifact = first()
+        notes = {} if options["seed"] is None else {"seed": str(options["seed"])}
+    begin(folder, artifact, exchange.merged(ahead, artifact) if ahead else None, ahead + 1, notes)
+    write_json(folder / REPORT, {"run": str(folder), "rounds": _earlier(folder)})
+    return ahead + 1
+
+
+def _belong_to_round(trainer: Any) -> None:
+    """Let a training of the round before, which is over, not go on."""
+    from edge_bcs.fleet.rounds import BEGINS
+
+    progress = trainer.metadata().get("progress")
+    if progress is not None and parse_object(progress)["first_step"] < int(trainer.notes[BEGINS]):
+        trainer.begin_anew()
+
+
+def _earlier(folder: Path) -> list[dict[str, Any]]:
+    """The rounds in the report so far, which is a convenience: what is damaged in it counts as none."""
+    try:
+        rounds = parse_object(read_small(folder / REPORT))["rounds"]
+        return [one for one in rounds if isinstance(one["round"], int) and isinstance(one["merged"], dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def print_rounds(report: dict[str, Any]) -> None:
+    """Print what each round of a report was."""
+    rows = []
+    for one in report["rounds"]:
+        merged, kappa = one["merged"], one["merged"].get("kappa", 0)
+        before, after = one.get("before", {}), one.get("after", {})
+        rows.append(
+            (
+                str(one["round"]),
+                str(len(merged["runs"])) if "runs" in merged else "–",
+                percent(merged["overlap"]["pairwise"] if kappa else None),
+                *(
+                    f"{percent(before.get(name))} → {percent(after.get(name))}"
+                    for name in ("accuracy", "robust_accuracy")
+                ),
+                format_bytes(one["sent_bytes"]),
+            )
+        )
+    columns = ("round", "boards", "masks in common", "clean, before → after", "robust", "sent")
+    table("Rounds, on this board's held-out images", columns, rows)
