@@ -99,12 +99,12 @@ class Tensor(Sized):
 
 class Training(Sized):
     _fields_ = [
-        *_of(U32, "size batch_size"),
-        *_of(U64, "images epochs steps"),
+        *_of(U32, "size resume"),
+        *_of(U64, "images epochs steps batch_size"),
         ("learning_rate", REAL),
         *_of(TEXT, "schedule augment"),
         ("warmup", REAL),
-        *_of(U32, "has_warmup resume"),
+        *_of(U32, "has_warmup balance"),
     ]
 
 
@@ -114,6 +114,7 @@ class Position(Sized):
         *_of(U64, "done total epoch first count skipped"),
         ("learning_rate", REAL),
         ("augment", TEXT),
+        *_of(U32, "balance reserved"),
     ]
 
 
@@ -200,6 +201,34 @@ class Network:
     @property
     def steps(self) -> int:
         return int(library().edge_bcs_steps(self.handle))
+
+    @property
+    def position(self) -> Position:
+        found = Position()
+        self.call("get_position", found)
+        return found
+
+    def begin(self, **training: Any) -> None:
+        self.call("begin", Training(**training))
+
+    def save(self) -> int:
+        written = U64()
+        self.call("save", ctypes.byref(written))
+        return written.value
+
+    def state_written(self) -> bytes:
+        memory, written = ctypes.create_string_buffer(self.info.state_bytes), ctypes.c_size_t()
+        self.call("state_write", memory, ctypes.c_size_t(len(memory)), ctypes.byref(written))
+        return memory.raw[: written.value]
+
+    def train(self, images: Array, labels: Array) -> StepResult:
+        """The next step of the training, on its images."""
+        position, result = self.position, StepResult()
+        order = np.empty(len(images), np.uint32)
+        self.call("order", U64(position.epoch), POINTER(order.ctypes.data), ctypes.c_size_t(len(order)))
+        chosen = order[position.first : position.first + position.count]
+        self.call("train", batch_of(images[chosen], labels[chosen]), result)
+        return result
 
     def step(self, images: Array, labels: Array, weights: Array | None = None) -> StepResult:
         result = StepResult()

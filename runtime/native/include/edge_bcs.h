@@ -40,7 +40,7 @@ extern "C" {
 #define EDGE_BCS_ABI_VERSION 1
 
 /** A struct of this header with its size and zeros: `edge_bcs_options options = EDGE_BCS_INIT(edge_bcs_options);` */
-#define EDGE_BCS_INIT(type) {(uint32_t)sizeof(type)}
+#define EDGE_BCS_INIT(type) {.size = sizeof(type)}
 
 /** An open network. */
 typedef struct edge_bcs_network edge_bcs_network;
@@ -308,17 +308,19 @@ EDGE_BCS_API edge_bcs_status edge_bcs_get_tensor(const edge_bcs_network* network
 /** What a training over a data set is to be; 0 or NULL: what the saved one had, or the default. */
 typedef struct edge_bcs_training {
   uint32_t size;        /**< sizeof(edge_bcs_training) */
-  uint32_t batch_size;  /**< images of a step; default: the artifact's */
+  uint32_t resume;      /**< 1: finish the training that the run was saved in, if it was; 0: begin another */
   uint64_t images;      /**< of the data set, at least 1 */
   uint64_t epochs;      /**< length in passes over the images, or … */
   uint64_t steps;       /**< … in steps; default: one epoch */
+  uint64_t batch_size;  /**< images of a step; default: the artifact's */
   double learning_rate; /**< the highest λ, to which λ_w keeps its ratio; default: the artifact's */
   const char* schedule; /**< "steps", "cosine" or "one-cycle"; default: steps */
   const char*
       augment;   /**< "shift", "photo" or "none": kept with the run, done by who reads; default: shift */
-  double warmup; /**< share of the steps in which λ rises, below 1, if `has_warmup` */
+  double warmup; /**< share of the steps in which λ rises, below 1, if `has_warmup` is 1 */
   uint32_t has_warmup;
-  uint32_t resume; /**< 1: finish the training that the run was saved in, if it was; 0: begin another */
+  uint32_t
+      balance; /**< 1: images are drawn so that the classes come up evenly, by who reads; 2: they are not */
 } edge_bcs_training;
 
 /** Where a training stands, and what its next step is. */
@@ -333,11 +335,13 @@ typedef struct edge_bcs_position {
   uint64_t skipped;     /**< steps left out because something was not finite */
   double learning_rate; /**< λ of the next step */
   const char* augment;  /**< how its images are changed as (seed, epoch, place in the data) say */
+  uint32_t balance;     /**< 1: images are drawn so that the classes come up evenly */
+  uint32_t reserved;    /**< 0 */
 } edge_bcs_position;
 
 /**
  * Begins a training, or goes on with the one that the run was saved in: `edge_bcs_save` keeps it, and Python's `Trainer.resume`
- * goes on with it. Python's trainings with held-out, balanced or unlabelled images are refused. Allocates.
+ * goes on with it. Python's trainings with held-out or unlabelled images are refused. Allocates.
  */
 EDGE_BCS_API edge_bcs_status edge_bcs_begin(edge_bcs_network* network, const edge_bcs_training* training);
 
@@ -356,7 +360,7 @@ EDGE_BCS_API edge_bcs_status edge_bcs_order(const edge_bcs_network* network, uin
 EDGE_BCS_API edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* batch,
                                             edge_bcs_step_result* result);
 
-/** Counts the next step as left out, after EDGE_BCS_NOT_FINITE. */
+/** Counts the next step as left out, after EDGE_BCS_NOT_FINITE. Refused when a whole epoch would be. */
 EDGE_BCS_API edge_bcs_status edge_bcs_skip(edge_bcs_network* network);
 
 #ifdef __cplusplus

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/fixed.h"
 #include "ops/op.h"
 #include "ops/rows.h"
 #include "ops/stack.h"
@@ -31,6 +32,8 @@ struct Channels {
     std::int64_t channel = -1;
   };
 
+  static constexpr std::size_t most_parts = 512;
+
   std::vector<Stack> stacks;
   std::vector<Place> places;  // of each output channel
   Stack out;
@@ -39,6 +42,7 @@ struct Channels {
     const auto counts = attributes.integers("channels"), halos = attributes.integers("in_halos");
     require(!counts.empty() && counts.size() == halos.size(), "the attributes channels and in_halos have ",
             counts.size(), " and ", halos.size(), " numbers");
+    require(counts.size() <= most_parts, "there are more than ", most_parts, " inputs");
     const std::int64_t height = attributes.integer("height"), width = attributes.integer("width"),
                        lanes = attributes.integer("lanes");
     std::vector<Place> all;
@@ -58,7 +62,7 @@ struct Channels {
     require(context.input_count() == stacks.size(), "there are ", context.input_count(), " inputs, not ",
             stacks.size());
     const std::int64_t blocks = stacks[0].blocks(context.input<float>(0), "parts");
-    std::vector<const float*> parts;
+    Fixed<const float*, most_parts> parts;
     for (std::size_t i = 0; i < stacks.size(); ++i) {
       const auto part = context.input<float>(i);
       stacks[i].check(part, blocks, "parts");

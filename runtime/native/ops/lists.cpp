@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "ops/fixed.h"
 #include "ops/op.h"
 #include "ops/window.h"
 
@@ -64,6 +65,10 @@ struct BuildLists {
   std::int64_t positions = 0;    // N
   std::int64_t pointers = 0;     // of all layers
 
+  // Where each layer's part of the transpose lists begins; last κ'.
+  static constexpr std::size_t most_layers = 2048;
+  using Places = Fixed<std::int64_t, most_layers + 1>;
+
   explicit BuildLists(const Attributes& attributes) {
     const std::vector<std::int64_t> flat = attributes.integers("layers");
     const auto count = static_cast<std::size_t>(attributes.integer("layer_integers", Layer::fewer_integers));
@@ -74,6 +79,7 @@ struct BuildLists {
     const std::vector<std::int64_t> flags = attributes.integers("transposed", {});
     require(flags.empty() || flags.size() == flat.size() / count, "the attribute transposed has ",
             flags.size(), " numbers for ", flat.size() / count, " layers");
+    require(flat.size() / count <= most_layers, "there are more than ", most_layers, " layers");
     for (std::size_t i = 0; i < flat.size(); i += count) {
       transposed.push_back(flags.empty() || flags[i / count] != 0);
       const Layer layer = Layer::from(&flat[i], count);
@@ -91,22 +97,23 @@ struct BuildLists {
     const auto index = context.input<std::int32_t>(0);
     const std::int64_t kappa = index.size();
     require(index.shape() == Shape{kappa}, "index is ", index.shape().text(), ", not a vector");
-    const std::vector<std::int64_t> places = checked(index);
+    const Places places = checked(index);
     const auto length = context.input<std::int32_t>(1).shape();
     require(length == Shape{size(kappa, places)}, "lists is ", length.text(), ", not [", size(kappa, places),
             "]");
     fill_all(context, index.data(), kappa, places, context.in_place<std::int32_t>(0, 1).data());
   }
 
-  // Checks that the positions ascend, and returns where each layer's part of the transpose lists begins; last κ'.
-  std::vector<std::int64_t> checked(const Tensor<const std::int32_t>& index) const {
+  // Checks that the positions ascend, and returns what they say.
+  Places checked(const Tensor<const std::int32_t>& index) const {
     const std::int64_t kappa = index.size();
     int descending = 0;  // gathered without branching, so that the compiler uses vectors
     const std::int32_t* const places = index.data();
     for (std::int64_t t = 1; t < kappa; ++t) descending |= static_cast<int>(places[t - 1] >= places[t]);
     require(descending == 0 && (kappa == 0 || (index[0] >= 0 && index[kappa - 1] < positions)),
             "index is not strictly ascending in [0, ", positions, ")");
-    std::vector<std::int64_t> ends{0};
+    Places ends;
+    ends.push_back(0);
     for (std::size_t l = 0; l < layers.size(); ++l) {
       const auto [first, last] = range(layers[l], places, kappa);
       ends.push_back(ends.back() + (transposed[l] ? last - first : 0));
@@ -115,12 +122,12 @@ struct BuildLists {
   }
 
   // M
-  std::int64_t size(std::int64_t kappa, const std::vector<std::int64_t>& places) const {
+  std::int64_t size(std::int64_t kappa, const Places& places) const {
     return kappa + 2 * places.back() + pointers;
   }
 
-  void fill_all(const Context& context, const std::int32_t* index, std::int64_t kappa,
-                const std::vector<std::int64_t>& places, std::int32_t* lists) const {
+  void fill_all(const Context& context, const std::int32_t* index, std::int64_t kappa, const Places& places,
+                std::int32_t* lists) const {
     context.parallel_for(static_cast<std::int64_t>(layers.size()), [&](std::int64_t number) {
       std::int32_t* forward_pointer = lists + kappa + 2 * places.back();
       for (std::int64_t l = 0; l < number; ++l) forward_pointer += layers[l].forward_pointers();
@@ -213,7 +220,7 @@ struct MakeLists {
     const auto index = context.input<std::int32_t>(0);
     const std::int64_t kappa = index.size();
     require(index.shape() == Shape{kappa}, "index is ", index.shape().text(), ", not a vector");
-    const std::vector<std::int64_t> places = built.checked(index);
+    const BuildLists::Places places = built.checked(index);
     const auto lists = context.output<std::int32_t>(0, {built.size(kappa, places)});
     built.fill_all(context, index.data(), kappa, places, lists.data());
   }

@@ -11,6 +11,7 @@
 
 #include "ops/dispatch.h"
 #include "ops/finite.h"
+#include "ops/fixed.h"
 #include "ops/op.h"
 #include "ops/philox.h"
 
@@ -139,12 +140,16 @@ struct RewireStep {
   std::vector<Span> spans;
   std::int64_t candidates = 0;  // positions in the spans
 
+  static constexpr std::size_t most_spans = 256;
+  using Runs = Fixed<Run, most_spans>;
+
   explicit RewireStep(const Attributes& attributes)
       : positions(attributes.integer_in("size", 1, std::numeric_limits<std::int32_t>::max())) {
     const auto flat = attributes.integers("spans", {});
     all = flat.empty();
     require(flat.size() % 3 == 0, "the attribute spans has ", flat.size(),
             " numbers, not three for each span");
+    require(flat.size() / 3 <= most_spans, "there are more than ", most_spans, " spans");
     if (all) spans.push_back({0, positions, 0});
     for (std::size_t i = 0; i < flat.size(); i += 3) {
       const Span before = spans.empty() ? Span{0, 0, 0} : spans.back();
@@ -165,7 +170,7 @@ struct RewireStep {
     const auto seed = static_cast<std::uint64_t>(counter[0]);
     const auto step = static_cast<std::uint64_t>(counter[1]);
     const Philox noise(seed, step, Purpose::noise);
-    const std::vector<Run> runs = validate(context, hyper, noise);
+    const Runs runs = validate(context, hyper, noise);
 
     const auto value = context.in_place<float>(0, 0);
     const auto index = context.in_place<std::int32_t>(1, 1);
@@ -184,7 +189,7 @@ struct RewireStep {
 
  private:
   // Checks the buffers, and that the step gives finite numbers only; returns where the trained connections lie.
-  std::vector<Run> validate(const Context& context, const Hyper& hyper, const Philox& noise) const {
+  Runs validate(const Context& context, const Hyper& hyper, const Philox& noise) const {
     const auto value = context.input<float>(0);
     const auto index = context.input<std::int32_t>(1);
     const auto momentum = context.input<float>(2);
@@ -211,7 +216,7 @@ struct RewireStep {
                   places[first] >= 0 && places[last - 1] < positions,
               "index is not strictly ascending in [0, ", positions, ")");
     });
-    const std::vector<Run> runs = runs_of(index.data(), kappa, trained);
+    const Runs runs = runs_of(index.data(), kappa, trained);
     const float noise_scale = hyper.rate * hyper.noise;
     context.parallel_parts(trained, chunk, [&](std::int64_t first, std::int64_t last) {
       require_finite(part(momentum.data(), first, last), "momentum");
@@ -240,8 +245,8 @@ struct RewireStep {
   }
 
   // Where the trained connections lie, of which there are `trained`, among the κ positions `index`.
-  std::vector<Run> runs_of(const std::int32_t* index, std::int64_t kappa, std::int64_t trained) const {
-    std::vector<Run> runs;
+  Runs runs_of(const std::int32_t* index, std::int64_t kappa, std::int64_t trained) const {
+    Runs runs;
     std::int64_t before = 0;
     for (const Span& span : spans) {
       const std::int64_t first = std::lower_bound(index, index + kappa, span.begin) - index;
@@ -258,8 +263,7 @@ struct RewireStep {
 
   // Calls body(begin, end, skip) for the parts of the runs that lie in the trained connections [first, last).
   template <class Body>
-  static void for_runs(const std::vector<Run>& runs, std::int64_t first, std::int64_t last,
-                       const Body& body) {
+  static void for_runs(const Runs& runs, std::int64_t first, std::int64_t last, const Body& body) {
     for (const Run& run : runs) {
       const std::int64_t begin = std::max(first, run.first), end = std::min(last, run.last);
       if (begin < end) body(begin, end, run.skip);
@@ -287,9 +291,8 @@ struct RewireStep {
   }
 
   // Momentum SGD with noise; a connection that dies gets the value 0, which no survivor has.
-  static void update(const Context& context, const Hyper& hyper, const Philox& noise,
-                     const std::vector<Run>& runs, float* all_values, float* momentum, const float* gradient,
-                     std::int64_t trained) {
+  static void update(const Context& context, const Hyper& hyper, const Philox& noise, const Runs& runs,
+                     float* all_values, float* momentum, const float* gradient, std::int64_t trained) {
     const float noise_scale = hyper.rate * hyper.noise;
     context.parallel_parts(trained, chunk, [&](std::int64_t first, std::int64_t last) {
       for_runs(runs, first, last, [&](std::int64_t begin, std::int64_t end, std::int64_t skip) {
@@ -307,8 +310,8 @@ struct RewireStep {
   }
 
   // Moves the survivors to the front, in order, and returns how many of the trained ones there are.
-  static std::int64_t compact(const std::vector<Run>& runs, float* value, std::int32_t* index,
-                              float* momentum, std::int64_t kappa) {
+  static std::int64_t compact(const Runs& runs, float* value, std::int32_t* index, float* momentum,
+                              std::int64_t kappa) {
     std::int64_t kept = 0;
     for (const Run& run : runs)
       for_survivors(value, run.first + run.skip, run.last + run.skip,

@@ -16,6 +16,8 @@ namespace edge_bcs {
 
 namespace {
 
+constexpr std::size_t longest_path = 4096;
+
 class FileSource final : public Source {
  public:
   FileSource(Descriptor file, std::uint64_t size) : file_(std::move(file)), size_(size) {}
@@ -53,11 +55,12 @@ FolderFiles::FolderFiles(std::string folder)
   const int error = errno;
   if (folder_) return;
   if (error == ENOENT)
-    fail("the artifact ", shown(path_), " does not exist; create one with `edge-bcs export -o ", shown(path_),
-         "`");
+    fail("the artifact ", shown(path_, longest_path), " does not exist; create one with `edge-bcs export -o ",
+         shown(path_, longest_path), "`");
   if (error == ENOTDIR)
-    fail(shown(path_), " is a file, and what is opened is the folder of an artifact or of a run");
-  fail(shown(path_), " cannot be read: ", cause_of(error));
+    fail(shown(path_, longest_path),
+         " is a file, and what is opened is the folder of an artifact or of a run");
+  fail(shown(path_, longest_path), " cannot be read: ", cause_of(error));
 }
 
 std::unique_ptr<Source> FolderFiles::open(const std::string& name) const {
@@ -71,7 +74,9 @@ std::unique_ptr<Source> FolderFiles::open(const std::string& name) const {
   return std::make_unique<FileSource>(std::move(file), static_cast<std::uint64_t>(found.st_size));
 }
 
-std::string FolderFiles::shown_name(const std::string& name) const { return shown(path_, 4096) + "/" + name; }
+std::string FolderFiles::shown_name(const std::string& name) const {
+  return shown(path_, longest_path) + "/" + name;
+}
 
 std::unique_ptr<Source> MemoryFiles::open(const std::string& name) const {
   for (const File& file : files_)

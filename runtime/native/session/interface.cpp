@@ -8,11 +8,17 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <optional>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "include/edge_bcs.h"
 #include "ops/dispatch.h"
+#include "session/course.h"
+#include "session/run_folder.h"
 #include "session/session.h"
+#include "session/shuffle.h"
 
 #ifndef EDGE_BCS_VERSION
 #define EDGE_BCS_VERSION "unknown"
@@ -20,10 +26,29 @@
 
 struct edge_bcs_network {
   edge_bcs::Session session;
+  std::unique_ptr<edge_bcs::FolderFiles> files;  // none of what lay in memory
+  std::unique_ptr<edge_bcs::RunFolder> run;      // that is saved into
+  std::uint64_t opened_at;
+  std::optional<edge_bcs::Course> course;  // of the training under way or last done
+  std::uint64_t skipped_in_a_row = 0;
+  edge_bcs::Text progress{edge_bcs::most_course}, header{edge_bcs::most_header};
   std::atomic_flag busy = ATOMIC_FLAG_INIT;  // while a call changes it
 
-  edge_bcs_network(const edge_bcs::Files& files, const edge_bcs::Options& options, bool all_files)
-      : session(files, options, all_files) {}
+  explicit edge_bcs_network(std::unique_ptr<edge_bcs::FolderFiles> folder, const edge_bcs::Options& options)
+      : session(*folder, options, true), files(std::move(folder)), opened_at(session.steps()) {}
+  edge_bcs_network(const edge_bcs::MemoryFiles& memory, const edge_bcs::Options& options)
+      : session(memory, options, false), opened_at(session.steps()) {}
+
+  std::uint64_t done() const { return session.steps() - course->first_step; }
+
+  // Makes the header of a state that is written now.
+  std::string_view write_header() {
+    progress.clear();
+    if (course) course->write(progress);
+    edge_bcs::write_header(header, {session.steps(), session.seed(), session.images(), progress.view()},
+                           session.network().buffers().state_bytes());
+    return header.view();
+  }
 };
 
 namespace {
@@ -132,6 +157,48 @@ double share(double part, std::uint64_t all) {
   return all == 0 ? std::numeric_limits<double>::quiet_NaN() : part / static_cast<double>(all);
 }
 
+void step(edge_bcs::Session& session, const edge_bcs::Images& images, edge_bcs_step_result* result) {
+  const edge_bcs::StepFacts facts = session.step(images);
+  if (result == nullptr) return;
+  const edge_bcs::Objective& objective = *session.network().manifest().objective;
+  edge_bcs_step_result filled{};
+  filled.step = session.steps();
+  filled.labelled = facts.labelled;
+  filled.loss = facts.loss;
+  filled.accuracy = share(facts.correct[0], facts.labelled);
+  filled.robust_accuracy = std::numeric_limits<double>::quiet_NaN();
+  if (objective.two_branches) filled.robust_accuracy = share(facts.correct[1], facts.labelled);
+  if (objective.accuracy_is_robust()) filled.robust_accuracy = filled.accuracy;
+  fill(result, filled, "result");
+}
+
+template <class T>
+std::optional<T> unless_zero(T value) {
+  return value == T{} ? std::nullopt : std::optional<T>(value);
+}
+
+edge_bcs::Wishes wishes_of(const edge_bcs_training& training) {
+  edge_bcs::Wishes wishes;
+  wishes.images = training.images;
+  wishes.batch_size = unless_zero(training.batch_size);
+  wishes.epochs = unless_zero(training.epochs);
+  wishes.steps = unless_zero(training.steps);
+  wishes.learning_rate = unless_zero(training.learning_rate);
+  if (training.schedule != nullptr) wishes.schedule = edge_bcs::schedule_named(training.schedule);
+  if (training.augment != nullptr) wishes.augment = edge_bcs::augmentation_named(training.augment);
+  if (training.has_warmup != 0) wishes.warmup = training.warmup;
+  require(training.balance <= 2, "balance must be 0, 1 or 2, not ", training.balance);
+  if (training.balance != 0) wishes.balance = training.balance == 1;
+  return wishes;
+}
+
+// The training under way; Error if there is none, or no step of it is left.
+edge_bcs::Course& course_of(edge_bcs_network& network) {
+  require(network.course.has_value(), "no training was begun: call edge_bcs_begin");
+  require(network.done() < network.course->total_steps, "the training is finished");
+  return *network.course;
+}
+
 }  // namespace
 
 uint32_t edge_bcs_abi_version(void) { return EDGE_BCS_ABI_VERSION; }
@@ -144,7 +211,8 @@ edge_bcs_status edge_bcs_open(const char* folder, const edge_bcs_options* option
                               edge_bcs_network** opened) {
   return open(opened, [&] {
     require(folder != nullptr, "the folder is NULL");
-    return std::make_unique<edge_bcs_network>(edge_bcs::FolderFiles(folder), options_of(options), true);
+    return std::make_unique<edge_bcs_network>(std::make_unique<edge_bcs::FolderFiles>(folder),
+                                              options_of(options));
   });
 }
 
@@ -158,8 +226,7 @@ edge_bcs_status edge_bcs_open_files(const edge_bcs_file* files, size_t count, co
               "a file has no name, or no content");
       blocks.push_back({file.name, {static_cast<const std::byte*>(file.data), file.size}});
     }
-    return std::make_unique<edge_bcs_network>(edge_bcs::MemoryFiles(std::move(blocks)), options_of(options),
-                                              false);
+    return std::make_unique<edge_bcs_network>(edge_bcs::MemoryFiles(std::move(blocks)), options_of(options));
   });
 }
 
@@ -228,22 +295,7 @@ edge_bcs_status edge_bcs_on_progress(edge_bcs_network* network, edge_bcs_progres
 
 edge_bcs_status edge_bcs_step(edge_bcs_network* network, const edge_bcs_batch* batch,
                               edge_bcs_step_result* result) {
-  return exclusive(network, [&] {
-    edge_bcs::Session& session = network->session;
-    const edge_bcs::Images images = images_of(batch, true);
-    const edge_bcs::StepFacts facts = session.step(images);
-    if (result == nullptr) return;
-    const edge_bcs::Objective& objective = *session.network().manifest().objective;
-    edge_bcs_step_result filled{};
-    filled.labelled = facts.labelled;
-    filled.step = session.steps();
-    filled.loss = facts.loss;
-    filled.accuracy = share(facts.correct[0], facts.labelled);
-    filled.robust_accuracy = std::numeric_limits<double>::quiet_NaN();
-    if (objective.two_branches) filled.robust_accuracy = share(facts.correct[1], facts.labelled);
-    if (objective.accuracy_is_robust()) filled.robust_accuracy = filled.accuracy;
-    fill(result, filled, "result");
-  });
+  return exclusive(network, [&] { step(network->session, images_of(batch, true), result); });
 }
 
 edge_bcs_status edge_bcs_get_rates(const edge_bcs_network* network, edge_bcs_rates* rates) {
@@ -304,5 +356,138 @@ edge_bcs_status edge_bcs_get_tensor(const edge_bcs_network* network, const char*
     const std::span<std::byte> bytes = network->session.network().buffers().state[place];
     fill(tensor, {0, place == edge_bcs::coo_index ? 1u : 0u, bytes.size() / sizeof(float), bytes.data()},
          "tensor");
+  });
+}
+
+edge_bcs_status edge_bcs_name_classes(edge_bcs_network* network, const char* const* names, size_t count) {
+  return exclusive(network, [&] {
+    edge_bcs::Manifest& manifest = network->session.network().manifest();
+    require(names != nullptr && count == manifest.num_classes, "the network has ", manifest.num_classes,
+            " classes, and ", count, " names are given");
+    std::vector<std::string> given;
+    for (const char* const name : std::span(names, count)) {
+      require(name != nullptr, "a name is NULL");
+      given.emplace_back(name);
+    }
+    edge_bcs::check_class_names(given);
+    require(manifest.classes.empty() || manifest.classes == given,
+            "the network has other names for its classes");
+    require(network->run == nullptr, "names are given before edge_bcs_save_into, which keeps them");
+    manifest.classes = std::move(given);
+  });
+}
+
+edge_bcs_status edge_bcs_save_into(edge_bcs_network* network, const char* folder) {
+  return exclusive(network, [&] {
+    require(folder != nullptr, "the folder is NULL");
+    require(
+        network->files != nullptr,
+        "a network whose files lie in memory makes no run folders: keep its state by edge_bcs_state_write");
+    network->run.reset();
+    network->run = std::make_unique<edge_bcs::RunFolder>(folder, *network->files, network->session.network(),
+                                                         network->opened_at);
+  });
+}
+
+edge_bcs_status edge_bcs_save(edge_bcs_network* network, uint64_t* bytes) {
+  return exclusive(network, [&] {
+    require(network->run != nullptr, "no folder was named: call edge_bcs_save_into");
+    const std::uint64_t written = network->run->save(network->session.network(), network->write_header());
+    if (bytes != nullptr) *bytes = written;
+  });
+}
+
+edge_bcs_status edge_bcs_state_write(edge_bcs_network* network, void* memory, size_t size, size_t* written) {
+  return exclusive(network, [&] {
+    require(memory != nullptr && written != nullptr, "the memory, or the place for its length, is NULL");
+    const edge_bcs::Network& open = network->session.network();
+    edge_bcs::check_state(open.buffers().state_bytes(), open.manifest());
+    *written = edge_bcs::write_state(network->write_header(), open.buffers().state_bytes(),
+                                     {static_cast<std::byte*>(memory), size});
+  });
+}
+
+edge_bcs_status edge_bcs_state_read(edge_bcs_network* network, const void* memory, size_t size) {
+  return exclusive(network, [&] {
+    require(memory != nullptr, "the memory is NULL");
+    network->session.network().replace_state({static_cast<const std::byte*>(memory), size});
+    network->session.set_counters(network->session.network().read_header());
+    network->course.reset();
+  });
+}
+
+edge_bcs_status edge_bcs_begin(edge_bcs_network* network, const edge_bcs_training* training) {
+  return exclusive(network, [&] {
+    const edge_bcs_training wanted = given(training, "training");
+    const edge_bcs::Wishes wishes = wishes_of(wanted);
+    edge_bcs::Session& session = network->session;
+    std::optional<edge_bcs::Course> earlier = network->course;
+    std::uint64_t seen = 0;
+    if (wanted.resume != 0 && !earlier) {
+      const edge_bcs::StateHeader& header = session.network().read_header();
+      const std::string* const saved = header.find("progress");
+      if (saved != nullptr) earlier = edge_bcs::Course::read(*saved, header.step);
+      // Runs of earlier releases do not say how many.
+      seen = header.images.value_or(earlier ? (header.step - earlier->first_step) * earlier->batch_size : 0);
+    }
+    network->course = edge_bcs::Course::begin(wishes, earlier, wanted.resume != 0,
+                                              session.network().manifest(), session.steps());
+    session.count_images(seen);
+    network->skipped_in_a_row = 0;
+  });
+}
+
+edge_bcs_status edge_bcs_get_position(const edge_bcs_network* network, edge_bcs_position* position) {
+  return guarded([&] {
+    require(network != nullptr, "the handle is NULL");
+    require(network->course.has_value(), "no training was begun: call edge_bcs_begin");
+    const edge_bcs::Course& course = *network->course;
+    edge_bcs_position filled{};
+    filled.done = network->done();
+    filled.total = course.total_steps;
+    filled.finished = filled.done >= filled.total ? 1 : 0;
+    filled.epoch = course.epoch(filled.done);
+    std::tie(filled.first, filled.count) = course.images(filled.done);
+    filled.skipped = course.skipped;
+    filled.learning_rate = course.rates(filled.done, network->session.network().manifest()).first;
+    filled.augment = edge_bcs::name_of(course.augment);
+    filled.balance = course.balance ? 1 : 0;
+    fill(position, filled, "position");
+  });
+}
+
+edge_bcs_status edge_bcs_order(const edge_bcs_network* network, uint64_t epoch, uint32_t* order,
+                               size_t count) {
+  return guarded([&] {
+    require(network != nullptr && order != nullptr, "the handle, or the place for the order, is NULL");
+    require(count > 0 && count <= std::numeric_limits<std::uint32_t>::max() && epoch < std::uint64_t{1} << 56,
+            "there is no order of ", count, " images in epoch ", epoch);
+    edge_bcs::shuffle({network->session.seed(), epoch, edge_bcs::Purpose::shuffle}, {order, count});
+  });
+}
+
+edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* batch,
+                               edge_bcs_step_result* result) {
+  return exclusive(network, [&] {
+    const edge_bcs::Course& course = course_of(*network);
+    const edge_bcs::Images images = images_of(batch, true);
+    const std::uint64_t expected = course.images(network->done()).second;
+    require(images.count == expected, "the next step has ", expected, " images, not ", images.count);
+    edge_bcs::Session& session = network->session;
+    std::tie(session.rates.learning_rate, session.rates.weight_decay) =
+        course.rates(network->done(), session.network().manifest());
+    step(session, images, result);
+    network->skipped_in_a_row = 0;
+  });
+}
+
+edge_bcs_status edge_bcs_skip(edge_bcs_network* network) {
+  return exclusive(network, [&] {
+    edge_bcs::Course& course = course_of(*network);
+    if (network->skipped_in_a_row + 1 >= course.steps_per_epoch())
+      edge_bcs::fail_with<edge_bcs::NotFinite>("every batch of an epoch was skipped");
+    ++network->skipped_in_a_row;
+    ++course.skipped;
+    network->session.count_step();
   });
 }

@@ -187,6 +187,20 @@ void Network::read_state(const Files& files) {
              std::to_string(header_.step);
 }
 
+void Network::replace_state(std::span<const std::byte> memory) {
+  StateHeader header = StateHeader::read(MemorySource(memory), manifest_);
+  StateBytes state;
+  for (std::size_t tensor = 0; tensor < state_tensors; ++tensor)
+    state[tensor] =
+        memory.subspan(static_cast<std::size_t>(header.offsets[tensor]), buffers_->state[tensor].size());
+  check_sum(header, state);
+  check_state(state, manifest_);
+  for (std::size_t tensor = 0; tensor < state_tensors; ++tensor)
+    std::ranges::copy(state[tensor], buffers_->state[tensor].begin());
+  header_ = std::move(header);
+  build_lists();
+}
+
 void Network::run(const char* graph) {
   try {
     runner_->run(graph);

@@ -64,8 +64,12 @@ class Network {
   // Builds what follows from the connections.
   void build_lists() { run("lists"); }
 
+  // Replaces the state by one that lies in memory. Throws Error, and keeps its own, if it is not intact.
+  void replace_state(std::span<const std::byte> memory);
+
   const std::string& manifest_text() const { return text_; }
   const Manifest& manifest() const { return manifest_; }
+  Manifest& manifest() { return manifest_; }
   const Buffers& buffers() const { return *buffers_; }
   std::size_t arena_bytes() const { return arena_.size(); }
   int threads() const { return threads_; }

@@ -127,6 +127,7 @@ StepFacts Session::step(const Images& images) {
     throw;
   }
   ++steps_;
+  images_ += images.count;
   return facts;
 }
 

@@ -58,9 +58,12 @@ class Session {
   const Network& network() const { return network_; }
   std::uint64_t steps() const { return steps_; }
   std::uint64_t seed() const { return seed_; }
+  // Images that the steps saw, and those of a training that they go on with.
+  std::uint64_t images() const { return images_; }
+  void count_images(std::uint64_t more) { images_ += more; }
   void count_step() { ++steps_; }
   // Of a state that was read.
-  void set_counters(std::uint64_t steps, std::uint64_t seed) { steps_ = steps, seed_ = seed; }
+  void set_counters(const StateHeader& header) { steps_ = header.step, seed_ = header.seed, images_ = 0; }
 
   Rates rates;
   // Called with images done and all; not 0 to stop.
@@ -89,7 +92,7 @@ class Session {
   void answer(std::size_t count);
 
   Network network_;
-  std::uint64_t steps_, seed_;
+  std::uint64_t steps_, seed_, images_ = 0;
   // Of a micro-batch: what its images are taken for, and which of them are right, have an answer as they are, have none at
   // some time, and are attacked.
   std::vector<std::int64_t> answers_, labels_;

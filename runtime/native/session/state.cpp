@@ -30,14 +30,21 @@ T at(std::span<const std::byte> bytes, std::size_t place) {
 
 std::size_t count_of(std::span<const std::byte> bytes) { return bytes.size() / number_bytes; }
 
-std::uint64_t counter(const StateHeader& header, std::string_view name, std::uint64_t most) {
+// Nothing if the metadata have no such number, or one above `most`.
+std::optional<std::uint64_t> counter(const StateHeader& header, std::string_view name, std::uint64_t most) {
   const std::string* const text = header.find(name);
   std::uint64_t value = 0;
-  if (text != nullptr && !text->empty() && text->find_first_not_of("0123456789") == std::string::npos) {
-    const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
-    if (error == std::errc() && value <= most) return value;
-  }
-  fail("its metadata has no valid ", name);
+  if (text == nullptr || text->empty() || text->find_first_not_of("0123456789") != std::string::npos)
+    return {};
+  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
+  if (error != std::errc() || value > most) return {};
+  return value;
+}
+
+std::uint64_t needed_counter(const StateHeader& header, std::string_view name, std::uint64_t most) {
+  const auto value = counter(header, name, most);
+  require(value.has_value(), "its metadata has no valid ", name);
+  return *value;
 }
 
 void add_escaped(Text& to, std::string_view text) {
@@ -177,8 +184,9 @@ StateHeader StateHeader::read(const Source& source, const Manifest& manifest) {
   const std::string* const number = header.find("version");
   require(kind != nullptr && *kind == format && number != nullptr && *number == version, "it is not an ",
           format, " of version ", version);
-  header.step = counter(header, "step", (std::uint64_t{1} << 56) - 1);
-  header.seed = counter(header, "seed", ~std::uint64_t{0});
+  header.step = needed_counter(header, "step", (std::uint64_t{1} << 56) - 1);
+  header.seed = needed_counter(header, "seed", ~std::uint64_t{0});
+  header.images = counter(header, "images", (std::uint64_t{1} << 53) - 1);
 
   require(content.items().size() == state_tensors + 1, "its tensors differ from the network's");
   const auto counts = state_counts(manifest);
@@ -301,19 +309,22 @@ void Text::add_quoted(std::string_view part) {
 }
 
 void write_header(Text& header, const Facts& facts, const StateBytes& state) {
-  std::array<char, 24> step, seed;
+  std::array<char, 24> step, seed, images;
   const auto written = [](std::array<char, 24>& digits, std::uint64_t number) {
     char* const end = std::to_chars(digits.data(), digits.data() + digits.size(), number).ptr;
     return std::string_view(digits.data(), static_cast<std::size_t>(end - digits.data()));
   };
   // Sorted by name.
   using Entry = std::pair<std::string_view, std::string_view>;
-  std::array<Entry, 6> entries{Entry{"format", format},
-                               Entry{"progress", facts.progress},
-                               Entry{"seed", written(seed, facts.seed)},
-                               Entry{checksum, {}},
-                               Entry{"step", written(step, facts.step)},
-                               Entry{"version", version}};
+  std::array<Entry, 7> entries{
+      Entry{"format", format},
+      Entry{"images", written(images, facts.images)},
+      Entry{"progress", facts.progress},
+      Entry{"seed", written(seed, facts.seed)},
+      Entry{checksum, {}},
+      Entry{"step", written(step, facts.step)},
+      Entry{"version", version},
+  };
   const auto add = [&](std::string_view comma, std::string_view colon) {
     add_object(header, entries | std::views::filter([](const Entry& entry) { return !entry.second.empty(); }),
                comma, colon);
@@ -324,7 +335,7 @@ void write_header(Text& header, const Facts& facts, const StateBytes& state) {
   digest.add(header.view());
   add_tensors(digest, state);
   const Sha256::Text sum = digest.finish();
-  entries[3].second = edge_bcs::view(sum);
+  entries[4].second = edge_bcs::view(sum);
 
   header.clear();
   header.add("{\"__metadata__\":");

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -50,6 +51,7 @@ struct StateHeader {
   std::string sha256;  // as stated; empty where there is none
   std::array<std::uint64_t, state_tensors> offsets{};
   std::uint64_t step = 0, seed = 0;
+  std::optional<std::uint64_t> images;  // that its training saw, where it says so
 
   // Null if there is none of that name.
   const std::string* find(std::string_view name) const;
@@ -88,7 +90,7 @@ class Text {
 
 // What a state that is written says beside its tensors; no progress is empty.
 struct Facts {
-  std::uint64_t step, seed;
+  std::uint64_t step, seed, images;
   std::string_view progress;
 };
 

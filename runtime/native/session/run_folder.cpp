@@ -1,0 +1,341 @@
+#include "session/run_folder.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+namespace edge_bcs {
+
+namespace {
+
+constexpr const char *manifest_name = "manifest.json", *manifest_partial = "manifest.json.partial";
+constexpr std::uint64_t largest_manifest = std::uint64_t{16} << 20;
+constexpr std::size_t piece = std::size_t{1} << 16;
+
+// A system call was refused; `errno` says why.
+class Refused : public std::system_error {
+ public:
+  Refused() : std::system_error(errno, std::generic_category()) {}
+};
+
+void expect(bool done) {
+  if (!done) throw Refused();
+}
+
+// A file that takes the place of another when it is whole and on the medium, else is removed.
+class Replacement {
+ public:
+  Replacement(int folder, const char* partial)
+      : folder_(folder),
+        partial_(partial),
+        file_(::openat(folder, partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666)) {
+    expect(static_cast<bool>(file_));
+  }
+  ~Replacement() {
+    if (!done_) ::unlinkat(folder_, partial_, 0);
+  }
+  Replacement(const Replacement&) = delete;
+  Replacement& operator=(const Replacement&) = delete;
+
+  void write(std::span<const std::byte> bytes) const {
+    while (!bytes.empty()) {
+      const ssize_t count = ::write(file_.number(), bytes.data(), bytes.size());
+      if (count < 0 && errno == EINTR) continue;
+      expect(count >= 0);
+      bytes = bytes.subspan(static_cast<std::size_t>(count));
+    }
+  }
+
+  // `previous`: where what is replaced goes; null if it goes nowhere.
+  void finish(const char* name, const char* previous = nullptr) {
+    expect(::fsync(file_.number()) == 0);
+    if (previous != nullptr && ::renameat(folder_, name, folder_, previous) != 0) expect(errno == ENOENT);
+    expect(::renameat(folder_, partial_, folder_, name) == 0);
+    done_ = true;
+  }
+
+ private:
+  int folder_;
+  const char* partial_;
+  Descriptor file_;
+  bool done_ = false;
+};
+
+std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span(text)); }
+
+std::array<std::byte, 8> length_of(std::string_view header) {
+  std::array<std::byte, 8> length;
+  for (std::size_t i = 0; i < length.size(); ++i)
+    length[i] = static_cast<std::byte>(std::uint64_t{header.size()} >> 8 * i);
+  return length;
+}
+
+bool is_compiled(std::string_view name) { return name.ends_with("_model.onnx") || name == "program.bin"; }
+
+bool same(const Json& one, const Json& other) {
+  if (one.kind() != other.kind() || one.items().size() != other.items().size()) return false;
+  if (one.kind() == Json::Kind::number) return one.whole() == other.whole() && one.number() == other.number();
+  if (one.text() != other.text()) return false;
+  for (std::size_t i = 0; i < one.items().size(); ++i) {
+    const Json* const counterpart =
+        one.kind() == Json::Kind::object ? other.find(one.names()[i]) : &other.items()[i];
+    if (counterpart == nullptr || !same(one.items()[i], *counterpart)) return false;
+  }
+  return true;
+}
+
+// Name of the first field of `one` that `other` has not, or has otherwise; `skipped` are not looked at.
+const std::string* differing(const Json& one, const Json& other) {
+  for (std::size_t i = 0; i < one.names().size(); ++i) {
+    const std::string& name = one.names()[i];
+    if (name == "created_by" || name == "classes" || name == "files") continue;
+    const Json* const counterpart = other.find(name);
+    if (counterpart == nullptr || !same(one.items()[i], *counterpart)) return &name;
+  }
+  return nullptr;
+}
+
+// The manifest of a run: the artifact's, which lists no state, with the names that the classes got.
+std::string run_manifest(const std::string& text, const Json& content, const Manifest& manifest) {
+  const Json& files = *content.find("files");
+  Text listed(2 * (files.end() - files.begin()) + 64);
+  for (std::size_t i = 0; i < files.names().size(); ++i) {
+    if (!is_compiled(files.names()[i])) continue;
+    listed.add(listed.view().empty() ? "{\n  " : ",\n  ");
+    listed.add_quoted(files.names()[i]);
+    listed.add(": ");
+    listed.add(std::string_view(text).substr(files.items()[i].begin(),
+                                             files.items()[i].end() - files.items()[i].begin()));
+  }
+  listed.add("\n }");
+  std::string made = text.substr(0, files.begin());
+  made.append(listed.view());
+  made.append(text, files.end());
+  if (manifest.classes.empty() || content.find("classes") != nullptr) return made;
+  std::size_t length = 64;
+  for (const std::string& name : manifest.classes) length += 6 * name.size() + 8;
+  Text classes(length);
+  for (const std::string& name : manifest.classes) {
+    classes.add(classes.view().empty() ? "\n \"classes\": [" : ", ");
+    classes.add_quoted(name);
+  }
+  classes.add("],");
+  made.insert(content.begin() + 1, classes.view());
+  return made;
+}
+
+std::vector<std::string> missing_folders(const std::string& path) {
+  std::vector<std::string> missing;
+  std::error_code ignored;
+  for (std::filesystem::path folder = std::filesystem::absolute(path, ignored);
+       !folder.empty() && !std::filesystem::exists(folder, ignored) && folder != folder.parent_path();
+       folder = folder.parent_path())
+    missing.insert(missing.begin(), folder.string());
+  return missing;
+}
+
+// Step of the newest intact state of a folder; 0 if there is none.
+std::uint64_t saved_step(const FolderFiles& files, const Manifest& manifest) {
+  std::uint64_t newest = 0;
+  for (const char* const name : {partial_file, state_file, previous_file}) {
+    try {
+      const std::unique_ptr<Source> source = files.open(name);
+      if (source == nullptr) continue;
+      const StateHeader header = StateHeader::read(*source, manifest);
+      const std::string content = read_all(*source, source->size());
+      StateBytes state;
+      const auto counts = state_counts(manifest);
+      for (std::size_t tensor = 0; tensor < state_tensors; ++tensor)
+        state[tensor] = bytes_of(content).subspan(static_cast<std::size_t>(header.offsets[tensor]),
+                                                  counts[tensor] * sizeof(float));
+      check_sum(header, state);
+      newest = std::max(newest, header.step);
+    } catch (const Error&) {
+      continue;
+    }
+  }
+  return newest;
+}
+
+bool is_same_folder(int one, int other) {
+  struct stat first{}, second{};
+  return ::fstat(one, &first) == 0 && ::fstat(other, &second) == 0 && first.st_dev == second.st_dev &&
+         first.st_ino == second.st_ino;
+}
+
+}  // namespace
+
+std::size_t write_state(std::string_view header, const StateBytes& state, std::span<std::byte> memory) {
+  std::size_t end = 0;
+  const auto write = [&](std::span<const std::byte> bytes) {
+    require(bytes.size() <= memory.size() - end, "the memory has ", memory.size(),
+            " bytes, too few for the state");
+    if (!bytes.empty()) std::memcpy(memory.data() + end, bytes.data(), bytes.size());
+    end += bytes.size();
+  };
+  write(length_of(header));
+  write(bytes_of(header));
+  for (const StateTensor tensor : file_order) write(state[tensor]);
+  return end;
+}
+
+RunFolder::RunFolder(std::string path, const FolderFiles& source, const Network& network,
+                     std::uint64_t opened_at)
+    : path_(std::move(path)), shown_(shown(path_, 4096)), made_(missing_folders(path_)) {
+  const Json ours = Json::parse(network.manifest_text());
+  try {
+    std::error_code error;
+    std::filesystem::create_directories(path_, error);
+    require(!error, shown_, " cannot be made: ", cause_of(error.value()));
+    files_ = std::make_unique<FolderFiles>(path_);
+    const bool run = holds_run(ours, network);
+    if (!run) check_nothing_is_lost(network.manifest());
+    lock_ = std::make_unique<FolderLock>(files_->folder(), shown_);
+    if (run && is_same_folder(files_->folder(), source.folder())) {
+      const std::uint64_t step = saved_step(*files_, network.manifest());
+      require(
+          step <= opened_at, shown_, " is at step ", step, " and was at ", opened_at,
+          " when it was opened here: another process trained on; open it again, or save to another folder");
+    }
+    if (run) return;
+    for (const ListedFile& listed : network.manifest().files)
+      if (is_compiled(listed.name)) copy(source, listed);
+    manifest_ = run_manifest(network.manifest_text(), ours, network.manifest());
+  } catch (...) {
+    lock_.reset();
+    for (auto folder = made_.rbegin(); folder != made_.rend(); ++folder) ::rmdir(folder->c_str());
+    throw;
+  }
+}
+
+// What was made and stayed empty goes again.
+RunFolder::~RunFolder() {
+  lock_.reset();
+  for (auto folder = made_.rbegin(); folder != made_.rend(); ++folder)
+    if (::rmdir(folder->c_str()) != 0) break;
+}
+
+// Whether a run of this artifact lies there; false if nothing does. A run without names of the classes gets ours.
+bool RunFolder::holds_run(const Json& ours, const Network& network) {
+  const std::unique_ptr<Source> source = files_->open(manifest_name);
+  if (source == nullptr) return false;
+  std::string text;
+  Json theirs;
+  Manifest found;
+  try {
+    text = read_all(*source, largest_manifest);
+    theirs = Json::parse(text);
+    found = Manifest::read(theirs);
+  } catch (const Error& error) {
+    fail(shown_, "/", manifest_name, ": ", error.what(), "; choose another output folder");
+  }
+  require(found.file(state_file) == nullptr, shown_,
+          " is an exported artifact, which stays as it is; choose another output folder");
+  const std::string* field = differing(ours, theirs);
+  if (field == nullptr) field = differing(theirs, ours);
+  require(field == nullptr, shown_, " holds a run of another artifact: its ",
+          field == nullptr ? std::string() : shown(*field),
+          " is not this artifact's; choose another output folder");
+  for (const ListedFile& listed : network.manifest().files) {
+    if (!is_compiled(listed.name)) continue;
+    const ListedFile* const counterpart = found.file(listed.name);
+    require(counterpart != nullptr && counterpart->sha256 == listed.sha256, shown_,
+            " holds a run of another artifact: its ", listed.name,
+            " is another; choose another output folder");
+  }
+  const auto& classes = network.manifest().classes;
+  require(found.classes.empty() || classes.empty() || found.classes == classes, shown_,
+          " holds a run with other classes; choose another folder for the run");
+  if (found.classes.empty() && !classes.empty()) manifest_ = run_manifest(text, theirs, network.manifest());
+  return true;
+}
+
+void RunFolder::check_nothing_is_lost(const Manifest& manifest) const {
+  const auto lies_there = [&](const char* name) {
+    struct stat found{};
+    return ::fstatat(files_->folder(), name, &found, AT_SYMLINK_NOFOLLOW) == 0;
+  };
+  const auto refuse = [&](std::string_view name) {
+    fail(shown_, " holds no run, but a ", std::string(name),
+         " that the run would replace; choose another folder for the run");
+  };
+  for (const char* const name : {state_file, previous_file})
+    if (lies_there(name)) refuse(name);
+  for (const ListedFile& listed : manifest.files) {
+    if (!is_compiled(listed.name) || !lies_there(listed.name.c_str())) continue;
+    // It is there if a power cut interrupted the making of the run.
+    const std::unique_ptr<Source> source = files_->open(listed.name);
+    if (source == nullptr || source->size() != listed.bytes) refuse(listed.name);
+    Sha256 digest;
+    digest.add(read_all(*source, listed.bytes));
+    if (view(digest.finish()) != listed.sha256) refuse(listed.name);
+  }
+}
+
+void RunFolder::copy(const Files& source, const ListedFile& listed) const {
+  const std::unique_ptr<Source> from = source.open(listed.name);
+  require(from != nullptr && from->size() == listed.bytes, source.shown_name(listed.name),
+          " was altered while it was in use; copy the artifact again");
+  const std::string partial = listed.name + ".partial";
+  try {
+    Replacement made(files_->folder(), partial.c_str());
+    Sha256 digest;
+    std::vector<std::byte> part(piece);
+    for (std::uint64_t at = 0; at < listed.bytes; at += part.size()) {
+      part.resize(static_cast<std::size_t>(std::min<std::uint64_t>(piece, listed.bytes - at)));
+      from->read(at, part);
+      digest.add(part);
+      made.write(part);
+    }
+    require(view(digest.finish()) == listed.sha256, source.shown_name(listed.name),
+            " was altered while it was in use; copy the artifact again");
+    made.finish(listed.name.c_str());
+  } catch (const Refused& refused) {
+    fail(shown_, " cannot be written: ", cause_of(refused.code().value()));
+  }
+}
+
+std::uint64_t RunFolder::save(const Network& network, std::string_view header) {
+  const StateBytes state = network.buffers().state_bytes();
+  try {
+    check_state(state, network.manifest());
+  } catch (const Error& error) {
+    fail_with<NotFinite>("the state was not saved to ", shown_, ": ", error.what(),
+                         "; earlier saves are kept");
+  }
+  const int folder = files_->folder();
+  try {
+    if (!manifest_.empty()) {
+      Replacement made(folder, manifest_partial);
+      made.write(bytes_of(manifest_));
+      made.finish(manifest_name);
+      expect(::fsync(folder) == 0);
+      manifest_.clear();
+      made_.clear();
+    }
+    Replacement made(folder, partial_file);
+    made.write(length_of(header));
+    made.write(bytes_of(header));
+    std::uint64_t bytes = sizeof(std::uint64_t) + header.size();
+    for (const StateTensor tensor : file_order) {
+      made.write(state[tensor]);
+      bytes += state[tensor].size();
+    }
+    made.finish(state_file, previous_file);
+    expect(::fsync(folder) == 0);
+    return bytes;
+  } catch (const Refused& refused) {
+    fail("the state could not be saved to ", shown_, ": ", cause_of(refused.code().value()),
+         "; earlier saves are kept");
+  }
+}
+
+}  // namespace edge_bcs

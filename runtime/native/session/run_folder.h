@@ -1,0 +1,44 @@
+// A run folder that is saved into: runtime/state.py's two slots, and the same files.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "session/files.h"
+#include "session/lock.h"
+#include "session/network.h"
+#include "session/state.h"
+
+namespace edge_bcs {
+
+class RunFolder {
+ public:
+  // Locks the folder, made if it is missing, and copies into it the files of the artifact that `source` has.
+  // `opened_at`: the step of the state when it was read from there. Throws Error if something else lies there, if another
+  // process writes there or trained the run on, or if nothing can be written.
+  RunFolder(std::string path, const FolderFiles& source, const Network& network, std::uint64_t opened_at);
+  ~RunFolder();
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+
+  // Writes the newest slot; returns its bytes. Allocates nothing, unless it throws Error: earlier saves are then kept.
+  std::uint64_t save(const Network& network, std::string_view header);
+
+ private:
+  bool holds_run(const Json& ours, const Network& network);
+  void check_nothing_is_lost(const Manifest& manifest) const;
+  void copy(const Files& source, const ListedFile& listed) const;
+
+  std::string path_, shown_;
+  std::vector<std::string> made_;  // folders that were missing, outermost first
+  std::unique_ptr<FolderFiles> files_;
+  std::unique_ptr<FolderLock> lock_;
+  std::string manifest_;  // to be written with the next save; empty once it is there
+};
+
+// Writes a state, whose header was made by `write_header`, into memory that is large enough; returns its bytes.
+std::size_t write_state(std::string_view header, const StateBytes& state, std::span<std::byte> memory);
+
+}  // namespace edge_bcs
