@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _OF_A_TRAINING = (
     "edge_bcs.cli.finetune",
-    "edge_bcs.cli.progress",
     "edge_bcs.data",
     "edge_bcs.runtime.trainer",
     "edge_bcs.runtime.sessions",

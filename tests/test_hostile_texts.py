@@ -225,7 +225,7 @@ def test_huge_files_of_settings_and_counts_are_refused(tmp_path: Path, huge: Hug
 
     from edge_bcs import plots
     from edge_bcs.bench import report as bench_report
-    from edge_bcs.cli import finetune
+    from edge_bcs.cli import run_report
     from edge_bcs.evaluation import measures as evaluation
 
     refused: dict[str, Callable[[Path], object]] = {
@@ -242,7 +242,7 @@ def test_huge_files_of_settings_and_counts_are_refused(tmp_path: Path, huge: Hug
             read(huge(tmp_path / "refused" / name))
         assert "\n" not in str(caught.value)
     # What only says how far something was counts as nothing.
-    assert finetune.earlier_report(huge(tmp_path / "run" / "report.json").parent) == {}
+    assert run_report.earlier_report(huge(tmp_path / "run" / "report.json").parent) == {}
     line = b'{"step": 1}\n'
     for name in ("metrics.jsonl", "steps.jsonl"):
         (tmp_path / name).write_bytes(line + b'{"step": 2}\n')

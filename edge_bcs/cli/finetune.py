@@ -18,18 +18,14 @@ from edge_bcs.cli.common import (
     augmentation,
     balance_option,
     class_names_option,
-    command_line,
-    counted,
     data_option,
     engine_option,
     examples,
     json_option,
     memory_option,
     on_bad_option,
-    percent,
     print_json,
     schedule_option,
-    table,
     threads_option,
     trust_option,
     warmup_option,
@@ -37,25 +33,17 @@ from edge_bcs.cli.common import (
 )
 from edge_bcs.cli.opening import METRICS, REPORT, first_artifact, open_run
 from edge_bcs.cli.rounds import check_rounds, print_rounds, rounds_options, take_part
-from edge_bcs.cli.unlabelled import check_unlabelled, described, open_unlabelled, unlabelled_options
+from edge_bcs.cli.run_report import earlier_report, print_report
+from edge_bcs.cli.unlabelled import check_unlabelled, open_unlabelled, unlabelled_options
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.files import read_small, write_json
+from edge_bcs.core.files import write_json
 from edge_bcs.core.locks import FolderLock
-from edge_bcs.core.metadata import parse_object
 from edge_bcs.core.progress import Progress, say, told_once
 from edge_bcs.runtime.board.saving import DEFAULT_MAX_WRITES
 
 if TYPE_CHECKING:
     from edge_bcs.core.settings import Unlabelled
     from edge_bcs.runtime.board.thermostat import Thermostat
-
-_ACCURACY = ("accuracy", "samples", "robust_accuracy", "attack_steps")
-_REPORTED = {
-    "before": _ACCURACY,
-    "after": _ACCURACY,
-    "training": ("steps", "done", "finished", "milliseconds_per_step", "peak_bytes", "skipped",
-                 "paused_seconds", "bytes_per_hour"),
-}  # fmt: skip
 
 
 @click.command(cls=AugmentingCommand)
@@ -176,7 +164,7 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
             with open_run(artifact, folder, options) as trainer:
                 status = _session(trainer, folder, options, report, check)
                 if not (as_json or status):
-                    _print_report(report, trainer, options)
+                    print_report(report, trainer, options)
         else:
             again = {**options, "resume": True, "seed": None}
             status = take_part(
@@ -367,24 +355,6 @@ def _check_budget(trainer: Any) -> None:
         )
 
 
-def earlier_report(folder: Path) -> dict[str, Any]:
-    """Return the report of the run so far; it is a convenience, so what is damaged in it counts as none."""
-    try:
-        content = parse_object(read_small(folder / REPORT))
-    except (OSError, ValueError):
-        return {}
-    return {name: content[name] for name in _REPORTED if _holds(content.get(name), _REPORTED[name])}
-
-
-def _holds(part: Any, numbers: tuple[str, ...]) -> bool:
-    """Whether a part of a report has at least these numbers."""
-    if not isinstance(part, dict):
-        return False
-    writes = part.get("writes")
-    flat = {"robust_accuracy": 0.0, "attack_steps": 0, **part, **(writes if isinstance(writes, dict) else {})}
-    return all(isinstance(flat.get(name), int | float) for name in numbers)
-
-
 def _evaluate(
     trainer: Any, data: Any, options: dict[str, Any], when: str, between: Callable[[int, int], None]
 ) -> dict[str, Any]:
@@ -411,54 +381,3 @@ def _evaluate(
     for warning in measured.get("warnings", ()):
         say(f"Warning: {warning}")
     return measured
-
-
-def _print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any]) -> None:
-    from edge_bcs.core.units import format_bytes, format_seconds
-
-    training, memory = report["training"], report["memory"]
-    if "after" in report:
-        steps = report["after"].get("attack_steps", 0)
-        table(
-            f"Held-out accuracy ({report['after']['samples']} images)",
-            ("", "before", "after"),
-            [
-                (name, percent(report["before"].get(key)), percent(report["after"].get(key)))
-                for name, key in (("clean", "accuracy"), (f"robust (PGD-{steps})", "robust_accuracy"))
-                if key in report["after"]
-            ],
-        )
-        click.echo()
-    cap = "no cap" if memory["cap_bytes"] is None else f"cap {format_bytes(memory['cap_bytes'])}"
-    placed = memory["placed_peak_bytes"]
-    now = f" ({training['steps']} of them now)" if training["steps"] != training["done"] else ""
-    click.echo(
-        f"{counted(training['done'], 'step')}{now} of {training['milliseconds_per_step']:.0f} ms "
-        f"({trainer.threads} threads); peak working set {format_bytes(training['peak_bytes'])} ({cap}), "
-        f"placed in {format_bytes(placed)}, process {format_bytes(memory['rss_bytes'])}"
-    )
-    if memory["cap_bytes"] is not None and placed > memory["cap_bytes"]:
-        click.echo(
-            "The cap counts tensors, not the holes between them: the memory that they lay in is "
-            f"{format_bytes(placed - memory['cap_bytes'])} over it."
-        )
-    if "best" in training:
-        ended = f"; ended early, after {training['done']} steps" if training["early"] else ""
-        click.echo(
-            f"The best epoch ended with step {training['best']['step']}: "
-            f"{percent(training['best']['accuracy'])} on the images held out for it{ended}."
-        )
-    if "unlabelled" in training:
-        click.echo(described(training["unlabelled"]))
-    if training["skipped"]:
-        click.echo(f"Skipped batches that were not finite: {training['skipped']}; metrics.jsonl says which.")
-    if "left_out" in report:
-        click.echo(
-            f"Left out {report['left_out']['count']} images that cannot be used; report.json lists them."
-        )
-    if training["paused_seconds"]:
-        click.echo(f"Paused for {format_seconds(training['paused_seconds'])} to cool.")
-    click.echo(
-        f"Saved {report['run']} ({format_bytes(training['writes']['bytes_per_hour'])} an hour at this pace); "
-        f"next: {command_line('evaluate', Path(report['run']), '--data', options['data_spec'])}"
-    )
