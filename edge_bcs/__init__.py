@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge_bcs.loading import load
     from edge_bcs.method.connectivity import SparseModel, sparsify
     from edge_bcs.training.loop import train
-    from edge_bcs.training.settings import Compute, Feed, Gradual, Output
+    from edge_bcs.training.settings import Compute, Feed, Gradual, Method, Output
 
 __version__ = "0.2.0.dev0"
 
@@ -59,6 +59,7 @@ _LAZY = {
     "Compute": "edge_bcs.training.settings:Compute",
     "Feed": "edge_bcs.training.settings:Feed",
     "Gradual": "edge_bcs.training.settings:Gradual",
+    "Method": "edge_bcs.training.settings:Method",
     "Output": "edge_bcs.training.settings:Output",
     "EdgeBcsError": "edge_bcs.core.errors:EdgeBcsError",
     "Normalization": "edge_bcs.core.normalization:Normalization",
@@ -72,6 +73,7 @@ __all__ = [
     "Gradual",
     "Hyper",
     "Memory",
+    "Method",
     "Normalization",
     "Output",
     "Publishing",

@@ -22,7 +22,7 @@ from edge_bcs.cli.networks import (
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.resizing import Resize
 from edge_bcs.core.settings import Hyper, Schedule
-from edge_bcs.training.settings import Compute, Feed, Gradual, Output
+from edge_bcs.training.settings import Compute, Feed, Gradual, Method, Output
 
 COMPARATORS = ("lwm", "hydra", "admm")
 _SAVED = "last.safetensors"
@@ -175,9 +175,7 @@ def _train(asked: _Asked) -> dict[str, Any]:
     result: dict[str, Any] = training.train(
         sparse,
         asked.data,
-        method=method,
-        rewire=options["rewire"],
-        gradual=gradual,
+        method=Method(method, rewire=options["rewire"], gradual=gradual),
         train=options["train"],
         schedule=Schedule(
             steps=options["steps"],

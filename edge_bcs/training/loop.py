@@ -20,7 +20,7 @@ from edge_bcs.core.deprecated import OldSpellings
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import PSEUDO_LABELLED, Objective, objective_named
 from edge_bcs.core.part import Part
-from edge_bcs.core.settings import REWIRE, Attack, Hyper, Schedule, check_choice, filled
+from edge_bcs.core.settings import Attack, Hyper, Schedule, filled
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.adapt import batch_size_of, dataset_of
 from edge_bcs.data.augmentation import augmentation_of
@@ -34,7 +34,7 @@ from edge_bcs.training.gradual import GradualPruning
 from edge_bcs.training.plan import TrainingPlan, default_precision
 from edge_bcs.training.replicas import Replicas
 from edge_bcs.training.run import Run
-from edge_bcs.training.settings import METHODS, PLACES, Compute, Feed, Gradual, OldKeywords, Output
+from edge_bcs.training.settings import PLACES, Compute, Feed, Method, OldKeywords, Output
 from edge_bcs.training.updates import Rewiring, Update
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def train(
     *,
     objective: str = "at",
     beta: float | None = None,
-    method: str = "bcs",
-    rewire: str = "uniform",
-    gradual: Gradual | None = None,
+    method: str | Method = "bcs",
     train: str = "all",
     epochs: int | None = None,
     schedule: Schedule | str | None = None,
@@ -82,18 +80,13 @@ def train(
             count, its order does not: every epoch has one of its own (see `edge_bcs.data.adapt`).
         objective: natural, at, mixed, trades, rst or mart.
         beta: weight of the objective's second term; its default if None.
-        method: "bcs", or a baseline with a static mask: "random" and "fixed" (the mask is that of `sparse`,
-            see `connectivity.sparsify` and `connectivity.fixed`) or "dense" (a network of sparsity 0);
-            baselines have neither rewiring nor noise nor a constraint on signs.
-        rewire: "uniform" (Algorithm 1) or "by-layer" (the released code).
-        gradual: prune a network that has all its weights (`sparsify` with a sparsity of 0) while it is
-            trained, for "bcs" in PyTorch; then rewiring goes on. Its buffers are those of a dense network
-            until then.
+        method: "bcs", or a baseline: "random", "fixed" or "dense"; or a `Method`, which has the name first
+            and may also say where connections are born, and that a dense network is pruned on the way.
         train: what is trained, as in `export`: "all"; "head", the last layer with weights; "last:N", the last
             N of them, in the order of computation, with the norms and biases from there on; "norm", the
             scales and shifts of norms; "bias", the biases and the shifts of norms. Connections move among
             what is trained; no other gradient is computed, and batch norms outside it keep their statistics.
-            The attack sees all of the network. Neither with ``gradual`` nor by layer.
+            The attack sees all of the network. Neither with gradual pruning nor with rewiring by layer.
         epochs: passes over the data that is not held out, 200 if None; a last batch that is not full is left
             out. Short for the same field of `schedule`.
         schedule: a length in steps, how the rates change, and when to end early.
@@ -135,21 +128,21 @@ def train(
     compute = spelt.into("compute", compute, Compute())
     place = (output, Output()) if isinstance(output, Output) else (None, Output(output))
     kept = spelt.into("output", *place)
+    way = spelt.into(
+        "method", *((method, Method()) if isinstance(method, Method) else (None, Method(method)))
+    )
     rule = objective_named(objective)
-    check_choice("method", method, METHODS)
-    check_choice("rewiring", rewire, REWIRE)
     batch_size = batch_size_of(data) if batch_size is None else batch_size
     data = dataset_of(data, shape=input_shape or sparse.input_shape, resize=sparse.resize)
     second = None if feed.pseudo_labelled is None else _second(feed.pseudo_labelled, data.shape)
     _check_data(rule, data, second)
     device = choose_device("cpu" if compute.device is None and compute.engine == "sparse" else compute.device)
-    static = method != "bcs"
-    if gradual is not None and (static or compute.engine != "torch"):
-        raise EdgeBcsError("gradual pruning is for the method bcs and the engine torch")
+    if way.gradual is not None and compute.engine != "torch":
+        raise EdgeBcsError(f"gradual pruning is for the engine torch, not for {compute.engine}")
     trained = trained_part(sparse, Part.parse(train), data.shape)
     if trained is not None:
-        if gradual is not None or rewire == "by-layer":
-            what = "gradual pruning" if gradual is not None else "rewiring by layer"
+        if way.gradual is not None or way.rewire == "by-layer":
+            what = "gradual pruning" if way.gradual is not None else "rewiring by layer"
             raise EdgeBcsError(f"{what} concerns the whole network: train all of it, not {trained.part.text}")
         if batch_norm == "batch":
             trained.batch_norms([item.name for item in sparse.statistics])
@@ -157,13 +150,13 @@ def train(
     plan = TrainingPlan(
         objective=rule,
         beta=rule.beta if beta is None else beta,
-        method=method,
-        rewire="none" if static else rewire,
+        method=way.name,
+        rewire="none" if way.static else way.rewire,
         engine=compute.engine,
         processes=Replicas.join(device).count,
         schedule=schedule,
         batch_size=rule.batch_size if batch_size is None else batch_size,
-        hyper=replace(first, noise=0.0) if static else first,
+        hyper=replace(first, noise=0.0) if way.static else first,
         attack=attack,
         batch_norm=batch_norm,
         precision=compute.precision or default_precision(device),
@@ -172,14 +165,14 @@ def train(
         validation=feed.validation,
         samples=len(data),
         seed=sparse.seed if seed is None else seed,
-        gradual=gradual,
+        gradual=way.gradual,
         train="all" if trained is None else trained.part.text,
     )
     return run_plan(
         sparse,
         data,
         plan,
-        Rewiring(plan.rewire, trained) if gradual is None else GradualPruning(plan.rewire, gradual),
+        Rewiring(plan.rewire, trained) if way.gradual is None else GradualPruning(plan.rewire, way.gradual),
         pseudo_labelled=second,
         device=device,
         compute=compute,

@@ -1,5 +1,5 @@
-"""What a user sets of a training on the host beyond `core.settings`: what it reads, on what it runs, and
-where it is kept."""
+"""What a user sets of a training on the host beyond `core.settings`: how it comes by its connections, what it
+reads, on what it runs, and where it is kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity
-from edge_bcs.core.settings import Attack, Hyper, Schedule, check_choice, check_number
+from edge_bcs.core.settings import REWIRE, Attack, Hyper, Schedule, check_choice, check_number
 
 if TYPE_CHECKING:
     import torch
@@ -136,9 +136,42 @@ class Gradual:
         check_choice("distribution", self.distribution, ("global", "uniform", "erk", "paper"))
 
 
+@dataclass(frozen=True)
+class Method:
+    """How a training comes by its connections.
+
+    Attributes:
+        name: "bcs", or a baseline with a static mask: "random" and "fixed" (the mask is that of the network,
+            see `connectivity.sparsify` and `connectivity.fixed`) or "dense" (a network of sparsity 0);
+            baselines have neither rewiring nor noise nor a constraint on signs.
+        rewire: where connections are born: "uniform" (Algorithm 1) or "by-layer" (the released code).
+        gradual: prune a network that has all its weights (`sparsify` with a sparsity of 0) while it is
+            trained, for "bcs" in PyTorch; then rewiring goes on. Its buffers are those of a dense network
+            until then.
+    """
+
+    name: str = "bcs"
+    _: KW_ONLY
+    rewire: str = "uniform"
+    gradual: Gradual | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `EdgeBcsError` for a name that there is not, or a baseline that would be pruned."""
+        check_choice("method", self.name, METHODS)
+        check_choice("rewiring", self.rewire, REWIRE)
+        if self.gradual is not None and self.static:
+            raise EdgeBcsError(f"gradual pruning is for the method bcs, not for {self.name}")
+
+    @property
+    def static(self) -> bool:
+        """Whether connections stay where they are."""
+        return self.name != "bcs"
+
+
 class OldKeywords(TypedDict, total=False):
     """Keywords that `train` had up to 0.1."""
 
+    rewire: str
     steps: int | None
     learning_rate: float
     weight_decay: float
@@ -160,6 +193,7 @@ class OldKeywords(TypedDict, total=False):
 
 
 PLACES: Places = {
+    "rewire": ("method", Method, "rewire"),
     "steps": ("schedule", Schedule, "steps"),
     "schedule": ("schedule", Schedule, "kind"),
     "learning_rate": ("hyper", Hyper, "learning_rate"),

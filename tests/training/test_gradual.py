@@ -15,7 +15,7 @@ from helpers.commands import run
 from helpers.training import SHORT, digits, same, tiny
 
 import edge_bcs
-from edge_bcs import Feed, Gradual, Output, Schedule
+from edge_bcs import Feed, Gradual, Method, Output, Schedule
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.settings import Coefficients
@@ -34,7 +34,7 @@ def train(sparse: edge_bcs.SparseModel, folder: Path | Output | None = None, **m
     given = {
         "schedule": Schedule(steps=12),
         "feed": Feed(validation=0.25, augment=False),
-        "gradual": Gradual("0.9", share=0.5),
+        "method": Method(gradual=Gradual("0.9", share=0.5)),
         "output": folder,
         **SHORT,
         **more,
@@ -69,7 +69,8 @@ def test_kappa_is_exact_from_the_end_of_pruning_on(
 
     monkeypatch.setattr(GradualPruning, "__call__", noting)
     sparse = dense()
-    report = train(sparse, gradual=Gradual("0.9", share=0.5, distribution=distribution))
+    gradual = Gradual("0.9", share=0.5, distribution=distribution)
+    report = train(sparse, method=Method(gradual=gradual))
     assert [kappa for kappa, _ in seen] == [left_after(t, 6, SIZE, KAPPA) for t in range(1, 7)] + [KAPPA] * 6
     assert sparse.kappa == KAPPA and (sparse.sparsity, sparse.distribution) == ("0.9", distribution)
     assert report["step"] == 12 and report["best_step"] > 6
@@ -166,9 +167,8 @@ def test_rewiring_goes_on_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"gradual": Gradual("0.9"), "method": "random"}, "is for the method bcs"),
-        ({"gradual": Gradual("0.9"), "compute": edge_bcs.Compute("sparse")}, "the engine torch"),
-        ({"gradual": Gradual("0.99999")}, "leaves none of"),
+        ({"compute": edge_bcs.Compute("sparse")}, "is for the engine torch, not for sparse"),
+        ({"method": Method(gradual=Gradual("0.99999"))}, "leaves none of"),
     ],
 )
 def test_refusals(given: dict[str, Any], message: str) -> None:
@@ -176,6 +176,8 @@ def test_refusals(given: dict[str, Any], message: str) -> None:
         train(dense(), **given)
     with pytest.raises(EdgeBcsError, match="begins with all 5,192 weights, and the network has 2,596"):
         train(edge_bcs.sparsify(tiny(), 0.5, dense=[]))
+    with pytest.raises(EdgeBcsError, match="is for the method bcs, not for random"):
+        Method("random", gradual=Gradual("0.9"))
     for wrong in ({"share": 0}, {"share": 1.0}, {"share": float("nan")}, {"distribution": "best"}):
         with pytest.raises(EdgeBcsError):
             Gradual("0.9", **wrong)

@@ -15,7 +15,7 @@ from helpers import commands
 from helpers.in_part import PARTS, SHAPE, mobile
 
 import edge_bcs
-from edge_bcs import Attack, Compute, Feed, Gradual, Hyper, Memory, Output, Schedule
+from edge_bcs import Attack, Compute, Feed, Gradual, Hyper, Memory, Method, Output, Schedule
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.part import Part, Trained, merged
@@ -173,8 +173,8 @@ def test_a_training_goes_on_with_its_part_alone(tmp_path: Path) -> None:
         ("first", {}, "what is trained is all, head, last:N"),
         ("last:99", {}, "more layers than the 8 with weights"),
         ("head", {"batch_norm": "batch"}, "trains no batch norm"),
-        ("head", {"rewire": "by-layer"}, "rewiring by layer concerns the whole network"),
-        ("head", {"gradual": Gradual("0.9")}, "gradual pruning concerns the whole network"),
+        ("head", {"method": Method(rewire="by-layer")}, "rewiring by layer concerns the whole network"),
+        ("head", {"method": Method(gradual=Gradual("0.9"))}, "gradual pruning concerns the whole network"),
     ],
 )
 def test_refusals(part: str, more: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from helpers.training import digits, tiny
 
 import edge_bcs
-from edge_bcs import Attack, Compute, EdgeBcsError, Feed, Hyper, Output, Schedule
+from edge_bcs import Attack, Compute, EdgeBcsError, Feed, Hyper, Method, Output, Schedule
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.core.errors import EdgeBcsDeprecationWarning
 from edge_bcs.training import loop
@@ -19,6 +19,7 @@ from edge_bcs.training.plan import TrainingPlan
 from edge_bcs.training.settings import PLACES, OldKeywords
 
 OLD: dict[str, Any] = {
+    "rewire": "by-layer",
     "steps": 7,
     "schedule": "cosine",
     "learning_rate": 0.02,
@@ -40,6 +41,7 @@ OLD: dict[str, Any] = {
     "save_seconds": 3.0,
 }
 NEW: dict[str, Any] = {
+    "method": Method(rewire="by-layer"),
     "schedule": Schedule(epochs=3, steps=7, kind="cosine"),
     "hyper": Hyper(learning_rate=0.02, weight_decay=1e-3, momentum=0.8, noise=1e-5),
     "attack": Attack(epsilon=4 / 255, step_size=1 / 255, steps=3),
@@ -48,7 +50,7 @@ NEW: dict[str, Any] = {
 }
 ASKED: dict[str, Any] = {"objective": "rst", "beta": 2, "batch_size": 8, "batch_norm": "frozen", "seed": 4}
 WRITTEN = {
-    "objective": "rst", "beta": 2, "method": "bcs", "rewire": "uniform", "engine": "torch", "processes": 1,
+    "objective": "rst", "beta": 2, "method": "bcs", "rewire": "by-layer", "engine": "torch", "processes": 1,
     "epochs": 3, "steps": 7, "batch_size": 8, "learning_rate": 0.02, "weight_decay": 1e-3,
     "schedule": "cosine", "momentum": 0.8, "noise": 1e-5, "epsilon": 4 / 255, "step_size": 1 / 255,
     "attack_steps": 3, "batch_norm": "frozen", "precision": "bf16", "augment": False, "validation": 0.25,
@@ -93,9 +95,9 @@ def test_old_and_new_spelling_give_the_same_plan(tmp_path: Path, monkeypatch: py
 def test_what_is_left_out_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, more = asked(monkeypatch, compute=Compute(device="cpu"))
     assert plan.described() == {
-        **WRITTEN, "objective": "at", "beta": 0.0, "epochs": 200, "steps": None, "batch_size": 128,
-        "learning_rate": 0.1, "weight_decay": 5e-4, "schedule": "steps", "momentum": 0.9, "noise": 1e-6,
-        "epsilon": 8 / 255, "step_size": 2 / 255, "attack_steps": 10, "batch_norm": "batch",
+        **WRITTEN, "objective": "at", "beta": 0.0, "rewire": "uniform", "epochs": 200, "steps": None,
+        "batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4, "schedule": "steps", "momentum": 0.9,
+        "noise": 1e-6, "epsilon": 8 / 255, "step_size": 2 / 255, "attack_steps": 10, "batch_norm": "batch",
         "precision": "f32", "augment": True, "validation": 0.02, "seed": 0,
     }  # fmt: skip
     assert more["output"] == Output() and more["progress"]
@@ -116,6 +118,7 @@ def test_what_is_left_out_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None
             "given pseudo_labelled= and another in feed=",
         ),
         ({"output": Output("run"), "resume": True}, "given resume= and another in output="),
+        ({"method": Method(rewire="by-layer"), "rewire": "uniform"}, "given rewire= and another in method="),
         ({"rewire": "none"}, "the rewiring is uniform or by-layer, not 'none'"),
     ],
 )

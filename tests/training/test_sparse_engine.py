@@ -14,7 +14,7 @@ import pytest
 from helpers.training import digits, same, tiny
 
 import edge_bcs
-from edge_bcs import Attack, Compute, Feed, Hyper, Output, Schedule
+from edge_bcs import Attack, Compute, Feed, Hyper, Method, Output, Schedule
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.method import connectivity
@@ -24,7 +24,9 @@ from edge_bcs.training import updates
 SHORT: dict[str, Any] = {"batch_size": 16, "attack": Attack(steps=2), "progress": False}
 
 
-def trained(engine: str, method: str = "bcs", **more: Any) -> tuple[edge_bcs.SparseModel, dict[str, Any]]:
+def trained(
+    engine: str, method: str | Method = "bcs", **more: Any
+) -> tuple[edge_bcs.SparseModel, dict[str, Any]]:
     distribution = "uniform" if method == "random" else "paper"
     sparse = edge_bcs.sparsify(tiny(), 0 if method == "dense" else 0.8, 5, distribution)
     feed = Feed(validation=0.2, pseudo_labelled=digits(40) if more.get("objective") == "rst" else None)
@@ -105,7 +107,7 @@ def test_refusals() -> None:
         with pytest.raises(EdgeBcsError, match=match):
             trained("sparse", **changed)
 
-    refused("does not do rewiring by layer", rewire="by-layer")
+    refused("does not do rewiring by layer", method=Method(rewire="by-layer"))
     refused("one process, on a CPU, in f32", precision="bf16")
     refused("the network's own seed", seed=6)
     with pytest.raises(EdgeBcsError, match="engine is torch or sparse"):

@@ -20,7 +20,7 @@ from helpers.training import SHORT, digits, same, tiny
 from torch import nn
 
 import edge_bcs
-from edge_bcs import Attack, Compute, Feed, Hyper, Output, Schedule
+from edge_bcs import Attack, Compute, Feed, Hyper, Method, Output, Schedule
 from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.settings import divisor
@@ -366,7 +366,8 @@ def test_refusals(tmp_path: Path) -> None:
     refused("rst needs a second, pseudo-labelled data set", objective="rst")
     refused("no use for pseudo-labelled data", feed=Feed(pseudo_labelled=data))
     refused("the method is bcs, random, fixed or dense, not 'snip'", method="snip")
-    refused("uniform or by-layer", rewire="magnitude")
+    with pytest.raises(EdgeBcsError, match="uniform or by-layer, not 'magnitude'"):
+        Method(rewire="magnitude")
     refused("epochs must be a whole number of at least 1", epochs=0)
     refused("batch_size must be a whole number of at least 1", batch_size=0)
     refused("beta must be a number of at least 0", beta=-1)
