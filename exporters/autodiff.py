@@ -122,8 +122,7 @@ class Gradients:
             dense, out = self.step_dense()
             inputs = {"affine_grad": self.affine, "dense": "dense.value", "dense_grad": dense}
             inputs |= {"mean": mean, "variance": variance}
-            gradients = self.lowering.passed.gradients
-            attributes = {**self.lowering.fold, **({"gradients": gradients} if gradients else {})}
+            attributes = {**self.lowering.fold, "gradients": self.lowering.passed.gradients}
             FoldAffineGrad.emit(self.graph, inputs, {"dense_grad_out": out}, attributes)
         for name, gradient in (("coo.value", self.coo), ("dense.value", self.dense)):
             if name in self.moving:

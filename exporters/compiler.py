@@ -32,7 +32,7 @@ from edge_bcs.core.objectives import PLAIN
 from edge_bcs.core.part import Part
 from edge_bcs.core.units import format_bytes
 
-from .graphs import attack_graph, update_graphs
+from .graphs import other_graphs
 from .memory.choice import Choice, Job
 from .memory.planner import Planner
 from .memory.replay import Replay, plan, replay_of
@@ -160,10 +160,7 @@ def build(planner: Planner, job: Job, choice: Choice) -> Compiled:
         if phase == "training":
             graph = store(graph, choice.storage)
         replays[phase] = replay if graph is replay.graph else replay_of(graph, network.connections)
-    others = update_graphs(network)
-    if network.attack_apart:
-        others["attack"] = attack_graph(network, choice.micro_batch)
-    for phase, graph in others.items():
+    for phase, graph in other_graphs(network, choice.micro_batch).items():
         replays[phase] = replay_of(graph, network.connections)
     buffers = network.buffers(choice.micro_batch, job.objective.two_branches)
     return Compiled(
@@ -203,16 +200,16 @@ def _changes(
     if not job.bfloat16:
         options.append(("--store bf16", planner, replace(job, bfloat16=True), micro_batch))
     if network.batch_statistics:
-        frozen = Planner(replace(network, batch_statistics=False))
-        options.append(("--batch-norm frozen", frozen, job, micro_batch))
+        smaller = Planner(replace(network, batch_statistics=False))
+        options.append(("--batch-norm frozen", smaller, job, micro_batch))
     if job.objective.two_branches:
         options.append((f"--objective {PLAIN.name}", planner, replace(job, objective=PLAIN), micro_batch))
     if network.part.everything:
         for part in PARTS:
             with contextlib.suppress(EdgeBcsError):  # of a network with fewer layers
                 smaller = Planner(replace(network, part=part, batch_statistics=False))
-                frozen_too = " --batch-norm frozen" if network.batch_statistics else ""
-                options.append((f"--train {part.text}{frozen_too}", smaller, job, micro_batch))
+                words = f"--train {part.text}{' --batch-norm frozen' * network.batch_statistics}"
+                options.append((words, smaller, job, micro_batch))
     for what, changed, other, images in options:
         size = changed.smallest(other, images).peak_bytes
         if size < least.peak_bytes:

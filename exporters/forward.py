@@ -7,6 +7,7 @@ from .network import Network, Pass
 from .nodes import Graph, Node
 from .operators import OPERATORS
 from .operators.folding import FoldAffine
+from .operators.lists import MakeLists
 
 
 class Lowering:
@@ -20,14 +21,18 @@ class Lowering:
         fold: attributes of the operators that fold it and its gradient.
         statistics: the current tensors of (running mean, running variance); a branch with batch statistics
             replaces them by its own.
-        lists: where the lists of the kernels lie in the tensor ``lists_tensor``.
     """
 
-    def __init__(self, graph: Graph, network: Network, passed: Pass, lanes: int, own_lists: str = "") -> None:
-        """Begin; ``own_lists`` is the tensor of the lists where these are not the ones that are kept."""
+    def __init__(self, graph: Graph, network: Network, passed: Pass, lanes: int) -> None:
+        """Emit what all branches read: lists that are not kept, and the folded scale and shift."""
         self.graph, self.network, self.passed, self.lanes = graph, network, passed, lanes
-        self.lists = network.whole_lists if own_lists else network.lists
-        self.lists_tensor = own_lists or "coo.lists"
+        if passed.lists.made:
+            MakeLists.emit(
+                graph,
+                {"index": passed.lists.buffer},
+                {"lists": passed.lists.tensor},
+                passed.lists.attributes,
+            )
         self.affine = "affine" if passed.entries else ""
         self.fold = {"entries": passed.entries, "epsilon": passed.epsilon}
         self.statistics = ["batchnorm.mean", "batchnorm.variance"]

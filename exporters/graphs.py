@@ -7,25 +7,39 @@ The order of nodes in each file is the intended order of execution. Inputs and o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 from edge_bcs.targets.cost_model import lanes_of
 
 from edge_bcs.core.objectives import Objective
-from edge_bcs.core.part import merged
 
 from .autodiff import Gradients, Tape
 from .forward import Branch, Lowering
-from .network import LAYER_INTEGERS, Network
+from .network import Network
 from .nodes import Graph
 from .operators.base import named_halos
 from .operators.images import PgdStep, UnpackOutput
-from .operators.lists import BuildLists, MakeLists
+from .operators.lists import BuildLists
 from .operators.losses import LOSSES, SoftmaxDifference
 from .operators.order import After
 from .operators.update import DenseStep, RewireStep
 
-PARAMETERS = ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance", "coo.lists")
-"""What every pass of a network reads besides its images."""
+_READ = {
+    "coo.value": (
+        "coo.value",
+        "coo.index",
+        "coo.momentum",
+        "coo.value_grad.accumulation.buffer",
+        "coo.lists",
+    ),
+    "dense.value": ("dense.value", "dense.momentum", "dense.value_grad.accumulation.buffer"),
+}
+"""What the update of the connections, and that of the other parameters, reads."""
+_CHANGED = {
+    "coo.value": ("coo.value", "coo.index", "coo.momentum", "coo.lists"),
+    "dense.value": ("dense.value", "dense.momentum"),
+}
+"""What they change."""
 
 
 def empty_graph(
@@ -41,7 +55,7 @@ def empty_graph(
     return Graph(
         name,
         {buffer: buffers[buffer] for buffer in inputs},
-        {output: buffers.get(output) or buffers[output.removesuffix(".out")] for output in outputs},
+        {buffer: buffers.get(buffer) or buffers[buffer.removesuffix(".out")] for buffer in outputs},
     )
 
 
@@ -49,22 +63,26 @@ def step_graphs(
     network: Network, micro_batch: int, objective: Objective, beta: float, keep_both: bool
 ) -> dict[str, Graph]:
     """Phase → graph of what is done with each micro-batch of a step; arguments as `training_graph`."""
-    attack = {} if network.attack_apart else {"attack": attack_graph(network, micro_batch)}
-    return {
-        "training": training_graph(network, micro_batch, objective, beta, keep_both),
-        **attack,
-        "eval": evaluation_graph(network, micro_batch),
-    }
+    graphs = {"training": training_graph(network, micro_batch, objective, beta, keep_both)}
+    if not network.attack_apart:
+        graphs["attack"] = attack_graph(network, micro_batch)
+    graphs["eval"] = evaluation_graph(network, micro_batch)
+    return graphs
 
 
-def update_graphs(network: Network) -> dict[str, Graph]:
-    """Phase → graph of what is done once a step, and once after loading."""
-    return {"optimizer": optimizer_graph(network), "lists": lists_graph(network)}
+def other_graphs(network: Network, micro_batch: int) -> dict[str, Graph]:
+    """Phase → graph of what is done once a step, once after loading, and only to evaluate a network."""
+    graphs = {"optimizer": optimizer_graph(network), "lists": lists_graph(network)}
+    if network.attack_apart:
+        graphs["attack"] = attack_graph(network, micro_batch)
+    return graphs
 
 
 def evaluation_graph(network: Network, micro_batch: int) -> Graph:
     """Logits of a micro-batch with running statistics."""
-    graph = empty_graph("eval_model", network, ("input", *PARAMETERS), ["logits"], micro_batch)
+    graph = empty_graph(
+        "eval_model", network, ("input", *network.evaluation.parameters), ["logits"], micro_batch
+    )
     lowering = Lowering(graph, network, network.evaluation, lanes_of(micro_batch))
     branch = Branch(lowering, "input")
     UnpackOutput.emit(graph, {"stack": branch.logits}, {"y": "logits"}, {"lanes": branch.lanes})
@@ -78,16 +96,14 @@ def attack_graph(network: Network, micro_batch: int) -> Graph:
     The seed softmax(logits) − target is the gradient of the cross-entropy for a one-hot target and that of
     KL(target ‖ softmax) for clean probabilities.
     """
-    apart = network.attack_apart
-    parameters = ["coo.index" if apart and name == "coo.lists" else name for name in PARAMETERS]
-    read = ("adversarial", "input", "target", "step_size", "epsilon", *parameters)
-    graph = empty_graph("attack_model", network, read, ["adversarial.out"], micro_batch)
-    lists = ""
-    if apart:
-        lists = "lists"
-        attributes = {"layers": network.geometry, "layer_integers": LAYER_INTEGERS}
-        MakeLists.emit(graph, {"index": "coo.index"}, {"lists": lists}, attributes)
-    lowering = Lowering(graph, network, network.evaluation, lanes_of(micro_batch), lists)
+    graph = empty_graph(
+        "attack_model",
+        network,
+        ("adversarial", "input", "target", "step_size", "epsilon", *network.attack.parameters),
+        ["adversarial.out"],
+        micro_batch,
+    )
+    lowering = Lowering(graph, network, network.attack, lanes_of(micro_batch))
     branch = Branch(lowering, "adversarial")
     inputs = {"logits": branch.logits, "target": "target"}
     SoftmaxDifference.emit(graph, inputs, {"dlogits": branch.seed}, {"lanes": branch.lanes})
@@ -113,7 +129,6 @@ def training_graph(
         keep_both: for the two-branch objectives, keep the clean branch's activations while the adversarial
             branch is differentiated, instead of computing them a second time. Default: as the network says.
     """
-    buffers = [f"{name}_grad.accumulation.buffer" for name in network.moving]
     graph = empty_graph(
         "training_model",
         network,
@@ -121,11 +136,11 @@ def training_graph(
             *images_of(objective.two_branches),
             "labels",
             "sample_weight",
-            *PARAMETERS,
-            *buffers,
+            *network.training.parameters,
+            *(f"{name}_grad.accumulation.buffer" for name in network.moving),
             "lazy_reset_grad",
         ],
-        ["loss", "correct", *(name.replace(".buffer", ".out") for name in buffers)],
+        ["loss", "correct", *(f"{name}_grad.accumulation.out" for name in network.moving)],
         micro_batch,
         objective.two_branches,
     )
@@ -183,42 +198,49 @@ def _publish(graph: Graph, statistics: list[str]) -> None:
 def optimizer_graph(network: Network) -> Graph:
     """The rewiring step, the lists it changes, and momentum descent on the dense parameters, all in place; of
     what is trained."""
-    connections, others = (name in network.moving for name in ("coo.value", "dense.value"))
-    state = {name: f"coo.{name}" for name in ("value", "index", "momentum")}
-    gradients = [f"{name}_grad.accumulation.buffer" for name in ("coo.value", "dense.value")]
-    dense = ("dense.value", "dense.momentum")
-    read = [*state.values(), gradients[0], "coo.lists"] if connections else []
-    changed = [*state.values(), "coo.lists"] if connections else []
-    if others:
-        read, changed = [*read, *dense, gradients[1]], [*changed, *dense]
-    read = [*read, "hyper", *(["counter"] if connections else [])]
-    graph = empty_graph("optimizer_model", network, read, [f"{name}.out" for name in changed])
-    everything = network.part.everything
-    if connections:
-        inputs = {**state, "gradient": gradients[0], "hyper": "hyper", "counter": "counter"}
-        outputs = {f"{name}_out": f"{tensor}.out" for name, tensor in state.items()}
-        outputs["gradient_out"] = "coo.value_grad.consumed"
-        spans = {} if everything else {"spans": network.spans}
-        RewireStep.emit(graph, inputs, outputs, {"size": network.size, **spans})
-        _build_lists(graph, network, "coo.index.out")
-    if others:
-        inputs = {"value": dense[0], "momentum": dense[1], "hyper": "hyper", "gradient": gradients[1]}
-        runs = [number for begin, end in merged(network.trained.dense) for number in (begin, end - begin)]
-        outputs = {"value_out": f"{dense[0]}.out", "momentum_out": f"{dense[1]}.out"}
-        DenseStep.emit(graph, inputs, outputs, {} if everything else {"spans": runs})
+    graph = empty_graph(
+        "optimizer_model",
+        network,
+        [
+            *chain.from_iterable(_READ[name] for name in network.moving),
+            "hyper",
+            *(["counter"] if "coo.value" in network.moving else []),
+        ],
+        [f"{buffer}.out" for name in network.moving for buffer in _CHANGED[name]],
+    )
+    if "coo.value" in network.moving:
+        inputs = {
+            "value": "coo.value",
+            "index": "coo.index",
+            "momentum": "coo.momentum",
+            "gradient": "coo.value_grad.accumulation.buffer",
+            "hyper": "hyper",
+            "counter": "counter",
+        }
+        outputs = {
+            "value_out": "coo.value.out",
+            "index_out": "coo.index.out",
+            "momentum_out": "coo.momentum.out",
+            "gradient_out": "coo.value_grad.consumed",
+        }
+        RewireStep.emit(graph, inputs, outputs, {"size": network.size, "spans": network.spans})
+        inputs = {"index": "coo.index.out", "lists": "coo.lists"}
+        BuildLists.emit(graph, inputs, {"lists_out": "coo.lists.out"}, network.lists.attributes)
+    if "dense.value" in network.moving:
+        inputs = {
+            "value": "dense.value",
+            "momentum": "dense.momentum",
+            "hyper": "hyper",
+            "gradient": "dense.value_grad.accumulation.buffer",
+        }
+        outputs = {"value_out": "dense.value.out", "momentum_out": "dense.momentum.out"}
+        DenseStep.emit(graph, inputs, outputs, {"spans": network.dense_spans})
     return graph
 
 
 def lists_graph(network: Network) -> Graph:
     """coo.index → coo.lists, once after loading."""
     graph = empty_graph("lists_model", network, ["coo.index", "coo.lists"], ["coo.lists.out"])
-    _build_lists(graph, network, "coo.index")
+    inputs = {"index": "coo.index", "lists": "coo.lists"}
+    BuildLists.emit(graph, inputs, {"lists_out": "coo.lists.out"}, network.lists.attributes)
     return graph
-
-
-def _build_lists(graph: Graph, network: Network, index: str) -> None:
-    inputs, outputs = {"index": index, "lists": "coo.lists"}, {"lists_out": "coo.lists.out"}
-    attributes = {"layers": network.geometry, "layer_integers": LAYER_INTEGERS}
-    if network.lists.partial:
-        attributes["transposed"] = network.lists.flags
-    BuildLists.emit(graph, inputs, outputs, attributes)

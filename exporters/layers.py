@@ -7,7 +7,7 @@ Shapes are those of one sample: ``(C, H, W)`` for a feature map and ``(F,)`` for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import ClassVar, Literal
 
@@ -136,6 +136,13 @@ class Input(Layer):
     computed_by = "PackInput"
     scale: tuple[float, ...] = ()
     shift: tuple[float, ...] = ()
+
+    def after(self, mean: Sequence[float], std: Sequence[float]) -> Input:
+        """The same for an image of which (x − mean) / std, a number a channel, is taken first."""
+        own = self.scale or (1.0,) * len(std), self.shift or (0.0,) * len(std)
+        scale = tuple(a / deviation for a, deviation in zip(own[0], std, strict=True))
+        shift = tuple(b - a * middle for a, b, middle in zip(scale, own[1], mean, strict=True))
+        return replace(self, scale=scale, shift=shift)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,10 @@ from .fusion import FusedLayer, Slot, fuse
 from .layers import BatchNorm, Convolution, Input, LayerGraph
 from .nodes import TensorType
 from .operators.base import Learned
+from .operators.lists import LAYER_INTEGERS
 from .trained import parameters, trained_of
 
 _SHORT = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool"}
-
-
-LAYER_INTEGERS = 14
-"""Of a layer in BuildLists: offset, O, I, kernel (2), strides (2), pads (4), dilations (2), groups."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,7 @@ class Pass:
         layers: the forward operators. entries: six integers a slot, the attribute of FoldAffine.
         learned: what is trained. epsilon: of the batch norms.
         gradients: three integers a slot, the attribute of FoldAffineGrad; empty where all is trained.
+        lists: of the kernels.
     """
 
     layers: list[FusedLayer]
@@ -88,6 +86,12 @@ class Pass:
     learned: Learned
     epsilon: float
     gradients: list[int]
+    lists: Lists
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The buffers that it reads besides its images."""
+        return ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance", self.lists.buffer)
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,18 @@ class Lists:
     those of the former to each input's.
 
     Attributes:
+        kernels: all of the network.
         pointers: kernel → where its pointers begin, those of the transpose lists −1 if it has none.
         transposed: connections of the kernels that have transpose lists.
         length: of all lists.
+        made: whether each run of a graph makes them, in memory of their own; else they are kept.
     """
 
+    kernels: Mapping[str, Kernel]
     pointers: Mapping[str, tuple[int, int]]
     transposed: int
     length: int
+    made: bool = False
 
     @classmethod
     def of(cls, kernels: Mapping[str, Kernel], having: Collection[str]) -> Lists:
@@ -117,7 +125,7 @@ class Lists:
             pointers[name] = forward, backwards if name in having else -1
             forward += kernel.shape[0] + 1
             backwards += kernel.inputs * kernel.layer.window.phases + 1 if name in having else 0
-        return cls(pointers, transposed, backwards)
+        return cls(kernels, pointers, transposed, backwards)
 
     @property
     def partial(self) -> bool:
@@ -125,9 +133,25 @@ class Lists:
         return any(backwards < 0 for _, backwards in self.pointers.values())
 
     @property
-    def flags(self) -> list[int]:
-        """The attribute ``transposed`` of BuildLists."""
-        return [int(backwards >= 0) for _, backwards in self.pointers.values()]
+    def buffer(self) -> str:
+        """The bound buffer that a graph reads for them."""
+        return "coo.index" if self.made else "coo.lists"
+
+    @property
+    def tensor(self) -> str:
+        """The tensor in which operators find them."""
+        return "lists" if self.made else "coo.lists"
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Those of BuildLists and MakeLists."""
+        return {
+            "layers": list(chain.from_iterable(kernel.geometry for kernel in self.kernels.values())),
+            "layer_integers": LAYER_INTEGERS,
+            "transposed": [int(backwards >= 0) for _, backwards in self.pointers.values()]
+            if self.partial
+            else [],
+        }
 
 
 @dataclass
@@ -144,7 +168,8 @@ class Network:
         batch_statistics: whether training normalises by the micro-batch, in the batch norms that are trained.
         part: what is trained, as the user names it. trained: what that is of this network.
         attacked: whether a training attacks it, so that gradients go through all of it.
-        evaluation, training: the passes with running statistics, and with those that training uses.
+        evaluation, attack, training: the passes with running statistics, with lists through which a gradient
+            reaches the image, and with the statistics that training uses.
 
     Raises:
         EdgeBcsError: it has no such part, or no batch norm that is trained for batch statistics to be of.
@@ -160,6 +185,7 @@ class Network:
     attacked: bool = True
     trained: Trained = field(init=False)
     evaluation: Pass = field(init=False)
+    attack: Pass = field(init=False)
     training: Pass = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,6 +197,8 @@ class Network:
         apart: frozenset[str] = self.trained.norms(norms) if self.part.text == "norm" else frozenset()
         self.evaluation = self._pass(frozenset(), frozenset())
         self.training = self._pass(batch, apart) if batch or apart else self.evaluation
+        whole = replace(Lists.of(self.kernels, self.kernels), made=self.attack_apart)
+        self.attack = replace(self.evaluation, lists=whole)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -241,11 +269,6 @@ class Network:
         return self.lists.length
 
     @cached_property
-    def whole_lists(self) -> Lists:
-        """Lists through which a gradient can go through every layer."""
-        return Lists.of(self.kernels, self.kernels)
-
-    @cached_property
     def skips(self) -> Mapping[str, int]:
         """Trained kernel → connections before it that are not trained: so many places before the connection
         itself its gradient and its momentum lie."""
@@ -261,19 +284,24 @@ class Network:
     @property
     def spans(self) -> list[int]:
         """Three integers for each run of trained kernels, the attribute of RewireStep: where its positions
-        begin and end, and the connections before it that are not trained."""
+        begin and end, and the connections before it that are not trained; none where all are trained."""
+        if self.part.everything:
+            return []
         skip = {kernel.offset: self.skips[kernel.name] for kernel in self.trained.kernels}
         return [number for begin, end in merged(self.trained.kernels) for number in (begin, end, skip[begin])]
+
+    @property
+    def dense_spans(self) -> list[int]:
+        """Two integers for each run of trained parameters, the attribute of DenseStep: where it begins in
+        ``dense.value``, and its length; none where all are trained."""
+        if self.part.everything:
+            return []
+        return [number for begin, end in merged(self.trained.dense) for number in (begin, end - begin)]
 
     @cached_property
     def connections(self) -> Mapping[int, int]:
         """First number of a layer, by which nodes know it → its connections when it was captured."""
         return {kernel.offset: kernel.connections for kernel in self.kernels.values()}
-
-    @property
-    def geometry(self) -> list[int]:
-        """`LAYER_INTEGERS` integers of each kernel, the attribute of BuildLists."""
-        return list(chain.from_iterable(kernel.geometry for kernel in self.kernels.values()))
 
     def offsets(self, modules: Collection[str]) -> set[int]:
         """First numbers of the kernels of ``modules``, by which nodes know them."""
@@ -306,7 +334,8 @@ class Network:
             frozenset(kernel.offset for kernel in self.trained.kernels),
             frozenset(places[parameter.name] for parameter in self.trained.dense),
         )
-        return Pass(layers, entries, learned, self.graph.epsilon, [] if self.part.everything else gradients)
+        gradients = [] if self.part.everything else gradients
+        return Pass(layers, entries, learned, self.graph.epsilon, gradients, self.lists)
 
     def _entry(self, slot: Slot) -> list[int]:
         """The six integers that describe ``slot`` to FoldAffine."""
@@ -334,14 +363,12 @@ def captured(sparse: SparseModel, input_shape: tuple[int, int, int]) -> LayerGra
     """
     graph = capture(sparse.network, input_shape)
     sparse.ending = graph.ending
-    image = graph.layers[0]
-    if sparse.normalize is not None and isinstance(image, Input):
-        mean, std = sparse.normalize.of_channels(input_shape[0])
+    if sparse.normalize is not None:
         # What the network does to its pixels itself comes after it.
-        own = image.scale or (1.0,) * len(std), image.shift or (0.0,) * len(std)
-        scale = tuple(a / deviation for a, deviation in zip(own[0], std, strict=True))
-        shift = tuple(b - a * middle for a, b, middle in zip(scale, own[1], mean, strict=True))
-        graph.layers[0] = replace(image, scale=scale, shift=shift)
+        mean, std = sparse.normalize.of_channels(input_shape[0])
+        graph.layers = [
+            layer.after(mean, std) if isinstance(layer, Input) else layer for layer in graph.layers
+        ]
     return graph
 
 

@@ -119,8 +119,10 @@ def state_fault(state: Mapping[str, Array], parts: Parts) -> str | None:
     if parts.trained is not None:
         found = int(parts.trained.connections(index).sum())
         if found != parts.trained.kappa:
-            wanted = parts.trained.kappa
-            return f"coo.index has {found} connections in the layers that are trained, which have {wanted}"
+            return (
+                f"coo.index has {found} connections in the layers that are trained, which have "
+                f"{parts.trained.kappa}"
+            )
 
     def first(name: str, wrong: Array, what: str) -> str:
         place = int(np.argmax(wrong))

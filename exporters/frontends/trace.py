@@ -25,6 +25,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -126,11 +127,14 @@ class Trace:
         """A name for a layer, made of ``name``, that no other layer has."""
         name = re.sub(r"\W", "_", name)
         name = f"_{name}" if name[:1].isdigit() else name
-        number = 1 if keyword.iskeyword(name) or hasattr(builtins, name) else 0
-        while (unique := f"{name}_{number}" if number else name) in self._names:
-            number += 1
-        self._names.add(unique)
-        return unique
+        if not self._may_name(name):
+            name = next(filter(self._may_name, (f"{name}_{number}" for number in count(1))))
+        self._names.add(name)
+        return name
+
+    def _may_name(self, name: str) -> bool:
+        """Whether a layer may be called ``name``: Python has no use for it, nor has another layer."""
+        return not (keyword.iskeyword(name) or hasattr(builtins, name) or name in self._names)
 
     def read(self, found: Pixels | Input) -> Layer:
         """The image as layers read it, normalised in one way only."""

@@ -120,7 +120,7 @@ class Planner:
                 for space in self.spaces(job, size)
             ):
                 break  # larger micro-batches are hopeless, too
-        spaces = sorted(spaces, key=lambda space: space.unchanged.seconds)
+        spaces.sort(key=lambda space: space.unchanged.seconds)
         if spaces[0].unchanged.peak_bytes <= budget:
             return spaces[0].unchanged
         best = self.space(job, least.choice.micro_batch, least.choice.keep_both).prune(least, budget)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 from edge_bcs.targets.cost_model import Walk
 from edge_bcs.targets.plans import Allocation, MemoryPlan, Phase
@@ -48,7 +49,6 @@ class Replay:
     Attributes:
         graph, types: the graph, and the type of each of its tensors.
         allocations: all of them, in order of birth; work memory lives for one node.
-        totals: bytes alive while each node runs.
         nodes: name of each node; flops, moved, walks: its arithmetic, the bytes that it reads and writes, and
             its products.
         without_work: node that could do without work memory → (bytes of that, walks and bytes moved then).
@@ -59,12 +59,20 @@ class Replay:
     graph: Graph
     types: Types
     allocations: list[Allocation]
-    totals: list[int]
     nodes: list[str]
     flops: list[int]
     moved: list[int]
     walks: list[tuple[Walk, ...]]
     without_work: dict[int, tuple[int, tuple[Walk, ...], int]]
+
+    @cached_property
+    def totals(self) -> list[int]:
+        """Bytes allocated while each node runs."""
+        totals = [0] * len(self.nodes)
+        for life in self.allocations:
+            for node in range(life.birth, life.death + 1):
+                totals[node] += life.bytes
+        return totals
 
     @property
     def peak_bytes(self) -> int:
@@ -110,45 +118,6 @@ def replay_of(graph: Graph, connections: Mapping[int, int]) -> Replay:
             execution).
     """
     types = tensor_types(graph)
-    owner = {tensor: "" for tensor in graph.inputs}  # → the allocation it lives in, "" if it is bound
-    births: dict[str, int] = {}
-    deaths: dict[str, int] = {}
-    unread: set[str] = set()
-    for index, node in enumerate(graph.nodes):
-        rule = OPERATORS[node.operator]
-        for tensor in filter(None, node.inputs):
-            assert tensor in owner, f"node {node.name} reads {tensor} before it is written"
-            if owner[tensor]:
-                deaths[owner[tensor]] = index
-                unread.discard(owner[tensor])
-        for position, tensor in enumerate(node.outputs):
-            if not tensor:
-                continue
-            if position in rule.aliases:
-                owner[tensor] = owner[node.inputs[rule.aliases[position]]]
-                if owner[tensor]:
-                    deaths[owner[tensor]] = index
-            elif tensor in graph.outputs:
-                owner[tensor] = ""
-            else:
-                owner[tensor] = tensor
-                births[tensor] = deaths[tensor] = index
-                unread.add(tensor)
-    deaths |= dict.fromkeys(unread, len(graph.nodes) - 1)
-    category = _categories(graph)
-    allocations = [
-        Allocation(tensor, types[tensor].bytes, category[tensor], birth, deaths[tensor], str(types[tensor]))
-        for tensor, birth in births.items()
-    ]
-    for index, node in enumerate(graph.nodes):
-        work = OPERATORS[node.operator].work_bytes(node, types)
-        if work:
-            allocations.append(Allocation(f"{node.name}.work", work, WORKSPACE, index, index, f"u8[{work}]"))
-    allocations.sort(key=lambda life: (life.birth, life.name))
-    totals = [0] * len(graph.nodes)
-    for life in allocations:
-        for index in range(life.birth, life.death + 1):
-            totals[index] += life.bytes
 
     def layer(node: Node) -> int:
         return connections[node.attributes["layer_offset"]]
@@ -163,8 +132,7 @@ def replay_of(graph: Graph, connections: Mapping[int, int]) -> Replay:
     return Replay(
         graph,
         types,
-        allocations,
-        totals,
+        _allocations(graph, types),
         [node.name for node in graph.nodes],
         [OPERATORS[node.operator].flops(node, types, layer) for node in graph.nodes],
         [OPERATORS[node.operator].bytes_moved(node, types, layer) for node in graph.nodes],
@@ -173,17 +141,47 @@ def replay_of(graph: Graph, connections: Mapping[int, int]) -> Replay:
     )
 
 
-def _categories(graph: Graph) -> dict[str, str]:
-    """Tensor → category. What gradient operators read of the forward pass, or what stands for it, is kept."""
+def _allocations(graph: Graph, types: Types) -> list[Allocation]:
+    """Everything that is allocated while the graph runs, in order of birth; what gradient operators read of
+    the forward pass, or what stands for it, is kept."""
+    owner = dict.fromkeys(graph.inputs, "")  # → the allocation it lives in, "" if it is bound
     category: dict[str, str] = {}
-    for node in graph.nodes:
+    births: dict[str, int] = {}
+    deaths: dict[str, int] = {}
+    unread: set[str] = set()
+    works: list[Allocation] = []
+    for index, node in enumerate(graph.nodes):
         rule = OPERATORS[node.operator]
-        category |= {tensor: rule.category for tensor in node.outputs if tensor}
-        if rule.backward:
-            for tensor in node.inputs:
-                if category.get(tensor) == ACTIVATIONS:
-                    category[tensor] = KEPT
-    return category
+        for tensor in filter(None, node.inputs):
+            assert tensor in owner, f"node {node.name} reads {tensor} before it is written"
+            if rule.backward and category.get(tensor) == ACTIVATIONS:
+                category[tensor] = KEPT
+            if owner[tensor]:
+                deaths[owner[tensor]] = index
+                unread.discard(owner[tensor])
+        for position, tensor in enumerate(node.outputs):
+            if not tensor:
+                continue
+            category[tensor] = rule.category
+            if position in rule.aliases:
+                owner[tensor] = owner[node.inputs[rule.aliases[position]]]
+                if owner[tensor]:
+                    deaths[owner[tensor]] = index
+            elif tensor in graph.outputs:
+                owner[tensor] = ""
+            else:
+                owner[tensor] = tensor
+                births[tensor] = deaths[tensor] = index
+                unread.add(tensor)
+        size = rule.work_bytes(node, types)
+        if size:
+            works.append(Allocation(f"{node.name}.work", size, WORKSPACE, index, index, f"u8[{size}]"))
+    deaths |= dict.fromkeys(unread, len(graph.nodes) - 1)
+    lives = [
+        Allocation(tensor, types[tensor].bytes, category[tensor], birth, deaths[tensor], str(types[tensor]))
+        for tensor, birth in births.items()
+    ]
+    return sorted([*lives, *works], key=lambda life: (life.birth, life.name))
 
 
 def plan(
@@ -197,13 +195,11 @@ def plan(
         apart: phases that no training runs, and whose peak is not its.
     """
     sizes = {name: buffer.bytes for name, buffer in buffers.items()}
-    phases = {
-        name: replace(_phase(name, replay, sizes), apart=name in apart) for name, replay in replays.items()
-    }
+    phases = {name: _phase(name, replay, sizes, name in apart) for name, replay in replays.items()}
     return MemoryPlan(max(phase.peak_bytes for phase in phases.values() if not phase.apart), sizes, phases)
 
 
-def _phase(name: str, replay: Replay, sizes: Mapping[str, int]) -> Phase:
+def _phase(name: str, replay: Replay, sizes: Mapping[str, int], apart: bool) -> Phase:
     """A replay with the bound buffers, which are alive all the time."""
     categories: Counter[str] = Counter()
     for buffer, size in sizes.items():
@@ -219,4 +215,5 @@ def _phase(name: str, replay: Replay, sizes: Mapping[str, int]) -> Phase:
         moved=tuple(replay.moved),
         allocations=tuple(replay.allocations),
         walks=tuple(replay.walks),
+        apart=apart,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ class Sketch:
     def __init__(self, replay: Replay) -> None:
         graph = replay.graph
         self.nodes, self.types = graph.nodes, replay.types
-        self.kept = kept_stacks(graph)
         self.makers = makers(graph)
+        self.kept = kept_stacks(self.makers)
         self.owner: dict[
             str, int
         ] = {}  # tensor → number of the allocation it lies in; bound ones are missing
@@ -78,13 +79,8 @@ class Sketch:
                     self.birth.append(index)
                     self.death.append(len(graph.nodes) - 1)
                     self.forward_death.append(index)
-        # What each operator reads of the stacks that could be made again, and what their makers read of these
-        # and of all other allocations.
+        # What each operator reads of the stacks that could be made again.
         self.stacks = [self._stacks(node) for node in graph.nodes]
-        self.again = {
-            tensor: (self._stacks(maker.node), self._others(maker.node))
-            for tensor, maker in self.makers.items()
-        }
         # What an inserted operator is tied to: the last output that could not have been written long ago.
         self.token: list[int | None] = []
         last: int | None = None
@@ -93,6 +89,15 @@ class Sketch:
                 last = self.owner.get(next(tensor for tensor in node.outputs if tensor))
             self.token.append(last)
         self.arrays = tuple(np.array(numbers, np.int64) for numbers in (self.size, self.birth, self.death))
+
+    @cached_property
+    def again(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+        """Stack → what making it again reads: of the stacks that could be made again, and of all other
+        allocations."""
+        return {
+            tensor: (self._stacks(maker.node), self._others(maker.node))
+            for tensor, maker in self.makers.items()
+        }
 
     def _stacks(self, node: Node) -> tuple[str, ...]:
         return tuple(tensor for tensor in node.inputs if tensor in self.makers)

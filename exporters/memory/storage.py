@@ -13,7 +13,7 @@ it earlier.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 from ..nodes import Graph, Node
@@ -44,34 +44,38 @@ class Storage:
         return Storage(self.recomputed - {tensor}, self.narrowed - {tensor})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Maker:
     """What makes a stack of the forward pass.
 
     Attributes:
         position: of the node that makes it. node: what can make it once more.
-        aside: whether only gradient operators read it (what an activation is applied to).
+        aside: whether only gradient operators read the stack (what an activation is applied to).
+        kept: whether gradient operators read it, so that it is kept for them.
     """
 
     position: int
     node: Node
     aside: bool
+    kept: bool = False
 
 
 def makers(graph: Graph) -> dict[str, Maker]:
-    """Stack of the forward pass → what makes it."""
-    return {
-        tensor: Maker(position, again, tensor != node.outputs[0])
-        for position, node in enumerate(graph.nodes)
-        for tensor, again in OPERATORS[node.operator].makers(node).items()
-    }
+    """Stack of the forward pass → what makes it, in order of their making."""
+    found: dict[str, Maker] = {}
+    for position, node in enumerate(graph.nodes):
+        for tensor, again in OPERATORS[node.operator].makers(node).items():
+            found[tensor] = Maker(position, again, tensor != node.outputs[0])
+        if OPERATORS[node.operator].backward:
+            for tensor in found.keys() & {*node.inputs}:
+                found[tensor].kept = True
+    return found
 
 
-def kept_stacks(graph: Graph) -> list[str]:
+def kept_stacks(makers: Mapping[str, Maker]) -> list[str]:
     """The stacks of the forward pass that gradient operators read, in order of their making: what `store` can
     treat otherwise."""
-    read = {tensor for node in graph.nodes if OPERATORS[node.operator].backward for tensor in node.inputs}
-    return [tensor for tensor in makers(graph) if tensor in read]
+    return [tensor for tensor, maker in makers.items() if maker.kept]
 
 
 def store(graph: Graph, storage: Storage) -> Graph:
@@ -79,7 +83,7 @@ def store(graph: Graph, storage: Storage) -> Graph:
 
     Args:
         graph: a training graph whose halos are resolved; it is not changed.
-        storage: names among ``kept_stacks(graph)``.
+        storage: names among ``kept_stacks(makers(graph))``.
     """
     return _Rewriting(graph, storage).result() if storage else graph
 
@@ -105,7 +109,7 @@ class _Rewriting:
         self.graph, self.storage = graph, storage
         self.nodes: list[Node] = []
         self.makers = makers(graph)
-        self.kept: Set[str] = {*kept_stacks(graph)} - storage.recomputed
+        self.kept: Set[str] = {*kept_stacks(self.makers)} - storage.recomputed
         self.now: dict[str, str] = {}  # tensor → the name under which the forward pass reads it
         self.again: dict[str, str] = {}  # tensor → the name under which the backward pass reads it
         self.count: dict[str, int] = {}

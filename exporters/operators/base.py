@@ -285,6 +285,8 @@ class Operator:
     ) -> Node:
         """Append a node to ``graph``: port → tensor of what is there, of a variadic one all of its tensors.
 
+        An attribute that is an empty list is left out: ONNX knows no type of its elements.
+
         Raises:
             AssertionError: a tensor for a port that does not exist, or none for one that must be there.
         """
@@ -297,7 +299,8 @@ class Operator:
             unknown = set(given) - {port.name for port in ports}
             missing = {port.name for port in ports if not (port.optional or given.get(port.name))}
             assert not unknown and not missing, f"{cls.__name__}: unknown {unknown}, missing {missing}"
-        return graph.emit(cls.__name__, *tensors, **(attributes or {}))
+        present = {name: value for name, value in (attributes or {}).items() if value != []}
+        return graph.emit(cls.__name__, *tensors, **present)
 
     # Shapes and costs
 

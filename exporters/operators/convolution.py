@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edge_bcs.targets.cost_model import WINOGRAD, Walk
@@ -122,8 +123,8 @@ class _Convolutional(Operator):
     @staticmethod
     def weights(node: Node) -> int:
         """Positions of the layer, active or dormant."""
-        a = node.attributes
-        return int(a["out_channels"] * a["in_channels"] // a["groups"] * a["kernel"][0] * a["kernel"][1])
+        channels = node.attributes["out_channels"] * node.attributes["in_channels"]
+        return int(channels // node.attributes["groups"] * prod(node.attributes["kernel"]))
 
     def kernels(self, node: Node) -> tuple[str, ...]:
         """The kernels that run, of `cost_model.KERNELS` or `cost_model.WINOGRAD`; depthwise ones cost what
@@ -365,7 +366,7 @@ class Conv(_Forward):
     )
 
     def place(self, layer: Convolution, lowering: Lowering) -> tuple[dict[str, str], dict[str, Any]]:
-        kernel, lists = lowering.network.kernels[layer.module], lowering.lists
+        kernel, lists = lowering.network.kernels[layer.module], lowering.passed.lists
         forward, backwards = lists.pointers[layer.module]
         attributes = {
             "layer_offset": kernel.offset,
@@ -374,7 +375,7 @@ class Conv(_Forward):
             "algorithm": "sparse" if layer.groups > 1 else kernel.algorithm,
             **({"transposed": lists.transposed} if lists.partial else {}),
         }
-        return {"value": "coo.value", "lists": lowering.lists_tensor}, attributes
+        return {"value": "coo.value", "lists": lists.tensor}, attributes
 
     def kernel_learns(self, node: Node, learned: Learned) -> bool:
         return node.attributes["layer_offset"] in learned.kernels

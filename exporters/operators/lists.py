@@ -19,12 +19,13 @@ class BuildLists(Operator):
         return (Walk("lists", types[node.inputs[0]].dims[0]),)
 
 
-_INTEGERS = 14  # of a layer
+LAYER_INTEGERS = 14
+"""Of a layer in the attribute: offset, O, I, kernel (2), strides (2), pads (4), dilations (2), groups."""
 
 
 def _whole(node: Node, types: Types) -> tuple[int, ...]:
     flat, length = node.attributes["layers"], 3 * types[node.inputs[0]].dims[0]
-    for first in range(0, len(flat), _INTEGERS):
+    for first in range(0, len(flat), LAYER_INTEGERS):
         outputs, channels, strides = flat[first + 1], flat[first + 2], flat[first + 5 : first + 7]
         length += outputs + 1 + channels * strides[0] * strides[1] + 1
     return (length,)

@@ -31,7 +31,6 @@ from edge_bcs.method.sparse_model import SparseModel
 from ..activations import applied, of_activation, unactivated
 from ..forward import Lowering
 from ..graphs import (
-    PARAMETERS,
     empty_graph,
     evaluation_graph,
     forward_and_loss,
@@ -91,7 +90,7 @@ def loss_graph(network: Network, micro_batch: int, objective: Objective, beta: f
 
     Inputs and outputs are those of the training graph without its gradient buffers.
     """
-    read = (*images_of(objective.two_branches), "labels", "sample_weight", *PARAMETERS)
+    read = (*images_of(objective.two_branches), "labels", "sample_weight", *network.training.parameters)
     graph = empty_graph("forward_model", network, read, ["loss"], micro_batch, objective.two_branches)
     lowering = Lowering(graph, network, network.training, lanes_of(micro_batch))
     forward_and_loss(lowering, objective.loss, objective.two_branches, beta)

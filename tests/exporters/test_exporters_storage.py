@@ -14,7 +14,7 @@ from edge_bcs.exporters.graphs import training_graph
 from edge_bcs.exporters.memory.choice import Job
 from edge_bcs.exporters.memory.planner import Planner
 from edge_bcs.exporters.memory.replay import replay_of
-from edge_bcs.exporters.memory.storage import Storage, kept_stacks, store
+from edge_bcs.exporters.memory.storage import Storage, kept_stacks, makers, store
 from edge_bcs.exporters.network import Network, network_of
 from edge_bcs.exporters.nodes import Graph
 from edge_bcs.exporters.operators.base import KEPT
@@ -70,7 +70,7 @@ def test_recomputing_changes_no_bit(tmp_path: Path, name: str, objective: str, s
     graph = training_graph(network, 3, objective_named(objective), 6.0)
     feeds = feeds_of(sparse, network, objective)
     expected = gradients(graph, feeds, tmp_path)
-    for recomputed in selections(kept_stacks(graph)):
+    for recomputed in selections(kept_stacks(makers(graph))):
         actual = gradients(store(graph, Storage(recomputed)), feeds, tmp_path)
         for key, value in expected.items():
             assert actual[key].tobytes() == value.tobytes(), key
@@ -81,7 +81,7 @@ def test_recomputing_saves_memory_and_costs_arithmetic() -> None:
     graph = training_graph(network, 4, objective_named("at"))
     before = replay_of(graph, network.connections)
     # Every second tensor: what is recomputed is one operator away from what is kept.
-    half = store(graph, Storage(frozenset(kept_stacks(graph)[::2])))
+    half = store(graph, Storage(frozenset(kept_stacks(makers(graph))[::2])))
     after = replay_of(half, network.connections)
     assert after.peak_bytes < 0.75 * before.peak_bytes
     assert sum(before.flops) < sum(after.flops) < 1.5 * sum(before.flops)
@@ -98,9 +98,9 @@ def smooth(depth: int = 4) -> Network:
 
 def test_an_output_is_made_again_from_what_the_activation_was_applied_to() -> None:
     graph = training_graph(smooth(), 4, objective_named("at"))
-    pre = frozenset(name for name in kept_stacks(graph) if name.endswith(".pre"))
+    pre = frozenset(name for name in kept_stacks(makers(graph)) if name.endswith(".pre"))
     # The last output is read by the pooling alone, whose gradient reads nothing.
-    outputs = frozenset(name.removesuffix(".pre") for name in pre) & {*kept_stacks(graph)}
+    outputs = frozenset(name.removesuffix(".pre") for name in pre) & {*kept_stacks(makers(graph))}
     assert len(pre) == 5 and len(outputs) == 4
     again = store(graph, Storage(outputs))
     operators = [node.operator for node in again.nodes]
@@ -136,7 +136,7 @@ def test_bfloat16_changes_gradients_by_its_rounding(tmp_path: Path, name: str, s
     graph = training_graph(network, 3, objective_named("at"))
     feeds = feeds_of(sparse, network, "at")
     expected = gradients(graph, feeds, tmp_path)
-    narrow = store(graph, Storage(narrowed=frozenset(kept_stacks(graph))))
+    narrow = store(graph, Storage(narrowed=frozenset(kept_stacks(makers(graph)))))
     actual = gradients(narrow, feeds, tmp_path)
     # 2⁻⁹ a number; a batch norm amplifies what it normalises, the more the fewer numbers it has.
     tolerance = 2**-7 if statistics == "frozen" else 0.2
@@ -153,7 +153,7 @@ def test_bfloat16_changes_gradients_by_its_rounding(tmp_path: Path, name: str, s
 def test_an_independent_replay_finds_the_same_peak(name: str, statistics: str) -> None:
     sparse, network = made(name, statistics)
     graph = training_graph(network, 3, objective_named("trades"), 6.0)
-    tensors = kept_stacks(graph)
+    tensors = kept_stacks(makers(graph))
     recomputed, narrowed = frozenset(tensors[::3]), frozenset(tensors[1::3])
     if statistics == "batch":  # the interpreter insists that a batch norm's input gives the saved statistics
         narrowed -= {node.inputs[1] for node in graph.nodes if node.operator == "BatchNormGrad"}
@@ -173,7 +173,7 @@ def test_no_engine_recomputes_before_the_backward_pass(
 ) -> None:
     sparse, network = made(name, statistics)
     graph = training_graph(network, 2, objective_named("at"))
-    tensors = kept_stacks(graph)
+    tensors = kept_stacks(makers(graph))
     model = store(graph, Storage(frozenset(tensors[::2]), frozenset(tensors[1::4]))).to_onnx()
     options = session_options(1)
     if order == "default":

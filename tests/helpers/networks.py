@@ -156,7 +156,8 @@ def batch(network: Network, n: int, seed: int = 5) -> tuple[Array, Array]:
 def state_feeds(sparse: SparseModel, network: Network) -> dict[str, Array]:
     """The bound buffers that every graph reads."""
     state = sparse.state()
-    lists = build_lists(state["coo.index"].astype(np.int64), network.geometry, network.lists_length)
+    geometry = network.lists.attributes["layers"]
+    lists = build_lists(state["coo.index"].astype(np.int64), geometry, network.lists_length)
     names = ("coo.value", "dense.value", "batchnorm.mean", "batchnorm.variance")
     return {**{name: state[name] for name in names}, "coo.lists": lists}
 
