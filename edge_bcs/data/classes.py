@@ -141,7 +141,7 @@ def completed(classes: Names, outputs: int) -> Names:
         raise _too_many(classes, outputs)
     if classes == numbers(len(classes)):
         return numbers(outputs)
-    rest = [_unnamed(place) for place in range(len(classes), outputs)]
+    rest = tuple(map(_unnamed, range(len(classes), outputs)))
     for name in rest:
         if name in classes:
             raise EdgeBcsError(

@@ -10,7 +10,7 @@ outputs (which are bound) allocate nothing. Everything comes from the graph alon
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -118,6 +118,7 @@ def replay_of(graph: Graph, connections: Mapping[int, int]) -> Replay:
             execution).
     """
     types = tensor_types(graph)
+    work = [OPERATORS[node.operator].work_bytes(node, types) for node in graph.nodes]
 
     def layer(node: Node) -> int:
         return connections[node.attributes["layer_offset"]]
@@ -128,11 +129,11 @@ def replay_of(graph: Graph, connections: Mapping[int, int]) -> Replay:
         other = rule.without_work(node)
         if other is not None:
             costs = rule.walks(other, types, layer), rule.bytes_moved(other, types, layer)
-            without_work[index] = (rule.work_bytes(node, types), *costs)
+            without_work[index] = (work[index], *costs)
     return Replay(
         graph,
         types,
-        _allocations(graph, types),
+        _allocations(graph, types, work),
         [node.name for node in graph.nodes],
         [OPERATORS[node.operator].flops(node, types, layer) for node in graph.nodes],
         [OPERATORS[node.operator].bytes_moved(node, types, layer) for node in graph.nodes],
@@ -141,15 +142,14 @@ def replay_of(graph: Graph, connections: Mapping[int, int]) -> Replay:
     )
 
 
-def _allocations(graph: Graph, types: Types) -> list[Allocation]:
-    """Everything that is allocated while the graph runs, in order of birth; what gradient operators read of
-    the forward pass, or what stands for it, is kept."""
+def _allocations(graph: Graph, types: Types, work: Sequence[int]) -> list[Allocation]:
+    """Everything that is allocated while the graph runs, ``work`` bytes by each node among it, in order of
+    birth; what gradient operators read of the forward pass, or what stands for it, is kept."""
     owner = dict.fromkeys(graph.inputs, "")  # → the allocation it lives in, "" if it is bound
     category: dict[str, str] = {}
     births: dict[str, int] = {}
     deaths: dict[str, int] = {}
     unread: set[str] = set()
-    works: list[Allocation] = []
     for index, node in enumerate(graph.nodes):
         rule = OPERATORS[node.operator]
         for tensor in filter(None, node.inputs):
@@ -173,15 +173,17 @@ def _allocations(graph: Graph, types: Types) -> list[Allocation]:
                 owner[tensor] = tensor
                 births[tensor] = deaths[tensor] = index
                 unread.add(tensor)
-        size = rule.work_bytes(node, types)
-        if size:
-            works.append(Allocation(f"{node.name}.work", size, WORKSPACE, index, index, f"u8[{size}]"))
     deaths |= dict.fromkeys(unread, len(graph.nodes) - 1)
     lives = [
         Allocation(tensor, types[tensor].bytes, category[tensor], birth, deaths[tensor], str(types[tensor]))
         for tensor, birth in births.items()
     ]
-    return sorted([*lives, *works], key=lambda life: (life.birth, life.name))
+    lives += [
+        Allocation(f"{node.name}.work", size, WORKSPACE, index, index, f"u8[{size}]")
+        for index, (node, size) in enumerate(zip(graph.nodes, work, strict=True))
+        if size
+    ]
+    return sorted(lives, key=lambda life: (life.birth, life.name))
 
 
 def plan(

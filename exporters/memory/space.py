@@ -93,15 +93,18 @@ class Space:
 
     def __init__(self, network: Network, job: Job, start: Choice, replays: Mapping[str, Replay]) -> None:
         """Prepare the replays of the graphs in which everything is kept."""
-        self.network, self.job = network, job
-        buffers = network.buffers(start.micro_batch, job.objective.two_branches)
-        self.bound_bytes = sum(buffer.bytes for buffer in buffers.values())
+        self.network, self.job, self.micro_batch = network, job, start.micro_batch
         self.sketch = Sketch(replays["training"])
         self.stacks = self.sketch.kept
         self.large = len(self.stacks) > _LARGE
         self.phases = {name: self._phase(replay) for name, replay in replays.items()}
-        faster = self._faster_without_dense(start.micro_batch)
-        self.unchanged = self.measure(replace(start, sparse=faster))
+        self.unchanged = self.measure(replace(start, sparse=self._faster_without_dense()))
+
+    @cached_property
+    def bound_bytes(self) -> int:
+        """Bytes of the bound buffers."""
+        buffers = self.network.buffers(self.micro_batch, self.job.objective.two_branches)
+        return sum(buffer.bytes for buffer in buffers.values())
 
     @cached_property
     def _seconds_again(self) -> dict[str, float]:
@@ -137,10 +140,10 @@ class Space:
             totals[index] -= work
         return _Phase(totals, seconds, dense, sum(seconds))
 
-    def _faster_without_dense(self, micro_batch: int) -> frozenset[str]:
+    def _faster_without_dense(self) -> frozenset[str]:
         """Layers dense enough for the dense kernels that this machine nevertheless runs faster without."""
         saved: dict[str, float] = defaultdict(float)
-        runs = self.job.runs(micro_batch)
+        runs = self.job.runs(self.micro_batch)
         for name in self.phases:
             for dense in self.phases[name].dense.values():
                 saved[dense.module] += runs[name] * dense.saving
@@ -157,7 +160,7 @@ class Space:
         if choice.storage:
             rewritten = self.sketch.rewritten(choice.storage)
             totals["training"], seconds["training"] = self._rewritten(choice, rewritten, seconds["training"])
-        runs = self.job.runs(choice.micro_batch)
+        runs = self.job.runs(self.micro_batch)
         each = sum(runs[name] * seconds[name] for name in self.phases) / self.job.batch_size
         peak = max(self.bound_bytes, *(int(total.max()) for total in totals.values()))
         return Figures(choice, peak, each, totals, rewritten)

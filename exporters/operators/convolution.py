@@ -123,8 +123,12 @@ class _Convolutional(Operator):
     @staticmethod
     def weights(node: Node) -> int:
         """Positions of the layer, active or dormant."""
-        channels = node.attributes["out_channels"] * node.attributes["in_channels"]
-        return int(channels // node.attributes["groups"] * prod(node.attributes["kernel"]))
+        return int(
+            node.attributes["out_channels"]
+            * node.attributes["in_channels"]
+            // node.attributes["groups"]
+            * prod(node.attributes["kernel"])
+        )
 
     def kernels(self, node: Node) -> tuple[str, ...]:
         """The kernels that run, of `cost_model.KERNELS` or `cost_model.WINOGRAD`; depthwise ones cost what
