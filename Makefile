@@ -13,8 +13,8 @@ SOURCES   := pyproject.toml constraints.txt CMakeLists.txt \
 ARM_TOOLCHAIN := $(CURDIR)/cmake/aarch64-linux-gnu.cmake
 ARM_EMULATOR  := qemu-aarch64-static -L /usr/aarch64-linux-gnu
 # The tests of single operators and kernels, which need neither ONNX Runtime nor Python on the board.
-ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.py conv.py conv_errors.py layers.py losses.py \
-                 optimizer.py ort_training.py storage.py structure.py)
+ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.py conv.py conv_errors.py folding.py layers.py losses.py \
+                 optimizer.py ort_training.py pooling.py storage.py structure.py)
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: native-arm test-native-arm count-instructions wheels test-arm
@@ -90,8 +90,8 @@ test-lowest:
 # The operators' tests with a library that is built with sanitizers, inside an ordinary Python; leaks are not looked
 # for (Python's own would be found). SANITIZED_TESTS may name a part.
 # SANITIZED_KERNELS=scalar leaves the vector kernels out, whose compilation takes minutes.
-SANITIZED_TESTS   ?= $(addprefix tests/native/test_native_,framework.py conv_errors.py optimizer.py layers.py losses.py \
-                     storage.py runner.py images.py)
+SANITIZED_TESTS   ?= $(addprefix tests/native/test_native_,framework.py conv_errors.py optimizer.py folding.py layers.py losses.py \
+                     pooling.py storage.py runner.py images.py)
 SANITIZED_KERNELS ?= all
 test-sanitized: $(INSTALLED)
 	@cmake -S . -B build/sanitized -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS="$(SANITIZERS)" \

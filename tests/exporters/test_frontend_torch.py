@@ -16,8 +16,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from edge_bcs.exporters.frontends.torch import capture, captured_somehow
-from edge_bcs.exporters.layers import Activation, BatchNorm, Convolution, Input, Layer, LayerGraph
+from edge_bcs.exporters.layers import Activation, BatchNorm, Convolution, Input
 from edge_bcs.exporters.network import captured
+from helpers.forms import SHAPE, Around, Functions, Inside, Mean, Methods, Modules, summary
 from torch import Tensor, nn
 
 import edge_bcs
@@ -25,84 +26,6 @@ from edge_bcs import EdgeBcsError
 from edge_bcs.core.errors import EdgeBcsWarning
 from edge_bcs.core.normalization import Normalization
 from edge_bcs.method.wrappers import unwrapped
-
-SHAPE = (3, 8, 8)
-
-
-def summary(graph: LayerGraph) -> list[Layer]:
-    """The layers, named by their position: what a network computes, and not how it calls it."""
-    numbers = {layer.name: str(number) for number, layer in enumerate(graph.layers)}
-    return [
-        replace(layer, name=numbers[layer.name], inputs=tuple(numbers[name] for name in layer.inputs))
-        for layer in graph.layers
-    ]
-
-
-class Modules(nn.Module):
-    """Every kind of layer as modules; the others below compute the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
-        self.norm = nn.BatchNorm2d(4, momentum=0.3)
-        self.relu = nn.ReLU()
-        self.leaky = nn.LeakyReLU(0.2)
-        self.max = nn.MaxPool2d(3, 1, 1)
-        self.average = nn.AvgPool2d(2)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.drop = nn.Dropout(0.5)
-        self.head = nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norm(self.conv(x)))
-        y = self.leaky(y + self.max(y))
-        return self.head(self.drop(torch.flatten(self.pool(self.average(y)), 1)))  # type: ignore[no-any-return]
-
-
-class Functions(Modules):
-    def forward(self, image: Tensor) -> Tensor:
-        y = F.conv2d(image, self.conv.weight, self.conv.bias, stride=2, padding=(1, 1))
-        n = self.norm
-        y = F.batch_norm(y, n.running_mean, n.running_var, n.weight, n.bias, self.training, 0.3, n.eps)
-        y = F.relu(y)
-        y = F.leaky_relu(torch.add(y, F.max_pool2d(y, 3, stride=1, padding=1)), 0.2)
-        y = F.avg_pool2d(y, (2, 2))
-        y = F.adaptive_avg_pool2d(y, (1, 1)).flatten(1)
-        y = F.dropout(y, 0.5, self.training)
-        return F.linear(y, self.head.weight, self.head.bias)
-
-
-class Methods(Modules):
-    """In place and as methods, the vector made with the sizes of the batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.conv(x.contiguous(memory_format=torch.channels_last))).relu_()
-        z = self.max(y)
-        z = y + z
-        z = F.leaky_relu_(z, 0.2)
-        z = F.adaptive_avg_pool2d(self.average(z), 1).view(x.shape[0], -1).detach().clone()
-        return self.head(F.dropout(z.to(torch.float32), 0.5, self.training))  # type: ignore[no-any-return]
-
-
-class Mean(Modules):
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.norm(self.conv(x)))
-        z = y.add(self.max(y))
-        z = self.average(self.leaky(z))
-        return self.head(z.mean(dim=(-1, -2), keepdim=True).squeeze(-1).squeeze(-1))  # type: ignore[no-any-return]
-
-
-class Inside(nn.Module):
-    """The network two modules deep."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.outer = nn.ModuleList([nn.Sequential(nn.Identity(), module)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in self.outer:
-            x = part(x)
-        return x
 
 
 @pytest.mark.parametrize("kind", [Functions, Methods, Mean])
@@ -281,135 +204,6 @@ def test_a_head_that_only_training_has_is_left_out_with_a_word() -> None:
         sparse = edge_bcs.sparsify(Auxiliary(), 0.5)
     x = torch.rand(2, *SHAPE)
     assert torch.equal(sparse.train()(x), sparse.eval()(x))  # in training, too, logits are taken
-
-
-# Refusals
-
-
-class Around(nn.Module):
-    def __init__(self, function: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.alpha = nn.Parameter(torch.ones(1))
-        self.kernel = nn.Parameter(torch.zeros(4, 4, 1, 1))
-        self.register_buffer("steps", torch.zeros(1))
-        self.function = function
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, self.conv(x)).flatten(1)
-
-
-def view_in_use(net: Any, x: Tensor) -> Tensor:
-    y = x.flatten(1)
-    x.relu_()
-    return y
-
-
-def with_mask(net: Any, x: Tensor) -> Tensor:
-    return x[x > 0]
-
-
-REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
-    "item": (
-        lambda net, x: x if x.max().item() > 0 else x + x,
-        r"test_frontend_torch.py:\d+ decides by the values",
-    ),
-    "equal": (
-        lambda net, x: x if torch.equal(x, x) else x + x,
-        r"test_frontend_torch.py:\d+ decides by the val",
-    ),
-    "mask": (with_mask, r"the function 'gt' \(test_frontend_torch.py:\d+\) is not supported"),
-    "own fault": (lambda net, x: x.nonsense, r"no attribute 'nonsense' \(test_frontend_torch.py:\d+\)"),
-    "computed": (
-        lambda net, x: F.conv2d(x, net.kernel.abs()),
-        "weight of .* is computed from 'kernel' by 'abs'",
-    ),
-    "name": (
-        lambda net, x: F.conv2d(x, net.kernel),
-        "takes 'kernel' as its weight; .* called weight and bias",
-    ),
-    "constant": (lambda net, x: F.conv2d(x, torch.zeros(4, 4, 1, 1)), "weight of .* is not a parameter"),
-    "parameter": (lambda net, x: x + net.alpha, "takes the tensor 'alpha' directly"),
-    "counter": (lambda net, x: x + net.steps.add_(1), "'add'.* changes a tensor that the network holds"),
-    "view": (view_in_use, "a tensor is changed in place while the network goes on to use a view of it"),
-    "half": (lambda net, x: x.half(), "computes in torch.float16; only float32"),
-    "batch": (lambda net, x: x + torch.zeros(x.shape[0], 4, 6, 6), "'zeros'.* makes a tensor for each image"),
-    "torch": (lambda net, x: x + F.max_pool2d(x, 2).nope, "cannot be traced on an image of 3×8×8"),
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_refusals_name_the_operator_and_the_place(kind: str) -> None:
-    function, message = REFUSED[kind]
-    module = Around(function)
-    with pytest.raises(EdgeBcsError, match=message) as refused:
-        capture(module, SHAPE)
-    assert "\n" not in str(refused.value) and "8191" not in str(refused.value)
-    assert module.steps.item() == 0  # type: ignore[operator]
-
-
-def test_a_place_is_a_module_and_a_line() -> None:
-    class Swish(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * torch.erf(x)
-
-    with pytest.raises(
-        EdgeBcsError, match=r"'erf' in module 'outer.0.1' \(Swish\) \(test_frontend_torch.py:\d+\)"
-    ):
-        capture(Inside(Swish()), SHAPE)
-
-
-def test_what_only_reads_parameters_is_run() -> None:
-    def branch(net: Any, x: Tensor) -> Tensor:
-        return x.relu() if net.alpha > 0 and (net.alpha * 2).item() == 2 else x.erf()
-
-    assert [type(layer).__name__ for layer in capture(Around(branch), SHAPE).layers] == [
-        *("Input", "Convolution", "Activation", "Flatten"),
-    ]
-
-
-def test_what_the_logits_do_not_depend_on_may_be_anything() -> None:
-    def measured(net: Any, x: Tensor) -> Tensor:
-        net.seen = torch.erf(x).std()
-        net.steps.add_(1)
-        return x
-
-    module = Around(measured)
-    assert len(capture(module, SHAPE).layers) == 3
-    assert module.steps.item() == 0  # type: ignore[operator]
-
-
-def test_a_change_in_place_is_seen_by_what_reads_the_tensor_afterwards() -> None:
-    def changed(net: Any, x: Tensor) -> Tensor:
-        y = x.relu_()
-        return x + y
-
-    graph = capture(Around(changed), SHAPE)
-    add = graph[graph[graph.output].inputs[0]]
-    assert [type(graph[name]).__name__ for name in add.inputs] == ["Activation", "Activation"]
-
-
-@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_computed_weight_is_refused_by_its_name(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    module = nn.Sequential(wrap(nn.Conv2d(3, 2, 8)), nn.Flatten())
-    before = list(vars(module[0]))
-    with pytest.raises(
-        EdgeBcsError, match=r"weight of module '0' .* is computed from '0\..*remove_weight_norm"
-    ):
-        capture(module, SHAPE)
-    assert list(vars(module[0])) == before
-
-
-def test_a_second_input_is_refused() -> None:
-    class Two(Modules):
-        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-            return super().forward(x)
-
-    with pytest.raises(EdgeBcsError, match="second input 'mask'"):
-        capture(Two(), SHAPE)
 
 
 # Blocks as torchvision and timm write them

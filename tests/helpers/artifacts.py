@@ -124,3 +124,20 @@ def write_artifact(
     change(description)
     seal(folder, description)
     return folder
+
+
+STATE_FAULTS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
+    ("unsorted", lambda t: t["coo.index"].__setitem__(1, 31), "strictly ascending"),
+    ("repeated", lambda t: t["coo.index"].__setitem__(1, 30), "strictly ascending"),
+    ("beyond", lambda t: t["coo.index"].__setitem__(4, 72), "72 positions"),
+    ("negative", lambda t: t["coo.index"].__setitem__(0, -1), "72 positions"),
+    ("zero weight", lambda t: t["coo.value"].__setitem__(2, 0), "weight zero"),
+    ("NaN", lambda t: t["coo.momentum"].__setitem__(2, np.nan), "coo.momentum .* not finite"),
+    ("infinite", lambda t: t["dense.value"].__setitem__(2, np.inf), "dense.value .* not finite"),
+    ("variance", lambda t: t["batchnorm.variance"].__setitem__(0, -1), "negative"),
+    ("dtype", lambda t: t.update({"coo.index": t["coo.index"].astype(np.int64)}), "coo.index is I64"),
+    ("length", lambda t: t.update({"coo.value": t["coo.value"][:4].copy()}), r"coo.value is F32\[4\]"),
+    ("missing", lambda t: t.pop("dense.value"), "dense.value"),
+    ("extra", lambda t: t.update(more=np.zeros(1)), "more"),
+]
+"""What is wrong with a state: name, change of its tensors, what the sentence says."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -28,3 +29,11 @@ class Runner(CliRunner):
 def run(*arguments: object) -> Result:
     """What `edge-bcs` with these arguments does and prints."""
     return Runner().invoke(main, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: object) -> dict[str, Any]:
+    """Run with --json and return the object that standard output is."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
