@@ -17,7 +17,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
                  optimizer.py ort_training.py pooling.py storage.py structure.py)
 WHEEL_TOOLS   := build/wheel-tools
 
-.PHONY: native-arm test-native-arm count-instructions wheels test-arm
+.PHONY: c-library native-arm test-native-arm count-instructions wheels test-arm
 .PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance zoo zoo-aims unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
@@ -91,7 +91,7 @@ test-lowest:
 # for (Python's own would be found). SANITIZED_TESTS may name a part.
 # SANITIZED_KERNELS=scalar leaves the vector kernels out, whose compilation takes minutes.
 SANITIZED_TESTS   ?= $(addprefix tests/native/test_native_,framework.py conv_errors.py optimizer.py folding.py layers.py losses.py \
-                     pooling.py storage.py runner.py images.py)
+                     pooling.py storage.py runner.py images.py) $(addprefix tests/native/test_c_,interface.py hostile.py)
 SANITIZED_KERNELS ?= all
 test-sanitized: $(INSTALLED)
 	@cmake -S . -B build/sanitized -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS="$(SANITIZERS)" \
@@ -151,6 +151,12 @@ native:
 	@mkdir -p build/native
 	@cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
 	@cmake --build build/native
+
+# The C interface alone: header, library, pkg-config and CMake package. To install: cmake --install build/c --component c
+c-library:
+	@mkdir -p build/c
+	@cmake -S . -B build/c -G Ninja -DCMAKE_BUILD_TYPE=Release -DEDGE_BCS_C_LIBRARY=ON >/dev/null
+	@cmake --build build/c --target edge_bcs
 
 native-arm:
 	@mkdir -p build/arm

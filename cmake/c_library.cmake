@@ -18,6 +18,8 @@ install(TARGETS edge_bcs EXPORT edge_bcs_targets LIBRARY DESTINATION ${CMAKE_INS
 install(FILES ${CMAKE_CURRENT_SOURCE_DIR}/runtime/native/include/edge_bcs.h
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT c)
 
+# From where the file lies, so that what is installed may be moved.
+file(RELATIVE_PATH prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(${CMAKE_CURRENT_LIST_DIR}/edge_bcs.pc.in ${CMAKE_CURRENT_BINARY_DIR}/edge_bcs.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/edge_bcs.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT c)
 

@@ -1,7 +1,7 @@
 /*
  * Trains an artifact on images in memory, a step at a time, and saves it as a run folder.
  *
- *     cc finetune.c -o finetune $(pkg-config --cflags --libs edge-bcs)
+ *     cc finetune.c -o finetune $(pkg-config --cflags --libs edge_bcs)
  *     ./finetune out/board images.u8 labels.u8 20 out/run
  *
  * images.u8 holds the bytes of images [N, C, H, W], labels.u8 a byte for each.

@@ -28,8 +28,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/** A struct of this header with its size and zeros: `edge_bcs_options options = EDGE_BCS_INIT(edge_bcs_options);` */
 #ifdef __cplusplus
+template <class Struct>
+inline Struct edge_bcs_sized() {
+  Struct made = Struct();
+  made.size = sizeof made;
+  return made;
+}
+#define EDGE_BCS_INIT(type) edge_bcs_sized<type>()
 extern "C" {
+#else
+#define EDGE_BCS_INIT(type) {.size = sizeof(type)}
 #endif
 
 #ifndef EDGE_BCS_API
@@ -39,21 +49,17 @@ extern "C" {
 /** Of this header. The library's is `edge_bcs_abi_version()`; programs work with a library whose number is the same. */
 #define EDGE_BCS_ABI_VERSION 1
 
-/** A struct of this header with its size and zeros: `edge_bcs_options options = EDGE_BCS_INIT(edge_bcs_options);` */
-#define EDGE_BCS_INIT(type) {.size = sizeof(type)}
-
 /** An open network. */
 typedef struct edge_bcs_network edge_bcs_network;
 
 /** What became of a call. */
 typedef enum edge_bcs_status {
   EDGE_BCS_OK = 0,
-  EDGE_BCS_ERROR = 1, /**< The input, a file or an argument cannot be used. */
-  EDGE_BCS_NOT_FINITE =
-      2, /**< A pixel, the loss or a gradient is not finite: lower the learning rate, or skip the batch. */
-  EDGE_BCS_NO_MEMORY = 3, /**< The machine has not the memory, or the caller's arena is too small. */
-  EDGE_BCS_BUSY = 4,      /**< Another thread, or a callback, uses the handle. */
-  EDGE_BCS_STOPPED = 5    /**< A callback asked to stop. */
+  EDGE_BCS_ERROR = 1,      /**< The input, a file or an argument cannot be used. */
+  EDGE_BCS_NOT_FINITE = 2, /**< A pixel, the loss or a gradient is not finite: lower λ, or skip the batch. */
+  EDGE_BCS_NO_MEMORY = 3,  /**< The machine has not the memory, or the caller's arena is too small. */
+  EDGE_BCS_BUSY = 4,       /**< Another thread, or a callback, uses the handle. */
+  EDGE_BCS_STOPPED = 5     /**< A callback asked to stop. */
 } edge_bcs_status;
 
 /** Version of the library's interface. */
