@@ -4,7 +4,8 @@
  *     cc finetune.c -o finetune $(pkg-config --cflags --libs edge_bcs)
  *     ./finetune out/board images.u8 labels.u8 20 out/run
  *
- * images.u8 holds the bytes of images [N, C, H, W], labels.u8 a byte for each.
+ * images.u8 holds the bytes of images [N, C, H, W], labels.u8 a byte for each. Called with out/run in the place of out/board it
+ * goes on with a training that was interrupted.
  */
 #include <edge_bcs.h>
 #include <inttypes.h>
@@ -51,7 +52,7 @@ static int read_images(void* user, uint64_t first, uint64_t count, float* images
 }
 
 static edge_bcs_status train(edge_bcs_network* network, struct data* data, uint32_t* order, size_t count,
-                             uint64_t steps) {
+                             uint64_t steps, uint64_t save_steps) {
   edge_bcs_training training = EDGE_BCS_INIT(edge_bcs_training);
   edge_bcs_position position = EDGE_BCS_INIT(edge_bcs_position);
   uint64_t epoch = UINT64_MAX;
@@ -75,12 +76,14 @@ static edge_bcs_status train(edge_bcs_network* network, struct data* data, uint3
     batch.read = read_images;
     batch.user = data;
     status = edge_bcs_train(network, &batch, &result);
+    if (status == EDGE_BCS_OK && save_steps != 0 && result.step % save_steps == 0)
+      status = edge_bcs_save(network, NULL);
     if (status == EDGE_BCS_OK) printf("step %" PRIu64 " loss %.17g\n", result.step, result.loss);
   }
   return status == EDGE_BCS_OK ? edge_bcs_save(network, NULL) : status;
 }
 
-static int finetune(char** words, edge_bcs_network* network) {
+static int finetune(char** words, uint64_t save_steps, edge_bcs_network* network) {
   edge_bcs_info info = EDGE_BCS_INIT(edge_bcs_info);
   struct data data = {0};
   size_t bytes = 0, count = 0;
@@ -90,7 +93,8 @@ static int finetune(char** words, edge_bcs_network* network) {
   edge_bcs_status status = edge_bcs_get_info(network, &info);
   data.pixels = (size_t)info.channels * info.height * info.width;
   if (images == NULL || labels == NULL || bytes != count * data.pixels) {
-    fprintf(stderr, "%s and %s are not images of %zu bytes and their labels\n", words[2], words[3], data.pixels);
+    fprintf(stderr, "%s and %s are not images of %zu bytes and their labels\n", words[2], words[3],
+            data.pixels);
     status = EDGE_BCS_ERROR;
   } else {
     order = malloc(count * sizeof *order);
@@ -101,7 +105,7 @@ static int finetune(char** words, edge_bcs_network* network) {
            info.connections, info.objective, info.arena_bytes, info.threads);
     status = order == NULL ? EDGE_BCS_NO_MEMORY : edge_bcs_save_into(network, words[5]);
     if (status == EDGE_BCS_OK)
-      status = train(network, &data, order, count, (uint64_t)strtoull(words[4], NULL, 10));
+      status = train(network, &data, order, count, (uint64_t)strtoull(words[4], NULL, 10), save_steps);
     if (status != EDGE_BCS_OK) fprintf(stderr, "%s\n", edge_bcs_last_error());
   }
   free(order);
@@ -114,7 +118,7 @@ int main(int count, char** words) {
   edge_bcs_options options = EDGE_BCS_INIT(edge_bcs_options);
   edge_bcs_network* network = NULL;
   if (count < 6 || edge_bcs_abi_version() != EDGE_BCS_ABI_VERSION) {
-    fprintf(stderr, "usage: finetune ARTIFACT IMAGES LABELS STEPS RUN [THREADS]\n");
+    fprintf(stderr, "usage: finetune ARTIFACT IMAGES LABELS STEPS RUN [THREADS [STEPS-BETWEEN-SAVES]]\n");
     return 2;
   }
   if (count > 6) options.threads = (uint32_t)strtoul(words[6], NULL, 10);
@@ -122,7 +126,7 @@ int main(int count, char** words) {
     fprintf(stderr, "%s\n", edge_bcs_last_error());
     return 1;
   }
-  const int failed = finetune(words, network);
+  const int failed = finetune(words, count > 7 ? (uint64_t)strtoull(words[7], NULL, 10) : 0, network);
   edge_bcs_close(network);
   return failed;
 }

@@ -114,6 +114,11 @@ def test_what_was_changed_and_sealed_again(files: Files, name: str) -> None:
     assert opened  # some of what was changed makes sense
 
 
+def test_names_in_a_program_do_not_act_on_a_terminal(files: Files) -> None:
+    content = files["program.bin"].replace(b"BuildLists", b"B\x1b[2J\xe2\x80\xae\xffz")  # as long
+    assert "the operator B?[2J??z is not known" in refused(sealed(files, {"program.bin": content}))
+
+
 def test_a_run_whose_state_was_changed(run_files: Files) -> None:
     rng = random.Random(3)
     with Network.of_files(run_files) as network:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,33 @@ def test_the_example_in_c_is_pythons_training(
         assert losses == expected["onnxruntime"] == expected["native"]
         assert (folder / STATE).read_bytes() == (tmp_path / "native" / STATE).read_bytes()
     assert (tmp_path / "native" / STATE).read_bytes() == (tmp_path / "onnxruntime" / STATE).read_bytes()
+
+
+def test_killed_at_random_it_goes_on(
+    compiled: Callable[[Path], Path], tiny_artifact: Make, data: tuple[Array, Array], tmp_path: Path
+) -> None:
+    """A save after every step, twenty kills, and the same bits at the end."""
+    path, rng, folder = tiny_artifact(batch_norm="batch"), random.Random(0), tmp_path / "run"
+    program = compiled(ROOT / "examples" / "c" / "finetune.c")
+    files: list[str | Path] = [tmp_path / "images.u8", tmp_path / "labels.u8", "60"]
+    run(program, path, *files, tmp_path / "whole", "1")
+    killed = step = 0
+    while killed < 20:
+        source = folder if (folder / STATE).exists() else path
+        words = [str(word) for word in (program, source, *files, folder, "1", "1")]
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+            time.sleep(0.02 * rng.random())
+            process.kill()
+        killed += process.returncode != 0
+        if (folder / STATE).exists():
+            with Network(folder) as network:
+                assert network.steps >= step
+                step = network.steps
+        if step == 60:
+            shutil.rmtree(folder)
+            step = 0
+    run(program, folder if (folder / STATE).exists() else path, *files, folder, "1", "1")
+    assert (folder / STATE).read_bytes() == (tmp_path / "whole" / STATE).read_bytes()
 
 
 def test_the_example_in_c_says_what_is_wrong(

@@ -212,10 +212,11 @@ Course Course::begin(const Wishes& wishes, const std::optional<Course>& earlier,
           "the learning rate must be a positive number, not ", course.learning_rate);
   require(!course.warmup || (*course.warmup >= 0 && *course.warmup < 1),
           "warmup must be a share of at least 0 and below 1");
+  require(!wishes.epochs || *wishes.epochs < most / course.steps_per_epoch(),
+          "the training is longer than can be counted");
   if (wishes.epochs) course.total_steps = *wishes.epochs * course.steps_per_epoch();
   if (wishes.steps) course.total_steps = *wishes.steps;
-  require(course.total_steps < most, "the training has ", course.total_steps,
-          " steps, more than can be counted");
+  require(course.total_steps < most, "the training is longer than can be counted");
   return course;
 }
 

@@ -57,14 +57,17 @@ using edge_bcs::fail;
 using edge_bcs::require;
 
 constexpr std::uint32_t most_threads = 1024;
-thread_local std::array<char, 2048> last_error{};
+thread_local std::array<char, 8192> last_error{};
 
-// Keeps a sentence for edge_bcs_last_error, whole characters of it.
+// Keeps a sentence for edge_bcs_last_error; names in it come from files, and must not act on a terminal.
 edge_bcs_status refuse(edge_bcs_status status, const char* sentence) noexcept {
-  std::size_t length = std::min(std::strlen(sentence), last_error.size() - 1);
-  while (length > 0 && sentence[length] != '\0' && (sentence[length] & '\xc0') == '\x80') --length;
-  std::copy_n(sentence, length, last_error.data());
-  last_error[length] = '\0';
+  std::string text;
+  try {
+    text = edge_bcs::shown(sentence, last_error.size() / 4 - 4);  // characters, of up to four bytes
+  } catch (const std::exception&) {
+    text = "no memory";  // short enough to need none
+  }
+  last_error[text.copy(last_error.data(), last_error.size() - 1)] = '\0';
   return status;
 }
 
@@ -233,7 +236,7 @@ edge_bcs_status edge_bcs_open_files(const edge_bcs_file* files, size_t count, co
 edge_bcs_status edge_bcs_arena_bytes(const char* folder, uint64_t* bytes) {
   return guarded([&] {
     require(folder != nullptr && bytes != nullptr, "the folder, or the place for the bytes, is NULL");
-    const auto described = edge_bcs::Described::read(edge_bcs::FolderFiles(folder), false);
+    const auto described = edge_bcs::Described::read(edge_bcs::FolderFiles(folder));
     *bytes = edge_bcs::Program::arena(std::as_bytes(std::span(described.program)));
   });
 }

@@ -92,7 +92,7 @@ int available_threads() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-Described Described::read(const Files& files, bool all) {
+Described Described::read(const Files& files) {
   Described made;
   const std::string shown = files.shown_name(manifest_file);
   const std::unique_ptr<Source> source = open(files, manifest_file);
@@ -106,15 +106,15 @@ Described Described::read(const Files& files, bool all) {
   require(program != nullptr, shown, " lists no ", program_file,
           ", which artifacts of 0.1 do not have; export it again");
   made.program = read_listed(files, *program);
-  for (const ListedFile& listed : made.manifest.files)
-    if (&listed != program && (all || listed.name == state_file)) verify(files, listed);
   return made;
 }
 
 void Network::Free::operator()(std::byte* memory) const { std::free(memory); }
 
 Network::Network(const Files& files, const Options& options, bool all_files) {
-  Described described = Described::read(files, all_files);
+  Described described = Described::read(files);
+  for (const ListedFile& listed : described.manifest.files)
+    if (listed.name != program_file && (all_files || listed.name == state_file)) verify(files, listed);
   threads_ = options.threads == 0 ? available_threads() : options.threads;
   try {
     take_arena(described, options);

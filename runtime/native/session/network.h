@@ -50,8 +50,8 @@ struct Described {
   Manifest manifest;
   std::string program;  // content of the file
 
-  // Throws Error if a file is missing or not what the manifest says. `all`: of every file that it lists.
-  static Described read(const Files& files, bool all);
+  // Throws Error if manifest or program is missing, damaged, or not what the manifest says.
+  static Described read(const Files& files);
 };
 
 class Network {
