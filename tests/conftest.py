@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.artifacts import tiny_network
 
-import edge_bcs  # before any test imports onnxruntime: see there
+import edge_bcs  # noqa: F401 (before any test imports onnxruntime: see there)
 from edge_bcs.core import progress
 
 # Torch's threads wait for each other at every tiny operator; one alone is many times faster. Read when torch
@@ -82,26 +82,6 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         return made[key]
 
     return make
-
-
-@pytest.fixture(scope="session")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-18 of 4 channels on 16×16 images, TRADES with batch statistics, micro-batch 16."""
-    pytest.importorskip("torch")
-    network = edge_bcs.models.resnet18(num_classes=10, width=0.0625, input_size=16)
-    sparse = edge_bcs.sparsify(network, sparsity="0.9", seed=0)
-    folder = tmp_path_factory.mktemp("resnet") / "artifact"
-    options: dict[str, Any] = {"objective": "trades", "batch_norm": "batch"}
-    edge_bcs.export(
-        sparse,
-        folder,
-        input_shape=(3, 16, 16),
-        memory=edge_bcs.Memory(micro_batch=16),
-        batch_size=32,
-        validate=False,
-        **options,
-    )
-    return folder
 
 
 @pytest.fixture

@@ -36,6 +36,28 @@ from edge_bcs.simulation import simulate
 Make = Callable[..., Path]
 
 
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 of 4 channels on 16×16 images, TRADES with batch statistics, micro-batch 16."""
+    pytest.importorskip("torch")
+    import edge_bcs
+
+    network = edge_bcs.models.resnet18(num_classes=10, width=0.0625, input_size=16)
+    sparse = edge_bcs.sparsify(network, sparsity="0.9", seed=0)
+    folder = tmp_path_factory.mktemp("resnet") / "artifact"
+    options: dict[str, Any] = {"objective": "trades", "batch_norm": "batch"}
+    edge_bcs.export(
+        sparse,
+        folder,
+        input_shape=(3, 16, 16),
+        memory=edge_bcs.Memory(micro_batch=16),
+        batch_size=32,
+        validate=False,
+        **options,
+    )
+    return folder
+
+
 # Layout
 
 
