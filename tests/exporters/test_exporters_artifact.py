@@ -33,7 +33,7 @@ from helpers.networks import (
     torch_gradients,
     training_feeds,
 )
-from helpers.reference_ops import build_lists
+from helpers.reference_layouts import build_lists
 from torch import nn
 
 import edge_bcs

@@ -15,7 +15,8 @@ from torch import nn
 from edge_bcs import models
 from edge_bcs.core.objectives import WEIGHTED
 from edge_bcs.method.sparse_model import SparseModel
-from helpers.reference_ops import Array, build_lists, mart_loss, trades_loss
+from helpers.reference_ends import mart_loss, trades_loss
+from helpers.reference_layouts import Array, build_lists
 
 NETWORKS = ("vgg16", "resnet18", "resnet34", "resnet50", "wrn28_2", "wrn28_4", "wrn28_10")
 

@@ -19,98 +19,33 @@ import torch
 import torch.nn.functional as F
 from onnx import helper
 
-Array = np.ndarray
-Attributes = dict[str, Any]
+from helpers.reference_ends import (
+    cross_entropy,
+    fold_affine,
+    fold_affine_grad,
+    mart_loss,
+    pack_input,
+    pgd_step,
+    softmax_difference,
+    trades_loss,
+    two_branches,
+    unpack_output,
+    zero_affine,
+)
+from helpers.reference_layouts import (
+    Array,
+    Attributes,
+    build_lists,
+    narrow,
+    pack,
+    pack_bits,
+    positions_of,
+    unpack,
+    unpack_bits,
+    widen,
+)
 
-
-# Stacks and bits
-
-
-def pack(images: Array, lanes: int, halo: int) -> Array:
-    """[n, C, H, W] → stack [NB, P, B]: the halo, then each plane of H + halo rows of W + halo pixels."""
-    n, channels, height, width = images.shape
-    planes = np.zeros((n // lanes, channels, height + halo, width + halo, lanes))
-    blocks = images.reshape(n // lanes, lanes, channels, height, width)
-    planes[:, :, :height, :width] = blocks.transpose(0, 2, 3, 4, 1)
-    before = np.zeros((n // lanes, halo * (width + halo) + halo, lanes))
-    return np.concatenate([before, planes.reshape(n // lanes, -1, lanes)], axis=1)
-
-
-def unpack(stack: Array, channels: int, height: int, width: int, halo: int) -> Array:
-    """Stack [NB, P, B] → [n, C, H, W]; fails unless everything outside the image is zero."""
-    blocks, pixels, lanes = stack.shape
-    before = halo * (width + halo) + halo
-    assert pixels == before + channels * (height + halo) * (width + halo), (
-        stack.shape,
-        channels,
-        height,
-        halo,
-    )
-    planes = stack[:, before:].reshape(blocks, channels, height + halo, width + halo, lanes)
-    outside = stack[:, :before].any() or planes[:, :, height:].any() or planes[:, :, :, width:].any()
-    assert not outside, "the halo is not zero"
-    images = planes[:, :, :height, :width].transpose(0, 4, 1, 2, 3)
-    return images.reshape(blocks * lanes, channels, height, width)
-
-
-def pack_bits(images: Array, lanes: int) -> Array:
-    """[n, C, H, W] → ReLU mask u8 [NB, C·H, ceil(W·B/8)]."""
-    n, channels, height, width = images.shape
-    rows = images.reshape(n // lanes, lanes, channels * height, width).transpose(0, 2, 3, 1)
-    return np.packbits(
-        (rows > 0).reshape(n // lanes, channels * height, width * lanes), axis=-1, bitorder="little"
-    )
-
-
-def unpack_bits(bits: Array, channels: int, height: int, width: int, lanes: int) -> Array:
-    """Inverse of ``pack_bits``: booleans [n, C, H, W]."""
-    blocks = bits.shape[0]
-    rows = np.unpackbits(bits, axis=-1, bitorder="little")[..., : width * lanes]
-    rows = rows.reshape(blocks, channels, height, width, lanes).transpose(0, 4, 1, 2, 3)
-    return rows.reshape(blocks * lanes, channels, height, width).astype(bool)
-
-
-# Lists
-
-
-def build_lists(index: Array, layers: list[int], length: int) -> Array:
-    """coo.lists from the ascending positions; ``layers``: fourteen integers a layer (offset, O, I, kernel,
-    strides, pads, dilations, groups)."""
-    kappa = len(index)
-    column, row, position = (np.zeros(kappa, np.int64) for _ in range(3))
-    forward_pointers, transpose_pointers = [], []
-    table = np.asarray(layers).reshape(-1, 14)
-    for offset, out, inn, kh, kw, sy, sx, top, left, _, _, dy, dx, groups in table:
-        first, last = np.searchsorted(index, [offset, offset + out * inn // groups * kh * kw])
-        o, i, y, x = np.unravel_index(index[first:last] - offset, (out, inn // groups, kh, kw))
-        i = i + o // (out // groups) * (inn // groups)
-        kpos = y * kw + x
-        column[first:last] = i << 8 | kpos
-        phase = ((y * dy - top) % sy) * sx + (x * dx - left) % sx
-        order = np.lexsort((kpos, o, phase, i))
-        row[first:last] = (o << 8 | kpos)[order]
-        position[first:last] = np.arange(first, last)[order]
-        forward_pointers += list(first + np.searchsorted(o, np.arange(out + 1)))
-        group = (i * sy * sx + phase)[order]
-        transpose_pointers += list(first + np.searchsorted(group, np.arange(inn * sy * sx + 1)))
-    lists = np.concatenate([column, row, position, forward_pointers, transpose_pointers])
-    assert len(lists) == length
-    return lists.astype(np.int32)
-
-
-def positions_of(a: Attributes, lists: Array) -> tuple[slice, tuple[Array, ...]]:
-    """(range of the layer in the κ arrays, index into its kernel [O, I / groups, kh, kw]), from the forward
-    lists."""
-    pointers = lists[a["forward_pointer"] : a["forward_pointer"] + a["out_channels"] + 1]
-    part = slice(pointers[0], pointers[-1])
-    out = np.repeat(np.arange(a["out_channels"]), np.diff(pointers))
-    column = lists[part]
-    kpos = column & 255
-    in_group = (column >> 8) - out // (a["out_channels"] // a["groups"]) * (a["in_channels"] // a["groups"])
-    return part, (out, in_group, kpos // a["kernel"][1], kpos % a["kernel"][1])
-
-
-# Geometry helpers
+# Geometry
 
 
 def _in(a: Attributes, stack: Array, halo: int) -> Array:
@@ -210,69 +145,6 @@ def _result(a: Attributes, y: Array, node_outputs: int) -> list[Array]:
     bits = pack_bits(((y > low) & (y < high)).astype(float), a["lanes"])
     pre = pack(y, a["lanes"], a.get("pre_halo", 0))
     return [pack(_activated(a, y), a["lanes"], a["out_halo"]), bits, pre][:node_outputs]
-
-
-# Input, output, scale and shift
-
-
-def pack_input(a, x):
-    return [pack(x, a["lanes"], a["halo"])]
-
-
-def unpack_output(a, stack):
-    return [unpack(stack, stack.shape[1], 1, 1, 0)[:, :, 0, 0]]
-
-
-def _entries(a):
-    start = 0
-    for kind, channels, bias, gamma, beta, statistics in np.asarray(a["entries"]).reshape(-1, 6):
-        yield kind, slice(start, start + channels), channels, bias, gamma, beta, statistics
-        start += channels
-
-
-def fold_affine(a, dense, mean, variance):
-    total = sum(a["entries"][1::6])
-    scale, shift = np.ones(total), np.zeros(total)
-    for kind, part, count, bias, gamma, beta, statistics in _entries(a):
-        b = dense[bias : bias + count] if bias >= 0 else 0.0
-        if kind == 0:
-            shift[part] = b
-            continue
-        g, t = dense[gamma : gamma + count], dense[beta : beta + count]
-        if kind == 2:
-            scale[part], shift[part] = g, t
-            continue
-        m, v = mean[statistics : statistics + count], variance[statistics : statistics + count]
-        scale[part] = g / np.sqrt(v + a["epsilon"])
-        shift[part] = t + (b - m) * scale[part]
-    return [np.concatenate([scale, shift])]
-
-
-def fold_affine_grad(a, affine_grad, dense, mean, variance, dense_grad):
-    """Through autograd of the definition of fold_affine, written once more in torch."""
-    parameters = torch.tensor(dense, requires_grad=True)
-    pieces_scale, pieces_shift = [], []
-    for kind, _, count, bias, gamma, beta, statistics in _entries(a):
-        b = parameters[bias : bias + count] if bias >= 0 else torch.zeros(count, dtype=torch.float64)
-        scale = torch.ones(count, dtype=torch.float64)
-        shift = b
-        if kind == 2:
-            scale, shift = parameters[gamma : gamma + count], parameters[beta : beta + count]
-        elif kind == 1:
-            part = slice(statistics, statistics + count)
-            scale = parameters[gamma : gamma + count] / torch.sqrt(
-                torch.tensor(variance[part]) + a["epsilon"]
-            )
-            shift = parameters[beta : beta + count] + (b - torch.tensor(mean[part])) * scale
-        pieces_scale.append(scale)
-        pieces_shift.append(shift)
-    (torch.cat(pieces_scale + pieces_shift) * torch.tensor(affine_grad)).sum().backward()
-    assert parameters.grad is not None
-    return [dense_grad + parameters.grad.numpy()]
-
-
-def zero_affine(a, affine):
-    return [np.zeros_like(affine)]
 
 
 # Convolution
@@ -413,22 +285,6 @@ def average_pool_grad(a, dy, addend, mask):
     return [pack(_masked(a, x.grad.numpy(), addend, mask, a["in_halo"]), a["lanes"], a["in_halo"])]
 
 
-# Half-size storage
-
-
-def narrow(x):
-    """bfloat16 of numbers, as u16: of two neighbours the nearer, of two equally near the even one; but not
-    zero of what is not zero.
-    """
-    result = torch.tensor(x, dtype=torch.float32).to(torch.bfloat16)
-    result = torch.where((result == 0) & torch.tensor(x != 0), torch.tensor(np.sign(x) * 2.0**-133), result)
-    return result.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-
-
-def widen(x):
-    return torch.tensor(x.view(np.int16)).view(torch.bfloat16).double().numpy()
-
-
 # Element by element
 
 
@@ -502,71 +358,6 @@ def batch_norm_grad(a, dy, z, affine, saved, weight, addend, mask, affine_grad):
     return [pack(dz, a["lanes"], a["dx_halo"]), affine_grad]
 
 
-# Losses and the attack
-
-
-def _logits(stack):
-    return torch.tensor(unpack(stack, stack.shape[1], 1, 1, 0)[:, :, 0, 0], requires_grad=True)
-
-
-def _packed_gradient(logits, lanes):
-    return pack(logits.grad.numpy()[:, :, None, None], lanes, 0)
-
-
-def _correct(logits, labels, weight):
-    return float(((logits.detach().numpy().argmax(1) == labels) & (weight > 0)).sum())
-
-
-def cross_entropy(a, stack, labels, weight):
-    logits = _logits(stack)
-    loss = (torch.tensor(weight) * F.cross_entropy(logits, torch.tensor(labels), reduction="none")).sum()
-    loss.backward()
-    gradient = _packed_gradient(logits, stack.shape[2])
-    return [loss.detach().numpy(), gradient, np.array([_correct(logits, labels, weight)])]
-
-
-def _two_branches(a, clean_stack, adversarial_stack, labels, weight, rule):
-    clean, adversarial = _logits(clean_stack), _logits(adversarial_stack)
-    loss = (torch.tensor(weight) * rule(clean, adversarial, torch.tensor(labels), a["beta"])).sum()
-    loss.backward()
-    lanes = clean_stack.shape[2]
-    correct = np.array([_correct(clean, labels, weight), _correct(adversarial, labels, weight)])
-    return [
-        loss.detach().numpy(),
-        _packed_gradient(clean, lanes),
-        _packed_gradient(adversarial, lanes),
-        correct,
-    ]
-
-
-def _kl(clean, adversarial):
-    return (clean.softmax(1) * (clean.log_softmax(1) - adversarial.log_softmax(1))).sum(1)
-
-
-def trades_loss(clean, adversarial, labels, beta):
-    first = F.cross_entropy(clean, labels.clamp(min=0), reduction="none") * (labels >= 0)
-    return first + beta * _kl(clean, adversarial)
-
-
-def mart_loss(clean, adversarial, labels, beta):
-    probabilities = adversarial.softmax(1)
-    others = probabilities.masked_fill(F.one_hot(labels, probabilities.shape[1]).bool(), -1).amax(1)
-    boosted = F.cross_entropy(adversarial, labels, reduction="none") - torch.log(1.0001 - others + 1e-12)
-    confidence = clean.softmax(1).gather(1, labels[:, None])[:, 0]
-    return boosted + beta * _kl(clean, adversarial) * (1.0000001 - confidence)
-
-
-def softmax_difference(a, stack, target):
-    difference = _logits(stack).softmax(1).detach().numpy() - target
-    return [pack(difference[:, :, None, None], stack.shape[2], 0)]
-
-
-def pgd_step(a, adversarial, x, dx, step_size, epsilon):
-    gradient = unpack(dx, *x.shape[1:], a["dx_halo"])
-    moved = np.clip(adversarial + step_size * np.sign(gradient), x - epsilon, x + epsilon)
-    return [np.clip(moved, 0, 1)]
-
-
 # The interpreter
 
 
@@ -627,9 +418,9 @@ def _run(node: onnx.NodeProto, a: Attributes, inputs: list[Any]) -> list[Any]:
         case "CrossEntropy":
             return cross_entropy(a, *inputs)
         case "Trades":
-            return _two_branches(a, *inputs, trades_loss)
+            return two_branches(a, *inputs, trades_loss)
         case "Mart":
-            return _two_branches(a, *inputs, mart_loss)
+            return two_branches(a, *inputs, mart_loss)
         case "SoftmaxDifference":
             return softmax_difference(a, *inputs)
         case "PgdStep":
