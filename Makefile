@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: c-library native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance zoo zoo-aims unlabelled test-efficientnet clean
+.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance zoo zoo-aims signs unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests, on two cores (WORKERS=2)"
@@ -44,6 +44,7 @@ help:
 	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
 	@echo "make zoo         networks of torchvision and timm: gradients, peaks, time, into docs/networks.md (hours)"
 	@echo "make zoo-aims    what is aimed at for such networks: time, memory, depthwise kernels (minutes)"
+	@echo "make signs       from a pretrained network and photographs of hands, SIGNS=signs.tar.gz, to a robust one on a board (hours)"
 	@echo "make unlabelled  what photographs without labels are worth, SIGNS=signs.tar.gz, into results/unlabelled (hours)"
 	@echo "make clean       remove what the above wrote"
 
@@ -213,6 +214,11 @@ endurance: $(INSTALLED)
 test-efficientnet: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/efficientnet/requirements.txt
 	$(BIN)/pytest tests/efficientnet
+
+# Keeps what results/signs has, and goes on where it was cut off: SIGNS_OPTIONS="--only 0 --ways natural at" for one draw.
+signs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/efficientnet/requirements.txt
+	$(BIN)/python -m edge_bcs.bench.signs results/signs --data $(SIGNS) --out $(OUT)/signs $(SIGNS_OPTIONS)
 
 # Keeps what results/unlabelled has, and goes on where it was cut off: UNLABELLED="--draws 1 --size 64" for a first look.
 unlabelled: $(INSTALLED)

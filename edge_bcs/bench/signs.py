@@ -1,0 +1,421 @@
+"""`make signs`: from a pretrained network and photographs of hands to a robust one, as a board trains it.
+
+    python -m edge_bcs.bench.signs results/signs --data signs.tar.gz
+
+The photographs are split as in `edge_bcs.bench.hands`: 30 % are held out, 10 % are there to choose by.
+EfficientNet-Lite0 is pruned on the host, by magnitude with its weights of ImageNet or, from scratch, at
+random, and learns there for a few epochs with the statistics of its batches. The rest is what `finetune`
+does, under its cap: natural training of all or of the head, and from where natural training of all ended,
+adversarial training of all or of the head, in stages in which ε and the attack grow.
+
+Writes rows.json to the folder: for each draw and way the accuracy on the held-out photographs, clean and for
+robust networks under PGD, the settings, and the working set; signs.png; and README.md, whose last part is
+written by hand and kept. A row is written when it is done; rows that are there are kept, and a run that was
+cut off goes on. `--choosing` measures the choosing split alone, into choosing.json, and keeps the held-out
+photographs out of sight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import statistics
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import edge_bcs
+from edge_bcs.bench.hands import CLASSES, efficientnet, photographs, pretrained, split, untrained
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small, write_atomically, write_json
+from edge_bcs.core.progress import say
+from edge_bcs.core.units import parse_bytes
+from edge_bcs.data.dataset import ArrayDataset
+from edge_bcs.plots import write_figure
+from edge_bcs.runtime import Trainer
+
+Array = np.ndarray[Any, Any]
+PATIENCE = 40
+"""Steps."""
+_HEADING, _BY_HAND = "# Photographs of hands", "## What was tried"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of training.
+
+    Attributes:
+        start: "pretrained" or "scratch". part: what the board trains. robust: whether it is attacked.
+        cap: of the working set on the board.
+        clean, under_attack: what the held-out photographs shall show, if anything was aimed at.
+    """
+
+    start: str
+    part: str
+    robust: bool
+    cap: str
+    clean: float | None = None
+    under_attack: float | None = None
+
+
+WAYS = {
+    "natural": Way("pretrained", "all", False, "48MiB", 0.97),
+    "at": Way("pretrained", "all", True, "48MiB", 0.85, 0.60),
+    "head natural": Way("pretrained", "head", False, "8MiB"),
+    "head at": Way("pretrained", "head", True, "10MiB"),
+    "scratch natural": Way("scratch", "all", False, "48MiB"),
+    "scratch at": Way("scratch", "all", True, "48MiB"),
+}
+"""Measured in pairs, each of all draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured; each row of the results names it.
+
+    Attributes:
+        sparsity: of the 1×1 layers. size: height and width of the images.
+        host_epochs, host_rate, host_batch: natural training after pruning, on the host.
+        epochs, rate, batch: natural training on the board.
+        stages: of adversarial training, each SHARE:EPOCHS:STEPS:RATE, with the share of ε and the attack's
+            steps, of 1.25·ε if it is one, else of 2.5·ε/steps. at_batch: of all.
+        epsilon: of 255.
+        measured_steps: of PGD afterwards.
+    """
+
+    sparsity: float = 0.9
+    size: int = 128
+    host_epochs: int = 8
+    host_rate: float = 0.02
+    host_batch: int = 32
+    epochs: int = 4
+    rate: float = 0.002
+    batch: int = 32
+    stages: str = "0.125:1:1:0.002 0.25:1:1:0.002 0.5:1:1:0.002 0.75:1:2:0.003 1:3:2:0.003"
+    at_batch: int = 16
+    epsilon: float = 4.0
+    measured_steps: int = 20
+    augment: Literal["none", "shift", "photo"] = "photo"
+
+
+class Draw:
+    """One draw: its data, and the trainings of it, each in a folder named after what decides it."""
+
+    def __init__(self, settings: Settings, images: Array, labels: Array, draw: int, draws: int, out: Path):
+        self.settings, self.draw = settings, draw
+        training, choosing, held_out = split(len(labels), draw, draws)
+        self.training, self.choosing, self.held_out = (
+            ArrayDataset(images[places], labels[places]) for places in (training, choosing, held_out)
+        )
+        self.out = out / f"draw-{draw}-of-{draws}"
+
+    def row(self, name: str, choosing: bool, threads: int) -> dict[str, Any]:
+        """Train one way to its end, measure it, and return the row; of one that collapsed, that it did."""
+        row = {"draw": self.draw, "way": name, "settings": asdict(self.settings)}
+        try:
+            return {**row, **self._measured(name, choosing, threads)}
+        except CollapsedError as error:
+            return {**row, "collapsed": str(error)}
+
+    def _measured(self, name: str, choosing: bool, threads: int) -> dict[str, Any]:
+        way, settings = WAYS[name], self.settings
+        host, chain = self._host(way.start, threads)
+        if way.robust:
+            natural, chain = self._natural(host, chain, Way(way.start, "all", False, "48MiB"), threads)
+            run = self._robust(natural, chain, way, threads)
+        else:
+            run, _ = self._natural(host, chain, way, threads)
+        data = self.choosing if choosing else self.held_out
+        steps = settings.measured_steps if way.robust else 0
+        say(f"draw {self.draw}, {name}: measuring")
+        with Trainer(run, threads=threads) as trainer:
+            found = trainer.evaluate(data, steps)
+            peak = trainer.peak_bytes
+        report = json.loads(read_small(run / "done.json"))
+        return {
+            "choosing" if choosing else "held_out": found,
+            "trained": {"loss": report["loss"], "accuracy": report["accuracy"]},
+            "peak_bytes": max(peak, report["peak_bytes"]),
+            "cap_bytes": parse_bytes(way.cap),
+        }
+
+    def _host(self, start: str, threads: int) -> tuple[Path, str]:
+        """Prune the network and train it on the host; return the folder and what decided it."""
+        import torch
+
+        s = self.settings
+        chain = _named("", start, s.sparsity, s.size, s.host_epochs, s.host_rate, s.host_batch, s.augment)
+        folder = self.out / f"host-{start}-{chain}"
+        if not (folder / "done.json").exists():
+            torch.manual_seed(self.draw)
+            make = pretrained if start == "pretrained" else untrained
+            say(f"draw {self.draw}, host, {start}: {s.host_epochs} epochs")
+            edge_bcs.train(
+                make(s.sparsity, self.draw), self.training, objective="natural", batch_size=s.host_batch,
+                schedule=edge_bcs.Schedule(epochs=s.host_epochs, kind="cosine", warmup=0.1),
+                hyper=edge_bcs.Hyper(learning_rate=s.host_rate, weight_decay=0.005 * s.host_rate),
+                feed=edge_bcs.Feed(augment=s.augment, validation=0),
+                compute=edge_bcs.Compute("sparse", threads=threads),
+                output=edge_bcs.Output(folder, resume=(folder / "last.safetensors").exists()),
+            )  # fmt: skip
+            write_json(folder / "done.json", {})
+        return folder, chain
+
+    def _natural(self, host: Path, before: str, way: Way, threads: int) -> tuple[Path, str]:
+        s = self.settings
+        chain = _named(before, way.part, way.cap, s.epochs, s.rate, s.batch)
+        folder = self.out / f"natural-{way.start}-{way.part}-{chain}"
+        how = {"objective": "natural", "batch_size": s.batch, "hyper": edge_bcs.Hyper(learning_rate=s.rate)}
+        return self._board(folder, host, way, s.epochs, how, threads), chain
+
+    def _robust(self, natural: Path, before: str, way: Way, threads: int) -> Path:
+        s, run = self.settings, natural
+        for number, stage in enumerate(s.stages.split()):
+            share, epochs, steps, rate = (float(word) for word in stage.split(":"))
+            epsilon = share * s.epsilon / 255
+            attack = edge_bcs.Attack(
+                epsilon=epsilon, step_size=(1.25 if steps == 1 else 2.5 / steps) * epsilon, steps=int(steps)
+            )
+            before = _named(before, way.part, way.cap, stage, s.epsilon, s.at_batch)
+            how = {"objective": "at", "batch_size": s.at_batch, "attack": attack}
+            how["hyper"] = edge_bcs.Hyper(learning_rate=rate)
+            folder = self.out / f"at-{number}-{way.start}-{way.part}-{before}"
+            run = self._board(folder, run, way, int(epochs), how, threads)
+        return run
+
+    def _board(
+        self, folder: Path, learnt: Path, way: Way, epochs: int, how: dict[str, Any], threads: int
+    ) -> Path:  # fmt: skip
+        """Export what was learnt so far, and train it as `finetune` does; return the run."""
+        artifact, run = folder / "artifact", folder / "run"
+        if (run / "done.json").exists():
+            return run
+        if not (artifact / "manifest.json").exists():
+            shutil.rmtree(artifact, ignore_errors=True)
+            sparse = edge_bcs.load(learnt, with_head())
+            edge_bcs.export(
+                sparse, artifact, input_shape=(3, self.settings.size, self.settings.size), memory=way.cap,
+                train=way.part, validate=False, **how,
+            )  # fmt: skip
+        begun = (run / "state.safetensors").exists()
+        say(f"draw {self.draw}, {folder.name}: {epochs} epochs")
+        with Trainer.resume(run, threads=threads) if begun else Trainer(artifact, threads=threads) as trainer:
+            report = trainer.fit(
+                self.training, epochs, save=run, metrics=run / "metrics.jsonl", augment=self.settings.augment,
+                schedule="cosine", warmup=0.15 if way.robust else 0.1, max_writes=None, on_step=Watch(),
+            )  # fmt: skip
+        write_json(run / "done.json", report)
+        return run
+
+
+class CollapsedError(EdgeBcsError):
+    """A training that answers by chance."""
+
+
+class Watch:
+    """Ends a training that has answered by chance for `PATIENCE` steps: it does not come back from there."""
+
+    def __init__(self) -> None:
+        self._accuracies: deque[float] = deque(maxlen=PATIENCE)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Look at a step; raise `CollapsedError`."""
+        self._accuracies.append(record.get("robust_accuracy", record.get("accuracy", 1.0)))
+        right = statistics.mean(self._accuracies)
+        if len(self._accuracies) == PATIENCE and right < 1.5 / CLASSES:
+            raise CollapsedError(
+                f"{100 * right:.0f} % right in the {PATIENCE} steps up to {record['step']}: "
+                f"by chance it would be {100 / CLASSES:.0f} %"
+            )
+
+
+def with_head() -> Any:
+    """The network with ten outputs, as the checkpoints have it."""
+    from edge_bcs.exportable import with_outputs
+
+    network = efficientnet()
+    with_outputs(network, CLASSES)
+    return network
+
+
+def _named(before: str, *what: Any) -> str:
+    """A name for all that decided a training: what went before, and its own settings."""
+    return hashlib.sha256(json.dumps([before, *what]).encode()).hexdigest()[:10]
+
+
+def order(names: list[str], draws: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """(draw, way) of all ``names`` and ``draws``: pair by pair of `WAYS`, draw by draw, natural first."""
+    ways = [name for name in WAYS if name in names]
+    for start, part in dict.fromkeys((WAYS[name].start, WAYS[name].part) for name in ways):
+        for draw in draws:
+            for name in ways:
+                if (WAYS[name].start, WAYS[name].part) == (start, part):
+                    yield draw, name
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation of each way on the held-out photographs."""
+    found: dict[str, Any] = {}
+    for name in WAYS:
+        of = [row["held_out"] for row in rows if row["way"] == name and "held_out" in row]
+        for measure in ("accuracy", "robust_accuracy"):
+            values = [one[measure] for one in of if measure in one]
+            if values:
+                found.setdefault(name, {})[measure] = {
+                    "mean": statistics.mean(values),
+                    "deviation": statistics.pstdev(values),
+                    "draws": len(values),
+                }
+    return found
+
+
+def write_page(folder: Path, rows: list[dict[str, Any]], settings: Settings) -> None:
+    """Write README.md and signs.png; what was written by hand into the former is kept."""
+    rows = [row for row in rows if row["settings"] == asdict(settings)]
+    found, page = summary(rows), folder / "README.md"
+    before = read_small(page).decode() if page.is_file() else ""
+    by_hand = before[before.index(_BY_HAND) :] if _BY_HAND in before else ""
+    lines = [
+        _HEADING,
+        "",
+        f"EfficientNet-Lite0 on {settings.size}×{settings.size} photographs of hands, ten classes, "
+        f"{100 * settings.sparsity:.0f} % sparse in its 1×1 layers. Of each draw",
+        "another range of the file numbers, 30 %, is held out and measured; these hands are nowhere else.",
+        "Mean and deviation over the draws, in %.",
+        "",
+        "`make signs SIGNS=signs.tar.gz` measures what is missing.",
+        "",
+        "![accuracy of each way](signs.png)",
+        "",
+        "| trained | on the board | MiB | clean "
+        f"| PGD-{settings.measured_steps}, ε = {settings.epsilon:g}/255 | draws |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, one in found.items():
+        way = WAYS[name]
+        aims = {"accuracy": way.clean, "robust_accuracy": way.under_attack}
+        cells = [_against(one[measure], aim) if measure in one else "" for measure, aim in aims.items()]
+        lines.append(
+            f"| {name} | {way.part} | {parse_bytes(way.cap) >> 20} | {cells[0]} | {cells[1]} | "
+            f"{one['accuracy']['draws']} |"
+        )
+    lines += [
+        "",
+        "| draw | trained | clean | under attack | working set, MiB |",
+        "| ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in sorted(rows, key=lambda row: (list(WAYS).index(row["way"]), row["draw"])):
+        if "collapsed" in row:
+            lines.append(f"| {row['draw']} | {row['way']} | collapsed | | |")
+            continue
+        held = row["held_out"]
+        robust = f"{100 * held['robust_accuracy']:.1f}" if "robust_accuracy" in held else ""
+        lines.append(
+            f"| {row['draw']} | {row['way']} | {100 * held['accuracy']:.1f} | {robust} | "
+            f"{row['peak_bytes'] / (1 << 20):.2f} |"
+        )
+    write_atomically(page, "\n".join([*lines, "", by_hand]).encode())
+    if found:
+        plot(found, folder / "signs.png")
+
+
+def _against(found: dict[str, float], aim: float | None) -> str:
+    """Mean and deviation in %, and whether what was aimed at is met."""
+    text = f"{100 * found['mean']:.1f} ± {100 * found['deviation']:.1f}"
+    if aim is None:
+        return text
+    lacking = 100 * (aim - found["mean"])
+    return text + (
+        f" (≥ {100 * aim:.0f} met)" if lacking <= 0 else f" (≥ {100 * aim:.0f} missed by {lacking:.1f})"
+    )
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Mean and deviation of each way, clean and under attack; a line where something was aimed at."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8.4, 3.6), layout="constrained")
+    bars = (("accuracy", -0.2, "#9aa5a8", "clean"), ("robust_accuracy", 0.2, "#2f8f83", "under attack"))
+    for measure, shift, colour, label in bars:
+        there = [(place, name) for place, name in enumerate(found) if measure in found[name]]
+        means = [100 * found[name][measure]["mean"] for _, name in there]
+        spread = [100 * found[name][measure]["deviation"] for _, name in there]
+        drawn = axis.bar(
+            [place + shift for place, _ in there], means, 0.38, yerr=spread, color=colour, label=label
+        )
+        axis.bar_label(drawn, [f"{mean:.0f}" for mean in means], padding=2, fontsize=8)
+        for place, name in there:
+            aim = WAYS[name].clean if measure == "accuracy" else WAYS[name].under_attack
+            if aim is not None:
+                axis.plot(
+                    [place + shift - 0.19, place + shift + 0.19], [100 * aim] * 2, color="#24292f", lw=2
+                )
+    axis.set_xticks(range(len(found)), list(found))
+    axis.set_ylim(0, 108)
+    axis.set_ylabel("right, % of the held-out photographs")
+    axis.legend(fontsize=8, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
+    write_figure(figure, path, 130)
+
+
+def main() -> None:
+    """Measure what is not there yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--data", type=Path, required=True, metavar="signs.tar.gz")
+    parser.add_argument("--out", type=Path, default=Path("out/signs"), help="where the runs are kept")
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--only", type=int, help="this draw alone")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--choosing", action="store_true", help="measure the choosing split, not the other")
+    parser.add_argument("--threads", type=int, default=2)
+    for field in fields(Settings):
+        kind = type(field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    options = vars(parser.parse_args())
+    settings = Settings(**{field.name: options[field.name] for field in fields(Settings)})
+    file = options["results"] / ("choosing.json" if options["choosing"] else "rows.json")
+    rows: list[dict[str, Any]] = json.loads(read_small(file))["rows"] if file.exists() else []
+    images, labels, _ = photographs(options["data"], settings.size)
+    draws = range(options["draws"]) if options["only"] is None else [options["only"]]
+    for number, name in order(options["ways"], draws):
+        key = (number, name, asdict(settings))
+        if any((row["draw"], row["way"], row["settings"]) == key for row in rows):
+            continue
+        draw = Draw(settings, images, labels, number, options["draws"], options["out"])
+        rows.append(draw.row(name, options["choosing"], options["threads"]))
+        content: dict[str, Any] = {"rows": rows}
+        if not options["choosing"]:
+            content = {"summary": summary([row for row in rows if row["settings"] == key[2]]), **content}
+        write_json(file, content, make_folder=True)
+        if not options["choosing"]:
+            write_page(options["results"], rows, settings)
+        say(f"draw {number}, {name}: {told(rows[-1])}")
+
+
+def told(row: dict[str, Any]) -> str:
+    """What came of a row, in a few words."""
+    if "collapsed" in row:
+        return f"collapsed, {row['collapsed']}"
+    found = row.get("held_out") or row["choosing"]
+    robust = f", {found['robust_accuracy']:.3f} robust" if "robust_accuracy" in found else ""
+    return f"{found['accuracy']:.3f} clean{robust}"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgeBcsError as error:
+        sys.exit(f"Error: {error}")
