@@ -149,10 +149,17 @@ typedef struct edge_bcs_info {
   const char* resize;          /**< how image files are brought to size: "squash", "crop" or "crop:SHARE" */
   const char* trained;         /**< what learns: "all", "head", "last:N", "norm" or "bias" */
   const char* instruction_set; /**< of the kernels: "avx512", "avx2", "neon" or "scalar" */
+  uint64_t bound_bytes;        /**< of the arena: buffers that hold something between calls */
 } edge_bcs_info;
 
 /** Fills `info`. */
 EDGE_BCS_API edge_bcs_status edge_bcs_get_info(const edge_bcs_network* network, edge_bcs_info* info);
+
+/**
+ * Finds the part of the arena in which nothing is kept between calls, nor while a reader reads images: memory to decode them
+ * in, for one. What is written there is gone with the next call, or when the reader returns.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_scratch(edge_bcs_network* network, void** memory, uint64_t* bytes);
 
 /** What was lost before: that the newest save was damaged, and which one is used. Empty if nothing was. */
 EDGE_BCS_API const char* edge_bcs_warning(const edge_bcs_network* network);
@@ -343,6 +350,7 @@ typedef struct edge_bcs_position {
   const char* augment;  /**< how its images are changed as (seed, epoch, place in the data) say */
   uint32_t balance;     /**< 1: images are drawn so that the classes come up evenly */
   uint32_t reserved;    /**< 0 */
+  uint64_t steps_per_epoch;
 } edge_bcs_position;
 
 /**

@@ -7,13 +7,13 @@
 #include <string_view>
 #include <utility>
 
+#include "image/augment.h"
 #include "session/manifest.h"
 #include "session/state.h"
 
 namespace edge_bcs {
 
 enum class Schedule { steps, cosine, one_cycle };
-enum class Augmentation { shift, photo, none };
 
 // Throws Error if there is none of that name.
 Schedule schedule_named(std::string_view name);

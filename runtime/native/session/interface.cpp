@@ -260,6 +260,7 @@ edge_bcs_status edge_bcs_get_info(const edge_bcs_network* network, edge_bcs_info
     filled.positions = manifest.size;
     filled.working_set_bytes = manifest.predicted_peak;
     filled.arena_bytes = session.network().arena_bytes();
+    filled.bound_bytes = session.network().bound_bytes();
     filled.budget_bytes = manifest.budget;
     filled.state_bytes = edge_bcs::most_header;
     for (const std::span<std::byte> tensor : session.network().buffers().state)
@@ -276,6 +277,16 @@ edge_bcs_status edge_bcs_get_info(const edge_bcs_network* network, edge_bcs_info
     filled.trained = manifest.trained.c_str();
     filled.instruction_set = edge_bcs::isa_name(edge_bcs::selected_isa());
     fill(info, filled, "info");
+  });
+}
+
+edge_bcs_status edge_bcs_scratch(edge_bcs_network* network, void** memory, uint64_t* bytes) {
+  return guarded([&] {
+    require(network != nullptr && memory != nullptr && bytes != nullptr,
+            "the handle, or the place for the memory, is NULL");
+    const std::span<std::byte> scratch = network->session.network().scratch();
+    *memory = scratch.data();
+    *bytes = scratch.size();
   });
 }
 
@@ -455,6 +466,7 @@ edge_bcs_status edge_bcs_get_position(const edge_bcs_network* network, edge_bcs_
     filled.learning_rate = course.rates(filled.done, network->session.network().manifest()).first;
     filled.augment = edge_bcs::name_of(course.augment);
     filled.balance = course.balance ? 1 : 0;
+    filled.steps_per_epoch = course.steps_per_epoch();
     fill(position, filled, "position");
   });
 }

@@ -210,4 +210,16 @@ void Network::run(const char* graph) {
   }
 }
 
+std::size_t Network::bound_bytes() const {
+  std::size_t bytes = 0;
+  for (const PlacedTensor& buffer : runner_->program().buffers) bytes += buffer.bytes;
+  return bytes;
+}
+
+std::span<std::byte> Network::scratch() const {
+  std::size_t end = 0;
+  for (const PlacedTensor& buffer : runner_->program().buffers) end = std::max(end, buffer.end());
+  return arena_.subspan(end);
+}
+
 }  // namespace edge_bcs

@@ -72,6 +72,10 @@ class Network {
   Manifest& manifest() { return manifest_; }
   const Buffers& buffers() const { return *buffers_; }
   std::size_t arena_bytes() const { return arena_.size(); }
+  // Of the bound buffers, which hold something while no graph runs.
+  std::size_t bound_bytes() const;
+  // What lies behind them, in which nothing is kept.
+  std::span<std::byte> scratch() const;
   int threads() const { return threads_; }
   // Of the state that was read.
   const StateHeader& read_header() const { return header_; }

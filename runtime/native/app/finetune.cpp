@@ -1,0 +1,372 @@
+// edge-bcs-run finetune.
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+
+#include "app/commands.h"
+#include "app/reading.h"
+#include "app/signals.h"
+#include "app/text.h"
+#include "app/training.h"
+
+namespace edge_bcs::app {
+
+namespace {
+
+constexpr int time_is_up = 75;  // sysexits.h: a temporary failure; try again
+constexpr std::uint64_t largest_report = 16 << 20;
+constexpr const char *report_file = "report.json", *metrics_file = "metrics.jsonl",
+                     *manifest_file = "manifest.json";
+constexpr std::array<std::string_view, 3> augmentations{"none", "shift", "photo"},
+    schedules{"steps", "cosine", "one-cycle"};
+constexpr std::array<std::string_view, 2> stop_or_skip{"stop", "skip"};
+
+constexpr std::array options_of_finetune{
+    OptionSpec{
+        "--data", "PATH|digits",
+        "A folder with a folder of images (JPEG, PNG) for each class, an .npz of u8 images, or digits, which "
+        "comes with edge-bcs-run. Required."},
+    OptionSpec{"--class-names", "A,B,…|FILE", "Names of the network's outputs in the order of the labels."},
+    OptionSpec{"--epochs", "N", "Passes over the data; default: 1."},
+    OptionSpec{"--steps", "N", "Optimizer steps, instead of epochs."},
+    OptionSpec{"--batch-size", "N", "Images per optimizer step; default: the artifact's."},
+    OptionSpec{"--learning-rate", "RATE",
+               "At its highest; --schedule says how it changes. Default: the artifact's."},
+    OptionSpec{"--memory", "SIZE",
+               "Most bytes that the arena may take, such as 6MiB; default: the artifact's budget."},
+    OptionSpec{"--threads", "N", "Threads that compute; default: one for each processor."},
+    OptionSpec{"--engine", "native", "Taken for the sake of `edge-bcs finetune`; there is no other here."},
+    OptionSpec{"--seed", "N", "Of all randomness; default: the artifact's."},
+    OptionSpec{
+        "--schedule", "steps|cosine|one-cycle",
+        "How the learning rate changes; steps (the default): divided by 10 at 50 % and again at 75 %."},
+    OptionSpec{"--warmup", "SHARE",
+               "Of the steps, such as 0.05, in which the learning rate rises to its highest."},
+    OptionSpec{
+        "--augment", "none|shift|photo",
+        "shift: by ±10 %, and flip; photo: crop, flip, and change brightness, contrast and saturation. "
+        "Default: shift, which --augment alone is, too.",
+        "shift"},
+    OptionSpec{"--no-augment", nullptr, "Short for --augment none."},
+    OptionSpec{"--balance", nullptr,
+               "Draw images so that the classes come up evenly, however many each has."},
+    OptionSpec{"-o/--output", "FOLDER", "The run folder; default: ARTIFACT-run."},
+    OptionSpec{"--resume", nullptr, "Go on with the run in the output folder, if there is one."},
+    OptionSpec{"--save-steps", "N", "Steps from one save to the next."},
+    OptionSpec{"--save-seconds", "S",
+               "Seconds from one save to the next; default: 60, unless --save-steps is given."},
+    OptionSpec{
+        "--max-writes", "SIZE",
+        "Most bytes an hour that saves and metrics may write, so that an SD card lasts; none: no limit. "
+        "Default: 200MiB."},
+    OptionSpec{"--on-nan", "stop|skip",
+               "What a batch with a pixel, loss or gradient that is NaN or infinite does. Default: stop."},
+    OptionSpec{
+        "--on-bad", "stop|skip",
+        "What an image file that cannot be used does: stop ends the command before it begins (the default); "
+        "skip leaves the image out and lists it."},
+    OptionSpec{"--max-hours", "H", "Save and exit with status 75 after so many hours; --resume goes on."},
+    OptionSpec{"--eval-samples", "N",
+               "Held-out images that are measured before and after; 0: none. Default: 200."},
+    OptionSpec{"--eval-steps", "N", "PGD steps of these measurements. Default: 20."},
+    OptionSpec{"--json", nullptr, "Print the report as one JSON object."},
+};
+constexpr std::array elsewhere_of_finetune{
+    "--validation",        "--patience", "--unlabelled",    "--confidence", "--unlabelled-share",
+    "--unlabelled-weight", "--max-temp", "--print-service", "--trust-key",  "--min-release"};
+
+struct Wanted {
+  std::string artifact, folder, data;
+  MachineWishes machine;
+  TrainingWishes training;
+  std::uint64_t eval_samples, eval_steps;
+  bool skips_bad, resume, as_json;
+  std::optional<Names> names;
+};
+
+// Refuses what cannot be meant, before anything is read, measured or saved.
+Wanted wanted_by(const Options& options) {
+  Wanted wanted;
+  wanted.artifact = options.arguments()[0];
+  if (!options.has("--data")) throw UsageError("Missing option '--data'.");
+  wanted.data = options.text_or("--data", "");
+  std::string stem = wanted.artifact;
+  while (stem.size() > 1 && stem.ends_with('/')) stem.pop_back();
+  wanted.folder = options.text_or("--output", (stem + "-run").c_str());
+  wanted.machine = machine_of(options);
+  TrainingWishes& training = wanted.training;
+  training.epochs = options.whole("--epochs", 1);
+  training.steps = options.whole("--steps", 1);
+  require(!training.epochs || !training.steps, "give the length in --epochs or in --steps, not both.");
+  training.batch_size = options.whole("--batch-size", 1);
+  training.learning_rate = options.number("--learning-rate");
+  require(!training.learning_rate || (*training.learning_rate > 0 && std::isfinite(*training.learning_rate)),
+          "--learning-rate must be a positive number, not ", options.text_or("--learning-rate", ""), ".");
+  training.schedule = options.choice("--schedule", schedules);
+  training.warmup = options.number("--warmup");
+  if (training.warmup && !(*training.warmup >= 0 && *training.warmup < 1))
+    throw UsageError("Invalid value for '--warmup': it is a share of the steps, at least 0 and below 1.");
+  training.augment = options.choice("--augment", augmentations);
+  require(!options.has("--no-augment") || training.augment.value_or("none") == "none",
+          "--no-augment and --augment ", training.augment.value_or(""),
+          " contradict each other: leave one out.");
+  if (options.has("--no-augment")) training.augment = "none";
+  training.balance = options.has("--balance");
+  training.saving.steps = options.whole("--save-steps", 1);
+  training.saving.seconds = options.number("--save-seconds");
+  if (training.saving.seconds && !(*training.saving.seconds >= 1))
+    throw UsageError("Invalid value for '--save-seconds': it is at least 1.");
+  std::string most = options.text_or("--max-writes", "200MiB");
+  if (most.ends_with("/h")) most.resize(most.size() - 2);
+  if (most != "none") training.saving.max_writes = parse_bytes(most);
+  training.skips = options.choice("--on-nan", stop_or_skip).value_or("stop") == "skip";
+  training.max_hours = options.number("--max-hours");
+  if (training.max_hours && !(*training.max_hours > 0))
+    throw UsageError("Invalid value for '--max-hours': it is above 0.");
+  wanted.eval_samples = options.whole("--eval-samples", 0).value_or(200);
+  wanted.eval_steps = options.whole("--eval-steps", 0, 1 << 20).value_or(20);
+  wanted.skips_bad = options.choice("--on-bad", stop_or_skip).value_or("stop") == "skip";
+  wanted.resume = options.has("--resume");
+  wanted.as_json = options.has("--json");
+  if (const auto names = options.text("--class-names")) wanted.names = given_names(*names);
+  return wanted;
+}
+
+// A new run must not lie among the class folders of its data, where the next reading would take it for one of them.
+void check_apart(const std::string& output, const std::string& data) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  if (data == "digits" || !fs::is_directory(data, error)) return;
+  const fs::path source = fs::weakly_canonical(data, error), place = fs::weakly_canonical(output, error);
+  const fs::path parent = place.parent_path();
+  require(place != source && parent != source, plain(output), " lies among the class folders of ",
+          plain(data), ", where it would be taken for one: choose another -o.");
+}
+
+// Whether the run in `folder` is one of the artifact: their manifests differ in nothing but names that outputs got, who made
+// them, and files that follow from the rest. An artifact that is gone is no matter, for the run is complete.
+void check_same_artifact(const std::string& folder, const std::string& artifact) {
+  const Value run = read_json(joined(folder, manifest_file), largest_report),
+              made = read_json(joined(artifact, manifest_file), largest_report);
+  if (!run.is_object() || !made.is_object()) return;
+  for (const auto& [name, value] : made.members()) {
+    if (name == "created_by" || name == "classes" || name == "memory" || name == "files") continue;
+    const Value* const same = run.find(name);
+    require(same != nullptr && same->dump() == value.dump(), plain(folder),
+            " holds a run of another artifact: its ", name, " differs; choose another output folder.");
+  }
+  const Value *const files = made.find("files"), *const theirs = run.find("files");
+  if (files == nullptr || theirs == nullptr || !files->is_object()) return;
+  const Value *const program = files->find("program.bin"), *const same = theirs->find("program.bin");
+  require(program == nullptr || (same != nullptr && same->dump() == program->dump()), plain(folder),
+          " holds a run of another artifact: its program.bin is another; choose another output folder.");
+}
+
+struct Opened {
+  std::unique_ptr<Network> network;
+  bool resumed;
+};
+
+Opened open_network(Wanted& wanted) {
+  const std::string& folder = wanted.folder;
+  const bool is_run = is_file(joined(folder, manifest_file));
+  const bool saved = is_run && (is_file(joined(folder, "state.safetensors")) ||
+                                is_file(joined(folder, "state.previous.safetensors")));
+  if (saved && wanted.resume) {
+    require(!wanted.machine.seed, "a resumed run keeps its seed: leave --seed out.");
+    check_same_artifact(folder, wanted.artifact);
+    return {std::make_unique<Network>(folder, wanted.machine), true};
+  }
+  require(!saved, plain(folder),
+          " already holds a run: add --resume to go on with it, or choose another -o.");
+  for (const char* const name : {report_file, metrics_file, record_file})
+    require(is_run || access(joined(folder, name).c_str(), F_OK) != 0, plain(folder), " holds no run, but a ",
+            name, " that the run would write over; choose another -o.");
+  return {std::make_unique<Network>(wanted.artifact, wanted.machine), false};
+}
+
+// What of the report of the run so far is whole.
+void take_earlier(const std::string& folder, Value& report) {
+  const Value earlier = read_json(joined(folder, report_file), largest_report);
+  for (const char* const name : {"before", "training", "after"})
+    if (const Value* const part = earlier.find(name); part != nullptr && part->is_object())
+      report[name] = *part;
+}
+
+Value measured(Network& network, Data& data, const Match& match, const Wanted& wanted, const char* when) {
+  const std::uint64_t limit = std::min<std::uint64_t>(wanted.eval_samples, data.size());
+  say(std::string("Measuring accuracy ") + when + " on " + std::to_string(limit) + " held-out images …");
+  edge_bcs_measure how = sized<edge_bcs_measure>();
+  how.attack_steps = static_cast<std::uint32_t>(wanted.eval_steps);
+  how.epsilon = -1;
+  const Value report = network.evaluate(data, match, {how, limit}, "measuring");
+  if (const Value* const warnings = report.find("warnings"))
+    for (const Value& warning : warnings->items()) say("Warning: " + warning.text());
+  return report;
+}
+
+// From here on no other process may write into the run folder. Said once the outputs have their names.
+void claim(Network& network, const Wanted& wanted) {
+  check(edge_bcs_save_into(network.handle(), wanted.folder.c_str()));
+}
+
+void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& report, bool& claimed) {
+  const std::string& folder = wanted.folder;
+  Reading reading(wanted.data, network, wanted.skips_bad, resumed ? folder : "");
+  const std::unique_ptr<Data> data = reading.open("train");
+  const std::unique_ptr<Data> held_out = wanted.eval_samples > 0 ? reading.open("test") : nullptr;
+  if (resumed) take_earlier(folder, report);
+  const Match match = network.match(*data, true, resumed);
+  Value::List classes, missing;
+  for (const std::string& name : match.classes) classes.emplace_back(name);
+  for (const std::string& name : match.missing) missing.emplace_back(name);
+  report["classes"] = match.classes.empty() ? Value() : Value(classes);
+  report["matched_by"] = match.by_name ? "name" : "position";
+  report["missing_classes"] = missing;
+  reading.report(report);
+  claim(network, wanted);
+  claimed = true;
+  const std::optional<Match> for_held_out =
+      held_out == nullptr ? std::nullopt : std::optional(network.match(*held_out, false, resumed));
+  if (held_out != nullptr && report.find("before") == nullptr)
+    report["before"] = measured(network, *held_out, *for_held_out, wanted, "before");
+  if (!resumed) check(edge_bcs_save(network.handle(), nullptr));
+  reading.record(folder);
+  write_json(joined(folder, report_file), report);
+  TrainingWishes wishes = wanted.training;
+  wishes.resume = resumed;
+  say(SaveSchedule(network.info().state_bytes, network.steps(), wishes.saving).describe() + ".");
+  Value training;
+  try {
+    training = train(network, *data, match, folder, wishes);
+  } catch (const NotFiniteBatch& error) {
+    fail(error.what(), " The state before it is saved: go on with --resume -o ", shell_word(folder),
+         ", adding --on-nan skip to leave such batches out.");
+  }
+  const bool finished = training["finished"].truth();
+  if (training["steps"].whole() > 0 || report.find("training") == nullptr) {
+    report["training"] = training;
+    report.erase("after");
+  }
+  if (held_out != nullptr && finished && report.find("after") == nullptr)
+    report["after"] = measured(network, *held_out, *for_held_out, wanted, "after");
+  report["memory"] = network.memory(network.cap(wanted.machine));
+}
+
+std::string share_of(const Value* part, const char* name) {
+  const Value* const share = part == nullptr ? nullptr : part->find(name);
+  return share == nullptr ? "–" : percent(share->number());
+}
+
+void print_report(Value& report, const Network& network, const Wanted& wanted) {
+  const Value* const after = report.find("after");
+  if (after != nullptr) {
+    const std::uint64_t steps =
+        after->find("attack_steps") == nullptr ? 0 : after->find("attack_steps")->whole();
+    print("Held-out accuracy (" + std::to_string(after->find("samples")->whole()) +
+          " images): before → after\n");
+    const Value* const before = report.find("before");
+    std::vector<std::pair<std::string, std::string>> rows{
+        {"clean", share_of(before, "accuracy") + " → " + share_of(after, "accuracy")}};
+    if (after->find("robust_accuracy") != nullptr)
+      rows.emplace_back("robust (PGD-" + std::to_string(steps) + ")",
+                        share_of(before, "robust_accuracy") + " → " + share_of(after, "robust_accuracy"));
+    print_pairs(rows);
+  }
+  Value &training = report["training"], &memory = report["memory"];
+  const std::uint64_t done = training["done"].whole(), now = training["steps"].whole();
+  const std::string cap =
+      memory["cap_bytes"].is_null() ? "no cap" : "cap " + format_bytes(memory["cap_bytes"].number());
+  print(grouped(done) + (done == 1 ? " step" : " steps") +
+        (now != done ? " (" + std::to_string(now) + " of them now)" : "") + " of " +
+        fixed(training["milliseconds_per_step"].number(), 0) + " ms (" +
+        std::to_string(network.info().threads) + " threads); arena " +
+        format_bytes(static_cast<double>(network.info().arena_bytes)) + " (" + cap + "), process " +
+        format_bytes(memory["rss_bytes"].number()) + "\n");
+  if (training["skipped"].whole() > 0)
+    print("Skipped batches that were not finite: " + std::to_string(training["skipped"].whole()) +
+          "; metrics.jsonl says which.\n");
+  if (const Value* const left_out = report.find("left_out"))
+    print("Left out " + std::to_string(left_out->find("count")->whole()) +
+          " images that cannot be used; report.json lists them.\n");
+  print("Saved " + plain(wanted.folder) + " (" + format_bytes(training["writes"]["bytes_per_hour"].number()) +
+        " an hour at this pace); next: edge-bcs-run evaluate " + shell_word(wanted.folder) + " --data " +
+        shell_word(wanted.data) + "\n");
+}
+
+}  // namespace
+
+const CommandSpec finetune_spec{
+    "finetune",
+    "ARTIFACT",
+    "Train an artifact robustly on this machine, inside one arena, and report what it gained.\n\n"
+    "The run folder is an artifact with the newest state, metrics.jsonl (one line a step) and report.json, "
+    "as "
+    "`edge-bcs finetune` writes them: either goes on with what the other began, with the same bits. It is "
+    "saved now and "
+    "then, and when the command is stopped. --resume goes on there. One process at a time trains into a run "
+    "folder.\n\n"
+    "Exit status: 0 finished; 1 failed, what was saved is kept; 2 the command line makes no sense; 75 the "
+    "hours of "
+    "--max-hours are over; 130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM. After the last three, --resume "
+    "goes on.",
+    options_of_finetune,
+    elsewhere_of_finetune,
+    "    edge-bcs-run finetune out/vgg16 --data digits --steps 30\n"
+    "    edge-bcs-run finetune out/vgg16 --data photos/ --epochs 5 -o run\n"
+    "    edge-bcs-run finetune out/vgg16 --data photos/ --epochs 5 -o run --resume\n",
+    1,
+    1};
+
+int finetune(const Options& options) {
+  Wanted wanted = wanted_by(options);
+  check_environment();
+  const std::string& folder = wanted.folder;
+  if (!is_file(joined(folder, manifest_file))) check_apart(folder, wanted.data);
+  note_signals();
+  Value report;
+  report["run"] = folder;
+  int status = 0;
+  bool claimed = false;
+  const Opened opened = open_network(wanted);
+  Network& network = *opened.network;
+  if (wanted.names) network.name(named(network.classes(), *wanted.names, network.info().classes));
+  const auto stopped = [&](const char* by) {
+    Value stop;
+    stop["by"] = by;
+    stop["step"] = network.steps();
+    report["stopped"] = std::move(stop);
+  };
+  try {
+    fine_tune(network, opened.resumed, wanted, report, claimed);
+    if (!report["training"]["finished"].truth()) {
+      stopped("--max-hours");
+      status = time_is_up;
+    }
+  } catch (const Interrupted& signal) {
+    if (!claimed) claim(network, wanted);
+    std::uint64_t bytes = 0;
+    // Not saved, so this is no status that says so.
+    require(edge_bcs_save(network.handle(), &bytes) == EDGE_BCS_OK, "stopped by ", signal.name(),
+            " after step ", network.steps(), ", but ", edge_bcs_last_error());
+    stopped(signal.name());
+    status = signal.exit_status();
+  }
+  write_json(joined(folder, report_file), report);
+  if (wanted.as_json)
+    print(report.dump(1) + "\n");
+  else if (status == 0)
+    print_report(report, network, wanted);
+  if (status != 0)
+    say("Stopped by " + report["stopped"]["by"].text() + " after step " + std::to_string(network.steps()) +
+        "; go on with --resume -o " + shell_word(folder) + ".");
+  return status;
+}
+
+}  // namespace edge_bcs::app

@@ -1,0 +1,192 @@
+// edge-bcs-run predict.
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <numeric>
+
+#include "app/commands.h"
+#include "app/reading.h"
+#include "app/signals.h"
+#include "app/text.h"
+
+namespace edge_bcs::app {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::array options_of_predict{
+    OptionSpec{"--top", "N", "Classes that are named for an image; default: 3."},
+    OptionSpec{"--class-names", "A,B,…|FILE", "Names of the network's outputs in the order of the labels."},
+    OptionSpec{"--memory", "SIZE", "Most bytes that the arena may take; default: the artifact's budget."},
+    OptionSpec{"--threads", "N", "Threads that compute; default: one for each processor."},
+    OptionSpec{"--engine", "native", "Taken for the sake of `edge-bcs predict`; there is no other here."},
+    OptionSpec{"--json", nullptr, "Print the answers as one JSON object."},
+};
+constexpr std::array elsewhere_of_predict{"--trust-key", "--min-release"};
+
+bool is_image(const std::string& name) {
+  constexpr std::array<std::string_view, 10> suffixes{".jpg", ".jpeg", ".png", ".bmp", ".webp",
+                                                      ".ppm", ".pgm",  ".gif", ".tif", ".tiff"};
+  std::string low = name;
+  std::ranges::transform(low, low.begin(), [](char letter) {
+    return static_cast<char>(letter >= 'A' && letter <= 'Z' ? letter + 32 : letter);
+  });
+  return !name.starts_with('.') &&
+         std::ranges::any_of(suffixes, [&](auto suffix) { return low.ends_with(suffix); });
+}
+
+// Image files in a folder and in its folders, in order; what is hidden, and links to folders, are passed over.
+void add_images(const fs::path& folder, std::vector<std::string>& files) {
+  std::vector<fs::path> entries;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) entries.push_back(entry.path());
+  std::ranges::sort(entries, [](const fs::path& one, const fs::path& other) {
+    return before(one.filename().string(), other.filename().string());
+  });
+  for (const fs::path& entry : entries) {
+    const std::string name = entry.filename().string();
+    if (name.starts_with('.')) continue;
+    if (fs::is_directory(entry)) {
+      if (!fs::is_symlink(entry)) add_images(entry, files);
+    } else if (is_image(name)) {
+      files.push_back(entry.string());
+    }
+  }
+}
+
+struct Asked {
+  std::string file, why;
+};
+
+std::vector<Asked> asked_for(std::span<const std::string> words) {
+  std::vector<Asked> asked;
+  for (const std::string& word : words) {
+    std::error_code error;
+    if (!fs::is_directory(word, error)) {
+      asked.push_back({word, {}});
+      continue;
+    }
+    std::vector<std::string> files;
+    try {
+      add_images(word, files);
+    } catch (const fs::filesystem_error& failed) {
+      asked.push_back(
+          {word, "the folder " + plain(word) + " cannot be read: " + failed.code().message() + "."});
+      continue;
+    }
+    if (files.empty()) asked.push_back({word, "the folder " + plain(word) + " holds no image."});
+    for (const std::string& file : files) asked.push_back({file, {}});
+  }
+  return asked;
+}
+
+// The likeliest classes, the likeliest first.
+Value::List named_answers(const Network& network, std::span<const float> row, std::size_t top) {
+  std::vector<std::size_t> order(row.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::ranges::stable_sort(order, [&](std::size_t one, std::size_t other) { return row[one] > row[other]; });
+  Value::List answers;
+  for (std::size_t i = 0; i < std::min(top, order.size()); ++i) {
+    Value answer;
+    answer["name"] = network.class_name(order[i]);
+    answer["label"] = order[i];
+    answer["probability"] = static_cast<double>(row[order[i]]);
+    answers.push_back(std::move(answer));
+  }
+  return answers;
+}
+
+}  // namespace
+
+const CommandSpec predict_spec{
+    "predict",
+    "PATH IMAGES...",
+    "Name what is on photographs: the likeliest classes of an artifact or a run, with their "
+    "probabilities.\n\n"
+    "IMAGES are image files (JPEG, PNG), and folders of them at any depth. A file that is no image gets a "
+    "sentence, and "
+    "the others go on.\n\n"
+    "Exit status: 0 all images were read; 1 one was not, or nothing could be done.",
+    options_of_predict,
+    elsewhere_of_predict,
+    "    edge-bcs-run predict run photo.jpg\n"
+    "    edge-bcs-run predict run new/ --top 1\n"
+    "    edge-bcs-run predict out/vgg16 a.jpg b.png --json\n",
+    2,
+    1 << 20};
+
+int predict(const Options& options) {
+  const std::string path = options.arguments()[0];
+  const auto top = static_cast<std::size_t>(options.whole("--top", 1).value_or(3));
+  const bool as_json = options.has("--json");
+  const MachineWishes machine = machine_of(options);
+  check_environment();
+  note_signals();
+  Network network(path, machine);
+  if (const auto names = options.text("--class-names"))
+    network.name(named(network.classes(), given_names(*names), network.info().classes));
+  const Opening opening = network.opening({});
+  const ImageShape shape = opening.shape;
+  require(shape.channels == 1 || shape.channels == 3, "image files have 1 or 3 channels; the network takes ",
+          shape.channels, ".");
+  std::vector<Asked> asked = asked_for(std::span(options.arguments()).subspan(1));
+  Value::List answers, failed;
+  std::vector<std::uint8_t> pixels;
+  std::vector<float> probabilities(std::size_t{network.info().micro_batch} * network.info().classes);
+  for (std::size_t first = 0; first < asked.size(); first += network.info().micro_batch) {
+    const std::span part = std::span(asked).subspan(
+        first, std::min<std::size_t>(network.info().micro_batch, asked.size() - first));
+    check_signals();
+    pixels.resize(shape.size() * part.size());
+    std::size_t count = 0;
+    for (Asked& one : part) {
+      if (!one.why.empty()) continue;
+      try {
+        decode_file(one.file, opening, std::span(pixels).subspan(count * shape.size(), shape.size()));
+        ++count;
+      } catch (const BadImage& bad) {
+        one.why = "the image " + plain(one.file) + " " + bad.what() + ".";
+      }
+    }
+    edge_bcs_batch batch = sized<edge_bcs_batch>();
+    batch.count = count;
+    batch.bytes = pixels.data();
+    if (count > 0) check(edge_bcs_predict(network.handle(), &batch, probabilities.data()));
+    const float* row = probabilities.data();
+    for (const Asked& one : part) {
+      Value answer;
+      answer["image"] = one.file;
+      if (!one.why.empty()) {
+        answer["why"] = one.why;
+        say(one.why);
+        failed.push_back(std::move(answer));
+        continue;
+      }
+      const Value::List named = named_answers(network, {row, network.info().classes}, top);
+      row += network.info().classes;
+      answer["classes"] = named;
+      if (as_json) {
+        answers.push_back(std::move(answer));
+        continue;
+      }
+      std::string line = plain(one.file) + ": ";
+      for (const Value& each : named)
+        line += (&each == named.data() ? "" : ", ") + plain(each.find("name")->text()) + " " +
+                percent(each.find("probability")->number());
+      print(line + "\n");
+    }
+  }
+  const int status = failed.empty() ? 0 : 1;
+  if (as_json) {
+    Value result;
+    result["path"] = path;
+    result["images"] = std::move(answers);
+    result["failed"] = std::move(failed);
+    result["peak_bytes"] = network.info().arena_bytes;
+    print(result.dump(1) + "\n");
+  }
+  return status;
+}
+
+}  // namespace edge_bcs::app

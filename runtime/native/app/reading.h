@@ -1,0 +1,47 @@
+// What commands share: the machine that options describe, and data whose images that cannot be used are told and kept in mind.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "app/network.h"
+#include "app/options.h"
+
+namespace edge_bcs::app {
+
+// --memory, --threads, --seed and --engine.
+MachineWishes machine_of(const Options& options);
+
+// Refuses what only `edge-bcs` can do: that the environment asks for signatures. Throws Error.
+void check_environment();
+
+// Writes to standard output.
+void print(std::string_view text);
+// Names and values, one pair a line.
+void print_pairs(const std::vector<std::pair<std::string, std::string>>& rows);
+
+class Reading {
+ public:
+  // `folder`: of a training that goes on, whose record says what it left out; "" of a new one.
+  Reading(std::string spec, const Network& network, bool skip, const std::string& folder);
+
+  // Opens one split, saying what is left out of it.
+  std::unique_ptr<Data> open(const std::string& split);
+  // {"left_out": …} for a report; nothing where nothing may be left out.
+  void report(Value& into) const;
+  // Keeps in a training's folder what it leaves out.
+  void record(const std::string& folder) const;
+
+ private:
+  std::string spec_;
+  const Network& network_;
+  bool skip_, resumes_;
+  Value recorded_, left_out_;  // splits, names, reasons
+};
+
+inline constexpr const char* record_file = "left-out.json";
+
+bool is_file(const std::string& path);
+std::string joined(const std::string& folder, const std::string& name);
+
+}  // namespace edge_bcs::app

@@ -1,0 +1,247 @@
+#include "app/training.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include "app/progress.h"
+#include "app/reading.h"
+#include "app/signals.h"
+#include "app/text.h"
+
+namespace edge_bcs::app {
+
+namespace {
+
+constexpr const char* metrics_file = "metrics.jsonl";
+
+// The sum in numpy's order, so that means have the same bits.
+double pairwise_sum(std::span<const double> values) {
+  constexpr std::size_t lanes = 8, block = 128;
+  if (values.size() < lanes) {
+    double sum = 0;
+    for (const double value : values) sum += value;
+    return sum;
+  }
+  if (values.size() <= block) {
+    std::array<double, lanes> sums{};
+    std::copy_n(values.begin(), lanes, sums.begin());
+    std::size_t i = lanes;
+    for (; i + lanes <= values.size(); i += lanes)
+      for (std::size_t lane = 0; lane < lanes; ++lane) sums[lane] += values[i + lane];
+    double sum = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    for (; i < values.size(); ++i) sum += values[i];
+    return sum;
+  }
+  const std::size_t half = values.size() / 2 / lanes * lanes;
+  return pairwise_sum(values.first(half)) + pairwise_sum(values.subspan(half));
+}
+
+Augmentation augmentation_of(std::string_view name) {
+  return name == "photo" ? Augmentation::photo : name == "shift" ? Augmentation::shift : Augmentation::none;
+}
+
+class Training {
+ public:
+  Training(Network& network, Data& data, const Match& match, const std::string& folder,
+           const TrainingWishes& wishes)
+      : network_(network),
+        data_(data),
+        match_(match),
+        folder_(folder),
+        wishes_(wishes),
+        schedule_(network.info().state_bytes, network.steps(), wishes.saving) {
+    for (const std::int32_t label : data.labels)
+      labels_.push_back(match.labels[static_cast<std::size_t>(label)]);
+  }
+
+  Value run() {
+    begin();
+    first_step_ = network_.steps();
+    const double began = seconds_now(), deadline = wishes_.max_hours
+                                                       ? began + 3600 * *wishes_.max_hours
+                                                       : std::numeric_limits<double>::infinity();
+    MetricsFile metrics(joined(folder_, metrics_file), first_step_, wishes_.saving.max_writes);
+    {
+      Progress progress("training", position_.total, "steps");
+      progress.begin(position_.done);
+      while (position_.finished == 0 && seconds_now() < deadline) {
+        step(metrics, progress);
+        check_signals();
+        if (schedule_.due(network_.steps())) save();
+      }
+    }
+    save();
+    return report(seconds_now() - began, metrics.bytes());
+  }
+
+ private:
+  void begin() {
+    edge_bcs_training training = sized<edge_bcs_training>();
+    training.images = data_.size();
+    training.epochs = wishes_.epochs.value_or(0);
+    training.steps = wishes_.steps.value_or(0);
+    training.batch_size = wishes_.batch_size.value_or(0);
+    training.learning_rate = wishes_.learning_rate.value_or(0);
+    training.schedule = wishes_.schedule ? wishes_.schedule->c_str() : nullptr;
+    training.augment = wishes_.augment ? wishes_.augment->c_str() : nullptr;
+    training.warmup = wishes_.warmup.value_or(0);
+    training.has_warmup = wishes_.warmup ? 1 : 0;
+    training.balance = wishes_.balance ? 1 : 0;
+    training.resume = wishes_.resume ? 1 : 0;
+    check(edge_bcs_begin(network_.handle(), &training));
+    look();
+    const auto name = [&](std::size_t label) { return network_.class_name(label); };
+    if (const std::string counts = imbalance(labels_, name); !counts.empty())
+      say("the classes come up unevenly, " + counts +
+          (position_.balance != 0 ? "; they are drawn evenly" : "; balance (--balance) draws them evenly"));
+  }
+
+  void look() { check(edge_bcs_get_position(network_.handle(), &position_)); }
+
+  // The places of the next step's images in the data.
+  std::span<const std::uint64_t> next_places() {
+    if (order_.empty() || order_epoch_ != position_.epoch) {
+      const std::uint64_t seed = network_.info().seed;
+      if (position_.balance != 0) {
+        order_ = balanced(labels_, seed, position_.epoch);
+      } else {
+        const std::vector<std::uint32_t> order = shuffled(data_.size(), seed, position_.epoch);
+        order_.assign(order.begin(), order.end());
+      }
+      order_epoch_ = position_.epoch;
+    }
+    return std::span(order_).subspan(static_cast<std::size_t>(position_.first),
+                                     static_cast<std::size_t>(position_.count));
+  }
+
+  void step(MetricsFile& metrics, Progress& progress) {
+    Images images(data_, match_.labels, next_places());
+    images.draw({augmentation_of(position_.augment), network_.info().seed, position_.epoch, 0});
+    const edge_bcs_batch batch = images.batch();
+    edge_bcs_step_result result = sized<edge_bcs_step_result>();
+    const double began = seconds_now();
+    const edge_bcs_status status = edge_bcs_train(network_.handle(), &batch, &result);
+    images.rethrow();
+    Value record;
+    if (status == EDGE_BCS_NOT_FINITE) {
+      const std::string why = edge_bcs_last_error();
+      if (!wishes_.skips) fail_saved(why);
+      if (edge_bcs_skip(network_.handle()) != EDGE_BCS_OK) fail_saved(edge_bcs_last_error());
+      record["skipped"] = why;
+    } else {
+      check(status);
+      record["loss"] = result.loss;
+      if (!std::isnan(result.accuracy)) record["accuracy"] = result.accuracy;
+      if (!std::isnan(result.robust_accuracy)) record["robust_accuracy"] = result.robust_accuracy;
+    }
+    const double milliseconds = 1e3 * (seconds_now() - began);
+    const edge_bcs_position before = position_;
+    look();
+    Value line;
+    line["step"] = network_.steps();
+    line["epoch"] = before.epoch;
+    line["done"] = before.done + 1;
+    line["total"] = before.total;
+    for (const auto& [name, value] : record.members()) line[name] = value;
+    line["learning_rate"] = before.learning_rate;
+    line["milliseconds"] = milliseconds;
+    line["peak_bytes"] = network_.info().arena_bytes;
+    metrics.write(line);
+    if (const Value* const skipped = line.find("skipped")) {
+      say("step " + std::to_string(before.done + 1) + "/" + std::to_string(before.total) +
+          "  skipped: " + skipped->text());
+      progress.update(before.done + 1);
+      return;
+    }
+    keep(result, milliseconds);
+    progress.update(before.done + 1, described(result, milliseconds));
+  }
+
+  [[noreturn]] void fail_saved(const std::string& why) {
+    save();
+    throw NotFiniteBatch(why);
+  }
+
+  // Keeps the last epoch's worth of steps for the report.
+  void keep(const edge_bcs_step_result& result, double milliseconds) {
+    const auto most = static_cast<std::size_t>(std::max<std::uint64_t>(position_.steps_per_epoch, 1));
+    const std::array values{result.loss, result.accuracy, result.robust_accuracy, milliseconds};
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (std::isnan(values[i])) continue;
+      history_[i].push_back(values[i]);
+      if (history_[i].size() > most) history_[i].erase(history_[i].begin());
+    }
+  }
+
+  std::string described(const edge_bcs_step_result& result, double milliseconds) const {
+    std::string text = "loss " + fixed(result.loss, 3);
+    if (!std::isnan(result.accuracy) && result.accuracy != result.robust_accuracy)
+      text += ", accuracy " + percent(result.accuracy);
+    if (!std::isnan(result.robust_accuracy)) text += ", robust " + percent(result.robust_accuracy);
+    return text + ", " + fixed(milliseconds, 0) + " ms a step, peak " +
+           format_bytes(static_cast<double>(network_.info().arena_bytes));
+  }
+
+  void save() {
+    std::uint64_t bytes = 0;
+    check(edge_bcs_save(network_.handle(), &bytes));
+    schedule_.saved(network_.steps(), bytes);
+    ++saves_;
+    saved_bytes_ += bytes;
+  }
+
+  Value report(double seconds, std::uint64_t metrics) const {
+    Value report;
+    constexpr std::array names{"loss", "accuracy", "robust_accuracy"};
+    const auto mean = [&](std::size_t i) {
+      return pairwise_sum(history_[i]) / static_cast<double>(history_[i].size());
+    };
+    for (std::size_t i = 0; i < names.size(); ++i)
+      if (!history_[i].empty()) report[names[i]] = mean(i);
+    const std::uint64_t steps = network_.steps() - first_step_;
+    report["step"] = network_.steps();
+    report["steps"] = steps;
+    report["done"] = position_.done;
+    report["finished"] = position_.finished != 0;
+    report["skipped"] = position_.skipped;
+    report["seconds"] = seconds;
+    report["paused_seconds"] = 0.0;
+    report["milliseconds_per_step"] = history_[3].empty() ? 0.0 : mean(3);
+    report["peak_bytes"] = network_.info().arena_bytes;
+    const std::optional<std::uint64_t> most = wishes_.saving.max_writes;
+    double per_hour = 3600 * static_cast<double>(metrics) / std::max(seconds, 1e-3);
+    if (most) per_hour = std::min(per_hour, metrics_share * static_cast<double>(*most));
+    per_hour += schedule_.bytes_per_hour(seconds / static_cast<double>(std::max<std::uint64_t>(steps, 1)));
+    Value writes;
+    writes["bytes"] = saved_bytes_ + metrics;
+    writes["saves"] = saves_;
+    writes["bytes_per_save"] = schedule_.size();
+    writes["bytes_per_hour"] = static_cast<std::uint64_t>(std::nearbyint(per_hour));
+    writes["max_bytes_per_hour"] = most ? Value(*most) : Value();
+    report["writes"] = std::move(writes);
+    return report;
+  }
+
+  Network& network_;
+  Data& data_;
+  const Match& match_;
+  const std::string& folder_;
+  const TrainingWishes& wishes_;
+  SaveSchedule schedule_;
+  std::vector<std::int64_t> labels_;
+  std::vector<std::uint64_t> order_;
+  std::uint64_t order_epoch_ = 0, first_step_ = 0, saves_ = 0, saved_bytes_ = 0;
+  edge_bcs_position position_ = sized<edge_bcs_position>();
+  std::array<std::vector<double>, 4> history_;  // loss, accuracies, milliseconds
+};
+
+}  // namespace
+
+Value train(Network& network, Data& data, const Match& match, const std::string& folder,
+            const TrainingWishes& wishes) {
+  return Training(network, data, match, folder, wishes).run();
+}
+
+}  // namespace edge_bcs::app

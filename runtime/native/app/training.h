@@ -1,0 +1,25 @@
+// A whole training, step after step: runtime/fit.py.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "app/network.h"
+#include "app/saving.h"
+
+namespace edge_bcs::app {
+
+struct TrainingWishes {
+  std::optional<std::uint64_t> epochs, steps, batch_size;
+  std::optional<double> learning_rate, warmup, max_hours;
+  std::optional<std::string> schedule, augment;
+  bool balance = false, skips = false, resume = false;
+  SaveWishes saving;
+};
+
+// Trains to the end, or to the end of the hours; saves into `folder`, where the network's state already is. Returns what
+// reports say of it. Throws Interrupted between two steps, NotFiniteBatch after saving the state before it.
+Value train(Network& network, Data& data, const Match& match, const std::string& folder,
+            const TrainingWishes& wishes);
+
+}  // namespace edge_bcs::app
