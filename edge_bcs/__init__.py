@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # `typing` alone would take as long to import as all of t
 if TYPE_CHECKING:
     from typing import Any
 
-    from edge_bcs import data, models, runtime, targets
+    from edge_bcs import data, fleet, models, runtime, targets
     from edge_bcs.core.errors import EdgeBcsError
     from edge_bcs.core.normalization import Normalization
     from edge_bcs.core.settings import Attack, Hyper, Schedule, Unlabelled
@@ -42,6 +42,7 @@ if os.path.isfile(os.path.join(_checkout, "pyproject.toml")) and os.path.isdir(
 
 _LAZY = {
     "data": "edge_bcs.data",
+    "fleet": "edge_bcs.fleet",
     "models": "edge_bcs.models",
     "runtime": "edge_bcs.runtime",
     "targets": "edge_bcs.targets",
@@ -83,6 +84,7 @@ __all__ = [
     "__version__",
     "data",
     "export",
+    "fleet",
     "load",
     "models",
     "runtime",

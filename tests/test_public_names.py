@@ -12,7 +12,7 @@ import pytest
 
 import edge_bcs
 
-PACKAGES = ("", ".runtime", ".exporters", ".targets", ".data", ".models")
+PACKAGES = ("", ".runtime", ".fleet", ".exporters", ".targets", ".data", ".models")
 
 
 def package(name: str) -> object:

@@ -153,7 +153,8 @@ def take_part(
 def _join(exchange: Rounds, folder: Path, options: dict[str, Any], first: Callable[[], Artifact]) -> int:
     """Return the round that the run in ``folder`` is in; a new run, or one that the fleet has overtaken,
     begins the one after the last that was merged."""
-    from edge_bcs.fleet.rounds import ROUND, begin
+    from edge_bcs.fleet.members import round_of
+    from edge_bcs.fleet.rounds import begin
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.manifest import MANIFEST
     from edge_bcs.runtime.state import read_state
@@ -162,11 +163,11 @@ def _join(exchange: Rounds, folder: Path, options: dict[str, Any], first: Callab
     if options["resume"] and (folder / MANIFEST).is_file():
         artifact = Artifact.read(folder)
         metadata = read_state(artifact)[1]
-        number = metadata.get(ROUND, "")
-        if not (number.isascii() and number.isdigit() and 0 < int(number) < 10**9):
+        number = round_of(metadata)
+        if not number:
             raise EdgeBcsError(f"{folder} holds a run that takes part in no rounds: choose another -o.")
-        if ahead < int(number):
-            return int(number)
+        if ahead < number:
+            return number
         say(f"Round {ahead} was merged; the run was in round {number}, and goes on from there.")
         notes = {"progress": metadata["progress"]} if "progress" in metadata else {}
     else:

@@ -27,6 +27,8 @@ from edge_bcs.runtime.state import layout_of, read_slot
 Array = np.ndarray[Any, Any]
 OnBad = Literal["stop", "skip"]
 Check = Callable[[str, Mapping[str, str]], None]
+ROUND, BOARD = "fleet.round", "fleet.board"
+"""What a state that a board sent says of itself: the number of the round, and the board's name."""
 LARGEST_NORM = 100.0
 """Times the median norm of all clients: one beyond that has diverged, or is meant to."""
 LARGEST_WEIGHT = 10.0
@@ -43,7 +45,8 @@ class Member:
         step, seed: of that state. images: that its training saw; None if it does not say.
         norms: of its weights (connections and other parameters), and of its running statistics (means and
             standard deviations).
-        bytes: of its state.
+        bytes: of its state. round, board: which it was sent in, by whom; 0 and "" if it was not.
+        classes: names of its outputs, None while unknown.
     """
 
     path: str
@@ -55,6 +58,9 @@ class Member:
     images: int | None
     norms: tuple[float, float]
     bytes: int
+    round: int
+    board: str
+    classes: Names | None
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,8 @@ class Members:
         artifact: the reference. accepted: members, in an order that their content decides, not their names.
         weights: of these, no one more than `LARGEST_WEIGHT` times the median. capped: which had more.
         left_out: the others. classes: names of the outputs, None while unknown.
+        images: what all of them have seen: the weights, summed; where others were given, what the runs say,
+            and None if not all do.
 
     Raises EdgeBcsError for a run that cannot take part, and in any case if none can.
     """
@@ -104,7 +112,6 @@ class Members:
                 raise EdgeBcsError(f"the weight of a run must be a positive number, not {weight:g}.")
         self._on_bad = on_bad
         self.left_out: list[LeftOut] = []
-        self.classes: Names | None = None
         self._reading = _Reading(reference)
         found: list[tuple[Member, float]] = []
         places: dict[str, str] = {}
@@ -122,8 +129,8 @@ class Members:
         if reference is None and self._reading.artifact is None:
             raise self._nothing()
         assert self._reading.artifact is not None
-        self.artifact, self.classes = self._reading.artifact, self._reading.classes
-        found = self._of_like_norm(found)
+        self.artifact = self._reading.artifact
+        found = self._of_like_norm(self._of_one_round(found))
         if not found:
             raise self._nothing()
         found.sort(key=lambda pair: (pair[0].sha256, pair[1]))
@@ -132,6 +139,14 @@ class Members:
         limit = LARGEST_WEIGHT * float(np.median(given))
         self.capped = given > limit
         self.weights = np.minimum(given, limit)
+        self.classes: Names | None = None if reference is None else reference.classes
+        for member in self.accepted:  # of which each was found to agree with the others
+            if member.classes is not None and may_become(self.classes, member.classes):
+                self.classes = member.classes
+        told = [member.images for member in self.accepted if member.images is not None]
+        self.images: int | None = round(float(self.weights.sum()))
+        if weights is not None:
+            self.images = sum(told) if len(told) == len(self.accepted) else None
 
     def _leave_out(self, path: str, error: EdgeBcsError) -> None:
         if self._on_bad == "stop":
@@ -141,6 +156,24 @@ class Members:
     def _nothing(self) -> EdgeBcsError:
         first = f"; the first, {self.left_out[0].why}" if self.left_out else ""
         return EdgeBcsError(f"none of the runs can take part{first}".rstrip(".") + ".")
+
+    def _of_one_round(self, found: list[tuple[Member, float]]) -> list[tuple[Member, float]]:
+        """Those that were sent in the last of their rounds, one of each board, and those not sent at all."""
+        last = max((member.round for member, _ in found), default=0)
+        boards: dict[str, str] = {}
+        kept = []
+        for member, weight in found:
+            why = ""
+            if 0 < member.round < last:
+                why = f"{member.path} was sent in round {member.round}, and others in round {last}."
+            elif member.board and member.board in boards:
+                why = f"{member.path} is of board {member.board}, and so is {boards[member.board]}."
+            if why:
+                self._leave_out(member.path, EdgeBcsError(why))
+                continue
+            boards[member.board] = member.path
+            kept.append((member, weight))
+        return kept
 
     def _of_like_norm(self, found: list[tuple[Member, float]]) -> list[tuple[Member, float]]:
         """Those whose norms are no more than `LARGEST_NORM` times the median of all, of an even number the
@@ -185,6 +218,12 @@ class Members:
         )
 
 
+def round_of(metadata: Mapping[str, str]) -> int:
+    """Return the number of the round that a state says it belongs to; 0 for none."""
+    text = metadata.get(ROUND, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
 def _weight(member: Member, given: float | None) -> float:
     if given is not None:
         return given
@@ -202,11 +241,11 @@ class _Reading:
     """Reads one run after the other, holding each against the first.
 
     Attributes:
-        artifact: whose network all must have; None before the first. classes: names of the outputs so far.
+        artifact: whose network all must have; None before the first.
     """
 
     def __init__(self, reference: Artifact | None) -> None:
-        self.artifact, self.classes = reference, None if reference is None else reference.classes
+        self.artifact, self._classes = reference, None if reference is None else reference.classes
         self._content, self._parsed = b"", reference
         self._into: dict[str, Array] = {}
         self._fixed: str | None = None
@@ -223,7 +262,7 @@ class _Reading:
         if STATE in artifact.manifest["files"]:
             verify_files(files, artifact.manifest, STATE)
         classes = self._classes_with(artifact.classes, path)
-        if not self._into:
+        if not self._into or self.artifact is None:
             self._into = {
                 name: np.empty(length, kind) for name, (kind, length) in layout_of(artifact).items()
             }
@@ -235,7 +274,7 @@ class _Reading:
                 f"{path} differs from the other runs in what --train {artifact.trained.part.text} leaves as "
                 "it is: they did not begin with the same network."
             )
-        self._fixed, self.classes = fixed, classes
+        self._fixed, self._classes = fixed, classes
         if self.artifact is None:
             self.artifact = artifact
         return Member(
@@ -248,6 +287,9 @@ class _Reading:
             images=images_seen(slot.metadata),
             norms=_norms(self._into),
             bytes=files.size(slot.name) or 0,
+            round=round_of(slot.metadata),
+            board=slot.metadata.get(BOARD, ""),
+            classes=artifact.classes,
         )
 
     def _check_network(self, found: Artifact, path: str) -> None:
@@ -265,14 +307,14 @@ class _Reading:
             )
 
     def _classes_with(self, found: Names | None, path: str) -> Names | None:
-        if found is None or (self.classes is not None and may_become(found, self.classes)):
-            return self.classes
-        if may_become(self.classes, found):
+        if found is None or (self._classes is not None and may_become(found, self._classes)):
+            return self._classes
+        if may_become(self._classes, found):
             return found
-        assert self.classes is not None
+        assert self._classes is not None
         raise EdgeBcsError(
             f"{path} cannot be merged with runs that have other classes: it has {shown(found)}; they have "
-            f"{shown(self.classes)}."
+            f"{shown(self._classes)}."
         )
 
     def _digest_of_fixed(self, artifact: Artifact) -> str | None:

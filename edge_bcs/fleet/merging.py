@@ -7,7 +7,7 @@
 | momentum | 0: the velocities of networks that have moved apart point nowhere |
 | step | the largest of the runs: no random number is drawn twice, and none goes back |
 | seed | that of the runs; the smallest, where they differ |
-| images | the weights that the runs had, summed: what it counts in a merger of mergers |
+| images | what the runs have seen, as far as it counted: their weight in a merger of mergers |
 | graphs, settings, memory plan | those of the first run that was given |
 | place in a training | none: what trains it begins a new one |
 
@@ -124,8 +124,9 @@ def merged_state(
     metadata = {
         "step": str(max(member.step for member in members.accepted)),
         "seed": str(seed),
-        "images": str(round(float(members.weights.sum()))),
     }
+    if members.images is not None:
+        metadata["images"] = str(members.images)
     return tensors, metadata, report
 
 
@@ -161,6 +162,7 @@ def _median_of_holders(members: Members, index: Array) -> Array:
             with members.opened(member) as stored:
                 found = stored.read_part("coo.index", first, last)
                 value = stored.read_part("coo.value", first, last)
+            wanted = wanted.astype(found.dtype, copy=False)
             where = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
             held = wanted[where] == found
             columns[row, where[held]] = value[held]

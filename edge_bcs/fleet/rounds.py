@@ -30,15 +30,15 @@ import numpy as np
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import cause_of, read_small, write_json
 from edge_bcs.core.metadata import parse_object
-from edge_bcs.fleet.members import Members
+from edge_bcs.fleet.members import BOARD, ROUND, Members, round_of
 from edge_bcs.fleet.merging import REPORT, merged_state
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.manifest import STATE
 from edge_bcs.runtime.state import layout_of, read_slot, write_run
 
 Array = np.ndarray[Any, Any]
-ROUND, BOARD, BEGINS = "fleet.round", "fleet.board", "fleet.begins"
-"""What a state says of its fleet: its round, whose it is, the step with which the round began."""
+BEGINS = "fleet.begins"
+"""What the run of a board says beside its round: the step with which that began."""
 MERGED = "merged"
 _BOARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ROUND = re.compile(r"round-([0-9]{4,9})")
@@ -123,15 +123,27 @@ class Rounds:
     ) -> int:
         """Put what this board learned in a round into the folder; return the bytes of its state.
 
-        Momentum goes out as zeros: nobody has a use for it, and what compresses does away with it.
+        Momentum goes out as zeros: nobody has a use for it, and what compresses does away with it. Raises
+        EdgeBcsError if something else lies there under this board's name.
         """
+        place = self.place(number) / self.board
         told = {name: metadata[name] for name in ("step", "seed", "images")}
         told |= {ROUND: str(number), BOARD: self.board}
         tensors = {
             name: np.zeros_like(array) if name.endswith(".momentum") else array
             for name, array in state.items()
         }
-        return write_run(self.place(number) / self.board, artifact, tensors, told, classes)
+        if (place / STATE).is_file():
+            try:
+                there = read_slot(Artifact.read(place)).tensors
+            except EdgeBcsError:  # torn
+                there = tensors
+            if not all(np.array_equal(there[name], array) for name, array in tensors.items()):
+                raise EdgeBcsError(
+                    f"{place} holds another run than this board's: give each board a name of its own "
+                    "(--board), or remove it if it is an old one of this board."
+                )
+        return write_run(place, artifact, tensors, told, classes)
 
     def meet(
         self,
@@ -177,8 +189,8 @@ class Rounds:
         path = self.place(number) / MERGED
 
         def of_round(path: str, metadata: Mapping[str, str]) -> None:
-            if metadata.get(ROUND, str(number)) != str(number):
-                raise EdgeBcsError(f"{path} is of round {metadata[ROUND]}, not {number}.")
+            if round_of(metadata) not in (0, number):
+                raise EdgeBcsError(f"{path} is of round {round_of(metadata)}, not {number}.")
 
         members = Members([path], reference=artifact, weights=[1.0], check=of_round)
         ((arrays, _),) = members.tensors(*layout_of(artifact))
@@ -193,9 +205,9 @@ class Rounds:
         """Merge what is there, unless another board was faster."""
 
         def belongs(path: str, metadata: Mapping[str, str]) -> None:
-            of, board = metadata.get(ROUND), metadata.get(BOARD)
-            if of != str(number):
-                told = "no round" if of is None else f"round {of}"
+            of, board = round_of(metadata), metadata.get(BOARD)
+            if of != number:
+                told = f"round {of}" if of else "no round"
                 raise EdgeBcsError(f"{path} was sent in {told}, and is no run of round {number}.")
             if board != Path(path).name:
                 raise EdgeBcsError(f"{path} is a copy of what board {board} sent.")

@@ -138,23 +138,24 @@ class _Choice:
 
     def offer(self, first: int, sums: Array, holders: Array) -> None:
         """Take the positions from ``first`` on into account."""
-        held = np.flatnonzero(holders)
-        found = sums[held]
         # Σ n over all clients divides every score alike, and would only make some equal that are not.
-        self._score = np.concatenate([self._score, np.abs(found.real)])
+        score = np.abs(sums.real)
+        wanted = holders > 0
+        if len(self._score) == self._kappa:  # of equal scores those stay that came first
+            wanted &= score > self._score.min(initial=np.inf)
+        held = np.flatnonzero(wanted)
+        found = sums[held]
+        self._score = np.concatenate([self._score, score[held]])
         self.index = np.concatenate([self.index, held + first])
         self.mean = np.concatenate([self.mean, found.real / found.imag])
         self.holders = np.concatenate([self.holders, holders[held].astype(np.int64)])
         excess = len(self._score) - self._kappa
         if excess <= 0:
             return
-        if self._kappa == 0:
-            stays = np.zeros(len(self._score), bool)
-        else:
-            least = np.partition(self._score, excess)[excess]
-            stays = self._score > least
-            level = np.flatnonzero(self._score == least)
-            stays[level[: self._kappa - int(np.count_nonzero(stays))]] = True
+        least = np.partition(self._score, excess)[excess]
+        stays = self._score > least
+        level = np.flatnonzero(self._score == least)
+        stays[level[: self._kappa - int(np.count_nonzero(stays))]] = True
         self._score, self.index = self._score[stays], self.index[stays]
         self.mean, self.holders = self.mean[stays], self.holders[stays]
 

@@ -63,12 +63,12 @@ class Fleet:
         write_run(self.folder / name, Artifact.read(artifact or self.artifact()), state, metadata, classes)
         return self.folder / name
 
-    def bad(self, name: str, state: State, change: Callable[[State], None]) -> Path:
+    def bad(self, name: str, state: State, change: Callable[[State], None], **more: Any) -> Path:
         """A run whose writer checked nothing."""
         change(state)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(states, "state_fault", lambda *any_: None)
-            return self.run(name, state)
+            return self.run(name, state, **more)
 
 
 @pytest.fixture
@@ -113,6 +113,14 @@ def test_images_seen_are_the_weights_unless_others_are_given(fleet: Fleet) -> No
         expected = share * a["dense.value"].astype(np.float64) + (1 - share) * b["dense.value"]
         assert state_of(out)[0]["dense.value"] == pytest.approx(expected, rel=1e-6)
     assert state_of(fleet.folder / "m0.75")[1]["images"] == "400"
+
+
+def test_given_weights_are_no_count_of_images(fleet: Fleet) -> None:
+    runs = [fleet.run("a", a_state(0), images=30), fleet.run("b", a_state(1), images=10)]
+    merge(runs, fleet.folder / "m", weights=[0.5, 2])
+    assert state_of(fleet.folder / "m")[1]["images"] == "40"
+    merge([*runs, fleet.run("c", a_state(2), images=None)], fleet.folder / "n", weights=[1, 1, 1])
+    assert "images" not in state_of(fleet.folder / "n")[1]
 
 
 def test_no_weight_is_above_ten_times_the_median(fleet: Fleet) -> None:
@@ -197,6 +205,10 @@ def test_names_of_classes_come_together(fleet: Fleet) -> None:
     runs = [fleet.run("a", a_state(0)), fleet.run("b", a_state(1), classes=("cat", "dog"))]
     merge(runs, fleet.folder / "m")
     assert Artifact.read(fleet.folder / "m").classes == ("cat", "dog")
+    # One that does not take part names nothing.
+    far_away = fleet.bad("c", a_state(2), far, classes=("dog", "cat"))
+    merge([fleet.run("d", a_state(3)), runs[0], far_away], fleet.folder / "n", on_bad="skip")
+    assert Artifact.read(fleet.folder / "n").classes is None
 
 
 def test_what_is_trained_in_part(fleet: Fleet) -> None:
@@ -341,6 +353,24 @@ def test_a_bad_run_is_refused_and_named_or_left_out(
     assert [one["run"] for one in report["left_out"]] == [str(bad)]
     files = [(fleet.folder / name / "state.safetensors").read_bytes() for name in ("m", "without")]
     assert files[0] == files[1]
+
+
+def test_the_first_run_that_can_be_read_says_which_network_it_is(fleet: Fleet) -> None:
+    """A damaged one before it, of another network, has no say."""
+
+    def fewer(manifest: dict[str, Any]) -> None:
+        manifest.update(kappa=4, lists_length=manifest["lists_length"] - 3)
+
+    def four(state: dict[str, Any]) -> None:
+        for name in ("coo.value", "coo.index", "coo.momentum"):
+            state[name] = state[name][:4]
+
+    other = write_artifact(fleet.folder / "fewer", fewer, four)
+    foreign = fleet.run("foreign", read_state(Artifact.read(other))[0], artifact=other)
+    (foreign / "state.safetensors").write_bytes(b"torn")
+    runs = [foreign, fleet.run("a", a_state(0)), fleet.run("b", a_state(1))]
+    report = merge(runs, fleet.folder / "m", on_bad="skip")
+    assert [Path(row["run"]).name for row in report["runs"]] == ["a", "b"]
 
 
 def test_of_two_runs_the_far_larger_one_is_told(fleet: Fleet) -> None:

@@ -47,6 +47,12 @@ def test_positions_are_never_averaged() -> None:
     assert (kept.union, kept.common, kept.shared) == (3, 1, 1)
 
 
+def test_the_picture_of_the_documents() -> None:
+    """docs/pictures/fleet.svg shows these two masks and what they become."""
+    kept = merged(([2, 4, 5], [1.0, 0.4, -0.6], 1), ([1, 2, 5], [2.0, 0.8, 0.5], 1))
+    assert positions(kept) == [1, 2, 4] and values(kept) == pytest.approx([2.0, 0.9, 0.4])
+
+
 def test_the_value_is_the_mean_of_those_who_hold_it_and_the_score_is_not() -> None:
     # 0: 3·1/4 = 0.75; 1: (1·0.5 + 3·0.9)/4 = 0.8; 6: 1·2.9/4 = 0.725, though 2.9 is the largest.
     kept = merged(([1, 6], [0.5, 2.9], 1), ([0, 1], [1.0, 0.9], 3))

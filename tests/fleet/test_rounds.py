@@ -19,8 +19,9 @@ from helpers.commands import run
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.fleet import rounds
+from edge_bcs.fleet.members import BOARD, ROUND
 from edge_bcs.fleet.merging import merge
-from edge_bcs.fleet.rounds import BOARD, ROUND, NotMet, Rounds
+from edge_bcs.fleet.rounds import NotMet, Rounds
 
 Make = Callable[..., Path]
 Array = np.ndarray[Any, Any]
@@ -75,6 +76,20 @@ def test_what_is_sent_has_no_momentum(artifact: Artifact, tmp_path: Path) -> Non
     assert (metadata[ROUND], metadata[BOARD]) == ("1", "a")
 
 
+def test_two_boards_of_one_name_lose_nothing(artifact: Artifact, tmp_path: Path) -> None:
+    send(tmp_path, "raspberrypi", artifact)
+    sent = tmp_path / "round-0001" / "raspberrypi" / "state.safetensors"
+    before = sent.read_bytes()
+    send(tmp_path, "raspberrypi", artifact)  # the same again, after a power cut
+    with pytest.raises(EdgeBcsError, match=r"holds another run than this board's: .*--board"):
+        send(tmp_path, "raspberrypi", artifact, shift=1)
+    assert sent.read_bytes() == before
+    sent.write_bytes(before[:-5])
+    sent.with_name("state.previous.safetensors").unlink()
+    send(tmp_path, "raspberrypi", artifact)
+    assert sent.read_bytes() == before
+
+
 def test_those_that_vanish_are_waited_for_and_then_not(artifact: Artifact, tmp_path: Path) -> None:
     send(tmp_path, "a", artifact)
     began = rounds.time.monotonic()
@@ -114,6 +129,20 @@ def test_the_round_goes_on_without_what_does_not_belong_to_it(artifact: Artifact
     assert "was sent in round 1, and is no run of round 2" in told["c"]
     assert "is a copy of what board b sent" in told["d"]
     assert "no intact state" in told["torn"] and "another network" in told["e"]
+
+
+def test_who_merges_by_hand_is_told_of_what_was_sent_again(artifact: Artifact, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        send(tmp_path, name, artifact)
+        send(tmp_path, name, artifact, number=2)
+    old, new = tmp_path / "round-0001", tmp_path / "round-0002"
+    with pytest.raises(EdgeBcsError, match="b was sent in round 1, and others in round 2"):
+        merge([old / "b", new / "a"], tmp_path / "m")
+    shutil.copytree(new / "b", tmp_path / "copy")
+    with pytest.raises(EdgeBcsError, match=r"copy is of board b, and so is \S*round-0002/b"):
+        merge([new / "a", new / "b", tmp_path / "copy"], tmp_path / "m")
+    report = merge([old / "a", new / "a", new / "b", tmp_path / "copy"], tmp_path / "m", on_bad="skip")
+    assert [Path(row["run"]).parent.name for row in report["runs"]] == ["round-0002"] * 2
 
 
 def test_two_boards_that_merge_at_once(
