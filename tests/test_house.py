@@ -48,7 +48,7 @@ PACKAGES: dict[str, set[str]] = {
     CORE: {"numpy", "safetensors", "tomli"},
     DATA: {"numpy", "PIL", "sklearn"},
     "runtime": {"numpy", "safetensors", "onnxruntime", "cryptography", "flatbuffers"},
-    FLEET: {"numpy"},
+    FLEET: {"numpy", "flwr"},
     "targets": {"numpy", "rich", "tomli", "scipy"},
 }
 """Room → packages that it may import; others may import what the host has."""

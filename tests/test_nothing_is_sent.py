@@ -82,6 +82,7 @@ run("inspect", "a")
 run("simulate", "a")
 run("finetune", "a", *digits, "--steps", "2", "--eval-samples", "4", "--eval-steps", "1", "-o", "run")
 run("evaluate", "run", *digits, *few)
+run("merge", "run", "a", "--weight", "1", "-o", "merged")
 run("doctor")
 """
 HOST = """

@@ -61,6 +61,7 @@ _OPTIONS = (
 )
 _NAMES = ("board", "boards", "max_rounds", "wait", "robust")
 _ROUNDS, _WAIT = 1, 600.0
+_MEASURED = ("accuracy", "robust_accuracy")
 _OF_A_ROUND = ("before", "after", "training", "memory")  # of the command's report
 
 
@@ -112,7 +113,7 @@ def take_part(
         check: called once a second of waiting; raises Stopped if the command is to end.
     """
     from edge_bcs.cli.stopping import TIME_IS_UP, Stopped
-    from edge_bcs.fleet.rounds import NotMet, begin
+    from edge_bcs.fleet.rounds import NotMet, begin, open_round
 
     exchange, wait = exchange_of(options), _WAIT if options["wait"] is None else options["wait"]
     tell = told_once()
@@ -125,8 +126,7 @@ def take_part(
     report["rounds"] = _earlier(folder)
     for _ in range(options["max_rounds"] or _ROUNDS):
         say(f"Round {number}, as board {exchange.board}.")
-        with resume() as trainer:
-            _belong_to_round(trainer)
+        with open_round(resume()) as trainer:
             if status := train(trainer):
                 return status
             artifact, metadata = trainer.artifact, trainer.metadata()
@@ -143,7 +143,7 @@ def take_part(
         done = {name: report.pop(name) for name in _OF_A_ROUND if name in report}
         report["rounds"].append({"round": number, **done, "sent_bytes": sent, "merged": met.report})
         number += 1
-        begin(folder, artifact, met, number, {"progress": metadata["progress"]})
+        begin(folder, artifact, met, number)
         write_json(folder / REPORT, report)
         for one in met.report.get("left_out", []):
             say(f"Left out of round {number - 1}: {one['why']}")
@@ -159,7 +159,7 @@ def _join(exchange: Rounds, folder: Path, options: dict[str, Any], first: Callab
     from edge_bcs.runtime.manifest import MANIFEST
     from edge_bcs.runtime.state import read_state
 
-    ahead, notes = exchange.last_merged(), {}
+    ahead, seed = exchange.last_merged(), None
     if options["resume"] and (folder / MANIFEST).is_file():
         artifact = Artifact.read(folder)
         metadata = read_state(artifact)[1]
@@ -169,30 +169,31 @@ def _join(exchange: Rounds, folder: Path, options: dict[str, Any], first: Callab
         if ahead < number:
             return number
         say(f"Round {ahead} was merged; the run was in round {number}, and goes on from there.")
-        notes = {"progress": metadata["progress"]} if "progress" in metadata else {}
     else:
-        artifact = first()
-        notes = {} if options["seed"] is None else {"seed": str(options["seed"])}
-    begin(folder, artifact, exchange.merged(ahead, artifact) if ahead else None, ahead + 1, notes)
+        artifact, seed = first(), options["seed"]
+    begin(folder, artifact, exchange.merged(ahead, artifact) if ahead else None, ahead + 1, seed)
     write_json(folder / REPORT, {"run": str(folder), "rounds": _earlier(folder)})
     return ahead + 1
 
 
-def _belong_to_round(trainer: Any) -> None:
-    """Let a training of the round before, which is over, not go on."""
-    from edge_bcs.fleet.rounds import BEGINS
-
-    progress = trainer.metadata().get("progress")
-    if progress is not None and parse_object(progress)["first_step"] < int(trainer.notes[BEGINS]):
-        trainer.begin_anew()
-
-
 def _earlier(folder: Path) -> list[dict[str, Any]]:
     """The rounds in the report so far, which is a convenience: what is damaged in it counts as none."""
+    from edge_bcs.fleet.rounds import tells
+
     try:
         rounds = parse_object(read_small(folder / REPORT))["rounds"]
-        return [one for one in rounds if isinstance(one["round"], int) and isinstance(one["merged"], dict)]
-    except (OSError, ValueError, KeyError, TypeError):
+        return [
+            one
+            for one in rounds
+            if type(one["round"]) is type(one["sent_bytes"]) is int
+            and (one["merged"] == {} or tells(one["merged"]))
+            and all(
+                isinstance(one.get(when, {}).get(name, 0.0), int | float)
+                for when in ("before", "after")
+                for name in _MEASURED
+            )
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 
@@ -200,17 +201,14 @@ def print_rounds(report: dict[str, Any]) -> None:
     """Print what each round of a report was."""
     rows = []
     for one in report["rounds"]:
-        merged, kappa = one["merged"], one["merged"].get("kappa", 0)
+        merged = one["merged"]
         before, after = one.get("before", {}), one.get("after", {})
         rows.append(
             (
                 str(one["round"]),
-                str(len(merged["runs"])) if "runs" in merged else "–",
-                percent(merged["overlap"]["pairwise"] if kappa else None),
-                *(
-                    f"{percent(before.get(name))} → {percent(after.get(name))}"
-                    for name in ("accuracy", "robust_accuracy")
-                ),
+                str(len(merged["runs"])) if merged else "–",
+                percent(merged["overlap"]["pairwise"] if merged else None),
+                *(f"{percent(before.get(name))} → {percent(after.get(name))}" for name in _MEASURED),
                 format_bytes(one["sent_bytes"]),
             )
         )

@@ -6,8 +6,10 @@ runs there are. What is summed up later is read again, and is refused if it is n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,7 @@ class Member:
     files: Folder | Archive
     slot: str
     sha256: str
+    sealed: bool
     step: int
     seed: int
     images: int | None
@@ -158,14 +161,16 @@ class Members:
         return EdgeBcsError(f"none of the runs can take part{first}".rstrip(".") + ".")
 
     def _of_one_round(self, found: list[tuple[Member, float]]) -> list[tuple[Member, float]]:
-        """Those that were sent in the last of their rounds, one of each board, and those not sent at all."""
-        last = max((member.round for member, _ in found), default=0)
+        """Those that were sent in the round of most of them, of the last of several, one of each board; and
+        those that were not sent at all."""
+        rounds = Counter(member.round for member, _ in found if member.round)
+        most = max(rounds, key=lambda number: (rounds[number], number), default=0)
         boards: dict[str, str] = {}
         kept = []
         for member, weight in found:
             why = ""
-            if 0 < member.round < last:
-                why = f"{member.path} was sent in round {member.round}, and others in round {last}."
+            if member.round not in (0, most):
+                why = f"{member.path} was sent in round {member.round}, and others in round {most}."
             elif member.board and member.board in boards:
                 why = f"{member.path} is of board {member.board}, and so is {boards[member.board]}."
             if why:
@@ -200,22 +205,41 @@ class Members:
     def tensors(self, *names: str) -> Iterator[tuple[tuple[Array, ...], float]]:
         """Yield these tensors of each member, and its weight: one member in memory at a time."""
         for member, weight in zip(self.accepted, self.weights, strict=True):
-            with self.opened(member) as stored:
-                yield tuple(stored.read(name) for name in names), float(weight)
+            with self._reading_again(member), self._opened(member) as stored:
+                arrays = tuple(stored.read(name) for name in names)
+                for name, array in zip(names, arrays, strict=True):
+                    self._check_again(name, array)
+            yield arrays, float(weight)
 
-    def opened(self, member: Member) -> TensorFile:
-        """Open the state of a member; EdgeBcsError if it is no longer what was verified."""
-        try:
-            stored = TensorFile(member.files.open(member.slot))
-            sealed = "sha256" not in stored.metadata
-            if sealed or stored.metadata["sha256"] == member.sha256:
-                return stored
+    def parts(self, member: Member, first: int, end: int, *names: str) -> tuple[Array, ...]:
+        """Return the elements [first, end) of these tensors of a member."""
+        with self._reading_again(member), self._opened(member) as stored:
+            return tuple(stored.read_part(name, first, end) for name in names)
+
+    def _opened(self, member: Member) -> TensorFile:
+        stored = TensorFile(member.files.open(member.slot))
+        if not member.sealed and stored.metadata.get("sha256") != member.sha256:
             stored.__exit__(None, None, None)
-        except (OSError, ValueError):
-            pass
-        raise EdgeBcsError(
-            f"{member.path} was written to while it was being merged: wait for its training, or copy it."
-        )
+            raise ValueError("it is another state")
+        return stored
+
+    def _check_again(self, name: str, array: Array) -> None:
+        """Raise ValueError for positions with which sums would go astray."""
+        if name == "coo.index" and not (
+            array[0] >= 0 and array[-1] < self.artifact.size and np.all(array[1:] > array[:-1])
+        ):
+            raise ValueError("its positions do not ascend")
+
+    @contextlib.contextmanager
+    def _reading_again(self, member: Member) -> Iterator[None]:
+        """Make one sentence of what shows that a state is no longer what was verified."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise EdgeBcsError(
+                f"{member.path} was written to while it was being merged ({error}): wait for its training, "
+                "or copy it."
+            ) from None
 
 
 def round_of(metadata: Mapping[str, str]) -> int:
@@ -282,6 +306,7 @@ class _Reading:
             files=files,
             slot=slot.name,
             sha256=slot.sha256,
+            sealed=STATE in artifact.manifest["files"],
             step=int(slot.metadata["step"]),
             seed=int(slot.metadata["seed"]),
             images=images_seen(slot.metadata),

@@ -159,9 +159,7 @@ def _median_of_holders(members: Members, index: Array) -> Array:
         columns = np.full((len(places), len(wanted)), np.nan, np.float32)
         for row, member in enumerate(members.accepted):
             first, last = places[row, block], places[row, block + 1]
-            with members.opened(member) as stored:
-                found = stored.read_part("coo.index", first, last)
-                value = stored.read_part("coo.value", first, last)
+            found, value = members.parts(member, first, last, "coo.index", "coo.value")
             wanted = wanted.astype(found.dtype, copy=False)
             where = np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)
             held = wanted[where] == found
@@ -179,8 +177,7 @@ def _median_of_all(members: Members, name: str) -> Array:
         last = min(first + width, length)
         columns = np.empty((len(members.accepted), last - first), np.float32)
         for row, member in enumerate(members.accepted):
-            with members.opened(member) as stored:
-                columns[row] = stored.read_part(name, first, last)
+            (columns[row],) = members.parts(member, first, last, name)
         medians[first:last] = median(columns)
     return medians
 

@@ -16,6 +16,7 @@ left out, as is any that cannot be merged; the round goes on with the others.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +35,10 @@ from edge_bcs.fleet.members import BOARD, ROUND, Members, round_of
 from edge_bcs.fleet.merging import REPORT, merged_state
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.manifest import STATE
-from edge_bcs.runtime.state import layout_of, read_slot, write_run
+from edge_bcs.runtime.state import is_run_of, layout_of, read_slot, write_run
+
+if TYPE_CHECKING:
+    from edge_bcs.runtime.trainer import Trainer
 
 Array = np.ndarray[Any, Any]
 BEGINS = "fleet.begins"
@@ -195,11 +199,8 @@ class Rounds:
         members = Members([path], reference=artifact, weights=[1.0], check=of_round)
         ((arrays, _),) = members.tensors(*layout_of(artifact))
         (member,) = members.accepted
-        report: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            report = parse_object(read_small(path / REPORT))
         state = dict(zip(layout_of(artifact), arrays, strict=True))
-        return Met(state, member.step, member.seed, members.classes, report)
+        return Met(state, member.step, member.seed, members.classes, _report(path / REPORT))
 
     def _merge(self, number: int, artifact: Artifact) -> None:
         """Merge what is there, unless another board was faster."""
@@ -228,18 +229,52 @@ class Rounds:
                 raise EdgeBcsError(f"{place} cannot be written: {cause_of(error)}.") from None
 
 
-def begin(folder: Path, artifact: Artifact, met: Met | None, number: int, notes: Mapping[str, str]) -> None:
-    """Let a run of a board begin a round with what the last one became, or with what ``artifact`` holds.
+def _report(file: Path) -> dict[str, Any]:
+    """The report of a merger, {} if there is none: it only tells, so what is damaged counts as none."""
+    try:
+        content = parse_object(read_small(file))
+    except (OSError, ValueError):
+        return {}
+    return content if tells(content) else {}
+
+
+def tells(report: Any) -> bool:
+    """Whether a report of a merger has what is shown of it."""
+    try:
+        pairwise, runs, left_out = report["overlap"]["pairwise"], report["runs"], report["left_out"]
+        return (
+            math.isfinite(pairwise)
+            and isinstance(runs, list)
+            and all(isinstance(one["why"], str) for one in left_out)
+        )
+    except (KeyError, TypeError):
+        return False
+
+
+def begin(folder: Path, artifact: Artifact, met: Met | None, number: int, seed: int | None = None) -> None:
+    """Let a run of a board begin a round with what the last one became, or with what ``artifact`` holds. What
+    it was trained before is over, and what it saw then comes in another order in this round.
 
     Args:
-        folder: the run. artifact: this board's. met: the last round; None: this is the first.
-        number: the round. notes: what else the state is to say.
+        folder: the run; made if missing. artifact: this board's. met: the last round; None before the first.
+        number: the round. seed: of all randomness; default: that of the state.
     """
     if met is None:
         slot = read_slot(artifact)
-        state, step, seed = slot.tensors, int(slot.metadata["step"]), int(slot.metadata["seed"])
-        names = artifact.classes
-    else:
-        state, step, seed, names = met.state, met.step, met.seed, met.names
-    metadata = {"step": str(step), "seed": str(seed), "images": "0", ROUND: str(number), BEGINS: str(step)}
-    write_run(folder, artifact, state, {**metadata, **notes}, names)
+        met = Met(slot.tensors, int(slot.metadata["step"]), int(slot.metadata["seed"]), artifact.classes, {})
+    metadata = {"step": str(met.step), "seed": str(met.seed if seed is None else seed), "images": "0"}
+    metadata |= {ROUND: str(number), BEGINS: str(met.step)}
+    if is_run_of(folder, artifact):
+        with contextlib.suppress(EdgeBcsError):  # none is intact: it began nothing
+            saved = read_slot(Artifact.read(folder)).metadata
+            metadata |= {name: text for name, text in saved.items() if name == "progress"}
+    write_run(folder, artifact, met.state, metadata, met.names)
+
+
+def open_round(trainer: Trainer) -> Trainer:
+    """Return a Trainer that resumes the run of a board, whose next `fit` trains in the round that it is in:
+    it goes on with what was begun there, and not with a training of the round before."""
+    progress = trainer.metadata().get("progress")
+    if progress is not None and parse_object(progress)["first_step"] < int(trainer.notes.get(BEGINS, 0)):
+        trainer.begin_anew()
+    return trainer

@@ -438,12 +438,45 @@ def test_a_run_that_is_written_meanwhile_is_told(fleet: Fleet, monkeypatch: pyte
     merged_state = merging.merged_state
 
     def later(*arguments: Any, **more: Any) -> Any:
-        fleet.run("a", a_state(3))
+        fleet.run("a", a_state(more["robust"] is None))
         return merged_state(*arguments, **more)
 
     monkeypatch.setattr(merging, "merged_state", later)
     with pytest.raises(EdgeBcsError, match="a was written to while it was being merged"):
         merge([a, b], fleet.folder / "m")
+    with pytest.raises(EdgeBcsError, match="a was written to while it was being merged"):
+        merge([a, b], fleet.folder / "m", robust="median")
+
+
+def in_place(file: Path, name: str) -> None:
+    """Change the first number of a tensor, in the file, to one that no state has."""
+    content = bytearray(file.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    begin = 8 + length + json.loads(content[8 : 8 + length])[name]["data_offsets"][0]
+    content[begin : begin + 4] = np.int32(-9).tobytes()
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_run_that_is_altered_meanwhile_is_told(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    from edge_bcs.fleet import merging
+
+    a, b = fleet.run("a", a_state(0)), fleet.run("b", a_state(1))
+    file, merged_state = a / "state.safetensors", merging.merged_state
+
+    def later(*arguments: Any, **more: Any) -> Any:
+        if cut:
+            file.write_bytes(file.read_bytes()[:-40])
+        else:
+            in_place(file, "coo.index")
+        return merged_state(*arguments, **more)
+
+    monkeypatch.setattr(merging, "merged_state", later)
+    with pytest.raises(EdgeBcsError, match="a was written to while it was being merged"):
+        merge([a, b], fleet.folder / "m")
+    assert not (fleet.folder / "m").exists()
 
 
 # The command

@@ -108,6 +108,10 @@ def test_somebody_else_may_merge(artifact: Artifact, tmp_path: Path) -> None:
         merge([place / "a", place / "b"], place / "merged")
 
     assert Rounds(tmp_path, "a").meet(1, artifact, 60, between).step == 4
+    for text in ("", "[]", "{}", '{"overlap": {"pairwise": "x"}, "runs": [], "left_out": []}',
+                 '{"overlap": {"pairwise": 1}, "runs": [], "left_out": [1]}'):  # fmt: skip
+        (place / "merged" / "merge.json").write_text(text)
+        assert Rounds(tmp_path, "a").meet(1, artifact, 60).report == {}
 
 
 def test_the_round_goes_on_without_what_does_not_belong_to_it(artifact: Artifact, tmp_path: Path) -> None:
