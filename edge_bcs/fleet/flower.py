@@ -133,9 +133,10 @@ class Merging(FedAvg):  # type: ignore[misc]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Keep what was sent, and merge it; what cannot take part is named, and the round goes on."""
         number = self._before + server_round
-        valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
-        for message in valid:
+        for message in replies:
             try:
+                if message.has_error():
+                    raise EdgeBcsError(str(message.error.reason))
                 self._keep(number, message)
             except EdgeBcsError as error:
                 log(WARNING, "Round %s: node %s is left out: %s", number, message.metadata.src_node_id, error)

@@ -13,7 +13,7 @@ pytest.importorskip("flwr")
 
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from helpers.artifacts import state as hand_made
 from helpers.artifacts import write_artifact
@@ -128,6 +128,7 @@ def test_a_round_goes_on_without_what_cannot_take_part(artifact: Artifact, tmp_p
     ]
     replies.append(reply(messages[6], round=9))
     replies.append(Message(content=RecordDict({}), reply_to=messages[7]))
+    replies.append(Message(Error(0, "out of memory"), reply_to=messages[7]))
     arrays, metrics = merging.aggregate_train(1, replies)
     assert arrays is not None and metrics is not None and metrics["runs"] == 2
     merged = unpacked(arrays, artifact)
