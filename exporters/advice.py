@@ -17,7 +17,7 @@ from edge_bcs.core.objectives import PLAIN, objective_named
 from edge_bcs.core.part import Part
 from edge_bcs.method.sparse_model import SparseModel
 
-from .compiler import PARTS, build
+from .compiler import PARTS, build, compiled_inside
 from .memory.choice import Choice, Job
 from .memory.planner import Planner
 from .network import network_of
@@ -60,14 +60,13 @@ class Compiler(Maker):
         budgets = {int(factor * least) for factor in _BUDGETS}
         previous = None
         for limit in sorted(budgets | ({budget} if budget else set())):
-            found = self._planner.fastest(job, limit)
+            found = compiled_inside(self._planner, job, limit)
             if found is None or found.choice == previous:
                 continue
             previous = choice = found.choice
-            memory = build(self._planner, job, choice).memory
-            seconds = self.place.seconds(memory, choice.micro_batch, False)
+            seconds = self.place.seconds(found.memory, choice.micro_batch, False)
             again = len(choice.storage.recomputed)
-            yield Point(limit, choice.micro_batch, again, found.peak_bytes, seconds)
+            yield Point(limit, choice.micro_batch, again, found.memory.peak_bytes, seconds)
 
     def _job(self, objective: str, bfloat16: bool) -> Job:
         described = self.artifact.objective
@@ -82,8 +81,8 @@ class Compiler(Maker):
 
     def _fitting(self, planner: Planner, job: Job, budget: int) -> tuple[Choice, MemoryPlan]:
         """What the planner makes of ``budget``, or the smallest it can if that is not enough."""
-        choice = (planner.fastest(job, budget) or planner.smallest(job)).choice
-        return choice, build(planner, job, choice).memory
+        found = compiled_inside(planner, job, budget) or build(planner, job, planner.smallest(job).choice)
+        return found.choice, found.memory
 
     def variants(self, budget: int) -> Iterator[Variant]:
         objective = self.artifact.objective.name

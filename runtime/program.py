@@ -37,6 +37,22 @@ def _library() -> ctypes.CDLL:
     return load(signatures)
 
 
+def arena_bytes(artifact: Artifact) -> int | None:
+    """Bytes of the arena in which the native engine trains an artifact; None for one without a program.
+
+    Raises EdgeBcsError if it was altered.
+    """
+    if PROGRAM not in artifact.manifest["files"]:
+        return None
+    content = artifact.read_file(PROGRAM)
+    return max(0, _arena_of(content))
+
+
+def _arena_of(content: bytes) -> int:
+    """Bytes of the arena that a program asks for; −1 if it is none."""
+    return int(_library().edge_bcs_program_arena(content, len(content)))
+
+
 @dataclass(frozen=True)
 class Arena:
     """The working set of a program: all of it, all the time. See `engine.WorkingSet`."""
@@ -84,7 +100,7 @@ class ProgramEngine(Engine):
         if PROGRAM not in artifact.manifest["files"]:
             raise EdgeBcsError(f"{artifact.path} has no {PROGRAM}; export it again, or use ONNX Runtime.")
         content = artifact.read_file(PROGRAM)
-        needed = int(self._library.edge_bcs_program_arena(content, len(content)))
+        needed = _arena_of(content)
         if cap is not None and needed > cap:
             raise BudgetExceeded("the arena", needed, 0, cap, needed)
         self.budget = Arena(cap, max(needed, 0))

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.budget import isa
 from edge_bcs.runtime.engine import available_threads
+from edge_bcs.runtime.program import arena_bytes
 from edge_bcs.targets.cost_model import TYPICAL_BOARD
 
 from edge_bcs import __file__ as package_file
@@ -131,6 +133,12 @@ class Simulation:
         """The most memory that the working set lay in, with the holes between its tensors."""
         return self.measured.placed_peak_bytes if self.measured else None
 
+    @cached_property
+    def arena_bytes(self) -> int | None:
+        """The memory in which the native engine trains, holes included; None if the artifact has no program
+        for it."""
+        return arena_bytes(self.artifact)
+
     @property
     def predicted_peak_bytes(self) -> int:
         """The working set that the compiler predicted."""
@@ -167,6 +175,7 @@ class Simulation:
             "predicted_peak_bytes": self.predicted_peak_bytes,
             "measured_peak_bytes": self.measured_peak_bytes,
             "placed_peak_bytes": self.placed_peak_bytes,
+            "arena_bytes": self.arena_bytes,
             "outside_bytes": self.outside.total,
             "outside": self.outside.to_json(),
             "margin_bytes": self.margin_bytes,

@@ -69,6 +69,8 @@ def _phases(simulation: Simulation) -> Table:
         found = "–" if measured is None else f"{measured:,}"
         difference = "–" if measured is None else f"{100 * (measured - predicted) / predicted:+.2f} %"
         table.add_row(name, f"{predicted:,}", found, difference, style="bold" if name == "all" else "")
+    if simulation.arena_bytes is not None:
+        table.add_row("arena of --engine native, holes included", f"{simulation.arena_bytes:,}", "", "")
     return table
 
 

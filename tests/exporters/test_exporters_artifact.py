@@ -14,7 +14,6 @@ import pytest
 import torch
 from edge_bcs.exporters import export, graphs
 from edge_bcs.exporters import validation as validations
-from edge_bcs.exporters.compiler import choose
 from edge_bcs.exporters.memory.choice import Job
 from edge_bcs.exporters.memory.planner import Planner
 from edge_bcs.exporters.network import Network, network_of
@@ -430,5 +429,5 @@ def test_a_loaded_artifact_is_the_exported_network(tmp_path: Path) -> None:
 
 def test_choose_without_a_budget_takes_whole_vectors_for_two_threads() -> None:
     network = network_of(tiny("vgg16"), SHAPE)
-    assert choose(Planner(network), Job(objective_named("at")), None, None).micro_batch == 32
-    assert choose(Planner(network), Job(objective_named("at"), batch_size=5), None, None).micro_batch == 5
+    assert Planner(network).unlimited(Job(objective_named("at"))).micro_batch == 32
+    assert Planner(network).unlimited(Job(objective_named("at"), batch_size=5)).micro_batch == 5

@@ -12,16 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from edge_bcs.runtime import Artifact
+from edge_bcs.exporters.compiler import build, compile_network
+from edge_bcs.exporters.memory.choice import Job
+from edge_bcs.exporters.memory.planner import Planner
+from edge_bcs.exporters.network import network_of
+from edge_bcs.runtime import Artifact, Trainer
+from edge_bcs.runtime.program import arena_bytes
 from edge_bcs.targets.layout import assign
 from edge_bcs.targets.plans import Allocation, plan_of
+from helpers.artifacts import tiny_network
 from helpers.networks import EveryLayer
 from helpers.program_reader import Program, faults, read_program
 
 import edge_bcs
-from edge_bcs import Memory, models
+from edge_bcs import EdgeBcsError, Memory, models
+from edge_bcs.core.objectives import objective_named
 
 Make = Callable[..., Path]
 
@@ -142,3 +150,30 @@ def test_flatc_reads_it(tiny_artifact: Make, tmp_path: Path) -> None:
     for graph, read in zip(found["graphs"], program.graphs, strict=True):
         assert [t.get("address", 0) for t in graph["tensors"]] == [t.address for t in read.tensors]
         assert [node["operator"] for node in graph["nodes"]] == [node.operator for node in read.nodes]
+
+
+def test_a_budget_holds_with_what_lies_between_tensors(tmp_path: Path) -> None:
+    """Plans that fit by count alone are passed over where another one fits as it is placed."""
+    sparse = edge_bcs.sparsify(tiny_network(), 0.5, seed=0, distribution="uniform")
+    network = network_of(sparse, (1, 8, 8), False)
+    job, planner, passed_over = Job(objective_named("at")), Planner(network), 0
+    smallest = build(planner, job, planner.smallest(job).choice).program.arena_bytes
+    for budget in range(smallest + 64, 2 * smallest, 1231):
+        figures = planner.fastest(job, budget)
+        assert figures is not None
+        counted = build(planner, job, figures.choice)
+        compiled = compile_network(network, job, budget=budget)
+        assert compiled.memory.peak_bytes <= compiled.program.arena_bytes <= budget
+        passed_over += counted.program.arena_bytes > budget
+    assert passed_over
+    with pytest.raises(EdgeBcsError, match="smallest feasible budget"):
+        compile_network(network, job, budget=planner.smallest(job).peak_bytes - 1)
+
+
+def test_the_native_engine_trains_inside_the_budget(tmp_path: Path) -> None:
+    sparse = edge_bcs.sparsify(tiny_network(), 0.5, seed=0, distribution="uniform")
+    budget = 24_124  # for which the fastest plan by count has an arena of 24,832 bytes
+    artifact = edge_bcs.export(sparse, tmp_path / "a", "at", (1, 8, 8), memory=budget, validate=False)
+    with Trainer(artifact.path, engine="native") as trainer:
+        trainer.step(np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, np.int64))
+        assert artifact.predicted_peak_bytes <= trainer.peak_bytes == arena_bytes(artifact) <= budget

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from edge_bcs.exporters.artifact import export
-from edge_bcs.exporters.compiler import build, choose, compile_network
+from edge_bcs.exporters.compiler import build, compile_network
 from edge_bcs.exporters.memory.choice import Choice, Job
 from edge_bcs.exporters.memory.planner import Planner
 from edge_bcs.exporters.memory.space import Figures
@@ -289,14 +289,14 @@ def test_changes_that_are_enough_come_first() -> None:
     job = Job(objective_named("trades"), 6.0)
     frozen = Planner(replace(network, batch_statistics=False)).smallest(job).peak_bytes
     with pytest.raises(EdgeBcsError) as error:
-        choose(Planner(network), job, None, frozen)
+        compile_network(network, job, None, frozen)
     parts = str(error.value).partition("would help: ")[2].split("; ")
     assert "--objective at: " in str(error.value) and f"--batch-norm frozen: {frozen} bytes (enough)" in parts
     marks = ["(enough)" in part for part in parts]
     assert marks == sorted(marks, reverse=True) and not all(marks)
     with pytest.raises(EdgeBcsError, match=r"would help: .*a smaller network or smaller images$"):
-        choose(
-            Planner(network_of(made("vgg16")[0], (3, 16, 16))),
+        compile_network(
+            network_of(made("vgg16")[0], (3, 16, 16)),
             Job(objective_named("at"), bfloat16=True),
             1,
             1,
@@ -308,7 +308,7 @@ def test_the_sparsity_that_is_advised_is_enough(tmp_path: Path) -> None:
     network = network_of(sparse, (3, 32, 32))
     budget = Planner(network).smallest(Job(objective_named("at"))).peak_bytes - 50_000
     with pytest.raises(EdgeBcsError, match="--sparsity") as error:
-        choose(Planner(network), Job(objective_named("at")), None, budget)
+        compile_network(network, Job(objective_named("at")), None, budget)
     advised = re.search(r"--sparsity (\S+): (\d+) bytes", str(error.value))
     assert advised is not None
     sparser = edge_bcs.sparsify(models.vgg16(width=0.25), advised[1], distribution="uniform")

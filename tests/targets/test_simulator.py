@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.targets import cost_model, outside, simulator, terminal
 from edge_bcs.targets.cost_model import COSTS, KernelCosts, Walk
@@ -328,6 +329,8 @@ def test_the_process_is_split_into_what_was_measured(resnet: Path) -> None:
     assert sum(parts.values()) == content["outside_bytes"] == measured.rss_peak_bytes - need
     assert content["process_bytes"] == measured.rss_peak_bytes
     assert content["placed_peak_bytes"] == measured.placed_peak_bytes
+    with Trainer(resnet, engine="native", memory=2 * need) as trainer:
+        assert content["arena_bytes"] == trainer.peak_bytes >= need
     # Python with numpy and ONNX Runtime alone, and four sessions of some dozen nodes.
     assert 30 << 20 < parts["interpreter_and_libraries"] < 150 << 20
     assert 2 << 20 < parts["sessions_and_graph"] < 20 << 20

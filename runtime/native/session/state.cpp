@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstring>
 #include <optional>
-#include <ranges>
 
+#include "ops/fixed.h"
 #include "ops/op.h"
 #include "session/json.h"
 
@@ -85,7 +85,7 @@ void add_escaped(Text& to, std::string_view text) {
 
 // json.dumps of the metadata, with these separators.
 template <class Facts>
-void add_object(Text& to, Facts&& facts, std::string_view comma, std::string_view colon) {
+void add_object(Text& to, const Facts& facts, std::string_view comma, std::string_view colon) {
   to.add("{");
   bool first = true;
   for (const auto& [name, value] : facts) {
@@ -314,32 +314,31 @@ void write_header(Text& header, const Facts& facts, const StateBytes& state) {
     char* const end = std::to_chars(digits.data(), digits.data() + digits.size(), number).ptr;
     return std::string_view(digits.data(), static_cast<std::size_t>(end - digits.data()));
   };
-  // Sorted by name.
   using Entry = std::pair<std::string_view, std::string_view>;
-  std::array<Entry, 7> entries{
-      Entry{"format", format},
-      Entry{"images", written(images, facts.images)},
-      Entry{"progress", facts.progress},
-      Entry{"seed", written(seed, facts.seed)},
-      Entry{checksum, {}},
-      Entry{"step", written(step, facts.step)},
-      Entry{"version", version},
-  };
-  const auto add = [&](std::string_view comma, std::string_view colon) {
-    add_object(header, entries | std::views::filter([](const Entry& entry) { return !entry.second.empty(); }),
-               comma, colon);
+  const auto entries = [&](std::string_view sum) {  // sorted by name
+    Fixed<Entry, 7> made;
+    for (const Entry& entry : {
+             Entry{"format", format},
+             Entry{"images", written(images, facts.images)},
+             Entry{"progress", facts.progress},
+             Entry{"seed", written(seed, facts.seed)},
+             Entry{checksum, sum},
+             Entry{"step", written(step, facts.step)},
+             Entry{"version", version},
+         })
+      if (!entry.second.empty()) made.push_back(entry);
+    return made;
   };
   header.clear();
-  add(", ", ": ");
+  add_object(header, entries({}), ", ", ": ");
   Sha256 digest;
   digest.add(header.view());
   add_tensors(digest, state);
   const Sha256::Text sum = digest.finish();
-  entries[4].second = edge_bcs::view(sum);
 
   header.clear();
   header.add("{\"__metadata__\":");
-  add(",", ":");
+  add_object(header, entries(edge_bcs::view(sum)), ",", ":");
   std::uint64_t end = 0;
   std::array<std::uint64_t, state_tensors> begins{};
   for (const StateTensor tensor : file_order) {
