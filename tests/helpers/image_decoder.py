@@ -35,7 +35,11 @@ def _program() -> Path:
     if compiler is None:
         pytest.skip("there is no g++")
     program = _scratch().path / "decode_images"
-    sources = [*sorted((_NATIVE / "decode").glob("*.cpp")), _NATIVE / "image" / "resize.cpp"]
+    sources = [
+        *sorted((_NATIVE / "decode").glob("*.cpp")),
+        _NATIVE / "image" / "resize.cpp",
+        _NATIVE / "ops" / "text.cpp",
+    ]
     sources.append(ROOT / "tests" / "native" / "decode_images.cpp")
     options = [
         "-std=c++20",

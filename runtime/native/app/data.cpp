@@ -9,9 +9,9 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 
 #include "app/archive.h"
+#include "app/paths.h"
 #include "app/text.h"
 #include "ops/philox.h"
 #include "session/shuffle.h"
@@ -110,16 +110,6 @@ std::string without_stop(std::string text) {
   return text;
 }
 
-bool is_file(const std::string& path) {
-  struct stat status{};
-  return stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
-}
-
-bool is_folder(const std::string& path) {
-  struct stat status{};
-  return stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
-}
-
 [[noreturn]] void fail_kind(const std::string& path) {
   fail(plain(path),
        " is not data that edge-bcs-run reads: give a folder with a folder of images for each class, an ",
@@ -127,15 +117,9 @@ bool is_folder(const std::string& path) {
 }
 
 std::unique_ptr<Data> open_file(const std::string& path, const std::string& split, const Opening& opening) {
-  const std::filesystem::path file(path);
-  std::string name = file.filename().string();
-  std::ranges::transform(name, name.begin(), [](char letter) {
-    return static_cast<char>(letter >= 'A' && letter <= 'Z' ? letter + 32 : letter);
-  });
+  const std::string file = last_part(path), name = lowered(file);
   if (!name.ends_with(".npz")) fail_kind(path);
-  std::string other;
-  if (name.starts_with("train"))
-    other = (file.parent_path() / ("test" + file.filename().string().substr(5))).string();
+  const std::string other = name.starts_with("train") ? joined(folder_of(path), "test" + file.substr(5)) : "";
   return open_arrays(path, is_file(other) ? other : "", split, opening);
 }
 
@@ -173,17 +157,16 @@ std::unique_ptr<Data> open_data(const std::string& spec, const std::string& spli
   if (spec == "digits") return open_digits(split, opening);
   if (is_folder(spec)) {
     for (const char* const nested : {"cifar-10-batches-py", "cifar-100-python", "data_batch_1"})
-      if (std::filesystem::exists(std::filesystem::path(spec) / nested))
+      if (exists(joined(spec, nested)))
         fail(plain(spec), " holds CIFAR's pickles, which edge-bcs-run does not read: `edge-bcs` does.");
     for (const char* const name : {"train.tar", "train.tar.gz", "train.tgz", "train.tar.bz2", "train.tar.xz",
                                    "train.npz", "train.mat", "train_32x32.mat"}) {
-      const std::string file = (std::filesystem::path(spec) / name).string();
+      const std::string file = joined(spec, name);
       if (is_file(file)) return open_file(file, split, opening);
     }
     return open_folder(spec, split, opening);
   }
-  require(std::filesystem::exists(spec), "the data ", plain(spec),
-          " does not exist; give a folder, an .npz, or digits.");
+  require(exists(spec), "the data ", plain(spec), " does not exist; give a folder, an .npz, or digits.");
   return open_file(spec, split, opening);
 }
 

@@ -1,13 +1,11 @@
 // edge-bcs-run finetune.
 
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdlib>
-#include <filesystem>
 
 #include "app/commands.h"
 #include "app/reading.h"
@@ -140,11 +138,8 @@ Wanted wanted_by(const Options& options) {
 
 // A new run must not lie among the class folders of its data, where the next reading would take it for one of them.
 void check_apart(const std::string& output, const std::string& data) {
-  namespace fs = std::filesystem;
-  std::error_code error;
-  if (data == "digits" || !fs::is_directory(data, error)) return;
-  const fs::path source = fs::weakly_canonical(data, error), place = fs::weakly_canonical(output, error);
-  const fs::path parent = place.parent_path();
+  if (data == "digits" || !is_folder(data)) return;
+  const std::string source = resolved(data), place = resolved_so_far(output), parent = folder_of(place);
   require(place != source && parent != source, plain(output), " lies among the class folders of ",
           plain(data), ", where it would be taken for one: choose another -o.");
 }

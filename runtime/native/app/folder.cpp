@@ -1,18 +1,13 @@
 // Image files in class folders: edge_bcs/data/listing.py and images.py.
 
-#include <dirent.h>
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <climits>
-#include <cstdlib>
 #include <memory>
 #include <set>
 #include <string_view>
 
 #include "app/data.h"
+#include "app/paths.h"
 #include "app/progress.h"
 #include "app/text.h"
 #include "session/files.h"
@@ -21,72 +16,15 @@ namespace edge_bcs::app {
 
 namespace {
 
-constexpr std::array<std::string_view, 10> suffixes{".jpg", ".jpeg", ".png", ".bmp", ".webp",
-                                                    ".ppm", ".pgm",  ".gif", ".tif", ".tiff"};
 constexpr std::array<std::string_view, 2> train_names{"train", "training"};
 constexpr std::array<std::string_view, 4> test_names{"test", "val", "valid", "validation"};
 constexpr std::size_t most_bad = 20;
-
-std::string lowered(std::string_view text) {
-  std::string made(text);
-  for (char& letter : made)
-    if (letter >= 'A' && letter <= 'Z') letter = static_cast<char>(letter + 32);
-  return made;
-}
-
-bool is_image(std::string_view name) {
-  const std::string low = lowered(name);
-  return !name.starts_with('.') &&
-         std::ranges::any_of(suffixes, [&](auto suffix) { return low.ends_with(suffix); });
-}
 
 // "train", "test" or "".
 std::string split_of(std::string_view folder) {
   const std::string low = lowered(folder);
   if (std::ranges::find(train_names, low) != train_names.end()) return "train";
   return std::ranges::find(test_names, low) != test_names.end() ? "test" : "";
-}
-
-std::string joined(const std::string& folder, const std::string& name) {
-  return folder.ends_with('/') ? folder + name : folder + "/" + name;
-}
-
-std::string last_part(const std::string& path) { return path.substr(path.rfind('/') + 1); }
-
-// Names in a folder, sorted.
-std::vector<std::string> names_in(const std::string& folder) {
-  struct Close {
-    void operator()(DIR* listing) const { closedir(listing); }
-  };
-  const std::unique_ptr<DIR, Close> listing(opendir(folder.c_str()));
-  require(listing != nullptr, "the folder ", plain(folder), " cannot be read: ", cause_of(errno), ".");
-  std::vector<std::string> names;
-  while (const dirent* const entry = readdir(listing.get())) {
-    const std::string name = entry->d_name;
-    if (name != "." && name != "..") names.push_back(name);
-  }
-  std::ranges::sort(names, before);
-  return names;
-}
-
-std::string resolved(const std::string& path) {
-  struct Free {
-    void operator()(char* text) const { std::free(text); }
-  };
-  const std::unique_ptr<char, Free> found(realpath(path.c_str(), nullptr));
-  return found == nullptr ? std::string() : std::string(found.get());
-}
-
-mode_t mode_of(const std::string& path) {
-  struct stat status{};
-  return stat(path.c_str(), &status) == 0 ? status.st_mode : 0;
-}
-
-bool is_folder(const std::string& path) { return S_ISDIR(mode_of(path)); }
-
-bool is_link(const std::string& path) {
-  struct stat status{};
-  return lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode);
 }
 
 // Why a link is not followed, or "": one that leads out of the data's folder may, in a copy of that folder from elsewhere,
@@ -101,7 +39,7 @@ std::string why_no_link(const std::string& link, const std::string& root) {
 std::string why_unusable(const std::string& file, const std::string& root) {
   if (is_link(file))
     if (std::string why = why_no_link(file, root); !why.empty()) return why;
-  if (!S_ISREG(mode_of(file))) return plain(file) + " is not a file, which is refused among images.";
+  if (!is_file(file)) return plain(file) + " is not a file, which is refused among images.";
   return {};
 }
 
@@ -110,13 +48,12 @@ std::vector<std::string> folders_in(const std::string& parent, const std::string
   for (const std::string& name : names_in(parent)) {
     if (name.starts_with('.')) continue;
     const std::string path = joined(parent, name);
-    const mode_t mode = mode_of(path);
     if (is_link(path)) {
       const std::string why = why_no_link(path, root);
       // A link to nothing, or in a circle, may have been to a class folder.
-      require(why.empty() || !(S_ISDIR(mode) || mode == 0), why);
+      require(why.empty() || !(is_folder(path) || resolved(path).empty()), why);
     }
-    if (S_ISDIR(mode)) found.push_back(path);
+    if (is_folder(path)) found.push_back(path);
   }
   return found;
 }
@@ -130,7 +67,7 @@ std::string images_within(const std::string& path) {
     if (last_part(folder).starts_with('.') || is_link(folder) || !is_folder(folder)) continue;
     for (const std::string& name : names_in(folder)) {
       const std::string inner = joined(folder, name);
-      if (is_image(name) && S_ISREG(mode_of(inner))) return folder;
+      if (is_image(name) && is_file(inner)) return folder;
       left.push_back(inner);
     }
   }

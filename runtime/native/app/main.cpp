@@ -1,8 +1,8 @@
 // edge-bcs-run: trains, measures and asks compiled networks, in one static program without Python.
 
+#include <algorithm>
 #include <array>
 #include <exception>
-#include <iostream>
 #include <new>
 #include <string>
 #include <vector>

@@ -1,14 +1,20 @@
 #include "app/network.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
-#include <fstream>
+#include <cstdlib>
+#include <cstring>
 #include <numeric>
 
 #include "app/progress.h"
 #include "app/signals.h"
 #include "app/text.h"
+#include "session/files.h"
 
 namespace edge_bcs::app {
 
@@ -190,10 +196,11 @@ Value Network::memory(std::optional<std::uint64_t> cap) const {
 }
 
 std::uint64_t resident_peak() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);)
-    if (line.starts_with("VmHWM:")) return 1024 * std::strtoull(line.c_str() + 6, nullptr, 10);
-  return 0;
+  const Descriptor file(open("/proc/self/status", O_RDONLY | O_CLOEXEC));
+  std::array<char, 4096> text{};
+  if (!file || read(file.number(), text.data(), text.size() - 1) <= 0) return 0;
+  const char* const found = std::strstr(text.data(), "VmHWM:");
+  return found == nullptr ? 0 : 1024 * std::strtoull(found + 6, nullptr, 10);
 }
 
 }  // namespace edge_bcs::app

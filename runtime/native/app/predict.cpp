@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <numeric>
 
 #include "app/commands.h"
@@ -14,8 +13,6 @@ namespace edge_bcs::app {
 
 namespace {
 
-namespace fs = std::filesystem;
-
 constexpr std::array options_of_predict{
     OptionSpec{"--top", "N", "Classes that are named for an image; default: 3."},
     OptionSpec{"--class-names", "A,B,…|FILE", "Names of the network's outputs in the order of the labels."},
@@ -26,31 +23,15 @@ constexpr std::array options_of_predict{
 };
 constexpr std::array elsewhere_of_predict{"--trust-key", "--min-release"};
 
-bool is_image(const std::string& name) {
-  constexpr std::array<std::string_view, 10> suffixes{".jpg", ".jpeg", ".png", ".bmp", ".webp",
-                                                      ".ppm", ".pgm",  ".gif", ".tif", ".tiff"};
-  std::string low = name;
-  std::ranges::transform(low, low.begin(), [](char letter) {
-    return static_cast<char>(letter >= 'A' && letter <= 'Z' ? letter + 32 : letter);
-  });
-  return !name.starts_with('.') &&
-         std::ranges::any_of(suffixes, [&](auto suffix) { return low.ends_with(suffix); });
-}
-
 // Image files in a folder and in its folders, in order; what is hidden, and links to folders, are passed over.
-void add_images(const fs::path& folder, std::vector<std::string>& files) {
-  std::vector<fs::path> entries;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) entries.push_back(entry.path());
-  std::ranges::sort(entries, [](const fs::path& one, const fs::path& other) {
-    return before(one.filename().string(), other.filename().string());
-  });
-  for (const fs::path& entry : entries) {
-    const std::string name = entry.filename().string();
+void add_images(const std::string& folder, std::vector<std::string>& files) {
+  for (const std::string& name : names_in(folder)) {
     if (name.starts_with('.')) continue;
-    if (fs::is_directory(entry)) {
-      if (!fs::is_symlink(entry)) add_images(entry, files);
+    const std::string path = joined(folder, name);
+    if (is_folder(path)) {
+      if (!is_link(path)) add_images(path, files);
     } else if (is_image(name)) {
-      files.push_back(entry.string());
+      files.push_back(path);
     }
   }
 }
@@ -62,17 +43,15 @@ struct Asked {
 std::vector<Asked> asked_for(std::span<const std::string> words) {
   std::vector<Asked> asked;
   for (const std::string& word : words) {
-    std::error_code error;
-    if (!fs::is_directory(word, error)) {
+    if (!is_folder(word)) {
       asked.push_back({word, {}});
       continue;
     }
     std::vector<std::string> files;
     try {
       add_images(word, files);
-    } catch (const fs::filesystem_error& failed) {
-      asked.push_back(
-          {word, "the folder " + plain(word) + " cannot be read: " + failed.code().message() + "."});
+    } catch (const Error& error) {
+      asked.push_back({word, error.what()});
       continue;
     }
     if (files.empty()) asked.push_back({word, "the folder " + plain(word) + " holds no image."});

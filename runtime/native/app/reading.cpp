@@ -1,6 +1,5 @@
 #include "app/reading.h"
 
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,15 +18,6 @@ constexpr std::uint64_t largest_record = std::uint64_t{256} << 20;
 constexpr std::size_t most_told = 20;
 
 }  // namespace
-
-bool is_file(const std::string& path) {
-  struct stat status{};
-  return stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
-}
-
-std::string joined(const std::string& folder, const std::string& name) {
-  return folder.ends_with('/') ? folder + name : folder + "/" + name;
-}
 
 MachineWishes machine_of(const Options& options) {
   constexpr std::string_view engines[] = {"native", "onnxruntime"};

@@ -6,6 +6,7 @@
 
 #include "app/network.h"
 #include "app/options.h"
+#include "app/paths.h"
 
 namespace edge_bcs::app {
 
@@ -40,8 +41,5 @@ class Reading {
 };
 
 inline constexpr const char* record_file = "left-out.json";
-
-bool is_file(const std::string& path);
-std::string joined(const std::string& folder, const std::string& name);
 
 }  // namespace edge_bcs::app

@@ -8,7 +8,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
+#include <memory>
 
 #include "app/archive.h"
 #include "app/progress.h"
@@ -19,6 +19,7 @@ namespace edge_bcs::app {
 
 namespace {
 
+constexpr std::size_t longest_line = 1 << 20;
 constexpr double hour = 3600, default_seconds = 60;
 
 void write_whole(int file, std::string_view text) {
@@ -41,13 +42,28 @@ std::optional<std::uint64_t> step_of(const std::string& line) {
   }
 }
 
+// The next line, without its end; false where there is none that has an end, or that is not too long.
+bool take_line(std::FILE* stream, std::string& line) {
+  line.clear();
+  for (int letter = std::getc(stream); letter != EOF && line.size() < longest_line;
+       letter = std::getc(stream)) {
+    if (letter == '\n') return true;
+    line += static_cast<char>(letter);
+  }
+  return false;
+}
+
 // Removes what comes after the last whole line of a step up to `last`.
 void keep_lines(const std::string& path, std::uint64_t last) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) return;
+  struct Close {
+    void operator()(std::FILE* stream) const { std::fclose(stream); }
+  };
+  const std::unique_ptr<std::FILE, Close> stream(std::fopen(path.c_str(), "re"));
+  if (stream == nullptr) return;
   std::uint64_t end = 0, position = 0;
   bool first = true;
-  for (std::string line; std::getline(stream, line) && !stream.eof();) {
+  // What has no end is the last line, cut off, or none of ours.
+  for (std::string line; take_line(stream.get(), line);) {
     position += line.size() + 1;
     const std::optional<std::uint64_t> step = step_of(line);
     require(!first || step || line.starts_with('\0'), path,

@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <iomanip>
 #include <limits>
 #include <memory>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -112,18 +110,15 @@ std::size_t Picture::row_bytes() const {
 
 void check_pixels(double width, double height) {
   if (width * height <= most_pixels) return;
-  std::ostringstream text;
-  text << std::fixed << std::setprecision(0) << "declares " << width << "×" << height
-       << " pixels, which is refused";
-  throw BadImage(text.str());
+  throw BadImage(text_of("declares ", static_cast<std::uint64_t>(width), "×",
+                         static_cast<std::uint64_t>(height), " pixels, which is refused"));
 }
 
 void fail_for_memory(const Picture& picture, const char* kind, std::uint64_t needed, std::uint64_t given,
                      const char* remedy) {
-  std::ostringstream text;
-  text << "(" << picture.width << "×" << picture.height << " pixels, " << kind << ") takes " << needed
-       << " bytes of memory to decode, and the network's plan has " << given << " for it: " << remedy;
-  throw BadImage(text.str());
+  throw BadImage(text_of("(", picture.width, "×", picture.height, " pixels, ", kind, ") takes ", needed,
+                         " bytes of memory to decode, and the network's plan has ", given,
+                         " for it: ", remedy));
 }
 
 void decode(int descriptor, std::uint64_t offset, std::uint64_t size, const ImageShape& shape,

@@ -24,11 +24,9 @@ const char* type_name(ElementType type) {
 }  // namespace
 
 std::string Shape::text() const {
-  std::ostringstream out;
-  out << '[';
-  for (std::size_t axis = 0; axis < rank_; ++axis) out << (axis ? ", " : "") << sizes_[axis];
-  out << ']';
-  return out.str();
+  std::string text = "[";
+  for (std::size_t axis = 0; axis < rank_; ++axis) text += (axis ? ", " : "") + std::to_string(sizes_[axis]);
+  return text + "]";
 }
 
 std::int64_t Attributes::integer(const char* name) const {

@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <concepts>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -27,9 +28,9 @@
 #include <memory>
 #include <optional>
 #include <span>
-#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -43,12 +44,32 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Adds texts and numbers to a text as streams do, which would bring hundreds of kilobytes of locales into a program.
+void append(std::string& text, std::string_view part);
+void append(std::string& text, char part);
+void append(std::string& text, double part);
+void append_whole(std::string& text, std::int64_t part);
+void append_whole(std::string& text, std::uint64_t part);
+template <std::integral Number>
+void append(std::string& text, Number part) {
+  if constexpr (std::is_signed_v<Number>)
+    append_whole(text, std::int64_t{part});
+  else
+    append_whole(text, std::uint64_t{part});
+}
+
+// The parts written one after the other.
+template <class... Parts>
+[[gnu::cold]] std::string text_of(const Parts&... parts) {
+  std::string text;
+  (append(text, parts), ...);
+  return text;
+}
+
 // Throws Error with the parts written one after the other.
 template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  throw Error(text.str());
+[[noreturn, gnu::cold]] void fail(const Parts&... parts) {
+  throw Error(text_of(parts...));
 }
 
 // Throws Error with the parts written one after the other unless `condition` holds.

@@ -6,7 +6,6 @@
 #include <memory>
 #include <optional>
 #include <span>
-#include <sstream>
 #include <string>
 
 #include "runner/runner.h"
@@ -32,9 +31,7 @@ class NotFinite : public Error {
 // Throws a Kind of Error with the parts written one after the other.
 template <class Kind, class... Parts>
 [[noreturn]] void fail_with(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  throw Kind(text.str());
+  throw Kind(text_of(parts...));
 }
 
 struct Options {

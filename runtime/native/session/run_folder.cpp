@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <system_error>
 
 namespace edge_bcs {
@@ -132,13 +131,16 @@ std::string run_manifest(const std::string& text, const Json& content, const Man
   return made;
 }
 
-std::vector<std::string> missing_folders(const std::string& path) {
+// Folders above `path`, and itself, that are not there, outermost first.
+std::vector<std::string> missing_folders(std::string path) {
   std::vector<std::string> missing;
-  std::error_code ignored;
-  for (std::filesystem::path folder = std::filesystem::absolute(path, ignored);
-       !folder.empty() && !std::filesystem::exists(folder, ignored) && folder != folder.parent_path();
-       folder = folder.parent_path())
-    missing.insert(missing.begin(), folder.string());
+  struct stat status{};
+  while (path.size() > 1 && path.ends_with('/')) path.pop_back();
+  while (!path.empty() && stat(path.c_str(), &status) != 0) {
+    missing.insert(missing.begin(), path);
+    while (!path.empty() && !path.ends_with('/')) path.pop_back();
+    while (path.size() > 1 && path.ends_with('/')) path.pop_back();
+  }
   return missing;
 }
 
@@ -192,9 +194,9 @@ RunFolder::RunFolder(std::string path, const FolderFiles& source, const Network&
     : path_(std::move(path)), shown_(shown(path_, 4096)), made_(missing_folders(path_)) {
   const Json ours = Json::parse(network.manifest_text());
   try {
-    std::error_code error;
-    std::filesystem::create_directories(path_, error);
-    require(!error, shown_, " cannot be made: ", cause_of(error.value()));
+    for (const std::string& folder : made_)
+      require(::mkdir(folder.c_str(), 0777) == 0 || errno == EEXIST, shown_,
+              " cannot be made: ", cause_of(errno));
     files_ = std::make_unique<FolderFiles>(path_);
     const bool run = holds_run(ours, network);
     if (!run) check_nothing_is_lost(network.manifest());
