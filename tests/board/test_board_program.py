@@ -247,7 +247,7 @@ def test_a_training_that_is_killed_goes_on_to_the_bit(tiny_artifact: Make, tmp_p
 def test_a_training_that_is_killed_a_hundred_times_goes_on_to_the_bit(
     tiny_artifact: Make, tmp_path: Path
 ) -> None:
-    killed_at_random(tiny_artifact(), tmp_path, 100, 2000)
+    killed_at_random(tiny_artifact(), tmp_path, 100, 800)
 
 
 def test_evaluate_counts_as_python_does(tiny_artifact: Make, photographs: Path, tmp_path: Path) -> None:

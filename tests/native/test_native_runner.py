@@ -210,3 +210,13 @@ def test_an_operator_that_nobody_knows(right: Program) -> None:
     step, node, _, _ = passing(right)
     said = opened(with_node(right, step, node=replace(node.node, operator="Mine")), right.arena_bytes)
     assert "the operator Mine is not known" in said
+
+
+def test_what_waits_for_itself_is_no_fault() -> None:
+    """A tensor that is computed a second time may be its own token, which nobody reads."""
+    network = network_of(edge_bcs.sparsify(EveryLayer(), 0.5, 0), (2, 13, 13))
+    right = compile_network(network, Job(objective_named("trades")), micro_batch=2).program
+    nodes = right.graphs[0].nodes
+    step, node = next((step, node) for step, node in enumerate(nodes) if node.node.operator == "After")
+    itself = with_node(right, step, inputs=(node.inputs[0], node.inputs[0]))
+    assert "writes where it reads" not in opened(itself, right.arena_bytes)

@@ -178,7 +178,12 @@ void check_node(const ProgramNode& node, const std::vector<PlacedTensor>& tensor
     for (std::size_t j = 0; j < node.inputs.size(); ++j) {
       if (node.inputs[j] < 0) continue;
       const PlacedTensor& read = tensors[static_cast<std::size_t>(node.inputs[j])];
-      const bool continued = outputs[i].use.alias == static_cast<int>(j) && read.address == written.address &&
+      const int alias = outputs[i].use.alias;
+      // What is continued may be its own token, too, which is not read.
+      const bool itself = alias >= 0 && static_cast<std::size_t>(alias) < node.inputs.size() &&
+                          node.inputs[static_cast<std::size_t>(alias)] == node.inputs[j] &&
+                          inputs[std::min(j, inputs.size() - 1)].type == any;
+      const bool continued = (alias == static_cast<int>(j) || itself) && read.address == written.address &&
                              read.bytes == written.bytes;
       require(continued || !meet(written.address, written.end(), read), "node ", node.name,
               " writes where it reads");
