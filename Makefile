@@ -13,7 +13,7 @@ SOURCES   := pyproject.toml constraints.txt CMakeLists.txt \
 ARM_TOOLCHAIN := $(CURDIR)/cmake/aarch64-linux-gnu.cmake
 ARM_EMULATOR  := qemu-aarch64-static -L /usr/aarch64-linux-gnu
 # The tests of single operators and kernels, which need neither ONNX Runtime nor Python on the board.
-ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.py conv.py conv_errors.py folding.py layers.py losses.py \
+ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.py conv.py conv_errors.py elementary.py folding.py layers.py losses.py \
                  optimizer.py ort_training.py pooling.py storage.py structure.py)
 WHEEL_TOOLS   := build/wheel-tools
 

@@ -295,6 +295,13 @@ EDGE_BCS_API edge_bcs_status edge_bcs_save(edge_bcs_network* network, uint64_t* 
 EDGE_BCS_API edge_bcs_status edge_bcs_state_write(edge_bcs_network* network, void* memory, size_t size,
                                                   size_t* written);
 
+/** Takes a part of what is written: returns 0, or another number to end the call with EDGE_BCS_STOPPED. */
+typedef int (*edge_bcs_writer)(void* user, const void* data, size_t size);
+
+/** The same by a callback, part after part: for flash, or where there is no memory for all of it. */
+EDGE_BCS_API edge_bcs_status edge_bcs_state_stream(edge_bcs_network* network, edge_bcs_writer write,
+                                                   void* user);
+
 /**
  * Replaces the state by one that was written, here or into a file of a run; step and seed are those that it names. If it is
  * not intact, or of another network, the handle keeps its own. Allocates.

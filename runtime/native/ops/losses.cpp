@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/exponential.h"
 #include "ops/op.h"
 
 namespace edge_bcs {
@@ -46,12 +47,12 @@ class LogSoftmax {
     double largest = logits[0];
     for (std::int64_t k = 1; k < classes; ++k) largest = std::max(largest, static_cast<double>(logits[k]));
     double sum = 0;
-    for (std::int64_t k = 0; k < classes; ++k) sum += std::exp(logits[k] - largest);
-    offset_ = largest + std::log(sum);
+    for (std::int64_t k = 0; k < classes; ++k) sum += exponential(logits[k] - largest);
+    offset_ = largest + logarithm(sum);
     require(std::isfinite(offset_), "the logits are not finite: training has diverged");
   }
   double log(std::int64_t k) const { return logits_[k] - offset_; }
-  double operator[](std::int64_t k) const { return std::exp(log(k)); }
+  double operator[](std::int64_t k) const { return exponential(log(k)); }
   std::int64_t classes() const { return classes_; }
   // The class of the largest logit, the first of equals.
   std::int64_t prediction() const {
@@ -225,7 +226,7 @@ struct MartLoss {
       dadversarial[k] = static_cast<float>(
           weight * (q[k] - (k == label) + d_rival / margin + beta * unsure * (q[k] - p[k])));
     }
-    return -q.log(label) - std::log(margin) + beta * kl * unsure;
+    return -q.log(label) - logarithm(margin) + beta * kl * unsure;
   }
 };
 const Register<TwoBranches<MartLoss>> mart;

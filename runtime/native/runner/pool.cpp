@@ -1,6 +1,14 @@
 #include "runner/pool.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 namespace edge_bcs {
 
@@ -20,18 +28,61 @@ void pause() {
 
 }  // namespace
 
-Pool::Pool(int threads) {
-  for (int i = 1; i < threads; ++i) others_.emplace_back([this] { help(); });
+class Pool::Others {
+ public:
+  explicit Others(int count);
+  ~Others();
+  Others(const Others&) = delete;
+  Others& operator=(const Others&) = delete;
+
+  void run(void (*body)(void*, std::size_t), std::size_t count, void* data);
+
+ private:
+  // Whether a job is open, and how many of the others are at it, in one word: who comes late does not join a job whose
+  // caller has left. The rest of the word counts jobs.
+  static constexpr std::uint32_t open = 1, helper = 2, inside = 0xfffe, job = 0x10000;
+
+  void help();
+  void work();
+
+  std::vector<std::thread> threads_;
+  std::atomic<bool> ended_{false};
+  alignas(64) std::atomic<std::uint32_t> state_{0};
+  alignas(64) std::atomic<std::size_t> next_{0};
+  void (*body_)(void*, std::size_t) = nullptr;
+  void* data_ = nullptr;
+  std::size_t count_ = 0, part_ = 1;
+};
+
+Pool::Pool(int threads) : others_(threads > 1 ? std::make_unique<Others>(threads - 1) : nullptr) {}
+
+Pool::~Pool() = default;
+
+void Pool::run(void (*body)(void*, std::size_t), std::size_t count, void* data) {
+  if (others_ != nullptr && count > 1) return others_->run(body, count, data);
+  for (std::size_t i = 0; i < count; ++i) body(data, i);
 }
 
-Pool::~Pool() {
+int available_threads() {
+#ifdef __linux__
+  cpu_set_t processors;
+  if (::sched_getaffinity(0, sizeof processors, &processors) == 0) return std::max(1, CPU_COUNT(&processors));
+#endif
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+Pool::Others::Others(int count) {
+  for (int i = 0; i < count; ++i) threads_.emplace_back([this] { help(); });
+}
+
+Pool::Others::~Others() {
   ended_ = true;
   state_.fetch_add(job, std::memory_order_release);
   state_.notify_all();
-  for (std::thread& other : others_) other.join();
+  for (std::thread& other : threads_) other.join();
 }
 
-void Pool::work() {
+void Pool::Others::work() {
   for (;;) {
     const std::size_t first = next_.fetch_add(part_, std::memory_order_relaxed);
     if (first >= count_) return;
@@ -39,13 +90,9 @@ void Pool::work() {
   }
 }
 
-void Pool::run(void (*body)(void*, std::size_t), std::size_t count, void* data) {
-  if (others_.empty() || count < 2) {
-    for (std::size_t i = 0; i < count; ++i) body(data, i);
-    return;
-  }
+void Pool::Others::run(void (*body)(void*, std::size_t), std::size_t count, void* data) {
   body_ = body, data_ = data, count_ = count;
-  part_ = std::max<std::size_t>(1, count / (pieces * (others_.size() + 1)));
+  part_ = std::max<std::size_t>(1, count / (pieces * (threads_.size() + 1)));
   next_.store(0, std::memory_order_relaxed);
   state_.fetch_add(job | open, std::memory_order_release);
   state_.notify_all();
@@ -59,7 +106,7 @@ void Pool::run(void (*body)(void*, std::size_t), std::size_t count, void* data) 
   }
 }
 
-void Pool::help() {
+void Pool::Others::help() {
   std::uint32_t seen = 0;
   for (;;) {
     std::uint32_t now = state_.load(std::memory_order_acquire);

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 
 #include "ops/dispatch.h"
+#include "ops/exponential.h"
 
 namespace edge_bcs {
 
@@ -64,9 +64,9 @@ void softmax(std::span<const float> logits, std::size_t classes, std::span<float
     const std::span<const float> row = logits.subspan(first, classes);
     double largest = row[0], sum = 0;
     for (const float logit : row) largest = std::max(largest, static_cast<double>(logit));
-    for (const float logit : row) sum += std::exp(logit - largest);
+    for (const float logit : row) sum += exponential(logit - largest);
     for (std::size_t k = 0; k < classes; ++k)
-      probabilities[first + k] = static_cast<float>(std::exp(row[k] - largest) / sum);
+      probabilities[first + k] = static_cast<float>(exponential(row[k] - largest) / sum);
   }
 }
 

@@ -351,9 +351,9 @@ edge_bcs_status edge_bcs_evaluate(edge_bcs_network* network, const edge_bcs_batc
         wanted.epsilon < 0 ? network->session.network().manifest().epsilon : wanted.epsilon;
     require(epsilon >= 0 && epsilon <= 1, "epsilon must lie in [0, 1], not be ", epsilon);
     const bool fgsm = wanted.fgsm != 0;
-    const edge_bcs::Measured found =
-        network->session.evaluate(images, {fgsm ? std::min(wanted.attack_steps, 1u) : wanted.attack_steps,
-                                           fgsm ? 1 : std::max(wanted.restarts, 1u), fgsm, epsilon});
+    const edge_bcs::Measured found = network->session.evaluate(
+        images, {fgsm ? std::min<std::uint32_t>(wanted.attack_steps, 1) : wanted.attack_steps,
+                 fgsm ? 1 : std::max<std::uint32_t>(wanted.restarts, 1), fgsm, epsilon});
     fill(measured, {0, 0, images.count, found.right, found.robust_right, found.unanswered}, "measured");
   });
 }
@@ -418,6 +418,18 @@ edge_bcs_status edge_bcs_state_write(edge_bcs_network* network, void* memory, si
     edge_bcs::check_state(open.buffers().state_bytes(), open.manifest());
     *written = edge_bcs::write_state(network->write_header(), open.buffers().state_bytes(),
                                      {static_cast<std::byte*>(memory), size});
+  });
+}
+
+edge_bcs_status edge_bcs_state_stream(edge_bcs_network* network, edge_bcs_writer write, void* user) {
+  return exclusive(network, [&] {
+    require(write != nullptr, "the callback is NULL");
+    const edge_bcs::Network& open = network->session.network();
+    const edge_bcs::StateBytes state = open.buffers().state_bytes();
+    edge_bcs::check_state(state, open.manifest());
+    edge_bcs::write_parts(network->write_header(), state, [&](std::span<const std::byte> part) {
+      if (write(user, part.data(), part.size()) != 0) throw edge_bcs::Stopped();
+    });
   });
 }
 

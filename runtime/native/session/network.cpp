@@ -1,13 +1,8 @@
 #include "session/network.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <thread>
-
-#ifdef __linux__
-#include <sched.h>
-#endif
+#include <new>
 
 #include "session/sha256.h"
 
@@ -84,14 +79,6 @@ std::span<const std::byte> bytes_of(const std::string& text) { return std::as_by
 
 }  // namespace
 
-int available_threads() {
-#ifdef __linux__
-  cpu_set_t processors;
-  if (::sched_getaffinity(0, sizeof processors, &processors) == 0) return std::max(1, CPU_COUNT(&processors));
-#endif
-  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-}
-
 Described Described::read(const Files& files) {
   Described made;
   const std::string shown = files.shown_name(manifest_file);
@@ -109,7 +96,9 @@ Described Described::read(const Files& files) {
   return made;
 }
 
-void Network::Free::operator()(std::byte* memory) const { std::free(memory); }
+void Network::Free::operator()(std::byte* memory) const {
+  ::operator delete(memory, std::align_val_t{alignment});
+}
 
 Network::Network(const Files& files, const Options& options, bool all_files) {
   Described described = Described::read(files);
@@ -146,8 +135,7 @@ void Network::take_arena(const Described& described, const Options& options) {
   if (cap != 0 && needed > cap)
     fail_with<NoMemory>("the arena needs ", needed, " bytes, and ", cap,
                         " are allowed: allow more, or export for a smaller budget");
-  owned_.reset(static_cast<std::byte*>(
-      std::aligned_alloc(alignment, (needed + alignment - 1) / alignment * alignment)));
+  owned_.reset(static_cast<std::byte*>(::operator new(needed, std::align_val_t{alignment}, std::nothrow)));
   if (owned_ == nullptr)
     fail_with<NoMemory>("this machine does not have the ", needed, " bytes of memory for the arena");
   arena_ = {owned_.get(), needed};

@@ -99,7 +99,4 @@ class Network {
   std::string warning_;
 };
 
-// Processors that this process may run on.
-int available_threads();
-
 }  // namespace edge_bcs

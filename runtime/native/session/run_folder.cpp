@@ -70,13 +70,6 @@ class Replacement {
 
 std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span(text)); }
 
-std::array<std::byte, 8> length_of(std::string_view header) {
-  std::array<std::byte, 8> length;
-  for (std::size_t i = 0; i < length.size(); ++i)
-    length[i] = static_cast<std::byte>(std::uint64_t{header.size()} >> 8 * i);
-  return length;
-}
-
 bool is_compiled(std::string_view name) { return name.ends_with("_model.onnx") || name == "program.bin"; }
 
 bool same(const Json& one, const Json& other) {
@@ -174,20 +167,6 @@ bool is_same_folder(int one, int other) {
 }
 
 }  // namespace
-
-std::size_t write_state(std::string_view header, const StateBytes& state, std::span<std::byte> memory) {
-  std::size_t end = 0;
-  const auto write = [&](std::span<const std::byte> bytes) {
-    require(bytes.size() <= memory.size() - end, "the memory has ", memory.size(),
-            " bytes, too few for the state");
-    if (!bytes.empty()) std::memcpy(memory.data() + end, bytes.data(), bytes.size());
-    end += bytes.size();
-  };
-  write(length_of(header));
-  write(bytes_of(header));
-  for (const StateTensor tensor : file_order) write(state[tensor]);
-  return end;
-}
 
 RunFolder::RunFolder(std::string path, const FolderFiles& source, const Network& network,
                      std::uint64_t opened_at)
@@ -324,13 +303,8 @@ std::uint64_t RunFolder::save(const Network& network, std::string_view header) {
       made_.clear();
     }
     Replacement made(folder, partial_file);
-    made.write(length_of(header));
-    made.write(bytes_of(header));
-    std::uint64_t bytes = sizeof(std::uint64_t) + header.size();
-    for (const StateTensor tensor : file_order) {
-      made.write(state[tensor]);
-      bytes += state[tensor].size();
-    }
+    const std::uint64_t bytes =
+        write_parts(header, state, [&](std::span<const std::byte> part) { made.write(part); });
     made.finish(state_file, previous_file);
     expect(::fsync(folder) == 0);
     return bytes;

@@ -38,7 +38,4 @@ class RunFolder {
   std::string manifest_;  // to be written with the next save; empty once it is there
 };
 
-// Writes a state, whose header was made by `write_header`, into memory that is large enough; returns its bytes.
-std::size_t write_state(std::string_view header, const StateBytes& state, std::span<std::byte> memory);
-
 }  // namespace edge_bcs

@@ -364,4 +364,22 @@ void write_header(Text& header, const Facts& facts, const StateBytes& state) {
   while (header.view().size() % 8 != 0) header.add(" ");
 }
 
+std::array<std::byte, 8> length_of(std::string_view header) {
+  std::array<std::byte, 8> length;
+  for (std::size_t i = 0; i < length.size(); ++i)
+    length[i] = static_cast<std::byte>(std::uint64_t{header.size()} >> 8 * i);
+  return length;
+}
+
+std::size_t write_state(std::string_view header, const StateBytes& state, std::span<std::byte> memory) {
+  std::size_t end = 0;
+  write_parts(header, state, [&](std::span<const std::byte> bytes) {
+    require(bytes.size() <= memory.size() - end, "the memory has ", memory.size(),
+            " bytes, too few for the state");
+    if (!bytes.empty()) std::memcpy(memory.data() + end, bytes.data(), bytes.size());
+    end += bytes.size();
+  });
+  return end;
+}
+
 }  // namespace edge_bcs

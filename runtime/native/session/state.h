@@ -97,9 +97,28 @@ struct Facts {
 // Writes into `header` what a state's file begins with, the checksum among it.
 void write_header(Text& header, const Facts& facts, const StateBytes& state);
 
+// What a state's file begins with: the length of its header.
+std::array<std::byte, 8> length_of(std::string_view header);
+
 // The order in which the file has the tensors behind its header.
 inline constexpr std::array<StateTensor, state_tensors> file_order{
     batchnorm_mean, batchnorm_variance, coo_momentum, coo_value, dense_momentum, dense_value, coo_index};
+
+// Calls write(bytes) for each part of a state's file, whose header was made by `write_header`; returns the bytes of all.
+template <class Write>
+std::uint64_t write_parts(std::string_view header, const StateBytes& state, const Write& write) {
+  write(std::span<const std::byte>(length_of(header)));
+  write(std::as_bytes(std::span(header)));
+  std::uint64_t bytes = sizeof(std::uint64_t) + header.size();
+  for (const StateTensor tensor : file_order) {
+    write(state[tensor]);
+    bytes += state[tensor].size();
+  }
+  return bytes;
+}
+
+// Writes it into memory that is large enough; returns its bytes.
+std::size_t write_state(std::string_view header, const StateBytes& state, std::span<std::byte> memory);
 
 // Bytes of memory that a header never exceeds.
 inline constexpr std::size_t most_header = 8192;

@@ -1,0 +1,35 @@
+// In the place of session/folder_files.cpp, lock.cpp and run_folder.cpp where there are no files: who asks for a folder gets a
+// sentence.
+#include "session/files.h"
+
+#include "ops/op.h"
+#include "session/run_folder.h"
+
+namespace edge_bcs {
+
+namespace {
+
+[[noreturn]] void refuse() {
+  fail("there are no files here: open a network by edge_bcs_open_files, and keep its state by "
+       "edge_bcs_state_stream");
+}
+
+}  // namespace
+
+void Descriptor::close() {}
+
+FolderFiles::FolderFiles(std::string) { refuse(); }
+
+std::unique_ptr<Source> FolderFiles::open(const std::string&) const { refuse(); }
+
+std::string FolderFiles::shown_name(const std::string& name) const { return name; }
+
+FolderLock::~FolderLock() = default;
+
+RunFolder::RunFolder(std::string, const FolderFiles&, const Network&, std::uint64_t) { refuse(); }
+
+RunFolder::~RunFolder() = default;
+
+std::uint64_t RunFolder::save(const Network&, std::string_view) { refuse(); }
+
+}  // namespace edge_bcs
