@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from edge_bcs.runtime import Artifact, Trainer
 from edge_bcs.runtime.state import read_state
-from helpers.c_interface import POINTER, CError, Network
+from helpers.c_interface import POINTER, STOPPED, CError, Network
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.state import STATE_NAMES
@@ -281,6 +281,25 @@ def test_state_in_memory(tiny_artifact: Make, data: tuple[Array, Array]) -> None
         network.call("state_read", state, ctypes.c_size_t(len(state)))
         assert network.steps == 1
         assert network.step(*data).loss == expected
+
+
+def test_a_state_part_after_part(tiny_artifact: Make, data: tuple[Array, Array]) -> None:
+    with Network(tiny_artifact()) as network:
+        network.step(*data)
+        parts: list[bytes] = []
+
+        def keep(user: int | None, content: int | None, size: int) -> int:
+            parts.append(ctypes.string_at(content or 0, size) if size else b"")
+            return int(user or 0)
+
+        write = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(keep)
+        network.call("state_stream", write, None)
+        assert b"".join(parts) == network.state_written()
+        assert max(map(len, parts)) < len(network.state_written())
+        parts.clear()
+        with pytest.raises(CError) as refused:
+            network.call("state_stream", write, ctypes.c_void_p(1))
+        assert refused.value.status == STOPPED and len(parts) == 1
 
 
 def test_what_only_python_goes_on_with(

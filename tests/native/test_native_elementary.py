@@ -1,4 +1,4 @@
-"""exp, log and the writing of numbers, of our own: what a loss or a sentence is must not depend on the C library."""
+"""exp, log and the writing of numbers, of our own: a loss must not depend on the C library."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -33,6 +34,8 @@ class Source {
   virtual std::uint64_t size() const = 0;
   // Fills `into` from byte `offset` on. Throws Error ("it …") if the file ends before, or cannot be read.
   virtual void read(std::uint64_t offset, std::span<std::byte> into) const = 0;
+  // All of it, where it lies in memory as long as whoever opened it says; nothing elsewhere.
+  virtual std::optional<std::span<const std::byte>> memory() const { return {}; }
 };
 
 class Files {
@@ -77,6 +80,7 @@ class MemorySource final : public Source {
   explicit MemorySource(std::span<const std::byte> content) : content_(content) {}
   std::uint64_t size() const override { return content_.size(); }
   void read(std::uint64_t offset, std::span<std::byte> into) const override;
+  std::optional<std::span<const std::byte>> memory() const override { return content_; }
 
  private:
   std::span<const std::byte> content_;

@@ -236,8 +236,7 @@ edge_bcs_status edge_bcs_open_files(const edge_bcs_file* files, size_t count, co
 edge_bcs_status edge_bcs_arena_bytes(const char* folder, uint64_t* bytes) {
   return guarded([&] {
     require(folder != nullptr && bytes != nullptr, "the folder, or the place for the bytes, is NULL");
-    const auto described = edge_bcs::Described::read(edge_bcs::FolderFiles(folder));
-    *bytes = edge_bcs::Program::arena(std::as_bytes(std::span(described.program)));
+    *bytes = edge_bcs::Program::arena(edge_bcs::Described::of(edge_bcs::FolderFiles(folder))->program);
   });
 }
 

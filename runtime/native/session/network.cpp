@@ -46,6 +46,10 @@ void verify(const Files& files, const ListedFile& listed) {
   const std::unique_ptr<Source> source = open(files, listed.name);
   check_size(shown, *source, listed);
   Sha256 digest;
+  if (const auto memory = source->memory()) {
+    digest.add(*memory);
+    return check_content(shown, digest, listed);
+  }
   std::string part(piece, '\0');
   for (std::uint64_t at = 0; at < listed.bytes; at += part.size()) {
     part.resize(static_cast<std::size_t>(std::min<std::uint64_t>(piece, listed.bytes - at)));
@@ -59,15 +63,21 @@ void verify(const Files& files, const ListedFile& listed) {
   check_content(shown, digest, listed);
 }
 
-std::string read_listed(const Files& files, const ListedFile& listed) {
+// The content of a file: where it lies, or read into `room`.
+std::span<const std::byte> read_listed(const Files& files, const ListedFile& listed, std::string& room) {
   const std::string shown = files.shown_name(listed.name);
   const std::unique_ptr<Source> source = open(files, listed.name);
   check_size(shown, *source, listed);
-  std::string content;
-  try {
-    content = read_all(*source, listed.bytes);
-  } catch (const Error& error) {
-    blame(shown, error);
+  std::span<const std::byte> content;
+  if (const auto memory = source->memory()) {
+    content = *memory;
+  } else {
+    try {
+      room = read_all(*source, listed.bytes);
+    } catch (const Error& error) {
+      blame(shown, error);
+    }
+    content = std::as_bytes(std::span(room));
   }
   Sha256 digest;
   digest.add(content);
@@ -75,24 +85,22 @@ std::string read_listed(const Files& files, const ListedFile& listed) {
   return content;
 }
 
-std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
-
 }  // namespace
 
-Described Described::read(const Files& files) {
-  Described made;
+std::unique_ptr<Described> Described::of(const Files& files) {
+  auto made = std::make_unique<Described>();
   const std::string shown = files.shown_name(manifest_file);
   const std::unique_ptr<Source> source = open(files, manifest_file);
   try {
-    made.text = read_all(*source, largest_manifest);
-    made.manifest = Manifest::read(Json::parse(made.text));
+    made->text = read_all(*source, largest_manifest);
+    made->manifest = Manifest::read(Json::parse(made->text));
   } catch (const Error& error) {
     blame(shown, error);
   }
-  const ListedFile* const program = made.manifest.file(program_file);
+  const ListedFile* const program = made->manifest.file(program_file);
   require(program != nullptr, shown, " lists no ", program_file,
           ", which artifacts of 0.1 do not have; export it again");
-  made.program = read_listed(files, *program);
+  made->program = read_listed(files, *program, made->read);
   return made;
 }
 
@@ -101,13 +109,14 @@ void Network::Free::operator()(std::byte* memory) const {
 }
 
 Network::Network(const Files& files, const Options& options, bool all_files) {
-  Described described = Described::read(files);
+  const std::unique_ptr<Described> read = Described::of(files);
+  Described& described = *read;
   for (const ListedFile& listed : described.manifest.files)
     if (listed.name != program_file && (all_files || listed.name == state_file)) verify(files, listed);
   threads_ = options.threads == 0 ? available_threads() : options.threads;
   try {
     take_arena(described, options);
-    runner_ = std::make_unique<Runner>(bytes_of(described.program), arena_, threads_);
+    runner_ = std::make_unique<Runner>(described.program, arena_, threads_);
   } catch (const NoMemory&) {
     throw;
   } catch (const Error& error) {
@@ -124,7 +133,7 @@ Network::Network(const Files& files, const Options& options, bool all_files) {
 }
 
 void Network::take_arena(const Described& described, const Options& options) {
-  const std::size_t needed = std::max(Program::arena(bytes_of(described.program)), alignment);
+  const std::size_t needed = std::max(Program::arena(described.program), alignment);
   if (options.arena.data() != nullptr) {
     if (options.arena.size() < needed)
       fail_with<NoMemory>("the arena has ", options.arena.size(), " bytes, and the network needs ", needed);

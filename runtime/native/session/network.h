@@ -45,10 +45,15 @@ struct Options {
 struct Described {
   std::string text;  // of the manifest
   Manifest manifest;
-  std::string program;  // content of the file
+  std::string read;                    // of the program's file, where it does not lie in memory
+  std::span<const std::byte> program;  // content of the file: that, or where it lies
+
+  Described() = default;
+  Described(const Described&) = delete;
+  Described& operator=(const Described&) = delete;
 
   // Throws Error if manifest or program is missing, damaged, or not what the manifest says.
-  static Described read(const Files& files);
+  static std::unique_ptr<Described> of(const Files& files);
 };
 
 class Network {
