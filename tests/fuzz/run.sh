@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Every fuzz target for SECONDS each, with what was found and run in the last lines of its log.
 #   tests/fuzz/run.sh PYTHON SECONDS [TARGET...]
-# Needs clang (for `operators`: every operator, under AddressSanitizer and UndefinedBehaviorSanitizer) and the
-# package atheris (for the readers of files); a target whose tool is missing is skipped, and said to be.
+# Needs clang (for those in C++, under AddressSanitizer and UndefinedBehaviorSanitizer: `operators`, every one of them;
+# `program`, program.bin read and run; `saved`, manifests and states as the C interface reads them) and the package
+# atheris (for the readers of files in Python); a target whose tool is missing is skipped, and said to be.
 set -u
 cd "$(dirname "$0")/../.."
 python=$1 seconds=$2
@@ -14,19 +15,30 @@ mkdir -p "$work/findings" "$work/logs"
 limits="-timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=512 -max_total_time=$seconds -print_final_stats=1"
 failed=0
 
-operators() {
+native="operators program saved"
+
+build_native() {
   local compiler
   compiler=$(command -v clang++ || compgen -c clang++- | sort -V | tail -1)
-  [ -n "$compiler" ] || { echo "operators: skipped, there is no clang++"; return; }
+  [ -n "$compiler" ] || { echo "$1: skipped, there is no clang++"; return 1; }
   cmake -S tests/fuzz -B "$work" -G Ninja -DCMAKE_CXX_COMPILER="$compiler" >/dev/null &&
-    cmake --build "$work" >"$work/logs/build" 2>&1 || { tail "$work/logs/build"; failed=1; return; }
-  if [ ! -d "$work/corpus/operators" ]; then
+    cmake --build "$work" --target "$1" >"$work/logs/build" 2>&1 || { tail "$work/logs/build"; failed=1; return 1; }
+}
+
+record() {
+  if [ "$1" = operators ]; then
     EDGE_BCS_FUZZ_CORPUS=$work/corpus/operators PYTHONPATH=$PYTHONPATH:tests:tests/fuzz \
-      "$python" -m pytest -q -p record_operators tests/native >"$work/logs/record" 2>&1 ||
-      { tail -3 "$work/logs/record"; failed=1; }
+      "$python" -m pytest -q -p record_operators tests/native
+  else
+    PYTHONPATH=$PYTHONPATH:tests "$python" tests/fuzz/record_files.py "$work/corpus"
   fi
-  mkdir -p "$work/found/operators"
-  run operators "$work/operators" "$work/found/operators" "$work/corpus/operators" -max_len=32768
+}
+
+fuzz_native() {
+  build_native "$1" || return
+  [ -d "$work/corpus/$1" ] || record "$1" >"$work/logs/record" 2>&1 || { tail -3 "$work/logs/record"; failed=1; }
+  mkdir -p "$work/found/$1"
+  run "$1" "$work/$1" "$work/found/$1" "$work/corpus/$1" -max_len=65536
 }
 
 run() {
@@ -46,9 +58,9 @@ run() {
   fi
 }
 
-for target in ${*:-operators $readers}; do
-  if [ "$target" = operators ]; then
-    operators
+for target in ${*:-$native $readers}; do
+  if [[ " $native " = *" $target "* ]]; then
+    fuzz_native "$target"
   elif "$python" -c 'import atheris' 2>/dev/null; then
     mkdir -p "$work/found/$target"
     run "$target" "$python" tests/fuzz/readers.py "$target" "$work/found/$target" -max_len=65536
