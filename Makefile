@@ -33,7 +33,7 @@ help:
 	@echo "make format      lays out Python and C++ (clang-format)"
 	@echo "make tidy        clang-tidy on the C++ that has changed since the commit SINCE=HEAD (apt-get install clang-tidy)"
 	@echo "make docs        the documentation as a site, into build/site"
-	@echo "make native      only the operator library, into build/native (for work on the C++)"
+	@echo "make native      only the operator library and edge-bcs-run, into build/native (for work on the C++)"
 	@echo "make native-arm  the same for 64-bit ARM, into build/arm (apt-get install g++-aarch64-linux-gnu)"
 	@echo "make test-native-arm  the kernels' and operators' tests on it (apt-get install qemu-user-static)"
 	@echo "make wheels      manylinux wheels for x86-64 and aarch64, into dist"

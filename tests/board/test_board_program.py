@@ -89,6 +89,16 @@ def test_photographs_are_seen_as_by_python(tiny_artifact: Make, photographs: Pat
     trained_by_both(tiny_artifact(), photographs, tmp_path, *options)
 
 
+def test_images_decoded_inside_the_arena_disturb_nothing(
+    tiny_artifact: Make, photographs: Path, tmp_path: Path
+) -> None:
+    """A plan of more than a MiB, in whose idle part images are decoded between the graphs of a step."""
+    artifact = tiny_artifact(micro_batch=300, batch_size=20)
+    trained_by_both(artifact, photographs, tmp_path, "--steps", 4)
+    memory = json.loads((tmp_path / "ours" / "report.json").read_text())["memory"]
+    assert memory["placed_bytes"] - memory["bound_bytes"] > 1 << 20
+
+
 def test_splits_that_are_folders_are_those_of_python(
     tiny_artifact: Make, photographs: Path, tmp_path: Path
 ) -> None:
@@ -269,6 +279,9 @@ def test_evaluate_counts_as_python_does(tiny_artifact: Make, photographs: Path, 
         for name in ("per_class", "confused"):
             del wanted[name]
         assert found == wanted and list(found) == list(wanted)
+    file = tmp_path / "answer.json"
+    board.run("evaluate", "--json", file, artifact, "--data", "digits", "--attack", "none", "--limit", 9)
+    assert json.loads(file.read_text())["samples"] == 9
     table = board.run("evaluate", artifact, "--data", "digits", "--limit", 5, "--attack-steps", 1)
     assert table.returncode == 0 and "robust accuracy (pgd)" in table.stdout
 

@@ -81,10 +81,11 @@ Options::Options(const CommandSpec& command, std::span<const std::string> words)
     } else if (mark != std::string::npos) {
       given.value = word.substr(mark + 1);
     } else if (option->alone != nullptr) {
-      // Its value follows only if it is one of those that the metavar names.
-      const bool follows =
-          i + 1 < words.size() && !words[i + 1].empty() && words[i + 1][0] != '-' &&
-          ("|" + std::string(option->metavar) + "|").find("|" + words[i + 1] + "|") != std::string::npos;
+      // A file follows, or one of the words that the metavar names; else it is alone.
+      const std::string next = i + 1 < words.size() ? words[i + 1] : "";
+      const std::string_view metavar = option->metavar;
+      const bool is_word = ("|" + std::string(metavar) + "|").find("|" + next + "|") != std::string::npos;
+      const bool follows = !next.empty() && (is_word || (metavar.starts_with("FILE") && next[0] != '-'));
       given.value = follows ? words[++i] : option->alone;
     } else {
       if (i + 1 == words.size()) throw UsageError("Option '" + name + "' requires an argument.");

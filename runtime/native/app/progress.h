@@ -17,7 +17,8 @@ class Progress {
 
   // `text`: what else is to be said.
   void update(std::uint64_t done, std::string_view text = {});
-  void set_total(std::uint64_t total) { total_ = total; }
+  // Tells again where it stands, for there is nothing new.
+  void tick() { update(done_); }
   // What was done before, which says nothing of the pace.
   void begin(std::uint64_t done) { done_ = first_ = done; }
 

@@ -42,6 +42,24 @@ Augmentation augmentation_of(std::string_view name) {
   return name == "photo" ? Augmentation::photo : name == "shift" ? Augmentation::shift : Augmentation::none;
 }
 
+// Tells of a step that takes long while it runs.
+class Watching {
+ public:
+  Watching(Network& network, Progress& progress) : network_(network) {
+    const auto told = [](void* user, std::uint64_t, std::uint64_t) {
+      static_cast<Progress*>(user)->tick();
+      return 0;
+    };
+    check(edge_bcs_on_progress(network.handle(), told, &progress));
+  }
+  ~Watching() { edge_bcs_on_progress(network_.handle(), nullptr, nullptr); }
+  Watching(const Watching&) = delete;
+  Watching& operator=(const Watching&) = delete;
+
+ private:
+  Network& network_;
+};
+
 class Training {
  public:
   Training(Network& network, Data& data, const Match& match, const std::string& folder,
@@ -66,6 +84,7 @@ class Training {
     {
       Progress progress("training", position_.total, "steps");
       progress.begin(position_.done);
+      const Watching watching(network_, progress);
       while (position_.finished == 0 && seconds_now() < deadline) {
         step(metrics, progress);
         check_signals();
