@@ -44,7 +44,7 @@ from edge_bcs.runtime import Trainer
 Array = np.ndarray[Any, Any]
 PATIENCE = 40
 """Steps."""
-_HEADING, _BY_HAND = "# Photographs of hands", "## What was tried"
+_HEADING, _BY_HAND = "# Photographs of hands", "## What the rows say"
 
 
 @dataclass(frozen=True)

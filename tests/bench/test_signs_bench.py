@@ -115,12 +115,12 @@ def test_what_was_measured_is_kept_and_told(tmp_path: Path, monkeypatch: pytest.
     signs.main()
     assert kept + measured == [(0, "natural"), (0, "at"), (1, "natural"), (1, "at")]
     page = tmp_path / "r" / "README.md"
-    page.write_text(page.read_text() + "## What was tried\n\nThis.\n")
+    page.write_text(page.read_text() + "## What the rows say\n\nThis.\n")
     (tmp_path / "r" / "signs.png").unlink()
     signs.write_page(
         tmp_path / "r", json.loads((tmp_path / "r" / "rows.json").read_text())["rows"], signs.Settings()
     )
-    assert page.read_text().endswith("\n\n## What was tried\n\nThis.\n")
+    assert page.read_text().endswith("\n\n## What the rows say\n\nThis.\n")
     content = json.loads((tmp_path / "r" / "rows.json").read_text())
     assert content["summary"]["at"]["accuracy"] == pytest.approx(
         {"mean": 0.85, "deviation": 0.05, "draws": 2}
