@@ -165,7 +165,8 @@ native:
 # The C interface alone: header, library, pkg-config and CMake package. To install: cmake --install build/c --component c
 c-library:
 	@mkdir -p build/c
-	@cmake -S . -B build/c -G Ninja -DCMAKE_BUILD_TYPE=Release -DEDGE_BCS_C_LIBRARY=ON >/dev/null
+	@cmake -S . -B build/c -G Ninja -DCMAKE_BUILD_TYPE=Release -DEDGE_BCS_C_LIBRARY=ON \
+	    -DEDGE_BCS_RUN=OFF >/dev/null
 	@cmake --build build/c --target edge_bcs
 
 native-arm:

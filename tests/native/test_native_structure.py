@@ -177,6 +177,14 @@ def test_channels_refuses(changes: dict[str, Any], message: str) -> None:
         run("Channels", inputs, {"y": F}, **attributes)
 
 
+def test_channels_of_more_inputs_than_it_takes() -> None:
+    inputs = {f"part {i}": np.zeros((1, 2, 2), F) for i in range(513)}
+    attributes = {"height": 1, "width": 2, "lanes": 2, "out_halo": 0, "source": [0]}
+    many = {"channels": [1] * 513, "in_halos": [0] * 513}
+    with pytest.raises(Exception, match="Channels: there are more than 512 inputs"):
+        run("Channels", inputs, {"y": F}, **attributes, **many)
+
+
 def resampled(shape: tuple[int, ...], out: tuple[int, ...]) -> dict[str, int]:
     """Attributes of an operator that changes height and width."""
     _, lanes, channels, height, width = shape
