@@ -17,7 +17,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
                  optimizer.py ort_training.py pooling.py storage.py structure.py)
 WHEEL_TOOLS   := build/wheel-tools
 
-.PHONY: c-library native-arm test-native-arm count-instructions wheels test-arm
+.PHONY: test-microcontroller c-library native-arm test-native-arm count-instructions wheels test-arm
 .PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance fleet zoo zoo-aims signs unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
@@ -36,6 +36,7 @@ help:
 	@echo "make native      only the operator library and edge-bcs-run, into build/native (for work on the C++)"
 	@echo "make native-arm  the same for 64-bit ARM, into build/arm (apt-get install g++-aarch64-linux-gnu)"
 	@echo "make test-native-arm  the kernels' and operators' tests on it (apt-get install qemu-user-static)"
+	@echo "make test-microcontroller  the C project for Cortex-M7 and M55 in QEMU, to the bit (gcc-arm-none-eabi, qemu-system-arm)"
 	@echo "make wheels      manylinux wheels for x86-64 and aarch64, into dist"
 	@echo "make test-arm    the aarch64 wheel in an emulated Debian: fine-tuning there as here (root, minutes)"
 	@echo "make bench       layers and whole steps beside dense PyTorch and SparseProp, into results/speed"
@@ -177,6 +178,10 @@ native-arm:
 
 test-native-arm: native-arm $(INSTALLED)
 	EDGE_BCS_EMULATOR="$(ARM_EMULATOR)" EDGE_BCS_TEST_PROGRAMS=build/arm $(BIN)/pytest $(PYTEST_IN_PARALLEL) $(ARM_TESTS)
+
+# Minutes: everything is compiled for two microcontrollers and this machine, and emulated.
+test-microcontroller: $(INSTALLED)
+	$(BIN)/pytest -m "" tests/microcontroller -rs
 
 # Instructions per floating-point operation of the NEON kernels, into results/arm.
 count-instructions: native-arm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ from edge_bcs.core.settings import Hyper
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.targets.cost_model import Machine
+    from edge_bcs.targets.microcontrollers import Microcontroller
 
 _OF_NEW_NETWORKS = (
     *("model", "sparsity", "distribution", "width", "dense_patterns", "normalize", "resize"),
@@ -112,7 +114,7 @@ _OF_NEW_NETWORKS = (
     "--target",
     metavar="NAME|FILE",
     help="The board to plan for: a name of `edge-bcs targets` or a board file of yours. Without --memory its "
-    "default budget is used.",
+    "default budget is used. For a microcontroller a C project is written, too, beside the artifact.",
 )
 @click.option(
     "--memory",
@@ -182,6 +184,7 @@ _OF_NEW_NETWORKS = (
     edge-bcs export --model nets.py:make --input-shape 3,48,48 --sparsity 0.95 -o out/mine
     edge-bcs export --model nets.py:make --weights dense.pt --sparsity 0.9 --input-size 96 -o out/pruned
     edge-bcs export --model nets.py:make --checkpoint runs/mine --memory 8MiB -o out/mine
+    edge-bcs export --model nets.py:make --input-shape 1,8,8 --sparsity 0.95 --target stm32h7 -o out/small
     edge-bcs export --checkpoint runs/vgg16 --classes 3 --memory 8MiB -o out/three
     edge-bcs export --checkpoint runs/vgg16 --train last:2 --memory 6MiB -o out/vgg16-last
     edge-bcs export --checkpoint runs/vgg16 --archive --sign-key key.pem --release 7 -o out/vgg16.tar
@@ -209,22 +212,39 @@ def command(**options: Any) -> None:
 
     memory = options["memory"]
     machine = None
+    small = None
     if options["target"] is not None:
-        from edge_bcs.targets import boards
+        from edge_bcs.targets import boards, microcontrollers
         from edge_bcs.targets.roofline import machine_of
 
-        board = boards.load(options["target"])
-        memory = memory or board.default_budget
-        machine = machine_of(board)
+        if microcontrollers.is_one(options["target"]):
+            small = microcontrollers.load(options["target"])
+            if options["archive"] or str(options["output"]).endswith(".tar"):
+                raise EdgeBcsError(f"a project for {small.title} is a folder: leave --archive and .tar out.")
+            memory = memory or small.default_budget
+        else:
+            board = boards.load(options["target"])
+            memory = memory or board.default_budget
+            machine = machine_of(board)
     with Progress("compiling"):
-        artifact, output, validation = _exported(options, memory, machine)
+        artifact, output, validation = _exported(options, memory, machine, small)
     if validation:
         click.echo(validation, err=options["as_json"])
-    _report(artifact, output, options)
+    project = None
+    if small is not None:
+        from edge_bcs.exporters.microcontroller.project import write_project
+
+        project = write_project(artifact, small, _project_of(output, small))
+    _report(artifact, output, options, project)
+
+
+def _project_of(output: Path, board: Microcontroller) -> Path:
+    """The folder of the C project beside an artifact."""
+    return output.with_name(f"{output.name}-{board.name}")
 
 
 def _exported(
-    options: dict[str, Any], memory: int | str | None, machine: Machine | None
+    options: dict[str, Any], memory: int | str | None, machine: Machine | None, small: Microcontroller | None
 ) -> tuple[Artifact, Path, str]:
     """Make or read the network and compile it; return the artifact, where it lies, and what is said of it."""
     from edge_bcs.exporters import export
@@ -237,6 +257,10 @@ def _exported(
             output = output.with_name(output.name + SUFFIX)
         _check_source(options["checkpoint"], output)
         check_target(output, options["force"])
+        if small is not None:
+            from edge_bcs.exporters.microcontroller.project import check_folder
+
+            check_folder(_project_of(output, small))
         return output
 
     # A network takes long to read: what is wrong with the output is said before, where it is known.
@@ -281,7 +305,7 @@ def _exported(
     return artifact, output, said.getvalue().strip()
 
 
-def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
+def _report(artifact: Artifact, output: Path, options: dict[str, Any], project: Path | None) -> None:
     from edge_bcs.core.units import format_bytes
     from edge_bcs.data.classes import shown
 
@@ -290,6 +314,7 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
         print_json(
             {
                 "artifact": str(output),
+                **({} if project is None else {"project": str(project)}),
                 "network": artifact.network,
                 "sparsity": artifact.sparsity,
                 "kappa": artifact.kappa,
@@ -324,6 +349,9 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any]) -> None:
             ("predicted peak", format_bytes(artifact.predicted_peak_bytes) + budget),
         ]
     )
+    if project is not None:
+        click.echo(f"Wrote {project}, a C project\nNext: make -C {shlex.quote(str(project))}")
+        return
     click.echo(f"Next: {command_line('simulate', output)}")
     if options["checkpoint"] or artifact.classes is not None or artifact.num_classes != 10:
         click.echo(

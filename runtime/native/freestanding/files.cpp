@@ -10,8 +10,9 @@ namespace edge_bcs {
 namespace {
 
 [[noreturn]] void refuse() {
-  fail("there are no files here: open a network by edge_bcs_open_files, and keep its state by "
-       "edge_bcs_state_stream");
+  fail(
+      "there are no files here: open a network by edge_bcs_open_files, and keep its state by "
+      "edge_bcs_state_stream");
 }
 
 }  // namespace

@@ -20,11 +20,14 @@ struct alignas(16) Piece {
 edge_bcs_pool_use use{};
 
 Piece* begin() { return reinterpret_cast<Piece*>(edge_bcs_pool); }
-Piece* end() { return reinterpret_cast<Piece*>(edge_bcs_pool + edge_bcs_pool_bytes / sizeof(Piece) * sizeof(Piece)); }
+Piece* end() {
+  return reinterpret_cast<Piece*>(edge_bcs_pool + edge_bcs_pool_bytes / sizeof(Piece) * sizeof(Piece));
+}
 
 void* take(std::size_t bytes) {
   ++use.calls;
-  if (begin()->size == 0) begin()->size = static_cast<std::size_t>(reinterpret_cast<unsigned char*>(end()) - edge_bcs_pool);
+  if (begin()->size == 0)
+    begin()->size = static_cast<std::size_t>(reinterpret_cast<unsigned char*>(end()) - edge_bcs_pool);
   if (bytes > edge_bcs_pool_bytes) return nullptr;
   const std::size_t needed = (bytes + sizeof(Piece) - 1) / sizeof(Piece) * sizeof(Piece) + sizeof(Piece);
   for (Piece* piece = begin(); piece != end(); piece = piece->next()) {

@@ -7,7 +7,9 @@ namespace edge_bcs {
 
 class Pool::Others {};
 
-Pool::Pool(int threads) { require(threads == 1, "there are no threads here, and ", threads, " are asked for"); }
+Pool::Pool(int threads) {
+  require(threads == 1, "there are no threads here, and ", threads, " are asked for");
+}
 
 Pool::~Pool() = default;
 

@@ -1,0 +1,1 @@
+"""A C project for a microcontroller: an artifact as arrays, and the runner's sources."""
