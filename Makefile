@@ -107,7 +107,7 @@ SANITIZED_KERNELS ?= all
 test-sanitized: $(INSTALLED)
 	@cmake -S . -B build/sanitized -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS="$(SANITIZERS)" \
 	    $(if $(filter scalar,$(SANITIZED_KERNELS)),-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=any) >/dev/null
-	@cmake --build build/sanitized -j2 >/dev/null
+	@cmake --build build/sanitized -j2 --target edge_bcs_ops >/dev/null
 	EDGE_BCS_LIBRARY=$(CURDIR)/build/sanitized/libedge_bcs_ops.so ASAN_OPTIONS=detect_leaks=0 \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	    $(BIN)/python -m pytest $(SANITIZED_TESTS)
