@@ -137,13 +137,16 @@ def session(
         providers=["CPUExecutionProvider"],
     )
     binding = made.io_binding()
-    for name, array in given.items():
-        binding.bind_ortvalue_input(name, aligned(array))
     first: list[np.ndarray] = made.run(list(wanted), given)
-    for name, array in zip(wanted, first, strict=True):
-        binding.bind_ortvalue_output(name, aligned(array))
+    # A binding knows addresses alone: with onnxruntime 1.23 it keeps no array.
+    read = {name: aligned(array) for name, array in given.items()}
+    written = {name: aligned(array) for name, array in zip(wanted, first, strict=True)}
+    for name, value in read.items():
+        binding.bind_ortvalue_input(name, value)
+    for name, value in written.items():
+        binding.bind_ortvalue_output(name, value)
 
-    def run() -> list[np.ndarray]:
+    def run(held: object = (read, written)) -> list[np.ndarray]:
         made.run_with_iobinding(binding)
         return first
 
