@@ -260,6 +260,7 @@ WHOLE = {
     "edge_bcs/data/readers.py": "a member of an archive, whose header was refused if it is too long",
     "edge_bcs/data/store.py": "the end of a file",
     "exporters/artifact.py": "the manifest that was written just now",
+    "exporters/microcontroller/project.py": "the package's own templates",
     "runtime/archive.py": "a member of an archive that is not too long",
     "edge_bcs/core/machine.py": "files of the kernel",
     "runtime/board/process.py": "files of the kernel",

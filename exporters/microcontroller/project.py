@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import edge_bcs.runtime
+from edge_bcs.runtime.archive import LARGEST_MANIFEST
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.manifest import MANIFEST, PROGRAM, STATE
 from edge_bcs.runtime.program import arena_bytes
@@ -19,6 +20,7 @@ from edge_bcs.targets.microcontrollers import CORES, Microcontroller
 
 from edge_bcs import __version__
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small
 from edge_bcs.core.units import format_bytes
 
 _TEMPLATES = Path(__file__).resolve().parent / "template"
@@ -70,7 +72,7 @@ def write_project(artifact: Artifact, board: Microcontroller, folder: str | Path
     if STATE not in artifact.manifest["files"]:
         raise EdgeBcsError(f"{artifact.path} is a run; export it by --checkpoint first.")
     contents = {name: artifact.read_file(name) for name in (PROGRAM, STATE)}
-    contents[MANIFEST] = artifact.path.joinpath(MANIFEST).read_bytes()
+    contents[MANIFEST] = read_small(artifact.path / MANIFEST, LARGEST_MANIFEST)
     pool = pool_bytes(len(contents[PROGRAM]), len(contents[MANIFEST]))
     room = board.ram - pool - _VARIABLES - STACK_BYTES
     if arena > room:
