@@ -192,7 +192,7 @@ def readme(found: list[dict[str, Any]], threads: int) -> str:
             lines.append(
                 f"| {row['part']} | {row['connections']:,} | {row['others']:,} | {row['micro_batch']} | "
                 f"{shown} | {real / MIB:.2f}{met} | {1e3 * row['board_seconds_per_image']:.0f} | "
-                f"{1e3 * row['seconds_per_image']:.0f} |"
+                f"{1e3 * row['seconds_per_image']:.1f} |"
             )
     share = min(row["cores_share"] for row in found)
     lines += [

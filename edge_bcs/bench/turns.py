@@ -86,13 +86,20 @@ class TorchStep:
 
 
 def beside_dense(
-    artifact: Artifact, batch: Batch, network: Any, attack_steps: int, threads: int, repetitions: int
+    artifact: Artifact,
+    batch: Batch,
+    network: Any,
+    attack_steps: int,
+    threads: int,
+    repetitions: int,
+    channels_last: bool = True,
 ) -> dict[str, Any]:
-    """Time steps of a batch, ours and dense PyTorch's (channels_last), in turn.
+    """Time steps of a batch, ours and dense PyTorch's, in turn.
 
     Args:
         artifact: of our side. batch: what is trained on.
         network: the torch module of the other side, which is trained. attack_steps: of its attack.
+        channels_last: the layout of its tensors; False is torch's ordinary one.
 
     Returns:
         "ours_seconds", "dense_seconds": of each repetition; "ratio": the median of theirs over ours;
@@ -103,7 +110,7 @@ def beside_dense(
     from edge_bcs.runtime import Trainer
 
     tensors = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
-    dense = TorchStep(network, attack_steps, channels_last=True)
+    dense = TorchStep(network, attack_steps, channels_last)
     with Trainer(artifact, threads=threads) as trainer:
         sides: dict[str, Callable[[], float]] = {
             "ours": partial(seconds_of, trainer.step, batch.images, batch.labels),

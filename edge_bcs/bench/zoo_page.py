@@ -20,9 +20,10 @@ _SAID = {"natural": "natural", "at": "AT"}
 _CHECKS = "Steps of {} images in micro-batches of {}, and of {} in micro-batches of {}: natural, AT, TRADES,"
 _INTRODUCTION = f"""{HEADING}
 
-`make zoo` makes this page. Random weights, {zoo.CLASSES} classes; {100 * zoo.SPARSITY:.0f} % of the weights
-of all kernels are zero, except of those that stay dense: depthwise kernels, and the first and the last where
-it holds less than 1 % of all weights.
+`make zoo` makes this page. Random weights, batch norms that leave most units open (half shut, a deep
+random network makes of a rounding a change of hundredths), {zoo.CLASSES} classes; {100 * zoo.SPARSITY:.0f} %
+of the weights of all kernels are zero, except of those that stay dense: depthwise kernels, and the first and
+the last where it holds less than 1 % of all weights.
 
 ## Gradients, bits and bytes at {zoo.CROSSED}²
 
@@ -40,7 +41,8 @@ frozen and batch statistics: twelve cells a network. Of those that are measured,
 - *peak*: those in which the predicted peak is the measured one, to the byte.
 
 The largest difference of any tensor is told beside what rounding does to that one, where it is more than
-10⁻⁴; *others* are parameters that are not sparse.
+10⁻⁴. Such tensors mostly have hardly any gradient: a kernel with one connection a channel before the
+statistics of a batch, which take its scale away. *Others* are parameters that are not sparse.
 
 | network | weights | κ | others | gradients | 10⁻⁴ | bits | peak | largest, frozen | largest, batch |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |
@@ -55,8 +57,9 @@ _TIMES = f"""
 ## Milliseconds a step
 
 {zoo.IMAGES} images, frozen statistics; at {zoo.CROSSED}² of AT, too, with {zoo.ATTACK_STEPS} attack steps.
-Ours / dense PyTorch's (channels_last), and how many times as fast ours is: the median of the ratios of
-neighbouring steps, which ran in turn on the same cores.
+Ours / dense PyTorch's (channels_last, but for {" and ".join(zoo.CONTIGUOUS)}, with which torch 2.13 crashes
+in that layout), and how many times as fast ours is: the median of the ratios of neighbouring steps, which ran
+in turn on the same cores.
 """
 
 
