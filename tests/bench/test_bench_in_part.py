@@ -44,8 +44,8 @@ def test_the_table_says_what_meets_its_target_and_what_was_predicted() -> None:
         row("at", "head", 1, 11 * MIB, 11 * MIB + 4),
     ]
     text = in_part.readme(found, 2)
-    assert "| head | 0 | 12,810 | 1 | 7,340,032 | 7.00 (≤ 8) | 100 | 12 |" in text
-    assert "| head | 0 | 12,810 | 8 | 20,971,520 | 20.00 | 100 | 12 |" in text
+    assert "| head | 0 | 12,810 | 1 | 7,340,032 | 7.00 (≤ 8) | 100 | 12.5 |" in text
+    assert "| head | 0 | 12,810 | 8 | 20,971,520 | 20.00 | 100 | 12.5 |" in text
     assert "| 11,534,336 ≠ 11,534,340 | 11.00 (not ≤ 10) |" in text
     assert (
         "314,611 connections and 237,706 other numbers" in text
