@@ -22,7 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-EMULATOR = ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"]
+LIBRARIES = "/usr/aarch64-linux-gnu"
+EMULATOR = ["qemu-aarch64-static", "-L", LIBRARIES, "-E", f"LD_LIBRARY_PATH={LIBRARIES}/lib"]
 INSTRUCTION = re.compile(r"^0x([0-9a-f]+):\s+[0-9a-f]{8}\s+(\S+)\s*(.*)")
 EXECUTION = re.compile(r"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/")
 
