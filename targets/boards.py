@@ -103,6 +103,15 @@ def load(target: str | Path) -> Target:
             names it.
     """
     path = file_of(target)
+    return _Reader(path).target(document_of(path))
+
+
+def document_of(path: Path) -> dict[str, Any]:
+    """Return what a TOML file of a board says, of any kind of board.
+
+    Raises:
+        EdgeBcsError: it cannot be read, is no TOML, or has text that cannot be shown.
+    """
     try:
         content = read_small(path)
     except OSError as error:
@@ -112,7 +121,7 @@ def load(target: str | Path) -> Target:
     except ValueError as error:
         raise EdgeBcsError(f"The board file {path} is not valid TOML: {error}.") from error
     check_text(document, f"The board file {path}")
-    return _Reader(path).target(document)
+    return document
 
 
 class _Reader:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_bcs.targets.boards import document_of
+
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small
 from edge_bcs.core.metadata import parse_toml
-from edge_bcs.core.text import check_text
 from edge_bcs.core.units import parse_bytes
 
 _FOLDER = Path(__file__).resolve().parent / "microcontrollers"
@@ -90,14 +91,7 @@ def load(target: str | Path) -> Microcontroller:
         EdgeBcsError: no such one, or a field that is missing or makes no sense; the message names it.
     """
     path = file_of(target)
-    try:
-        document = parse_toml(read_small(path))
-    except OSError as error:
-        raise EdgeBcsError(f"The board file {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise EdgeBcsError(f"The board file {path} is not valid TOML: {error}.") from error
-    check_text(document, f"The board file {path}")
-    return _read(path, document)
+    return _read(path, document_of(path))
 
 
 def _read(path: Path, document: Mapping[str, Any]) -> Microcontroller:
