@@ -11,7 +11,8 @@ A saved run is a complete artifact folder (graphs and manifest copied) whose sta
 A save writes `state.safetensors.partial`, flushes it to the medium (fsync), renames the newest slot to the
 previous one, renames the partial file to the newest and flushes the folder. A cut between the two renames
 leaves a complete partial file, which the reader therefore tries first: one intact state exists at every
-moment. Each slot carries the sha256 of its tensors and metadata in its own safetensors header; in the
+moment. The next save ends the one that was cut before it begins, so that what was read once is never lost.
+Each slot carries the sha256 of its tensors and metadata in its own safetensors header; in the
 exported artifact the state has none of its own and is checked against the manifest instead.
 
 The best state is saved as the newest first and then linked, so that it costs no bytes and no cut loses it: a
@@ -37,7 +38,7 @@ from edge_bcs.runtime.artifact import Artifact, check_is_run_of, sha256_of
 from edge_bcs.runtime.manifest import MANIFEST, STATE, compiled_files
 
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
-from edge_bcs.core.files import PARTIAL_SUFFIX, cause_of, read_small, replacing, sync_folder
+from edge_bcs.core.files import PARTIAL_SUFFIX, cause_of, put, read_small, replacing, sync_folder
 from edge_bcs.core.metadata import counters, parse_object
 from edge_bcs.core.state import FORMAT, VERSION, Parts, is_state, state_fault, state_layout
 from edge_bcs.core.tensor_file import TensorFile, write_tensors
@@ -171,22 +172,28 @@ def _read_slot(
     """(tensors, metadata, sha256) of one slot whose checksum is right, "" if it has none of its own; else
     OSError, ValueError or EdgeBcsError."""
     with TensorFile(file) as stored:
-        metadata = stored.metadata
-        if not is_state(metadata):
-            raise EdgeBcsError(f"it is not an {FORMAT} of version {VERSION}")
-        differing = stored.tensors.keys() ^ layout.keys()
-        if differing:
-            raise EdgeBcsError(f"its tensors differ from the network's in {sorted(differing)[:4]}")
-        for name, (dtype, length) in layout.items():
-            found = stored.tensors[name]
-            if (found.dtype, found.shape) != (np.dtype(dtype), (length,)):
-                raise EdgeBcsError(f"{name} is {found} instead of {dtype}[{length}]")
-        counters(metadata)
+        metadata = _metadata_of(stored, layout)
         tensors = {name: stored.read(name, None if into is None else into[name]) for name in layout}
     stated = "" if sealed else metadata.pop("sha256", "")
     if not sealed and stated != _digest(tensors.items(), metadata):
         raise EdgeBcsError("its checksum does not match (torn or altered)")
     return tensors, metadata, stated
+
+
+def _metadata_of(stored: TensorFile, layout: dict[str, tuple[str, int]]) -> dict[str, str]:
+    """Metadata of a file whose header is that of such a state; else ValueError or EdgeBcsError."""
+    metadata = stored.metadata
+    if not is_state(metadata):
+        raise EdgeBcsError(f"it is not an {FORMAT} of version {VERSION}")
+    differing = stored.tensors.keys() ^ layout.keys()
+    if differing:
+        raise EdgeBcsError(f"its tensors differ from the network's in {sorted(differing)[:4]}")
+    for name, (dtype, length) in layout.items():
+        found = stored.tensors[name]
+        if (found.dtype, found.shape) != (np.dtype(dtype), (length,)):
+            raise EdgeBcsError(f"{name} is {found} instead of {dtype}[{length}]")
+    counters(metadata)
+    return metadata
 
 
 def parts_of(artifact: Artifact) -> Parts:
@@ -236,8 +243,10 @@ def write_run(
     try:
         if not is_run_of(folder, artifact):
             _create_run(folder, artifact, classes)
-        elif classes is not None:
-            _name_classes(folder, classes)
+        else:
+            _end_save(folder, artifact)
+            if classes is not None:
+                _name_classes(folder, classes)
         return _write_slot(folder, {name: tensors[name] for name in layout_of(artifact)}, metadata)
     except OSError as error:
         raise EdgeBcsError(
@@ -305,6 +314,24 @@ def _name_classes(folder: Path, classes: Sequence[str]) -> None:
             f"{shown(classes)}. Choose another folder for the run."
         )
     _write_manifest(folder, {**manifest, "classes": list(classes)})
+
+
+def _end_save(folder: Path, artifact: Artifact) -> None:
+    """Rename what a save had written whole when it was cut: it would be overwritten, and is the newest."""
+    partial = folder / PARTIAL
+    if not partial.exists():
+        return
+    layout = layout_of(artifact)
+    try:
+        with partial.open("rb", buffering=0) as file, TensorFile(file) as stored:
+            metadata = _metadata_of(stored, layout)
+            stated = metadata.pop("sha256", "")
+            # One tensor after the other: a board has little memory.
+            whole = stated == _digest(((name, stored.read(name)) for name in layout), metadata)
+    except (EdgeBcsError, ValueError):
+        whole = False
+    if whole:  # else that save never ended
+        put(partial, folder / STATE, folder / PREVIOUS)
 
 
 def _write_slot(folder: Path, tensors: Arrays, metadata: Mapping[str, str]) -> int:

@@ -91,13 +91,18 @@ def replacing(file: Path, previous: Path | None = None, *, shared: bool = False)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        if previous is not None and file.exists():
-            os.replace(file, previous)
-        os.replace(partial, file)
+        put(partial, file, previous)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def put(partial: Path, file: Path, previous: Path | None = None) -> None:
+    """Rename ``partial`` to ``file``, and the old ``file`` to ``previous`` if it is kept."""
+    if previous is not None and file.exists():
+        os.replace(file, previous)
+    os.replace(partial, file)
 
 
 def try_lock(stream: IO[bytes]) -> bool:

@@ -158,7 +158,17 @@ def test_the_slot_before_is_used(tiny_artifact: Make, data: tuple[Array, Array],
     (run / f"{STATE}.partial").write_bytes(whole)
     with Network(run) as network:
         assert network.steps == 2
+    # A newer one lies there, whole, if the cut came just before: what was told of it is true from then on.
+    with Network(run) as network:
+        network.call("save_into", str(run).encode())
+    assert (run / STATE).read_bytes() == whole and not (run / f"{STATE}.partial").exists()
+    (run / f"{STATE}.partial").write_bytes(whole[:-1])  # a save that never ended
+    with Network(run) as network:
+        network.call("save_into", str(run).encode())
+        assert network.steps == 2
+    assert (run / STATE).read_bytes() == whole
     (run / f"{STATE}.partial").unlink()
+    (run / STATE).unlink()
     (run / PREVIOUS).write_bytes(b"")
     with pytest.raises(CError, match="holds no intact state"):
         Network(run)

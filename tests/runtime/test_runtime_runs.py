@@ -136,6 +136,28 @@ def test_a_power_cut_at_every_system_call_loses_at_most_one_save(
     assert not was_cut and number >= 4  # fsync of the file, two renames, fsync of the folder
 
 
+@pytest.mark.parametrize("first", range(4))
+def test_what_was_read_after_a_power_cut_is_not_lost_by_the_next(
+    first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = Artifact.read(write_artifact(tmp_path / "a"))
+    for number in range(100):
+        folder = tmp_path / f"run{number}"
+        run_with(folder, artifact, [1, 2])
+        assert cut_at(first, lambda folder=folder: run_with(folder, artifact, [3]), monkeypatch)  # type: ignore[misc]
+        step = saved_step(folder)
+        was_cut = cut_at(
+            number,
+            lambda folder=folder, step=step: run_with(folder, artifact, [step + 1]),  # type: ignore[misc]
+            monkeypatch,
+            (state_module, "write_tensors"),
+        )
+        assert saved_step(folder) in (step, step + 1)
+        if not was_cut:
+            break
+    assert not was_cut and saved_step(folder) == step + 1
+
+
 def test_a_power_cut_while_the_run_is_made_leaves_a_folder_that_can_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <system_error>
 
 namespace edge_bcs {
@@ -27,6 +28,12 @@ class Refused : public std::system_error {
 
 void expect(bool done) {
   if (!done) throw Refused();
+}
+
+// Renames `partial` to `name`, and what had that name to `previous`; null if it goes nowhere.
+void put(int folder, const char* partial, const char* name, const char* previous) {
+  if (previous != nullptr && ::renameat(folder, name, folder, previous) != 0) expect(errno == ENOENT);
+  expect(::renameat(folder, partial, folder, name) == 0);
 }
 
 // A file that takes the place of another when it is whole and on the medium, else is removed.
@@ -56,8 +63,7 @@ class Replacement {
   // `previous`: where what is replaced goes; null if it goes nowhere.
   void finish(const char* name, const char* previous = nullptr) {
     expect(::fsync(file_.number()) == 0);
-    if (previous != nullptr && ::renameat(folder_, name, folder_, previous) != 0) expect(errno == ENOENT);
-    expect(::renameat(folder_, partial_, folder_, name) == 0);
+    put(folder_, partial_, name, previous);
     done_ = true;
   }
 
@@ -137,26 +143,31 @@ std::vector<std::string> missing_folders(std::string path) {
   return missing;
 }
 
+// Step of the intact state in a file; nothing if there is none.
+std::optional<std::uint64_t> step_of(const FolderFiles& files, const char* name, const Manifest& manifest) {
+  try {
+    const std::unique_ptr<Source> source = files.open(name);
+    if (source == nullptr) return std::nullopt;
+    const StateHeader header = StateHeader::read(*source, manifest);
+    const std::string content = read_all(*source, source->size());
+    StateBytes state;
+    const auto counts = state_counts(manifest);
+    for (std::size_t tensor = 0; tensor < state_tensors; ++tensor)
+      state[tensor] = bytes_of(content).subspan(static_cast<std::size_t>(header.offsets[tensor]),
+                                                counts[tensor] * sizeof(float));
+    check_sum(header, state);
+    check_state(state, manifest);
+    return header.step;
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
 // Step of the newest intact state of a folder; 0 if there is none.
 std::uint64_t saved_step(const FolderFiles& files, const Manifest& manifest) {
   std::uint64_t newest = 0;
-  for (const char* const name : {partial_file, state_file, previous_file}) {
-    try {
-      const std::unique_ptr<Source> source = files.open(name);
-      if (source == nullptr) continue;
-      const StateHeader header = StateHeader::read(*source, manifest);
-      const std::string content = read_all(*source, source->size());
-      StateBytes state;
-      const auto counts = state_counts(manifest);
-      for (std::size_t tensor = 0; tensor < state_tensors; ++tensor)
-        state[tensor] = bytes_of(content).subspan(static_cast<std::size_t>(header.offsets[tensor]),
-                                                  counts[tensor] * sizeof(float));
-      check_sum(header, state);
-      newest = std::max(newest, header.step);
-    } catch (const Error&) {
-      continue;
-    }
-  }
+  for (const char* const name : {partial_file, state_file, previous_file})
+    newest = std::max(newest, step_of(files, name, manifest).value_or(0));
   return newest;
 }
 
@@ -186,7 +197,10 @@ RunFolder::RunFolder(std::string path, const FolderFiles& source, const Network&
           step <= opened_at, shown_, " is at step ", step, " and was at ", opened_at,
           " when it was opened here: another process trained on; open it again, or save to another folder");
     }
-    if (run) return;
+    if (run) {
+      end_save(network.manifest());
+      return;
+    }
     for (const ListedFile& listed : network.manifest().files)
       if (is_compiled(listed.name)) copy(source, listed);
     manifest_ = run_manifest(network.manifest_text(), ours, network.manifest());
@@ -237,6 +251,16 @@ bool RunFolder::holds_run(const Json& ours, const Network& network) {
           " holds a run with other classes; choose another folder for the run");
   if (found.classes.empty() && !classes.empty()) manifest_ = run_manifest(text, theirs, network.manifest());
   return true;
+}
+
+// A save that was cut may have written its file whole, which is then the newest, and the next save would overwrite it.
+void RunFolder::end_save(const Manifest& manifest) const {
+  if (!step_of(*files_, partial_file, manifest)) return;
+  try {
+    put(files_->folder(), partial_file, state_file, previous_file);
+  } catch (const Refused& refused) {
+    fail(shown_, " cannot be written: ", cause_of(refused.code().value()));
+  }
 }
 
 void RunFolder::check_nothing_is_lost(const Manifest& manifest) const {

@@ -28,6 +28,7 @@ class RunFolder {
 
  private:
   bool holds_run(const Json& ours, const Network& network);
+  void end_save(const Manifest& manifest) const;
   void check_nothing_is_lost(const Manifest& manifest) const;
   void copy(const Files& source, const ListedFile& listed) const;
 
