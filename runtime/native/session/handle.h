@@ -1,0 +1,103 @@
+// What the functions of edge_bcs.h share: the handle, and how no exception leaves them.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string_view>
+
+#include "include/edge_bcs.h"
+#include "session/course.h"
+#include "session/run_folder.h"
+#include "session/session.h"
+
+struct edge_bcs_network {
+  edge_bcs::Session session;
+  std::unique_ptr<edge_bcs::FolderFiles> files;  // none of what lay in memory
+  std::unique_ptr<edge_bcs::RunFolder> run;      // that is saved into
+  std::uint64_t opened_at;
+  std::optional<edge_bcs::Course> course;  // of the training under way or last done
+  std::uint64_t skipped_in_a_row = 0;
+  edge_bcs::Text progress{edge_bcs::most_course}, header{edge_bcs::most_header};
+  std::atomic_flag busy = ATOMIC_FLAG_INIT;  // while a call changes it
+
+  explicit edge_bcs_network(std::unique_ptr<edge_bcs::FolderFiles> folder, const edge_bcs::Options& options)
+      : session(*folder, options, true), files(std::move(folder)), opened_at(session.steps()) {}
+  edge_bcs_network(const edge_bcs::MemoryFiles& memory, const edge_bcs::Options& options)
+      : session(memory, options, false), opened_at(session.steps()) {}
+
+  std::uint64_t done() const { return session.steps() - course->first_step; }
+
+  // Makes the header of a state that is written now.
+  std::string_view write_header() {
+    progress.clear();
+    if (course) course->write(progress);
+    edge_bcs::write_header(header, {session.steps(), session.seed(), session.images(), progress.view()},
+                           session.network().buffers().state_bytes());
+    return header.view();
+  }
+};
+
+namespace edge_bcs::handle {
+
+// Keeps a sentence for edge_bcs_last_error; names in it come from files, and must not act on a terminal.
+edge_bcs_status refuse(edge_bcs_status status, const char* sentence) noexcept;
+
+template <class Body>
+edge_bcs_status guarded(const Body& body) noexcept {
+  try {
+    body();
+    return EDGE_BCS_OK;
+  } catch (const Stopped& error) {
+    return refuse(EDGE_BCS_STOPPED, error.what());
+  } catch (const NotFinite& error) {
+    return refuse(EDGE_BCS_NOT_FINITE, error.what());
+  } catch (const NoMemory& error) {
+    return refuse(EDGE_BCS_NO_MEMORY, error.what());
+  } catch (const std::bad_alloc&) {
+    return refuse(EDGE_BCS_NO_MEMORY, "this machine does not have the memory");
+  } catch (const std::exception& error) {
+    return refuse(EDGE_BCS_ERROR, error.what());
+  } catch (...) {
+    return refuse(EDGE_BCS_ERROR, "something unknown went wrong");
+  }
+}
+
+// The same for what changes a handle: one call at a time.
+template <class Body>
+edge_bcs_status exclusive(edge_bcs_network* network, const Body& body) noexcept {
+  if (network == nullptr) return refuse(EDGE_BCS_ERROR, "the handle is NULL");
+  if (network->busy.test_and_set(std::memory_order_acquire))
+    return refuse(EDGE_BCS_BUSY,
+                  "the handle is in use by another thread, or by the call whose callback this is");
+  const edge_bcs_status status = guarded(body);
+  network->busy.clear(std::memory_order_release);
+  return status;
+}
+
+// What the caller's struct says; fields that it does not have yet are 0.
+template <class T>
+T given(const T* from, const char* what) {
+  T copy{};
+  require(from != nullptr, "the ", what, " is NULL");
+  require(from->size >= sizeof(std::uint32_t), "the size of the ", what, " is not set");
+  std::memcpy(&copy, from, std::min<std::size_t>(from->size, sizeof copy));
+  return copy;
+}
+
+// Fills the caller's struct, as far as it goes.
+template <class T>
+void fill(T* to, T filled, const char* what) {
+  require(to != nullptr, "the ", what, " is NULL");
+  require(to->size >= sizeof(std::uint32_t), "the size of the ", what, " is not set");
+  const std::uint32_t size = to->size;
+  filled.size = size;
+  std::memcpy(to, &filled, std::min<std::size_t>(size, sizeof filled));
+}
+
+}  // namespace edge_bcs::handle

@@ -1,0 +1,199 @@
+// The functions of edge_bcs.h: steps, trainings, answers and measurements. No exception leaves them.
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <tuple>
+
+#include "session/handle.h"
+#include "session/shuffle.h"
+
+namespace {
+
+using namespace edge_bcs::handle;
+using edge_bcs::require;
+
+edge_bcs::Images images_of(const edge_bcs_batch* batch, bool labelled) {
+  const edge_bcs_batch copy = given(batch, "batch");
+  require(copy.count > 0, "the batch has no images");
+  const int sources = (copy.bytes != nullptr) + (copy.floats != nullptr) + (copy.read != nullptr);
+  require(sources == 1, "the batch must have one of bytes, floats and read, not ", sources);
+  require(!labelled || copy.read != nullptr || copy.labels != nullptr, "the batch has no labels");
+  return {copy.count, copy.bytes, copy.floats, copy.labels, copy.read, copy.user, copy.weights};
+}
+
+double share(double part, std::uint64_t all) {
+  return all == 0 ? std::numeric_limits<double>::quiet_NaN() : part / static_cast<double>(all);
+}
+
+void step(edge_bcs::Session& session, const edge_bcs::Images& images, edge_bcs_step_result* result) {
+  const edge_bcs::StepFacts facts = session.step(images);
+  if (result == nullptr) return;
+  const edge_bcs::Objective& objective = *session.network().manifest().objective;
+  edge_bcs_step_result filled{};
+  filled.step = session.steps();
+  filled.labelled = facts.labelled;
+  filled.loss = facts.loss;
+  filled.accuracy = share(facts.correct[0], facts.labelled);
+  filled.robust_accuracy = std::numeric_limits<double>::quiet_NaN();
+  if (objective.two_branches) filled.robust_accuracy = share(facts.correct[1], facts.labelled);
+  if (objective.accuracy_is_robust()) filled.robust_accuracy = filled.accuracy;
+  fill(result, filled, "result");
+}
+
+template <class T>
+std::optional<T> unless_zero(T value) {
+  return value == T{} ? std::nullopt : std::optional<T>(value);
+}
+
+edge_bcs::Wishes wishes_of(const edge_bcs_training& training) {
+  edge_bcs::Wishes wishes;
+  wishes.images = training.images;
+  wishes.batch_size = unless_zero(training.batch_size);
+  wishes.epochs = unless_zero(training.epochs);
+  wishes.steps = unless_zero(training.steps);
+  wishes.learning_rate = unless_zero(training.learning_rate);
+  if (training.schedule != nullptr) wishes.schedule = edge_bcs::schedule_named(training.schedule);
+  if (training.augment != nullptr) wishes.augment = edge_bcs::augmentation_named(training.augment);
+  if (training.has_warmup != 0) wishes.warmup = training.warmup;
+  require(training.balance <= 2, "balance must be 0, 1 or 2, not ", training.balance);
+  if (training.balance != 0) wishes.balance = training.balance == 1;
+  return wishes;
+}
+
+// The training under way; Error if there is none, or no step of it is left.
+edge_bcs::Course& course_of(edge_bcs_network& network) {
+  require(network.course.has_value(), "no training was begun: call edge_bcs_begin");
+  require(network.done() < network.course->total_steps, "the training is finished");
+  return *network.course;
+}
+
+}  // namespace
+
+edge_bcs_status edge_bcs_step(edge_bcs_network* network, const edge_bcs_batch* batch,
+                              edge_bcs_step_result* result) {
+  return exclusive(network, [&] { step(network->session, images_of(batch, true), result); });
+}
+
+edge_bcs_status edge_bcs_get_rates(const edge_bcs_network* network, edge_bcs_rates* rates) {
+  return guarded([&] {
+    require(network != nullptr, "the handle is NULL");
+    const edge_bcs::Rates& now = network->session.rates;
+    fill(rates, {0, 0, now.learning_rate, now.weight_decay, now.momentum, now.noise}, "rates");
+  });
+}
+
+edge_bcs_status edge_bcs_set_rates(edge_bcs_network* network, const edge_bcs_rates* rates) {
+  return exclusive(network, [&] {
+    const edge_bcs_rates wanted = given(rates, "rates");
+    for (const double number : {wanted.learning_rate, wanted.weight_decay, wanted.momentum, wanted.noise})
+      require(number >= 0 && number <= std::numeric_limits<float>::max(),
+              "a rate must be a finite number of at least 0, not ", number);
+    network->session.rates = {wanted.learning_rate, wanted.weight_decay, wanted.momentum, wanted.noise};
+  });
+}
+
+uint64_t edge_bcs_steps(const edge_bcs_network* network) {
+  return network == nullptr ? 0 : network->session.steps();
+}
+
+edge_bcs_status edge_bcs_begin(edge_bcs_network* network, const edge_bcs_training* training) {
+  return exclusive(network, [&] {
+    const edge_bcs_training wanted = given(training, "training");
+    const edge_bcs::Wishes wishes = wishes_of(wanted);
+    edge_bcs::Session& session = network->session;
+    std::optional<edge_bcs::Course> earlier = network->course;
+    std::uint64_t seen = 0;
+    if (wanted.resume != 0 && !earlier) {
+      const edge_bcs::StateHeader& header = session.network().read_header();
+      const std::string* const saved = header.find("progress");
+      if (saved != nullptr) earlier = edge_bcs::Course::read(*saved, header.step);
+      // Runs of earlier releases do not say how many.
+      seen = header.images.value_or(earlier ? (header.step - earlier->first_step) * earlier->batch_size : 0);
+    }
+    network->course = edge_bcs::Course::begin(wishes, earlier, wanted.resume != 0,
+                                              session.network().manifest(), session.steps());
+    session.count_images(seen);
+    network->skipped_in_a_row = 0;
+  });
+}
+
+edge_bcs_status edge_bcs_get_position(const edge_bcs_network* network, edge_bcs_position* position) {
+  return guarded([&] {
+    require(network != nullptr, "the handle is NULL");
+    require(network->course.has_value(), "no training was begun: call edge_bcs_begin");
+    const edge_bcs::Course& course = *network->course;
+    edge_bcs_position filled{};
+    filled.done = network->done();
+    filled.total = course.total_steps;
+    filled.finished = filled.done >= filled.total ? 1 : 0;
+    filled.epoch = course.epoch(filled.done);
+    std::tie(filled.first, filled.count) = course.images(filled.done);
+    filled.skipped = course.skipped;
+    filled.learning_rate = course.rates(filled.done, network->session.network().manifest()).first;
+    filled.augment = edge_bcs::name_of(course.augment);
+    filled.balance = course.balance ? 1 : 0;
+    filled.steps_per_epoch = course.steps_per_epoch();
+    fill(position, filled, "position");
+  });
+}
+
+edge_bcs_status edge_bcs_order(const edge_bcs_network* network, uint64_t epoch, uint32_t* order,
+                               size_t count) {
+  return guarded([&] {
+    require(network != nullptr && order != nullptr, "the handle, or the place for the order, is NULL");
+    require(count > 0 && count <= std::numeric_limits<std::uint32_t>::max() && epoch < std::uint64_t{1} << 56,
+            "there is no order of ", count, " images in epoch ", epoch);
+    edge_bcs::shuffle({network->session.seed(), epoch, edge_bcs::Purpose::shuffle}, {order, count});
+  });
+}
+
+edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* batch,
+                               edge_bcs_step_result* result) {
+  return exclusive(network, [&] {
+    const edge_bcs::Course& course = course_of(*network);
+    const edge_bcs::Images images = images_of(batch, true);
+    const std::uint64_t expected = course.images(network->done()).second;
+    require(images.count == expected, "the next step has ", expected, " images, not ", images.count);
+    edge_bcs::Session& session = network->session;
+    std::tie(session.rates.learning_rate, session.rates.weight_decay) =
+        course.rates(network->done(), session.network().manifest());
+    step(session, images, result);
+    network->skipped_in_a_row = 0;
+  });
+}
+
+edge_bcs_status edge_bcs_skip(edge_bcs_network* network) {
+  return exclusive(network, [&] {
+    edge_bcs::Course& course = course_of(*network);
+    if (network->skipped_in_a_row + 1 >= course.steps_per_epoch())
+      edge_bcs::fail_with<edge_bcs::NotFinite>("every batch of an epoch was skipped");
+    ++network->skipped_in_a_row;
+    ++course.skipped;
+    network->session.count_step();
+  });
+}
+
+edge_bcs_status edge_bcs_predict(edge_bcs_network* network, const edge_bcs_batch* batch,
+                                 float* probabilities) {
+  return exclusive(network, [&] {
+    require(probabilities != nullptr, "the place for the probabilities is NULL");
+    network->session.predict(images_of(batch, false), probabilities);
+  });
+}
+
+edge_bcs_status edge_bcs_evaluate(edge_bcs_network* network, const edge_bcs_batch* batch,
+                                  const edge_bcs_measure* how, edge_bcs_measured* measured) {
+  return exclusive(network, [&] {
+    const edge_bcs_measure wanted = given(how, "measure");
+    const edge_bcs::Images images = images_of(batch, true);
+    const double epsilon =
+        wanted.epsilon < 0 ? network->session.network().manifest().epsilon : wanted.epsilon;
+    require(epsilon >= 0 && epsilon <= 1, "epsilon must lie in [0, 1], not be ", epsilon);
+    const bool fgsm = wanted.fgsm != 0;
+    const edge_bcs::Measured found = network->session.evaluate(
+        images, {fgsm ? std::min<std::uint32_t>(wanted.attack_steps, 1) : wanted.attack_steps,
+                 fgsm ? 1 : std::max<std::uint32_t>(wanted.restarts, 1), fgsm, epsilon});
+    fill(measured, {0, 0, images.count, found.right, found.robust_right, found.unanswered}, "measured");
+  });
+}
