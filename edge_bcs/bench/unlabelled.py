@@ -72,7 +72,7 @@ class Settings:
     attack_steps: int
     measured_steps: int
     confidence: float
-    augment: Literal["none", "shift", "photo"]
+    augment: Literal["none", "shift", "photo", "zoom"]
 
 
 def exported(settings: Settings, draw: int, first: bool, folder: Path) -> None:

@@ -91,8 +91,8 @@ on_bad_option = click.option(
 _augment_option = click.option(
     "--augment",
     type=click.Choice(AUGMENTATIONS),
-    help="shift: by ±10 %, and flip; photo: crop, flip, and change brightness, contrast and saturation. "
-    "Default: shift, which --augment alone is, too.",
+    help="shift: by ±10 %, and flip; photo: crop, flip, and change brightness, contrast and saturation; "
+    "zoom: the same, from nearer or farther. Default: shift, which --augment alone is, too.",
 )
 _no_augment_option = click.option("--no-augment", is_flag=True, help="Short for --augment none.")
 balance_option = click.option(

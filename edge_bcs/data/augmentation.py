@@ -5,9 +5,11 @@
 | none | as it is |
 | shift | shifted by up to ±10 % on each axis, and mirrored with probability ½ |
 | photo | cropped, mirrored with probability ½, and given another brightness, contrast and saturation |
+| zoom | the same, but nearer or farther: what it shows has sides of 60 to 160 % of the image's |
 
 A crop has 35 to 100 % of the image's area, sides from 3:4 to 4:3, lies anywhere, and is brought back to the
-image's size. Brightness, contrast and saturation change by a factor from 0.7 to 1.3 each.
+image's size. Farther away, the image's outermost pixels are repeated around it. Brightness, contrast and
+saturation change by a factor from 0.7 to 1.3 each.
 
 What happens to an image is a function of (seed, epoch, position), whoever reads it with whom. Only operations
 that IEEE 754 rounds exactly are used, in an order of their own, and sums of whole numbers: the same bits on
@@ -17,7 +19,7 @@ data, in the memory of one image more.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -26,10 +28,11 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.settings import AUGMENTATIONS
 
 Array = np.ndarray[Any, Any]
-Augment = bool | Literal["none", "shift", "photo"]
+Augment = bool | Literal["none", "shift", "photo", "zoom"]
 """True is "shift", False is "none"."""
 SHIFT = 0.1  # of the size, on each axis
 _LEAST_AREA = 0.35
+_LEAST_SIDE = 0.6  # from here on by up to 1
 _COLOUR = 0.3
 _GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 _FINE = 1 << 24  # steps of brightness from 0 to 1 in which an image's mean is summed
@@ -39,14 +42,15 @@ def named(augment: Augment | str) -> str:
     """Return the augmentation's name; EdgeBcsError if there is none of it."""
     name = {True: "shift", False: "none"}.get(augment, augment) if isinstance(augment, bool) else augment
     if name not in AUGMENTATIONS:
-        raise EdgeBcsError(f"the augmentation is {', '.join(AUGMENTATIONS[:-1])} or photo, not {augment!r}.")
+        *others, last = AUGMENTATIONS
+        raise EdgeBcsError(f"the augmentation is {', '.join(others)} or {last}, not {augment!r}.")
     return str(name)
 
 
 def augmentation_of(augment: Augment | str) -> Augment:
-    """Return it as every data set takes it: True or False, which is all that there was in 0.1, or "photo"."""
+    """Return it as every data set takes it: True or False, which is all that there was in 0.1, or a name."""
     name = named(augment)
-    return "photo" if name == "photo" else name == "shift"
+    return name == "shift" if name in ("none", "shift") else cast(Augment, name)
 
 
 def augmented(images: Array, positions: Array, augment: Augment, *, seed: int, epoch: int) -> Array:
@@ -54,7 +58,9 @@ def augmented(images: Array, positions: Array, augment: Augment, *, seed: int, e
     name = named(augment)
     if name == "none":
         return images
-    return (shift_and_flip if name == "shift" else photograph)(images, positions, seed=seed, epoch=epoch)
+    if name == "shift":
+        return shift_and_flip(images, positions, seed=seed, epoch=epoch)
+    return photograph(images, positions, seed=seed, epoch=epoch, zoom=name == "zoom")
 
 
 def shift_and_flip(images: Array, positions: Array, *, seed: int, epoch: int) -> Array:
@@ -82,8 +88,10 @@ def _shifted(length: int, word: int) -> Array:
     return np.clip(np.arange(length) - shift, 0, length - 1)
 
 
-def photograph(images: Array, positions: Array, *, seed: int, epoch: int) -> Array:
+def photograph(images: Array, positions: Array, *, seed: int, epoch: int, zoom: bool = False) -> Array:
     """Return images f32 [m, C, H, W] in [0, 1], cropped, mirrored and coloured at random.
+
+    With ``zoom`` they are seen from nearer or farther instead of cropped alone.
 
     Blocks 2·``position`` and 2·``position`` + 1 of the stream (seed, epoch, AUGMENT) give, a word each: area,
     ratio of the sides, top, left; mirror, brightness, contrast, saturation.
@@ -94,7 +102,7 @@ def photograph(images: Array, positions: Array, *, seed: int, epoch: int) -> Arr
     draws = random.uniform_from_words(words).astype(np.float64)
     result = np.empty_like(images)
     for number, (image, draw) in enumerate(zip(images, draws, strict=True)):
-        tall, wide = _sides(draw[0], draw[1])
+        tall, wide = (_zoomed if zoom else _cropped)(draw[0], _aspect(draw[1]))
         rows = _places(height, tall, draw[2])
         columns = _places(width, wide, draw[3])
         if draw[4] >= 0.5:
@@ -103,13 +111,22 @@ def photograph(images: Array, positions: Array, *, seed: int, epoch: int) -> Arr
     return result
 
 
-def _sides(area: float, ratio: float) -> tuple[float, float]:
-    """Height and width of a crop as shares of the image's, from two draws in [0, 1)."""
-    share = _LEAST_AREA + (1 - _LEAST_AREA) * area
-    # From 3/4 to 4/3, and as often above 1 as below; a logarithm would not be the same everywhere.
-    aspect = (6 + 2 * ratio) / (8 - 2 * ratio)
-    tall, wide = np.sqrt(share / aspect), np.sqrt(share * aspect)
+def _aspect(draw: float) -> float:
+    """From 3/4 to 4/3, and as often above 1 as below; a logarithm would not be the same everywhere."""
+    return (6 + 2 * draw) / (8 - 2 * draw)
+
+
+def _cropped(draw: float, aspect: float) -> tuple[float, float]:
+    """Height and width of a crop as shares of the image's, from a draw in [0, 1)."""
+    area = _LEAST_AREA + (1 - _LEAST_AREA) * draw
+    tall, wide = np.sqrt(area / aspect), np.sqrt(area * aspect)
     return min(float(tall), 1.0), min(float(wide), 1.0)
+
+
+def _zoomed(draw: float, aspect: float) -> tuple[float, float]:
+    """The same, where they may be larger than the image."""
+    area = (_LEAST_SIDE + draw) * (_LEAST_SIDE + draw)
+    return float(np.sqrt(area / aspect)), float(np.sqrt(area * aspect))
 
 
 def _places(length: int, share: float, draw: float) -> tuple[Array, Array, Array]:

@@ -33,6 +33,10 @@ def photo(image: Array) -> Array:
     return np.asarray(photograph(image[None], np.array([0]), seed=0, epoch=0)[0], np.float32)
 
 
+def zoomed(image: Array) -> Array:
+    return np.asarray(photograph(image[None], np.array([0]), seed=0, epoch=0, zoom=True)[0], np.float32)
+
+
 def some_image(channels: int = 3, height: int = 20, width: int = 20) -> Array:
     return np.random.default_rng(0).uniform(0.2, 0.7, (channels, height, width)).astype(np.float32)
 
@@ -55,6 +59,22 @@ def test_a_crop_is_what_torch_interpolates(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_allclose(found[:, 1:-2, 2:-1], expected[:, 1:-2, 2:-1], atol=2e-5)
     draws(monkeypatch, mirror=0.5)
     np.testing.assert_allclose(photo(image), image[:, :, ::-1], atol=2e-6)
+
+
+def test_what_is_seen_from_afar_is_what_torch_interpolates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One and a half times the sides: the image with half of its size around it, its edges repeated."""
+    torch = pytest.importorskip("torch")
+    draws(monkeypatch, area=0.9)
+    image = some_image()
+    around = torch.nn.functional.pad(torch.from_numpy(image[None]), (5, 5, 5, 5), mode="replicate")
+    expected = torch.nn.functional.interpolate(around, (20, 20), mode="bilinear")[0].numpy()
+    np.testing.assert_allclose(zoomed(image), expected, atol=2e-5)
+    draws(monkeypatch, area=0.4)  # sides of 100 %
+    np.testing.assert_allclose(zoomed(image), image, atol=2e-6)
+    draws(monkeypatch, area=0.2, top=0.0, left=1.0)  # and of 80 %
+    found = zoomed(image)
+    draws(monkeypatch, area=(0.64 - 0.35) / 0.65, top=0.0, left=1.0)
+    np.testing.assert_allclose(found, photo(image), atol=2e-6)
 
 
 def test_colours_are_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +123,7 @@ def test_names_and_flags_say_the_same(batch: tuple[Array, Array]) -> None:
     photos = data.read(places, augment="photo", **common)[0]
     np.testing.assert_array_equal(augmented(images, places, "photo", **common), photos)
     assert len({part.tobytes() for part in (images, shifted, photos)}) == 3
-    with pytest.raises(EdgeBcsError, match="the augmentation is none, shift or photo, not 'crop'"):
+    with pytest.raises(EdgeBcsError, match="the augmentation is none, shift, photo or zoom, not 'crop'"):
         data.read(places, augment="crop", **common)  # type: ignore[arg-type]
 
 

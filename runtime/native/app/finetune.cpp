@@ -21,8 +21,8 @@ constexpr int time_is_up = 75;  // sysexits.h: a temporary failure; try again
 constexpr std::uint64_t largest_report = 16 << 20;
 constexpr const char *report_file = "report.json", *metrics_file = "metrics.jsonl",
                      *manifest_file = "manifest.json";
-constexpr std::array<std::string_view, 3> augmentations{"none", "shift", "photo"},
-    schedules{"steps", "cosine", "one-cycle"};
+constexpr std::array<std::string_view, 4> augmentations{"none", "shift", "photo", "zoom"};
+constexpr std::array<std::string_view, 3> schedules{"steps", "cosine", "one-cycle"};
 constexpr std::array<std::string_view, 2> stop_or_skip{"stop", "skip"};
 
 constexpr std::array options_of_finetune{
@@ -47,9 +47,9 @@ constexpr std::array options_of_finetune{
     OptionSpec{"--warmup", "SHARE",
                "Of the steps, such as 0.05, in which the learning rate rises to its highest."},
     OptionSpec{
-        "--augment", "none|shift|photo",
-        "shift: by ±10 %, and flip; photo: crop, flip, and change brightness, contrast and saturation. "
-        "Default: shift, which --augment alone is, too.",
+        "--augment", "none|shift|photo|zoom",
+        "shift: by ±10 %, and flip; photo: crop, flip, and change brightness, contrast and saturation; "
+        "zoom: the same, from nearer or farther. Default: shift, which --augment alone is, too.",
         "shift"},
     OptionSpec{"--no-augment", nullptr, "Short for --augment none."},
     OptionSpec{"--balance", nullptr,

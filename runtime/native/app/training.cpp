@@ -39,7 +39,10 @@ double pairwise_sum(std::span<const double> values) {
 }
 
 Augmentation augmentation_of(std::string_view name) {
-  return name == "photo" ? Augmentation::photo : name == "shift" ? Augmentation::shift : Augmentation::none;
+  return name == "zoom"    ? Augmentation::zoom
+         : name == "photo" ? Augmentation::photo
+         : name == "shift" ? Augmentation::shift
+                           : Augmentation::none;
 }
 
 // Tells of a step that takes long while it runs.

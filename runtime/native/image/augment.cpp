@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -13,7 +14,7 @@ namespace edge_bcs {
 namespace {
 
 constexpr double shift_share = 0.1;  // of the size, on each axis
-constexpr double least_area = 0.35, colour_reach = 0.3;
+constexpr double least_area = 0.35, least_side = 0.6, colour_reach = 0.3;
 constexpr float grey_shares[] = {0.299f, 0.587f, 0.114f};  // of red, green and blue: ITU-R BT.601
 constexpr double fine = 1 << 24;                           // steps of brightness in which a mean is summed
 
@@ -122,10 +123,14 @@ void photograph(std::span<const float> image, const ImageShape& shape, const Dra
                 std::span<float> result) {
   const Philox philox(draw.seed, draw.epoch, Purpose::augment);
   const Philox::Words one = philox.block(2 * draw.position), two = philox.block(2 * draw.position + 1);
-  const double area = least_area + (1 - least_area) * uniform(one[0]);
   // From 3/4 to 4/3, and as often above 1 as below; a logarithm would not be the same everywhere.
   const double aspect = (6 + 2 * uniform(one[1])) / (8 - 2 * uniform(one[1]));
-  const double tall = std::min(std::sqrt(area / aspect), 1.0), wide = std::min(std::sqrt(area * aspect), 1.0);
+  const bool zoom = draw.kind == Augmentation::zoom;
+  const double side = least_side + uniform(one[0]);
+  const double area = zoom ? side * side : least_area + (1 - least_area) * uniform(one[0]);
+  const double most = zoom ? std::numeric_limits<double>::infinity() : 1.0;
+  const double tall = std::min(std::sqrt(area / aspect), most),
+               wide = std::min(std::sqrt(area * aspect), most);
   const std::vector<Place> rows = places(shape.height, tall, uniform(one[2]));
   std::vector<Place> columns = places(shape.width, wide, uniform(one[3]));
   if (uniform(two[0]) >= 0.5) std::ranges::reverse(columns);
@@ -162,6 +167,7 @@ void augment(std::span<const float> image, const ImageShape& shape, const Draw& 
     case Augmentation::shift:
       return shift_and_flip(image, shape, draw, result);
     case Augmentation::photo:
+    case Augmentation::zoom:
       return photograph(image, shape, draw, result);
   }
 }

@@ -7,7 +7,7 @@
 
 namespace edge_bcs {
 
-enum class Augmentation : std::int32_t { none = 0, shift = 1, photo = 2 };
+enum class Augmentation : std::int32_t { none = 0, shift = 1, photo = 2, zoom = 3 };
 
 // What happens to the image at `position` of the data in an epoch.
 struct Draw {

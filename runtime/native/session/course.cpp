@@ -13,7 +13,7 @@ namespace edge_bcs {
 namespace {
 
 constexpr std::array schedules{"steps", "cosine", "one-cycle"};
-constexpr std::array augmentations{"none", "shift", "photo"};
+constexpr std::array augmentations{"none", "shift", "photo", "zoom"};
 constexpr double usual_rise = 0.3;  // of the steps of one cycle
 constexpr double first_part = 25,
                  last_part =
