@@ -2,9 +2,11 @@
 
 #include <array>
 
+#include "app/answers.h"
 #include "app/commands.h"
 #include "app/reading.h"
 #include "app/saving.h"
+#include "app/shared_options.h"
 #include "app/signals.h"
 #include "app/text.h"
 
@@ -13,12 +15,10 @@ namespace edge_bcs::app {
 namespace {
 
 constexpr std::array<std::string_view, 3> attacks{"pgd", "fgsm", "none"};
-constexpr std::array<std::string_view, 2> splits{"test", "train"}, stop_or_skip{"stop", "skip"};
+constexpr std::array<std::string_view, 2> splits{"test", "train"};
 constexpr std::array options_of_evaluate{
-    OptionSpec{"--data", "PATH|digits",
-               "A folder with a folder of images (JPEG, PNG) for each class, an .npz of u8 images, or "
-               "digits. Required."},
-    OptionSpec{"--class-names", "A,B,…|FILE", "Names of the network's outputs in the order of the labels."},
+    data_option,
+    class_names_option,
     OptionSpec{"--attack", "pgd|fgsm|none", "none: clean accuracy alone. Default: pgd."},
     OptionSpec{"--attack-steps", "N", "Steps of pgd; default: 50."},
     OptionSpec{"--restarts", "N", "Random starts of pgd; default: 1."},
@@ -26,12 +26,10 @@ constexpr std::array options_of_evaluate{
                "How far the attack may change a pixel, such as 8/255; default: the artifact's."},
     OptionSpec{"--split", "test|train", "Which part of the data is measured. Default: test."},
     OptionSpec{"--limit", "N", "Measure only so many images, drawn from all classes."},
-    OptionSpec{"--engine", "native", "Taken for the sake of `edge-bcs evaluate`; there is no other here."},
-    OptionSpec{
-        "--on-bad", "stop|skip",
-        "What an image file that cannot be used does: stop (the default); skip leaves it out and lists it."},
-    OptionSpec{"--memory", "SIZE", "Most bytes that the arena may take; default: the artifact's budget."},
-    OptionSpec{"--threads", "N", "Threads that compute; default: one for each processor."},
+    engine_option,
+    on_bad_option,
+    memory_option,
+    threads_option,
     OptionSpec{"--json", "FILE|-", "Write the answer as JSON, to standard output if no file is named.", "-"},
 };
 constexpr std::array elsewhere_of_evaluate{"--model",      "--weights",   "--input-size", "--input-shape",
@@ -46,8 +44,9 @@ const CommandSpec evaluate_spec{
     "PATH",
     "Measure the accuracy of an artifact or a run, on clean images and under attack, as on the board.\n\n"
     "The JSON has the names of RobustBench: clean_acc, adv_acc, norm, eps. Classes are matched by name; the "
-    "data may lack "
-    "some. What each class is taken for, `edge-bcs evaluate` says.",
+    "data may lack some. \"per_class\" has the accuracy of each, and \"confused\" how many images of a class "
+    "were "
+    "taken for another.",
     options_of_evaluate,
     elsewhere_of_evaluate,
     "    edge-bcs-run evaluate run --data digits\n"
@@ -84,7 +83,9 @@ int evaluate(const Options& options) {
   const std::unique_ptr<Data> data = reading.open(split);
   const Match match = network.match(*data, false, false);
   if (how.epsilon < 0) how.epsilon = info.epsilon;
-  Value measured = network.evaluate(*data, match, {how, limit}, attack == "none" ? "measuring" : attack);
+  Answers answers(network);
+  Value measured =
+      network.evaluate(*data, match, {how, limit, &answers}, attack == "none" ? "measuring" : attack);
   Value result;
   result["path"] = path;
   result["data"] = spec;
@@ -113,6 +114,8 @@ int evaluate(const Options& options) {
     result["steps"] = how.attack_steps;
     result["step_size"] = how.epsilon * (how.fgsm != 0 ? 1.0 : 2.5 / how.attack_steps);
   }
+  result["per_class"] = answers.per_class();
+  result["confused"] = answers.confused();
   const auto file = options.text("--json");
   if (file == "-") {
     print(result.dump(1) + "\n");

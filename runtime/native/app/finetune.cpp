@@ -9,6 +9,7 @@
 
 #include "app/commands.h"
 #include "app/reading.h"
+#include "app/shared_options.h"
 #include "app/signals.h"
 #include "app/text.h"
 #include "app/training.h"
@@ -23,23 +24,18 @@ constexpr const char *report_file = "report.json", *metrics_file = "metrics.json
                      *manifest_file = "manifest.json";
 constexpr std::array<std::string_view, 4> augmentations{"none", "shift", "photo", "zoom"};
 constexpr std::array<std::string_view, 3> schedules{"steps", "cosine", "one-cycle"};
-constexpr std::array<std::string_view, 2> stop_or_skip{"stop", "skip"};
 
 constexpr std::array options_of_finetune{
-    OptionSpec{
-        "--data", "PATH|digits",
-        "A folder with a folder of images (JPEG, PNG) for each class, an .npz of u8 images, or digits, which "
-        "comes with edge-bcs-run. Required."},
-    OptionSpec{"--class-names", "A,B,…|FILE", "Names of the network's outputs in the order of the labels."},
+    data_option,
+    class_names_option,
     OptionSpec{"--epochs", "N", "Passes over the data; default: 1."},
     OptionSpec{"--steps", "N", "Optimizer steps, instead of epochs."},
     OptionSpec{"--batch-size", "N", "Images per optimizer step; default: the artifact's."},
     OptionSpec{"--learning-rate", "RATE",
                "At its highest; --schedule says how it changes. Default: the artifact's."},
-    OptionSpec{"--memory", "SIZE",
-               "Most bytes that the arena may take, such as 6MiB; default: the artifact's budget."},
-    OptionSpec{"--threads", "N", "Threads that compute; default: one for each processor."},
-    OptionSpec{"--engine", "native", "Taken for the sake of `edge-bcs finetune`; there is no other here."},
+    memory_option,
+    threads_option,
+    engine_option,
     OptionSpec{"--seed", "N", "Of all randomness; default: the artifact's."},
     OptionSpec{
         "--schedule", "steps|cosine|one-cycle",
@@ -65,10 +61,7 @@ constexpr std::array options_of_finetune{
         "Default: 200MiB."},
     OptionSpec{"--on-nan", "stop|skip",
                "What a batch with a pixel, loss or gradient that is NaN or infinite does. Default: stop."},
-    OptionSpec{
-        "--on-bad", "stop|skip",
-        "What an image file that cannot be used does: stop ends the command before it begins (the default); "
-        "skip leaves the image out and lists it."},
+    on_bad_option,
     OptionSpec{"--max-hours", "H", "Save and exit with status 75 after so many hours; --resume goes on."},
     OptionSpec{"--eval-samples", "N",
                "Held-out images that are measured before and after; 0: none. Default: 200."},
@@ -76,8 +69,10 @@ constexpr std::array options_of_finetune{
     OptionSpec{"--json", nullptr, "Print the report as one JSON object."},
 };
 constexpr std::array elsewhere_of_finetune{
-    "--validation",        "--patience", "--unlabelled",    "--confidence", "--unlabelled-share",
-    "--unlabelled-weight", "--max-temp", "--print-service", "--trust-key",  "--min-release"};
+    "--validation",       "--patience",          "--unlabelled", "--confidence",
+    "--unlabelled-share", "--unlabelled-weight", "--max-temp",   "--print-service",
+    "--trust-key",        "--min-release",       "--rounds",     "--board",
+    "--boards",           "--max-rounds",        "--wait",       "--robust"};
 
 struct Wanted {
   std::string artifact, folder, data;

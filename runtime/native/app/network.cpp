@@ -151,15 +151,27 @@ Value Network::evaluate(Data& data, const Match& match, const Measure& measure, 
   }
   Images images(data, match.labels, places);
   const edge_bcs_batch batch = images.batch();
+  edge_bcs_measure how = measure.how;
+  if (measure.answers != nullptr) {
+    measure.answers->begin(places.size());
+    how.answers = measure.answers->answers().data();
+    how.robust = measure.answers->robust().data();
+  }
   edge_bcs_measured measured = sized<edge_bcs_measured>();
   {
     Progress progress(what, places.size(), "images");
     Watched watched{progress};
     check(edge_bcs_on_progress(handle(), Watched::told, &watched));
-    const edge_bcs_status status = edge_bcs_evaluate(handle(), &batch, &measure.how, &measured);
+    const edge_bcs_status status = edge_bcs_evaluate(handle(), &batch, &how, &measured);
     edge_bcs_on_progress(handle(), nullptr, nullptr);
     images.rethrow();
     check(status);
+  }
+  if (measure.answers != nullptr) {
+    std::vector<std::int64_t> labels;
+    for (const std::uint64_t place : places)
+      labels.push_back(match.labels[static_cast<std::size_t>(data.labels[static_cast<std::size_t>(place)])]);
+    measure.answers->count(labels, how.attack_steps > 0);
   }
   const auto share = [&](std::uint64_t right) {
     return static_cast<double>(right) / static_cast<double>(places.size());

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "app/answers.h"
 #include "app/classes.h"
 #include "app/data.h"
 #include "app/value.h"
@@ -80,10 +81,11 @@ class Network {
   // Matches the data's classes, says what is worth knowing, and takes the data's names where `naming`.
   Match match(const Data& data, bool naming, bool resumed);
 
-  // Clean and robust accuracy, as `Trainer.evaluate` reports them. `between` is called after each micro-batch.
+  // Clean and robust accuracy, as `Trainer.evaluate` reports them.
   struct Measure {
     edge_bcs_measure how;
     std::optional<std::uint64_t> limit;
+    Answers* answers = nullptr;  // to be counted
   };
   Value evaluate(Data& data, const Match& match, const Measure& measure, const std::string& what);
 

@@ -6,6 +6,7 @@
 
 #include "app/commands.h"
 #include "app/reading.h"
+#include "app/shared_options.h"
 #include "app/signals.h"
 #include "app/text.h"
 
@@ -15,10 +16,10 @@ namespace {
 
 constexpr std::array options_of_predict{
     OptionSpec{"--top", "N", "Classes that are named for an image; default: 3."},
-    OptionSpec{"--class-names", "A,B,…|FILE", "Names of the network's outputs in the order of the labels."},
-    OptionSpec{"--memory", "SIZE", "Most bytes that the arena may take; default: the artifact's budget."},
-    OptionSpec{"--threads", "N", "Threads that compute; default: one for each processor."},
-    OptionSpec{"--engine", "native", "Taken for the sake of `edge-bcs predict`; there is no other here."},
+    class_names_option,
+    memory_option,
+    threads_option,
+    engine_option,
     OptionSpec{"--json", nullptr, "Print the answers as one JSON object."},
 };
 constexpr std::array elsewhere_of_predict{"--trust-key", "--min-release"};

@@ -258,6 +258,10 @@ typedef struct edge_bcs_measure {
   uint32_t restarts;     /**< attacks, none of which may fool the network; 0 is 1 */
   uint32_t fgsm;         /**< 1: one step of size ε from the image itself */
   double epsilon;        /**< radius; below 0: the artifact's */
+  int64_t*
+      answers; /**< [count], set to what each image is taken for as it is, −1: nothing; NULL: not wanted */
+  uint8_t*
+      robust; /**< [count], set to 1 for images that are right as they are and under every attack; or NULL */
 } edge_bcs_measure;
 
 /** What was measured. */

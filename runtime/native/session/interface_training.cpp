@@ -193,7 +193,8 @@ edge_bcs_status edge_bcs_evaluate(edge_bcs_network* network, const edge_bcs_batc
     const bool fgsm = wanted.fgsm != 0;
     const edge_bcs::Measured found = network->session.evaluate(
         images, {fgsm ? std::min<std::uint32_t>(wanted.attack_steps, 1) : wanted.attack_steps,
-                 fgsm ? 1 : std::max<std::uint32_t>(wanted.restarts, 1), fgsm, epsilon});
+                 fgsm ? 1 : std::max<std::uint32_t>(wanted.restarts, 1), fgsm, epsilon, wanted.answers,
+                 wanted.robust});
     fill(measured, {0, 0, images.count, found.right, found.robust_right, found.unanswered}, "measured");
   });
 }

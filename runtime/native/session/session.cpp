@@ -274,6 +274,7 @@ Measured Session::evaluate(const Images& images, const Measure& how) {
       unanswered_[i] = !answered_[i];
       measured.right += right_[i];
     }
+    if (how.answers != nullptr) std::copy_n(answers_.begin(), count, how.answers + first);
     for (std::uint32_t restart = 0; how.attack_steps > 0 && restart < how.restarts; ++restart) {
       attack(images, first, count, how, restart);
       for (std::size_t i = 0; i < count; ++i) {
@@ -285,6 +286,7 @@ Measured Session::evaluate(const Images& images, const Measure& how) {
       measured.robust_right += right_[i];
       measured.unanswered += unanswered_[i];
     }
+    if (how.robust != nullptr) std::copy_n(right_.begin(), count, how.robust + first);
     tell(first + count, images.count);
   }
   return measured;

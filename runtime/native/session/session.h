@@ -44,6 +44,8 @@ struct Measure {
   std::uint32_t attack_steps, restarts;
   bool fgsm;
   double epsilon;
+  std::int64_t* answers = nullptr;  // of each image, as it is
+  std::uint8_t* robust = nullptr;   // whether each is right, under attack, too
 };
 
 struct Measured {
