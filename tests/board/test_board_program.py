@@ -410,11 +410,6 @@ def test_every_command_explains_itself() -> None:
     assert board.run().returncode == 2
 
 
-def test_trusted_keys_in_the_environment_are_not_passed_over(tiny_artifact: Make) -> None:
-    result = board.run("inspect", tiny_artifact(), EDGE_BCS_TRUST_KEY="key.pem")
-    assert result.returncode == 1 and "EDGE_BCS_TRUST_KEY" in result.stderr
-
-
 def test_hostile_arrays_get_a_sentence(tiny_artifact: Make, arrays: Path, tmp_path: Path) -> None:
     """Truncated, changed, and of kinds that are not read."""
     content, draws = arrays.read_bytes(), np.random.default_rng(3)

@@ -30,12 +30,13 @@ constexpr std::array options_of_evaluate{
     on_bad_option,
     memory_option,
     threads_option,
+    trust_key_option,
+    min_release_option,
     OptionSpec{"--json", "FILE|-", "Write the answer as JSON, to standard output if no file is named.", "-"},
 };
-constexpr std::array elsewhere_of_evaluate{"--model",      "--weights",   "--input-size", "--input-shape",
-                                           "--normalize",  "--resize",    "--step-size",  "--queries",
-                                           "--batch-size", "--seed",      "--device",     "--resume",
-                                           "--html",       "--trust-key", "--min-release"};
+constexpr std::array elsewhere_of_evaluate{
+    "--model",   "--weights",    "--input-size", "--input-shape", "--normalize", "--resize", "--step-size",
+    "--queries", "--batch-size", "--seed",       "--device",      "--resume",    "--html"};
 
 }  // namespace
 
@@ -73,7 +74,6 @@ int evaluate(const Options& options) {
   const auto given_epsilon = options.text("--epsilon");
   how.epsilon = given_epsilon ? fraction(*given_epsilon, "--epsilon") : -1;
   require(how.epsilon <= 1, "epsilon must lie in [0, 1], not ", how.epsilon, ".");
-  check_environment();
   note_signals();
   Network network(path, machine);
   const edge_bcs_info& info = network.info();

@@ -36,6 +36,8 @@ constexpr std::array options_of_finetune{
     memory_option,
     threads_option,
     engine_option,
+    trust_key_option,
+    min_release_option,
     OptionSpec{"--seed", "N", "Of all randomness; default: the artifact's."},
     OptionSpec{
         "--schedule", "steps|cosine|one-cycle",
@@ -68,11 +70,20 @@ constexpr std::array options_of_finetune{
     OptionSpec{"--eval-steps", "N", "PGD steps of these measurements. Default: 20."},
     OptionSpec{"--json", nullptr, "Print the report as one JSON object."},
 };
-constexpr std::array elsewhere_of_finetune{
-    "--validation",       "--patience",          "--unlabelled", "--confidence",
-    "--unlabelled-share", "--unlabelled-weight", "--max-temp",   "--print-service",
-    "--trust-key",        "--min-release",       "--rounds",     "--board",
-    "--boards",           "--max-rounds",        "--wait",       "--robust"};
+constexpr std::array elsewhere_of_finetune{"--validation",
+                                           "--patience",
+                                           "--unlabelled",
+                                           "--confidence",
+                                           "--unlabelled-share",
+                                           "--unlabelled-weight",
+                                           "--max-temp",
+                                           "--print-service",
+                                           "--rounds",
+                                           "--board",
+                                           "--boards",
+                                           "--max-rounds",
+                                           "--wait",
+                                           "--robust"};
 
 struct Wanted {
   std::string artifact, folder, data;
@@ -170,15 +181,30 @@ Opened open_network(Wanted& wanted) {
                                 is_file(joined(folder, "state.previous.safetensors")));
   if (saved && wanted.resume) {
     require(!wanted.machine.seed, "a resumed run keeps its seed: leave --seed out.");
-    check_same_artifact(folder, wanted.artifact);
-    return {std::make_unique<Network>(folder, wanted.machine), true};
+    // What training wrote here has no signature; that it goes on from what was signed can be seen.
+    if (wanted.machine.trusted.any()) {
+      const Network signed_one(wanted.artifact, wanted.machine);
+      check_release(wanted.artifact, signed_one.info().release, folder);
+      check_same_artifact(folder, wanted.artifact);
+      remember_release(signed_one.info().release, folder);
+    } else {
+      check_same_artifact(folder, wanted.artifact);
+    }
+    MachineWishes machine = wanted.machine;
+    machine.trusted = {};
+    return {std::make_unique<Network>(folder, machine), true};
   }
   require(!saved, plain(folder),
           " already holds a run: add --resume to go on with it, or choose another -o.");
   for (const char* const name : {report_file, metrics_file, record_file})
     require(is_run || access(joined(folder, name).c_str(), F_OK) != 0, plain(folder), " holds no run, but a ",
             name, " that the run would write over; choose another -o.");
-  return {std::make_unique<Network>(wanted.artifact, wanted.machine), false};
+  Opened opened{std::make_unique<Network>(wanted.artifact, wanted.machine), false};
+  if (wanted.machine.trusted.any()) {
+    check_release(wanted.artifact, opened.network->info().release, folder);
+    remember_release(opened.network->info().release, folder);
+  }
+  return opened;
 }
 
 // What of the report of the run so far is whole.
@@ -316,7 +342,6 @@ const CommandSpec finetune_spec{
 
 int finetune(const Options& options) {
   Wanted wanted = wanted_by(options);
-  check_environment();
   const std::string& folder = wanted.folder;
   if (!is_file(joined(folder, manifest_file))) check_apart(folder, wanted.data);
   note_signals();

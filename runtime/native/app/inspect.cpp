@@ -7,6 +7,7 @@
 #include "app/commands.h"
 #include "app/reading.h"
 #include "app/saving.h"
+#include "app/shared_options.h"
 #include "app/text.h"
 
 namespace edge_bcs::app {
@@ -14,8 +15,8 @@ namespace edge_bcs::app {
 namespace {
 
 constexpr std::array options_of_inspect{
+    trust_key_option, min_release_option,
     OptionSpec{"--json", nullptr, "Print the answer as one JSON object."}};
-constexpr std::array elsewhere_of_inspect{"--trust-key", "--min-release"};
 constexpr std::uint64_t largest_manifest = 64 << 20;
 
 struct Layer {
@@ -57,10 +58,9 @@ std::vector<Layer> layers_of(const Value& manifest, const Network& network) {
 
 const CommandSpec inspect_spec{"inspect",
                                "ARTIFACT",
-                               "Check every file of an artifact or a run, and show what it holds.\n\n"
-                               "Signatures are not checked here: `edge-bcs inspect --trust-key` does.",
+                               "Check every file of an artifact or a run, and show what it holds.",
                                options_of_inspect,
-                               elsewhere_of_inspect,
+                               {},
                                "    edge-bcs-run inspect out/vgg16\n"
                                "    edge-bcs-run inspect run --json\n",
                                1,
@@ -68,12 +68,14 @@ const CommandSpec inspect_spec{"inspect",
 
 int inspect(const Options& options) {
   const std::string path = options.arguments()[0];
-  check_environment();
-  const Network network(path, {});
+  const MachineWishes machine = machine_of(options);
+  const Network network(path, machine);
   const edge_bcs_info& info = network.info();
   const Value manifest = read_json(joined(path, "manifest.json"), largest_manifest);
   const std::vector<Layer> layers = layers_of(manifest, network);
-  const char* const signature = is_file(joined(path, "manifest.json.sig")) ? "unchecked" : "none";
+  const char* const signature = machine.trusted.any()                        ? "valid"
+                                : is_file(joined(path, "manifest.json.sig")) ? "unchecked"
+                                                                             : "none";
   if (options.has("--json")) {
     Value result;
     for (const auto& [name, value] : manifest.members())
@@ -112,9 +114,9 @@ int inspect(const Options& options) {
   if (info.budget_bytes > 0)
     rows.emplace_back("budget", format_bytes(static_cast<double>(info.budget_bytes)));
   if (info.release > 0) rows.emplace_back("release", std::to_string(info.release));
-  rows.emplace_back("signature", std::string_view(signature) == "none"
-                                     ? "none"
-                                     : "there is one, not checked (edge-bcs inspect --trust-key does)");
+  rows.emplace_back("signature", std::string_view(signature) == "unchecked"
+                                     ? "there is one, not checked (--trust-key does)"
+                                     : signature);
   print_pairs(rows);
   print("\nLayers\n");
   std::vector<std::pair<std::string, std::string>> table;

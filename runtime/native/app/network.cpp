@@ -92,6 +92,9 @@ Network::Network(const std::string& folder, const MachineWishes& wishes) {
   options.arena_bytes = wishes.memory.value_or(0);
   options.seeded = wishes.seed ? 1 : 0;
   options.seed = wishes.seed.value_or(0);
+  options.trusted_keys = wishes.trusted.keys.data();
+  options.trusted_count = wishes.trusted.keys.size() / key_bytes;
+  options.min_release = wishes.trusted.min_release;
   edge_bcs_network* opened = nullptr;
   check(edge_bcs_open(folder.c_str(), &options, &opened));
   handle_.reset(opened);

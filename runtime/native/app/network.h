@@ -12,6 +12,7 @@
 #include "app/answers.h"
 #include "app/classes.h"
 #include "app/data.h"
+#include "app/trust.h"
 #include "app/value.h"
 #include "include/edge_bcs.h"
 
@@ -60,6 +61,7 @@ class Images {
 struct MachineWishes {
   std::optional<std::uint64_t> memory, seed;
   std::uint32_t threads = 0;
+  Trusted trusted;
 };
 
 class Network {

@@ -111,6 +111,13 @@ std::optional<std::string> Options::text(std::string_view name) const {
   return given == nullptr ? std::nullopt : std::optional(given->value);
 }
 
+std::vector<std::string> Options::texts(std::string_view name) const {
+  std::vector<std::string> found;
+  for (const Given& given : given_)
+    if (is_named(*given.option, name)) found.push_back(given.value);
+  return found;
+}
+
 std::string Options::text_or(std::string_view name, const char* otherwise) const {
   return text(name).value_or(otherwise);
 }

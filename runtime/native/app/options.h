@@ -47,6 +47,8 @@ class Options {
   bool has(std::string_view name) const { return find(name) != nullptr; }
   // These throw UsageError for a value out of range.
   std::optional<std::string> text(std::string_view name) const;
+  // Of an option that may be repeated.
+  std::vector<std::string> texts(std::string_view name) const;
   std::string text_or(std::string_view name, const char* otherwise) const;
   std::optional<std::uint64_t> whole(std::string_view name, std::uint64_t least,
                                      std::uint64_t most = std::numeric_limits<std::int64_t>::max()) const;

@@ -19,10 +19,11 @@ constexpr std::array options_of_predict{
     class_names_option,
     memory_option,
     threads_option,
+    trust_key_option,
+    min_release_option,
     engine_option,
     OptionSpec{"--json", nullptr, "Print the answers as one JSON object."},
 };
-constexpr std::array elsewhere_of_predict{"--trust-key", "--min-release"};
 
 // Image files in a folder and in its folders, in order; what is hidden, and links to folders, are passed over.
 void add_images(const std::string& folder, std::vector<std::string>& files) {
@@ -89,7 +90,7 @@ const CommandSpec predict_spec{
     "the others go on.\n\n"
     "Exit status: 0 all images were read; 1 one was not, or nothing could be done.",
     options_of_predict,
-    elsewhere_of_predict,
+    {},
     "    edge-bcs-run predict run photo.jpg\n"
     "    edge-bcs-run predict run new/ --top 1\n"
     "    edge-bcs-run predict out/vgg16 a.jpg b.png --json\n",
@@ -101,7 +102,6 @@ int predict(const Options& options) {
   const auto top = static_cast<std::size_t>(options.whole("--top", 1).value_or(3));
   const bool as_json = options.has("--json");
   const MachineWishes machine = machine_of(options);
-  check_environment();
   note_signals();
   Network network(path, machine);
   if (const auto names = options.text("--class-names"))

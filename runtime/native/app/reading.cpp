@@ -27,14 +27,8 @@ MachineWishes machine_of(const Options& options) {
   if (const auto memory = options.text("--memory")) wishes.memory = parse_bytes(*memory);
   wishes.threads = static_cast<std::uint32_t>(options.whole("--threads", 1, 1024).value_or(0));
   wishes.seed = options.whole("--seed", 0);
+  wishes.trusted = trusted_by(options);
   return wishes;
-}
-
-void check_environment() {
-  const char* const key = std::getenv("EDGE_BCS_TRUST_KEY");
-  require(key == nullptr || *key == '\0',
-          "EDGE_BCS_TRUST_KEY asks for signed artifacts, which edge-bcs-run does not check: use `edge-bcs`, "
-          "or unset it.");
 }
 
 void print(std::string_view text) {

@@ -10,11 +10,8 @@
 
 namespace edge_bcs::app {
 
-// --memory, --threads, --seed and --engine.
+// --memory, --threads, --seed, --engine, --trust-key and --min-release.
 MachineWishes machine_of(const Options& options);
-
-// Refuses what only `edge-bcs` can do: that the environment asks for signatures. Throws Error.
-void check_environment();
 
 // Writes to standard output.
 void print(std::string_view text);

@@ -25,6 +25,14 @@ inline constexpr OptionSpec on_bad_option{
     "What an image file that cannot be used does: stop ends the command before it begins (the default); skip "
     "leaves the image out and lists it."};
 
+inline constexpr OptionSpec trust_key_option{
+    "--trust-key", "FILE",
+    "Public key (Ed25519, PEM): refuse an artifact that was not signed with it. May be repeated: one of them "
+    "must fit. "
+    "Without it, the files of the environment variable EDGE_BCS_TRUST_KEY."};
+inline constexpr OptionSpec min_release_option{
+    "--min-release", "N", "With --trust-key: refuse an artifact with a lower release number or none."};
+
 inline constexpr std::array<std::string_view, 2> stop_or_skip{"stop", "skip"};
 
 }  // namespace edge_bcs::app

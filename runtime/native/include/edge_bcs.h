@@ -87,6 +87,11 @@ typedef struct edge_bcs_options {
   uint64_t seed;   /**< Of all randomness, if `seeded` is not 0; else the state's. */
   uint32_t seeded;
   uint32_t reserved; /**< 0 */
+  const uint8_t*
+      trusted_keys; /**< public keys of Ed25519, 32 bytes each: one of them must have signed the manifest,
+                                    as `edge-bcs export --sign-key` does; NULL: nobody need */
+  uint64_t trusted_count;
+  uint64_t min_release; /**< with trusted keys: the lowest release number that is taken */
 } edge_bcs_options;
 
 /** A file of an artifact that lies in memory, by its name in the artifact's folder. */

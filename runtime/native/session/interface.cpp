@@ -20,7 +20,7 @@ namespace {
 using namespace edge_bcs::handle;
 using edge_bcs::require;
 
-constexpr std::uint32_t most_threads = 1024;
+constexpr std::uint32_t most_threads = 1024, most_keys = 1024;
 thread_local std::array<char, 8192> last_error{};
 
 edge_bcs::Options options_of(const edge_bcs_options* options) {
@@ -35,6 +35,13 @@ edge_bcs::Options options_of(const edge_bcs_options* options) {
   else
     made.cap = copy.arena_bytes;
   if (copy.seeded != 0) made.seed = copy.seed;
+  require(copy.trusted_count <= most_keys && (copy.trusted_count == 0 || copy.trusted_keys != nullptr),
+          "the trusted keys are NULL, or more than ", most_keys);
+  made.trust.keys.resize(static_cast<std::size_t>(copy.trusted_count));
+  for (std::size_t i = 0; i < made.trust.keys.size(); ++i)
+    std::memcpy(made.trust.keys[i].data(), copy.trusted_keys + i * made.trust.keys[i].size(),
+                made.trust.keys[i].size());
+  made.trust.min_release = copy.min_release;
   return made;
 }
 
@@ -92,7 +99,7 @@ edge_bcs_status edge_bcs_open_files(const edge_bcs_file* files, size_t count, co
 edge_bcs_status edge_bcs_arena_bytes(const char* folder, uint64_t* bytes) {
   return guarded([&] {
     require(folder != nullptr && bytes != nullptr, "the folder, or the place for the bytes, is NULL");
-    *bytes = edge_bcs::Program::arena(edge_bcs::Described::of(edge_bcs::FolderFiles(folder))->program);
+    *bytes = edge_bcs::Program::arena(edge_bcs::Described::of(edge_bcs::FolderFiles(folder), {})->program);
   });
 }
 

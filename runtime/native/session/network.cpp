@@ -10,8 +10,9 @@ namespace edge_bcs {
 
 namespace {
 
-constexpr const char *manifest_file = "manifest.json", *program_file = "program.bin";
-constexpr std::uint64_t largest_manifest = std::uint64_t{16} << 20;
+constexpr const char *manifest_file = "manifest.json", *signature_file = "manifest.json.sig",
+                     *program_file = "program.bin";
+constexpr std::uint64_t largest_manifest = std::uint64_t{16} << 20, largest_signature = 4 << 10;
 constexpr std::size_t alignment = 64, piece = std::size_t{1} << 16;
 
 // The error, with the file's name before it.
@@ -85,18 +86,56 @@ std::span<const std::byte> read_listed(const Files& files, const ListedFile& lis
   return content;
 }
 
+// Throws Error unless one of the keys signed the manifest.
+void check_signature(const Files& files, std::string_view manifest, const Trust& trust) {
+  std::string signature;
+  try {
+    const std::unique_ptr<Source> source = files.open(signature_file);
+    if (source != nullptr) signature = read_all(*source, largest_signature);
+  } catch (const Error& error) {
+    blame(files.shown_name(signature_file), error);
+  }
+  require(!signature.empty(), files.shown_name(manifest_file),
+          " is not signed, and a trusted key was given: export the artifact with --sign-key; runs are never "
+          "signed");
+  const bool valid = std::ranges::any_of(trust.keys, [&](const PublicKey& key) {
+    return is_signed_by(key, std::as_bytes(std::span(signature)), std::as_bytes(std::span(manifest)));
+  });
+  require(valid, files.shown_name(manifest_file),
+          " was altered or signed with another key: its signature is not that of a trusted key");
+}
+
+// Throws Error unless what was signed says all that must be, and is new enough.
+void check_signed(const Files& files, const Manifest& manifest, const Trust& trust) {
+  require(manifest.file(state_file) != nullptr, "the signed ", files.shown_name(manifest_file),
+          " does not list ", state_file);
+  if (manifest.release >= trust.min_release) return;
+  const std::string release =
+      manifest.release == 0 ? "of no release" : "release " + std::to_string(manifest.release);
+  fail(files.shown_name(manifest_file), " is ", release, ", and release ", trust.min_release,
+       " or a later one is required");
+}
+
 }  // namespace
 
-std::unique_ptr<Described> Described::of(const Files& files) {
+std::unique_ptr<Described> Described::of(const Files& files, const Trust& trust) {
+  require(trust.min_release == 0 || !trust.keys.empty(),
+          "a lowest release needs trusted keys: anybody can change a number that is not signed");
   auto made = std::make_unique<Described>();
   const std::string shown = files.shown_name(manifest_file);
   const std::unique_ptr<Source> source = open(files, manifest_file);
   try {
     made->text = read_all(*source, largest_manifest);
+  } catch (const Error& error) {
+    blame(shown, error);
+  }
+  if (!trust.keys.empty()) check_signature(files, made->text, trust);
+  try {
     made->manifest = Manifest::read(Json::parse(made->text));
   } catch (const Error& error) {
     blame(shown, error);
   }
+  if (!trust.keys.empty()) check_signed(files, made->manifest, trust);
   const ListedFile* const program = made->manifest.file(program_file);
   require(program != nullptr, shown, " lists no ", program_file,
           ", which artifacts of 0.1 do not have; export it again");
@@ -109,7 +148,7 @@ void Network::Free::operator()(std::byte* memory) const {
 }
 
 Network::Network(const Files& files, const Options& options, bool all_files) {
-  const std::unique_ptr<Described> read = Described::of(files);
+  const std::unique_ptr<Described> read = Described::of(files, options.trust);
   Described& described = *read;
   for (const ListedFile& listed : described.manifest.files)
     if (listed.name != program_file && (all_files || listed.name == state_file)) verify(files, listed);

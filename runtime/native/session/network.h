@@ -7,9 +7,11 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "runner/runner.h"
 #include "session/buffers.h"
+#include "session/ed25519.h"
 #include "session/files.h"
 #include "session/manifest.h"
 #include "session/state.h"
@@ -34,11 +36,18 @@ template <class Kind, class... Parts>
   throw Kind(text_of(parts...));
 }
 
+// Who is to have made an artifact.
+struct Trust {
+  std::vector<PublicKey> keys;    // one of them must have signed the manifest; none: nobody
+  std::uint64_t min_release = 0;  // with keys: the oldest release that is taken
+};
+
 struct Options {
   int threads = 0;  // 0: all processors
   std::span<std::byte> arena;
   std::uint64_t cap = 0;  // of an arena that is not given; 0: what the artifact was exported for
   std::optional<std::uint64_t> seed;
+  Trust trust;
 };
 
 // What a folder says before its program is opened.
@@ -52,8 +61,8 @@ struct Described {
   Described(const Described&) = delete;
   Described& operator=(const Described&) = delete;
 
-  // Throws Error if manifest or program is missing, damaged, or not what the manifest says.
-  static std::unique_ptr<Described> of(const Files& files);
+  // Throws Error if manifest or program is missing, damaged, not what the manifest says, or made by nobody who is trusted.
+  static std::unique_ptr<Described> of(const Files& files, const Trust& trust);
 };
 
 class Network {
