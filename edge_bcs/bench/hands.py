@@ -1,4 +1,5 @@
-"""The photographs of hands (Sign Language Digits), how they are split, and the network that learns them.
+"""The photographs of hands (Sign Language Digits), how they are split, the network that learns them, and the
+stages in which it is attacked.
 
 Their file numbers run by photographer, so each part is a range of numbers: no hand is in two parts.
 """
@@ -6,6 +7,7 @@ Their file numbers run by photographer, so each part is a range of numbers: no h
 from __future__ import annotations
 
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,34 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 CLASSES, GUARD = 10, 10
 HELD_OUT, CHOOSING = 0.3, 0.1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of adversarial training, for a network without the statistics of its batches cannot take the
+    whole attack at once.
+
+    Attributes:
+        share: of ε, above 0. epochs, rate: how long, and the learning rate.
+        steps: of the attack, of 1.25·ε if it is one, else of 2.5·ε/steps.
+    """
+
+    share: float
+    epochs: int
+    steps: int
+    rate: float
+
+    @classmethod
+    def parse(cls, text: str) -> Stage:
+        """From SHARE:EPOCHS:STEPS:RATE."""
+        share, epochs, steps, rate = text.split(":")
+        return cls(float(share), int(epochs), int(steps), float(rate))
+
+    def attack(self, epsilon: float) -> edge_bcs.Attack:
+        """Its attack, of the whole ``epsilon`` of 255."""
+        radius = self.share * epsilon / 255
+        step = (1.25 if self.steps == 1 else 2.5 / self.steps) * radius
+        return edge_bcs.Attack(epsilon=radius, step_size=step, steps=self.steps)
 
 
 def photographs(file: Path, size: int) -> tuple[Array, Array, Array]:

@@ -32,7 +32,7 @@ from typing import Any, Literal
 import numpy as np
 
 import edge_bcs
-from edge_bcs.bench.hands import CLASSES, efficientnet, photographs, pretrained, split, untrained
+from edge_bcs.bench.hands import CLASSES, Stage, efficientnet, photographs, pretrained, split, untrained
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically, write_json
 from edge_bcs.core.progress import say
@@ -84,8 +84,7 @@ class Settings:
         sparsity: of the 1×1 layers. size: height and width of the images.
         host_epochs, host_rate, host_batch: natural training after pruning, on the host.
         epochs, rate, batch: natural training on the board.
-        stages: of adversarial training, each SHARE:EPOCHS:STEPS:RATE, with the share of ε and the attack's
-            steps, of 1.25·ε if it is one, else of 2.5·ε/steps. at_batch: of all.
+        stages: of adversarial training, each SHARE:EPOCHS:STEPS:RATE (see `Stage`). at_batch: of all.
         epsilon: of 255.
         measured_steps: of PGD afterwards.
     """
@@ -177,17 +176,13 @@ class Draw:
 
     def _robust(self, natural: Path, before: str, way: Way, threads: int) -> Path:
         s, run = self.settings, natural
-        for number, stage in enumerate(s.stages.split()):
-            share, epochs, steps, rate = (float(word) for word in stage.split(":"))
-            epsilon = share * s.epsilon / 255
-            attack = edge_bcs.Attack(
-                epsilon=epsilon, step_size=(1.25 if steps == 1 else 2.5 / steps) * epsilon, steps=int(steps)
-            )
-            before = _named(before, way.part, way.cap, stage, s.epsilon, s.at_batch)
-            how = {"objective": "at", "batch_size": s.at_batch, "attack": attack}
-            how["hyper"] = edge_bcs.Hyper(learning_rate=rate)
+        for number, text in enumerate(s.stages.split()):
+            stage = Stage.parse(text)
+            before = _named(before, way.part, way.cap, text, s.epsilon, s.at_batch)
+            how = {"objective": "at", "batch_size": s.at_batch, "attack": stage.attack(s.epsilon)}
+            how["hyper"] = edge_bcs.Hyper(learning_rate=stage.rate)
             folder = self.out / f"at-{number}-{way.start}-{way.part}-{before}"
-            run = self._board(folder, run, way, int(epochs), how, threads)
+            run = self._board(folder, run, way, stage.epochs, how, threads)
         return run
 
     def _board(

