@@ -79,7 +79,7 @@ int evaluate(const Options& options) {
   const edge_bcs_info& info = network.info();
   if (const auto names = options.text("--class-names"))
     network.name(named(network.classes(), given_names(*names), info.classes));
-  Reading reading(spec, network, skips, "");
+  Reading reading(spec, network, skips, "", check_signals);
   const std::unique_ptr<Data> data = reading.open(split);
   const Match match = network.match(*data, false, false);
   if (how.epsilon < 0) how.epsilon = info.epsilon;

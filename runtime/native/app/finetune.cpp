@@ -9,6 +9,7 @@
 
 #include "app/commands.h"
 #include "app/reading.h"
+#include "app/service.h"
 #include "app/shared_options.h"
 #include "app/signals.h"
 #include "app/text.h"
@@ -64,26 +65,19 @@ constexpr std::array options_of_finetune{
     OptionSpec{"--on-nan", "stop|skip",
                "What a batch with a pixel, loss or gradient that is NaN or infinite does. Default: stop."},
     on_bad_option,
+    OptionSpec{"--max-temp", "°C", "Pause while any sensor of this machine shows more."},
     OptionSpec{"--max-hours", "H", "Save and exit with status 75 after so many hours; --resume goes on."},
     OptionSpec{"--eval-samples", "N",
                "Held-out images that are measured before and after; 0: none. Default: 200."},
     OptionSpec{"--eval-steps", "N", "PGD steps of these measurements. Default: 20."},
+    OptionSpec{"--print-service", nullptr,
+               "Train nothing; print a systemd service that trains with these options at every boot."},
     OptionSpec{"--json", nullptr, "Print the report as one JSON object."},
 };
-constexpr std::array elsewhere_of_finetune{"--validation",
-                                           "--patience",
-                                           "--unlabelled",
-                                           "--confidence",
-                                           "--unlabelled-share",
-                                           "--unlabelled-weight",
-                                           "--max-temp",
-                                           "--print-service",
-                                           "--rounds",
-                                           "--board",
-                                           "--boards",
-                                           "--max-rounds",
-                                           "--wait",
-                                           "--robust"};
+constexpr std::array elsewhere_of_finetune{
+    "--validation",       "--patience",          "--unlabelled", "--confidence",
+    "--unlabelled-share", "--unlabelled-weight", "--rounds",     "--board",
+    "--boards",           "--max-rounds",        "--wait",       "--robust"};
 
 struct Wanted {
   std::string artifact, folder, data;
@@ -92,6 +86,7 @@ struct Wanted {
   std::uint64_t eval_samples, eval_steps;
   bool skips_bad, resume, as_json;
   std::optional<Names> names;
+  std::optional<double> max_temp;
 };
 
 // Refuses what cannot be meant, before anything is read, measured or saved.
@@ -133,6 +128,7 @@ Wanted wanted_by(const Options& options) {
   training.max_hours = options.number("--max-hours");
   if (training.max_hours && !(*training.max_hours > 0))
     throw UsageError("Invalid value for '--max-hours': it is above 0.");
+  wanted.max_temp = options.number("--max-temp");
   wanted.eval_samples = options.whole("--eval-samples", 0).value_or(200);
   wanted.eval_steps = options.whole("--eval-steps", 0, 1 << 20).value_or(20);
   wanted.skips_bad = options.choice("--on-bad", stop_or_skip).value_or("stop") == "skip";
@@ -215,13 +211,14 @@ void take_earlier(const std::string& folder, Value& report) {
       report[name] = *part;
 }
 
-Value measured(Network& network, Data& data, const Match& match, const Wanted& wanted, const char* when) {
+Value measured(Network& network, Data& data, const Match& match, const Wanted& wanted, const char* when,
+               const std::function<void()>& between) {
   const std::uint64_t limit = std::min<std::uint64_t>(wanted.eval_samples, data.size());
   say(std::string("Measuring accuracy ") + when + " on " + std::to_string(limit) + " held-out images …");
   edge_bcs_measure how = sized<edge_bcs_measure>();
   how.attack_steps = static_cast<std::uint32_t>(wanted.eval_steps);
   how.epsilon = -1;
-  const Value report = network.evaluate(data, match, {how, limit}, "measuring");
+  const Value report = network.evaluate(data, match, {how, limit, nullptr, between}, "measuring");
   if (const Value* const warnings = report.find("warnings"))
     for (const Value& warning : warnings->items()) say("Warning: " + warning.text());
   return report;
@@ -234,7 +231,19 @@ void claim(Network& network, const Wanted& wanted) {
 
 void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& report, bool& claimed) {
   const std::string& folder = wanted.folder;
-  Reading reading(wanted.data, network, wanted.skips_bad, resumed ? folder : "");
+  std::optional<Thermostat> thermostat;
+  if (wanted.max_temp) thermostat.emplace(*wanted.max_temp);
+  std::string told;
+  const auto between = [&] {
+    check_signals();
+    if (!thermostat) return;
+    thermostat->wait([&](const std::string& why) {
+      check_signals();
+      if (why != told) say(why);
+      told = why;
+    });
+  };
+  Reading reading(wanted.data, network, wanted.skips_bad, resumed ? folder : "", between);
   const std::unique_ptr<Data> data = reading.open("train");
   const std::unique_ptr<Data> held_out = wanted.eval_samples > 0 ? reading.open("test") : nullptr;
   if (resumed) take_earlier(folder, report);
@@ -251,12 +260,13 @@ void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& repo
   const std::optional<Match> for_held_out =
       held_out == nullptr ? std::nullopt : std::optional(network.match(*held_out, false, resumed));
   if (held_out != nullptr && report.find("before") == nullptr)
-    report["before"] = measured(network, *held_out, *for_held_out, wanted, "before");
+    report["before"] = measured(network, *held_out, *for_held_out, wanted, "before", between);
   if (!resumed) check(edge_bcs_save(network.handle(), nullptr));
   reading.record(folder);
   write_json(joined(folder, report_file), report);
   TrainingWishes wishes = wanted.training;
   wishes.resume = resumed;
+  wishes.thermostat = thermostat ? &*thermostat : nullptr;
   say(SaveSchedule(network.info().state_bytes, network.steps(), wishes.saving).describe() + ".");
   Value training;
   try {
@@ -271,7 +281,7 @@ void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& repo
     report.erase("after");
   }
   if (held_out != nullptr && finished && report.find("after") == nullptr)
-    report["after"] = measured(network, *held_out, *for_held_out, wanted, "after");
+    report["after"] = measured(network, *held_out, *for_held_out, wanted, "after", between);
   report["memory"] = network.memory(network.cap(wanted.machine));
 }
 
@@ -311,6 +321,8 @@ void print_report(Value& report, const Network& network, const Wanted& wanted) {
   if (const Value* const left_out = report.find("left_out"))
     print("Left out " + std::to_string(left_out->find("count")->whole()) +
           " images that cannot be used; report.json lists them.\n");
+  if (const double paused = training["paused_seconds"].number(); paused > 0)
+    print("Paused for " + format_seconds(paused) + " to cool.\n");
   print("Saved " + plain(wanted.folder) + " (" + format_bytes(training["writes"]["bytes_per_hour"].number()) +
         " an hour at this pace); next: edge-bcs-run evaluate " + shell_word(wanted.folder) + " --data " +
         shell_word(wanted.data) + "\n");
@@ -344,6 +356,10 @@ int finetune(const Options& options) {
   Wanted wanted = wanted_by(options);
   const std::string& folder = wanted.folder;
   if (!is_file(joined(folder, manifest_file))) check_apart(folder, wanted.data);
+  if (options.has("--print-service")) {
+    print(service_for(finetune_spec, options, folder));
+    return 0;
+  }
   note_signals();
   Value report;
   report["run"] = folder;

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <numeric>
 
 #include "app/progress.h"
@@ -27,9 +28,18 @@ constexpr const char* diverged =
 // How far a measurement is, for edge_bcs_on_progress.
 struct Watched {
   Progress& progress;
+  const std::function<void()>& between;
+  std::exception_ptr thrown = nullptr;
 
-  static int told(void* user, std::uint64_t done, std::uint64_t) {
-    static_cast<Watched*>(user)->progress.update(done);
+  static int told(void* user, std::uint64_t done, std::uint64_t) noexcept {
+    auto& self = *static_cast<Watched*>(user);
+    try {
+      self.progress.update(done);
+      if (self.between) self.between();
+    } catch (...) {
+      self.thrown = std::current_exception();
+      return 1;
+    }
     return signal_arrived() ? 1 : 0;
   }
 };
@@ -163,10 +173,11 @@ Value Network::evaluate(Data& data, const Match& match, const Measure& measure, 
   edge_bcs_measured measured = sized<edge_bcs_measured>();
   {
     Progress progress(what, places.size(), "images");
-    Watched watched{progress};
+    Watched watched{progress, measure.between};
     check(edge_bcs_on_progress(handle(), Watched::told, &watched));
     const edge_bcs_status status = edge_bcs_evaluate(handle(), &batch, &how, &measured);
     edge_bcs_on_progress(handle(), nullptr, nullptr);
+    if (watched.thrown) std::rethrow_exception(watched.thrown);
     images.rethrow();
     check(status);
   }

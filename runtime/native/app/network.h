@@ -87,7 +87,8 @@ class Network {
   struct Measure {
     edge_bcs_measure how;
     std::optional<std::uint64_t> limit;
-    Answers* answers = nullptr;  // to be counted
+    Answers* answers = nullptr;          // to be counted
+    std::function<void()> between = {};  // called after each micro-batch; what it throws ends the measurement
   };
   Value evaluate(Data& data, const Match& match, const Measure& measure, const std::string& what);
 

@@ -45,8 +45,13 @@ void print_pairs(const std::vector<std::pair<std::string, std::string>>& rows) {
   print(text);
 }
 
-Reading::Reading(std::string spec, const Network& network, bool skip, const std::string& folder)
-    : spec_(std::move(spec)), network_(network), skip_(skip), resumes_(!folder.empty()) {
+Reading::Reading(std::string spec, const Network& network, bool skip, const std::string& folder,
+                 std::function<void()> watch)
+    : spec_(std::move(spec)),
+      network_(network),
+      skip_(skip),
+      resumes_(!folder.empty()),
+      watch_(std::move(watch)) {
   if (folder.empty()) return;
   const Value record = read_json(joined(folder, record_file), largest_record);
   if (const Value* const left_out = record.find("left_out"); left_out != nullptr && left_out->is_object())
@@ -57,7 +62,7 @@ std::unique_ptr<Data> Reading::open(const std::string& split) {
   Handling handling;
   handling.skip = skip_;
   handling.strict = recorded_.find(split) != nullptr;
-  handling.watch = check_signals;
+  handling.watch = watch_;
   if (recorded_.is_object())
     for (const auto& [other, images] : recorded_.members())
       for (const auto& [name, why] : images.is_object() ? images.members() : Value::Object{})

@@ -1,6 +1,7 @@
 // What commands share: the machine that options describe, and data whose images that cannot be used are told and kept in mind.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -21,7 +22,9 @@ void print_pairs(const std::vector<std::pair<std::string, std::string>>& rows);
 class Reading {
  public:
   // `folder`: of a training that goes on, whose record says what it left out; "" of a new one.
-  Reading(std::string spec, const Network& network, bool skip, const std::string& folder);
+  // `watch`: called now and then while images are looked at; what it throws ends that.
+  Reading(std::string spec, const Network& network, bool skip, const std::string& folder,
+          std::function<void()> watch);
 
   // Opens one split, saying what is left out of it.
   std::unique_ptr<Data> open(const std::string& split);
@@ -34,6 +37,7 @@ class Reading {
   std::string spec_;
   const Network& network_;
   bool skip_, resumes_;
+  std::function<void()> watch_;
   Value recorded_, left_out_;  // splits, names, reasons
 };
 

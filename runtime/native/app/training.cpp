@@ -80,22 +80,25 @@ class Training {
   Value run() {
     begin();
     first_step_ = network_.steps();
-    const double began = seconds_now(), deadline = wishes_.max_hours
-                                                       ? began + 3600 * *wishes_.max_hours
-                                                       : std::numeric_limits<double>::infinity();
+    const double paused_before = paused(), began = seconds_now(),
+                 deadline = wishes_.max_hours ? began + 3600 * *wishes_.max_hours
+                                              : std::numeric_limits<double>::infinity();
     MetricsFile metrics(joined(folder_, metrics_file), first_step_, wishes_.saving.max_writes);
     {
       Progress progress("training", position_.total, "steps");
       progress.begin(position_.done);
       const Watching watching(network_, progress);
-      while (position_.finished == 0 && seconds_now() < deadline) {
+      while (position_.finished == 0) {
+        if (wishes_.thermostat != nullptr)
+          wishes_.thermostat->wait([&](const std::string& why) { pause(why); }, deadline);
+        if (seconds_now() >= deadline) break;
         step(metrics, progress);
         check_signals();
         if (schedule_.due(network_.steps())) save();
       }
     }
     save();
-    return report(seconds_now() - began, metrics.bytes());
+    return report(seconds_now() - began, paused() - paused_before, metrics.bytes());
   }
 
  private:
@@ -118,6 +121,14 @@ class Training {
     if (const std::string counts = imbalance(labels_, name); !counts.empty())
       say("the classes come up unevenly, " + counts +
           (position_.balance != 0 ? "; they are drawn evenly" : "; balance (--balance) draws them evenly"));
+  }
+
+  double paused() const { return wishes_.thermostat == nullptr ? 0 : wishes_.thermostat->paused_seconds(); }
+
+  void pause(const std::string& why) {
+    check_signals();
+    if (why != paused_for_) say(why);
+    paused_for_ = why;
   }
 
   void look() { check(edge_bcs_get_position(network_.handle(), &position_)); }
@@ -214,7 +225,7 @@ class Training {
     saved_bytes_ += bytes;
   }
 
-  Value report(double seconds, std::uint64_t metrics) const {
+  Value report(double seconds, double paused, std::uint64_t metrics) const {
     Value report;
     constexpr std::array names{"loss", "accuracy", "robust_accuracy"};
     const auto mean = [&](std::size_t i) {
@@ -229,7 +240,7 @@ class Training {
     report["finished"] = position_.finished != 0;
     report["skipped"] = position_.skipped;
     report["seconds"] = seconds;
-    report["paused_seconds"] = 0.0;
+    report["paused_seconds"] = paused;
     report["milliseconds_per_step"] = history_[3].empty() ? 0.0 : mean(3);
     report["peak_bytes"] = network_.info().arena_bytes;
     const std::optional<std::uint64_t> most = wishes_.saving.max_writes;
@@ -251,6 +262,7 @@ class Training {
   const Match& match_;
   const std::string& folder_;
   const TrainingWishes& wishes_;
+  std::string paused_for_;
   SaveSchedule schedule_;
   std::vector<std::int64_t> labels_;
   std::vector<std::uint64_t> order_;

@@ -6,6 +6,7 @@
 
 #include "app/network.h"
 #include "app/saving.h"
+#include "app/thermostat.h"
 
 namespace edge_bcs::app {
 
@@ -13,6 +14,7 @@ struct TrainingWishes {
   std::optional<std::uint64_t> epochs, steps, batch_size;
   std::optional<double> learning_rate, warmup, max_hours;
   std::optional<std::string> schedule, augment;
+  Thermostat* thermostat = nullptr;
   bool balance = false, skips = false, resume = false;
   SaveWishes saving;
 };

@@ -78,7 +78,7 @@ std::uint64_t accepted(const std::string& run) {
 
 }  // namespace
 
-Trusted trusted_by(const Options& options) {
+std::vector<std::string> trusted_files(const Options& options) {
   std::vector<std::string> files = options.texts("--trust-key");
   const char* const given = std::getenv(environment);
   if (files.empty() && given != nullptr && *given != '\0') {
@@ -89,6 +89,11 @@ Trusted trusted_by(const Options& options) {
     }
     files.emplace_back(rest);
   }
+  return files;
+}
+
+Trusted trusted_by(const Options& options) {
+  const std::vector<std::string> files = trusted_files(options);
   Trusted trusted;
   trusted.min_release = options.whole("--min-release", 1).value_or(0);
   require(trusted.min_release == 0 || !files.empty(),

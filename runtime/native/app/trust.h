@@ -20,6 +20,8 @@ struct Trusted {
   bool any() const { return !keys.empty(); }
 };
 
+// The files of the keys: of the command line, else of the environment.
+std::vector<std::string> trusted_files(const Options& options);
 // Throws Error for a key that cannot be used.
 Trusted trusted_by(const Options& options);
 
