@@ -105,6 +105,9 @@ class Training(Sized):
         *_of(TEXT, "schedule augment"),
         ("warmup", REAL),
         *_of(U32, "has_warmup balance"),
+        ("validation", REAL),
+        ("patience", U64),
+        *_of(U32, "has_validation reserved"),
     ]
 
 
@@ -114,7 +117,11 @@ class Position(Sized):
         *_of(U64, "done total epoch first count skipped"),
         ("learning_rate", REAL),
         ("augment", TEXT),
-        *_of(U32, "balance reserved"),
+        *_of(U32, "balance measure"),
+        *_of(U64, "steps_per_epoch samples"),
+        ("validation", REAL),
+        ("best_step", U64),
+        ("best_score", REAL),
     ]
 
 

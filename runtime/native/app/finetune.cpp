@@ -50,6 +50,13 @@ constexpr std::array options_of_finetune{
         "shift: by ±10 %, and flip; photo: crop, flip, and change brightness, contrast and saturation; "
         "zoom: the same, from nearer or farther. Default: shift, which --augment alone is, too.",
         "shift"},
+    OptionSpec{
+        "--validation", "SHARE",
+        "Of the training images, such as 0.1, that is held out and measured after each epoch (under attack, "
+        "where "
+        "the training has one): the run ends with its best epoch. Every better epoch is saved, whatever "
+        "--max-writes says."},
+    OptionSpec{"--patience", "EPOCHS", "With --validation: end after so many epochs that were no better."},
     OptionSpec{"--no-augment", nullptr, "Short for --augment none."},
     OptionSpec{"--balance", nullptr,
                "Draw images so that the classes come up evenly, however many each has."},
@@ -75,9 +82,9 @@ constexpr std::array options_of_finetune{
     OptionSpec{"--json", nullptr, "Print the report as one JSON object."},
 };
 constexpr std::array elsewhere_of_finetune{
-    "--validation",       "--patience",          "--unlabelled", "--confidence",
-    "--unlabelled-share", "--unlabelled-weight", "--rounds",     "--board",
-    "--boards",           "--max-rounds",        "--wait",       "--robust"};
+    "--unlabelled", "--confidence", "--unlabelled-share", "--unlabelled-weight",
+    "--rounds",     "--board",      "--boards",           "--max-rounds",
+    "--wait",       "--robust"};
 
 struct Wanted {
   std::string artifact, folder, data;
@@ -111,6 +118,11 @@ Wanted wanted_by(const Options& options) {
   training.warmup = options.number("--warmup");
   if (training.warmup && !(*training.warmup >= 0 && *training.warmup < 1))
     throw UsageError("Invalid value for '--warmup': it is a share of the steps, at least 0 and below 1.");
+  training.validation = options.number("--validation");
+  if (training.validation && !(*training.validation >= 0 && *training.validation < 1))
+    throw UsageError(
+        "Invalid value for '--validation': it is a share of the images, at least 0 and below 1.");
+  training.patience = options.whole("--patience", 1);
   training.augment = options.choice("--augment", augmentations);
   require(!options.has("--no-augment") || training.augment.value_or("none") == "none",
           "--no-augment and --augment ", training.augment.value_or(""),
@@ -315,6 +327,11 @@ void print_report(Value& report, const Network& network, const Wanted& wanted) {
         std::to_string(network.info().threads) + " threads); arena " +
         format_bytes(static_cast<double>(network.info().arena_bytes)) + " (" + cap + "), process " +
         format_bytes(memory["rss_bytes"].number()) + "\n");
+  if (const Value* const best = training.find("best"))
+    print("The best epoch ended with step " + std::to_string(best->find("step")->whole()) + ": " +
+          percent(best->find("accuracy")->number()) + " on the images held out for it" +
+          (training["early"].truth() ? "; ended early, after " + std::to_string(done) + " steps" : "") +
+          ".\n");
   if (training["skipped"].whole() > 0)
     print("Skipped batches that were not finite: " + std::to_string(training["skipped"].whole()) +
           "; metrics.jsonl says which.\n");

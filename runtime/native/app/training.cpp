@@ -4,11 +4,14 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <utility>
 
 #include "app/progress.h"
 #include "app/reading.h"
 #include "app/signals.h"
 #include "app/text.h"
+#include "app/validation.h"
 
 namespace edge_bcs::app {
 
@@ -68,14 +71,11 @@ class Training {
   Training(Network& network, Data& data, const Match& match, const std::string& folder,
            const TrainingWishes& wishes)
       : network_(network),
-        data_(data),
+        data_(&data),
         match_(match),
         folder_(folder),
         wishes_(wishes),
-        schedule_(network.info().state_bytes, network.steps(), wishes.saving) {
-    for (const std::int32_t label : data.labels)
-      labels_.push_back(match.labels[static_cast<std::size_t>(label)]);
-  }
+        schedule_(network.info().state_bytes, network.steps(), wishes.saving) {}
 
   Value run() {
     begin();
@@ -87,8 +87,16 @@ class Training {
     {
       Progress progress("training", position_.total, "steps");
       progress.begin(position_.done);
-      const Watching watching(network_, progress);
-      while (position_.finished == 0) {
+      std::optional<Watching> watching(std::in_place, network_, progress);
+      for (;;) {
+        if (position_.measure != 0) {
+          measure();
+          watching.emplace(network_, progress);  // a measurement is told of instead
+        }
+        if (position_.finished != 0) {
+          if (validation_) validation_->return_to_best();
+          break;
+        }
         if (wishes_.thermostat != nullptr)
           wishes_.thermostat->wait([&](const std::string& why) { pause(why); }, deadline);
         if (seconds_now() >= deadline) break;
@@ -104,7 +112,7 @@ class Training {
  private:
   void begin() {
     edge_bcs_training training = sized<edge_bcs_training>();
-    training.images = data_.size();
+    training.images = data_->size();
     training.epochs = wishes_.epochs.value_or(0);
     training.steps = wishes_.steps.value_or(0);
     training.batch_size = wishes_.batch_size.value_or(0);
@@ -115,8 +123,18 @@ class Training {
     training.has_warmup = wishes_.warmup ? 1 : 0;
     training.balance = wishes_.balance ? 1 : 0;
     training.resume = wishes_.resume ? 1 : 0;
+    training.validation = wishes_.validation.value_or(0);
+    training.has_validation = wishes_.validation ? 1 : 0;
+    training.patience = wishes_.patience.value_or(0);
     check(edge_bcs_begin(network_.handle(), &training));
     look();
+    if (position_.validation > 0) {
+      validation_.emplace(network_, *data_, match_, position_,
+                          [&](std::uint64_t state, std::uint64_t copied) { note_save(state, copied); });
+      data_ = &validation_->kept();
+    }
+    for (const std::int32_t label : data_->labels)
+      labels_.push_back(match_.labels[static_cast<std::size_t>(label)]);
     const auto name = [&](std::size_t label) { return network_.class_name(label); };
     if (const std::string counts = imbalance(labels_, name); !counts.empty())
       say("the classes come up unevenly, " + counts +
@@ -140,7 +158,7 @@ class Training {
       if (position_.balance != 0) {
         order_ = balanced(labels_, seed, position_.epoch);
       } else {
-        const std::vector<std::uint32_t> order = shuffled(data_.size(), seed, position_.epoch);
+        const std::vector<std::uint32_t> order = shuffled(data_->size(), seed, position_.epoch);
         order_.assign(order.begin(), order.end());
       }
       order_epoch_ = position_.epoch;
@@ -150,7 +168,7 @@ class Training {
   }
 
   void step(MetricsFile& metrics, Progress& progress) {
-    Images images(data_, match_.labels, next_places());
+    Images images(*data_, match_.labels, next_places());
     images.draw({augmentation_of(position_.augment), network_.info().seed, position_.epoch, 0});
     const edge_bcs_batch batch = images.batch();
     edge_bcs_step_result result = sized<edge_bcs_step_result>();
@@ -220,9 +238,22 @@ class Training {
   void save() {
     std::uint64_t bytes = 0;
     check(edge_bcs_save(network_.handle(), &bytes));
-    schedule_.saved(network_.steps(), bytes);
+    note_save(bytes, 0);
+  }
+
+  void note_save(std::uint64_t state, std::uint64_t copied) {
+    schedule_.saved(network_.steps(), state);
     ++saves_;
-    saved_bytes_ += bytes;
+    saved_bytes_ += state + copied;
+  }
+
+  void measure() {
+    validation_->measure(position_, [&] {
+      check_signals();
+      if (wishes_.thermostat != nullptr)
+        wishes_.thermostat->wait([&](const std::string& why) { pause(why); });
+    });
+    look();
   }
 
   Value report(double seconds, double paused, std::uint64_t metrics) const {
@@ -243,6 +274,13 @@ class Training {
     report["paused_seconds"] = paused;
     report["milliseconds_per_step"] = history_[3].empty() ? 0.0 : mean(3);
     report["peak_bytes"] = network_.info().arena_bytes;
+    if (position_.validation > 0) {
+      report["early"] = position_.finished != 0 && position_.done < position_.total;
+      Value best;
+      best["step"] = position_.best_step;
+      best["accuracy"] = position_.best_score;
+      report["best"] = std::move(best);
+    }
     const std::optional<std::uint64_t> most = wishes_.saving.max_writes;
     double per_hour = 3600 * static_cast<double>(metrics) / std::max(seconds, 1e-3);
     if (most) per_hour = std::min(per_hour, metrics_share * static_cast<double>(*most));
@@ -258,8 +296,9 @@ class Training {
   }
 
   Network& network_;
-  Data& data_;
+  Data* data_;  // that is trained on
   const Match& match_;
+  std::optional<Validation> validation_;
   const std::string& folder_;
   const TrainingWishes& wishes_;
   std::string paused_for_;

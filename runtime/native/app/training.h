@@ -12,7 +12,8 @@ namespace edge_bcs::app {
 
 struct TrainingWishes {
   std::optional<std::uint64_t> epochs, steps, batch_size;
-  std::optional<double> learning_rate, warmup, max_hours;
+  std::optional<double> learning_rate, warmup, max_hours, validation;
+  std::optional<std::uint64_t> patience;
   std::optional<std::string> schedule, augment;
   Thermostat* thermostat = nullptr;
   bool balance = false, skips = false, resume = false;

@@ -33,4 +33,6 @@ RunFolder::~RunFolder() = default;
 
 std::uint64_t RunFolder::save(const Network&, std::string_view) { refuse(); }
 
+std::uint64_t RunFolder::keep_best() const { refuse(); }
+
 }  // namespace edge_bcs

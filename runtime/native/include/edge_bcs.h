@@ -166,7 +166,7 @@ EDGE_BCS_API edge_bcs_status edge_bcs_get_info(const edge_bcs_network* network, 
  */
 EDGE_BCS_API edge_bcs_status edge_bcs_scratch(edge_bcs_network* network, void** memory, uint64_t* bytes);
 
-/** What was lost before: that the newest save was damaged, and which one is used. Empty if nothing was. */
+/** What was lost: that the newest save was damaged, and which one is used; or why the best state is not. Empty if nothing was. */
 EDGE_BCS_API const char* edge_bcs_warning(const edge_bcs_network* network);
 
 /** Name of an output, UTF-8; NULL if it has none or `label` is none. Lives as long as the handle, or until names are given. */
@@ -350,6 +350,11 @@ typedef struct edge_bcs_training {
   uint32_t has_warmup;
   uint32_t
       balance; /**< 1: images are drawn so that the classes come up evenly, by who reads; 2: they are not */
+  double
+      validation; /**< share of the images, below 1, that is held out to choose the best epoch by, if `has_validation` is 1 */
+  uint64_t patience; /**< with it: end after so many epochs that were no better */
+  uint32_t has_validation;
+  uint32_t reserved; /**< 0 */
 } edge_bcs_training;
 
 /** Where a training stands, and what its next step is. */
@@ -365,13 +370,18 @@ typedef struct edge_bcs_position {
   double learning_rate; /**< λ of the next step */
   const char* augment;  /**< how its images are changed as (seed, epoch, place in the data) say */
   uint32_t balance;     /**< 1: images are drawn so that the classes come up evenly */
-  uint32_t reserved;    /**< 0 */
+  uint32_t measure; /**< 1: an epoch has ended, and the held-out images are to be measured: edge_bcs_note */
   uint64_t steps_per_epoch;
+  uint64_t samples;   /**< images that are trained on; the others are held out, see edge_bcs_split */
+  double validation;  /**< share of the images that is held out */
+  uint64_t best_step; /**< of the best state so far */
+  double best_score;  /**< its accuracy; −1: none was measured */
 } edge_bcs_position;
 
 /**
  * Begins a training, or goes on with the one that the run was saved in: `edge_bcs_save` keeps it, and Python's `Trainer.resume`
- * goes on with it. Python's trainings with held-out or unlabelled images are refused. Allocates.
+ * goes on with it. Python's trainings with unlabelled images are refused. One with held-out images needs a run folder
+ * (`edge_bcs_save_into`), where the best state is kept. Allocates.
  */
 EDGE_BCS_API edge_bcs_status edge_bcs_begin(edge_bcs_network* network, const edge_bcs_training* training);
 
@@ -385,6 +395,34 @@ EDGE_BCS_API edge_bcs_status edge_bcs_get_position(const edge_bcs_network* netwo
  */
 EDGE_BCS_API edge_bcs_status edge_bcs_order(const edge_bcs_network* network, uint64_t epoch, uint32_t* order,
                                             size_t count);
+
+/**
+ * Writes which of `count` images are trained on, ascending, and behind them those that are held out: as many as `samples` of the
+ * position, and the rest. Orders, batches and draws then count from 0 among those that are trained on.
+ * @param places uint32 [count].
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_split(const edge_bcs_network* network, uint32_t* places, size_t count);
+
+/** What became of a measurement. */
+typedef struct edge_bcs_noted {
+  uint32_t size;         /**< in: sizeof(edge_bcs_noted) */
+  uint32_t best;         /**< 1: the state is the best one */
+  uint64_t saved_bytes;  /**< by a save; 0: none was needed */
+  uint64_t copied_bytes; /**< by keeping it as the best one; 0 where it could be linked */
+} edge_bcs_noted;
+
+/**
+ * Notes the accuracy of the held-out images, under attack where the training has one, when the position says that it is to be
+ * measured; no step is done before. The best state is saved, and kept in the run folder beside the slots.
+ * @param noted NULL if it is of no interest.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_note(edge_bcs_network* network, double accuracy, edge_bcs_noted* noted);
+
+/**
+ * Lets a training that is finished end with its best state; the newest stays if that cannot be read (`best` is then 0, and
+ * edge_bcs_warning says why). Saves what it replaces, not what it returns to: `edge_bcs_save` does. Allocates.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_return_to_best(edge_bcs_network* network, edge_bcs_noted* noted);
 
 /** Does the next step of the training at the rates of its schedule; `batch` must have as many images as it says. */
 EDGE_BCS_API edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* batch,

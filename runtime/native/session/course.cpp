@@ -108,10 +108,25 @@ void Course::write(Text& text) const {
     text.add("true");
   }
   number("batch_size", batch_size);
+  if (best_score != no_score) {
+    name("best_score");
+    text.add(best_score);
+  }
+  const auto unless_zero = [&](std::string_view field, std::uint64_t value) {
+    if (value != 0) number(field, value);
+  };
+  unless_zero("best_step", best_step);
   number("first_epoch", first_epoch);
   number("first_step", first_step);
   name("learning_rate");
   text.add(learning_rate);
+  unless_zero("measured", measured);
+  if (patience) number("patience", *patience);
+  if (returned) {
+    name("returned");
+    text.add("true");
+  }
+  unless_zero("risen", risen);
   number("samples", samples);
   if (schedule != Schedule::steps) {
     name("schedule");
@@ -119,6 +134,10 @@ void Course::write(Text& text) const {
   }
   number("skipped", skipped);
   number("total_steps", total_steps);
+  if (validation != 0) {
+    name("validation");
+    text.add(validation);
+  }
   if (warmup) {
     name("warmup");
     text.add(*warmup);
@@ -172,8 +191,19 @@ Course Course::read(std::string_view text, std::uint64_t step) {
     course.balance = flag("balance");
     if (course.batch_size == 0 || course.samples == 0 || course.first_step > step) damaged();
     refuse_unless(count("unlabelled", false) == 0, "images without labels");
-    refuse_unless(is_null("validation") || real("validation", 1) == 0, "images that are held out");
-    refuse_unless(is_null("patience"), "patience");
+    if (!is_null("validation")) course.validation = real("validation", 1);
+    if (!is_null("patience")) course.patience = count("patience");
+    if (course.patience == 0) damaged();
+    course.measured = count("measured", false);
+    course.risen = count("risen", false);
+    course.best_step = count("best_step", false);
+    course.returned = flag("returned");
+    if (!is_null("best_score")) {
+      const auto score = content.find("best_score")->number();
+      if (!score || !std::isfinite(*score)) damaged();
+      course.best_score = *score;
+    }
+    if (course.risen > course.measured) damaged();
   } catch (const Error& error) {
     if (std::string_view(error.what()).starts_with("the saved training has")) throw;
     damaged();
@@ -181,17 +211,39 @@ Course Course::read(std::string_view text, std::uint64_t step) {
   return course;
 }
 
+bool Course::note(std::uint64_t done, double score) {
+  measured = done;
+  const bool best = score >= best_score;
+  if (score > best_score) risen = done;
+  if (best) best_step = first_step + done, best_score = score;
+  return best;
+}
+
+std::uint64_t held_out_of(std::uint64_t images, double share) {
+  return static_cast<std::uint64_t>(std::nearbyint(share * static_cast<double>(images)));
+}
+
 Course Course::begin(const Wishes& wishes, const std::optional<Course>& earlier, bool continues,
                      const Manifest& manifest, std::uint64_t step) {
   require(wishes.images > 0 && wishes.images < most, "the data set is empty");
   require(!wishes.epochs || !wishes.steps, "give the length in epochs or in steps, not both");
   Course course;
-  if (continues && earlier) {
+  const bool finishes = continues && earlier;
+  if (finishes && wishes.validation)
+    require(*wishes.validation == earlier->validation, "the saved training holds ", earlier->validation,
+            " of its images out, not ", *wishes.validation,
+            "; resume it with the same share, or start a new one");
+  const double validation = finishes ? earlier->validation : wishes.validation.value_or(0.0);
+  require(validation >= 0 && validation < 1, "the held-out fraction must be at least 0 and below 1, not ",
+          validation);
+  const std::uint64_t samples = wishes.images - held_out_of(wishes.images, validation);
+  require(samples > 0 && (validation == 0 || samples < wishes.images), wishes.images,
+          " images are too few to hold ", validation, " of them out");
+  if (finishes) {
     course = *earlier;
-    require(
-        course.samples == wishes.images && wishes.batch_size.value_or(course.batch_size) == course.batch_size,
-        "the saved training used ", course.samples, " images in batches of ", course.batch_size,
-        "; resume it with the same data and batch size, or start a new one");
+    require(course.samples == samples && wishes.batch_size.value_or(course.batch_size) == course.batch_size,
+            "the saved training used ", course.samples, " images in batches of ", course.batch_size,
+            "; resume it with the same data and batch size, or start a new one");
   } else {
     course.first_step = step;
     if (earlier) {
@@ -199,7 +251,8 @@ Course Course::begin(const Wishes& wishes, const std::optional<Course>& earlier,
       course.first_epoch = earlier->first_epoch + (step - earlier->first_step + each - 1) / each;
     }
     course.batch_size = wishes.batch_size.value_or(manifest.batch_size);
-    course.samples = wishes.images;
+    course.samples = samples;
+    course.validation = validation;
     course.learning_rate = manifest.learning_rate;
     course.total_steps = course.steps_per_epoch();
   }
@@ -208,6 +261,9 @@ Course Course::begin(const Wishes& wishes, const std::optional<Course>& earlier,
   if (wishes.warmup) course.warmup = wishes.warmup;
   if (wishes.augment) course.augment = *wishes.augment;
   if (wishes.balance) course.balance = *wishes.balance;
+  if (wishes.patience) course.patience = wishes.patience;
+  require(!course.patience || course.validation > 0,
+          "patience needs images that are held out: give validation a share of them");
   require(course.learning_rate >= 0 && std::isfinite(course.learning_rate),
           "the learning rate must be a positive number, not ", course.learning_rate);
   require(!course.warmup || (*course.warmup >= 0 && *course.warmup < 1),

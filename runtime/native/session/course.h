@@ -28,16 +28,28 @@ struct Wishes {
   std::optional<Schedule> schedule;
   std::optional<Augmentation> augment;
   std::optional<bool> balance;
+  std::optional<double> validation;
+  std::optional<std::uint64_t> patience;
 };
 
 struct Course {
   std::uint64_t first_step = 0, first_epoch = 0;  // of trainings that went before
-  std::uint64_t batch_size = 1, samples = 1, total_steps = 0, skipped = 0;
-  double learning_rate = 0;  // λ, which the schedule changes
+  std::uint64_t batch_size = 1, samples = 1, total_steps = 0,
+                skipped = 0;  // samples: without those that are held out
+  double learning_rate = 0;   // λ, which the schedule changes
   Schedule schedule = Schedule::steps;
   std::optional<double> warmup;
   Augmentation augment = Augmentation::shift;
   bool balance = false;
+  double validation = 0;                  // share of the images that is held out to choose the best epoch
+  std::optional<std::uint64_t> patience;  // epochs without a better one after which it ends
+  std::uint64_t measured = 0,
+                risen = 0;  // steps done when the held-out images were measured last, and better than ever
+  std::uint64_t best_step = 0;
+  double best_score = no_score;
+  bool returned = false;  // it is over, and its state is the best one again
+
+  static constexpr double no_score = -1;
 
   std::uint64_t steps_per_epoch() const { return (samples + batch_size - 1) / batch_size; }
   std::uint64_t epoch(std::uint64_t done) const { return first_epoch + done / steps_per_epoch(); }
@@ -45,6 +57,18 @@ struct Course {
   std::pair<std::uint64_t, std::uint64_t> images(std::uint64_t done) const;
   // λ and λ_w of the step after `done` steps.
   std::pair<double, double> rates(std::uint64_t done, const Manifest& manifest) const;
+
+  // Whether no step comes after so many: all are done, or patience is over.
+  bool is_over(std::uint64_t done) const { return done >= total_steps || gives_up(); }
+  bool gives_up() const { return patience && measured - risen >= *patience * steps_per_epoch(); }
+  // Whether an epoch has ended after so many steps, and its held-out images are not measured yet.
+  bool is_to_be_measured(std::uint64_t done) const {
+    return validation > 0 && (done % steps_per_epoch() == 0 || done >= total_steps) && done > measured;
+  }
+  // Notes their accuracy; returns whether it is the best. A level epoch is the new best one, but patience goes on.
+  bool note(std::uint64_t done, double score);
+  // Whether a state at `step` is the best one, and may not be kept as that yet.
+  bool is_best(std::uint64_t step) const { return measured > 0 && !returned && best_step == step; }
 
   // Writes it as Python does.
   void write(Text& text) const;
@@ -55,6 +79,9 @@ struct Course {
   static Course begin(const Wishes& wishes, const std::optional<Course>& earlier, bool continues,
                       const Manifest& manifest, std::uint64_t step);
 };
+
+// How many of `images` are held out.
+std::uint64_t held_out_of(std::uint64_t images, double share);
 
 // Most bytes of `write`.
 inline constexpr std::size_t most_course = 1024;

@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "include/edge_bcs.h"
@@ -23,6 +24,7 @@ struct edge_bcs_network {
   std::uint64_t opened_at;
   std::optional<edge_bcs::Course> course;  // of the training under way or last done
   std::uint64_t skipped_in_a_row = 0;
+  std::string warning;  // why the best state could not be used
   edge_bcs::Text progress{edge_bcs::most_course}, header{edge_bcs::most_header};
   std::atomic_flag busy = ATOMIC_FLAG_INIT;  // while a call changes it
 
@@ -32,6 +34,9 @@ struct edge_bcs_network {
       : session(memory, options, false), opened_at(session.steps()) {}
 
   std::uint64_t done() const { return session.steps() - course->first_step; }
+
+  // Saves into the run folder; returns the bytes.
+  std::uint64_t save() { return run->save(session.network(), write_header()); }
 
   // Makes the header of a state that is written now.
   std::string_view write_header() {

@@ -153,7 +153,8 @@ edge_bcs_status edge_bcs_scratch(edge_bcs_network* network, void** memory, uint6
 }
 
 const char* edge_bcs_warning(const edge_bcs_network* network) {
-  return network == nullptr ? "" : network->session.network().warning().c_str();
+  if (network == nullptr) return "";
+  return (network->warning.empty() ? network->session.network().warning() : network->warning).c_str();
 }
 
 const char* edge_bcs_class_name(const edge_bcs_network* network, uint32_t label) {

@@ -40,7 +40,7 @@ edge_bcs_status edge_bcs_save_into(edge_bcs_network* network, const char* folder
 edge_bcs_status edge_bcs_save(edge_bcs_network* network, uint64_t* bytes) {
   return exclusive(network, [&] {
     require(network->run != nullptr, "no folder was named: call edge_bcs_save_into");
-    const std::uint64_t written = network->run->save(network->session.network(), network->write_header());
+    const std::uint64_t written = network->save();
     if (bytes != nullptr) *bytes = written;
   });
 }

@@ -1,8 +1,10 @@
 // The functions of edge_bcs.h: steps, trainings, answers and measurements. No exception leaves them.
 
 #include <algorithm>
+#include <cstddef>
 #include <limits>
 #include <optional>
+#include <span>
 #include <tuple>
 
 #include "session/handle.h"
@@ -58,14 +60,31 @@ edge_bcs::Wishes wishes_of(const edge_bcs_training& training) {
   if (training.has_warmup != 0) wishes.warmup = training.warmup;
   require(training.balance <= 2, "balance must be 0, 1 or 2, not ", training.balance);
   if (training.balance != 0) wishes.balance = training.balance == 1;
+  if (training.has_validation != 0) wishes.validation = training.validation;
+  wishes.patience = unless_zero(training.patience);
   return wishes;
 }
 
 // The training under way; Error if there is none, or no step of it is left.
 edge_bcs::Course& course_of(edge_bcs_network& network) {
   require(network.course.has_value(), "no training was begun: call edge_bcs_begin");
-  require(network.done() < network.course->total_steps, "the training is finished");
+  require(!network.course->is_over(network.done()), "the training is finished");
   return *network.course;
+}
+
+// That of a step which is done or left out now.
+edge_bcs::Course& stepping(edge_bcs_network& network) {
+  edge_bcs::Course& course = course_of(network);
+  require(!course.is_to_be_measured(network.done()),
+          "an epoch has ended: measure the images that are held out, and call edge_bcs_note");
+  return course;
+}
+
+// Saves the state, which says of itself that it is the best, and keeps it as that.
+void keep(edge_bcs_network& network, edge_bcs_noted& noted) {
+  noted.best = 1;
+  noted.saved_bytes = network.save();
+  noted.copied_bytes = network.run->keep_best();
 }
 
 }  // namespace
@@ -111,10 +130,15 @@ edge_bcs_status edge_bcs_begin(edge_bcs_network* network, const edge_bcs_trainin
       // Runs of earlier releases do not say how many.
       seen = header.images.value_or(earlier ? (header.step - earlier->first_step) * earlier->batch_size : 0);
     }
-    network->course = edge_bcs::Course::begin(wishes, earlier, wanted.resume != 0,
-                                              session.network().manifest(), session.steps());
+    edge_bcs::Course begun = edge_bcs::Course::begin(wishes, earlier, wanted.resume != 0,
+                                                     session.network().manifest(), session.steps());
+    require(begun.validation == 0 || network->run != nullptr,
+            "validation needs a run folder, in which the best state is kept: call edge_bcs_save_into first");
+    network->course = std::move(begun);
     session.count_images(seen);
     network->skipped_in_a_row = 0;
+    // Cut off before the best state was kept as that.
+    if (edge_bcs_noted noted{}; network->course->is_best(session.steps())) keep(*network, noted);
   });
 }
 
@@ -126,7 +150,12 @@ edge_bcs_status edge_bcs_get_position(const edge_bcs_network* network, edge_bcs_
     edge_bcs_position filled{};
     filled.done = network->done();
     filled.total = course.total_steps;
-    filled.finished = filled.done >= filled.total ? 1 : 0;
+    filled.finished = course.is_over(filled.done) ? 1 : 0;
+    filled.measure = course.is_to_be_measured(filled.done) ? 1 : 0;
+    filled.samples = course.samples;
+    filled.validation = course.validation;
+    filled.best_step = course.best_step;
+    filled.best_score = course.best_score;
     filled.epoch = course.epoch(filled.done);
     std::tie(filled.first, filled.count) = course.images(filled.done);
     filled.skipped = course.skipped;
@@ -151,7 +180,7 @@ edge_bcs_status edge_bcs_order(const edge_bcs_network* network, uint64_t epoch, 
 edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* batch,
                                edge_bcs_step_result* result) {
   return exclusive(network, [&] {
-    const edge_bcs::Course& course = course_of(*network);
+    edge_bcs::Course& course = stepping(*network);
     const edge_bcs::Images images = images_of(batch, true);
     const std::uint64_t expected = course.images(network->done()).second;
     require(images.count == expected, "the next step has ", expected, " images, not ", images.count);
@@ -159,17 +188,19 @@ edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* 
     std::tie(session.rates.learning_rate, session.rates.weight_decay) =
         course.rates(network->done(), session.network().manifest());
     step(session, images, result);
+    course.returned = false;
     network->skipped_in_a_row = 0;
   });
 }
 
 edge_bcs_status edge_bcs_skip(edge_bcs_network* network) {
   return exclusive(network, [&] {
-    edge_bcs::Course& course = course_of(*network);
+    edge_bcs::Course& course = stepping(*network);
     if (network->skipped_in_a_row + 1 >= course.steps_per_epoch())
       edge_bcs::fail_with<edge_bcs::NotFinite>("every batch of an epoch was skipped");
     ++network->skipped_in_a_row;
     ++course.skipped;
+    course.returned = false;
     network->session.count_step();
   });
 }
@@ -196,5 +227,53 @@ edge_bcs_status edge_bcs_evaluate(edge_bcs_network* network, const edge_bcs_batc
                  fgsm ? 1 : std::max<std::uint32_t>(wanted.restarts, 1), fgsm, epsilon, wanted.answers,
                  wanted.robust});
     fill(measured, {0, 0, images.count, found.right, found.robust_right, found.unanswered}, "measured");
+  });
+}
+
+edge_bcs_status edge_bcs_split(const edge_bcs_network* network, uint32_t* places, size_t count) {
+  return guarded([&] {
+    require(network != nullptr && places != nullptr, "the handle, or the place for the places, is NULL");
+    require(network->course.has_value(), "no training was begun: call edge_bcs_begin");
+    const edge_bcs::Course& course = *network->course;
+    const std::uint64_t held = edge_bcs::held_out_of(count, course.validation);
+    require(count <= std::numeric_limits<std::uint32_t>::max() && count == course.samples + held,
+            "the training has other images than ", count);
+    const std::span all(places, count);
+    constexpr std::uint64_t split_epoch = std::uint64_t{1} << 55;  // that no training has
+    edge_bcs::shuffle({network->session.seed(), split_epoch, edge_bcs::Purpose::shuffle}, all);
+    std::ranges::rotate(all, all.begin() + static_cast<std::ptrdiff_t>(held));
+    std::ranges::sort(all.first(count - held));
+    std::ranges::sort(all.last(held));
+  });
+}
+
+edge_bcs_status edge_bcs_note(edge_bcs_network* network, double accuracy, edge_bcs_noted* noted) {
+  return exclusive(network, [&] {
+    require(network->course && network->course->is_to_be_measured(network->done()),
+            "nothing is to be measured now: edge_bcs_get_position says when");
+    require(network->run != nullptr, "no folder was named: call edge_bcs_save_into");
+    require(accuracy >= 0 && accuracy <= 1, "an accuracy must lie in [0, 1], not be ", accuracy);
+    edge_bcs_noted filled{};
+    if (network->course->note(network->done(), accuracy)) keep(*network, filled);
+    if (noted != nullptr) fill(noted, filled, "noted");
+  });
+}
+
+edge_bcs_status edge_bcs_return_to_best(edge_bcs_network* network, edge_bcs_noted* noted) {
+  return exclusive(network, [&] {
+    require(network->course && network->course->is_over(network->done()), "the training is not finished");
+    require(network->run != nullptr, "no folder was named: call edge_bcs_save_into");
+    edge_bcs::Course& course = *network->course;
+    edge_bcs_noted filled{};
+    filled.best = 1;
+    if (!course.returned && course.validation > 0) {
+      if (course.best_step != network->session.steps()) {
+        filled.saved_bytes = network->save();
+        network->warning = network->session.network().return_to_best(network->run->files(), course.best_step);
+        filled.best = network->warning.empty() ? 1 : 0;
+      }
+      course.returned = true;
+    }
+    if (noted != nullptr) fill(noted, filled, "noted");
   });
 }

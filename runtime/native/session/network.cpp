@@ -237,6 +237,19 @@ void Network::replace_state(std::span<const std::byte> memory) {
   build_lists();
 }
 
+std::string Network::return_to_best(const Files& run, std::uint64_t step) {
+  const StateHeader newest = header_;
+  std::string fault = read_slot(run, best_file, false);
+  if (fault.empty() && header_.step != step)
+    fault = "it is of step " + std::to_string(header_.step) + ", not " + std::to_string(step);
+  if (!fault.empty())
+    if (const std::string other = read_slot(run, state_file, false); !other.empty())
+      fail(run.shown_name(other), "; open the run again");
+  header_ = newest;
+  build_lists();
+  return fault;
+}
+
 void Network::run(const char* graph) {
   try {
     runner_->run(graph);

@@ -78,6 +78,10 @@ class Network {
   // Replaces the state by one that lies in memory. Throws Error, and keeps its own, if it is not intact.
   void replace_state(std::span<const std::byte> memory);
 
+  // Replaces the state by the best one of a run, of that step; by the newest slot's if that cannot be used. Returns why it
+  // cannot, or "".
+  std::string return_to_best(const Files& run, std::uint64_t step);
+
   const std::string& manifest_text() const { return text_; }
   const Manifest& manifest() const { return manifest_; }
   Manifest& manifest() { return manifest_; }

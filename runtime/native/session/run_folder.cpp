@@ -308,6 +308,35 @@ void RunFolder::copy(const Files& source, const ListedFile& listed) const {
   }
 }
 
+std::uint64_t RunFolder::keep_best() const {
+  constexpr const char* partial = "state.best.safetensors.partial";
+  const int folder = files_->folder();
+  std::uint64_t written = 0;
+  try {
+    expect(::unlinkat(folder, partial, 0) == 0 || errno == ENOENT);
+    // Slots are replaced, and never written to.
+    if (::linkat(folder, state_file, folder, partial, 0) != 0 ||
+        ::renameat(folder, partial, folder, best_file) != 0) {
+      const std::unique_ptr<Source> newest = files_->open(state_file);
+      require(newest != nullptr, shown_, "/", state_file, " is gone");
+      Replacement copy(folder, partial);
+      std::array<std::byte, 4096> part;
+      for (std::uint64_t size = newest->size(); written < size;) {
+        const auto bytes = std::span(part).first(
+            static_cast<std::size_t>(std::min<std::uint64_t>(part.size(), size - written)));
+        newest->read(written, bytes);
+        copy.write(bytes);
+        written += bytes.size();
+      }
+      copy.finish(best_file);
+    }
+    expect(::fsync(folder) == 0);
+  } catch (const Refused& refused) {
+    fail("the best state could not be kept in ", shown_, ": ", cause_of(refused.code().value()));
+  }
+  return written;
+}
+
 std::uint64_t RunFolder::save(const Network& network, std::string_view header) {
   const StateBytes state = network.buffers().state_bytes();
   try {

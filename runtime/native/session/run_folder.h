@@ -26,6 +26,12 @@ class RunFolder {
   // Writes the newest slot; returns its bytes. Allocates nothing, unless it throws Error: earlier saves are then kept.
   std::uint64_t save(const Network& network, std::string_view header);
 
+  // Keeps what the newest slot holds as the best state, too: a link, or a copy where there are no links. Returns the bytes that
+  // were written. Throws Error; the best state before is then kept.
+  std::uint64_t keep_best() const;
+
+  const FolderFiles& files() const { return *files_; }
+
  private:
   bool holds_run(const Json& ours, const Network& network);
   void end_save(const Manifest& manifest) const;

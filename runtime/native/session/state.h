@@ -19,6 +19,7 @@ namespace edge_bcs {
 
 inline constexpr const char* state_file = "state.safetensors";
 inline constexpr const char* previous_file = "state.previous.safetensors";
+inline constexpr const char* best_file = "state.best.safetensors";
 inline constexpr const char* partial_file = "state.safetensors.partial";
 
 // The seven tensors, in their order.
