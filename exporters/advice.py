@@ -74,7 +74,7 @@ class Compiler(Maker):
             objective_named(objective),
             described.beta,
             self.artifact.batch_size,
-            described.attack.steps,
+            described.attack.steps_taken,
             bfloat16,
             self.place.machine,
         )

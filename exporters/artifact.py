@@ -18,6 +18,7 @@ from edge_bcs.runtime.manifest import (
     IN_PART,
     MANIFEST,
     PROGRAM,
+    SINGLE_STEP,
     STATE,
     VERSION,
     TrainedObjective,
@@ -87,7 +88,8 @@ def export(
             network was made for or trained on, or (3, 32, 32).
         memory: byte budget of the working set, such as "12MiB", or a `Memory`, which has it first and may
             also fix the micro-batch, allow bfloat16 and name the machine whose time is planned.
-        attack: of the fine-tuning run; default: PGD-10 with ε 8/255.
+        attack: of the fine-tuning run; default: PGD-10 with ε 8/255; a single step is watched on the board,
+            too, which falls back on PGD by the same graph.
         hyper: learning rate, weight decay, momentum and noise of the fine-tuning run.
         beta: weight of the robust term; default 6 for TRADES and RST, 4 for MART.
         batch_norm: "frozen" (running statistics) or "batch" (statistics of the micro-batch, of at least 2
@@ -140,7 +142,7 @@ def export(
         rule,
         trained.beta,
         batch_size,
-        trained.attack.steps,
+        trained.attack.steps_taken,
         limits.store == "bf16",
         limits.machine or TYPICAL_BOARD,
     )
@@ -158,7 +160,7 @@ def export(
         classes = completed(check_names(classes, "the network's classes"), network.num_classes)
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "version": VERSION if part.everything else IN_PART,
+        "version": SINGLE_STEP if trained.attack.single_step else VERSION if part.everything else IN_PART,
         "created_by": f"edge-bcs {__version__}",
         **({} if publish.release is None else {"release": publish.release}),
         "network": {

@@ -21,7 +21,7 @@ from typing import Any
 
 from edge_bcs.runtime import archive as archives
 from edge_bcs.runtime.artifact import REPLACED, Artifact, sha256_of
-from edge_bcs.runtime.manifest import FORMAT, GRAPHS, IN_PART, MANIFEST, PROGRAM, STATE, VERSION, graph_file
+from edge_bcs.runtime.manifest import FORMAT, GRAPHS, MANIFEST, PROGRAM, STATE, VERSIONS, graph_file
 from edge_bcs.runtime.ort.checkpoint import CHECKPOINT
 from edge_bcs.runtime.state import PREVIOUS
 
@@ -125,7 +125,7 @@ def _listed_files(target: Path, place: Path) -> dict[str, Any]:
         raise EdgeBcsError(f"{wrong} is not that of one; choose another folder.") from None
     if manifest.get("format") != FORMAT:
         raise EdgeBcsError(f"{wrong} has not the format {FORMAT}; choose another folder.")
-    if manifest.get("version") not in (VERSION, IN_PART):
+    if manifest.get("version") not in VERSIONS:
         shown = repr(manifest.get("version"))[:20]
         raise EdgeBcsError(f"{wrong} has the unknown version {shown}; choose another folder.")
     files = manifest.get("files")

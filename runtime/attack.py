@@ -13,28 +13,29 @@ from edge_bcs.runtime.engine import Engine
 
 from edge_bcs.core import random
 from edge_bcs.core.library import load
+from edge_bcs.core.settings import Attack, Crafting
 
 Array = np.ndarray[Any, Any]
 _PIECE = 1 << 13  # pixels whose noise is drawn at once: drawing takes some fifty bytes for each
 GAUSSIAN_START = np.float32(0.001)  # TRADES, MART and RST: x + 0.001·N(0, 1)
 
 
-def craft(engine: Engine, first: int, batch: int, *, seed: int, step: int) -> None:
+def craft(
+    engine: Engine, first: int, batch: int, *, seed: int, step: int, attack: Attack | None = None
+) -> None:
     """Fill the buffer `adversarial` for the training graph (Algorithm 1, line 5).
 
     Args:
         engine: with a micro-batch in its buffers. first: its place in the logical batch of ``batch`` images.
         seed, step: of the random start.
+        attack: default: the artifact's.
     """
     arrays, objective = engine.arrays, engine.artifact.objective
     attacked = objective.kind.attacked(batch)
     if first < attacked:
         descend(
             engine,
-            epsilon=objective.attack.epsilon,
-            steps=objective.attack.steps,
-            step_size=objective.attack.step_size,
-            start=objective.start,
+            objective.kind.crafting(attack or objective.attack),
             loss=objective.attack_loss,
             seed=seed,
             noise=(step, random.PGD_START, first),
@@ -43,23 +44,13 @@ def craft(engine: Engine, first: int, batch: int, *, seed: int, step: int) -> No
     arrays["adversarial"][clean:] = arrays["input"][clean:]
 
 
-def descend(
-    engine: Engine,
-    *,
-    epsilon: float,
-    steps: int,
-    step_size: float,
-    start: str,
-    loss: str,
-    seed: int,
-    noise: tuple[int, int, int],
-) -> None:
+def descend(engine: Engine, how: Crafting, *, loss: str, seed: int, noise: tuple[int, int, int]) -> None:
     """Projected gradient descent from the images in `input` to those in `adversarial`, batch norm frozen.
 
     Args:
         engine: with a micro-batch in its buffers.
-        epsilon, step_size: in pixel units of [0, 1]. steps: how many.
-        start: see `start_images`. loss: what is increased, "cross_entropy" or "kl" against the clean answer.
+        how: start (see `start_images`), radius and steps.
+        loss: what is increased, "cross_entropy" or "kl" against the clean answer.
         seed, noise: of the random start: (step, purpose, place of the first image in its batch).
     """
     arrays, count = engine.arrays, engine.images
@@ -72,19 +63,25 @@ def descend(
     step, purpose, position = noise
     arrays["adversarial"][...] = arrays["input"]
     arrays["adversarial"][:count] = start_images(
-        arrays["input"][:count], start, epsilon, seed=seed, step=step, purpose=purpose, position=position
+        arrays["input"][:count],
+        how.start,
+        how.noise,
+        seed=seed,
+        step=step,
+        purpose=purpose,
+        position=position,
     )
-    arrays["epsilon"][0], arrays["step_size"][0] = epsilon, step_size
-    for _ in range(steps):
+    arrays["epsilon"][0], arrays["step_size"][0] = how.radius, how.step_size
+    for _ in range(how.steps):
         engine.run("attack")
 
 
 def start_images(
-    x: Array, kind: str, epsilon: float, *, seed: int, step: int, purpose: int, position: int
+    x: Array, kind: str, noise: float, *, seed: int, step: int, purpose: int, position: int
 ) -> Array:
     """Return the first adversarial images f32[m, C, H, W] for the images ``x``, clipped to [0, 1].
 
-    ``kind`` is "uniform" (x ± ε), "none" (x) or "gaussian" (x + 0.001·N(0, 1)). Pixel j of image i takes
+    ``kind`` is "uniform" (x ± noise), "none" (x) or "gaussian" (x + 0.001·N(0, 1)). Pixel j of image i takes
     draw number (position + i)·C·H·W + j of the stream (seed, step, purpose), so that splitting a batch
     changes nothing.
     """
@@ -97,7 +94,7 @@ def start_images(
         draws = {"seed": seed, "step": step, "purpose": purpose, "start": start + first}
         if kind == "uniform":
             drawn = random.uniform(len(piece), **draws)
-            piece += (np.float32(2) * drawn - np.float32(1)) * np.float32(epsilon)
+            piece += (np.float32(2) * drawn - np.float32(1)) * np.float32(noise)
         else:
             piece += random.normal(len(piece), **draws) * GAUSSIAN_START
     return np.clip(moved, np.float32(0), np.float32(1), out=moved)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from edge_bcs.runtime.artifact import Artifact
 
+from edge_bcs.core.collapse import Watch
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import parse_object
 from edge_bcs.core.objectives import NO_LABEL
@@ -93,6 +94,8 @@ class Course:
             ever before.
         best_step: of the best state; best_score: its accuracy, under attack where the training has one.
         returned: whether the training is over and has gone back to the best state.
+        watch: of a single-step attack, whether it has collapsed; None where there is none, or nothing is
+            known yet.
         unlabelled: how many images without labels it has beside ``samples``; these and the next three as in
             `edge_bcs.Unlabelled`.
         pseudo_labels: what the network took them for in the epoch ``pseudo_epoch``, by `packed`; so that a
@@ -123,6 +126,7 @@ class Course:
     confidence: float = CONFIDENCE
     pseudo_labels: str = ""
     pseudo_epoch: int = -1
+    watch: Watch | None = None
 
     @property
     def unlabelled_places(self) -> int:
@@ -198,6 +202,8 @@ class Course:
         """Read what `dump` wrote, for a state that stands at ``step``; EdgeBcsError if it makes no sense."""
         try:
             content = {"skipped": 0, **_SINCE, **parse_object(text)}  # the oldest runs counted none
+            if content["watch"] is not None:
+                content["watch"] = Watch.parse(content["watch"])
             course = cls(**content)
             valid = course.is_possible() and course.first_step <= step
         except (ValueError, TypeError, OverflowError, EdgeBcsError):

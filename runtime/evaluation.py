@@ -13,7 +13,9 @@ from edge_bcs.runtime.engine import Engine
 
 from edge_bcs.core import random
 from edge_bcs.core.answers import NO_ANSWER, Batch, OnAnswers, answers_of, without_answer
+from edge_bcs.core.collapse import WATCHED_STEPS
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.settings import Attack, Crafting, descent
 from edge_bcs.data.dataset import Data
 
 Array = np.ndarray[Any, Any]
@@ -56,17 +58,11 @@ def measure(
         raise EdgeBcsError(f"epsilon must lie in [0, 1], not {radius}.")
     order = data.order(0, 0, shuffle=limit is not None)[:limit]
 
+    how = Crafting("none", 0.0, radius, radius, 1) if attack == "fgsm" else descent(radius, attack_steps)
+
     def perturb(restart: int, first: int) -> None:
-        descend(
-            engine,
-            epsilon=radius,
-            steps=attack_steps,
-            step_size=(1.0 if attack == "fgsm" else 2.5 / attack_steps) * radius,
-            start="none" if attack == "fgsm" else "uniform",
-            loss="cross_entropy",
-            seed=seed,
-            noise=(restart, random.EVALUATION, first),
-        )
+        noise = (restart, random.EVALUATION, first)
+        descend(engine, how, loss="cross_entropy", seed=seed, noise=noise)
 
     perturbations = [partial(perturb, restart) for restart in range(restarts)] if attack_steps else []
     clean, robust, lost = _right_answers(engine, data, order, perturbations, on_batch, on_answers)
@@ -80,6 +76,28 @@ def measure(
     if lost:
         metrics["warnings"] = without_answer(lost, len(order))
     return metrics
+
+
+def watch(
+    engine: Engine, data: Data, attack: Attack, *, seed: int, on_batch: Callable[[int, int], None] | None
+) -> tuple[float, float]:
+    """Return which shares of ``data``, whose shape and classes are checked, are right under ``attack``, as a
+    training crafts its images, and under PGD (see `edge_bcs.core.collapse`)."""
+    objective = engine.artifact.objective
+    attacks = (
+        (objective.kind.crafting(attack), objective.attack_loss),
+        (descent(attack.epsilon, WATCHED_STEPS), "cross_entropy"),
+    )
+
+    def perturb(how: Crafting, loss: str, first: int) -> None:
+        descend(engine, how, loss=loss, seed=seed, noise=(0, random.EVALUATION, first))
+
+    order = np.arange(len(data))
+    right = [
+        _right_answers(engine, data, order, [partial(perturb, *each)], on_batch, None)[1] for each in attacks
+    ]
+    own, pgd = (count / len(data) for count in right)
+    return own, pgd
 
 
 def _right_answers(

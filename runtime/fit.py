@@ -17,7 +17,9 @@ from edge_bcs.runtime.course import Course
 from edge_bcs.runtime.state import state_bytes
 from edge_bcs.runtime.unlabelled import Mixed
 from edge_bcs.runtime.validation import Validation
+from edge_bcs.runtime.watching import Watching
 
+from edge_bcs.core.collapse import FEWEST_HELD_OUT
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.progress import Progress
 from edge_bcs.core.signals import HeldSignals
@@ -83,6 +85,7 @@ class Fit:
         self._paused_for = ""
         self._bar: Progress
         self._validation: Validation | None = None
+        self._watching: Watching | None = None
         self._batches: Batches
 
     def run(self, course: Course, resumed: bool) -> Metrics:
@@ -117,6 +120,10 @@ class Fit:
             while True:
                 if validation is not None and validation.is_due():
                     self._bar.say(validation.measure(self._between("measuring the held-out images")))
+                if self._watching is not None:
+                    collapsed = self._watching.look(self._between("watching the attack"))
+                    if collapsed is not None:
+                        self._bar.say(collapsed)
                 if course.is_over(trainer.steps - course.first_step):
                     if validation is not None:
                         validation.return_to_best()
@@ -161,12 +168,15 @@ class Fit:
         if course.validation:
             result["early"] = course.is_over(done) and done < course.total_steps
             result["best"] = {"step": course.best_step, "accuracy": course.best_score}
+        if self._watching is not None:
+            result["fell_back"] = self._watching.fell_back
         if self._folder is not None or self._metrics is not None:
             result["writes"] = self.writes(seconds, steps)
         return result
 
     def _arrange(self, course: Course) -> None:
         """Hold images out and balance the others, as the course says."""
+        watched = self._data
         if course.validation:
             if self._folder is None:
                 raise EdgeBcsError("validation needs save=FOLDER: the best state is kept there.")
@@ -174,6 +184,9 @@ class Fit:
             apart = Subset(self._data, held_out)
             self._validation = Validation(self._trainer, apart, course, self._folder, self._save)
             self._data = Subset(self._data, kept)
+            watched = apart if len(apart) >= FEWEST_HELD_OUT else self._data
+        if self._trainer.artifact.objective.attack.single_step:
+            self._watching = Watching(self._trainer, watched, course)
         labels = getattr(self._data, "labels", None)
         if labels is not None:
             say(uneven(labels, self._trainer.classes or self._data.classes, course.balance))
@@ -258,6 +271,7 @@ class Fit:
                 **result,
                 **batch.noted,
                 "learning_rate": trainer.learning_rate,
+                **({} if self._watching is None else {"attack": trainer.attack.kind}),
                 "milliseconds": 1e3 * (time.perf_counter() - began),
                 "peak_bytes": trainer.peak_bytes,
             }

@@ -21,14 +21,15 @@ from edge_bcs.core.objectives import OBJECTIVES, Objective
 from edge_bcs.core.part import ALL, Part, Trained
 from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.segments import Segment
-from edge_bcs.core.settings import MOST_ATTACK_STEPS, Attack, check_number
+from edge_bcs.core.settings import ATTACKS, MOST_ATTACK_STEPS, Attack, check_number
 from edge_bcs.core.text import check_text
 from edge_bcs.data.classes import Names, check_names, may_become
 
 FORMAT = "edge-bcs-artifact"
-VERSION, IN_PART = 1, 2
-"""Format versions: of artifacts that train all of a network, and of those that train a part of it, which
-earlier releases would misread."""
+VERSION, IN_PART, SINGLE_STEP = 1, 2, 3
+"""Format versions: of artifacts that train all of a network; of those that train a part of it, and of those,
+in part or not, whose attack is a single step. Earlier releases would misread the latter two."""
+VERSIONS = (VERSION, IN_PART, SINGLE_STEP)
 GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
 MANIFEST = archive.MANIFEST
 STATE = "state.safetensors"
@@ -73,8 +74,9 @@ class TrainedObjective:
     attack: Attack
 
     def __post_init__(self) -> None:
-        """Raise `EdgeBcsError` for a β out of range."""
+        """Raise `EdgeBcsError` for a β out of range, or an attack that the objective has no use for."""
         check_number("beta", self.beta)
+        self.kind.check_attack(self.attack)
 
     @property
     def name(self) -> str:
@@ -83,7 +85,7 @@ class TrainedObjective:
 
     @property
     def start(self) -> str:
-        """Where the attack starts; "uniform" where there is none."""
+        """Where PGD starts; "uniform" where there is none."""
         return self.kind.attack_start or "uniform"
 
     @property
@@ -104,6 +106,7 @@ class TrainedObjective:
             "epsilon": self.attack.epsilon,
             "step_size": self.attack.step_size,
             "attack_steps": self.attack.steps,
+            **({"training_attack": self.attack.kind} if self.attack.single_step else {}),
             "start": self.start,
             "attack_loss": self.attack_loss,
             "two_branches": self.two_branches,
@@ -211,12 +214,12 @@ def parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise EdgeBcsError(f"{file} does not describe an edge-bcs artifact (its format is not {FORMAT!r}).")
     version = manifest.get("version")
-    if isinstance(version, int) and version > IN_PART:
+    if isinstance(version, int) and version > VERSIONS[-1]:
         raise EdgeBcsError(
-            f"{folder} has artifact format {version} and this edge-bcs reads up to {IN_PART}: upgrade "
+            f"{folder} has artifact format {version} and this edge-bcs reads up to {VERSIONS[-1]}: upgrade "
             "edge-bcs here, or export again with this version."
         )
-    if version not in (VERSION, IN_PART) or isinstance(version, bool):
+    if version not in VERSIONS or isinstance(version, bool):
         raise EdgeBcsError(f"{file} names the unknown format version {str(version)[:60]!r}.")
     check_text(manifest, str(file))
     return manifest
@@ -251,6 +254,12 @@ def describe(manifest: dict[str, Any]) -> Described:
     memory.optional_object("choice")
     budget = None if memory.value.get("budget") is None else memory.integer("budget", 1, 1 << 50)
     num_classes = network.integer("num_classes", 2)
+    objective = _objective(fields.object("objective"))
+    if (manifest["version"] == SINGLE_STEP) != objective.attack.single_step:
+        raise EdgeBcsError(
+            f"the manifest's format version is {manifest['version']}, and its training attack "
+            f"{objective.attack.kind}."
+        )
     return Described(
         manifest=manifest,
         input_shape=(channels, height, width),
@@ -264,7 +273,7 @@ def describe(manifest: dict[str, Any]) -> Described:
         dense_size=_contiguous(dense, "dense"),
         statistics_size=_contiguous(statistics, "statistics"),
         trained=_trained(fields, layers, kappa),
-        objective=_objective(fields.object("objective")),
+        objective=objective,
         batch_norm=fields.text("batch_norm", ("frozen", "batch")),
         micro_batch=fields.integer("micro_batch", 1, 1 << 16),
         lanes=fields.integer("lanes", 1, 64),
@@ -344,10 +353,11 @@ def _trained(fields: Fields, layers: tuple[PrunableLayer, ...], kappa: int) -> T
         )
         for item in fields.objects("dense")
     ]
-    if (fields.value["version"] == IN_PART) != ("train" in fields.value):
+    version = fields.value["version"]
+    if version != SINGLE_STEP and (version == IN_PART) != ("train" in fields.value):
         raise EdgeBcsError(
-            f"the manifest's format version is {fields.value['version']}, and it says "
-            + ("nothing " if fields.value["version"] == IN_PART else "")
+            f"the manifest's format version is {version}, and it says "
+            + ("nothing " if version == IN_PART else "")
             + "of a part that is trained."
         )
     if "train" not in fields.value:
@@ -389,6 +399,7 @@ def _objective(fields: Fields) -> TrainedObjective:
             epsilon=fields.number("epsilon", 0.0, 1.0),
             step_size=fields.number("step_size", 0.0, 1.0),
             steps=fields.integer("attack_steps", 0, MOST_ATTACK_STEPS),
+            kind=fields.text("training_attack", ATTACKS, missing="pgd"),
         ),
     )
     fields.text("start", ("uniform", "gaussian"))

@@ -14,6 +14,7 @@ from edge_bcs.runtime.guard import Guard
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import NO_LABEL
+from edge_bcs.core.settings import Attack
 from edge_bcs.core.signals import HeldSignals
 
 Array = np.ndarray[Any, Any]
@@ -26,9 +27,11 @@ class Counting(Protocol):
 
     Attributes:
         seed: of the attack's random start. steps: optimizer steps done. images: that they saw.
+        attack: with which its images are crafted.
     """
 
     seed: int
+    attack: Attack
     steps: int
     images: int
 
@@ -66,7 +69,7 @@ def take_step(
         guard.begin(steps + 1)
         weight = np.broadcast_to((1.0 if weights is None else np.float64(weights)) / count, (count,))
         loss, correct, labelled = _accumulate(
-            engine, guard, read, weight, seed=trainer.seed, step=steps, name=name
+            engine, guard, read, weight, seed=trainer.seed, step=steps, name=name, attack=trainer.attack
         )
         check_update(engine.artifact, engine.arrays, trainer.coefficients())
         # From here to where the step is counted no signal's handler runs, nor between that and what the
@@ -95,7 +98,15 @@ def take_step(
 
 
 def _accumulate(
-    engine: Engine, guard: Guard, read: Reader, weight: Array, *, seed: int, step: int, name: Name
+    engine: Engine,
+    guard: Guard,
+    read: Reader,
+    weight: Array,
+    *,
+    seed: int,
+    step: int,
+    name: Name,
+    attack: Attack,
 ) -> tuple[float, Array, int]:
     """Leave the gradients of a logical batch in the bound buffers, micro-batch after micro-batch (Algorithm
     1, lines 4 to 8); return the loss, correct answers f64[branches], and how many images have a label.
@@ -113,7 +124,7 @@ def _accumulate(
         guard.reads(False)
         engine.load(x, y, weight[first:end])
         try:
-            craft(engine, first, count, seed=seed, step=step)
+            craft(engine, first, count, seed=seed, step=step, attack=attack)
             arrays["lazy_reset_grad"][0] = first == 0
             engine.run("training")
             loss += float(arrays["loss"])

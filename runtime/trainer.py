@@ -24,6 +24,7 @@ from edge_bcs.runtime.connections import Connections, connections, layer_counts
 from edge_bcs.runtime.course import Course, Wishes, begin_or_continue
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.engines import check_engine, open_engine
+from edge_bcs.runtime.evaluation import watch
 from edge_bcs.runtime.fit import Fit, Metrics
 from edge_bcs.runtime.guard import Guard
 from edge_bcs.runtime.predictor import Predictor, matched, opened
@@ -38,6 +39,7 @@ from edge_bcs.core.units import parse_bytes
 from edge_bcs.data.adapt import batch_size_of
 from edge_bcs.data.augmentation import Augment
 from edge_bcs.data.classes import named
+from edge_bcs.data.dataset import Data
 
 Array = np.ndarray[Any, Any]
 _OWN = ("format", "version", "step", "seed", "images", "progress")  # of a state's metadata, no notes
@@ -66,6 +68,8 @@ class Trainer(Predictor):
         classes: names of the network's outputs: stored, given, or of the first data that it was trained on;
             None while unknown. `save` keeps them.
         resumed: whether it was opened by `resume`.
+        attack: with which the next step crafts its images; the artifact's, until a training in which it has
+            collapsed falls back on PGD.
         learning_rate, weight_decay, momentum, noise: λ, λ_w, μ, σ of the next step (facts of Algorithm 1,
             line 9).
         on_run: called with a `GraphRun` (which engine ran which graph on how many images, how long) after
@@ -103,6 +107,7 @@ class Trainer(Predictor):
         self._guard = Guard(self._engine.arrays)
         super().__init__(self.artifact, self._engine, self._guard, classes, seed)
         self.images = 0
+        self.attack = self.artifact.objective.attack
         self.notes: dict[str, str] = {}
         self._claims = Claims(self.artifact, self.steps)
         self._unlock = weakref.finalize(self, Claims.release, self._claims)
@@ -179,6 +184,15 @@ class Trainer(Predictor):
     ) -> None:
         """Close it."""
         self.close()
+
+    def watch(self, data: Data, on_batch: Callable[[int, int], None] | None = None) -> tuple[float, float]:
+        """Return which shares of the images are right under the training's own attack and under PGD-20.
+
+        Args:
+            data: a data set with the network's labels. on_batch: called with (images done, all images).
+        """
+        with self.between_steps(or_while_reading=True):
+            return watch(self._engine, data, self.attack, seed=self.seed, on_batch=on_batch)
 
     # One step
 
@@ -333,7 +347,9 @@ class Trainer(Predictor):
             the means over the last epoch's worth of steps; "step"; "steps" done by this call and "done" since
             this training began; "finished"; "skipped" since it began; "seconds", of which "paused_seconds";
             "milliseconds_per_step"; "peak_bytes"; "writes" (see `Fit.writes`) if it is saved or measured;
-            with ``validation`` "best" ("step", "accuracy") and "early": whether patience ended it; with
+            with ``validation`` "best" ("step", "accuracy") and "early": whether patience ended it; with a
+            single-step attack "fell_back": the steps done when it collapsed and PGD took its place, or None
+            (see `edge_bcs.core.collapse`); with
             ``unlabelled`` of its last epoch "unlabelled" ("images", "labelled" by the network, "classes").
 
         Raises EdgeBcsError for impossible options or data, a class that the network does not know, a file

@@ -274,6 +274,7 @@ def _command(artifact: Artifact, changed: dict[str, str], board: str | None) -> 
         "--attack-steps": (attack.steps, usual.steps),
         "--epsilon": (attack.epsilon, usual.epsilon),
         "--step-size": (attack.step_size, usual.step_size),
+        "--training-attack": (attack.kind, usual.kind),
     }
     if not arguments:  # a module of the user's own, which only Python can name
         return _call(artifact, target, {**options, **_unusual(defaults), **changed})
@@ -303,6 +304,7 @@ _FIELDS = {
     "--attack-steps": ("attack=edge_bcs.Attack", "steps"),
     "--epsilon": ("attack=edge_bcs.Attack", "epsilon"),
     "--step-size": ("attack=edge_bcs.Attack", "step_size"),
+    "--training-attack": ("attack=edge_bcs.Attack", "kind"),
 }
 """Options of the command line that are a field of an object in Python."""
 

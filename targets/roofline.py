@@ -55,7 +55,7 @@ def step_runs(artifact: Artifact, micro_batch: int | None = None, plain: bool = 
     """
     objective, size = artifact.objective, micro_batch or artifact.micro_batch
     kind = PLAIN if plain else objective.kind
-    return kind.runs(artifact.batch_size, size, objective.attack.steps)
+    return kind.runs(artifact.batch_size, size, objective.attack.steps_taken)
 
 
 def machine_of(target: Target, threads: int | None = None) -> Machine:

@@ -75,6 +75,7 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
             torch.manual_seed(0)
             sparse = sparsify(tiny_network(), 0.5, seed=0, distribution="uniform")
             attack = {"steps": options.pop("attack_steps"), "epsilon": options.pop("epsilon", 8 / 255)}
+            attack["kind"] = options.pop("training_attack", "pgd")
             memory = Memory(options.pop("memory", None), micro_batch=options.pop("micro_batch"))
             given = {"memory": memory, "attack": Attack(**attack), "hyper": Hyper(learning_rate=0.1)}
             export(sparse, folder, **{"input_shape": (1, 8, 8), "validate": False, **given, **options})

@@ -392,7 +392,7 @@ def node_medians(engine: SessionEngine, graph: str, runs: int = 7) -> dict[str, 
 def graph_medians(engine: SessionEngine, batch_size: int) -> dict[str, tuple[float, int]]:
     """Median seconds of a run of each graph, and its runs in a step."""
     micro_batches = -(-batch_size // engine.artifact.micro_batch)
-    runs = {"attack": micro_batches * engine.artifact.objective.attack.steps, "training": micro_batches}
+    runs = {"attack": micro_batches * engine.artifact.objective.attack.steps_taken, "training": micro_batches}
     found = {}
     for graph, count in runs.items():
         taken = [seconds_of(engine.run, graph) for _ in range(10)]

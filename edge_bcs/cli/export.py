@@ -218,7 +218,10 @@ def command(**options: Any) -> None:
         from edge_bcs.targets.roofline import machine_of
 
         if microcontrollers.is_one(options["target"]):
+            from edge_bcs.exporters.microcontroller.project import check_attack
+
             small = microcontrollers.load(options["target"])
+            check_attack(attack_of(options))
             if options["archive"] or str(options["output"]).endswith(".tar"):
                 raise EdgeBcsError(f"a project for {small.title} is a folder: leave --archive and .tar out.")
             memory = memory or small.default_budget

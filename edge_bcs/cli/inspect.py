@@ -65,6 +65,8 @@ def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None,
         return
     objective = described.objective
     attack = f"PGD-{objective.attack.steps}, ε = {objective.attack.epsilon * 255:.3g}/255"
+    if objective.attack.single_step:
+        attack = f"{objective.attack.kind}, or else {attack}"
     pairs(
         [
             ("network", f"{described.network}{_made(described)}, "

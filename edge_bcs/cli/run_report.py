@@ -76,6 +76,9 @@ def print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any]) 
             f"The best epoch ended with step {training['best']['step']}: "
             f"{percent(training['best']['accuracy'])} on the images held out for it{ended}."
         )
+    if training.get("fell_back") is not None:
+        attack = trainer.artifact.objective.attack.kind
+        click.echo(f"{attack} collapsed: after step {training['fell_back']} the training attacked with PGD.")
     if "unlabelled" in training:
         click.echo(described(training["unlabelled"]))
     if training["skipped"]:

@@ -258,6 +258,7 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
         [
             ("steps", f"{result['step']} in {result['seconds']:.0f} s"),
             ("ended early", f"after {options['patience']} epochs that were no better" if early else None),
+            ("attack", fell_back(result, options["training_attack"])),
             ("best epoch", result.get("best_epoch")),
             ("clean accuracy", _share(result, "best_clean_acc")),
             ("robust accuracy", _share(result, "best_robust_acc")),
@@ -271,6 +272,12 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
 
 def _share(result: dict[str, Any], name: str) -> str | None:
     return f"{percent(result[name])} of the held-out images" if result.get(name) is not None else None
+
+
+def fell_back(result: dict[str, Any], attack: str) -> str | None:
+    """Say that the training's attack collapsed; None where it did not."""
+    step = result.get("fell_back")
+    return None if step is None else f"{attack} collapsed: PGD took its place after step {step}"
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.settings import Attack, Crafting
 
 NO_LABEL = -1
 """The label of an image that has none."""
@@ -74,6 +75,17 @@ class Objective:
     def training_input(self) -> str:
         """The bound buffer behind the training graph's `input`: with one pass, the images as assembled."""
         return "adversarial" if self.adversarial and not self.two_branches else "input"
+
+    def crafting(self, attack: Attack) -> Crafting:
+        """How ``attack`` crafts the images of a training."""
+        return attack.crafting(self.attack_start or "uniform")
+
+    def check_attack(self, attack: Attack) -> None:
+        """Raise `EdgeBcsError` for a single step in a training that attacks nothing."""
+        if attack.single_step and not self.adversarial:
+            raise EdgeBcsError(
+                f"{self.name} training attacks nothing: leave {attack.kind} out, or choose another objective"
+            )
 
     def attacked(self, batch: int) -> int:
         """How many images of a batch are attacked: the first ones."""

@@ -25,30 +25,95 @@ DECAYS = ("falls", "stays")
 _RISE = 0.3  # of the steps of one cycle
 _FIRST, _LAST = 25.0, 1e4  # how often what λ begins with goes into its highest, and its last into that
 MOST_ATTACK_STEPS = 100_000
+ATTACKS = ("pgd", "fgsm-rs", "n-fgsm")
+"""With which a training may craft its images (see `Attack`)."""
+NO_BALL = 1.0
+"""A radius that no pixel can leave."""
+_FAST_STEP = 1.25  # of ε: Wong et al. (2020)
+_NOISE = 2.0  # of ε: de Jorge et al. (2022)
 _PAPER_RATE, _FROZEN_RATE = 0.1, 0.001
 _DECAY = 5e-4
 _DECAY_OF_RATE = 5e-3  # the paper's ratio: 5e-4 at 0.1
 
 
+@dataclass(frozen=True)
+class Crafting:
+    """How an image is attacked, whatever for; in units of pixels in [0, 1], in which it is clipped always.
+
+    Attributes:
+        start: "uniform" in ±noise, "gaussian" (0.001·N(0, 1)), or "none": the image itself.
+        noise: of a uniform start.
+        radius: of the l∞ ball to which each step is clipped; `NO_BALL`: it is not.
+        step_size: length of a step. steps: how many.
+    """
+
+    start: str
+    noise: float
+    radius: float
+    step_size: float
+    steps: int
+
+
+def descent(epsilon: float, steps: int) -> Crafting:
+    """Return PGD as a network is measured with it: a uniform start, and steps of 2.5·ε/steps (Madry et al.,
+    2018)."""
+    return Crafting("uniform", epsilon, epsilon, 2.5 / max(steps, 1) * epsilon, steps)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """PGD while training, in units of pixels in [0, 1]: how far, in which steps.
+    """The attack of a training, in units of pixels in [0, 1]: how far, in which steps.
+
+    The two of a single step take a fifth to a sixth of the time of PGD-10. Either may collapse: the network
+    learns to fool the step, and PGD finds every image. That is watched (`edge_bcs.core.collapse`), and what
+    has collapsed goes on with PGD.
 
     Attributes:
         epsilon: l∞ radius, 0 to 1.
-        step_size: length of a step, 0 to 1.
+        step_size: length of a step of PGD, 0 to 1.
         steps: how many, 0 to 100,000.
+        kind: "pgd"; "fgsm-rs", one step of 1.25 ε from a uniform start in the ball, clipped to the ball (Wong
+            et al., 2020); or "n-fgsm", one step of ε from uniform noise of ±2 ε, not clipped to the ball (de
+            Jorge et al., 2022). PGD of ``steps`` steps is then what measures the images that are held out,
+            and what the training falls back on.
     """
 
     epsilon: float = 8 / 255
     step_size: float = 2 / 255
     steps: int = 10
+    kind: str = ATTACKS[0]
 
     def __post_init__(self) -> None:
-        """Raise `EdgeBcsError` for a number out of range."""
+        """Raise `EdgeBcsError` for a number out of range, or a kind that there is not."""
         check_number("epsilon", self.epsilon, 1)
         check_number("step_size", self.step_size, 1)
         check_count("attack_steps", self.steps, 0, MOST_ATTACK_STEPS)
+        check_choice("training attack", self.kind, ATTACKS)
+        if self.single_step and self.steps == 0:
+            raise EdgeBcsError(f"{self.kind} needs a PGD to fall back on: attack_steps of at least 1, not 0")
+
+    @property
+    def single_step(self) -> bool:
+        """Whether it takes one step, whose images may turn out to be no attack."""
+        return self.kind != "pgd"
+
+    @property
+    def pgd(self) -> Attack:
+        """What it falls back on."""
+        return replace(self, kind="pgd")
+
+    @property
+    def steps_taken(self) -> int:
+        """Gradients of an image that it takes."""
+        return 1 if self.single_step else self.steps
+
+    def crafting(self, start: str) -> Crafting:
+        """Return what is done to an image; PGD begins where ``start`` says, as the objective has it."""
+        if self.kind == "fgsm-rs":
+            return Crafting("uniform", self.epsilon, self.epsilon, _FAST_STEP * self.epsilon, 1)
+        if self.kind == "n-fgsm":
+            return Crafting("uniform", _NOISE * self.epsilon, NO_BALL, self.epsilon, 1)
+        return Crafting(start, self.epsilon, self.epsilon, self.step_size, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,6 +197,11 @@ def held_apart(data: Data, share: float, seed: int) -> tuple[Array, Array]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
+def some_of(data: Data, count: int, seed: int) -> Array:
+    """Return places i64 of up to so many images, ascending: the first in an order by the seed."""
+    return np.sort(data.order(seed, _SPLIT_EPOCH)[:count])
+
+
 def class_names(labels: Array, names: tuple[str, ...] | None) -> tuple[str, ...]:
     """Return ``names``, or a number for each class where there are none, after checking labels int[N].
 

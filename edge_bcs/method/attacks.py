@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edge_bcs.core import random
 from edge_bcs.core.answers import NO_ANSWER
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.settings import Crafting
 from edge_bcs.method import device_random
 from edge_bcs.method.losses import cross_entropy, kl
 
@@ -130,6 +131,49 @@ def pgd(
             gradient = input_gradient(model, adversarial, ascend)
             adversarial = project(adversarial + step_size * gradient.sign(), x, epsilon)
     return adversarial.detach()
+
+
+def crafted(
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    how: Crafting,
+    *,
+    loss: str = "cross_entropy",
+    seed: int,
+    step: int | Tensor,
+    purpose: int = random.PGD_START,
+    first: int = 0,
+) -> Tensor:
+    """Return the images f32 [n, C, H, W] that a training or a measurement attacks, attacked.
+
+    Args:
+        model, x, labels, loss: as of `pgd`.
+        how: start, radius and steps.
+        seed, step, purpose, first: of the start, see `start`.
+    """
+    perturbation = None
+    if how.start != "none":
+        perturbation = start(
+            how.start,
+            tuple(x.shape),
+            how.noise,
+            seed=seed,
+            step=step,
+            purpose=purpose,
+            first=first,
+            device=x.device,
+        )
+    return pgd(
+        model,
+        x,
+        labels,
+        epsilon=how.radius,
+        step_size=how.step_size,
+        steps=how.steps,
+        loss=loss,
+        perturbation=perturbation,
+    )
 
 
 def fgsm(model: Model, x: Tensor, labels: Tensor, *, epsilon: float = 8 / 255) -> Tensor:

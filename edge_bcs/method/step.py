@@ -54,7 +54,7 @@ def craft(
         x: clean images f32 [n, C, H, W] in [0, 1].
         labels: i64[n].
         objective: says how much of the batch is attacked, from which start, and against which loss.
-        attack: radius, step and number of steps.
+        attack: its kind, radius, step and number of steps.
         step: number of the training step, from 0; on a GPU it may be a tensor i64[].
         seed: of the start.
         position: place of the first image in the whole batch, where x is a part of one.
@@ -62,27 +62,17 @@ def craft(
     """
     attacked = objective.attacked(batch or len(x)) - position
     attacked = max(0, min(len(x), attacked))
-    if attacked == 0 or objective.attack_start is None:
+    if attacked == 0 or not objective.adversarial:
         return x
-    part = x[:attacked]
-    perturbation = attacks.start(
-        objective.attack_start,
-        tuple(part.shape),
-        attack.epsilon,
+    adversarial = attacks.crafted(
+        sparse,
+        x[:attacked],
+        labels[:attacked],
+        objective.crafting(attack),
+        loss=objective.attack_loss,
         seed=seed,
         step=step,
-        first=position * part[0].numel(),
-        device=x.device,
-    )
-    adversarial = attacks.pgd(
-        sparse,
-        part,
-        labels[:attacked],
-        epsilon=attack.epsilon,
-        step_size=attack.step_size,
-        steps=attack.steps,
-        loss=objective.attack_loss,
-        perturbation=perturbation,
+        first=position * x[0].numel(),
     )
     return torch.cat([adversarial, x[attacked:]]) if attacked < len(x) else adversarial
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
+from edge_bcs.core.collapse import Watch
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import parse_json, parse_object
 from edge_bcs.data.classes import Names, shown
@@ -20,7 +21,7 @@ from edge_bcs.training.updates import Update
 
 BEST = "checkpoint.safetensors"
 LAST = "last.safetensors"
-_UNSAID = {"balance": False, "decay": "stays", "train": "all"}
+_UNSAID = {"balance": False, "decay": "stays", "train": "all", "training_attack": "pgd"}
 """What a plan means that does not say these."""
 
 
@@ -32,11 +33,13 @@ class Standing:
         step: steps done.
         best: what the report says of the best epoch; empty before the first one ended.
         sums: f64[4] over the steps of the epoch: loss, right answers of up to two branches, deaths.
+        watch: of a single-step attack, whether it has collapsed.
     """
 
     step: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
+    watch: Watch = field(default_factory=Watch)
 
 
 def save(
@@ -51,6 +54,7 @@ def save(
             "plan": json.dumps(plan.described()),
             "sums": json.dumps(standing.sums.tolist()),
             "best": json.dumps(standing.best),
+            **({"watch": json.dumps(standing.watch.dump())} if plan.attack.single_step else {}),
         },
         more=None if update is None else update.state(),
     )
@@ -78,6 +82,8 @@ def resumed(
         begun = parse_object(checkpoint.metadata["plan"])
         standing.best = parse_object(checkpoint.metadata["best"])
         sums = np.array(parse_json(checkpoint.metadata["sums"]), np.float64)
+        if plan.attack.single_step and "watch" in checkpoint.metadata:
+            standing.watch = Watch.parse(parse_object(checkpoint.metadata["watch"]))
         network = checkpoint.network()
         best = standing.best
         if sums.shape != standing.sums.shape or (best and type(best["best_step"]) is not int):

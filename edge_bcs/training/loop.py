@@ -91,7 +91,8 @@ def train(
             out. Short for the same field of `schedule`.
         schedule: a length in steps, how the rates change, and when to end early.
         hyper: learning rate, weight decay, momentum and noise.
-        attack: PGD while training; default: PGD-10 with ε 8/255.
+        attack: while training; default: PGD-10 with ε 8/255. A single step is watched, and falls back on PGD
+            where it collapses (see `edge_bcs.core.collapse`).
         input_shape: (C, H, W) to which the images of a path are brought; what the network was made for if
             None, which networks of `edge_bcs.models` say.
         batch_size: images a step; if None that of the DataLoader, or 128, or 256 for rst, half of them from
@@ -107,7 +108,8 @@ def train(
 
     Returns:
         the last line of epochs.jsonl, with "best_epoch", "best_step", "best_robust_acc", "best_clean_acc",
-        "step", "early" (whether patience ended it), "seconds", "warnings" (sentences: a network in which
+        "step", "early" (whether patience ended it), with a single-step attack "fell_back" (the steps done
+        when PGD took its place, or None), "seconds", "warnings" (sentences: a network in which
         nothing leads from image to answer), "classes", "matched_by" and "missing_classes" (see
         `classes.Match`).
 

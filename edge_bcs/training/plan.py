@@ -34,7 +34,7 @@ class TrainingPlan:
         engine, precision: see `training.settings.Compute`.
         processes: how many train one network.
         schedule: how long, and how the rates change. hyper: the numbers that it changes.
-        attack: PGD while training.
+        attack: while training.
         batch_size: images of a step.
         batch_norm: one of BATCH_NORMS.
         augment, balance, validation: see `training.settings.Feed`.
@@ -70,6 +70,7 @@ class TrainingPlan:
         check_number("beta", self.beta)
         check_choice("rewiring", self.rewire, (*REWIRE, "none"))
         check_choice("batch norm", self.batch_norm, BATCH_NORMS)
+        self.objective.check_attack(self.attack)
         if self.schedule.patience is not None and not self.validation:
             raise EdgeBcsError("patience needs images that are held out: give validation a share of them")
 
@@ -83,6 +84,7 @@ class TrainingPlan:
             "patience": schedule.patience,
             "balance": self.balance or None,
             "train": None if self.train == "all" else self.train,
+            "training_attack": self.attack.kind if self.attack.single_step else None,
         }
         if self.gradual is not None:
             since |= {

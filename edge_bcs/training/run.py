@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edge_bcs.core.collapse import FEWEST_HELD_OUT, WATCHED_IMAGES
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.progress import Progress
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.balance import Balanced, uneven
 from edge_bcs.data.classes import check_names, completed, match, say
-from edge_bcs.data.dataset import Data, held_apart
+from edge_bcs.data.dataset import Data, Subset, held_apart, some_of
 from edge_bcs.method.attacks import evaluation_mode, input_gradient
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training import checkpoints, lines
@@ -65,6 +66,11 @@ class Run:
         matched = match(data, known, outputs, naming=True, trained=sparse.step > 0)
         self.classes, self.matching = matched.classes, matched.report()
         self._held_out = Part(matched.data, held_out) if len(held_out) else None
+        self._watched: Part | None = None
+        if plan.attack.single_step:
+            places = held_out if len(held_out) >= FEWEST_HELD_OUT else kept
+            some = some_of(Subset(matched.data, places), WATCHED_IMAGES, plan.seed)
+            self._watched = Part(matched.data, places[some])
         second, notes = None, matched.notes
         if pseudo_labelled is not None:
             also = match(pseudo_labelled, self.classes, outputs)
@@ -136,7 +142,7 @@ class Run:
         return self._backend
 
     def begin(self, backend: Backend) -> None:
-        """Take what computes the steps; it is closed with the run."""
+        """Take what computes the steps and has the plan's attack; it is closed with the run."""
         self._backend = backend
 
     def close(self) -> None:
@@ -163,13 +169,17 @@ class Run:
                     described = f"epoch {line['epoch'] + 1}, loss {line['loss']:.3f}"
                     bar.update(line["step"], text=f"{described}, accuracy {100 * line['accuracy']:.1f} %")
 
+            if self._standing.watch.fell_back is not None:
+                self.backend.attack = self.plan.attack.pgd
+            if self._standing.watch.step < 0:
+                self._look(bar, over=False)
             while self.step < batches.total and not self._gives_up:
                 epoch, number = divmod(self.step, batches.per_epoch)
                 self._one_step()
                 settle(self.backend.lag)
                 if number + 1 == batches.per_epoch or self.step == batches.total:
                     settle(0)
-                    report = self._end_of_epoch(epoch, number + 1)
+                    report = self._end_of_epoch(epoch, number + 1, bar)
                     saved = time.monotonic()
                 elif time.monotonic() - saved >= save_seconds:
                     settle(0)
@@ -187,6 +197,8 @@ class Run:
         seconds = time.monotonic() - began
         about = {"seconds": seconds, "warnings": self.warnings, **self.matching}
         about["early"] = self.step < batches.total
+        if self._watched is not None:
+            about["fell_back"] = self._standing.watch.fell_back
         return {**report, **best, "step": self.step, **about}
 
     @property
@@ -229,7 +241,20 @@ class Run:
             self._lines.step(line)
         return line
 
-    def _end_of_epoch(self, epoch: int, steps: int) -> dict[str, Any]:
+    def _look(self, bar: Progress, *, over: bool) -> dict[str, float]:
+        """Look, if it is time, whether a single-step attack has collapsed, and then fall back on PGD; return
+        what is to be said of it in the line of the epoch."""
+        watch, watched, attack = self._standing.watch, self._watched, self.backend.attack
+        size = self.plan.batch_size
+        if watched is None or not watch.is_due(self.step, size, len(watched), over=over):
+            return {}
+        own, pgd = self.backend.watch(watched)
+        if watch.note(self.step, own, pgd, len(watched)):
+            self.backend.attack = attack.pgd
+            bar.say(watch.sentence(attack.kind, own, pgd))
+        return {"watched_own_acc": own, "watched_pgd_acc": pgd}
+
+    def _end_of_epoch(self, epoch: int, steps: int, bar: Progress) -> dict[str, Any]:
         """Evaluate on the held-out images, keep the best state, write everything."""
         mean = self._standing.sums / steps
         line: dict[str, Any] = {
@@ -244,6 +269,7 @@ class Run:
         self._standing.sums = np.zeros(4)
         better = settled = self.update.is_settled(self.step)
         self.update.end_of_epoch(self.sparse, epoch)
+        line |= self._look(bar, over=self.step == self._batches.total)
         if self._held_out is not None:
             clean, robust = self.backend.evaluate(self._held_out)
             line |= {"validation_clean_acc": clean, "validation_robust_acc": robust}

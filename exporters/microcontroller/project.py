@@ -21,6 +21,7 @@ from edge_bcs.targets.microcontrollers import CORES, Microcontroller
 from edge_bcs import __version__
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small
+from edge_bcs.core.settings import Attack
 from edge_bcs.core.units import format_bytes
 
 _TEMPLATES = Path(__file__).resolve().parent / "template"
@@ -59,6 +60,15 @@ def check_folder(folder: Path) -> None:
         raise EdgeBcsError(f"{folder} exists and holds no project of edge-bcs; choose another -o.")
 
 
+def check_attack(attack: Attack) -> None:
+    """Raise EdgeBcsError for an attack that would have to be watched."""
+    if attack.single_step:
+        raise EdgeBcsError(
+            f"a microcontroller cannot watch {attack.kind}: export it with --training-attack pgd; "
+            "--attack-steps says of how many steps."
+        )
+
+
 def write_project(artifact: Artifact, board: Microcontroller, folder: str | Path) -> Path:
     """Write the project of ``artifact`` for ``board`` into ``folder``, which is new or holds such a project.
 
@@ -71,6 +81,7 @@ def write_project(artifact: Artifact, board: Microcontroller, folder: str | Path
         raise EdgeBcsError(f"{artifact.path} has no {PROGRAM}; export it again.")
     if STATE not in artifact.manifest["files"]:
         raise EdgeBcsError(f"{artifact.path} is a run; export it by --checkpoint first.")
+    check_attack(artifact.objective.attack)
     contents = {name: artifact.read_file(name) for name in (PROGRAM, STATE)}
     contents[MANIFEST] = read_small(artifact.path / MANIFEST, LARGEST_MANIFEST)
     pool = pool_bytes(len(contents[PROGRAM]), len(contents[MANIFEST]))

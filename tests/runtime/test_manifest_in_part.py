@@ -72,7 +72,8 @@ def test_momentum_is_that_of_what_is_trained(tmp_path: Path) -> None:
         ),
         ({"train": {"transposed": 7}}, "train.transposed is not an object"),
         ({"version": 1}, "format version is 1, and it says of a part that is trained"),
-        ({"version": 3}, "has artifact format 3 and this edge-bcs reads up to 2"),
+        ({"version": 3}, "format version is 3, and its training attack pgd"),
+        ({"version": 4}, "has artifact format 4 and this edge-bcs reads up to 3"),
         ({"version": True}, "unknown format version"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from edge_bcs.core.settings import Coefficients
+from edge_bcs.core.settings import Attack, Coefficients
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.dataset import Data
 
@@ -48,9 +48,11 @@ class Backend(Protocol):
 
     Attributes:
         lag: steps that may be under way while the numbers of an earlier one are read.
+        attack: with which the next step crafts its images.
     """
 
     lag: int
+    attack: Attack
 
     def load(self, step: int) -> None:
         """Start from the state of the network, before training step `step`."""
@@ -68,6 +70,11 @@ class Backend(Protocol):
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """Return clean and robust accuracy (PGD with the training attack; None for natural training)."""
+        ...
+
+    def watch(self, data: Data) -> tuple[float, float]:
+        """Return which shares of the images are right under the training's own attack and under PGD (see
+        `edge_bcs.core.collapse`)."""
         ...
 
     def store(self) -> None:

@@ -34,6 +34,7 @@ class CompiledBackend:
         from edge_bcs.exporters.settings import Memory
 
         self.sparse, self.plan, self.threads = sparse, plan, threads
+        self.attack = plan.attack
         self._trainer: Any = None
         self._folder = ScratchFolder("train")
         try:
@@ -73,6 +74,7 @@ class CompiledBackend:
         trainer = self._trainer
         trainer.learning_rate, trainer.weight_decay = hyper.learning_rate, hyper.weight_decay
         trainer.momentum, trainer.noise = hyper.momentum, hyper.noise
+        trainer.attack = self.attack
         metrics = trainer.step_holding(signals, batch.images, batch.labels)
         shares = [metrics["accuracy"]]
         if self.plan.objective.two_branches:
@@ -86,6 +88,12 @@ class CompiledBackend:
         steps = max(1, self.plan.attack.steps) if self.plan.objective.adversarial else 0
         report = self._trainer.evaluate(data, steps, epsilon=self.plan.attack.epsilon)
         return report["accuracy"], report.get("robust_accuracy")
+
+    def watch(self, data: Data) -> tuple[float, float]:
+        """See `Backend`."""
+        self._trainer.attack = self.attack
+        own, pgd = self._trainer.watch(data)
+        return own, pgd
 
     def store(self) -> None:
         """See `Backend`."""

@@ -11,10 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_bcs.core.settings import Coefficients
+from edge_bcs.core.collapse import WATCHED_STEPS
+from edge_bcs.core.random import EVALUATION
+from edge_bcs.core.settings import Attack, Coefficients, descent
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.dataset import Data
 from edge_bcs.evaluation.measures import evaluate
+from edge_bcs.method.attacks import answers_of, crafted, evaluation_mode
 from edge_bcs.method.device_step import raise_if_failed
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import accumulate, craft
@@ -37,6 +40,7 @@ class TorchBackend:
         replicas: Replicas,
     ) -> None:
         self.sparse, self.plan, self.update = sparse, plan, update
+        self.attack = plan.attack
         self.replicas = replicas
         self.device = sparse.index.device
         self.lag = 0 if self.device.type == "cpu" else 1
@@ -65,7 +69,9 @@ class TorchBackend:
         """See `Backend`; running statistics change from the forward pass on."""
         x, labels = self._to_device(batch.images), self._to_device(batch.labels)
         number = torch.full((), step, device=self.device) if self.lag else step
-        adversarial = self._craft(x, labels, number, segments=tuple(batch.segments), whole=batch.whole)
+        adversarial = self._craft(
+            x, labels, number, segments=tuple(batch.segments), whole=batch.whole, attack=self.attack
+        )
         signals.hold()
         outcome = self._gradients(x, adversarial, labels, whole=batch.whole)
         self.replicas.sum_gradients(self.sparse, outcome, everything=self.update.needs_all_gradients)
@@ -101,7 +107,14 @@ class TorchBackend:
     # bf16 weights until it is left, and those made where no gradient was wanted would give none.
 
     def _crafted(
-        self, x: Tensor, labels: Tensor, step: int | Tensor, *, segments: Segments, whole: int
+        self,
+        x: Tensor,
+        labels: Tensor,
+        step: int | Tensor,
+        *,
+        segments: Segments,
+        whole: int,
+        attack: Attack,
     ) -> Tensor:
         parts, begin = [], 0
         with self._autocast():
@@ -114,7 +127,7 @@ class TorchBackend:
                         x[part],
                         labels[part],
                         self.plan.objective,
-                        self.plan.attack,
+                        attack,
                         step=step,
                         seed=self.plan.seed,
                         position=place,
@@ -158,6 +171,30 @@ class TorchBackend:
         if self.plan.precision == "f32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def watch(self, data: Data) -> tuple[float, float]:
+        """See `Backend`; replicas take the mean of what they found, so that they decide alike."""
+        rule, images, labels = self.plan.objective, *data.read(np.arange(len(data)))
+        x, y = self._to_device(images), self._to_device(labels)
+        attacks = (
+            (rule.crafting(self.attack), rule.attack_loss),
+            (descent(self.attack.epsilon, WATCHED_STEPS), "cross_entropy"),
+        )
+        shares = []
+        with evaluation_mode(self.sparse), self._autocast():
+            with torch.no_grad():
+                right = answers_of(self.sparse(x)) == y
+            for how, loss in attacks:
+                attacked = crafted(
+                    self.sparse, x, y, how, loss=loss, seed=self.plan.seed, step=0, purpose=EVALUATION
+                )
+                with torch.no_grad():
+                    left = right & (answers_of(self.sparse(attacked)) == y)
+                shares.append(left.double().mean())
+        found = torch.stack(shares)
+        self.replicas.sum(found)
+        own, pgd = (found / self.replicas.count).tolist()
+        return own, pgd
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """See `Backend`; replicas share the images."""

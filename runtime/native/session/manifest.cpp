@@ -297,6 +297,10 @@ Manifest Manifest::read(const Json& content) {
   require(fields.has("format") && fields.text("format") == "edge-bcs-artifact",
           "the manifest does not describe an edge-bcs artifact");
   const std::uint64_t version = fields.integer("version", 0, 1 << 20);
+  require(
+      version != 3,
+      "the artifact trains with a single-step attack, which only Python's Trainer watches: train it there, "
+      "or export it with --training-attack pgd");
   require(version <= 2, "the artifact has format ", version,
           ", and this library reads up to 2: take a newer one, or export again with an older edge-bcs");
   check_no_text_acts(content);
