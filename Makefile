@@ -83,12 +83,14 @@ test-ort-training:
 	    '.[ort-training]' 'pytest>=8.0'
 	$(VENV)-ort-training/bin/pytest tests/ort_training
 
-# Flower has many dependencies, and is nothing that edge-bcs needs.
+# Flower has many dependencies, and is nothing that edge-bcs needs. Real processes on loopback are among the tests
+# (minutes), and its simulation.
 test-flower:
 	$(PYTHON) -m venv $(VENV)-flower
 	$(VENV)-flower/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    '.[host,fleet]' 'pytest>=8.0'
-	FLWR_TELEMETRY_ENABLED=0 $(VENV)-flower/bin/pytest tests/fleet/test_flower.py
+	    '.[host,fleet]' 'flwr[simulation]' 'pytest>=8.0' cryptography
+	FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0 $(VENV)-flower/bin/pytest -m "" tests/fleet/test_flower.py \
+	    tests/fleet/test_flower_processes.py
 
 # They take seconds each, and are no part of `make test`.
 test-notebooks: $(INSTALLED)

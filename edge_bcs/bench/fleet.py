@@ -30,6 +30,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import write_atomically, write_json
 from edge_bcs.core.outputs import check_outputs, json_with
 from edge_bcs.core.progress import Progress
+from edge_bcs.fleet.wire import coded
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import layout_of, read_state, write_run
 
@@ -178,30 +179,17 @@ def wire(artifact: Artifact, state: dict[str, Array]) -> dict[str, int]:
     """Bytes of what one board tells of a round: plain, and with positions as the distance from the one
     before, seven bits a byte."""
     index, value = state["coo.index"], state["coo.value"]
-    gaps = np.diff(index.astype(np.int64), prepend=-1) - 1
-    coded = len(index) + sum(int((gaps >= 1 << bits).sum()) for bits in range(7, 35, 7))
+    gaps = coded(index)
     rest = 4 * (artifact.dense_size + 2 * artifact.statistics_size)
     return {
         "dense": 4 * artifact.size + rest,
         "values": value.nbytes,
         "indices": index.nbytes,
-        "indices_delta_coded": coded,
-        "indices_zlib": len(zlib.compress(varint(gaps), 6)),
+        "indices_delta_coded": len(gaps),
+        "indices_zlib": len(zlib.compress(gaps.tobytes(), 6)),
         "other": rest,
         "state_file": state_file(artifact, state),
     }
-
-
-def varint(gaps: Array) -> bytes:
-    """Return whole numbers of at least 0, seven bits a byte, the lowest first; all bytes but the last of a
-    number have their highest bit set."""
-    coded = bytearray()
-    for gap in gaps.tolist():
-        while gap >= 128:
-            coded.append(gap & 127 | 128)
-            gap >>= 7
-        coded.append(gap)
-    return bytes(coded)
 
 
 def state_file(artifact: Artifact, state: dict[str, Array]) -> int:

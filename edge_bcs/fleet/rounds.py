@@ -251,19 +251,26 @@ def tells(report: Any) -> bool:
         return False
 
 
-def begin(folder: Path, artifact: Artifact, met: Met | None, number: int, seed: int | None = None) -> None:
+def begin(
+    folder: Path,
+    artifact: Artifact,
+    met: Met | None,
+    number: int,
+    seed: int | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
     """Let a run of a board begin a round with what the last one became, or with what ``artifact`` holds. What
     it was trained before is over, and what it saw then comes in another order in this round.
 
     Args:
         folder: the run; made if missing. artifact: this board's. met: the last round; None before the first.
-        number: the round. seed: of all randomness; default: that of the state.
+        number: the round. seed: of all randomness; default: that of the state. notes: that are saved with it.
     """
     if met is None:
         slot = read_slot(artifact)
         met = Met(slot.tensors, int(slot.metadata["step"]), int(slot.metadata["seed"]), artifact.classes, {})
     metadata = {"step": str(met.step), "seed": str(met.seed if seed is None else seed), "images": "0"}
-    metadata |= {ROUND: str(number), BEGINS: str(met.step)}
+    metadata |= {ROUND: str(number), BEGINS: str(met.step), **(notes or {})}
     if is_run_of(folder, artifact):
         with contextlib.suppress(EdgeBcsError):  # none is intact: it began nothing
             saved = read_slot(Artifact.read(folder)).metadata

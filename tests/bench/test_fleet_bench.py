@@ -63,7 +63,6 @@ def test_positions_as_distances(artifact: Artifact) -> None:
     state["coo.index"][...] = [0, 9, 30, 53, 71]
     sizes = fleet.wire(artifact, state)
     assert (sizes["values"], sizes["indices"], sizes["indices_delta_coded"]) == (20, 20, 5)
-    assert fleet.varint(np.array([0, 127, 128, 300])) == bytes([0, 127, 128, 1, 172, 2])
 
 
 def test_the_page_is_that_of_the_figures() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,18 @@ import pytest
 
 pytest.importorskip("flwr")
 
+from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from helpers.artifacts import SIZE, write_artifact
 from helpers.artifacts import state as hand_made
-from helpers.artifacts import write_artifact
+from helpers.signing import make_key, sign
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.fleet import flower
-from edge_bcs.fleet.flower import ARRAYS, CONFIG, METRICS, Merging, packed, unpacked
+from edge_bcs.fleet.flower import ARRAYS, CONFIG, GAPS, METRICS, Merging, packed, unpacked
 from edge_bcs.fleet.rounds import Rounds
 
 Make = Callable[..., Path]
@@ -52,9 +56,14 @@ def strategy(folder: Path, artifact: Artifact) -> Merging:
     return Merging(Rounds(folder, "server", boards=1), artifact, min_train_nodes=1, min_available_nodes=2)
 
 
+def by_node(messages: Iterable[Message]) -> list[Message]:
+    """They come in an order that Flower draws."""
+    return sorted(messages, key=lambda message: message.metadata.dst_node_id)
+
+
 def asked(merging: Merging, number: int, *nodes: int) -> list[Message]:
     arrays = packed(merging.met.state)
-    return list(merging.configure_train(number, arrays, ConfigRecord({}), Nodes(*nodes)))  # type: ignore[arg-type]
+    return by_node(merging.configure_train(number, arrays, ConfigRecord({}), Nodes(*nodes)))  # type: ignore[arg-type]
 
 
 def reply(
@@ -62,7 +71,10 @@ def reply(
 ) -> Message:
     state = dict(hand_made())
     change(state)
-    arrays = {name: Array(array) for name, array in state.items() if not name.endswith("momentum")}
+    gaps = state.pop(GAPS, None)
+    arrays = dict(packed(state))
+    if gaps is not None:
+        arrays[GAPS] = Array(np.array(gaps, np.uint8))
     number = int(message.content[CONFIG]["server-round"])
     metrics = {"round": number, "step": 5, "seed": 7, "images": 64, **told}
     content = RecordDict({ARRAYS: ArrayRecord(arrays), METRICS: MetricRecord(metrics)})
@@ -72,7 +84,8 @@ def reply(
 def test_what_is_on_the_wire(artifact: Artifact) -> None:
     state = hand_made()
     record = packed(state)
-    assert set(record) == {name for name in state if not name.endswith("momentum")}
+    names = {name for name in state if not name.endswith("momentum")}
+    assert set(record) == names - {"coo.index"} | {GAPS}
     back = unpacked(record, artifact)
     assert all(
         np.array_equal(back[name], 0 * array if "momentum" in name else array)
@@ -80,7 +93,7 @@ def test_what_is_on_the_wire(artifact: Artifact) -> None:
     )
     for name, array, message in (
         ("coo.value", state["coo.value"][:-1], r"coo.value is float32\[4\] instead of float32\[5\]"),
-        ("coo.index", state["coo.index"].astype(np.int64), r"coo.index is int64\[5\] instead of int32\[5\]"),
+        (GAPS, state["coo.index"], r"coo.gaps is int32\[5\] instead of bytes"),
         ("dense.value", state["dense.value"][:, None], r"dense.value is float32\[9, 1\]"),
     ):
         with pytest.raises(EdgeBcsError, match=message):
@@ -94,8 +107,12 @@ def test_what_is_on_the_wire(artifact: Artifact) -> None:
         unpacked(ArrayRecord({**record, "coo.value": garbage}), artifact)
 
 
-def unsorted(state: dict[str, Any]) -> None:
-    state["coo.index"] = state["coo.index"][::-1].copy()
+def beyond(state: dict[str, Any]) -> None:
+    state[GAPS] = [0, 0, 0, 0, SIZE - 4]
+
+
+def fewer(state: dict[str, Any]) -> None:
+    state[GAPS] = [0, 0, 0, 0x80, 0]
 
 
 def nan(state: dict[str, Any]) -> None:
@@ -110,14 +127,17 @@ def shorter(state: dict[str, Any]) -> None:
     state["coo.value"] = state["coo.value"][:-1]
 
 
-def test_a_round_goes_on_without_what_cannot_take_part(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_round_goes_on_without_what_cannot_take_part(
+    artifact: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     merging = strategy(tmp_path / "rounds", artifact)
-    messages = asked(merging, 1, *range(1, 9))
+    messages = asked(merging, 1, *range(1, 11))
     assert {int(message.content[CONFIG]["server-round"]) for message in messages} == {1}
     changes = [
         None,
         lambda state: state.update({"coo.value": state["coo.value"] + 1}),
-        unsorted,
+        beyond,
+        fewer,
         nan,
         far,
         shorter,
@@ -126,11 +146,24 @@ def test_a_round_goes_on_without_what_cannot_take_part(artifact: Artifact, tmp_p
         reply(message, *([change] if change else []))
         for message, change in zip(messages, changes, strict=False)
     ]
-    replies.append(reply(messages[6], round=9))
-    replies.append(Message(content=RecordDict({}), reply_to=messages[7]))
-    replies.append(Message(Error(0, "out of memory"), reply_to=messages[7]))
-    arrays, metrics = merging.aggregate_train(1, replies)
+    replies.append(reply(messages[7], round=9))
+    replies.append(Message(content=RecordDict({}), reply_to=messages[8]))
+    replies.append(Message(Error(0, "out of memory\x1b[2J"), reply_to=messages[9]))
+    replies.append(reply(messages[0], far))
+    with caplog.at_level("WARNING", "flwr"):
+        arrays, metrics = merging.aggregate_train(1, replies)
     assert arrays is not None and metrics is not None and metrics["runs"] == 2
+    for sentence in (
+        "node 3 is left out: the gaps between positions lead beyond the network's 72 weights",
+        "node 4 is left out: the gaps between positions are 4 numbers instead of 5",
+        "node 7 is left out: coo.value is float32[4] instead of float32[5]",
+        "node 8 is left out: it was sent in round 9, and is no answer in round 1",
+        "node 9 is left out: it does not say what it is",
+        "node 10 is left out: out of memory\\x1b[2J",
+        "node 1 is left out: it has answered in this round already",
+        "node-6 have a norm of",
+    ):
+        assert sentence in caplog.text, sentence
     merged = unpacked(arrays, artifact)
     assert merged["coo.value"] == pytest.approx(hand_made()["coo.value"] + 0.5, rel=1e-6)
     kept = read_state(Artifact.read(tmp_path / "rounds" / "round-0001" / "merged"))[0]
@@ -182,3 +215,126 @@ def test_a_board_trains(tiny_artifact: Make, digits: Path, tmp_path: Path) -> No
         np.array_equal(again.content[ARRAYS][name].numpy(), answer.content[ARRAYS][name].numpy())
         for name in answer.content[ARRAYS]
     )
+    # Asked for another length, as by another fleet: it trains anew.
+    arrays = packed(merging.met.state)
+    longer = list(merging.configure_train(2, arrays, ConfigRecord({"steps": 3}), Nodes(1, 2)))  # type: ignore[arg-type]
+    assert flower.train(longer[0], context).content[METRICS]["images"] == 3 * artifact.batch_size
+
+
+def asked_to_measure(merging: Merging, number: int, *nodes: int, **how: int) -> list[Message]:
+    config = ConfigRecord({"attack-steps": 1, "limit": 0, **how})
+    arrays = packed(merging.met.state)
+    return by_node(merging.configure_evaluate(number, arrays, config, Nodes(*nodes)))  # type: ignore[arg-type]
+
+
+def test_boards_measure_what_a_round_became(tiny_artifact: Make, digits: Path, tmp_path: Path) -> None:
+    artifact = Artifact.read(tiny_artifact())
+    merging = Merging(
+        Rounds(tmp_path / "rounds", "server", boards=1), artifact, min_train_nodes=1, fraction_evaluate=1.0
+    )
+    assert asked_to_measure(merging, 1, 1, 2) == []  # nothing was merged
+    sent = list(merging.configure_train(1, packed(merging.met.state), ConfigRecord({}), Nodes(1, 2)))  # type: ignore[arg-type]
+    content = RecordDict(
+        {
+            ARRAYS: packed(merging.met.state),
+            METRICS: MetricRecord({"round": 1, "step": 3, "seed": 0, "images": 64}),
+        }
+    )
+    merging.aggregate_train(1, [Message(content=content, reply_to=sent[0])])
+    config: dict[str, Any] = {"artifact": str(artifact.path), "data": str(digits), "run": "none"}
+    context = Context(run_id=1, node_id=2, node_config=config, state=RecordDict(), run_config={})
+    messages = asked_to_measure(merging, 1, 1, 2)
+    answer = flower.evaluate(messages[0], context)
+    with Trainer(artifact.path) as trainer:
+        expected = trainer.evaluate(str(digits), 1)
+    told = answer.content[METRICS]
+    assert (told["round"], told["images"]) == (1, 16)
+    assert told["accuracy"] == expected["accuracy"]
+    assert told["robust_accuracy"] == expected["robust_accuracy"]
+
+
+def measured(message: Message, **told: float) -> Message:
+    told = {"round": 1, "images": 10, "accuracy": 0.5, "robust_accuracy": 0.25, **told}
+    return Message(content=RecordDict({METRICS: MetricRecord(dict(told))}), reply_to=message)
+
+
+def test_measurements_are_weighted_and_what_is_none_is_named(
+    artifact: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    merging = Merging(
+        Rounds(tmp_path, "server", boards=1), artifact, min_train_nodes=1, fraction_evaluate=1.0
+    )
+    merging.aggregate_train(1, [reply(message) for message in asked(merging, 1, 1, 2)])
+    messages = asked_to_measure(merging, 1, *range(1, 9))
+    answers = [
+        measured(messages[0], images=30, accuracy=1.0),
+        measured(messages[1], images=10),
+        measured(messages[2], images=10, accuracy=0.0, robust_accuracy=0.0),
+        measured(messages[3], accuracy=float("nan")),
+        measured(messages[4], images=0),
+        measured(messages[5], round=2),
+        Message(content=RecordDict({}), reply_to=messages[6]),
+        Message(Error(0, "no data"), reply_to=messages[7]),
+        measured(messages[0], accuracy=0.0),
+    ]
+    with caplog.at_level("WARNING", "flwr"):
+        found = merging.aggregate_evaluate(1, answers)
+    assert found is not None and dict(found) == {
+        "boards": 3,
+        "images": 50,
+        "accuracy": pytest.approx(0.7),  # (30·1 + 10·0.5 + 10·0) / 50
+        "robust_accuracy": pytest.approx(0.2),
+    }
+    assert caplog.text.count("is left out") == 6
+    kept = json.loads((tmp_path / "round-0001" / "evaluation.json").read_text())
+    assert [one["images"] for one in kept["each"]] == [30, 10, 10]
+    assert merging.aggregate_evaluate(1, []) is None
+    # One that says it has measured a million times as much counts ten times the median.
+    many = [measured(m, images=10) for m in messages[:2]] + [
+        measured(messages[2], images=10**7, accuracy=0.0)
+    ]
+    found = merging.aggregate_evaluate(1, many)
+    assert found is not None and found["accuracy"] == pytest.approx(10 / 120)
+
+
+def test_a_board_takes_no_artifact_that_its_key_did_not_sign(
+    tiny_artifact: Make, digits: Path, tmp_path: Path
+) -> None:
+    private, public = make_key(tmp_path, "ours")
+    _, other = make_key(tmp_path, "other")
+    signed = sign(Path(shutil.copytree(tiny_artifact(), tmp_path / "signed")), private)
+    artifact = Artifact.read(signed)
+    merging = Merging(Rounds(tmp_path / "rounds", "server", boards=1), artifact, min_train_nodes=1)
+    (message, *_) = list(
+        merging.configure_train(1, packed(merging.met.state), ConfigRecord({"steps": 1}), Nodes(1, 2))  # type: ignore[arg-type]
+    )
+    config: dict[str, Any] = {"artifact": str(signed), "data": str(digits), "run": str(tmp_path / "run")}
+
+    def answer(key: Path) -> Message:
+        node = {**config, "trust-key": str(key)}
+        return flower.train(
+            message, Context(run_id=1, node_id=2, node_config=node, state=RecordDict(), run_config={})
+        )
+
+    refused = answer(other)
+    assert refused.has_error() and "other.pub.pem" in refused.error.reason
+    assert not (tmp_path / "run").exists()
+    assert not answer(public).has_error()
+
+
+def test_a_board_that_flower_simulates_has_a_number_alone() -> None:
+    def settings(node: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+        return flower.settings_of(
+            Context(run_id=1, node_id=2, node_config=node, state=RecordDict(), run_config=run)
+        )
+
+    run = {"artifact": "a", "data": "d/{board}", "run": "r/{board}", "folder": "f", "trust-key": ""}
+    simulated = settings({"partition-id": 3, "num-partitions": 5}, run)
+    assert simulated == {"artifact": "a", "data": "d/3", "run": "r/3"}
+    # Whoever starts a run says nothing about the folders of a real board.
+    with pytest.raises(
+        EdgeBcsError, match=r"this board does not say its data: flower-supernode --node-config"
+    ):
+        settings({"partition-id": 3, "artifact": "mine"}, run)
+    with pytest.raises(EdgeBcsError, match=r"does not say its artifact"):
+        settings({}, run)
