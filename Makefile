@@ -19,7 +19,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: test-microcontroller c-library native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance fleet zoo zoo-aims signs unlabelled test-efficientnet clean
+.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance fleet zoo zoo-aims pretrained signs unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests, on two cores (WORKERS=2)"
@@ -49,6 +49,7 @@ help:
 	@echo "make zoo         networks of torchvision and timm: gradients, peaks, time, into docs/networks.md (hours)"
 	@echo "make zoo-aims    what is aimed at for such networks: time, memory, depthwise kernels (minutes)"
 	@echo "make signs       from a pretrained network and photographs of hands, SIGNS=signs.tar.gz, to a robust one on a board (hours)"
+	@echo "make pretrained  measure the checkpoint of RUN and add it to the zoo as NAME; DATA: whose test images (minutes to hours)"
 	@echo "make unlabelled  what photographs without labels are worth, SIGNS=signs.tar.gz, into results/unlabelled (hours)"
 	@echo "make clean       remove what the above wrote"
 
@@ -257,6 +258,10 @@ $(VENV)-zoo/.installed: $(SOURCES) results/networks/requirements.txt
 
 zoo: $(VENV)-zoo/.installed
 	$(VENV)-zoo/bin/python -m edge_bcs.bench.zoo results/networks docs/networks.md $(ZOO)
+
+# PRETRAINED="--autoattack 1000" measures AutoAttack on so many images, too (edge-bcs[eval]).
+pretrained: $(INSTALLED)
+	$(BIN)/python -m edge_bcs.bench.pretrained $(RUN) $(NAME) --data $(DATA) --zoo edge_bcs/zoo $(PRETRAINED)
 
 # Whole steps, memory and depthwise kernels of such networks beside what is aimed at, into results/networks.
 zoo-aims: $(VENV)-zoo/.installed

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edge_bcs.core.settings import Attack, Hyper, Schedule, Unlabelled
     from edge_bcs.exporters import export
     from edge_bcs.exporters.settings import Memory, Publishing
-    from edge_bcs.loading import load
+    from edge_bcs.loading import load, pretrained
     from edge_bcs.method.connectivity import SparseModel, sparsify
     from edge_bcs.training.loop import train
     from edge_bcs.training.settings import Compute, Feed, Gradual, Method, Output
@@ -51,6 +51,7 @@ _LAZY = {
     "train": "edge_bcs.training.loop:train",
     "export": "edge_bcs.exporters:export",
     "load": "edge_bcs.loading:load",
+    "pretrained": "edge_bcs.loading:pretrained",
     "Attack": "edge_bcs.core.settings:Attack",
     "Hyper": "edge_bcs.core.settings:Hyper",
     "Schedule": "edge_bcs.core.settings:Schedule",
@@ -87,6 +88,7 @@ __all__ = [
     "fleet",
     "load",
     "models",
+    "pretrained",
     "runtime",
     "sparsify",
     "targets",

@@ -4,7 +4,7 @@ The file holds exactly the seven buffers of `edge_bcs.core.state`, under the nam
 board use, and string metadata: format "edge-bcs-state", version "1", step, seed,
 `network` (JSON with name and arguments), `layers` (JSON: names and shapes of the kernels), sparsity,
 distribution, objective, `classes` (JSON: names of the outputs in label order, if they are known) and whatever
-else the writer adds.
+else the writer adds. A file whose `momentum` is "none" leaves both momenta out: they are zero.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ from edge_bcs.core.tensor_file import TensorFile, write_tensors
 from edge_bcs.core.text import check_text
 from edge_bcs.data.classes import Names, parse_names
 from edge_bcs.method.sparse_model import SparseModel
+
+_MOMENTUM, _NONE = "momentum", "none"
+_MOMENTA = {"coo.momentum": "coo.value", "dense.momentum": "dense.value"}
+"""Momentum → what it is the momentum of."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def save_checkpoint(
     *,
     metadata: Mapping[str, str] | None = None,
     more: Mapping[str, NDArray[Any]] | None = None,
+    momentum: bool = True,
 ) -> None:
     """Write the state of `sparse` to a file; a crash at any moment leaves the old file or the new one.
 
@@ -91,6 +96,8 @@ def save_checkpoint(
         sparse: the network.
         metadata: further strings, such as objective.
         more: further arrays under names of their own, which only the training that wrote them reads.
+        momentum: whether it is written; without it the file is a third smaller, and a training that goes on
+            from it begins without momentum.
 
     Raises:
         EdgeBcsError: the file cannot be written (no space, no permission), or a number is not finite; the old
@@ -104,6 +111,9 @@ def save_checkpoint(
         **(metadata or {}),
         **state_metadata(sparse, sparse.step, sparse.seed, sparse.classes),
     }
+    if not momentum:
+        state = {name: array for name, array in state.items() if name not in _MOMENTA}
+        described[_MOMENTUM] = _NONE
     content = io.BytesIO()
     write_tensors(content, {**(more or {}), **state}, described)
     write_atomically(Path(path), content.getbuffer(), make_folder=True)
@@ -165,6 +175,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise EdgeBcsError(
             f"{path} has the format version {metadata.get('version')}; this edge-bcs reads version {VERSION}"
         )
+    if metadata.get(_MOMENTUM) == _NONE:
+        for name, beside in _MOMENTA.items():
+            if beside in tensors:
+                tensors.setdefault(name, np.zeros_like(tensors[beside]))
     missing = [name for name in STATE_NAMES if name not in tensors]
     if missing:
         raise EdgeBcsError(f"{path} lacks {missing[0]}")

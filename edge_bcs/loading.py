@@ -1,4 +1,5 @@
-"""`edge_bcs.load`: from a checkpoint, an artifact or a saved run of the board back to a torch module."""
+"""`edge_bcs.load`: from a checkpoint, an artifact or a saved run of the board back to a torch module; and
+`edge_bcs.pretrained`: from the zoo to one."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from edge_bcs import models
+from edge_bcs import models, zoo
 from edge_bcs.checkpoint import Checkpoint, read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.normalization import Normalization
@@ -85,6 +86,21 @@ def load(
         distribution=checkpoint.metadata.get("distribution", "paper"),
         classes=_classes(path, checkpoint, record),
     )
+
+
+def pretrained(name: str) -> SparseModel:
+    """Return a network of the zoo, in evaluation mode, ready to be called, attacked, trained or exported.
+
+    `edge-bcs zoo` lists their names, with what was measured of each. Nothing is downloaded: they come with
+    edge-bcs.
+
+    Args:
+        name: such as "resnet18-digits-16x16-99-at".
+
+    Raises:
+        EdgeBcsError: there is none of that name, or its file is not the one that was measured.
+    """
+    return load(zoo.file_of(zoo.card_of(name)))
 
 
 def _classes(path: Path, checkpoint: Checkpoint, record: dict[str, Any]) -> Names | None:

@@ -31,6 +31,7 @@ MAY_KNOW: dict[str, set[str]] = {
     METHOD: {CORE},
     "exporters": {CORE, DATA, METHOD, "runtime", "targets"},
     "edge_bcs/models": {CORE},
+    "edge_bcs/zoo": {CORE},
     EVALUATION: {CORE, DATA, METHOD},
     TRAINING: {CORE, METHOD, DATA, EVALUATION, "edge_bcs/training/backends"},
     "edge_bcs/comparators": {CORE, METHOD, DATA, EVALUATION, TRAINING},

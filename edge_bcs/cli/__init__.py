@@ -39,6 +39,7 @@ _COMMANDS = {
     "predict": "Name what is on photographs.",
     "evaluate": "Measure accuracy, clean and under attack.",
     "train": "Train a sparse network from scratch (host).",
+    "zoo": "List the trained networks that come with edge-bcs.",
     "plot": "Draw trainings and evaluations (host).",
     "inspect": "Show what an artifact or a run holds.",
     "targets": "List the boards that are known.",

@@ -256,8 +256,8 @@ def command_line(command: str, *words: object) -> str:
     return " ".join(["edge-bcs", command, *map(word, words)])
 
 
-def print_json(content: dict[str, Any]) -> None:
-    """Print one JSON object on standard output."""
+def print_json(content: dict[str, Any] | list[Any]) -> None:
+    """Print one JSON object, or a list, on standard output."""
     click.echo(json.dumps(content, indent=1, default=str))
 
 

@@ -42,6 +42,7 @@ from edge_bcs.cli.networks import (
     weights_option,
     with_saved,
 )
+from edge_bcs.cli.pretrained import pretrained_option, zoo_file
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import write_json
 from edge_bcs.core.outputs import check_output, containing, json_with
@@ -64,6 +65,7 @@ _REPORTED = json_with("path", "data", "split", "engine")
 @click.command()
 @click.argument("path", type=click.Path(), required=False)
 @own_model_option
+@pretrained_option
 @weights_option
 @input_size_option
 @input_shape_option
@@ -123,13 +125,14 @@ _REPORTED = json_with("path", "data", "split", "engine")
     edge-bcs evaluate run --data photos/ --html answers.html
     edge-bcs evaluate runs/vgg16 --data cifar-10-batches-py --attack autoattack --resume counts.json
     edge-bcs evaluate runs/mine --model nets.py:make --data photos/
+    edge-bcs evaluate --pretrained resnet18-digits-16x16-99-at --data digits --attack pgd --restarts 1
     edge-bcs evaluate --model nets.py:make --weights dense.pt --data photos/ --input-size 96
     edge-bcs evaluate --model net.onnx --data photos/ --normalize imagenet --resize crop:0.875
     edge-bcs evaluate runs/vgg16 --data digits --attack square --queries 50 --queries 5000 --json square.json
 """)
 def command(path: str | None, json_file: str | None, html_file: str | None, **options: Any) -> None:
-    """Measure the accuracy of an artifact, a run or a checkpoint, on clean images and under attack; or that
-    of a dense network as it is: --model with --weights, or an ONNX file.
+    """Measure the accuracy of an artifact, a run or a checkpoint (PATH, --pretrained), on clean images and
+    under attack; or that of a dense network as it is: --model with --weights, or an ONNX file.
 
     Artifacts and runs are measured by their own graphs, as on the board. Attacks other than FGSM and PGD, and
     options marked (torch), load them into PyTorch. The JSON has the names of RobustBench: clean_acc, adv_acc,
@@ -230,14 +233,21 @@ def _check(options: dict[str, Any]) -> None:
 
 
 def _what(path: str | None, options: dict[str, Any]) -> str:
-    """Return what is measured: PATH, the file of --weights or an ONNX file, of which one must be there."""
+    """Return what is measured: PATH, or the file of --pretrained, --weights or --model, of which one must be
+    there."""
+    if options["pretrained"] is not None:
+        if path is not None:
+            raise EdgeBcsError(f"{path} and --pretrained both name the network: give one of them.")
+        if options["trust_keys"] or options["min_release"]:
+            raise EdgeBcsError("--trust-key checks artifacts: leave it out for a network of the zoo.")
+        return str(zoo_file(options))
     weights: str | None = options["weights"]
     if path is None and weights is None and is_onnx(options["model"]):
         weights = options["model"]
     if (path is None) == (weights is None):
         raise EdgeBcsError(
-            "name what is measured: an artifact, a run or a checkpoint, or --weights FILE with --model, and "
-            "not both."
+            "name what is measured: an artifact, a run or a checkpoint, --pretrained NAME, or --weights FILE "
+            "with --model, and only one of them."
         )
     for name in ("normalize", "resize"):
         if options[name] is not None and weights is None:

@@ -22,7 +22,6 @@ from edge_bcs.cli.common import (
     command_line,
     dense_kernels,
     examples,
-    given,
     json_option,
     objective_option,
     pairs,
@@ -51,12 +50,18 @@ from edge_bcs.cli.networks import (
     prepared,
     registered,
     resize_option,
-    say_new,
     shape_of,
     short_name,
     start,
     start_option,
     weights_option,
+)
+from edge_bcs.cli.pretrained import (
+    OF_NEW_NETWORKS,
+    pretrained_option,
+    refuse_options,
+    with_outputs,
+    zoo_file,
 )
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.progress import Progress, note
@@ -68,11 +73,6 @@ if TYPE_CHECKING:
     from edge_bcs.targets.cost_model import Machine
     from edge_bcs.targets.microcontrollers import Microcontroller
 
-_OF_NEW_NETWORKS = (
-    *("model", "sparsity", "distribution", "width", "dense_patterns", "normalize", "resize"),
-    *("start", "weights"),
-)
-
 
 @click.command()
 @model_option
@@ -81,6 +81,7 @@ _OF_NEW_NETWORKS = (
     type=click.Path(),
     help="A trained network (folder of `train`, run, artifact) to compile, instead of a new one.",
 )
+@pretrained_option
 @click.option(
     "--sparsity",
     default="0.99",
@@ -181,6 +182,7 @@ _OF_NEW_NETWORKS = (
     edge-bcs export --sparsity 0.99
     edge-bcs export --model resnet18 --objective trades --target raspberry-pi-4 -o out/resnet18
     edge-bcs export --checkpoint runs/vgg16 --memory 12MiB -o out/vgg16
+    edge-bcs export --pretrained resnet18-digits-16x16-99-at --memory 10MiB -o out/digits
     edge-bcs export --model nets.py:make --input-shape 3,48,48 --sparsity 0.95 -o out/mine
     edge-bcs export --model nets.py:make --weights dense.pt --sparsity 0.9 --input-size 96 -o out/pruned
     edge-bcs export --model nets.py:make --checkpoint runs/mine --memory 8MiB -o out/mine
@@ -193,8 +195,9 @@ def command(**options: Any) -> None:
     """Compile a sparse network into an artifact: one folder (or one file) that a board can train inside a
     byte budget.
 
-    The network is a new one (--model) or a trained one (--checkpoint), which with --classes keeps all but its
-    last layer. An artifact that is already at the output is replaced as a whole; nothing else is.
+    The network is a new one (--model) or a trained one (--checkpoint, --pretrained), which with --classes
+    keeps all but its last layer. An artifact that is already at the output is replaced as a whole; nothing
+    else is.
     """
     from edge_bcs.core.part import Part
 
@@ -203,11 +206,15 @@ def command(**options: Any) -> None:
     if (options["trust_keys"] or options["min_release"]) and not options["checkpoint"]:
         raise EdgeBcsError("--trust-key checks what --checkpoint reads: leave it out for a new network.")
 
-    if options["checkpoint"]:
-        for name in _OF_NEW_NETWORKS:
-            if given(name) and not (name == "model" and is_own(options["model"])):
-                option = name.removesuffix("_patterns")
-                raise EdgeBcsError(f"--{option} belongs to a new network; a checkpoint has its own.")
+    if options["pretrained"]:
+        if options["checkpoint"]:
+            raise EdgeBcsError("--checkpoint and --pretrained both name the network: give one of them.")
+        options["checkpoint"] = zoo_file(options)
+    elif options["checkpoint"]:
+        own_module = is_own(options["model"])
+        refuse_options(
+            "a checkpoint", *(name for name in OF_NEW_NETWORKS if name != "model" or not own_module)
+        )
     check_width(options)
 
     memory = options["memory"]
@@ -267,9 +274,11 @@ def _exported(
         return output
 
     # A network takes long to read: what is wrong with the output is said before, where it is known.
-    known = options["output"] or (
-        None if options["checkpoint"] else Path("out") / short_name(options["model"])
-    )
+    known = options["output"]
+    if known is None and options["pretrained"]:
+        known = Path("out") / options["pretrained"]
+    elif known is None and not options["checkpoint"]:
+        known = Path("out") / short_name(options["model"])
     output = None if known is None else checked(Path(known))
     note("reading the network")
     names = class_names(options)
@@ -386,20 +395,6 @@ def _check_source(checkpoint: str | None, output: Path) -> None:
         )
 
 
-def _with_classes(sparse: Any, classes: int) -> Any:
-    """Return a trained network with so many outputs; a new last layer is told."""
-    from edge_bcs.exportable import last_layer
-    from edge_bcs.method import heads
-    from edge_bcs.method.new_classes import with_classes
-
-    layer = last_layer(sparse.network, sparse.input_shape)
-    before = heads.outputs(sparse.network, layer)
-    if before == classes:
-        return sparse
-    say_new(heads.NewHead(layer, before, classes))
-    return with_classes(sparse, classes)
-
-
 def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[Any, str, int]:
     """Return (sparse network, its name, training steps behind it)."""
     model = options["model"]
@@ -409,7 +404,7 @@ def _network(options: dict[str, Any], names: tuple[str, ...] | None) -> tuple[An
         network = own(model, asked_shape(options)) if is_own(model) else None
         sparse = load(options["checkpoint"], network, **trusted(options))
         if options["classes"] is not None:
-            sparse = _with_classes(sparse, options["classes"])
+            sparse = with_outputs(sparse, options["classes"])
         return sparse, str(sparse.record["name"]), int(sparse.step)
     import torch
 

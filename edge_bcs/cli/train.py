@@ -54,6 +54,7 @@ from edge_bcs.cli.networks import (
     start_option,
     weights_option,
 )
+from edge_bcs.cli.pretrained import pretrained_option, zoo_file
 from edge_bcs.cli.training import COMPARATORS, is_begun, is_checkpoint, trained
 from edge_bcs.core.errors import EdgeBcsDeprecationWarning, EdgeBcsError
 from edge_bcs.core.locks import FolderLock
@@ -71,12 +72,12 @@ _OWNERS = {
     "distribution": ("bcs",),
     "dense_patterns": ("bcs", "random", "dense", *COMPARATORS),
     "weights": ("bcs", "dense", *COMPARATORS),
-    "pretrained": COMPARATORS,
     "pretrain_epochs": COMPARATORS,
     "fine_tuning_rate": COMPARATORS,
     "search_epochs": COMPARATORS,
     "admm_interval": COMPARATORS,
 }
+_WITH_PRETRAINED = ("bcs", "random")
 
 
 @click.command(cls=AugmentingCommand)
@@ -96,7 +97,7 @@ _OWNERS = {
     type=click.Path(),
     help="For fixed: the checkpoint whose number of connections in each layer is taken.",
 )
-@click.option("--pretrained", type=click.Path(), help="The old spelling of --weights for lwm, hydra, admm.")
+@pretrained_option
 @click.option(
     "--rewire", type=click.Choice(["uniform", "by-layer"]), default="uniform", show_default=True,
     help="For bcs: new connections are drawn over all layers at once (Algorithm 1 of the paper), or layer by "
@@ -216,6 +217,7 @@ _OWNERS = {
     edge-bcs train --data photos/ --augment photo --balance --schedule cosine --warmup 0.05 --patience 10
     edge-bcs train --model nets.py:make --weights dense.pt --data photos/ --input-size 96 --gradual
     edge-bcs train --model nets.py:make --weights dense.pt --data photos/ --train head --batch-norm frozen
+    edge-bcs train --pretrained resnet18-digits-16x16-99-at --data digits --epochs 5 -o runs/digits
     edge-bcs train --data cifar-10-batches-py --method fixed --counts-from runs/vgg16 -o runs/fixed
     edge-bcs train --data cifar-10-batches-py --method hydra --weights runs/dense -o runs/hydra
     torchrun --nproc-per-node 4 -m edge_bcs.cli train --data cifar-10-batches-py -o runs/vgg16
@@ -224,8 +226,9 @@ _OWNERS = {
 def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     """Train a sparse robust network on the host, with the paper's method or one to compare with.
 
-    It is trained from scratch, or from trained weights (--weights): of these the largest are kept, or all in
-    the beginning with --gradual. Where the data has other classes, the last layer is made anew.
+    It is trained from scratch, from a sparse network of the zoo (--pretrained), or from trained weights
+    (--weights): of these the largest are kept, or all in the beginning with --gradual. Where the data has
+    other classes, the last layer is made anew.
 
     The output folder gets checkpoint.safetensors (the best epoch on held-out images), last.safetensors (the
     newest), metrics.jsonl and epochs.jsonl. --resume goes on with a training that was stopped, and ends with
@@ -235,7 +238,7 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
 
     options["model"] = model
     _check(options)
-    output = Path(options["output"] or Path("runs") / short_name(model))
+    output = Path(options["output"] or Path("runs") / (options["pretrained"] or short_name(model)))
     check_folder(output)
     if not is_begun(output):
         check_apart(output, data_spec)
@@ -289,6 +292,7 @@ def _check(options: dict[str, Any]) -> None:
             option = name.removesuffix("_patterns").replace("_", "-")
             raise EdgeBcsError(f"--{option} belongs to {', '.join(owners)}, not to {method}.")
     _take_old_spelling(options)
+    _check_pretrained(options)
     if is_checkpoint(options["weights"]) and method in COMPARATORS and given("pretrain_epochs"):
         raise EdgeBcsError(
             "--pretrain-epochs is for a network that is not robust yet, and a checkpoint is taken as it is: "
@@ -312,10 +316,21 @@ def _check(options: dict[str, Any]) -> None:
         )
 
 
+def _check_pretrained(options: dict[str, Any]) -> None:
+    """Put the file that --pretrained names into "zoo_file"; refuse what would make another network."""
+    options["zoo_file"] = zoo_file(options, "counts_from", "gradual", "seed")
+    if options["zoo_file"] is not None and options["method"] not in _WITH_PRETRAINED:
+        raise EdgeBcsError(
+            f"--pretrained is a sparse network, which {' and '.join(_WITH_PRETRAINED)} can train; "
+            f"{options['method']} makes its own."
+        )
+
+
 def _take_old_spelling(options: dict[str, Any]) -> None:
-    """Take --pretrained FILE as --weights FILE, with a word."""
+    """Take --pretrained FILE as --weights FILE, with a word, for a method that had it and a path at which
+    something is; else it names a network of the zoo."""
     file = options["pretrained"]
-    if file is None:
+    if file is None or options["method"] not in COMPARATORS or not Path(file).exists():
         return
     if options["weights"] not in (None, file):
         raise EdgeBcsError("--pretrained is the old spelling of --weights: give one of them.")
@@ -325,4 +340,4 @@ def _take_old_spelling(options: dict[str, Any]) -> None:
         EdgeBcsDeprecationWarning,
         stacklevel=1,
     )
-    options["weights"] = file
+    options["weights"], options["pretrained"] = file, None

@@ -16,9 +16,11 @@ from edge_bcs.cli.networks import (
     own,
     prepared,
     registered,
+    shape_of,
     start,
     unknown_shape,
 )
+from edge_bcs.cli.pretrained import with_outputs
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.resizing import Resize
 from edge_bcs.core.settings import Hyper, Schedule
@@ -33,7 +35,8 @@ class _Asked:
     """A training as it is asked for.
 
     Attributes:
-        network: with its weights. data: to train on. second: the second data set of rst, or None.
+        network: with its weights; of --pretrained a sparse one, all others a module.
+        data: to train on. second: the second data set of rst, or None.
         options: of the command. numbers, machine: arguments that every method takes.
     """
 
@@ -57,12 +60,19 @@ def trained(model: str, data_spec: str, output: Path, options: dict[str, Any], f
     from edge_bcs.cli.reading import Reading
     from edge_bcs.method.hooks import set_normalization
 
-    shape = asked_shape(options)
     torch.manual_seed(options["seed"])  # biases begin as torch draws them
     options["class_names"] = names = class_names(options)
     classes = asked_classes(options, names)
-    network = own(model, shape, classes) if is_own(model) else None
-    shape = shape or getattr(network, "edge_bcs_input_shape", None)
+    network: Any = None
+    if options["zoo_file"] is not None:
+        from edge_bcs import loading
+
+        network = loading.load(options["zoo_file"])
+        shape: tuple[int, int, int] | None = shape_of(network, options)
+    else:
+        shape = asked_shape(options)
+        network = own(model, shape, classes) if is_own(model) else None
+        shape = shape or getattr(network, "edge_bcs_input_shape", None)
     if shape is None:
         raise unknown_shape(type(network).__name__)
     resumed = output if options["resume"] else None
@@ -71,7 +81,9 @@ def trained(model: str, data_spec: str, output: Path, options: dict[str, Any], f
     data = reading.open("train")
     if first and (resumed or not is_begun(output)):
         reading.record(output)
-    if network is None:
+    if options["zoo_file"] is not None:
+        network = _of_zoo(network, data, classes or (None if names is None else len(names)))
+    elif network is None:
         channels, size, _ = shape
         classes = classes or len(names or data.classes)
         network = registered(
@@ -83,7 +95,8 @@ def trained(model: str, data_spec: str, output: Path, options: dict[str, Any], f
         )
     elif classes is None and start(options) == "magnitude":
         classes = _classes_of(data, network, shape)
-    if options["method"] not in COMPARATORS or not is_checkpoint(options["weights"]):
+    taken = options["method"] in COMPARATORS and is_checkpoint(options["weights"])
+    if not taken and options["zoo_file"] is None:
         prepared(network, options, classes, shape)
     if options["resize"] is not None:
         network.edge_bcs_resize = resize  # type: ignore[assignment]
@@ -110,6 +123,15 @@ def trained(model: str, data_spec: str, output: Path, options: dict[str, Any], f
     method = _train_comparator if options["method"] in COMPARATORS else _train
     asked = _Asked(network, data, _pseudo_labelled(options, shape), options, numbers, machine)
     return {**method(asked), **reading.report()}
+
+
+def _of_zoo(sparse: Any, data: Any, classes: int | None) -> Any:
+    """Return a network of the zoo with so many outputs; without a number as many as the data has names of, if
+    the network does not know them all."""
+    known = set(sparse.classes or ())
+    if classes is None and getattr(data, "named", False) and not known.issuperset(data.classes):
+        classes = len(data.classes)
+    return sparse if classes is None else with_outputs(sparse, classes)
 
 
 def _classes_of(data: Any, network: Any, shape: tuple[int, int, int]) -> int | None:
@@ -153,7 +175,9 @@ def _train(asked: _Asked) -> dict[str, Any]:
     if options["gradual"] is not None:
         rest = {} if distribution is None else {"distribution": distribution}
         gradual, distribution = Gradual(options["sparsity"], share=options["gradual"], **rest), None
-    if method == "fixed":
+    if options["zoo_file"] is not None:
+        sparse = network
+    elif method == "fixed":
         trained = loading.load(options["counts_from"], _same(network, options), **trusted(options))
         sparse = connectivity.fixed(network, trained, seed, start=options["start"])
         if given("sparsity") and connectivity.kappa(sparse.size, options["sparsity"]) != sparse.kappa:
@@ -170,7 +194,8 @@ def _train(asked: _Asked) -> dict[str, Any]:
             dense=dense_patterns(options),
             start=start(options),
         )
-    sparse.classes = options["class_names"]
+    if options["class_names"] is not None or options["zoo_file"] is None:
+        sparse.classes = options["class_names"]
     length = {} if options["epochs"] is None else {"epochs": options["epochs"]}
     result: dict[str, Any] = training.train(
         sparse,

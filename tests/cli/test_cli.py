@@ -234,7 +234,7 @@ def test_a_stopped_training_is_saved_and_goes_on_to_the_bit(tiny_artifact: Make,
         (("export", "--checkpoint", "nothing"), "nothing"),
         (("train", "--data", "nothing"), "does not exist"),
         (("train", "--data", "digits", "--method", "fixed"), "needs --counts-from"),
-        (("train", "--data", "digits", "--pretrained", "x"), "--pretrained belongs to"),
+        (("train", "--data", "digits", "--pretrained", "x"), "the zoo has no checkpoint"),
         (("train", "--data", "digits", "--objective", "rst"), "needs --pseudo-labelled"),
         (("train", "--data", "digits", "--method", "hydra", "--engine", "sparse"), "--engine torch"),
         (
