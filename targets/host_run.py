@@ -82,13 +82,14 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
         trainer.learning_rate = trainer.weight_decay = 0.0
         artifact = trainer.artifact
         peaks = {"lists": trainer.peak_bytes}
-        placed = trainer.placed_peak_bytes
+        placed, engine = trainer.placed_peak_bytes, ""
         taken: dict[str, list[float]] = {}
 
         def record(run: GraphRun) -> None:
             taken.setdefault(run.graph, []).append(run.seconds)
             peaks[run.graph] = max(peaks.get(run.graph, 0), trainer.peak_bytes)
-            nonlocal placed
+            nonlocal placed, engine
+            engine = run.engine
             placed = max(placed, trainer.placed_peak_bytes)
             trainer.reset_peak()
 
@@ -148,6 +149,7 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
             "loss": metrics["loss"],
             "threads": trainer.threads,
             "isa": isa(),
+            "engine": engine,
             "exact": trainer.memory()["exact"],
             "rss_libraries_bytes": libraries,
             # Pages of libraries come when they are first used, so those that the sessions touch count too.

@@ -55,3 +55,11 @@ def test_the_lowest_versions_are_the_lower_bounds() -> None:
     assert set(bounds) - tools == set(pinned)
     for name, version in pinned.items():
         assert version.rstrip(".0") == bounds[name].rstrip(".0"), name
+
+
+def test_a_board_is_asked_for_numpy_and_pillow_alone() -> None:
+    """Beside what the command line prints with, and safetensors, which has no dependencies."""
+    project = pyproject()["project"]
+    names = {re.split(r"[>=<; ]", one)[0] for one in project["dependencies"]}
+    assert names == {"numpy", "click", "safetensors", "rich", "tomli"}
+    assert [re.split(r"[>=<; ]", one)[0] for one in project["optional-dependencies"]["device"]] == ["pillow"]

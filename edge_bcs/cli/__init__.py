@@ -116,7 +116,7 @@ class _Commands(click.Group):
             raise click.ClickException("this machine has too little memory for that.") from None
         except ModuleNotFoundError as error:
             wanted = (error.name or "").split(".")[0]
-            extra = {"torch": "host", "onnx": "host", "onnxruntime": "device"}.get(wanted)
+            extra = {"torch": "host", "onnx": "host", "PIL": "device"}.get(wanted)
             if wanted in ("", "edge_bcs"):
                 raise
             install = f"'edge-bcs[{extra}]'" if extra else wanted

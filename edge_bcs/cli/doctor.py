@@ -77,39 +77,51 @@ def command(output: str, as_json: bool) -> None:
 def software() -> Iterator[Finding]:
     """What is installed, and what it can enforce."""
     yield Finding("python", f"{platform.python_version()} on {platform.machine()}")
-    if importlib.util.find_spec("onnxruntime") is None:
-        install = "pip install 'edge-bcs[device]'"
-        yield Finding("onnxruntime", "not installed", "it runs the training", install, blocks=True)
-        return
-    import onnxruntime
-
-    from edge_bcs.core.errors import EdgeBcsError
-    from edge_bcs.runtime import budget
-    from edge_bcs.runtime.library import library_path, register
-
-    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    if version >= _EXACT_SINCE:
-        yield Finding("onnxruntime", f"{onnxruntime.__version__}, keeps --memory to the byte")
+    installed = importlib.util.find_spec("onnxruntime") is not None
+    if installed:
+        yield _onnx_runtime()
     else:
-        yield Finding(
-            "onnxruntime",
-            f"{onnxruntime.__version__}, keeps --memory in whole chunks of its arena",
-            "from 1.23 on it is kept to the byte",
-            "pip install --upgrade 'onnxruntime>=1.23'",
-        )
-    try:
-        register(onnxruntime.SessionOptions())
-        exact = "exact byte budget" if budget.exact() else "byte budget kept by ONNX Runtime's arena"
-        yield Finding("operators", f"{library_path().name}, {budget.isa()} kernels, {exact}")
-    except (EdgeBcsError, OSError, AttributeError) as error:
-        reinstall = "pip install --force-reinstall --no-deps edge-bcs"
-        yield Finding("operators", f"the library does not load: {error}", "reinstall it", reinstall, True)
+        yield Finding("onnxruntime", "not installed: our own engine runs the training, with the same bits")
+    yield _operators(installed)
     if importlib.util.find_spec("PIL") is None:
-        yield Finding("pillow", "missing", "image files need it", "pip install pillow")
+        yield Finding("pillow", "missing", "image files need it", "pip install 'edge-bcs[device]'")
     else:
         yield Finding("pillow", "installed")
     host = importlib.util.find_spec("torch") is not None
     yield Finding("torch", "installed" if host else "not installed (only export, train and bench need it)")
+
+
+def _onnx_runtime() -> Finding:
+    import onnxruntime
+
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version >= _EXACT_SINCE:
+        return Finding("onnxruntime", f"{onnxruntime.__version__}, keeps --memory to the byte")
+    return Finding(
+        "onnxruntime",
+        f"{onnxruntime.__version__}, keeps --memory in whole chunks of its arena",
+        "from 1.23 on it is kept to the byte",
+        "pip install --upgrade 'onnxruntime>=1.23'",
+    )
+
+
+def _operators(with_onnx_runtime: bool) -> Finding:
+    from edge_bcs.core.errors import EdgeBcsError
+    from edge_bcs.runtime import budget
+    from edge_bcs.runtime.library import library_path, register
+
+    try:
+        exact = True  # our own engine has one block of memory
+        if with_onnx_runtime:
+            import onnxruntime
+
+            register(onnxruntime.SessionOptions())
+            exact = budget.exact()
+        kept = "exact byte budget" if exact else "byte budget kept by ONNX Runtime's arena"
+        return Finding("operators", f"{library_path().name}, {budget.isa()} kernels, {kept}")
+    except (EdgeBcsError, OSError, AttributeError) as error:
+        reinstall = "pip install --force-reinstall --no-deps edge-bcs"
+        return Finding("operators", f"the library does not load: {error}", "reinstall it", reinstall, True)
 
 
 def machine_findings(machine: ThisMachine, folder: Path) -> Iterator[Finding]:

@@ -2,10 +2,10 @@
 
     python tests/arm/emulated_board.py WHEEL WORK RESULTS
 
-Makes an arm64 Debian root with debootstrap in WORK, installs WHEEL with `pip install edge-bcs[device]` from
-wheels of the registry, exports an artifact on this machine, fine-tunes and evaluates it on both, runs the
-artifact of ONNX Runtime's own tools and the rewiring step on both, and compares. Writes RESULTS/board.json
-and RESULTS/board.txt; exits with status 1 if anything disagrees. Needs root, debootstrap and
+Makes an arm64 Debian root with debootstrap in WORK, installs WHEEL with `pip install edge-bcs[device]` and
+ONNX Runtime from wheels of the registry, exports an artifact on this machine, fine-tunes and evaluates it on
+both, runs the artifact of ONNX Runtime's own tools and the rewiring step on both, and compares; on the board
+it also trains with each engine and with edge-bcs-run, to the bit. Writes RESULTS/board.json and board.txt; exits with status 1 if anything disagrees. Needs root, debootstrap and
 qemu-user-static; what it downloads stays in WORK for the next time.
 
 Emulated time says nothing about a board's.
@@ -34,6 +34,7 @@ HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 PYTHON = "311"  # Debian 12's
+ONNX_RUNTIME = "onnxruntime>=1.23"  # beside our own engine, with whose bits its are compared
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 
 # A network that has learnt something: untrained, its logits would hardly depend on the image.
@@ -121,7 +122,7 @@ class Board:
             platforms.append("--platform=manylinux2014_aarch64")
             options = [f"--python-version={PYTHON}", "--only-binary=:all:", "--implementation=cp", "--quiet"]
             pip = [sys.executable, "-m", "pip", "download", *platforms, *options, "--dest", str(partial)]
-            subprocess.run([*pip, f"{wheel}[device]"], check=True)
+            subprocess.run([*pip, f"{wheel}[device]", ONNX_RUNTIME], check=True)
             partial.rename(downloads)
         wheels = self.root / "wheels"
         shutil.rmtree(wheels, ignore_errors=True)
@@ -133,7 +134,7 @@ class Board:
             self.run("/usr/bin/python3", "-m", "venv", "/opt/edge-bcs")
         say("pip install 'edge-bcs[device]' on the board")
         pip = ["python3", "-m", "pip", "install", "--quiet", "--no-index", "--find-links=/wheels"]
-        self.run(*pip, "edge-bcs[device]")
+        self.run(*pip, "edge-bcs[device]", ONNX_RUNTIME)
         self.run(*pip, "--no-deps", "--force-reinstall", "edge-bcs")  # the newest build of the same version
         for absent in ("torch", "onnx", "scipy"):
             self.run("python3", "-c", f"import importlib.util as u; assert not u.find_spec('{absent}')")

@@ -30,7 +30,7 @@ def data(tmp_path: Path) -> Path:
 def test_a_training_ends_with_its_best_epoch_as_in_python(
     tiny_artifact: Make, data: Path, tmp_path: Path, objective: str
 ) -> None:
-    given = (
+    given: tuple[object, ...] = (
         "finetune",
         tiny_artifact(objective=objective),
         "--data",
@@ -40,7 +40,7 @@ def test_a_training_ends_with_its_best_epoch_as_in_python(
         "--epochs",
         8,
     )
-    given = (*given, "--validation", 0.25, "--patience", 2, "--batch-size", 8, "--learning-rate", 0.05)
+    given += ("--validation", 0.25, "--patience", 2, "--batch-size", 8, "--learning-rate", 0.05)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     report, wanted = (
         board.succeed(*given, "-o", ours),
@@ -63,8 +63,9 @@ def test_a_training_that_is_killed_ends_with_the_same_best_epoch(
     tiny_artifact: Make, data: Path, tmp_path: Path
 ) -> None:
     """In turns with Python; each goes on with what the other left, kills fall anywhere."""
-    given = ("finetune", tiny_artifact(), "--data", data, *OPTIONS, "--epochs", 40, "--validation", 0.25)
-    given = (*given, "--batch-size", 8, "--learning-rate", 0.05)
+    given: tuple[object, ...] = ("finetune", tiny_artifact(), "--data", data, *OPTIONS, "--epochs", 40)
+    given += ("--validation", 0.25)
+    given += ("--batch-size", 8, "--learning-rate", 0.05)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     board.succeed(*given, "-o", whole)
     draws = np.random.default_rng(2)

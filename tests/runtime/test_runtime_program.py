@@ -126,6 +126,47 @@ print("torch" in sys.modules, "onnx" in sys.modules)
         assert trainer.steps == 1
 
 
+def test_the_commands_of_a_board_need_no_onnx_runtime(tiny_artifact: Make, tmp_path: Path) -> None:
+    """With numpy and Pillow alone: the same runs and answers, and the doctor finds nothing missing."""
+    image = pytest.importorskip("PIL.Image").new("L", (9, 9), 99)
+    image.save(tmp_path / "image.png")
+    given = ["--data", "digits", "--steps", "2", "--eval-samples", "8", "--eval-steps", "1", "--threads", "1"]
+    lines = [
+        ["doctor", "--json"],
+        ["finetune", str(tiny_artifact()), *given, "-o", "run", "--json"],
+        ["evaluate", "run", "--data", "digits", "--limit", "9", "--attack-steps", "2", "--json"],
+        ["predict", "run", "image.png", "--json"],
+        ["inspect", "run", "--json"],
+        ["run-ort-artifact", "run", "--data", "digits"],
+    ]
+    code = f"""
+import contextlib, io, json, sys
+for name in ("onnxruntime", "onnx", "torch", "flatbuffers"):
+    sys.modules[name] = None
+from edge_bcs.cli import main
+answers = []
+for words in {lines!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            main(words)
+        except SystemExit as end:
+            answers.append([end.code, out.getvalue()])
+print(json.dumps(answers))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    answers = json.loads(done.stdout)
+    assert [status for status, _ in answers] == [0, 0, 0, 0, 0, 1]
+    assert "run `pip install onnxruntime`" in done.stderr
+    assert json.loads(answers[0][1])["usable"]
+    expected = tmp_path / "expected"
+    assert run("finetune", tiny_artifact(), *given, "-o", expected, "--engine", "onnxruntime").exit_code == 0
+    assert (expected / "state.safetensors").read_bytes() == (tmp_path / "run/state.safetensors").read_bytes()
+    measured = json.loads(run("evaluate", expected, *lines[2][2:]).stdout)
+    assert json.loads(answers[2][1])["adv_acc"] == measured["adv_acc"]
+
+
 def test_bad_input_gets_a_sentence(tiny_artifact: Make, tmp_path: Path) -> None:
     with pytest.raises(EdgeBcsError, match="the engine must be one of onnxruntime, native, not 'tpu'"):
         Trainer(tiny_artifact(), engine="tpu")

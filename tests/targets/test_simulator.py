@@ -310,6 +310,22 @@ def test_a_wrong_prediction_is_noticed(tiny_artifact: Make) -> None:
     assert result.exceeded and result.measured_peak_bytes == good.predicted_peak_bytes
 
 
+def test_the_arena_of_our_own_engine_is_no_wrong_prediction(
+    tiny_artifact: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ONNX Runtime is not installed that is measured, with holes that the prediction has not."""
+    result = simulate(tiny_artifact(), threads=1, seconds=0)
+    assert result.measured is not None and result.measured.details["engine"] == "onnxruntime"
+    arena = result.predicted_peak_bytes + 64
+    monkeypatch.setattr("edge_bcs.targets.simulator.arena_bytes", lambda artifact: arena)
+    for engine, peak, exceeded in (
+        ("native", arena, False), ("native", arena + 1, True), ("onnxruntime", arena, True),
+    ):  # fmt: skip
+        details = {**result.measured.details, "engine": engine}
+        measured = dataclasses.replace(result.measured, details=details, peak_bytes=peak)
+        assert dataclasses.replace(result, measured=measured).exceeded == exceeded
+
+
 def test_this_host_is_a_board() -> None:
     host = this_host("scalar")
     assert host.cores >= 1 and host.usable <= host.total and host.peak_flops > 1e8
