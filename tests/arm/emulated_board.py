@@ -5,8 +5,9 @@
 Makes an arm64 Debian root with debootstrap in WORK, installs WHEEL with `pip install edge-bcs[device]` and
 ONNX Runtime from wheels of the registry, exports an artifact on this machine, fine-tunes and evaluates it on
 both, runs the artifact of ONNX Runtime's own tools and the rewiring step on both, and compares; on the board
-it also trains with each engine and with edge-bcs-run, to the bit. Writes RESULTS/board.json and board.txt; exits with status 1 if anything disagrees. Needs root, debootstrap and
-qemu-user-static; what it downloads stays in WORK for the next time.
+it also trains by our own engine and by edge-bcs-run, whose states must have ONNX Runtime's bits. Writes
+RESULTS/board.json and RESULTS/board.txt; exits with status 1 if anything disagrees. Needs root, debootstrap
+and qemu-user-static; what it downloads stays in WORK for the next time.
 
 Emulated time says nothing about a board's.
 """
@@ -191,6 +192,18 @@ def measure(run: Any, python: str, folder: str) -> dict[str, Any]:
     }
 
 
+def same_state(board: Board) -> dict[str, Any]:
+    """Whether the fine-tuning of `measure` on the board has the same bits without ONNX Runtime, and without
+    Python."""
+    given = ["finetune", "/work/artifact", *FINETUNE]
+    board.run("edge-bcs", *given, "--engine", "native", "-o", "/work/native")
+    board.run("edge-bcs-run", *given, "-o", "/work/program")
+    states = {
+        name: (board.work / name / "state.safetensors").read_bytes() for name in ("run", "native", "program")
+    }
+    return {"bytes": len(states["run"]), "holds": len(set(states.values())) == 1}
+
+
 def difference(ours: list[float], theirs: list[float]) -> float:
     """The largest relative difference."""
     assert len(ours) == len(theirs) and ours
@@ -258,9 +271,11 @@ def main(wheel: Path, work: Path, results: Path) -> int:
         say("the same on the board")
         doctor = board.run("edge-bcs", "doctor")
         emulated = measure(board.run, "python3", "/work")
+        same = same_state(board)
         versions = board.run("python3", "-m", "pip", "list", "--format=freeze").split()
         seconds = {"install": installed - began, "the rest": time.monotonic() - installed}
     found = compare(emulated, host, host_folder)
+    found["state by ONNX Runtime, our engine and edge-bcs-run, on the board"] = same
     indices = [
         load_file(folder / "run" / "state.safetensors")["coo.index"] for folder in (host_folder, board.work)
     ]
