@@ -23,6 +23,7 @@ from edge_bcs.cli.common import (
     pairs,
     percent,
     print_json,
+    table,
     threads_option,
     trust_option,
     trusted,
@@ -106,6 +107,11 @@ _REPORTED = json_with("path", "data", "split", "engine")
 )  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Measure only so many images, drawn from all classes.")
 @click.option(
+    "--corruptions", is_flag=True,
+    help="Also measure under the corruptions of CIFAR-10-C but frost (noise, blur, weather, JPEG, …), each "
+    "in five severities and without an attack. On the host: it needs scipy and Pillow.",
+)  # fmt: skip
+@click.option(
     "--engine", type=click.Choice(["board", "native", "torch"]),
     help="board: the artifact's graphs; native: the same without ONNX Runtime; torch: PyTorch. Default: "
     "board for artifacts and runs, unless an option needs torch.",
@@ -123,6 +129,7 @@ _REPORTED = json_with("path", "data", "split", "engine")
     edge-bcs evaluate run --data digits
     edge-bcs evaluate run --data photos/ --attack pgd --attack-steps 50 --restarts 10
     edge-bcs evaluate run --data photos/ --html answers.html
+    edge-bcs evaluate run --data photos/ --attack none --corruptions
     edge-bcs evaluate runs/vgg16 --data cifar-10-batches-py --attack autoattack --resume counts.json
     edge-bcs evaluate runs/mine --model nets.py:make --data photos/
     edge-bcs evaluate --pretrained resnet18-digits-16x16-99-at --data digits --attack pgd --restarts 1
@@ -136,8 +143,9 @@ def command(path: str | None, json_file: str | None, html_file: str | None, **op
 
     Artifacts and runs are measured by their own graphs, as on the board. Attacks other than FGSM and PGD, and
     options marked (torch), load them into PyTorch. The JSON has the names of RobustBench: clean_acc, adv_acc,
-    norm, eps. Classes are matched by name; the data may lack some. "per_class" has the accuracy of each, and
-    "confused" how many images of a class were taken for another.
+    norm, eps; with --corruptions also mean_corruption_acc, and the accuracy under each corruption. Classes
+    are matched by name; the data may lack some. "per_class" has the accuracy of each, and "confused" how many
+    images of a class were taken for another.
     """
     from edge_bcs.cli import answers_page
     from edge_bcs.core.files import write_atomically
@@ -179,8 +187,20 @@ def command(path: str | None, json_file: str | None, html_file: str | None, **op
         rows.append((f"robust accuracy (square, {curve['queries']} queries)", percent(curve["adv_acc"])))
     if "robust_accuracy" in result and "curve" not in result:
         rows.append((f"robust accuracy ({options['attack']})", percent(result["robust_accuracy"])))
+    if "mean_corruption_acc" in result:
+        rows.append(("mean corruption accuracy", percent(result["mean_corruption_acc"])))
     rows.append(("page", html_file))
     pairs([*rows, *(("warning", text) for text in result.get("warnings", []))])
+    if "corruptions" in result:
+        click.echo()
+        table(
+            "Accuracy under corruptions, by severity",
+            ("", "1", "2", "3", "4", "5"),
+            [
+                (name.replace("_", " "), *(f"{100 * share:.1f} %" for share in shares))
+                for name, shares in result["corruptions"].items()
+            ],
+        )
 
 
 class _Counting:
@@ -292,7 +312,8 @@ def _on_board(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
         epsilon = artifact.objective.attack.epsilon
         if options["epsilon"] is not None:
             epsilon = fraction(options["epsilon"], "--epsilon")
-        matching = trainer.match_classes(data).report()
+        found = trainer.match_classes(data)
+        matching = found.report()
         counting.classes, counting.name = trainer.classes, data.name_of
         with Progress("measuring" if attack == "none" else attack, unit="images") as bar:
             measured = trainer.evaluate(
@@ -323,6 +344,16 @@ def _on_board(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
         }
         if attack != "none":
             report |= {"steps": steps, "step_size": epsilon * (1.0 if attack == "fgsm" else 2.5 / steps)}
+        if options["corruptions"]:
+            from edge_bcs.core.answers import answers_of
+            from edge_bcs.evaluation.corruptions import under_corruptions
+
+            def answer(images: Any) -> Any:
+                return answers_of(trainer.logits(images))
+
+            report |= under_corruptions(
+                answer, found.data, samples=options["limit"], seed=options["seed"], progress=True
+            )
         return report
 
 
@@ -372,6 +403,7 @@ def _in_torch(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
         "progress": True,
         "resume": options["resume"],
         "on_answers": counting,
+        "corruptions": options["corruptions"],
     }
     counting.classes, counting.name = getattr(sparse, "classes", None), data.name_of
     report = evaluation.evaluate(sparse, data, queries=options["queries"] or 5000, **arguments)

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ def evaluate(
     progress: bool = False,
     resume: str | Path | None = None,
     on_answers: OnAnswers | None = None,
+    corruptions: bool = False,
 ) -> dict[str, Any]:
     """Return clean and robust accuracy with everything that says how they were measured.
 
@@ -92,11 +93,14 @@ def evaluate(
             refused. Removed at the end.
         on_answers: called with each batch and its answers (`edge_bcs.core.answers`); of several budgets of
             queries those of the largest. What an interrupted evaluation did before is not told.
+        corruptions: also measure the accuracy on corrupted images of a data set (see
+            `edge_bcs.evaluation.corruptions`), drawn by ``seed``; `resume` keeps nothing of it.
 
     Returns:
         {"clean_acc", "adv_acc" (fractions), "samples", "attack", "norm": "Linf", "eps", "steps",
         "restarts", "step_size", "seed", "seconds", "warnings": [sentences]}; adv_acc is None for the attack
-        "none". Settings that an attack does not have are left out ("queries" is Square's). With several
+        "none". With ``corruptions`` "corruptions" and "mean_corruption_acc", see `under_corruptions`.
+        Settings that an attack does not have are left out ("queries" is Square's). With several
         budgets "queries" and "adv_acc" are those of the largest, and "curve" lists {"queries", "adv_acc"} of
         each. Of a `SparseModel` and a data set also "classes", "matched_by" and "missing_classes" (see
         `classes.Match`).
@@ -107,6 +111,12 @@ def evaluate(
     """
     if attack not in ATTACKS:
         raise EdgeBcsError(f"there is no attack {attack!r} here; choose one of {', '.join(ATTACKS)}")
+    if corruptions:
+        from edge_bcs.evaluation.corruptions import under_corruptions
+
+        data = _readable(model, data)
+        if not isinstance(data, Data):
+            raise EdgeBcsError("corruptions need a data set, whose images have a place in it, not batches")
     warnings: list[str] = []
     budgets = sorted({queries} if isinstance(queries, int) else set(queries))
     adversarial, details = _adversary(
@@ -120,7 +130,7 @@ def evaluate(
         seed=seed,
         warnings=warnings,
     )
-    return measure(
+    report = measure(
         model,
         data,
         adversarial,
@@ -133,6 +143,32 @@ def evaluate(
         budgets=budgets if attack == "square" else (),
         on_answers=on_answers,
     )
+    if corruptions:
+        labelled = match(data, model.classes).data if isinstance(model, SparseModel) else data
+        with attacks.evaluation_mode(model):
+            report |= under_corruptions(
+                _answering(model),
+                labelled,
+                samples=samples,
+                seed=seed,
+                batch_size=batch_size,
+                progress=progress,
+            )
+    return report
+
+
+def _answering(model: Model) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return what takes images f32 [n, C, H, W] for classes i64[n]."""
+    device = device_of(model)
+
+    def answer(images: NDArray[Any]) -> NDArray[Any]:
+        with torch.no_grad():
+            answers: NDArray[Any] = (
+                attacks.answers_of(model(torch.from_numpy(images).to(device))).cpu().numpy()
+            )
+        return answers
+
+    return answer
 
 
 def _adversary(
