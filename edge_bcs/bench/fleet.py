@@ -281,8 +281,12 @@ time. Mergers of more than {runs:,} runs have the states of these, each under se
 | the same, compressed (zlib) | {packed:,} |
 | the state file of a run, with momentum | {wire[state_file]:,} |
 
-A round an hour is {board:.1f} MB a day from each board; from 1,000 boards {thousand:.0f} GB, from 10,000
-{tens:.0f} GB. Dense, it would be {dense:,.0f} GB and {tendense:,.0f} GB.
+Over Flower positions go as distances, uncompressed; a message adds less than a thousand bytes of its own.
+What a server with a round an hour receives, and sends, in a day:
+
+| | a board | 1,000 boards | 10,000 boards |
+| --- | ---: | ---: | ---: |
+{days}
 
 ## A tree of mergers
 
@@ -305,6 +309,7 @@ def readme(result: dict[str, Any]) -> str:
     """Return the page of the figures."""
     wire = result["wire"]
     plain = wire["values"] + wire["indices"] + wire["other"]
+    as_gaps = plain - wire["indices"] + wire["indices_delta_coded"]
     rows = [
         f"| {one['runs']:,} | {one['kind']} | {one['robust'] or 'mean'} | {one['seconds']:.1f} | "
         f"{one['processor_seconds']:.1f} | {one['peak_bytes'] / 1e6:.0f} MB | {one['overlap']['union']:,} |"
@@ -324,13 +329,16 @@ def readme(result: dict[str, Any]) -> str:
         runs=distinct,
         shared=_SHARED if waits > 2 else "",
         plain=plain,
-        coded=plain - wire["indices"] + wire["indices_delta_coded"],
+        coded=as_gaps,
         packed=plain - wire["indices"] + wire["indices_zlib"],
-        board=24 * plain / 1e6,
-        thousand=24 * plain / 1e6,
-        tens=240 * plain / 1e6,
-        dense=24 * wire["dense"] / 1e6,
-        tendense=240 * wire["dense"] / 1e6,
+        days="\n".join(
+            f"| {what} | {24 * size / 1e6:,.1f} MB | {24 * size / 1e6:,.1f} GB | {240 * size / 1e6:,.0f} GB |"
+            for what, size in (
+                ("positions as distances", as_gaps),
+                ("positions as they are", plain),
+                ("dense", wire["dense"]),
+            )
+        ),
     )
 
 
