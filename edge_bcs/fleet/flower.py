@@ -15,7 +15,7 @@ last round.
 | `num-rounds` | how many more |
 | `timeout` | seconds after which a round goes on without those that are missing |
 | `boards`, `fraction` | how many there must be to begin, and the share of them that takes part in a round |
-| `steps`, `epochs` | how long a board trains in a round, one of them; 0: not said |
+| `steps`, `epochs` | how long a board trains in a round, one of them; both 0: an epoch |
 | `robust` | "median", or "" |
 | `evaluate` | share of the boards that measure what a round became on their test images; 0: none |
 | `attack-steps`, `evaluate-images` | of PGD, 0 for clean accuracy alone; how many images, 0 for all |
@@ -39,7 +39,8 @@ import functools
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from logging import INFO, WARNING
+from dataclasses import dataclass
+from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from typing import Any
 
@@ -263,34 +264,85 @@ def _check_round(found: int, number: int) -> None:
         raise EdgeBcsError(f"it was sent in round {found}, and is no answer in round {number}.")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the configuration of a run asks of the server; see the table at the top of this module."""
+
+    artifact: str
+    folder: str
+    rounds: int
+    timeout: float
+    boards: int
+    fraction: float
+    length: dict[str, int]
+    robust: str | None
+    evaluate: float
+    attack_steps: int
+    images: int
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Asked:
+        """Return what a run configuration asks; EdgeBcsError for what nobody can do."""
+        for name in ("artifact", "folder"):
+            if not config.get(name):
+                raise EdgeBcsError(
+                    f"the server does not know its {name}: flwr run --run-config '{name}=\"…\"'."
+                )
+        length = {name: _number(config, name, 0, 0) for name in ("steps", "epochs")}
+        if all(length.values()):
+            raise EdgeBcsError("give the length of a round in steps or in epochs, and 0 for the other.")
+        return cls(
+            artifact=str(config["artifact"]),
+            folder=str(config["folder"]),
+            rounds=_number(config, "num-rounds", 3, 1),
+            timeout=_number(config, "timeout", 3600.0, 1.0),
+            boards=_number(config, "boards", 2, 1),
+            fraction=_number(config, "fraction", 1.0, 0.0, 1.0),
+            length={name: count for name, count in length.items() if count},
+            robust=str(config.get("robust", "")) or None,
+            evaluate=_number(config, "evaluate", 0.0, 0.0, 1.0),
+            attack_steps=_number(config, "attack-steps", 20, 0),
+            images=_number(config, "evaluate-images", 0, 0),
+        )
+
+
+def _number(config: Mapping[str, Any], name: str, default: Any, least: float, most: float = 1e9) -> Any:
+    """A number of a configuration, of the type of its default; EdgeBcsError for one out of range."""
+    given = config.get(name, default)
+    whole = isinstance(default, int)
+    if isinstance(given, bool) or not isinstance(given, int if whole else (int, float)):
+        raise EdgeBcsError(f"{name} must be a {'whole ' if whole else ''}number, not {given!r}.")
+    if not least <= given <= most:
+        raise EdgeBcsError(f"{name} must lie between {least:g} and {most:g}, and is {given}.")
+    return type(default)(given)
+
+
 @server.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Run rounds until there have been as many more as the configuration says."""
-    config = context.run_config
-    artifact = Artifact.read(str(config["artifact"]))
-    boards, folder = int(config.get("boards", 2)), Path(str(config["folder"]))
-    rounds = Rounds(folder, "server", boards=1, robust=str(config.get("robust", "")) or None)
-    with FolderLock(folder, again=False):
+    try:
+        asked = Asked.read(context.run_config)
+        rounds = Rounds(asked.folder, "server", boards=1, robust=asked.robust)
+        artifact = Artifact.read(asked.artifact)
+    except EdgeBcsError as error:
+        log(ERROR, "%s", error)
+        raise
+    with FolderLock(rounds.folder, again=False):
         strategy = Merging(
             rounds,
             artifact,
-            fraction_train=float(config.get("fraction", 1.0)),
-            min_train_nodes=min(boards, 2),
-            min_available_nodes=boards,
-            fraction_evaluate=float(config.get("evaluate", 0.0)),
+            fraction_train=asked.fraction,
+            min_train_nodes=min(asked.boards, 2),
+            min_available_nodes=asked.boards,
+            fraction_evaluate=asked.evaluate,
         )
-        train = {name: config[name] for name in ("steps", "epochs") if int(config.get(name, 0))}
-        measure = {
-            "attack-steps": int(config.get("attack-steps", 20)),
-            "limit": int(config.get("evaluate-images", 0)),
-        }
         strategy.start(
             grid=grid,
             initial_arrays=packed(strategy.met.state),
-            num_rounds=int(config.get("num-rounds", 3)),
-            timeout=float(config.get("timeout", 3600.0)),
-            train_config=ConfigRecord(train),
-            evaluate_config=ConfigRecord(measure),
+            num_rounds=asked.rounds,
+            timeout=asked.timeout,
+            train_config=ConfigRecord(dict(asked.length)),
+            evaluate_config=ConfigRecord({"attack-steps": asked.attack_steps, "limit": asked.images}),
         )
 
 

@@ -276,6 +276,8 @@ class _Reading:
 
     def read(self, path: str, check: Check) -> Member:
         """Return a run as a member; EdgeBcsError if it cannot take part."""
+        if not os.path.lexists(path):  # what others say of it is for artifacts, which are exported
+            raise EdgeBcsError(f"the run {path} does not exist.")
         files, content = open_files(Path(path))
         if content != self._content or self._parsed is None:
             manifest = parse_manifest(files.path, content)

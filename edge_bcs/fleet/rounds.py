@@ -32,7 +32,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import cause_of, read_small, write_json
 from edge_bcs.core.metadata import parse_object
 from edge_bcs.fleet.members import BOARD, ROUND, Members, round_of
-from edge_bcs.fleet.merging import REPORT, merged_state
+from edge_bcs.fleet.merging import REPORT, ROBUST, merged_state
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.manifest import STATE
 from edge_bcs.runtime.state import is_run_of, layout_of, read_slot, write_run
@@ -78,7 +78,7 @@ class Rounds:
         boards: how many take part, so that this one may merge; None: somebody else does.
         robust: as for `edge_bcs.fleet.merging.merge`; the same on all boards.
 
-    Raises EdgeBcsError for a name that is none.
+    Raises EdgeBcsError for a name that is none, and another way of merging.
     """
 
     def __init__(
@@ -89,6 +89,8 @@ class Rounds:
                 f"{board!r} is no name for a board: take letters, digits, and . _ - between them, and not "
                 f"{MERGED!r} (--board)."
             )
+        if robust not in (None, *ROBUST):
+            raise EdgeBcsError(f"robust is 'median' or None, not {robust!r}.")
         self.folder, self.board, self.boards, self.robust = Path(folder), board, boards, robust
 
     def place(self, number: int) -> Path:

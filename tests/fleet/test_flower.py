@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,10 +25,11 @@ from helpers.signing import make_key, sign
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.fleet import flower
-from edge_bcs.fleet.flower import ARRAYS, CONFIG, GAPS, METRICS, Merging, packed, unpacked
+from edge_bcs.fleet.flower import ARRAYS, CONFIG, GAPS, METRICS, Asked, Merging, packed, unpacked
 from edge_bcs.fleet.rounds import Rounds
 
 Make = Callable[..., Path]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -338,3 +340,39 @@ def test_a_board_that_flower_simulates_has_a_number_alone() -> None:
         settings({"partition-id": 3, "artifact": "mine"}, run)
     with pytest.raises(EdgeBcsError, match=r"does not say its artifact"):
         settings({}, run)
+
+
+def app_config() -> dict[str, Any]:
+    tomllib = pytest.importorskip("tomllib")
+    content = tomllib.loads((ROOT / "examples" / "flower" / "pyproject.toml").read_text())
+    return dict(content["tool"]["flwr"]["app"]["config"])
+
+
+def test_what_the_documents_ask_can_be_asked() -> None:
+    """Flower takes only names that the app has, and puts what is given over the app's own."""
+    commands = re.findall(r"--run-config '([^']*)'", (ROOT / "docs" / "fleets.md").read_text())
+    assert len(commands) >= 2
+    for words in commands:
+        given = dict(word.split("=", 1) for word in words.split())
+        assert not given.keys() - app_config().keys()
+        asked = Asked.read({**app_config(), **{name: json.loads(text) for name, text in given.items()}})
+        assert asked.length == {"epochs": 2} and (asked.rounds, asked.boards) == (20, 3)
+    assert Asked.read(app_config()).length == {}  # an epoch
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"steps": 5, "epochs": 2}, "in steps or in epochs, and 0 for the other"),
+        ({"steps": -1}, "steps must lie between 0 and 1e+09, and is -1"),
+        ({"boards": 0}, "boards must lie between 1 and"),
+        ({"fraction": 2.0}, "fraction must lie between 0 and 1, and is 2.0"),
+        ({"evaluate": float("nan")}, "evaluate must lie between 0 and 1, and is nan"),
+        ({"num-rounds": "many"}, "num-rounds must be a whole number, not 'many'"),
+        ({"timeout": True}, "timeout must be a number, not True"),
+        ({"folder": ""}, "the server does not know its folder"),
+    ],
+)
+def test_what_nobody_can_do_is_refused_at_once(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(EdgeBcsError, match=re.escape(sentence)):
+        Asked.read({**app_config(), **change})

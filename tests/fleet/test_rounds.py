@@ -200,6 +200,12 @@ def test_names_that_no_board_can_have(name: str, tmp_path: Path) -> None:
         Rounds(tmp_path, name)
 
 
+def test_another_way_of_merging_is_none(tmp_path: Path) -> None:
+    """Whatever is not None would else be the median."""
+    with pytest.raises(EdgeBcsError, match=r"robust is 'median' or None, not 'mean'"):
+        Rounds(tmp_path, "a", boards=2, robust="mean")
+
+
 # The command
 
 
