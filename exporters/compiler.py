@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
+from edge_bcs.runtime.buffers import ALIGNMENT, aligned
 from edge_bcs.targets.cost_model import lanes_of
 from edge_bcs.targets.plans import MemoryPlan
 
@@ -32,20 +33,17 @@ from edge_bcs.core.objectives import PLAIN
 from edge_bcs.core.part import Part
 from edge_bcs.core.units import format_bytes
 
-from .graphs import other_graphs
 from .memory.choice import Choice, Job
 from .memory.planner import Planner
-from .memory.replay import Replay, plan, replay_of
 from .memory.space import Figures
-from .memory.storage import store, without_dense_kernels
 from .network import Kernel, Network
 from .nodes import Graph
 from .program import Program, place
 
 PARTS = (Part.parse("head"), Part.parse("last:2"), Part.parse("last:4"))
 """What may be trained instead of all, where memory does not suffice."""
-_PLACINGS = 3  # plans that are placed to find one whose arena is inside the budget
-_BYTES_PER_CONNECTION = 28  # values, indices, momentum, gradients and the three lists
+_BYTES_PER_CONNECTION = 28  # values, indices, momentum, gradients and the three lists:
+_ROUNDING = 5 * ALIGNMENT  # five buffers, each in whole units of the alignment
 
 
 @dataclass(frozen=True)
@@ -146,43 +144,19 @@ def compile_network(
 def compiled_inside(
     planner: Planner, job: Job, budget: int, micro_batch: int | None = None
 ) -> Compiled | None:
-    """The fastest plan that is found inside the budget, also as it is placed; None if none fits.
-
-    The planner counts bytes, as ONNX Runtime's allocator does; our own engine has one arena, which holes and
-    alignment make a little larger. Where no plan that is tried fits there, the fastest by count is returned:
-    our engine then says that its arena is too large, and the other one trains.
-    """
-    counted, cap = None, budget
-    for _ in range(_PLACINGS):
-        figures = planner.fastest(job, cap, micro_batch)
-        if figures is None:
-            break
-        made = build(planner, job, figures.choice)
-        if made.program.arena_bytes <= budget:
-            return made
-        counted = counted or made
-        cap = min(cap + budget - made.program.arena_bytes, made.memory.peak_bytes - 1)
-    return counted
+    """The fastest plan that is found whose arena has at most ``budget`` bytes; None if none fits."""
+    figures = planner.fastest(job, budget, micro_batch)
+    return None if figures is None else build(planner, job, figures.choice)
 
 
 def build(planner: Planner, job: Job, choice: Choice) -> Compiled:
     """Carry a choice out on the graphs that it was made for."""
-    network = planner.network
-    replays: dict[str, Replay] = {}
-    for phase, replay in planner.replays(job, choice).items():
-        graph = without_dense_kernels(replay.graph, network.offsets(choice.sparse))
-        if phase == "training":
-            graph = store(graph, choice.storage)
-        replays[phase] = replay if graph is replay.graph else replay_of(graph, network.connections)
-    for phase, graph in other_graphs(network, choice.micro_batch).items():
-        replays[phase] = replay_of(graph, network.connections)
+    network, replays = planner.network, planner.carried_out(job, choice)
     buffers = network.buffers(choice.micro_batch, job.objective.two_branches)
+    memory = planner.memory(job, choice)
+    program = place(replays, memory, buffers, job.objective.training_input)
     return Compiled(
-        network,
-        choice,
-        {phase: replay.graph for phase, replay in replays.items()},
-        plan(replays, buffers, {"attack"} if network.attack_apart else ()),
-        place(replays, buffers, job.objective.training_input),
+        network, choice, {phase: replay.graph for phase, replay in replays.items()}, memory, program
     )
 
 
@@ -228,9 +202,11 @@ def _changes(
         size = changed.smallest(other, images).peak_bytes
         if size < least.peak_bytes:
             yield size, what
-    kappa = network.kappa + (budget - least.peak_bytes) // _BYTES_PER_CONNECTION
+    kappa = network.kappa + (budget - least.peak_bytes - _ROUNDING) // _BYTES_PER_CONNECTION
     if kappa > 0:
         sparsity = (1 - Decimal(kappa) / network.size).quantize(Decimal("0.0001"), ROUND_CEILING)
         kappa = int((1 - sparsity) * network.size)
-        size = least.peak_bytes - _BYTES_PER_CONNECTION * (network.kappa - kappa)
+        fewer, length = network.kappa - kappa, network.lists_length
+        size = least.peak_bytes - 4 * (aligned(4 * network.kappa) - aligned(4 * kappa))
+        size -= aligned(4 * length) - aligned(4 * (length - 3 * fewer))
         yield size, f"a new network of --sparsity {sparsity}"

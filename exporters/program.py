@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import flatbuffers
-from edge_bcs.runtime.buffers import buffer_behind
-from edge_bcs.targets.layout import ALIGNMENT, Layout, assign
-from edge_bcs.targets.plans import Allocation
+from edge_bcs.runtime.buffers import aligned, buffer_behind
+from edge_bcs.targets.plans import Allocation, MemoryPlan, Phase
 
 from .memory.replay import Replay
 from .nodes import Node, TensorType
@@ -50,12 +49,12 @@ class PlacedNode:
 
 @dataclass(frozen=True)
 class PlacedGraph:
-    """A graph whose tensors have addresses. ``layout``: of what it allocates, from the end of the buffers."""
+    """A graph whose tensors have addresses. ``arena_bytes``: from the first buffer to its last tensor."""
 
     name: str
     tensors: tuple[Placed, ...]
     nodes: tuple[PlacedNode, ...]
-    layout: Layout
+    arena_bytes: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Program:
     """What `program.bin` holds.
 
     Attributes:
-        buffers: the bound buffers. arena_bytes: of all together.
+        buffers: the bound buffers. arena_bytes: in which every graph has room.
     """
 
     buffers: tuple[Placed, ...]
@@ -85,11 +84,13 @@ class Program:
         return bytes(builder.Output())
 
 
-def place(replays: Mapping[str, Replay], buffers: Mapping[str, TensorType], training_input: str) -> Program:
-    """Give every tensor its address.
+def place(
+    replays: Mapping[str, Replay], memory: MemoryPlan, buffers: Mapping[str, TensorType], training_input: str
+) -> Program:
+    """Write down every tensor's address.
 
     Args:
-        replays: graph → what it allocates and when.
+        replays: graph → its nodes. memory: where their tensors lie.
         buffers: the bound buffers, see ``Network.buffers``.
         training_input: the buffer whose images the training graph reads.
     """
@@ -97,24 +98,21 @@ def place(replays: Mapping[str, Replay], buffers: Mapping[str, TensorType], trai
     end = 0
     for name, type_ in buffers.items():
         bound[name] = Placed(name, type_, end)
-        end += -(-type_.bytes // ALIGNMENT) * ALIGNMENT
-    graphs = tuple(_placed(phase, replay, bound, training_input, end) for phase, replay in replays.items())
-    arena = end + max((graph.layout.extent for graph in graphs), default=0)
-    return Program(tuple(bound.values()), graphs, arena)
+        end += aligned(type_.bytes)
+    graphs = tuple(
+        _placed(memory.phases[phase], replay, bound, training_input, end) for phase, replay in replays.items()
+    )
+    return Program(tuple(bound.values()), graphs, max(graph.arena_bytes for graph in graphs))
 
 
 def _placed(
-    phase: str, replay: Replay, bound: Mapping[str, Placed], training_input: str, start: int
+    phase: Phase, replay: Replay, bound: Mapping[str, Placed], training_input: str, start: int
 ) -> PlacedGraph:
-    layout = assign(replay.allocations)
-    address = {
-        allocation.name: start + offset
-        for allocation, offset in zip(layout.tensors, layout.addresses, strict=True)
-    }
-    work = {allocation.name: allocation for allocation in layout.tensors}
+    address = {tensor.name: start + tensor.address for tensor in phase.allocations}
+    work = {tensor.name: tensor for tensor in phase.allocations}
     graph = replay.graph
     for name in (*graph.inputs, *graph.outputs):
-        address[name] = bound[buffer_behind(phase, name, bound, training_input)].address
+        address[name] = bound[buffer_behind(phase.name, name, bound, training_input)].address
     positions: dict[str, int] = {}
     tensors: list[Placed] = []
 
@@ -141,7 +139,7 @@ def _placed(
                 needed.bytes,
             )
         )
-    return PlacedGraph(phase, tuple(tensors), tuple(nodes), layout)
+    return PlacedGraph(phase.name, tuple(tensors), tuple(nodes), phase.peak_bytes)
 
 
 def _without_absent(names: Sequence[str]) -> Sequence[str]:

@@ -1,9 +1,10 @@
 """The byte budget: what the operator library's allocator counts, and the error when it would be exceeded.
 
-The library registers its own allocator with ONNX Runtime's environment, so that every tensor that ONNX
-Runtime makes is counted when it is made and a request over the cap is refused before memory is taken.
-Buffers that numpy owns (the bound buffers) are reserved here by the same rules. One environment serves the
-whole process, hence one budget serves one Trainer at a time.
+The library registers its own allocator with ONNX Runtime's environment. It lays every tensor of an artifact's
+graphs where the artifact's program has it, in one arena; a graph that needs more of it than the cap is
+refused before it runs. What has no place there (graphs without a program, whatever else ONNX Runtime takes)
+is counted when it is made, and a request over the cap is refused before memory is taken. One environment
+serves the whole process, hence one budget serves one Trainer at a time.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import ctypes
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from edge_bcs.runtime.checks import NotFiniteError
 
 from edge_bcs.core.errors import EdgeBcsError
@@ -24,6 +28,7 @@ _ARENA_REFUSAL = re.compile(r"Available memory of (\d+) is smaller than requeste
 _NODE = re.compile(r"running (\S+) node\. Name:'([^']*)'")
 
 
+_LONGEST_ERROR = 2000  # bytes
 _arena: int | None = None  # bytes that the process's shared arena was limited to; it can be made once
 
 
@@ -48,12 +53,15 @@ class BudgetExceeded(EdgeBcsError):  # noqa: N818 (it names what happened)
 def _library() -> ctypes.CDLL:
     from edge_bcs.runtime.library import load
 
-    size = ctypes.c_int64
+    size, text, count = ctypes.c_int64, ctypes.c_char_p, ctypes.c_uint64
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "edge_bcs_budget_begin": (ctypes.c_int64, [size]),
         "edge_bcs_budget_end": (None, []),
         "edge_bcs_budget_reserve": (ctypes.c_int, [size]),
         "edge_bcs_budget_release": (None, [size]),
+        "edge_bcs_budget_place": (ctypes.c_int, [text, count, ctypes.c_void_p, count, size, text, count]),
+        "edge_bcs_budget_buffer": (size, [text, ctypes.POINTER(count)]),
+        "edge_bcs_budget_run": (ctypes.c_int, [text]),
         "edge_bcs_budget_current": (ctypes.c_int64, []),
         "edge_bcs_budget_peak": (ctypes.c_int64, []),
         "edge_bcs_budget_placed": (ctypes.c_int64, []),
@@ -104,6 +112,35 @@ class Budget:
             raise BudgetExceeded(asker, size, self.current, self.cap or 0, self._needed)
         self._reserved += size
 
+    def place(self, program: bytes, arena: np.ndarray[Any, Any], reserved: int) -> str:
+        """Lay the tensors of the graphs that run (`running`) into ``arena`` at the places of ``program``.
+
+        Args:
+            reserved: bytes of the buffers in it, counted by `reserve`.
+
+        Returns why that is impossible, else "".
+        """
+        said = ctypes.create_string_buffer(_LONGEST_ERROR)
+        refused = self._library.edge_bcs_budget_place(
+            program, len(program), arena.ctypes.data, arena.size, reserved, said, len(said)
+        )
+        return said.value.decode(errors="replace") if refused else ""
+
+    def place_of(self, buffer: str) -> tuple[int, int]:
+        """(address in the arena, bytes) of a bound buffer; (-1, 0) if the program has none of that name."""
+        size = ctypes.c_uint64()
+        return int(self._library.edge_bcs_budget_buffer(buffer.encode(), ctypes.byref(size))), size.value
+
+    @contextmanager
+    def running(self, graph: str) -> Iterator[None]:
+        """What this thread runs inside the block is ``graph`` of the program."""
+        if self._library.edge_bcs_budget_run(graph.encode()) != 0:
+            raise EdgeBcsError(f"the program has no {graph} graph; export the artifact again.")
+        try:
+            yield
+        finally:
+            self._library.edge_bcs_budget_run(None)
+
     def close(self) -> None:
         """Give back what was reserved and let another Trainer own the budget. Safe to call twice."""
         if self._owned:
@@ -123,12 +160,13 @@ class Budget:
 
     @property
     def placed(self) -> int:
-        """Bytes of memory that `current` lies in: with headers, and with the holes between tensors."""
+        """Bytes of memory that is taken: the arena, or, where tensors have no places, the blocks that they
+        lie in, with headers and the holes between them."""
         return int(self._library.edge_bcs_budget_placed())
 
     @property
     def placed_peak(self) -> int:
-        """The most bytes placed at once since construction or `reset_peak`."""
+        """The most of them since construction or `reset_peak`."""
         return int(self._library.edge_bcs_budget_placed_peak())
 
     def reset_peak(self) -> None:
@@ -140,6 +178,14 @@ class Budget:
         """See the function `exact`."""
         return exact()
 
+    def owns_allocations(self) -> bool:
+        """Whether ONNX Runtime, once the library is registered with it, takes its memory from the library."""
+        import onnxruntime
+        from edge_bcs.runtime.library import register
+
+        register(onnxruntime.SessionOptions())
+        return self.exact
+
     def limit_arena(self, bound: int) -> None:
         """Where the library cannot own ONNX Runtime's allocations (before 1.23), limit its arena instead.
 
@@ -149,12 +195,10 @@ class Budget:
         global _arena
         if self.cap is None or self.cap <= bound:
             return  # nothing to limit, or the buffers will be refused
-        import onnxruntime
-        from edge_bcs.runtime.library import register
-
-        register(onnxruntime.SessionOptions())  # only then is it known whether counting is exact
-        if self.exact:
+        if self.owns_allocations():
             return
+        import onnxruntime
+
         limit = self.cap - bound
         if _arena is None:
             from onnxruntime.capi import _pybind_state

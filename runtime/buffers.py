@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.part import Trained
 from edge_bcs.core.state import state_layout
 
 Shape = tuple[int, ...]
-_ALIGNMENT = 64
+ALIGNMENT = 64
+"""Bytes, of which every address in an arena is a multiple."""
 
 
 class Network(Protocol):
@@ -99,14 +102,56 @@ def buffer_behind(graph: str, name: str, buffers: Container[str], training_input
     return training_input if graph == "training" and name == "input" else name
 
 
+def aligned(size: int) -> int:
+    """``size`` bytes rounded up to whole units of the alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 def bytes_of(dtype: str, shape: Shape) -> int:
     """Bytes of one buffer."""
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
 
 
+def arena_for(size: int) -> np.ndarray[Any, Any]:
+    """``size`` zero bytes for an arena; EdgeBcsError if this machine does not have them."""
+    try:
+        return allocate("uint8", (max(size, 0),))
+    except (MemoryError, ValueError):  # numpy's, for more than there is or than can be addressed
+        raise EdgeBcsError(f"this machine does not have the {size} bytes of memory for the arena.") from None
+
+
+def bound_in(
+    arena: np.ndarray[Any, Any],
+    table: Mapping[str, tuple[str, Shape]],
+    place_of: Callable[[str], tuple[int, int]],
+    program: Path,
+) -> tuple[dict[str, np.ndarray[Any, Any]], int]:
+    """(every buffer of ``table`` as a view of ``arena``, bytes of all of them, one behind the other).
+
+    Args:
+        place_of: buffer → (address, bytes) by the program, (-1, 0) for an unknown one.
+        program: the file, for the message.
+
+    Raises:
+        EdgeBcsError: the program has another buffer there.
+    """
+    arrays, total = {}, 0
+    for name, (dtype, shape) in table.items():
+        size = bytes_of(dtype, shape)
+        address, found = place_of(name)
+        if address < 0 or found != size:
+            raise EdgeBcsError(
+                f"{program} does not fit the manifest: the buffer {name} should have {size} bytes; export "
+                "the artifact again."
+            )
+        arrays[name] = arena[address : address + size].view(dtype).reshape(shape)
+        total += aligned(size)
+    return arrays, total
+
+
 def allocate(dtype: str, shape: Shape) -> np.ndarray[Any, Any]:
     """Return a zeroed array that begins on a 64-byte boundary, as the kernels like it."""
     size = bytes_of(dtype, shape)
-    raw = np.zeros(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.budget import BudgetExceeded
 from edge_bcs.runtime.buffers import Shape, bound_buffers, buffer_behind
 from edge_bcs.runtime.state import read_state
 
@@ -55,7 +56,7 @@ class WorkingSet(Protocol):
 
     @property
     def placed(self) -> int:
-        """The memory that `current` lies in, with the holes between tensors."""
+        """The memory that is taken: the arena, or the blocks in which tensors without places lie."""
         ...
 
     @property
@@ -157,6 +158,13 @@ class Engine:
             "cap_bytes": budget.cap,
             "exact": budget.exact,
         }
+
+    def require_room(self, graph: str) -> None:
+        """Raises BudgetExceeded if a graph needs more than the cap."""
+        needed, cap = self.artifact.peak_of(graph), self.budget.cap
+        if cap is not None and needed > cap:
+            bound = self.bound_bytes
+            raise BudgetExceeded(f"the {graph} graph", needed - bound, bound, cap, needed)
 
     def load(self, x: Array, y: Array, weight: float | Array) -> None:
         """Put a micro-batch into the bound buffers; the places it leaves empty weigh nothing.

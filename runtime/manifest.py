@@ -192,12 +192,21 @@ class Described:
         predicted peak counts; else 0."""
         if "transposed" not in self.manifest.get("train", {}):
             return 0
-        attack = self.manifest["memory"].get("phases", {}).get("attack", {})
-        return int(attack.get("peak_bytes", 0))
+        return self.peak_of("attack")
+
+    def peak_of(self, graph: str) -> int:
+        """Working set of a graph, in bytes; 0 where the plan does not tell."""
+        phase = self.manifest["memory"].get("phases", {}).get(graph, {})
+        return int(phase.get("peak_bytes", 0))
+
+    @property
+    def placed(self) -> bool:
+        """Whether the predicted peak is that of the program's arena, as of every artifact since 0.2."""
+        return PROGRAM in self.manifest["files"] and self.manifest["memory"].get("placed", False) is True
 
     @property
     def predicted_peak_bytes(self) -> int:
-        """The working set that the compiler predicted, in bytes."""
+        """The working set that the compiler predicted, in bytes: the arena in which a training lies."""
         return int(self.manifest["memory"]["predicted_peak_bytes"])
 
 

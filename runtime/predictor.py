@@ -147,9 +147,10 @@ class Predictor:
         """Return what memory is in use, in bytes.
 
         "bound_bytes": the bound buffers; "current_bytes" and "peak_bytes": the working set now and at most
-        since the Trainer was opened; "placed_bytes" and "placed_peak_bytes": the memory that it lies in, with
-        the holes between tensors, which no cap covers; "cap_bytes" or None; "exact": whether every tensor is
-        counted; "rss_bytes": the whole process with interpreter and libraries, which no cap covers.
+        since the Trainer was opened; "placed_bytes" and "placed_peak_bytes": the memory that was taken for
+        it, more where tensors have no places (artifacts of before 0.2, and onnxruntime before 1.23);
+        "cap_bytes" or None; "exact": whether every tensor is counted; "rss_bytes": the whole process with
+        interpreter and libraries, which no cap covers.
         """
         return {**self._engine.memory(), "rss_bytes": resident_peak()}
 
@@ -160,7 +161,7 @@ class Predictor:
 
     @property
     def placed_peak_bytes(self) -> int:
-        """The memory that it lay in at most, with the holes between tensors."""
+        """The memory that was taken for it at most; more than the peak where tensors have no places."""
         return self._engine.budget.placed_peak
 
     def reset_peak(self) -> None:

@@ -1,7 +1,8 @@
 """The engine over `program.bin`: our own runner, one arena, no ONNX Runtime.
 
 The compiler gave every tensor its place, so the working set is the arena, to the byte, from the moment it is
-opened; any number of these engines may be open in a process.
+opened; any number of these engines may be open in a process. An attack that no training of the artifact runs
+may need more; pages of the arena that nothing has touched are not resident.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.budget import BudgetExceeded
-from edge_bcs.runtime.buffers import allocate, bytes_of
+from edge_bcs.runtime.buffers import arena_for, bound_in
 from edge_bcs.runtime.checks import NotFiniteError
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.library import load
@@ -38,37 +39,51 @@ def _library() -> ctypes.CDLL:
 
 
 def arena_bytes(artifact: Artifact) -> int | None:
-    """Bytes of the arena in which the native engine trains an artifact; None for one without a program.
+    """Bytes of the arena in which an artifact is trained; None for one without a program.
 
     Raises EdgeBcsError if it was altered.
     """
     if PROGRAM not in artifact.manifest["files"]:
         return None
-    content = artifact.read_file(PROGRAM)
-    return max(0, _arena_of(content))
+    if artifact.placed:
+        return artifact.predicted_peak_bytes
+    return arena_of(artifact, artifact.read_file(PROGRAM))
 
 
-def _arena_of(content: bytes) -> int:
-    """Bytes of the arena that a program asks for; −1 if it is none."""
-    return int(_library().edge_bcs_program_arena(content, len(content)))
+def arena_of(artifact: Artifact, program: bytes) -> int:
+    """Bytes of the arena in which every graph of ``program``, that of an artifact, has room.
+
+    Raises EdgeBcsError if it is no program, or not that of the artifact's plan.
+    """
+    found = int(_library().edge_bcs_program_arena(program, len(program)))
+    planned = max(artifact.predicted_peak_bytes, artifact.attack_bytes)
+    if found >= 0 and artifact.placed and found != planned:
+        raise EdgeBcsError(
+            f"{artifact.path / PROGRAM} does not fit the manifest: it needs {found} bytes, and the plan has "
+            f"{planned}; export the artifact again."
+        )
+    return max(found, 0)  # what is none is refused when it is opened
 
 
-@dataclass(frozen=True)
+@dataclass
 class Arena:
-    """The working set of a program: all of it, all the time. See `engine.WorkingSet`."""
+    """The working set of a program: all of it, all the time. See `engine.WorkingSet`.
+
+    Attributes:
+        current: bytes that a training takes. peak: the same, or what a larger graph took meanwhile.
+    """
 
     cap: int | None
     current: int
+    peak: int = 0
+
+    def __post_init__(self) -> None:
+        self.reset_peak()
 
     @property
     def exact(self) -> bool:
         """Every tensor lies in the arena."""
         return True
-
-    @property
-    def peak(self) -> int:
-        """Bytes of the arena."""
-        return self.current
 
     @property
     def placed(self) -> int:
@@ -77,11 +92,12 @@ class Arena:
 
     @property
     def placed_peak(self) -> int:
-        """Bytes of the arena."""
-        return self.current
+        """See `peak`."""
+        return self.peak
 
     def reset_peak(self) -> None:
-        """The peak is what it is."""
+        """The peak is what a training takes."""
+        self.peak = self.current
 
 
 class ProgramEngine(Engine):
@@ -92,6 +108,7 @@ class ProgramEngine(Engine):
     """
 
     name = "native"
+    budget: Arena
 
     def __init__(self, artifact: Artifact, cap: int | None, threads: int | None) -> None:
         super().__init__(artifact, threads)
@@ -100,16 +117,12 @@ class ProgramEngine(Engine):
         if PROGRAM not in artifact.manifest["files"]:
             raise EdgeBcsError(f"{artifact.path} has no {PROGRAM}; export it again, or use ONNX Runtime.")
         content = artifact.read_file(PROGRAM)
-        needed = _arena_of(content)
+        whole = arena_of(artifact, content)
+        needed = artifact.predicted_peak_bytes if artifact.placed else whole
         if cap is not None and needed > cap:
             raise BudgetExceeded("the arena", needed, 0, cap, needed)
-        self.budget = Arena(cap, max(needed, 0))
-        try:
-            self._arena = allocate("uint8", (max(needed, 0),))
-        except (MemoryError, ValueError):
-            raise EdgeBcsError(
-                f"this machine does not have the {needed} bytes of memory for the arena."
-            ) from None
+        self.budget = Arena(cap, needed)
+        self._arena = arena_for(whole)
         try:
             self._open(content)
             self._bind()
@@ -133,16 +146,13 @@ class ProgramEngine(Engine):
 
     def _bind(self) -> None:
         """Make every bound buffer a view of the arena."""
-        for name, (dtype, shape) in self.table().items():
-            size, found = bytes_of(dtype, shape), ctypes.c_uint64()
-            address = self._library.edge_bcs_program_buffer(self._handle, name.encode(), ctypes.byref(found))
-            if address < 0 or found.value != size:
-                raise EdgeBcsError(
-                    f"{self.artifact.path / PROGRAM} does not fit the manifest: the buffer {name} should "
-                    f"have {size} bytes; export the artifact again."
-                )
-            self.arrays[name] = self._arena[address : address + size].view(dtype).reshape(shape)
-            self.bound_bytes += size
+        file = self.artifact.path / PROGRAM
+        self.arrays, self.bound_bytes = bound_in(self._arena, self.table(), self._place_of, file)
+
+    def _place_of(self, buffer: str) -> tuple[int, int]:
+        size = ctypes.c_uint64()
+        address = self._library.edge_bcs_program_buffer(self._handle, buffer.encode(), ctypes.byref(size))
+        return int(address), size.value
 
     def open_graphs(self) -> None:
         """See `Engine`."""
@@ -159,6 +169,8 @@ class ProgramEngine(Engine):
     def run_graph(self, graph: str) -> None:
         """See `Engine`."""
         self._require_open()
+        self.require_room(graph)
+        self.budget.peak = max(self.budget.peak, self.artifact.peak_of(graph))
         said = ctypes.create_string_buffer(_LONGEST_ERROR)
         if self._library.edge_bcs_program_run(self._handle, graph.encode(), said, len(said)) != 0:
             reason = said.value.decode(errors="replace")

@@ -1,21 +1,24 @@
 """The engine over ONNX Runtime: four sessions over one set of bound buffers.
 
 Every input and output of the graphs is bound once to memory that numpy owns, and graphs that update in place
-have one buffer bound to both ends. Running a graph therefore copies nothing and allocates only its
-intermediate tensors, all of them from the budget.
+have one buffer bound to both ends. Running a graph therefore copies nothing and asks only for its
+intermediate tensors, all of which have a place in the arena of the artifact's program.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.budget import Budget
-from edge_bcs.runtime.buffers import Shape, allocate, bytes_of
+from edge_bcs.runtime.buffers import Shape, aligned, allocate, arena_for, bound_in, bytes_of
 from edge_bcs.runtime.engine import Engine
+from edge_bcs.runtime.manifest import PROGRAM
 from edge_bcs.runtime.onnx_file import require_operators
+from edge_bcs.runtime.program import arena_of
 
 from edge_bcs.core.errors import EdgeBcsError
 
@@ -72,6 +75,7 @@ class SessionEngine(Engine):
         self._values: dict[str, onnxruntime.OrtValue] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._bindings: dict[str, onnxruntime.IOBinding] = {}
+        self._placed = False  # whether the tensors of the graphs have places in an arena
         self.budget = Budget(cap, artifact.predicted_peak_bytes)
         try:
             self.allocate()
@@ -100,7 +104,29 @@ class SessionEngine(Engine):
         self._sessions.clear()
 
     def allocate(self) -> None:
-        """Make every bound buffer, inside the budget."""
+        """Make every bound buffer, inside the budget: in the program's arena, where ONNX Runtime lets the
+        library place its tensors there, too."""
+        if self.artifact.placed and self.budget.owns_allocations():
+            self._allocate_arena(self.artifact.read_file(PROGRAM))
+        else:
+            self.allocate_apart()
+
+    def _allocate_arena(self, program: bytes) -> None:
+        bound = sum(aligned(bytes_of(dtype, shape)) for dtype, shape in self.table().values())
+        self.budget.reserve(bound, "the buffers")
+        # Pages of it that nothing touches are not resident, so that a graph takes no more than its own part.
+        arena = arena_for(arena_of(self.artifact, program))
+        refused = self.budget.place(program, arena, bound)
+        file = self.artifact.path / PROGRAM
+        if refused:
+            raise EdgeBcsError(f"{file} cannot be used: {refused}; export the artifact again.")
+        self.arrays, self.bound_bytes = bound_in(arena, self.table(), self.budget.place_of, file)
+        for name, array in self.arrays.items():
+            self._values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        self._placed = True
+
+    def allocate_apart(self) -> None:
+        """Make every bound buffer by itself, inside the budget."""
         table = self.table()
         self.budget.limit_arena(sum(bytes_of(dtype, shape) for dtype, shape in table.values()))
         for name, (dtype, shape) in table.items():
@@ -156,8 +182,11 @@ class SessionEngine(Engine):
         """Run a graph, and no more; see `run`."""
         if graph not in self._sessions:
             raise EdgeBcsError("this Trainer is closed.")
+        if self._placed:
+            self.require_room(graph)
         try:
-            self._sessions[graph].run_with_iobinding(self._bindings[graph])
+            with self.budget.running(graph) if self._placed else nullcontext():
+                self._sessions[graph].run_with_iobinding(self._bindings[graph])
         except Exception as error:
             if not is_onnxruntimes(error):
                 raise

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from edge_bcs.runtime.buffers import ALIGNMENT
 
 from edge_bcs.core.units import format_bytes
 
 from .plans import Allocation, Phase
 
-ALIGNMENT = 64
-"""Bytes, of which every address in a program is a multiple."""
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PROMOTIONS = 40  # tries to place the topmost tensor earlier, for each order
 _MANY = 4000  # tensors, above which it is not tried: placing them once takes a second
@@ -44,10 +43,19 @@ class Layout:
     live: int
 
 
+def layout_of(phase: Phase) -> Layout:
+    """Where the tensors of a phase lie; those of an artifact of before 0.2, which has no addresses, are
+    placed here."""
+    if any(tensor.address < 0 for tensor in phase.allocations):
+        return assign(phase.allocations)
+    tensors = phase.allocations
+    live = _Lives(tensors, ALIGNMENT).most_alive if tensors else 0
+    extent = max((tensor.end for tensor in tensors), default=0)
+    return Layout(tensors, tuple(tensor.address for tensor in tensors), extent, live)
+
+
 def assign(tensors: Iterable[Allocation], alignment: int = ALIGNMENT) -> Layout:
     """Place ``tensors`` in one block without overlap in space and time, in the smallest that is found.
-
-    The same tensors get the same addresses everywhere: in a program, and in the map that is drawn of it.
 
     Args:
         alignment: bytes, of which every address is a multiple.
@@ -159,7 +167,7 @@ def text_map(phase: Phase, key: dict[str, str], width: int = 64, height: int = 2
         key: category → letter (see ``letters``).
         width, height: largest number of columns and rows of the map itself.
     """
-    layout = assign(phase.allocations)
+    layout = layout_of(phase)
     if not layout.extent:
         return ["(this phase works in the bound buffers alone and allocates nothing)"]
     rows = min(height, layout.extent)

@@ -1,8 +1,8 @@
 """What a training's process occupies outside its byte budget: measured, or predicted from the plan.
 
-The budget counts tensors and bound buffers. Beside them lie the interpreter with its libraries, what grows
-with the graph (ONNX Runtime's sessions, images on their way), and the holes that the allocator leaves between
-tensors.
+The budget caps the arena. Beside it lie the interpreter with its libraries, what grows with the graph (ONNX
+Runtime's sessions, images on their way), and, for artifacts of before 0.2, the holes that the allocator
+leaves between tensors.
 
 edge_bcs/bench/outside.py measures what the prediction is fitted to.
 """
@@ -35,7 +35,8 @@ class Outside:
     """Bytes of a process beside its working set.
 
     Attributes:
-        libraries: interpreter and libraries; sessions: sessions and graph; holes: of the allocator.
+        libraries: interpreter and libraries; sessions: sessions and graph; holes: of the allocator, where
+            tensors have no places.
         source: MEASURED or PREDICTED.
     """
 
@@ -83,5 +84,5 @@ def terms_of(plan: MemoryPlan, threads: int) -> dict[str, int]:
         "nodes": sum(len(phase.nodes) for name, phase in plan.phases.items() if name != "lists"),
         "threads": threads - 1,
         "images": plan.bound.get("input", 0),
-        "tensors": plan.peak_bytes - plan.bound_bytes,
+        "tensors": 0 if plan.placed else plan.peak_bytes - plan.bound_bytes,
     }

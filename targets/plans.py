@@ -6,14 +6,17 @@ Nothing here recomputes it; layouts, times and reports are views of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from edge_bcs.runtime.buffers import ALIGNMENT, aligned
 from edge_bcs.targets.cost_model import KERNELS, UPDATES, WINOGRAD, Walk
 
 from edge_bcs.core.errors import EdgeBcsError
 
+HOLES = "holes"
+"""The category of what lies between tensors and buffers, and belongs to none."""
 _LARGEST = 1 << 60  # number of the cost of a node
 _LONGEST_LIVES = 1 << 20  # of all tensors together, in nodes; WRN-34-10 has some ten thousand
 
@@ -24,6 +27,7 @@ class Allocation:
 
     Attributes:
         bytes: its size. type: element type and dimensions, such as "f32[1,4624,16]", "" if unknown.
+        address: from the end of the bound buffers, -1 where it has none (artifacts of before 0.2).
     """
 
     name: str
@@ -32,6 +36,12 @@ class Allocation:
     birth: int
     death: int
     type: str = ""
+    address: int = -1
+
+    @property
+    def end(self) -> int:
+        """The first address that is free behind it, a multiple of the alignment."""
+        return self.address + aligned(self.bytes)
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,9 @@ class Phase:
     """One graph of the artifact.
 
     Attributes:
-        peak_bytes: the working set at its peak, bound buffers included; peak_node: the first node at which it
-            is reached; categories: bytes by category then, largest first.
+        peak_bytes: the working set at its peak: from the first byte of the bound buffers to the last of a
+            tensor, with the holes; peak_node: the first node at which it is reached; categories: bytes by
+            category then, largest first.
         nodes: names in order of execution; flops, moved, walks: of each node its floating-point operations,
             the bytes it reads and writes and its products, empty if the manifest does not tell.
         apart: whether no training runs it, so that its peak is not one of training.
@@ -72,12 +83,26 @@ class Phase:
         }
 
     def live(self) -> list[Counter[str]]:
-        """For each node the bytes alive while it runs, by category, without the bound buffers."""
-        steps: list[Counter[str]] = [Counter() for _ in self.nodes]
-        for tensor in self.allocations:
-            for step in range(tensor.birth, tensor.death + 1):
-                steps[step][tensor.category] += tensor.bytes
-        return steps
+        """For each node the bytes in use while it runs, by category, holes among them, without the bound
+        buffers."""
+        return live(self.allocations, len(self.nodes))
+
+
+def live(allocations: Iterable[Allocation], nodes: int) -> list[Counter[str]]:
+    """For each node the bytes in use while it runs, by category; what lies between the tensors up to the
+    highest of them is holes."""
+    steps: list[Counter[str]] = [Counter() for _ in range(nodes)]
+    ends = [0] * nodes
+    for tensor in allocations:
+        for step in range(tensor.birth, tensor.death + 1):
+            steps[step][tensor.category] += tensor.bytes
+            if tensor.address >= 0:
+                ends[step] = max(ends[step], tensor.end)
+    for counter, end in zip(steps, ends, strict=True):
+        holes = end - counter.total()
+        if holes > 0:
+            counter[HOLES] = holes
+    return steps
 
 
 @dataclass(frozen=True)
@@ -85,17 +110,19 @@ class MemoryPlan:
     """All phases over one set of bound buffers.
 
     Attributes:
-        bound: buffer → bytes, alive all the time.
+        peak_bytes: the arena in which a training lies. bound: buffer → bytes, alive all the time.
+        placed: whether tensors have addresses; artifacts of before 0.2 only count them.
     """
 
     peak_bytes: int
     bound: Mapping[str, int]
     phases: Mapping[str, Phase]
+    placed: bool = True
 
     @property
     def bound_bytes(self) -> int:
-        """Bytes of all bound buffers."""
-        return sum(self.bound.values())
+        """Bytes of all bound buffers, one behind the other."""
+        return sum(map(aligned, self.bound.values()) if self.placed else self.bound.values())
 
     @property
     def peak_phase(self) -> Phase:
@@ -107,6 +134,7 @@ class MemoryPlan:
         return {
             "budget": budget,
             "predicted_peak_bytes": self.peak_bytes,
+            "placed": self.placed,
             "bound_bytes": self.bound_bytes,
             "bound": dict(self.bound),
             "phases": {name: phase.to_json() for name, phase in self.phases.items()},
@@ -136,7 +164,8 @@ def plan_of(memory: Any) -> MemoryPlan:
             for name, content in memory["phases"].items()
         }
         bound = {str(name): int(size) for name, size in memory["bound"].items()}
-        plan = MemoryPlan(int(memory["predicted_peak_bytes"]), bound, phases)
+        placed = memory.get("placed", False) is True
+        plan = MemoryPlan(int(memory["predicted_peak_bytes"]), bound, phases, placed)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EdgeBcsError(
             f"the manifest's memory plan cannot be read ({type(error).__name__}: {error}); "
@@ -163,7 +192,9 @@ def _check(plan: MemoryPlan) -> None:
             if not known or not all(isinstance(n, int) and 0 <= n <= _LARGEST for n in numbers):
                 fault = f"has an impossible product {walk}"
         for tensor in phase.allocations:
-            valid = all(isinstance(number, int) for number in (tensor.bytes, tensor.birth, tensor.death))
+            life = (tensor.bytes, tensor.birth, tensor.death, tensor.address)
+            valid = all(isinstance(number, int) and number <= _LARGEST for number in life)
+            valid = valid and (tensor.address % ALIGNMENT == 0 if plan.placed else tensor.address == -1)
             valid = valid and all(isinstance(t, str) for t in (tensor.name, tensor.category, tensor.type))
             if not valid or not (0 <= tensor.birth <= tensor.death < count and tensor.bytes >= 0):
                 fault = f"gives {tensor.name} an impossible life"

@@ -11,7 +11,7 @@ from edge_bcs import __version__
 from edge_bcs.core.files import write_atomically
 from edge_bcs.core.outputs import containing, json_with
 
-from .layout import assign
+from .layout import layout_of
 from .plans import Phase
 from .simulator import Simulation
 
@@ -49,7 +49,7 @@ def html(simulation: Simulation) -> str:
 
 
 def _phase(phase: Phase) -> dict[str, Any]:
-    layout = assign(phase.allocations)
+    layout = layout_of(phase)
     return {
         "nodes": phase.nodes,
         "tensors": [[t.name, t.bytes, t.category, t.birth, t.death, t.type] for t in phase.allocations],
@@ -99,8 +99,9 @@ def trace(simulation: Simulation) -> dict[str, Any]:
                     "args": {"bytes": tensor.bytes, "category": tensor.category, "type": tensor.type},
                 }
             )
-        categories = sorted({tensor.category for tensor in phase.allocations})
-        for step, live in enumerate([*phase.live(), Counter[str]()]):
+        steps = phase.live()
+        categories = sorted({category for step in steps for category in step})
+        for step, live in enumerate([*steps, Counter[str]()]):
             sizes = {category: live[category] for category in categories}
             counter = {"ph": "C", "pid": process, "tid": 0, "ts": step, "name": "live bytes"}
             events.append({**counter, "args": {"bound buffers": simulation.plan.bound_bytes, **sizes}})

@@ -48,7 +48,7 @@ class Measurement:
 
     Attributes:
         peak_bytes: the working set's peak by the allocator's count, None if the run did not finish;
-            placed_peak_bytes: the most memory that it lay in, with the holes between its tensors.
+            placed_peak_bytes: the most memory that was taken for it, more where tensors have no places.
         outside: the rest of rss_peak_bytes, None if the run did not finish.
         phases: graph → {"peak_bytes", "seconds_per_step", "runs_per_step"}.
         rss_peak_bytes: resident memory of the whole process; rss_libraries_bytes: before the artifact
@@ -133,13 +133,12 @@ class Simulation:
 
     @property
     def placed_peak_bytes(self) -> int | None:
-        """The most memory that the working set lay in, with the holes between its tensors."""
+        """The most memory that was taken for the working set; more where tensors have no places."""
         return self.measured.placed_peak_bytes if self.measured else None
 
     @cached_property
     def arena_bytes(self) -> int | None:
-        """The memory in which the native engine trains, holes included; None if the artifact has no program
-        for it."""
+        """The arena in which a training lies; None if the artifact has no program."""
         return arena_bytes(self.artifact)
 
     @property
@@ -149,7 +148,7 @@ class Simulation:
 
     @property
     def measured_peak_bytes(self) -> int | None:
-        """The working set that the allocator counted."""
+        """The working set up to the highest place that was given."""
         return self.measured.peak_bytes if self.measured else None
 
     def to_json(self) -> dict[str, Any]:
@@ -330,8 +329,8 @@ def _verdict(
     placed = measured.placed_peak_bytes if measured else None
     if budget is not None and placed is not None and peak <= budget < placed:
         reasons.append(
-            f"the working set lay in {format_bytes(placed)} of memory, {format_bytes(placed - budget)} more "
-            "than the budget, which counts tensors and not the holes between them"
+            f"ONNX Runtime's own allocator took {format_bytes(placed)} for the working set, which the budget "
+            "does not count: export the artifact again to have every tensor placed"
         )
     if measured and measured.refused:
         failures.append(f"the run on this host was stopped: {measured.refused.rstrip('.')}")

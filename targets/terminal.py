@@ -9,7 +9,7 @@ from rich.text import Text
 
 from edge_bcs.core.units import format_bytes
 
-from .layout import assign, letters, text_map
+from .layout import layout_of, letters, text_map
 from .plans import Phase
 from .simulator import DOES_NOT_FIT, TIGHT, Simulation
 
@@ -69,7 +69,7 @@ def _phases(simulation: Simulation) -> Table:
         found = "–" if measured is None else f"{measured:,}"
         difference = "–" if measured is None else f"{100 * (measured - predicted) / predicted:+.2f} %"
         table.add_row(name, f"{predicted:,}", found, difference, style="bold" if name == "all" else "")
-    if simulation.arena_bytes is not None:
+    if simulation.arena_bytes not in (None, simulation.predicted_peak_bytes):
         table.add_row("arena of --engine native, holes included", f"{simulation.arena_bytes:,}", "", "")
     return table
 
@@ -83,7 +83,8 @@ def _process(simulation: Simulation) -> Table:
         ("sessions and graph", outside.sessions),
         ("interpreter and libraries", outside.libraries),
     ):
-        table.add_row(name, format_bytes(size))
+        if size:
+            table.add_row(name, format_bytes(size))
     table.add_row("all", format_bytes(simulation.process_bytes), style="bold")
     if simulation.target:
         table.add_row("margin for another machine's libraries", format_bytes(simulation.margin_bytes))
@@ -110,23 +111,20 @@ def _map(simulation: Simulation, width: int) -> RenderableType:
     if not phase.allocations:
         return Text(f"{phase.name} works in the bound buffers alone")
     key = letters(simulation.plan.phases.values())
-    layout = assign(phase.allocations)
+    layout = layout_of(phase)
     used = {tensor.category for tensor in phase.allocations}
     lines = text_map(phase, key, width=max(16, min(100, width - 14)))
     legend = [f"{letter} {category}" for category, letter in key.items() if category in used]
     holes = layout.extent - layout.live
     packed = (
-        f"In the program's arena these tensors take {format_bytes(layout.extent)}; alive at once are at most "
+        f"In the arena these tensors take {format_bytes(layout.extent)}; alive at once are at most "
         f"{format_bytes(layout.live)}, so {format_bytes(holes)} are holes."
     )
     return Group(
         Text(f"Address × time of {phase.name}: {len(phase.nodes)} nodes from left to right", style="bold"),
         Text("\n".join(lines)),
         Text("\n".join(_lines([*legend, ". free"], width, indent=12 if width >= _NARROW else 2))),
-        Text(
-            f"{packed} The bound buffers, {format_bytes(simulation.plan.bound_bytes)}, lie before them. ONNX "
-            "Runtime places tensors in a heap as they come, so addresses differ there."
-        ),
+        Text(f"{packed} The bound buffers, {format_bytes(simulation.plan.bound_bytes)}, lie before them."),
     )
 
 

@@ -63,12 +63,12 @@ def print_report(report: dict[str, Any], trainer: Any, options: dict[str, Any]) 
     click.echo(
         f"{counted(training['done'], 'step')}{now} of {training['milliseconds_per_step']:.0f} ms "
         f"({trainer.threads} threads); peak working set {format_bytes(training['peak_bytes'])} ({cap}), "
-        f"placed in {format_bytes(placed)}, process {format_bytes(memory['rss_bytes'])}"
+        f"process {format_bytes(memory['rss_bytes'])}"
     )
     if memory["cap_bytes"] is not None and placed > memory["cap_bytes"]:
         click.echo(
-            "The cap counts tensors, not the holes between them: the memory that they lay in is "
-            f"{format_bytes(placed - memory['cap_bytes'])} over it."
+            f"ONNX Runtime's own allocator took {format_bytes(placed)} for it, which the cap does not count: "
+            "export the artifact again to have every tensor placed."
         )
     if "best" in training:
         ended = f"; ended early, after {training['done']} steps" if training["early"] else ""

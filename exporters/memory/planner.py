@@ -8,6 +8,10 @@ micro-batch: that costs no memory.
 Micro-batches are tried in order of the time they would take if memory were free, until none can be faster
 than the best that fits; `space` searches in one of them. What is smallest of all is searched for once,
 independently of the budget, so that a budget is feasible exactly if it is not below that.
+
+The searches add up what is alive at once, in whole units of the alignment, which no arena can undercut; what
+they find is then placed, and its peak is the arena's. A plan whose holes bring it over the budget is passed
+over.
 """
 
 from __future__ import annotations
@@ -16,20 +20,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from edge_bcs.targets.cost_model import lanes_of
+from edge_bcs.targets.plans import MemoryPlan
 
 from edge_bcs.core.objectives import PLAIN
 
-from ..graphs import step_graphs
+from ..graphs import other_graphs, step_graphs
 from ..network import Network
 from .choice import Choice, Job
-from .replay import Replay, replay_of
+from .replay import Replay, plan, replay_of
 from .space import Figures, Space
-from .storage import Storage
+from .storage import Storage, store, without_dense_kernels
 
 DEFAULT_MICRO_BATCH = 32
 """Images a run where no budget asks for fewer: 16, whole vectors, for each of two threads. More are hardly
 faster, and what a micro-batch's statistics teach must not depend on the machine that compiles."""
 _LARGEST = 128  # micro-batch
+_PLACINGS = 8  # plans that are placed to find one whose arena is inside the budget
 _HOPELESS = 1.25  # times the budget that the smallest choice may need there, for larger ones to be looked at
 
 
@@ -40,7 +46,9 @@ class Planner:
     network: Network
     _replays: dict[tuple[object, ...], dict[str, Replay]] = field(default_factory=dict)
     _spaces: dict[tuple[Job, Choice], Space] = field(default_factory=dict)
+    _counted: dict[tuple[Job, int], Figures] = field(default_factory=dict)
     _smallest: dict[tuple[Job, int], Figures] = field(default_factory=dict)
+    _memory: dict[tuple[Job, Choice], MemoryPlan] = field(default_factory=dict)
 
     def replays(self, job: Job, choice: Choice) -> dict[str, Replay]:
         """Phase → graph with the images and branches of ``choice``, in which everything is kept."""
@@ -51,6 +59,31 @@ class Planner:
                 phase: replay_of(graph, self.network.connections) for phase, graph in graphs.items()
             }
         return self._replays[key]
+
+    def carried_out(self, job: Job, choice: Choice) -> dict[str, Replay]:
+        """Phase → graph that ``choice`` makes, of all phases."""
+        network = self.network
+        made: dict[str, Replay] = {}
+        for phase, replay in self.replays(job, choice).items():
+            graph = without_dense_kernels(replay.graph, network.offsets(choice.sparse))
+            if phase == "training":
+                graph = store(graph, choice.storage)
+            made[phase] = replay if graph is replay.graph else replay_of(graph, network.connections)
+        for phase, graph in other_graphs(network, choice.micro_batch).items():
+            made[phase] = replay_of(graph, network.connections)
+        return made
+
+    def memory(self, job: Job, choice: Choice) -> MemoryPlan:
+        """Where everything lies with ``choice``."""
+        if (job, choice) not in self._memory:
+            buffers = self.network.buffers(choice.micro_batch, job.objective.two_branches)
+            apart = {"attack"} if self.network.attack_apart else set()
+            self._memory[job, choice] = plan(self.carried_out(job, choice), buffers, apart)
+        return self._memory[job, choice]
+
+    def _placed(self, job: Job, figures: Figures) -> Figures:
+        """The same with the peak of the arena, which holes belong to."""
+        return replace(figures, peak_bytes=self.memory(job, figures.choice).peak_bytes)
 
     def space(self, job: Job, micro_batch: int, keep_both: bool = False) -> Space:
         """All choices for so many images and one order of branches."""
@@ -86,30 +119,56 @@ class Planner:
         return replace(choice, storage=Storage(narrowed=frozenset(space.stacks)))
 
     def smallest(self, job: Job, micro_batch: int | None = None) -> Figures:
-        """The smallest working set that is found for ``micro_batch`` images (default: as few as possible)."""
+        """The smallest arena that is found for ``micro_batch`` images (default: as few as possible)."""
         micro_batch = micro_batch or self.network.fewest_images
         if (job, micro_batch) not in self._smallest:
-            self._smallest[job, micro_batch] = min(
-                self._small(job, micro_batch), key=lambda figures: figures.peak_bytes
-            )
+            counted = sorted(self._small(job, micro_batch), key=lambda figures: figures.peak_bytes)
+            self._counted[job, micro_batch] = counted[0]
+            found = self._placed(job, counted[0])
+            for other in counted[1:]:
+                if other.peak_bytes < found.peak_bytes:
+                    found = min(found, self._placed(job, other), key=lambda figures: figures.peak_bytes)
+            self._smallest[job, micro_batch] = found
         return self._smallest[job, micro_batch]
+
+    def _smallest_counted(self, job: Job, micro_batch: int) -> Figures:
+        """The smallest by what is alive at once."""
+        self.smallest(job, micro_batch)
+        return self._counted[job, micro_batch]
 
     def _small(self, job: Job, micro_batch: int) -> Iterator[Figures]:
         if job.bfloat16:  # which is allowed, not asked for
-            yield self.smallest(replace(job, bfloat16=False), micro_batch)
+            yield self._smallest_counted(replace(job, bfloat16=False), micro_batch)
         of_one_branch = None
         if job.objective.two_branches:
-            of_one_branch = self.smallest(replace(job, objective=PLAIN), micro_batch).choice.storage
+            of_one_branch = self._smallest_counted(replace(job, objective=PLAIN), micro_batch).choice.storage
         for space in self.spaces(job, micro_batch):
-            yield space.smallest(of_one_branch)
+            yield from space.smallest(of_one_branch)
 
     def fastest(self, job: Job, budget: int, micro_batch: int | None = None) -> Figures | None:
-        """The fastest choice found inside ``budget`` bytes, None if there is none.
+        """The fastest choice found whose arena has at most ``budget`` bytes, None if there is none.
 
         Args:
             micro_batch: only this many images.
         """
         least = self.smallest(job, micro_batch)
+        if budget < least.peak_bytes:
+            return None
+        cap = budget
+        for _ in range(_PLACINGS):
+            figures = self.fastest_counted(job, cap, micro_batch)
+            if figures is None:
+                break
+            placed = self._placed(job, figures)
+            if placed.peak_bytes <= budget:
+                return placed
+            cap = min(cap + budget - placed.peak_bytes, figures.peak_bytes - 1)
+        return least
+
+    def fastest_counted(self, job: Job, budget: int, micro_batch: int | None = None) -> Figures | None:
+        """The fastest choice found that has at most ``budget`` bytes alive at once; its arena may be
+        larger."""
+        least = self._smallest_counted(job, micro_batch or self.network.fewest_images)
         if budget < least.peak_bytes:
             return None
         spaces: list[Space] = []

@@ -10,12 +10,14 @@ outputs (which are bound) allocate nothing. Everything comes from the graph alon
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
+from edge_bcs.runtime.buffers import aligned
 from edge_bcs.targets.cost_model import Walk
-from edge_bcs.targets.plans import Allocation, MemoryPlan, Phase
+from edge_bcs.targets.layout import assign
+from edge_bcs.targets.plans import HOLES, Allocation, MemoryPlan, Phase, live
 
 from ..nodes import Graph, Node, TensorType
 from ..operators import OPERATORS
@@ -68,10 +70,19 @@ class Replay:
     @cached_property
     def totals(self) -> list[int]:
         """Bytes allocated while each node runs."""
+        return self._alive(lambda size: size)
+
+    @cached_property
+    def room(self) -> list[int]:
+        """The same in whole units of the alignment: what an arena without holes has in use."""
+        return self._alive(aligned)
+
+    def _alive(self, room_for: Callable[[int], int]) -> list[int]:
         totals = [0] * len(self.nodes)
         for life in self.allocations:
+            size = room_for(life.bytes)
             for node in range(life.birth, life.death + 1):
-                totals[node] += life.bytes
+                totals[node] += size
         return totals
 
     @property
@@ -189,7 +200,7 @@ def _allocations(graph: Graph, types: Types, work: Sequence[int]) -> list[Alloca
 def plan(
     replays: Mapping[str, Replay], buffers: Mapping[str, TensorType], apart: Collection[str] = ()
 ) -> MemoryPlan:
-    """Plan an artifact.
+    """Plan an artifact: give every tensor its place.
 
     Args:
         replays: phase → what its graph needs.
@@ -201,21 +212,38 @@ def plan(
     return MemoryPlan(max(phase.peak_bytes for phase in phases.values() if not phase.apart), sizes, phases)
 
 
+@lru_cache(maxsize=256)
+def placed(allocations: tuple[Allocation, ...]) -> tuple[Allocation, ...]:
+    """The same with addresses in the smallest block that is found."""
+    layout = assign(allocations)
+    return tuple(
+        replace(tensor, address=address)
+        for tensor, address in zip(layout.tensors, layout.addresses, strict=True)
+    )
+
+
 def _phase(name: str, replay: Replay, sizes: Mapping[str, int], apart: bool) -> Phase:
     """A replay with the bound buffers, which are alive all the time."""
+    allocations = placed(tuple(replay.allocations))
+    bound = sum(map(aligned, sizes.values()))
+    steps = live(allocations, len(replay.nodes))
+    most = max((step.total() for step in steps), default=0)
+    peak = next((number for number, step in enumerate(steps) if step.total() == most), 0)
     categories: Counter[str] = Counter()
     for buffer, size in sizes.items():
         categories[BOUND_CATEGORIES.get(buffer, "data")] += size
-    categories.update(replay.categories)
+    categories[HOLES] = bound - sum(sizes.values())
+    if steps:
+        categories.update(steps[peak])
     return Phase(
         name=name,
-        peak_bytes=sum(sizes.values()) + replay.peak_bytes,
-        peak_node=replay.nodes[replay.peak_node] if replay.nodes else "",
+        peak_bytes=bound + most,
+        peak_node=replay.nodes[peak] if replay.nodes else "",
         categories={category: size for category, size in categories.most_common() if size},
         nodes=tuple(replay.nodes),
         flops=tuple(replay.flops),
         moved=tuple(replay.moved),
-        allocations=tuple(replay.allocations),
+        allocations=allocations,
         walks=tuple(replay.walks),
         apart=apart,
     )

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from edge_bcs.runtime.buffers import aligned
 
 from ..nodes import Node
 from ..operators import OPERATORS
@@ -27,7 +28,8 @@ class Rewritten:
     """What ``Sketch.rewritten`` finds.
 
     Attributes:
-        totals: bytes that are alive at each step, without work memory.
+        totals: bytes that are alive at each step, without work memory; each tensor in whole units of the
+            alignment.
         steps: node → its step.
         repeats: (step, tensor that is made again) of each repetition.
         narrowed, widened: bytes in f32 of what each inserted Narrow and Widen works on.
@@ -75,7 +77,7 @@ class Sketch:
                 elif tensor and tensor not in graph.outputs:
                     self.owner[tensor] = len(self.size)
                     self.unread.add(len(self.size))
-                    self.size.append(self.types[tensor].bytes)
+                    self.size.append(aligned(self.types[tensor].bytes))
                     self.birth.append(index)
                     self.death.append(len(graph.nodes) - 1)
                     self.forward_death.append(index)
@@ -119,7 +121,7 @@ class Sketch:
                 self.forward_death[owner] = index
 
     def bytes_of(self, tensor: str) -> int:
-        """Bytes of a kept stack."""
+        """Bytes of a kept stack, in whole units of the alignment."""
         return self.size[self.owner[tensor]]
 
     def rewritten(self, storage: Storage) -> Rewritten:
@@ -177,7 +179,7 @@ class Pass:
     def _narrow(self, tensor: str, gap: int) -> None:
         owner = self.sketch.owner[tensor]
         size = self.sketch.size[owner]
-        self.narrow[tensor] = self._allocate(size // 2, self._step(gap, owner))
+        self.narrow[tensor] = self._allocate(aligned(size // 2), self._step(gap, owner))
         self.found.narrowed.append(size)
         if not self.sketch.makers[tensor].aside:
             self._step(gap, owner, self.narrow[tensor])

@@ -17,6 +17,7 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
+from edge_bcs.runtime.buffers import aligned
 from edge_bcs.targets.cost_model import Walk
 
 from ..network import Network
@@ -102,9 +103,9 @@ class Space:
 
     @cached_property
     def bound_bytes(self) -> int:
-        """Bytes of the bound buffers."""
+        """Bytes of the bound buffers, one behind the other."""
         buffers = self.network.buffers(self.micro_batch, self.job.objective.two_branches)
-        return sum(buffer.bytes for buffer in buffers.values())
+        return sum(aligned(buffer.bytes) for buffer in buffers.values())
 
     @cached_property
     def _seconds_again(self) -> dict[str, float]:
@@ -131,10 +132,11 @@ class Space:
 
     def _phase(self, replay: Replay) -> _Phase:
         modules = {kernel.offset: name for name, kernel in self.network.kernels.items()}
-        totals = np.array(replay.totals, np.int64) + self.bound_bytes
+        totals = np.array(replay.room, np.int64) + self.bound_bytes
         seconds = [self._time(*of_node) for of_node in zip(replay.walks, replay.moved, strict=True)]
         dense: dict[int, _Dense] = {}
-        for index, (work, walks, moved) in replay.without_work.items():
+        for index, (size, walks, moved) in replay.without_work.items():
+            work = aligned(size)
             module = modules[replay.graph.nodes[index].attributes["layer_offset"]]
             dense[index] = _Dense(module, work, seconds[index] - self._time(walks, moved))
             totals[index] -= work
@@ -258,8 +260,8 @@ class Space:
                 figures = changed
         return figures
 
-    def smallest(self, of_one_branch: Storage | None = None) -> Figures:
-        """The choice with the least peak that is found, whatever it costs.
+    def smallest(self, of_one_branch: Storage | None = None) -> list[Figures]:
+        """The choices with the least peak that are found, whatever they cost, each by another way.
 
         Args:
             of_one_branch: what is smallest for one branch; the search for two then begins there, in each.
@@ -271,7 +273,7 @@ class Space:
         fixed = self.measure(start)
         others = self.phases.keys() - {"training"}
         floor = max(self.bound_bytes, *(int(fixed.totals[phase].max()) for phase in others))
-        best = fixed
+        smallest = {start: fixed}
         if of_one_branch is None:
             costs = {tensor: self._repetition(tensor) for tensor in self.stacks}
             kinds: tuple[tuple[Repetition, ...], ...] = ((), ("elements",), ("elements", "pass"))
@@ -289,9 +291,8 @@ class Space:
         for storage, large in product(starts, ways):
             found = self._descend(self.measure(replace(start, storage=storage)), floor, large)
             found = self._polish(found, floor)
-            if found.peak_bytes < best.peak_bytes:
-                best = found
-        return best
+            smallest[found.choice] = found
+        return sorted(smallest.values(), key=lambda figures: figures.peak_bytes)
 
     def _repetition(self, tensor: str) -> Repetition:
         """What it costs to make a stack once more."""

@@ -82,7 +82,7 @@ class OrtEngine(SessionEngine):
             )
         except Exception as error:
             raise self.budget.explain(error, "training") from None
-        super().allocate()
+        self.allocate_apart()
 
     def make_buffer(
         self, name: str, dtype: str, shape: tuple[int, ...]

@@ -7,6 +7,7 @@ disagreement with the plan is reported as a sentence.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -54,7 +55,8 @@ def _stack_bytes(images: int, channels: int, height: int, width: int, halo: int)
 
 
 class Checker:
-    """Replays one graph; ``faults`` collects what is wrong, ``peak`` is the largest sum of live bytes."""
+    """Replays one graph; ``faults`` collects what is wrong, ``peak`` is the end of the highest tensor, in
+    whole lines of 64 bytes."""
 
     def __init__(self, model: onnx.ModelProto, tensors: list[list[Any]]) -> None:
         self.nodes = model.graph.node
@@ -71,7 +73,9 @@ class Checker:
         self.bound = set(self.size) | {value.name for value in model.graph.output}
         self.faults: list[str] = []
         self.peak = 0
+        self._lives: dict[str, tuple[int, int, int]] = {}
         self._replay({name: (size, birth, death) for name, size, _, birth, death, *_ in tensors})
+        self._places({name: rest[1] for name, _, _, _, _, *rest in tensors if rest})
 
     def _attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
         return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
@@ -161,10 +165,18 @@ class Checker:
                 self.faults.append(f"{name} is used at {found[2]}, after it was freed at {death}")
             elif (size, birth, death) != found:
                 self.faults.append(f"{name} is planned as {(size, birth, death)} and is {found}")
-        self.peak = max(
-            (
-                sum(size for size, birth, death in lives.values() if birth <= step <= death)
-                for step in range(len(self.nodes))
-            ),
-            default=0,
-        )
+        self._lives = lives
+
+    def _places(self, address: dict[str, int]) -> None:
+        """Where tensors lie, against how long they are found to live."""
+        placed = [
+            (address[name], address[name] + size, birth, death, name)
+            for name, (size, birth, death) in self._lives.items()
+            if name in address
+        ]
+        for first, second in itertools.combinations(placed, 2):
+            meet = first[0] < second[1] and second[0] < first[1]
+            if meet and first[2] <= second[3] and second[2] <= first[3]:
+                self.faults.append(f"{first[4]} and {second[4]} lie at one place at one time")
+        self.faults += [f"{name} does not begin on a line" for begin, *_, name in placed if begin % 64]
+        self.peak = max((-(-end // 64) * 64 for _, end, *_ in placed), default=0)

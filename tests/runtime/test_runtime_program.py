@@ -99,7 +99,7 @@ def test_its_working_set_is_the_arena(tiny_artifact: Make, batch: Batch) -> None
         trainer.step(*batch)
         arena = trainer.peak_bytes
         assert arena == trainer.placed_peak_bytes == trainer.memory()["current_bytes"]
-        assert trainer.artifact.predicted_peak_bytes <= arena
+        assert trainer.artifact.predicted_peak_bytes == arena
     with Trainer(path, memory=arena, engine="native") as trainer:
         trainer.step(*batch)
     with pytest.raises(BudgetExceeded, match=f"allow {arena} bytes or more"):

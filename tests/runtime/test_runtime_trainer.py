@@ -258,9 +258,7 @@ def test_the_budget_holds_to_the_byte(tiny_artifact: Make, batch: Batch) -> None
         assert same(trainer.state(), expected)
     with Trainer(path, memory=needed - 1) as trainer:
         before = trainer.state()
-        with pytest.raises(
-            BudgetExceeded, match=r"operator \w+ '.*' of the training graph asked for"
-        ) as caught:
+        with pytest.raises(BudgetExceeded, match="the training graph asked for") as caught:
             trainer.step(*batch)
         error = caught.value
         assert error.cap == needed - 1 and error.in_use + error.asked == needed
@@ -271,7 +269,7 @@ def test_the_budget_holds_to_the_byte(tiny_artifact: Make, batch: Batch) -> None
 
 
 def test_buffers_that_do_not_fit_are_named(tiny_artifact: Make) -> None:
-    with pytest.raises(BudgetExceeded, match=r"the buffer coo\.value asked for") as caught:
+    with pytest.raises(BudgetExceeded, match="the buffers asked for") as caught:
         Trainer(tiny_artifact(), memory=1000)
     assert str(caught.value.asked) in str(caught.value)
     Trainer(tiny_artifact()).close()  # what had been reserved is given back

@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.buffers import aligned
 from edge_bcs.targets import cost_model, outside, simulator, terminal
 from edge_bcs.targets.cost_model import COSTS, KernelCosts, Walk
 from edge_bcs.targets.host_run import measure
@@ -303,9 +304,10 @@ def test_a_wrong_prediction_is_noticed(tiny_artifact: Make) -> None:
     good = Artifact.read(tiny_artifact())
     manifest = json.loads(json.dumps(good.manifest))
     memory = manifest["memory"]
+    lists = aligned(memory["bound"].pop("coo.lists"))
     for content in memory["phases"].values():
-        content["peak_bytes"] -= memory["bound"]["coo.lists"]
-    memory["predicted_peak_bytes"] -= memory["bound"].pop("coo.lists")
+        content["peak_bytes"] -= lists
+    memory["predicted_peak_bytes"] -= lists
     result = simulate(dataclasses.replace(good, manifest=manifest), threads=1, seconds=0)
     assert result.exceeded and result.measured_peak_bytes == good.predicted_peak_bytes
 
@@ -341,16 +343,15 @@ def test_the_process_is_split_into_what_was_measured(resnet: Path) -> None:
     assert measured is not None and measured.placed_peak_bytes and measured.rss_peak_bytes
     parts = content["outside"]
     assert parts.pop("source") == MEASURED
-    assert parts["allocator_holes"] == measured.placed_peak_bytes - need > 0
+    assert parts["allocator_holes"] == measured.placed_peak_bytes - need == 0
     assert sum(parts.values()) == content["outside_bytes"] == measured.rss_peak_bytes - need
     assert content["process_bytes"] == measured.rss_peak_bytes
     assert content["placed_peak_bytes"] == measured.placed_peak_bytes
-    with Trainer(resnet, engine="native", memory=2 * need) as trainer:
-        assert content["arena_bytes"] == trainer.peak_bytes >= need
+    with Trainer(resnet, engine="native", memory=need) as trainer:
+        assert content["arena_bytes"] == trainer.peak_bytes == need
     # Python with numpy and ONNX Runtime alone, and four sessions of some dozen nodes.
     assert 30 << 20 < parts["interpreter_and_libraries"] < 150 << 20
     assert 2 << 20 < parts["sessions_and_graph"] < 20 << 20
-    assert any("the holes between them" in reason for reason in result.reasons)  # need is all of the budget
     assert content["margin_bytes"] == 0  # no board was named
 
 
@@ -374,7 +375,7 @@ def test_what_was_simulated_is_what_finetune_takes(tiny_artifact: Make, tmp_path
     done = subprocess.run([*command, "-o", str(tmp_path / "run"), "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     memory = json.loads(done.stdout)["memory"]
-    assert memory["placed_peak_bytes"] >= memory["peak_bytes"]
+    assert memory["placed_peak_bytes"] == memory["peak_bytes"]
     result = simulate(path, threads=1, seconds=0)
     assert abs(result.process_bytes - memory["rss_bytes"]) < 3 << 20
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "host/budget.h"
+#include "host/placement.h"
 
 namespace edge_bcs::ort {
 
@@ -70,7 +71,7 @@ class NodeAttributes final : public AttributeSource {
 
 class KernelCall final : public Call {
  public:
-  explicit KernelCall(KernelContext* context) : context_(context) {}
+  KernelCall(KernelContext* context, placement::Node& node) : context_(context), node_(node) {}
 
   std::size_t input_count() const override {
     std::size_t count = 0;
@@ -103,7 +104,10 @@ class KernelCall final : public Call {
     std::size_t count = 0;
     check(api.output_count(context_, &count));
     Value* value = nullptr;
-    if (index < count) check(api.get_output(context_, index, shape.data(), shape.rank(), &value));
+    if (index < count) {
+      const placement::Node::Output wanted(node_, index);
+      check(api.get_output(context_, index, shape.data(), shape.rank(), &value));
+    }
     if (value == nullptr) return {};
     RawTensor raw;
     check(api.get_tensor_data(value, &raw.data));
@@ -112,8 +116,10 @@ class KernelCall final : public Call {
     return raw;
   }
 
-  void* take(std::size_t bytes) const override { return budget::allocate(bytes); }
-  void give_back(void* memory) const noexcept override { budget::release(memory); }
+  void* take(std::size_t bytes) const override { return node_ ? node_.take(bytes) : budget::allocate(bytes); }
+  void give_back(void* memory) const noexcept override {
+    node_ ? node_.give_back(memory) : budget::release(memory);
+  }
 
   void parallel(void (*run)(void*, std::size_t), std::size_t count, void* data) const override {
     // Few enough batches that handing them out costs little, enough of them that uneven work evens out.
@@ -123,6 +129,7 @@ class KernelCall final : public Call {
 
  private:
   KernelContext* context_;
+  placement::Node& node_;
 };
 
 // What ONNX Runtime keeps of a node.
@@ -193,7 +200,8 @@ Status* compute(void* raw, KernelContext* context) {
   const Kernel& kernel = *static_cast<const Kernel*>(raw);
   const Declaration& declaration = kernel.declaration;
   return guarded(declaration.name, [&] {
-    const KernelCall call(context);
+    placement::Node node(declaration);
+    const KernelCall call(context, node);
     Context given(call, declaration.inputs, declaration.outputs);
     declaration.compute(kernel.object.get(), given);
   });

@@ -8,7 +8,9 @@
 #include <mutex>
 
 #include "host/arena.h"
+#include "host/placement.h"
 #include "ops/dispatch.h"
+#include "runner/say.h"
 
 #define EDGE_BCS_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -35,6 +37,7 @@ struct Account {
   std::int64_t cap = -1;  // -1: none
   std::int64_t allocated = 0;
   std::int64_t reserved = 0;
+  std::int64_t arena_reserved = 0;  // of them, for the buffers in the program's arena
   std::int64_t peak = 0;
   std::int64_t small = 0;  // of the blocks from the C library, headers included
   std::int64_t placed_peak = 0;
@@ -43,15 +46,22 @@ struct Account {
 
   std::int64_t in_use() const { return allocated + reserved; }
 
-  // What the counted bytes occupy: all that the arena holds, free or not, and every block with its header.
-  std::int64_t placed() const { return reserved + small + static_cast<std::int64_t>(arena.held()); }
+  // What is in use, with all up to the highest place that was given in the program's arena.
+  std::int64_t touched() const {
+    return in_use() - arena_reserved + static_cast<std::int64_t>(placement::highest());
+  }
+
+  // What the counted bytes occupy: all that the own arena holds, free or not, and every block with its header.
+  std::int64_t placed() const {
+    return touched() - allocated + small + static_cast<std::int64_t>(arena.held());
+  }
 
   // Throws Exceeded where `bytes` more would go over the cap.
   void check(std::int64_t bytes) {
-    if (cap < 0 || bytes <= cap - in_use()) return;
-    refusal = {bytes, in_use(), cap};
+    if (cap < 0 || bytes <= cap - touched()) return;
+    refusal = {bytes, touched(), cap};
     throw Exceeded("edge-bcs: memory budget exceeded: asked for " + std::to_string(bytes) + " bytes with " +
-                   std::to_string(in_use()) + " of " + std::to_string(cap) + " bytes in use");
+                   std::to_string(touched()) + " of " + std::to_string(cap) + " bytes in use");
   }
 
   // What the memory may grow by before it is more than the cap.
@@ -61,7 +71,7 @@ struct Account {
   }
 
   void note_peaks() {
-    peak = std::max(peak, in_use());
+    peak = std::max(peak, touched());
     placed_peak = std::max(placed_peak, placed());
   }
 };
@@ -92,6 +102,12 @@ bool registered = false;
 void* allocate(std::size_t bytes) {
   if (bytes == 0) return nullptr;
   if (bytes > (std::size_t{1} << 62)) throw std::bad_alloc();
+  if (void* const place = placement::wanted(bytes)) {
+    Account& a = account();
+    const std::lock_guard lock(a.mutex);
+    a.note_peaks();
+    return place;
+  }
   const std::size_t size = block_size(bytes);
   Account& a = account();
   void* block = nullptr;
@@ -109,7 +125,7 @@ void* allocate(std::size_t bytes) {
 }
 
 void release(void* memory) noexcept {
-  if (memory == nullptr) return;
+  if (memory == nullptr || placement::holds(memory)) return;
   void* const block = static_cast<std::byte*>(memory) - alignment;
   const std::size_t bytes = static_cast<Header*>(block)->bytes;
   const std::size_t size = block_size(bytes);
@@ -186,7 +202,8 @@ EDGE_BCS_EXPORT void edge_bcs_budget_end() {
   const std::lock_guard lock(a.mutex);
   a.owned = false;
   a.cap = -1;
-  a.reserved = 0;
+  a.reserved = a.arena_reserved = 0;
+  edge_bcs::placement::end();
   a.arena.trim();
 }
 
@@ -212,6 +229,41 @@ EDGE_BCS_EXPORT void edge_bcs_budget_release(std::int64_t bytes) {
   if (bytes > 0) a.reserved -= bytes < a.reserved ? bytes : a.reserved;
 }
 
+// Lays the tensors of graphs that run (`edge_bcs_budget_run`) into an arena of the caller's, at the places of `program.bin`;
+// `reserved`: what `reserve` counted for the buffers in it. Returns 0, or -1 with the reason in `error`.
+EDGE_BCS_EXPORT int edge_bcs_budget_place(const void* program, std::uint64_t size, void* arena,
+                                          std::uint64_t arena_bytes, std::int64_t reserved, char* error,
+                                          std::uint64_t error_size) {
+  auto& a = account();
+  const std::lock_guard lock(a.mutex);
+  try {
+    edge_bcs::placement::begin({static_cast<const std::byte*>(program), static_cast<std::size_t>(size)},
+                               {static_cast<std::byte*>(arena), static_cast<std::size_t>(arena_bytes)});
+    a.arena_reserved = reserved;
+    a.peak = a.touched();
+    return 0;
+  } catch (const std::exception& failed) {
+    edge_bcs::say(failed, error, error_size);
+    return -1;
+  }
+}
+
+// Where a bound buffer lies, in bytes from the start of the arena, and its size; -1 if the program has none of that name.
+EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_buffer(const char* name, std::uint64_t* bytes) {
+  return edge_bcs::placement::buffer(name, bytes);
+}
+
+// What this thread runs from now on is a graph of the program, in its order; null: is none. Returns 0, or -1 if the program has
+// none of that name.
+EDGE_BCS_EXPORT int edge_bcs_budget_run(const char* graph) {
+  try {
+    edge_bcs::placement::run(graph);
+    return 0;
+  } catch (const std::exception&) {
+    return -1;
+  }
+}
+
 // Bytes in use now.
 EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_current() {
   auto& a = account();
@@ -223,6 +275,7 @@ EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_current() {
 EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_peak() {
   auto& a = account();
   const std::lock_guard lock(a.mutex);
+  a.note_peaks();
   return a.peak;
 }
 
@@ -244,7 +297,8 @@ EDGE_BCS_EXPORT std::int64_t edge_bcs_budget_placed_peak() {
 EDGE_BCS_EXPORT void edge_bcs_budget_reset_peak() {
   auto& a = account();
   const std::lock_guard lock(a.mutex);
-  a.peak = a.in_use();
+  edge_bcs::placement::forget();
+  a.peak = a.touched();
   a.placed_peak = a.placed();
 }
 

@@ -1,27 +1,16 @@
 // The interface of runtime/program.py and runtime/attack.py.
 
-#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <exception>
 #include <memory>
 
 #include "runner/runner.h"
+#include "runner/say.h"
 #include "session/attack.h"
 
 #define EDGE_BCS_EXPORT extern "C" __attribute__((visibility("default")))
 
-namespace {
-
-void say(const std::exception& error, char* text, std::uint64_t size) {
-  if (size == 0) return;
-  const std::size_t length =
-      std::min<std::size_t>(std::strlen(error.what()), static_cast<std::size_t>(size) - 1);
-  std::memcpy(text, error.what(), length);
-  text[length] = '\0';
-}
-
-}  // namespace
+using edge_bcs::say;
 
 // Opens a program over an arena of the caller's, which must live as long; null, with the reason in `error`, if the file is
 // damaged or the arena too small.

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <exception>
 
+#include "runner/work.h"
+
 namespace edge_bcs {
 
 namespace {
@@ -11,7 +13,11 @@ namespace {
 class NodeCall final : public Call {
  public:
   NodeCall(const ProgramGraph& graph, const ProgramNode& node, std::byte* arena, Pool& pool)
-      : graph_(graph), node_(node), arena_(arena), pool_(pool) {}
+      : graph_(graph),
+        node_(node),
+        arena_(arena),
+        pool_(pool),
+        work_(arena + node.work_address, node.work_bytes) {}
 
   std::size_t input_count() const override { return node_.inputs.size(); }
 
@@ -26,19 +32,8 @@ class NodeCall final : public Call {
     return found;
   }
 
-  void* take(std::size_t bytes) const override {
-    // What is taken after the first is aligned for any number.
-    const std::size_t first =
-        (taken_ + alignof(std::max_align_t) - 1) / alignof(std::max_align_t) * alignof(std::max_align_t);
-    require(first <= node_.work_bytes && bytes <= node_.work_bytes - first,
-            "more work memory is asked for than the ", node_.work_bytes, " bytes of the program");
-    taken_ = first + bytes;
-    return arena_ + node_.work_address + first;
-  }
-
-  void give_back(void* memory) const noexcept override {
-    taken_ = static_cast<std::size_t>(static_cast<std::byte*>(memory) - (arena_ + node_.work_address));
-  }
+  void* take(std::size_t bytes) const override { return work_.take(bytes); }
+  void give_back(void* memory) const noexcept override { work_.give_back(memory); }
 
   void parallel(void (*run)(void*, std::size_t), std::size_t count, void* data) const override {
     pool_.run(run, count, data);
@@ -55,7 +50,7 @@ class NodeCall final : public Call {
   const ProgramNode& node_;
   std::byte* arena_;
   Pool& pool_;
-  mutable std::size_t taken_ = 0;
+  mutable Work work_;
 };
 
 }  // namespace

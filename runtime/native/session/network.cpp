@@ -260,8 +260,9 @@ void Network::run(const char* graph) {
 }
 
 std::size_t Network::bound_bytes() const {
-  std::size_t bytes = 0;
-  for (const PlacedTensor& buffer : runner_->program().buffers) bytes += buffer.bytes;
+  std::size_t bytes = 0;  // one behind the other, each from a line on
+  for (const PlacedTensor& buffer : runner_->program().buffers)
+    bytes += (buffer.bytes + alignment - 1) / alignment * alignment;
   return bytes;
 }
 
