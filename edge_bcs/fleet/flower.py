@@ -25,7 +25,7 @@ last round.
 | `artifact` | this board's artifact: of the same network, for its own memory |
 | `data` | what it learns from |
 | `run` | the folder of its own run, which stays from round to round |
-| `trust-key` | public key that must have signed the artifact; "" or left out: none |
+| `trust-key` | public key that must have signed the artifact, of no older release than before; or left out |
 | `threads`, `memory` | as for `edge-bcs finetune` |
 
 Boards that Flower simulates have a number instead of a node configuration: for all of them it stands in the
@@ -59,6 +59,7 @@ from edge_bcs.core.text import shown
 from edge_bcs.fleet.members import LARGEST_WEIGHT, round_of
 from edge_bcs.fleet.rounds import Met, Rounds, begin, open_round
 from edge_bcs.fleet.wire import coded, decoded
+from edge_bcs.runtime import release
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import is_run_of, layout_of, read_slot
 
@@ -324,10 +325,11 @@ def main(grid: Grid, context: Context) -> None:
         asked = Asked.read(context.run_config)
         rounds = Rounds(asked.folder, "server", boards=1, robust=asked.robust)
         artifact = Artifact.read(asked.artifact)
+        lock = FolderLock(rounds.folder, again=False)
     except EdgeBcsError as error:
-        log(ERROR, "%s", error)
+        log(ERROR, "%s", error)  # Flower's own account of it is a traceback
         raise
-    with FolderLock(rounds.folder, again=False):
+    with lock:
         strategy = Merging(
             rounds,
             artifact,
@@ -381,8 +383,12 @@ def settings_of(context: Context) -> dict[str, Any]:
 
 
 def _opened(node: Mapping[str, Any]) -> Artifact:
-    """This board's artifact, of which the signature is checked if it trusts a key."""
-    return Artifact.read(str(node["artifact"]), [str(node["trust-key"])] if node.get("trust-key") else [])
+    """This board's artifact. If it trusts a key, that signed it, and none of a later release was accepted."""
+    if not node.get("trust-key"):
+        return Artifact.read(str(node["artifact"]))
+    artifact = Artifact.read(str(node["artifact"]), [str(node["trust-key"])])
+    release.check(artifact, Path(str(node["run"])))
+    return artifact
 
 
 def _machine(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -405,6 +411,8 @@ def train(message: Message, context: Context) -> Message:
         if not _is_under_way(folder, artifact, number, began):
             met = Met(state, int(told["step"]), int(told["seed"]), _names(told), {})
             begin(folder, artifact, met, number, notes={BEGAN: began})
+            if node.get("trust-key"):
+                release.remember(artifact, folder)
         with open_round(Trainer.resume(folder, **_machine(node))) as trainer:
             done = trainer.fit(str(node["data"]), **length, progress=False, save=folder)
             metrics: dict[str, Any] = {

@@ -322,6 +322,10 @@ def test_a_board_takes_no_artifact_that_its_key_did_not_sign(
     assert refused.has_error() and "other.pub.pem" in refused.error.reason
     assert not (tmp_path / "run").exists()
     assert not answer(public).has_error()
+    # The maker has replaced it since, and this board has accepted the later one.
+    (tmp_path / "run.release").write_text('{"accepted_release": 2}')
+    old = answer(public)
+    assert old.has_error() and "release 2 was accepted here before" in old.error.reason
 
 
 def test_a_board_that_flower_simulates_has_a_number_alone() -> None:
