@@ -101,6 +101,8 @@ def test_a_published_network_is_that_of_the_run_without_momentum(small_zoo: Path
 
 def test_publishing_again_keeps_what_is_not_measured_anew(small_zoo: Path, trained: Path) -> None:
     from edge_bcs.bench.pretrained import publish
+    from edge_bcs.data import open_data
+    from edge_bcs.evaluation.measures import evaluate
 
     data = str(trained / "digits.npz")
     index = small_zoo / zoo.INDEX
@@ -109,6 +111,11 @@ def test_publishing_again_keeps_what_is_not_measured_anew(small_zoo: Path, train
     index.write_text(json.dumps([record]))
     again = publish(trained / "run4", NAME, data, folder=small_zoo, steps=0)
     assert json.loads(json.dumps(again.record())) == record
+    corrupt = publish(trained / "run4", NAME, data, folder=small_zoo, steps=0, corruptions=4)
+    assert corrupt.measured["corruption"] == {"samples": 4}
+    loaded, images = edge_bcs.load(trained / "run4"), open_data(data, "test", (1, 8, 8))
+    expected = evaluate(loaded, images, attack="none", samples=4, corruptions=True)["mean_corruption_acc"]
+    assert corrupt.accuracies == {**again.accuracies, "corruption": expected}
     publish(trained / "run2", "another", data, folder=small_zoo, steps=0)
     assert [card.name for card in zoo.read_cards()] == ["another", NAME]
     for source, name, sentence in (

@@ -36,18 +36,27 @@ def test_the_camera_tints_flattens_blurs_and_adds_noise(example: ModuleType) -> 
     assert rows[15] - rows[8] > 0.02 and rows[24] - rows[16] > 0.02
 
 
-def test_the_example_runs_inside_its_budget(example: ModuleType, tmp_path: Path) -> None:
+def test_the_example_runs_inside_its_budget(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch")
     import edge_bcs
     from edge_bcs.models import resnet18
 
+    names = ["none", "plain, --augment photo", "robust (AT, PGD-10), ε = 2/255"]
+    monkeypatch.setattr(example, "WAYS", {name: example.WAYS[name] for name in names})
     sparse = edge_bcs.sparsify(resnet18(width=0.125), "0.95", seed=0)
     edge_bcs.export(sparse, tmp_path / "artifact", validate=False, memory="2MiB")
     arguments = [str(tmp_path / "artifact"), "--data", "digits", "--epochs", "1", "--attack-steps", "2"]
+    arguments += ["--corrupted", "4"]
     arguments += ["--memory", "2MiB", "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(example.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0 and "robust (AT, PGD-10)" in result.output
+    assert "corrupted" in result.output
     rows = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
-    assert [row["fine_tuning"] for row in rows] == ["none", "plain", "robust (AT, PGD-10)"]
+    assert [row["fine_tuning"] for row in rows] == names
+    for row in rows:
+        shares = np.array(list(row["corruptions"].values()))
+        assert shares.shape == (14, 5) and row["mean_corruption_acc"] == pytest.approx(shares.mean())
     assert all(row["peak_bytes"] <= 2 << 20 and row["samples"] > 15 for row in rows)
     assert rows[1]["accuracy"] != rows[0]["accuracy"]

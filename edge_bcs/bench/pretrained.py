@@ -2,9 +2,10 @@
 
 Nothing on a card is typed in: the recipe is the plan in the checkpoint, and every accuracy is measured here,
 on test images, with the file that is published. Clean accuracy and PGD by the network's own sparse graphs,
-AutoAttack by pyautoattack (extra `eval`) on as many images as --autoattack says. A number that was not
-measured is null. Run again, only what is asked for is measured anew; what the card of the same file says of
-the rest stays. An evaluation by AutoAttack that was cut goes on.
+AutoAttack by pyautoattack (extra `eval`) on as many images as --autoattack says, and under the corruptions of
+`evaluate --corruptions` as many as --corruptions says. A number that was not measured is null. Run again,
+only what is asked for is measured anew; what the card of the same file says of the rest stays. An evaluation
+by AutoAttack that was cut goes on.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def publish(
     restarts: int = 10,
     limit: int | None = None,
     autoattack: int | None = None,
+    corruptions: int | None = None,
     threads: int = 1,
 ) -> Card:
     """Measure the checkpoint of a run, and write it and its card into the zoo ``folder``.
@@ -54,8 +56,8 @@ def publish(
         run: the folder of `edge-bcs train`, or its checkpoint. name: of the checkpoint in the zoo.
         data: "digits" or a path, as for `--data`; described: what the card calls it, default: its name.
         steps, restarts: of PGD, at ε = 8/255; 0 steps: not measured now.
-        limit: test images for clean accuracy and PGD; default: all. autoattack: for AutoAttack; default: not
-            measured now.
+        limit: test images for clean accuracy and PGD; default: all. autoattack: for AutoAttack, corruptions:
+            for each corruption and severity; default, of both: not measured now.
 
     Raises:
         EdgeBcsError: no checkpoint of a training, a network that is not one of edge-bcs, or another
@@ -94,6 +96,11 @@ def publish(
             report = evaluate(sparse, _test(data, sparse), attack="autoattack", progress=True, **asked)
             accuracies["autoattack"] = report["adv_acc"]
             measured["autoattack"] = {"samples": report["samples"], "eps": EPSILON}
+        if corruptions is not None:
+            corrupt: dict[str, Any] = {"samples": corruptions, "corruptions": True, "progress": True}
+            report = evaluate(sparse, _test(data, sparse), attack="none", **corrupt)
+            accuracies["corruption"] = report["mean_corruption_acc"]
+            measured["corruption"] = {"samples": report["samples"]}
         subset = evaluate(sparse, _test(data, sparse), attack="none", samples=SUBSET)
         right = round(subset["clean_acc"] * subset["samples"])
         card = dataclasses.replace(
@@ -183,6 +190,9 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=10)
     parser.add_argument("--limit", type=int, help="test images for clean accuracy and PGD")
     parser.add_argument("--autoattack", type=int, metavar="N", help="measure N images by AutoAttack, too")
+    parser.add_argument(
+        "--corruptions", type=int, metavar="N", help="measure N images under corruptions, too"
+    )
     parser.add_argument("--zoo", type=Path, default=zoo.FOLDER)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -196,6 +206,7 @@ def main() -> None:
         restarts=options.restarts,
         limit=options.limit,
         autoattack=options.autoattack,
+        corruptions=options.corruptions,
         threads=options.threads,
     )
     print(card.name, {measure: share for measure, share in card.accuracies.items() if share is not None})
