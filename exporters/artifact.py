@@ -34,13 +34,22 @@ from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.part import Part
 from edge_bcs.core.progress import note
-from edge_bcs.core.settings import BATCH_NORMS, Attack, Hyper, check_choice, check_count, filled
+from edge_bcs.core.settings import (
+    BATCH_NORMS,
+    PRECISIONS,
+    Attack,
+    Hyper,
+    check_choice,
+    check_count,
+    filled,
+)
 from edge_bcs.core.state import state_fault
 from edge_bcs.core.tensor_file import write_tensors
 from edge_bcs.data.classes import check_names, completed
 from edge_bcs.method.sparse_model import SparseModel
 
 from .compiler import Compiled, compile_network
+from .half import half_fault
 from .memory.choice import Job
 from .network import network_of
 from .ort import checkpoint as ort_checkpoint
@@ -72,6 +81,7 @@ def export(
     step: int = 0,
     validate: bool = True,
     publish: Publishing | None = None,
+    attack_precision: str = "f32",
     **old: Unpack[OldKeywords],
 ) -> Artifact:
     """Compile ``sparse`` into the artifact ``directory`` and check it against torch.
@@ -103,6 +113,9 @@ def export(
         step: training steps that the network has behind it.
         validate: compare logits, loss and one gradient with torch in float64 and print the differences.
         publish: signing key and release, a second evaluation model, and what may be replaced.
+        attack_precision: "f32"; "half", bfloat16 between the layers of the attack, on boards whose processors
+            have arithmetic in it; "auto": half on those, float32 on others. The board decides when it opens
+            the artifact, whose memory plan holds for both. What is learned is float32 in any case.
         **old: keywords of 0.1, whose warning names what takes their place.
 
     Returns:
@@ -124,6 +137,7 @@ def export(
         rule, rule.beta if beta is None else beta, spelt.into("attack", attack, Attack())
     )
     check_choice("batch norm", batch_norm, BATCH_NORMS)
+    check_choice("attack precision", attack_precision, PRECISIONS)
     part = Part.parse(train)
     check_count("batch_size", batch_size, 1)
     check_count("epochs", epochs, 1)
@@ -154,6 +168,11 @@ def export(
         warnings.warn(f"of the network a part is not exported: {said}", EdgeBcsWarning, stacklevel=2)
     note("planning its memory")
     compiled = compile_network(network, job, limits.micro_batch, limits.bytes)
+    without = half_fault(network, compiled.graphs["attack"])
+    if without and attack_precision == "half":
+        raise EdgeBcsError(
+            f"the attack has no half-precision form: {without}. Take the attack precision f32 or auto."
+        )
     seed = sparse.seed if seed is None else seed
     classes = sparse.classes
     if classes is not None:
@@ -173,6 +192,7 @@ def export(
         "distribution": sparse.distribution,
         "seed": seed,
         "objective": trained.described(),
+        **({} if without else {"attack_precision": attack_precision}),
         "batch_norm": batch_norm,
         "batch_size": batch_size,
         "hyper": {**asdict(begin), "epochs": epochs},

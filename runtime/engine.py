@@ -98,6 +98,7 @@ class Engine:
         images: how many the micro-batch in the buffers has, see `load`.
         metadata: metadata of the state that was loaded ("step", "seed", …).
         bound_bytes: bytes of all bound buffers.
+        half: whether attacks are in half precision.
         running: a lock, held while a graph runs; nothing is freed meanwhile.
         on_run: called with a `GraphRun` after every run of a graph; what it raises passes to whoever ran it.
     """
@@ -106,10 +107,10 @@ class Engine:
     budget: WorkingSet
     metadata: dict[str, str]
 
-    def __init__(self, artifact: Artifact, threads: int | None) -> None:
+    def __init__(self, artifact: Artifact, threads: int | None, half: bool = False) -> None:
         if threads is not None and not 1 <= threads <= 1024:
             raise EdgeBcsError(f"threads must lie between 1 and 1024, not {threads}.")
-        self.artifact = artifact
+        self.artifact, self.half = artifact, half
         self.threads = threads or available_threads()
         self.arrays: dict[str, Array] = {}
         self.images = 0

@@ -29,18 +29,20 @@ def check_engine(name: str | None) -> str:
     return name
 
 
-def open_engine(kind: str, artifact: Artifact, cap: int | None, threads: int | None) -> Engine:
+def open_engine(
+    kind: str, artifact: Artifact, cap: int | None, threads: int | None, half: bool = False
+) -> Engine:
     """Open an artifact's graphs.
 
     Args:
         kind: one of ENGINES. cap: bytes of the working set, None for no limit.
-        threads: of each graph, None for all processors.
+        threads: of each graph, None for all processors. half: whether attacks are in half precision.
     """
     # Megabytes of ONNX Runtime, which the other engine does without.
     if kind == "native":
         from edge_bcs.runtime.program import ProgramEngine
 
-        return ProgramEngine(artifact, cap, threads)
+        return ProgramEngine(artifact, cap, threads, half)
     from edge_bcs.runtime.sessions import SessionEngine
 
-    return SessionEngine(artifact, cap, threads)
+    return SessionEngine(artifact, cap, threads, half)

@@ -14,7 +14,28 @@ from edge_bcs.core.library import library_path, load
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["library_path", "load", "register"]
+__all__ = ["half_kernels", "half_precision", "library_path", "load", "register"]
+
+
+def half_kernels() -> int:
+    """What this machine can do in half precision: 2 if its processor has the arithmetic, 1 if only the scalar
+    kernels, which are slow, compute it, 0 if nothing does."""
+    return int(load({"edge_bcs_half_kernels": (ctypes.c_int, [])}).edge_bcs_half_kernels())
+
+
+@contextmanager
+def half_precision(half: bool) -> Iterator[None]:
+    """Sessions that this thread opens inside this block keep their activations in half precision, if ``half``
+    says so."""
+    if not half:
+        yield
+        return
+    switch = load({"edge_bcs_half_precision": (None, [ctypes.c_int])}).edge_bcs_half_precision
+    switch(1)
+    try:
+        yield
+    finally:
+        switch(0)
 
 
 @contextmanager

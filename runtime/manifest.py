@@ -21,7 +21,7 @@ from edge_bcs.core.objectives import OBJECTIVES, Objective
 from edge_bcs.core.part import ALL, Part, Trained
 from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.segments import Segment
-from edge_bcs.core.settings import ATTACKS, MOST_ATTACK_STEPS, Attack, check_number
+from edge_bcs.core.settings import ATTACKS, MOST_ATTACK_STEPS, PRECISIONS, Attack, check_number
 from edge_bcs.core.text import check_text
 from edge_bcs.data.classes import Names, check_names, may_become
 
@@ -129,6 +129,8 @@ class Described:
             noise.
         resize: how image files are brought to the size of ``input_shape``.
         release: number that the maker gave it, which grows from one to the next; None without one.
+        attack_precision: one of PRECISIONS, in which attacks are to be; None for a network whose attack has
+            no half-precision form, or of a release that knew none.
     """
 
     manifest: dict[str, Any]
@@ -153,6 +155,7 @@ class Described:
     budget: int | None
     release: int | None
     resize: Resize
+    attack_precision: str | None
 
     @property
     def network(self) -> str:
@@ -292,6 +295,9 @@ def describe(manifest: dict[str, Any]) -> Described:
         budget=budget,
         release=fields.integer("release", 1, LARGEST_RELEASE) if "release" in manifest else None,
         resize=_resize(network),
+        attack_precision=(
+            fields.text("attack_precision", PRECISIONS) if "attack_precision" in manifest else None
+        ),
     )
 
 
@@ -442,7 +448,7 @@ def listed_files(manifest: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
 
 def difference(run: dict[str, Any], artifact: dict[str, Any]) -> str | None:
     """Where two manifests differ first: "its objective.epsilon is 0.031, this artifact's 0.016"."""
-    skipped = {"created_by"}
+    skipped = {"created_by", "attack_precision"}  # a run says what its training has
     # A run has the names of the data that its artifact was first trained on.
     stored, classes = (
         tuple(check_names(manifest["classes"], "the manifest's classes")) if "classes" in manifest else None

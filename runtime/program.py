@@ -30,7 +30,10 @@ def _library() -> ctypes.CDLL:
     text, size, pointer = ctypes.c_char_p, ctypes.c_uint64, ctypes.c_void_p
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "edge_bcs_program_arena": (ctypes.c_int64, [text, size]),
-        "edge_bcs_program_open": (pointer, [text, size, pointer, size, ctypes.c_int, text, size]),
+        "edge_bcs_program_open": (
+            pointer,
+            [text, size, pointer, size, ctypes.c_int, ctypes.c_int, text, size],
+        ),
         "edge_bcs_program_buffer": (ctypes.c_int64, [pointer, text, ctypes.POINTER(size)]),
         "edge_bcs_program_run": (ctypes.c_int, [pointer, text, text, size]),
         "edge_bcs_program_close": (None, [pointer]),
@@ -110,8 +113,8 @@ class ProgramEngine(Engine):
     name = "native"
     budget: Arena
 
-    def __init__(self, artifact: Artifact, cap: int | None, threads: int | None) -> None:
-        super().__init__(artifact, threads)
+    def __init__(self, artifact: Artifact, cap: int | None, threads: int | None, half: bool = False) -> None:
+        super().__init__(artifact, threads, half)
         self._library = _library()
         self._handle: int | None = None
         if PROGRAM not in artifact.manifest["files"]:
@@ -136,7 +139,7 @@ class ProgramEngine(Engine):
         said = ctypes.create_string_buffer(_LONGEST_ERROR)
         arena = self._arena.ctypes.data
         self._handle = self._library.edge_bcs_program_open(
-            content, len(content), arena, self._arena.size, self.threads, said, len(said)
+            content, len(content), arena, self._arena.size, self.threads, self.half, said, len(said)
         )
         if not self._handle:
             reason = said.value.decode(errors="replace")

@@ -70,8 +70,8 @@ class SessionEngine(Engine):
     name = "onnxruntime"
     budget: Budget
 
-    def __init__(self, artifact: Artifact, cap: int | None, threads: int | None) -> None:
-        super().__init__(artifact, threads)
+    def __init__(self, artifact: Artifact, cap: int | None, threads: int | None, half: bool = False) -> None:
+        super().__init__(artifact, threads, half)
         self._values: dict[str, onnxruntime.OrtValue] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._bindings: dict[str, onnxruntime.IOBinding] = {}
@@ -160,14 +160,14 @@ class SessionEngine(Engine):
 
     def open_graph(self, graph: str) -> None:
         """Make a graph ready to run; EdgeBcsError if it is damaged or does not fit."""
+        from edge_bcs.runtime.library import half_precision
+
         content = self.artifact.read_graph(graph)
         require_operators(content, "edge_bcs", str(self.artifact.graph(graph)))
         try:
-            session = onnxruntime.InferenceSession(
-                content,
-                session_options(self.threads, self.budget),
-                providers=["CPUExecutionProvider"],
-            )
+            options = session_options(self.threads, self.budget)
+            with half_precision(self.half and graph == "attack"):
+                session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             session._model_bytes = b""  # kept for a change of providers, which never comes
             binding = self.bind(session, graph)
         except EdgeBcsError:

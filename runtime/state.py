@@ -227,11 +227,13 @@ def write_run(
     tensors: Arrays,
     metadata: Mapping[str, str],
     classes: Sequence[str] | None = None,
+    attack_precision: str | None = None,
 ) -> int:
     """Save a state into the run folder, creating it as a copy of ``artifact`` the first time.
 
     Returns the bytes of the state. ``metadata`` needs "step" and "seed". ``classes`` are the names that the
-    network got since it was exported; the run's manifest keeps them, the artifact stays as it is. Atomic and
+    network got since it was exported, ``attack_precision`` that of its attacks ("f32" or "half"); the run's
+    manifest keeps them, the artifact stays as it is. Atomic and
     durable as the module says. Raises EdgeBcsError if the folder belongs to something else, if the medium is
     full or read-only, or if ``tensors`` are no state that could be read again (a number that is not finite);
     the earlier saves are then kept.
@@ -242,11 +244,12 @@ def write_run(
         raise EdgeBcsError(f"the state was not saved to {folder}: {fault}; earlier saves are kept.")
     try:
         if not is_run_of(folder, artifact):
-            _create_run(folder, artifact, classes)
+            _create_run(folder, artifact, classes, attack_precision)
         else:
             _end_save(folder, artifact)
             if classes is not None:
                 _name_classes(folder, classes)
+            _say_precision(folder, attack_precision)
         return _write_slot(folder, {name: tensors[name] for name in layout_of(artifact)}, metadata)
     except OSError as error:
         raise EdgeBcsError(
@@ -282,7 +285,9 @@ def _is_copy(file: Path, artifact: Artifact) -> bool:
     return file.is_file() and file.stat().st_size == entry["bytes"] and sha256_of(file) == entry["sha256"]
 
 
-def _create_run(folder: Path, artifact: Artifact, classes: Sequence[str] | None) -> None:
+def _create_run(
+    folder: Path, artifact: Artifact, classes: Sequence[str] | None, attack_precision: str | None
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     compiled = compiled_files(artifact.manifest)
     for name in compiled:
@@ -292,8 +297,23 @@ def _create_run(folder: Path, artifact: Artifact, classes: Sequence[str] | None)
     manifest = {**artifact.manifest, "files": files}
     if classes is not None:
         manifest["classes"] = list(classes)
-    _write_manifest(folder, manifest)
+    _write_manifest(folder, _with_precision(manifest, attack_precision))
     sync_folder(folder.parent)
+
+
+def _with_precision(manifest: dict[str, Any], precision: str | None) -> dict[str, Any]:
+    """The manifest of a run whose attacks are in ``precision``; as it is where they have but one."""
+    if precision is None or "attack_precision" not in manifest:
+        return manifest
+    return {**manifest, "attack_precision": precision}
+
+
+def _say_precision(folder: Path, precision: str | None) -> None:
+    """Note in a run what its attacks are from now on."""
+    manifest = parse_object(read_small(folder / MANIFEST))
+    changed = _with_precision(manifest, precision)
+    if changed != manifest:
+        _write_manifest(folder, changed)
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from edge_bcs.runtime.engines import check_engine, open_engine
 from edge_bcs.runtime.evaluation import watch
 from edge_bcs.runtime.fit import Fit, Metrics
 from edge_bcs.runtime.guard import Guard
+from edge_bcs.runtime.precision import FULL, HALF, half_attack
 from edge_bcs.runtime.predictor import Predictor, matched, opened
 from edge_bcs.runtime.state import layout_of, write_run
 from edge_bcs.runtime.step import Reader, take_step
@@ -60,6 +61,9 @@ class Trainer(Predictor):
         class_names: of the network's outputs in label order, for an artifact that has none stored.
         engine: "onnxruntime", or "native": our own runner, whose working set is one arena. Both give the same
             bits, and each goes on from the other's runs. Default: ONNX Runtime where it is installed.
+        attack_precision: "f32"; "half": activations of the attack are bfloat16, where the processor has
+            arithmetic in it (AVX-512 BF16); "auto": half where it has. What is learned is float32 in any
+            case. Default: as the artifact says; of a run, what it was begun with.
 
     Attributes:
         artifact: what was read. steps: optimizer steps done. seed: see above.
@@ -70,6 +74,7 @@ class Trainer(Predictor):
         resumed: whether it was opened by `resume`.
         attack: with which the next step crafts its images; the artifact's, until a training in which it has
             collapsed falls back on PGD.
+        attack_precision: "f32" or "half", in which attacks are; runs that are saved say so.
         learning_rate, weight_decay, momentum, noise: λ, λ_w, μ, σ of the next step (facts of Algorithm 1,
             line 9).
         on_run: called with a `GraphRun` (which engine ran which graph on how many images, how long) after
@@ -93,6 +98,7 @@ class Trainer(Predictor):
         seed: int | None = None,
         class_names: Sequence[str] | None = None,
         engine: str | None = None,
+        attack_precision: str | None = None,
     ) -> None:
         self.artifact = path if isinstance(path, Artifact) else Artifact.read(path)
         cap = self.artifact.budget if memory is None else parse_bytes(memory)
@@ -102,6 +108,7 @@ class Trainer(Predictor):
         if class_names is not None:
             classes = named(classes, class_names, self.artifact.num_classes)
         self._kind = check_engine(engine)
+        self.attack_precision = HALF if half_attack(self.artifact, attack_precision) else FULL
         self._engine = self.open_engine(cap, threads)
         self._finalizer = weakref.finalize(self, self._engine.close)
         self._guard = Guard(self._engine.arrays)
@@ -124,7 +131,7 @@ class Trainer(Predictor):
         Args:
             cap: bytes of the working set, None for no limit. threads: of each graph, None for all processors.
         """
-        return open_engine(self._kind, self.artifact, cap, threads)
+        return open_engine(self._kind, self.artifact, cap, threads, self.attack_precision == HALF)
 
     @classmethod
     def resume(
@@ -134,10 +141,15 @@ class Trainer(Predictor):
         threads: int | None = None,
         class_names: Sequence[str] | None = None,
         engine: str | None = None,
+        attack_precision: str | None = None,
     ) -> Trainer:
         """Open a saved run so that the next `fit` goes on where the saved one stood, to the bit."""
-        # A Trainer that has one engine alone takes no name of it.
-        make = cls if engine is None else partial(cls, engine=engine)
+        # A Trainer that has one engine alone takes no name of it, and no precision.
+        make: Callable[..., Trainer] = cls
+        if engine is not None:
+            make = partial(make, engine=engine)
+        if attack_precision is not None:
+            make = partial(make, attack_precision=attack_precision)
         trainer = make(path, memory=memory, threads=threads, class_names=class_names)
         try:
             trainer._go_on()
@@ -433,7 +445,7 @@ class Trainer(Predictor):
         with self._guard:
             state = self._guard.counted_state(layout_of(self.artifact))
             self.claim(path)
-            return write_run(path, self.artifact, state, self.metadata(), self.classes)
+            return write_run(path, self.artifact, state, self.metadata(), self.classes, self.attack_precision)
 
     def claim(self, folder: str | Path) -> None:
         """Keep other processes from writing into a run folder until `close`, as the first `save` there does.

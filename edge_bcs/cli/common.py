@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import OBJECTIVES, WEIGHTED
 from edge_bcs.core.progress import is_terminal
-from edge_bcs.core.settings import ATTACKS, AUGMENTATIONS, KINDS, Attack
+from edge_bcs.core.settings import ATTACKS, AUGMENTATIONS, KINDS, PRECISIONS, Attack
 from edge_bcs.core.text import shown
 from edge_bcs.runtime.signature import TRUSTED
 
@@ -151,11 +151,24 @@ engine_option = click.option(
 )  # fmt: skip
 
 
+def precision_option(default: str | None, said: str) -> Callable[[Any], Any]:
+    """Add --attack-precision, whose default the help calls ``said``."""
+    option = click.option(
+        "--attack-precision", type=click.Choice(PRECISIONS), default=default,
+        help="Of the training's attacks: half is bfloat16 between layers, faster on processors that have "
+        "arithmetic in it (AVX-512 BF16); auto is half on those and f32 on others. What is learned stays "
+        f"float32. Default: {said}.",
+    )  # fmt: skip
+    return option
+
+
 def machine_of(options: dict[str, Any]) -> dict[str, Any]:
     """What a Trainer is told of the machine and of the names of its classes."""
     return {
         **{name: options[name] for name in ("memory", "threads", "engine")},
         "class_names": class_names(options),
+        # Where nothing is trained, an attack is a measurement, which no processor may change.
+        "attack_precision": options.get("attack_precision", "f32"),
     }
 
 

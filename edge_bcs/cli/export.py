@@ -25,6 +25,7 @@ from edge_bcs.cli.common import (
     json_option,
     objective_option,
     pairs,
+    precision_option,
     print_json,
     seed_option,
     train_option,
@@ -140,6 +141,7 @@ if TYPE_CHECKING:
     "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images per optimizer step."
 )
 @attack_option(0)
+@precision_option("f32", "f32")
 @beta_option
 @click.option(
     "--learning-rate",
@@ -307,6 +309,7 @@ def _exported(
             batch_size=options["batch_size"],
             step=step,
             validate=options["validate"],
+            attack_precision=options["attack_precision"],
             publish=Publishing(
                 plain_eval=options["plain_eval"],
                 sign_key=options["sign_key"],

@@ -24,6 +24,7 @@ from edge_bcs.cli.common import (
     json_option,
     memory_option,
     on_bad_option,
+    precision_option,
     print_json,
     schedule_option,
     threads_option,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 @memory_option
 @threads_option
 @engine_option
+@precision_option(None, "the artifact's; of a run that goes on, what it was begun with")
 @trust_option
 @click.option("--seed", type=Seed(), help="Of all randomness; default: the artifact's.")
 @schedule_option
@@ -262,6 +264,8 @@ def _train(
     if trainer.resumed:
         report |= {**earlier_report(folder), **report}
         report.pop("stopped", None)
+    if trainer.artifact.attack_precision is not None:
+        report["attack_precision"] = trainer.attack_precision
     report |= trainer.match_classes(data, training=True).report()
     report |= reading.report()
     if held_out is not None and "before" not in report:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_bcs.cli.common import machine_of, trusted
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.progress import Progress
+from edge_bcs.core.progress import Progress, say
 
 if TYPE_CHECKING:
     from edge_bcs.runtime.artifact import Artifact
@@ -34,7 +34,11 @@ def open_run(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
             release.remember(read, folder)
         elif (known := _readable(artifact)) is not None:
             check_is_run_of(folder, known)
-        return Trainer.resume(folder, **machine)
+        trainer = Trainer.resume(folder, **machine)
+        before, now = trainer.artifact.attack_precision, trainer.attack_precision
+        if before in ("f32", "half") and before != now:
+            say(f"Attacks of this run were in {before}; from here on they are in {now}.")
+        return trainer
     read = first_artifact(artifact, folder, options)
     trainer = Trainer(read, seed=options["seed"], **machine)
     try:

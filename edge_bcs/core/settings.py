@@ -19,6 +19,9 @@ REWIRE = ("uniform", "by-layer")
 """Where connections are born: anywhere (Algorithm 1), or layer by layer (the released code)."""
 AUGMENTATIONS = ("none", "shift", "photo", "zoom")
 """What may be done to an image before it is trained on (see `edge_bcs.data.augmentation`)."""
+PRECISIONS = ("f32", "half", "auto")
+"""Of an attack in training: float32; bfloat16 between layers, where the processor has arithmetic in it; or
+what the processor has."""
 KINDS = ("steps", "cosine", "one-cycle")
 """Of schedules."""
 DECAYS = ("falls", "stays")

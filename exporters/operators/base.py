@@ -226,6 +226,7 @@ class Operator:
             clips.
         any_halo: whether it can write any halo, and read the gradient of its output with any.
         commutative: whether its two inputs may change places.
+        half: whether it can compute with stacks in half precision.
         ort_gradient: its gradient for ONNX Runtime's own builder.
     """
 
@@ -240,6 +241,7 @@ class Operator:
     takes: ClassVar[frozenset[str]] = frozenset()
     any_halo: ClassVar[bool] = False
     commutative: ClassVar[bool] = False
+    half: ClassVar[bool] = False
     ort_gradient: ClassVar[tuple[OrtNode, ...]] = ()
 
     # Ports

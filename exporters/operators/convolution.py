@@ -320,6 +320,7 @@ class _Forward(_Convolutional):
 class ConvInputGrad(_InputGrad):
     """mask∘(convᵀ(scale·dy) + addend)."""
 
+    half = True
     inputs = (
         Port("dy"),
         Port("value"),
@@ -353,6 +354,7 @@ class ConvGrad(_Grad):
 class Conv(_Forward):
     """act(scale·conv(x) + shift + residual), with weights among the connections."""
 
+    half = True
     to_input, to_all = ConvInputGrad, ConvGrad
     inputs = (
         Port("x"),
@@ -404,6 +406,7 @@ class _AllWeights(_Convolutional):
 class DenseConvInputGrad(_AllWeights, _InputGrad):
     """mask∘(convᵀ(scale·dy) + addend)."""
 
+    half = True
     inputs = (Port("dy"), Port("dense"), Port("affine", optional=True), *SUM_AND_MASK)
 
 
@@ -430,6 +433,7 @@ class DenseConvGrad(_AllWeights, _Grad):
 class DenseConv(_AllWeights, _Forward):
     """act(scale·conv(x) + shift + residual), with weights in ``dense.value``."""
 
+    half = True
     to_input, to_all = DenseConvInputGrad, DenseConvGrad
     inputs = (Port("x"), Port("dense"), Port("affine", optional=True), Port("residual", optional=True))
     ort_gradient = (

@@ -70,6 +70,7 @@ def masked_before(forward: Attributes, side: str, halo: int, spare: bool = True)
 class Affine(Operator):
     """act(scale·x + shift)."""
 
+    half = True
     inputs = (Port("x"), Port("affine"))
     outputs = (
         Port("y", dims=stack("", "out_halo")),
@@ -126,6 +127,7 @@ class Affine(Operator):
 class AffineInputGrad(Gradient):
     """mask∘(scale·dy + addend)."""
 
+    half = True
     inputs = (Port("dy"), Port("affine"), *SUM_AND_MASK)
     outputs = (Port("dx", dims=stack("", "dx_halo")),)
 
@@ -159,6 +161,7 @@ class ShiftGrad(Gradient):
 class Activate(Operator):
     """act(x). The gradient of y, masked, is that of x, so that it needs no operator; "pre" is x itself."""
 
+    half = True
     inputs = (Port("x"),)
     outputs = (Port("y", dims=stack("", "out_halo")), Port("bits", "u8", optional=True, dims=bits("")))
     repetition = "elements"
@@ -184,6 +187,7 @@ class Activate(Operator):
 class Add(Operator):
     """act(a + b)."""
 
+    half = True
     inputs = (Port("a"), Port("b"))
     outputs = (
         Port("y", dims=stack("", "out_halo")),
@@ -212,6 +216,7 @@ class Add(Operator):
 class MaskedAdd(Gradient):
     """mask∘(a + b)."""
 
+    half = True
     inputs = (Port("a"), Port("b", optional=True), Port("mask", "any", optional=True))
     outputs = (Port("y", dims=stack("", "out_halo")),)
 

@@ -13,6 +13,7 @@ def _slots(node: Node, types: Types) -> tuple[int, ...]:
 class FoldAffine(Operator):
     """Dense parameters and statistics → scale and shift of every slot."""
 
+    half = True
     inputs = (Port("dense"), Port("mean"), Port("variance"))
     outputs = (Port("affine", dims=_slots),)
     category = SCALE_AND_SHIFT

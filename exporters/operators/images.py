@@ -29,6 +29,7 @@ def _unpacked(node: Node, types: Types) -> tuple[int, ...]:
 class PackInput(Operator):
     """Images f32 [n, C, H, W] → stack, scale·x + shift for each channel where pixels are normalised."""
 
+    half = True
     inputs = (Port("x"),)
     outputs = (Port("stack", dims=_packed),)
     repetition = "product"
@@ -67,5 +68,6 @@ class UnpackOutput(Operator):
 class PgdStep(Operator):
     """One step of projected gradient descent: x_adv, x, dx, step_size, epsilon → x_adv."""
 
+    half = True
     inputs = (Port("x_adv"), Port("x"), Port("dx"), Port("step_size"), Port("epsilon"))
     outputs = (Port("x_adv_out", shares="x_adv"),)

@@ -34,6 +34,7 @@ def _whole(node: Node, types: Types) -> tuple[int, ...]:
 class MakeLists(Operator):
     """The same of all layers, in memory of their own: for an attack that training does without."""
 
+    half = True
     inputs = (Port("index", "i32"),)
     outputs = (Port("lists", "i32", dims=_whole),)
     category = LISTS

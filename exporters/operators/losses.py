@@ -45,6 +45,7 @@ LOSSES: dict[str, type[Operator]] = {"cross_entropy": CrossEntropy, "trades": Tr
 class SoftmaxDifference(Operator):
     """softmax(logits) − target [n, K]: where the attack's backward pass begins."""
 
+    half = True
     inputs = (Port("logits"), Port("target"))
     outputs = (Port("dlogits", dims=same_as_input(0)),)
     category = GRADIENTS_IN_FLIGHT

@@ -53,6 +53,7 @@ def _shares(size: int, count: int) -> np.ndarray[Any, Any]:
 class MaxPool(_Pool):
     """Maximum over windows; ``choice`` says which element of a window it was."""
 
+    half = True
     outputs = (
         Port("y", dims=stack("out_", "out_halo")),
         Port("choice", "u8", optional=True, dims=_choice, for_backward=True),
@@ -78,6 +79,7 @@ class MaxPool(_Pool):
 class MaxPoolGrad(Gradient):
     """dy goes to the element that was chosen."""
 
+    half = True
     inputs = (Port("dy"), Port("choice", "u8"))
     outputs = (Port("dx", dims=stack("in_", "in_halo")),)
 
@@ -85,10 +87,13 @@ class MaxPoolGrad(Gradient):
 class AveragePoolGrad(ResizingGrad):
     """dy spread over its window, with addend and mask."""
 
+    half = True
+
 
 class AveragePool(_Pool):
     """Mean over windows."""
 
+    half = True
     repetition = "product"
     gradient = AveragePoolGrad
     ort_gradient = (OrtNode("AveragePoolGrad", ["GO(0)", "", ""], ["GI(0)"]),)

@@ -165,7 +165,7 @@ class OrtTrainer(Trainer):
     ) -> None:
         self._file = Path(path) / CHECKPOINT if checkpoint is None else Path(checkpoint)
         self._own_state = checkpoint is not None
-        super().__init__(path, memory, threads, seed, class_names)
+        super().__init__(path, memory, threads, seed, class_names, attack_precision="f32")
 
     def open_engine(self, cap: int | None, threads: int | None) -> Engine:
         """See `Trainer`."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from helpers.half import pack_half, unpack_half
 from helpers.operators import build_lists, pack, pack_bits, run, unpack
 
 
@@ -41,6 +42,7 @@ class Case:
     extra_halo: int = 0
     seed: int = 0
     threads: int = 1
+    half: bool = False  # stacks in half precision
 
     @property
     def strides(self) -> tuple[int, int]:
@@ -174,6 +176,12 @@ class Problem:
         self.lists, forward, transpose = build_lists(index, [other, mine])
         self.pointers = forward[1], transpose[1]
 
+    def pack(self, images: np.ndarray, lanes: int, halo: int) -> np.ndarray:
+        return (pack_half if self.case.half else pack)(images, lanes, halo)
+
+    def unpack(self, stack: np.ndarray, *sizes: int) -> np.ndarray:
+        return (unpack_half if self.case.half else unpack)(stack, *sizes)
+
     def attributes(self) -> dict[str, Any]:
         case = self.case
         out_height, out_width = case.out_size
@@ -212,17 +220,18 @@ class Problem:
         results = run(
             self.operator,
             {
-                "x": pack(self.x, case.lanes, attributes["in_halo"]),
+                "x": self.pack(self.x, case.lanes, attributes["in_halo"]),
                 "value": self.value,
                 "affine": self.affine if case.affine else None,
-                "residual": pack(self.residual, case.lanes, case.extra_halo) if case.addend else None,
+                "residual": self.pack(self.residual, case.lanes, case.extra_halo) if case.addend else None,
                 **self.where,
             },
             {"y": np.float32, "bits": np.uint8 if case.bits else None},
             threads=case.threads,
+            half=case.half,
             **attributes,
         )
-        results["y"] = unpack(results["y"], case.out_channels, *case.out_size, case.extra_halo)
+        results["y"] = self.unpack(results["y"], case.out_channels, *case.out_size, case.extra_halo)
         return results
 
     def backward(self, *, weights: bool, with_dx: bool = True) -> dict[str, np.ndarray]:
@@ -236,14 +245,14 @@ class Problem:
             "mask_halo": mask_halo,
             "algorithm": case.algorithm_for(case.width),
         }
-        masks = {1: pack(self.mask, case.lanes, mask_halo), 2: pack_bits(self.mask, case.lanes)}
-        inputs = {"dy": pack(self.dy, case.lanes, dy_halo)}
+        masks = {1: self.pack(self.mask, case.lanes, mask_halo), 2: pack_bits(self.mask, case.lanes)}
+        inputs = {"dy": self.pack(self.dy, case.lanes, dy_halo)}
         if weights:
-            inputs["x"] = pack(self.x, case.lanes, attributes["in_halo"])
+            inputs["x"] = self.pack(self.x, case.lanes, attributes["in_halo"])
         inputs |= {
             "value": self.value,
             "affine": self.affine if case.affine else None,
-            "addend": pack(self.addend, case.lanes, dx_halo) if case.addend else None,
+            "addend": self.pack(self.addend, case.lanes, dx_halo) if case.addend else None,
             "mask": masks.get(case.mask_kind),
         }
         outputs: dict[str, Any] = {"dx": np.float32 if with_dx else None}
@@ -255,9 +264,9 @@ class Problem:
             outputs |= {"coo_grad": np.float32, "affine_grad": np.float32 if case.affine else None}
         inputs |= self.where
         operator = self.operator + ("Grad" if weights else "InputGrad")
-        results = run(operator, inputs, outputs, threads=case.threads, **attributes)
+        results = run(operator, inputs, outputs, threads=case.threads, half=case.half, **attributes)
         if with_dx:
-            results["dx"] = unpack(results["dx"], case.in_channels, case.height, case.width, dx_halo)
+            results["dx"] = self.unpack(results["dx"], case.in_channels, case.height, case.width, dx_halo)
         return results
 
 

@@ -47,6 +47,7 @@ def session(
     *,
     threads: int = 1,
     environment_allocator: bool = False,
+    half: bool = False,
 ) -> onnxruntime.InferenceSession:
     """A session over nodes; inputs and outputs map names to numpy dtypes (their shapes stay free)."""
 
@@ -70,9 +71,10 @@ def session(
     if environment_allocator:
         options.add_session_config_entry("session.use_env_allocators", "1")
     library.register(options)
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    with library.half_precision(half):
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
 
 def run(
@@ -81,6 +83,7 @@ def run(
     outputs: Mapping[str, Any],
     *,
     threads: int = 1,
+    half: bool = False,
     **attributes: Any,
 ) -> dict[str, np.ndarray]:
     """Runs one operator: in ONNX Runtime, or on an emulated machine (see `helpers.programs`).
@@ -90,12 +93,14 @@ def run(
         inputs: name -> array, in the operator's order; None for an absent optional input.
         outputs: name -> dtype, in the operator's order; None for an absent optional output.
         threads: how many threads.
+        half: whether its stacks are in half precision (see `helpers.half`).
         attributes: the node's attributes.
 
     Returns:
         name -> array of every output that is there; those that continue an input in place are new arrays.
     """
     if programs.EMULATOR:
+        assert not half
         copies = {name: None if array is None else array.copy() for name, array in inputs.items()}
         return programs.run_operator(operator, copies, outputs, threads=threads, **attributes)
     given = {name: np.ascontiguousarray(array) for name, array in inputs.items() if array is not None}
@@ -106,7 +111,9 @@ def run(
         ["" if dtype is None else name + ".out" for name, dtype in outputs.items()],
         **attributes,
     )
-    opened = session([made], {name: array.dtype for name, array in given.items()}, wanted, threads=threads)
+    opened = session(
+        [made], {name: array.dtype for name, array in given.items()}, wanted, threads=threads, half=half
+    )
     results = opened.run(list(wanted), given)
     return {name.removesuffix(".out"): result for name, result in zip(wanted, results, strict=True)}
 

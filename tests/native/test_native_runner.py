@@ -29,13 +29,22 @@ def opened(content: bytes, arena: int) -> str:
     library = ctypes.CDLL(str(library_path()))
     size, text = ctypes.c_uint64, ctypes.c_char_p
     library.edge_bcs_program_open.restype = ctypes.c_void_p
-    library.edge_bcs_program_open.argtypes = [text, size, ctypes.c_void_p, size, ctypes.c_int, text, size]
+    library.edge_bcs_program_open.argtypes = [
+        text,
+        size,
+        ctypes.c_void_p,
+        size,
+        ctypes.c_int,
+        ctypes.c_int,
+        text,
+        size,
+    ]
     library.edge_bcs_program_run.argtypes = [ctypes.c_void_p, text, text, size]
     library.edge_bcs_program_close.argtypes = [ctypes.c_void_p]
     memory = np.zeros(arena + 64, np.uint8)
     first = memory.ctypes.data + -memory.ctypes.data % 64
     said = ctypes.create_string_buffer(500)
-    handle = library.edge_bcs_program_open(content, len(content), first, arena, 2, said, len(said))
+    handle = library.edge_bcs_program_open(content, len(content), first, arena, 2, 0, said, len(said))
     if not handle:
         assert said.value
         return said.value.decode(errors="replace")

@@ -27,9 +27,14 @@ bool succeeded(Status* status) {
   return false;
 }
 
+// Of the sessions that this thread makes.
+thread_local bool half_precision = false;
+
 class NodeAttributes final : public AttributeSource {
  public:
   explicit NodeAttributes(const KernelInfo* info) : info_(info) {}
+
+  bool half() const override { return half_precision; }
 
   std::optional<std::int64_t> integer(const char* name) const override {
     std::int64_t value = 0;
@@ -191,7 +196,7 @@ Status* create(const CustomOp* op, const void*, const KernelInfo* info, void** k
   const Declaration& declaration = Operator::of(op);
   return guarded(declaration.name, [&] {
     const NodeAttributes source(info);
-    Kernel made{declaration, {declaration.create(Attributes(source)), declaration.destroy}};
+    Kernel made{declaration, {edge_bcs::create(declaration, Attributes(source)), declaration.destroy}};
     *kernel = std::make_unique<Kernel>(std::move(made)).release();
   });
 }
@@ -275,6 +280,8 @@ void check(Status* status) {
 Status* error_status(const char* name, const char* message) {
   return api.create_status(ErrorCode::fail, (std::string(name) + ": " + message).c_str());
 }
+
+void make_in_half_precision(bool half) { half_precision = half; }
 
 std::span<const CustomOp* const> custom_ops(Domain domain) {
   // Never destroyed: ONNX Runtime keeps the pointers until the very end of the process.

@@ -14,6 +14,9 @@ void check(Status* status);
 // "NAME: MESSAGE" as a status.
 Status* error_status(const char* name, const char* message);
 
+// Whether what this thread makes of operators from now on has stacks in half precision (ops/stack.h).
+void make_in_half_precision(bool half);
+
 // Every operator of a domain; made once, and never destroyed.
 std::span<const CustomOp* const> custom_ops(Domain domain);
 

@@ -98,6 +98,11 @@ extern "C" __attribute__((visibility("default"))) void edge_bcs_provide_training
   edge_bcs::provide_training_operators = provide != 0;
 }
 
+// Whether sessions that this thread opens from now on keep their activations in half precision. Off at first.
+extern "C" __attribute__((visibility("default"))) void edge_bcs_half_precision(int half) {
+  edge_bcs::ort::make_in_half_precision(half != 0);
+}
+
 extern "C" __attribute__((visibility("default"))) edge_bcs::ort::Status* RegisterCustomOps(
     edge_bcs::ort::SessionOptions* options, const edge_bcs::ort::ApiBase* base) {
   using namespace edge_bcs;

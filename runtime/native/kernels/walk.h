@@ -59,6 +59,9 @@ struct Walk {
   std::int64_t bits_block = 0, bits_plane = 0, bits_row = 0;  // steps in bytes
   std::int64_t bits_first = 0, bits_pixel = 0;                // steps in bits
 
+  // In half precision (half.h): the pixel of a row of the output at which the walk begins.
+  std::int64_t first_pixel = 0;
+
   // Floats to zero at `tail_at` after the start of an output row: the halo beside it, and below the last row.
   std::int64_t tail_at = 0, tail = 0, bottom = 0;
 

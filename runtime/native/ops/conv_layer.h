@@ -40,9 +40,10 @@ struct ConvLayer {
   explicit ConvLayer(const Attributes& attributes)
       : x(Stack::checked(attributes.integer("in_channels"), attributes.integer("in_height"),
                          attributes.integer("in_width"), attributes.integer("in_halo", 0),
-                         attributes.integer("lanes"))),
+                         attributes.integer("lanes"), attributes.half())),
         y(Stack::checked(attributes.integer("out_channels"), attributes.integer("out_height"),
-                         attributes.integer("out_width"), attributes.integer("out_halo", 0), x.lanes)),
+                         attributes.integer("out_width"), attributes.integer("out_halo", 0), x.lanes,
+                         x.half)),
         window(Window::from(attributes)),
         groups(attributes.integer_in("groups", 1, std::numeric_limits<std::int32_t>::max(), 1)),
         slots(Slots::if_any(attributes, y.channels)),
@@ -74,6 +75,12 @@ struct ConvLayer {
             result.width, " and ", result.lanes);
   }
 
+  // Checks that the layer has a half-precision form, if that is asked for.
+  void check_half() const {
+    require(!x.half || (groups == 1 && algorithm != Algorithm::depthwise),
+            "layers with groups have no half-precision form");
+  }
+
   std::int64_t weights() const { return y.channels * (x.channels / groups) * window.positions(); }
 
   // Floats that a walk over all weights packs them into: four for three in Winograd's form.
@@ -87,6 +94,12 @@ struct ConvLayer {
 template <class T>
 T* ahead(T* place, std::int64_t distance) {
   return place == nullptr ? nullptr : place + distance;
+}
+
+// The same of numbers of a stack.
+template <class T>
+T* ahead(const Stack& stack, T* place, std::int64_t numbers) {
+  return place == nullptr ? nullptr : stack.ahead(place, numbers);
 }
 
 // Within a batch block the kernels' distances are i32.
@@ -119,18 +132,18 @@ inline Walk forward_walk(const ConvLayer& layer, const Stack& x, const float* in
     walk.tap[k] = static_cast<std::int32_t>(
         (down.pixel(k / across.kernel) * x.row_stride() + across.pixel(k % across.kernel)) * lanes);
   }
-  walk.input = ahead(input, x.origin() * lanes);
+  walk.input = ahead(x, input, x.origin() * lanes);
   walk.input_block = x.block();
   walk.input_plane = x.plane_stride() * lanes;
   walk.input_row = down.stride * x.row_stride() * lanes;
   walk.input_pixel = across.stride * lanes;
-  walk.output = ahead(output, y.origin() * lanes);
+  walk.output = ahead(y, output, y.origin() * lanes);
   walk.output_block = y.block();
   walk.output_plane = y.plane_stride() * lanes;
   walk.output_row = y.row_stride() * lanes;
   walk.output_pixel = lanes;
   walk.tail_at = y.row();
-  walk.tail = y.halo * lanes;
+  walk.tail = (y.row_stride() - y.width) * lanes;
   walk.bottom = y.halo * y.row_stride() * lanes;
   return walk;
 }
@@ -168,19 +181,23 @@ inline Walk transpose_walk(const ConvLayer& layer, const Stack& dy, const float*
   }
   // Towards higher addresses, which processors foresee better: a quarter of a dense layer's time.
   std::reverse(walk.used, walk.used + walk.taps);
-  walk.input = ahead(input, dy.origin() * lanes);
+  walk.input = ahead(dy, input, dy.origin() * lanes);
   walk.input_block = dy.block();
   walk.input_plane = dy.plane_stride() * lanes;
   walk.input_row = dy.row_stride() * lanes;
   walk.input_pixel = lanes;
-  walk.output = ahead(output, (dx.origin() + phase_y * dx.row_stride() + phase_x) * lanes);
+  walk.output = ahead(dx, output, (dx.origin() + phase_y * dx.row_stride()) * lanes);
+  if (dx.half)
+    walk.first_pixel = phase_x;
+  else
+    walk.output = ahead(walk.output, phase_x * lanes);
   walk.output_block = dx.block();
   walk.output_plane = dx.plane_stride() * lanes;
   walk.output_row = down.stride * dx.row_stride() * lanes;
   walk.output_pixel = across.stride * lanes;
   if (phase_x == 0) {
     walk.tail_at = dx.row();
-    walk.tail = dx.halo * lanes;
+    walk.tail = (dx.row_stride() - dx.width) * lanes;
     if ((dx.height - 1) % down.stride == phase_y) walk.bottom = dx.halo * dx.row_stride() * lanes;
   }
   return walk;
@@ -195,7 +212,8 @@ inline void set_mask_steps(Walk& walk, const Stack& stack, std::int64_t down, st
 }
 
 inline void zero_fronts(const Stack& stack, float* data, std::int64_t blocks) {
-  for (std::int64_t block = 0; block < blocks; ++block) stack.zero_front(data + block * stack.block());
+  for (std::int64_t block = 0; block < blocks; ++block)
+    stack.zero_front(stack.ahead(data, block * stack.block()));
 }
 
 }  // namespace edge_bcs

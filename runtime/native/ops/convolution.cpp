@@ -25,6 +25,7 @@ namespace {
 
 // The part of a walk over all weights that is group `g` of `groups`.
 Walk group_of(Walk walk, std::int64_t g, std::int64_t groups) {
+  if (groups == 1) return walk;
   walk.rows /= groups;
   walk.channels /= groups;
   const std::int64_t row = g * walk.rows;
@@ -120,9 +121,9 @@ void run_planes(const Context& context, std::span<const Walk> walks, const Weigh
 }
 
 // Runs one walk; `packed` has room for its weights as the algorithm wants them.
-void run_walk(const Context& context, const ConvLayer& layer, Walk& walk, const Weights& weights,
-              float* packed) {
-  const ConvKernels& kernel = conv_kernels();
+template <class Kernels>
+void run_walk(const Kernels& kernel, const Context& context, const ConvLayer& layer, Walk& walk,
+              const Weights& weights, float* packed) {
   if (layer.algorithm == Algorithm::sparse)
     return context.parallel_for(kernel.sparse_tasks(walk, weights.rows),
                                 [&](std::int64_t task) { kernel.sparse(walk, weights.rows, task); });
@@ -140,6 +141,12 @@ void run_walk(const Context& context, const ConvLayer& layer, Walk& walk, const 
   });
 }
 
+void run_walk(const Context& context, const ConvLayer& layer, Walk& walk, const Weights& weights,
+              float* packed) {
+  if (layer.x.half) return run_walk(half_kernels(), context, layer, walk, weights, packed);
+  run_walk(conv_kernels(), context, layer, walk, weights, packed);
+}
+
 // The room that all weights are packed into.
 Scratch<float> packing_room(const Context& context, const ConvLayer& layer) {
   return context.scratch<float>(static_cast<std::size_t>(layer.packed()));
@@ -154,6 +161,7 @@ struct Forward {
         pre_stack(Pre::geometry(attributes, layer.y)),
         activation(activation_from(attributes)) {
     layer.check_algorithm(layer.y);
+    layer.check_half();
   }
 
   void compute(Context& context) const {
@@ -167,7 +175,7 @@ struct Forward {
     const auto y = context.output<float>(0, layer.y.shape(blocks));
     const auto bits = context.output<std::uint8_t>(1, layer.y.bits_shape(blocks));
     const Pre pre(context, 2, pre_stack, blocks);
-    walk.output = y.data() + layer.y.at(0, 0, 0);
+    walk.output = layer.y.row(y.data(), 0, 0, 0);
     walk.scale = affine.scale;
     walk.shift = affine.shift;
     walk.addend = residual.row(0, 0, 0);
@@ -196,6 +204,7 @@ struct Forward {
 // The gradient of the input, dx = act'(mask) · (convᵀ(scale · dy) + addend).
 InputGradient input_gradient(const ConvLayer& layer, const Attributes& attributes) {
   layer.check_algorithm(layer.x);
+  layer.check_half();
   return {attributes, layer.y.with_halo(attributes.integer("dy_halo")),
           layer.x.with_halo(attributes.integer("dx_halo", 0))};
 }
@@ -217,8 +226,9 @@ Walk phase_walk(const ConvLayer& layer, const InputGradient& gradient, const flo
   const std::int64_t phase_y = phase / across, phase_x = phase % across;
   Walk walk = transpose_walk(layer, gradient.dy, from, dx, to, blocks, phase_y, phase_x);
   if (walk.rows == 0) return walk;
-  walk.addend = ahead(finish.addend.row(0, 0, phase_y), phase_x * lanes);
-  walk.mask = ahead(finish.mask.values(0, 0, phase_y), phase_x * lanes);
+  const std::int64_t beside = dx.half ? 0 : phase_x * lanes;
+  walk.addend = ahead(finish.addend.row(0, 0, phase_y), beside);
+  walk.mask = ahead(finish.mask.values(0, 0, phase_y), beside);
   walk.through = finish.mask.activation();
   set_mask_steps(walk, mask, down, across);
   walk.mask_bits = finish.mask.bits(0, 0, phase_y);
@@ -345,6 +355,7 @@ struct Gradient {
 
 struct Conv : Forward<Connections> {
   static constexpr const char* name = "Conv";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"x", float32}, Port{"value", float32},
                                      Port{"affine", float32, optional}, Port{"residual", float32, optional},
                                      Port{"lists", int32}};
@@ -356,6 +367,7 @@ const Register<Conv> conv;
 
 struct ConvInputGrad : Transposed<Connections> {
   static constexpr const char* name = "ConvInputGrad";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"dy", float32},
                                      Port{"value", float32},
                                      Port{"affine", float32, optional},
@@ -387,6 +399,7 @@ const Register<ConvGrad> conv_grad;
 
 struct DenseConv : Forward<DenseWeights> {
   static constexpr const char* name = "DenseConv";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"x", float32}, Port{"dense", float32},
                                      Port{"affine", float32, optional}, Port{"residual", float32, optional}};
   static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional},
@@ -397,6 +410,7 @@ const Register<DenseConv> dense_conv;
 
 struct DenseConvInputGrad : Transposed<DenseWeights> {
   static constexpr const char* name = "DenseConvInputGrad";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"dy", float32}, Port{"dense", float32},
                                      Port{"affine", float32, optional}, Port{"addend", float32, optional},
                                      Port{"mask", any, optional}};

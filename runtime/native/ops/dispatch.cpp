@@ -44,6 +44,14 @@ bool runs_here(Isa isa) {
   }
 }
 
+#ifdef EDGE_BCS_HAVE_AVX512BF16
+// Not by __builtin_cpu_supports, as above. (Leaf 7, its first subleaf.)
+bool has_avx512_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1u << 5)) != 0;
+}
+#endif
+
 Isa choose() {
   constexpr Isa best_first[] = {Isa::avx512, Isa::avx2, Isa::neon, Isa::scalar};
   if (const char* wanted = std::getenv("EDGE_BCS_ISA"))
@@ -103,6 +111,20 @@ std::int64_t first_level_cache() {
 #else
 #define EDGE_BCS_NEON(table)
 #endif
+#ifdef EDGE_BCS_HAVE_AVX512BF16
+bool has_half_arithmetic() {
+  static const bool has = selected_isa() == Isa::avx512 && has_avx512_bf16();
+  return has;
+}
+const HalfKernels& half_kernels() {
+  return has_half_arithmetic() ? half_kernels_avx512bf16 : half_kernels_scalar;
+}
+#else
+bool has_half_arithmetic() { return false; }
+const HalfKernels& half_kernels() { return half_kernels_scalar; }
+#endif
+bool has_half_kernels() { return has_half_arithmetic() || selected_isa() == Isa::scalar; }
+
 #define EDGE_BCS_SELECT(table) \
   switch (selected_isa()) {    \
     EDGE_BCS_AVX512(table)     \

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/half.h"
 #include "kernels/normal.h"
 #include "kernels/probe.h"
 #include "kernels/rows.h"
@@ -28,5 +29,11 @@ const ConvKernels& conv_kernels();
 const RowKernels& row_kernels();
 const NormalKernels& normal_kernels();
 const ProbeKernels& probe_kernels();
+
+// Whether the processor has arithmetic in half precision, so that an attack in it pays.
+bool has_half_arithmetic();
+// Whether half precision can be computed here: by that arithmetic, or by the scalar reference if that is the variant.
+bool has_half_kernels();
+const HalfKernels& half_kernels();
 
 }  // namespace edge_bcs

@@ -13,6 +13,7 @@ namespace {
 // y = act(scale·x + shift)
 struct Affine {
   static constexpr const char* name = "Affine";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"x", float32}, Port{"affine", float32}};
   static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional},
                                       Port{"pre", float32, optional}};
@@ -45,6 +46,7 @@ const Register<Affine> affine_op;
 // dx = act'(mask)·(scale·dy + addend)
 struct AffineInputGrad {
   static constexpr const char* name = "AffineInputGrad";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"dy", float32}, Port{"affine", float32},
                                      Port{"addend", float32, optional}, Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
@@ -147,6 +149,7 @@ const Register<ShiftGrad> shift_grad;
 // y = act(x). What is kept of it is x itself, so that there is no gradient operator: dx is the gradient of y, masked.
 struct Activate {
   static constexpr const char* name = "Activate";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"x", float32}};
   static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional}};
 
@@ -171,6 +174,7 @@ const Register<Activate> activate;
 // y = act(a + b)
 struct Add {
   static constexpr const char* name = "Add";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"a", float32}, Port{"b", float32}};
   static constexpr std::array outputs{Port{"y", float32}, Port{"bits", uint8, optional},
                                       Port{"pre", float32, optional}};
@@ -203,6 +207,7 @@ const Register<Add> add;
 // y = act'(mask)·(a + b)
 struct MaskedAdd {
   static constexpr const char* name = "MaskedAdd";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"a", float32}, Port{"b", float32, optional},
                                      Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"y", float32}};

@@ -70,6 +70,7 @@ float at(const Tensor<const float>& values, std::int64_t offset, std::int64_t c,
 
 struct FoldAffine {
   static constexpr const char* name = "FoldAffine";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"dense", float32}, Port{"mean", float32},
                                      Port{"variance", float32}};
   static constexpr std::array outputs{Port{"affine", float32}};

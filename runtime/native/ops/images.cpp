@@ -50,9 +50,9 @@ struct Batch {
   Stack stack;
   std::int64_t blocks;
 
-  Batch(const Shape& shape, std::int64_t halo, std::int64_t lanes) {
+  Batch(const Shape& shape, std::int64_t halo, std::int64_t lanes, bool half) {
     require(shape.rank() == 4, "the images are ", shape.text(), ", not [n, channels, height, width]");
-    stack = Stack::checked(shape[1], shape[2], shape[3], halo, lanes);
+    stack = Stack::checked(shape[1], shape[2], shape[3], halo, lanes, half);
     require(shape[0] >= 1 && shape[0] % lanes == 0, "the batch of ", shape[0], " is not a multiple of ",
             lanes, " lanes");
     blocks = shape[0] / lanes;
@@ -79,24 +79,27 @@ struct Batch {
 // f32 [n, C, H, W] as a stack, scale[c]·x + shift[c] where the network normalises its pixels.
 struct PackInput {
   static constexpr const char* name = "PackInput";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"x", float32}};
   static constexpr std::array outputs{Port{"stack", float32}};
 
   std::int64_t lanes, halo;
   std::vector<float> scale, shift;  // one a channel, or none
+  bool half;
 
   explicit PackInput(const Attributes& attributes)
       : lanes(attributes.integer_in("lanes", 1, most_lanes)),
         halo(attributes.integer_in("halo", 0, 256)),
         scale(attributes.reals("scale")),
-        shift(attributes.reals("shift")) {
+        shift(attributes.reals("shift")),
+        half(attributes.half()) {
     require(scale.size() == shift.size(), "attribute scale has ", scale.size(), " numbers, shift ",
             shift.size());
   }
 
   void compute(Context& context) const {
     const auto x = context.input<float>(0);
-    const Batch batch(x.shape(), halo, lanes);
+    const Batch batch(x.shape(), halo, lanes, half);
     const Stack& stack = batch.stack;
     const bool normalise = !scale.empty();
     require(!normalise || static_cast<std::int64_t>(scale.size()) == stack.channels, "attribute scale has ",
@@ -107,13 +110,16 @@ struct PackInput {
       bool finite = true;
       for (std::int64_t b = 0; b < lanes; ++b) finite &= all_finite(x.data() + first + b * next, stack.width);
       require(finite, "the input has a pixel that is not finite");
-      float* const row = out.data() + stack.at(nb, c, y);
+      WideRow wide;
+      float* const place = stack.row(out.data(), nb, c, y);
+      float* const row = wide.to(stack, place);
       turn(x.data() + first, next, row, lanes, lanes, stack.width);
       if (normalise) {
         const float factor = scale[static_cast<std::size_t>(c)], summand = shift[static_cast<std::size_t>(c)];
         for (std::int64_t i = 0; i < stack.row(); ++i) row[i] = factor * row[i] + summand;
       }
-      float* const block = out.data() + nb * stack.block();
+      wide.put(stack, place);
+      float* const block = stack.ahead(out.data(), nb * stack.block());
       if (c == 0 && y == 0) stack.zero_front(block);
       stack.zero_after_row(block, c, y);
     });
@@ -147,19 +153,22 @@ const Register<UnpackOutput> unpack_output;
 // [0, 1].
 struct PgdStep {
   static constexpr const char* name = "PgdStep";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"x_adv", float32}, Port{"x", float32}, Port{"dx", float32},
                                      Port{"step_size", float32}, Port{"epsilon", float32}};
   static constexpr std::array outputs{Port{"x_adv_out", float32, aliases(0)}};
 
   std::int64_t lanes, halo;
+  bool half;
 
   explicit PgdStep(const Attributes& attributes)
       : lanes(attributes.integer_in("lanes", 1, most_lanes)),
-        halo(attributes.integer_in("dx_halo", 0, 256)) {}
+        halo(attributes.integer_in("dx_halo", 0, 256)),
+        half(attributes.half()) {}
 
   void compute(Context& context) const {
     const auto x = context.input<float>(1), dx = context.input<float>(2);
-    const Batch batch(x.shape(), halo, lanes);
+    const Batch batch(x.shape(), halo, lanes, half);
     const Stack& stack = batch.stack;
     const Shape adversarial = context.input<float>(0).shape();
     require(adversarial == x.shape(), "x_adv is ", adversarial.text(), ", not ", x.shape().text(), " like x");
@@ -168,9 +177,11 @@ struct PgdStep {
     const auto x_adv = context.in_place<float>(0, 0);
     batch.for_rows(context, [&](std::int64_t nb, std::int64_t c, std::int64_t y) {
       Turned gradient;
+      WideRow wide;
+      const float* const row_of_dx = wide.of(stack, stack.row(dx.data(), nb, c, y));
       for (std::int64_t first = 0; first < stack.width; first += turned_pixels) {
         const std::int64_t count = std::min(turned_pixels, stack.width - first);
-        const float* const pixels = dx.data() + stack.at(nb, c, y, first);
+        const float* const pixels = row_of_dx + first * lanes;
         require(all_finite(pixels, count * lanes), "the gradient of the input is not finite");
         turn(pixels, lanes, gradient[0], turned_pixels, count, lanes);
         for (std::int64_t b = 0; b < lanes; ++b) {

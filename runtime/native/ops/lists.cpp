@@ -209,6 +209,7 @@ const Register<BuildLists> build_lists;
 // The same lists, of all layers, in memory of their own: for a graph that is seldom run, which needs more of them than are kept.
 struct MakeLists {
   static constexpr const char* name = "MakeLists";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"index", int32}};
   static constexpr std::array outputs{Port{"lists", int32}};
 

@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 #include "ops/exponential.h"
 #include "ops/op.h"
+#include "ops/rows.h"
+#include "ops/stack.h"
 
 namespace edge_bcs {
 namespace {
@@ -235,10 +238,13 @@ const Register<TwoBranches<MartLoss>> mart;
 // the clean image).
 struct SoftmaxDifference {
   static constexpr const char* name = "SoftmaxDifference";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"logits", float32}, Port{"target", float32}};
   static constexpr std::array outputs{Port{"dlogits", float32}};
 
-  explicit SoftmaxDifference(const Attributes&) {}
+  bool half;
+
+  explicit SoftmaxDifference(const Attributes& attributes) : half(attributes.half()) {}
 
   void compute(Context& context) const {
     const auto tensor = context.input<float>(0), target = context.input<float>(1);
@@ -246,11 +252,41 @@ struct SoftmaxDifference {
     const Shape shape{logits.samples(), logits.classes};
     require(target.shape() == shape, "target is ", target.shape().text(), ", not ", shape.text());
     const auto gradient = context.output<float>(0, tensor.shape());
+    const auto numbers = half ? widened(tensor, gradient) : tensor;
     for (std::int64_t s = 0; s < logits.samples(); ++s) {
-      const LogSoftmax p(logits.of(tensor, s), logits.classes);
+      const LogSoftmax p(logits.of(numbers, s), logits.classes);
       const auto d = logits.of(gradient, s);
       for (std::int64_t k = 0; k < logits.classes; ++k)
         d[k] = static_cast<float>(p[k] - target[s * logits.classes + k]);
+    }
+    if (half) narrow(gradient);
+  }
+
+ private:
+  // The stack of a tensor [blocks, classes, lanes] in half precision.
+  static Stack vector(const Shape& shape) { return Stack::checked(shape[1], 1, 1, 0, shape[2], true); }
+
+  static Tensor<const float> widened(const Tensor<const float>& from, const Tensor<float>& to) {
+    const Stack stack = vector(from.shape());
+    for (std::int64_t nb = 0; nb < from.dim(0); ++nb)
+      for (std::int64_t k = 0; k < stack.channels; ++k)
+        widen_row(stack, stack.row(from.data(), nb, k, 0), 0, 1,
+                  &to[(nb * stack.channels + k) * stack.lanes]);
+    return {to.data(), to.shape()};
+  }
+
+  // Rounds a tensor of floats where it lies: from its beginning, what is written ends before what is still to be read.
+  static void narrow(const Tensor<float>& tensor) {
+    const Stack stack = vector(tensor.shape());
+    float numbers[2 * most_lanes];
+    for (std::int64_t nb = 0; nb < tensor.dim(0); ++nb) {
+      for (std::int64_t k = 0; k < stack.channels; k += 2) {
+        const std::int64_t classes = std::min<std::int64_t>(2, stack.channels - k);
+        std::copy_n(&tensor[(nb * stack.channels + k) * stack.lanes], classes * stack.lanes, numbers);
+        for (std::int64_t i = 0; i < classes; ++i)
+          narrow_row(stack, numbers + i * stack.lanes, stack.row(tensor.data(), nb, k + i, 0));
+      }
+      stack.zero_front(stack.ahead(tensor.data(), nb * stack.block()));
     }
   }
 };

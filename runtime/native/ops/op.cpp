@@ -114,6 +114,11 @@ std::vector<Declaration>& registry(Domain domain) {
 
 }  // namespace
 
+void* create(const Declaration& declaration, const Attributes& attributes) {
+  require(declaration.half || !attributes.half(), "it has no half-precision form");
+  return declaration.create(attributes);
+}
+
 const std::vector<Declaration>& operators(Domain domain) { return registry(domain); }
 
 void add_operator(const Declaration& declaration, Domain domain) { registry(domain).push_back(declaration); }

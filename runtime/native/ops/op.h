@@ -187,6 +187,8 @@ class AttributeSource {
   virtual std::optional<std::vector<std::int64_t>> integers(const char* name) const = 0;
   virtual std::optional<std::vector<float>> reals(const char* name) const = 0;
   virtual std::optional<std::string> text(const char* name) const = 0;
+  // Whether the node's graph keeps its activations in half precision (kernels/half.h).
+  virtual bool half() const { return false; }
 
  protected:
   ~AttributeSource() = default;
@@ -211,6 +213,7 @@ class Attributes {
   // Finite or not; empty where the attribute is missing.
   std::vector<float> reals(const char* name) const;
   std::string text(const char* name, const std::string& otherwise) const;
+  bool half() const { return source_.half(); }
 
  private:
   const AttributeSource& source_;
@@ -373,10 +376,14 @@ enum class Domain { edge_bcs, microsoft };
 struct Declaration {
   const char* name;
   std::span<const Port> inputs, outputs;
+  bool half;  // whether it can take stacks in half precision
   void* (*create)(const Attributes& attributes);
   void (*compute)(const void* object, Context& context);
   void (*destroy)(void* object);
 };
+
+// An object of an operator; throws Error where it has no half-precision form and that is asked for.
+void* create(const Declaration& declaration, const Attributes& attributes);
 
 // The operators of a domain, in the order in which they were added.
 const std::vector<Declaration>& operators(Domain domain);
@@ -388,13 +395,14 @@ void add_operator(const Declaration& declaration, Domain domain);
 template <class Op, Domain domain = Domain::edge_bcs>
 struct Register {
   Register() {
-    add_operator({Op::name, Op::inputs, Op::outputs,
-                  [](const Attributes& attributes) -> void* {
-      return std::make_unique<Op>(attributes).release();
-    }, [](const void* object, Context& context) { static_cast<const Op*>(object)->compute(context); },
-                  [](void* object) { std::unique_ptr<Op>(static_cast<Op*>(object)).reset(); }},
-                 domain);
+    add_operator({Op::name, Op::inputs, Op::outputs, requires { Op::half_precision;
   }
-};
+  , [](const Attributes& attributes) -> void* { return std::make_unique<Op>(attributes).release(); },
+      [](const void* object, Context& context) { static_cast<const Op*>(object)->compute(context); },
+      [](void* object) { std::unique_ptr<Op>(static_cast<Op*>(object)).reset(); }},
+                 domain);
+}  // namespace edge_bcs
+}
+;
 
 }  // namespace edge_bcs

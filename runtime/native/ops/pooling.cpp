@@ -105,17 +105,26 @@ PoolRow pool_row(const Pooling& pooling, std::int64_t oy) {
           .row = pooling.in.row_stride() * pooling.in.lanes};
 }
 
+// Image rows of a window in half precision, as floats one after the other.
+struct WideRows {
+  static constexpr std::int64_t most = 2 * most_half_width * 16;
+  alignas(64) float numbers[most];
+};
+
 // A pooling whose choices fit into a byte.
 struct MaxPooling : Pooling {
   explicit MaxPooling(const Attributes& attributes) : Pooling(attributes) {
     require(down.kernel * across.kernel <= 255, "a maximum over ", down.kernel, " by ", across.kernel,
             " pixels is over more than 255");
     require(!down.adaptive, "a maximum has no windows that differ");
+    require(!in.half || down.kernel * in.row() <= WideRows::most, "a maximum over ", down.kernel, " rows of ",
+            in.row(), " numbers has no half-precision form");
   }
 };
 
 struct MaxPool {
   static constexpr const char* name = "MaxPool";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"x", float32}};
   static constexpr std::array outputs{Port{"y", float32}, Port{"choice", uint8, optional}};
 
@@ -138,16 +147,29 @@ struct MaxPool {
     write_rows(context, out, y.data(), blocks,
                [&](float* to, std::int64_t nb, std::int64_t c, std::int64_t oy) {
       const PoolRow row = pool_row(pooling, oy);
+      std::uint8_t* const chosen = choice ? choice.data() + choice_at(out, nb, c, oy) : nullptr;
+      if (in.half) return in_half(row, in.row(x.data(), nb, c, pooling.down.first(oy)), to, chosen);
       const float* window = x.data() + in.at(nb, c, 0) + pooling.down.begin(oy) * row.row;
-      row_kernels().max_pool(row, window, function, to,
-                             choice ? choice.data() + choice_at(out, nb, c, oy) : nullptr);
+      row_kernels().max_pool(row, window, function, to, chosen);
     });
+  }
+
+ private:
+  // The same from a stack in half precision; `top` is the first row of the image that counts.
+  [[gnu::noinline]] void in_half(PoolRow row, const float* top, float* to, std::uint8_t* chosen) const {
+    const Stack& in = pooling.in;
+    WideRows wide;
+    for (std::int64_t i = 0; i < row.bottom - row.top; ++i)
+      widen_row(in, in.ahead(top, i * row.row), 0, in.width, wide.numbers + i * in.row());
+    row.row = in.row();
+    row_kernels().max_pool(row, wide.numbers - row.top * row.row, function, to, chosen);
   }
 };
 const Register<MaxPool> max_pool;
 
 struct MaxPoolGrad {
   static constexpr const char* name = "MaxPoolGrad";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"dy", float32}, Port{"choice", uint8}};
   static constexpr std::array outputs{Port{"dx", float32}};
 
@@ -168,6 +190,7 @@ struct MaxPoolGrad {
     const std::int64_t covered = tiled ? pooling.down.last(out.height - 1) : 0,
                        across = tiled ? pooling.across.last(out.width - 1) : 0;
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
+      if (in.half) return plane_in_half(dy.data(), choice.data(), dx.data(), nb, c);
       for (std::int64_t y = 0; y < in.height; ++y) {
         const std::int64_t written = y < covered ? across : 0;
         std::fill_n(dx.data() + in.at(nb, c, y, written), (in.width - written) * lanes, 0.0f);
@@ -180,6 +203,36 @@ struct MaxPoolGrad {
                                         choice.data() + choice_at(out, nb, c, oy), !tiled, window);
       }
     });
+  }
+
+ private:
+  // A plane in half precision. A row of dx is rounded when all windows that reach it have been there: the rows of a window
+  // wait as floats.
+  [[gnu::noinline]] void plane_in_half(const float* dy, const std::uint8_t* choice, float* dx,
+                                       std::int64_t nb, std::int64_t c) const {
+    const Stack &in = pooling.in, &out = pooling.out;
+    const std::int64_t floats = in.row(), rows = pooling.down.kernel;
+    WideRow gradient;
+    WideRows wide;
+    std::fill_n(wide.numbers, rows * floats, 0.0f);
+    std::int64_t first = 0;  // the image row that waits first
+    const auto finish_until = [&](std::int64_t end) {
+      for (; first < end; ++first) {
+        narrow_row(in, wide.numbers, in.row(dx, nb, c, first));
+        std::copy_n(wide.numbers + floats, (rows - 1) * floats, wide.numbers);
+        std::fill_n(wide.numbers + (rows - 1) * floats, floats, 0.0f);
+      }
+    };
+    for (std::int64_t oy = 0; oy < out.height; ++oy) {
+      finish_until(pooling.down.first(oy));
+      PoolRow row = pool_row(pooling, oy);
+      row.row = floats;
+      row_kernels().max_pool_gradient(row, gradient.of(out, out.row(dy, nb, c, oy)),
+                                      choice + choice_at(out, nb, c, oy), true,
+                                      wide.numbers - row.top * floats);
+    }
+    finish_until(in.height);
+    in.zero_halo(in.ahead(dx, nb * in.block()), c);
   }
 };
 const Register<MaxPoolGrad> max_pool_grad;
@@ -198,6 +251,7 @@ struct Average : Pooling {
 
 struct AveragePool {
   static constexpr const char* name = "AveragePool";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"x", float32}};
   static constexpr std::array outputs{Port{"y", float32}};
 
@@ -212,9 +266,9 @@ struct AveragePool {
     const auto y = context.output<float>(0, out.shape(blocks));
     write_rows(context, out, y.data(), blocks,
                [&](float* to, std::int64_t nb, std::int64_t c, std::int64_t oy) {
-      const float* const top = x.data() + in.at(nb, c, pooling.down.first(oy));
+      const float* const top = in.row(x.data(), nb, c, pooling.down.first(oy));
       if (pooling.copies())
-        std::copy_n(top, in.row(), to);
+        copy(top, to);
       else if (pooling.across.widest() * in.lanes > piece / 2)
         for (std::int64_t ox = 0; ox < out.width; ++ox) wide(top, oy, ox, to + ox * in.lanes);
       else
@@ -225,13 +279,21 @@ struct AveragePool {
  private:
   static constexpr std::int64_t piece = 512;  // floats of a row
 
+  void copy(const float* row, float* to) const {
+    WideRow wide;
+    std::copy_n(wide.of(pooling.in, row), pooling.in.row(), to);
+  }
+
   // The mean of one window; `top` is its first row of the image, column 0.
   void wide(const float* top, std::int64_t oy, std::int64_t ox, float* mean) const {
     const Stack& in = pooling.in;
     const std::int64_t left = pooling.across.first(ox), count = pooling.across.last(ox) - left;
     LaneSums sums(in.lanes);
-    for (std::int64_t iy = 0; iy < pooling.down.last(oy) - pooling.down.first(oy); ++iy)
-      sums.add(top + (iy * in.row_stride() + left) * in.lanes, count * in.lanes);
+    WideRow wide;
+    for (std::int64_t iy = 0; iy < pooling.down.last(oy) - pooling.down.first(oy); ++iy) {
+      const float* const row = in.ahead(top, iy * in.row_stride() * in.lanes);
+      sums.add(wide.part(in, row, left, count), count * in.lanes);
+    }
     std::array<double, most_lanes> totals;
     sums.write(totals.data());
     const float weight = pooling.weight(oy, ox);
@@ -247,8 +309,10 @@ struct AveragePool {
     std::array<double, piece> columns;
     const std::int64_t count = (right - left) * in.lanes;
     std::fill_n(columns.data(), count, 0.0);
+    WideRow wide;
     for (std::int64_t iy = 0; iy < pooling.down.last(oy) - pooling.down.first(oy); ++iy) {
-      const float* const row = top + (iy * in.row_stride() + left) * in.lanes;
+      const float* const row =
+          wide.part(in, in.ahead(top, iy * in.row_stride() * in.lanes), left, right - left);
       for (std::int64_t j = 0; j < count; ++j) columns[j] += static_cast<double>(row[j]);
     }
     for (; ox < pooling.out.width && pooling.across.last(ox) <= right; ++ox) {
@@ -270,6 +334,7 @@ const Register<AveragePool> average_pool;
 
 struct AveragePoolGrad {
   static constexpr const char* name = "AveragePoolGrad";
+  static constexpr bool half_precision = true;
   static constexpr std::array inputs{Port{"dy", float32}, Port{"addend", float32, optional},
                                      Port{"mask", any, optional}};
   static constexpr std::array outputs{Port{"dx", float32}};
@@ -288,25 +353,29 @@ struct AveragePoolGrad {
     const auto dx = context.output<float>(0, in.shape(blocks));
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
       std::int64_t above = 0;  // the first output row whose windows do not end above row y
+      WideRow from, result;
+      const auto row_of = [&](std::int64_t oy) { return from.of(out, out.row(dy.data(), nb, c, oy)); };
       for (std::int64_t y = 0; y < in.height; ++y) {
-        float* const row = dx.data() + in.at(nb, c, y);
+        float* const place = in.row(dx.data(), nb, c, y);
+        float* const row = result.to(in, place);
         if (pooling.copies()) {
-          std::copy_n(dy.data() + out.at(nb, c, y), in.row(), row);
+          std::copy_n(row_of(y), in.row(), row);
         } else if (pooling.down.apart() && pooling.across.apart()) {
           const std::int64_t oy = y / pooling.down.kernel;
           if (oy < out.height)
-            tile(dy.data() + out.at(nb, c, oy), oy, row);
+            tile(row_of(oy), oy, row);
           else
             std::fill_n(row, in.row(), 0.0f);
         } else {
           std::fill_n(row, in.row(), 0.0f);
           while (above < out.height && pooling.down.end(above) <= y) ++above;
           for (std::int64_t oy = above; oy < out.height && pooling.down.begin(oy) <= y; ++oy)
-            spread(dy.data() + out.at(nb, c, oy), oy, row);
+            spread(row_of(oy), oy, row);
         }
         finish(row, 1, 0, row, nb, c, y);
+        result.put(in, place);
       }
-      in.zero_halo(dx.data() + nb * in.block(), c);
+      in.zero_halo(in.ahead(dx.data(), nb * in.block()), c);
     });
   }
 

@@ -19,12 +19,59 @@ void for_planes(const Context& context, std::int64_t blocks, std::int64_t channe
   context.parallel_for(blocks * channels, [&](std::int64_t i) { body(i / channels, i % channels); });
 }
 
-// Calls body(row, nb, c, y) for every row of the stack `to` at `out`, which it writes, and zeroes the halo; planes in parallel.
+// Numbers of a stack in half precision.
+inline const std::uint16_t* half_numbers(const float* row) {
+  return reinterpret_cast<const std::uint16_t*>(row);
+}
+inline std::uint16_t* half_numbers(float* row) { return reinterpret_cast<std::uint16_t*>(row); }
+
+// Pixels [first, first + count) of a row (`Stack::row`) in half precision as floats, and a row from floats.
+inline void widen_row(const Stack& stack, const float* row, std::int64_t first, std::int64_t count,
+                      float* to) {
+  if (!stack.vector()) return half_kernels().widen(half_numbers(row), stack.lanes, first, count, to);
+  for (std::int64_t b = 0; b < stack.lanes; ++b) to[b] = from_half(half_numbers(row)[2 * b]);
+}
+inline void narrow_row(const Stack& stack, const float* from, float* row) {
+  if (!stack.vector()) return half_kernels().narrow(from, stack.lanes, stack.width, half_numbers(row));
+  for (std::int64_t b = 0; b < stack.lanes; ++b) half_numbers(row)[2 * b] = to_half(from[b]);
+}
+
+// A row of a stack as floats, which the kernels of rows take: where it lies or, in half precision, widened to a place of its
+// own.
+class WideRow {
+ public:
+  // `row`, of the stack; null stays null.
+  const float* of(const Stack& stack, const float* row) {
+    return row == nullptr ? row : part(stack, row, 0, stack.width);
+  }
+  // Pixels [first, first + count) of it.
+  const float* part(const Stack& stack, const float* row, std::int64_t first, std::int64_t count) {
+    if (!stack.half) return row + first * stack.lanes;
+    widen_row(stack, row, first, count, numbers_);
+    return numbers_;
+  }
+  // Where to write floats that `put` makes the row.
+  float* to(const Stack& stack, float* row) { return stack.half && row != nullptr ? numbers_ : row; }
+  void put(const Stack& stack, float* row) const {
+    if (stack.half && row != nullptr) narrow_row(stack, numbers_, row);
+  }
+
+ private:
+  alignas(64) float numbers_[most_half_width * 16];
+};
+
+// Calls body(row, nb, c, y) for every row of the stack `to` at `out`, which it writes as floats, and zeroes the halo; planes in
+// parallel.
 template <class Body>
 void write_rows(const Context& context, const Stack& to, float* out, std::int64_t blocks, const Body& body) {
   for_planes(context, blocks, to.channels, [&](std::int64_t nb, std::int64_t c) {
-    for (std::int64_t y = 0; y < to.height; ++y) body(out + to.at(nb, c, y), nb, c, y);
-    to.zero_halo(out + nb * to.block(), c);
+    WideRow wide;
+    for (std::int64_t y = 0; y < to.height; ++y) {
+      float* const row = to.row(out, nb, c, y);
+      body(wide.to(to, row), nb, c, y);
+      wide.put(to, row);
+    }
+    to.zero_halo(to.ahead(out, nb * to.block()), c);
   });
 }
 
@@ -100,7 +147,7 @@ class Mask {
 
   // Row y of channel c of batch block nb of the stack and of the bits; null where there is none.
   const float* values(std::int64_t nb, std::int64_t c, std::int64_t y) const {
-    return values_ == nullptr ? nullptr : values_ + stack_.at(nb, c, y);
+    return values_ == nullptr ? nullptr : stack_.row(values_, nb, c, y);
   }
   const std::uint8_t* bits(std::int64_t nb, std::int64_t c, std::int64_t y) const {
     return bits_ == nullptr ? nullptr : bits_ + stack_.bits_at(nb, c, y);
@@ -126,8 +173,9 @@ class Addend {
 
   // Row y of channel c of batch block nb; null where there is none.
   const float* row(std::int64_t nb, std::int64_t c, std::int64_t y) const {
-    return data_ == nullptr ? nullptr : data_ + stack_.at(nb, c, y);
+    return data_ == nullptr ? nullptr : stack_.row(data_, nb, c, y);
   }
+  const Stack& stack() const { return stack_; }
 
  private:
   Stack stack_;
@@ -166,10 +214,10 @@ class Pre {
 
   // Row y of channel c of batch block nb; null where there is none.
   float* row(std::int64_t nb, std::int64_t c, std::int64_t y) const {
-    return data_ == nullptr ? nullptr : data_ + stack_.at(nb, c, y);
+    return data_ == nullptr ? nullptr : stack_.row(data_, nb, c, y);
   }
   void zero_halo(std::int64_t nb, std::int64_t c) const {
-    if (data_ != nullptr) stack_.zero_halo(data_ + nb * stack_.block(), c);
+    if (data_ != nullptr) stack_.zero_halo(stack_.ahead(data_, nb * stack_.block()), c);
   }
   const Stack& stack() const { return stack_; }
 
@@ -188,21 +236,23 @@ struct Finish {
   Pre pre{};
 
   // out = act'(mask) · act(scale · a + shift + addend), and what is kept of it, for row y of channel c of batch block nb; `a`
-  // may be `out`.
+  // may be `out`. Both are floats, whatever the stacks are.
   void operator()(const float* a, float scale, float shift, float* out, std::int64_t nb, std::int64_t c,
                   std::int64_t y) const {
-    row_kernels().combine({.count = count,
-                           .a = a,
-                           .scale = scale,
-                           .shift = shift,
-                           .addend = addend.row(nb, c, y),
-                           .activation = activation,
-                           .pre = pre.row(nb, c, y),
-                           .through = mask.activation(),
-                           .mask = mask.values(nb, c, y),
-                           .mask_bits = mask.bits(nb, c, y),
-                           .out = out,
-                           .bits = bits.row(nb, c, y)});
+    Row row{.count = count,
+            .a = a,
+            .scale = scale,
+            .shift = shift,
+            .addend = addend.row(nb, c, y),
+            .activation = activation,
+            .pre = pre.row(nb, c, y),
+            .through = mask.activation(),
+            .mask = mask.values(nb, c, y),
+            .mask_bits = mask.bits(nb, c, y),
+            .out = out,
+            .bits = bits.row(nb, c, y)};
+    if (addend.stack().half || mask.stack().half || pre.stack().half) return in_half(row);
+    row_kernels().combine(row);
   }
 
   // Whether it does anything to a row of scale 1 and shift 0.
@@ -214,7 +264,7 @@ struct Finish {
 
   // Zeroes the halos of plane c of batch block nb of the stack `to` at `out` and of `pre`.
   void zero_halo(const Stack& to, float* out, std::int64_t nb, std::int64_t c) const {
-    to.zero_halo(out + nb * to.block(), c);
+    to.zero_halo(to.ahead(out, nb * to.block()), c);
     pre.zero_halo(nb, c);
   }
 
@@ -224,10 +274,26 @@ struct Finish {
            const Stack& to, float* out, std::int64_t blocks) const {
     for_planes(context, blocks, to.channels, [&](std::int64_t nb, std::int64_t c) {
       const float scale = scales == nullptr ? 1 : scales[c], shift = shifts == nullptr ? 0 : shifts[c];
-      for (std::int64_t y = 0; y < to.height; ++y)
-        (*this)(a + in.at(nb, c, y), scale, shift, out + to.at(nb, c, y), nb, c, y);
+      WideRow from, result;
+      for (std::int64_t y = 0; y < to.height; ++y) {
+        float* const row = to.row(out, nb, c, y);
+        (*this)(from.of(in, in.row(a, nb, c, y)), scale, shift, result.to(to, row), nb, c, y);
+        result.put(to, row);
+      }
       zero_halo(to, out, nb, c);
     });
+  }
+
+ private:
+  // `row` with an addend, a mask or a `pre` in half precision.
+  void in_half(Row row) const {
+    WideRow added, masked, kept;
+    float* const before = row.pre;
+    row.addend = added.of(addend.stack(), row.addend);
+    row.mask = masked.of(mask.stack(), row.mask);
+    row.pre = kept.to(pre.stack(), before);
+    row_kernels().combine(row);
+    kept.put(pre.stack(), before);
   }
 };
 

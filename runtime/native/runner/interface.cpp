@@ -13,14 +13,14 @@
 using edge_bcs::say;
 
 // Opens a program over an arena of the caller's, which must live as long; null, with the reason in `error`, if the file is
-// damaged or the arena too small.
+// damaged or the arena too small. With `half` not 0 attacks are in half precision.
 EDGE_BCS_EXPORT void* edge_bcs_program_open(const void* file, std::uint64_t size, void* arena,
-                                            std::uint64_t arena_bytes, int threads, char* error,
+                                            std::uint64_t arena_bytes, int threads, int half, char* error,
                                             std::uint64_t error_size) {
   try {
     const std::span content(static_cast<const std::byte*>(file), static_cast<std::size_t>(size));
     const std::span place(static_cast<std::byte*>(arena), static_cast<std::size_t>(arena_bytes));
-    return std::make_unique<edge_bcs::Runner>(content, place, threads).release();
+    return std::make_unique<edge_bcs::Runner>(content, place, threads, half != 0).release();
   } catch (const std::exception& failed) {
     say(failed, error, error_size);
     return nullptr;

@@ -38,7 +38,7 @@ std::size_t element_bytes(ElementType type) {
 // An attribute's number, or numbers, or text, as the file has it.
 class NodeAttributes final : public AttributeSource {
  public:
-  explicit NodeAttributes(const flat::Tables& tables) {
+  NodeAttributes(const flat::Tables& tables, bool half) : half_(half) {
     require(tables.size() <= most_attributes, "a node has ", tables.size(), " attributes");
     for (std::size_t i = 0; i < tables.size(); ++i) {
       const flat::Table table = tables[i];
@@ -47,6 +47,7 @@ class NodeAttributes final : public AttributeSource {
     }
   }
 
+  bool half() const override { return half_; }
   std::optional<std::int64_t> integer(const char* name) const override {
     const Entry* const entry = find(name, Kind::integer);
     if (entry == nullptr || entry->integers.size() != 1) return {};
@@ -97,6 +98,7 @@ class NodeAttributes final : public AttributeSource {
   }
 
   std::vector<Entry> entries_;
+  bool half_;
 };
 
 PlacedTensor tensor(const flat::Table& table, std::size_t arena) {
@@ -202,9 +204,10 @@ const Declaration& operator_named(std::string_view name) {
        " is not known; this library is older than the program");
 }
 
-ProgramGraph graph_of(const flat::Table& table, const Program& program, std::size_t buffers_end) {
+ProgramGraph graph_of(const flat::Table& table, const Program& program, std::size_t buffers_end, bool half) {
   ProgramGraph graph;
   graph.name = table.text(0);
+  half &= graph.name == "attack";
   const flat::Tables tensors = table.tables(1), nodes = table.tables(2);
   require(tensors.size() <= most_tensors && nodes.size() <= most_nodes, "a graph has ", nodes.size(),
           " nodes and ", tensors.size(), " tensors");
@@ -223,9 +226,9 @@ ProgramGraph graph_of(const flat::Table& table, const Program& program, std::siz
                      static_cast<std::size_t>(node.number<std::uint64_t>(5, 0)),
                      static_cast<std::size_t>(node.number<std::uint64_t>(6, 0))};
     check_node(made, graph.tensors, program.arena_bytes, buffers_end);
-    const NodeAttributes attributes(node.tables(2));
+    const NodeAttributes attributes(node.tables(2), half);
     try {
-      made.object.reset(declaration.create(Attributes(attributes)));
+      made.object.reset(create(declaration, Attributes(attributes)));
     } catch (const std::exception& error) {
       fail(declaration.name, ": ", error.what());
     }
@@ -256,7 +259,7 @@ std::size_t Program::arena(std::span<const std::byte> file) {
   return arena_of(root_of(content));
 }
 
-Program Program::read(std::span<const std::byte> file) {
+Program Program::read(std::span<const std::byte> file, bool half) {
   const flat::File content(file);
   const flat::Table root = root_of(content);
   Program program;
@@ -272,7 +275,7 @@ Program Program::read(std::span<const std::byte> file) {
     buffers_end = buffer.end();
   }
   for (std::size_t i = 0; i < graphs.size(); ++i)
-    program.graphs.push_back(graph_of(graphs[i], program, buffers_end));
+    program.graphs.push_back(graph_of(graphs[i], program, buffers_end, half));
   return program;
 }
 

@@ -45,7 +45,8 @@ struct Program {
   std::vector<ProgramGraph> graphs;
 
   // Throws Error, in one sentence, where the file is damaged or was not written by edge-bcs.
-  static Program read(std::span<const std::byte> file);
+  // With `half` the attack graph keeps its activations in half precision.
+  static Program read(std::span<const std::byte> file, bool half = false);
 
   // Bytes of the arena that the file asks for; nothing else of it is looked at.
   static std::size_t arena(std::span<const std::byte> file);

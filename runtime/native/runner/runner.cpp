@@ -55,8 +55,8 @@ class NodeCall final : public Call {
 
 }  // namespace
 
-Runner::Runner(std::span<const std::byte> file, std::span<std::byte> arena, int threads)
-    : program_(Program::read(file)), arena_(arena.data()), pool_(threads) {
+Runner::Runner(std::span<const std::byte> file, std::span<std::byte> arena, int threads, bool half)
+    : program_(Program::read(file, half)), arena_(arena.data()), pool_(threads) {
   require(arena.size() >= program_.arena_bytes, "the arena has ", arena.size(),
           " bytes, and the program needs ", program_.arena_bytes);
   require(reinterpret_cast<std::uintptr_t>(arena_) % 64 == 0,

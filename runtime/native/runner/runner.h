@@ -13,8 +13,8 @@ namespace edge_bcs {
 class Runner {
  public:
   // Reads and checks the program. The arena, of at least `Program::arena_bytes` from a multiple of 64 bytes on, stays the
-  // caller's, who fills the buffers in it. Throws Error.
-  Runner(std::span<const std::byte> file, std::span<std::byte> arena, int threads);
+  // caller's, who fills the buffers in it. With `half` attacks are in half precision. Throws Error.
+  Runner(std::span<const std::byte> file, std::span<std::byte> arena, int threads, bool half = false);
 
   const Program& program() const { return program_; }
 

@@ -342,6 +342,7 @@ Manifest Manifest::read(const Json& content) {
           "; its layers need ", expected);
 
   made.objective = read_objective(fields.object("objective"), made);
+  made.half_attack = fields.has("attack_precision") && fields.text("attack_precision") == "half";
   made.batch_norm = fields.text("batch_norm");
   if (made.batch_norm != "frozen" && made.batch_norm != "batch")
     fields.wrong("batch_norm", "frozen or batch");

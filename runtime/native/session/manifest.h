@@ -63,6 +63,8 @@ struct Manifest {
   double learning_rate = 0, weight_decay = 0, momentum = 0, noise = 0;
   std::vector<ListedFile> files;
 
+  bool half_attack = false;  // whether its attacks must be in half precision
+
   bool batch_statistics() const { return batch_norm == "batch"; }
   bool trains_all() const { return trained == "all"; }
   const ListedFile* file(std::string_view name) const;

@@ -1,0 +1,242 @@
+// Walks over the entries of a sparse matrix in half precision: see sparse.cpp.
+#include "kernels/half_tiles.h"
+
+#if defined(__AVX512BF16__)
+
+namespace edge_bcs {
+namespace EDGE_BCS_KERNEL_NAMESPACE {
+namespace half_precision {
+namespace {
+
+inline constexpr int sparse_across = 8, sparse_sums = 16;
+
+// Some rows of the matrix: for each entry the distance, down to an even number of pixels, and its weight. Where rows are long,
+// each is cut into chunks of input channels, so that the input around a tile stays in the first-level cache while all rows use
+// it. Of a chunk those at an even distance come first, so that neither kind needs a branch.
+struct Entries {
+  static constexpr int capacity = 8192, most_of_rows = 64, most_chunks = 16, smallest_chunk = 6;
+  struct Part {
+    int begin, middle, end;
+  };
+
+  std::int64_t first_row = 0;
+  int rows = 0, chunks = 1, used = 0;
+  std::int32_t distance[capacity];
+  std::uint32_t weight[capacity];
+  Part parts[most_of_rows][most_chunks];
+  bool continued = false, unfinished = false;  // of one row alone: it goes on from others, others go on
+
+  void clear(std::int64_t row) {
+    first_row = row, rows = used = 0, chunks = 1, continued = unfinished = false;
+  }
+
+  // Adds entries [from, to) of the matrix as a row.
+  void add(const Walk& walk, const SparseRows& matrix, std::int64_t from, std::int64_t to) {
+    const auto plane = static_cast<std::int32_t>(walk.input_plane),
+               lanes = static_cast<std::int32_t>(walk.lanes);
+    const std::int64_t channels = ceil_divide(walk.channels, chunks);
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      std::int64_t end = from;
+      while (end < to && (chunk == chunks - 1 || (matrix.entry[end] >> 8) < (chunk + 1) * channels)) ++end;
+      const auto count = static_cast<int>(end - from);
+      int even = used, odd = used + count;
+      for (std::int64_t j = from; j < end; ++j) {
+        const std::int32_t of_entry = (matrix.entry[j] >> 8) * plane + walk.tap[matrix.entry[j] & 255];
+        // A multiple of 8 or 16 numbers, the lowest set bit of which says whether it is an odd number of pixels.
+        const int at = (of_entry & lanes) != 0 ? --odd : even++;
+        distance[at] = of_entry - (of_entry & lanes);
+        weight[at] = to_half(matrix.weight(j));
+      }
+      parts[rows][chunk] = {used, even, used + count};
+      used += count;
+      from = end;
+    }
+    ++rows;
+  }
+};
+
+// Adds entries [begin, end), all at even distances or all at odd ones.
+template <int VL, int TY, int TX, bool unit, bool odd>
+EDGE_BCS_INLINE void accumulate(Vector<VL> (&sums)[TY][TX], const Number* const (&rows)[TY],
+                                const Across<VL, TX>& across, const Entries& entries, int begin, int end) {
+  const bool even_step = !unit && across.step % 2 == 0;
+  for (int e = begin; e < end; ++e) {
+    const Integers<VL> low = spread<VL>(entries.weight[e]), high = low << 16;
+    const std::int64_t distance = entries.distance[e];
+    if constexpr (unit) {
+#pragma GCC unroll 8
+      for (int y = 0; y < TY; ++y) {
+        const Number* const from = rows[y] + distance;
+        Integers<VL> pair = load_pair<VL>(from);
+#pragma GCC unroll 8
+        for (int x = 0; x < TX; x += 2) {
+          sums[y][x] = dot<VL>(sums[y][x], odd ? high : low, pair);
+          if (odd && x + 1 < TX) pair = load_pair<VL>(from + (x + 2) * VL);
+          if (x + 1 < TX) sums[y][x + 1] = dot<VL>(sums[y][x + 1], odd ? low : high, pair);
+          if (!odd && x + 2 < TX) pair = load_pair<VL>(from + (x + 2) * VL);
+        }
+      }
+    } else {
+      // Where pixels are an even number apart, all are in the same place of their pairs.
+      const Integers<VL> first = odd ? high : low, second = even_step ? first : (odd ? low : high);
+      const std::int64_t beside = distance + (odd && !even_step ? 2 * VL : 0);
+#pragma GCC unroll 8
+      for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 8
+        for (int x = 0; x < TX; ++x)
+          sums[y][x] = dot<VL>(sums[y][x], x % 2 == 0 ? first : second,
+                               load_pair<VL>(rows[y] + (x % 2 == 0 ? distance : beside) + across.at[x]));
+    }
+  }
+}
+
+// Bytes of an input from which on it is asked for before it is needed: the next tile's, a few planes with each row.
+inline constexpr std::int64_t far_input = 2 << 20;
+
+bool fetches_ahead(const Walk& walk, const Entries& entries) {
+  const std::int64_t numbers = walk.blocks * walk.channels * walk.height * walk.input_row;
+  return 2 * numbers >= far_input && entries.used >= walk.channels;
+}
+
+template <int VL, int TY, int TX>
+EDGE_BCS_INLINE void fetch_input(const Walk& walk, const Number* const (&rows)[TY], std::int64_t& plane,
+                                 std::int64_t end) {
+  for (; plane < end; ++plane)
+#pragma GCC unroll 8
+    for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+      for (int x = 0; x < TX; x += 2)
+        __builtin_prefetch(rows[y] + plane * walk.input_plane + (TX + x + 2) * VL, 0, 2);
+}
+
+template <int VL, int TY, int TX>
+EDGE_BCS_INLINE void fetch_output(const Walk& walk, const Tile& tile, std::int64_t row) {
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+    for (int x = 0; x < TX; x += 2) {
+      const std::int64_t at = row * walk.output_plane + tile.output[y] + (tile.first + TX + x) * VL;
+      __builtin_prefetch(numbers(walk.output) + at, 1, 2);
+      if (walk.addend != nullptr) __builtin_prefetch(numbers(walk.addend) + at, 0, 2);
+    }
+}
+
+// One tile of all rows of `entries`. A row that does not fit them is cut, and its sums wait in `waiting`.
+template <int VL, int TY, int TX, bool unit>
+__attribute__((noinline)) void sparse_tile(const Walk& walk, const Entries& entries, const Tile& tile,
+                                           float* waiting) {
+  const Across<VL, TX> across(walk, tile.first);
+  const Number* rows[TY];
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y) {
+    rows[y] = numbers(walk.input) + tile.input[y] + across.base;
+    asm volatile("" : "+r"(rows[y]));
+  }
+  const bool asks = unit && !tile.ends_row, far = asks && fetches_ahead(walk, entries);
+  std::int64_t fetched = 0;
+  const std::int64_t visits = std::int64_t{entries.chunks} * entries.rows;
+  for (int chunk = 0; chunk < entries.chunks; ++chunk) {
+    const bool last = chunk == entries.chunks - 1;
+    for (int r = 0; r < entries.rows; ++r) {
+      float* const place = waiting + r * sparse_sums * VL;
+      const Entries::Part part = entries.parts[r][chunk];
+      Vector<VL> sums[TY][TX];
+      const bool first = chunk == 0 && !entries.continued;
+      if (far)
+        fetch_input<VL, TY, TX>(walk, rows, fetched,
+                                walk.channels * (std::int64_t{chunk} * entries.rows + r + 1) / visits);
+      if (asks && last) fetch_output<VL, TY, TX>(walk, tile, entries.first_row + r);
+#pragma GCC unroll 8
+      for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 8
+        for (int x = 0; x < TX; ++x) sums[y][x] = first ? Vector<VL>{} : load<VL>(place + (y * TX + x) * VL);
+      accumulate<VL, TY, TX, unit, false>(sums, rows, across, entries, part.begin, part.middle);
+      accumulate<VL, TY, TX, unit, true>(sums, rows, across, entries, part.middle, part.end);
+      if (last && !entries.unfinished) {
+        finish<VL, TY, TX>(walk, tile, entries.first_row + r, sums);
+        continue;
+      }
+#pragma GCC unroll 8
+      for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 8
+        for (int x = 0; x < TX; ++x) store<VL>(place + (y * TX + x) * VL, sums[y][x]);
+    }
+  }
+}
+
+// Bytes of one input plane that a tile of the walk reads.
+std::int64_t footprint(const Walk& walk) {
+  const int across = pixels_across(walk, sparse_across), down = smaller_int(most_rows, sparse_sums / across);
+  std::int64_t side = 1;  // of the kernel, guessed from the number of its positions
+  while (side * side < walk.taps) ++side;
+  const std::int64_t stride = walk.input_pixel / walk.lanes;
+  const std::int64_t pairs = ((across - 1) * stride + side) / 2 + 1;
+  return ((down - 1) * stride + side) * pairs * walk.lanes * 4;
+}
+
+// Into how many chunks to cut rows of `entries` on average.
+int chunks_of(const Walk& walk, std::int64_t entries) {
+  const std::int64_t wanted = ceil_divide(walk.channels * footprint(walk), first_cache());
+  return wanted <= entries / Entries::smallest_chunk ? static_cast<int>(smaller(wanted, Entries::most_chunks))
+                                                     : 1;
+}
+
+template <int VL>
+void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
+  const Tasks tasks = tasks_of(walk, sparse_across, sparse_sums, 16);
+  const std::int64_t image_rows = walk.blocks * walk.height;
+  const std::int64_t band = task / tasks.groups * tasks.band,
+                     band_end = smaller(image_rows, band + tasks.band);
+  std::int64_t row = task % tasks.groups * tasks.group;
+  const std::int64_t end = smaller(walk.rows, row + tasks.group);
+  const bool unit = walk.input_pixel == walk.lanes;
+  Entries entries;
+  alignas(64) float waiting[Entries::most_of_rows * sparse_sums * VL];
+  const auto visit = [&]<int TY, int TX>(const Tile& tile) {
+    if (unit)
+      sparse_tile<VL, TY, TX, true>(walk, entries, tile, waiting);
+    else
+      sparse_tile<VL, TY, TX, false>(walk, entries, tile, waiting);
+  };
+  while (row < end) {
+    entries.clear(row);
+    entries.chunks = chunks_of(walk, (rows.end(end - 1) - rows.begin(row)) / ((end - row) * rows.step));
+    for (; row < end && entries.rows < Entries::most_of_rows; ++row) {
+      if (entries.used + rows.end(row) - rows.begin(row) > Entries::capacity) break;
+      entries.add(walk, rows, rows.begin(row), rows.end(row));
+    }
+    if (entries.rows > 0) {
+      for_tiles<sparse_across, sparse_sums>(walk, band, band_end, visit);
+      continue;
+    }
+    // A row of more entries than there is room for: a part after the other for each tile.
+    for_tiles<sparse_across, sparse_sums>(walk, band, band_end, [&]<int TY, int TX>(const Tile& tile) {
+      for (std::int64_t from = rows.begin(row), to; from < rows.end(row); from = to) {
+        to = smaller(rows.end(row), from + Entries::capacity);
+        entries.clear(row);
+        entries.continued = from > rows.begin(row);
+        entries.unfinished = to < rows.end(row);
+        entries.add(walk, rows, from, to);
+        visit.template operator()<TY, TX>(tile);
+      }
+    });
+    ++row;
+  }
+}
+
+}  // namespace
+
+std::int64_t sparse_tasks(const Walk& walk, const SparseRows&) {
+  const Tasks tasks = tasks_of(walk, sparse_across, sparse_sums, 16);
+  return tasks.bands * tasks.groups;
+}
+
+void sparse(const Walk& walk, const SparseRows& rows, std::int64_t task) {
+  walk.lanes == 16 ? sparse_walk<16>(walk, rows, task) : sparse_walk<8>(walk, rows, task);
+}
+
+}  // namespace half_precision
+}  // namespace EDGE_BCS_KERNEL_NAMESPACE
+}  // namespace edge_bcs
+
+#endif

@@ -1,0 +1,320 @@
+// What the kernels in half precision share, with AVX-512 BF16: pairs of pixels, tiles, and what is done to their sums.
+//
+// A vector is the pair of two pixels, in as many images as a pixel has. Its product with the pair (w, 0) or (0, w) adds w times
+// one of the pixels to a vector of sums, so that a line that is loaded once serves two sums: a tap at an even distance meets the
+// pixels of an even place in the first half of their pairs, and those of an odd place in the second; at an odd distance it is
+// the other way round. Where all weights are visited, two channels are interleaved first, and each product adds two weights.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/activate.h"
+#include "kernels/half.h"
+#include "kernels/simd.h"
+#include "kernels/table.h"
+#include "kernels/tiles.h"
+
+#if defined(__AVX512BF16__)
+
+namespace edge_bcs {
+namespace EDGE_BCS_KERNEL_NAMESPACE {
+// A room of its own, where the names of other kernels (table.h) are hidden.
+namespace half_precision {
+
+using Number = std::uint16_t;
+
+template <int VL>
+EDGE_BCS_INLINE Integers<VL> load_pair(const Number* from) {
+  typedef std::int32_t Unaligned __attribute__((vector_size(VL * sizeof(float)), aligned(2), may_alias));
+  return *reinterpret_cast<const Unaligned*>(from);
+}
+
+template <int VL>
+EDGE_BCS_INLINE void store_pair(Number* to, Integers<VL> pair) {
+  typedef std::int32_t Unaligned __attribute__((vector_size(VL * sizeof(float)), aligned(2), may_alias));
+  *reinterpret_cast<Unaligned*>(to) = pair;
+}
+
+// sums + the products of both halves of `pair` and `weights`.
+template <int VL>
+EDGE_BCS_INLINE Vector<VL> dot(Vector<VL> sums, Integers<VL> pair, Integers<VL> weights) {
+  if constexpr (VL == 16)
+    return reinterpret_cast<Vector<VL>>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sums),
+                                                         reinterpret_cast<__m512bh>(pair),
+                                                         reinterpret_cast<__m512bh>(weights)));
+  else
+    return reinterpret_cast<Vector<VL>>(_mm256_dpbf16_ps(reinterpret_cast<__m256>(sums),
+                                                         reinterpret_cast<__m256bh>(pair),
+                                                         reinterpret_cast<__m256bh>(weights)));
+}
+
+template <int VL>
+EDGE_BCS_INLINE Integers<VL> spread(std::uint32_t word) {
+  if constexpr (VL == 16)
+    return reinterpret_cast<Integers<VL>>(_mm512_set1_epi32(static_cast<int>(word)));
+  else
+    return reinterpret_cast<Integers<VL>>(_mm256_set1_epi32(static_cast<int>(word)));
+}
+
+// The halves of each word exchanged.
+template <int VL>
+EDGE_BCS_INLINE Integers<VL> exchanged(Integers<VL> words) {
+  if constexpr (VL == 16)
+    return reinterpret_cast<Integers<VL>>(
+        _mm512_maskz_rol_epi32(0xffff, reinterpret_cast<__m512i>(words), 16));
+  else
+    return reinterpret_cast<Integers<VL>>(_mm256_rol_epi32(reinterpret_cast<__m256i>(words), 16));
+}
+
+template <int VL>
+EDGE_BCS_INLINE Vector<VL> lower(Integers<VL> pair) {
+  return reinterpret_cast<Vector<VL>>(pair << 16);
+}
+template <int VL>
+EDGE_BCS_INLINE Vector<VL> upper(Integers<VL> pair) {
+  return reinterpret_cast<Vector<VL>>(pair & static_cast<std::int32_t>(0xffff0000u));
+}
+
+// Floats rounded, each in the lower half of its word.
+template <int VL>
+EDGE_BCS_INLINE Integers<VL> rounded(Vector<VL> value) {
+  if constexpr (VL == 16)
+    return reinterpret_cast<Integers<VL>>(_mm512_maskz_cvtepu16_epi32(
+        0xffff, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(value)))));
+  else
+    return reinterpret_cast<Integers<VL>>(_mm256_cvtepu16_epi32(
+        reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(reinterpret_cast<__m256>(value)))));
+}
+
+template <int VL>
+EDGE_BCS_INLINE Integers<VL> pair_of(Vector<VL> first, Vector<VL> second) {
+  return rounded<VL>(first) | (rounded<VL>(second) << 16);
+}
+
+// Writes one of a pair's pixels.
+template <int VL>
+EDGE_BCS_INLINE void store_pixel(Number* pair, bool second, Vector<VL> value) {
+  const Integers<VL> both = rounded<VL>(value) << (second ? 16 : 0);
+  const std::uint32_t which = second ? 0xaaaaaaaau : 0x55555555u;
+  if constexpr (VL == 16)
+    _mm512_mask_storeu_epi16(pair, which, reinterpret_cast<__m512i>(both));
+  else
+    _mm256_mask_storeu_epi16(pair, static_cast<__mmask16>(which), reinterpret_cast<__m256i>(both));
+}
+
+inline const Number* numbers(const float* stack) { return reinterpret_cast<const Number*>(stack); }
+inline Number* numbers(float* stack) { return reinterpret_cast<Number*>(stack); }
+
+// A tile: up to eight image rows of up to eight pixels, from an even one on.
+inline constexpr int most_rows = 8, most_pixels = 8, most_sums = 16;
+
+struct Tile {
+  std::int64_t input[most_rows], output[most_rows], mask[most_rows], bits[most_rows];  // of its rows
+  bool last_row[most_rows];
+  std::int64_t first;  // pixel of the walk
+  bool ends_row;
+};
+
+// out = act'(mask) · act(scale · sums + shift + addend) for one output plane of a tile.
+template <int VL, int TY, int TX>
+EDGE_BCS_INLINE void finish(const Walk& walk, const Tile& tile, std::int64_t row, Vector<VL> (&sums)[TY][TX],
+                            int down = 0, int right = 0) {
+  const std::int64_t step = walk.output_pixel / VL;
+  // The planes of a vector are the pixels of pairs.
+  const bool vector = walk.output_plane == VL, kept_vector = walk.mask_plane == VL;
+  const std::int64_t plane = vector ? 0 : row * walk.output_plane;
+  const std::int64_t kept_plane = kept_vector ? 0 : row * walk.mask_plane;
+  const std::int64_t along = walk.first_pixel + (tile.first + right) * step;
+  const std::int64_t first = along + (vector ? row : 0), kept_first = along + (kept_vector ? row : 0);
+  // Pixel x of the tile, counted from an even one: where its pair is, and whether it is the second of it.
+  const auto pair_of_pixel = [](std::int64_t pixel) { return (pixel & ~std::int64_t{1}) * VL; };
+  const auto pixel_of = [&](const Number* from, std::int64_t pixel) {
+    const Integers<VL> pair = load_pair<VL>(from + pair_of_pixel(pixel));
+    return (pixel & 1) != 0 ? upper<VL>(pair) : lower<VL>(pair);
+  };
+  const auto put_pixel = [&](Number* to, std::int64_t pixel, Vector<VL> value) {
+    store_pixel<VL>(to + pair_of_pixel(pixel), (pixel & 1) != 0, value);
+  };
+  const bool pairs = step == 1;  // then first is even
+#define EDGE_BCS_EACH \
+  _Pragma("GCC unroll 8") for (int y = 0; y < TY; ++y) _Pragma("GCC unroll 8") for (int x = 0; x < TX; ++x)
+#define EDGE_BCS_EACH_PAIR                             \
+  _Pragma("GCC unroll 8") for (int y = 0; y < TY; ++y) \
+      _Pragma("GCC unroll 8") for (int x = 0; x + 1 < TX; x += 2)
+  if (walk.scale != nullptr) {
+    const Vector<VL> scale = broadcast<VL>(walk.scale[row]), shift = broadcast<VL>(walk.shift[row]);
+    EDGE_BCS_EACH sums[y][x] = sums[y][x] * scale + shift;
+  }
+  if (walk.addend != nullptr) {
+    const Number* const addend = numbers(walk.addend) + plane;
+    if (pairs && TX % 2 == 0) {
+      EDGE_BCS_EACH_PAIR {
+        const Integers<VL> pair = load_pair<VL>(addend + tile.output[down + y] + (first + x) * VL);
+        sums[y][x] += lower<VL>(pair);
+        sums[y][x + 1] += upper<VL>(pair);
+      }
+    } else {
+      EDGE_BCS_EACH sums[y][x] += pixel_of(addend + tile.output[down + y], first + x * step);
+    }
+  }
+  // Bits of a pixel are whole bytes.
+  const std::int64_t bits_row = row * walk.bits_plane + walk.bits_first / 8;
+  const std::int64_t bits_pixel = walk.bits_pixel / 8;
+  const auto byte = [&](int y, int x) {
+    return bits_row + tile.bits[down + y] + (tile.first + right + x) * bits_pixel;
+  };
+  const auto kept = [&](int y, int x) {
+    return pixel_of(numbers(walk.mask) + kept_plane + tile.mask[down + y], kept_first + x * step);
+  };
+  if (walk.pre != nullptr) {
+    EDGE_BCS_EACH put_pixel(numbers(walk.pre) + kept_plane + tile.mask[down + y], kept_first + x * step,
+                            sums[y][x]);
+  }
+  if (walk.bits != nullptr) {
+    const bool bends = walk.activation.function != Function::relu;
+    EDGE_BCS_EACH {
+      const Vector<VL> open = bends ? openness<VL>(walk.activation.function, sums[y][x]) : sums[y][x];
+      store_bits<VL>(walk.bits + byte(y, x), 0, positive_bits<VL>(open));
+    }
+  }
+  if (walk.simple()) {
+    if (walk.activation.function == Function::relu) {
+      EDGE_BCS_EACH sums[y][x] = relu<VL>(sums[y][x]);
+    } else if (walk.activation.function == Function::relu6) {
+      EDGE_BCS_EACH sums[y][x] = relu6_of<VL>(sums[y][x]);
+    }
+    if (walk.mask != nullptr) {
+      const bool bends = walk.through.function == Function::relu6;
+      EDGE_BCS_EACH {
+        const Vector<VL> from = kept(y, x);
+        sums[y][x] = where_positive<VL>(bends ? openness<VL>(Function::relu6, from) : from, sums[y][x]);
+      }
+    }
+    if (walk.mask_bits != nullptr) {
+      EDGE_BCS_EACH sums[y][x] = where_bits<VL>(load_bits<VL>(walk.mask_bits + byte(y, x), 0), sums[y][x]);
+    }
+  } else {
+    Vector<VL> values[TY * TX], masks[TY * TX];
+    EDGE_BCS_EACH values[y * TX + x] = sums[y][x];
+    activate<VL>(walk.activation, values, TY * TX);
+    if (walk.mask != nullptr) {
+      EDGE_BCS_EACH masks[y * TX + x] = kept(y, x);
+      pass_back<VL>(walk.through, masks, values, TY * TX);
+    }
+    if (walk.mask_bits != nullptr) {
+      const Slopes slopes = slopes_of(walk.through);
+      EDGE_BCS_EACH values[y * TX + x] =
+          pass_slopes<VL>(slopes, load_bits<VL>(walk.mask_bits + byte(y, x), 0), values[y * TX + x]);
+    }
+    EDGE_BCS_EACH sums[y][x] = values[y * TX + x];
+  }
+  Number* const output = numbers(walk.output) + plane;
+  if (pairs && TX % 2 == 0) {
+    EDGE_BCS_EACH_PAIR store_pair<VL>(output + tile.output[down + y] + (first + x) * VL,
+                                      pair_of<VL>(sums[y][x], sums[y][x + 1]));
+  } else {
+    EDGE_BCS_EACH put_pixel(output + tile.output[down + y], first + x * step, sums[y][x]);
+  }
+#undef EDGE_BCS_EACH_PAIR
+#undef EDGE_BCS_EACH
+  if (tile.ends_row && tile.first + right + TX == walk.width && walk.tail + walk.bottom > 0) {
+    for (int y = 0; y < TY; ++y) {
+      Number* const start = output + tile.output[down + y];
+      std::int64_t pixels = (walk.tail + (tile.last_row[down + y] ? walk.bottom : 0)) / VL;
+      std::int64_t at = walk.tail_at / VL;
+      if (at % 2 != 0) {
+        store_pixel<VL>(start + (at - 1) * VL, true, Vector<VL>{});
+        ++at;
+        --pixels;
+      }
+      for (; pixels > 0; pixels -= 2, at += 2) store_pair<VL>(start + at * VL, Integers<VL>{});
+    }
+  }
+}
+
+// How many pixels side by side tiles of the walk have, where as many are left.
+inline int pixels_across(const Walk& walk, int most) {
+  int pixels = most;
+  while (pixels > 1 && pixels > walk.width) pixels /= 2;
+  return pixels;
+}
+
+template <int rows, int pixels, int sums, class Body>
+EDGE_BCS_INLINE void with_size(int height, int width, const Body& body) {
+  if constexpr (pixels > 1) {
+    if (width < pixels) return with_size<rows, pixels / 2, sums>(height, width, body);
+  }
+  if constexpr (rows > 1) {
+    if (height < rows) return with_size<rows / 2, pixels, sums>(height, width, body);
+  }
+  if constexpr (rows * pixels <= sums) body.template operator()<rows, pixels>();
+}
+
+// Calls body.template operator()<rows, pixels>(tile) for all tiles of image rows [begin, end), of at most `sums` pixels.
+template <int most_across, int sums, class Body>
+EDGE_BCS_INLINE void for_tiles(const Walk& walk, std::int64_t begin, std::int64_t end, const Body& body) {
+  const int across = pixels_across(walk, most_across);
+  const int down = smaller_int(most_rows, sums / across);
+  Tile tile;
+  for (std::int64_t row = begin; row < end;) {
+    int rows = down;
+    while (rows > end - row) rows /= 2;
+    for (int t = 0; t < rows; ++t) {
+      const std::int64_t block = (row + t) / walk.height, y = (row + t) % walk.height;
+      tile.input[t] = block * walk.input_block + y * walk.input_row;
+      tile.output[t] = block * walk.output_block + y * walk.output_row;
+      tile.mask[t] = block * walk.mask_block + y * walk.mask_row;
+      tile.bits[t] = block * walk.bits_block + y * walk.bits_row;
+      tile.last_row[t] = y == walk.height - 1;
+    }
+    for (std::int64_t x = 0; x < walk.width;) {
+      int pixels = across;
+      while (pixels > walk.width - x) pixels /= 2;
+      tile.first = x;
+      tile.ends_row = x + pixels == walk.width;
+      with_size<most_rows, most_across, sums>(
+          rows, pixels, [&]<int TY, int TX>() { body.template operator()<TY, TX>(tile); });
+      x += pixels;
+    }
+    row += rows;
+  }
+}
+
+inline Tasks tasks_of(const Walk& walk, int most_across, int sums, std::int64_t least_group) {
+  const std::int64_t image_rows = walk.blocks * walk.height;
+  const int down = smaller_int(most_rows, sums / pixels_across(walk, most_across));
+  Tasks tasks;
+  tasks.band = ceil_divide(ceil_divide(image_rows, enough_tasks), down) * down;
+  tasks.bands = ceil_divide(image_rows, tasks.band);
+  const std::int64_t groups =
+      larger(1, smaller(ceil_divide(enough_tasks, tasks.bands), walk.rows / larger(1, least_group)));
+  tasks.group = ceil_divide(ceil_divide(walk.rows, groups), least_group) * least_group;
+  tasks.groups = ceil_divide(walk.rows, tasks.group);
+  return tasks;
+}
+
+// Where the pixels of a tile lie in the input, from their rows on: those that meet a tap at an even distance, or at one before
+// an odd one, in their own pair's place.
+template <int VL, int TX>
+struct Across {
+  // `first`: pixel of the walk.
+  Across(const Walk& walk, std::int64_t first) : step(walk.input_pixel / VL) {
+    base = ((first * step) & ~std::int64_t{1}) * VL;
+    for (int x = 0; x < TX; ++x) at[x] = ((((first + x) * step) & ~std::int64_t{1}) * VL) - base;
+  }
+  std::int64_t step, base, at[TX];
+};
+
+// The kernels, see half.h.
+std::int64_t sparse_tasks(const Walk&, const SparseRows&);
+void sparse(const Walk&, const SparseRows&, std::int64_t task);
+std::int64_t pack_tasks(const Walk&);
+void pack(const Walk&, const Weights&, float* packed, std::int64_t task);
+std::int64_t dense_tasks(const Walk&);
+void dense(const Walk&, const float* packed, std::int64_t task);
+
+}  // namespace half_precision
+}  // namespace EDGE_BCS_KERNEL_NAMESPACE
+}  // namespace edge_bcs
+
+#endif
