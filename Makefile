@@ -289,7 +289,7 @@ $(VENV)-zoo/.installed: $(SOURCES) results/networks/requirements.txt
 zoo: $(VENV)-zoo/.installed
 	$(VENV)-zoo/bin/python -m edge_bcs.bench.zoo results/networks docs/networks.md $(ZOO)
 
-# PRETRAINED="--autoattack 1000" measures AutoAttack on so many images, too (edge-bcs[eval]).
+# PRETRAINED="--corruptions 1000 --autoattack 1000" measures these, too, on so many images (AutoAttack: edge-bcs[eval]).
 pretrained: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.pretrained $(RUN) $(NAME) --data $(DATA) --zoo edge_bcs/zoo $(PRETRAINED)
 

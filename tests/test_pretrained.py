@@ -50,6 +50,22 @@ def test_a_checkpoint_of_the_zoo_is_as_accurate_as_its_card_says(card: zoo.Card)
         assert (share is None) == (card.measured[measure] is None)
 
 
+def test_the_page_has_the_numbers_of_the_cards() -> None:
+    def told(share: float | None, found: Any) -> str:
+        return "–" if share is None else f"{100 * share:.1f} % of {found['samples']:,}"
+
+    rows = re.findall(r"^\| `(.+?)` \| (.+) \|$", (ROOT / "docs/zoo.md").read_text(), re.M)
+    page = {name: cells.split(" | ") for name, cells in rows if name in {c.name for c in zoo.read_cards()}}
+    assert page == {
+        card.name: [
+            f"{card.kappa:,} of {card.size:,}",
+            *(told(card.accuracies[measure], card.measured[measure]) for measure in zoo.MEASURES),
+            f"{card.bytes:,}",
+        ]
+        for card in zoo.read_cards()
+    }
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of a tiny network, the digits that it was trained on, and a zoo that has one of them."""
