@@ -91,17 +91,17 @@ class Settings:
 
     sparsity: float = 0.9
     size: int = 128
-    host_epochs: int = 8
+    host_epochs: int = 16
     host_rate: float = 0.02
     host_batch: int = 32
     epochs: int = 4
-    rate: float = 0.002
+    rate: float = 0.0005
     batch: int = 32
     stages: str = "0.125:1:1:0.002 0.25:1:1:0.002 0.5:1:1:0.002 0.75:1:2:0.003 1:3:2:0.003"
     at_batch: int = 16
     epsilon: float = 4.0
     measured_steps: int = 20
-    augment: Literal["none", "shift", "photo", "zoom"] = "photo"
+    augment: Literal["none", "shift", "photo", "zoom"] = "zoom"
 
 
 class Draw:

@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, default=4.0, help="of 255")
     parser.add_argument("--measured-steps", type=int, default=20)
     parser.add_argument("--confidence", type=float, default=0.9)
-    parser.add_argument("--augment", default="photo")
+    parser.add_argument("--augment", default="zoom")
     parser.add_argument("--threads", type=int, default=2)
     options = vars(parser.parse_args())
     results, data, out, draws, only, choosing, threads = (
