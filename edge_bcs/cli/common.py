@@ -203,7 +203,7 @@ def attack_option(least_steps: int) -> Callable[[Any], Any]:
     options = (
         click.option(
             "--training-attack", type=click.Choice(ATTACKS), default=ATTACKS[0], show_default=True,
-            help="With what training attacks: PGD, or one step in about a fifth of its time: fgsm-rs (1.25 ε "
+            help="With what training attacks: PGD, or one step instead of its many: fgsm-rs (1.25 ε "
             "from a random start in the ball), n-fgsm (ε from noise of ±2 ε). Where the one step collapses, "
             "which PGD-20 on held-out images shows, training goes on with PGD and says so.",
         ),

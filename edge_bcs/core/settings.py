@@ -67,7 +67,7 @@ def descent(epsilon: float, steps: int) -> Crafting:
 class Attack:
     """The attack of a training, in units of pixels in [0, 1]: how far, in which steps.
 
-    The two of a single step take a fifth to a sixth of the time of PGD-10. Either may collapse: the network
+    The two of a single step take a tenth of PGD-10's passes for the attack. Either may collapse: the network
     learns to fool the step, and PGD finds every image. That is watched (`edge_bcs.core.collapse`), and what
     has collapsed goes on with PGD.
 
