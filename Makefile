@@ -38,6 +38,7 @@ help:
 	@echo "make native-arm  the same for 64-bit ARM, into build/arm (apt-get install g++-aarch64-linux-gnu)"
 	@echo "make test-native-arm  the kernels' and operators' tests on it (apt-get install qemu-user-static)"
 	@echo "make test-microcontroller  the C project for Cortex-M7 and M55 in QEMU, to the bit (gcc-arm-none-eabi, qemu-system-arm)"
+	@echo "make test-kills  kill -9 at random a hundred times: C, edge-bcs-run, engines in turns (minutes)"
 	@echo "make program     edge-bcs-run as a file to be copied, into dist; as root it is tried in a folder that holds it alone"
 	@echo "make wheels      manylinux wheels for x86-64 and aarch64, into dist"
 	@echo "make test-arm    the aarch64 wheel in an emulated Debian: fine-tuning there as here (root, minutes)"
@@ -189,6 +190,12 @@ test-native-arm: native-arm $(INSTALLED)
 # Minutes: everything is compiled for two microcontrollers and this machine, and emulated.
 test-microcontroller: $(INSTALLED)
 	$(BIN)/pytest -m "" tests/microcontroller -rs
+
+# kill -9 at random a hundred times each: the C interface, edge-bcs-run, and runs whose engine changes between kills.
+.PHONY: test-kills
+test-kills: $(INSTALLED)
+	$(BIN)/pytest -m slow -k "hundred" -v -s tests/native/test_c_programs.py tests/board/test_board_program.py \
+	    tests/runtime/test_killed.py
 
 # Instructions per floating-point operation of the NEON kernels, into results/arm.
 count-instructions: native-arm

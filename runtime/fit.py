@@ -35,6 +35,10 @@ Array = np.ndarray[Any, Any]
 Metrics = dict[str, Any]
 
 
+class _TimeIsUpError(Exception):
+    """The hours are over while something is done that no step has begun with."""
+
+
 class Fit:
     """One call of `Trainer.fit`, whose arguments these are.
 
@@ -81,6 +85,8 @@ class Fit:
         )
         self._metrics: MetricsFile | None = None
         self._saves = self._saved_bytes = 0
+        self._saved: tuple[int, str] | None = None
+        self._deadline = float("inf")
         self._skipped_in_a_row = 0
         self._paused_for = ""
         self._bar: Progress
@@ -105,7 +111,8 @@ class Fit:
             trainer.claim(self._folder)  # refused now, not after the first minute
         began, first_step = time.monotonic(), trainer.steps
         paused_before = self._thermostat.paused_seconds if self._thermostat else 0.0
-        deadline = float("inf") if self._max_hours is None else began + 3600 * self._max_hours
+        if self._max_hours is not None:
+            self._deadline = began + 3600 * self._max_hours
         history: deque[Metrics] = deque(maxlen=course.steps_per_epoch)  # the last epoch's worth of steps
         if self._metrics_file is not None:
             self._metrics = MetricsFile(
@@ -130,8 +137,8 @@ class Fit:
                     break
                 course.returned = False
                 if self._thermostat is not None:
-                    self._thermostat.wait(self._pause, deadline)
-                if time.monotonic() >= deadline:
+                    self._thermostat.wait(self._pause, self._deadline)
+                if time.monotonic() >= self._deadline:
                     break
                 record = self._step()
                 if "skipped" not in record:
@@ -139,6 +146,8 @@ class Fit:
                 self._tell(record)
                 if self._folder is not None and self._schedule.due(trainer.steps):
                     self._save()
+        except _TimeIsUpError:
+            pass
         except NotFiniteError as error:
             try:
                 self._save()
@@ -199,20 +208,22 @@ class Fit:
                 self._data,
                 self._unlabelled,
                 course,
-                between=self._between("labelling the unlabelled images"),
+                between=self._between("labelling the unlabelled images", timed=True),
                 tell=self._bar.say,
                 progress=self._progress,
             )
 
-    def _between(self, what: str) -> Callable[[int, int], None]:
+    def _between(self, what: str, timed: bool = False) -> Callable[[int, int], None]:
         """What is called between micro-batches that are not trained on: it ends that if asked to, and cools
-        down if need be."""
+        down if need be; ``timed``: and ends it when the hours are over."""
 
         def between(*progress: int) -> None:
             if self._on_wait is not None:
                 self._on_wait(what)
             if self._thermostat is not None:
                 self._thermostat.wait(self._pause)
+            if timed and time.monotonic() >= self._deadline:
+                raise _TimeIsUpError
 
         return between
 
@@ -316,9 +327,11 @@ class Fit:
         self._paused_for = sentence
 
     def _save(self) -> None:
-        if self._folder is None:
+        now = self._trainer.steps, self.course.dump()
+        if self._folder is None or now == self._saved:
             return
         size = self._trainer.save(self._folder)
+        self._saved = now
         self._schedule.saved(self._trainer.steps, size)
         self._saves += 1
         self._saved_bytes += size

@@ -75,24 +75,38 @@ class Target:
 
 def names() -> list[str]:
     """Names of the boards that come with the package, in alphabetical order."""
-    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+    return names_in(_FOLDER)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what a folder of the package describes, in alphabetical order."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
 
 
 def file_of(target: str | Path) -> Path:
-    """The file of a board that is named as `load` takes it; a user's own need not exist.
+    """The file of a board that is named as `load` takes it; see `file_in`."""
+    return file_in(_FOLDER, target, "board")
+
+
+def file_in(folder: Path, target: str | Path, what: str) -> Path:
+    """The file of what is named as `load` takes it; a user's own need not exist.
+
+    Args:
+        folder: of the files that come with the package. target: name or file. what: they are.
 
     Raises:
-        EdgeBcsError: no board of the package has that name, and it is no .toml file.
+        EdgeBcsError: none of the package has that name, and it is no .toml file.
     """
     path = Path(target)
     if path.suffix == ".toml":
         return path
-    if str(target) not in names():
+    known = names_in(folder)
+    if str(target) not in known:
         raise EdgeBcsError(
-            f"No board is called {str(target)!r}: choose one of {', '.join(names())}, or give a .toml file "
+            f"No {what} is called {str(target)!r}: choose one of {', '.join(known)}, or give a .toml file "
             "(`edge-bcs targets NAME --toml` prints one to begin with)."
         )
-    return _FOLDER / f"{target}.toml"
+    return folder / f"{target}.toml"
 
 
 def load(target: str | Path) -> Target:

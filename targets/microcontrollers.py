@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_bcs.targets.boards import document_of
+from edge_bcs.targets import boards
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small
@@ -20,6 +20,12 @@ from edge_bcs.core.units import parse_bytes
 
 _FOLDER = Path(__file__).resolve().parent / "microcontrollers"
 _VECTORS = 1024  # bytes of the table of interrupt vectors
+STACK_BYTES = 16 << 10
+"""Of the program's stack."""
+VARIABLES = 20 << 10
+"""Bytes of the variables of the library, the C library and main.c."""
+CODE_BYTES = 600 << 10
+"""About what the program's code takes of flash (results/native), whatever the network."""
 CORES = {
     "cortex-m7": "-mcpu=cortex-m7 -mfpu=fpv5-d16 -mfloat-abi=hard",
     # Its vector unit does not round small numbers as others do.
@@ -56,7 +62,7 @@ class Microcontroller:
 
 def names() -> list[str]:
     """Names of the microcontrollers that come with the package, in alphabetical order."""
-    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+    return boards.names_in(_FOLDER)
 
 
 def is_one(target: str | Path) -> bool:
@@ -72,16 +78,8 @@ def is_one(target: str | Path) -> bool:
 
 
 def file_of(target: str | Path) -> Path:
-    """The file of a microcontroller that is named as `load` takes it; a user's own need not exist."""
-    path = Path(target)
-    if path.suffix == ".toml":
-        return path
-    if str(target) not in names():
-        raise EdgeBcsError(
-            f"No microcontroller is called {str(target)!r}: choose one of {', '.join(names())}, or give a "
-            ".toml file."
-        )
-    return _FOLDER / f"{target}.toml"
+    """The file of a microcontroller that is named as `load` takes it; see `boards.file_in`."""
+    return boards.file_in(_FOLDER, target, "microcontroller")
 
 
 def load(target: str | Path) -> Microcontroller:
@@ -91,7 +89,17 @@ def load(target: str | Path) -> Microcontroller:
         EdgeBcsError: no such one, or a field that is missing or makes no sense; the message names it.
     """
     path = file_of(target)
-    return _read(path, document_of(path))
+    return _read(path, boards.document_of(path))
+
+
+def pool_bytes(program: int, manifest: int) -> int:
+    """Bytes of the block from which opening a network takes what it needs beside its arena.
+
+    Args:
+        program: bytes of its program. manifest: of its manifest. Both are read into structures that are some
+            times as large; what was measured is less than this by a quarter.
+    """
+    return (4 * manifest + 3 * program // 2 + (24 << 10)) // 1024 * 1024
 
 
 def _read(path: Path, document: Mapping[str, Any]) -> Microcontroller:

@@ -16,7 +16,7 @@ from edge_bcs.runtime.archive import LARGEST_MANIFEST
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.manifest import MANIFEST, PROGRAM, STATE
 from edge_bcs.runtime.program import arena_bytes
-from edge_bcs.targets.microcontrollers import CORES, Microcontroller
+from edge_bcs.targets.microcontrollers import CORES, STACK_BYTES, VARIABLES, Microcontroller, pool_bytes
 
 from edge_bcs import __version__
 from edge_bcs.core.errors import EdgeBcsError
@@ -33,21 +33,6 @@ _LEFT_OUT = {
     *("session/folder_files.cpp", "session/lock.cpp", "session/run_folder.cpp"),
 }
 _MARKER = "network.h"
-STACK_BYTES = 16 << 10
-"""Of the program's stack."""
-
-
-_VARIABLES = 20 << 10  # of the library, the C library and main.c
-
-
-def pool_bytes(program: int, manifest: int) -> int:
-    """Bytes of the block from which opening a network takes what it needs beside its arena.
-
-    Args:
-        program: bytes of its program. manifest: of its manifest. Both are read into structures that are some
-            times as large; what was measured is less than this by a quarter.
-    """
-    return (4 * manifest + 3 * program // 2 + (24 << 10)) // 1024 * 1024
 
 
 def check_folder(folder: Path) -> None:
@@ -85,7 +70,7 @@ def write_project(artifact: Artifact, board: Microcontroller, folder: str | Path
     contents = {name: artifact.read_file(name) for name in (PROGRAM, STATE)}
     contents[MANIFEST] = read_small(artifact.path / MANIFEST, LARGEST_MANIFEST)
     pool = pool_bytes(len(contents[PROGRAM]), len(contents[MANIFEST]))
-    room = board.ram - pool - _VARIABLES - STACK_BYTES
+    room = board.ram - pool - VARIABLES - STACK_BYTES
     if arena > room:
         raise EdgeBcsError(
             f"{artifact.path} does not fit into the {format_bytes(board.ram)} of {board.title}: the program "

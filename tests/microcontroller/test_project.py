@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 import shutil
 import subprocess
@@ -81,7 +82,7 @@ def test_a_network_that_does_not_fit_is_refused(artifact: Path, written: Path, t
     found = re.search(r"needs ([\d.]+) KiB beside its arena of (.*); export a network", str(refused.value))
     assert found is not None and found[2] == format_bytes(arena)
     beside = int(float(found[1]) * 1024)
-    assert beside > defined(written, "POOL_BYTES") + project.STACK_BYTES
+    assert beside > defined(written, "POOL_BYTES") + microcontrollers.STACK_BYTES
     with pytest.raises(EdgeBcsError, match=rf"fit into .*export with --memory {(arena - 1024) >> 10}KiB"):
         project.write_project(opened, replace(BOARD, ram=arena + beside - 1024), tmp_path / "c")
     assert not (tmp_path / "c").exists()
@@ -215,3 +216,29 @@ def test_a_slot_that_rots_is_passed_over(slots: ctypes.CDLL) -> None:
     slots.damage(older + 8)
     assert slots.load() == -1
     assert slots.save(3, 0) == 0 and slots.load() == 3
+
+
+def test_simulate_says_what_the_project_takes(artifact: Path, written: Path, tmp_path: Path) -> None:
+    found = json.loads(run("simulate", artifact, "--target", "stm32h7", "--json").stdout)
+    assert found["fits"] and found["target"] == "stm32h7" and found["ram_limit_bytes"] == BOARD.ram
+    assert found["arena_bytes"] == defined(written, "ARENA_BYTES") == found["ram"]["arena"]
+    assert found["ram"]["what opening takes"] == defined(written, "POOL_BYTES")
+    assert found["flash"]["state"] == (artifact / "state.safetensors").stat().st_size
+    assert found["least_step_seconds"] > 0
+    shown = run("simulate", artifact, "--target", "stm32h7")
+    assert shown.exit_code == 0 and "STM32H743 (Cortex-M7): fits" in shown.output
+    # By one byte less than the project needs, both refuse.
+    board = microcontrollers.file_of("stm32h7").read_text()
+    for change, what in ((f"{found['ram_bytes'] - 1}", "RAM"), (f"{found['ram_bytes']}", None)):
+        file = tmp_path / "board.toml"
+        file.write_text(board.replace('ram = "512KiB"', f'ram = "{change}"'))
+        result = run("simulate", artifact, "--target", file)
+        assert (result.exit_code == 1) == (what is not None)
+        assert what is None or f"of {what} are needed" in result.output
+    refused = run("simulate", artifact, "--target", "stm32h7", "--memory", "1MiB")
+    assert refused.exit_code == 1 and "--memory is for boards" in refused.output
+
+
+def test_a_microcontroller_that_is_unknown_is_named_with_those_that_are_known() -> None:
+    with pytest.raises(EdgeBcsError, match="No microcontroller is called 'stm33': choose one of mps2-an500"):
+        microcontrollers.file_of("stm33")

@@ -108,10 +108,15 @@ def test_the_example_in_c_is_pythons_training(
     assert (tmp_path / "native" / STATE).read_bytes() == (tmp_path / "onnxruntime" / STATE).read_bytes()
 
 
+@pytest.mark.parametrize("times", [20, pytest.param(100, marks=pytest.mark.slow, id="hundred")])
 def test_killed_at_random_it_goes_on(
-    compiled: Callable[[Path], Path], tiny_artifact: Make, data: tuple[Array, Array], tmp_path: Path
+    compiled: Callable[[Path], Path],
+    tiny_artifact: Make,
+    data: tuple[Array, Array],
+    tmp_path: Path,
+    times: int,
 ) -> None:
-    """A save after every step, twenty kills, and the same bits at the end."""
+    """A save after every step, kills, and the same bits at the end."""
     path, rng, folder = tiny_artifact(batch_norm="batch"), random.Random(0), tmp_path / "run"
     program = compiled(ROOT / "examples" / "c" / "finetune.c")
     files: list[str | Path] = [tmp_path / "images.u8", tmp_path / "labels.u8", "60"]
@@ -122,7 +127,7 @@ def test_killed_at_random_it_goes_on(
         """The run, as soon as it holds a state: between two renames the newest is in the partial file."""
         return folder if any((folder / name).exists() for name in (STATE, PREVIOUS)) else path
 
-    while killed < 20:
+    while killed < times:
         words = [str(word) for word in (program, source(), *files, folder, "1", "1")]
         with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
             time.sleep(0.02 * rng.random())

@@ -366,3 +366,25 @@ def test_it_reads_what_python_saved(tiny_artifact: Make, data: tuple[Array, Arra
     with Network(tmp_path / "run") as network:
         assert network.step(*data).loss == expected
     assert read_state(Artifact.read(tmp_path / "run"))[1]["step"] == "1"
+
+
+def test_notes_of_a_run_stay_with_it(tiny_artifact: Make, data: tuple[Array, Array], tmp_path: Path) -> None:
+    """What a round of a fleet has noted, for one; the header has room for it, however long."""
+    notes = {"fleet.round": "3", "a": "1", "zoo": "é \u2028 \n" + "x" * 9000, "progress!": ""}
+    with Trainer(tiny_artifact()) as trainer:
+        trainer.notes = dict(notes)
+        trainer.save(tmp_path / "run")
+    with Trainer.resume(tmp_path / "run") as trainer:
+        trainer.step(data[0] / np.float32(255), data[1])
+        trainer.save(tmp_path / "python")
+    with Network(tmp_path / "run") as network:
+        network.step(*data)
+        network.call("save_into", str(tmp_path / "run").encode())
+        network.save()
+        written = network.state_written()
+    assert (tmp_path / "run" / STATE).read_bytes() == (tmp_path / "python" / STATE).read_bytes() == written
+    with Trainer.resume(tmp_path / "run") as trainer:
+        assert trainer.notes == notes
+    with Network(tiny_artifact()) as network:
+        network.call("state_read", written, ctypes.c_size_t(len(written)))
+        assert b"fleet.round" in network.state_written()

@@ -287,6 +287,15 @@ def test_too_small_a_halo_of_dy_is_refused() -> None:
         conv_input_grad(dy_halo=0)
 
 
+def test_lists_without_transposes_need_no_room_for_their_pointers() -> None:
+    """More input channels than there are numbers in the lists."""
+    x = np.zeros((1, 5 + 8 * 16, 1), np.float32)
+    x[:, :21] = HALOED
+    lists = np.array([3, 4, 0, 2], np.int32)
+    sizes: dict[str, Any] = {"in_channels": 8, "forward_pointer": 2, "transpose_pointer": -1, "transposed": 0}
+    assert conv(lists=lists, x=x, **sizes).ravel().tolist() == [10, 21, 32, 40, 54, 65, 70, 87, 98]
+
+
 def test_an_entry_in_a_phase_without_kernel_positions_is_refused() -> None:
     # A 1 × 1 kernel of stride 2 has entries in phase 0 only; here one is put into phase 1.
     lists = np.array([0, 0, 0, 0, 1, 0, 0, 1, 1, 1], np.int32)

@@ -13,6 +13,7 @@ from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.board.saving import MetricsFile, SaveSchedule, parse_max_writes
 
 from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.tensor_file import TensorFile
 from edge_bcs.data import open_data
 
 Make = Callable[..., Path]
@@ -176,3 +177,27 @@ def test_a_resumed_training_goes_on_with_its_metrics(tiny_artifact: Make, tmp_pa
     steps = [json.loads(line)["step"] for line in (tmp_path / "m").read_text().splitlines()]
     assert steps == list(range(1, 13)) and result["steps"] == 7 and result["done"] == 12
     np.testing.assert_equal(result["skipped"], 0)
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_a_last_step_on_which_a_save_fell_due_is_not_saved_again(
+    tiny_artifact: Callable[..., Path], tmp_path: Path, steps: int
+) -> None:
+    """The slot before it is that of the save before, and both are told of."""
+    data = np.zeros((8, 1, 8, 8), np.float32), np.arange(8)
+    with Trainer(tiny_artifact()) as trainer:
+        found = trainer.fit(
+            data,
+            steps=steps,
+            batch_size=4,
+            save=tmp_path / "run",
+            save_steps=2,
+            max_writes=None,
+            progress=False,
+        )
+    assert found["writes"]["saves"] == (2 if steps == 4 else 3)
+    kept = []
+    for name in ("state.safetensors", "state.previous.safetensors"):
+        with (tmp_path / "run" / name).open("rb", buffering=0) as file, TensorFile(file) as stored:
+            kept.append(int(stored.metadata["step"]))
+    assert kept == ([4, 2] if steps == 4 else [5, 4])

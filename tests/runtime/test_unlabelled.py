@@ -481,3 +481,33 @@ def test_a_saved_label_that_is_no_class_is_refused(tiny_artifact: Make, tmp_path
         trainer.save(tmp_path / "run")
     with Trainer.resume(tmp_path / "run") as trainer, pytest.raises(EdgeBcsError, match="is damaged"):
         trainer.fit(data, steps=2, unlabelled=more, progress=False)
+
+
+def test_the_hours_end_while_images_are_labelled(
+    tiny_artifact: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch has then not begun; where the run goes on they are labelled again, with the same bits."""
+    clock = [0.0]
+
+    class Slow(ArrayDataset):
+        def images(self, positions: Array) -> Array:
+            clock[0] += 600
+            return super().images(positions)
+
+    def fit(trainer: Trainer, run: Path, hours: float | None) -> Any:
+        labelled, unlabelled = ArrayDataset(*digits(0, 8)), Slow(digits(8, 32)[0], np.zeros(24, np.int64))
+        options: dict[str, Any] = {"epochs": 2, "batch_size": 8, "unlabelled": unlabelled, "save": run}
+        return trainer.fit(labelled, max_hours=hours, **options, **QUIET)
+
+    path = tiny_artifact(objective="trades")
+    with Trainer(path, seed=3) as trainer:
+        fit(trainer, tmp_path / "whole", None)
+    monkeypatch.setattr("edge_bcs.runtime.fit.time.monotonic", lambda: clock[0])
+    with Trainer(path, seed=3) as trainer:
+        found = fit(trainer, tmp_path / "parts", 0.3)  # of three batches that take 0.5 hours
+        assert (found["steps"], found["finished"], trainer.steps) == (0, False, 0)
+        assert found["seconds"] == 1200  # two batches
+    with Trainer.resume(tmp_path / "parts") as trainer:
+        fit(trainer, tmp_path / "parts", None)
+    states = [read_state(Artifact.read(tmp_path / name))[0] for name in ("parts", "whole")]
+    assert bits(states[0]) == bits(states[1])

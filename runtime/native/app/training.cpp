@@ -94,7 +94,10 @@ class Training {
           watching.emplace(network_, progress);  // a measurement is told of instead
         }
         if (position_.finished != 0) {
-          if (validation_) validation_->return_to_best();
+          if (validation_) {
+            validation_->return_to_best();
+            changed_ = true;
+          }
           break;
         }
         if (wishes_.thermostat != nullptr)
@@ -105,7 +108,7 @@ class Training {
         if (schedule_.due(network_.steps())) save();
       }
     }
-    save();
+    if (changed_ || saved_at_ != network_.steps()) save();
     return report(seconds_now() - began, paused() - paused_before, metrics.bytes());
   }
 
@@ -245,9 +248,12 @@ class Training {
     schedule_.saved(network_.steps(), state);
     ++saves_;
     saved_bytes_ += state + copied;
+    saved_at_ = network_.steps();
+    changed_ = false;
   }
 
   void measure() {
+    changed_ = true;  // but for a state that is saved as the best one
     validation_->measure(position_, [&] {
       check_signals();
       if (wishes_.thermostat != nullptr)
@@ -305,6 +311,8 @@ class Training {
   SaveSchedule schedule_;
   std::vector<std::int64_t> labels_;
   std::vector<std::uint64_t> order_;
+  std::optional<std::uint64_t> saved_at_;
+  bool changed_ = false;  // where the training stands, since the last save, though no step was done
   std::uint64_t order_epoch_ = 0, first_step_ = 0, saves_ = 0, saved_bytes_ = 0;
   edge_bcs_position position_ = sized<edge_bcs_position>();
   std::array<std::vector<double>, 4> history_;  // loss, accuracies, milliseconds

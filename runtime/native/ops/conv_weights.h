@@ -64,7 +64,8 @@ class Connections {
           transpose_(self.transpose_pointer_ == none ? nullptr : lists.data() + self.transpose_pointer_) {
       require(kappa_ <= most / 3 && transposed_ <= kappa_ && kappa_ + 2 * transposed_ <= lists.size() &&
                   self.forward_pointer_ + layer.y.channels + 1 <= lists.size() &&
-                  self.transpose_pointer_ + layer.x.channels * layer.window.phases() + 1 <= lists.size(),
+                  (transpose_ == nullptr ||
+                   self.transpose_pointer_ + layer.x.channels * layer.window.phases() + 1 <= lists.size()),
               "lists has ", lists.size(), " elements, too few for ", kappa_,
               " values and this layer's pointers");
     }

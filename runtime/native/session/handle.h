@@ -24,8 +24,9 @@ struct edge_bcs_network {
   std::uint64_t opened_at;
   std::optional<edge_bcs::Course> course;  // of the training under way or last done
   std::uint64_t skipped_in_a_row = 0;
-  std::string warning;  // why the best state could not be used
-  edge_bcs::Text progress{edge_bcs::most_course}, header{edge_bcs::most_header};
+  std::string warning;                                   // why the best state could not be used
+  edge_bcs::Metadata notes = session.network().notes();  // that are saved with the state
+  edge_bcs::Text progress{edge_bcs::most_course}, header{edge_bcs::most_header_of(notes)};
   std::atomic_flag busy = ATOMIC_FLAG_INIT;  // while a call changes it
 
   explicit edge_bcs_network(std::unique_ptr<edge_bcs::FolderFiles> folder, const edge_bcs::Options& options)
@@ -42,7 +43,8 @@ struct edge_bcs_network {
   std::string_view write_header() {
     progress.clear();
     if (course) course->write(progress);
-    edge_bcs::write_header(header, {session.steps(), session.seed(), session.images(), progress.view()},
+    edge_bcs::write_header(header,
+                           {session.steps(), session.seed(), session.images(), progress.view(), notes},
                            session.network().buffers().state_bytes());
     return header.view();
   }

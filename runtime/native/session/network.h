@@ -94,6 +94,8 @@ class Network {
   int threads() const { return threads_; }
   // Of the state that was read.
   const StateHeader& read_header() const { return header_; }
+  // What the run has noted beside; an artifact's state says other things of itself.
+  Metadata notes() const { return manifest_.file(state_file) == nullptr ? notes_of(header_) : Metadata{}; }
   // What was lost by reading an older slot; empty if nothing was.
   const std::string& warning() const { return warning_; }
 

@@ -84,17 +84,17 @@ void add_escaped(Text& to, std::string_view text) {
 }
 
 // json.dumps of the metadata, with these separators.
-template <class Facts>
-void add_object(Text& to, const Facts& facts, std::string_view comma, std::string_view colon) {
+template <class Each>
+void add_object(Text& to, const Each& each, std::string_view comma, std::string_view colon) {
   to.add("{");
   bool first = true;
-  for (const auto& [name, value] : facts) {
+  each([&](std::string_view name, std::string_view value) {
     if (!first) to.add(comma);
     first = false;
     to.add_quoted(name);
     to.add(colon);
     to.add_quoted(value);
-  }
+  });
   to.add("}");
 }
 
@@ -225,7 +225,10 @@ void check_sum(const StateHeader& header, const StateBytes& state) {
   std::size_t length = most_header;
   for (const auto& [name, value] : header.metadata) length += 6 * (name.size() + value.size()) + 16;
   Text text(length);
-  add_object(text, header.metadata, ", ", ": ");
+  const auto all = [&](const auto& visit) {
+    for (const auto& [name, value] : header.metadata) visit(name, value);
+  };
+  add_object(text, all, ", ", ": ");
   Sha256 digest;
   digest.add(text.view());
   add_tensors(digest, state);
@@ -308,6 +311,20 @@ void Text::add_quoted(std::string_view part) {
   add("\"");
 }
 
+Metadata notes_of(const StateHeader& header) {
+  constexpr std::array<std::string_view, 6> own{"format", "version", "step", "seed", "images", "progress"};
+  Metadata notes;
+  for (const auto& entry : header.metadata)
+    if (std::ranges::find(own, entry.first) == own.end()) notes.push_back(entry);
+  return notes;
+}
+
+std::size_t most_header_of(const Metadata& notes) {
+  std::size_t bytes = most_header;
+  for (const auto& [name, text] : notes) bytes += 6 * (name.size() + text.size()) + 16;  // "\u00e9"
+  return bytes;
+}
+
 void write_header(Text& header, const Facts& facts, const StateBytes& state) {
   std::array<char, 24> step, seed, images;
   const auto written = [](std::array<char, 24>& digits, std::uint64_t number) {
@@ -329,8 +346,18 @@ void write_header(Text& header, const Facts& facts, const StateBytes& state) {
       if (!entry.second.empty()) made.push_back(entry);
     return made;
   };
+  const auto all = [&](std::string_view sum) {
+    return [&facts, own = entries(sum)](const auto& visit) {
+      auto note = facts.notes.begin();
+      for (const auto& [name, value] : own) {
+        for (; note != facts.notes.end() && note->first < name; ++note) visit(note->first, note->second);
+        visit(name, value);
+      }
+      for (; note != facts.notes.end(); ++note) visit(note->first, note->second);
+    };
+  };
   header.clear();
-  add_object(header, entries({}), ", ", ": ");
+  add_object(header, all({}), ", ", ": ");
   Sha256 digest;
   digest.add(header.view());
   add_tensors(digest, state);
@@ -338,7 +365,7 @@ void write_header(Text& header, const Facts& facts, const StateBytes& state) {
 
   header.clear();
   header.add("{\"__metadata__\":");
-  add_object(header, entries(edge_bcs::view(sum)), ",", ":");
+  add_object(header, all(edge_bcs::view(sum)), ",", ":");
   std::uint64_t end = 0;
   std::array<std::uint64_t, state_tensors> begins{};
   for (const StateTensor tensor : file_order) {

@@ -93,7 +93,13 @@ class Text {
 struct Facts {
   std::uint64_t step, seed, images;
   std::string_view progress;
+  const Metadata& notes;  // others, sorted by name
 };
+
+// What a state that was read says beside what every state says: of a round of a fleet, for one.
+Metadata notes_of(const StateHeader& header);
+// Bytes of memory that a header with these notes never exceeds.
+std::size_t most_header_of(const Metadata& notes);
 
 // Writes into `header` what a state's file begins with, the checksum among it.
 void write_header(Text& header, const Facts& facts, const StateBytes& state);
