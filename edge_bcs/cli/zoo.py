@@ -44,7 +44,7 @@ def command(name: str | None, as_json: bool) -> None:
         [
             (
                 card.name,
-                card.network,
+                _network(card),
                 card.data,
                 f"{100 * float(card.sparsity):g} %",
                 _share(card, "clean"),
@@ -54,6 +54,12 @@ def command(name: str | None, as_json: bool) -> None:
             for card in cards
         ],
     )
+
+
+def _network(card: Card) -> str:
+    """Its name, and the width where that is not the paper's."""
+    width = card.arguments.get("width", 1.0)
+    return card.network if width == 1 else f"{card.network} ×{width:g}"
 
 
 def _share(card: Card, measure: str) -> str:
