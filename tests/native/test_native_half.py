@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_convolution(case: Case) -> None:
 def test_max_pool(window: tuple[int, ...], lanes: int) -> None:
     height, width, kernel, stride, padding = window
     out_height, out_width = ((size + 2 * padding - kernel) // stride + 1 for size in (height, width))
-    attributes = {
+    attributes: dict[str, Any] = {
         "channels": 3, "in_height": height, "in_width": width, "out_height": out_height,
         "out_width": out_width, "lanes": lanes, "in_halo": 1, "out_halo": 2,
         "kernel": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4,
@@ -128,7 +129,7 @@ def test_max_pool(window: tuple[int, ...], lanes: int) -> None:
 def test_average_pool(window: tuple[int, ...], lanes: int = 16) -> None:
     height, width, kernel, stride = window
     out_height, out_width = ((size - kernel) // stride + 1 for size in (height, width))
-    attributes = {
+    attributes: dict[str, Any] = {
         "channels": 3, "in_height": height, "in_width": width, "out_height": out_height,
         "out_width": out_width, "lanes": lanes, "in_halo": 1, "out_halo": 0,
         "kernel": [kernel] * 2, "strides": [stride] * 2, "pads": [0] * 4,
@@ -164,7 +165,7 @@ def test_elementwise(width: int, lanes: int = 8) -> None:
     close(unpack_half(made["y"], 3, 2, width, 2), np.maximum(z, 0), np.ones_like(z))
     assert np.array_equal(made["bits"], pack_bits(z, lanes))
     given = {"a": pack_half(a, lanes, 1), "b": pack_half(b, lanes, 0), "mask": pack_half(mask, lanes, 1)}
-    attributes = {"a_halo": 1, "b_halo": 0, "out_halo": 2, "mask_kind": 1, "mask_halo": 1}
+    attributes: dict[str, Any] = {"a_halo": 1, "b_halo": 0, "out_halo": 2, "mask_kind": 1, "mask_halo": 1}
     made = run("MaskedAdd", given, {"y": F}, half=True, **size, **attributes)
     wanted = (x + rounded(b)) * (rounded(mask) > 0)
     close(unpack_half(made["y"], 3, 2, width, 2), wanted, np.ones_like(wanted))

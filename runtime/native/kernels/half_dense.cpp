@@ -101,7 +101,7 @@ std::int64_t words_of_row(const Walk& walk) { return (walk.channels + 1) / 2 * w
 
 Tasks dense_cut(const Walk& walk) {
   static_assert(18 % block_rows == 0);
-  return tasks_of(walk, dense_across, dense_sums, 18);
+  return tasks_of(walk, dense_across, dense_sums, 18, 1);
 }
 
 template <int VL>

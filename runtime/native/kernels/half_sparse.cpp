@@ -32,26 +32,57 @@ struct Entries {
 
   // Adds entries [from, to) of the matrix as a row.
   void add(const Walk& walk, const SparseRows& matrix, std::int64_t from, std::int64_t to) {
-    const auto plane = static_cast<std::int32_t>(walk.input_plane),
-               lanes = static_cast<std::int32_t>(walk.lanes);
     const std::int64_t channels = ceil_divide(walk.channels, chunks);
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      std::int64_t end = from;
+      std::int64_t end = chunks == 1 ? to : from;
       while (end < to && (chunk == chunks - 1 || (matrix.entry[end] >> 8) < (chunk + 1) * channels)) ++end;
       const auto count = static_cast<int>(end - from);
       int even = used, odd = used + count;
-      for (std::int64_t j = from; j < end; ++j) {
-        const std::int32_t of_entry = (matrix.entry[j] >> 8) * plane + walk.tap[matrix.entry[j] & 255];
-        // A multiple of 8 or 16 numbers, the lowest set bit of which says whether it is an odd number of pixels.
-        const int at = (of_entry & lanes) != 0 ? --odd : even++;
-        distance[at] = of_entry - (of_entry & lanes);
-        weight[at] = to_half(matrix.weight(j));
-      }
+      for (std::int64_t j = from; j < end; j += 16)
+        add_some(walk, matrix, j, static_cast<int>(smaller(16, end - j)), even, odd);
       parts[rows][chunk] = {used, even, used + count};
       used += count;
       from = end;
     }
     ++rows;
+  }
+
+ private:
+  // Puts up to 16 entries, those at even distances from `even` on upwards, the others below `odd`.
+  void add_some(const Walk& walk, const SparseRows& matrix, std::int64_t first, int count, int& even,
+                int& odd) {
+    const auto all = static_cast<__mmask16>((1u << count) - 1);
+    const __m512i none = _mm512_setzero_si512();
+    const __m512i entry = _mm512_maskz_loadu_epi32(all, matrix.entry + first);
+    const __m512i channel = _mm512_maskz_srli_epi32(all, entry, 8);
+    const __m512i place = _mm512_maskz_and_epi32(all, entry, _mm512_set1_epi32(255));
+    const __m512i taps = _mm512_mask_i32gather_epi32(none, all, place, walk.tap, 4);
+    const __m512i plane = _mm512_set1_epi32(static_cast<int>(walk.input_plane));
+    const __m512i distances = _mm512_add_epi32(_mm512_mullo_epi32(channel, plane), taps);
+    __m512 values;
+    if (matrix.position == nullptr) {
+      values = _mm512_maskz_loadu_ps(all, matrix.value + first);
+    } else {
+      const __m512i positions = _mm512_maskz_loadu_epi32(all, matrix.position + first);
+      values = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), all, positions, matrix.value, 4);
+      if (matrix.factor != nullptr)
+        values *= _mm512_mask_i32gather_ps(_mm512_setzero_ps(), all, channel, matrix.factor, 4);
+    }
+    const auto weights = reinterpret_cast<__m512i>(rounded<16>(reinterpret_cast<Vector<16>>(values)));
+    // A multiple of 8 or 16 numbers, the lowest set bit of which says whether it is an odd number of pixels.
+    const __m512i lanes = _mm512_set1_epi32(static_cast<int>(walk.lanes));
+    const __mmask16 odds = _mm512_mask_test_epi32_mask(all, distances, lanes);
+    const __m512i down = _mm512_maskz_andnot_epi32(0xffff, lanes, distances);
+    const auto put = [&](__mmask16 which, int at) {
+      const auto packed = static_cast<__mmask16>((1u << __builtin_popcount(which)) - 1);
+      _mm512_mask_storeu_epi32(distance + at, packed, _mm512_maskz_compress_epi32(which, down));
+      _mm512_mask_storeu_epi32(weight + at, packed, _mm512_maskz_compress_epi32(which, weights));
+    };
+    const auto evens = static_cast<__mmask16>(all & ~odds);
+    put(evens, even);
+    even += __builtin_popcount(evens);
+    odd -= __builtin_popcount(odds);
+    put(odds, odd);
   }
 };
 
@@ -164,6 +195,9 @@ __attribute__((noinline)) void sparse_tile(const Walk& walk, const Entries& entr
   }
 }
 
+// The entries are made ready for each task: worth it for a few tiles.
+Tasks sparse_cut(const Walk& walk) { return tasks_of(walk, sparse_across, sparse_sums, 16, 4); }
+
 // Bytes of one input plane that a tile of the walk reads.
 std::int64_t footprint(const Walk& walk) {
   const int across = pixels_across(walk, sparse_across), down = smaller_int(most_rows, sparse_sums / across);
@@ -183,7 +217,7 @@ int chunks_of(const Walk& walk, std::int64_t entries) {
 
 template <int VL>
 void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
-  const Tasks tasks = tasks_of(walk, sparse_across, sparse_sums, 16);
+  const Tasks tasks = sparse_cut(walk);
   const std::int64_t image_rows = walk.blocks * walk.height;
   const std::int64_t band = task / tasks.groups * tasks.band,
                      band_end = smaller(image_rows, band + tasks.band);
@@ -227,7 +261,7 @@ void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
 }  // namespace
 
 std::int64_t sparse_tasks(const Walk& walk, const SparseRows&) {
-  const Tasks tasks = tasks_of(walk, sparse_across, sparse_sums, 16);
+  const Tasks tasks = sparse_cut(walk);
   return tasks.bands * tasks.groups;
 }
 

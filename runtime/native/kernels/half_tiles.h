@@ -280,11 +280,18 @@ EDGE_BCS_INLINE void for_tiles(const Walk& walk, std::int64_t begin, std::int64_
   }
 }
 
-inline Tasks tasks_of(const Walk& walk, int most_across, int sums, std::int64_t least_group) {
+// Bands of at least `least_tiles` tiles, where there are output planes enough for groups of `least_group`.
+inline Tasks tasks_of(const Walk& walk, int most_across, int sums, std::int64_t least_group,
+                      std::int64_t least_tiles) {
   const std::int64_t image_rows = walk.blocks * walk.height;
   const int down = smaller_int(most_rows, sums / pixels_across(walk, most_across));
   Tasks tasks;
-  tasks.band = ceil_divide(ceil_divide(image_rows, enough_tasks), down) * down;
+  const std::int64_t strips = ceil_divide(image_rows, down);
+  const std::int64_t tiles = strips * ceil_divide(walk.width, pixels_across(walk, most_across));
+  const std::int64_t bands =
+      larger(1, smaller(smaller(enough_tasks, strips),
+                        larger(tiles / least_tiles, enough_tasks / larger(1, walk.rows / least_group))));
+  tasks.band = ceil_divide(strips, bands) * down;
   tasks.bands = ceil_divide(image_rows, tasks.band);
   const std::int64_t groups =
       larger(1, smaller(ceil_divide(enough_tasks, tasks.bands), walk.rows / larger(1, least_group)));
