@@ -84,5 +84,10 @@ target_link_libraries(edge-bcs-run PRIVATE ${EDGE_BCS_IMAGE_LIBRARIES} m Threads
 target_link_options(edge-bcs-run PRIVATE -Wl,--gc-sections)
 if(EDGE_BCS_RUN_STATIC)
   target_link_options(edge-bcs-run PRIVATE -static)
+  # Code that lies otherwise within two mebibytes than in its file is not mapped two mebibytes at a time, most of which nobody
+  # uses: that is memory of the process.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    target_link_options(edge-bcs-run PRIVATE -Wl,-Ttext-segment=0x410000)
+  endif()
 endif()
 install(TARGETS edge-bcs-run RUNTIME ${program_place})

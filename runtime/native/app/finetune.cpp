@@ -8,6 +8,7 @@
 #include <cstdlib>
 
 #include "app/commands.h"
+#include "app/lean.h"
 #include "app/reading.h"
 #include "app/service.h"
 #include "app/shared_options.h"
@@ -280,6 +281,7 @@ void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& repo
   wishes.resume = resumed;
   wishes.thermostat = thermostat ? &*thermostat : nullptr;
   say(SaveSchedule(network.info().state_bytes, network.steps(), wishes.saving).describe() + ".");
+  give_back_unused();
   Value training;
   try {
     training = train(network, *data, match, folder, wishes);

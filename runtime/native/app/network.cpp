@@ -141,8 +141,9 @@ Opening Network::opening(const Handling& handling) const {
   if (bytes >= least_workspace) {
     opening.workspace = {static_cast<std::byte*>(memory), static_cast<std::size_t>(bytes)};
   } else {
-    workspace_.resize(least_workspace);
-    opening.workspace = workspace_;
+    // Pages that no image needs are never touched, so they are not resident.
+    if (workspace_ == nullptr) workspace_.reset(new std::byte[least_workspace]);
+    opening.workspace = {workspace_.get(), least_workspace};
   }
   return opening;
 }

@@ -104,7 +104,7 @@ class Network {
   std::unique_ptr<edge_bcs_network, Close> handle_;
   edge_bcs_info info_ = sized<edge_bcs_info>();
   Names classes_;
-  mutable std::vector<std::byte> workspace_;
+  mutable std::unique_ptr<std::byte[]> workspace_;
 };
 
 // The most memory that this process has occupied.
