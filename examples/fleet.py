@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from edge_bcs.runtime import Trainer
 from numpy.typing import NDArray
 
@@ -96,6 +97,7 @@ def main(output: Path, **options: Any) -> None:
 
 def compiled(folder: Path, options: dict[str, Any]) -> Path:
     """Export a new sparse network to ``folder``."""
+    torch.manual_seed(options["seed"])  # biases are drawn by torch
     network = edge_bcs.models.resnet18(width=0.25, input_channels=1, input_size=SHAPE[1])
     sparse = edge_bcs.sparsify(network, options["sparsity"], seed=options["seed"], distribution="uniform")
     edge_bcs.export(

@@ -324,6 +324,9 @@ def kept(file: Path) -> tuple[dict[str, Any], dict[str, Array]]:
 def exported(settings: Settings, classes: tuple[str, ...], folder: Path) -> Artifact:
     """Return the new network that all begin with, compiled; kept in ``folder``."""
     if not (folder / "manifest.json").is_file():
+        import torch
+
+        torch.manual_seed(settings.seed)  # biases are drawn by torch
         network = edge_bcs.models.resnet18(width=settings.width, input_size=settings.size)
         sparse = edge_bcs.sparsify(network, settings.sparsity, seed=settings.seed)
         sparse.classes = classes

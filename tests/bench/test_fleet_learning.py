@@ -14,6 +14,7 @@ from edge_bcs.runtime.state import read_state, write_run
 from helpers.artifacts import KAPPA, SIZE, write_artifact
 from helpers.artifacts import state as hand_made
 
+import edge_bcs
 from edge_bcs.bench import fleet_learning, fleet_learning_page
 from edge_bcs.bench.fleet_learning import METHODS, Images, Run, Settings
 from edge_bcs.data import open_data
@@ -168,3 +169,14 @@ def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
     assert "2 boards, evenly: each board alone (mean); 2 boards, evenly: FedDST's rule." in page
     assert "| 2 | evenly | merged (ours) | 1,000 bytes | 0.0 MB |" in page
     assert (tmp_path / "rounds.png").stat().st_size > 1000
+
+
+def test_all_runs_begin_with_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is exported anew; what torch draws (biases) must not differ either."""
+    begun: list[Any] = []
+    monkeypatch.setattr(edge_bcs, "export", lambda sparse, *words, **how: begun.append(sparse.state_dict()))
+    monkeypatch.setattr(Artifact, "read", lambda folder: None)
+    for folder in ("a", "b"):
+        fleet_learning.exported(SMALL, tuple("0123456789"), tmp_path / folder)
+    one, other = begun
+    assert all(bool((one[name] == other[name]).all()) for name in one)
