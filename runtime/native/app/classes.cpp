@@ -6,6 +6,7 @@
 #include <set>
 
 #include "app/archive.h"
+#include "app/composition.h"
 #include "app/text.h"
 #include "session/files.h"
 #include "session/json.h"
@@ -28,27 +29,25 @@ bool contains(const Names& names, const std::string& name) {
   return std::ranges::find(names, name) != names.end();
 }
 
-// Throws Error unless these can be names of classes.
-void check_names(const Names& names, const std::string& what) {
+// The names in composed form. Throws Error unless these can be names of classes.
+Names checked(const Names& names, const std::string& what) {
+  Names made;
   require(!names.empty(), what, " must be at least one name, not an empty list.");
   std::map<std::string, std::size_t> found;
   for (std::size_t place = 0; place < names.size(); ++place) {
     const std::string& name = names[place];
     std::size_t letters = 0;
     bool good = name.find_first_not_of(' ') != std::string::npos && is_utf8(name) && !acts_on_terminals(name);
-    for (std::size_t at = 0; at < name.size(); ++letters) {
-      const std::uint32_t code = take_code_point(name, at);
-      // Python composes letters and marks, for which it takes tables.
-      require(code < 0x300 || code > 0x36f, what, " must be composed (NFC); number ", place, ", ",
-              plain(name), ", has a mark of its own: rename it.");
-    }
+    for (std::size_t at = 0; at < name.size(); ++letters) take_code_point(name, at);
     good = good && letters <= longest_name;
     require(good, what, " must be printable names of 1 to ", longest_name, " characters; number ", place,
             " is ", plain(name).substr(0, 60), ": rename it.");
-    const auto [earlier, fresh] = found.emplace(name, place);
+    const auto [earlier, fresh] = found.emplace(composed(name), place);
     require(fresh, what, " must be distinct, but number ", earlier->second, " and number ", place,
             " are both '", plain(name), "': rename one.");
+    made.push_back(composed(name));
   }
+  return made;
 }
 
 [[noreturn]] void fail_for_many(const Names& classes, std::size_t outputs) {
@@ -153,8 +152,7 @@ Names split_at(const std::string& text, char mark) {
 }  // namespace
 
 Match match(const Data& data, const Known& known) {
-  const Names& names = data.classes;
-  check_names(names, "the data's classes");
+  const Names names = checked(data.classes, "the data's classes");
   const bool numbered = !data.named && names == numbers(names.size());
   if (known.names.empty()) {
     require(!(known.naming && known.trained && !known.resumed && !numbered && names.size() < known.outputs),
@@ -219,8 +217,7 @@ Names given_names(const std::string& text) {
   } else {
     names = split_at(text, ',');
   }
-  check_names(names, "the class names");
-  return names;
+  return checked(names, "the class names");
 }
 
 Names named(const Names& stored, const Names& given, std::size_t outputs) {
