@@ -7,7 +7,6 @@ an artifact reads a run. Nothing here executes what it reads: JSON, safetensors 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import shlex
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from edge_bcs.runtime.manifest import (
     parse_manifest,
 )
 
+from edge_bcs.core.digest import sha256
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import reading
 
@@ -64,7 +64,7 @@ class Artifact(Described):
         entry = self.manifest["files"][name]
         with reading(self.path / name), self.files.open(name) as stream:
             content = io.BufferedReader(stream).read(entry["bytes"] + 1)
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        if sha256(content).hexdigest() != entry["sha256"]:
             raise EdgeBcsError(
                 f"{self.path / name} was altered while it was in use; copy the artifact again."
             )
@@ -205,7 +205,7 @@ def sha256_of(file: Path) -> str:
 
 
 def _sha256(stream: IO[bytes] | io.RawIOBase) -> str:
-    digest = hashlib.sha256()
+    digest = sha256()
     while piece := stream.read(1 << 20):
         digest.update(piece)
     return digest.hexdigest()

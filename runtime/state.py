@@ -21,7 +21,6 @@ newest slot that says of itself that it is the best is linked again where a trai
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -37,6 +36,7 @@ from edge_bcs.runtime.archive import Folder
 from edge_bcs.runtime.artifact import Artifact, check_is_run_of, sha256_of
 from edge_bcs.runtime.manifest import MANIFEST, STATE, compiled_files
 
+from edge_bcs.core.digest import sha256
 from edge_bcs.core.errors import EdgeBcsError, EdgeBcsWarning
 from edge_bcs.core.files import PARTIAL_SUFFIX, cause_of, put, read_small, replacing, sync_folder
 from edge_bcs.core.metadata import counters, parse_object
@@ -208,7 +208,7 @@ def parts_of(artifact: Artifact) -> Parts:
 
 
 def _digest(tensors: Any, metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(sorted(metadata.items()))).encode())
+    digest = sha256(json.dumps(dict(sorted(metadata.items()))).encode())
     for name, array in tensors:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.view(np.uint8).data)
