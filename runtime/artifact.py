@@ -17,13 +17,13 @@ from typing import IO, Any
 
 from edge_bcs.runtime import archive
 from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNATURE, Archive, Folder
+from edge_bcs.runtime.differences import difference
 from edge_bcs.runtime.manifest import (
     MANIFEST,
     STATE,
     Described,
     compiled_files,
     describe,
-    difference,
     graph_file,
     listed_files,
     parse_manifest,

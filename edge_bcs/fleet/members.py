@@ -23,7 +23,8 @@ from edge_bcs.core.tensor_file import TensorFile
 from edge_bcs.data.classes import Names, may_become, shown
 from edge_bcs.runtime.archive import Archive, Folder
 from edge_bcs.runtime.artifact import Artifact, open_files, verify_files
-from edge_bcs.runtime.manifest import STATE, describe, first_difference, parse_manifest
+from edge_bcs.runtime.differences import first_difference
+from edge_bcs.runtime.manifest import STATE, describe, parse_manifest
 from edge_bcs.runtime.state import layout_of, read_slot
 
 Array = np.ndarray[Any, Any]
