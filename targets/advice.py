@@ -24,6 +24,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import PLAIN
 from edge_bcs.core.settings import Attack
 
+from .layout import assign
 from .plans import Allocation, MemoryPlan, Phase
 
 COMPILED = "compiled"
@@ -200,12 +201,13 @@ class Scaler(Maker):
         bound = dict(self.plan.bound)
         bound["scaled data"] = data * (micro_batch - self.artifact.micro_batch)
         lanes = self.artifact.lanes, lanes_of(micro_batch)
+        below = replace(self.plan, bound=bound).bound_bytes
         phases = {
-            name: _scaled(phase, ratio, sum(bound.values()), lanes)
+            name: _scaled(phase, ratio, below, lanes, self.plan.placed)
             for name, phase in self.plan.phases.items()
         }
         counted = [phase.peak_bytes for phase in phases.values() if not phase.apart]
-        return MemoryPlan(max(counted), bound, phases)
+        return MemoryPlan(max(counted), bound, phases, self.plan.placed)
 
     def variants(self, budget: int) -> Iterator[Variant]:
         sizes = [size for size in _powers(self.artifact) if size < self.artifact.micro_batch]
@@ -229,8 +231,11 @@ class Scaler(Maker):
                 )
 
 
-def _scaled(phase: Phase, ratio: float, bound: int, lanes: tuple[int, int]) -> Phase:
-    """``phase`` with ``ratio`` times as many images, of which ``lanes`` lie side by side (before, then)."""
+def _scaled(phase: Phase, ratio: float, bound: int, lanes: tuple[int, int], placed: bool) -> Phase:
+    """``phase`` with ``ratio`` times as many images, of which ``lanes`` lie side by side (before, then).
+
+    It lies above ``bound`` bytes; its tensors are placed anew if they have places.
+    """
     before, after = lanes
 
     def scaled(tensor: Allocation) -> Allocation:
@@ -246,10 +251,14 @@ def _scaled(phase: Phase, ratio: float, bound: int, lanes: tuple[int, int]) -> P
             lanes=after,
         )
 
+    tensors = tuple(map(scaled, phase.allocations))
+    if placed:
+        found = assign(tensors).addresses
+        tensors = tuple(replace(each, address=place) for each, place in zip(tensors, found, strict=True))
     changed = replace(
         phase,
         walks=tuple(tuple(map(walked, walks)) for walks in phase.walks),
-        allocations=tuple(map(scaled, phase.allocations)),
+        allocations=tensors,
         flops=tuple(int(flops * ratio) for flops in phase.flops),
         moved=tuple(int(moved * ratio) for moved in phase.moved),
     )

@@ -254,7 +254,7 @@ def test_export_train_and_evaluate_take_weights(nets: None) -> None:
         (("export", *OWN, "--start", "new"), "--start new replaces the weights"),
         (("export", *OWN, "--checkpoint", "run"), "--weights belongs to a new network"),
         (("export", "--model", "net.onnx", "--weights", "dense.pt"), "leave --weights out|net.onnx"),
-        (("evaluate", "run", *OWN, "--data", "digits"), "and not both"),
+        (("evaluate", "run", *OWN, "--data", "digits"), "and only one of them"),
         (("evaluate", "--data", "digits"), "name what is measured"),
         (("evaluate", "--weights", "dense.pt", "--data", "digits"), "--weights needs --model"),
         (("train", *OWN, "--data", "digits", "--method", "random"), "--weights .*random"),

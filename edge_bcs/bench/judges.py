@@ -45,6 +45,7 @@ from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically, write_json
 from edge_bcs.core.metadata import parse_object
+from edge_bcs.core.objectives import PSEUDO_LABELLED
 from edge_bcs.core.outputs import check_outputs, json_with
 from edge_bcs.method.sparse_model import SparseModel
 
@@ -181,7 +182,7 @@ def claim(sparse: SparseModel, plan: dict[str, Any], figures: dict[str, Any]) ->
         "link": PAPER,
         "name": TITLE,
         "authors": "Ozan Özdenizci, Robert Legenstein",
-        "additional_data": plan.get("objective") == "rst",
+        "additional_data": plan.get("objective") in PSEUDO_LABELLED,
         "number_forward_passes": 1,
         "dataset": "cifar10",
         "venue": "ICML 2021",
