@@ -19,7 +19,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: test-microcontroller c-library program native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside resident endurance fleet fleet-learning zoo zoo-aims pretrained signs training-attacks unlabelled test-efficientnet clean
+.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside resident engines endurance fleet fleet-learning zoo zoo-aims pretrained signs training-attacks unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests, on two cores (WORKERS=2)"
@@ -46,6 +46,7 @@ help:
 	@echo "make trade-off   the smallest budgets, and time over memory, into results/memory"
 	@echo "make in-part     what training a part of EfficientNet-Lite0 needs, in bytes and time, into results/partial"
 	@echo "make outside     what a process takes outside its budget, into results/memory (minutes)"
+	@echo "make engines     both engines beside each other, a node and graph at a time, into results/native (a minute)"
 	@echo "make resident    the memory of edge-bcs-run and of Python over time, into results/native (minutes)"
 	@echo "make endurance   a million rewiring steps: κ, memory and bits watched, into results/endurance (minutes)"
 	@echo "make fleet       merging up to 10,000 runs: time, memory, bytes, trees, into results/fleet (minutes, 4 GB of disk)"
@@ -255,6 +256,9 @@ outside: $(INSTALLED)
 
 resident: $(INSTALLED) native
 	$(BIN)/python -m edge_bcs.bench.resident results/native
+
+engines: $(INSTALLED)
+	$(BIN)/python -m edge_bcs.bench.engines results/native
 
 endurance: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.endurance -o results/endurance
