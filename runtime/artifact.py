@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from edge_bcs.runtime import archive
 from edge_bcs.runtime.archive import LARGEST_MANIFEST, LARGEST_SIGNATURE, SIGNATURE, Archive, Folder
@@ -29,7 +29,7 @@ from edge_bcs.runtime.manifest import (
     parse_manifest,
 )
 
-from edge_bcs.core.digest import sha256
+from edge_bcs.core.digest import of_stream, sha256
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import reading
 
@@ -201,14 +201,7 @@ def check_is_run_of(run: str | Path, artifact: Artifact) -> None:
 def sha256_of(file: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces of 1 MiB; EdgeBcsError if it cannot be read."""
     with reading(file), file.open("rb") as stream:
-        return _sha256(stream)
-
-
-def _sha256(stream: IO[bytes] | io.RawIOBase) -> str:
-    digest = sha256()
-    while piece := stream.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
+        return of_stream(stream)
 
 
 def verify_files(files: Folder | Archive, manifest: dict[str, Any], only: str | None = None) -> None:
@@ -227,7 +220,7 @@ def verify_files(files: Folder | Archive, manifest: dict[str, Any], only: str | 
                 f"{file} is {cause}: {found} bytes instead of {size}; copy the artifact again."
             )
         with reading(file), files.open(name) as stream:
-            same = _sha256(stream) == digest
+            same = of_stream(stream) == digest
         if not same:
             raise EdgeBcsError(
                 f"{file} was altered: its sha256 is not the manifest's; copy the artifact again."

@@ -102,10 +102,9 @@ def simulate(artifact: Artifact, board: Microcontroller) -> SmallSimulation:
     ):
         if needed > there:
             faults.append(f"{format_bytes(needed)} of {what} are needed, and there are {format_bytes(there)}")
-    plan, seconds = plan_of(artifact.manifest["memory"]), None
-    phases = {name: plan.phases.get(name) for name, count in step_runs(artifact).items() if count}
+    plan, runs, seconds = plan_of(artifact.manifest["memory"]), step_runs(artifact), None
+    phases = {name: plan.phases.get(name) for name, count in runs.items() if count}
     if all(phase is not None and len(phase.flops) == len(phase.nodes) for phase in phases.values()):
-        runs = step_runs(artifact)
         flops = sum(runs[name] * sum(phase.flops) for name, phase in phases.items() if phase is not None)
         seconds = flops / (board.frequency * board.flops_per_cycle)
     return SmallSimulation(

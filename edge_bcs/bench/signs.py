@@ -33,6 +33,7 @@ import numpy as np
 
 import edge_bcs
 from edge_bcs.bench.hands import CLASSES, Stage, efficientnet, photographs, pretrained, split, untrained
+from edge_bcs.bench.pages import by_hand
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically, write_json
 from edge_bcs.core.progress import say
@@ -275,8 +276,6 @@ def write_page(folder: Path, rows: list[dict[str, Any]], settings: Settings) -> 
     """Write README.md and signs.png; what was written by hand into the former is kept."""
     rows = [row for row in rows if row["settings"] == asdict(settings)]
     found, page = summary(rows), folder / "README.md"
-    before = read_small(page).decode() if page.is_file() else ""
-    by_hand = before[before.index(_BY_HAND) :] if _BY_HAND in before else ""
     lines = [
         _HEADING,
         "",
@@ -316,7 +315,7 @@ def write_page(folder: Path, rows: list[dict[str, Any]], settings: Settings) -> 
             f"| {row['draw']} | {row['way']} | {100 * held['accuracy']:.1f} | {robust} | "
             f"{row['peak_bytes'] / (1 << 20):.2f} |"
         )
-    write_atomically(page, "\n".join([*lines, "", by_hand]).encode())
+    write_atomically(page, "\n".join([*lines, "", by_hand(page, _BY_HAND)]).encode())
     if found:
         plot(found, folder / "signs.png")
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_bcs.bench.pages import by_hand
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically, write_json
 from edge_bcs.core.progress import say
@@ -119,7 +120,7 @@ def step_seconds(artifact: Path, batch: int, repetitions: int, threads: int) -> 
     return {kind: statistics.median(found[1:]) for kind, found in times.items()}
 
 
-def page(content: dict[str, Any], by_hand: str) -> str:
+def page(content: dict[str, Any], rest: str) -> str:
     """README.md of the rows that there are."""
     times: dict[str, float] = content.get("step_seconds", {})
     lines = [
@@ -142,7 +143,7 @@ def page(content: dict[str, Any], by_hand: str) -> str:
         cells.append("–" if share is None else f"{share / times['pgd']:.2f} × PGD-10's")
         cells.append("no" if found["fell_back"] is None else f"after step {found['fell_back']}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join([*lines, "", by_hand or f"{_BY_HAND}\n"])
+    return "\n".join([*lines, "", rest or f"{_BY_HAND}\n"])
 
 
 def _percent(share: float) -> str:
@@ -180,9 +181,7 @@ def main() -> None:
                 )
             write_json(file, content, make_folder=True)
             readme = results / "README.md"
-            before = readme.read_text(encoding="utf-8") if readme.exists() else ""
-            by_hand = before[before.index(_BY_HAND) :] if _BY_HAND in before else ""
-            write_atomically(readme, page(content, by_hand).encode())
+            write_atomically(readme, page(content, by_hand(readme, _BY_HAND)).encode())
             say(f"{kind}, seed {seed}: written to {results}")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 
 class Digest(Protocol):
@@ -12,6 +13,9 @@ class Digest(Protocol):
 
     def update(self, data: Any, /) -> None:
         """Take some more bytes."""
+
+    def digest(self) -> bytes:
+        """Of all bytes so far, in 32 bytes."""
 
     def hexdigest(self) -> str:
         """Of all bytes so far, in 64 hexadecimal digits."""
@@ -30,3 +34,11 @@ def _own() -> Callable[..., Digest]:
 
 sha256 = _own()
 """As `hashlib.sha256`."""
+
+
+def of_stream(stream: io.RawIOBase | IO[bytes]) -> str:
+    """Return the digest of what is left in a stream, in hexadecimal; 1 MiB is in memory at a time."""
+    digest = sha256()
+    while piece := stream.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()

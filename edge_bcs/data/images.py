@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_bcs.core.digest import sha256
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import replacing
 from edge_bcs.core.progress import Progress
@@ -192,7 +192,7 @@ class _Remembered:
 
     def __init__(self, found: list[tuple[Path, Entry]]) -> None:
         holders = sorted({str(holder.resolve()) for holder, _ in found})
-        key = hashlib.sha256("|".join([_READER, *holders]).encode(errors="surrogateescape")).hexdigest()[:24]
+        key = sha256("|".join([_READER, *holders]).encode(errors="surrogateescape")).hexdigest()[:24]
         self._file = cache_file(f"{key}.looked")
         self._names = {_named(*item) for item in found}
         self._times = {holder: _marked(holder) for holder in {holder for holder, _ in found}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_bcs.core.digest import sha256
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.resizing import SQUASH, Resize
 from edge_bcs.core.text import shown
@@ -139,7 +139,7 @@ def _size(holder: Path, entry: Entry) -> int:
 
 def _digest(holder: Path, entry: Entry) -> bytes:
     """The sha256 of an image file; empty if it cannot be read."""
-    digest = hashlib.sha256()
+    digest = sha256()
     try:
         with open_regular(holder if entry.offset >= 0 else holder / entry.name) as stream:
             stream.seek(max(entry.offset, 0))

@@ -15,7 +15,6 @@ decoded again, and the reading goes on with the same bits.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 import os
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_bcs.core.digest import sha256
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import remove_abandoned, replacing, sync_folder
 from edge_bcs.core.progress import Progress, say
@@ -125,7 +125,7 @@ def cache_file(name: str) -> Path:
 
 def _key(sources: list[Path], shape: Shape, resize: Resize) -> str:
     how = "" if resize == SQUASH else f" {resize.text}"
-    digest = hashlib.sha256(f"{_FORMAT} {shape}{how}".encode())
+    digest = sha256(f"{_FORMAT} {shape}{how}".encode())
     for source in sources:
         status = source.stat()
         digest.update(f"|{source.resolve()} {status.st_size} {status.st_mtime_ns}".encode())

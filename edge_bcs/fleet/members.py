@@ -7,7 +7,6 @@ runs there are. What is summed up later is read again, and is refused if it is n
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edge_bcs.core.digest import sha256
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import images_seen
 from edge_bcs.core.tensor_file import TensorFile
@@ -350,7 +350,7 @@ class _Reading:
         trained = artifact.trained
         if trained.part.everything:
             return None
-        digest = hashlib.sha256()
+        digest = sha256()
         still = ~trained.connections(self._into["coo.index"])
         digest.update(self._into["coo.index"][still].tobytes())
         digest.update(self._into["coo.value"][still].tobytes())

@@ -7,7 +7,6 @@ on a board, too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from edge_bcs.core.digest import of_stream
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import cause_of, read_small, write_json
 from edge_bcs.core.metadata import parse_json
@@ -137,7 +137,8 @@ def file_of(card: Card, folder: Path | None = None) -> Path:
 
 def sha256_of(file: Path) -> str:
     """Return the digest of a file, in hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with file.open("rb") as stream:
+        return of_stream(stream)
 
 
 def write_cards(cards: Sequence[Card], folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import board_program as board
 from helpers import commands
-from helpers.signing import make_key, sign
+from helpers.signing import make_keys, sign
 
 pytest.importorskip("cryptography")
 Make = Callable[..., Path]
@@ -19,10 +19,7 @@ OPTIONS = ("--data", "digits", "--threads", 1, "--eval-samples", 0, "--max-write
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    for name, kind in (("maker", "ed25519"), ("other", "ed25519"), ("rsa", "rsa")):
-        make_key(folder, name, kind)
-    return folder
+    return make_keys(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture

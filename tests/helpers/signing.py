@@ -32,6 +32,13 @@ def make_key(folder: Path, name: str, kind: str = "ed25519") -> tuple[Path, Path
     return private, public
 
 
+def make_keys(folder: Path) -> Path:
+    """The keys `maker` and `other`, and the RSA key `rsa`, in a folder that is there."""
+    for name, kind in (("maker", "ed25519"), ("other", "ed25519"), ("rsa", "rsa")):
+        make_key(folder, name, kind)
+    return folder
+
+
 def sign(folder: Path, key: Path) -> Path:
     content = (folder / "manifest.json").read_bytes()
     (folder / "manifest.json.sig").write_bytes(signature.sign(content, signature.private_key(key)))

@@ -15,7 +15,7 @@ from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import write_run
 from helpers.artifacts import GRAPHS, manifest, seal, state, write_artifact
 from helpers.commands import run as edge_bcs
-from helpers.signing import make_key, sign
+from helpers.signing import make_keys, sign
 
 from edge_bcs.core.errors import EdgeBcsError
 
@@ -25,10 +25,7 @@ pytest.importorskip("cryptography")
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the keys `maker` and `other`, and the RSA key `rsa`."""
-    folder = tmp_path_factory.mktemp("keys")
-    for name, kind in (("maker", "ed25519"), ("other", "ed25519"), ("rsa", "rsa")):
-        make_key(folder, name, kind)
-    return folder
+    return make_keys(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture

@@ -23,16 +23,23 @@ LOOKS = {0: (0.12, 0.1), 3: (0.5, 0.4), 6: (0.9, 0.0)}
 
 
 def trained(
-    engine: str, output: Output | None = None, **more: Any
+    engine: str,
+    output: Output | None = None,
+    *,
+    images: int = 80,
+    epochs: int = 3,
+    kind: str = "n-fgsm",
+    validation: float = 0.4,
+    **more: Any,
 ) -> tuple[edge_bcs.SparseModel, dict[str, Any]]:
     sparse = edge_bcs.sparsify(tiny(), 0.8, 5)
     report = edge_bcs.train(
         sparse,
-        digits(80),
+        digits(images),
         batch_size=16,
-        schedule=Schedule(epochs=3),
-        attack=Attack(steps=2, kind="n-fgsm"),
-        feed=Feed(validation=0.4),
+        schedule=Schedule(epochs=epochs),
+        attack=Attack(steps=2, kind=kind),
+        feed=Feed(validation=validation),
         compute=Compute(engine, device="cpu"),
         output=output,
         **more,
@@ -173,16 +180,6 @@ def test_what_is_watched(engine: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BACKENDS[engine], "watch", noting)
-        sparse = edge_bcs.sparsify(tiny(), 0.8, 5)
-        report = edge_bcs.train(
-            sparse,
-            digits(200),
-            batch_size=16,
-            schedule=Schedule(epochs=1),
-            attack=Attack(steps=2, kind="fgsm-rs"),
-            feed=Feed(validation=0),
-            compute=Compute(engine, device="cpu"),
-            progress=False,
-        )
+        _, report = trained(engine, images=200, epochs=1, kind="fgsm-rs", validation=0, progress=False)
     assert report["fell_back"] is None
     assert [count for count, _ in seen] == [128, 128]  # before the first step, and at the end

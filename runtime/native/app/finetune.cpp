@@ -24,7 +24,6 @@ constexpr int time_is_up = 75;  // sysexits.h: a temporary failure; try again
 constexpr std::uint64_t largest_report = 16 << 20;
 constexpr const char *report_file = "report.json", *metrics_file = "metrics.jsonl",
                      *manifest_file = "manifest.json";
-constexpr std::array<std::string_view, 4> augmentations{"none", "shift", "photo", "zoom"};
 constexpr std::array<std::string_view, 3> schedules{"steps", "cosine", "one-cycle"};
 
 constexpr std::array options_of_finetune{

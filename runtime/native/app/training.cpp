@@ -42,10 +42,7 @@ double pairwise_sum(std::span<const double> values) {
 }
 
 Augmentation augmentation_of(std::string_view name) {
-  return name == "zoom"    ? Augmentation::zoom
-         : name == "photo" ? Augmentation::photo
-         : name == "shift" ? Augmentation::shift
-                           : Augmentation::none;
+  return static_cast<Augmentation>(std::ranges::find(augmentations, name) - augmentations.begin());
 }
 
 // Tells of a step that takes long while it runs.

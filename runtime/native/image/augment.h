@@ -1,13 +1,18 @@
 // Images as a training sees them: edge_bcs/data/augmentation.py, to the bit.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 namespace edge_bcs {
 
 enum class Augmentation : std::int32_t { none = 0, shift = 1, photo = 2, zoom = 3 };
+
+// Their names, in this order.
+inline constexpr std::array<std::string_view, 4> augmentations{"none", "shift", "photo", "zoom"};
 
 // What happens to the image at `position` of the data in an epoch.
 struct Draw {

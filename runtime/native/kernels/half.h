@@ -30,16 +30,8 @@ inline float from_half(std::uint16_t value) {
 
 // The kernels of one instruction set. Pointers and steps of a walk are those of stacks in half precision: steps count numbers
 // of two bytes, all of them even numbers of pixels but the taps, and `first_pixel` says where in a row the output begins.
-// Lanes are 8 or 16. Winograd's products are not used.
-struct HalfKernels {
-  // See ConvKernels. `packed` has a 32-bit word for two channels.
-  std::int64_t (*sparse_tasks)(const Walk&, const SparseRows&);
-  void (*sparse)(const Walk&, const SparseRows&, std::int64_t task);
-  std::int64_t (*pack_tasks)(const Walk&);
-  void (*pack)(const Walk&, const Weights&, float* packed, std::int64_t task);
-  std::int64_t (*dense_tasks)(const Walk&);
-  void (*dense)(const Walk&, const float* packed, std::int64_t task);
-
+// Lanes are 8 or 16. `packed` has a 32-bit word for two channels. Winograd's products are not used.
+struct HalfKernels : SumKernels {
   // Pixels [first, first + count) of an image row as floats, and `count` pixels of a row from floats; the other half of the last
   // pair, if `count` is odd, becomes 0.
   void (*widen)(const std::uint16_t* row, std::int64_t lanes, std::int64_t first, std::int64_t count,

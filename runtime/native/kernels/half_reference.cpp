@@ -130,8 +130,10 @@ void narrow(const float* from, std::int64_t lanes, std::int64_t count, std::uint
 namespace variant = EDGE_BCS_KERNEL_NAMESPACE::half_precision;
 
 const HalfKernels half_kernels_scalar = {
-    variant::sparse_tasks, variant::sparse, variant::pack_tasks, variant::pack,
-    variant::dense_tasks,  variant::dense,  variant::widen,      variant::narrow,
+    {variant::sparse_tasks, variant::sparse, variant::pack_tasks, variant::pack, variant::dense_tasks,
+     variant::dense},
+    variant::widen,
+    variant::narrow,
 };
 
 }  // namespace edge_bcs

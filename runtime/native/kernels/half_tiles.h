@@ -259,14 +259,7 @@ EDGE_BCS_INLINE void for_tiles(const Walk& walk, std::int64_t begin, std::int64_
   for (std::int64_t row = begin; row < end;) {
     int rows = down;
     while (rows > end - row) rows /= 2;
-    for (int t = 0; t < rows; ++t) {
-      const std::int64_t block = (row + t) / walk.height, y = (row + t) % walk.height;
-      tile.input[t] = block * walk.input_block + y * walk.input_row;
-      tile.output[t] = block * walk.output_block + y * walk.output_row;
-      tile.mask[t] = block * walk.mask_block + y * walk.mask_row;
-      tile.bits[t] = block * walk.bits_block + y * walk.bits_row;
-      tile.last_row[t] = y == walk.height - 1;
-    }
+    place_rows(tile, walk, row, rows);
     for (std::int64_t x = 0; x < walk.width;) {
       int pixels = across;
       while (pixels > walk.width - x) pixels /= 2;

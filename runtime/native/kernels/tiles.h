@@ -75,7 +75,8 @@ EDGE_BCS_INLINE std::int64_t along(const std::int64_t* x, int t) {
 }
 
 // Sets what depends on the tile's rows: `count` image rows from number `first` of all blocks' rows.
-inline void place_rows(Place& place, const Walk& walk, std::int64_t first, int count) {
+template <class Rows>
+inline void place_rows(Rows& place, const Walk& walk, std::int64_t first, int count) {
   for (int t = 0; t < count; ++t) {
     const std::int64_t block = (first + t) / walk.height, y = (first + t) % walk.height;
     place.input[t] = block * walk.input_block + y * walk.input_row;

@@ -107,9 +107,9 @@ struct WeightGradient {
   float* dshift = nullptr;
 };
 
-// The kernels of one instruction set; `conv_kernels_NAME` are those of variant NAME. Work is cut into `*_tasks` parts that depend on the sizes and the lists only,
-// never on the number of threads; each part is independent of the others.
-struct ConvKernels {
+// Sums along a walk, of one instruction set. Work is cut into `*_tasks` parts that depend on the sizes and the lists only, never
+// on the number of threads; each part is independent of the others.
+struct SumKernels {
   // Walk over the entries that there are.
   std::int64_t (*sparse_tasks)(const Walk&, const SparseRows&);
   void (*sparse)(const Walk&, const SparseRows&, std::int64_t task);
@@ -120,7 +120,10 @@ struct ConvKernels {
   void (*pack)(const Walk&, const Weights&, float* packed, std::int64_t task);
   std::int64_t (*dense_tasks)(const Walk&);
   void (*dense)(const Walk&, const float* packed, std::int64_t task);
+};
 
+// All kernels in float32; `conv_kernels_NAME` are those of variant NAME.
+struct ConvKernels : SumKernels {
   // Gradient of the weights that there are.
   std::int64_t (*gradient_tasks)(const Walk&, const SparseRows&);
   void (*gradient)(const Walk&, const SparseRows&, const WeightGradient&, std::int64_t task);

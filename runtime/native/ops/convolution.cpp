@@ -121,9 +121,9 @@ void run_planes(const Context& context, std::span<const Walk> walks, const Weigh
 }
 
 // Runs one walk; `packed` has room for its weights as the algorithm wants them.
-template <class Kernels>
-void run_walk(const Kernels& kernel, const Context& context, const ConvLayer& layer, Walk& walk,
-              const Weights& weights, float* packed) {
+void run_walk(const Context& context, const ConvLayer& layer, Walk& walk, const Weights& weights,
+              float* packed) {
+  const SumKernels& kernel = layer.x.half ? static_cast<const SumKernels&>(half_kernels()) : conv_kernels();
   if (layer.algorithm == Algorithm::sparse)
     return context.parallel_for(kernel.sparse_tasks(walk, weights.rows),
                                 [&](std::int64_t task) { kernel.sparse(walk, weights.rows, task); });
@@ -139,12 +139,6 @@ void run_walk(const Kernels& kernel, const Context& context, const ConvLayer& la
   for_groups(context, groups, kernel.dense_tasks(one), [&](std::int64_t g, std::int64_t task) {
     kernel.dense(group_of(walk, g, groups), packed + g * room, task);
   });
-}
-
-void run_walk(const Context& context, const ConvLayer& layer, Walk& walk, const Weights& weights,
-              float* packed) {
-  if (layer.x.half) return run_walk(half_kernels(), context, layer, walk, weights, packed);
-  run_walk(conv_kernels(), context, layer, walk, weights, packed);
 }
 
 // The room that all weights are packed into.

@@ -12,8 +12,7 @@ namespace edge_bcs {
 
 namespace {
 
-constexpr std::array schedules{"steps", "cosine", "one-cycle"};
-constexpr std::array augmentations{"none", "shift", "photo", "zoom"};
+constexpr std::array<std::string_view, 3> schedules{"steps", "cosine", "one-cycle"};
 constexpr double usual_rise = 0.3;  // of the steps of one cycle
 constexpr double first_part = 25,
                  last_part =
@@ -21,11 +20,11 @@ constexpr double first_part = 25,
 constexpr std::uint64_t most = std::uint64_t{1} << 56;
 
 template <std::size_t n>
-std::size_t place_of(const std::array<const char*, n>& names, std::string_view name, const char* what) {
+std::size_t place_of(const std::array<std::string_view, n>& names, std::string_view name, const char* what) {
   const auto found = std::ranges::find(names, name);
   if (found == names.end()) {
     std::string known;
-    for (const char* const each : names) known += (known.empty() ? "" : ", ") + std::string(each);
+    for (const std::string_view each : names) known += (known.empty() ? "" : ", ") + std::string(each);
     fail("the ", what, " is one of ", known, ", not '", shown(name), "'");
   }
   return static_cast<std::size_t>(found - names.begin());
@@ -60,7 +59,7 @@ Augmentation augmentation_named(std::string_view name) {
 }
 
 const char* name_of(Augmentation augmentation) {
-  return augmentations[static_cast<std::size_t>(augmentation)];
+  return augmentations[static_cast<std::size_t>(augmentation)].data();
 }
 
 std::pair<std::uint64_t, std::uint64_t> Course::images(std::uint64_t done) const {
