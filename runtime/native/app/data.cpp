@@ -112,14 +112,21 @@ std::string without_stop(std::string text) {
 
 [[noreturn]] void fail_kind(const std::string& path) {
   fail(plain(path),
-       " is not data that edge-bcs-run reads: give a folder with a folder of images for each class, an ",
+       " is not data that edge-bcs-run reads: give a folder or a .tar with a folder of images for each "
+       "class, an ",
        ".npz of u8 images, or digits; `edge-bcs` reads more.");
 }
 
 std::unique_ptr<Data> open_file(const std::string& path, const std::string& split, const Opening& opening) {
   const std::string file = last_part(path), name = lowered(file);
-  if (!name.ends_with(".npz")) fail_kind(path);
+  for (const char* const packed : {".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"})
+    if (name.ends_with(packed))
+      fail(plain(path),
+           " is packed, and edge-bcs-run reads images where they lie: unpack it into a .tar or a folder; "
+           "`edge-bcs` reads it.");
+  if (!name.ends_with(".npz") && !name.ends_with(".tar")) fail_kind(path);
   const std::string other = name.starts_with("train") ? joined(folder_of(path), "test" + file.substr(5)) : "";
+  if (name.ends_with(".tar")) return open_tar(path, is_file(other) ? other : "", split, opening);
   return open_arrays(path, is_file(other) ? other : "", split, opening);
 }
 

@@ -70,6 +70,9 @@ std::unique_ptr<Data> open_data(const std::string& spec, const std::string& spli
 std::unique_ptr<Data> open_digits(const std::string& split, const Opening& opening);
 std::unique_ptr<Data> open_folder(const std::string& folder, const std::string& split,
                                   const Opening& opening);
+// A plain tar of class folders. `other`: the one for testing beside it, or "".
+std::unique_ptr<Data> open_tar(const std::string& file, const std::string& other, const std::string& split,
+                               const Opening& opening);
 // `kind`: the split of all of it, or "" where it holds both.
 std::unique_ptr<Data> open_arrays(const std::string& file, const std::string& other, const std::string& split,
                                   const Opening& opening);

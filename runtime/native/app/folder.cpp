@@ -1,14 +1,18 @@
-// Image files in class folders: edge_bcs/data/listing.py and images.py.
+// Image files in class folders, on disk or in a plain tar: edge_bcs/data/listing.py and images.py.
 
 #include <algorithm>
 #include <array>
 #include <memory>
+#include <optional>
 #include <set>
+#include <span>
 #include <string_view>
 
+#include "app/archive.h"
 #include "app/data.h"
 #include "app/paths.h"
 #include "app/progress.h"
+#include "app/tar.h"
 #include "app/text.h"
 #include "session/files.h"
 
@@ -76,7 +80,91 @@ std::string images_within(const std::string& path) {
 
 struct Entry {
   std::string split, class_name, name, why;
+  std::shared_ptr<const FileSource> tar = nullptr;  // that it lies in; null: a file of its own
+  std::string shown_tar = {};
+  std::uint64_t offset = 0, size = 0;
 };
+
+// The entry of an image's path (…/[split/]class/file.jpg); nothing if it is no image in a class folder. What is hidden is
+// none, nor is a class folder that is.
+std::optional<Entry> entry_of(std::string path) {
+  std::ranges::replace(path, '\\', '/');
+  const std::size_t end = path.rfind('/');
+  if (end == std::string::npos || !is_image(std::string_view(path).substr(end + 1))) return {};
+  const std::string above = path.substr(0, end), class_name = last_part(above);
+  if (class_name.starts_with('.')) return {};
+  const bool nested = class_name.size() != above.size();
+  const std::string parent = nested ? last_part(above.substr(0, above.size() - class_name.size() - 1)) : "";
+  return Entry{split_of(parent), class_name, path, {}};
+}
+
+// Without "." and empty parts, as posixpath.normpath has it where nothing goes up.
+std::vector<std::string> parts_of(std::string_view path) {
+  std::vector<std::string> parts;
+  while (!path.empty()) {
+    const std::size_t end = std::min(path.find('/'), path.size());
+    const std::string_view part = path.substr(0, end);
+    if (!part.empty() && part != ".") parts.emplace_back(part);
+    path.remove_prefix(std::min(end + 1, path.size()));
+  }
+  return parts;
+}
+
+// The folder in which class folders lie, without that of a split.
+std::vector<std::string> around(std::vector<std::string> class_folder) {
+  class_folder.pop_back();
+  if (!class_folder.empty() && !split_of(class_folder.back()).empty()) class_folder.pop_back();
+  return class_folder;
+}
+
+std::string joined_parts(std::span<const std::string> parts) {
+  std::string path;
+  for (const std::string& part : parts) path += (path.empty() ? "" : "/") + part;
+  return path;
+}
+
+// The folders of a tar that hold images are classes, so all must lie side by side, as in a folder.
+void check_side_by_side(const std::vector<std::string>& first, const std::vector<std::string>& folder,
+                        const std::string& tar) {
+  if (around(first) == around(folder)) return;
+  const bool other_way = around(first).size() < around(folder).size();
+  const std::vector<std::string>&inner = other_way ? folder : first, &other = other_way ? first : folder;
+  std::size_t outer = 1;
+  while (outer < std::min(inner.size(), other.size()) && inner[outer - 1] == other[outer - 1]) ++outer;
+  while (outer < inner.size() - 1 && !split_of(inner[outer - 1]).empty()) ++outer;
+  fail(plain(tar), " has images in ", plain(joined_parts(inner)), ", a folder inside the class folder ",
+       plain(joined_parts(std::span(inner).first(outer))), ": move the images of one class into one folder.");
+}
+
+// The images of a plain tar; `split`: of all of them, or "".
+void add_entries_of(const std::string& tar, const std::string& split, std::vector<Entry>& entries) {
+  std::shared_ptr<const FileSource> file;
+  std::vector<TarMember> members;
+  try {
+    file = std::make_shared<const FileSource>(tar);
+    members = members_of(*file);
+  } catch (const Error& error) {
+    fail("the data ", plain(tar), " cannot be used: ", error.what(), ".");
+  }
+  std::set<std::string> seen;
+  std::optional<std::vector<std::string>> first;
+  for (const TarMember& member : members) {
+    std::optional<Entry> entry = entry_of(member.name);
+    if (!entry) continue;
+    require(is_utf8(entry->class_name), "the name of the class folder ", plain(entry->class_name),
+            " is not UTF-8: rename it.");
+    const std::string folder = entry->name.substr(0, entry->name.rfind('/'));
+    if (seen.insert(folder).second) {
+      const std::vector<std::string> parts = parts_of(folder);
+      if (!first) first = parts;
+      check_side_by_side(*first, parts, tar);
+    }
+    if (!split.empty()) entry->split = split;
+    entry->name = member.name;
+    entry->tar = file, entry->shown_tar = tar, entry->offset = member.offset, entry->size = member.size;
+    entries.push_back(std::move(*entry));
+  }
+}
 
 std::vector<Entry> entries_of(const std::string& folder) {
   const std::string root = resolved(folder);
@@ -114,14 +202,14 @@ std::vector<Entry> entries_of(const std::string& folder) {
 
 class FolderData final : public Data {
  public:
-  FolderData(const std::string& folder, const std::string& split, const Opening& opening)
+  FolderData(const std::string& folder, std::vector<Entry> found, const std::string& split,
+             const Opening& opening)
       : folder_(folder), opening_(opening) {
     shape = opening.shape;
     named = true;
     require(shape.channels == 1 || shape.channels == 3,
             "image files have 1 or 3 channels; the network takes ", shape.channels, ".");
     pixels_.resize(shape.size());
-    std::vector<Entry> found = entries_of(folder);
     require(!found.empty(), plain(folder), " holds no images in class folders (expected …/class/image.jpg).");
     add_known_and_gone(found);
     std::ranges::sort(found, [](const Entry& one, const Entry& other) {
@@ -139,7 +227,7 @@ class FolderData final : public Data {
 
   void image(std::size_t position, std::span<float> into) override {
     try {
-      decode_file(joined(folder_, files_[position]), opening_, pixels_);
+      decode_entry(files_[position]);
     } catch (const BadImage& bad) {
       fail(sentence(files_[position], bad),
            " It could be used when this data was opened: put it back as it was.");
@@ -155,14 +243,11 @@ class FolderData final : public Data {
     std::set<std::string> names;
     for (const Entry& entry : found) names.insert(entry.name);
     for (const auto& [name, why] : opening_.handling.known) {
-      const std::size_t end = name.rfind('/');
-      if (names.contains(name) || end == std::string::npos || !is_image(name.substr(end + 1))) continue;
-      const std::string above = name.substr(0, end), class_name = last_part(above);
-      if (class_name.starts_with('.')) continue;
-      const bool nested = class_name.size() != above.size();
-      const std::string parent =
-          nested ? last_part(above.substr(0, above.size() - class_name.size() - 1)) : "";
-      found.push_back({split_of(parent), class_name, name, why});
+      if (names.contains(name)) continue;
+      std::optional<Entry> entry = entry_of(name);
+      if (!entry) continue;
+      entry->name = name, entry->why = why;
+      found.push_back(std::move(*entry));
     }
   }
 
@@ -187,7 +272,7 @@ class FolderData final : public Data {
         bad.push_back({entry.name, why});
         continue;
       }
-      files_.push_back(entry.name);
+      files_.push_back(entry);
       labels.push_back(all_labels[i]);
     }
     // What can be seen without opening it stops the reading in whichever split it is.
@@ -202,20 +287,29 @@ class FolderData final : public Data {
     if (known != opening_.handling.known.end()) return known->second;
     if (!entry.why.empty()) return entry.why;
     try {
-      decode_file(joined(folder_, entry.name), opening_, pixels_);
+      decode_entry(entry);
     } catch (const BadImage& bad) {
-      return sentence(entry.name, bad);
+      return sentence(entry, bad);
     }
     return {};
   }
 
-  std::string sentence(const std::string& name, const BadImage& bad) const {
-    return "the image " + plain(joined(folder_, name)) + " " + bad.what() + ".";
+  void decode_entry(const Entry& entry) {
+    if (entry.tar == nullptr) return decode_file(joined(folder_, entry.name), opening_, pixels_);
+    if (entry.size > largest_file) throw BadImage("is larger than 64 MiB, which is refused");
+    decode(entry.tar->descriptor(), entry.offset, entry.size, opening_.shape, opening_.crop,
+           opening_.workspace, pixels_);
+  }
+
+  std::string sentence(const Entry& entry, const BadImage& bad) const {
+    const std::string name = entry.tar == nullptr ? plain(joined(folder_, entry.name))
+                                                  : plain(entry.name) + " in " + plain(entry.shown_tar);
+    return "the image " + name + " " + bad.what() + ".";
   }
 
   std::string folder_;
   Opening opening_;
-  std::vector<std::string> files_;
+  std::vector<Entry> files_;
   std::vector<std::uint8_t> pixels_;
 };
 
@@ -223,7 +317,15 @@ class FolderData final : public Data {
 
 std::unique_ptr<Data> open_folder(const std::string& folder, const std::string& split,
                                   const Opening& opening) {
-  return std::make_unique<FolderData>(folder, split, opening);
+  return std::make_unique<FolderData>(folder, entries_of(folder), split, opening);
+}
+
+std::unique_ptr<Data> open_tar(const std::string& file, const std::string& other, const std::string& split,
+                               const Opening& opening) {
+  std::vector<Entry> entries;
+  add_entries_of(file, other.empty() ? "" : "train", entries);
+  if (!other.empty()) add_entries_of(other, "test", entries);
+  return std::make_unique<FolderData>(file, std::move(entries), split, opening);
 }
 
 }  // namespace edge_bcs::app

@@ -8,10 +8,11 @@
 
 namespace edge_bcs::app {
 
-inline constexpr OptionSpec data_option{"--data", "PATH|digits",
-                                        "A folder with a folder of images (JPEG, PNG) for each class, an "
-                                        ".npz of u8 images, or digits, which comes with "
-                                        "edge-bcs-run. Required."};
+inline constexpr OptionSpec data_option{
+    "--data", "PATH|digits",
+    "A folder, or a .tar, with a folder of images (JPEG, PNG) for each class, an "
+    ".npz of u8 images, or digits, which comes with "
+    "edge-bcs-run. Required."};
 inline constexpr OptionSpec class_names_option{"--class-names", "A,B,…|FILE",
                                                "Names of the network's outputs in the order of the labels."};
 inline constexpr OptionSpec memory_option{
