@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_bcs.bench import targets
+from edge_bcs.bench.attacks import ratio
 from edge_bcs.bench.suite import median, pass_ratio, stack_least, stack_seconds
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically, write_json
@@ -133,6 +134,7 @@ def readme(result: dict[str, Any]) -> str:
         lines += ["", "![layers](layers.png)"]
     for stack in result["stacks"].values():
         lines += ["", f"### {stack['network']} at {stack['sparsity']}", "", *_layers(stack["layers"])]
+    lines += _attacks(result)
     for rows in result["strided"].values():
         lines += ["", "## Strided and 1×1 layers", "", *_layers(rows)]
     if result["scaling"]:
@@ -183,6 +185,39 @@ def _steps(steps: list[dict[str, Any]]) -> list[str]:
             ]
             lines.append(f"- {step['model']}, {step['distribution']}, {graph}: {', '.join(parts)}")
     return lines
+
+
+def _attacks(result: dict[str, Any]) -> list[str]:
+    """What half precision gains; nothing in records that are older than it."""
+    lines: list[str] = []
+    if result.get("attacks"):
+        lines += ["", "## Attacks in half precision", "", "A pass of the attack over 32 images.", ""]
+        lines += _table(
+            ("network, sparsity", "float32, ms", "half, ms", "times"),
+            (_precision_row(name, found["seconds"], 1e3) for name, found in result["attacks"].items()),
+        )
+    if result.get("half steps"):
+        lines += ["", "Whole steps of AT at 99 %, uniform, 16 images at once:", ""]
+        lines += _table(
+            ("network", "float32, s", "half, s", "times", "dense PyTorch, s", "× float32", "× half"),
+            (_half_step_row(name, found["seconds"]) for name, found in result["half steps"].items()),
+        )
+    return lines
+
+
+def _precision_row(name: str, seconds: dict[str, list[float]], unit: float = 1.0) -> list[str]:
+    times = ratio(seconds, "f32", "half")
+    taken = [_seconds(seconds.get(side, []), unit) for side in ("f32", "half")]
+    return [name, *taken, "–" if times is None else f"{times:.2f}×"]
+
+
+def _half_step_row(name: str, seconds: dict[str, list[float]]) -> list[str]:
+    times = [ratio(seconds, "torch", side) for side in ("f32", "half")]
+    return [
+        *_precision_row(name, seconds),
+        _seconds(seconds["torch"]),
+        *("–" if each is None else f"{each:.1f}×" for each in times),
+    ]
 
 
 def _reached(least: dict[str, float], seconds: float) -> str:

@@ -165,15 +165,15 @@ def compare_step(
     sizes = {min(batch_size, images) for images in (_IMAGES_IN_VECTORS, _IMAGES_IN_VECTORS * threads)}
     given = (model, sparsity, distribution, image_size)
     with contextlib.ExitStack() as stack:
-        exported = {
-            size: stack.enter_context(_exported(*given, size, progress, batch_size, attack_steps))
+        artifacts = {
+            size: stack.enter_context(exported(*given, size, progress, batch_size, attack_steps))
             for size in (sorted(sizes) if micro_batch is None else [micro_batch])
         }
-        sparse = next(iter(exported.values()))[1]
-        images, labels = _batch(batch_size, image_size)
+        sparse = next(iter(artifacts.values()))[1]
+        images, labels = batch_of(batch_size, image_size)
         sides: dict[str, Callable[[], float]] = {}
-        for size, (artifact, _) in exported.items():
-            if len(exported) == 1:
+        for size, (artifact, _) in artifacts.items():
+            if len(artifacts) == 1:
                 trainer = stack.enter_context(Trainer(artifact, threads=threads))
                 sides[f"{size}"] = functools.partial(seconds_of, trainer.step, images, labels)
             else:
@@ -184,9 +184,9 @@ def compare_step(
                 step = TorchStep(network, attack_steps, channels_last=name == "dense")
                 sides[name] = functools.partial(seconds_of, step, *tensors)
         seconds = in_turn(sides, repetitions, progress)
-        chosen = min(exported, key=lambda size: statistics.median(seconds[f"{size}"]))
-        if len(exported) > 1:
-            trainer = stack.enter_context(Trainer(exported[chosen][0], threads=threads))
+        chosen = min(artifacts, key=lambda size: statistics.median(seconds[f"{size}"]))
+        if len(artifacts) > 1:
+            trainer = stack.enter_context(Trainer(artifacts[chosen][0], threads=threads))
             trainer.step(images, labels)
         update = in_turn(
             {"update": functools.partial(seconds_of, trainer.run_optimizer_only)}, repetitions, lambda _: None
@@ -251,12 +251,12 @@ def compare_pass(
 
     torch.set_num_threads(threads)
     images_at_once = min(batch_size, _IMAGES_IN_VECTORS)
-    images, labels = _batch(batch_size, 32)
+    images, labels = batch_of(batch_size, 32)
     with contextlib.ExitStack() as stack:
-        exported = stack.enter_context(
-            _exported(model, sparsity, "uniform", 32, images_at_once, progress, batch_size, 1)
+        folder, sparse = stack.enter_context(
+            exported(model, sparsity, "uniform", 32, images_at_once, progress, batch_size, 1)
         )
-        artifact = Artifact.read(exported[0])
+        artifact = Artifact.read(folder)
         engine = stack.enter_context(engine_with_batch(artifact, threads, images, labels))
         runs = -(-batch_size // artifact.micro_batch)
         given = torch.from_numpy(images), torch.from_numpy(labels)
@@ -266,7 +266,7 @@ def compare_pass(
                 engine.run("training")
 
         sides: dict[str, Callable[[], Any]] = {"edge_bcs": ours}
-        for name, network in _others(model, exported[1], given[0]).items():
+        for name, network in _others(model, sparse, given[0]).items():
             step = TorchStep(network, 0, channels_last=name == "dense")
             sides["torch" if name == "dense" else name] = functools.partial(step.gradients, *given)
         progress(f"one pass of {model}, sparsity {sparsity}")
@@ -279,7 +279,7 @@ def compare_pass(
         return found
 
 
-def _batch(count: int, size: int) -> tuple[Any, Any]:
+def batch_of(count: int, size: int) -> tuple[Any, Any]:
     """Images f32 [count, 3, size, size] and labels i64 [count]."""
     pixels = counter_random.uniform(
         count * 3 * size * size, seed=0, step=0, purpose=counter_random.EVALUATION
@@ -297,7 +297,7 @@ def trainer_seconds(artifact: Path, threads: int, images: Any, labels: Any) -> f
 
 
 @contextlib.contextmanager
-def _exported(
+def exported(
     model: str,
     sparsity: float,
     distribution: str,

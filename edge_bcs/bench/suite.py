@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edge_bcs.bench import attacks
 from edge_bcs.bench import machine as roof
 from edge_bcs.bench.step import compare_pass, compare_step
 from edge_bcs.core.errors import EdgeBcsError
@@ -34,7 +35,9 @@ GROWTH: dict[str, dict[str, Any]] = {
     "pixels": {"image_size": (32, 64, 96), "batch_size": 32, "model": "resnet18"},
 }
 """What grows, everything else kept: the argument of `compare_step` that takes several values, and others."""
-SECTIONS = ("steps", "passes", "stacks", "strided", "scaling")
+HALF_STEPS = (("vgg16", 128), ("resnet18", 128), ("wrn28_4", 64))
+"""Network, batch of the whole steps with attacks in half precision (99 %, uniform)."""
+SECTIONS = ("steps", "passes", "stacks", "strided", "scaling", "attacks", "half steps")
 
 
 class Part(NamedTuple):
@@ -61,6 +64,12 @@ def parts(peak: roof.Roof, repetitions: int, progress: Progress = lambda message
     def layers(network: str, sparsity: str) -> Callable[[], Any]:
         return lambda: stack(network, sparsity, peak, repetitions, progress)
 
+    def attack(network: str, sparsity: str) -> Callable[[], Any]:
+        return lambda: attacks.compare_attack(model=network, sparsity=float(sparsity), **common)
+
+    def half_step(network: str, batch: int) -> Callable[[], Any]:
+        return lambda: attacks.compare_step(model=network, batch_size=batch, **common)
+
     def growth(what: str) -> Callable[[], Any]:
         return lambda: scaling(what, threads, repetitions, progress)
 
@@ -73,6 +82,11 @@ def parts(peak: roof.Roof, repetitions: int, progress: Progress = lambda message
         ),
         Part("strided", "all", lambda: strided(peak, repetitions, progress)),
         *(Part("scaling", what, growth(what)) for what in GROWTH),
+        *(
+            Part("attacks", f"{network}, {sparsity}", attack(network, sparsity))
+            for network, sparsity in STACKS
+        ),
+        *(Part("half steps", network, half_step(network, batch)) for network, batch in HALF_STEPS),
     ]
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from edge_bcs.bench.attacks import ratio as median_ratio
 from edge_bcs.bench.suite import SECTIONS, STACK_FORMS, median, pass_ratio, stack_least, stack_seconds
 
 STEP_TARGETS = {
@@ -16,6 +17,9 @@ STEP_TARGETS = {
 }
 STACK_TARGETS = {"0.99": (30.0, 6.0), "0.9": (4.0, 4.0)}
 """Sparsity → times dense PyTorch, times SparseProp."""
+ATTACK_TARGETS = {"0.99": 1.7, "0.9": 1.8}
+"""Sparsity → times float32, of an attack in half precision."""
+HALF_STEP_TARGETS = {"vgg16": 24.0, "resnet18": 22.0, "wrn28_4": 16.0}
 HEAVY = 0.1
 """A kernel is heavy that takes at least this fraction of its network's convolutions."""
 
@@ -56,6 +60,15 @@ def of(result: dict[str, Any]) -> list[Target]:
             dense_seconds = step["dense_median_seconds"]
             floors = step["least_seconds"], step["least_in_cache_seconds"]
             rows.append(_times(what, least, step["ratio"], allowed=_allowed(dense_seconds, *floors)))
+    for name, _ in _stack_rows():
+        least = ATTACK_TARGETS[name.rpartition(", ")[2]]
+        seconds = found["attacks"].get(name, {}).get("seconds", {})
+        what = f"attack pass, {name}, half against f32"
+        rows.append(_times(what, least, median_ratio(seconds, "f32", "half"), "float32", digits=2))
+    for name, least in HALF_STEP_TARGETS.items():
+        seconds = found["half steps"].get(name, {}).get("seconds", {})
+        what = f"whole AT step, {name}, uniform, attacks in half"
+        rows.append(_times(what, least, median_ratio(seconds, "torch", "half")))
     rows += [_strided(found), _rewiring(found), *_roof(found), *_scaling(found)]
     return rows
 
@@ -67,11 +80,16 @@ def _stack_rows() -> Iterator[tuple[str, tuple[float, float]]]:
 
 
 def _times(
-    what: str, least: float, ratio: float | None, side: str = "dense PyTorch", allowed: str = ""
+    what: str,
+    least: float,
+    times: float | None,
+    side: str = "dense PyTorch",
+    allowed: str = "",
+    digits: int = 1,
 ) -> Target:
-    if ratio is None:
+    if times is None:
         return Target(what, f"≥ {least:g}× {side}", "not measured", None)
-    return Target(what, f"≥ {least:g}× {side}", f"{ratio:.1f}×", ratio >= least, allowed)
+    return Target(what, f"≥ {least:g}× {side}", f"{times:.{digits}f}×", times >= least, allowed)
 
 
 def _allowed(theirs: float, least: float, in_cache: float) -> str:

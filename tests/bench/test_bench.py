@@ -207,6 +207,8 @@ PASS = {
     "least_seconds": 0.006,
     "least_in_cache_seconds": 0.005,
 }
+ATTACK = {"seconds": {"f32": [0.014, 0.036, 0.014], "half": [0.008, 0.02, 0.008]}}
+HALF_STEP = {"seconds": {"f32": [0.5, 0.5], "half": [0.4, 0.4], "torch": [8.0, 8.0]}}
 POINTS = [{"x": 32, "seconds": 0.1}, {"x": 64, "seconds": 0.2}]
 STACK = {"network": "vgg16", "sparsity": "0.99", "batch": 32, "layers": [_row(0.001, 0.03, 2)]}
 
@@ -233,6 +235,8 @@ def _measure(monkeypatch: pytest.MonkeyPatch, broken: str = "") -> list[str]:
     monkeypatch.setattr(suite, "stack", finds("stacks", STACK))
     monkeypatch.setattr(suite, "strided", finds("strided", [_row(0.001, 0.03, 1)]))
     monkeypatch.setattr(suite, "scaling", finds("scaling", POINTS))
+    monkeypatch.setattr(suite.attacks, "compare_attack", finds("attacks", ATTACK))
+    monkeypatch.setattr(suite.attacks, "compare_step", finds("half steps", HALF_STEP))
     return asked
 
 
@@ -252,6 +256,8 @@ def test_the_report_names_the_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "| vgg16 | 0.99 | 4.0 | 2.0 (2.0) | 120.0 | 30.0× |" in text
     assert "| vgg16, 0.99 | 10.00 (10.00–20.00) | 6.00 (5.00) | 300.00 (200.00–800.00) | 30.0× |" in text
     assert "- vgg16, uniform, attack: Conv 4.00 (75 %, loads)\n" in text
+    assert "| vgg16, 0.9 | 14.00 (14.00–36.00) | 8.00 (8.00–20.00) | 1.75× |" in text
+    assert "| 0.50 (0.50–0.50) | 0.40 (0.40–0.40) | 1.25× | 8.00 (8.00–8.00) | 16.0× | 20.0× |" in text
     assert "| 1.00 | 1 / 1000 / 25 % / 50 % loads |" in text
     assert "GB/s copied, by the bytes of a core within which: 8.0 MiB 2, 256 MiB 1;\n" in text
     assert "by the bytes of a core from which: 16.0 KiB 0.0, 1.0 MiB 0.0.\n" in text
@@ -259,7 +265,7 @@ def test_the_report_names_the_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_targets_say_met_not_met_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = targets.of({})
-    assert len(empty) == 8 * 2 + 4 + 2 + 2 + 3
+    assert len(empty) == 8 * 2 + 4 + 4 + 3 + 2 + 2 + 3
     assert {row.met for row in empty} == {None}
     _measure(monkeypatch)
     verdicts = {row.what: row for row in targets.of(suite.run(2, 3))}
@@ -285,6 +291,11 @@ def test_the_targets_say_met_not_met_and_not_measured(monkeypatch: pytest.Monkey
     ]
     assert verdicts["strided and 1×1 layers at ≥ 90 %, forward and backward"].met is True
     assert verdicts["time of a step as batch grows"].met is True
+    half = [row.cells()[1:] for row in verdicts.values() if "half" in row.what]
+    assert half[0] == ("≥ 1.7× float32", "1.75×", "", "met")  # 14 over 8 ms, 36 over 20, 14 over 8
+    assert half[2] == ("≥ 1.8× float32", "1.75×", "", "**not met**")
+    assert half[4] == ("≥ 24× dense PyTorch", "20.0×", "", "**not met**")
+    assert half[6] == ("≥ 16× dense PyTorch", "20.0×", "", "met")
 
 
 def test_a_slow_layer_and_a_bent_line_do_not_meet_their_targets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,13 +326,14 @@ def test_an_interrupted_run_leaves_what_it_measured_and_goes_on(
 
     asked = _measure(monkeypatch)
     main([*bench, "--resume"], standalone_mode=False)
-    assert asked == ["stacks"] * 4 + ["strided"] + ["scaling"] * 3
+    new = ["attacks"] * 4 + ["half steps"] * 3
+    assert asked == ["stacks"] * 4 + ["strided"] + ["scaling"] * 3 + new
     assert "Interrupted" not in (tmp_path / "README.md").read_text()
     assert (tmp_path / "layers.png").exists()
 
     asked = _measure(monkeypatch)
     main(bench, standalone_mode=False)
-    assert len(asked) == 4 + 4 + 4 + 1 + 3  # without --resume everything is measured anew
+    assert len(asked) == 4 + 4 + 4 + 1 + 3 + 4 + 3  # without --resume everything is measured anew
 
 
 def test_figures_of_another_machine_are_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

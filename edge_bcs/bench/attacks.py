@@ -1,0 +1,106 @@
+"""Attacks in half precision beside float32 ones, and whole robust steps with them beside dense PyTorch's."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from edge_bcs.bench.step import batch_of, exported
+from edge_bcs.bench.turns import TorchStep, in_turn, seconds_of
+
+SIDES = ("f32", "half")
+_PASSES = 8  # of the attack's graph, timed together
+
+
+def has_half() -> bool:
+    """Whether this processor has arithmetic in half precision."""
+    from edge_bcs.runtime.library import half_kernels
+
+    return half_kernels() == 2
+
+
+def compare_attack(
+    *,
+    model: str,
+    sparsity: float,
+    threads: int,
+    repetitions: int,
+    images_at_once: int = 32,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Time passes of the attack's graph by our own engine (uniform density), in both precisions in turn.
+
+    Returns:
+        "seconds": "f32" and "half" → seconds of a pass, one a repetition; no half without the arithmetic.
+    """
+    from edge_bcs.runtime import Artifact
+    from edge_bcs.runtime.attack import craft
+    from edge_bcs.runtime.engines import open_engine
+
+    images, labels = batch_of(images_at_once, 32)
+    with contextlib.ExitStack() as stack:
+        folder, _ = stack.enter_context(
+            exported(model, sparsity, "uniform", 32, images_at_once, progress, images_at_once, 1)
+        )
+        artifact, sides = Artifact.read(folder), {}
+        for name in SIDES if has_half() else SIDES[:1]:
+            engine = open_engine("native", artifact, None, threads, half=name == "half")
+            stack.callback(engine.close)
+            engine.load(images, labels, 1.0 / images_at_once)
+            craft(engine, 0, images_at_once, seed=0, step=0)
+            sides[name] = partial(seconds_of, _passes, engine)
+        progress(f"attacks on {model}, sparsity {sparsity}")
+        taken = in_turn(sides, repetitions, lambda _: None)
+    return {"seconds": {name: [each / _PASSES for each in seconds] for name, seconds in taken.items()}}
+
+
+def _passes(engine: Any) -> None:
+    for _ in range(_PASSES):
+        engine.run("attack")
+
+
+def compare_step(
+    *,
+    model: str,
+    batch_size: int,
+    threads: int,
+    repetitions: int,
+    images_at_once: int = 16,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Time whole steps of AT with PGD-10 at 99 % (uniform) by our own engine, with attacks in both
+    precisions, and dense PyTorch's in float32, in turn.
+
+    Returns:
+        "seconds": "f32", "half" and "torch" → seconds, one a repetition; no half without the arithmetic.
+    """
+    import torch
+
+    from edge_bcs import models
+    from edge_bcs.runtime import Trainer
+
+    torch.set_num_threads(threads)
+    images, labels = batch_of(batch_size, 32)
+    with contextlib.ExitStack() as stack:
+        folder, _ = stack.enter_context(
+            exported(model, 0.99, "uniform", 32, images_at_once, progress, batch_size, 10)
+        )
+        sides: dict[str, Callable[[], float]] = {}
+        for name in SIDES if has_half() else SIDES[:1]:
+            trainer = Trainer(folder, threads=threads, engine="native", attack_precision=name)
+            sides[name] = partial(seconds_of, stack.enter_context(trainer).step, images, labels)
+        dense = TorchStep(models.create(model, num_classes=10), 10, channels_last=True)
+        sides["torch"] = partial(seconds_of, dense, torch.from_numpy(images), torch.from_numpy(labels))
+        progress(f"robust steps of {model} with attacks in both precisions")
+        return {"seconds": in_turn(sides, repetitions, progress)}
+
+
+def ratio(seconds: dict[str, list[float]], theirs: str, ours: str) -> float | None:
+    """Median over the repetitions of one side's seconds over another's; None if one was not timed."""
+    if theirs not in seconds or ours not in seconds:
+        return None
+    pairs = zip(seconds[theirs], seconds[ours], strict=True)
+    return statistics.median(other / own for other, own in pairs)
