@@ -23,7 +23,7 @@ def half_fault(network: Network, attack: Graph) -> str:
         if not OPERATORS[node.operator].half:
             return f"the operator {node.operator} has none"
         if a.get("lanes", LANES[0]) not in LANES:
-            return f"images lie {a['lanes']} side by side, not 8 or 16: take a micro-batch that 8 divides"
+            return f"images lie {a['lanes']} side by side, not 8 or 16: take a micro-batch of 8 or 16"
         widths = [size for name, size in a.items() if name.endswith("width")]
         if max(widths, default=0) > _MOST_WIDTH:
             return f"rows of {max(widths)} pixels are too long"

@@ -45,7 +45,8 @@ def compare_attack(
         folder, _ = stack.enter_context(
             exported(model, sparsity, "uniform", 32, images_at_once, progress, images_at_once, 1)
         )
-        artifact, sides = Artifact.read(folder), {}
+        artifact = Artifact.read(folder)
+        sides: dict[str, Callable[[], float]] = {}
         for name in SIDES if has_half() else SIDES[:1]:
             engine = open_engine("native", artifact, None, threads, half=name == "half")
             stack.callback(engine.close)

@@ -26,6 +26,13 @@ struct Entries {
   Part parts[most_of_rows][most_chunks];
   bool continued = false, unfinished = false;  // of one row alone: it goes on from others, others go on
 
+  // For one walk: whether its kernel positions fit a vector, as those of a kernel of 3×3 do.
+  explicit Entries(const Walk& walk) : few(true) {
+    for (int i = 0; i < walk.taps; ++i) few &= walk.used[i] < 16;
+  }
+
+  bool few;
+
   void clear(std::int64_t row) {
     first_row = row, rows = used = 0, chunks = 1, continued = unfinished = false;
   }
@@ -34,8 +41,8 @@ struct Entries {
   void add(const Walk& walk, const SparseRows& matrix, std::int64_t from, std::int64_t to) {
     const std::int64_t channels = ceil_divide(walk.channels, chunks);
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      std::int64_t end = chunks == 1 ? to : from;
-      while (end < to && (chunk == chunks - 1 || (matrix.entry[end] >> 8) < (chunk + 1) * channels)) ++end;
+      const std::int64_t end =
+          chunk == chunks - 1 ? to : first_at_least(matrix.entry, from, to, (chunk + 1) * channels);
       const auto count = static_cast<int>(end - from);
       int even = used, odd = used + count;
       for (std::int64_t j = from; j < end; j += 16)
@@ -48,6 +55,19 @@ struct Entries {
   }
 
  private:
+  // The first of the entries [begin, end), whose channels ascend, with a channel of at least `channel`.
+  static std::int64_t first_at_least(const std::int32_t* entry, std::int64_t begin, std::int64_t end,
+                                     std::int64_t channel) {
+    while (begin < end) {
+      const std::int64_t middle = begin + (end - begin) / 2;
+      if ((entry[middle] >> 8) < channel)
+        begin = middle + 1;
+      else
+        end = middle;
+    }
+    return begin;
+  }
+
   // Puts up to 16 entries, those at even distances from `even` on upwards, the others below `odd`.
   void add_some(const Walk& walk, const SparseRows& matrix, std::int64_t first, int count, int& even,
                 int& odd) {
@@ -56,7 +76,8 @@ struct Entries {
     const __m512i entry = _mm512_maskz_loadu_epi32(all, matrix.entry + first);
     const __m512i channel = _mm512_maskz_srli_epi32(all, entry, 8);
     const __m512i place = _mm512_maskz_and_epi32(all, entry, _mm512_set1_epi32(255));
-    const __m512i taps = _mm512_mask_i32gather_epi32(none, all, place, walk.tap, 4);
+    const __m512i taps = few ? _mm512_maskz_permutexvar_epi32(all, place, _mm512_loadu_si512(walk.tap))
+                             : _mm512_mask_i32gather_epi32(none, all, place, walk.tap, 4);
     const __m512i plane = _mm512_set1_epi32(static_cast<int>(walk.input_plane));
     const __m512i distances = _mm512_add_epi32(_mm512_mullo_epi32(channel, plane), taps);
     __m512 values;
@@ -92,7 +113,10 @@ EDGE_BCS_INLINE void accumulate(Vector<VL> (&sums)[TY][TX], const Number* const 
                                 const Across<VL, TX>& across, const Entries& entries, int begin, int end) {
   const bool even_step = !unit && across.step % 2 == 0;
   for (int e = begin; e < end; ++e) {
-    const Integers<VL> low = spread<VL>(entries.weight[e]), high = low << 16;
+    Integers<VL> low = spread<VL>(entries.weight[e]);
+    // Changes nothing, but without it the compiler shifts in a register for integers and moves both to vectors.
+    asm("" : "+v"(low));
+    const Integers<VL> high = low << 16;
     const std::int64_t distance = entries.distance[e];
     if constexpr (unit) {
 #pragma GCC unroll 8
@@ -224,7 +248,7 @@ void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
   std::int64_t row = task % tasks.groups * tasks.group;
   const std::int64_t end = smaller(walk.rows, row + tasks.group);
   const bool unit = walk.input_pixel == walk.lanes;
-  Entries entries;
+  Entries entries(walk);
   alignas(64) float waiting[Entries::most_of_rows * sparse_sums * VL];
   const auto visit = [&]<int TY, int TX>(const Tile& tile) {
     if (unit)
