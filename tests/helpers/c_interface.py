@@ -45,6 +45,9 @@ class Options(Sized):
         ("arena", POINTER),
         *_of(U64, "arena_bytes seed"),
         *_of(U32, "seeded reserved"),
+        ("trusted_keys", POINTER),
+        *_of(U64, "trusted_count min_release"),
+        ("attack_precision", TEXT),
     ]
 
 
@@ -60,6 +63,8 @@ class Info(Sized):
         ),
         *_of(REAL, "epsilon step_size"),
         *_of(TEXT, "name objective batch_norm sparsity resize trained instruction_set"),
+        ("bound_bytes", U64),
+        ("attack_precision", TEXT),
     ]
 
 

@@ -24,7 +24,8 @@ constexpr int time_is_up = 75;  // sysexits.h: a temporary failure; try again
 constexpr std::uint64_t largest_report = 16 << 20;
 constexpr const char *report_file = "report.json", *metrics_file = "metrics.jsonl",
                      *manifest_file = "manifest.json";
-constexpr std::array<std::string_view, 3> schedules{"steps", "cosine", "one-cycle"};
+constexpr std::array<std::string_view, 3> schedules{"steps", "cosine", "one-cycle"},
+    precisions{"f32", "half", "auto"};
 
 constexpr std::array options_of_finetune{
     data_option,
@@ -57,6 +58,12 @@ constexpr std::array options_of_finetune{
         "the training has one): the run ends with its best epoch. Every better epoch is saved, whatever "
         "--max-writes says."},
     OptionSpec{"--patience", "EPOCHS", "With --validation: end after so many epochs that were no better."},
+    OptionSpec{"--attack-precision", "f32|half|auto",
+               "Of the training's attacks: half is bfloat16 between layers, faster on processors that have "
+               "arithmetic "
+               "in it (AVX-512 BF16); auto is half on those and f32 on others. What is learned stays "
+               "float32. Default: "
+               "the artifact's; of a run that goes on, what it was begun with."},
     OptionSpec{"--no-augment", nullptr, "Short for --augment none."},
     OptionSpec{"--balance", nullptr,
                "Draw images so that the classes come up evenly, however many each has."},
@@ -106,6 +113,7 @@ Wanted wanted_by(const Options& options) {
   while (stem.size() > 1 && stem.ends_with('/')) stem.pop_back();
   wanted.folder = options.text_or("--output", (stem + "-run").c_str());
   wanted.machine = machine_of(options);
+  wanted.machine.attack_precision = options.choice("--attack-precision", precisions);
   TrainingWishes& training = wanted.training;
   training.epochs = options.whole("--epochs", 1);
   training.steps = options.whole("--steps", 1);
@@ -165,7 +173,9 @@ void check_same_artifact(const std::string& folder, const std::string& artifact)
               made = read_json(joined(artifact, manifest_file), largest_report);
   if (!run.is_object() || !made.is_object()) return;
   for (const auto& [name, value] : made.members()) {
-    if (name == "created_by" || name == "classes" || name == "memory" || name == "files") continue;
+    if (name == "created_by" || name == "classes" || name == "memory" || name == "files" ||
+        name == "attack_precision")
+      continue;
     const Value* const same = run.find(name);
     require(same != nullptr && same->dump() == value.dump(), plain(folder),
             " holds a run of another artifact: its ", name, " differs; choose another output folder.");
@@ -182,6 +192,15 @@ struct Opened {
   bool resumed;
 };
 
+// Says so where the attacks of a run are from here on in another precision.
+void tell_of_precision(const std::string& folder, const Network& network) {
+  const Value manifest = read_json(joined(folder, manifest_file), largest_report);
+  const Value* const said = manifest.is_object() ? manifest.find("attack_precision") : nullptr;
+  const char* const now = network.info().attack_precision;
+  if (said == nullptr || now == nullptr || said->text() == "auto" || said->text() == now) return;
+  say("Attacks of this run were in " + said->text() + "; from here on they are in " + now + ".");
+}
+
 Opened open_network(Wanted& wanted) {
   const std::string& folder = wanted.folder;
   const bool is_run = is_file(joined(folder, manifest_file));
@@ -191,7 +210,9 @@ Opened open_network(Wanted& wanted) {
     require(!wanted.machine.seed, "a resumed run keeps its seed: leave --seed out.");
     // What training wrote here has no signature; that it goes on from what was signed can be seen.
     if (wanted.machine.trusted.any()) {
-      const Network signed_one(wanted.artifact, wanted.machine);
+      MachineWishes machine = wanted.machine;
+      machine.attack_precision = "f32";  // which every machine has
+      const Network signed_one(wanted.artifact, machine);
       check_release(wanted.artifact, signed_one.info().release, folder);
       check_same_artifact(folder, wanted.artifact);
       remember_release(signed_one.info().release, folder);
@@ -200,7 +221,9 @@ Opened open_network(Wanted& wanted) {
     }
     MachineWishes machine = wanted.machine;
     machine.trusted = {};
-    return {std::make_unique<Network>(folder, machine), true};
+    Opened opened{std::make_unique<Network>(folder, machine), true};
+    tell_of_precision(folder, *opened.network);
+    return opened;
   }
   require(!saved, plain(folder),
           " already holds a run: add --resume to go on with it, or choose another -o.");
@@ -259,6 +282,8 @@ void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& repo
   const std::unique_ptr<Data> data = reading.open("train");
   const std::unique_ptr<Data> held_out = wanted.eval_samples > 0 ? reading.open("test") : nullptr;
   if (resumed) take_earlier(folder, report);
+  if (const char* const precision = network.info().attack_precision; precision != nullptr)
+    report["attack_precision"] = precision;
   const Match match = network.match(*data, true, resumed);
   Value::List classes, missing;
   for (const std::string& name : match.classes) classes.emplace_back(name);

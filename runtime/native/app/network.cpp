@@ -105,6 +105,7 @@ Network::Network(const std::string& folder, const MachineWishes& wishes) {
   options.trusted_keys = wishes.trusted.keys.data();
   options.trusted_count = wishes.trusted.keys.size() / key_bytes;
   options.min_release = wishes.trusted.min_release;
+  options.attack_precision = wishes.attack_precision ? wishes.attack_precision->c_str() : nullptr;
   edge_bcs_network* opened = nullptr;
   check(edge_bcs_open(folder.c_str(), &options, &opened));
   handle_.reset(opened);

@@ -61,6 +61,8 @@ class Images {
 struct MachineWishes {
   std::optional<std::uint64_t> memory, seed;
   std::uint32_t threads = 0;
+  std::optional<std::string> attack_precision =
+      {};  // none: what the artifact says, or the run was begun with
   Trusted trusted;
 };
 

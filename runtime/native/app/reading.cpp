@@ -28,6 +28,7 @@ MachineWishes machine_of(const Options& options) {
   wishes.threads = static_cast<std::uint32_t>(options.whole("--threads", 1, 1024).value_or(0));
   wishes.seed = options.whole("--seed", 0);
   wishes.trusted = trusted_by(options);
+  wishes.attack_precision = "f32";  // in which every measurement is made
   return wishes;
 }
 

@@ -92,6 +92,9 @@ typedef struct edge_bcs_options {
                                     as `edge-bcs export --sign-key` does; NULL: nobody need */
   uint64_t trusted_count;
   uint64_t min_release; /**< with trusted keys: the lowest release number that is taken */
+  const char*
+      attack_precision; /**< of attacks: "f32"; "half", where the processor has AVX-512 BF16; "auto": half where it has;
+                                    NULL: what the artifact says, or the run was begun with */
 } edge_bcs_options;
 
 /** A file of an artifact that lies in memory, by its name in the artifact's folder. */
@@ -155,6 +158,8 @@ typedef struct edge_bcs_info {
   const char* trained;         /**< what learns: "all", "head", "last:N", "norm" or "bias" */
   const char* instruction_set; /**< of the kernels: "avx512", "avx2", "neon" or "scalar" */
   uint64_t bound_bytes;        /**< of the arena: buffers that hold something between calls */
+  const char*
+      attack_precision; /**< "f32" or "half": in which attacks are here; NULL: there is but the first */
 } edge_bcs_info;
 
 /** Fills `info`. */

@@ -42,6 +42,8 @@ edge_bcs::Options options_of(const edge_bcs_options* options) {
     std::memcpy(made.trust.keys[i].data(), copy.trusted_keys + i * made.trust.keys[i].size(),
                 made.trust.keys[i].size());
   made.trust.min_release = copy.min_release;
+  if (copy.attack_precision != nullptr)
+    made.attack_precision = edge_bcs::precision_named(copy.attack_precision);
   return made;
 }
 
@@ -138,6 +140,7 @@ edge_bcs_status edge_bcs_get_info(const edge_bcs_network* network, edge_bcs_info
     filled.resize = manifest.resize.c_str();
     filled.trained = manifest.trained.c_str();
     filled.instruction_set = edge_bcs::isa_name(edge_bcs::selected_isa());
+    if (manifest.attack_precision) filled.attack_precision = session.network().half() ? "half" : "f32";
     fill(info, filled, "info");
   });
 }

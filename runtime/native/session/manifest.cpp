@@ -18,6 +18,8 @@ constexpr std::uint64_t largest_graph = std::uint64_t{64} << 20, largest_file = 
 constexpr std::array graphs{"training_model.onnx", "attack_model.onnx", "eval_model.onnx",
                             "optimizer_model.onnx", "lists_model.onnx"};
 
+constexpr std::array<std::string_view, 3> precisions{"f32", "half", "auto"};
+
 constexpr std::array objectives{
     Objective{"natural", false, Objective::Start::uniform, false, 0.0, false},
     Objective{"at", true, Objective::Start::uniform, false, 1.0, false},
@@ -56,6 +58,16 @@ class Fields {
     const Json* const found = value_->find(name);
     if (found == nullptr || found->kind() != Json::Kind::text) wrong(name, "text");
     return found->text();
+  }
+
+  // Place of a text among those that there are.
+  template <std::size_t n>
+  std::size_t choice(std::string_view name, const std::array<std::string_view, n>& known) const {
+    const auto found = std::ranges::find(known, text(name));
+    if (found != known.end()) return static_cast<std::size_t>(found - known.begin());
+    std::string all;
+    for (const std::string_view one : known) all += (all.empty() ? "" : " or ") + std::string(one);
+    wrong(name, all, ", not '", shown(text(name)), "'");
   }
 
   bool boolean(std::string_view name) const {
@@ -287,6 +299,12 @@ std::size_t characters(std::string_view text) {
 
 }  // namespace
 
+Precision precision_named(std::string_view name) {
+  const auto found = std::ranges::find(precisions, name);
+  require(found != precisions.end(), "the attack precision is f32, half or auto, not '", shown(name), "'");
+  return static_cast<Precision>(found - precisions.begin());
+}
+
 const ListedFile* Manifest::file(std::string_view name) const {
   const auto found = std::ranges::find_if(files, [&](const ListedFile& entry) { return entry.name == name; });
   return found == files.end() ? nullptr : &*found;
@@ -342,7 +360,8 @@ Manifest Manifest::read(const Json& content) {
           "; its layers need ", expected);
 
   made.objective = read_objective(fields.object("objective"), made);
-  made.half_attack = fields.has("attack_precision") && fields.text("attack_precision") == "half";
+  if (fields.has("attack_precision"))
+    made.attack_precision = static_cast<Precision>(fields.choice("attack_precision", precisions));
   made.batch_norm = fields.text("batch_norm");
   if (made.batch_norm != "frozen" && made.batch_norm != "batch")
     fields.wrong("batch_norm", "frozen or batch");

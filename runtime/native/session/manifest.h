@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,6 +43,12 @@ struct Objective {
   const char* training_input() const { return adversarial && !two_branches ? "adversarial" : "input"; }
 };
 
+// In which precision attacks are to be computed: runtime/precision.py.
+enum class Precision { f32, half, automatic };
+
+// Throws Error if there is none of that name.
+Precision precision_named(std::string_view name);
+
 struct ListedFile {
   std::string name;
   std::uint64_t bytes = 0;
@@ -63,7 +70,7 @@ struct Manifest {
   double learning_rate = 0, weight_decay = 0, momentum = 0, noise = 0;
   std::vector<ListedFile> files;
 
-  bool half_attack = false;  // whether its attacks must be in half precision
+  std::optional<Precision> attack_precision;  // none of a network whose attack has no half-precision form
 
   bool batch_statistics() const { return batch_norm == "batch"; }
   bool trains_all() const { return trained == "all"; }

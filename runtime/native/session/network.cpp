@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "ops/dispatch.h"
 #include "session/sha256.h"
 
 namespace edge_bcs {
@@ -116,6 +117,20 @@ void check_signed(const Files& files, const Manifest& manifest, const Trust& tru
        " or a later one is required");
 }
 
+// Whether attacks are in half precision here; throws Error if they are to be, and cannot.
+bool half_attack(std::optional<Precision> wish, std::optional<Precision> artifact) {
+  const Precision asked = wish ? *wish : artifact.value_or(Precision::f32);
+  if (asked == Precision::f32 || (asked != Precision::half && !artifact)) return false;
+  require(
+      artifact.has_value(),
+      "the attack of this network has no half-precision form (or an earlier release exported it); take the "
+      "attack precision f32, or export it again");
+  require(asked != Precision::half || has_half_kernels(),
+          "this processor has no arithmetic in half precision (AVX-512 BF16); take the attack precision f32",
+          wish ? "" : ", with which the run goes on from where it stands");
+  return asked == Precision::half || has_half_arithmetic();
+}
+
 }  // namespace
 
 std::unique_ptr<Described> Described::of(const Files& files, const Trust& trust) {
@@ -152,10 +167,11 @@ Network::Network(const Files& files, const Options& options, bool all_files) {
   Described& described = *read;
   for (const ListedFile& listed : described.manifest.files)
     if (listed.name != program_file && (all_files || listed.name == state_file)) verify(files, listed);
+  half_ = half_attack(options.attack_precision, described.manifest.attack_precision);
   threads_ = options.threads == 0 ? available_threads() : options.threads;
   try {
     take_arena(described, options);
-    runner_ = std::make_unique<Runner>(described.program, arena_, threads_);
+    runner_ = std::make_unique<Runner>(described.program, arena_, threads_, half_);
   } catch (const NoMemory&) {
     throw;
   } catch (const Error& error) {

@@ -48,6 +48,7 @@ struct Options {
   std::uint64_t cap = 0;  // of an arena that is not given; 0: what the artifact was exported for
   std::optional<std::uint64_t> seed;
   Trust trust;
+  std::optional<Precision> attack_precision;  // none: what the artifact says, or the run was begun with
 };
 
 // What a folder says before its program is opened.
@@ -92,6 +93,8 @@ class Network {
   // What lies behind them, in which nothing is kept.
   std::span<std::byte> scratch() const;
   int threads() const { return threads_; }
+  // Whether attacks are in half precision here.
+  bool half() const { return half_; }
   // Of the state that was read.
   const StateHeader& read_header() const { return header_; }
   // What the run has noted beside; an artifact's state says other things of itself.
@@ -113,6 +116,7 @@ class Network {
   std::unique_ptr<std::byte, Free> owned_;
   std::span<std::byte> arena_;
   int threads_ = 1;
+  bool half_ = false;  // whether attacks are in half precision
   std::unique_ptr<Runner> runner_;
   std::unique_ptr<Buffers> buffers_;
   StateHeader header_;

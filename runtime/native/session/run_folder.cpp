@@ -94,16 +94,20 @@ bool same(const Json& one, const Json& other) {
 const std::string* differing(const Json& one, const Json& other) {
   for (std::size_t i = 0; i < one.names().size(); ++i) {
     const std::string& name = one.names()[i];
-    if (name == "created_by" || name == "classes" || name == "files") continue;
+    if (name == "created_by" || name == "classes" || name == "files" || name == "attack_precision") continue;
     const Json* const counterpart = other.find(name);
     if (counterpart == nullptr || !same(one.items()[i], *counterpart)) return &name;
   }
   return nullptr;
 }
 
-// The manifest of a run: the artifact's, which lists no state, with the names that the classes got.
-std::string run_manifest(const std::string& text, const Json& content, const Manifest& manifest) {
-  const Json& files = *content.find("files");
+// What stands in a text in the place of [begin, end).
+struct Change {
+  std::size_t begin, end;
+  std::string text;
+};
+
+std::string listed_files(const std::string& text, const Json& files) {
   Text listed(2 * (files.end() - files.begin()) + 64);
   for (std::size_t i = 0; i < files.names().size(); ++i) {
     if (!is_compiled(files.names()[i])) continue;
@@ -114,19 +118,33 @@ std::string run_manifest(const std::string& text, const Json& content, const Man
                                              files.items()[i].end() - files.items()[i].begin()));
   }
   listed.add("\n }");
-  std::string made = text.substr(0, files.begin());
-  made.append(listed.view());
-  made.append(text, files.end());
-  if (manifest.classes.empty() || content.find("classes") != nullptr) return made;
+  return std::string(listed.view());
+}
+
+std::string named_classes(const std::vector<std::string>& names) {
   std::size_t length = 64;
-  for (const std::string& name : manifest.classes) length += 6 * name.size() + 8;
+  for (const std::string& name : names) length += 6 * name.size() + 8;
   Text classes(length);
-  for (const std::string& name : manifest.classes) {
+  for (const std::string& name : names) {
     classes.add(classes.view().empty() ? "\n \"classes\": [" : ", ");
     classes.add_quoted(name);
   }
   classes.add("],");
-  made.insert(content.begin() + 1, classes.view());
+  return std::string(classes.view());
+}
+
+// The manifest of a run: the artifact's, which lists no state, with the names that the classes got, and what attacks are in.
+std::string run_manifest(const std::string& text, const Json& content, const Network& network) {
+  const Json& files = *content.find("files");
+  std::vector<Change> changes{{files.begin(), files.end(), listed_files(text, files)}};
+  const std::vector<std::string>& classes = network.manifest().classes;
+  if (!classes.empty() && content.find("classes") == nullptr)
+    changes.push_back({content.begin() + 1, content.begin() + 1, named_classes(classes)});
+  if (const Json* const precision = content.find("attack_precision"); precision != nullptr)
+    changes.push_back({precision->begin(), precision->end(), network.half() ? "\"half\"" : "\"f32\""});
+  std::ranges::sort(changes, std::ranges::greater(), &Change::begin);
+  std::string made = text;
+  for (const Change& change : changes) made.replace(change.begin, change.end - change.begin, change.text);
   return made;
 }
 
@@ -203,7 +221,7 @@ RunFolder::RunFolder(std::string path, const FolderFiles& source, const Network&
     }
     for (const ListedFile& listed : network.manifest().files)
       if (is_compiled(listed.name)) copy(source, listed);
-    manifest_ = run_manifest(network.manifest_text(), ours, network.manifest());
+    manifest_ = run_manifest(network.manifest_text(), ours, network);
   } catch (...) {
     lock_.reset();
     for (auto folder = made_.rbegin(); folder != made_.rend(); ++folder) ::rmdir(folder->c_str());
@@ -218,7 +236,8 @@ RunFolder::~RunFolder() {
     if (::rmdir(folder->c_str()) != 0) break;
 }
 
-// Whether a run of this artifact lies there; false if nothing does. A run without names of the classes gets ours.
+// Whether a run of this artifact lies there; false if nothing does. A run without names of the classes gets ours,
+// and says from the next save on what attacks are in.
 bool RunFolder::holds_run(const Json& ours, const Network& network) {
   const std::unique_ptr<Source> source = files_->open(manifest_name);
   if (source == nullptr) return false;
@@ -249,7 +268,10 @@ bool RunFolder::holds_run(const Json& ours, const Network& network) {
   const auto& classes = network.manifest().classes;
   require(found.classes.empty() || classes.empty() || found.classes == classes, shown_,
           " holds a run with other classes; choose another folder for the run");
-  if (found.classes.empty() && !classes.empty()) manifest_ = run_manifest(text, theirs, network.manifest());
+  const Json* const precision = theirs.find("attack_precision");
+  if ((found.classes.empty() && !classes.empty()) ||
+      (precision != nullptr && precision->text() != (network.half() ? "half" : "f32")))
+    manifest_ = run_manifest(text, theirs, network);
   return true;
 }
 

@@ -107,10 +107,6 @@ void Session::check_pixels(std::size_t count, std::uint64_t first) const {
 }
 
 StepFacts Session::step(const Images& images) {
-  require(
-      !network_.manifest().half_attack || !network_.manifest().objective->adversarial,
-      "its attacks are in half precision, which this program does not have: train it with edge-bcs finetune, "
-      "or export it with the attack precision f32 or auto");
   const Buffers& buffers = network_.buffers();
   std::ranges::copy(buffers.mean.first(buffers.kept_mean.size()), buffers.kept_mean.begin());
   std::ranges::copy(buffers.variance.first(buffers.kept_variance.size()), buffers.kept_variance.begin());
