@@ -331,8 +331,8 @@ class Trainer(Predictor):
                 artifact's.
             schedule, warmup: how both change, see `edge_bcs.Schedule`. Default, of these and the next four:
                 what a training that is resumed had, else "steps", without a rise.
-            augment: "shift" or True, "photo", "zoom", "none" or False (`edge_bcs.data.augmentation`);
-                default: shift.
+            augment: "shift" or True, "photo", "zoom", "mix", "none" or False
+                (`edge_bcs.data.augmentation`); default: shift.
             balance: draw images so that the classes come up evenly (`edge_bcs.data.balance`); default: no.
             validation: share of the images that is held out and measured after each epoch, under attack
                 where the training has one; at the end the state is that of the best epoch. Needs ``save``.

@@ -102,7 +102,7 @@ class Settings:
     at_batch: int = 16
     epsilon: float = 4.0
     measured_steps: int = 20
-    augment: Literal["none", "shift", "photo", "zoom"] = "zoom"
+    augment: Literal["none", "shift", "photo", "zoom", "mix"] = "zoom"
 
 
 class Draw:

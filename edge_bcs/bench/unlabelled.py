@@ -72,7 +72,7 @@ class Settings:
     epsilon: float
     measured_steps: int
     confidence: float
-    augment: Literal["none", "shift", "photo", "zoom"]
+    augment: Literal["none", "shift", "photo", "zoom", "mix"]
 
 
 def exported(settings: Settings, draw: int, stage: Stage | None, folder: Path) -> None:

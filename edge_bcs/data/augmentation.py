@@ -6,6 +6,7 @@
 | shift | shifted by up to ±10 % on each axis, and mirrored with probability ½ |
 | photo | cropped, mirrored with probability ½, and given another brightness, contrast and saturation |
 | zoom | the same, but nearer or farther: what it shows has sides of 60 to 160 % of the image's |
+| mix | what zoom does, and then chains of small changes, mixed (`edge_bcs.data.mixing`) |
 
 A crop has 35 to 100 % of the image's area, sides from 3:4 to 4:3, lies anywhere, and is brought back to the
 image's size. Farther away, the image's outermost pixels are repeated around it. Brightness, contrast and
@@ -26,11 +27,13 @@ import numpy as np
 from edge_bcs.core import random
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.settings import AUGMENTATIONS
+from edge_bcs.data import mixing
 
 Array = np.ndarray[Any, Any]
-Augment = bool | Literal["none", "shift", "photo", "zoom"]
+Augment = bool | Literal["none", "shift", "photo", "zoom", "mix"]
 """True is "shift", False is "none"."""
 SHIFT = 0.1  # of the size, on each axis
+_WORDS = 8  # of an image, before mixing
 _LEAST_AREA = 0.35
 _LEAST_SIDE = 0.6  # from here on by up to 1
 _COLOUR = 0.3
@@ -60,7 +63,7 @@ def augmented(images: Array, positions: Array, augment: Augment, *, seed: int, e
         return images
     if name == "shift":
         return shift_and_flip(images, positions, seed=seed, epoch=epoch)
-    return photograph(images, positions, seed=seed, epoch=epoch, zoom=name == "zoom")
+    return photograph(images, positions, seed=seed, epoch=epoch, zoom=name != "photo", mix=name == "mix")
 
 
 def shift_and_flip(images: Array, positions: Array, *, seed: int, epoch: int) -> Array:
@@ -88,17 +91,23 @@ def _shifted(length: int, word: int) -> Array:
     return np.clip(np.arange(length) - shift, 0, length - 1)
 
 
-def photograph(images: Array, positions: Array, *, seed: int, epoch: int, zoom: bool = False) -> Array:
+def photograph(
+    images: Array, positions: Array, *, seed: int, epoch: int, zoom: bool = False, mix: bool = False
+) -> Array:
     """Return images f32 [m, C, H, W] in [0, 1], cropped, mirrored and coloured at random.
 
-    With ``zoom`` they are seen from nearer or farther instead of cropped alone.
+    With ``zoom`` they are seen from nearer or farther instead of cropped alone; with ``mix`` they are changed
+    by `mixing.mixed` after that.
 
-    Blocks 2·``position`` and 2·``position`` + 1 of the stream (seed, epoch, AUGMENT) give, a word each: area,
-    ratio of the sides, top, left; mirror, brightness, contrast, saturation.
+    Blocks n·``position`` to n·(``position`` + 1) − 1 of the stream (seed, epoch, AUGMENT), n = 2 and with
+    ``mix`` 8, give, a word each: area, ratio of the sides, top, left; mirror, brightness, contrast,
+    saturation; and what `mixing.mixed` takes.
     """
     height, width = images.shape[2:]
-    blocks = np.stack([2 * np.asarray(positions), 2 * np.asarray(positions) + 1], axis=1)
-    words = random.blocks(blocks.reshape(-1), seed=seed, step=epoch, purpose=random.AUGMENT).reshape(-1, 8)
+    count = (_WORDS + mixing.WORDS * mix) // 4
+    blocks = count * np.asarray(positions)[:, None] + np.arange(count)
+    words = random.blocks(blocks.reshape(-1), seed=seed, step=epoch, purpose=random.AUGMENT)
+    words = words.reshape(-1, 4 * count)
     draws = random.uniform_from_words(words).astype(np.float64)
     result = np.empty_like(images)
     for number, (image, draw) in enumerate(zip(images, draws, strict=True)):
@@ -107,7 +116,8 @@ def photograph(images: Array, positions: Array, *, seed: int, epoch: int, zoom: 
         columns = _places(width, wide, draw[3])
         if draw[4] >= 0.5:
             columns = columns[0][::-1], columns[1][::-1], columns[2][::-1]
-        result[number] = _coloured(_resampled(image, rows, columns), *(1 + _COLOUR * (2 * draw[5:] - 1)))
+        seen = _coloured(_resampled(image, rows, columns), *(1 + _COLOUR * (2 * draw[5:_WORDS] - 1)))
+        result[number] = mixing.mixed(seen, draw[_WORDS:]) if mix else seen
     return result
 
 
@@ -130,30 +140,17 @@ def _zoomed(draw: float, aspect: float) -> tuple[float, float]:
 
 
 def _places(length: int, share: float, draw: float) -> tuple[Array, Array, Array]:
-    """Of each pixel of a side: the pixels before and after it in the image, and the weight of the second."""
+    """Of each pixel of a side: between which two it lies, as `mixing.around` has it."""
     first = draw * (1 - share) * length
-    centres = first + (np.arange(length) + 0.5) * share - 0.5
-    before = np.floor(centres)
-    weight = (centres - before).astype(np.float32)
-    low = np.clip(before, 0, length - 1).astype(np.int64)
-    high = np.clip(before + 1, 0, length - 1).astype(np.int64)
-    return low, high, weight
+    return mixing.around(first + (np.arange(length) + 0.5) * share - 0.5, length)
 
 
 def _resampled(image: Array, rows: tuple[Array, Array, Array], columns: tuple[Array, Array, Array]) -> Array:
     """An image [C, H, W], bilinearly at these rows and columns."""
     low, high, weight = rows
-    lines = _mixed(image[:, low], image[:, high], weight[:, None])
+    lines = mixing.between(image[:, low], image[:, high], weight[:, None])
     low, high, weight = columns
-    return _mixed(lines[:, :, low], lines[:, :, high], weight)
-
-
-def _mixed(one: Array, other: Array, weight: Any) -> Array:
-    """``one`` + ``weight``·(``other`` − ``one``), each rounded by itself."""
-    change = other - one
-    change *= weight
-    change += one
-    return change
+    return mixing.between(lines[:, :, low], lines[:, :, high], weight)
 
 
 def _coloured(image: Array, brightness: float, contrast: float, saturation: float) -> Array:
@@ -161,9 +158,9 @@ def _coloured(image: Array, brightness: float, contrast: float, saturation: floa
     image = np.clip(image * np.float32(brightness), 0, 1)
     sums = np.rint(_grey(image).astype(np.float64) * _FINE).astype(np.int64).sum()
     mean = np.float32(int(sums) / (_FINE * image.shape[1] * image.shape[2]))
-    image = np.clip(_mixed(np.broadcast_to(mean, image.shape), image, np.float32(contrast)), 0, 1)
+    image = np.clip(mixing.between(np.broadcast_to(mean, image.shape), image, np.float32(contrast)), 0, 1)
     if len(image) == 3:
-        image = np.clip(_mixed(_grey(image)[None], image, np.float32(saturation)), 0, 1)
+        image = np.clip(mixing.between(_grey(image)[None], image, np.float32(saturation)), 0, 1)
     return image
 
 

@@ -123,7 +123,7 @@ def test_names_and_flags_say_the_same(batch: tuple[Array, Array]) -> None:
     photos = data.read(places, augment="photo", **common)[0]
     np.testing.assert_array_equal(augmented(images, places, "photo", **common), photos)
     assert len({part.tobytes() for part in (images, shifted, photos)}) == 3
-    with pytest.raises(EdgeBcsError, match="the augmentation is none, shift, photo or zoom, not 'crop'"):
+    with pytest.raises(EdgeBcsError, match="the augmentation is none, shift, photo, zoom or mix, not 'crop'"):
         data.read(places, augment="crop", **common)  # type: ignore[arg-type]
 
 

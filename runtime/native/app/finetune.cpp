@@ -47,9 +47,11 @@ constexpr std::array options_of_finetune{
     OptionSpec{"--warmup", "SHARE",
                "Of the steps, such as 0.05, in which the learning rate rises to its highest."},
     OptionSpec{
-        "--augment", "none|shift|photo|zoom",
+        "--augment", "none|shift|photo|zoom|mix",
         "shift: by ±10 %, and flip; photo: crop, flip, and change brightness, contrast and saturation; "
-        "zoom: the same, from nearer or farther. Default: shift, which --augment alone is, too.",
+        "zoom: the same, from nearer or farther; mix: zoom, and chains of changes of tones and shape "
+        "(AugMix), for "
+        "cameras and light that no image here has. Default: shift, which --augment alone is, too.",
         "shift"},
     OptionSpec{
         "--validation", "SHARE",

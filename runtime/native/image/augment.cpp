@@ -4,9 +4,12 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "image/interpolation.h"
+#include "image/mixing.h"
 #include "ops/philox.h"
 
 namespace edge_bcs {
@@ -16,7 +19,8 @@ namespace {
 constexpr double shift_share = 0.1;  // of the size, on each axis
 constexpr double least_area = 0.35, least_side = 0.6, colour_reach = 0.3;
 constexpr float grey_shares[] = {0.299f, 0.587f, 0.114f};  // of red, green and blue: ITU-R BT.601
-constexpr double fine = 1 << 24;                           // steps of brightness in which a mean is summed
+constexpr std::uint64_t mix_blocks = 2 + std::tuple_size_v<MixDraws> / 4;  // of four words each
+constexpr double fine = 1 << 24;  // steps of brightness in which a mean is summed
 
 // Where the pixels of one side are taken from, moved by `word`'s share of the most that it may be moved.
 std::vector<int> shifted(int length, std::uint32_t word) {
@@ -46,29 +50,13 @@ void shift_and_flip(std::span<const float> image, const ImageShape& shape, const
     }
 }
 
-// Of a pixel of a side: the pixels before and after it in the image, and the weight of the second.
-struct Place {
-  int before, after;
-  float weight;
-};
-
+// Of each pixel of a side: between which two it lies.
 std::vector<Place> places(int length, double share, double draw) {
   const double first = draw * (1 - share) * length;
   std::vector<Place> made(static_cast<std::size_t>(length));
-  for (int i = 0; i < length; ++i) {
-    const double centre = first + (i + 0.5) * share - 0.5, before = std::floor(centre), most = length - 1;
-    made[static_cast<std::size_t>(i)] = {static_cast<int>(std::clamp(before, 0.0, most)),
-                                         static_cast<int>(std::clamp(before + 1, 0.0, most)),
-                                         static_cast<float>(centre - before)};
-  }
+  for (int i = 0; i < length; ++i)
+    made[static_cast<std::size_t>(i)] = around(first + (i + 0.5) * share - 0.5, length);
   return made;
-}
-
-// one + weight · (other − one), each rounded by itself.
-float mixed(float one, float other, float weight) {
-  float change = other - one;
-  change *= weight;
-  return change + one;
 }
 
 float in_range(float value) { return std::clamp(value, 0.0f, 1.0f); }
@@ -86,7 +74,7 @@ class Coloured {
     for (std::size_t i = 0; i < shape_.plane(); ++i)
       sum += static_cast<std::int64_t>(std::nearbyint(static_cast<double>(grey(i)) * fine));
     const auto mean = static_cast<float>(static_cast<double>(sum) / (fine * shape_.height * shape_.width));
-    for (float& value : image_) value = in_range(mixed(mean, value, factor));
+    for (float& value : image_) value = in_range(between(mean, value, factor));
   }
 
   void saturate(float factor) {
@@ -94,7 +82,7 @@ class Coloured {
       const float alone = grey(i);
       for (std::size_t channel = 0; channel < 3; ++channel) {
         float& value = image_[channel * shape_.plane() + i];
-        value = in_range(mixed(alone, value, factor));
+        value = in_range(between(alone, value, factor));
       }
     }
   }
@@ -122,10 +110,12 @@ double uniform(std::uint32_t word) { return static_cast<float>(word >> 8) * 0x1p
 void photograph(std::span<const float> image, const ImageShape& shape, const Draw& draw,
                 std::span<float> result) {
   const Philox philox(draw.seed, draw.epoch, Purpose::augment);
-  const Philox::Words one = philox.block(2 * draw.position), two = philox.block(2 * draw.position + 1);
+  const bool mixes = draw.kind == Augmentation::mix;
+  const std::uint64_t first = (mixes ? mix_blocks : 2) * draw.position;
+  const Philox::Words one = philox.block(first), two = philox.block(first + 1);
   // From 3/4 to 4/3, and as often above 1 as below; a logarithm would not be the same everywhere.
   const double aspect = (6 + 2 * uniform(one[1])) / (8 - 2 * uniform(one[1]));
-  const bool zoom = draw.kind == Augmentation::zoom;
+  const bool zoom = draw.kind != Augmentation::photo;
   const double side = least_side + uniform(one[0]);
   const double area = zoom ? side * side : least_area + (1 - least_area) * uniform(one[0]);
   const double most = zoom ? std::numeric_limits<double>::infinity() : 1.0;
@@ -141,10 +131,10 @@ void photograph(std::span<const float> image, const ImageShape& shape, const Dra
     for (const Place& row : rows) {
       const float* const before = plane + static_cast<std::size_t>(row.before) * shape.row();
       const float* const after = plane + static_cast<std::size_t>(row.after) * shape.row();
-      for (std::size_t i = 0; i < line.size(); ++i) line[i] = mixed(before[i], after[i], row.weight);
+      for (std::size_t i = 0; i < line.size(); ++i) line[i] = between(before[i], after[i], row.weight);
       for (const Place& column : columns)
-        *into++ = mixed(line[static_cast<std::size_t>(column.before)],
-                        line[static_cast<std::size_t>(column.after)], column.weight);
+        *into++ = between(line[static_cast<std::size_t>(column.before)],
+                          line[static_cast<std::size_t>(column.after)], column.weight);
     }
   }
   const auto factor = [](std::uint32_t word) {
@@ -154,6 +144,10 @@ void photograph(std::span<const float> image, const ImageShape& shape, const Dra
   coloured.brighten(factor(two[1]));
   coloured.contrast(factor(two[2]));
   if (shape.channels == 3) coloured.saturate(factor(two[3]));
+  if (!mixes) return;
+  MixDraws draws{};
+  for (std::size_t i = 0; i < draws.size(); ++i) draws[i] = uniform(philox.block(first + 2 + i / 4)[i % 4]);
+  mix(result, shape, draws);
 }
 
 }  // namespace
@@ -168,6 +162,7 @@ void augment(std::span<const float> image, const ImageShape& shape, const Draw& 
       return shift_and_flip(image, shape, draw, result);
     case Augmentation::photo:
     case Augmentation::zoom:
+    case Augmentation::mix:
       return photograph(image, shape, draw, result);
   }
 }

@@ -34,7 +34,8 @@ EDGE_BCS_EXPORT void edge_bcs_resizer_close(void* resizer) {
   std::unique_ptr<edge_bcs::RowResizer>(static_cast<edge_bcs::RowResizer*>(resizer)).reset();
 }
 
-// Writes f32[channels, height, width] into `result` as the augmentation (0 none, 1 shift, 2 photo, 3 zoom) of this draw changes it.
+// Writes f32[channels, height, width] into `result` as the augmentation (0 none, 1 shift, 2 photo, 3 zoom, 4 mix) of this draw changes
+// it.
 // Returns 0, or -1 where memory does not suffice.
 EDGE_BCS_EXPORT int edge_bcs_augment(const float* image, int channels, int height, int width, int kind,
                                      std::uint64_t seed, std::uint64_t epoch, std::uint64_t position,

@@ -350,7 +350,7 @@ typedef struct edge_bcs_training {
   double learning_rate; /**< the highest λ, to which λ_w keeps its ratio; default: the artifact's */
   const char* schedule; /**< "steps", "cosine" or "one-cycle"; default: steps */
   const char*
-      augment; /**< "shift", "photo", "zoom" or "none": kept with the run, done by who reads; default: shift */
+      augment; /**< "shift", "photo", "zoom", "mix" or "none": kept with the run, done by who reads; default: shift */
   double warmup; /**< share of the steps in which λ rises, below 1, if `has_warmup` is 1 */
   uint32_t has_warmup;
   uint32_t
