@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge_bcs.loading import load, pretrained
     from edge_bcs.method.connectivity import SparseModel, sparsify
     from edge_bcs.training.loop import train
-    from edge_bcs.training.settings import Compute, Feed, Gradual, Method, Output
+    from edge_bcs.training.settings import Compute, Feed, Gradual, Growth, Method, Output
 
 __version__ = "0.2.0.dev0"
 
@@ -61,6 +61,7 @@ _LAZY = {
     "Compute": "edge_bcs.training.settings:Compute",
     "Feed": "edge_bcs.training.settings:Feed",
     "Gradual": "edge_bcs.training.settings:Gradual",
+    "Growth": "edge_bcs.training.settings:Growth",
     "Method": "edge_bcs.training.settings:Method",
     "Output": "edge_bcs.training.settings:Output",
     "EdgeBcsError": "edge_bcs.core.errors:EdgeBcsError",
@@ -73,6 +74,7 @@ __all__ = [
     "EdgeBcsError",
     "Feed",
     "Gradual",
+    "Growth",
     "Hyper",
     "Memory",
     "Method",

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from edge_bcs.runtime.attack import craft
-from edge_bcs.runtime.checks import Name, NotFiniteError, check_statistics, check_update
+from edge_bcs.runtime.checks import Name, NotFiniteError, check_statistics, check_update, in_batch
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.guard import Guard
 
@@ -95,6 +95,19 @@ def take_step(
     elif objective.kind.accuracy_is_robust:
         metrics["robust_accuracy"] = metrics["accuracy"]
     return metrics
+
+
+def accumulate(trainer: Counting, engine: Engine, guard: Guard, read: Reader, count: int) -> None:
+    """Leave the gradients of a batch in the bound buffers, as `take_step` would, and take no step; arguments
+    as there."""
+    guard.refuse_inside_a_step()
+    try:
+        guard.begin(trainer.steps + 1)
+        weight = np.full(count, 1 / count)
+        options: dict[str, Any] = {"seed": trainer.seed, "step": trainer.steps, "attack": trainer.attack}
+        _accumulate(engine, guard, read, weight, name=in_batch, **options)
+    finally:
+        guard.take_back()
 
 
 def _accumulate(

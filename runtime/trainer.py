@@ -30,7 +30,7 @@ from edge_bcs.runtime.guard import Guard
 from edge_bcs.runtime.precision import FULL, HALF, half_attack
 from edge_bcs.runtime.predictor import Predictor, matched, opened
 from edge_bcs.runtime.state import layout_of, write_run
-from edge_bcs.runtime.step import Reader, take_step
+from edge_bcs.runtime.step import Reader, accumulate, take_step
 from edge_bcs.runtime.unlabelled import beside, wished
 
 from edge_bcs.core.errors import EdgeBcsError
@@ -205,6 +205,20 @@ class Trainer(Predictor):
         """
         with self.between_steps(or_while_reading=True):
             return watch(self._engine, data, self.attack, seed=self.seed, on_batch=on_batch)
+
+    def gradient(self, x: Array, y: Array) -> Array:
+        """Return the gradient f32[κ] of the loss of a batch by the weights of the connections that are
+        trained, as a step would see it; nothing changes.
+
+        Args:
+            x, y: as of `step`.
+        """
+        x, y = check_batch(self.artifact, x, y, training=True)
+        with self._guard:
+            accumulate(
+                self, self._engine, self._guard, lambda first, end: (x[first:end], y[first:end]), len(x)
+            )
+            return np.array(self._engine.arrays["coo.value_grad.accumulation.buffer"])
 
     # One step
 

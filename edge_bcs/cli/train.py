@@ -61,13 +61,14 @@ from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.outputs import check_folder
 from edge_bcs.core.progress import Progress, say
-from edge_bcs.training.settings import ENGINES, METHODS, PRECISIONS, PRUNED
+from edge_bcs.training.settings import ENGINES, METHODS, PRECISIONS, PRUNED, Growth
 
 # Options of some methods only: a training that took no notice of one would not be what was asked for.
 _OWNERS = {
     "counts_from": ("fixed",),
     "rewire": ("bcs",),
     "gradual": ("bcs",),
+    "grow": ("bcs",),
     "train": METHODS,
     "distribution": ("bcs",),
     "dense_patterns": ("bcs", "random", "dense", *COMPARATORS),
@@ -116,6 +117,17 @@ _WITH_PRETRAINED = ("bcs", "random")
     f"(default: {PRUNED}), more and more slowly (Zhu & Gupta, 2017). Rewiring goes on afterwards, with "
     "exactly as many connections as --sparsity leaves; the best epoch is one of these. Until then this "
     "machine holds a dense network and its momentum.",
+)  # fmt: skip
+@click.option(
+    "--grow", is_flag=False, flag_value=str(Growth.share), metavar="[SHARE]",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="For bcs: beside the rewiring, every 100 steps the smallest connections move to where the gradient "
+    "is largest among four times as many dormant places, drawn at random. At first this share of all moves "
+    f"(default: {Growth.share}), falling along a cosine.",
+)  # fmt: skip
+@click.option(
+    "--grow-until", type=click.FloatRange(0, 1, min_open=True), default=Growth.until, show_default=True,
+    help="Share of the steps after which --grow moves none.",
 )  # fmt: skip
 @click.option(
     "--width", type=float, default=1.0, show_default=True, help="Multiplies the channels of all layers."
@@ -298,6 +310,8 @@ def _check(options: dict[str, Any]) -> None:
             "--pretrain-epochs is for a network that is not robust yet, and a checkpoint is taken as it is: "
             "leave it or --weights out."
         )
+    if given("grow_until") and options["grow"] is None:
+        raise EdgeBcsError("--grow-until says when --grow ends: give it, too.")
     if method == "fixed" and options["counts_from"] is None:
         raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT: a network that bcs trained.")
     check_beta(options)

@@ -24,7 +24,7 @@ from edge_bcs.cli.pretrained import with_outputs
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.resizing import Resize
 from edge_bcs.core.settings import Hyper, Schedule
-from edge_bcs.training.settings import Compute, Feed, Gradual, Method, Output
+from edge_bcs.training.settings import Compute, Feed, Gradual, Growth, Method, Output
 
 COMPARATORS = ("lwm", "hydra", "admm")
 _SAVED = "last.safetensors"
@@ -175,6 +175,9 @@ def _train(asked: _Asked) -> dict[str, Any]:
     if options["gradual"] is not None:
         rest = {} if distribution is None else {"distribution": distribution}
         gradual, distribution = Gradual(options["sparsity"], share=options["gradual"], **rest), None
+    growth = None
+    if options["grow"] is not None:
+        growth = Growth(share=options["grow"], until=options["grow_until"])
     if options["zoo_file"] is not None:
         sparse = network
     elif method == "fixed":
@@ -200,7 +203,7 @@ def _train(asked: _Asked) -> dict[str, Any]:
     result: dict[str, Any] = training.train(
         sparse,
         asked.data,
-        method=Method(method, rewire=options["rewire"], gradual=gradual),
+        method=Method(method, rewire=options["rewire"], gradual=gradual, growth=growth),
         train=options["train"],
         schedule=Schedule(
             steps=options["steps"],

@@ -106,6 +106,7 @@ def draw_births(
     seed: int,
     step: int,
     spans: Sequence[tuple[int, int]] | None = None,
+    purpose: int = random.BIRTH,
 ) -> NDArray[np.int32]:
     """Draws positions uniformly among those of [0, size), or of ``spans``, that are not survivors, without
     repeating one.
@@ -117,7 +118,7 @@ def draw_births(
     runs = [(0, size)] if spans is None else spans
     lengths = [end - begin for begin, end in runs]
     before = np.cumsum([0, *lengths])
-    stream = random.IntegerStream(int(before[-1]), seed=seed, step=step, purpose=random.BIRTH)
+    stream = random.IntegerStream(int(before[-1]), seed=seed, step=step, purpose=purpose)
     born: list[int] = []
     while len(born) < count:
         for place in stream.take(count - len(born)).tolist():

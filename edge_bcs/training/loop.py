@@ -81,7 +81,8 @@ def train(
         objective: natural, at, mixed, trades, rst or mart.
         beta: weight of the objective's second term; its default if None.
         method: "bcs", or a baseline: "random", "fixed" or "dense"; or a `Method`, which has the name first
-            and may also say where connections are born, and that a dense network is pruned on the way.
+            and may also say where connections are born, that small ones move by their gradient, and that a
+            dense network is pruned on the way.
         train: what is trained, as in `export`: "all"; "head", the last layer with weights; "last:N", the last
             N of them, in the order of computation, with the norms and biases from there on; "norm", the
             scales and shifts of norms; "bias", the biases and the shifts of norms. Connections move among
@@ -141,6 +142,8 @@ def train(
     device = choose_device("cpu" if compute.device is None and compute.engine == "sparse" else compute.device)
     if way.gradual is not None and compute.engine != "torch":
         raise EdgeBcsError(f"gradual pruning is for the engine torch, not for {compute.engine}")
+    if way.growth is not None and train != "all":
+        raise EdgeBcsError(f"growth by gradient concerns the whole network: train all of it, not {train}")
     trained = trained_part(sparse, Part.parse(train), data.shape)
     if trained is not None:
         if way.gradual is not None or way.rewire == "by-layer":
@@ -168,6 +171,7 @@ def train(
         samples=len(data),
         seed=sparse.seed if seed is None else seed,
         gradual=way.gradual,
+        growth=way.growth,
         train="all" if trained is None else trained.part.text,
     )
     return run_plan(

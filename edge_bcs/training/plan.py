@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from edge_bcs.core.settings import (
     check_number,
 )
 from edge_bcs.data.augmentation import Augment, augmentation_of
-from edge_bcs.training.settings import Gradual
+from edge_bcs.training.settings import Gradual, Growth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class TrainingPlan:
         seed: of order, augmentation and attack.
         gradual: see `training.settings.Gradual`; None: the network has its connections from the beginning.
         train: what of the network is trained, see `core.part.Part`.
+        growth: see `training.settings.Growth`.
     """
 
     objective: Objective
@@ -63,6 +64,7 @@ class TrainingPlan:
     balance: bool = False
     gradual: Gradual | None = None
     train: str = "all"
+    growth: Growth | None = None
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for what is out of range and in none of the objects."""
@@ -86,6 +88,8 @@ class TrainingPlan:
             "train": None if self.train == "all" else self.train,
             "training_attack": self.attack.kind if self.attack.single_step else None,
         }
+        if self.growth is not None:
+            since |= {f"growth_{name}": value for name, value in asdict(self.growth).items()}
         if self.gradual is not None:
             since |= {
                 "gradual": self.gradual.share,

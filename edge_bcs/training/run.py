@@ -21,6 +21,7 @@ from edge_bcs.data.balance import Balanced, uneven
 from edge_bcs.data.classes import check_names, completed, match, say
 from edge_bcs.data.dataset import Data, Subset, held_apart, some_of
 from edge_bcs.method.attacks import evaluation_mode, input_gradient
+from edge_bcs.method.growth import moved_at
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training import checkpoints, lines
 from edge_bcs.training.backends import Backend, Numbers
@@ -215,12 +216,26 @@ class Run:
         started = time.perf_counter()
         batch = self._batches.read(self.step)
         hyper = self.plan.schedule.at(self.plan.hyper, self.step, self._batches.total)
+        grows = self._grows()
+        if grows:
+            assert self.plan.growth is not None
+            self.backend.grow(batch, grows, self.plan.growth.candidates, self.step)
         with HeldSignals() as signals:
             numbers = self.backend.step(batch, hyper, self.step, signals)
             epoch = self.step // self._batches.per_epoch
             self._standing.step += 1
             about = {"step": self.step, "epoch": epoch, "learning_rate": hyper.learning_rate}
+            if self.plan.growth is not None:
+                about["moved"] = grows
             self._pending.append((about, batch.whole, started, numbers))
+
+    def _grows(self) -> int:
+        """How many connections move before the next step."""
+        growth = self.plan.growth
+        if growth is None:
+            return 0
+        numbers = growth.share, growth.every, growth.until
+        return moved_at(*numbers, self.sparse.kappa, self.step, self._batches.total)
 
     def _settle(self) -> dict[str, Any]:
         """Read the numbers of the oldest step whose numbers are unread, and write its line of metrics."""
@@ -236,6 +251,8 @@ class Run:
         now = time.perf_counter()
         seconds, self._settled_at = now - max(started, self._settled_at), now
         line |= {"deaths": numbers.deaths, "learning_rate": about["learning_rate"]}
+        if "moved" in about:
+            line["moved"] = about["moved"]
         line["milliseconds"] = 1e3 * seconds
         if self._lines is not None:
             self._lines.step(line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity
-from edge_bcs.core.settings import REWIRE, Attack, Hyper, Schedule, check_choice, check_number
+from edge_bcs.core.settings import REWIRE, Attack, Hyper, Schedule, check_choice, check_count, check_number
 
 if TYPE_CHECKING:
     import torch
@@ -137,6 +137,35 @@ class Gradual:
         check_choice("distribution", self.distribution, ("global", "uniform", "erk", "paper"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """Beside the rewiring, small connections move to where their gradient would be large (`method.growth`).
+
+    Attributes:
+        share: of the connections that move the first time, above 0 and below 1; it falls along half a cosine.
+        every: so many steps, at least 1.
+        until: share of the training after which none moves, above 0 and at most 1.
+        candidates: dormant positions that are drawn for each connection that moves, at least 1.
+    """
+
+    share: float = 0.3
+    every: int = 100
+    until: float = 0.75
+    candidates: int = 4
+
+    def __post_init__(self) -> None:
+        """Raise `EdgeBcsError` for a number out of range."""
+        check_number("the share of the connections that move", self.share, 1)
+        check_number("the share of the steps in which connections grow", self.until, 1)
+        if self.share in (0, 1) or not self.until:
+            raise EdgeBcsError(
+                "of the connections a share above 0 and below 1 moves, in a share of the steps above 0, not "
+                f"{self.share} in {self.until}"
+            )
+        check_count("the steps between growths", self.every, 1)
+        check_count("candidates", self.candidates, 1)
+
+
 @dataclass(frozen=True)
 class Method:
     """How a training comes by its connections.
@@ -149,12 +178,15 @@ class Method:
         gradual: prune a network that has all its weights (`sparsify` with a sparsity of 0) while it is
             trained, for "bcs" in PyTorch; then rewiring goes on. Its buffers are those of a dense network
             until then.
+        growth: also move connections by their gradient, for "bcs" with uniform rewiring of the whole network;
+            None: Algorithm 1 alone.
     """
 
     name: str = "bcs"
     _: KW_ONLY
     rewire: str = "uniform"
     gradual: Gradual | None = None
+    growth: Growth | None = None
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for a name that there is not, or a baseline that would be pruned."""
@@ -162,6 +194,10 @@ class Method:
         check_choice("rewiring", self.rewire, REWIRE)
         if self.gradual is not None and self.static:
             raise EdgeBcsError(f"gradual pruning is for the method bcs, not for {self.name}")
+        if self.growth is not None and (self.static or self.rewire != "uniform" or self.gradual is not None):
+            raise EdgeBcsError(
+                "growth by gradient goes with the method bcs, uniform rewiring and no gradual pruning"
+            )
 
     @property
     def static(self) -> bool:

@@ -68,6 +68,11 @@ class Backend(Protocol):
         """
         ...
 
+    def grow(self, batch: Batch, count: int, rounds: int, step: int) -> None:
+        """Move ``count`` connections to where the batch's gradient is large (`method.growth`), before step
+        ``step``; the momentum of the others, other parameters and running statistics stay."""
+        ...
+
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """Return clean and robust accuracy (PGD with the training attack; None for natural training)."""
         ...

@@ -13,10 +13,13 @@ from edge_bcs.core.scratch import ScratchFolder
 from edge_bcs.core.settings import Coefficients, Hyper
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.dataset import Data
+from edge_bcs.method.growth import Coo, grown
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.backends.base import Batch, Numbers
 from edge_bcs.training.plan import TrainingPlan
 from edge_bcs.training.updates import keep_mask
+
+_COO = ("coo.value", "coo.index", "coo.momentum")
 
 
 class CompiledBackend:
@@ -82,6 +85,33 @@ class CompiledBackend:
         correct = [float(round(share * batch.whole)) for share in shares]
         numbers = Numbers(metrics["loss"], correct, sum(trainer.connections().died.values()))
         return lambda: numbers
+
+    def grow(self, batch: Batch, count: int, rounds: int, step: int) -> None:
+        """See `Backend`."""
+        trainer = self._trainer
+        trainer.attack = self.attack
+
+        def take(connections: Coo) -> None:
+            def fill(arrays: dict[str, Any]) -> None:
+                for name, array in zip(_COO, connections, strict=True):
+                    arrays[name][...] = array
+
+            trainer.replace_state(fill)
+
+        def gradient_of(connections: Coo) -> Any:
+            take(connections)
+            return trainer.gradient(batch.images, batch.labels)
+
+        state = trainer.state()
+        before: Coo = state[_COO[0]], state[_COO[1]], state[_COO[2]]
+        size, seed = self._artifact.size, self.plan.seed
+        after = before
+        try:
+            after = grown(before, count, rounds, gradient_of, size=size, seed=seed, step=step)
+        finally:
+            with HeldSignals() as signals:
+                signals.hold()
+                take(after)
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """See `Backend`; PGD takes steps of 2.5·ε/steps (2/255 with the paper's numbers)."""

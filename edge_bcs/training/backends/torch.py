@@ -19,6 +19,7 @@ from edge_bcs.data.dataset import Data
 from edge_bcs.evaluation.measures import evaluate
 from edge_bcs.method.attacks import answers_of, crafted, evaluation_mode
 from edge_bcs.method.device_step import raise_if_failed
+from edge_bcs.method.growth import Coo, grown
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import accumulate, craft
 from edge_bcs.training.backends.base import Batch, Numbers, Segments
@@ -171,6 +172,29 @@ class TorchBackend:
         if self.plan.precision == "f32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def grow(self, batch: Batch, count: int, rounds: int, step: int) -> None:
+        """See `Backend`."""
+        x, labels = self._to_device(batch.images), self._to_device(batch.labels)
+        number = torch.full((), step, device=self.device) if self.lag else step
+        sparse, state = self.sparse, self.sparse.state()
+        before: Coo = state["coo.value"], state["coo.index"], state["coo.momentum"]
+
+        def gradient_of(connections: Coo) -> NDArray[np.float32]:
+            sparse.load_coo(*connections)
+            segments = tuple(batch.segments)
+            adversarial = self._crafted(
+                x, labels, number, segments=segments, whole=batch.whole, attack=self.attack
+            )
+            self._accumulated(x, adversarial, labels, whole=batch.whole)
+            return np.asarray(sparse.gradients()[0].detach().cpu().numpy())
+
+        after = before
+        try:
+            after = grown(before, count, rounds, gradient_of, size=sparse.size, seed=sparse.seed, step=step)
+        finally:
+            value, index, momentum = after
+            sparse.load_state({**state, "coo.value": value, "coo.index": index, "coo.momentum": momentum})
 
     def watch(self, data: Data) -> tuple[float, float]:
         """See `Backend`; replicas take the mean of what they found, so that they decide alike."""
