@@ -64,7 +64,7 @@ class Info(Sized):
         *_of(REAL, "epsilon step_size"),
         *_of(TEXT, "name objective batch_norm sparsity resize trained instruction_set"),
         ("bound_bytes", U64),
-        ("attack_precision", TEXT),
+        *_of(TEXT, "attack_precision attack"),
     ]
 
 
@@ -127,7 +127,14 @@ class Position(Sized):
         ("validation", REAL),
         ("best_step", U64),
         ("best_score", REAL),
+        ("attack", TEXT),
+        *_of(U32, "watch watched"),
+        ("fell_back", ctypes.c_int64),
     ]
+
+
+class Watched(Sized):
+    _fields_ = [*_of(U32, "size collapsed"), *_of(REAL, "own pgd")]
 
 
 @functools.cache

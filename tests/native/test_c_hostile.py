@@ -131,8 +131,10 @@ def test_a_run_whose_state_was_changed(run_files: Files) -> None:
 
 FAULTS: list[tuple[str, Any, str]] = [
     ("format", "zip", "does not describe an edge-bcs artifact"),
-    ("version", 3, "single-step attack, which only Python's Trainer watches"),
-    ("version", 4, "has format 4, and this library reads up to 2"),
+    ("version", 3, "format version is 3, and its training attack pgd"),
+    ("version", 4, "has format 4, and this library reads up to 3"),
+    ("objective.training_attack", "n-fgsm", "format version is 1, and its training attack n-fgsm"),
+    ("objective.training_attack", "fgsm", "training_attack must be pgd or fgsm-rs or n-fgsm, not 'fgsm'"),
     ("version", True, "field version must be a whole number"),
     ("version", 2, "it says nothing of a part that is trained"),
     ("kappa", 0, "field kappa must be a whole number from 1"),

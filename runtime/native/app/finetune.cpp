@@ -360,6 +360,10 @@ void print_report(Value& report, const Network& network, const Wanted& wanted) {
           percent(best->find("accuracy")->number()) + " on the images held out for it" +
           (training["early"].truth() ? "; ended early, after " + std::to_string(done) + " steps" : "") +
           ".\n");
+  if (const Value* const fell_back = training.find("fell_back");
+      fell_back != nullptr && !fell_back->is_null())
+    print(std::string(network.info().attack) + " collapsed: after step " +
+          std::to_string(fell_back->whole()) + " the training attacked with PGD.\n");
   if (training["skipped"].whole() > 0)
     print("Skipped batches that were not finite: " + std::to_string(training["skipped"].whole()) +
           "; metrics.jsonl says which.\n");

@@ -93,8 +93,9 @@ int inspect(const Options& options) {
     print(result.dump(1) + "\n");
     return 0;
   }
-  const std::string attack =
+  std::string attack =
       "PGD-" + std::to_string(info.attack_steps) + ", ε = " + fixed(info.epsilon * 255, 2) + "/255";
+  if (std::string_view(info.attack) != "pgd") attack = std::string(info.attack) + ", or else " + attack;
   std::vector<std::pair<std::string, std::string>> rows{
       {"network", std::string(info.name) + ", " + std::to_string(info.channels) + "×" +
                       std::to_string(info.height) + "×" + std::to_string(info.width) + " images, " +

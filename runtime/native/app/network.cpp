@@ -26,13 +26,13 @@ constexpr const char* diverged =
     "rate.";
 
 // How far a measurement is, for edge_bcs_on_progress.
-struct Watched {
+struct Followed {
   Progress& progress;
   const std::function<void()>& between;
   std::exception_ptr thrown = nullptr;
 
   static int told(void* user, std::uint64_t done, std::uint64_t) noexcept {
-    auto& self = *static_cast<Watched*>(user);
+    auto& self = *static_cast<Followed*>(user);
     try {
       self.progress.update(done);
       if (self.between) self.between();
@@ -156,6 +156,29 @@ Match Network::match(const Data& data, bool naming, bool resumed) {
   return found;
 }
 
+void Network::follow(const std::string& what, Images& images, std::size_t count,
+                     const std::function<void()>& between, const std::function<edge_bcs_status()>& call) {
+  Progress progress(what, count, "images");
+  Followed followed{progress, between};
+  check(edge_bcs_on_progress(handle(), Followed::told, &followed));
+  const edge_bcs_status status = call();
+  edge_bcs_on_progress(handle(), nullptr, nullptr);
+  if (followed.thrown) std::rethrow_exception(followed.thrown);
+  images.rethrow();
+  check(status);
+}
+
+edge_bcs_watched Network::watch(Data& data, const Match& match, const std::function<void()>& between) {
+  std::vector<std::uint64_t> places(data.size());
+  std::iota(places.begin(), places.end(), std::uint64_t{0});
+  Images images(data, match.labels, places);
+  const edge_bcs_batch batch = images.batch();
+  edge_bcs_watched found = sized<edge_bcs_watched>();
+  follow("watching the attack", images, places.size(), between,
+         [&] { return edge_bcs_watch(handle(), &batch, &found); });
+  return found;
+}
+
 Value Network::evaluate(Data& data, const Match& match, const Measure& measure, const std::string& what) {
   std::vector<std::uint64_t> places(data.size());
   std::iota(places.begin(), places.end(), std::uint64_t{0});
@@ -173,16 +196,8 @@ Value Network::evaluate(Data& data, const Match& match, const Measure& measure, 
     how.robust = measure.answers->robust().data();
   }
   edge_bcs_measured measured = sized<edge_bcs_measured>();
-  {
-    Progress progress(what, places.size(), "images");
-    Watched watched{progress, measure.between};
-    check(edge_bcs_on_progress(handle(), Watched::told, &watched));
-    const edge_bcs_status status = edge_bcs_evaluate(handle(), &batch, &how, &measured);
-    edge_bcs_on_progress(handle(), nullptr, nullptr);
-    if (watched.thrown) std::rethrow_exception(watched.thrown);
-    images.rethrow();
-    check(status);
-  }
+  follow(what, images, places.size(), measure.between,
+         [&] { return edge_bcs_evaluate(handle(), &batch, &how, &measured); });
   if (measure.answers != nullptr) {
     std::vector<std::int64_t> labels;
     for (const std::uint64_t place : places)

@@ -94,11 +94,18 @@ class Network {
   };
   Value evaluate(Data& data, const Match& match, const Measure& measure, const std::string& what);
 
+  // Looks at a single-step attack, when that is due, on the images of `data`.
+  edge_bcs_watched watch(Data& data, const Match& match, const std::function<void()>& between);
+
   // What "memory" of a report has.
   Value memory(std::optional<std::uint64_t> cap) const;
   std::optional<std::uint64_t> cap(const MachineWishes& wishes) const;
 
  private:
+  // Lets `call` read the images, showing how far it is; `between` as in Measure.
+  void follow(const std::string& what, Images& images, std::size_t count,
+              const std::function<void()>& between, const std::function<edge_bcs_status()>& call);
+
   struct Close {
     void operator()(edge_bcs_network* handle) const { edge_bcs_close(handle); }
   };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -12,6 +13,7 @@
 #include "app/signals.h"
 #include "app/text.h"
 #include "app/validation.h"
+#include "app/watching.h"
 
 namespace edge_bcs::app {
 
@@ -90,6 +92,12 @@ class Training {
           measure();
           watching.emplace(network_, progress);  // a measurement is told of instead
         }
+        if (position_.watch != 0) {
+          watch_->look(position_, between_);
+          watching.emplace(network_, progress);
+          changed_ = true;
+          look();
+        }
         if (position_.finished != 0) {
           if (validation_) {
             validation_->return_to_best();
@@ -128,6 +136,7 @@ class Training {
     training.patience = wishes_.patience.value_or(0);
     check(edge_bcs_begin(network_.handle(), &training));
     look();
+    if (position_.watched > 0) watch_.emplace(network_, *data_, match_);
     if (position_.validation > 0) {
       validation_.emplace(network_, *data_, match_, position_,
                           [&](std::uint64_t state, std::uint64_t copied) { note_save(state, copied); });
@@ -197,6 +206,7 @@ class Training {
     line["total"] = before.total;
     for (const auto& [name, value] : record.members()) line[name] = value;
     line["learning_rate"] = before.learning_rate;
+    if (watch_) line["attack"] = before.attack;
     line["milliseconds"] = milliseconds;
     line["peak_bytes"] = network_.info().arena_bytes;
     metrics.write(line);
@@ -251,11 +261,7 @@ class Training {
 
   void measure() {
     changed_ = true;  // but for a state that is saved as the best one
-    validation_->measure(position_, [&] {
-      check_signals();
-      if (wishes_.thermostat != nullptr)
-        wishes_.thermostat->wait([&](const std::string& why) { pause(why); });
-    });
+    validation_->measure(position_, between_);
     look();
   }
 
@@ -284,6 +290,7 @@ class Training {
       best["accuracy"] = position_.best_score;
       report["best"] = std::move(best);
     }
+    if (watch_) report["fell_back"] = position_.fell_back < 0 ? Value() : Value(position_.fell_back);
     const std::optional<std::uint64_t> most = wishes_.saving.max_writes;
     double per_hour = 3600 * static_cast<double>(metrics) / std::max(seconds, 1e-3);
     if (most) per_hour = std::min(per_hour, metrics_share * static_cast<double>(*most));
@@ -302,6 +309,12 @@ class Training {
   Data* data_;  // that is trained on
   const Match& match_;
   std::optional<Validation> validation_;
+  std::optional<AttackWatch> watch_;
+  // Between micro-batches that are not trained on.
+  const std::function<void()> between_ = [this] {
+    check_signals();
+    if (wishes_.thermostat != nullptr) wishes_.thermostat->wait([&](const std::string& why) { pause(why); });
+  };
   const std::string& folder_;
   const TrainingWishes& wishes_;
   std::string paused_for_;

@@ -160,6 +160,7 @@ typedef struct edge_bcs_info {
   uint64_t bound_bytes;        /**< of the arena: buffers that hold something between calls */
   const char*
       attack_precision; /**< "f32" or "half": in which attacks are here; NULL: there is but the first */
+  const char* attack;   /**< with which a training begins: "pgd", or a single step, "fgsm-rs" or "n-fgsm" */
 } edge_bcs_info;
 
 /** Fills `info`. */
@@ -381,6 +382,11 @@ typedef struct edge_bcs_position {
   double validation;  /**< share of the images that is held out */
   uint64_t best_step; /**< of the best state so far */
   double best_score;  /**< its accuracy; −1: none was measured */
+  const char* attack; /**< of the next step: "pgd", or a single step, "fgsm-rs" or "n-fgsm" */
+  uint32_t watch;     /**< 1: the single step is to be looked at: edge_bcs_watch */
+  uint32_t watched;   /**< images of such a look; 0: the training is not watched */
+  int64_t
+      fell_back; /**< steps done when the single step had collapsed, and PGD took its place; −1: it has not */
 } edge_bcs_position;
 
 /**
@@ -428,6 +434,30 @@ EDGE_BCS_API edge_bcs_status edge_bcs_note(edge_bcs_network* network, double acc
  * edge_bcs_warning says why). Saves what it replaces, not what it returns to: `edge_bcs_save` does. Allocates.
  */
 EDGE_BCS_API edge_bcs_status edge_bcs_return_to_best(edge_bcs_network* network, edge_bcs_noted* noted);
+
+/**
+ * Writes which images a training with a single-step attack is watched on, where the position says of how many: some of those
+ * that are held out, or of the others where these are too few.
+ * @param places uint32 [count], `count` being the images of the whole data set; the first `watched` are set to their places.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_watched_places(const edge_bcs_network* network, uint32_t* places,
+                                                     size_t count);
+
+/** What a look at a single-step attack has found. */
+typedef struct edge_bcs_watched {
+  uint32_t size;      /**< in: sizeof(edge_bcs_watched) */
+  uint32_t collapsed; /**< 1: it is no attack any more; the training goes on with PGD */
+  double own;         /**< share of the images that are right under it */
+  double pgd;         /**< and under PGD-20 */
+} edge_bcs_watched;
+
+/**
+ * Looks at a single-step attack when the position says so; no step is done before. It may collapse: the network learns to fool
+ * the one step, and PGD fools it on every image (catastrophic overfitting).
+ * @param batch the images that edge_bcs_watched_places names, with their labels.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_watch(edge_bcs_network* network, const edge_bcs_batch* batch,
+                                            edge_bcs_watched* watched);
 
 /** Does the next step of the training at the rates of its schedule; `batch` must have as many images as it says. */
 EDGE_BCS_API edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* batch,

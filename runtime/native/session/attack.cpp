@@ -13,6 +13,9 @@ namespace {
 constexpr float gaussian_start = 0.001f;  // TRADES, MART and RST: x + 0.001·N(0, 1)
 constexpr std::uint64_t words = 4;        // of a block
 constexpr std::size_t blocks_at_once = 64;
+constexpr double no_ball = 1;       // a radius that no pixel can leave
+constexpr double fast_step = 1.25;  // of ε: Wong et al. (2020)
+constexpr double wide_noise = 2;    // of ε: de Jorge et al. (2022)
 
 // Adds to each number of x the draw with its number, from `start` on, and brings the sum back into [0, 1].
 template <class Draw>
@@ -40,12 +43,12 @@ void move_start(std::span<float> x, const Descent& how, const Noise& noise, std:
   const Philox philox(noise.seed, noise.step, noise.purpose);
   const std::uint64_t start = noise.place * pixels;
   if (how.start == Start::uniform) {
-    const auto epsilon = static_cast<float>(how.epsilon);
+    const auto width = static_cast<float>(how.noise);
     add_draws(x, start, [&](std::uint64_t first, std::size_t blocks, float* drawn) {
       for (std::size_t block = 0; block < blocks; ++block)
         for (const std::uint32_t word : philox.block(first + block)) {
           const float uniform = static_cast<float>(word >> 8) * 0x1p-24f;
-          *drawn++ = (2.0f * uniform - 1.0f) * epsilon;
+          *drawn++ = (2.0f * uniform - 1.0f) * width;
         }
     });
     return;
@@ -84,24 +87,36 @@ void descend(Network& network, std::size_t images, const Descent& how, const Noi
   }
   std::ranges::copy(buffers.input, buffers.adversarial.begin());
   move_start(buffers.adversarial.first(images * pixels), how, noise, pixels);
-  buffers.epsilon[0] = static_cast<float>(how.epsilon);
+  buffers.epsilon[0] = static_cast<float>(how.radius);
   buffers.step_size[0] = static_cast<float>(how.step_size);
   for (std::uint32_t step = 0; step < how.steps; ++step) network.run("attack");
 }
 
-void craft(Network& network, std::size_t images, std::uint64_t first, std::uint64_t batch,
+Descent crafting(const Manifest& manifest, AttackKind kind) {
+  const Objective& objective = *manifest.objective;
+  const double epsilon = manifest.epsilon;
+  switch (kind) {
+    case AttackKind::fgsm_rs:
+      return {epsilon, epsilon, fast_step * epsilon, 1, Start::uniform, objective.increases_kl};
+    case AttackKind::n_fgsm:
+      return {wide_noise * epsilon, no_ball, epsilon, 1, Start::uniform, objective.increases_kl};
+    default:
+      break;
+  }
+  const Start start = objective.start == Objective::Start::uniform ? Start::uniform : Start::gaussian;
+  return {epsilon, epsilon, manifest.step_size, manifest.attack_steps, start, objective.increases_kl};
+}
+
+Descent measuring(double epsilon, std::uint32_t steps) {
+  return {epsilon, epsilon, 2.5 / std::max(steps, 1u) * epsilon, steps, Start::uniform, false};
+}
+
+void craft(Network& network, AttackKind kind, std::size_t images, std::uint64_t first, std::uint64_t batch,
            const Noise& noise) {
   const Manifest& manifest = network.manifest();
   const Buffers& buffers = network.buffers();
   const std::uint64_t attacked = manifest.objective->attacked(batch);
-  if (first < attacked) {
-    const Start start =
-        manifest.objective->start == Objective::Start::uniform ? Start::uniform : Start::gaussian;
-    descend(network, images,
-            {manifest.epsilon, manifest.step_size, manifest.attack_steps, start,
-             manifest.objective->increases_kl},
-            noise);
-  }
+  if (first < attacked) descend(network, images, crafting(manifest, kind), noise);
   const std::size_t pixels = buffers.input.size() / buffers.labels.size();
   const std::uint64_t kept =
       attacked > first ? std::min<std::uint64_t>(attacked - first, buffers.labels.size()) : 0;

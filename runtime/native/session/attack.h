@@ -20,17 +20,22 @@ struct Noise {
 enum class Start { uniform, gaussian, none };
 
 struct Descent {
-  double epsilon, step_size;
+  double noise, radius, step_size;  // noise: of a uniform start
   std::uint32_t steps;
   Start start;
   bool increases_kl;
 };
 
+// How a training whose attack is now of that kind crafts its images: `Attack.crafting` of edge_bcs/core/settings.py.
+Descent crafting(const Manifest& manifest, AttackKind kind);
+// PGD as a network is measured with it: a uniform start, and steps of 2.5·ε/steps.
+Descent measuring(double epsilon, std::uint32_t steps);
+
 // Goes from the `images` images in `input` to those in `adversarial`.
 void descend(Network& network, std::size_t images, const Descent& how, const Noise& noise);
 
 // Fills `adversarial` for the training graph: the images at [first, first + images) of a batch of `batch`.
-void craft(Network& network, std::size_t images, std::uint64_t first, std::uint64_t batch,
+void craft(Network& network, AttackKind kind, std::size_t images, std::uint64_t first, std::uint64_t batch,
            const Noise& noise);
 
 // Probabilities [n, classes] of logits [n, classes], computed in double precision; they may lie in one place.

@@ -48,6 +48,30 @@ void refuse_unless(bool supported, const char* what) {
           ", which only Python goes on with: edge-bcs finetune --resume");
 }
 
+// What `Course::write` wrote of it.
+Watch read_watch(const Json& content) {
+  if (content.kind() != Json::Kind::object) damaged();
+  Watch watch;
+  for (const std::string& name : content.names()) {
+    const Json& field = *content.find(name);
+    if (name == "best") {
+      const auto best = field.number();
+      if (!best || !(*best >= 0 && *best <= 1)) damaged();
+      watch.best = *best;
+    } else if (name == "step" && field.kind() == Json::Kind::number && field.text() == "-1") {
+      watch.step.reset();
+    } else if (name == "step" || name == "fell_back") {
+      if (name == "fell_back" && field.kind() == Json::Kind::null) continue;
+      const auto count = field.whole();
+      if (!count || *count >= most) damaged();
+      (name == "step" ? watch.step : watch.fell_back) = *count;
+    } else {
+      damaged();
+    }
+  }
+  return watch;
+}
+
 }  // namespace
 
 Schedule schedule_named(std::string_view name) {
@@ -141,7 +165,33 @@ void Course::write(Text& text) const {
     name("warmup");
     text.add(*warmup);
   }
+  if (watch) {
+    name("watch");
+    text.add("{\"best\": ");
+    text.add(watch->best);
+    text.add(", \"fell_back\": ");
+    watch->fell_back ? text.add(*watch->fell_back) : text.add("null");
+    text.add(", \"step\": ");
+    watch->step ? text.add(*watch->step) : text.add("-1");
+    text.add("}");
+  }
   text.add("}");
+}
+
+bool Watch::is_due(std::uint64_t done, std::uint64_t batch_size, std::uint64_t images, bool over) const {
+  constexpr std::uint64_t apart = 100;  // images trained on for one that is looked at
+  if (fell_back || images == 0 || (step && done <= *step)) return false;
+  return !step || over || (done - *step) * batch_size >= apart * images;
+}
+
+bool Watch::note(std::uint64_t done, double own, double pgd, std::uint64_t images) {
+  constexpr double deviations = 3;
+  const double deviation = std::sqrt(best * (1 - best) / static_cast<double>(images));
+  const bool fallen = pgd < best / 2 && best - pgd > deviations * deviation;
+  step = done;
+  if (fallen && pgd < own / 2) fell_back = done;
+  best = std::max(best, pgd);
+  return fell_back.has_value();
 }
 
 Course Course::read(std::string_view text, std::uint64_t step) {
@@ -203,6 +253,7 @@ Course Course::read(std::string_view text, std::uint64_t step) {
       course.best_score = *score;
     }
     if (course.risen > course.measured) damaged();
+    if (!is_null("watch")) course.watch = read_watch(*content.find("watch"));
   } catch (const Error& error) {
     if (std::string_view(error.what()).starts_with("the saved training has")) throw;
     damaged();
@@ -255,6 +306,8 @@ Course Course::begin(const Wishes& wishes, const std::optional<Course>& earlier,
     course.learning_rate = manifest.learning_rate;
     course.total_steps = course.steps_per_epoch();
   }
+  course.held_out = wishes.images - samples;
+  if (manifest.attack != AttackKind::pgd && !course.watch) course.watch.emplace();
   if (wishes.learning_rate) course.learning_rate = *wishes.learning_rate;
   if (wishes.schedule) course.schedule = *wishes.schedule;
   if (wishes.warmup) course.warmup = wishes.warmup;

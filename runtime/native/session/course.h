@@ -1,6 +1,7 @@
 // Where a training over a data set begins and ends: runtime/course.py, and the same text in a saved state.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -32,6 +33,19 @@ struct Wishes {
   std::optional<std::uint64_t> patience;
 };
 
+// What is known of a training with a single-step attack, whether it has collapsed: edge_bcs/core/collapse.py.
+struct Watch {
+  std::optional<std::uint64_t> step;  // steps that were done when it was looked at last; none: it was not
+  double best = 0;                    // the largest share of images that PGD ever left right
+  std::optional<std::uint64_t> fell_back;  // steps that were done when it went over to PGD
+
+  // Whether it is to be looked at now, before the first step or after an epoch.
+  bool is_due(std::uint64_t done, std::uint64_t batch_size, std::uint64_t images, bool over) const;
+  // Notes the shares of images that are right under the training's own attack and under PGD; returns whether the training
+  // has collapsed, and so falls back.
+  bool note(std::uint64_t done, double own, double pgd, std::uint64_t images);
+};
+
 struct Course {
   std::uint64_t first_step = 0, first_epoch = 0;  // of trainings that went before
   std::uint64_t batch_size = 1, samples = 1, total_steps = 0,
@@ -47,9 +61,12 @@ struct Course {
                 risen = 0;  // steps done when the held-out images were measured last, and better than ever
   std::uint64_t best_step = 0;
   double best_score = no_score;
-  bool returned = false;  // it is over, and its state is the best one again
+  bool returned = false;       // it is over, and its state is the best one again
+  std::optional<Watch> watch;  // of a single-step attack
+  std::uint64_t held_out = 0;  // images beside `samples`; this is not saved
 
   static constexpr double no_score = -1;
+  static constexpr std::uint64_t most_watched = 128, fewest_watched = 32;
 
   std::uint64_t steps_per_epoch() const { return (samples + batch_size - 1) / batch_size; }
   std::uint64_t epoch(std::uint64_t done) const { return first_epoch + done / steps_per_epoch(); }
@@ -64,6 +81,17 @@ struct Course {
   // Whether an epoch has ended after so many steps, and its held-out images are not measured yet.
   bool is_to_be_measured(std::uint64_t done) const {
     return validation > 0 && (done % steps_per_epoch() == 0 || done >= total_steps) && done > measured;
+  }
+  // Whether the images that are held out are watched, and not some of those that are trained on.
+  bool watches_held_out() const { return held_out >= fewest_watched; }
+  std::uint64_t watched_images() const {
+    return std::min(most_watched, watches_held_out() ? held_out : samples);
+  }
+  // Whether a single-step attack is to be looked at after so many steps.
+  bool is_to_be_watched(std::uint64_t done) const {
+    const bool over = is_over(done);
+    return watch && (done % steps_per_epoch() == 0 || over) &&
+           watch->is_due(done, batch_size, watched_images(), over);
   }
   // Notes their accuracy; returns whether it is the best. A level epoch is the new best one, but patience goes on.
   bool note(std::uint64_t done, double score);
@@ -84,6 +112,6 @@ struct Course {
 std::uint64_t held_out_of(std::uint64_t images, double share);
 
 // Most bytes of `write`.
-inline constexpr std::size_t most_course = 1024;
+inline constexpr std::size_t most_course = 1536;
 
 }  // namespace edge_bcs

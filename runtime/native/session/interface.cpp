@@ -141,6 +141,7 @@ edge_bcs_status edge_bcs_get_info(const edge_bcs_network* network, edge_bcs_info
     filled.trained = manifest.trained.c_str();
     filled.instruction_set = edge_bcs::isa_name(edge_bcs::selected_isa());
     if (manifest.attack_precision) filled.attack_precision = session.network().half() ? "half" : "f32";
+    filled.attack = edge_bcs::name_of(manifest.attack);
     fill(info, filled, "info");
   });
 }

@@ -73,6 +73,7 @@ edge_bcs_status edge_bcs_state_read(edge_bcs_network* network, const void* memor
     network->session.network().replace_state({static_cast<const std::byte*>(memory), size});
     network->session.set_counters(network->session.network().read_header());
     network->course.reset();
+    network->session.attack_kind = network->session.network().manifest().attack;
     network->notes = edge_bcs::notes_of(network->session.network().read_header());
     network->header = edge_bcs::Text(edge_bcs::most_header_of(network->notes));
   });

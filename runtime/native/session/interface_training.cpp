@@ -1,6 +1,7 @@
 // The functions of edge_bcs.h: steps, trainings, answers and measurements. No exception leaves them.
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <limits>
 #include <optional>
@@ -77,7 +78,28 @@ edge_bcs::Course& stepping(edge_bcs_network& network) {
   edge_bcs::Course& course = course_of(network);
   require(!course.is_to_be_measured(network.done()),
           "an epoch has ended: measure the images that are held out, and call edge_bcs_note");
+  require(!course.is_to_be_watched(network.done()),
+          "the single-step attack is to be looked at: call edge_bcs_watch");
   return course;
+}
+
+constexpr std::uint64_t split_epoch = std::uint64_t{1} << 55;  // that no training has
+
+void check_places(const edge_bcs_network* network, const std::uint32_t* places, std::size_t count) {
+  require(network != nullptr && places != nullptr, "the handle, or the place for the places, is NULL");
+  require(network->course.has_value(), "no training was begun: call edge_bcs_begin");
+  const edge_bcs::Course& course = *network->course;
+  require(count <= std::numeric_limits<std::uint32_t>::max() && count == course.samples + course.held_out,
+          "the training has other images than ", count);
+}
+
+// The places that are trained on, ascending, and behind them those that are held out.
+void split(std::span<std::uint32_t> all, std::uint64_t seed, const edge_bcs::Course& course) {
+  const auto held = static_cast<std::size_t>(course.held_out);
+  edge_bcs::shuffle({seed, split_epoch, edge_bcs::Purpose::shuffle}, all);
+  std::ranges::rotate(all, all.begin() + static_cast<std::ptrdiff_t>(held));
+  std::ranges::sort(all.first(all.size() - held));
+  std::ranges::sort(all.last(held));
 }
 
 // Saves the state, which says of itself that it is the best, and keeps it as that.
@@ -135,6 +157,8 @@ edge_bcs_status edge_bcs_begin(edge_bcs_network* network, const edge_bcs_trainin
     require(begun.validation == 0 || network->run != nullptr,
             "validation needs a run folder, in which the best state is kept: call edge_bcs_save_into first");
     network->course = std::move(begun);
+    const bool fell_back = network->course->watch && network->course->watch->fell_back;
+    session.attack_kind = fell_back ? edge_bcs::AttackKind::pgd : session.network().manifest().attack;
     session.count_images(seen);
     network->skipped_in_a_row = 0;
     // Cut off before the best state was kept as that.
@@ -163,6 +187,11 @@ edge_bcs_status edge_bcs_get_position(const edge_bcs_network* network, edge_bcs_
     filled.augment = edge_bcs::name_of(course.augment);
     filled.balance = course.balance ? 1 : 0;
     filled.steps_per_epoch = course.steps_per_epoch();
+    filled.attack = edge_bcs::name_of(network->session.attack_kind);
+    filled.watch = course.is_to_be_watched(filled.done) ? 1 : 0;
+    filled.watched = course.watch ? static_cast<std::uint32_t>(course.watched_images()) : 0;
+    filled.fell_back =
+        course.watch && course.watch->fell_back ? static_cast<std::int64_t>(*course.watch->fell_back) : -1;
     fill(position, filled, "position");
   });
 }
@@ -232,18 +261,47 @@ edge_bcs_status edge_bcs_evaluate(edge_bcs_network* network, const edge_bcs_batc
 
 edge_bcs_status edge_bcs_split(const edge_bcs_network* network, uint32_t* places, size_t count) {
   return guarded([&] {
-    require(network != nullptr && places != nullptr, "the handle, or the place for the places, is NULL");
-    require(network->course.has_value(), "no training was begun: call edge_bcs_begin");
+    check_places(network, places, count);
+    split({places, count}, network->session.seed(), *network->course);
+  });
+}
+
+edge_bcs_status edge_bcs_watched_places(const edge_bcs_network* network, uint32_t* places, size_t count) {
+  return guarded([&] {
+    check_places(network, places, count);
     const edge_bcs::Course& course = *network->course;
-    const std::uint64_t held = edge_bcs::held_out_of(count, course.validation);
-    require(count <= std::numeric_limits<std::uint32_t>::max() && count == course.samples + held,
-            "the training has other images than ", count);
+    require(course.watch.has_value(), "the training has no single-step attack that is watched");
     const std::span all(places, count);
-    constexpr std::uint64_t split_epoch = std::uint64_t{1} << 55;  // that no training has
-    edge_bcs::shuffle({network->session.seed(), split_epoch, edge_bcs::Purpose::shuffle}, all);
-    std::ranges::rotate(all, all.begin() + static_cast<std::ptrdiff_t>(held));
-    std::ranges::sort(all.first(count - held));
-    std::ranges::sort(all.last(held));
+    const auto samples = static_cast<std::size_t>(course.samples);
+    const bool held_out = course.watches_held_out();
+    // The first in an order of the part, which needs the place that the split takes then.
+    std::array<std::uint32_t, edge_bcs::Course::most_watched> chosen{};
+    const std::span some = std::span(chosen).first(static_cast<std::size_t>(course.watched_images()));
+    const std::span part = all.first(held_out ? count - samples : samples);
+    edge_bcs::shuffle({network->session.seed(), split_epoch, edge_bcs::Purpose::shuffle}, part);
+    std::ranges::copy(part.first(some.size()), some.begin());
+    std::ranges::sort(some);
+    split(all, network->session.seed(), course);
+    for (std::uint32_t& place : some) place = all[(held_out ? samples : 0) + place];
+    std::ranges::copy(some, all.begin());
+  });
+}
+
+edge_bcs_status edge_bcs_watch(edge_bcs_network* network, const edge_bcs_batch* batch,
+                               edge_bcs_watched* watched) {
+  return exclusive(network, [&] {
+    require(network->course && network->course->is_to_be_watched(network->done()),
+            "nothing is to be looked at now: edge_bcs_get_position says when");
+    edge_bcs::Course& course = *network->course;
+    const edge_bcs::Images images = images_of(batch, true);
+    require(images.count == course.watched_images(), "a look takes ", course.watched_images(),
+            " images, not ", images.count);
+    const edge_bcs::Watched found = network->session.watch(images);
+    const double own = share(static_cast<double>(found.own), images.count),
+                 pgd = share(static_cast<double>(found.pgd), images.count);
+    const bool collapsed = course.watch->note(network->done(), own, pgd, images.count);
+    if (collapsed) network->session.attack_kind = edge_bcs::AttackKind::pgd;
+    if (watched != nullptr) fill(watched, {0, collapsed ? 1u : 0u, own, pgd}, "watched");
   });
 }
 

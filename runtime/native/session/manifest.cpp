@@ -18,7 +18,9 @@ constexpr std::uint64_t largest_graph = std::uint64_t{64} << 20, largest_file = 
 constexpr std::array graphs{"training_model.onnx", "attack_model.onnx", "eval_model.onnx",
                             "optimizer_model.onnx", "lists_model.onnx"};
 
-constexpr std::array<std::string_view, 3> precisions{"f32", "half", "auto"};
+constexpr std::array<std::string_view, 3> precisions{"f32", "half", "auto"},
+    attacks{"pgd", "fgsm-rs", "n-fgsm"};
+constexpr std::uint64_t in_part = 2, single_step = 3;  // versions of the format
 
 constexpr std::array objectives{
     Objective{"natural", false, Objective::Start::uniform, false, 0.0, false},
@@ -213,10 +215,11 @@ bool is_part(std::string_view text) {
 }
 
 void read_trained(const Fields& fields, Manifest& made) {
-  const bool in_part = fields.integer("version", 1, 2) == 2;
-  require(in_part == fields.has("train"), "the manifest's format version is ", in_part ? 2 : 1,
-          ", and it says ", in_part ? "nothing " : "", "of a part that is trained");
-  if (in_part) {
+  const std::uint64_t version = fields.integer("version", 1, single_step);
+  const bool part = fields.has("train");
+  require(version == single_step || (version == in_part) == part, "the manifest's format version is ",
+          version, ", and it says ", version == in_part ? "nothing " : "", "of a part that is trained");
+  if (part) {
     const Fields train = fields.object("train");
     made.trained = train.text("part");
     if (!is_part(made.trained)) train.wrong("part", "head, last:N, norm or bias");
@@ -226,7 +229,7 @@ void read_trained(const Fields& fields, Manifest& made) {
   const std::size_t inside = trained_size(made.kernels), outside = made.size - inside;
   made.trained_dense_size = trained_size(made.dense);
   made.trained_kappa = made.kappa;
-  if (!in_part) return;
+  if (!part) return;
   made.trained_kappa = static_cast<std::size_t>(fields.object("train").integer(
       "kappa", made.kappa > outside ? made.kappa - outside : 0, std::min(made.kappa, inside)));
   require(made.trained_kappa + made.trained_dense_size > 0,
@@ -259,6 +262,12 @@ const Objective* read_objective(const Fields& fields, Manifest& made) {
   made.epsilon = fields.number("epsilon", 1.0);
   made.step_size = fields.number("step_size", 1.0);
   made.attack_steps = static_cast<std::uint32_t>(fields.integer("attack_steps", 0, 100'000));
+  if (fields.has("training_attack"))
+    made.attack = static_cast<AttackKind>(fields.choice("training_attack", attacks));
+  require(made.attack == AttackKind::pgd || found->adversarial, name, " training attacks nothing: leave ",
+          name_of(made.attack), " out, or choose another objective");
+  require(made.attack == AttackKind::pgd || made.attack_steps > 0, name_of(made.attack),
+          " needs a PGD to fall back on: attack_steps of at least 1, not 0");
   const char* const start = found->start == Objective::Start::uniform ? "uniform" : "gaussian";
   const char* const loss = found->increases_kl ? "kl" : "cross_entropy";
   require(fields.text("start") == start && fields.text("attack_loss") == loss &&
@@ -305,6 +314,8 @@ Precision precision_named(std::string_view name) {
   return static_cast<Precision>(found - precisions.begin());
 }
 
+const char* name_of(AttackKind kind) { return attacks[static_cast<std::size_t>(kind)].data(); }
+
 const ListedFile* Manifest::file(std::string_view name) const {
   const auto found = std::ranges::find_if(files, [&](const ListedFile& entry) { return entry.name == name; });
   return found == files.end() ? nullptr : &*found;
@@ -315,12 +326,8 @@ Manifest Manifest::read(const Json& content) {
   require(fields.has("format") && fields.text("format") == "edge-bcs-artifact",
           "the manifest does not describe an edge-bcs artifact");
   const std::uint64_t version = fields.integer("version", 0, 1 << 20);
-  require(
-      version != 3,
-      "the artifact trains with a single-step attack, which only Python's Trainer watches: train it there, "
-      "or export it with --training-attack pgd");
-  require(version <= 2, "the artifact has format ", version,
-          ", and this library reads up to 2: take a newer one, or export again with an older edge-bcs");
+  require(version <= single_step, "the artifact has format ", version, ", and this library reads up to ",
+          single_step, ": take a newer one, or export again with an older edge-bcs");
   check_no_text_acts(content);
 
   Manifest made;
@@ -360,6 +367,8 @@ Manifest Manifest::read(const Json& content) {
           "; its layers need ", expected);
 
   made.objective = read_objective(fields.object("objective"), made);
+  require((version == single_step) == (made.attack != AttackKind::pgd), "the manifest's format version is ",
+          version, ", and its training attack ", name_of(made.attack));
   if (fields.has("attack_precision"))
     made.attack_precision = static_cast<Precision>(fields.choice("attack_precision", precisions));
   made.batch_norm = fields.text("batch_norm");

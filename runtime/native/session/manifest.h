@@ -49,6 +49,12 @@ enum class Precision { f32, half, automatic };
 // Throws Error if there is none of that name.
 Precision precision_named(std::string_view name);
 
+// With what a training attacks (edge_bcs/core/settings.py): PGD, or a single step, which is watched.
+enum class AttackKind { pgd, fgsm_rs, n_fgsm };
+
+// "pgd", "fgsm-rs" or "n-fgsm".
+const char* name_of(AttackKind kind);
+
 struct ListedFile {
   std::string name;
   std::uint64_t bytes = 0;
@@ -66,6 +72,7 @@ struct Manifest {
   std::uint64_t seed = 0, predicted_peak = 0, budget = 0, release = 0;  // 0: none
   std::uint32_t micro_batch = 0, batch_size = 0, attack_steps = 0;
   const Objective* objective = nullptr;
+  AttackKind attack = AttackKind::pgd;
   double epsilon = 0, step_size = 0;
   double learning_rate = 0, weight_decay = 0, momentum = 0, noise = 0;
   std::vector<ListedFile> files;

@@ -58,6 +58,7 @@ Session::Session(const Files& files, const Options& options, bool all_files)
       unanswered_(network_.manifest().micro_batch),
       left_(network_.manifest().micro_batch) {
   const Manifest& manifest = network_.manifest();
+  attack_kind = manifest.attack;
   rates = {manifest.learning_rate, manifest.weight_decay, manifest.momentum, manifest.noise};
 }
 
@@ -151,7 +152,7 @@ StepFacts Session::accumulate(const Images& images) {
     }
     std::ranges::fill(buffers.sample_weight.subspan(count), 0.0f);
     try {
-      craft(network_, count, first, images.count, {seed_, steps_, Purpose::pgd_start, first});
+      craft(network_, attack_kind, count, first, images.count, {seed_, steps_, Purpose::pgd_start, first});
       buffers.reset_gradients[0] = first == 0 ? 1 : 0;
       network_.run("training");
       facts.loss += buffers.loss[0];
@@ -261,6 +262,20 @@ void Session::answer(std::size_t count) {
 }
 
 Measured Session::evaluate(const Images& images, const Measure& how) {
+  Descent descent = measuring(how.epsilon, how.attack_steps);
+  if (how.fgsm) descent.step_size = how.epsilon, descent.start = Start::none;
+  return measure(images, how, descent);
+}
+
+Watched Session::watch(const Images& images) {
+  constexpr std::uint32_t pgd_steps = 20;  // edge_bcs/core/collapse.py
+  const Manifest& manifest = network_.manifest();
+  const Measure how{1, 1, false, manifest.epsilon};
+  const std::uint64_t own = measure(images, how, crafting(manifest, attack_kind)).robust_right;
+  return {own, measure(images, how, measuring(manifest.epsilon, pgd_steps)).robust_right};
+}
+
+Measured Session::measure(const Images& images, const Measure& how, const Descent& descent) {
   const Buffers& buffers = network_.buffers();
   Measured measured;
   std::ranges::fill(buffers.sample_weight, 0.0f);
@@ -276,7 +291,7 @@ Measured Session::evaluate(const Images& images, const Measure& how) {
     }
     if (how.answers != nullptr) std::copy_n(answers_.begin(), count, how.answers + first);
     for (std::uint32_t restart = 0; how.attack_steps > 0 && restart < how.restarts; ++restart) {
-      attack(images, first, count, how, restart);
+      attack(images, first, count, descent, restart);
       for (std::size_t i = 0; i < count; ++i) {
         right_[i] = right_[i] != 0 && answers_[i] == labels_[i];
         unanswered_[i] = unanswered_[i] != 0 || answers_[i] == no_answer;
@@ -295,11 +310,9 @@ Measured Session::evaluate(const Images& images, const Measure& how) {
 // Leaves what the images of a micro-batch are taken for under attack: `no_answer` for those that have none as they are, and
 // for those to which the network loses its answer on the way. The operators refuse a micro-batch with such an image; another
 // image takes its place, and that of images that the micro-batch lacks.
-void Session::attack(const Images& images, std::uint64_t first, std::size_t count, const Measure& how,
+void Session::attack(const Images& images, std::uint64_t first, std::size_t count, const Descent& descent,
                      std::uint32_t restart) {
   const Buffers& buffers = network_.buffers();
-  const Descent descent{how.epsilon, (how.fgsm ? 1.0 : 2.5 / how.attack_steps) * how.epsilon,
-                        how.attack_steps, how.fgsm ? Start::none : Start::uniform, false};
   std::copy_n(answered_.begin(), count, left_.begin());
   const auto left = [&] { return std::span(left_).first(count); };
   bool refused = std::ranges::find(left(), 0) != left().end();

@@ -52,6 +52,11 @@ struct Measured {
   std::uint64_t right = 0, robust_right = 0, unanswered = 0;
 };
 
+// Images that are right under the training's own attack, and under the PGD that it is watched with.
+struct Watched {
+  std::uint64_t own = 0, pgd = 0;
+};
+
 class Session {
  public:
   Session(const Files& files, const Options& options, bool all_files);
@@ -68,6 +73,8 @@ class Session {
   void set_counters(const StateHeader& header) { steps_ = header.step, seed_ = header.seed, images_ = 0; }
 
   Rates rates;
+  // With what steps attack: at first what the artifact says.
+  AttackKind attack_kind;
   // Called with images done and all; not 0 to stop.
   int (*on_progress)(void*, std::uint64_t, std::uint64_t) = nullptr;
   void* progress_user = nullptr;
@@ -77,6 +84,7 @@ class Session {
   // float [count, classes]
   void predict(const Images& images, float* probabilities);
   Measured evaluate(const Images& images, const Measure& how);
+  Watched watch(const Images& images);
 
  private:
   // Puts the images from `first` on into the buffers; returns how many.
@@ -88,7 +96,8 @@ class Session {
   void check_statistics() const;
   std::string blamed(std::uint64_t first, std::size_t count);
   void tell(std::uint64_t done, std::uint64_t all) const;
-  void attack(const Images& images, std::uint64_t first, std::size_t count, const Measure& how,
+  Measured measure(const Images& images, const Measure& how, const Descent& descent);
+  void attack(const Images& images, std::uint64_t first, std::size_t count, const Descent& descent,
               std::uint32_t restart);
   void fill_gaps(std::span<const std::uint8_t> left);
   void answer(std::size_t count);
