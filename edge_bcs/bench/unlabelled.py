@@ -5,9 +5,10 @@
 Of the photographs of Sign Language Digits (ten classes), 30 % are held out and 10 % are there to choose
 settings by. File numbers run by photographer, so both are ranges of numbers, with ten photographs left out on
 either side: no hand is in two parts. Of the others a few of each class keep their labels. A network
-learns from these, with the statistics of its batches. Then it goes on with TRADES, in stages in which ε and
-the attack grow, for as many steps either way: with labelled images alone, or with robust self-training on
-all. Each draw holds out another range and labels other photographs.
+learns from these: naturally, with the statistics of its batches, and then adversarially, with those that it
+has, in stages in which ε and the attack grow. From there it goes on with TRADES, in stages too, for as many
+steps either way: with labelled images alone, or with robust self-training on all. Each draw holds out another
+range and labels other photographs.
 
 Writes NETWORK.json to the folder: for each draw and way, clean accuracy and that under PGD, and how many
 pseudo-labels were right. What was measured is kept, a run that was cut off goes on, and the ranges and
@@ -42,6 +43,7 @@ from edge_bcs.runtime import Artifact, Trainer
 from edge_bcs.runtime.state import read_state
 
 Array = np.ndarray[Any, Any]
+Augmented = Literal["none", "shift", "photo", "zoom", "mix"]
 WAYS = ("labelled", "unlabelled")
 
 
@@ -52,9 +54,13 @@ class Settings:
     Attributes:
         sparsity: of the 1×1 layers, or of all of ResNet-18.
         size: height and width of the images. labelled: photographs of each class with a label.
-        first, first_steps, first_rate: objective, length and learning rate of the training before.
-        stages: of the two ways after it, each SHARE:EPOCHS:STEPS:RATE (see `Stage`); an epoch is one of the
-            way with unlabelled images. beta, statistics: of all.
+        first, first_steps, first_rate, first_augment: objective, length, learning rate and augmentation of
+            the training before.
+        common: stages of adversarial training on labelled images after that, each SHARE:EPOCHS:STEPS:RATE
+            (see `Stage`); or none. common_batch: of these.
+        stages: of the two ways after these; an epoch is one of the way with unlabelled images. beta: of
+            these. statistics: of all stages.
+        augment: of all stages. confidence: that a pseudo-label needs.
         epsilon: of 255. measured_steps: of PGD afterwards.
     """
 
@@ -65,6 +71,9 @@ class Settings:
     first: str
     first_steps: int
     first_rate: float
+    first_augment: Augmented
+    common: str
+    common_batch: int
     stages: str
     beta: float
     statistics: str
@@ -72,20 +81,23 @@ class Settings:
     epsilon: float
     measured_steps: int
     confidence: float
-    augment: Literal["none", "shift", "photo", "zoom", "mix"]
+    augment: Augmented
 
 
-def exported(settings: Settings, draw: int, stage: Stage | None, folder: Path) -> None:
-    """Export the network as it begins, for a stage of the two ways, or for the training before them."""
+def exported(settings: Settings, draw: int, stage: Stage | None, objective: str, folder: Path) -> None:
+    """Export the network as it begins, for a stage, or for the training before them (None)."""
     import torch
 
     torch.manual_seed(draw)
-    common: dict[str, Any] = {"validate": False, "batch_size": settings.batch_size}
-    objective = settings.first if stage is None else "rst"
+    batch_size = settings.common_batch if objective == "at" else settings.batch_size
+    common: dict[str, Any] = {"validate": False, "batch_size": batch_size}
     common["attack"] = (stage or Stage(1, 1, 1, settings.first_rate)).attack(settings.epsilon)
     if objective_named(objective).two_branches:
         common["beta"] = settings.beta
-    common["hyper"] = edge_bcs.Hyper(learning_rate=settings.first_rate if stage is None else stage.rate)
+    rate = settings.first_rate
+    common["hyper"] = edge_bcs.Hyper(learning_rate=rate, weight_decay=0.005 * rate)
+    if stage is not None:
+        common["hyper"] = edge_bcs.Hyper(learning_rate=stage.rate)
     common["batch_norm"] = "batch" if stage is None else settings.statistics
     common["input_shape"] = (3, settings.size, settings.size)
     if settings.network == "resnet18":
@@ -116,28 +128,35 @@ class Draw:
 
     def row(self, way: str, choosing: bool, threads: int) -> dict[str, Any]:
         """Train one way to its end, measure, and return the row."""
-        start = self._artifact("first", None)
-        run = self._trained("first", start, start, threads, steps=self.settings.first_steps)
-        places = max(1, self.settings.batch_size // 2)
+        s = self.settings
+        start = self._artifact("first", None, s.first)
+        run = self._trained("first", start, start, threads, steps=s.first_steps, augment=s.first_augment)
+        for number, text in enumerate(s.common.split()):
+            stage = Stage.parse(text)
+            artifact = self._artifact(f"common-{number}", stage, "at")
+            steps = stage.epochs * -(-len(self.few) // s.common_batch)
+            run = self._trained(f"common-{number}", artifact, run, threads, steps=steps, augment=s.augment)
+        places = max(1, s.batch_size // 2)
         more = None
         if way == "unlabelled":
-            more = Unlabelled(self.others, confidence=self.settings.confidence)
-        for number, text in enumerate(self.settings.stages.split()):
+            more = Unlabelled(self.others, confidence=s.confidence)
+        for number, text in enumerate(s.stages.split()):
             stage = Stage.parse(text)
             steps = stage.epochs * -(-len(self.others) // places)
-            artifact = self._artifact(f"stage-{number}", stage)
-            run = self._trained(f"{way}-{number}", artifact, run, threads, steps=steps, unlabelled=more)
+            artifact = self._artifact(f"stage-{number}", stage, "rst")
+            how: dict[str, Any] = {"steps": steps, "augment": s.augment, "unlabelled": more}
+            run = self._trained(f"{way}-{number}", artifact, run, threads, **how)
         with Trainer(run, threads=threads) as trainer:
-            found: dict[str, Any] = {"draw": self.draw, "way": way, "settings": asdict(self.settings)}
+            found: dict[str, Any] = {"draw": self.draw, "way": way, "settings": asdict(s)}
             name, data = ("choosing", self.choosing) if choosing else ("held_out", self.held_out)
-            found[name] = trainer.evaluate(data, self.settings.measured_steps)
+            found[name] = trainer.evaluate(data, s.measured_steps, epsilon=s.epsilon / 255)
             shares = np.concatenate(
                 [
                     trainer.probabilities(self.others[n : n + 64] / np.float32(255))
                     for n in range(0, len(self.others), 64)
                 ]
             )
-        sure = shares.max(axis=1) >= self.settings.confidence
+        sure = shares.max(axis=1) >= s.confidence
         right = shares.argmax(axis=1) == self.truth
         found["pseudo_labels"] = {
             "images": len(right),
@@ -146,11 +165,11 @@ class Draw:
         }
         return found
 
-    def _artifact(self, name: str, stage: Stage | None) -> Path:
+    def _artifact(self, name: str, stage: Stage | None, objective: str) -> Path:
         folder = self.folder / f"artifact-{name}"
         if not (folder / "manifest.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            exported(self.settings, self.draw, stage, folder)
+            exported(self.settings, self.draw, stage, objective, folder)
         return folder
 
     def _trained(self, name: str, artifact: Path, learnt: Path, threads: int, **how: Any) -> Path:
@@ -165,8 +184,8 @@ class Draw:
                 trainer.replace_state(lambda buffers: _fill(buffers, state))
             say(f"draw {self.draw}, {name}: {how['steps']} steps")
             report = trainer.fit(
-                self.few, save=run, metrics=run / "metrics.jsonl", augment=self.settings.augment,
-                schedule="cosine", warmup=0.1, max_writes=None, **how,
+                self.few, save=run, metrics=run / "metrics.jsonl", schedule="cosine", warmup=0.1,
+                max_writes=None, **how,
             )  # fmt: skip
         write_json(run / "done.json", report)
         return run
@@ -217,6 +236,9 @@ def main() -> None:
     parser.add_argument("--choosing", action="store_true", help="measure the choosing split, not the other")
     parser.add_argument("--first", choices=["natural", "rst"], default="natural", help="the training before")
     parser.add_argument("--first-steps", type=int, default=300)
+    parser.add_argument("--first-augment", default="zoom")
+    parser.add_argument("--common", default="0.125:9:1:0.0003 0.25:9:1:0.0003 0.5:9:1:0.0005")
+    parser.add_argument("--common-batch", type=int, default=16)
     parser.add_argument("--stages", default="0.25:1:1:0.001 0.5:1:1:0.001 0.75:1:1:0.002 1:3:2:0.002")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--first-rate", type=float, default=0.02, help="its learning rate")
