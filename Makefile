@@ -18,7 +18,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
                  optimizer.py ort_training.py pooling.py storage.py structure.py)
 WHEEL_TOOLS   := build/wheel-tools
 
-.PHONY: test-microcontroller c-library program native-arm test-native-arm count-instructions wheels test-arm
+.PHONY: test-microcontroller c-library program order native-arm test-native-arm count-instructions wheels test-arm
 .PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside resident engines endurance fleet fleet-learning zoo zoo-aims pretrained signs training-attacks unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
@@ -40,6 +40,7 @@ help:
 	@echo "make test-microcontroller  the C project for Cortex-M7 and M55 in QEMU, to the bit (gcc-arm-none-eabi, qemu-system-arm)"
 	@echo "make test-kills  kill -9 at random a hundred times: C, edge-bcs-run, engines in turns (minutes)"
 	@echo "make program     edge-bcs-run as a file to be copied, into dist; as root it is tried in a folder that holds it alone"
+	@echo "make order       which functions of edge-bcs-run lie beside each other, into cmake/order.ld (x86-64 with AVX-512, minutes)"
 	@echo "make wheels      manylinux wheels for x86-64 and aarch64, into dist"
 	@echo "make test-arm    the aarch64 wheel in an emulated Debian: fine-tuning there as here (root, minutes)"
 	@echo "make bench       layers and whole steps beside dense PyTorch and SparseProp, into results/speed"
@@ -213,6 +214,10 @@ program:
 	strip -o $(PROGRAM) build/native/edge-bcs-run
 	@if [ "$$(id -u)" = 0 ]; then rm -rf build/alone && mkdir build/alone && cp $(PROGRAM) build/alone/edge-bcs-run && \
 	    chroot build/alone /edge-bcs-run --version; else $(PROGRAM) --version; fi
+
+# After larger changes of the C++; `make resident` shows what it is worth.
+order: $(INSTALLED) native
+	$(BIN)/python -m edge_bcs.bench.order build/native/edge-bcs-run cmake/order.ld
 
 # The libraries are those of `native` and `native-arm`; auditwheel finds the oldest glibc that they run on. Both wheels hold
 # edge-bcs-run: its libraries of images come from Debian where they are missing.

@@ -81,7 +81,16 @@ target_compile_definitions(edge-bcs-run PRIVATE EDGE_BCS_DIGITS="${digits}" EDGE
 set_source_files_properties(runtime/native/app/data.cpp PROPERTIES OBJECT_DEPENDS ${digits})
 set_source_files_properties(runtime/native/app/service.cpp PROPERTIES OBJECT_DEPENDS ${service})
 target_link_libraries(edge-bcs-run PRIVATE ${EDGE_BCS_IMAGE_LIBRARIES} m Threads::Threads)
-target_link_options(edge-bcs-run PRIVATE -Wl,--gc-sections)
+target_link_options(edge-bcs-run PRIVATE -Wl,--gc-sections -Wl,-Map=${CMAKE_CURRENT_BINARY_DIR}/edge-bcs-run.map)
+# What a training runs lies beside each other, so that no other code comes into memory with it (edge_bcs/bench/order.py). The script adds
+# to the linker's own; one that does not know how leaves it out.
+set(order ${CMAKE_CURRENT_SOURCE_DIR}/cmake/order.ld)
+include(CheckLinkerFlag)
+check_linker_flag(CXX -Wl,-T,${order} EDGE_BCS_LINKER_TAKES_ORDER)
+if(EDGE_BCS_LINKER_TAKES_ORDER)
+  target_link_options(edge-bcs-run PRIVATE -Wl,-T,${order})
+  set_target_properties(edge-bcs-run PROPERTIES LINK_DEPENDS ${order})
+endif()
 if(EDGE_BCS_RUN_STATIC)
   target_link_options(edge-bcs-run PRIVATE -static)
   # Code that lies otherwise within two mebibytes than in its file is not mapped two mebibytes at a time, most of which nobody

@@ -255,6 +255,7 @@ Value measured(Network& network, Data& data, const Match& match, const Wanted& w
   edge_bcs_measure how = sized<edge_bcs_measure>();
   how.attack_steps = static_cast<std::uint32_t>(wanted.eval_steps);
   how.epsilon = -1;
+  give_back_unused();
   const Value report = network.evaluate(data, match, {how, limit, nullptr, between}, "measuring");
   if (const Value* const warnings = report.find("warnings"))
     for (const Value& warning : warnings->items()) say("Warning: " + warning.text());

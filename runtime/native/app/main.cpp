@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
@@ -86,6 +87,13 @@ int run(std::span<const std::string> words) {
 }
 
 }  // namespace
+
+// In the place of the C++ library's, which decodes names of types: nothing is thrown that main does not catch.
+namespace __gnu_cxx {
+
+void __verbose_terminate_handler() { std::abort(); }
+
+}  // namespace __gnu_cxx
 
 int main(int count, char** words) {
   using namespace edge_bcs::app;

@@ -28,11 +28,31 @@ std::int64_t chunk_channels(const Walk& walk) {
   return larger(1, smaller(walk.channels, first_cache() / tile_footprint(walk)));
 }
 
+// `finish` for a block of planes whose activations do more than clip.
+template <int VL>
+__attribute__((noinline)) void finish_block(const Walk& walk, const Place& place, std::int64_t row,
+                                            Vector<VL>* values, int planes, int height, int width, int down,
+                                            int right) {
+  for (int o = 0; o < planes; ++o, ++row, values += height * width) {
+    const float* const addend = walk.addend == nullptr ? nullptr : walk.addend + row * walk.output_plane;
+    for (int y = 0, i = 0; y < height; ++y)
+      for (int x = 0; x < width; ++x, ++i) {
+        if (walk.scale != nullptr)
+          values[i] = values[i] * broadcast<VL>(walk.scale[row]) + broadcast<VL>(walk.shift[row]);
+        if (addend != nullptr)
+          values[i] += load<VL>(addend + place.output[down + y] + place.output_x[right + x]);
+      }
+    finish_activated<VL>(walk, place, row, values, height, width, down, right);
+    if (ends_in_halo(walk, place)) zero_halo(walk, place, row, height, down);
+  }
+}
+
 // Adds channels [begin, end) to the sums of OB output planes, for TY rows and TV vectors that begin `down` and `right`
 // in a tile.
 template <int VL, int OB, int TY, int TV, bool strided>
-void dense_block(const Walk& walk, const float* weights, const Place& place, std::int64_t row, int down,
-                 int right, std::int64_t begin, std::int64_t end) {
+__attribute__((noinline)) void dense_block(const Walk& walk, const float* weights, const Place& place,
+                                           std::int64_t row, int down, int right, std::int64_t begin,
+                                           std::int64_t end) {
   const float* input[TY];
 #pragma GCC unroll 8
   for (int y = 0; y < TY; ++y) input[y] = walk.input + place.input[down + y] + place.input_x[right];
@@ -70,10 +90,7 @@ void dense_block(const Walk& walk, const float* weights, const Place& place, std
       }
     }
   }
-  if (end == walk.channels) {
-#pragma GCC unroll 8
-    for (int o = 0; o < OB; ++o) finish<VL, TY, TV, strided>(walk, place, row + o, sums[o], down, right);
-  } else {
+  if (end != walk.channels) {
 #pragma GCC unroll 8
     for (int o = 0; o < OB; ++o)
 #pragma GCC unroll 8
@@ -83,7 +100,33 @@ void dense_block(const Walk& walk, const float* weights, const Place& place, std
           store<VL>(output + o * walk.output_plane + place.output[down + y] +
                         along<VL, strided>(place.output_x + right, x),
                     sums[o][y][x]);
+    return;
   }
+  if (!walk.simple()) {
+    Vector<VL> values[OB * TY * TV];
+#pragma GCC unroll 8
+    for (int o = 0; o < OB; ++o)
+#pragma GCC unroll 8
+      for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+        for (int x = 0; x < TV; ++x) values[(o * TY + y) * TV + x] = sums[o][y][x];
+    return finish_block<VL>(walk, place, row, values, OB, TY, TV, down, right);
+  }
+  // Plane after plane, each in the registers of the first: registers cannot be indexed, and what is done to the sums of a
+  // plane would else stand here once for each of them.
+#pragma GCC unroll 1
+  for (int o = 0; o < OB; ++o) {
+    scale_and_add<VL, TY, TV, strided>(walk, place, row + o, sums[0], down, right);
+    finish_clipped<VL, TY, TV, strided>(walk, place, row + o, sums[0], down, right);
+#pragma GCC unroll 8
+    for (int next = 1; next < OB; ++next)
+#pragma GCC unroll 8
+      for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+        for (int x = 0; x < TV; ++x) sums[next - 1][y][x] = sums[next][y][x];
+  }
+  if (ends_in_halo(walk, place))
+    for (int o = 0; o < OB; ++o) zero_halo(walk, place, row + o, TY, down);
 }
 
 template <int VL, int TY, int TV, bool strided>
@@ -93,6 +136,7 @@ void dense_tile(const Walk& walk, const float* packed, const Place& place, std::
   constexpr int down = smaller_int(TY, block_vectors > TV ? block_vectors / TV : 1);
   constexpr int across = smaller_int(TV, block_vectors);
   static_assert(TV % across == 0);
+  constexpr bool apart = strided && across > 1;
   const std::int64_t channels = chunk_channels(walk);
   for (std::int64_t begin = 0; begin < walk.channels; begin += channels) {
     const std::int64_t end = smaller(walk.channels, begin + channels);
@@ -103,19 +147,19 @@ void dense_tile(const Walk& walk, const float* packed, const Place& place, std::
         for (int x = 0; x < TV; x += across) {
           switch (size) {
             case block_rows:
-              dense_block<VL, block_rows, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+              dense_block<VL, block_rows, down, across, apart>(walk, weights, place, row, y, x, begin, end);
               break;
             case 4:
-              dense_block<VL, 4, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+              dense_block<VL, 4, down, across, apart>(walk, weights, place, row, y, x, begin, end);
               break;
             case 3:
-              dense_block<VL, 3, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+              dense_block<VL, 3, down, across, apart>(walk, weights, place, row, y, x, begin, end);
               break;
             case 2:
-              dense_block<VL, 2, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+              dense_block<VL, 2, down, across, apart>(walk, weights, place, row, y, x, begin, end);
               break;
             default:
-              dense_block<VL, 1, down, across, strided>(walk, weights, place, row, y, x, begin, end);
+              dense_block<VL, 1, down, across, apart>(walk, weights, place, row, y, x, begin, end);
           }
         }
       row += size;

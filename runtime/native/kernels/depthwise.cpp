@@ -244,7 +244,7 @@ void depthwise(const Walk& walk, const Weights& weights, std::int64_t row, std::
   const Plane plane(walk, weights, row);
   with_vectors(walk, [&]<int VL, bool strided>() {
     for_tiles<VL>(walk, begin, end, [&]<int TY, int TV>(const Place& place) {
-      depthwise_tile<VL, TY, TV, strided>(plane, place);
+      depthwise_tile<VL, TY, TV, strided && (TV > 1)>(plane, place);
     });
   });
 }

@@ -191,7 +191,7 @@ void gradient_walk(const Walk& walk, const SparseRows& rows, const WeightGradien
       std::memset(sums.entry, 0, static_cast<std::size_t>(group.entries()) * sizeof(sums.entry[0]));
       std::memset(sums.dy, 0, static_cast<std::size_t>(group.rows) * sizeof(sums.dy[0]));
       for_tiles<VL>(walk, start, smaller(image_rows, start + band), [&]<int TY, int TV>(const Place& place) {
-        gradient_tile<VL, TY, TV, strided>(walk, group, gradient, place, sums);
+        gradient_tile<VL, TY, TV, strided && (TV > 1)>(walk, group, gradient, place, sums);
       });
       deliver<VL>(rows, group, gradient, sums);
     }

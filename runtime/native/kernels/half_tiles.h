@@ -115,121 +115,153 @@ struct Tile {
   bool ends_row;
 };
 
-// out = act'(mask) · act(scale · sums + shift + addend) for one output plane of a tile.
-template <int VL, int TY, int TX>
-EDGE_BCS_INLINE void finish(const Walk& walk, const Tile& tile, std::int64_t row, Vector<VL> (&sums)[TY][TX],
-                            int down = 0, int right = 0) {
-  const std::int64_t step = walk.output_pixel / VL;
-  // The planes of a vector are the pixels of pairs.
-  const bool vector = walk.output_plane == VL, kept_vector = walk.mask_plane == VL;
-  const std::int64_t plane = vector ? 0 : row * walk.output_plane;
+// Where the pixels of a walk's output lie.
+template <int VL>
+struct OutputPixels {
+  OutputPixels(const Walk& walk, const Tile& tile, std::int64_t row)
+      : walk(walk),
+        tile(tile),
+        step(walk.output_pixel / VL),
+        // The planes of a vector are the pixels of pairs.
+        vector(walk.output_plane == VL),
+        plane(vector ? 0 : row * walk.output_plane),
+        first(walk.first_pixel + tile.first * step + (vector ? row : 0)),
+        bits_row(row * walk.bits_plane + walk.bits_first / 8) {}
+
+  // Bits of a pixel are whole bytes.
+  std::int64_t byte(int y, int x) const {
+    return bits_row + tile.bits[y] + (tile.first + x) * (walk.bits_pixel / 8);
+  }
+
+  const Walk& walk;
+  const Tile& tile;
+  std::int64_t step;
+  bool vector;
+  std::int64_t plane, first, bits_row;
+};
+
+// The halo beside rows that end in a tile of `height` × `width` pixels, and below the last.
+template <int VL>
+__attribute__((noinline)) void zero_halo(const Walk& walk, const Tile& tile, Number* plane, int height) {
+  for (int y = 0; y < height; ++y) {
+    Number* const start = plane + tile.output[y];
+    std::int64_t pixels = (walk.tail + (tile.last_row[y] ? walk.bottom : 0)) / VL;
+    std::int64_t at = walk.tail_at / VL;
+    if (at % 2 != 0) {
+      store_pixel<VL>(start + (at - 1) * VL, true, Vector<VL>{});
+      ++at;
+      --pixels;
+    }
+    for (; pixels > 0; pixels -= 2, at += 2) store_pair<VL>(start + at * VL, Integers<VL>{});
+  }
+}
+
+// `finish`, whatever the walk asks for, a pixel at a time: its code stands here once.
+template <int VL>
+__attribute__((noinline)) void finish_pixels(const Walk& walk, const Tile& tile, std::int64_t row,
+                                             Vector<VL>* sums, int height, int width) {
+  const OutputPixels<VL> to(walk, tile, row);
+  const bool kept_vector = walk.mask_plane == VL;
   const std::int64_t kept_plane = kept_vector ? 0 : row * walk.mask_plane;
-  const std::int64_t along = walk.first_pixel + (tile.first + right) * step;
-  const std::int64_t first = along + (vector ? row : 0), kept_first = along + (kept_vector ? row : 0);
+  const std::int64_t kept_first = walk.first_pixel + tile.first * to.step + (kept_vector ? row : 0);
   // Pixel x of the tile, counted from an even one: where its pair is, and whether it is the second of it.
   const auto pair_of_pixel = [](std::int64_t pixel) { return (pixel & ~std::int64_t{1}) * VL; };
   const auto pixel_of = [&](const Number* from, std::int64_t pixel) {
     const Integers<VL> pair = load_pair<VL>(from + pair_of_pixel(pixel));
     return (pixel & 1) != 0 ? upper<VL>(pair) : lower<VL>(pair);
   };
-  const auto put_pixel = [&](Number* to, std::int64_t pixel, Vector<VL> value) {
-    store_pixel<VL>(to + pair_of_pixel(pixel), (pixel & 1) != 0, value);
+  const auto put_pixel = [&](Number* from, std::int64_t pixel, Vector<VL> value) {
+    store_pixel<VL>(from + pair_of_pixel(pixel), (pixel & 1) != 0, value);
   };
-  const bool pairs = step == 1;  // then first is even
+  const auto each = [&](const auto& body) {
+    for (int y = 0, i = 0; y < height; ++y)
+      for (int x = 0; x < width; ++x, ++i) body(sums[i], y, x);
+  };
+  const auto kept = [&](int y, int x) {
+    return pixel_of(numbers(walk.mask) + kept_plane + tile.mask[y], kept_first + x * to.step);
+  };
+  each([&](Vector<VL>& value, int y, int x) {
+    if (walk.scale != nullptr)
+      value = value * broadcast<VL>(walk.scale[row]) + broadcast<VL>(walk.shift[row]);
+    if (walk.addend != nullptr)
+      value += pixel_of(numbers(walk.addend) + to.plane + tile.output[y], to.first + x * to.step);
+    if (walk.pre != nullptr)
+      put_pixel(numbers(walk.pre) + kept_plane + tile.mask[y], kept_first + x * to.step, value);
+    if (walk.bits != nullptr)
+      store_bits<VL>(walk.bits + to.byte(y, x), 0,
+                     positive_bits<VL>(openness<VL>(walk.activation.function, value)));
+  });
+  activate<VL>(walk.activation, sums, height * width);
+  if (walk.mask != nullptr) {
+    Vector<VL> masks[most_sums];
+    int next = 0;
+    each([&](Vector<VL>, int y, int x) { masks[next++] = kept(y, x); });
+    pass_back<VL>(walk.through, masks, sums, height * width);
+  }
+  if (walk.mask_bits != nullptr) {
+    const Slopes slopes = slopes_of(walk.through);
+    each([&](Vector<VL>& value, int y, int x) {
+      value = pass_slopes<VL>(slopes, load_bits<VL>(walk.mask_bits + to.byte(y, x), 0), value);
+    });
+  }
+  Number* const output = numbers(walk.output) + to.plane;
+  each([&](Vector<VL> value, int y, int x) {
+    put_pixel(output + tile.output[y], to.first + x * to.step, value);
+  });
+}
+
+// out = act'(mask) · act(scale · sums + shift + addend) for one output plane of a tile, with the bits and the halo. What most walks
+// ask for is inlined: whole pairs, and activations that clip.
+template <int VL, int TY, int TX>
+EDGE_BCS_INLINE void finish(const Walk& walk, const Tile& tile, std::int64_t row,
+                            Vector<VL> (&sums)[TY][TX]) {
 #define EDGE_BCS_EACH \
   _Pragma("GCC unroll 8") for (int y = 0; y < TY; ++y) _Pragma("GCC unroll 8") for (int x = 0; x < TX; ++x)
 #define EDGE_BCS_EACH_PAIR                             \
   _Pragma("GCC unroll 8") for (int y = 0; y < TY; ++y) \
       _Pragma("GCC unroll 8") for (int x = 0; x + 1 < TX; x += 2)
-  if (walk.scale != nullptr) {
-    const Vector<VL> scale = broadcast<VL>(walk.scale[row]), shift = broadcast<VL>(walk.shift[row]);
-    EDGE_BCS_EACH sums[y][x] = sums[y][x] * scale + shift;
-  }
-  if (walk.addend != nullptr) {
-    const Number* const addend = numbers(walk.addend) + plane;
-    if (pairs && TX % 2 == 0) {
+  const OutputPixels<VL> to(walk, tile, row);
+  Number* const output = numbers(walk.output) + to.plane;
+  if (TX % 2 != 0 || to.step != 1 || !walk.simple() || walk.mask != nullptr) {
+    // A copy, because sums whose address is known cannot stay in registers.
+    Vector<VL> values[TY * TX];
+    EDGE_BCS_EACH values[y * TX + x] = sums[y][x];
+    finish_pixels<VL>(walk, tile, row, values, TY, TX);
+  } else {
+    if (walk.scale != nullptr) {
+      const Vector<VL> scale = broadcast<VL>(walk.scale[row]), shift = broadcast<VL>(walk.shift[row]);
+      EDGE_BCS_EACH sums[y][x] = sums[y][x] * scale + shift;
+    }
+    if (walk.addend != nullptr) {
+      const Number* const addend = numbers(walk.addend) + to.plane + to.first * VL;
       EDGE_BCS_EACH_PAIR {
-        const Integers<VL> pair = load_pair<VL>(addend + tile.output[down + y] + (first + x) * VL);
+        const Integers<VL> pair = load_pair<VL>(addend + tile.output[y] + x * VL);
         sums[y][x] += lower<VL>(pair);
         sums[y][x + 1] += upper<VL>(pair);
       }
-    } else {
-      EDGE_BCS_EACH sums[y][x] += pixel_of(addend + tile.output[down + y], first + x * step);
     }
-  }
-  // Bits of a pixel are whole bytes.
-  const std::int64_t bits_row = row * walk.bits_plane + walk.bits_first / 8;
-  const std::int64_t bits_pixel = walk.bits_pixel / 8;
-  const auto byte = [&](int y, int x) {
-    return bits_row + tile.bits[down + y] + (tile.first + right + x) * bits_pixel;
-  };
-  const auto kept = [&](int y, int x) {
-    return pixel_of(numbers(walk.mask) + kept_plane + tile.mask[down + y], kept_first + x * step);
-  };
-  if (walk.pre != nullptr) {
-    EDGE_BCS_EACH put_pixel(numbers(walk.pre) + kept_plane + tile.mask[down + y], kept_first + x * step,
-                            sums[y][x]);
-  }
-  if (walk.bits != nullptr) {
-    const bool bends = walk.activation.function != Function::relu;
-    EDGE_BCS_EACH {
-      const Vector<VL> open = bends ? openness<VL>(walk.activation.function, sums[y][x]) : sums[y][x];
-      store_bits<VL>(walk.bits + byte(y, x), 0, positive_bits<VL>(open));
+    if (walk.bits != nullptr) {
+      const bool bends = walk.activation.function == Function::relu6;
+      EDGE_BCS_EACH {
+        const Vector<VL> open = bends ? openness<VL>(Function::relu6, sums[y][x]) : sums[y][x];
+        store_bits<VL>(walk.bits + to.byte(y, x), 0, positive_bits<VL>(open));
+      }
     }
-  }
-  if (walk.simple()) {
     if (walk.activation.function == Function::relu) {
       EDGE_BCS_EACH sums[y][x] = relu<VL>(sums[y][x]);
     } else if (walk.activation.function == Function::relu6) {
       EDGE_BCS_EACH sums[y][x] = relu6_of<VL>(sums[y][x]);
     }
-    if (walk.mask != nullptr) {
-      const bool bends = walk.through.function == Function::relu6;
-      EDGE_BCS_EACH {
-        const Vector<VL> from = kept(y, x);
-        sums[y][x] = where_positive<VL>(bends ? openness<VL>(Function::relu6, from) : from, sums[y][x]);
-      }
-    }
     if (walk.mask_bits != nullptr) {
-      EDGE_BCS_EACH sums[y][x] = where_bits<VL>(load_bits<VL>(walk.mask_bits + byte(y, x), 0), sums[y][x]);
+      EDGE_BCS_EACH sums[y][x] = where_bits<VL>(load_bits<VL>(walk.mask_bits + to.byte(y, x), 0), sums[y][x]);
     }
-  } else {
-    Vector<VL> values[TY * TX], masks[TY * TX];
-    EDGE_BCS_EACH values[y * TX + x] = sums[y][x];
-    activate<VL>(walk.activation, values, TY * TX);
-    if (walk.mask != nullptr) {
-      EDGE_BCS_EACH masks[y * TX + x] = kept(y, x);
-      pass_back<VL>(walk.through, masks, values, TY * TX);
-    }
-    if (walk.mask_bits != nullptr) {
-      const Slopes slopes = slopes_of(walk.through);
-      EDGE_BCS_EACH values[y * TX + x] =
-          pass_slopes<VL>(slopes, load_bits<VL>(walk.mask_bits + byte(y, x), 0), values[y * TX + x]);
-    }
-    EDGE_BCS_EACH sums[y][x] = values[y * TX + x];
-  }
-  Number* const output = numbers(walk.output) + plane;
-  if (pairs && TX % 2 == 0) {
-    EDGE_BCS_EACH_PAIR store_pair<VL>(output + tile.output[down + y] + (first + x) * VL,
+    EDGE_BCS_EACH_PAIR store_pair<VL>(output + tile.output[y] + (to.first + x) * VL,
                                       pair_of<VL>(sums[y][x], sums[y][x + 1]));
-  } else {
-    EDGE_BCS_EACH put_pixel(output + tile.output[down + y], first + x * step, sums[y][x]);
   }
 #undef EDGE_BCS_EACH_PAIR
 #undef EDGE_BCS_EACH
-  if (tile.ends_row && tile.first + right + TX == walk.width && walk.tail + walk.bottom > 0) {
-    for (int y = 0; y < TY; ++y) {
-      Number* const start = output + tile.output[down + y];
-      std::int64_t pixels = (walk.tail + (tile.last_row[down + y] ? walk.bottom : 0)) / VL;
-      std::int64_t at = walk.tail_at / VL;
-      if (at % 2 != 0) {
-        store_pixel<VL>(start + (at - 1) * VL, true, Vector<VL>{});
-        ++at;
-        --pixels;
-      }
-      for (; pixels > 0; pixels -= 2, at += 2) store_pair<VL>(start + at * VL, Integers<VL>{});
-    }
-  }
+  if (tile.ends_row && tile.first + TX == walk.width && walk.tail + walk.bottom > 0)
+    zero_halo<VL>(walk, tile, output, TY);
 }
 
 // How many pixels side by side tiles of the walk have, where as many are left.

@@ -114,9 +114,10 @@ void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
   const std::int64_t first = task % tasks.groups * tasks.group;
   Group group;
   for (Cursor cursor(rows, first, smaller(walk.rows, first + tasks.group)); group.fill(walk, rows, cursor);) {
-    for_tiles<VL>(
-        walk, band, smaller(image_rows, band + tasks.band),
-        [&]<int TY, int TV>(const Place& place) { sparse_tile<VL, TY, TV, strided>(walk, group, place); });
+    for_tiles<VL>(walk, band, smaller(image_rows, band + tasks.band),
+                  [&]<int TY, int TV>(const Place& place) {
+      sparse_tile<VL, TY, TV, strided && (TV > 1)>(walk, group, place);
+    });
   }
 }
 

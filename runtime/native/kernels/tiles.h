@@ -251,79 +251,100 @@ __attribute__((noinline)) void finish_activated(const Walk& walk, const Place& p
       [&](Vector<VL> value, int y, int x) { store<VL>(plane + place.output[y] + place.output_x[x], value); });
 }
 
-// out = act'(mask) · act(scale · sums + shift + addend) of one output plane, with the bits and the halo, for TY rows and TV
-// vectors of a tile that begin `down` and `right` in it.
-template <int VL, int TY, int TV, bool strided>
-EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t row,
-                            Vector<VL> (&sums)[TY][TV], int down = 0, int right = 0) {
-  const std::int64_t plane = row * walk.output_plane;
-  const auto out = [&](int y, int x) {
-    return plane + place.output[down + y] + place.output_x[right] +
-           along<VL, strided>(place.output_x + right, x);
-  };
+// sums · scale + shift + addend of one output plane, for TY rows and TV vectors of a tile that begin `down` and `right` in it.
 #define EDGE_BCS_EACH_VECTOR \
   _Pragma("GCC unroll 8") for (int y = 0; y < TY; ++y) _Pragma("GCC unroll 4") for (int x = 0; x < TV; ++x)
+template <int VL, int TY, int TV, bool strided>
+EDGE_BCS_INLINE void scale_and_add(const Walk& walk, const Place& place, std::int64_t row,
+                                   Vector<VL> (&sums)[TY][TV], int down, int right) {
   if (walk.scale != nullptr) {
     const Vector<VL> scale = broadcast<VL>(walk.scale[row]), shift = broadcast<VL>(walk.shift[row]);
     EDGE_BCS_EACH_VECTOR sums[y][x] = sums[y][x] * scale + shift;
   }
   if (walk.addend != nullptr) {
-    EDGE_BCS_EACH_VECTOR sums[y][x] += load<VL>(walk.addend + out(y, x));
+    const float* const plane = walk.addend + row * walk.output_plane + place.output_x[right];
+    EDGE_BCS_EACH_VECTOR sums[y][x] +=
+        load<VL>(plane + place.output[down + y] + along<VL, strided>(place.output_x + right, x));
   }
-  if (!walk.simple()) {
-    // A copy, because sums whose address is known cannot stay in registers.
-    Vector<VL> values[TY * TV];
-    EDGE_BCS_EACH_VECTOR values[y * TV + x] = sums[y][x];
-    finish_activated<VL>(walk, place, row, values, TY, TV, down, right);
-  } else {
-    if (walk.activation.function == Function::relu) {
-      EDGE_BCS_EACH_VECTOR sums[y][x] = relu<VL>(sums[y][x]);
-    } else if (walk.activation.function == Function::relu6) {
-      EDGE_BCS_EACH_VECTOR sums[y][x] = relu6_of<VL>(sums[y][x]);
+}
+
+// What follows where activations do no more than clip (Walk::simple). It calls nothing, so that sums of other planes may stay
+// in registers meanwhile.
+template <int VL, int TY, int TV, bool strided>
+EDGE_BCS_INLINE void finish_clipped(const Walk& walk, const Place& place, std::int64_t row,
+                                    Vector<VL> (&sums)[TY][TV], int down, int right) {
+  if (walk.activation.function == Function::relu) {
+    EDGE_BCS_EACH_VECTOR sums[y][x] = relu<VL>(sums[y][x]);
+  } else if (walk.activation.function == Function::relu6) {
+    EDGE_BCS_EACH_VECTOR sums[y][x] = relu6_of<VL>(sums[y][x]);
+  }
+  if (walk.mask != nullptr) {
+    const float* mask = walk.mask + row * walk.mask_plane + place.mask_x[right];
+    const auto kept = [&](int y, int x) {
+      return load<VL>(mask + place.mask[down + y] + along<VL, strided>(place.mask_x + right, x));
+    };
+    if (walk.through.function == Function::relu6) {
+      EDGE_BCS_EACH_VECTOR sums[y][x] =
+          where_positive<VL>(openness<VL>(Function::relu6, kept(y, x)), sums[y][x]);
+    } else {
+      EDGE_BCS_EACH_VECTOR sums[y][x] = where_positive<VL>(kept(y, x), sums[y][x]);
     }
-    if (walk.mask != nullptr) {
-      const float* mask = walk.mask + row * walk.mask_plane + place.mask_x[right];
-      const auto kept = [&](int y, int x) {
-        return load<VL>(mask + place.mask[down + y] + along<VL, strided>(place.mask_x + right, x));
-      };
-      if (walk.through.function == Function::relu6) {
-        EDGE_BCS_EACH_VECTOR sums[y][x] =
-            where_positive<VL>(openness<VL>(Function::relu6, kept(y, x)), sums[y][x]);
-      } else {
-        EDGE_BCS_EACH_VECTOR sums[y][x] = where_positive<VL>(kept(y, x), sums[y][x]);
-      }
+  }
+  if (walk.mask_bits != nullptr) {
+    const std::uint8_t* bits = walk.mask_bits + row * walk.bits_plane;
+    EDGE_BCS_EACH_VECTOR {
+      const std::int64_t bit = place.bit[right] + along<VL, strided>(place.bit + right, x);
+      sums[y][x] = where_bits<VL>(load_bits<VL>(bits + place.bits[down + y], bit), sums[y][x]);
     }
-    if (walk.mask_bits != nullptr) {
-      const std::uint8_t* bits = walk.mask_bits + row * walk.bits_plane;
-      EDGE_BCS_EACH_VECTOR {
-        const std::int64_t bit = place.bit[right] + along<VL, strided>(place.bit + right, x);
-        sums[y][x] = where_bits<VL>(load_bits<VL>(bits + place.bits[down + y], bit), sums[y][x]);
-      }
+  }
+  float* const plane = walk.output + row * walk.output_plane + place.output_x[right];
+  EDGE_BCS_EACH_VECTOR store<VL>(
+      plane + place.output[down + y] + along<VL, strided>(place.output_x + right, x), sums[y][x]);
+  if (walk.bits != nullptr) {
+    std::uint8_t* bits = walk.bits + row * walk.bits_plane;
+    if (walk.activation.function == Function::relu6) {
+      EDGE_BCS_EACH_VECTOR sums[y][x] = openness<VL>(Function::relu6, sums[y][x]);
     }
-    EDGE_BCS_EACH_VECTOR store<VL>(walk.output + out(y, x), sums[y][x]);
-    if (walk.bits != nullptr) {
-      std::uint8_t* bits = walk.bits + row * walk.bits_plane;
-      if (walk.activation.function == Function::relu6) {
-        EDGE_BCS_EACH_VECTOR sums[y][x] = openness<VL>(Function::relu6, sums[y][x]);
-      }
-      if constexpr (strided) {
-        EDGE_BCS_EACH_VECTOR store_bits<VL>(bits + place.bits[down + y], place.bit[right + x],
-                                            positive_bits<VL>(sums[y][x]));
-      } else {
+    if constexpr (strided) {
+      EDGE_BCS_EACH_VECTOR store_bits<VL>(bits + place.bits[down + y], place.bit[right + x],
+                                          positive_bits<VL>(sums[y][x]));
+    } else {
 #pragma GCC unroll 8
-        for (int y = 0; y < TY; ++y)
-          store_positive_bits<VL, TV>(bits + place.bits[down + y], place.bit[right], sums[y]);
-      }
-    }
-  }
-#undef EDGE_BCS_EACH_VECTOR
-  if (place.ends_row && walk.tail + walk.bottom > 0) {
-    for (int y = 0; y < TY; ++y) {
-      const std::int64_t count = walk.tail + (place.last_row[down + y] ? walk.bottom : 0);
-      float* from = walk.output + plane + place.output[down + y] + walk.tail_at;
-      for (std::int64_t i = 0; i < count; ++i) from[i] = 0;
+      for (int y = 0; y < TY; ++y)
+        store_positive_bits<VL, TV>(bits + place.bits[down + y], place.bit[right], sums[y]);
     }
   }
 }
+
+// The halo beside `height` rows that end, and below the last, of output plane `row`.
+__attribute__((noinline)) inline void zero_halo(const Walk& walk, const Place& place, std::int64_t row,
+                                                int height, int down) {
+  for (int y = down; y < down + height; ++y) {
+    const std::int64_t count = walk.tail + (place.last_row[y] ? walk.bottom : 0);
+    float* const from = walk.output + row * walk.output_plane + place.output[y] + walk.tail_at;
+    for (std::int64_t i = 0; i < count; ++i) from[i] = 0;
+  }
+}
+EDGE_BCS_INLINE bool ends_in_halo(const Walk& walk, const Place& place) {
+  return place.ends_row && walk.tail + walk.bottom > 0;
+}
+
+// out = act'(mask) · act(scale · sums + shift + addend) of one output plane, with the bits and the halo, for TY rows and TV
+// vectors of a tile that begin `down` rows below its first.
+template <int VL, int TY, int TV, bool strided>
+EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t row,
+                            Vector<VL> (&sums)[TY][TV], int down = 0) {
+  scale_and_add<VL, TY, TV, strided>(walk, place, row, sums, down, 0);
+  if (walk.simple()) {
+    finish_clipped<VL, TY, TV, strided>(walk, place, row, sums, down, 0);
+  } else {
+    // A copy, because sums whose address is known cannot stay in registers.
+    Vector<VL> values[TY * TV];
+    EDGE_BCS_EACH_VECTOR values[y * TV + x] = sums[y][x];
+    finish_activated<VL>(walk, place, row, values, TY, TV, down, 0);
+  }
+  if (ends_in_halo(walk, place)) zero_halo(walk, place, row, TY, down);
+}
+#undef EDGE_BCS_EACH_VECTOR
 
 }  // namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE

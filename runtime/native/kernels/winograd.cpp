@@ -94,7 +94,7 @@ __attribute__((noinline)) void winograd_block(const Walk& walk, const float* wei
       pixels[0][2 * pair + 1] = m[1] - m[2] - m[3];
     }
     if (end == walk.channels) {
-      finish<VL, 1, pixels_across, true>(walk, place, row + o, pixels, down, 0);
+      finish<VL, 1, pixels_across, true>(walk, place, row + o, pixels, down);
     } else {
 #pragma GCC unroll 4
       for (int x = 0; x < pixels_across; ++x)

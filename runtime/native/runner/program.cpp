@@ -211,9 +211,12 @@ ProgramGraph graph_of(const flat::Table& table, const Program& program, std::siz
   const flat::Tables tensors = table.tables(1), nodes = table.tables(2);
   require(tensors.size() <= most_tensors && nodes.size() <= most_nodes, "a graph has ", nodes.size(),
           " nodes and ", tensors.size(), " tensors");
+  graph.tensors.reserve(tensors.size());
+  graph.nodes.reserve(nodes.size());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    graph.tensors.push_back(tensor(tensors[i], program.arena_bytes));
-    check_place(graph.tensors.back(), program.buffers, buffers_end);
+    PlacedTensor& placed = graph.tensors.emplace_back(tensor(tensors[i], program.arena_bytes));
+    check_place(placed, program.buffers, buffers_end);
+    std::string().swap(placed.name);  // nobody asks for it again, and there are a thousand
   }
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     const flat::Table node = nodes[i];
