@@ -112,7 +112,9 @@ class Training(Sized):
         *_of(U32, "has_warmup balance"),
         ("validation", REAL),
         ("patience", U64),
-        *_of(U32, "has_validation reserved"),
+        *_of(U32, "has_validation has_confidence"),
+        ("unlabelled", U64),
+        *_of(REAL, "confidence unlabelled_share unlabelled_weight"),
     ]
 
 
@@ -130,6 +132,10 @@ class Position(Sized):
         ("attack", TEXT),
         *_of(U32, "watch watched"),
         ("fell_back", ctypes.c_int64),
+        *_of(U64, "unlabelled unlabelled_first unlabelled_count"),
+        *_of(REAL, "unlabelled_weight confidence"),
+        ("labelled_epoch", ctypes.c_int64),
+        *_of(U32, "label keeps_all"),
     ]
 
 

@@ -51,7 +51,8 @@ def fitted(trainer: Trainer, data: tuple[Array, Array], until: int, save: Path |
     try:
         trainer.fit(data, steps=10, progress=False, on_step=stop if until < 10 else None, **FIT, **saving)
     except Enough:
-        trainer.save(save or Path())
+        assert save is not None
+        trainer.save(save)
 
 
 def begin(network: Network, data: tuple[Array, Array], **changes: Any) -> None:
@@ -312,13 +313,13 @@ def test_a_state_part_after_part(tiny_artifact: Make, data: tuple[Array, Array])
         assert refused.value.status == STOPPED and len(parts) == 1
 
 
-def test_what_only_python_goes_on_with(
+def test_what_a_training_cannot_go_on_with(
     tiny_artifact: Make, data: tuple[Array, Array], tmp_path: Path
 ) -> None:
     with Trainer(tiny_artifact()) as trainer:
         trainer.fit(data, steps=2, progress=False, unlabelled=data[0][:9] / 255, save=tmp_path / "run")
     with Network(tmp_path / "run") as network:
-        with pytest.raises(CError, match="has images without labels, which only Python goes on with"):
+        with pytest.raises(CError, match="used 9 unlabelled images, too: resume it with them"):
             begin(network, data)
         begin(network, data, resume=0)
         with pytest.raises(CError, match="the schedule is one of steps, cosine, one-cycle"):
@@ -388,3 +389,24 @@ def test_notes_of_a_run_stay_with_it(tiny_artifact: Make, data: tuple[Array, Arr
     with Network(tiny_artifact()) as network:
         network.call("state_read", written, ctypes.c_size_t(len(written)))
         assert b"fleet.round" in network.state_written()
+
+
+def test_a_run_that_is_saved_as_it_was_keeps_its_training(
+    tiny_artifact: Make, data: tuple[Array, Array], tmp_path: Path
+) -> None:
+    """As when it is stopped by a signal before it goes on; elsewhere, or after a step, another one begins."""
+    with Trainer(tiny_artifact()) as trainer:
+        fitted(trainer, data, 4, tmp_path / "run")
+    before = (tmp_path / "run" / "state.safetensors").read_bytes()
+    with Network(tmp_path / "run") as network:
+        network.call("save_into", str(tmp_path / "run").encode())
+        network.save()
+        assert (tmp_path / "run" / "state.safetensors").read_bytes() == before
+        network.call("save_into", str(tmp_path / "other").encode())
+        network.save()
+    assert "progress" not in read_state(Artifact.read(tmp_path / "other"))[1]
+    with Network(tmp_path / "run") as network:
+        network.step(*data)
+        network.call("save_into", str(tmp_path / "run").encode())
+        network.save()
+    assert "progress" not in read_state(Artifact.read(tmp_path / "run"))[1]

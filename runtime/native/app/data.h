@@ -40,6 +40,7 @@ struct Opening {
   std::optional<double> crop;
   std::span<std::byte> workspace;  // in which images are decoded
   Handling handling;
+  bool keeps_all_files = false;  // those of other splits, too, for `repeated`
 };
 
 class Data {
@@ -48,6 +49,9 @@ class Data {
 
   // Writes the image at `position` as it is, f32[C, H, W] in [0, 1]. Throws Error.
   virtual void image(std::size_t position, std::span<float> into) = 0;
+
+  // What people know an image by.
+  virtual std::string name_of(std::size_t position) const { return "image " + std::to_string(position); }
 
   std::size_t size() const { return labels.size(); }
 
@@ -70,6 +74,11 @@ std::unique_ptr<Data> open_data(const std::string& spec, const std::string& spli
 std::unique_ptr<Data> open_digits(const std::string& split, const Opening& opening);
 std::unique_ptr<Data> open_folder(const std::string& folder, const std::string& split,
                                   const Opening& opening);
+// Photographs without labels in a folder and in its folders, of any depth: edge_bcs/data/photographs.py.
+std::unique_ptr<Data> open_photographs(const std::string& folder, const Opening& opening);
+// Which images of `data` are the same file, byte for byte, as one of `others`, of whatever split: place, and name of the other.
+// Only image files, opened with `keeps_all_files`, are compared.
+std::map<std::size_t, std::string> repeated(const Data& data, const Data& others);
 // A plain tar of class folders. `other`: the one for testing beside it, or "".
 std::unique_ptr<Data> open_tar(const std::string& file, const std::string& other, const std::string& split,
                                const Opening& opening);

@@ -9,7 +9,9 @@
 
 #include "app/commands.h"
 #include "app/lean.h"
+#include "app/opening.h"
 #include "app/reading.h"
+#include "app/self_training.h"
 #include "app/service.h"
 #include "app/shared_options.h"
 #include "app/signals.h"
@@ -21,9 +23,6 @@ namespace edge_bcs::app {
 namespace {
 
 constexpr int time_is_up = 75;  // sysexits.h: a temporary failure; try again
-constexpr std::uint64_t largest_report = 16 << 20;
-constexpr const char *report_file = "report.json", *metrics_file = "metrics.jsonl",
-                     *manifest_file = "manifest.json";
 constexpr std::array<std::string_view, 3> schedules{"steps", "cosine", "one-cycle"},
     precisions{"f32", "half", "auto"};
 
@@ -69,6 +68,20 @@ constexpr std::array options_of_finetune{
     OptionSpec{"--no-augment", nullptr, "Short for --augment none."},
     OptionSpec{"--balance", nullptr,
                "Draw images so that the classes come up evenly, however many each has."},
+    OptionSpec{
+        "--unlabelled", "DIR",
+        "A folder of photographs without labels, in folders of any depth and name. Before each epoch the "
+        "network "
+        "labels those that it is sure of; these are trained on, too. With trades and rst the others take "
+        "part "
+        "as well, in the second term. An epoch is then one pass over the labelled or the unlabelled images, "
+        "whichever takes more steps; the others come up several times."},
+    OptionSpec{"--confidence", "SHARE",
+               "With --unlabelled: probability from which on the network's answer is a label; default: 0.9."},
+    OptionSpec{"--unlabelled-share", "SHARE",
+               "With --unlabelled: of each batch, that has no labels; default: 0.5."},
+    OptionSpec{"--unlabelled-weight", "WEIGHT",
+               "With --unlabelled: of such an image in the loss, where a labelled one has 1; default: 1."},
     OptionSpec{"-o/--output", "FOLDER", "The run folder; default: ARTIFACT-run."},
     OptionSpec{"--resume", nullptr, "Go on with the run in the output folder, if there is one."},
     OptionSpec{"--save-steps", "N", "Steps from one save to the next."},
@@ -90,20 +103,35 @@ constexpr std::array options_of_finetune{
                "Train nothing; print a systemd service that trains with these options at every boot."},
     OptionSpec{"--json", nullptr, "Print the report as one JSON object."},
 };
-constexpr std::array elsewhere_of_finetune{
-    "--unlabelled", "--confidence", "--unlabelled-share", "--unlabelled-weight",
-    "--rounds",     "--board",      "--boards",           "--max-rounds",
-    "--wait",       "--robust"};
+constexpr std::array elsewhere_of_finetune{"--rounds",     "--board", "--boards",
+                                           "--max-rounds", "--wait",  "--robust"};
 
-struct Wanted {
-  std::string artifact, folder, data;
-  MachineWishes machine;
+struct Wanted : RunWishes {
+  std::string data;
   TrainingWishes training;
   std::uint64_t eval_samples, eval_steps;
-  bool skips_bad, resume, as_json;
+  bool skips_bad, as_json;
+  std::optional<std::string> unlabelled;
   std::optional<Names> names;
   std::optional<double> max_temp;
 };
+
+// --unlabelled and what belongs to it.
+void take_unlabelled(const Options& options, Wanted& wanted) {
+  wanted.unlabelled = options.text("--unlabelled");
+  const auto number = [&](const char* name, const char* range, const auto& holds) {
+    const std::optional<double> value = options.number(name);
+    if (value && !holds(*value))
+      throw UsageError(std::string("Invalid value for '") + name + "': " + written(*value) +
+                       " is not in the range " + range + ".");
+    require(!value || wanted.unlabelled, name, " belongs to --unlabelled, which is not given.");
+    return value;
+  };
+  TrainingWishes& training = wanted.training;
+  training.confidence = number("--confidence", "0<=x<=1", [](double x) { return x >= 0 && x <= 1; });
+  training.unlabelled_share = number("--unlabelled-share", "0<x<1", [](double x) { return x > 0 && x < 1; });
+  training.unlabelled_weight = number("--unlabelled-weight", "x>0", [](double x) { return x > 0; });
+}
 
 // Refuses what cannot be meant, before anything is read, measured or saved.
 Wanted wanted_by(const Options& options) {
@@ -139,6 +167,7 @@ Wanted wanted_by(const Options& options) {
           " contradict each other: leave one out.");
   if (options.has("--no-augment")) training.augment = "none";
   training.balance = options.has("--balance");
+  take_unlabelled(options, wanted);
   training.saving.steps = options.whole("--save-steps", 1);
   training.saving.seconds = options.number("--save-seconds");
   if (training.saving.seconds && !(*training.saving.seconds >= 1))
@@ -166,78 +195,6 @@ void check_apart(const std::string& output, const std::string& data) {
   const std::string source = resolved(data), place = resolved_so_far(output), parent = folder_of(place);
   require(place != source && parent != source, plain(output), " lies among the class folders of ",
           plain(data), ", where it would be taken for one: choose another -o.");
-}
-
-// Whether the run in `folder` is one of the artifact: their manifests differ in nothing but names that outputs got, who made
-// them, and files that follow from the rest. An artifact that is gone is no matter, for the run is complete.
-void check_same_artifact(const std::string& folder, const std::string& artifact) {
-  const Value run = read_json(joined(folder, manifest_file), largest_report),
-              made = read_json(joined(artifact, manifest_file), largest_report);
-  if (!run.is_object() || !made.is_object()) return;
-  for (const auto& [name, value] : made.members()) {
-    if (name == "created_by" || name == "classes" || name == "memory" || name == "files" ||
-        name == "attack_precision")
-      continue;
-    const Value* const same = run.find(name);
-    require(same != nullptr && same->dump() == value.dump(), plain(folder),
-            " holds a run of another artifact: its ", name, " differs; choose another output folder.");
-  }
-  const Value *const files = made.find("files"), *const theirs = run.find("files");
-  if (files == nullptr || theirs == nullptr || !files->is_object()) return;
-  const Value *const program = files->find("program.bin"), *const same = theirs->find("program.bin");
-  require(program == nullptr || (same != nullptr && same->dump() == program->dump()), plain(folder),
-          " holds a run of another artifact: its program.bin is another; choose another output folder.");
-}
-
-struct Opened {
-  std::unique_ptr<Network> network;
-  bool resumed;
-};
-
-// Says so where the attacks of a run are from here on in another precision.
-void tell_of_precision(const std::string& folder, const Network& network) {
-  const Value manifest = read_json(joined(folder, manifest_file), largest_report);
-  const Value* const said = manifest.is_object() ? manifest.find("attack_precision") : nullptr;
-  const char* const now = network.info().attack_precision;
-  if (said == nullptr || now == nullptr || said->text() == "auto" || said->text() == now) return;
-  say("Attacks of this run were in " + said->text() + "; from here on they are in " + now + ".");
-}
-
-Opened open_network(Wanted& wanted) {
-  const std::string& folder = wanted.folder;
-  const bool is_run = is_file(joined(folder, manifest_file));
-  const bool saved = is_run && (is_file(joined(folder, "state.safetensors")) ||
-                                is_file(joined(folder, "state.previous.safetensors")));
-  if (saved && wanted.resume) {
-    require(!wanted.machine.seed, "a resumed run keeps its seed: leave --seed out.");
-    // What training wrote here has no signature; that it goes on from what was signed can be seen.
-    if (wanted.machine.trusted.any()) {
-      MachineWishes machine = wanted.machine;
-      machine.attack_precision = "f32";  // which every machine has
-      const Network signed_one(wanted.artifact, machine);
-      check_release(wanted.artifact, signed_one.info().release, folder);
-      check_same_artifact(folder, wanted.artifact);
-      remember_release(signed_one.info().release, folder);
-    } else {
-      check_same_artifact(folder, wanted.artifact);
-    }
-    MachineWishes machine = wanted.machine;
-    machine.trusted = {};
-    Opened opened{std::make_unique<Network>(folder, machine), true};
-    tell_of_precision(folder, *opened.network);
-    return opened;
-  }
-  require(!saved, plain(folder),
-          " already holds a run: add --resume to go on with it, or choose another -o.");
-  for (const char* const name : {report_file, metrics_file, record_file})
-    require(is_run || access(joined(folder, name).c_str(), F_OK) != 0, plain(folder), " holds no run, but a ",
-            name, " that the run would write over; choose another -o.");
-  Opened opened{std::make_unique<Network>(wanted.artifact, wanted.machine), false};
-  if (wanted.machine.trusted.any()) {
-    check_release(wanted.artifact, opened.network->info().release, folder);
-    remember_release(opened.network->info().release, folder);
-  }
-  return opened;
 }
 
 // What of the report of the run so far is whole.
@@ -282,8 +239,11 @@ void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& repo
     });
   };
   Reading reading(wanted.data, network, wanted.skips_bad, resumed ? folder : "", between);
+  if (wanted.unlabelled) reading.keep_all_files();
   const std::unique_ptr<Data> data = reading.open("train");
   const std::unique_ptr<Data> held_out = wanted.eval_samples > 0 ? reading.open("test") : nullptr;
+  const std::unique_ptr<Data> unlabelled =
+      wanted.unlabelled ? reading.open_unlabelled(*wanted.unlabelled) : nullptr;
   if (resumed) take_earlier(folder, report);
   if (const char* const precision = network.info().attack_precision; precision != nullptr)
     report["attack_precision"] = precision;
@@ -306,6 +266,7 @@ void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& repo
   write_json(joined(folder, report_file), report);
   TrainingWishes wishes = wanted.training;
   wishes.resume = resumed;
+  wishes.unlabelled = unlabelled.get();
   wishes.thermostat = thermostat ? &*thermostat : nullptr;
   say(SaveSchedule(network.info().state_bytes, network.steps(), wishes.saving).describe() + ".");
   give_back_unused();
@@ -365,6 +326,8 @@ void print_report(Value& report, const Network& network, const Wanted& wanted) {
       fell_back != nullptr && !fell_back->is_null())
     print(std::string(network.info().attack) + " collapsed: after step " +
           std::to_string(fell_back->whole()) + " the training attacked with PGD.\n");
+  if (const Value* const used = training.find("unlabelled"); used != nullptr)
+    print(described_unlabelled(*used) + "\n");
   if (training["skipped"].whole() > 0)
     print("Skipped batches that were not finite: " + std::to_string(training["skipped"].whole()) +
           "; metrics.jsonl says which.\n");
@@ -415,7 +378,7 @@ int finetune(const Options& options) {
   report["run"] = folder;
   int status = 0;
   bool claimed = false;
-  const Opened opened = open_network(wanted);
+  const Opened opened = open_run(wanted);
   Network& network = *opened.network;
   if (wanted.names) network.name(named(network.classes(), *wanted.names, network.info().classes));
   const auto stopped = [&](const char* by) {

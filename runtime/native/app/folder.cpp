@@ -1,7 +1,10 @@
 // Image files in class folders, on disk or in a plain tar: edge_bcs/data/listing.py and images.py.
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <array>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -15,6 +18,7 @@
 #include "app/tar.h"
 #include "app/text.h"
 #include "session/files.h"
+#include "session/sha256.h"
 
 namespace edge_bcs::app {
 
@@ -202,9 +206,10 @@ std::vector<Entry> entries_of(const std::string& folder) {
 
 class FolderData final : public Data {
  public:
+  // `flat`: no class folders, and so no labels.
   FolderData(const std::string& folder, std::vector<Entry> found, const std::string& split,
-             const Opening& opening)
-      : folder_(folder), opening_(opening) {
+             const Opening& opening, bool flat = false)
+      : folder_(folder), opening_(opening), flat_(flat) {
     shape = opening.shape;
     named = true;
     require(shape.channels == 1 || shape.channels == 3,
@@ -222,7 +227,31 @@ class FolderData final : public Data {
       all_labels.push_back(static_cast<std::int32_t>(classes.size() - 1));
     }
     choose(found, all_labels, split);
+    if (opening.keeps_all_files) all_files_ = std::move(found);
     require(!labels.empty(), plain(folder), " holds no ", split, " images.");
+  }
+
+  std::string name_of(std::size_t position) const override { return files_[position].name; }
+
+  std::map<std::size_t, std::string> found_in(const FolderData& others) const {
+    std::vector<std::int64_t> sizes;
+    for (const Entry& entry : files_) sizes.push_back(size_of(entry));
+    const std::set<std::int64_t> wanted(sizes.begin(), sizes.end());
+    std::set<std::int64_t> found;
+    std::map<std::string, std::string> names;
+    for (const Entry& entry : others.all_files_) {
+      const std::int64_t size = others.size_of(entry);
+      if (!wanted.contains(size)) continue;
+      found.insert(size);
+      if (const std::string digest = others.digest_of(entry); !digest.empty()) names[digest] = entry.name;
+    }
+    std::map<std::size_t, std::string> twins;
+    for (std::size_t place = 0; place < files_.size(); ++place) {
+      if (!found.contains(sizes[place])) continue;
+      const auto twin = names.find(digest_of(files_[place]));
+      if (twin != names.end()) twins.emplace(place, twin->second);
+    }
+    return twins;
   }
 
   void image(std::size_t position, std::span<float> into) override {
@@ -244,7 +273,7 @@ class FolderData final : public Data {
     for (const Entry& entry : found) names.insert(entry.name);
     for (const auto& [name, why] : opening_.handling.known) {
       if (names.contains(name)) continue;
-      std::optional<Entry> entry = entry_of(name);
+      std::optional<Entry> entry = flat_ ? Entry{"train", "", name, {}} : entry_of(name);
       if (!entry) continue;
       entry->name = name, entry->why = why;
       found.push_back(std::move(*entry));
@@ -307,13 +336,74 @@ class FolderData final : public Data {
     return "the image " + name + " " + bad.what() + ".";
   }
 
+  // Bytes of an image's file; -1 if there is none.
+  std::int64_t size_of(const Entry& entry) const {
+    if (entry.tar != nullptr) return static_cast<std::int64_t>(entry.size);
+    struct stat status{};
+    return stat(joined(folder_, entry.name).c_str(), &status) == 0 ? status.st_size : -1;
+  }
+
+  // The sha256 of it; empty if it cannot be read.
+  std::string digest_of(const Entry& entry) const {
+    try {
+      const auto own =
+          entry.tar != nullptr ? nullptr : std::make_unique<const FileSource>(joined(folder_, entry.name));
+      const FileSource& source = own != nullptr ? *own : *entry.tar;
+      Sha256 digest;
+      std::array<std::byte, 1 << 14> part;
+      std::uint64_t left = own != nullptr ? source.size() : entry.size, at = entry.offset;
+      while (left > 0) {
+        const auto bytes =
+            std::span(part).first(static_cast<std::size_t>(std::min<std::uint64_t>(part.size(), left)));
+        source.read(at, bytes);
+        digest.add(bytes);
+        at += bytes.size(), left -= bytes.size();
+      }
+      return std::string(view(digest.finish()));
+    } catch (const Error&) {
+      return {};
+    }
+  }
+
   std::string folder_;
   Opening opening_;
+  bool flat_;
   std::vector<Entry> files_;
+  std::vector<Entry>
+      all_files_;  // of every split, whether they can be used or not; none unless they are kept
   std::vector<std::uint8_t> pixels_;
 };
 
+// The image files in a folder and in its folders. What is hidden, and links to folders, are passed over.
+void add_photographs(const std::string& folder, const std::string& inside, const std::string& root,
+                     std::vector<Entry>& entries) {
+  for (const std::string& name : names_in(joined(folder, inside))) {
+    if (name.starts_with('.')) continue;
+    const std::string inner = inside.empty() ? name : joined(inside, name), path = joined(folder, inner);
+    if (is_folder(path)) {
+      if (!is_link(path)) add_photographs(folder, inner, root, entries);
+    } else if (is_image(name)) {
+      entries.push_back({"train", "", inner, why_unusable(path, root)});
+    }
+  }
+}
+
 }  // namespace
+
+std::unique_ptr<Data> open_photographs(const std::string& folder, const Opening& opening) {
+  require(is_folder(folder), plain(folder), exists(folder) ? " is a file" : " does not exist",
+          "; unlabelled images are a folder of photographs, in folders of any depth.");
+  std::vector<Entry> entries;
+  add_photographs(folder, "", resolved(folder), entries);
+  require(!entries.empty(), "the folder ", plain(folder), " holds no image (.jpg, .jpeg, .png, …).");
+  return std::make_unique<FolderData>(folder, std::move(entries), "train", opening, true);
+}
+
+std::map<std::size_t, std::string> repeated(const Data& data, const Data& others) {
+  const auto* const one = dynamic_cast<const FolderData*>(&data);
+  const auto* const other = dynamic_cast<const FolderData*>(&others);
+  return one == nullptr || other == nullptr ? std::map<std::size_t, std::string>{} : one->found_in(*other);
+}
 
 std::unique_ptr<Data> open_folder(const std::string& folder, const std::string& split,
                                   const Opening& opening) {

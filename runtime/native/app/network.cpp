@@ -179,6 +179,16 @@ edge_bcs_watched Network::watch(Data& data, const Match& match, const std::funct
   return found;
 }
 
+void Network::label(Data& data, const std::function<void()>& between) {
+  std::vector<std::uint64_t> places(data.size());
+  std::iota(places.begin(), places.end(), std::uint64_t{0});
+  const std::vector<std::int64_t> labels(data.classes.size(), 0);
+  Images images(data, labels, places);
+  const edge_bcs_batch batch = images.batch();
+  follow("labelling " + grouped(places.size()) + " images", images, places.size(), between,
+         [&] { return edge_bcs_label(handle(), &batch); });
+}
+
 Value Network::evaluate(Data& data, const Match& match, const Measure& measure, const std::string& what) {
   std::vector<std::uint64_t> places(data.size());
   std::iota(places.begin(), places.end(), std::uint64_t{0});

@@ -97,6 +97,9 @@ class Network {
   // Looks at a single-step attack, when that is due, on the images of `data`.
   edge_bcs_watched watch(Data& data, const Match& match, const std::function<void()>& between);
 
+  // Labels the images of `data`, which have none, for the epoch that begins.
+  void label(Data& data, const std::function<void()>& between);
+
   // What "memory" of a report has.
   Value memory(std::optional<std::uint64_t> cap) const;
   std::optional<std::uint64_t> cap(const MachineWishes& wishes) const;

@@ -16,6 +16,7 @@ namespace {
 
 constexpr std::uint64_t largest_record = std::uint64_t{256} << 20;
 constexpr std::size_t most_told = 20;
+constexpr const char* unlabelled = "unlabelled";  // beside the splits of the data
 
 }  // namespace
 
@@ -59,28 +60,44 @@ Reading::Reading(std::string spec, const Network& network, bool skip, const std:
     recorded_ = *left_out;
 }
 
-std::unique_ptr<Data> Reading::open(const std::string& split) {
+Handling Reading::handling_of(const std::string& split) const {
   Handling handling;
   handling.skip = skip_;
   handling.strict = recorded_.find(split) != nullptr;
   handling.watch = watch_;
-  if (recorded_.is_object())
-    for (const auto& [other, images] : recorded_.members())
+  if (!recorded_.is_object()) return handling;
+  // An image of another split has its place, too.
+  for (const auto& [other, images] : recorded_.members())
+    if ((other == unlabelled) == (split == unlabelled))
       for (const auto& [name, why] : images.is_object() ? images.members() : Value::Object{})
         handling.known.emplace(name, why.text());
-  std::unique_ptr<Data> data = open_data(spec_, split, network_.opening(handling));
-  Value left_out = Value::Object{};
-  for (const LeftOut& image : data->left_out) left_out[image.name] = image.why;
-  left_out_[split] = std::move(left_out);
-  if (!data->left_out.empty()) {
-    say(std::to_string(data->left_out.size()) + " of " +
-        std::to_string(data->left_out.size() + data->size()) + " images (" + split + ") are left out:");
-    for (std::size_t i = 0; i < data->left_out.size() && i < most_told; ++i)
-      say("  " + data->left_out[i].why);
-    if (data->left_out.size() > most_told)
-      say("  and " + std::to_string(data->left_out.size() - most_told) + " more");
-  }
+  return handling;
+}
+
+std::unique_ptr<Data> Reading::open(const std::string& split) {
+  Opening opening = network_.opening(handling_of(split));
+  opening.keeps_all_files = keeps_all_files_;
+  std::unique_ptr<Data> data = open_data(spec_, split, opening);
+  tell(split, *data);
   return data;
+}
+
+std::unique_ptr<Data> Reading::open_unlabelled(const std::string& folder) {
+  std::unique_ptr<Data> data = open_photographs(folder, network_.opening(handling_of(unlabelled)));
+  tell(unlabelled, *data);
+  return data;
+}
+
+void Reading::tell(const std::string& split, const Data& data) {
+  Value left_out = Value::Object{};
+  for (const LeftOut& image : data.left_out) left_out[image.name] = image.why;
+  left_out_[split] = std::move(left_out);
+  if (data.left_out.empty()) return;
+  say(std::to_string(data.left_out.size()) + " of " + std::to_string(data.left_out.size() + data.size()) +
+      " images (" + split + ") are left out:");
+  for (std::size_t i = 0; i < data.left_out.size() && i < most_told; ++i) say("  " + data.left_out[i].why);
+  if (data.left_out.size() > most_told)
+    say("  and " + std::to_string(data.left_out.size() - most_told) + " more");
 }
 
 void Reading::report(Value& into) const {

@@ -26,17 +26,24 @@ class Reading {
   Reading(std::string spec, const Network& network, bool skip, const std::string& folder,
           std::function<void()> watch);
 
+  // From here on data knows the files of all its splits, for `repeated`.
+  void keep_all_files() { keeps_all_files_ = true; }
   // Opens one split, saying what is left out of it.
   std::unique_ptr<Data> open(const std::string& split);
+  // A folder of photographs without labels, alike.
+  std::unique_ptr<Data> open_unlabelled(const std::string& folder);
   // {"left_out": …} for a report; nothing where nothing may be left out.
   void report(Value& into) const;
   // Keeps in a training's folder what it leaves out.
   void record(const std::string& folder) const;
 
  private:
+  Handling handling_of(const std::string& split) const;
+  void tell(const std::string& split, const Data& data);
+
   std::string spec_;
   const Network& network_;
-  bool skip_, resumes_;
+  bool skip_, resumes_, keeps_all_files_ = false;
   std::function<void()> watch_;
   Value recorded_, left_out_;  // splits, names, reasons
 };

@@ -107,6 +107,8 @@ std::string service_for(const CommandSpec& command, const Options& options, cons
   std::string paths = quoted(resolved_so_far(options.arguments()[0])) + " " + quoted(above);
   if (const std::string data = options.text_or("--data", ""); data != "digits")
     paths += " " + quoted(resolved_so_far(data));
+  if (const auto unlabelled = options.text("--unlabelled"))
+    paths += " " + quoted(resolved_so_far(*unlabelled));
   std::string line;
   for (const std::string& word : words_of(command, options, place))
     line += (line.empty() ? "" : " ") + replaced(quoted(word), "$", "$$");

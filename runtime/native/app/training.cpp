@@ -5,11 +5,13 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <utility>
 
 #include "app/progress.h"
 #include "app/reading.h"
+#include "app/self_training.h"
 #include "app/signals.h"
 #include "app/text.h"
 #include "app/validation.h"
@@ -65,6 +67,9 @@ class Watching {
   Network& network_;
 };
 
+// The hours are over while something is done that no step has begun with.
+struct TimeIsUp {};
+
 class Training {
  public:
   Training(Network& network, Data& data, const Match& match, const std::string& folder,
@@ -79,9 +84,8 @@ class Training {
   Value run() {
     begin();
     first_step_ = network_.steps();
-    const double paused_before = paused(), began = seconds_now(),
-                 deadline = wishes_.max_hours ? began + 3600 * *wishes_.max_hours
-                                              : std::numeric_limits<double>::infinity();
+    const double paused_before = paused(), began = seconds_now();
+    if (wishes_.max_hours) deadline_ = began + 3600 * *wishes_.max_hours;
     MetricsFile metrics(joined(folder_, metrics_file), first_step_, wishes_.saving.max_writes);
     {
       Progress progress("training", position_.total, "steps");
@@ -106,8 +110,12 @@ class Training {
           break;
         }
         if (wishes_.thermostat != nullptr)
-          wishes_.thermostat->wait([&](const std::string& why) { pause(why); }, deadline);
-        if (seconds_now() >= deadline) break;
+          wishes_.thermostat->wait([&](const std::string& why) { pause(why); }, deadline_);
+        if (seconds_now() >= deadline_) break;
+        if (position_.label != 0) {
+          if (!label()) break;
+          watching.emplace(network_, progress);
+        }
         step(metrics, progress);
         check_signals();
         if (schedule_.due(network_.steps())) save();
@@ -119,6 +127,11 @@ class Training {
 
  private:
   void begin() {
+    Data* unlabelled = wishes_.unlabelled;
+    if (unlabelled != nullptr) {
+      unlabelled_ = beside(*unlabelled, *data_);
+      if (unlabelled_ != nullptr) unlabelled = unlabelled_.get();
+    }
     edge_bcs_training training = sized<edge_bcs_training>();
     training.images = data_->size();
     training.epochs = wishes_.epochs.value_or(0);
@@ -134,6 +147,11 @@ class Training {
     training.validation = wishes_.validation.value_or(0);
     training.has_validation = wishes_.validation ? 1 : 0;
     training.patience = wishes_.patience.value_or(0);
+    training.unlabelled = unlabelled == nullptr ? 0 : unlabelled->size();
+    training.confidence = wishes_.confidence.value_or(0);
+    training.has_confidence = wishes_.confidence ? 1 : 0;
+    training.unlabelled_share = wishes_.unlabelled_share.value_or(0);
+    training.unlabelled_weight = wishes_.unlabelled_weight.value_or(0);
     check(edge_bcs_begin(network_.handle(), &training));
     look();
     if (position_.watched > 0) watch_.emplace(network_, *data_, match_);
@@ -148,6 +166,10 @@ class Training {
     if (const std::string counts = imbalance(labels_, name); !counts.empty())
       say("the classes come up unevenly, " + counts +
           (position_.balance != 0 ? "; they are drawn evenly" : "; balance (--balance) draws them evenly"));
+    if (unlabelled != nullptr)
+      mixed_.emplace(network_,
+                     Laps(*data_, network_.info().seed, position_.balance != 0 ? &labels_ : nullptr),
+                     Laps(*unlabelled, network_.info().seed + 1, nullptr), match_.labels);
   }
 
   double paused() const { return wishes_.thermostat == nullptr ? 0 : wishes_.thermostat->paused_seconds(); }
@@ -176,14 +198,41 @@ class Training {
                                      static_cast<std::size_t>(position_.count));
   }
 
-  void step(MetricsFile& metrics, Progress& progress) {
+  // Labels the unlabelled images; false: the hours are over.
+  bool label() {
+    try {
+      mixed_->label(position_, [this] {
+        between_();
+        if (seconds_now() >= deadline_) throw TimeIsUp();
+      });
+    } catch (const TimeIsUp&) {
+      return false;
+    }
+    look();
+    return true;
+  }
+
+  // Trains on the images of the next step.
+  edge_bcs_status train_on_next(edge_bcs_step_result& result) {
+    const Augmentation augmentation = augmentation_of(position_.augment);
+    if (mixed_) {
+      const edge_bcs_batch batch = mixed_->next(position_, augmentation);
+      const edge_bcs_status status = edge_bcs_train(network_.handle(), &batch, &result);
+      mixed_->rethrow();
+      return status;
+    }
     Images images(*data_, match_.labels, next_places());
-    images.draw({augmentation_of(position_.augment), network_.info().seed, position_.epoch, 0});
+    images.draw({augmentation, network_.info().seed, position_.epoch, 0});
     const edge_bcs_batch batch = images.batch();
-    edge_bcs_step_result result = sized<edge_bcs_step_result>();
-    const double began = seconds_now();
     const edge_bcs_status status = edge_bcs_train(network_.handle(), &batch, &result);
     images.rethrow();
+    return status;
+  }
+
+  void step(MetricsFile& metrics, Progress& progress) {
+    edge_bcs_step_result result = sized<edge_bcs_step_result>();
+    const double began = seconds_now();
+    const edge_bcs_status status = train_on_next(result);
     Value record;
     if (status == EDGE_BCS_NOT_FINITE) {
       const std::string why = edge_bcs_last_error();
@@ -205,6 +254,7 @@ class Training {
     line["done"] = before.done + 1;
     line["total"] = before.total;
     for (const auto& [name, value] : record.members()) line[name] = value;
+    if (mixed_) mixed_->note(before, line);
     line["learning_rate"] = before.learning_rate;
     if (watch_) line["attack"] = before.attack;
     line["milliseconds"] = milliseconds;
@@ -283,6 +333,7 @@ class Training {
     report["paused_seconds"] = paused;
     report["milliseconds_per_step"] = history_[3].empty() ? 0.0 : mean(3);
     report["peak_bytes"] = network_.info().arena_bytes;
+    if (mixed_) report["unlabelled"] = mixed_->report(position_);
     if (position_.validation > 0) {
       report["early"] = position_.finished != 0 && position_.done < position_.total;
       Value best;
@@ -310,6 +361,8 @@ class Training {
   const Match& match_;
   std::optional<Validation> validation_;
   std::optional<AttackWatch> watch_;
+  std::unique_ptr<Part> unlabelled_;  // those that are not labelled, too; null: all
+  std::optional<Mixed> mixed_;
   // Between micro-batches that are not trained on.
   const std::function<void()> between_ = [this] {
     check_signals();
@@ -318,6 +371,7 @@ class Training {
   const std::string& folder_;
   const TrainingWishes& wishes_;
   std::string paused_for_;
+  double deadline_ = std::numeric_limits<double>::infinity();
   SaveSchedule schedule_;
   std::vector<std::int64_t> labels_;
   std::vector<std::uint64_t> order_;

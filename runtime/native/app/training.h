@@ -15,6 +15,8 @@ struct TrainingWishes {
   std::optional<double> learning_rate, warmup, max_hours, validation;
   std::optional<std::uint64_t> patience;
   std::optional<std::string> schedule, augment;
+  Data* unlabelled = nullptr;  // images without labels, which stays
+  std::optional<double> confidence, unlabelled_share, unlabelled_weight;
   Thermostat* thermostat = nullptr;
   bool balance = false, skips = false, resume = false;
   SaveWishes saving;

@@ -17,6 +17,7 @@ class Part final : public Data {
  public:
   Part(Data& data, std::span<const std::uint32_t> places);
   void image(std::size_t position, std::span<float> into) override { data_.image(places_[position], into); }
+  std::string name_of(std::size_t position) const override { return data_.name_of(places_[position]); }
 
  private:
   Data& data_;

@@ -91,10 +91,9 @@ typedef struct edge_bcs_options {
       trusted_keys; /**< public keys of Ed25519, 32 bytes each: one of them must have signed the manifest,
                                     as `edge-bcs export --sign-key` does; NULL: nobody need */
   uint64_t trusted_count;
-  uint64_t min_release; /**< with trusted keys: the lowest release number that is taken */
-  const char*
-      attack_precision; /**< of attacks: "f32"; "half", where the processor has AVX-512 BF16; "auto": half where it has;
-                                    NULL: what the artifact says, or the run was begun with */
+  uint64_t min_release;         /**< with trusted keys: the lowest release number that is taken */
+  const char* attack_precision; /**< "f32"; "half", which takes AVX-512 BF16; "auto": half with it;
+                                   NULL: the artifact's, or what the run was begun with */
 } edge_bcs_options;
 
 /** A file of an artifact that lies in memory, by its name in the artifact's folder. */
@@ -360,7 +359,11 @@ typedef struct edge_bcs_training {
       validation; /**< share of the images, below 1, that is held out to choose the best epoch by, if `has_validation` is 1 */
   uint64_t patience; /**< with it: end after so many epochs that were no better */
   uint32_t has_validation;
-  uint32_t reserved; /**< 0 */
+  uint32_t has_confidence;
+  uint64_t unlabelled; /**< images without labels that are trained on, too (robust self-training) */
+  double confidence; /**< share from which on an answer is a label, if `has_confidence` is 1; default: 0.9 */
+  double unlabelled_share;  /**< of a batch, below 1, that has no labels; default: a half */
+  double unlabelled_weight; /**< of such an image in the loss, where a labelled one has 1; default: 1 */
 } edge_bcs_training;
 
 /** Where a training stands, and what its next step is. */
@@ -387,12 +390,21 @@ typedef struct edge_bcs_position {
   uint32_t watched;   /**< images of such a look; 0: the training is not watched */
   int64_t
       fell_back; /**< steps done when the single step had collapsed, and PGD took its place; −1: it has not */
+  uint64_t unlabelled;       /**< images without labels; 0: none, and the rest says nothing */
+  uint64_t unlabelled_first; /**< of the next step, in endless passes over them: number k is image k % n of
+                                pass k / n; `first` is that of the labelled ones then, and `count` theirs */
+  uint64_t unlabelled_count; /**< of the next step, those without a label among them */
+  double unlabelled_weight;  /**< in the loss, where a labelled image has 1 */
+  double confidence;         /**< from which on an answer is a label */
+  int64_t labelled_epoch;    /**< in which they were labelled last; −1: they were not */
+  uint32_t label;            /**< 1: an epoch begins, and they are to be labelled: edge_bcs_label */
+  uint32_t keeps_all; /**< 1: those without a label are trained on, too, with the label −1; 0: left out */
 } edge_bcs_position;
 
 /**
  * Begins a training, or goes on with the one that the run was saved in: `edge_bcs_save` keeps it, and Python's `Trainer.resume`
- * goes on with it. Python's trainings with unlabelled images are refused. One with held-out images needs a run folder
- * (`edge_bcs_save_into`), where the best state is kept. Allocates.
+ * goes on with it. One with held-out images needs a run folder (`edge_bcs_save_into`), where the best state is kept. One with
+ * unlabelled images saves their labels: `edge_bcs_info.state_bytes` is then more. Allocates.
  */
 EDGE_BCS_API edge_bcs_status edge_bcs_begin(edge_bcs_network* network, const edge_bcs_training* training);
 
@@ -458,6 +470,20 @@ typedef struct edge_bcs_watched {
  */
 EDGE_BCS_API edge_bcs_status edge_bcs_watch(edge_bcs_network* network, const edge_bcs_batch* batch,
                                             edge_bcs_watched* watched);
+
+/**
+ * Lets the network, as it is, label the unlabelled images, when the position says so; no step is done before. Labels are answers
+ * that it is sure of; they are saved with the state. `batch` has all of them, in an order that stays, and needs no labels.
+ */
+EDGE_BCS_API edge_bcs_status edge_bcs_label(edge_bcs_network* network, const edge_bcs_batch* batch);
+
+/** Writes the order uint32 [count] of a pass over the unlabelled images, as edge_bcs_order of the others. */
+EDGE_BCS_API edge_bcs_status edge_bcs_unlabelled_order(const edge_bcs_network* network, uint64_t pass,
+                                                       uint32_t* order, size_t count);
+
+/** Writes what the unlabelled images were taken for, int64 [count]; −1: the network is not sure. */
+EDGE_BCS_API edge_bcs_status edge_bcs_pseudo_labels(const edge_bcs_network* network, int64_t* labels,
+                                                    size_t count);
 
 /** Does the next step of the training at the rates of its schedule; `batch` must have as many images as it says. */
 EDGE_BCS_API edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* batch,

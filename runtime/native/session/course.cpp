@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <numbers>
+#include <span>
+#include <string>
 
 #include "ops/op.h"
 #include "session/json.h"
@@ -43,9 +46,94 @@ double one_cycle(double step, double total, double rise) {
 
 [[noreturn]] void damaged() { fail("the saved position of the training is damaged"); }
 
-void refuse_unless(bool supported, const char* what) {
-  require(supported, "the saved training has ", what,
-          ", which only Python goes on with: edge-bcs finetune --resume");
+constexpr std::string_view base64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+// Bytes of each number with which -1 and the largest label can be written.
+std::size_t bytes_of_label(std::int64_t largest) { return largest < 1 << 7 ? 1 : largest < 1 << 15 ? 2 : 4; }
+
+// Writes labels as `packed` of runtime/course.py does: how wide they are, and their bytes in Base64.
+void add_packed(Text& text, std::span<const std::int32_t> labels) {
+  const std::int32_t largest = labels.empty() ? 0 : std::max(std::ranges::max(labels), 0);
+  const std::size_t width = bytes_of_label(largest), bytes = width * labels.size();
+  text.add("\"i");
+  text.add(std::uint64_t{width});
+  text.add(":");
+  const auto byte = [&](std::size_t at) {
+    const auto number = static_cast<std::uint32_t>(labels[at / width]);
+    return number >> (8 * (at % width)) & 0xff;
+  };
+  for (std::size_t at = 0; at < bytes; at += 3) {
+    std::uint32_t word = 0;
+    for (std::size_t i = 0; i < 3; ++i) word = word << 8 | (at + i < bytes ? byte(at + i) : 0);
+    std::array<char, 4> letters;
+    for (std::size_t i = 0; i < 4; ++i)
+      letters[i] = at + i > bytes ? '=' : base64[word >> (6 * (3 - i)) & 63];
+    text.add(std::string_view(letters.data(), letters.size()));
+  }
+  text.add("\"");
+}
+
+// What it wrote.
+std::vector<std::int32_t> unpacked(std::string_view text) {
+  if (text.size() < 3 || text[0] != 'i' || text[2] != ':' || (text.size() - 3) % 4 != 0) damaged();
+  const std::size_t width = static_cast<std::size_t>(text[1] - '0');
+  if (width != 1 && width != 2 && width != 4 && width != 8) damaged();
+  text.remove_prefix(3);
+  std::string bytes;
+  bytes.reserve(text.size() / 4 * 3);
+  std::size_t padding = 0;
+  for (std::size_t at = 0; at < text.size(); at += 4) {
+    std::uint32_t word = 0;
+    for (std::size_t i = 0; i < 4; ++i) {
+      const char letter = text[at + i];
+      const bool last = at + 4 == text.size() && i > 1;
+      const std::size_t value = base64.find(letter);
+      if (letter == '=' && last && (i == 3 || text[at + 3] == '='))
+        ++padding;
+      else if (value == std::string_view::npos || padding > 0)
+        damaged();
+      word = word << 6 | static_cast<std::uint32_t>(letter == '=' ? 0 : value);
+    }
+    for (std::size_t i = 0; i < 3; ++i) bytes += static_cast<char>(word >> (8 * (2 - i)) & 0xff);
+  }
+  bytes.resize(bytes.size() - padding);
+  if (bytes.size() % width != 0) damaged();
+  std::vector<std::int32_t> labels;
+  labels.reserve(bytes.size() / width);
+  for (std::size_t at = 0; at < bytes.size(); at += width) {
+    std::int64_t label = static_cast<signed char>(bytes[at + width - 1]);
+    for (std::size_t i = width - 1; i-- > 0;) label = label * 256 + static_cast<unsigned char>(bytes[at + i]);
+    if (label < -1 || label > std::numeric_limits<std::int32_t>::max()) damaged();
+    labels.push_back(static_cast<std::int32_t>(label));
+  }
+  return labels;
+}
+
+// Python's `Unlabelled`, where its data is left out.
+void check_unlabelled(const Wishes& wishes) {
+  const auto check = [](const std::optional<double>& value, const char* name, bool share) {
+    require(!value || (*value >= 0 && std::isfinite(*value) && (!share || *value <= 1)), name,
+            " must be a number ", share ? "from 0 to 1" : "of at least 0", ", not ", value.value_or(0));
+  };
+  check(wishes.confidence, "confidence", true);
+  check(wishes.unlabelled_share, "the share of unlabelled images", true);
+  const double share = wishes.unlabelled_share.value_or(0.5);
+  require(share != 0 && share != 1, "the share of unlabelled images must lie between 0 and 1, not be ",
+          share);
+  check(wishes.unlabelled_weight, "the weight of unlabelled images", false);
+  require(wishes.unlabelled_weight != 0.0, "the weight of unlabelled images must be above 0");
+}
+
+// Throws Error unless a training goes on with the unlabelled images that it began with.
+void check_same_unlabelled(const Course& course, const Wishes& wishes) {
+  require(course.unlabelled == 0 || wishes.unlabelled > 0, "the saved training used ", course.unlabelled,
+          " unlabelled images, too: resume it with them (--unlabelled), or start a new one");
+  require(course.unlabelled == wishes.unlabelled, "the saved training used ",
+          course.unlabelled == 0 ? "no" : std::to_string(course.unlabelled), " unlabelled images, not ",
+          wishes.unlabelled, "; resume it with the same ones, or start a new one");
+  require(wishes.unlabelled_share.value_or(course.unlabelled_share) == course.unlabelled_share,
+          "the saved training filled ", course.unlabelled_share, " of a batch with unlabelled images, not ",
+          wishes.unlabelled_share.value_or(0), "; resume it with the same share, or start a new one");
 }
 
 // What `Course::write` wrote of it.
@@ -86,7 +174,28 @@ const char* name_of(Augmentation augmentation) {
   return augmentations[static_cast<std::size_t>(augmentation)].data();
 }
 
+std::size_t room_of_labels(std::uint64_t images, std::uint32_t classes) {
+  const std::size_t bytes = static_cast<std::size_t>(images) * bytes_of_label(std::int64_t{classes} - 1);
+  return images == 0 ? 0 : (bytes + 2) / 3 * 4 + 64;
+}
+
+std::uint64_t Course::unlabelled_places() const {
+  const auto wanted =
+      static_cast<std::uint64_t>(std::nearbyint(unlabelled_share * static_cast<double>(batch_size)));
+  return std::min(std::max<std::uint64_t>(1, std::min(wanted, batch_size - 1)), unlabelled);
+}
+
+std::uint64_t Course::steps_per_epoch() const {
+  const std::uint64_t places = unlabelled_places(), labelled = batch_size - places;
+  const std::uint64_t steps = (samples + labelled - 1) / labelled;
+  return places == 0 ? steps : std::max(steps, (unlabelled + places - 1) / places);
+}
+
 std::pair<std::uint64_t, std::uint64_t> Course::images(std::uint64_t done) const {
+  if (unlabelled > 0) {
+    const std::uint64_t labelled = batch_size - unlabelled_places();
+    return {number(done) * labelled, labelled};
+  }
   const std::uint64_t first = done % steps_per_epoch() * batch_size;
   return {first, std::min(batch_size, samples - first)};
 }
@@ -112,6 +221,7 @@ std::pair<double, double> Course::rates(std::uint64_t done, const Manifest& mani
 
 void Course::write(Text& text) const {
   // Sorted by name; what older versions do not read is left out where it is the default.
+  const Course usual;
   text.add("{");
   const auto name = [&](std::string_view field) {
     if (text.view() != "{") text.add(", ");
@@ -131,20 +241,28 @@ void Course::write(Text& text) const {
     text.add("true");
   }
   number("batch_size", batch_size);
-  if (best_score != no_score) {
-    name("best_score");
-    text.add(best_score);
-  }
+  const auto unless = [&](std::string_view field, double value, double usual) {
+    if (value == usual) return;
+    name(field);
+    text.add(value);
+  };
   const auto unless_zero = [&](std::string_view field, std::uint64_t value) {
     if (value != 0) number(field, value);
   };
+  unless("best_score", best_score, no_score);
   unless_zero("best_step", best_step);
+  unless("confidence", confidence, usual.confidence);
   number("first_epoch", first_epoch);
   number("first_step", first_step);
   name("learning_rate");
   text.add(learning_rate);
   unless_zero("measured", measured);
   if (patience) number("patience", *patience);
+  if (pseudo_epoch) {
+    number("pseudo_epoch", *pseudo_epoch);
+    name("pseudo_labels");
+    add_packed(text, pseudo_labels);
+  }
   if (returned) {
     name("returned");
     text.add("true");
@@ -157,10 +275,10 @@ void Course::write(Text& text) const {
   }
   number("skipped", skipped);
   number("total_steps", total_steps);
-  if (validation != 0) {
-    name("validation");
-    text.add(validation);
-  }
+  unless_zero("unlabelled", unlabelled);
+  unless("unlabelled_share", unlabelled_share, usual.unlabelled_share);
+  unless("unlabelled_weight", unlabelled_weight, usual.unlabelled_weight);
+  unless("validation", validation, usual.validation);
   if (warmup) {
     name("warmup");
     text.add(*warmup);
@@ -239,7 +357,18 @@ Course Course::read(std::string_view text, std::uint64_t step) {
     if (!is_null("warmup")) course.warmup = real("warmup", 1);
     course.balance = flag("balance");
     if (course.batch_size == 0 || course.samples == 0 || course.first_step > step) damaged();
-    refuse_unless(count("unlabelled", false) == 0, "images without labels");
+    course.unlabelled = count("unlabelled", false);
+    if (course.unlabelled > 0 && course.batch_size < 2) damaged();
+    if (!is_null("confidence")) course.confidence = real("confidence", std::nextafter(1, 2));
+    if (!is_null("unlabelled_share")) course.unlabelled_share = real("unlabelled_share", 1);
+    if (!is_null("unlabelled_weight")) course.unlabelled_weight = real("unlabelled_weight", INFINITY);
+    if (course.unlabelled_share == 0 || course.unlabelled_weight == 0) damaged();
+    if (const Json* const epoch = content.find("pseudo_epoch"); epoch != nullptr && epoch->text() != "-1") {
+      course.pseudo_epoch = count("pseudo_epoch");
+      if (content.find("pseudo_labels") == nullptr) damaged();
+      course.pseudo_labels = unpacked(word("pseudo_labels"));
+      if (course.pseudo_labels.size() != course.unlabelled) damaged();
+    }
     if (!is_null("validation")) course.validation = real("validation", 1);
     if (!is_null("patience")) course.patience = count("patience");
     if (course.patience == 0) damaged();
@@ -254,8 +383,7 @@ Course Course::read(std::string_view text, std::uint64_t step) {
     }
     if (course.risen > course.measured) damaged();
     if (!is_null("watch")) course.watch = read_watch(*content.find("watch"));
-  } catch (const Error& error) {
-    if (std::string_view(error.what()).starts_with("the saved training has")) throw;
+  } catch (const Error&) {
     damaged();
   }
   return course;
@@ -269,6 +397,15 @@ bool Course::note(std::uint64_t done, double score) {
   return best;
 }
 
+std::uint64_t images_seen(std::string_view progress, std::uint64_t step) {
+  try {
+    const Course course = Course::read(progress, step);
+    return (step - course.first_step) * course.batch_size;
+  } catch (const Error&) {
+    return 0;
+  }
+}
+
 std::uint64_t held_out_of(std::uint64_t images, double share) {
   return static_cast<std::uint64_t>(std::nearbyint(share * static_cast<double>(images)));
 }
@@ -276,6 +413,8 @@ std::uint64_t held_out_of(std::uint64_t images, double share) {
 Course Course::begin(const Wishes& wishes, const std::optional<Course>& earlier, bool continues,
                      const Manifest& manifest, std::uint64_t step) {
   require(wishes.images > 0 && wishes.images < most, "the data set is empty");
+  require(wishes.unlabelled < most, "there are more unlabelled images than can be counted");
+  check_unlabelled(wishes);
   require(!wishes.epochs || !wishes.steps, "give the length in epochs or in steps, not both");
   Course course;
   const bool finishes = continues && earlier;
@@ -294,6 +433,9 @@ Course Course::begin(const Wishes& wishes, const std::optional<Course>& earlier,
     require(course.samples == samples && wishes.batch_size.value_or(course.batch_size) == course.batch_size,
             "the saved training used ", course.samples, " images in batches of ", course.batch_size,
             "; resume it with the same data and batch size, or start a new one");
+    check_same_unlabelled(course, wishes);
+    for (const std::int32_t label : course.pseudo_labels)
+      if (label >= static_cast<std::int64_t>(manifest.num_classes)) damaged();
   } else {
     course.first_step = step;
     if (earlier) {
@@ -304,6 +446,10 @@ Course Course::begin(const Wishes& wishes, const std::optional<Course>& earlier,
     course.samples = samples;
     course.validation = validation;
     course.learning_rate = manifest.learning_rate;
+    course.unlabelled = wishes.unlabelled;
+    course.unlabelled_share = wishes.unlabelled_share.value_or(course.unlabelled_share);
+    require(course.unlabelled == 0 || course.batch_size > 1,
+            "a batch of 1 image has no place for an unlabelled one: take larger batches");
     course.total_steps = course.steps_per_epoch();
   }
   course.held_out = wishes.images - samples;
@@ -314,6 +460,8 @@ Course Course::begin(const Wishes& wishes, const std::optional<Course>& earlier,
   if (wishes.augment) course.augment = *wishes.augment;
   if (wishes.balance) course.balance = *wishes.balance;
   if (wishes.patience) course.patience = wishes.patience;
+  if (wishes.confidence) course.confidence = *wishes.confidence;
+  if (wishes.unlabelled_weight) course.unlabelled_weight = *wishes.unlabelled_weight;
   require(!course.patience || course.validation > 0,
           "patience needs images that are held out: give validation a share of them");
   require(course.learning_rate >= 0 && std::isfinite(course.learning_rate),

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "image/augment.h"
 #include "session/manifest.h"
@@ -31,6 +32,8 @@ struct Wishes {
   std::optional<bool> balance;
   std::optional<double> validation;
   std::optional<std::uint64_t> patience;
+  std::uint64_t unlabelled = 0;  // images without labels
+  std::optional<double> confidence, unlabelled_share, unlabelled_weight;
 };
 
 // What is known of a training with a single-step attack, whether it has collapsed: edge_bcs/core/collapse.py.
@@ -63,14 +66,30 @@ struct Course {
   double best_score = no_score;
   bool returned = false;       // it is over, and its state is the best one again
   std::optional<Watch> watch;  // of a single-step attack
-  std::uint64_t held_out = 0;  // images beside `samples`; this is not saved
+  // Images without labels beside `samples`: how many, how much of a batch is theirs, their weight in the loss, and from which
+  // probability on an answer of the network is the label of one.
+  std::uint64_t unlabelled = 0;
+  double unlabelled_share = 0.5, unlabelled_weight = 1, confidence = 0.9;
+  std::vector<std::int32_t> pseudo_labels;    // what they are taken for, -1: nothing, in the epoch …
+  std::optional<std::uint64_t> pseudo_epoch;  // … of this number
+  std::uint64_t held_out = 0;                 // images beside `samples`; this is not saved
 
   static constexpr double no_score = -1;
   static constexpr std::uint64_t most_watched = 128, fewest_watched = 32;
 
-  std::uint64_t steps_per_epoch() const { return (samples + batch_size - 1) / batch_size; }
+  // How many places of a batch are for images without labels.
+  std::uint64_t unlabelled_places() const;
+  // Of one pass over the images, or over the labelled or the unlabelled ones, whichever takes more.
+  std::uint64_t steps_per_epoch() const;
   std::uint64_t epoch(std::uint64_t done) const { return first_epoch + done / steps_per_epoch(); }
-  // Place of the next step's first image in its epoch's order, and how many it has.
+  // Number of the next step in endless passes over labelled and unlabelled images.
+  std::uint64_t number(std::uint64_t done) const { return first_epoch * steps_per_epoch() + done; }
+  // Whether the unlabelled images are to be labelled for the epoch that begins after so many steps.
+  bool is_to_be_labelled(std::uint64_t done) const {
+    return unlabelled > 0 && !is_over(done) && pseudo_epoch != epoch(done);
+  }
+  // Place of the next step's first image in its epoch's order, and how many it has; with unlabelled images those of the
+  // labelled ones in endless passes.
   std::pair<std::uint64_t, std::uint64_t> images(std::uint64_t done) const;
   // λ and λ_w of the step after `done` steps.
   std::pair<double, double> rates(std::uint64_t done, const Manifest& manifest) const;
@@ -108,10 +127,16 @@ struct Course {
                       const Manifest& manifest, std::uint64_t step);
 };
 
+// Images that a training had seen when it was saved at `step`, where the state does not say: runs of earlier releases.
+std::uint64_t images_seen(std::string_view progress, std::uint64_t step);
+
 // How many of `images` are held out.
 std::uint64_t held_out_of(std::uint64_t images, double share);
 
-// Most bytes of `write`.
+// Bytes that the labels of so many images take in a saved state, at most.
+std::size_t room_of_labels(std::uint64_t images, std::uint32_t classes);
+
+// Most bytes of `write`, without those labels.
 inline constexpr std::size_t most_course = 1536;
 
 }  // namespace edge_bcs

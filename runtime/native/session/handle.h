@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "include/edge_bcs.h"
 #include "session/course.h"
@@ -26,25 +27,56 @@ struct edge_bcs_network {
   std::uint64_t skipped_in_a_row = 0;
   std::string warning;                                   // why the best state could not be used
   edge_bcs::Metadata notes = session.network().notes();  // that are saved with the state
+  std::string kept_progress;               // of the training that the state was saved in, as it was read
+  std::uint64_t kept_images = 0;           // that it had seen
+  std::size_t label_room = 0;              // bytes of a saved state for the labels of unlabelled images
+  std::vector<std::int32_t> fresh_labels;  // of them, while the network gives them
   edge_bcs::Text progress{edge_bcs::most_course}, header{edge_bcs::most_header_of(notes)};
   std::atomic_flag busy = ATOMIC_FLAG_INIT;  // while a call changes it
 
   explicit edge_bcs_network(std::unique_ptr<edge_bcs::FolderFiles> folder, const edge_bcs::Options& options)
-      : session(*folder, options, true), files(std::move(folder)), opened_at(session.steps()) {}
+      : session(*folder, options, true), files(std::move(folder)), opened_at(session.steps()) {
+    keep_read();
+  }
   edge_bcs_network(const edge_bcs::MemoryFiles& memory, const edge_bcs::Options& options)
-      : session(memory, options, false), opened_at(session.steps()) {}
+      : session(memory, options, false), opened_at(session.steps()) {
+    keep_read();
+  }
 
   std::uint64_t done() const { return session.steps() - course->first_step; }
+
+  // Notes what the state that was read says of the training that it was saved in, and makes the room to write a state. Allocates.
+  void keep_read() {
+    const edge_bcs::StateHeader& read = session.network().read_header();
+    const std::string* const saved = read.find("progress");
+    kept_progress = saved == nullptr ? std::string() : *saved;
+    kept_images = read.images.value_or(0);
+    if (!read.images && saved != nullptr) kept_images = edge_bcs::images_seen(*saved, read.step);
+    make_room();
+  }
+
+  // Makes the room for what a state says beside its tensors. Allocates.
+  void make_room() {
+    const std::uint64_t unlabelled = course ? course->unlabelled : 0;
+    label_room = edge_bcs::room_of_labels(unlabelled, session.network().manifest().num_classes);
+    progress = edge_bcs::Text(edge_bcs::most_course + label_room);
+    header = edge_bcs::Text(edge_bcs::most_header_of(notes) + label_room + 2 * kept_progress.size());
+  }
 
   // Saves into the run folder; returns the bytes.
   std::uint64_t save() { return run->save(session.network(), write_header()); }
 
-  // Makes the header of a state that is written now.
+  // Makes the header of a state that is written now. One that goes back to where it was read, as it was, stays what it was saved
+  // in.
   std::string_view write_header() {
     progress.clear();
     if (course) course->write(progress);
+    const edge_bcs::StateHeader& read = session.network().read_header();
+    const bool untouched = !course && run != nullptr && run->is_source() && session.steps() == read.step &&
+                           session.seed() == read.seed;
     edge_bcs::write_header(header,
-                           {session.steps(), session.seed(), session.images(), progress.view(), notes},
+                           {session.steps(), session.seed(), untouched ? kept_images : session.images(),
+                            untouched ? std::string_view(kept_progress) : progress.view(), notes},
                            session.network().buffers().state_bytes());
     return header.view();
   }

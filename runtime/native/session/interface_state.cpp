@@ -75,6 +75,6 @@ edge_bcs_status edge_bcs_state_read(edge_bcs_network* network, const void* memor
     network->course.reset();
     network->session.attack_kind = network->session.network().manifest().attack;
     network->notes = edge_bcs::notes_of(network->session.network().read_header());
-    network->header = edge_bcs::Text(edge_bcs::most_header_of(network->notes));
+    network->keep_read();
   });
 }

@@ -63,6 +63,10 @@ edge_bcs::Wishes wishes_of(const edge_bcs_training& training) {
   if (training.balance != 0) wishes.balance = training.balance == 1;
   if (training.has_validation != 0) wishes.validation = training.validation;
   wishes.patience = unless_zero(training.patience);
+  wishes.unlabelled = training.unlabelled;
+  if (training.has_confidence != 0) wishes.confidence = training.confidence;
+  wishes.unlabelled_share = unless_zero(training.unlabelled_share);
+  wishes.unlabelled_weight = unless_zero(training.unlabelled_weight);
   return wishes;
 }
 
@@ -80,7 +84,18 @@ edge_bcs::Course& stepping(edge_bcs_network& network) {
           "an epoch has ended: measure the images that are held out, and call edge_bcs_note");
   require(!course.is_to_be_watched(network.done()),
           "the single-step attack is to be looked at: call edge_bcs_watch");
+  require(!course.is_to_be_labelled(network.done()),
+          "an epoch begins: let the network label the unlabelled images, by edge_bcs_label");
   return course;
+}
+
+// `beside`: how far the seed is from the handle's.
+void write_order(const edge_bcs_network* network, std::uint64_t beside, std::uint64_t epoch,
+                 std::uint32_t* order, std::size_t count) {
+  require(network != nullptr && order != nullptr, "the handle, or the place for the order, is NULL");
+  require(count > 0 && count <= std::numeric_limits<std::uint32_t>::max() && epoch < std::uint64_t{1} << 56,
+          "there is no order of ", count, " images in epoch ", epoch);
+  edge_bcs::shuffle({network->session.seed() + beside, epoch, edge_bcs::Purpose::shuffle}, {order, count});
 }
 
 constexpr std::uint64_t split_epoch = std::uint64_t{1} << 55;  // that no training has
@@ -149,14 +164,17 @@ edge_bcs_status edge_bcs_begin(edge_bcs_network* network, const edge_bcs_trainin
       const edge_bcs::StateHeader& header = session.network().read_header();
       const std::string* const saved = header.find("progress");
       if (saved != nullptr) earlier = edge_bcs::Course::read(*saved, header.step);
-      // Runs of earlier releases do not say how many.
-      seen = header.images.value_or(earlier ? (header.step - earlier->first_step) * earlier->batch_size : 0);
+      seen = network->kept_images;
     }
     edge_bcs::Course begun = edge_bcs::Course::begin(wishes, earlier, wanted.resume != 0,
                                                      session.network().manifest(), session.steps());
     require(begun.validation == 0 || network->run != nullptr,
             "validation needs a run folder, in which the best state is kept: call edge_bcs_save_into first");
     network->course = std::move(begun);
+    network->fresh_labels.assign(static_cast<std::size_t>(network->course->unlabelled), 0);
+    network->course->pseudo_labels.resize(network->fresh_labels.size(), 0);
+    network->kept_progress.clear();
+    network->make_room();
     const bool fell_back = network->course->watch && network->course->watch->fell_back;
     session.attack_kind = fell_back ? edge_bcs::AttackKind::pgd : session.network().manifest().attack;
     session.count_images(seen);
@@ -187,6 +205,15 @@ edge_bcs_status edge_bcs_get_position(const edge_bcs_network* network, edge_bcs_
     filled.augment = edge_bcs::name_of(course.augment);
     filled.balance = course.balance ? 1 : 0;
     filled.steps_per_epoch = course.steps_per_epoch();
+    const edge_bcs::Manifest& manifest = network->session.network().manifest();
+    filled.label = course.is_to_be_labelled(filled.done) ? 1 : 0;
+    filled.unlabelled = course.unlabelled;
+    filled.unlabelled_count = course.unlabelled_places();
+    filled.unlabelled_first = course.number(filled.done) * filled.unlabelled_count;
+    filled.unlabelled_weight = course.unlabelled_weight;
+    filled.confidence = course.confidence;
+    filled.labelled_epoch = course.pseudo_epoch ? static_cast<std::int64_t>(*course.pseudo_epoch) : -1;
+    filled.keeps_all = manifest.objective->learns_without_labels() && manifest.beta > 0 ? 1 : 0;
     filled.attack = edge_bcs::name_of(network->session.attack_kind);
     filled.watch = course.is_to_be_watched(filled.done) ? 1 : 0;
     filled.watched = course.watch ? static_cast<std::uint32_t>(course.watched_images()) : 0;
@@ -198,12 +225,12 @@ edge_bcs_status edge_bcs_get_position(const edge_bcs_network* network, edge_bcs_
 
 edge_bcs_status edge_bcs_order(const edge_bcs_network* network, uint64_t epoch, uint32_t* order,
                                size_t count) {
-  return guarded([&] {
-    require(network != nullptr && order != nullptr, "the handle, or the place for the order, is NULL");
-    require(count > 0 && count <= std::numeric_limits<std::uint32_t>::max() && epoch < std::uint64_t{1} << 56,
-            "there is no order of ", count, " images in epoch ", epoch);
-    edge_bcs::shuffle({network->session.seed(), epoch, edge_bcs::Purpose::shuffle}, {order, count});
-  });
+  return guarded([&] { write_order(network, 0, epoch, order, count); });
+}
+
+edge_bcs_status edge_bcs_unlabelled_order(const edge_bcs_network* network, uint64_t pass, uint32_t* order,
+                                          size_t count) {
+  return guarded([&] { write_order(network, 1, pass, order, count); });
 }
 
 edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* batch,
@@ -211,8 +238,10 @@ edge_bcs_status edge_bcs_train(edge_bcs_network* network, const edge_bcs_batch* 
   return exclusive(network, [&] {
     edge_bcs::Course& course = stepping(*network);
     const edge_bcs::Images images = images_of(batch, true);
-    const std::uint64_t expected = course.images(network->done()).second;
-    require(images.count == expected, "the next step has ", expected, " images, not ", images.count);
+    const std::uint64_t labelled = course.images(network->done()).second,
+                        expected = labelled + course.unlabelled_places();
+    require(images.count >= labelled && images.count <= expected, "the next step has ", expected,
+            " images, not ", images.count);
     edge_bcs::Session& session = network->session;
     std::tie(session.rates.learning_rate, session.rates.weight_decay) =
         course.rates(network->done(), session.network().manifest());
@@ -302,6 +331,30 @@ edge_bcs_status edge_bcs_watch(edge_bcs_network* network, const edge_bcs_batch* 
     const bool collapsed = course.watch->note(network->done(), own, pgd, images.count);
     if (collapsed) network->session.attack_kind = edge_bcs::AttackKind::pgd;
     if (watched != nullptr) fill(watched, {0, collapsed ? 1u : 0u, own, pgd}, "watched");
+  });
+}
+
+edge_bcs_status edge_bcs_label(edge_bcs_network* network, const edge_bcs_batch* batch) {
+  return exclusive(network, [&] {
+    require(network->course && network->course->is_to_be_labelled(network->done()),
+            "nothing is to be labelled now: edge_bcs_get_position says when");
+    edge_bcs::Course& course = *network->course;
+    const edge_bcs::Images images = images_of(batch, false);
+    require(images.count == course.unlabelled, "the training has ", course.unlabelled,
+            " unlabelled images, not ", images.count);
+    network->session.label(images, course.confidence, network->fresh_labels);
+    course.pseudo_labels.swap(network->fresh_labels);
+    course.pseudo_epoch = course.epoch(network->done());
+  });
+}
+
+edge_bcs_status edge_bcs_pseudo_labels(const edge_bcs_network* network, int64_t* labels, size_t count) {
+  return guarded([&] {
+    require(network != nullptr && labels != nullptr, "the handle, or the place for the labels, is NULL");
+    require(network->course && network->course->pseudo_epoch, "no image was labelled: call edge_bcs_label");
+    const auto& known = network->course->pseudo_labels;
+    require(count == known.size(), "the training has ", known.size(), " unlabelled images, not ", count);
+    std::ranges::copy(known, labels);
   });
 }
 

@@ -258,7 +258,7 @@ const Objective* read_objective(const Fields& fields, Manifest& made) {
   const auto found =
       std::ranges::find_if(objectives, [&](const Objective& objective) { return name == objective.name; });
   if (found == objectives.end()) fields.wrong("name", "an objective that this version knows");
-  fields.number("beta");
+  made.beta = fields.number("beta");
   made.epsilon = fields.number("epsilon", 1.0);
   made.step_size = fields.number("step_size", 1.0);
   made.attack_steps = static_cast<std::uint32_t>(fields.integer("attack_steps", 0, 100'000));

@@ -73,7 +73,7 @@ struct Manifest {
   std::uint32_t micro_batch = 0, batch_size = 0, attack_steps = 0;
   const Objective* objective = nullptr;
   AttackKind attack = AttackKind::pgd;
-  double epsilon = 0, step_size = 0;
+  double beta = 0, epsilon = 0, step_size = 0;  // beta: weight of the loss's second term
   double learning_rate = 0, weight_decay = 0, momentum = 0, noise = 0;
   std::vector<ListedFile> files;
 

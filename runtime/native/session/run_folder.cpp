@@ -209,7 +209,8 @@ RunFolder::RunFolder(std::string path, const FolderFiles& source, const Network&
     const bool run = holds_run(ours, network);
     if (!run) check_nothing_is_lost(network.manifest());
     lock_ = std::make_unique<FolderLock>(files_->folder(), shown_);
-    if (run && is_same_folder(files_->folder(), source.folder())) {
+    is_source_ = run && is_same_folder(files_->folder(), source.folder());
+    if (is_source_) {
       const std::uint64_t step = saved_step(*files_, network.manifest());
       require(
           step <= opened_at, shown_, " is at step ", step, " and was at ", opened_at,

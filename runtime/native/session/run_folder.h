@@ -31,6 +31,8 @@ class RunFolder {
   std::uint64_t keep_best() const;
 
   const FolderFiles& files() const { return *files_; }
+  // Whether it is the folder that was opened.
+  bool is_source() const { return is_source_; }
 
  private:
   bool holds_run(const Json& ours, const Network& network);
@@ -42,6 +44,7 @@ class RunFolder {
   std::vector<std::string> made_;  // folders that were missing, outermost first
   std::unique_ptr<FolderFiles> files_;
   std::unique_ptr<FolderLock> lock_;
+  bool is_source_ = false;
   std::string manifest_;  // to be written with the next save; empty once it is there
 };
 

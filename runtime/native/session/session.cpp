@@ -253,6 +253,27 @@ void Session::predict(const Images& images, float* probabilities) {
   }
 }
 
+void Session::label(const Images& images, double confidence, std::span<std::int32_t> labels) {
+  const Buffers& buffers = network_.buffers();
+  const std::size_t classes = network_.manifest().num_classes;
+  std::ranges::fill(buffers.sample_weight, 0.0f);
+  for (std::uint64_t first = 0; first < images.count; first += buffers.labels.size()) {
+    const std::size_t count = load(images, first, false, false);
+    network_.run("eval");
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::span<float> row = buffers.logits.subspan(i * classes, classes);
+      std::int32_t& label = labels[static_cast<std::size_t>(first) + i];
+      label = no_label;
+      if (first_not_finite(row) < classes) continue;
+      softmax(row, classes, row);
+      const auto likeliest = std::ranges::max_element(row);
+      if (*likeliest >= static_cast<float>(confidence))
+        label = static_cast<std::int32_t>(likeliest - row.begin());
+    }
+    tell(first + count, images.count);
+  }
+}
+
 void Session::answer(std::size_t count) {
   const Buffers& buffers = network_.buffers();
   const std::size_t classes = network_.manifest().num_classes;

@@ -85,6 +85,8 @@ class Session {
   void predict(const Images& images, float* probabilities);
   Measured evaluate(const Images& images, const Measure& how);
   Watched watch(const Images& images);
+  // What the network takes each image for, where it is at least so sure; else -1.
+  void label(const Images& images, double confidence, std::span<std::int32_t> labels);
 
  private:
   // Puts the images from `first` on into the buffers; returns how many.

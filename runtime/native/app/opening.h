@@ -1,0 +1,30 @@
+// Opening what finetune trains: an artifact, or the run that it goes on with (edge_bcs/cli/opening.py).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "app/network.h"
+
+namespace edge_bcs::app {
+
+inline constexpr const char *report_file = "report.json", *metrics_file = "metrics.jsonl",
+                            *manifest_file = "manifest.json";
+inline constexpr std::uint64_t largest_report = 16 << 20;
+
+struct RunWishes {
+  std::string artifact, folder;  // folder: of the run
+  MachineWishes machine;
+  bool resume = false;
+};
+
+struct Opened {
+  std::unique_ptr<Network> network;
+  bool resumed;
+};
+
+// Throws Error if a run lies there already, or something of others.
+Opened open_run(const RunWishes& wanted);
+
+}  // namespace edge_bcs::app
