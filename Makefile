@@ -14,7 +14,7 @@ ARM_TOOLCHAIN := $(CURDIR)/cmake/aarch64-linux-gnu.cmake
 # All libraries come from where the loader does: those of an installed arm64 system may be of another version.
 ARM_EMULATOR  := qemu-aarch64-static -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib
 # The tests of single operators and kernels, which need neither ONNX Runtime nor Python on the board.
-ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.py conv.py conv_errors.py elementary.py folding.py layers.py losses.py \
+ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.py conv.py conv_errors.py elementary.py folding.py half.py layers.py losses.py \
                  optimizer.py ort_training.py pooling.py storage.py structure.py)
 WHEEL_TOOLS   := build/wheel-tools
 

@@ -113,9 +113,9 @@ def export(
         step: training steps that the network has behind it.
         validate: compare logits, loss and one gradient with torch in float64 and print the differences.
         publish: signing key and release, a second evaluation model, and what may be replaced.
-        attack_precision: "f32"; "half", bfloat16 between the layers of the attack, on boards whose processors
-            have arithmetic in it; "auto": half on those, float32 on others. The board decides when it opens
-            the artifact, whose memory plan holds for both. What is learned is float32 in any case.
+        attack_precision: "f32"; "half", two bytes a number between the layers of the attack, on boards whose
+            processors have arithmetic in it; "auto": half on those, float32 on others. The board decides when
+            it opens the artifact, whose memory plan holds for both. What is learned is float32 in any case.
         **old: keywords of 0.1, whose warning names what takes their place.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Whether an attack has a half-precision form (bfloat16 in pairs of pixels, ``runtime/native/ops/stack.h``).
+"""Whether an attack has a half-precision form (two bytes a number, ``runtime/native/ops/stack.h``).
 
 The graph is the same in both precisions, and so is its memory plan: a stack in half precision lies in the
 place of the float32 one, and is never larger. Which of them is computed, a board decides when it opens the

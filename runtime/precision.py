@@ -1,8 +1,8 @@
 """In which precision this machine computes the attacks of an artifact.
 
 The graph and its memory plan are the same in both; the operators of the attack keep their activations as
-float32, or as bfloat16, with sums in float32 (``runtime/native/kernels/half.h``). Everything that is learned
-stays float32.
+float32, or in half precision: as bfloat16 with sums in float32, or on ARM as FP16
+(``runtime/native/kernels/half.h``). Everything that is learned stays float32.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def half_attack(artifact: Described, wish: str | None = None) -> bool:
     kernels = half_kernels()
     if asked == HALF and not kernels:
         raise EdgeBcsError(
-            "this processor has no arithmetic in half precision (AVX-512 BF16); take the attack precision f32"
-            + ("." if wish else ", with which the run goes on from where it stands.")
+            "this processor has no arithmetic in half precision (AVX-512 BF16, ARM's FP16); take the attack "
+            "precision f32" + ("." if wish else ", with which the run goes on from where it stands.")
         )
     return asked == HALF or kernels == 2

@@ -61,9 +61,9 @@ class Trainer(Predictor):
         class_names: of the network's outputs in label order, for an artifact that has none stored.
         engine: "onnxruntime", or "native": our own runner, whose working set is one arena. Both give the same
             bits, and each goes on from the other's runs. Default: ONNX Runtime where it is installed.
-        attack_precision: "f32"; "half": activations of the attack are bfloat16, where the processor has
-            arithmetic in it (AVX-512 BF16); "auto": half where it has. What is learned is float32 in any
-            case. Default: as the artifact says; of a run, what it was begun with.
+        attack_precision: "f32"; "half": activations of the attack are of two bytes, where the processor has
+            arithmetic in them (AVX-512 BF16, ARM's FP16); "auto": half where it has. What is learned is
+            float32 in any case. Default: as the artifact says; of a run, what it was begun with.
 
     Attributes:
         artifact: what was read. steps: optimizer steps done. seed: see above.

@@ -156,9 +156,9 @@ def precision_option(default: str | None, said: str) -> Callable[[Any], Any]:
     """Add --attack-precision, whose default the help calls ``said``."""
     option = click.option(
         "--attack-precision", type=click.Choice(PRECISIONS), default=default,
-        help="Of the training's attacks: half is bfloat16 between layers, faster on processors that have "
-        "arithmetic in it (AVX-512 BF16); auto is half on those and f32 on others. What is learned stays "
-        f"float32. Default: {said}.",
+        help="Of the training's attacks: half is two bytes a number, faster on processors that have "
+        "arithmetic in it (AVX-512 BF16, ARM's FP16); auto is half on those and f32 on others. What is "
+        f"learned stays float32. Default: {said}.",
     )  # fmt: skip
     return option
 

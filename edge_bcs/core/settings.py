@@ -20,7 +20,7 @@ REWIRE = ("uniform", "by-layer")
 AUGMENTATIONS = ("none", "shift", "photo", "zoom", "mix")
 """What may be done to an image before it is trained on (see `edge_bcs.data.augmentation`)."""
 PRECISIONS = ("f32", "half", "auto")
-"""Of an attack in training: float32; bfloat16 between layers, where the processor has arithmetic in it; or
+"""Of an attack in training: float32; two bytes a number, where the processor has arithmetic in it; or
 what the processor has."""
 KINDS = ("steps", "cosine", "one-cycle")
 """Of schedules."""

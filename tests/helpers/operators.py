@@ -100,9 +100,8 @@ def run(
         name -> array of every output that is there; those that continue an input in place are new arrays.
     """
     if programs.EMULATOR:
-        assert not half
         copies = {name: None if array is None else array.copy() for name, array in inputs.items()}
-        return programs.run_operator(operator, copies, outputs, threads=threads, **attributes)
+        return programs.run_operator(operator, copies, outputs, threads=threads, half=half, **attributes)
     given = {name: np.ascontiguousarray(array) for name, array in inputs.items() if array is not None}
     wanted = {name + ".out": dtype for name, dtype in outputs.items() if dtype is not None}
     made = node(

@@ -102,6 +102,7 @@ def run_operator(
     *,
     domain: str = "edge_bcs",
     threads: int = 1,
+    half: bool = False,
     **attributes: Any,
 ) -> dict[str, Array]:
     """Run one operator without ONNX Runtime; arguments and result as those of `operators.run`.
@@ -111,7 +112,7 @@ def run_operator(
     Raises:
         RuntimeError: the operator refused, with its message.
     """
-    lines = [f"operator {domain} {operator}", f"threads {threads}"]
+    lines = [f"operator {domain} {operator}", f"threads {threads}", f"half {int(half)}"]
     lines += [_attribute(name, value) for name, value in attributes.items()]
     given = [array for array in inputs.values() if array is not None]
     for array in inputs.values():

@@ -2,7 +2,7 @@
 //
 //   kernel_work LIBRARY KERNEL CHANNELS ROWS SIZE POSITIONS STRIDE DENSITY LANES TIMES
 //
-// KERNEL: sparse, transposed, dense, gradient or dense_gradient; the layer has SIZE × SIZE output pixels and square
+// KERNEL: sparse, transposed, dense, gradient, dense_gradient, or half_ and one of the first three; the layer has SIZE × SIZE output pixels and square
 // kernels of POSITIONS × POSITIONS. Prints the floating-point operations of one run, two for each weight that there is
 // and each pixel of each image, and the address at which the library lies. tests/arm/count_instructions.py reads it.
 
@@ -12,15 +12,23 @@
 #include <exception>
 #include <string>
 
-#include "layer.h"
+#include "half_layer.h"
 
 namespace {
 
 using namespace layers;
 
+const HalfKernels& half_kernels(const char* path) {
+  const HalfTables tables(path);
+  if (!half_is_fp16 || tables.kind != 2) throw std::runtime_error("this processor has no FP16");
+  return *tables.fast;
+}
+
 int run(char** arguments) {
   const Kernels kernels(arguments[1]);
-  const std::string kernel = arguments[2];
+  std::string kernel = arguments[2];
+  const bool half = kernel.starts_with("half_");
+  if (half) kernel.erase(0, 5);
   const auto number = [&](int i) { return static_cast<std::int64_t>(std::atoll(arguments[i])); };
   Layer layer;
   Walk& walk = layer.walk;
@@ -41,7 +49,9 @@ int run(char** arguments) {
   layer.positions = layer.factors = kernel == "transposed";
   const bool dense = kernel == "dense" || kernel == "dense_gradient";
   for (std::int64_t i = 0; i < number(10); ++i) {
-    if (kernel == "gradient" || kernel == "dense_gradient")
+    if (half)
+      half_walk_with(half_kernels(arguments[1]), layer, dense);
+    else if (kernel == "gradient" || kernel == "dense_gradient")
       gradient_with(*kernels.fast, layer, dense, 0);
     else if (kernel == "sparse" || kernel == "transposed" || kernel == "dense")
       walk_with(*kernels.fast, layer, dense, 0);

@@ -197,6 +197,53 @@ void fill(Layer& layer, Random& random, std::int64_t filled, const Densities& de
   for (auto& byte : layer.mask_bits) byte = static_cast<std::uint8_t>(random.in(0, 255));
 }
 
+// `big`: long rows of weights, walked in chunks and groups. `winograd`: a walk that the compiler may want Winograd's
+// products for, and some that it would not, because they are narrow or have few planes.
+inline Layer random_layer(Random& random, bool big, bool winograd) {
+  Layer layer;
+  Walk& walk = layer.walk;
+  const std::int64_t kernel_height = random.one_of({1, 3, 3, 5, 2});
+  const std::int64_t kernel_width = winograd ? 3 : random.one_of({1, 3, 3, 5, 4});
+  walk.lanes = winograd ? random.one_of({16, 32, 48}) : random.one_of({1, 2, 3, 4, 5, 8, 8, 12, 16, 16, 32});
+  walk.blocks = random.in(1, 3);
+  walk.channels = big ? random.in(40, 160) : winograd ? random.in(1, 20) : random.in(1, 12);
+  walk.rows = big ? random.in(10, 140) : random.in(1, 14);
+  walk.height = random.in(1, big ? 6 : 10);
+  walk.width = winograd ? 4 * random.in(1, 4) : random.in(1, big ? 6 : 11);
+  walk.winograd = winograd;
+  // A forward walk takes steps in its input; one phase of a gradient with respect to the input takes them in its
+  // output, and uses some of the kernel's positions only.
+  if (!winograd) layer.step_in = random.one_of({1, 1, 1, 2, 2, 3});
+  if (layer.step_in == 1 && !winograd) layer.step_out = random.one_of({1, 1, 2, 3});
+  layer.phase_y = random.in(0, layer.step_out - 1);
+  layer.phase_x = random.in(0, layer.step_out - 1);
+  const std::int64_t padding = random.in(0, std::max(kernel_height, kernel_width) / 2);
+  lay_out(layer, kernel_height, kernel_width, padding, random.in(0, 1), random.in(0, 2),
+          random.in(0, layer.step_out - 1 - layer.phase_y), random.in(0, layer.step_out - 1 - layer.phase_x));
+  for (std::int64_t k = 0; k < kernel_height * kernel_width; ++k)
+    if (layer.step_out == 1 || random.chance(0.5)) walk.used[walk.taps++] = static_cast<std::uint8_t>(k);
+  if (walk.taps == 0) walk.used[walk.taps++] = 0;
+  // Each row empty, full, or in between; sometimes a batch that does not fill its last block.
+  const double density = random.one_of({0.02, 0.2, 0.6, 1.0});
+  fill(layer, random, random.chance(0.3) ? random.in(1, walk.lanes) : walk.lanes,
+       [&] { return random.one_of({density, density, density, density, 0.0, 1.0}); });
+  layer.scaled = random.chance(0.5);
+  layer.added = random.chance(0.5);
+  layer.positions = random.chance(0.5);
+  layer.factors = layer.positions && random.chance(0.5);
+  layer.mask = static_cast<int>(random.in(0, 2));
+  // No operator has both an activation that bends and a mask.
+  if (layer.mask == 0)
+    layer.activation = random_activation(random, 0.3);
+  else if (random.chance(0.5))
+    layer.activation = {Function::relu};
+  do layer.through = random_activation(random, 0);
+  while (layer.mask == 2 && !has_slopes(layer.through.function));
+  layer.writes_bits = layer.mask == 0 && layer.step_out == 1 && random.chance(0.7);
+  layer.writes_pre = layer.mask == 0 && random.chance(0.3);
+  return layer;
+}
+
 inline constexpr float untouched = 1234.5f;  // what the output holds before
 
 struct Result {

@@ -21,6 +21,7 @@ using namespace ort_host;
 struct Call {
   std::string domain, name;
   int threads = 1;
+  bool half = false;
   KernelInfo info;
   std::vector<std::unique_ptr<Value>> inputs, outputs;  // null: absent
   std::vector<std::string> output_names;
@@ -43,6 +44,8 @@ Call read_call(std::istream& file) {
       line >> call.name;
     } else if (kind == "threads") {
       call.threads = std::atoi(name.c_str());
+    } else if (kind == "half") {
+      call.half = name == "1";
     } else if (kind == "int") {
       call.info.attributes[name] = read_integers(line).at(0);
     } else if (kind == "ints") {
@@ -117,6 +120,7 @@ int main(int count, char** arguments) {
     }
     std::ifstream file(arguments[2], std::ios::binary);
     Call call = read_call(file);
+    library.function<void(int)>("edge_bcs_half_precision")(call.half ? 1 : 0);
     const CustomOp* op = library.find(call.domain, call.name);
     try {
       Operator(op, call.info).run({pointers(call.inputs), pointers(call.outputs), call.threads});

@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 import torch
 from edge_bcs.runtime.library import half_kernels
+from helpers import programs
 from helpers.convolutions import Case, Problem
-from helpers.half import pack_half, rounded, unpack_half
+from helpers.half import FP16, LEAST, ULP, pack_half, rounded, unpack_half
 from helpers.operators import images, pack_bits, run, tensor
 from torch.nn import functional
 
-pytestmark = pytest.mark.skipif(half_kernels() == 0, reason="no half precision here")
+pytestmark = pytest.mark.skipif(
+    not programs.EMULATOR and half_kernels() == 0, reason="no half precision here"
+)
 
 F, U = np.float32, np.uint8
-HALF_ULP = 2.0**-8  # of a bfloat16, relative
+# What sums of rounded numbers may be off by, relative to the sizes of their terms. bfloat16 is added in
+# float32, FP16 in FP16, in runs of 64 terms; `check_half` compares these to the bit.
+SUMS = 2.0**-9 if FP16 else 1e-5
 
 LAYERS = [
     Case(3, 5, 6, 8),
@@ -53,7 +58,7 @@ def variants() -> Iterator[Case]:
 
 def close(made: np.ndarray, wanted: np.ndarray, terms: np.ndarray) -> None:
     """Whether each number is the wanted one rounded once; ``terms``: the sizes of what was added, summed."""
-    allowed = HALF_ULP * np.abs(wanted) + 1e-5 * terms + 1e-38
+    allowed = ULP * np.abs(wanted) + SUMS * terms + LEAST
     assert np.all(np.abs(made - wanted) <= allowed), float(np.max(np.abs(made - wanted) / allowed))
 
 
@@ -74,7 +79,11 @@ def test_convolution(case: Case) -> None:
         padded = functional.pad(x, (left, right, top, bottom))
         return functional.conv2d(padded, weight, stride=case.strides, dilation=case.dilations)
 
-    x, weight = doubles(rounded(problem.x)), doubles(rounded(problem.weight))
+    # The scale of dy is multiplied into the weights before they are rounded; with FP16 that of y, too.
+    scaled = doubles(rounded(problem.weight * scale[:, None, None, None]))
+    if FP16:
+        scale = np.ones_like(scale)
+    x, weight = doubles(rounded(problem.x)), scaled if FP16 else doubles(rounded(problem.weight))
     factor, summand = (doubles(array)[:, None, None] for array in (scale, shift))
     residual = doubles(rounded(problem.residual)) * case.addend
     z = (forward(x, weight) * factor + summand + residual).numpy()
@@ -82,11 +91,9 @@ def test_convolution(case: Case) -> None:
     made = problem.forward()
     close(made["y"], np.maximum(z, 0) if case.relu else z, terms)
     if case.bits:
-        sure = pack_bits((np.abs(z) > 1e-5 * terms).astype(F), case.lanes)
+        sure = pack_bits((np.abs(z) > SUMS * terms).astype(F), case.lanes)
         assert np.array_equal(made["bits"] & sure, pack_bits(z, case.lanes) & sure)
 
-    # The scale of dy is multiplied into the weights before they are rounded.
-    scaled = doubles(rounded(problem.weight * scale[:, None, None, None]))
     addend = doubles(rounded(problem.addend)) * case.addend
     passes = rounded(problem.mask) > 0 if case.mask_kind == 1 else problem.mask > 0
 
@@ -123,6 +130,26 @@ def test_max_pool(window: tuple[int, ...], lanes: int) -> None:
     dx = run("MaxPoolGrad", given, {"dx": F}, half=True, threads=2, **attributes)["dx"]
     assert x.grad is not None
     close(unpack_half(dx, 3, height, width, 1), x.grad.numpy(), np.abs(x.grad.numpy()))
+
+
+@pytest.mark.parametrize("function", ["relu", "relu6"])
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_max_pool_of_pairs_passes_gradients_where_it_does_not_clip(function: str, lanes: int) -> None:
+    attributes: dict[str, Any] = {
+        "channels": 3, "in_height": 4, "in_width": 10, "out_height": 2, "out_width": 5,
+        "lanes": lanes, "in_halo": 1, "out_halo": 0, "kernel": [2] * 2, "strides": [2] * 2, "pads": [0] * 4,
+    }  # fmt: skip
+    array, dy = 4 * images((2, lanes, 3, 4, 10)) - 2, images((2, lanes, 3, 2, 5), seed=1)
+    x = tensor(rounded(array))
+    y = getattr(functional, function)(functional.max_pool2d(x, 2))
+    y.backward(doubles(rounded(dy)))
+    given = {"x": pack_half(array, lanes, 1)}
+    made = run("MaxPool", given, {"y": F, "choice": U}, half=True, activation=function, **attributes)
+    assert np.array_equal(unpack_half(made["y"], 3, 2, 5, 0), y.detach().numpy())
+    given = {"dy": pack_half(dy, lanes, 0), "choice": made["choice"]}
+    dx = run("MaxPoolGrad", given, {"dx": F}, half=True, **attributes)["dx"]
+    assert x.grad is not None
+    assert np.array_equal(unpack_half(dx, 3, 4, 10, 1), x.grad.numpy())
 
 
 @pytest.mark.parametrize("window", [(4, 6, 2, 2), (8, 9, 8, 8), (5, 7, 3, 2), (4, 4, 1, 1)])
@@ -187,6 +214,8 @@ def test_the_ends(lanes: int = 16) -> None:
     given = {"logits": pack_half(logits, lanes, 0), "target": target}
     made = run("SoftmaxDifference", given, {"dlogits": F}, half=True)["dlogits"]
     wanted = torch.softmax(doubles(rounded(logits)[:, :, 0, 0]), dim=1).numpy() - target
+    if FP16:  # each image's is multiplied with a power of two, far from either end of the range
+        wanted *= 2.0 ** (6 - np.frexp(np.abs(wanted).max(axis=1, keepdims=True))[1])
     close(unpack_half(made, 4, 1, 1, 0)[:, :, 0, 0], wanted, np.ones_like(wanted))
 
     dx = images((2, lanes, 3, 4, 5), seed=1)
@@ -194,6 +223,23 @@ def test_the_ends(lanes: int = 16) -> None:
     given |= {"step_size": np.array([0.01], F), "epsilon": np.array([0.02], F)}
     moved = run("PgdStep", given, {"x_adv_out": F}, half=True, lanes=lanes, dx_halo=1)["x_adv_out"]
     assert np.allclose(moved, np.clip(x + 0.01 * np.sign(dx), 0, 1), atol=1e-6)
+
+
+def test_a_gradient_keeps_its_signs_however_small_it_is(lanes: int = 8) -> None:
+    """Images that a network is sure of have gradients far below what FP16 can hold."""
+    logits = np.zeros((lanes, 3, 1, 1), F)
+    logits[:, 0] = np.linspace(2, 20, lanes, dtype=F)[:, None, None]
+    given = {"logits": pack_half(logits, lanes, 0), "target": np.tile(np.array([1, 0, 0], F), (lanes, 1))}
+    made = run("SoftmaxDifference", given, {"dlogits": F}, half=True)["dlogits"]
+    signs = np.sign(unpack_half(made, 3, 1, 1, 0)[:, :, 0, 0])
+    assert np.array_equal(signs, np.tile([-1, 1, 1], (lanes, 1)))
+
+
+@pytest.mark.skipif(not FP16, reason="bfloat16 is added in float32")
+def test_fp16_rounds_where_the_scalar_kernels_round() -> None:
+    result = programs.run("check_half", 40)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith(" 0 wrong\n")
 
 
 def test_what_has_no_half_precision_says_so() -> None:

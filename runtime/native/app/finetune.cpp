@@ -59,12 +59,13 @@ constexpr std::array options_of_finetune{
         "the training has one): the run ends with its best epoch. Every better epoch is saved, whatever "
         "--max-writes says."},
     OptionSpec{"--patience", "EPOCHS", "With --validation: end after so many epochs that were no better."},
-    OptionSpec{"--attack-precision", "f32|half|auto",
-               "Of the training's attacks: half is bfloat16 between layers, faster on processors that have "
-               "arithmetic "
-               "in it (AVX-512 BF16); auto is half on those and f32 on others. What is learned stays "
-               "float32. Default: "
-               "the artifact's; of a run that goes on, what it was begun with."},
+    OptionSpec{
+        "--attack-precision", "f32|half|auto",
+        "Of the training's attacks: half is two bytes a number, faster on processors that have "
+        "arithmetic "
+        "in it (AVX-512 BF16, ARM's FP16); auto is half on those and f32 on others. What is learned stays "
+        "float32. Default: "
+        "the artifact's; of a run that goes on, what it was begun with."},
     OptionSpec{"--no-augment", nullptr, "Short for --augment none."},
     OptionSpec{"--balance", nullptr,
                "Draw images so that the classes come up evenly, however many each has."},

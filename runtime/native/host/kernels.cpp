@@ -13,6 +13,9 @@ EDGE_BCS_EXPORT const edge_bcs::RowKernels* edge_bcs_row_kernels(int scalar) {
 EDGE_BCS_EXPORT int edge_bcs_half_kernels() {
   return edge_bcs::has_half_arithmetic() ? 2 : edge_bcs::has_half_kernels() ? 1 : 0;
 }
+EDGE_BCS_EXPORT const edge_bcs::HalfKernels* edge_bcs_half_kernel_table(int scalar) {
+  return scalar != 0 ? &edge_bcs::half_kernels_scalar : &edge_bcs::half_kernels();
+}
 EDGE_BCS_EXPORT const edge_bcs::NormalKernels* edge_bcs_normal_kernels(int scalar) {
   return scalar != 0 ? &edge_bcs::normal_kernels_scalar : &edge_bcs::normal_kernels();
 }

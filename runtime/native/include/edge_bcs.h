@@ -92,7 +92,7 @@ typedef struct edge_bcs_options {
                                     as `edge-bcs export --sign-key` does; NULL: nobody need */
   uint64_t trusted_count;
   uint64_t min_release;         /**< with trusted keys: the lowest release number that is taken */
-  const char* attack_precision; /**< "f32"; "half", which takes AVX-512 BF16; "auto": half with it;
+  const char* attack_precision; /**< "f32"; "half", where the processor computes in it; "auto": half there;
                                    NULL: the artifact's, or what the run was begun with */
 } edge_bcs_options;
 

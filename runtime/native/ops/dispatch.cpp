@@ -4,6 +4,9 @@
 #ifdef EDGE_BCS_HAVE_AVX2
 #include <cpuid.h>
 #endif
+#if defined(EDGE_BCS_HAVE_NEONFP16) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 #include <cstdlib>
 #include <string_view>
@@ -49,6 +52,19 @@ bool runs_here(Isa isa) {
 bool has_avx512_bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1u << 5)) != 0;
+}
+#endif
+
+#ifdef EDGE_BCS_HAVE_NEONFP16
+// Whether vectors of FP16 can be added and multiplied, which processors from ARMv8.2 on may have: Cortex-A55, A76 and A78, not
+// A53 and A72. All of Apple's that run macOS have it.
+bool has_neon_fp16() {
+#if defined(__linux__)
+  constexpr unsigned long asimdhp = 1ul << 10;
+  return (getauxval(AT_HWCAP) & asimdhp) != 0;
+#else
+  return true;
+#endif
 }
 #endif
 
@@ -111,18 +127,24 @@ std::int64_t first_level_cache() {
 #else
 #define EDGE_BCS_NEON(table)
 #endif
-#ifdef EDGE_BCS_HAVE_AVX512BF16
 bool has_half_arithmetic() {
+#if defined(EDGE_BCS_HAVE_AVX512BF16)
   static const bool has = selected_isa() == Isa::avx512 && has_avx512_bf16();
+#elif defined(EDGE_BCS_HAVE_NEONFP16)
+  static const bool has = selected_isa() == Isa::neon && has_neon_fp16();
+#else
+  constexpr bool has = false;
+#endif
   return has;
 }
 const HalfKernels& half_kernels() {
-  return has_half_arithmetic() ? half_kernels_avx512bf16 : half_kernels_scalar;
-}
-#else
-bool has_half_arithmetic() { return false; }
-const HalfKernels& half_kernels() { return half_kernels_scalar; }
+#if defined(EDGE_BCS_HAVE_AVX512BF16)
+  if (has_half_arithmetic()) return half_kernels_avx512bf16;
+#elif defined(EDGE_BCS_HAVE_NEONFP16)
+  if (has_half_arithmetic()) return half_kernels_neonfp16;
 #endif
+  return half_kernels_scalar;
+}
 bool has_half_kernels() { return has_half_arithmetic() || selected_isa() == Isa::scalar; }
 
 #define EDGE_BCS_SELECT(table) \

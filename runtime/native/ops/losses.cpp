@@ -258,11 +258,23 @@ struct SoftmaxDifference {
       const auto d = logits.of(gradient, s);
       for (std::int64_t k = 0; k < logits.classes; ++k)
         d[k] = static_cast<float>(p[k] - target[s * logits.classes + k]);
+      if (half && half_is_fp16) away_from_the_ends(d, logits.classes);
     }
     if (half) narrow(gradient);
   }
 
  private:
+  // Multiplies an image's gradient with the power of two that half.h wants: no sign of what follows from it changes.
+  static void away_from_the_ends(Strided<float> gradient, std::int64_t classes) {
+    float largest = 0;
+    for (std::int64_t k = 0; k < classes; ++k) largest = std::max(largest, std::fabs(gradient[k]));
+    if (!(largest > 0) || !std::isfinite(largest)) return;
+    int exponent = 0;
+    std::frexp(largest, &exponent);
+    for (std::int64_t k = 0; k < classes; ++k)
+      gradient[k] = std::ldexp(gradient[k], half_gradient_exponent - exponent);
+  }
+
   // The stack of a tensor [blocks, classes, lanes] in half precision.
   static Stack vector(const Shape& shape) { return Stack::checked(shape[1], 1, 1, 0, shape[2], true); }
 

@@ -29,11 +29,11 @@ inline std::uint16_t* half_numbers(float* row) { return reinterpret_cast<std::ui
 inline void widen_row(const Stack& stack, const float* row, std::int64_t first, std::int64_t count,
                       float* to) {
   if (!stack.vector()) return half_kernels().widen(half_numbers(row), stack.lanes, first, count, to);
-  for (std::int64_t b = 0; b < stack.lanes; ++b) to[b] = from_half(half_numbers(row)[2 * b]);
+  for (std::int64_t b = 0; b < stack.lanes; ++b) to[b] = from_half(half_numbers(row)[half_image_step * b]);
 }
 inline void narrow_row(const Stack& stack, const float* from, float* row) {
   if (!stack.vector()) return half_kernels().narrow(from, stack.lanes, stack.width, half_numbers(row));
-  for (std::int64_t b = 0; b < stack.lanes; ++b) half_numbers(row)[2 * b] = to_half(from[b]);
+  for (std::int64_t b = 0; b < stack.lanes; ++b) half_numbers(row)[half_image_step * b] = to_half(from[b]);
 }
 
 // A row of a stack as floats, which the kernels of rows take: where it lies or, in half precision, widened to a place of its

@@ -6,9 +6,9 @@
 // neighbouring rows and planes, so a convolution reads over a border without asking. With h = 0 the stack is
 // the plain [C, H, W] array.
 //
-// In half precision the same tensor holds bfloat16 in pairs of pixels, [pair][B][2], and uses about half of its memory: rows
-// begin at an even pixel (R and the first pixel are rounded up to even numbers), so that the pixels 2i and 2i + 1 of a row are
-// a pair. A place that is no pixel is zero there, too. Offsets then count numbers of two bytes. Of one pixel without halo, a
+// In half precision (kernels/half.h) the same tensor holds bfloat16 in pairs of pixels, [pair][B][2], or on ARM FP16 pixel
+// after pixel, and uses about half of its memory: rows begin at an even pixel (R and the first pixel are rounded up to even
+// numbers), so that the pixels 2i and 2i + 1 of a row are a pair. A place that is no pixel is zero there, too. Offsets then count numbers of two bytes. Of one pixel without halo, a
 // vector, the pairs are of channels: as with a plain [C, H, W] array whose rows are of an even width, the flattened form of a
 // map is the map itself.
 #pragma once
@@ -18,6 +18,7 @@
 #include <cstring>
 #include <string>
 
+#include "kernels/half.h"
 #include "ops/op.h"
 
 namespace edge_bcs {
@@ -97,10 +98,10 @@ struct Stack {
     using Byte = std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>;
     return reinterpret_cast<T*>(reinterpret_cast<Byte*>(place) + 2 * numbers);
   }
-  // Row y of channel c of batch block nb: where its first number is. Of a vector, the others are every second one behind it.
+  // Row y of channel c of batch block nb: where its first number is. Of a vector, the others are half_image_step apart.
   template <class T>
   T* row(T* data, std::int64_t nb, std::int64_t c, std::int64_t y) const {
-    return ahead(data, vector() ? at(nb, c - c % 2, 0) + c % 2 : at(nb, c, y));
+    return ahead(data, vector() ? at(nb, c - c % 2, 0) + c % 2 * half_second_pixel(lanes) : at(nb, c, y));
   }
 
   // Of the tensor, whichever precision it is in.
@@ -161,7 +162,7 @@ struct Stack {
   // Zeroes the second halves of a pair.
   void zero_seconds(float* pair) const {
     auto* const numbers = reinterpret_cast<std::uint16_t*>(pair);
-    for (std::int64_t b = 0; b < lanes; ++b) numbers[2 * b + 1] = 0;
+    for (std::int64_t b = 0; b < lanes; ++b) numbers[half_second_pixel(lanes) + half_image_step * b] = 0;
   }
   void zero(float* from, std::int64_t numbers) const {
     std::memset(from, 0, static_cast<std::size_t>(numbers) * (half ? 2 : sizeof(float)));

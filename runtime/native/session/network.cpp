@@ -126,7 +126,8 @@ bool half_attack(std::optional<Precision> wish, std::optional<Precision> artifac
       "the attack of this network has no half-precision form (or an earlier release exported it); take the "
       "attack precision f32, or export it again");
   require(asked != Precision::half || has_half_kernels(),
-          "this processor has no arithmetic in half precision (AVX-512 BF16); take the attack precision f32",
+          "this processor has no arithmetic in half precision (AVX-512 BF16, ARM's FP16); take the attack "
+          "precision f32",
           wish ? "" : ", with which the run goes on from where it stands");
   return asked == Precision::half || has_half_arithmetic();
 }

@@ -1,0 +1,517 @@
+// Half precision with the FP16 of ARMv8.2: a vector is one pixel of eight images, and its products are added in FP16, in runs
+// of a bounded number of terms (half.h). Tiles are those of sparse.cpp and dense.cpp, with numbers of two bytes.
+#include "kernels/half.h"
+#include "kernels/table.h"
+#include "kernels/tiles.h"
+
+#if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+
+namespace edge_bcs {
+namespace EDGE_BCS_KERNEL_NAMESPACE {
+// A room of its own, where the names of other kernels (table.h) are hidden.
+namespace half_precision {
+namespace {
+
+using Number = __fp16;
+using Eight = float16x8_t;
+inline constexpr int VL = 8;  // numbers of a vector
+
+inline const Number* numbers(const float* stack) { return reinterpret_cast<const Number*>(stack); }
+inline Number* numbers(float* stack) { return reinterpret_cast<Number*>(stack); }
+
+EDGE_BCS_INLINE Vector<4> lower(Eight value) {
+  return reinterpret_cast<Vector<4>>(vcvt_f32_f16(vget_low_f16(value)));
+}
+EDGE_BCS_INLINE Vector<4> upper(Eight value) { return reinterpret_cast<Vector<4>>(vcvt_high_f32_f16(value)); }
+EDGE_BCS_INLINE Eight rounded(Vector<4> low, Vector<4> high) {
+  return vcvt_high_f16_f32(vcvt_f16_f32(reinterpret_cast<float32x4_t>(low)),
+                           reinterpret_cast<float32x4_t>(high));
+}
+
+// Eight bits and one of them for each number.
+EDGE_BCS_INLINE uint16x8_t each_bit() { return uint16x8_t{1, 2, 4, 8, 16, 32, 64, 128}; }
+EDGE_BCS_INLINE std::uint8_t bits_of(uint16x8_t which) {
+  return static_cast<std::uint8_t>(vaddvq_u16(vandq_u16(which, each_bit())));
+}
+EDGE_BCS_INLINE uint16x8_t of_bits(std::uint8_t bits) { return vtstq_u16(vdupq_n_u16(bits), each_bit()); }
+EDGE_BCS_INLINE Eight where(uint16x8_t which, Eight value) {
+  return vreinterpretq_f16_u16(vandq_u16(which, vreinterpretq_u16_f16(value)));
+}
+// Where what a function with a bit is applied to passes a gradient.
+EDGE_BCS_INLINE uint16x8_t open(Function function, Eight value) {
+  const uint16x8_t positive = vcgtzq_f16(value);
+  return function == Function::relu6 ? vandq_u16(positive, vcltq_f16(value, vdupq_n_f16(6))) : positive;
+}
+
+// A walk whose output begins where its pointers are: what half.h says of a stack in pairs is a distance here.
+Walk from_first_pixel(Walk walk) {
+  const std::int64_t distance = walk.first_pixel * walk.lanes;
+  const auto move = [&](auto*& stack) {
+    if (stack != nullptr) stack = reinterpret_cast<decltype(stack + 0)>(numbers(stack) + distance);
+  };
+  move(walk.output), move(walk.addend), move(walk.pre), move(walk.mask);
+  walk.tail_at -= distance;
+  walk.first_pixel = 0;
+  return walk;
+}
+
+// What is done to sums where there are activations that do more than clip: in float32, rounded once.
+__attribute__((noinline)) void finish_activated(const Walk& walk, const Place& place, std::int64_t row,
+                                                Eight* sums, int height, int width, int down, int right) {
+  const auto each = [&](const auto& body) {
+    for (int y = 0, i = 0; y < height; ++y)
+      for (int x = 0; x < width; ++x, ++i) body(i, down + y, right + x);
+  };
+  const std::int64_t kept = row * walk.mask_plane, bits = row * walk.bits_plane;
+  Vector<4> values[2 * max_accumulators], masks[2 * max_accumulators];
+  each([&](int i, int y, int x) {
+    const std::int64_t at = kept + place.mask[y] + place.mask_x[x];
+    if (walk.pre != nullptr) vst1q_f16(numbers(walk.pre) + at, sums[i]);
+    values[2 * i] = lower(sums[i]);
+    values[2 * i + 1] = upper(sums[i]);
+    if (walk.mask != nullptr) {
+      const Eight mask = vld1q_f16(numbers(walk.mask) + at);
+      masks[2 * i] = lower(mask);
+      masks[2 * i + 1] = upper(mask);
+    }
+    if (walk.bits == nullptr) return;
+    const unsigned low = positive_bits<4>(openness<4>(walk.activation.function, values[2 * i])),
+                   high = positive_bits<4>(openness<4>(walk.activation.function, values[2 * i + 1]));
+    walk.bits[bits + place.bits[y] + place.bit[x] / 8] = static_cast<std::uint8_t>(low | high << 4);
+  });
+  const int count = 2 * height * width;
+  activate<4>(walk.activation, values, count);
+  if (walk.mask != nullptr) pass_back<4>(walk.through, masks, values, count);
+  const Slopes slopes = slopes_of(walk.through);
+  each([&](int i, int y, int x) {
+    if (walk.mask_bits != nullptr) {
+      const unsigned byte = walk.mask_bits[bits + place.bits[y] + place.bit[x] / 8];
+      values[2 * i] = pass_slopes<4>(slopes, byte & 15u, values[2 * i]);
+      values[2 * i + 1] = pass_slopes<4>(slopes, byte >> 4, values[2 * i + 1]);
+    }
+    sums[i] = rounded(values[2 * i], values[2 * i + 1]);
+  });
+}
+
+// The bits of the TV vectors of one row, of which `byte` has the first.
+template <int TV, bool strided>
+EDGE_BCS_INLINE void store_open_bits(Function function, const Eight (&values)[TV], std::uint8_t* byte,
+                                     const std::int64_t* bit) {
+  if constexpr (!strided && TV == 4) {
+    uint16x8_t bits[TV];
+#pragma GCC unroll 4
+    for (int x = 0; x < TV; ++x) bits[x] = vandq_u16(open(function, values[x]), each_bit());
+    const uint16x8_t halves = vpaddq_u16(vpaddq_u16(bits[0], bits[1]), vpaddq_u16(bits[2], bits[3]));
+    const uint8x8_t bytes = vmovn_u16(vpaddq_u16(halves, halves));
+    std::memcpy(byte, &bytes, TV);
+  } else {
+#pragma GCC unroll 4
+    for (int x = 0; x < TV; ++x) byte[(bit[x] - bit[0]) / 8] = bits_of(open(function, values[x]));
+  }
+}
+
+// out = act'(mask) · act(sums + shift + addend) for TY rows and TV vectors that begin `down` and `right` in a tile.
+template <int TY, int TV, bool strided>
+EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t row, Eight (&sums)[TY][TV],
+                            int down = 0, int right = 0) {
+#define EDGE_BCS_EACH_ROW _Pragma("GCC unroll 8") for (int y = 0; y < TY; ++y)
+#define EDGE_BCS_EACH EDGE_BCS_EACH_ROW _Pragma("GCC unroll 4") for (int x = 0; x < TV; ++x)
+  const std::int64_t plane = row * walk.output_plane + place.output_x[right];
+  std::int64_t output_x[TV], mask_x[TV];
+#pragma GCC unroll 4
+  for (int x = 0; x < TV; ++x) {
+    output_x[x] = along<VL, strided>(place.output_x + right, x);
+    mask_x[x] = along<VL, strided>(place.mask_x + right, x);
+  }
+  if (walk.shift != nullptr) {
+    const Eight shift = vdupq_n_f16(static_cast<Number>(walk.shift[row]));
+    EDGE_BCS_EACH sums[y][x] = vaddq_f16(sums[y][x], shift);
+  }
+  if (walk.addend != nullptr) {
+    const Number* const addend = numbers(walk.addend) + plane;
+    EDGE_BCS_EACH sums[y][x] =
+        vaddq_f16(sums[y][x], vld1q_f16(addend + place.output[down + y] + output_x[x]));
+  }
+  if (!walk.simple()) {
+    finish_activated(walk, place, row, sums[0], TY, TV, down, right);
+  } else {
+    const std::int64_t bits = row * walk.bits_plane + place.bit[right] / 8;
+    if (walk.bits != nullptr) {
+      EDGE_BCS_EACH_ROW store_open_bits<TV, strided>(
+          walk.activation.function, sums[y], walk.bits + bits + place.bits[down + y], place.bit + right);
+    }
+    if (walk.activation.function != Function::none) {
+      EDGE_BCS_EACH sums[y][x] = vmaxq_f16(sums[y][x], vdupq_n_f16(0));
+    }
+    if (walk.activation.function == Function::relu6) {
+      EDGE_BCS_EACH sums[y][x] = vminq_f16(sums[y][x], vdupq_n_f16(6));
+    }
+    if (walk.mask != nullptr) {
+      const Number* const mask = numbers(walk.mask) + row * walk.mask_plane + place.mask_x[right];
+      EDGE_BCS_EACH sums[y][x] =
+          where(open(walk.through.function, vld1q_f16(mask + place.mask[down + y] + mask_x[x])), sums[y][x]);
+    }
+    if (walk.mask_bits != nullptr) {
+      std::int64_t byte[TV];
+#pragma GCC unroll 4
+      for (int x = 0; x < TV; ++x) byte[x] = strided ? (place.bit[right + x] - place.bit[right]) / 8 : x;
+      EDGE_BCS_EACH sums[y][x] =
+          where(of_bits(walk.mask_bits[bits + place.bits[down + y] + byte[x]]), sums[y][x]);
+    }
+  }
+  Number* const output = numbers(walk.output) + plane;
+  EDGE_BCS_EACH_ROW {
+    Number* const to = output + place.output[down + y];
+#pragma GCC unroll 4
+    for (int x = 0; x < TV; ++x) vst1q_f16(to + output_x[x], sums[y][x]);
+  }
+#undef EDGE_BCS_EACH
+#undef EDGE_BCS_EACH_ROW
+  if (place.ends_row && walk.tail + walk.bottom > 0) {
+    for (int y = 0; y < TY; ++y) {
+      const std::int64_t count = walk.tail + (place.last_row[down + y] ? walk.bottom : 0);
+      Number* const from =
+          numbers(walk.output) + row * walk.output_plane + place.output[down + y] + walk.tail_at;
+      std::memset(from, 0, static_cast<std::size_t>(count) * sizeof *from);
+    }
+  }
+}
+
+// Sums of earlier runs wait as floats.
+template <int N>
+EDGE_BCS_INLINE void wait(float* waiting, const Eight (&sums)[N], bool first) {
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) {
+    Vector<4> low = lower(sums[i]), high = upper(sums[i]);
+    if (!first) low += load<4>(waiting + i * VL), high += load<4>(waiting + i * VL + 4);
+    store<4>(waiting + i * VL, low);
+    store<4>(waiting + i * VL + 4, high);
+  }
+}
+template <int N>
+EDGE_BCS_INLINE void total(const float* waiting, Eight (&sums)[N]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i)
+    sums[i] =
+        rounded(lower(sums[i]) + load<4>(waiting + i * VL), upper(sums[i]) + load<4>(waiting + i * VL + 4));
+}
+
+// Some rows of the matrix: the distance of each entry, and its weight, times the row's scale.
+struct Entries {
+  static constexpr int capacity = 8192, most_rows = 32;
+  static_assert(capacity % run_of_entries == 0);
+
+  std::int64_t first_row = 0;
+  int rows = 0, runs = 1;  // the most runs that a row has
+  std::int32_t distance[capacity];
+  Number weight[capacity];
+  int pointer[most_rows + 1] = {};
+  bool continued = false, unfinished = false;  // of one row alone: it goes on from others, others go on
+
+  void clear(std::int64_t row) { first_row = row, rows = 0, runs = 1, continued = unfinished = false; }
+
+  bool fits(std::int64_t count) const { return rows < most_rows && pointer[rows] + count <= capacity; }
+
+  void add(const Walk& walk, const SparseRows& matrix, std::int64_t from, std::int64_t to) {
+    const float scale = walk.scale == nullptr ? 1 : walk.scale[first_row + rows];
+    const auto plane = static_cast<std::int32_t>(walk.input_plane);
+    std::int32_t* next_distance = distance + pointer[rows];
+    Number* next_weight = weight + pointer[rows];
+    for (std::int64_t j = from; j < to; ++j) {
+      const std::int32_t entry = matrix.entry[j];
+      *next_distance++ = (entry >> 8) * plane + walk.tap[entry & 255];
+      *next_weight++ = static_cast<Number>(matrix.weight(j) * scale);
+    }
+    const auto count = static_cast<int>(to - from);
+    pointer[rows + 1] = pointer[rows] + count;
+    ++rows;
+    runs = count > runs * run_of_entries ? (count + run_of_entries - 1) / run_of_entries : runs;
+  }
+};
+
+template <int TY, int TV>
+EDGE_BCS_INLINE void accumulate(Eight (&sums)[TY][TV], const Number* const (&input)[TY],
+                                const std::int64_t (&input_x)[TV], const Number* weights,
+                                const std::int32_t* distances, int count) {
+  // Changes nothing, but without it the compiler reloads these from the stack for every entry.
+  const Number* rows[TY];
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y) {
+    rows[y] = input[y];
+    asm volatile("" : "+r"(rows[y]));
+  }
+  const Number* const stop = weights + count;
+  for (; weights != stop; ++weights, ++distances) {
+    const Eight weight = vld1q_dup_f16(weights);
+    const std::int64_t distance = *distances;
+#pragma GCC unroll 8
+    for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+      for (int x = 0; x < TV; ++x)
+        sums[y][x] = vfmaq_f16(sums[y][x], weight, vld1q_f16(rows[y] + distance + input_x[x]));
+  }
+}
+
+// Asks for what `finish` will touch of output plane `row` in the tile to the right, as in sparse.cpp.
+template <int TY>
+EDGE_BCS_INLINE void fetch_next_output(const Walk& walk, const Place& place, std::int64_t row, int vectors) {
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y) {
+    const std::int64_t at = row * walk.output_plane + place.output[y] + place.output_x[0] + vectors * VL;
+    __builtin_prefetch(numbers(walk.output) + at, 1, 2);
+    if (walk.addend != nullptr) __builtin_prefetch(numbers(walk.addend) + at, 0, 2);
+  }
+}
+
+// One tile of all rows of `entries`. Sums of rows of more than a run wait in `waiting`.
+template <int TY, int TV, bool strided>
+__attribute__((noinline)) void sparse_tile(const Walk& walk, const Entries& entries, const Place& place,
+                                           float* waiting) {
+  constexpr int count = TY * TV;
+  const Number* input[TY];
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y) input[y] = numbers(walk.input) + place.input[y] + place.input_x[0];
+  std::int64_t input_x[TV];
+#pragma GCC unroll 4
+  for (int x = 0; x < TV; ++x) input_x[x] = along<VL, strided>(place.input_x, x);
+  for (int run = 0; run < entries.runs; ++run)
+    for (int r = 0; r < entries.rows; ++r) {
+      const int begin = entries.pointer[r] + run * run_of_entries, end = entries.pointer[r + 1];
+      if (begin >= end && run > 0) continue;
+      const std::int64_t row = entries.first_row + r;
+      const bool first = run == 0 && !entries.continued, last = end - begin <= run_of_entries;
+      if constexpr (!strided) {
+        if (last && !place.ends_row) fetch_next_output<TY>(walk, place, row, TV);
+      }
+      Eight sums[TY][TV];
+#pragma GCC unroll 8
+      for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+        for (int x = 0; x < TV; ++x) sums[y][x] = vdupq_n_f16(0);
+      accumulate<TY, TV>(sums, input, input_x, entries.weight + begin, entries.distance + begin,
+                         smaller_int(end - begin, run_of_entries));
+      auto& all = reinterpret_cast<Eight(&)[count]>(sums);
+      float* const place_of_row = waiting + r * max_accumulators * VL;
+      if (last && !entries.unfinished) {
+        if (!first) total<count>(place_of_row, all);
+        finish<TY, TV, strided>(walk, place, row, sums);
+      } else {
+        wait<count>(place_of_row, all, first);
+      }
+    }
+}
+
+template <bool strided>
+void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
+  const Tasks tasks = cut(walk, 16);
+  const std::int64_t band = task / tasks.groups * tasks.band,
+                     band_end = smaller(walk.blocks * walk.height, band + tasks.band);
+  std::int64_t row = task % tasks.groups * tasks.group;
+  const std::int64_t end = smaller(walk.rows, row + tasks.group);
+  Entries entries;
+  alignas(64) float waiting[Entries::most_rows * max_accumulators * VL];
+  while (row < end) {
+    entries.clear(row);
+    for (; row < end && entries.fits(rows.end(row) - rows.begin(row)); ++row)
+      entries.add(walk, rows, rows.begin(row), rows.end(row));
+    if (entries.rows > 0) {
+      for_tiles<VL>(walk, band, band_end, [&]<int TY, int TV>(const Place& place) {
+        sparse_tile<TY, TV, strided>(walk, entries, place, waiting);
+      });
+      continue;
+    }
+    // A row of more entries than there is room for: a part after the other for each tile.
+    for_tiles<VL>(walk, band, band_end, [&]<int TY, int TV>(const Place& place) {
+      for (std::int64_t from = rows.begin(row), to; from < rows.end(row); from = to) {
+        to = smaller(rows.end(row), from + Entries::capacity);
+        entries.clear(row);
+        entries.continued = from > rows.begin(row);
+        entries.unfinished = to < rows.end(row);
+        entries.add(walk, rows, from, to);
+        sparse_tile<TY, TV, strided>(walk, entries, place, waiting);
+      }
+    });
+    ++row;
+  }
+}
+
+inline constexpr int block_rows = 6, block_vectors = 4;
+
+int block_size(std::int64_t rows_left) {
+  if (rows_left >= block_rows) return block_rows;
+  return rows_left >= 4 ? 4 : rows_left >= 2 ? 2 : 1;
+}
+
+// Not inlined: it would stand once for each output plane.
+template <int TY, int TV, bool strided>
+__attribute__((noinline)) void finish_dense(const Walk& walk, const Place& place, std::int64_t row,
+                                            const Eight* values, int down, int right) {
+  Eight sums[TY][TV];
+#pragma GCC unroll 4
+  for (int i = 0; i < TY * TV; ++i) sums[i / TV][i % TV] = values[i];
+  finish<TY, TV, strided>(walk, place, row, sums, down, right);
+}
+
+// OB output planes of TY rows and TV vectors that begin `down` and `right` in a tile.
+template <int OB, int TY, int TV, bool strided>
+void dense_block(const Walk& walk, const Number* weight, const Place& place, std::int64_t row, int down,
+                 int right) {
+  constexpr int count = OB * TY * TV;
+  const Number* input[TY];
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y) input[y] = numbers(walk.input) + place.input[down + y] + place.input_x[right];
+  std::int64_t input_x[TV];
+#pragma GCC unroll 4
+  for (int x = 0; x < TV; ++x) input_x[x] = along<VL, strided>(place.input_x + right, x);
+  Eight sums[OB][TY][TV];
+  auto& all = reinterpret_cast<Eight(&)[count]>(sums);
+  alignas(64) float waiting[count * VL] = {};
+  const std::int64_t channels = channels_of_run(walk.taps);
+  for (std::int64_t begin = 0; begin == 0 || begin < walk.channels; begin += channels) {
+    const std::int64_t end = smaller(walk.channels, begin + channels);
+#pragma GCC unroll 16
+    for (Eight& sum : all) sum = vdupq_n_f16(0);
+    for (std::int64_t channel = begin; channel < end; ++channel) {
+      const std::int64_t plane = channel * walk.input_plane;
+      for (int k = 0; k < walk.taps; ++k, weight += OB) {
+        const std::int64_t distance = plane + walk.tap[walk.used[k]];
+        Eight pixels[TY][TV];
+#pragma GCC unroll 8
+        for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+          for (int x = 0; x < TV; ++x) pixels[y][x] = vld1q_f16(input[y] + distance + input_x[x]);
+#pragma GCC unroll 8
+        for (int o = 0; o < OB; ++o) {
+          const Eight factor = vld1q_dup_f16(weight + o);
+#pragma GCC unroll 8
+          for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+            for (int x = 0; x < TV; ++x) sums[o][y][x] = vfmaq_f16(sums[o][y][x], factor, pixels[y][x]);
+        }
+      }
+    }
+    if (end < walk.channels)
+      wait<count>(waiting, all, false);
+    else if (begin > 0)
+      total<count>(waiting, all);
+  }
+#pragma GCC unroll 8
+  for (int o = 0; o < OB; ++o) finish_dense<TY, TV, strided>(walk, place, row + o, sums[o][0], down, right);
+}
+
+template <int TY, int TV, bool strided>
+void dense_tile(const Walk& walk, const Number* packed, const Place& place, std::int64_t first,
+                std::int64_t last) {
+  // Image rows of a register block.
+  constexpr int down = smaller_int(TY, block_vectors > TV ? block_vectors / TV : 1);
+  for (std::int64_t row = first; row < last;) {
+    const Number* const weights = packed + row * walk.channels * walk.taps;
+    const int size = block_size(last - row);
+    for (int y = 0; y < TY; y += down) switch (size) {
+        case block_rows:
+          dense_block<block_rows, down, TV, strided>(walk, weights, place, row, y, 0);
+          break;
+        case 4:
+          dense_block<4, down, TV, strided>(walk, weights, place, row, y, 0);
+          break;
+        case 2:
+          dense_block<2, down, TV, strided>(walk, weights, place, row, y, 0);
+          break;
+        default:
+          dense_block<1, down, TV, strided>(walk, weights, place, row, y, 0);
+      }
+    row += size;
+  }
+}
+
+// Groups of rows begin at multiples of the row block, so that the packed weights do not depend on the cut.
+Tasks cut_blocks(const Walk& walk) {
+  Tasks tasks = cut(walk, 16);
+  tasks.group = ceil_divide(tasks.group, block_rows) * block_rows;
+  tasks.groups = ceil_divide(walk.rows, tasks.group);
+  return tasks;
+}
+
+template <class Body>
+void with_steps(const Walk& walk, const Body& body) {
+  contiguous(walk) ? body.template operator()<false>() : body.template operator()<true>();
+}
+
+std::int64_t sparse_tasks(const Walk& walk, const SparseRows&) {
+  const Tasks tasks = cut(walk, 16);
+  return tasks.bands * tasks.groups;
+}
+
+void sparse(const Walk& walk, const SparseRows& rows, std::int64_t task) {
+  with_steps(walk, [&]<bool strided>() { sparse_walk<strided>(from_first_pixel(walk), rows, task); });
+}
+
+std::int64_t pack_tasks(const Walk& walk) { return larger(1, smaller(enough_tasks, walk.rows / block_rows)); }
+
+void pack(const Walk& walk, const Weights& weights, float* packed, std::int64_t task) {
+  const std::int64_t share = ceil_divide(ceil_divide(walk.rows, block_rows), pack_tasks(walk)) * block_rows;
+  const std::int64_t columns = walk.channels * walk.taps, end = smaller(walk.rows, (task + 1) * share);
+  for (std::int64_t row = task * share; row < end;) {
+    const int size = block_size(walk.rows - row);
+    Number* const to = numbers(packed) + row * columns;
+    std::memset(to, 0, static_cast<std::size_t>(size * columns) * sizeof *to);
+    for_weights(walk, weights, row, size,
+                [&](int o, std::int64_t channel, std::int64_t tap, float weight, std::int64_t) {
+      const float scale = walk.scale == nullptr ? 1 : walk.scale[row + o];
+      to[(channel * walk.taps + tap) * size + o] = static_cast<Number>(weight * scale);
+    });
+    row += size;
+  }
+}
+
+std::int64_t dense_tasks(const Walk& walk) {
+  const Tasks tasks = cut_blocks(walk);
+  return tasks.bands * tasks.groups;
+}
+
+void dense(const Walk& given, const float* packed, std::int64_t task) {
+  const Walk walk = from_first_pixel(given);
+  const Tasks tasks = cut_blocks(walk);
+  const std::int64_t band = task / tasks.groups * tasks.band, image_rows = walk.blocks * walk.height;
+  const std::int64_t first = task % tasks.groups * tasks.group,
+                     last = smaller(walk.rows, first + tasks.group);
+  with_steps(walk, [&]<bool strided>() {
+    for_tiles<VL>(walk, band, smaller(image_rows, band + tasks.band),
+                  [&]<int TY, int TV>(const Place& place) {
+      dense_tile<TY, TV, strided>(walk, numbers(packed), place, first, last);
+    });
+  });
+}
+
+void widen(const std::uint16_t* row, std::int64_t lanes, std::int64_t first, std::int64_t count, float* to) {
+  const auto* const from = reinterpret_cast<const Number*>(row) + first * lanes;
+  for (std::int64_t i = 0; i < count * lanes; i += VL) {
+    const Eight value = vld1q_f16(from + i);
+    store<4>(to + i, lower(value));
+    store<4>(to + i + 4, upper(value));
+  }
+}
+
+void narrow(const float* from, std::int64_t lanes, std::int64_t count, std::uint16_t* row) {
+  auto* const to = reinterpret_cast<Number*>(row);
+  for (std::int64_t i = 0; i < count * lanes; i += VL)
+    vst1q_f16(to + i, rounded(load<4>(from + i), load<4>(from + i + 4)));
+  if (count % 2 != 0) std::memset(to + count * lanes, 0, static_cast<std::size_t>(lanes) * sizeof *to);
+}
+
+}  // namespace
+}  // namespace half_precision
+}  // namespace EDGE_BCS_KERNEL_NAMESPACE
+
+namespace variant = EDGE_BCS_KERNEL_NAMESPACE::half_precision;
+
+const HalfKernels half_kernels_neonfp16 = {
+    {variant::sparse_tasks, variant::sparse, variant::pack_tasks, variant::pack, variant::dense_tasks,
+     variant::dense},
+    variant::widen,
+    variant::narrow,
+};
+
+}  // namespace edge_bcs
+
+#endif
