@@ -93,6 +93,11 @@ if(EDGE_BCS_LINKER_TAKES_ORDER)
 endif()
 if(EDGE_BCS_RUN_STATIC)
   target_link_options(edge-bcs-run PRIVATE -static)
+  # libjpeg-turbo names its vector functions in one place, encoders' too, and the tables of this one have 100 kB. Nothing is encoded.
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    target_link_options(edge-bcs-run PRIVATE -Wl,--defsym=jconst_huff_encode_one_block=0
+                        -Wl,--defsym=jsimd_huff_encode_one_block_sse2=0)
+  endif()
   # Code that lies otherwise within two mebibytes than in its file is not mapped two mebibytes at a time, most of which nobody
   # uses: that is memory of the process.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
