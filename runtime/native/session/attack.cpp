@@ -108,7 +108,7 @@ Descent crafting(const Manifest& manifest, AttackKind kind) {
 }
 
 Descent measuring(double epsilon, std::uint32_t steps) {
-  return {epsilon, epsilon, 2.5 / std::max(steps, 1u) * epsilon, steps, Start::uniform, false};
+  return {epsilon, epsilon, 2.5 / std::max<std::uint32_t>(steps, 1) * epsilon, steps, Start::uniform, false};
 }
 
 void craft(Network& network, AttackKind kind, std::size_t images, std::uint64_t first, std::uint64_t batch,

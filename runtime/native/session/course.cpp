@@ -53,7 +53,7 @@ std::size_t bytes_of_label(std::int64_t largest) { return largest < 1 << 7 ? 1 :
 
 // Writes labels as `packed` of runtime/course.py does: how wide they are, and their bytes in Base64.
 void add_packed(Text& text, std::span<const std::int32_t> labels) {
-  const std::int32_t largest = labels.empty() ? 0 : std::max(std::ranges::max(labels), 0);
+  const std::int32_t largest = labels.empty() ? 0 : std::max<std::int32_t>(std::ranges::max(labels), 0);
   const std::size_t width = bytes_of_label(largest), bytes = width * labels.size();
   text.add("\"i");
   text.add(std::uint64_t{width});
