@@ -70,7 +70,11 @@ def test_every_header_that_is_included_is_there(written: Path) -> None:
             assert any((place / name).is_file() for place in places), (source, name)
         if source.name != "board_host.c":
             foreign = r"#include <(thread|mutex|fcntl\.h|sys/.*|filesystem|iostream|sstream|fstream)>"
-            assert not re.search(foreign, source.read_text()), source
+            # A microcontroller's compiler never sees what Linux alone has.
+            seen = re.sub(
+                r"^#if [^\n]*\bdefined\(__linux__\)\n.*?^#endif", "", source.read_text(), flags=re.M | re.S
+            )
+            assert not re.search(foreign, seen), source
 
 
 def test_a_network_that_does_not_fit_is_refused(artifact: Path, written: Path, tmp_path: Path) -> None:
