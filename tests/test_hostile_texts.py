@@ -256,6 +256,7 @@ def test_huge_files_of_settings_and_counts_are_refused(tmp_path: Path, huge: Hug
 WHOLE = {
     "edge_bcs/bench/fleet_learning.py": "what the same bench wrote",
     "edge_bcs/bench/judges.py": "a source of the package",
+    "edge_bcs/bench/order.py": "what the linker wrote beside the program",
     "edge_bcs/bench/profiler.py": "what onnxruntime wrote just now",
     "edge_bcs/bench/resident.py": "files of the kernel, and what a process that was started here says",
     "edge_bcs/cli/service.py": "the package's own template",

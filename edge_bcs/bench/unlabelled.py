@@ -84,12 +84,13 @@ class Settings:
     augment: Augmented
 
 
-def exported(settings: Settings, draw: int, stage: Stage | None, objective: str, folder: Path) -> None:
+def exported(
+    settings: Settings, draw: int, stage: Stage | None, objective: str, batch_size: int, folder: Path
+) -> None:
     """Export the network as it begins, for a stage, or for the training before them (None)."""
     import torch
 
     torch.manual_seed(draw)
-    batch_size = settings.common_batch if objective == "at" else settings.batch_size
     common: dict[str, Any] = {"validate": False, "batch_size": batch_size}
     common["attack"] = (stage or Stage(1, 1, 1, settings.first_rate)).attack(settings.epsilon)
     if objective_named(objective).two_branches:
@@ -129,11 +130,11 @@ class Draw:
     def row(self, way: str, choosing: bool, threads: int) -> dict[str, Any]:
         """Train one way to its end, measure, and return the row."""
         s = self.settings
-        start = self._artifact("first", None, s.first)
+        start = self._artifact("first", None, s.first, s.batch_size)
         run = self._trained("first", start, start, threads, steps=s.first_steps, augment=s.first_augment)
         for number, text in enumerate(s.common.split()):
             stage = Stage.parse(text)
-            artifact = self._artifact(f"common-{number}", stage, "at")
+            artifact = self._artifact(f"common-{number}", stage, "at", s.common_batch)
             steps = stage.epochs * -(-len(self.few) // s.common_batch)
             run = self._trained(f"common-{number}", artifact, run, threads, steps=steps, augment=s.augment)
         places = max(1, s.batch_size // 2)
@@ -143,7 +144,7 @@ class Draw:
         for number, text in enumerate(s.stages.split()):
             stage = Stage.parse(text)
             steps = stage.epochs * -(-len(self.others) // places)
-            artifact = self._artifact(f"stage-{number}", stage, "rst")
+            artifact = self._artifact(f"stage-{number}", stage, "rst", s.batch_size)
             how: dict[str, Any] = {"steps": steps, "augment": s.augment, "unlabelled": more}
             run = self._trained(f"{way}-{number}", artifact, run, threads, **how)
         with Trainer(run, threads=threads) as trainer:
@@ -165,11 +166,11 @@ class Draw:
         }
         return found
 
-    def _artifact(self, name: str, stage: Stage | None, objective: str) -> Path:
+    def _artifact(self, name: str, stage: Stage | None, objective: str, batch_size: int) -> Path:
         folder = self.folder / f"artifact-{name}"
         if not (folder / "manifest.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            exported(self.settings, self.draw, stage, objective, folder)
+            exported(self.settings, self.draw, stage, objective, batch_size, folder)
         return folder
 
     def _trained(self, name: str, artifact: Path, learnt: Path, threads: int, **how: Any) -> Path:
