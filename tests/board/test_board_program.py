@@ -89,6 +89,22 @@ def test_photographs_are_seen_as_by_python(tiny_artifact: Make, photographs: Pat
     trained_by_both(tiny_artifact(), photographs, tmp_path, *options)
 
 
+@pytest.mark.parametrize("program", ["ours", "Python"])
+def test_a_run_cut_off_after_its_last_step_is_finished(
+    tiny_artifact: Make, tmp_path: Path, program: str
+) -> None:
+    """The state is that of the end, the report that of a stop before: nothing is left to do."""
+    run = tmp_path / "run"
+    given = ("finetune", tiny_artifact(), "--data", "digits", "--eval-samples", 0, "--threads", 1, "-o", run)
+    board.succeed(*given, "--steps", 4, "--save-steps", 1)
+    report = json.loads((run / "report.json").read_text())
+    report["training"]["finished"] = False
+    (run / "report.json").write_text(json.dumps(report))
+    again = (board if program == "ours" else commands).succeed(*given, "--resume")
+    assert again["training"]["finished"] is True and "stopped" not in again
+    assert again["training"]["done"] == 4
+
+
 def test_images_decoded_inside_the_arena_disturb_nothing(
     tiny_artifact: Make, photographs: Path, tmp_path: Path
 ) -> None:

@@ -44,12 +44,12 @@ def test_the_program_is_small_with_all_instruction_sets(static_program: Path) ->
 def test_a_process_takes_little_beside_its_arena(
     static_program: Path, tiny_artifact: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """By the kernel's mark: measurements before and after, two steps, and what opening took."""
+    """By the kernel's mark: measurements, steps enough for a look in time, and what opening took."""
     options = (
         "--data",
         "digits",
         "--steps",
-        "2",
+        "300",
         "--eval-samples",
         "8",
         "--eval-steps",

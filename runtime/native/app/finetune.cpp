@@ -282,6 +282,8 @@ void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& repo
   if (training["steps"].whole() > 0 || report.find("training") == nullptr) {
     report["training"] = training;
     report.erase("after");
+  } else {  // a run that was cut off between its last step and its report is finished now
+    report["training"]["finished"] = finished;
   }
   if (held_out != nullptr && finished && report.find("after") == nullptr)
     report["after"] = measured(network, *held_out, *for_held_out, wanted, "after", between);
