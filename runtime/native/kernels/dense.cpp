@@ -3,6 +3,7 @@
 // A block of output planes shares every load of the input: the sums of `block_rows` planes times a few vectors are held in
 // registers. Weights are packed by blocks of rows, [row block][channel][tap][row], so that a block reads them in order.
 // Tiles are walked in chunks of input channels that fit the first-level cache, while all row blocks use them.
+#include "kernels/blocks.h"
 #include "kernels/table.h"
 #include "kernels/tiles.h"
 #include "kernels/winograd.h"
@@ -12,7 +13,6 @@
 namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
 
-inline constexpr int block_rows = 6;
 static_assert(block_rows % winograd_rows == 0);
 // Vectors of a register block: block_rows times these are the accumulators.
 inline constexpr int block_vectors = registers == 32 ? 4 : 2;
@@ -167,32 +167,16 @@ void dense_tile(const Walk& walk, const float* packed, const Place& place, std::
   }
 }
 
-// Groups of rows begin at multiples of the row block, so that the packed weights do not depend on the cut.
-Tasks cut_blocks(const Walk& walk) {
-  Tasks tasks = cut(walk, 16);
-  tasks.group = ceil_divide(tasks.group, block_rows) * block_rows;
-  tasks.groups = ceil_divide(walk.rows, tasks.group);
-  return tasks;
-}
-
 }  // namespace
 
-std::int64_t pack_tasks(const Walk& walk) { return larger(1, smaller(enough_tasks, walk.rows / block_rows)); }
+std::int64_t pack_tasks(const Walk& walk) { return packing_tasks(walk); }
 
 void pack(const Walk& walk, const Weights& weights, float* packed, std::int64_t task) {
-  const std::int64_t share = ceil_divide(ceil_divide(walk.rows, block_rows), pack_tasks(walk)) * block_rows;
-  const std::int64_t columns = walk.channels * walk.taps, end = smaller(walk.rows, (task + 1) * share);
-  if (uses_winograd(walk)) return pack_winograd(walk, weights, packed, task * share, end);
-  for (std::int64_t row = task * share; row < end;) {
-    const int size = block_size(walk.rows - row);
-    float* const to = packed + row * columns;
-    std::memset(to, 0, static_cast<std::size_t>(size * columns) * sizeof(float));
-    for_weights(walk, weights, row, size,
-                [&](int o, std::int64_t channel, std::int64_t tap, float weight, std::int64_t) {
-      to[(channel * walk.taps + tap) * size + o] = weight;
-    });
-    row += size;
-  }
+  const PackedRows rows = packed_rows(walk, task);
+  if (uses_winograd(walk)) return pack_winograd(walk, weights, packed, rows.first, rows.last);
+  pack_blocks(walk, weights, rows, packed, walk.channels * walk.taps, block_size,
+              [&](float* to, int size, int o, std::int64_t, std::int64_t channel, std::int64_t tap,
+                  float weight) { to[(channel * walk.taps + tap) * size + o] = weight; });
 }
 
 std::int64_t dense_tasks(const Walk& walk) {

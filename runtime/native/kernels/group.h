@@ -72,7 +72,7 @@ struct Group {
       pointers[0] = static_cast<std::int32_t>(used);
       std::int64_t from = cursor.entry;
       for (int chunk = 1; chunk < chunks; ++chunk) {
-        from = first_at_least(matrix.entry, from, cursor.entry + count, chunk * chunk_channels);
+        from = matrix.first_at_least(from, cursor.entry + count, chunk * chunk_channels);
         pointers[chunk] = static_cast<std::int32_t>(used + from - cursor.entry);
       }
       used += count;
@@ -109,19 +109,6 @@ struct Group {
     else
       for (int i = 0; i < count; ++i)
         weight[to + i] = matrix.value[position[i]] * matrix.factor[entry[i] >> 8];
-  }
-
-  // The first of the entries [begin, end), whose channels ascend, with a channel of at least `channel`.
-  static std::int64_t first_at_least(const std::int32_t* entry, std::int64_t begin, std::int64_t end,
-                                     std::int64_t channel) {
-    while (begin < end) {
-      const std::int64_t middle = begin + (end - begin) / 2;
-      if ((entry[middle] >> 8) < channel)
-        begin = middle + 1;
-      else
-        end = middle;
-    }
-    return begin;
   }
 };
 

@@ -1,7 +1,6 @@
 // Walks over all weights of a layer in half precision: see dense.cpp. Two channels are interleaved first, so that each product
 // adds two weights.
-#include <cstring>
-
+#include "kernels/blocks.h"
 #include "kernels/half_tiles.h"
 
 #if defined(__AVX512BF16__)
@@ -11,12 +10,7 @@ namespace EDGE_BCS_KERNEL_NAMESPACE {
 namespace half_precision {
 namespace {
 
-inline constexpr int block_rows = 6, dense_across = 4, dense_sums = 4;
-
-int block_size(std::int64_t rows_left) {
-  if (rows_left >= block_rows) return block_rows;
-  return rows_left >= 4 ? 4 : rows_left >= 2 ? 2 : 1;
-}
+inline constexpr int dense_across = 4, dense_sums = 4;
 
 template <int VL, int TY, int TX>
 __attribute__((noinline)) void finish_dense(const Walk& walk, const Tile& tile, std::int64_t row,
@@ -115,7 +109,7 @@ void dense_walk(const Walk& walk, const std::uint32_t* packed, std::int64_t task
                                       [&]<int TY, int TX>(const Tile& tile) {
     for (std::int64_t row = first; row < last;) {
       const std::uint32_t* const weights = packed + row * words_of_row(walk);
-      const int size = block_size(last - row);
+      const int size = half_block(last - row);
       switch (size) {
         case block_rows:
           dense_block<VL, block_rows, TY, TX>(walk, weights, tile, row);
@@ -136,21 +130,15 @@ void dense_walk(const Walk& walk, const std::uint32_t* packed, std::int64_t task
 
 }  // namespace
 
-std::int64_t pack_tasks(const Walk& walk) { return larger(1, smaller(enough_tasks, walk.rows / block_rows)); }
+std::int64_t pack_tasks(const Walk& walk) { return packing_tasks(walk); }
 
 void pack(const Walk& walk, const Weights& weights, float* packed, std::int64_t task) {
-  const std::int64_t share = ceil_divide(ceil_divide(walk.rows, block_rows), pack_tasks(walk)) * block_rows;
-  const std::int64_t columns = words_of_row(walk), end = smaller(walk.rows, (task + 1) * share);
-  for (std::int64_t row = task * share; row < end;) {
-    const int size = block_size(walk.rows - row);
-    auto* const to = reinterpret_cast<std::uint32_t*>(packed) + row * columns;
-    std::memset(to, 0, static_cast<std::size_t>(size * columns) * sizeof *to);
-    for_weights(walk, weights, row, size,
-                [&](int o, std::int64_t channel, std::int64_t tap, float weight, std::int64_t) {
-      to[(channel / 2 * walk.taps + tap) * size + o] |= std::uint32_t{to_half(weight)} << (channel % 2 * 16);
-    });
-    row += size;
-  }
+  pack_blocks(walk, weights, packed_rows(walk, task), reinterpret_cast<std::uint32_t*>(packed),
+              words_of_row(walk), half_block,
+              [&](std::uint32_t* to, int size, int o, std::int64_t, std::int64_t channel, std::int64_t tap,
+                  float weight) {
+    to[(channel / 2 * walk.taps + tap) * size + o] |= std::uint32_t{to_half(weight)} << (channel % 2 * 16);
+  });
 }
 
 std::int64_t dense_tasks(const Walk& walk) {

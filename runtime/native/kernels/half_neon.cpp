@@ -1,6 +1,8 @@
 // Half precision with the FP16 of ARMv8.2: a vector is one pixel of eight images, and its products are added in FP16, in runs
 // of a bounded number of terms (half.h). Tiles are those of sparse.cpp and dense.cpp, with numbers of two bytes.
+#include "kernels/blocks.h"
 #include "kernels/half.h"
+#include "kernels/half_entries.h"
 #include "kernels/table.h"
 #include "kernels/tiles.h"
 
@@ -210,6 +212,8 @@ struct Entries {
 
   void clear(std::int64_t row) { first_row = row, rows = 0, runs = 1, continued = unfinished = false; }
 
+  void begin(const Walk&, const SparseRows&, std::int64_t row, std::int64_t) { clear(row); }
+
   bool fits(std::int64_t count) const { return rows < most_rows && pointer[rows] + count <= capacity; }
 
   void add(const Walk& walk, const SparseRows& matrix, std::int64_t from, std::int64_t to) {
@@ -306,41 +310,16 @@ void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
   const Tasks tasks = cut(walk, 16);
   const std::int64_t band = task / tasks.groups * tasks.band,
                      band_end = smaller(walk.blocks * walk.height, band + tasks.band);
-  std::int64_t row = task % tasks.groups * tasks.group;
-  const std::int64_t end = smaller(walk.rows, row + tasks.group);
+  const std::int64_t row = task % tasks.groups * tasks.group, end = smaller(walk.rows, row + tasks.group);
   Entries entries;
   alignas(64) float waiting[Entries::most_rows * max_accumulators * VL];
-  while (row < end) {
-    entries.clear(row);
-    for (; row < end && entries.fits(rows.end(row) - rows.begin(row)); ++row)
-      entries.add(walk, rows, rows.begin(row), rows.end(row));
-    if (entries.rows > 0) {
-      for_tiles<VL>(walk, band, band_end, [&]<int TY, int TV>(const Place& place) {
-        sparse_tile<TY, TV, strided>(walk, entries, place, waiting);
-      });
-      continue;
-    }
-    // A row of more entries than there is room for: a part after the other for each tile.
-    for_tiles<VL>(walk, band, band_end, [&]<int TY, int TV>(const Place& place) {
-      for (std::int64_t from = rows.begin(row), to; from < rows.end(row); from = to) {
-        to = smaller(rows.end(row), from + Entries::capacity);
-        entries.clear(row);
-        entries.continued = from > rows.begin(row);
-        entries.unfinished = to < rows.end(row);
-        entries.add(walk, rows, from, to);
-        sparse_tile<TY, TV, strided>(walk, entries, place, waiting);
-      }
-    });
-    ++row;
-  }
+  const auto tiles = [&](const auto& body) { for_tiles<VL>(walk, band, band_end, body); };
+  visit_rows(walk, rows, row, end, entries, tiles, [&]<int TY, int TV>(const Place& place) {
+    sparse_tile<TY, TV, strided>(walk, entries, place, waiting);
+  });
 }
 
-inline constexpr int block_rows = 6, block_vectors = 4;
-
-int block_size(std::int64_t rows_left) {
-  if (rows_left >= block_rows) return block_rows;
-  return rows_left >= 4 ? 4 : rows_left >= 2 ? 2 : 1;
-}
+inline constexpr int block_vectors = 4;
 
 // Not inlined: it would stand once for each output plane.
 template <int TY, int TV, bool strided>
@@ -406,7 +385,7 @@ void dense_tile(const Walk& walk, const Number* packed, const Place& place, std:
   constexpr int down = smaller_int(TY, block_vectors > TV ? block_vectors / TV : 1);
   for (std::int64_t row = first; row < last;) {
     const Number* const weights = packed + row * walk.channels * walk.taps;
-    const int size = block_size(last - row);
+    const int size = half_block(last - row);
     for (int y = 0; y < TY; y += down) switch (size) {
         case block_rows:
           dense_block<block_rows, down, TV, strided>(walk, weights, place, row, y, 0);
@@ -424,14 +403,6 @@ void dense_tile(const Walk& walk, const Number* packed, const Place& place, std:
   }
 }
 
-// Groups of rows begin at multiples of the row block, so that the packed weights do not depend on the cut.
-Tasks cut_blocks(const Walk& walk) {
-  Tasks tasks = cut(walk, 16);
-  tasks.group = ceil_divide(tasks.group, block_rows) * block_rows;
-  tasks.groups = ceil_divide(walk.rows, tasks.group);
-  return tasks;
-}
-
 template <class Body>
 void with_steps(const Walk& walk, const Body& body) {
   contiguous(walk) ? body.template operator()<false>() : body.template operator()<true>();
@@ -446,22 +417,15 @@ void sparse(const Walk& walk, const SparseRows& rows, std::int64_t task) {
   with_steps(walk, [&]<bool strided>() { sparse_walk<strided>(from_first_pixel(walk), rows, task); });
 }
 
-std::int64_t pack_tasks(const Walk& walk) { return larger(1, smaller(enough_tasks, walk.rows / block_rows)); }
+std::int64_t pack_tasks(const Walk& walk) { return packing_tasks(walk); }
 
 void pack(const Walk& walk, const Weights& weights, float* packed, std::int64_t task) {
-  const std::int64_t share = ceil_divide(ceil_divide(walk.rows, block_rows), pack_tasks(walk)) * block_rows;
-  const std::int64_t columns = walk.channels * walk.taps, end = smaller(walk.rows, (task + 1) * share);
-  for (std::int64_t row = task * share; row < end;) {
-    const int size = block_size(walk.rows - row);
-    Number* const to = numbers(packed) + row * columns;
-    std::memset(to, 0, static_cast<std::size_t>(size * columns) * sizeof *to);
-    for_weights(walk, weights, row, size,
-                [&](int o, std::int64_t channel, std::int64_t tap, float weight, std::int64_t) {
-      const float scale = walk.scale == nullptr ? 1 : walk.scale[row + o];
-      to[(channel * walk.taps + tap) * size + o] = static_cast<Number>(weight * scale);
-    });
-    row += size;
-  }
+  pack_blocks(walk, weights, packed_rows(walk, task), numbers(packed), walk.channels * walk.taps, half_block,
+              [&](Number* to, int size, int o, std::int64_t row, std::int64_t channel, std::int64_t tap,
+                  float weight) {
+    const float scale = walk.scale == nullptr ? 1 : walk.scale[row];
+    to[(channel * walk.taps + tap) * size + o] = static_cast<Number>(weight * scale);
+  });
 }
 
 std::int64_t dense_tasks(const Walk& walk) {

@@ -1,4 +1,5 @@
 // Walks over the entries of a sparse matrix in half precision: see sparse.cpp.
+#include "kernels/half_entries.h"
 #include "kernels/half_tiles.h"
 
 #if defined(__AVX512BF16__)
@@ -9,12 +10,29 @@ namespace half_precision {
 namespace {
 
 inline constexpr int sparse_across = 8, sparse_sums = 16;
+inline constexpr int most_chunks = 16, smallest_chunk = 6;
+
+// Bytes of one input plane that a tile of the walk reads.
+std::int64_t footprint(const Walk& walk) {
+  const int across = pixels_across(walk, sparse_across), down = smaller_int(most_rows, sparse_sums / across);
+  std::int64_t side = 1;  // of the kernel, guessed from the number of its positions
+  while (side * side < walk.taps) ++side;
+  const std::int64_t stride = walk.input_pixel / walk.lanes;
+  const std::int64_t pairs = ((across - 1) * stride + side) / 2 + 1;
+  return ((down - 1) * stride + side) * pairs * walk.lanes * 4;
+}
+
+// Into how many chunks of channels to cut rows of `entries` on average.
+int chunks_of(const Walk& walk, std::int64_t entries) {
+  const std::int64_t wanted = ceil_divide(walk.channels * footprint(walk), first_cache());
+  return wanted <= entries / smallest_chunk ? static_cast<int>(smaller(wanted, most_chunks)) : 1;
+}
 
 // Some rows of the matrix: for each entry the distance, down to an even number of pixels, and its weight. Where rows are long,
 // each is cut into chunks of input channels, so that the input around a tile stays in the first-level cache while all rows use
 // it. Of a chunk those at an even distance come first, so that neither kind needs a branch.
 struct Entries {
-  static constexpr int capacity = 8192, most_of_rows = 64, most_chunks = 16, smallest_chunk = 6;
+  static constexpr int capacity = 8192, most_of_rows = 64;
   struct Part {
     int begin, middle, end;
   };
@@ -37,12 +55,20 @@ struct Entries {
     first_row = row, rows = used = 0, chunks = 1, continued = unfinished = false;
   }
 
+  // Empty, for rows [row, last).
+  void begin(const Walk& walk, const SparseRows& matrix, std::int64_t row, std::int64_t last) {
+    clear(row);
+    chunks = chunks_of(walk, (matrix.end(last - 1) - matrix.begin(row)) / ((last - row) * matrix.step));
+  }
+
+  bool fits(std::int64_t count) const { return rows < most_of_rows && used + count <= capacity; }
+
   // Adds entries [from, to) of the matrix as a row.
   void add(const Walk& walk, const SparseRows& matrix, std::int64_t from, std::int64_t to) {
     const std::int64_t channels = ceil_divide(walk.channels, chunks);
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const std::int64_t end =
-          chunk == chunks - 1 ? to : first_at_least(matrix.entry, from, to, (chunk + 1) * channels);
+          chunk == chunks - 1 ? to : matrix.first_at_least(from, to, (chunk + 1) * channels);
       const auto count = static_cast<int>(end - from);
       int even = used, odd = used + count;
       for (std::int64_t j = from; j < end; j += 16)
@@ -55,19 +81,6 @@ struct Entries {
   }
 
  private:
-  // The first of the entries [begin, end), whose channels ascend, with a channel of at least `channel`.
-  static std::int64_t first_at_least(const std::int32_t* entry, std::int64_t begin, std::int64_t end,
-                                     std::int64_t channel) {
-    while (begin < end) {
-      const std::int64_t middle = begin + (end - begin) / 2;
-      if ((entry[middle] >> 8) < channel)
-        begin = middle + 1;
-      else
-        end = middle;
-    }
-    return begin;
-  }
-
   // Puts up to 16 entries, those at even distances from `even` on upwards, the others below `odd`.
   void add_some(const Walk& walk, const SparseRows& matrix, std::int64_t first, int count, int& even,
                 int& odd) {
@@ -222,31 +235,13 @@ __attribute__((noinline)) void sparse_tile(const Walk& walk, const Entries& entr
 // The entries are made ready for each task: worth it for a few tiles.
 Tasks sparse_cut(const Walk& walk) { return tasks_of(walk, sparse_across, sparse_sums, 16, 4); }
 
-// Bytes of one input plane that a tile of the walk reads.
-std::int64_t footprint(const Walk& walk) {
-  const int across = pixels_across(walk, sparse_across), down = smaller_int(most_rows, sparse_sums / across);
-  std::int64_t side = 1;  // of the kernel, guessed from the number of its positions
-  while (side * side < walk.taps) ++side;
-  const std::int64_t stride = walk.input_pixel / walk.lanes;
-  const std::int64_t pairs = ((across - 1) * stride + side) / 2 + 1;
-  return ((down - 1) * stride + side) * pairs * walk.lanes * 4;
-}
-
-// Into how many chunks to cut rows of `entries` on average.
-int chunks_of(const Walk& walk, std::int64_t entries) {
-  const std::int64_t wanted = ceil_divide(walk.channels * footprint(walk), first_cache());
-  return wanted <= entries / Entries::smallest_chunk ? static_cast<int>(smaller(wanted, Entries::most_chunks))
-                                                     : 1;
-}
-
 template <int VL>
 void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
   const Tasks tasks = sparse_cut(walk);
   const std::int64_t image_rows = walk.blocks * walk.height;
   const std::int64_t band = task / tasks.groups * tasks.band,
                      band_end = smaller(image_rows, band + tasks.band);
-  std::int64_t row = task % tasks.groups * tasks.group;
-  const std::int64_t end = smaller(walk.rows, row + tasks.group);
+  const std::int64_t row = task % tasks.groups * tasks.group, end = smaller(walk.rows, row + tasks.group);
   const bool unit = walk.input_pixel == walk.lanes;
   Entries entries(walk);
   alignas(64) float waiting[Entries::most_of_rows * sparse_sums * VL];
@@ -256,30 +251,10 @@ void sparse_walk(const Walk& walk, const SparseRows& rows, std::int64_t task) {
     else
       sparse_tile<VL, TY, TX, false>(walk, entries, tile, waiting);
   };
-  while (row < end) {
-    entries.clear(row);
-    entries.chunks = chunks_of(walk, (rows.end(end - 1) - rows.begin(row)) / ((end - row) * rows.step));
-    for (; row < end && entries.rows < Entries::most_of_rows; ++row) {
-      if (entries.used + rows.end(row) - rows.begin(row) > Entries::capacity) break;
-      entries.add(walk, rows, rows.begin(row), rows.end(row));
-    }
-    if (entries.rows > 0) {
-      for_tiles<sparse_across, sparse_sums>(walk, band, band_end, visit);
-      continue;
-    }
-    // A row of more entries than there is room for: a part after the other for each tile.
-    for_tiles<sparse_across, sparse_sums>(walk, band, band_end, [&]<int TY, int TX>(const Tile& tile) {
-      for (std::int64_t from = rows.begin(row), to; from < rows.end(row); from = to) {
-        to = smaller(rows.end(row), from + Entries::capacity);
-        entries.clear(row);
-        entries.continued = from > rows.begin(row);
-        entries.unfinished = to < rows.end(row);
-        entries.add(walk, rows, from, to);
-        visit.template operator()<TY, TX>(tile);
-      }
-    });
-    ++row;
-  }
+  const auto tiles = [&](const auto& body) {
+    for_tiles<sparse_across, sparse_sums>(walk, band, band_end, body);
+  };
+  visit_rows(walk, rows, row, end, entries, tiles, visit);
 }
 
 }  // namespace

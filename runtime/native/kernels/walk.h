@@ -85,6 +85,17 @@ struct SparseRows {
     const float number = value[position == nullptr ? j : position[j]];
     return factor == nullptr ? number : number * factor[entry[j] >> 8];
   }
+  // The first of a row's entries [first, last), whose channels ascend, with a channel of at least `channel`.
+  std::int64_t first_at_least(std::int64_t first, std::int64_t last, std::int64_t channel) const {
+    while (first < last) {
+      const std::int64_t middle = first + (last - first) / 2;
+      if ((entry[middle] >> 8) < channel)
+        first = middle + 1;
+      else
+        last = middle;
+    }
+    return first;
+  }
 };
 
 // The weights of a walk over all of them: what a sparse matrix has, and zeros where it has nothing; or, where `all` is not
