@@ -279,8 +279,8 @@ def _train(
     if training["steps"] or "training" not in report:
         report["training"] = training
         report.pop("after", None)
-    else:  # a run that was cut off between its last step and its report is finished now
-        report["training"]["finished"] = training["finished"]
+    else:  # a run that was cut off between its last step and its report has only where it stands to add
+        report["training"] |= {name: training[name] for name in ("step", "done", "finished")}
     if held_out is not None and training["finished"] and "after" not in report:
         report["after"] = _evaluate(trainer, held_out, options, "after", between)
     report["memory"] = trainer.memory()

@@ -240,8 +240,7 @@ void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& repo
     });
   };
   Reading reading(wanted.data, network, wanted.skips_bad, resumed ? folder : "", between);
-  if (wanted.unlabelled) reading.keep_all_files();
-  const std::unique_ptr<Data> data = reading.open("train");
+  const std::unique_ptr<Data> data = reading.open("train", wanted.unlabelled.has_value());
   const std::unique_ptr<Data> held_out = wanted.eval_samples > 0 ? reading.open("test") : nullptr;
   const std::unique_ptr<Data> unlabelled =
       wanted.unlabelled ? reading.open_unlabelled(*wanted.unlabelled) : nullptr;
@@ -282,8 +281,8 @@ void fine_tune(Network& network, bool resumed, const Wanted& wanted, Value& repo
   if (training["steps"].whole() > 0 || report.find("training") == nullptr) {
     report["training"] = training;
     report.erase("after");
-  } else {  // a run that was cut off between its last step and its report is finished now
-    report["training"]["finished"] = finished;
+  } else {  // a run that was cut off between its last step and its report has only where it stands to add
+    for (const char* const name : {"step", "done", "finished"}) report["training"][name] = training[name];
   }
   if (held_out != nullptr && finished && report.find("after") == nullptr)
     report["after"] = measured(network, *held_out, *for_held_out, wanted, "after", between);

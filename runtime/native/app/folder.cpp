@@ -82,11 +82,20 @@ std::string images_within(const std::string& path) {
   return {};
 }
 
-struct Entry {
-  std::string split, class_name, name, why;
-  std::shared_ptr<const FileSource> tar = nullptr;  // that it lies in; null: a file of its own
-  std::string shown_tar = {};
-  std::uint64_t offset = 0, size = 0;
+struct Tar {
+  std::string path;
+  FileSource file{path};
+};
+
+// What is kept of an image for as long as the data is open.
+struct ImageFile {
+  std::string name;
+  std::shared_ptr<const Tar> tar = nullptr;  // that it lies in; null: a file of its own
+  std::uint64_t offset = 0, size = 0;        // there
+};
+
+struct Entry : ImageFile {
+  std::string split, class_name, why;
 };
 
 // The entry of an image's path (…/[split/]class/file.jpg); nothing if it is no image in a class folder. What is hidden is
@@ -99,7 +108,7 @@ std::optional<Entry> entry_of(std::string path) {
   if (class_name.starts_with('.')) return {};
   const bool nested = class_name.size() != above.size();
   const std::string parent = nested ? last_part(above.substr(0, above.size() - class_name.size() - 1)) : "";
-  return Entry{split_of(parent), class_name, path, {}};
+  return Entry{{path}, split_of(parent), class_name, {}};
 }
 
 // Without "." and empty parts, as posixpath.normpath has it where nothing goes up.
@@ -142,11 +151,11 @@ void check_side_by_side(const std::vector<std::string>& first, const std::vector
 
 // The images of a plain tar; `split`: of all of them, or "".
 void add_entries_of(const std::string& tar, const std::string& split, std::vector<Entry>& entries) {
-  std::shared_ptr<const FileSource> file;
+  std::shared_ptr<const Tar> opened;
   std::vector<TarMember> members;
   try {
-    file = std::make_shared<const FileSource>(tar);
-    members = members_of(*file);
+    opened = std::make_shared<const Tar>(tar);
+    members = members_of(opened->file);
   } catch (const Error& error) {
     fail("the data ", plain(tar), " cannot be used: ", error.what(), ".");
   }
@@ -165,7 +174,7 @@ void add_entries_of(const std::string& tar, const std::string& split, std::vecto
     }
     if (!split.empty()) entry->split = split;
     entry->name = member.name;
-    entry->tar = file, entry->shown_tar = tar, entry->offset = member.offset, entry->size = member.size;
+    entry->tar = opened, entry->offset = member.offset, entry->size = member.size;
     entries.push_back(std::move(*entry));
   }
 }
@@ -190,8 +199,10 @@ std::vector<Entry> entries_of(const std::string& folder) {
         if (is_image(file)) {
           found = true;
           const std::string name = class_name + "/" + file;
-          entries.push_back({split ? split_of(last_part(parent)) : "", class_name,
-                             split ? last_part(parent) + "/" + name : name, why_unusable(path, root)});
+          entries.push_back({{split ? last_part(parent) + "/" + name : name},
+                             split ? split_of(last_part(parent)) : "",
+                             class_name,
+                             why_unusable(path, root)});
         } else if (inner.empty()) {
           inner = images_within(path);
         }
@@ -227,7 +238,7 @@ class FolderData final : public Data {
       all_labels.push_back(static_cast<std::int32_t>(classes.size() - 1));
     }
     choose(found, all_labels, split);
-    if (opening.keeps_all_files) all_files_ = std::move(found);
+    if (opening.keeps_all_files) all_files_.assign(found.begin(), found.end());
     require(!labels.empty(), plain(folder), " holds no ", split, " images.");
   }
 
@@ -235,15 +246,15 @@ class FolderData final : public Data {
 
   std::map<std::size_t, std::string> found_in(const FolderData& others) const {
     std::vector<std::int64_t> sizes;
-    for (const Entry& entry : files_) sizes.push_back(size_of(entry));
+    for (const ImageFile& file : files_) sizes.push_back(size_of(file));
     const std::set<std::int64_t> wanted(sizes.begin(), sizes.end());
     std::set<std::int64_t> found;
     std::map<std::string, std::string> names;
-    for (const Entry& entry : others.all_files_) {
-      const std::int64_t size = others.size_of(entry);
+    for (const ImageFile& file : others.all_files_) {
+      const std::int64_t size = others.size_of(file);
       if (!wanted.contains(size)) continue;
       found.insert(size);
-      if (const std::string digest = others.digest_of(entry); !digest.empty()) names[digest] = entry.name;
+      if (const std::string digest = others.digest_of(file); !digest.empty()) names[digest] = file.name;
     }
     std::map<std::size_t, std::string> twins;
     for (std::size_t place = 0; place < files_.size(); ++place) {
@@ -256,7 +267,7 @@ class FolderData final : public Data {
 
   void image(std::size_t position, std::span<float> into) override {
     try {
-      decode_entry(files_[position]);
+      decode_file_of(files_[position]);
     } catch (const BadImage& bad) {
       fail(sentence(files_[position], bad),
            " It could be used when this data was opened: put it back as it was.");
@@ -273,7 +284,7 @@ class FolderData final : public Data {
     for (const Entry& entry : found) names.insert(entry.name);
     for (const auto& [name, why] : opening_.handling.known) {
       if (names.contains(name)) continue;
-      std::optional<Entry> entry = flat_ ? Entry{"train", "", name, {}} : entry_of(name);
+      std::optional<Entry> entry = flat_ ? Entry{{name}, "train", "", {}} : entry_of(name);
       if (!entry) continue;
       entry->name = name, entry->why = why;
       found.push_back(std::move(*entry));
@@ -316,42 +327,41 @@ class FolderData final : public Data {
     if (known != opening_.handling.known.end()) return known->second;
     if (!entry.why.empty()) return entry.why;
     try {
-      decode_entry(entry);
+      decode_file_of(entry);
     } catch (const BadImage& bad) {
       return sentence(entry, bad);
     }
     return {};
   }
 
-  void decode_entry(const Entry& entry) {
-    if (entry.tar == nullptr) return decode_file(joined(folder_, entry.name), opening_, pixels_);
-    if (entry.size > largest_file) throw BadImage("is larger than 64 MiB, which is refused");
-    decode(entry.tar->descriptor(), entry.offset, entry.size, opening_.shape, opening_.crop,
+  void decode_file_of(const ImageFile& file) {
+    if (file.tar == nullptr) return decode_file(joined(folder_, file.name), opening_, pixels_);
+    decode(file.tar->file.descriptor(), file.offset, file.size, opening_.shape, opening_.crop,
            opening_.workspace, pixels_);
   }
 
-  std::string sentence(const Entry& entry, const BadImage& bad) const {
-    const std::string name = entry.tar == nullptr ? plain(joined(folder_, entry.name))
-                                                  : plain(entry.name) + " in " + plain(entry.shown_tar);
+  std::string sentence(const ImageFile& file, const BadImage& bad) const {
+    const std::string name = file.tar == nullptr ? plain(joined(folder_, file.name))
+                                                 : plain(file.name) + " in " + plain(file.tar->path);
     return "the image " + name + " " + bad.what() + ".";
   }
 
   // Bytes of an image's file; -1 if there is none.
-  std::int64_t size_of(const Entry& entry) const {
-    if (entry.tar != nullptr) return static_cast<std::int64_t>(entry.size);
+  std::int64_t size_of(const ImageFile& file) const {
+    if (file.tar != nullptr) return static_cast<std::int64_t>(file.size);
     struct stat status{};
-    return stat(joined(folder_, entry.name).c_str(), &status) == 0 ? status.st_size : -1;
+    return stat(joined(folder_, file.name).c_str(), &status) == 0 ? status.st_size : -1;
   }
 
   // The sha256 of it; empty if it cannot be read.
-  std::string digest_of(const Entry& entry) const {
+  std::string digest_of(const ImageFile& file) const {
     try {
       const auto own =
-          entry.tar != nullptr ? nullptr : std::make_unique<const FileSource>(joined(folder_, entry.name));
-      const FileSource& source = own != nullptr ? *own : *entry.tar;
+          file.tar != nullptr ? nullptr : std::make_unique<const FileSource>(joined(folder_, file.name));
+      const FileSource& source = own != nullptr ? *own : file.tar->file;
       Sha256 digest;
       std::array<std::byte, 1 << 14> part;
-      std::uint64_t left = own != nullptr ? source.size() : entry.size, at = entry.offset;
+      std::uint64_t left = own != nullptr ? source.size() : file.size, at = file.offset;
       while (left > 0) {
         const auto bytes =
             std::span(part).first(static_cast<std::size_t>(std::min<std::uint64_t>(part.size(), left)));
@@ -368,9 +378,8 @@ class FolderData final : public Data {
   std::string folder_;
   Opening opening_;
   bool flat_;
-  std::vector<Entry> files_;
-  std::vector<Entry>
-      all_files_;  // of every split, whether they can be used or not; none unless they are kept
+  std::vector<ImageFile> files_;
+  std::vector<ImageFile> all_files_;  // of every split, usable or not; none unless they are kept
   std::vector<std::uint8_t> pixels_;
 };
 
@@ -383,7 +392,7 @@ void add_photographs(const std::string& folder, const std::string& inside, const
     if (is_folder(path)) {
       if (!is_link(path)) add_photographs(folder, inner, root, entries);
     } else if (is_image(name)) {
-      entries.push_back({"train", "", inner, why_unusable(path, root)});
+      entries.push_back({{inner}, "train", "", why_unusable(path, root)});
     }
   }
 }

@@ -74,9 +74,9 @@ Handling Reading::handling_of(const std::string& split) const {
   return handling;
 }
 
-std::unique_ptr<Data> Reading::open(const std::string& split) {
+std::unique_ptr<Data> Reading::open(const std::string& split, bool keeps_all_files) {
   Opening opening = network_.opening(handling_of(split));
-  opening.keeps_all_files = keeps_all_files_;
+  opening.keeps_all_files = keeps_all_files;
   std::unique_ptr<Data> data = open_data(spec_, split, opening);
   tell(split, *data);
   return data;

@@ -26,10 +26,8 @@ class Reading {
   Reading(std::string spec, const Network& network, bool skip, const std::string& folder,
           std::function<void()> watch);
 
-  // From here on data knows the files of all its splits, for `repeated`.
-  void keep_all_files() { keeps_all_files_ = true; }
-  // Opens one split, saying what is left out of it.
-  std::unique_ptr<Data> open(const std::string& split);
+  // Opens one split, saying what is left out of it. `keeps_all_files`: it knows the files of all its splits, for `repeated`.
+  std::unique_ptr<Data> open(const std::string& split, bool keeps_all_files = false);
   // A folder of photographs without labels, alike.
   std::unique_ptr<Data> open_unlabelled(const std::string& folder);
   // {"left_out": …} for a report; nothing where nothing may be left out.
@@ -43,7 +41,7 @@ class Reading {
 
   std::string spec_;
   const Network& network_;
-  bool skip_, resumes_, keeps_all_files_ = false;
+  bool skip_, resumes_;
   std::function<void()> watch_;
   Value recorded_, left_out_;  // splits, names, reasons
 };

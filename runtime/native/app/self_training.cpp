@@ -180,13 +180,20 @@ Value Mixed::report(const edge_bcs_position& position) const {
   return report;
 }
 
+// Label → how many images have it.
+std::map<std::int64_t, std::uint64_t> Mixed::counts() const {
+  std::map<std::int64_t, std::uint64_t> counts;
+  for (const std::int64_t label : pseudo_labels_)
+    if (label != no_label) ++counts[label];
+  return counts;
+}
+
 // How many images have a label, and of which classes; of very many those with the most.
 Value Mixed::summary() const {
-  std::map<std::int64_t, std::uint64_t> counts;
+  const std::map<std::int64_t, std::uint64_t> found = counts();
   std::uint64_t labelled = 0;
-  for (const std::int64_t label : pseudo_labels_)
-    if (label != no_label) ++counts[label], ++labelled;
-  std::vector<std::pair<std::int64_t, std::uint64_t>> most(counts.begin(), counts.end());
+  for (const auto& [label, count] : found) labelled += count;
+  std::vector<std::pair<std::int64_t, std::uint64_t>> most(found.begin(), found.end());
   std::ranges::stable_sort(most, std::ranges::greater(), &std::pair<std::int64_t, std::uint64_t>::second);
   most.resize(std::min(most.size(), most_named));
   std::ranges::sort(most);
@@ -215,10 +222,10 @@ std::string Mixed::sentence(const edge_bcs_position& position) const {
            (position.keeps_all != 0 ? "take part without one" : "are left out of this epoch");
   const auto name = [&](std::size_t label) { return network_.class_name(label); };
   if (const std::string uneven = imbalance(labels, name); !uneven.empty()) text += "; unevenly: " + uneven;
+  const std::map<std::int64_t, std::uint64_t> found = counts();
   Names missing;
   for (std::size_t label = 0; label < network_.info().classes; ++label)
-    if (std::ranges::find(labels, static_cast<std::int64_t>(label)) == labels.end())
-      missing.push_back(name(label));
+    if (!found.contains(static_cast<std::int64_t>(label))) missing.push_back(name(label));
   if (!missing.empty()) text += "; none is " + listed(missing);
   return text;
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -69,6 +70,7 @@ class Mixed {
   static int read(void* user, std::uint64_t first, std::uint64_t count, float* images,
                   std::int64_t* labels) noexcept;
   void take_labels();
+  std::map<std::int64_t, std::uint64_t> counts() const;
   Value summary() const;
   std::string sentence(const edge_bcs_position& position) const;
 

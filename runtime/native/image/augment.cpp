@@ -146,7 +146,9 @@ void photograph(std::span<const float> image, const ImageShape& shape, const Dra
   if (shape.channels == 3) coloured.saturate(factor(two[3]));
   if (!mixes) return;
   MixDraws draws{};
-  for (std::size_t i = 0; i < draws.size(); ++i) draws[i] = uniform(philox.block(first + 2 + i / 4)[i % 4]);
+  for (std::size_t i = 0; i < draws.size(); i += 4)
+    std::ranges::transform(philox.block(first + 2 + i / 4), draws.begin() + static_cast<std::ptrdiff_t>(i),
+                           uniform);
   mix(result, shape, draws);
 }
 

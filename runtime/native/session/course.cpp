@@ -160,6 +160,11 @@ Watch read_watch(const Json& content) {
   return watch;
 }
 
+// How many of `images` are held out.
+std::uint64_t held_out_of(std::uint64_t images, double share) {
+  return static_cast<std::uint64_t>(std::nearbyint(share * static_cast<double>(images)));
+}
+
 }  // namespace
 
 Schedule schedule_named(std::string_view name) {
@@ -404,10 +409,6 @@ std::uint64_t images_seen(std::string_view progress, std::uint64_t step) {
   } catch (const Error&) {
     return 0;
   }
-}
-
-std::uint64_t held_out_of(std::uint64_t images, double share) {
-  return static_cast<std::uint64_t>(std::nearbyint(share * static_cast<double>(images)));
 }
 
 Course Course::begin(const Wishes& wishes, const std::optional<Course>& earlier, bool continues,

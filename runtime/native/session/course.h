@@ -130,9 +130,6 @@ struct Course {
 // Images that a training had seen when it was saved at `step`, where the state does not say: runs of earlier releases.
 std::uint64_t images_seen(std::string_view progress, std::uint64_t step);
 
-// How many of `images` are held out.
-std::uint64_t held_out_of(std::uint64_t images, double share);
-
 // Bytes that the labels of so many images take in a saved state, at most.
 std::size_t room_of_labels(std::uint64_t images, std::uint32_t classes);
 
