@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -97,11 +96,3 @@ def compare_step(
         sides["torch"] = partial(seconds_of, dense, torch.from_numpy(images), torch.from_numpy(labels))
         progress(f"robust steps of {model} with attacks in both precisions")
         return {"seconds": in_turn(sides, repetitions, progress)}
-
-
-def ratio(seconds: dict[str, list[float]], theirs: str, ours: str) -> float | None:
-    """Median over the repetitions of one side's seconds over another's; None if one was not timed."""
-    if theirs not in seconds or ours not in seconds:
-        return None
-    pairs = zip(seconds[theirs], seconds[ours], strict=True)
-    return statistics.median(other / own for other, own in pairs)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_bcs.bench import targets
-from edge_bcs.bench.attacks import ratio
-from edge_bcs.bench.suite import median, pass_ratio, stack_least, stack_seconds
+from edge_bcs.bench.suite import median, stack_least, stack_seconds
+from edge_bcs.bench.turns import median_ratio
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically, write_json
 from edge_bcs.core.metadata import parse_object
@@ -206,13 +206,13 @@ def _attacks(result: dict[str, Any]) -> list[str]:
 
 
 def _precision_row(name: str, seconds: dict[str, list[float]], unit: float = 1.0) -> list[str]:
-    times = ratio(seconds, "f32", "half")
+    times = median_ratio(seconds, "f32", "half")
     taken = [_seconds(seconds.get(side, []), unit) for side in ("f32", "half")]
     return [name, *taken, "–" if times is None else f"{times:.2f}×"]
 
 
 def _half_step_row(name: str, seconds: dict[str, list[float]]) -> list[str]:
-    times = [ratio(seconds, "torch", side) for side in ("f32", "half")]
+    times = [median_ratio(seconds, "torch", side) for side in ("f32", "half")]
     return [
         *_precision_row(name, seconds),
         _seconds(seconds["torch"]),
@@ -271,7 +271,7 @@ def _pass_row(name: str, whole: dict[str, Any]) -> list[str]:
     cells = [name, _seconds(seconds["edge_bcs"], 1e3)]
     cells.append(f"{1e3 * whole['least_seconds']:.2f} ({1e3 * whole['least_in_cache_seconds']:.2f})")
     for side in _OTHERS:
-        ratio = pass_ratio(seconds, side)
+        ratio = median_ratio(seconds, side, "edge_bcs")
         cells += ["–", "–"] if ratio is None else [_seconds(seconds[side], 1e3), f"{ratio:.1f}×"]
     return cells
 

@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically, write_json
 from edge_bcs.core.progress import say
 from edge_bcs.core.units import parse_bytes
+from edge_bcs.data.augmentation import Augment
 from edge_bcs.data.dataset import ArrayDataset
 from edge_bcs.plots import write_figure
 from edge_bcs.runtime import Trainer
@@ -102,7 +103,7 @@ class Settings:
     at_batch: int = 16
     epsilon: float = 4.0
     measured_steps: int = 20
-    augment: Literal["none", "shift", "photo", "zoom", "mix"] = "zoom"
+    augment: Augment = "zoom"
 
 
 class Draw:

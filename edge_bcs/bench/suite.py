@@ -241,14 +241,6 @@ def stack_least(rows: Sequence[dict[str, Any]], which: str) -> float:
     return float(sum(count * seconds[which] for count, seconds in least))
 
 
-def pass_ratio(seconds: dict[str, list[float]], side: str) -> float | None:
-    """Seconds of a side over ours: the median over runs of the same round; None where it was not there."""
-    if side not in seconds:
-        return None
-    pairs = zip(seconds[side], seconds["edge_bcs"], strict=True)
-    return float(np.median([other / ours for other, ours in pairs]))
-
-
 def scaling(what: str, threads: int, repetitions: int, progress: Progress) -> list[dict[str, float]]:
     """Our step's seconds as the batch, κ or the image grows, everything else kept."""
     grown, others = next(iter(GROWTH[what].items())), dict(list(GROWTH[what].items())[1:])

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from edge_bcs.bench.attacks import ratio as median_ratio
-from edge_bcs.bench.suite import SECTIONS, STACK_FORMS, median, pass_ratio, stack_least, stack_seconds
+from edge_bcs.bench.suite import SECTIONS, STACK_FORMS, median, stack_least, stack_seconds
+from edge_bcs.bench.turns import median_ratio
 
 STEP_TARGETS = {
     "vgg16, uniform": 20.0,
@@ -109,7 +109,7 @@ def _stack(found: dict[str, Any], name: str, dense: float, other: float) -> Iter
         yield _times(what, least, ratio, label, allowed)
         what, ratio, allowed = f"conv stack, {name}, whole pass", None, ""
         if (whole := found["passes"].get(name)) is not None:
-            ratio = pass_ratio(whole["seconds"], side)
+            ratio = median_ratio(whole["seconds"], side, "edge_bcs")
             if ratio is not None:
                 theirs = statistics.median(whole["seconds"][side])
                 allowed = _allowed(theirs, whole["least_seconds"], whole["least_in_cache_seconds"])

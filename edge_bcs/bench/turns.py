@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,15 @@ def in_turn(
             if repetition:
                 seconds[name].append(taken)
     return seconds
+
+
+def median_ratio(seconds: Mapping[str, Sequence[float]], theirs: str, ours: str) -> float | None:
+    """Seconds of one side over another's: the median over runs of the same round; None where one was not
+    there."""
+    if theirs not in seconds or ours not in seconds:
+        return None
+    pairs = zip(seconds[theirs], seconds[ours], strict=True)
+    return statistics.median(other / own for other, own in pairs)
 
 
 class TorchStep:

@@ -28,7 +28,7 @@ import shutil
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -38,12 +38,12 @@ from edge_bcs.core.files import read_small, write_json
 from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.progress import say
 from edge_bcs.core.settings import Unlabelled
+from edge_bcs.data.augmentation import Augment
 from edge_bcs.data.dataset import ArrayDataset
 from edge_bcs.runtime import Artifact, Trainer
 from edge_bcs.runtime.state import read_state
 
 Array = np.ndarray[Any, Any]
-Augmented = Literal["none", "shift", "photo", "zoom", "mix"]
 WAYS = ("labelled", "unlabelled")
 
 
@@ -71,7 +71,7 @@ class Settings:
     first: str
     first_steps: int
     first_rate: float
-    first_augment: Augmented
+    first_augment: Augment
     common: str
     common_batch: int
     stages: str
@@ -81,7 +81,7 @@ class Settings:
     epsilon: float
     measured_steps: int
     confidence: float
-    augment: Augmented
+    augment: Augment
 
 
 def exported(
@@ -95,11 +95,12 @@ def exported(
     common["attack"] = (stage or Stage(1, 1, 1, settings.first_rate)).attack(settings.epsilon)
     if objective_named(objective).two_branches:
         common["beta"] = settings.beta
-    rate = settings.first_rate
-    common["hyper"] = edge_bcs.Hyper(learning_rate=rate, weight_decay=0.005 * rate)
-    if stage is not None:
+    if stage is None:
+        rate, common["batch_norm"] = settings.first_rate, "batch"
+        common["hyper"] = edge_bcs.Hyper(learning_rate=rate, weight_decay=0.005 * rate)
+    else:
         common["hyper"] = edge_bcs.Hyper(learning_rate=stage.rate)
-    common["batch_norm"] = "batch" if stage is None else settings.statistics
+        common["batch_norm"] = settings.statistics
     common["input_shape"] = (3, settings.size, settings.size)
     if settings.network == "resnet18":
         small = edge_bcs.models.resnet18(num_classes=CLASSES, width=0.25, input_size=settings.size)
@@ -133,20 +134,18 @@ class Draw:
         start = self._artifact("first", None, s.first, s.batch_size)
         run = self._trained("first", start, start, threads, steps=s.first_steps, augment=s.first_augment)
         for number, text in enumerate(s.common.split()):
-            stage = Stage.parse(text)
-            artifact = self._artifact(f"common-{number}", stage, "at", s.common_batch)
+            stage, name = Stage.parse(text), f"common-{number}"
+            artifact = self._artifact(name, stage, "at", s.common_batch)
             steps = stage.epochs * -(-len(self.few) // s.common_batch)
-            run = self._trained(f"common-{number}", artifact, run, threads, steps=steps, augment=s.augment)
-        places = max(1, s.batch_size // 2)
-        more = None
+            run = self._trained(name, artifact, run, threads, steps=steps, augment=s.augment)
+        how: dict[str, Any] = {"augment": s.augment}
         if way == "unlabelled":
-            more = Unlabelled(self.others, confidence=s.confidence)
+            how["unlabelled"] = Unlabelled(self.others, confidence=s.confidence)
+        epoch = -(-len(self.others) // max(1, s.batch_size // 2))
         for number, text in enumerate(s.stages.split()):
             stage = Stage.parse(text)
-            steps = stage.epochs * -(-len(self.others) // places)
             artifact = self._artifact(f"stage-{number}", stage, "rst", s.batch_size)
-            how: dict[str, Any] = {"steps": steps, "augment": s.augment, "unlabelled": more}
-            run = self._trained(f"{way}-{number}", artifact, run, threads, **how)
+            run = self._trained(f"{way}-{number}", artifact, run, threads, steps=stage.epochs * epoch, **how)
         with Trainer(run, threads=threads) as trainer:
             found: dict[str, Any] = {"draw": self.draw, "way": way, "settings": asdict(s)}
             name, data = ("choosing", self.choosing) if choosing else ("held_out", self.held_out)

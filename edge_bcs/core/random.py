@@ -24,8 +24,8 @@ MASK = 7  # the initial connections
 WEIGHT = 8  # the initial θ
 EVALUATION = 9
 BALANCE = 10  # the order of the classes in each round
-GROWTH = 12  # candidates for connections that grow where the gradient is large
 CORRUPTION = 11  # of an image that is measured, and of one severity
+GROWTH = 12  # candidates for connections that grow where the gradient is large
 
 _MULTIPLIER = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
 _WEYL = (0x9E3779B9, 0xBB67AE85)

@@ -15,6 +15,7 @@ from helpers.artifacts import tiny_network
 
 from edge_bcs import models
 from edge_bcs.bench import attacks
+from edge_bcs.bench.turns import median_ratio
 
 HERE = pytest.mark.skipif(half_kernels() != 2, reason="no arithmetic in half precision here")
 
@@ -46,4 +47,4 @@ def test_every_side_is_timed(half: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(len(taken) == 2 and min(taken) > 0 for taken in seconds.values())
     seconds = attacks.compare_step(batch_size=16, **common)["seconds"]
     assert seconds.keys() == {*sides, "torch"}
-    assert (attacks.ratio(seconds, "torch", "half") is None) == (not half)
+    assert (median_ratio(seconds, "torch", "half") is None) == (not half)

@@ -22,7 +22,7 @@ from edge_bcs.runtime.unlabelled import answers
 from helpers import board_program as board
 from helpers import commands
 from helpers.c_interface import POINTER, CError, Network, StepResult, batch_of
-from helpers.unlabelled import Array, digits
+from helpers.unlabelled import Array, digits, written_photographs
 
 from edge_bcs.data.photographs import open_photographs
 
@@ -35,16 +35,7 @@ PYTHON = ("--engine", "native")
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Folders:
-    """Twenty labelled photographs in two class folders, and twelve others, in folders that say nothing."""
-    x, _ = digits(0, 32)
-    folders = tmp_path / "photos", tmp_path / "more"
-    for number, pixels in enumerate(x):
-        places = [folders[0] / str(number % 2), folders[1], folders[1] / "a" / "b", folders[1] / "0"]
-        place = places[0 if number < 20 else 1 + number % 3]
-        place.mkdir(parents=True, exist_ok=True)
-        grey = Image.fromarray(np.rint(pixels[0] * 255).astype(np.uint8)).resize((20 + number, 30))
-        grey.save(place / f"{number}.{('png', 'jpg')[number % 2]}")
-    (folders[1] / "notes.txt").write_text("no photograph")
+    folders = written_photographs(tmp_path, ("png", "jpg"))
     (folders[1] / ".hidden.png").write_text("none either")
     return folders
 

@@ -8,30 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.state import read_state
 from helpers.commands import run
-from helpers.unlabelled import bits, digits
+from helpers.unlabelled import bits, written_photographs
 
 Make = Callable[..., Path]
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> tuple[Path, Path]:
-    """Twenty labelled photographs in two class folders, and twelve others, in folders that say nothing."""
-    image = pytest.importorskip("PIL.Image")
-    x, _ = digits(0, 32)
-    folders = tmp_path / "photos", tmp_path / "more"
-    for number, pixels in enumerate(x):
-        places = [folders[0] / str(number % 2), folders[1], folders[1] / "a" / "b", folders[1] / "0"]
-        place = places[0 if number < 20 else 1 + number % 3]
-        place.mkdir(parents=True, exist_ok=True)
-        size = (20 + number, 30)
-        image.fromarray(np.rint(pixels[0] * 255).astype(np.uint8)).resize(size).save(place / f"{number}.png")
-    (folders[1] / "notes.txt").write_text("no photograph")
-    return folders
+    return written_photographs(tmp_path)
 
 
 def tuned(artifact: Path, photos: Path, more: Path, *words: object, exit_code: int = 0) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -34,6 +37,22 @@ def tiny() -> nn.Sequential:
 def digits(count: int) -> ArrayDataset:
     data = open_data("digits", shape=(1, 8, 8))
     return ArrayDataset(*data.read(data.order(0, 0)[:count]), classes=data.classes)
+
+
+@contextmanager
+def cut_off(owner: Any, name: str, stop: int) -> Iterator[None]:
+    """A block that is interrupted, as by Ctrl-C, when ``owner.name`` is called more than ``stop`` times."""
+    call, calls = getattr(owner, name), []
+
+    def stopping(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) > stop:
+            raise KeyboardInterrupt
+        return call(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, stopping)
+        yield
 
 
 def same(first: edge_bcs.SparseModel, second: edge_bcs.SparseModel) -> bool:

@@ -20,6 +20,20 @@ def digits(first: int, end: int) -> tuple[Array, Array]:
     return open_data("digits", "train", (1, 8, 8)).read(np.arange(first, end))
 
 
+def written_photographs(folder: Path, endings: tuple[str, ...] = ("png",)) -> tuple[Path, Path]:
+    """Twenty labelled photographs in two class folders, and twelve others, in folders that say nothing."""
+    image = pytest.importorskip("PIL.Image")
+    folders = folder / "photos", folder / "more"
+    for number, pixels in enumerate(digits(0, 32)[0]):
+        places = [folders[0] / str(number % 2), folders[1], folders[1] / "a" / "b", folders[1] / "0"]
+        place = places[0 if number < 20 else 1 + number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        grey = image.fromarray(np.rint(pixels[0] * 255).astype(np.uint8)).resize((20 + number, 30))
+        grey.save(place / f"{number}.{endings[number % len(endings)]}")
+    (folders[1] / "notes.txt").write_text("no photograph")
+    return folders
+
+
 def bits(state: dict[str, Array]) -> bytes:
     return b"".join(state[name].tobytes() for name in sorted(state))
 

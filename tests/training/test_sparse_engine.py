@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.training import digits, same, tiny
+from helpers.training import cut_off, digits, same, tiny
 
 import edge_bcs
 from edge_bcs import Attack, Compute, Feed, Hyper, Method, Output, Schedule
@@ -80,18 +80,8 @@ def test_resumed_is_as_if_never_interrupted(
 
     whole, _ = trained("sparse", output=Output(tmp_path / "whole", save_seconds=0.0))
     cut = Output(tmp_path / "cut", save_seconds=0.0)
-    step, calls = CompiledBackend.step, []
-
-    def stopping(*given: Any) -> Any:
-        calls.append(1)
-        if len(calls) > stop:
-            raise KeyboardInterrupt
-        return step(*given)
-
-    monkeypatch.setattr(CompiledBackend, "step", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off(CompiledBackend, "step", stop):
         trained("sparse", output=cut)
-    monkeypatch.undo()
     resumed, _ = trained("sparse", output=replace(cut, resume=True))
     assert same(whole, resumed)
     for name in ("checkpoint", "last"):

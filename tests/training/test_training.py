@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TESTS
-from helpers.training import SHORT, digits, same, tiny
+from helpers.training import SHORT, cut_off, digits, same, tiny
 from torch import nn
 
 import edge_bcs
@@ -152,18 +152,8 @@ def test_resumed_is_as_if_never_interrupted(
     training.train(whole, digits(60), output=Output(tmp_path / "whole", save_seconds=0.0), **arguments)
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
 
-    update, calls = updates.update, []
-
-    def stopping(*args: object, **kwargs: object) -> int:
-        calls.append(1)
-        if len(calls) > stop:
-            raise KeyboardInterrupt
-        return update(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(updates, "update", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off(updates, "update", stop):
         training.train(edge_bcs.sparsify(tiny(), 0.9, 5), digits(60), output=cut, **arguments)
-    monkeypatch.undo()
     resumed = edge_bcs.sparsify(tiny(), 0.9, 5)
     training.train(resumed, digits(60), output=replace(cut, resume=True), **arguments)
     for name in ("checkpoint", "last"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.training import digits, same, tiny
+from helpers.training import cut_off, digits, same, tiny
 
 import edge_bcs
 from edge_bcs import Attack, Compute, Feed, Output, Schedule
@@ -98,18 +98,8 @@ def test_resumed_is_as_if_never_interrupted(
 ) -> None:
     whole, report = trained(engine, Output(tmp_path / "whole", save_seconds=0.0))
     cut = Output(tmp_path / "cut", save_seconds=0.0)
-    step, calls = BACKENDS[engine].step, []
-
-    def stopping(*given: Any) -> Any:
-        calls.append(1)
-        if len(calls) > stop:
-            raise KeyboardInterrupt
-        return step(*given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BACKENDS[engine], "step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            trained(engine, cut)
+    with cut_off(BACKENDS[engine], "step", stop):
+        trained(engine, cut)
     resumed, again = trained(engine, replace(cut, resume=True))
     assert same(whole, resumed)
     assert again["fell_back"] == report["fell_back"] == 6
