@@ -176,8 +176,9 @@ def test_average_pool(window: tuple[int, ...], lanes: int = 16) -> None:
     close(unpack_half(dx, 3, height, width, 1), wanted, np.ones_like(wanted))
 
 
+@pytest.mark.parametrize("lanes", [8, 16])
 @pytest.mark.parametrize("width", [1, 4, 7])
-def test_elementwise(width: int, lanes: int = 8) -> None:
+def test_elementwise(width: int, lanes: int) -> None:
     shape = (2, lanes, 3, 2, width)
     a, b, mask = (images(shape, seed=seed) for seed in range(3))
     affine = np.linspace(-1, 1, 8, dtype=F)
@@ -191,6 +192,13 @@ def test_elementwise(width: int, lanes: int = 8) -> None:
     )  # fmt: skip
     close(unpack_half(made["y"], 3, 2, width, 2), np.maximum(z, 0), np.ones_like(z))
     assert np.array_equal(made["bits"], pack_bits(z, lanes))
+    given = {"dy": pack_half(a, lanes, 1), "affine": affine, "addend": pack_half(b, lanes, 2)}
+    given["mask"] = pack_bits(mask, lanes)
+    made = run(
+        "AffineInputGrad", given, {"dx": F}, half=True, affine=0, dy_halo=1, dx_halo=2, mask_kind=2, **size
+    )
+    wanted = (x * affine[:3, None, None] + rounded(b)) * (mask > 0)
+    close(unpack_half(made["dx"], 3, 2, width, 2), wanted, np.ones_like(wanted))
     given = {"a": pack_half(a, lanes, 1), "b": pack_half(b, lanes, 0), "mask": pack_half(mask, lanes, 1)}
     attributes: dict[str, Any] = {"a_halo": 1, "b_halo": 0, "out_halo": 2, "mask_kind": 1, "mask_halo": 1}
     made = run("MaskedAdd", given, {"y": F}, half=True, **size, **attributes)

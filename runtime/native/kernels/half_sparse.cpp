@@ -65,14 +65,14 @@ struct Entries {
 
   // Adds entries [from, to) of the matrix as a row.
   void add(const Walk& walk, const SparseRows& matrix, std::int64_t from, std::int64_t to) {
-    const std::int64_t channels = ceil_divide(walk.channels, chunks);
+    const std::int64_t channels = ceil_divide(walk.channels, chunks), stop = matrix.end(walk.rows - 1);
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const std::int64_t end =
           chunk == chunks - 1 ? to : matrix.first_at_least(from, to, (chunk + 1) * channels);
       const auto count = static_cast<int>(end - from);
       int even = used, odd = used + count;
       for (std::int64_t j = from; j < end; j += 16)
-        add_some(walk, matrix, j, static_cast<int>(smaller(16, end - j)), even, odd);
+        add_some(walk, matrix, j, static_cast<int>(smaller(16, end - j)), even, odd, stop);
       parts[rows][chunk] = {used, even, used + count};
       used += count;
       from = end;
@@ -81,9 +81,9 @@ struct Entries {
   }
 
  private:
-  // Puts up to 16 entries, those at even distances from `even` on upwards, the others below `odd`.
+  // Puts up to 16 entries, those at even distances from `even` on upwards, the others below `odd`; the matrix ends at `stop`.
   void add_some(const Walk& walk, const SparseRows& matrix, std::int64_t first, int count, int& even,
-                int& odd) {
+                int& odd, std::int64_t stop) {
     const auto all = static_cast<__mmask16>((1u << count) - 1);
     const __m512i none = _mm512_setzero_si512();
     const __m512i entry = _mm512_maskz_loadu_epi32(all, matrix.entry + first);
@@ -97,6 +97,9 @@ struct Entries {
     if (matrix.position == nullptr) {
       values = _mm512_maskz_loadu_ps(all, matrix.value + first);
     } else {
+      // Weights that lie anywhere are asked for before they are gathered.
+      for (std::int64_t j = first + 64; j < smaller(first + 80, stop); ++j)
+        __builtin_prefetch(matrix.value + matrix.position[j]);
       const __m512i positions = _mm512_maskz_loadu_epi32(all, matrix.position + first);
       values = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), all, positions, matrix.value, 4);
       if (matrix.factor != nullptr)

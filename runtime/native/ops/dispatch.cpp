@@ -145,6 +145,12 @@ const HalfKernels& half_kernels() {
 #endif
   return half_kernels_scalar;
 }
+const HalfRowKernels* half_rows() {
+#if defined(EDGE_BCS_HAVE_AVX512BF16)
+  if (has_half_arithmetic()) return &half_rows_avx512bf16;
+#endif
+  return nullptr;
+}
 bool has_half_kernels() { return has_half_arithmetic() || selected_isa() == Isa::scalar; }
 
 #define EDGE_BCS_SELECT(table) \

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/half.h"
+#include "kernels/half_rows.h"
 #include "kernels/normal.h"
 #include "kernels/probe.h"
 #include "kernels/rows.h"
@@ -35,5 +36,7 @@ bool has_half_arithmetic();
 // Whether half precision can be computed here: by that arithmetic, or by the scalar reference if that is the variant.
 bool has_half_kernels();
 const HalfKernels& half_kernels();
+// Null where rows are widened.
+const HalfRowKernels* half_rows();
 
 }  // namespace edge_bcs

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 
-#include "kernels/half_pool.h"
+#include "kernels/half_rows.h"
 #include "ops/lanes.h"
 #include "ops/op.h"
 #include "ops/rows.h"
@@ -112,14 +112,6 @@ struct WideRows {
   alignas(64) float numbers[most];
 };
 
-// The kernels of 2 × 2 windows in half precision; null where a processor has none.
-const HalfPoolKernels* half_pool() {
-#ifdef EDGE_BCS_HAVE_AVX512BF16
-  if (has_half_arithmetic()) return &half_pool_avx512bf16;
-#endif
-  return nullptr;
-}
-
 // A pooling whose choices fit into a byte.
 struct MaxPooling : Pooling {
   explicit MaxPooling(const Attributes& attributes) : Pooling(attributes) {
@@ -131,13 +123,13 @@ struct MaxPooling : Pooling {
   }
 
   // The kernels of its windows, where they are 2 × 2 pixels, lie side by side and fill the image.
-  const HalfPoolKernels* twos() const {
+  const HalfRowKernels* twos() const {
     const auto fills = [](const Windows& axis, std::int64_t in, std::int64_t out) {
       return axis.kernel == 2 && axis.stride == 2 && axis.before == 0 && in == 2 * out;
     };
     const bool all =
         in.half && !out.vector() && fills(down, in.height, out.height) && fills(across, in.width, out.width);
-    return all ? half_pool() : nullptr;
+    return all ? half_rows() : nullptr;
   }
 };
 
@@ -163,7 +155,7 @@ struct MaxPool {
     const auto y = context.output<float>(0, out.shape(blocks));
     const auto choice =
         context.output<std::uint8_t>(1, {blocks, out.channels * out.height * out.width, lanes});
-    if (const HalfPoolKernels* const kernels = pooling.twos())
+    if (const HalfRowKernels* const kernels = pooling.twos())
       return for_planes(context, blocks, out.channels, [&](std::int64_t nb, std::int64_t c) {
         for (std::int64_t oy = 0; oy < out.height; ++oy)
           kernels->max_pool(half_numbers(in.row(x.data(), nb, c, 2 * oy)),
@@ -213,7 +205,7 @@ struct MaxPoolGrad {
     const Shape choices{blocks, out.channels * out.height * out.width, lanes};
     require(choice.shape() == choices, "choice is ", choice.shape().text(), ", not ", choices.text());
     const auto dx = context.output<float>(0, in.shape(blocks));
-    if (const HalfPoolKernels* const kernels = pooling.twos())
+    if (const HalfRowKernels* const kernels = pooling.twos())
       return for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
         for (std::int64_t oy = 0; oy < out.height; ++oy)
           kernels->gradient(half_numbers(out.row(dy.data(), nb, c, oy)),

@@ -239,18 +239,7 @@ struct Finish {
   // may be `out`. Both are floats, whatever the stacks are.
   void operator()(const float* a, float scale, float shift, float* out, std::int64_t nb, std::int64_t c,
                   std::int64_t y) const {
-    Row row{.count = count,
-            .a = a,
-            .scale = scale,
-            .shift = shift,
-            .addend = addend.row(nb, c, y),
-            .activation = activation,
-            .pre = pre.row(nb, c, y),
-            .through = mask.activation(),
-            .mask = mask.values(nb, c, y),
-            .mask_bits = mask.bits(nb, c, y),
-            .out = out,
-            .bits = bits.row(nb, c, y)};
+    const Row row = row_of(a, scale, shift, out, nb, c, y);
     if (addend.stack().half || mask.stack().half || pre.stack().half) return in_half(row);
     row_kernels().combine(row);
   }
@@ -272,11 +261,18 @@ struct Finish {
   // halo. Scales and shifts are those of the channels; null: 1 and 0.
   void all(const Context& context, const Stack& in, const float* a, const float* scales, const float* shifts,
            const Stack& to, float* out, std::int64_t blocks) const {
+    const bool simple = only_relu(activation, mask.activation()) && pre.row(0, 0, 0) == nullptr;
+    const HalfRowKernels* const where_it_lies = to.half && !to.vector() && simple ? half_rows() : nullptr;
     for_planes(context, blocks, to.channels, [&](std::int64_t nb, std::int64_t c) {
       const float scale = scales == nullptr ? 1 : scales[c], shift = shifts == nullptr ? 0 : shifts[c];
       WideRow from, result;
       for (std::int64_t y = 0; y < to.height; ++y) {
         float* const row = to.row(out, nb, c, y);
+        if (where_it_lies != nullptr) {
+          where_it_lies->combine(row_of(in.row(a, nb, c, y), scale, shift, row, nb, c, y), to.lanes,
+                                 to.width);
+          continue;
+        }
         (*this)(from.of(in, in.row(a, nb, c, y)), scale, shift, result.to(to, row), nb, c, y);
         result.put(to, row);
       }
@@ -285,6 +281,22 @@ struct Finish {
   }
 
  private:
+  Row row_of(const float* a, float scale, float shift, float* out, std::int64_t nb, std::int64_t c,
+             std::int64_t y) const {
+    return {.count = count,
+            .a = a,
+            .scale = scale,
+            .shift = shift,
+            .addend = addend.row(nb, c, y),
+            .activation = activation,
+            .pre = pre.row(nb, c, y),
+            .through = mask.activation(),
+            .mask = mask.values(nb, c, y),
+            .mask_bits = mask.bits(nb, c, y),
+            .out = out,
+            .bits = bits.row(nb, c, y)};
+  }
+
   // `row` with an addend, a mask or a `pre` in half precision.
   void in_half(Row row) const {
     WideRow added, masked, kept;

@@ -1,5 +1,5 @@
-// Maxima over 2 × 2 pixels with bfloat16 in pairs: the pixels of a window in one row are one word.
-#include "kernels/half_pool.h"
+// Rows of bfloat16 in pairs. The pixels of a window of 2 × 2 in one row are one word.
+#include "kernels/half_rows.h"
 
 #include "kernels/best.h"
 #include "kernels/half_tiles.h"
@@ -10,6 +10,39 @@ namespace edge_bcs {
 namespace EDGE_BCS_KERNEL_NAMESPACE {
 namespace half_precision {
 namespace {
+
+template <int VL>
+EDGE_BCS_INLINE Vector<VL> finished(const Row& row, std::int64_t pixel, Vector<VL> value, Vector<VL> mask) {
+  const std::int64_t bit = pixel * VL;
+  if (row.bits != nullptr) store_bits<VL>(row.bits, bit, positive_bits<VL>(value));
+  if (row.activation.function == Function::relu) value = relu<VL>(value);
+  if (row.mask != nullptr) value = where_positive<VL>(mask, value);
+  if (row.mask_bits != nullptr) value = where_bits<VL>(load_bits<VL>(row.mask_bits, bit), value);
+  return value;
+}
+
+template <int VL>
+void combine_row(const Row& row, std::int64_t count) {
+  for (std::int64_t x = 0; x < count; x += 2) {
+    const Integers<VL> pair = load_pair<VL>(numbers(row.a) + x * VL);
+    Vector<VL> first = lower<VL>(pair) * row.scale + row.shift,
+               second = upper<VL>(pair) * row.scale + row.shift;
+    if (row.addend != nullptr) {
+      const Integers<VL> addend = load_pair<VL>(numbers(row.addend) + x * VL);
+      first += lower<VL>(addend);
+      second += upper<VL>(addend);
+    }
+    const Integers<VL> mask =
+        row.mask == nullptr ? Integers<VL>{} : load_pair<VL>(numbers(row.mask) + x * VL);
+    first = finished<VL>(row, x, first, lower<VL>(mask));
+    second = x + 1 < count ? finished<VL>(row, x + 1, second, upper<VL>(mask)) : Vector<VL>{};
+    store_pair<VL>(numbers(row.out) + x * VL, pair_of<VL>(first, second));
+  }
+}
+
+void combine(const Row& row, std::int64_t lanes, std::int64_t count) {
+  lanes == 16 ? combine_row<16>(row, count) : combine_row<8>(row, count);
+}
 
 // The maximum of a window in as many images, from its two pairs.
 template <int VL>
@@ -79,8 +112,9 @@ void gradient(const Number* dy, const std::uint8_t* choice, std::int64_t lanes, 
 }  // namespace half_precision
 }  // namespace EDGE_BCS_KERNEL_NAMESPACE
 
-const HalfPoolKernels half_pool_avx512bf16 = {EDGE_BCS_KERNEL_NAMESPACE::half_precision::max_pool,
-                                              EDGE_BCS_KERNEL_NAMESPACE::half_precision::gradient};
+const HalfRowKernels half_rows_avx512bf16 = {EDGE_BCS_KERNEL_NAMESPACE::half_precision::combine,
+                                             EDGE_BCS_KERNEL_NAMESPACE::half_precision::max_pool,
+                                             EDGE_BCS_KERNEL_NAMESPACE::half_precision::gradient};
 
 }  // namespace edge_bcs
 
