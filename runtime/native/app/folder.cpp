@@ -383,27 +383,15 @@ class FolderData final : public Data {
   std::vector<std::uint8_t> pixels_;
 };
 
-// The image files in a folder and in its folders. What is hidden, and links to folders, are passed over.
-void add_photographs(const std::string& folder, const std::string& inside, const std::string& root,
-                     std::vector<Entry>& entries) {
-  for (const std::string& name : names_in(joined(folder, inside))) {
-    if (name.starts_with('.')) continue;
-    const std::string inner = inside.empty() ? name : joined(inside, name), path = joined(folder, inner);
-    if (is_folder(path)) {
-      if (!is_link(path)) add_photographs(folder, inner, root, entries);
-    } else if (is_image(name)) {
-      entries.push_back({{inner}, "train", "", why_unusable(path, root)});
-    }
-  }
-}
-
 }  // namespace
 
 std::unique_ptr<Data> open_photographs(const std::string& folder, const Opening& opening) {
   require(is_folder(folder), plain(folder), exists(folder) ? " is a file" : " does not exist",
           "; unlabelled images are a folder of photographs, in folders of any depth.");
+  const std::string root = resolved(folder);
   std::vector<Entry> entries;
-  add_photographs(folder, "", resolved(folder), entries);
+  for (const std::string& image : images_below(folder))
+    entries.push_back({{image}, "train", "", why_unusable(joined(folder, image), root)});
   require(!entries.empty(), "the folder ", plain(folder), " holds no image (.jpg, .jpeg, .png, …).");
   return std::make_unique<FolderData>(folder, std::move(entries), "train", opening, true);
 }

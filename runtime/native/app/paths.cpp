@@ -97,4 +97,19 @@ bool is_image(std::string_view name) {
          std::ranges::any_of(suffixes, [&](auto suffix) { return low.ends_with(suffix); });
 }
 
+std::vector<std::string> images_below(const std::string& folder) {
+  std::vector<std::string> images;
+  for (const std::string& name : names_in(folder)) {
+    if (name.starts_with('.')) continue;
+    const std::string path = joined(folder, name);
+    if (is_folder(path)) {
+      if (is_link(path)) continue;
+      for (const std::string& image : images_below(path)) images.push_back(joined(name, image));
+    } else if (is_image(name)) {
+      images.push_back(name);
+    }
+  }
+  return images;
+}
+
 }  // namespace edge_bcs::app

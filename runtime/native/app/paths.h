@@ -30,5 +30,8 @@ std::vector<std::string> names_in(const std::string& folder);
 std::string lowered(std::string_view text);
 // Whether a name is that of an image file, which is not hidden.
 bool is_image(std::string_view name);
+// The image files in a folder and in its folders, by their paths from there, in order. What is hidden, and links to folders, are
+// passed over. Throws Error.
+std::vector<std::string> images_below(const std::string& folder);
 
 }  // namespace edge_bcs::app

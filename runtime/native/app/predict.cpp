@@ -25,19 +25,6 @@ constexpr std::array options_of_predict{
     OptionSpec{"--json", nullptr, "Print the answers as one JSON object."},
 };
 
-// Image files in a folder and in its folders, in order; what is hidden, and links to folders, are passed over.
-void add_images(const std::string& folder, std::vector<std::string>& files) {
-  for (const std::string& name : names_in(folder)) {
-    if (name.starts_with('.')) continue;
-    const std::string path = joined(folder, name);
-    if (is_folder(path)) {
-      if (!is_link(path)) add_images(path, files);
-    } else if (is_image(name)) {
-      files.push_back(path);
-    }
-  }
-}
-
 struct Asked {
   std::string file, why;
 };
@@ -51,13 +38,13 @@ std::vector<Asked> asked_for(std::span<const std::string> words) {
     }
     std::vector<std::string> files;
     try {
-      add_images(word, files);
+      files = images_below(word);
     } catch (const Error& error) {
       asked.push_back({word, error.what()});
       continue;
     }
     if (files.empty()) asked.push_back({word, "the folder " + plain(word) + " holds no image."});
-    for (const std::string& file : files) asked.push_back({file, {}});
+    for (const std::string& file : files) asked.push_back({joined(word, file), {}});
   }
   return asked;
 }
