@@ -17,6 +17,7 @@ import pytest
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.course import packed
+from edge_bcs.runtime.manifest import STATE
 from edge_bcs.runtime.state import read_state, write_run
 from edge_bcs.runtime.unlabelled import answers
 from helpers import board_program as board
@@ -297,6 +298,24 @@ def test_labels_of_any_width_are_read(
     progress |= {"pseudo_labels": f"i1:{base64.b64encode(labels.astype('i1').tobytes()).decode()}"}
     written = json.loads(read_state(Artifact.read(tmp_path / "run"))[1]["progress"])
     assert written == progress | {"total_steps": 3}
+
+
+def test_there_is_room_for_the_labels_of_a_run_that_is_written_as_it_was(
+    tiny_artifact: Make, tmp_path: Path, more: Array
+) -> None:
+    artifact, data, run = tiny_artifact(), digits(0, 8), tmp_path / "run"
+    with Trainer(artifact, engine="native") as trainer:
+        trainer.fit(data, unlabelled=more, steps=1, batch_size=4, save=run, progress=False)
+    read = Artifact.read(run)
+    tensors, metadata = read_state(read)
+    labels = base64.b64encode(bytes(20_000)).decode()
+    progress = json.dumps(json.loads(metadata["progress"]) | {"pseudo_labels": f"i1:{labels}"})
+    write_run(run, read, tensors, {**metadata, "progress": progress})
+    with Network(run) as network:
+        network.call("save_into", str(run).encode())
+        written = network.state_written()
+    (run / STATE).write_bytes(written)
+    assert read_state(Artifact.read(run))[1]["progress"] == progress
 
 
 def test_labels_of_many_classes(tmp_path: Path) -> None:

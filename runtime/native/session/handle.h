@@ -60,7 +60,13 @@ struct edge_bcs_network {
     const std::uint64_t unlabelled = course ? course->unlabelled : 0;
     label_room = edge_bcs::room_of_labels(unlabelled, session.network().manifest().num_classes);
     progress = edge_bcs::Text(edge_bcs::most_course + label_room);
-    header = edge_bcs::Text(edge_bcs::most_header_of(notes) + label_room + 2 * kept_progress.size());
+    header = edge_bcs::Text(most_header());
+  }
+
+  // Bytes of what a state says beside its tensors, at most; what it was saved in may hold labels, too.
+  std::size_t most_header() const {
+    const std::size_t kept = 2 * std::max(kept_progress.size(), edge_bcs::most_course);
+    return edge_bcs::most_header_of(notes) + std::max(label_room, kept - 2 * edge_bcs::most_course);
   }
 
   // Saves into the run folder; returns the bytes.

@@ -126,7 +126,7 @@ edge_bcs_status edge_bcs_get_info(const edge_bcs_network* network, edge_bcs_info
     filled.arena_bytes = session.network().arena_bytes();
     filled.bound_bytes = session.network().bound_bytes();
     filled.budget_bytes = manifest.budget;
-    filled.state_bytes = edge_bcs::most_header_of(network->notes) + network->label_room;
+    filled.state_bytes = network->most_header();
     for (const std::span<std::byte> tensor : session.network().buffers().state)
       filled.state_bytes += tensor.size();
     filled.release = manifest.release;
