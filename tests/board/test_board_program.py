@@ -381,7 +381,7 @@ def test_a_run_does_not_lie_among_the_class_folders(tiny_artifact: Make, photogr
     ("options", "sentence"),
     [
         (("--steps", 1, "--epochs", 1), "give the length in --epochs or in --steps, not both."),
-        (("--rounds", "share"), "edge-bcs-run has no --rounds; `edge-bcs finetune` does."),
+        (("--boards", 2), "edge-bcs-run has no --boards: it merges nothing; let `edge-bcs merge` do so"),
         (("--engine", "onnxruntime"), "edge-bcs-run has the native engine alone; `edge-bcs` has the other."),
         (("--memory", "much"), "'much' is not a size: write it as 6MiB, 6MB, 512KiB or 6291456."),
         (("--no-augment", "--augment", "photo"), "--no-augment and --augment photo contradict each other"),

@@ -164,7 +164,8 @@ def test_the_service_is_pythons_but_for_the_program(
         "key/a.pem",
         "--trust-key",
     ]
-    given += ["b.pem", "--on-nan", "skip", "-o", "my runs/../my runs/run", "--json", "--print-service"]
+    given += ["b.pem", "--rounds", "my share", "--board", "a", "--max-rounds", 9]
+    given += ["--on-nan", "skip", "-o", "my runs/../my runs/run", "--json", "--print-service"]
     found = board.run(*given)
     assert found.returncode == 0, found.stderr
     ours, words = service(found.stdout)

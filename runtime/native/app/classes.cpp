@@ -10,6 +10,7 @@
 #include "app/text.h"
 #include "session/files.h"
 #include "session/json.h"
+#include "session/manifest.h"
 
 namespace edge_bcs::app {
 
@@ -222,12 +223,9 @@ Names given_names(const std::string& text) {
 
 Names named(const Names& stored, const Names& given, std::size_t outputs) {
   Names names = completed(given, outputs);
-  for (std::size_t place = 0; place < stored.size(); ++place) {
-    const std::string& old = stored[place];
-    require(old == names[place] || old == std::to_string(place) || old == unnamed(place),
-            "the network's classes have other names: it has ", listed(stored), "; given were ", listed(names),
-            ". Leave the class names out, or export it anew with them to rename its classes.");
-  }
+  require(may_become(stored, names), "the network's classes have other names: it has ", listed(stored),
+          "; given were ", listed(names),
+          ". Leave the class names out, or export it anew with them to rename its classes.");
   return names;
 }
 

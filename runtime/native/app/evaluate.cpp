@@ -35,8 +35,10 @@ constexpr std::array options_of_evaluate{
     OptionSpec{"--json", "FILE|-", "Write the answer as JSON, to standard output if no file is named.", "-"},
 };
 constexpr std::array elsewhere_of_evaluate{
-    "--model",   "--weights",    "--input-size", "--input-shape", "--normalize", "--resize", "--step-size",
-    "--queries", "--batch-size", "--seed",       "--device",      "--resume",    "--html"};
+    Elsewhere{"--model"},      Elsewhere{"--weights"}, Elsewhere{"--input-size"}, Elsewhere{"--input-shape"},
+    Elsewhere{"--normalize"},  Elsewhere{"--resize"},  Elsewhere{"--step-size"},  Elsewhere{"--queries"},
+    Elsewhere{"--batch-size"}, Elsewhere{"--seed"},    Elsewhere{"--device"},     Elsewhere{"--resume"},
+    Elsewhere{"--html"}};
 
 }  // namespace
 

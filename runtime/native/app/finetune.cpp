@@ -11,6 +11,7 @@
 #include "app/lean.h"
 #include "app/opening.h"
 #include "app/reading.h"
+#include "app/rounds.h"
 #include "app/self_training.h"
 #include "app/service.h"
 #include "app/shared_options.h"
@@ -22,7 +23,6 @@ namespace edge_bcs::app {
 
 namespace {
 
-constexpr int time_is_up = 75;  // sysexits.h: a temporary failure; try again
 constexpr std::array<std::string_view, 3> schedules{"steps", "cosine", "one-cycle"},
     precisions{"f32", "half", "auto"};
 
@@ -83,6 +83,10 @@ constexpr std::array options_of_finetune{
                "With --unlabelled: of each batch, that has no labels; default: 0.5."},
     OptionSpec{"--unlabelled-weight", "WEIGHT",
                "With --unlabelled: of such an image in the loss, where a labelled one has 1; default: 1."},
+    rounds_option,
+    board_option,
+    max_rounds_option,
+    wait_option,
     OptionSpec{"-o/--output", "FOLDER", "The run folder; default: ARTIFACT-run."},
     OptionSpec{"--resume", nullptr, "Go on with the run in the output folder, if there is one."},
     OptionSpec{"--save-steps", "N", "Steps from one save to the next."},
@@ -104,8 +108,10 @@ constexpr std::array options_of_finetune{
                "Train nothing; print a systemd service that trains with these options at every boot."},
     OptionSpec{"--json", nullptr, "Print the report as one JSON object."},
 };
-constexpr std::array elsewhere_of_finetune{"--rounds",     "--board", "--boards",
-                                           "--max-rounds", "--wait",  "--robust"};
+constexpr const char* who_merges =
+    "it merges nothing; let `edge-bcs merge` do so, or one board with `edge-bcs finetune --rounds`.";
+constexpr std::array elsewhere_of_finetune{Elsewhere{"--boards", who_merges},
+                                           Elsewhere{"--robust", who_merges}};
 
 struct Wanted : RunWishes {
   std::string data;
@@ -115,6 +121,7 @@ struct Wanted : RunWishes {
   std::optional<std::string> unlabelled;
   std::optional<Names> names;
   std::optional<double> max_temp;
+  std::optional<RoundWishes> rounds;
 };
 
 // --unlabelled and what belongs to it.
@@ -187,6 +194,7 @@ Wanted wanted_by(const Options& options) {
   wanted.resume = options.has("--resume");
   wanted.as_json = options.has("--json");
   if (const auto names = options.text("--class-names")) wanted.names = given_names(*names);
+  wanted.rounds = rounds_by(options);
   return wanted;
 }
 
@@ -343,44 +351,8 @@ void print_report(Value& report, const Network& network, const Wanted& wanted) {
         shell_word(wanted.data) + "\n");
 }
 
-}  // namespace
-
-const CommandSpec finetune_spec{
-    "finetune",
-    "ARTIFACT",
-    "Train an artifact robustly on this machine, inside one arena, and report what it gained.\n\n"
-    "The run folder is an artifact with the newest state, metrics.jsonl (one line a step) and report.json, "
-    "as "
-    "`edge-bcs finetune` writes them: either goes on with what the other began, with the same bits. It is "
-    "saved now and "
-    "then, and when the command is stopped. --resume goes on there. One process at a time trains into a run "
-    "folder.\n\n"
-    "Exit status: 0 finished; 1 failed, what was saved is kept; 2 the command line makes no sense; 75 the "
-    "hours of "
-    "--max-hours are over; 130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM. After the last three, --resume "
-    "goes on.",
-    options_of_finetune,
-    elsewhere_of_finetune,
-    "    edge-bcs-run finetune out/vgg16 --data digits --steps 30\n"
-    "    edge-bcs-run finetune out/vgg16 --data photos/ --epochs 5 -o run\n"
-    "    edge-bcs-run finetune out/vgg16 --data photos/ --epochs 5 -o run --resume\n",
-    1,
-    1};
-
-int finetune(const Options& options) {
-  Wanted wanted = wanted_by(options);
-  const std::string& folder = wanted.folder;
-  if (!is_file(joined(folder, manifest_file))) check_apart(folder, wanted.data);
-  if (options.has("--print-service")) {
-    print(service_for(finetune_spec, options, folder));
-    return 0;
-  }
-  note_signals();
-  Value report;
-  report["run"] = folder;
-  int status = 0;
-  bool claimed = false;
-  const Opened opened = open_run(wanted);
+// Trains what is open, writes the report and returns the exit status.
+int train_opened(const Opened& opened, const Wanted& wanted, Value& report) {
   Network& network = *opened.network;
   if (wanted.names) network.name(named(network.classes(), *wanted.names, network.info().classes));
   const auto stopped = [&](const char* by) {
@@ -389,6 +361,8 @@ int finetune(const Options& options) {
     stop["step"] = network.steps();
     report["stopped"] = std::move(stop);
   };
+  int status = 0;
+  bool claimed = false;
   try {
     fine_tune(network, opened.resumed, wanted, report, claimed);
     if (!report["training"]["finished"].truth()) {
@@ -404,14 +378,68 @@ int finetune(const Options& options) {
     stopped(signal.name());
     status = signal.exit_status();
   }
-  write_json(joined(folder, report_file), report);
-  if (wanted.as_json)
-    print(report.dump(1) + "\n");
-  else if (status == 0)
-    print_report(report, network, wanted);
+  write_json(joined(wanted.folder, report_file), report);
+  return status;
+}
+
+}  // namespace
+
+const CommandSpec finetune_spec{
+    "finetune",
+    "ARTIFACT",
+    "Train an artifact robustly on this machine, inside one arena, and report what it gained.\n\n"
+    "The run folder is an artifact with the newest state, metrics.jsonl (one line a step) and report.json, "
+    "as "
+    "`edge-bcs finetune` writes them: either goes on with what the other began, with the same bits. It is "
+    "saved now and "
+    "then, and when the command is stopped. --resume goes on there. One process at a time trains into a run "
+    "folder.\n\n"
+    "With --rounds several boards learn together: each trains for a round, somebody merges their runs, and "
+    "all "
+    "go on with what they became. The run folder then holds that.\n\n"
+    "Exit status: 0 finished; 1 failed, what was saved is kept; 2 the command line makes no sense; 75 the "
+    "time of "
+    "--max-hours or --wait is over; 130 stopped by Ctrl-C (SIGINT), 143 by SIGTERM. After the last three, "
+    "--resume "
+    "goes on.",
+    options_of_finetune,
+    elsewhere_of_finetune,
+    "    edge-bcs-run finetune out/vgg16 --data digits --steps 30\n"
+    "    edge-bcs-run finetune out/vgg16 --data photos/ --epochs 5 -o run\n"
+    "    edge-bcs-run finetune out/vgg16 --data photos/ --epochs 5 -o run --resume\n"
+    "    edge-bcs-run finetune out/vgg16 --data photos/ --epochs 2 --rounds share/ --max-rounds 10 -o run\n",
+    1,
+    1};
+
+int finetune(const Options& options) {
+  Wanted wanted = wanted_by(options);
+  const std::string& folder = wanted.folder;
+  if (!is_file(joined(folder, manifest_file))) check_apart(folder, wanted.data);
+  if (options.has("--print-service")) {
+    print(service_for(finetune_spec, options, folder));
+    return 0;
+  }
+  note_signals();
+  Value report;
+  report["run"] = folder;
+  int status = 0;
+  if (wanted.rounds) {
+    status = take_part(*wanted.rounds, wanted, report, [&](const Opened& opened, bool anew) {
+      wanted.training.anew = anew;
+      return train_opened(opened, wanted, report);
+    });
+    write_json(joined(folder, report_file), report);
+    if (!wanted.as_json && status == 0) print_rounds(report);
+  } else {
+    const Opened opened = open_run(wanted);
+    status = train_opened(opened, wanted, report);
+    if (!wanted.as_json && status == 0) print_report(report, *opened.network, wanted);
+  }
+  if (wanted.as_json) print(report.dump(1) + "\n");
   if (status != 0)
-    say("Stopped by " + report["stopped"]["by"].text() + " after step " + std::to_string(network.steps()) +
-        "; go on with --resume -o " + shell_word(folder) + ".");
+    say("Stopped by " + report["stopped"]["by"].text() + " after step " +
+        std::to_string(report["stopped"]["step"].whole()) + "; go on with --resume -o " + shell_word(folder) +
+        ".");
   return status;
 }
 

@@ -44,11 +44,14 @@ void tell_of_precision(const std::string& folder, const Network& network) {
 
 }  // namespace
 
+bool holds_run(const std::string& folder) {
+  return is_file(joined(folder, manifest_file)) && (is_file(joined(folder, "state.safetensors")) ||
+                                                    is_file(joined(folder, "state.previous.safetensors")));
+}
+
 Opened open_run(const RunWishes& wanted) {
   const std::string& folder = wanted.folder;
-  const bool is_run = is_file(joined(folder, manifest_file));
-  const bool saved = is_run && (is_file(joined(folder, "state.safetensors")) ||
-                                is_file(joined(folder, "state.previous.safetensors")));
+  const bool is_run = is_file(joined(folder, manifest_file)), saved = holds_run(folder);
   if (saved && wanted.resume) {
     require(!wanted.machine.seed, "a resumed run keeps its seed: leave --seed out.");
     // What training wrote here has no signature; that it goes on from what was signed can be seen.

@@ -24,6 +24,9 @@ struct Opened {
   bool resumed;
 };
 
+// Whether a run that was saved at least once lies in a folder.
+bool holds_run(const std::string& folder);
+
 // Throws Error if a run lies there already, or something of others.
 Opened open_run(const RunWishes& wanted);
 

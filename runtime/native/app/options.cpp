@@ -71,8 +71,11 @@ Options::Options(const CommandSpec& command, std::span<const std::string> words)
     const auto option =
         std::ranges::find_if(command.options, [&](const OptionSpec& one) { return is_named(one, name); });
     if (option == command.options.end()) {
-      if (std::ranges::find(command.elsewhere, std::string_view(name)) != command.elsewhere.end())
+      for (const Elsewhere& one : command.elsewhere) {
+        if (one.name != name) continue;
+        if (one.instead != nullptr) fail("edge-bcs-run has no ", name, ": ", one.instead);
         fail("edge-bcs-run has no ", name, "; `edge-bcs ", command.name, "` does.");
+      }
       throw UsageError("No such option: " + plain(name));
     }
     Given given{&*option, {}};

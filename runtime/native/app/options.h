@@ -27,12 +27,18 @@ struct OptionSpec {
   const char* alone = nullptr;  // what it is without a value, if it may be
 };
 
+// An option that `edge-bcs` alone has.
+struct Elsewhere {
+  const char* name;
+  const char* instead = nullptr;  // what to do about it; null: take `edge-bcs`
+};
+
 struct CommandSpec {
   const char* name;
   const char* arguments;  // such as "ARTIFACT"
   const char* help;       // the first line says what it is for
   std::span<const OptionSpec> options;
-  std::span<const char* const> elsewhere;  // options that `edge-bcs` alone has
+  std::span<const Elsewhere> elsewhere;
   const char* examples;
   std::size_t least, most;  // arguments
 };

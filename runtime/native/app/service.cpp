@@ -72,7 +72,8 @@ std::string user() {
 
 bool is_path(std::string_view option, const std::string& value) {
   if (option == "--class-names") return is_file(value);
-  return option == "--trust-key" || option == "--unlabelled" || (option == "--data" && value != "digits");
+  return option == "--trust-key" || option == "--unlabelled" || option == "--rounds" ||
+         (option == "--data" && value != "digits");
 }
 
 // The command line again, with absolute paths and --resume.
@@ -109,6 +110,11 @@ std::string service_for(const CommandSpec& command, const Options& options, cons
     paths += " " + quoted(resolved_so_far(data));
   if (const auto unlabelled = options.text("--unlabelled"))
     paths += " " + quoted(resolved_so_far(*unlabelled));
+  std::string writable = quoted(above);
+  if (const auto share = options.text("--rounds")) {
+    writable += " " + quoted(resolved_so_far(*share));
+    paths += " " + quoted(resolved_so_far(*share));
+  }
   std::string line;
   for (const std::string& word : words_of(command, options, place))
     line += (line.empty() ? "" : " ") + replaced(quoted(word), "$", "$$");
@@ -118,7 +124,7 @@ std::string service_for(const CommandSpec& command, const Options& options, cons
   unit = replaced(std::move(unit), "@PATHS@", paths);
   unit = replaced(std::move(unit), "@USER@", user());
   unit = replaced(std::move(unit), "@COMMAND@", line);
-  return replaced(std::move(unit), "@WRITABLE@", quoted(above));
+  return replaced(std::move(unit), "@WRITABLE@", writable);
 }
 
 }  // namespace edge_bcs::app

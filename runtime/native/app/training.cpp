@@ -143,7 +143,7 @@ class Training {
     training.warmup = wishes_.warmup.value_or(0);
     training.has_warmup = wishes_.warmup ? 1 : 0;
     training.balance = wishes_.balance ? 1 : 0;
-    training.resume = wishes_.resume ? 1 : 0;
+    training.resume = !wishes_.resume ? 0 : wishes_.anew ? 2 : 1;
     training.validation = wishes_.validation.value_or(0);
     training.has_validation = wishes_.validation ? 1 : 0;
     training.patience = wishes_.patience.value_or(0);

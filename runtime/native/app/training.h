@@ -19,6 +19,7 @@ struct TrainingWishes {
   std::optional<double> confidence, unlabelled_share, unlabelled_weight;
   Thermostat* thermostat = nullptr;
   bool balance = false, skips = false, resume = false;
+  bool anew = false;  // with resume: what was saved is over, and another training comes after it
   SaveWishes saving;
 };
 

@@ -46,6 +46,9 @@ class Value {
   const List& items() const { return std::get<List>(content_); }
 
   bool is_object() const { return std::holds_alternative<Object>(content_); }
+  bool is_list() const { return std::holds_alternative<List>(content_); }
+  bool is_text() const { return std::holds_alternative<std::string>(content_); }
+  bool is_number() const { return std::holds_alternative<Written>(content_); }
   bool is_null() const { return std::holds_alternative<std::monostate>(content_); }
   // Of a number; 0 of anything else.
   double number() const;

@@ -341,11 +341,12 @@ EDGE_BCS_API edge_bcs_status edge_bcs_get_tensor(const edge_bcs_network* network
 
 /** What a training over a data set is to be; 0 or NULL: what the saved one had, or the default. */
 typedef struct edge_bcs_training {
-  uint32_t size;        /**< sizeof(edge_bcs_training) */
-  uint32_t resume;      /**< 1: finish the training that the run was saved in, if it was; 0: begin another */
-  uint64_t images;      /**< of the data set, at least 1 */
-  uint64_t epochs;      /**< length in passes over the images, or … */
-  uint64_t steps;       /**< … in steps; default: one epoch */
+  uint32_t size;   /**< sizeof(edge_bcs_training) */
+  uint32_t resume; /**< 1: finish the training that the run was saved in, if it was; 0: begin another; 2: the
+                             same, in the epoch after that training's last */
+  uint64_t images; /**< of the data set, at least 1 */
+  uint64_t epochs; /**< length in passes over the images, or … */
+  uint64_t steps;  /**< … in steps; default: one epoch */
   uint64_t batch_size;  /**< images of a step; default: the artifact's */
   double learning_rate; /**< the highest λ, to which λ_w keeps its ratio; default: the artifact's */
   const char* schedule; /**< "steps", "cosine" or "one-cycle"; default: steps */

@@ -158,16 +158,17 @@ edge_bcs_status edge_bcs_begin(edge_bcs_network* network, const edge_bcs_trainin
     const edge_bcs_training wanted = given(training, "training");
     const edge_bcs::Wishes wishes = wishes_of(wanted);
     edge_bcs::Session& session = network->session;
+    const bool finishes = wanted.resume != 0 && wanted.resume != 2;
     std::optional<edge_bcs::Course> earlier = network->course;
     std::uint64_t seen = 0;
     if (wanted.resume != 0 && !earlier) {
       const edge_bcs::StateHeader& header = session.network().read_header();
       const std::string* const saved = header.find("progress");
       if (saved != nullptr) earlier = edge_bcs::Course::read(*saved, header.step);
-      seen = network->kept_images;
+      if (finishes) seen = network->kept_images;
     }
-    edge_bcs::Course begun = edge_bcs::Course::begin(wishes, earlier, wanted.resume != 0,
-                                                     session.network().manifest(), session.steps());
+    edge_bcs::Course begun =
+        edge_bcs::Course::begin(wishes, earlier, finishes, session.network().manifest(), session.steps());
     require(begun.validation == 0 || network->run != nullptr,
             "validation needs a run folder, in which the best state is kept: call edge_bcs_save_into first");
     network->course = std::move(begun);

@@ -252,6 +252,18 @@ const Json* Json::find(std::string_view name) const {
   return nullptr;
 }
 
+bool same(const Json& one, const Json& other) {
+  if (one.kind() != other.kind() || one.items().size() != other.items().size()) return false;
+  if (one.kind() == Json::Kind::number) return one.whole() == other.whole() && one.number() == other.number();
+  if (one.text() != other.text()) return false;
+  for (std::size_t i = 0; i < one.items().size(); ++i) {
+    const Json* const counterpart =
+        one.kind() == Json::Kind::object ? other.find(one.names()[i]) : &other.items()[i];
+    if (counterpart == nullptr || !same(one.items()[i], *counterpart)) return false;
+  }
+  return true;
+}
+
 bool acts_on_terminals(std::string_view text) {
   while (!text.empty()) {
     const auto code = take_character(text);

@@ -50,6 +50,9 @@ class Json {
   std::vector<std::string> names_;
 };
 
+// Whether two values are the same; members of objects in any order.
+bool same(const Json& one, const Json& other);
+
 // Whether UTF-8 text has a character that acts on a terminal that shows it: edge_bcs/core/text.py says which.
 bool acts_on_terminals(std::string_view text);
 

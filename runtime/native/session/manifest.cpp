@@ -399,6 +399,17 @@ Manifest Manifest::read(const Json& content) {
   return made;
 }
 
+bool may_become(const std::vector<std::string>& stored, const std::vector<std::string>& names) {
+  if (stored.empty()) return true;
+  if (stored.size() != names.size()) return false;
+  for (std::size_t place = 0; place < stored.size(); ++place) {
+    const std::string& old = stored[place];
+    const std::string number = std::to_string(place);
+    if (old != names[place] && old != number && old != "class " + number) return false;
+  }
+  return true;
+}
+
 void check_class_names(const std::vector<std::string>& names) {
   for (const std::string& name : names)
     require(name.find_first_not_of(' ') != std::string::npos && characters(name) <= 255 &&

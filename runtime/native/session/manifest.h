@@ -87,6 +87,9 @@ struct Manifest {
   static Manifest read(const Json& content);
 };
 
+// Whether stored names, or none, may be replaced by others: only outputs without a name get one.
+bool may_become(const std::vector<std::string>& stored, const std::vector<std::string>& names);
+
 // Throws Error unless the names are text that can be shown, distinct, of 1 to 255 characters.
 void check_class_names(const std::vector<std::string>& names);
 

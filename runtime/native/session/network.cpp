@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <initializer_list>
 #include <new>
+#include <string_view>
 
 #include "ops/dispatch.h"
 #include "session/sha256.h"
@@ -87,6 +89,38 @@ std::span<const std::byte> read_listed(const Files& files, const ListedFile& lis
   return content;
 }
 
+std::string read_manifest(const Files& files) {
+  const std::unique_ptr<Source> source = open(files, manifest_file);
+  try {
+    return read_all(*source, largest_manifest);
+  } catch (const Error& error) {
+    blame(files.shown_name(manifest_file), error);
+  }
+}
+
+// Whether two objects have these fields alike.
+bool alike(const Json* one, const Json* other, std::initializer_list<std::string_view> fields) {
+  if (one == nullptr || other == nullptr) return one == other;
+  return std::ranges::all_of(fields, [&](std::string_view field) {
+    const Json *const ours = one->find(field), *const theirs = other->find(field);
+    return ours == nullptr || theirs == nullptr ? ours == theirs : same(*ours, *theirs);
+  });
+}
+
+// What two manifests say of different networks: the name of the first such field; null if of one. How a board computes it
+// and how it is trained may differ.
+const char* other_network(const Json& one, const Json& other) {
+  for (const char* const field : {"network", "sparsity", "kappa", "size", "dense", "statistics"})
+    if (!alike(&one, &other, {field})) return field;
+  if (!alike(one.find("train"), other.find("train"), {"part", "layers", "dense", "kappa"})) return "train";
+  const auto &ours = one.find("layers")->items(), &theirs = other.find("layers")->items();
+  const auto is_layer = [](const Json& layer, const Json& counterpart) {
+    return alike(&layer, &counterpart,
+                 {"name", "shape", "offset", "kernel", "strides", "pads", "dilations", "groups"});
+  };
+  return std::ranges::equal(ours, theirs, is_layer) ? nullptr : "layers";
+}
+
 // Throws Error unless one of the keys signed the manifest.
 void check_signature(const Files& files, std::string_view manifest, const Trust& trust) {
   std::string signature;
@@ -139,12 +173,7 @@ std::unique_ptr<Described> Described::of(const Files& files, const Trust& trust)
           "a lowest release needs trusted keys: anybody can change a number that is not signed");
   auto made = std::make_unique<Described>();
   const std::string shown = files.shown_name(manifest_file);
-  const std::unique_ptr<Source> source = open(files, manifest_file);
-  try {
-    made->text = read_all(*source, largest_manifest);
-  } catch (const Error& error) {
-    blame(shown, error);
-  }
+  made->text = read_manifest(files);
   if (!trust.keys.empty()) check_signature(files, made->text, trust);
   try {
     made->manifest = Manifest::read(Json::parse(made->text));
@@ -184,7 +213,7 @@ Network::Network(const Files& files, const Options& options, bool all_files) {
   for (const PlacedTensor& buffer : runner_->program().buffers)
     std::memset(arena_.data() + buffer.address, 0, buffer.bytes);
   buffers_ = std::make_unique<Buffers>(runner_->program(), arena_.data(), manifest_);
-  read_state(files);
+  read_state(files, manifest_.file(state_file) != nullptr);
   build_lists();
 }
 
@@ -222,8 +251,7 @@ std::string Network::read_slot(const Files& files, const std::string& name, bool
   }
 }
 
-void Network::read_state(const Files& files) {
-  const bool sealed = manifest_.file(state_file) != nullptr;
+void Network::read_state(const Files& files, bool sealed) {
   if (sealed) {
     const std::string fault = read_slot(files, state_file, true);
     require(fault.empty(), files.shown_name(fault), "; copy the artifact again");
@@ -252,6 +280,31 @@ void Network::replace_state(std::span<const std::byte> memory) {
     std::ranges::copy(state[tensor], buffers_->state[tensor].begin());
   header_ = std::move(header);
   build_lists();
+}
+
+void Network::adopt(const Files& run) {
+  const std::string shown = run.shown_name(manifest_file);
+  Json content;
+  Manifest theirs;
+  try {
+    content = Json::parse(read_manifest(run));
+    theirs = Manifest::read(content);
+  } catch (const Error& error) {
+    blame(shown, error);
+  }
+  const char* const field = other_network(content, Json::parse(text_));
+  require(field == nullptr, shown, " is of another network than this one: its ",
+          field == nullptr ? "" : field, " differs");
+  require(theirs.classes.empty() || may_become(manifest_.classes, theirs.classes) ||
+              may_become(theirs.classes, manifest_.classes),
+          shown, " is of a network with other classes than this one");
+  const ListedFile* const listed = theirs.file(state_file);
+  if (listed != nullptr) verify(run, *listed);
+  warning_.clear();
+  read_state(run, listed != nullptr);
+  build_lists();
+  if (!theirs.classes.empty() && may_become(manifest_.classes, theirs.classes))
+    manifest_.classes = std::move(theirs.classes);
 }
 
 std::string Network::return_to_best(const Files& run, std::uint64_t step) {

@@ -79,6 +79,10 @@ class Network {
   // Replaces the state by one that lies in memory. Throws Error, and keeps its own, if it is not intact.
   void replace_state(std::span<const std::byte> memory);
 
+  // Replaces the state by the newest intact one of another run of this network, however its memory is planned and its training
+  // set; takes the names of outputs that have none. Throws Error; the state is then anything.
+  void adopt(const Files& run);
+
   // Replaces the state by the best one of a run, of that step; by the newest slot's if that cannot be used. Returns why it
   // cannot, or "".
   std::string return_to_best(const Files& run, std::uint64_t step);
@@ -108,7 +112,8 @@ class Network {
   };
 
   void take_arena(const Described& described, const Options& options);
-  void read_state(const Files& files);
+  // `sealed`: the manifest lists the state, which was verified.
+  void read_state(const Files& files, bool sealed);
   std::string read_slot(const Files& files, const std::string& name, bool sealed);
 
   std::string text_;

@@ -78,18 +78,6 @@ std::span<const std::byte> bytes_of(std::string_view text) { return std::as_byte
 
 bool is_compiled(std::string_view name) { return name.ends_with("_model.onnx") || name == "program.bin"; }
 
-bool same(const Json& one, const Json& other) {
-  if (one.kind() != other.kind() || one.items().size() != other.items().size()) return false;
-  if (one.kind() == Json::Kind::number) return one.whole() == other.whole() && one.number() == other.number();
-  if (one.text() != other.text()) return false;
-  for (std::size_t i = 0; i < one.items().size(); ++i) {
-    const Json* const counterpart =
-        one.kind() == Json::Kind::object ? other.find(one.names()[i]) : &other.items()[i];
-    if (counterpart == nullptr || !same(one.items()[i], *counterpart)) return false;
-  }
-  return true;
-}
-
 // Name of the first field of `one` that `other` has not, or has otherwise; `skipped` are not looked at.
 const std::string* differing(const Json& one, const Json& other) {
   for (std::size_t i = 0; i < one.names().size(); ++i) {
@@ -121,15 +109,15 @@ std::string listed_files(const std::string& text, const Json& files) {
   return std::string(listed.view());
 }
 
-std::string named_classes(const std::vector<std::string>& names) {
+std::string list_of(const std::vector<std::string>& names) {
   std::size_t length = 64;
   for (const std::string& name : names) length += 6 * name.size() + 8;
   Text classes(length);
   for (const std::string& name : names) {
-    classes.add(classes.view().empty() ? "\n \"classes\": [" : ", ");
+    classes.add(classes.view().empty() ? "[" : ", ");
     classes.add_quoted(name);
   }
-  classes.add("],");
+  classes.add("]");
   return std::string(classes.view());
 }
 
@@ -138,8 +126,12 @@ std::string run_manifest(const std::string& text, const Json& content, const Net
   const Json& files = *content.find("files");
   std::vector<Change> changes{{files.begin(), files.end(), listed_files(text, files)}};
   const std::vector<std::string>& classes = network.manifest().classes;
-  if (!classes.empty() && content.find("classes") == nullptr)
-    changes.push_back({content.begin() + 1, content.begin() + 1, named_classes(classes)});
+  const Json* const named = content.find("classes");
+  if (!classes.empty() && named == nullptr)
+    changes.push_back(
+        {content.begin() + 1, content.begin() + 1, "\n \"classes\": " + list_of(classes) + ","});
+  else if (!classes.empty())
+    changes.push_back({named->begin(), named->end(), list_of(classes)});
   if (const Json* const precision = content.find("attack_precision"); precision != nullptr)
     changes.push_back({precision->begin(), precision->end(), network.half() ? "\"half\"" : "\"f32\""});
   std::ranges::sort(changes, std::ranges::greater(), &Change::begin);
@@ -163,22 +155,8 @@ std::vector<std::string> missing_folders(std::string path) {
 
 // Step of the intact state in a file; nothing if there is none.
 std::optional<std::uint64_t> step_of(const FolderFiles& files, const char* name, const Manifest& manifest) {
-  try {
-    const std::unique_ptr<Source> source = files.open(name);
-    if (source == nullptr) return std::nullopt;
-    const StateHeader header = StateHeader::read(*source, manifest);
-    const std::string content = read_all(*source, source->size());
-    StateBytes state;
-    const auto counts = state_counts(manifest);
-    for (std::size_t tensor = 0; tensor < state_tensors; ++tensor)
-      state[tensor] = bytes_of(content).subspan(static_cast<std::size_t>(header.offsets[tensor]),
-                                                counts[tensor] * sizeof(float));
-    check_sum(header, state);
-    check_state(state, manifest);
-    return header.step;
-  } catch (const Error&) {
-    return std::nullopt;
-  }
+  const std::unique_ptr<StoredState> stored = StoredState::read(files, name, manifest);
+  return stored == nullptr ? std::nullopt : std::optional(stored->header.step);
 }
 
 // Step of the newest intact state of a folder; 0 if there is none.
@@ -196,6 +174,27 @@ bool is_same_folder(int one, int other) {
 }
 
 }  // namespace
+
+std::unique_ptr<StoredState> StoredState::read(const Files& files, const char* name,
+                                               const Manifest& manifest) {
+  try {
+    const std::unique_ptr<Source> source = files.open(name);
+    if (source == nullptr) return nullptr;
+    auto stored = std::make_unique<StoredState>();
+    stored->header = StateHeader::read(*source, manifest);
+    stored->content = read_all(*source, source->size());
+    const auto counts = state_counts(manifest);
+    for (std::size_t tensor = 0; tensor < state_tensors; ++tensor)
+      stored->tensors[tensor] = bytes_of(stored->content)
+                                    .subspan(static_cast<std::size_t>(stored->header.offsets[tensor]),
+                                             counts[tensor] * sizeof(float));
+    check_sum(stored->header, stored->tensors);
+    check_state(stored->tensors, manifest);
+    return stored;
+  } catch (const Error&) {
+    return nullptr;
+  }
+}
 
 RunFolder::RunFolder(std::string path, const FolderFiles& source, const Network& network,
                      std::uint64_t opened_at)
@@ -237,7 +236,7 @@ RunFolder::~RunFolder() {
     if (::rmdir(folder->c_str()) != 0) break;
 }
 
-// Whether a run of this artifact lies there; false if nothing does. A run without names of the classes gets ours,
+// Whether a run of this artifact lies there; false if nothing does. A run whose classes have no names gets ours,
 // and says from the next save on what attacks are in.
 bool RunFolder::holds_run(const Json& ours, const Network& network) {
   const std::unique_ptr<Source> source = files_->open(manifest_name);
@@ -267,10 +266,10 @@ bool RunFolder::holds_run(const Json& ours, const Network& network) {
             " is another; choose another output folder");
   }
   const auto& classes = network.manifest().classes;
-  require(found.classes.empty() || classes.empty() || found.classes == classes, shown_,
+  require(found.classes.empty() || classes.empty() || may_become(found.classes, classes), shown_,
           " holds a run with other classes; choose another folder for the run");
   const Json* const precision = theirs.find("attack_precision");
-  if ((found.classes.empty() && !classes.empty()) ||
+  if ((found.classes != classes && !classes.empty()) ||
       (precision != nullptr && precision->text() != (network.half() ? "half" : "f32")))
     manifest_ = run_manifest(text, theirs, network);
   return true;

@@ -13,6 +13,20 @@
 
 namespace edge_bcs {
 
+// An intact state in a file of a run, all of it in memory.
+struct StoredState {
+  StateHeader header;
+  std::string content;
+  StateBytes tensors;  // in it
+
+  StoredState() = default;
+  StoredState(const StoredState&) = delete;
+  StoredState& operator=(const StoredState&) = delete;
+
+  // Null if there is none of that name.
+  static std::unique_ptr<StoredState> read(const Files& files, const char* name, const Manifest& manifest);
+};
+
 class RunFolder {
  public:
   // Locks the folder, made if it is missing, and copies into it the files of the artifact that `source` has.

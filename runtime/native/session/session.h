@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -69,8 +70,10 @@ class Session {
   std::uint64_t images() const { return images_; }
   void count_images(std::uint64_t more) { images_ += more; }
   void count_step() { ++steps_; }
-  // Of a state that was read.
-  void set_counters(const StateHeader& header) { steps_ = header.step, seed_ = header.seed, images_ = 0; }
+  // Of a state that was read; `seed` takes the place of its own.
+  void set_counters(const StateHeader& header, std::optional<std::uint64_t> seed = {}) {
+    steps_ = header.step, seed_ = seed.value_or(header.seed), images_ = 0;
+  }
 
   Rates rates;
   // With what steps attack: at first what the artifact says.
