@@ -1,5 +1,7 @@
 // Half precision with the FP16 of ARMv8.2: a vector is one pixel of eight images, and its products are added in FP16, in runs
 // of a bounded number of terms (half.h). Tiles are those of sparse.cpp and dense.cpp, with numbers of two bytes.
+#include <utility>
+
 #include "kernels/blocks.h"
 #include "kernels/half.h"
 #include "kernels/half_entries.h"
@@ -135,7 +137,11 @@ EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t r
         vaddq_f16(sums[y][x], vld1q_f16(addend + place.output[down + y] + output_x[x]));
   }
   if (!walk.simple()) {
-    finish_activated(walk, place, row, sums[0], TY, TV, down, right);
+    // A copy, since sums whose address is given away would be stored after every product.
+    Eight values[TY * TV];
+    EDGE_BCS_EACH values[y * TV + x] = sums[y][x];
+    finish_activated(walk, place, row, values, TY, TV, down, right);
+    EDGE_BCS_EACH sums[y][x] = values[y * TV + x];
   } else {
     const std::int64_t bits = row * walk.bits_plane + place.bit[right] / 8;
     if (walk.bits != nullptr) {
@@ -180,22 +186,25 @@ EDGE_BCS_INLINE void finish(const Walk& walk, const Place& place, std::int64_t r
 }
 
 // Sums of earlier runs wait as floats.
-template <int N>
-EDGE_BCS_INLINE void wait(float* waiting, const Eight (&sums)[N], bool first) {
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) {
-    Vector<4> low = lower(sums[i]), high = upper(sums[i]);
-    if (!first) low += load<4>(waiting + i * VL), high += load<4>(waiting + i * VL + 4);
-    store<4>(waiting + i * VL, low);
-    store<4>(waiting + i * VL + 4, high);
-  }
+template <int TY, int TV>
+EDGE_BCS_INLINE void wait(float* waiting, const Eight (&sums)[TY][TV], bool first) {
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+    for (int x = 0; x < TV; ++x, waiting += VL) {
+      Vector<4> low = lower(sums[y][x]), high = upper(sums[y][x]);
+      if (!first) low += load<4>(waiting), high += load<4>(waiting + 4);
+      store<4>(waiting, low);
+      store<4>(waiting + 4, high);
+    }
 }
-template <int N>
-EDGE_BCS_INLINE void total(const float* waiting, Eight (&sums)[N]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < N; ++i)
-    sums[i] =
-        rounded(lower(sums[i]) + load<4>(waiting + i * VL), upper(sums[i]) + load<4>(waiting + i * VL + 4));
+template <int TY, int TV>
+EDGE_BCS_INLINE void total(const float* waiting, Eight (&sums)[TY][TV]) {
+#pragma GCC unroll 8
+  for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+    for (int x = 0; x < TV; ++x, waiting += VL)
+      sums[y][x] = rounded(lower(sums[y][x]) + load<4>(waiting), upper(sums[y][x]) + load<4>(waiting + 4));
 }
 
 // Some rows of the matrix: the distance of each entry, and its weight, times the row's scale.
@@ -219,14 +228,27 @@ struct Entries {
   void add(const Walk& walk, const SparseRows& matrix, std::int64_t from, std::int64_t to) {
     const float scale = walk.scale == nullptr ? 1 : walk.scale[first_row + rows];
     const auto plane = static_cast<std::int32_t>(walk.input_plane);
-    std::int32_t* next_distance = distance + pointer[rows];
-    Number* next_weight = weight + pointer[rows];
-    for (std::int64_t j = from; j < to; ++j) {
-      const std::int32_t entry = matrix.entry[j];
-      *next_distance++ = (entry >> 8) * plane + walk.tap[entry & 255];
-      *next_weight++ = static_cast<Number>(matrix.weight(j) * scale);
-    }
+    const std::int32_t* const entry = matrix.entry + from;
+    std::int32_t* const distances = distance + pointer[rows];
+    Number* const weights = weight + pointer[rows];
     const auto count = static_cast<int>(to - from);
+    // Loops of their own where several entries are taken at once.
+    if (walk.taps == 1) {
+      const std::int32_t tap = walk.tap[walk.used[0]];
+      for (int i = 0; i < count; ++i) distances[i] = (entry[i] >> 8) * plane + tap;
+    } else {
+      for (int i = 0; i < count; ++i) distances[i] = (entry[i] >> 8) * plane + walk.tap[entry[i] & 255];
+    }
+    if (matrix.position != nullptr || matrix.factor != nullptr) {
+#pragma GCC unroll 4
+      for (int i = 0; i < count; ++i) weights[i] = static_cast<Number>(matrix.weight(from + i) * scale);
+    } else {
+      const float* const values = matrix.value + from;
+      int i = 0;
+      for (; i + VL <= count; i += VL)
+        vst1q_f16(weights + i, rounded(load<4>(values + i) * scale, load<4>(values + i + 4) * scale));
+      for (; i < count; ++i) weights[i] = static_cast<Number>(values[i] * scale);
+    }
     pointer[rows + 1] = pointer[rows] + count;
     ++rows;
     runs = count > runs * run_of_entries ? (count + run_of_entries - 1) / run_of_entries : runs;
@@ -271,7 +293,6 @@ EDGE_BCS_INLINE void fetch_next_output(const Walk& walk, const Place& place, std
 template <int TY, int TV, bool strided>
 __attribute__((noinline)) void sparse_tile(const Walk& walk, const Entries& entries, const Place& place,
                                            float* waiting) {
-  constexpr int count = TY * TV;
   const Number* input[TY];
 #pragma GCC unroll 8
   for (int y = 0; y < TY; ++y) input[y] = numbers(walk.input) + place.input[y] + place.input_x[0];
@@ -294,13 +315,12 @@ __attribute__((noinline)) void sparse_tile(const Walk& walk, const Entries& entr
         for (int x = 0; x < TV; ++x) sums[y][x] = vdupq_n_f16(0);
       accumulate<TY, TV>(sums, input, input_x, entries.weight + begin, entries.distance + begin,
                          smaller_int(end - begin, run_of_entries));
-      auto& all = reinterpret_cast<Eight(&)[count]>(sums);
       float* const place_of_row = waiting + r * max_accumulators * VL;
       if (last && !entries.unfinished) {
-        if (!first) total<count>(place_of_row, all);
+        if (!first) total(place_of_row, sums);
         finish<TY, TV, strided>(walk, place, row, sums);
       } else {
-        wait<count>(place_of_row, all, first);
+        wait(place_of_row, sums, first);
       }
     }
 }
@@ -331,11 +351,37 @@ __attribute__((noinline)) void finish_dense(const Walk& walk, const Place& place
   finish<TY, TV, strided>(walk, place, row, sums, down, right);
 }
 
+// The weights of a block, next to each other. Of six, two more are read, for which there is room: the packed weights take half of
+// what they would as floats.
+template <int OB>
+EDGE_BCS_INLINE Eight factors_of(const Number* weights) {
+  if constexpr (OB == block_rows) {
+    return vld1q_f16(weights);
+  } else if constexpr (OB == 4) {
+    return vcombine_f16(vld1_f16(weights), vdup_n_f16(0));
+  } else {
+    Eight factors = vdupq_n_f16(weights[0]);
+    if constexpr (OB == 2) factors = vld1q_lane_f16(weights + 1, factors, 1);
+    return factors;
+  }
+}
+
+// Calls body.template operator()<0>() to <N - 1>().
+template <int N, class Body>
+EDGE_BCS_INLINE void each_lane(const Body& body) {
+  [&]<int... lane>(std::integer_sequence<int, lane...>) {
+    (body.template operator()<lane>(), ...);
+  }(std::make_integer_sequence<int, N>());
+}
+
 // OB output planes of TY rows and TV vectors that begin `down` and `right` in a tile.
 template <int OB, int TY, int TV, bool strided>
 void dense_block(const Walk& walk, const Number* weight, const Place& place, std::int64_t row, int down,
                  int right) {
-  constexpr int count = OB * TY * TV;
+  constexpr int size = TY * TV;
+#define EDGE_BCS_EACH                                                                                       \
+  _Pragma("GCC unroll 8") for (int o = 0; o < OB; ++o) _Pragma("GCC unroll 8") for (int y = 0; y < TY; ++y) \
+      _Pragma("GCC unroll 4") for (int x = 0; x < TV; ++x)
   const Number* input[TY];
 #pragma GCC unroll 8
   for (int y = 0; y < TY; ++y) input[y] = numbers(walk.input) + place.input[down + y] + place.input_x[right];
@@ -343,13 +389,13 @@ void dense_block(const Walk& walk, const Number* weight, const Place& place, std
 #pragma GCC unroll 4
   for (int x = 0; x < TV; ++x) input_x[x] = along<VL, strided>(place.input_x + right, x);
   Eight sums[OB][TY][TV];
-  auto& all = reinterpret_cast<Eight(&)[count]>(sums);
-  alignas(64) float waiting[count * VL] = {};
+  alignas(64) float waiting[OB * size * VL] = {};
   const std::int64_t channels = channels_of_run(walk.taps);
-  for (std::int64_t begin = 0; begin == 0 || begin < walk.channels; begin += channels) {
-    const std::int64_t end = smaller(walk.channels, begin + channels);
-#pragma GCC unroll 16
-    for (Eight& sum : all) sum = vdupq_n_f16(0);
+  std::int64_t begin = 0, end = 0;
+  do {
+    begin = end;
+    end = smaller(walk.channels, begin + channels);
+    EDGE_BCS_EACH sums[o][y][x] = vdupq_n_f16(0);
     for (std::int64_t channel = begin; channel < end; ++channel) {
       const std::int64_t plane = channel * walk.input_plane;
       for (int k = 0; k < walk.taps; ++k, weight += OB) {
@@ -359,23 +405,28 @@ void dense_block(const Walk& walk, const Number* weight, const Place& place, std
         for (int y = 0; y < TY; ++y)
 #pragma GCC unroll 4
           for (int x = 0; x < TV; ++x) pixels[y][x] = vld1q_f16(input[y] + distance + input_x[x]);
-#pragma GCC unroll 8
-        for (int o = 0; o < OB; ++o) {
-          const Eight factor = vld1q_dup_f16(weight + o);
+        const Eight factors = factors_of<OB>(weight);
+        each_lane<OB>([&]<int o>() {
 #pragma GCC unroll 8
           for (int y = 0; y < TY; ++y)
 #pragma GCC unroll 4
-            for (int x = 0; x < TV; ++x) sums[o][y][x] = vfmaq_f16(sums[o][y][x], factor, pixels[y][x]);
-        }
+            for (int x = 0; x < TV; ++x)
+              sums[o][y][x] = vfmaq_laneq_f16(sums[o][y][x], pixels[y][x], factors, o);
+        });
       }
     }
-    if (end < walk.channels)
-      wait<count>(waiting, all, false);
-    else if (begin > 0)
-      total<count>(waiting, all);
-  }
 #pragma GCC unroll 8
-  for (int o = 0; o < OB; ++o) finish_dense<TY, TV, strided>(walk, place, row + o, sums[o][0], down, right);
+    for (int o = 0; o < OB; ++o)
+      if (end < walk.channels)
+        wait(waiting + o * size * VL, sums[o], false);
+      else if (begin > 0)
+        total(waiting + o * size * VL, sums[o]);
+  } while (end < walk.channels);
+  Eight values[OB * size];  // a copy: see `finish`
+  EDGE_BCS_EACH values[o * size + y * TV + x] = sums[o][y][x];
+#undef EDGE_BCS_EACH
+  for (int o = 0; o < OB; ++o)
+    finish_dense<TY, TV, strided>(walk, place, row + o, values + o * size, down, right);
 }
 
 template <int TY, int TV, bool strided>
