@@ -33,7 +33,7 @@ class Stage:
     whole attack at once.
 
     Attributes:
-        share: of ε, above 0. epochs, rate: how long, and the learning rate.
+        share: of ε; 0 is natural training. epochs, rate: how long, and the learning rate.
         steps: of the attack, of 1.25·ε if it is one, else of 2.5·ε/steps.
     """
 

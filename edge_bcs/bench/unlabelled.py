@@ -5,10 +5,9 @@
 Of the photographs of Sign Language Digits (ten classes), 30 % are held out and 10 % are there to choose
 settings by. File numbers run by photographer, so both are ranges of numbers, with ten photographs left out on
 either side: no hand is in two parts. Of the others a few of each class keep their labels. A network
-learns from these: naturally, with the statistics of its batches, and then adversarially, with those that it
-has, in stages in which ε and the attack grow. From there it goes on with TRADES, in stages too, for as many
-steps either way: with labelled images alone, or with robust self-training on all. Each draw holds out another
-range and labels other photographs.
+learns from these, naturally, with the statistics of its batches. From there it goes on with those that it
+has, in stages in which ε and the attack grow from nothing, for as many steps either way: with labelled images
+alone, or with self-training on all. Each draw holds out another range and labels other photographs.
 
 Writes NETWORK.json to the folder: for each draw and way, clean accuracy and that under PGD, and how many
 pseudo-labels were right. What was measured is kept, a run that was cut off goes on, and the ranges and
@@ -35,7 +34,6 @@ import numpy as np
 import edge_bcs
 from edge_bcs.bench.hands import CLASSES, Stage, few_of_each, photographs, pretrained, split
 from edge_bcs.core.files import read_small, write_json
-from edge_bcs.core.objectives import objective_named
 from edge_bcs.core.progress import say
 from edge_bcs.core.settings import Unlabelled
 from edge_bcs.data.augmentation import Augment
@@ -54,12 +52,9 @@ class Settings:
     Attributes:
         sparsity: of the 1×1 layers, or of all of ResNet-18.
         size: height and width of the images. labelled: photographs of each class with a label.
-        first, first_steps, first_rate, first_augment: objective, length, learning rate and augmentation of
-            the training before.
-        common: stages of adversarial training on labelled images after that, each SHARE:EPOCHS:STEPS:RATE
-            (see `Stage`); or none. common_batch: of these.
-        stages: of the two ways after these; an epoch is one of the way with unlabelled images. beta: of
-            these. statistics: of all stages.
+        first_steps, first_rate, first_augment: length, learning rate and augmentation of the training before.
+        stages: of the two ways after that, each SHARE:EPOCHS:STEPS:RATE (see `Stage`), an epoch being one of
+            the way with unlabelled images. objective: of those with an attack.
         augment: of all stages. confidence: that a pseudo-label needs.
         epsilon: of 255. measured_steps: of PGD afterwards.
     """
@@ -68,15 +63,11 @@ class Settings:
     sparsity: float
     size: int
     labelled: int
-    first: str
     first_steps: int
     first_rate: float
     first_augment: Augment
-    common: str
-    common_batch: int
     stages: str
-    beta: float
-    statistics: str
+    objective: str
     batch_size: int
     epsilon: float
     measured_steps: int
@@ -84,30 +75,26 @@ class Settings:
     augment: Augment
 
 
-def exported(
-    settings: Settings, draw: int, stage: Stage | None, objective: str, batch_size: int, folder: Path
-) -> None:
+def exported(settings: Settings, draw: int, stage: Stage | None, folder: Path) -> None:
     """Export the network as it begins, for a stage, or for the training before them (None)."""
     import torch
 
     torch.manual_seed(draw)
-    common: dict[str, Any] = {"validate": False, "batch_size": batch_size}
-    common["attack"] = (stage or Stage(1, 1, 1, settings.first_rate)).attack(settings.epsilon)
-    if objective_named(objective).two_branches:
-        common["beta"] = settings.beta
+    common: dict[str, Any] = {"validate": False, "batch_size": settings.batch_size}
+    common["input_shape"] = (3, settings.size, settings.size)
     if stage is None:
         rate, common["batch_norm"] = settings.first_rate, "batch"
         common["hyper"] = edge_bcs.Hyper(learning_rate=rate, weight_decay=0.005 * rate)
     else:
-        common["hyper"] = edge_bcs.Hyper(learning_rate=stage.rate)
-        common["batch_norm"] = settings.statistics
-    common["input_shape"] = (3, settings.size, settings.size)
+        common["hyper"], common["batch_norm"] = edge_bcs.Hyper(learning_rate=stage.rate), "frozen"
+    objective = "natural"
+    if stage is not None and stage.share > 0:
+        objective, common["attack"] = settings.objective, stage.attack(settings.epsilon)
     if settings.network == "resnet18":
         small = edge_bcs.models.resnet18(num_classes=CLASSES, width=0.25, input_size=settings.size)
         sparse = edge_bcs.sparsify(small, settings.sparsity, seed=draw)
-        edge_bcs.export(sparse, folder, objective, **common)
-        return
-    sparse = pretrained(settings.sparsity, draw)
+    else:
+        sparse = pretrained(settings.sparsity, draw)
     edge_bcs.export(sparse, folder, objective, **common)
 
 
@@ -131,20 +118,15 @@ class Draw:
     def row(self, way: str, choosing: bool, threads: int) -> dict[str, Any]:
         """Train one way to its end, measure, and return the row."""
         s = self.settings
-        start = self._artifact("first", None, s.first, s.batch_size)
+        start = self._artifact("first", None)
         run = self._trained("first", start, start, threads, steps=s.first_steps, augment=s.first_augment)
-        for number, text in enumerate(s.common.split()):
-            stage, name = Stage.parse(text), f"common-{number}"
-            artifact = self._artifact(name, stage, "at", s.common_batch)
-            steps = stage.epochs * -(-len(self.few) // s.common_batch)
-            run = self._trained(name, artifact, run, threads, steps=steps, augment=s.augment)
         how: dict[str, Any] = {"augment": s.augment}
         if way == "unlabelled":
             how["unlabelled"] = Unlabelled(self.others, confidence=s.confidence)
         epoch = -(-len(self.others) // max(1, s.batch_size // 2))
         for number, text in enumerate(s.stages.split()):
             stage = Stage.parse(text)
-            artifact = self._artifact(f"stage-{number}", stage, "rst", s.batch_size)
+            artifact = self._artifact(f"stage-{number}", stage)
             run = self._trained(f"{way}-{number}", artifact, run, threads, steps=stage.epochs * epoch, **how)
         with Trainer(run, threads=threads) as trainer:
             found: dict[str, Any] = {"draw": self.draw, "way": way, "settings": asdict(s)}
@@ -165,11 +147,11 @@ class Draw:
         }
         return found
 
-    def _artifact(self, name: str, stage: Stage | None, objective: str, batch_size: int) -> Path:
+    def _artifact(self, name: str, stage: Stage | None) -> Path:
         folder = self.folder / f"artifact-{name}"
         if not (folder / "manifest.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            exported(self.settings, self.draw, stage, objective, batch_size, folder)
+            exported(self.settings, self.draw, stage, folder)
         return folder
 
     def _trained(self, name: str, artifact: Path, learnt: Path, threads: int, **how: Any) -> Path:
@@ -229,24 +211,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/unlabelled"), help="where the runs are kept")
     parser.add_argument("--network", choices=["efficientnet-lite0", "resnet18"], default="efficientnet-lite0")
     parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--labelled", type=int, default=10, help="of each class")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--only", type=int, help="this draw alone")
     parser.add_argument("--choosing", action="store_true", help="measure the choosing split, not the other")
-    parser.add_argument("--first", choices=["natural", "rst"], default="natural", help="the training before")
-    parser.add_argument("--first-steps", type=int, default=300)
+    parser.add_argument("--first-steps", type=int, default=200)
     parser.add_argument("--first-augment", default="zoom")
-    parser.add_argument("--common", default="0.125:9:1:0.0003 0.25:9:1:0.0003 0.5:9:1:0.0005")
-    parser.add_argument("--common-batch", type=int, default=16)
-    parser.add_argument("--stages", default="0.25:1:1:0.001 0.5:1:1:0.001 0.75:1:1:0.002 1:3:2:0.002")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--stages", default="0:2:1:0.001 0.25:1:1:0.0005 0.5:1:1:0.001 1:5:1:0.002 1:15:1:0.002"
+    )
+    parser.add_argument(
+        "--objective", choices=["at", "rst"], default="at", help="of the stages with an attack"
+    )
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--first-rate", type=float, default=0.02, help="its learning rate")
-    parser.add_argument("--beta", type=float, default=6.0)
-    parser.add_argument("--statistics", choices=["frozen", "batch"], default="frozen")
-    parser.add_argument("--epsilon", type=float, default=4.0, help="of 255")
+    parser.add_argument("--epsilon", type=float, default=2.0, help="of 255")
     parser.add_argument("--measured-steps", type=int, default=20)
-    parser.add_argument("--confidence", type=float, default=0.9)
+    parser.add_argument("--confidence", type=float, default=0.8)
     parser.add_argument("--augment", default="zoom")
     parser.add_argument("--threads", type=int, default=2)
     options = vars(parser.parse_args())

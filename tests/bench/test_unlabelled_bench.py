@@ -66,7 +66,7 @@ def test_a_small_one_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
              str(tmp_path / "out"), "--network", "resnet18", "--size", "16", "--draws", "1",
              "--labelled", "1", "--first-steps", "2", "--batch-size", "8", "--measured-steps", "1",
              "--confidence", "0.11", "--threads", "1", "--choosing",
-             "--common", "0.25:1:1:0.001", "--stages", "0.5:1:1:0.001 1:1:2:0.001"]  # fmt: skip
+             "--stages", "0:1:1:0.001 0.5:1:1:0.001 1:1:2:0.001"]  # fmt: skip
     monkeypatch.setattr("sys.argv", words)
     monkeypatch.setattr(hands, "GUARD", 0)  # of forty photographs it would leave none
     unlabelled.main()
@@ -75,11 +75,12 @@ def test_a_small_one_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all("choosing" in row and "held_out" not in row for row in content["rows"])
     assert content["summary"]["robust_accuracy"]["gain"]["draws"] == 1
     done = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("done.json")}
-    assert set(done) == {"first", "common-0", "labelled-0", "labelled-1", "unlabelled-0", "unlabelled-1"}
+    assert set(done) == {"first"} | {f"{way}-{n}" for way in unlabelled.WAYS for n in range(3)}
     assert done["labelled-0"]["steps"] == done["unlabelled-0"]["steps"] > 0
     assert done["unlabelled-1"]["unlabelled"]["images"] > 0 and "unlabelled" not in done["labelled-1"]
     manifests = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("manifest.json")}
     objectives = {name: manifest["objective"]["name"] for name, manifest in manifests.items()}
-    assert objectives["artifact-common-0"] == "at" and objectives["artifact-stage-0"] == "rst"
-    epsilons = [manifests[f"artifact-stage-{stage}"]["objective"]["epsilon"] for stage in range(2)]
-    assert epsilons == pytest.approx([2 / 255, 4 / 255])
+    assert objectives["artifact-first"] == objectives["artifact-stage-0"] == "natural"
+    assert objectives["artifact-stage-1"] == objectives["artifact-stage-2"] == "at"
+    epsilons = [manifests[f"artifact-stage-{stage}"]["objective"]["epsilon"] for stage in (1, 2)]
+    assert epsilons == pytest.approx([1 / 255, 2 / 255])
