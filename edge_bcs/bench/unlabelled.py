@@ -6,8 +6,9 @@ Of the photographs of Sign Language Digits (ten classes), 30 % are held out and 
 settings by. File numbers run by photographer, so both are ranges of numbers, with ten photographs left out on
 either side: no hand is in two parts. Of the others a few of each class keep their labels. A network
 learns from these, naturally, with the statistics of its batches. From there it goes on with those that it
-has, in stages in which ε and the attack grow from nothing, for as many steps either way: with labelled images
-alone, or with self-training on all. Each draw holds out another range and labels other photographs.
+has, in stages in which ε and the attack grow from nothing, for as many steps each way: with labelled images
+alone, with self-training on all, or, as the most that can be had, with the labels of all. Each draw holds out
+another range and labels other photographs.
 
 Writes NETWORK.json to the folder: for each draw and way, clean accuracy and that under PGD, and how many
 pseudo-labels were right. What was measured is kept, a run that was cut off goes on, and the ranges and
@@ -42,7 +43,7 @@ from edge_bcs.runtime import Artifact, Trainer
 from edge_bcs.runtime.state import read_state
 
 Array = np.ndarray[Any, Any]
-WAYS = ("labelled", "unlabelled")
+WAYS = ("labelled", "unlabelled", "all labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +109,8 @@ class Draw:
         images, labels, _ = data
         training, choosing, held_out = split(len(labels), draw, draws)
         few, others = few_of_each(labels, training, settings.labelled, draw)
-        self.few, self.held_out, self.choosing = (
-            ArrayDataset(images[places], labels[places]) for places in (few, held_out, choosing)
+        self.few, self.all, self.held_out, self.choosing = (
+            ArrayDataset(images[places], labels[places]) for places in (few, training, held_out, choosing)
         )
         self.others, self.truth = images[others], labels[others]
         text = json.dumps(asdict(settings), sort_keys=True) + f"{draw} of {draws}"
@@ -119,7 +120,10 @@ class Draw:
         """Train one way to its end, measure, and return the row."""
         s = self.settings
         start = self._artifact("first", None)
-        run = self._trained("first", start, start, threads, steps=s.first_steps, augment=s.first_augment)
+        run = self._trained(
+            "first", start, start, self.few, threads, steps=s.first_steps, augment=s.first_augment
+        )
+        data = self.all if way == "all labels" else self.few
         how: dict[str, Any] = {"augment": s.augment}
         if way == "unlabelled":
             how["unlabelled"] = Unlabelled(self.others, confidence=s.confidence)
@@ -127,7 +131,8 @@ class Draw:
         for number, text in enumerate(s.stages.split()):
             stage = Stage.parse(text)
             artifact = self._artifact(f"stage-{number}", stage)
-            run = self._trained(f"{way}-{number}", artifact, run, threads, steps=stage.epochs * epoch, **how)
+            steps = stage.epochs * epoch
+            run = self._trained(f"{way}-{number}", artifact, run, data, threads, steps=steps, **how)
         with Trainer(run, threads=threads) as trainer:
             found: dict[str, Any] = {"draw": self.draw, "way": way, "settings": asdict(s)}
             name, data = ("choosing", self.choosing) if choosing else ("held_out", self.held_out)
@@ -154,7 +159,9 @@ class Draw:
             exported(self.settings, self.draw, stage, folder)
         return folder
 
-    def _trained(self, name: str, artifact: Path, learnt: Path, threads: int, **how: Any) -> Path:
+    def _trained(
+        self, name: str, artifact: Path, learnt: Path, data: ArrayDataset, threads: int, **how: Any
+    ) -> Path:
         """A run of an artifact that begins with what another one has learnt, or from where it was cut off."""
         run = self.folder / name
         if (run / "done.json").exists():
@@ -166,7 +173,7 @@ class Draw:
                 trainer.replace_state(lambda buffers: _fill(buffers, state))
             say(f"draw {self.draw}, {name}: {how['steps']} steps")
             report = trainer.fit(
-                self.few, save=run, metrics=run / "metrics.jsonl", schedule="cosine", warmup=0.1,
+                data, save=run, metrics=run / "metrics.jsonl", schedule="cosine", warmup=0.1,
                 max_writes=None, **how,
             )  # fmt: skip
         write_json(run / "done.json", report)

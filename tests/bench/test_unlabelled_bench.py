@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edge_bcs.runtime.artifact import Artifact
+from edge_bcs.runtime.state import read_state
 from helpers.hands import archive
 
 from edge_bcs.bench import hands, unlabelled
@@ -55,13 +57,13 @@ def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     kept = measured.copy()
     measured.clear()
     unlabelled.main()
-    assert kept + measured == [(0, "labelled"), (0, "unlabelled"), (1, "labelled"), (1, "unlabelled")]
+    assert kept + measured == [(draw, way) for draw in range(2) for way in unlabelled.WAYS]
     content = json.loads((tmp_path / "results" / "efficientnet-lite0.json").read_text())
-    assert len(content["rows"]) == 4 and content["summary"]["accuracy"]["gain"]["draws"] == 2
+    assert len(content["rows"]) == 6 and content["summary"]["accuracy"]["gain"]["draws"] == 2
 
 
 def test_a_small_one_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways go on from the same training, through all stages; the other way is measured apart."""
+    """All ways go on from the same training, through all stages; the other way is measured apart."""
     words = ["unlabelled", str(tmp_path / "results"), "--data", str(archive(tmp_path)), "--out",
              str(tmp_path / "out"), "--network", "resnet18", "--size", "16", "--draws", "1",
              "--labelled", "1", "--first-steps", "2", "--batch-size", "8", "--measured-steps", "1",
@@ -71,12 +73,16 @@ def test_a_small_one_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hands, "GUARD", 0)  # of forty photographs it would leave none
     unlabelled.main()
     content = json.loads((tmp_path / "results" / "resnet18-choosing.json").read_text())
-    assert [row["way"] for row in content["rows"]] == ["labelled", "unlabelled"]
+    assert [row["way"] for row in content["rows"]] == list(unlabelled.WAYS)
     assert all("choosing" in row and "held_out" not in row for row in content["rows"])
     assert content["summary"]["robust_accuracy"]["gain"]["draws"] == 1
     done = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("done.json")}
     assert set(done) == {"first"} | {f"{way}-{n}" for way in unlabelled.WAYS for n in range(3)}
-    assert done["labelled-0"]["steps"] == done["unlabelled-0"]["steps"] > 0
+    assert len({done[f"{way}-0"]["steps"] for way in unlabelled.WAYS}) == 1
+    runs = {path.parent.name: path.parent for path in tmp_path.rglob("done.json")}
+    told = {name: read_state(Artifact.read(run))[1]["progress"] for name, run in runs.items()}
+    images = {name: json.loads(progress)["samples"] for name, progress in told.items()}
+    assert images["all labels-0"] > images["labelled-0"] == images["unlabelled-0"] == 10
     assert done["unlabelled-1"]["unlabelled"]["images"] > 0 and "unlabelled" not in done["labelled-1"]
     manifests = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("manifest.json")}
     objectives = {name: manifest["objective"]["name"] for name, manifest in manifests.items()}
