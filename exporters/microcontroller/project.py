@@ -30,6 +30,7 @@ _ROOMS = ("ops", "kernels", "runner", "session", "image", "freestanding", "inclu
 # What needs an operating system, and what only ONNX Runtime or Python call.
 _LEFT_OUT = {
     *("ops/ort_training.cpp", "runner/pool.cpp", "runner/interface.cpp"),
+    *("session/archive_files.cpp", "session/tar_header.cpp"),
     *("session/folder_files.cpp", "session/lock.cpp", "session/run_folder.cpp"),
 }
 _MARKER = "network.h"

@@ -149,6 +149,7 @@ Wanted wanted_by(const Options& options) {
   wanted.data = options.text_or("--data", "");
   std::string stem = wanted.artifact;
   while (stem.size() > 1 && stem.ends_with('/')) stem.pop_back();
+  if (stem.ends_with(".tar")) stem.resize(stem.size() - std::string_view(".tar").size());
   wanted.folder = options.text_or("--output", (stem + "-run").c_str());
   wanted.machine = machine_of(options);
   wanted.machine.attack_precision = options.choice("--attack-precision", precisions);
@@ -388,6 +389,7 @@ const CommandSpec finetune_spec{
     "finetune",
     "ARTIFACT",
     "Train an artifact robustly on this machine, inside one arena, and report what it gained.\n\n"
+    "ARTIFACT is a folder, or a .tar, which is read where it lies. "
     "The run folder is an artifact with the newest state, metrics.jsonl (one line a step) and report.json, "
     "as "
     "`edge-bcs finetune` writes them: either goes on with what the other began, with the same bits. It is "

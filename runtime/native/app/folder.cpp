@@ -18,6 +18,7 @@
 #include "app/tar.h"
 #include "app/text.h"
 #include "session/files.h"
+#include "session/json.h"
 #include "session/sha256.h"
 
 namespace edge_bcs::app {

@@ -5,8 +5,8 @@
 #include <cmath>
 
 #include "app/commands.h"
+#include "app/opening.h"
 #include "app/reading.h"
-#include "app/saving.h"
 #include "app/shared_options.h"
 #include "app/text.h"
 
@@ -17,7 +17,6 @@ namespace {
 constexpr std::array options_of_inspect{
     trust_key_option, min_release_option,
     OptionSpec{"--json", nullptr, "Print the answer as one JSON object."}};
-constexpr std::uint64_t largest_manifest = 64 << 20;
 
 struct Layer {
   std::string name, shape;
@@ -71,11 +70,9 @@ int inspect(const Options& options) {
   const MachineWishes machine = machine_of(options);
   const Network network(path, machine);
   const edge_bcs_info& info = network.info();
-  const Value manifest = read_json(joined(path, "manifest.json"), largest_manifest);
+  const Value manifest = manifest_of(path);
   const std::vector<Layer> layers = layers_of(manifest, network);
-  const char* const signature = machine.trusted.any()                        ? "valid"
-                                : is_file(joined(path, "manifest.json.sig")) ? "unchecked"
-                                                                             : "none";
+  const char* const signature = machine.trusted.any() ? "valid" : has_signature(path) ? "unchecked" : "none";
   if (options.has("--json")) {
     Value result;
     for (const auto& [name, value] : manifest.members())

@@ -7,6 +7,7 @@
 #include "app/saving.h"
 #include "app/text.h"
 #include "app/trust.h"
+#include "session/archive_files.h"
 
 namespace edge_bcs::app {
 
@@ -15,8 +16,7 @@ namespace {
 // Whether the run in `folder` is one of the artifact: their manifests differ in nothing but names that outputs got, who made
 // them, and files that follow from the rest. An artifact that is gone is no matter, for the run is complete.
 void check_same_artifact(const std::string& folder, const std::string& artifact) {
-  const Value run = read_json(joined(folder, manifest_file), largest_report),
-              made = read_json(joined(artifact, manifest_file), largest_report);
+  const Value run = manifest_of(folder), made = manifest_of(artifact);
   if (!run.is_object() || !made.is_object()) return;
   for (const auto& [name, value] : made.members()) {
     if (name == "created_by" || name == "classes" || name == "memory" || name == "files" ||
@@ -35,7 +35,7 @@ void check_same_artifact(const std::string& folder, const std::string& artifact)
 
 // Says so where the attacks of a run are from here on in another precision.
 void tell_of_precision(const std::string& folder, const Network& network) {
-  const Value manifest = read_json(joined(folder, manifest_file), largest_report);
+  const Value manifest = manifest_of(folder);
   const Value* const said = manifest.is_object() ? manifest.find("attack_precision") : nullptr;
   const char* const now = network.info().attack_precision;
   if (said == nullptr || now == nullptr || said->text() == "auto" || said->text() == now) return;
@@ -43,6 +43,20 @@ void tell_of_precision(const std::string& folder, const Network& network) {
 }
 
 }  // namespace
+
+Value manifest_of(const std::string& path) {
+  try {
+    const std::unique_ptr<Files> files = open_files(path);
+    const std::unique_ptr<Source> source = files->open(manifest_file);
+    if (source == nullptr) return {};
+    const Json read = Json::parse(read_all(*source, largest_report));
+    return read.kind() == Json::Kind::object ? Value(read) : Value();
+  } catch (const Error&) {
+    return {};
+  }
+}
+
+bool has_signature(const std::string& path) { return open_files(path)->open("manifest.json.sig") != nullptr; }
 
 bool holds_run(const std::string& folder) {
   return is_file(joined(folder, manifest_file)) && (is_file(joined(folder, "state.safetensors")) ||

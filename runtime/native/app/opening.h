@@ -6,6 +6,7 @@
 #include <string>
 
 #include "app/network.h"
+#include "app/value.h"
 
 namespace edge_bcs::app {
 
@@ -23,6 +24,11 @@ struct Opened {
   std::unique_ptr<Network> network;
   bool resumed;
 };
+
+// The manifest of an artifact or a run, a folder or a .tar; null if it cannot be read.
+Value manifest_of(const std::string& path);
+// Whether somebody signed it. Throws Error.
+bool has_signature(const std::string& path);
 
 // Whether a run that was saved at least once lies in a folder.
 bool holds_run(const std::string& folder);

@@ -156,13 +156,6 @@ std::uint32_t take_code_point(std::string_view text, std::size_t& place) {
   return code;
 }
 
-bool is_utf8(std::string_view text) {
-  for (std::size_t place = 0; place < text.size();)
-    if (const std::uint32_t code = take_code_point(text, place); code >= 0xdc00 && code <= 0xdfff)
-      return false;
-  return true;
-}
-
 bool before(std::string_view one, std::string_view other) {
   std::size_t here = 0, there = 0;
   while (here < one.size() && there < other.size()) {

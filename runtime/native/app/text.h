@@ -39,7 +39,5 @@ void say(std::string_view sentence);
 std::uint32_t take_code_point(std::string_view text, std::size_t& place);
 // Compares names as Python compares text: by code point, and bytes that are no UTF-8 as halves of surrogate pairs.
 bool before(std::string_view one, std::string_view other);
-// Whether bytes are UTF-8.
-bool is_utf8(std::string_view text);
 
 }  // namespace edge_bcs::app

@@ -1,8 +1,7 @@
-// In the place of session/folder_files.cpp, lock.cpp and run_folder.cpp where there are no files: who asks for a folder gets a
-// sentence.
-#include "session/files.h"
-
+// In the place of session/archive_files.cpp, folder_files.cpp, lock.cpp and run_folder.cpp where there are no files: who asks for a
+// folder gets a sentence.
 #include "ops/op.h"
+#include "session/archive_files.h"
 #include "session/run_folder.h"
 
 namespace edge_bcs {
@@ -25,9 +24,11 @@ std::unique_ptr<Source> FolderFiles::open(const std::string&) const { refuse(); 
 
 std::string FolderFiles::shown_name(const std::string& name) const { return name; }
 
+std::unique_ptr<Files> open_files(const std::string&) { refuse(); }
+
 FolderLock::~FolderLock() = default;
 
-RunFolder::RunFolder(std::string, const FolderFiles&, const Network&, std::uint64_t) { refuse(); }
+RunFolder::RunFolder(std::string, const Files&, const Network&, std::uint64_t) { refuse(); }
 
 RunFolder::~RunFolder() = default;
 

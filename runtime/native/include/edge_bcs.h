@@ -104,9 +104,10 @@ typedef struct edge_bcs_file {
 } edge_bcs_file;
 
 /**
- * Opens the folder of an artifact or of a saved run, of which the newest intact state is read.
+ * Opens an artifact, which is a folder or a .tar that is read where it lies, or the folder of a saved run, of which the newest
+ * intact state is read.
  *
- * @param folder   UTF-8.
+ * @param folder   or .tar; UTF-8.
  * @param options  NULL for the defaults.
  * @param opened   set to the handle, or to NULL.
  * @return EDGE_BCS_ERROR if the folder is none, or any file of it is damaged, altered or hostile; EDGE_BCS_NO_MEMORY.

@@ -45,7 +45,12 @@ class Files {
   virtual std::unique_ptr<Source> open(const std::string& name) const = 0;
   // What a sentence calls the file.
   virtual std::string shown_name(const std::string& name) const = 0;
+  // Where it is a folder, that, open; else -1.
+  virtual int folder() const { return -1; }
 };
+
+// A file by its name in an open folder. Null if there is none. Throws Error ("it …").
+std::unique_ptr<Source> open_file(int folder, const std::string& name);
 
 class FolderFiles final : public Files {
  public:
@@ -53,7 +58,7 @@ class FolderFiles final : public Files {
   explicit FolderFiles(std::string folder);
   std::unique_ptr<Source> open(const std::string& name) const override;
   std::string shown_name(const std::string& name) const override;
-  int folder() const { return folder_.number(); }
+  int folder() const override { return folder_.number(); }
 
  private:
   std::string path_;

@@ -57,13 +57,17 @@ FolderFiles::FolderFiles(std::string folder)
          shown(path_, longest_path), "`");
   if (error == ENOTDIR)
     fail(shown(path_, longest_path),
-         " is a file, and what is opened is the folder of an artifact or of a run");
+         " is a file, and an artifact is a folder or a .tar, such as `edge-bcs export` makes");
   fail(shown(path_, longest_path), " cannot be read: ", cause_of(error));
 }
 
 std::unique_ptr<Source> FolderFiles::open(const std::string& name) const {
+  return open_file(folder_.number(), name);
+}
+
+std::unique_ptr<Source> open_file(int folder, const std::string& name) {
   // Not to wait for who writes into a pipe.
-  Descriptor file(::openat(folder_.number(), name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  Descriptor file(::openat(folder, name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!file && errno == ENOENT) return nullptr;
   if (!file) fail("it cannot be read: ", cause_of(errno));
   struct stat found{};

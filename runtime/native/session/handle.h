@@ -20,8 +20,8 @@
 
 struct edge_bcs_network {
   edge_bcs::Session session;
-  std::unique_ptr<edge_bcs::FolderFiles> files;  // none of what lay in memory
-  std::unique_ptr<edge_bcs::RunFolder> run;      // that is saved into
+  std::unique_ptr<edge_bcs::Files> files;    // none of what lay in memory
+  std::unique_ptr<edge_bcs::RunFolder> run;  // that is saved into
   std::uint64_t opened_at;
   std::optional<edge_bcs::Course> course;  // of the training under way or last done
   std::uint64_t skipped_in_a_row = 0;
@@ -34,7 +34,7 @@ struct edge_bcs_network {
   edge_bcs::Text progress{edge_bcs::most_course}, header{edge_bcs::most_header_of(notes)};
   std::atomic_flag busy = ATOMIC_FLAG_INIT;  // while a call changes it
 
-  explicit edge_bcs_network(std::unique_ptr<edge_bcs::FolderFiles> folder, const edge_bcs::Options& options)
+  explicit edge_bcs_network(std::unique_ptr<edge_bcs::Files> folder, const edge_bcs::Options& options)
       : session(*folder, options, true), files(std::move(folder)), opened_at(session.steps()) {
     keep_read();
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ops/dispatch.h"
+#include "session/archive_files.h"
 #include "session/handle.h"
 
 #ifndef EDGE_BCS_VERSION
@@ -79,8 +80,7 @@ edge_bcs_status edge_bcs_open(const char* folder, const edge_bcs_options* option
                               edge_bcs_network** opened) {
   return open(opened, [&] {
     require(folder != nullptr, "the folder is NULL");
-    return std::make_unique<edge_bcs_network>(std::make_unique<edge_bcs::FolderFiles>(folder),
-                                              options_of(options));
+    return std::make_unique<edge_bcs_network>(edge_bcs::open_files(folder), options_of(options));
   });
 }
 
@@ -101,7 +101,7 @@ edge_bcs_status edge_bcs_open_files(const edge_bcs_file* files, size_t count, co
 edge_bcs_status edge_bcs_arena_bytes(const char* folder, uint64_t* bytes) {
   return guarded([&] {
     require(folder != nullptr && bytes != nullptr, "the folder, or the place for the bytes, is NULL");
-    *bytes = edge_bcs::Program::arena(edge_bcs::Described::of(edge_bcs::FolderFiles(folder), {})->program);
+    *bytes = edge_bcs::Program::arena(edge_bcs::Described::of(*edge_bcs::open_files(folder), {})->program);
   });
 }
 

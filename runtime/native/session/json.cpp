@@ -272,6 +272,12 @@ bool acts_on_terminals(std::string_view text) {
   return false;
 }
 
+bool is_utf8(std::string_view text) {
+  while (!text.empty())
+    if (!take_character(text)) return false;
+  return true;
+}
+
 std::string shown(std::string_view text, std::size_t most) {
   std::string made;
   for (std::size_t count = 0; !text.empty(); ++count) {

@@ -56,6 +56,9 @@ bool same(const Json& one, const Json& other);
 // Whether UTF-8 text has a character that acts on a terminal that shows it: edge_bcs/core/text.py says which.
 bool acts_on_terminals(std::string_view text);
 
+// Whether bytes are UTF-8.
+bool is_utf8(std::string_view text);
+
 // The text with such characters, and what is no UTF-8, replaced by '?'.
 std::string shown(std::string_view text, std::size_t most = 60);
 

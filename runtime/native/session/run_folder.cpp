@@ -196,8 +196,7 @@ std::unique_ptr<StoredState> StoredState::read(const Files& files, const char* n
   }
 }
 
-RunFolder::RunFolder(std::string path, const FolderFiles& source, const Network& network,
-                     std::uint64_t opened_at)
+RunFolder::RunFolder(std::string path, const Files& source, const Network& network, std::uint64_t opened_at)
     : path_(std::move(path)), shown_(shown(path_, 4096)), made_(missing_folders(path_)) {
   const Json ours = Json::parse(network.manifest_text());
   try {

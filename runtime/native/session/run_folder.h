@@ -32,7 +32,7 @@ class RunFolder {
   // Locks the folder, made if it is missing, and copies into it the files of the artifact that `source` has.
   // `opened_at`: the step of the state when it was read from there. Throws Error if something else lies there, if another
   // process writes there or trained the run on, or if nothing can be written.
-  RunFolder(std::string path, const FolderFiles& source, const Network& network, std::uint64_t opened_at);
+  RunFolder(std::string path, const Files& source, const Network& network, std::uint64_t opened_at);
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
