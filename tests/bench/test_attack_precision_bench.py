@@ -39,7 +39,9 @@ def test_the_page_sets_the_precisions_beside_the_seeds() -> None:
 def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is there is not done again; the losses are those of attacks that differ, on the same network."""
     data, rng = tmp_path / "images.npz", np.random.default_rng(0)
-    images = {f"x_{part}": rng.integers(0, 256, (64, 3, 8, 8), np.uint8) for part in ("train", "test")}
+    images: dict[str, Any] = {
+        f"x_{part}": rng.integers(0, 256, (64, 3, 8, 8), np.uint8) for part in ("train", "test")
+    }
     np.savez(data, **images, y_train=np.arange(64) % 10, y_test=np.arange(64) % 10)
     words = ["bench", str(tmp_path / "results"), "--data", str(data), "--out", str(tmp_path / "out"),
              "--width", "0.125", "--sparsity", "0.5", "--size", "8", "--images", "64", "--epochs", "1",
