@@ -36,6 +36,12 @@ def test_the_camera_tints_flattens_blurs_and_adds_noise(example: ModuleType) -> 
     assert rows[15] - rows[8] > 0.02 and rows[24] - rows[16] > 0.02
 
 
+def test_the_camera_sees_what_the_network_takes(example: ModuleType) -> None:
+    training, held_out, names = example.camera_images("digits", (3, 16, 16), seed=0)
+    assert training.images([0]).shape == held_out.images([0]).shape == (1, 3, 16, 16)
+    assert held_out.classes == tuple(names[label] for label in example.CLASSES)
+
+
 def test_the_example_runs_inside_its_budget(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
