@@ -15,6 +15,7 @@ whole; what is there is not done again. Writes rows.json and README.md, whose la
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
@@ -84,7 +85,10 @@ def row(
     settings: Settings, seed: int, precision: str, train: ArrayDataset, test: ArrayDataset, out: Path
 ) -> dict[str, Any]:
     """Train and measure."""
-    artifact, run = out / f"artifact-{seed}", out / f"{precision}-{seed}"
+    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:12]
+    artifact, run = (
+        out / f"{settings.network}-{digest}" / f"{name}-{seed}" for name in ("artifact", precision)
+    )
     if not (artifact / "manifest.json").exists():
         exported(settings, seed, artifact)
     begun = (run / "state.safetensors").exists()

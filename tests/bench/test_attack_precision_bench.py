@@ -57,3 +57,9 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     attack_precision.main()
     rows = json.loads(file.read_text())["rows"]
     assert rows[:2] == first and [one["seed"] for one in rows] == [0, 0, 1, 1]
+    monkeypatch.setattr(
+        "sys.argv", [*words, "--seeds", "0", "--epochs", "2"]
+    )  # other settings, another training
+    attack_precision.main()
+    longer = json.loads(file.read_text())["rows"][4]
+    assert longer["loss"]["f32"] != loss["f32"] and longer["processor_seconds"] is not None
