@@ -43,6 +43,11 @@ def with_header(offset: int, field: bytes, member: int = 0) -> Callable[[Path], 
     return change
 
 
+def size_of(file: Path, member: int) -> int:
+    with tarfile.open(file) as content:
+        return content.getmembers()[member].size
+
+
 def added(*more: Member) -> Callable[[Path], None]:
     return lambda file: write(file, members(file) + list(more))
 
@@ -86,7 +91,13 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
      lambda f: write(f, [*members(f)[:-1], entry("tiny/training_model.onnx", b"x" * 999)]), "999 bytes"),
     ("declared beyond the end", with_header(124, b"77777777777\0", 3), "beyond its end"),
     ("size in base 256", with_header(124, b"\x80" + b"\xff" * 11, 3), "beyond its end"),
+    ("a true size in base 256", lambda f: with_header(124, b"\x80" + size_of(f, 3).to_bytes(11, "big"), 3)(f),
+     "beyond its end"),
+    ("a size and more", lambda f: with_header(124, b"%06o\0junk\0" % size_of(f, 3), 3)(f), "beyond its end"),
     ("no size", with_header(124, b"9" * 11, 3), "beyond its end"),
+    ("a folder of no size",
+     lambda f: (added(entry("tiny/", kind=tarfile.DIRTYPE))(f), with_header(124, b" " * 12, -1)(f)),
+     "beyond its end"),
     ("large manifest", lambda f: write(f, [entry("tiny/manifest.json", bytes(17 << 20)), *members(f)[1:]]),
      "larger than 16 MiB"),
     ("broken manifest", lambda f: write(f, [entry("tiny/manifest.json", b"{"), *members(f)[1:]]), "damaged"),

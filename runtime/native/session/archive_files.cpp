@@ -98,7 +98,7 @@ void ArchiveFiles::list() {
             ", which an artifact does not have; pack it with `edge-bcs export --archive` or `tar "
             "--format=ustar`");
     at += TarHeader::bytes;
-    const std::optional<std::uint64_t> size = header.size();
+    const std::optional<std::uint64_t> size = header.plain_size();
     require(size && *size <= end - at && tar_padded(*size) <= end - at, shown_,
             " is truncated: a file in it goes beyond its end; copy it again");
     const std::string name = header.name();

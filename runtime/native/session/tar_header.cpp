@@ -15,6 +15,18 @@ std::string_view TarHeader::field(std::size_t at, std::size_t length) const {
   return text.substr(0, text.find('\0'));
 }
 
+// Octal digits, with spaces and NULs around them.
+std::optional<std::uint64_t> TarHeader::octal(std::size_t at, std::size_t length) const {
+  constexpr std::string_view around(" \0", 2);
+  std::string_view text(content_.data() + at, length);
+  text.remove_prefix(std::min(text.find_first_not_of(around), text.size()));
+  text = text.substr(0, text.find_last_not_of(around) + 1);
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, 8);
+  if (error != std::errc() || end != text.data() + text.size()) return {};
+  return value;
+}
+
 // An octal number, or one of 64 bits as GNU writes what is larger.
 std::optional<std::uint64_t> TarHeader::number(std::size_t at, std::size_t length) const {
   std::uint64_t value = 0;
@@ -40,7 +52,7 @@ bool TarHeader::is_intact() const {
   std::uint64_t sum = 0;
   for (std::size_t i = 0; i < bytes; ++i)
     sum += i - checksum_at < checksum_bytes ? ' ' : static_cast<unsigned char>(content_[i]);
-  return number(checksum_at, checksum_bytes) == sum;
+  return octal(checksum_at, checksum_bytes) == sum;
 }
 
 bool TarHeader::is_ustar() const { return field(257, 5) == "ustar"; }

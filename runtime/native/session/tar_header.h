@@ -29,11 +29,16 @@ class TarHeader {
   char kind() const { return content_[156]; }
   std::string name() const;
   // Of what lies behind it; nothing if it is no number.
-  std::optional<std::uint64_t> size() const { return number(124, 12); }
+  std::optional<std::uint64_t> size() const { return number(size_at, size_bytes); }
+  // The same as an artifact has it: in octal digits, so that no two readers take it for different sizes.
+  std::optional<std::uint64_t> plain_size() const { return octal(size_at, size_bytes); }
 
  private:
   std::string_view field(std::size_t at, std::size_t length) const;
+  std::optional<std::uint64_t> octal(std::size_t at, std::size_t length) const;
   std::optional<std::uint64_t> number(std::size_t at, std::size_t length) const;
+
+  static constexpr std::size_t size_at = 124, size_bytes = 12;
 
   std::array<char, bytes> content_;
 };
