@@ -150,6 +150,21 @@ def test_either_program_goes_on_where_the_other_was_cut_off(
     assert c.metadata() == a.metadata()
 
 
+def test_what_others_became_in_fewer_steps_is_taken(
+    tiny_artifact: Make, digits: Path, tmp_path: Path
+) -> None:
+    """What a board sent never arrived: it goes on from a lower step than that of its own slot before."""
+    (a, b), (c, d) = (two(tiny_artifact, digits, tmp_path / name) for name in ("python", "mixed"))
+    for one, program, other in ((a, a.python, b), (c, c.program, d)):
+        assert program("--steps", 6, "--wait", 0)[0] == 75
+        shutil.rmtree(one.place(1))
+        assert other.python("--steps", 2, "--boards", 1)[0] == 0
+        status, report, told = program("--steps", 3, "--wait", 0, "--resume")
+        assert status == 75 and report["stopped"] == {"by": "--wait", "step": 5}, told
+    assert exchanged(c.share) == exchanged(a.share)
+    assert board.states(c.run)[STATE] == board.states(a.run)[STATE]
+
+
 def test_a_kill_anywhere_loses_no_round(tiny_artifact: Make, digits: Path, tmp_path: Path) -> None:
     """SIGKILL whenever a file is about to be renamed into its place, and before the next time."""
     if shutil.which("strace") is None:
@@ -236,6 +251,8 @@ def test_a_merged_run_that_cannot_be_used_is_one_sentence(
         changed_manifest = json.dumps({**manifest, name: value})
         (place / "merged" / "manifest.json").write_text(changed_manifest)
         assert f"is of another network than this one: its {name} differs" in again(a)
+    (place / "merged" / "manifest.json").unlink()
+    assert again(a) == f"{place}/merged/manifest.json is missing; copy or export the artifact again."
     layers = [{**layer, "density": 0.9} for layer in manifest["layers"]]  # how it began is no matter
     described = {**manifest, "layers": layers, "micro_batch": 2}
     (place / "merged" / "manifest.json").write_text(json.dumps(described))
@@ -290,6 +307,7 @@ def test_what_cannot_be_asked(tiny_artifact: Make, digits: Path, tmp_path: Path)
         (["--board", "a"], "--board belongs to --rounds, which is not given"),
         (["--wait", 1], "--wait belongs to --rounds"),
         (["--max-rounds", 1], "--max-rounds belongs to --rounds"),
+        (["--rounds", ""], "--rounds names no folder"),
         ([*share, "--board", "a/b"], "'a/b' is no name for a board"),
         ([*share, "--board", "merged"], "'merged' is no name for a board"),
         ([*share, "--boards", 2], "edge-bcs-run has no --boards: it merges nothing; let `edge-bcs merge` do"),

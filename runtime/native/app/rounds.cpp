@@ -124,6 +124,7 @@ std::optional<RoundWishes> rounds_by(const Options& options) {
   for (const char* const name : {"--board", "--max-rounds", "--wait"})
     require(folder || !options.has(name), name, " belongs to --rounds, which is not given.");
   if (!folder) return {};
+  require(!folder->empty(), "--rounds names no folder.");
   RoundWishes wishes{*folder, options.text("--board").value_or(name_of_host()),
                      options.whole("--max-rounds", 1).value_or(1), options.number("--wait").value_or(600)};
   if (!(wishes.wait >= 0)) throw UsageError("Invalid value for '--wait': it is at least 0.");

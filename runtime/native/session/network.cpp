@@ -283,11 +283,11 @@ void Network::replace_state(std::span<const std::byte> memory) {
 }
 
 void Network::adopt(const Files& run) {
-  const std::string shown = run.shown_name(manifest_file);
+  const std::string shown = run.shown_name(manifest_file), text = read_manifest(run);
   Json content;
   Manifest theirs;
   try {
-    content = Json::parse(read_manifest(run));
+    content = Json::parse(text);
     theirs = Manifest::read(content);
   } catch (const Error& error) {
     blame(shown, error);

@@ -159,12 +159,12 @@ std::optional<std::uint64_t> step_of(const FolderFiles& files, const char* name,
   return stored == nullptr ? std::nullopt : std::optional(stored->header.step);
 }
 
-// Step of the newest intact state of a folder; 0 if there is none.
+// Step of the newest intact state of a folder; 0 if there is none. The one before may be of a higher step: what boards became
+// together may have fewer than one of them.
 std::uint64_t saved_step(const FolderFiles& files, const Manifest& manifest) {
-  std::uint64_t newest = 0;
   for (const char* const name : {partial_file, state_file, previous_file})
-    newest = std::max(newest, step_of(files, name, manifest).value_or(0));
-  return newest;
+    if (const auto step = step_of(files, name, manifest)) return *step;
+  return 0;
 }
 
 bool is_same_folder(int one, int other) {
