@@ -132,6 +132,8 @@ def test_a_file_that_is_no_archive_is_one_sentence(tiny_artifact: Make, tmp_path
     file = tmp_path / "x.zip"
     file.write_bytes(b"PK")
     assert f"{file} is a file, and an artifact is a folder or a .tar" in board.refused("inspect", file)
+    told = board.refused("finetune", tiny_artifact(), *OPTIONS, "-o", file)
+    assert told == f"{file} is a file; choose a folder for the run." and file.read_bytes() == b"PK"
     (tmp_path / "a.tar").mkdir()
     assert "manifest.json is missing" in board.refused("inspect", tmp_path / "a.tar")
     shutil.copytree(tiny_artifact(), tmp_path / "b.tar")

@@ -203,6 +203,9 @@ RunFolder::RunFolder(std::string path, const Files& source, const Network& netwo
     for (const std::string& folder : made_)
       require(::mkdir(folder.c_str(), 0777) == 0 || errno == EEXIST, shown_,
               " cannot be made: ", cause_of(errno));
+    struct stat there{};
+    require(::stat(path_.c_str(), &there) != 0 || S_ISDIR(there.st_mode), shown_,
+            " is a file; choose a folder for the run");
     files_ = std::make_unique<FolderFiles>(path_);
     const bool run = holds_run(ours, network);
     if (!run) check_nothing_is_lost(network.manifest());
