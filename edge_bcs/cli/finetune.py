@@ -105,7 +105,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-hours", type=click.FloatRange(0, min_open=True),
-    help="Save and exit with status 75 after so many hours; --resume goes on.",
+    help="Save and exit with status 75 after so many hours (with --rounds, of training in a round); --resume "
+    "goes on.",
 )  # fmt: skip
 @click.option(
     "--eval-samples", type=click.IntRange(0), default=200, show_default=True,

@@ -25,8 +25,6 @@ def open_run(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
 
     machine = machine_of(options)
     if options["resume"] and _holds_state(folder):
-        if options["seed"] is not None:
-            raise EdgeBcsError("a resumed run keeps its seed: leave --seed out.")
         if options["trust_keys"] or options["min_release"]:
             # What training wrote here has no signature; that it goes on from what was signed can be seen.
             read = _trusted(artifact, folder, options)
@@ -35,6 +33,9 @@ def open_run(artifact: str, folder: Path, options: dict[str, Any]) -> Any:
         elif (known := _readable(artifact)) is not None:
             check_is_run_of(folder, known)
         trainer = Trainer.resume(folder, **machine)
+        if options["seed"] not in (None, trainer.seed):
+            trainer.close()
+            raise EdgeBcsError(f"a resumed run keeps its seed, here {trainer.seed}: leave --seed out.")
         before, now = trainer.artifact.attack_precision, trainer.attack_precision
         if before in ("f32", "half") and before != now:
             say(f"Attacks of this run were in {before}; from here on they are in {now}.")

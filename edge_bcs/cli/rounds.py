@@ -19,7 +19,7 @@ from edge_bcs.core.progress import say, told_once
 from edge_bcs.core.units import format_bytes
 
 if TYPE_CHECKING:
-    from edge_bcs.fleet.rounds import Rounds
+    from edge_bcs.fleet.rounds import Met, Rounds
     from edge_bcs.runtime.artifact import Artifact
 
 _OPTIONS = (
@@ -79,6 +79,8 @@ def check_rounds(options: dict[str, Any]) -> None:
             if options[name] is not None:
                 raise EdgeBcsError(f"--{name.replace('_', '-')} belongs to --rounds, which is not given.")
         return
+    if not options["rounds"]:
+        raise EdgeBcsError("--rounds names no folder.")
     if options["robust"] is not None and options["boards"] is None:
         raise EdgeBcsError("--robust says how this board merges, which it does only with --boards.")
     exchange_of(options)
@@ -122,7 +124,14 @@ def take_part(
         tell(sentence)
         check()
 
-    number = _join(exchange, folder, options, first)
+    try:
+        number = _join(
+            exchange, folder, options, first, lambda ahead, own: exchange.meet(ahead, own, wait, between)
+        )
+    except Stopped as stopped:
+        report["rounds"] = _earlier(folder)
+        report["stopped"] = {"by": stopped.name, "step": _saved_step(folder)}
+        return stopped.exit_status
     report["rounds"] = _earlier(folder)
     for _ in range(options["max_rounds"] or _ROUNDS):
         say(f"Round {number}, as board {exchange.board}.")
@@ -150,9 +159,26 @@ def take_part(
     return 0
 
 
-def _join(exchange: Rounds, folder: Path, options: dict[str, Any], first: Callable[[], Artifact]) -> int:
+def _saved_step(folder: Path) -> int:
+    """The step of the run in ``folder``; 0 if there is none."""
+    from edge_bcs.runtime.artifact import Artifact
+    from edge_bcs.runtime.state import read_state
+
+    try:
+        return int(read_state(Artifact.read(folder))[1]["step"])
+    except EdgeBcsError:
+        return 0
+
+
+def _join(
+    exchange: Rounds,
+    folder: Path,
+    options: dict[str, Any],
+    first: Callable[[], Artifact],
+    meet: Callable[[int, Artifact], Met],
+) -> int:
     """Return the round that the run in ``folder`` is in; a new run, or one that the fleet has overtaken,
-    begins the one after the last that was merged."""
+    begins the one after the last that was merged, with what ``meet`` finds there."""
     from edge_bcs.fleet.members import round_of
     from edge_bcs.fleet.rounds import begin
     from edge_bcs.runtime.artifact import Artifact
@@ -171,7 +197,7 @@ def _join(exchange: Rounds, folder: Path, options: dict[str, Any], first: Callab
         say(f"Round {ahead} was merged; the run was in round {number}, and goes on from there.")
     else:
         artifact, seed = first(), options["seed"]
-    begin(folder, artifact, exchange.merged(ahead, artifact) if ahead else None, ahead + 1, seed)
+    begin(folder, artifact, meet(ahead, artifact) if ahead else None, ahead + 1, seed)
     write_json(folder / REPORT, {"run": str(folder), "rounds": _earlier(folder)})
     return ahead + 1
 

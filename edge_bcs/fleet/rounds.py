@@ -187,8 +187,8 @@ class Rounds:
 
     def _waiting(self, number: int) -> str:
         there = len(self.sent(number))
-        boards = f"{there}" if self.boards is None else f"{there} of {self.boards}"
-        return f"Round {number}: the runs of {boards} boards are there; waiting for what they become."
+        of = "" if self.boards is None else f" of {self.boards}"
+        return f"Round {number}: runs that are there: {there}{of}; waiting for what they become."
 
     def merged(self, number: int, artifact: Artifact) -> Met:
         """Return what somebody has merged a round to; EdgeBcsError if it cannot be used."""

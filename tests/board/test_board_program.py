@@ -361,7 +361,12 @@ def test_a_run_folder_is_not_written_over(tiny_artifact: Make, tmp_path: Path) -
     board.succeed(*given)
     before = board.states(tmp_path / "run")
     assert "already holds a run: add --resume" in board.refused(*given)
-    assert "keeps its seed" in board.refused(*given, "--resume", "--seed", 3)
+    kept = "a resumed run keeps its seed, here 0: leave --seed out."
+    assert kept in board.refused(*given, "--resume", "--seed", 3)
+    assert kept in commands.run(*given, "--resume", "--seed", 3).stderr
+    for succeed in (board.succeed, commands.succeed):  # as the unit of a service says it at every start
+        assert succeed(*given, "--resume", "--seed", 0)["training"]["done"] == 1
+    before = board.states(tmp_path / "run")
     other = tiny_artifact(objective="natural")
     assert "holds a run of another artifact: its objective" in board.refused(
         "finetune", other, *given[2:], "--resume"

@@ -204,6 +204,8 @@ def test_a_signal_ends_the_waiting(tiny_artifact: Make, digits: Path, tmp_path: 
     assert waiting.returncode == 143 and "go on with --resume" in said
     assert json.loads(output)["stopped"] == {"by": "SIGTERM", "step": 2}
     assert a.program("--steps", 2, "--wait", 0, "--resume")[1]["training"]["step"] == 2
+    status, _, told = a.python("--steps", 2, "--wait", 0, "--resume", "--rounds", "")
+    assert status == 1 and "--rounds names no folder." in told
 
 
 @pytest.fixture
@@ -230,6 +232,41 @@ def test_what_edge_bcs_merge_made_is_taken(fleet: tuple[Board, Path]) -> None:
     status, report, told = a.program("--steps", 2, "--wait", 0, "--resume", "--max-rounds", 2)
     assert status == 75 and "Round 1 was merged" in told
     assert report["stopped"]["step"] == 5 and a.metadata()["fleet.begins"] == "3"
+
+
+def test_a_merged_run_that_is_on_its_way_is_waited_for(fleet: tuple[Board, Path]) -> None:
+    """A board that begins while rsync is at it, of either program."""
+    a, place = fleet
+    merge([place / "a", place / "b"], place / ".coming")
+    (place / "merged").mkdir()
+    shutil.copy(place / ".coming" / STATE, place / "merged")
+    others = shutil.copytree(a.share.parent, a.share.parent.with_name("others"))
+    more = ("--steps", "2", "--resume", "--max-rounds", "2")
+    words = [str(word) for word in (board.program(), *a.words, *more, "--wait", 60)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        for line in waiting.stderr:
+            if "Round 1: runs that are there: 2; waiting" in line:
+                break
+        shutil.copytree(place / ".coming", place / "merged", dirs_exist_ok=True)
+        for line in waiting.stderr:
+            if "Round 2: runs that are there: 1; waiting" in line:
+                break
+        waiting.send_signal(signal.SIGTERM)
+        waiting.communicate(timeout=60)
+    assert waiting.returncode == 143 and a.metadata()["fleet.begins"] == "3"
+
+    again = Board("a", Path(a.words[1]), Path(a.words[3]), others)
+    place = again.place(1).parent
+
+    def sleep(_: float) -> None:
+        shutil.copytree(place / ".coming", place / "merged", dirs_exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds.time, "sleep", sleep)
+        status, _, told = again.python("--steps", 2, "--resume", "--max-rounds", 1, "--wait", 2)
+    assert status == 75 and "Round 1: runs that are there: 2; waiting" in told
+    assert again.metadata()["fleet.begins"] == "3"
 
 
 def test_a_merged_run_that_cannot_be_used_is_one_sentence(

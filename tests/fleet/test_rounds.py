@@ -60,7 +60,7 @@ def test_the_last_board_merges(artifact: Artifact, tmp_path: Path) -> None:
         send(tmp_path, "c", artifact, shift=4)
 
     met = Rounds(tmp_path, "a", boards=3).meet(1, artifact, 60, between)
-    assert len(waited) == 1 and waited[0].startswith("Round 1: the runs of 2 of 3 boards are there")
+    assert len(waited) == 1 and waited[0].startswith("Round 1: runs that are there: 2 of 3;")
     assert met.state["coo.value"] == pytest.approx(states[0]["coo.value"] + 1.5, rel=1e-5)
     assert not met.state["coo.momentum"].any() and (met.step, met.seed) == (4, 7)
     assert len(met.report["runs"]) == 3

@@ -100,7 +100,10 @@ constexpr std::array options_of_finetune{
                "What a batch with a pixel, loss or gradient that is NaN or infinite does. Default: stop."},
     on_bad_option,
     OptionSpec{"--max-temp", "°C", "Pause while any sensor of this machine shows more."},
-    OptionSpec{"--max-hours", "H", "Save and exit with status 75 after so many hours; --resume goes on."},
+    OptionSpec{
+        "--max-hours", "H",
+        "Save and exit with status 75 after so many hours (with --rounds, of training in a round); --resume "
+        "goes on."},
     OptionSpec{"--eval-samples", "N",
                "Held-out images that are measured before and after; 0: none. Default: 200."},
     OptionSpec{"--eval-steps", "N", "PGD steps of these measurements. Default: 20."},
@@ -109,7 +112,8 @@ constexpr std::array options_of_finetune{
     OptionSpec{"--json", nullptr, "Print the report as one JSON object."},
 };
 constexpr const char* who_merges =
-    "it merges nothing; let `edge-bcs merge` do so, or one board with `edge-bcs finetune --rounds`.";
+    "it merges nothing; let `edge-bcs merge` do so, or one board with `edge-bcs finetune --rounds … --boards "
+    "N`.";
 constexpr std::array elsewhere_of_finetune{Elsewhere{"--boards", who_merges},
                                            Elsewhere{"--robust", who_merges}};
 

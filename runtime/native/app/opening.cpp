@@ -67,7 +67,6 @@ Opened open_run(const RunWishes& wanted) {
   const std::string& folder = wanted.folder;
   const bool is_run = is_file(joined(folder, manifest_file)), saved = holds_run(folder);
   if (saved && wanted.resume) {
-    require(!wanted.machine.seed, "a resumed run keeps its seed: leave --seed out.");
     // What training wrote here has no signature; that it goes on from what was signed can be seen.
     if (wanted.machine.trusted.any()) {
       MachineWishes machine = wanted.machine;
@@ -80,8 +79,11 @@ Opened open_run(const RunWishes& wanted) {
       check_same_artifact(folder, wanted.artifact);
     }
     MachineWishes machine = wanted.machine;
-    machine.trusted = {};
+    machine.trusted = {}, machine.seed.reset();
     Opened opened{std::make_unique<Network>(folder, machine), true};
+    const std::uint64_t seed = opened.network->info().seed;
+    require(wanted.machine.seed.value_or(seed) == seed, "a resumed run keeps its seed, here ", seed,
+            ": leave --seed out.");
     tell_of_precision(folder, *opened.network);
     return opened;
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 #include "app/exchange.h"
@@ -47,9 +48,9 @@ bool meet(const Exchange& exchange, edge_bcs_network& network, std::uint64_t rou
       return false;
     }
     check_signals();
-    const std::string sentence = "Round " + std::to_string(round) + ": the runs of " +
-                                 std::to_string(exchange.sent(round)) +
-                                 " boards are there; waiting for what they become.";
+    const std::string sentence = "Round " + std::to_string(round) +
+                                 ": runs that are there: " + std::to_string(exchange.sent(round)) +
+                                 "; waiting for what they become.";
     if (sentence != told) say(sentence);
     told = sentence;
     sleep(seconds_between_looks);
@@ -94,13 +95,15 @@ Value::List earlier_rounds(const std::string& run) {
 }
 
 // Opens the run, and returns the round that it is in; a new run, or one that the fleet has overtaken, begins the one after the last
-// that was merged. What it had to begin is to be opened again.
+// that was merged. What it had to begin is to be opened again. `step` becomes that of the run. Throws Interrupted.
 std::pair<std::uint64_t, std::optional<Opened>> join(const Exchange& exchange, const RunWishes& run,
-                                                     const RunWishes& again) {
+                                                     const RunWishes& again, double wait,
+                                                     std::uint64_t& step) {
   const std::uint64_t ahead = exchange.last_merged();
   const bool goes_on = run.resume && holds_run(run.folder);
   Opened opened = open_run(goes_on ? again : run);
   edge_bcs_network& network = *opened.network->handle();
+  step = goes_on ? opened.network->steps() : 0;
   if (goes_on) {
     const std::uint64_t round = round_of(network);
     require(round > 0, plain(run.folder), " holds a run that takes part in no rounds: choose another -o.");
@@ -108,7 +111,7 @@ std::pair<std::uint64_t, std::optional<Opened>> join(const Exchange& exchange, c
     say("Round " + std::to_string(ahead) + " was merged; the run was in round " + std::to_string(round) +
         ", and goes on from there.");
   }
-  if (ahead > 0) exchange.take(network, ahead);
+  if (ahead > 0) meet(exchange, network, ahead, wait);
   go_on_with(network, run.folder, ahead + 1, goes_on, goes_on ? std::nullopt : run.machine.seed);
   Value report;
   report["run"] = run.folder;
@@ -136,29 +139,36 @@ int take_part(const RoundWishes& rounds, const RunWishes& run, Value& report, co
   const Exchange exchange(rounds.folder, rounds.board);
   RunWishes again = run;
   again.resume = true, again.machine.seed.reset();
-  auto [round, opened] = join(exchange, run, again);
   report["rounds"] = earlier_rounds(run.folder);
+  const auto stopped = [&](const char* by, std::uint64_t step) {
+    Value stop;
+    stop["by"] = by;
+    stop["step"] = step;
+    report["stopped"] = std::move(stop);
+  };
+  std::uint64_t round = 0, saved_step = 0;
+  std::optional<Opened> opened;
+  try {
+    std::tie(round, opened) = join(exchange, run, again, rounds.wait, saved_step);
+  } catch (const Interrupted& signal) {
+    stopped(signal.name(), saved_step);
+    return signal.exit_status();
+  }
   for (std::uint64_t count = 0; count < rounds.max_rounds; ++count) {
     say("Round " + std::to_string(round) + ", as board " + exchange.board() + ".");
     if (!opened) opened = open_run(again);
     edge_bcs_network& network = *opened->network->handle();
     if (const int status = train(*opened, begins_anew(network)); status != 0) return status;
-    const auto stopped = [&, step = opened->network->steps()](const char* by) {
-      Value stop;
-      stop["by"] = by;
-      stop["step"] = step;
-      report["stopped"] = std::move(stop);
-    };
-    const std::uint64_t sent = exchange.send(network, round);
+    const std::uint64_t step = opened->network->steps(), sent = exchange.send(network, round);
     try {
       if (!meet(exchange, network, round, rounds.wait)) {
         say("Round " + std::to_string(round) + " has not been merged in " + seconds_of(rounds.wait) +
             " seconds.");
-        stopped("--wait");
+        stopped("--wait", step);
         return time_is_up;
       }
     } catch (const Interrupted& signal) {
-      stopped(signal.name());
+      stopped(signal.name(), step);
       return signal.exit_status();
     }
     Value one, merged = exchange.report(round);
