@@ -130,18 +130,18 @@ def page(rows: Sequence[dict[str, Any]], rest: str) -> str:
     lines = [
         "# Attacks in half precision, and what is learned",
         "",
-        "ResNet-18 of a quarter of the width on 16×16 pixels, 99 % sparse, AT with ε = 8/255,",
-        "CIFAR-10 (JPEG), our own engine, one thread: `make attack-precision DATA=cifar10`. A seed draws the",
-        "network, the connections that grow and the order of the images. Clean and under attack on all test",
-        "images, in float32, after the last epoch.",
+        "AT with ε = 8/255, CIFAR-10 (JPEG), our own engine, one thread: `make attack-precision",
+        "DATA=cifar10`. A seed draws the network, the connections that grow and the order of the images.",
+        "Clean and under attack on all test images, in float32, after the last epoch.",
         "",
     ]
     for text in dict.fromkeys(json.dumps(one["settings"], sort_keys=True) for one in rows):
         own = [one for one in rows if one["settings"] == json.loads(text)]
         settings = Settings(**json.loads(text))
         lines += [
-            f"{settings.images:,} images, {settings.epochs} epochs, PGD-{settings.attack_steps}, "
-            f"measured under PGD-{settings.measured_steps}:",
+            f"{settings.network}, {settings.width:g} of the width, {100 * settings.sparsity:g} % sparse, on "
+            f"{settings.size}×{settings.size} pixels: {settings.images:,} images, {settings.epochs} epochs, "
+            f"PGD-{settings.attack_steps}, measured under PGD-{settings.measured_steps}.",
             "",
             "| seed | attacks | clean | under attack | processor seconds | loss of 10 steps, half / f32 |",
             "| ---: | --- | ---: | ---: | ---: | ---: |",

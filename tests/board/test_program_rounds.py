@@ -256,7 +256,7 @@ def test_a_merged_run_that_is_on_its_way_is_waited_for(fleet: tuple[Board, Path]
         waiting.communicate(timeout=60)
     assert waiting.returncode == 143 and a.metadata()["fleet.begins"] == "3"
 
-    again = Board("a", Path(a.words[1]), Path(a.words[3]), others)
+    again = Board("a", Path(str(a.words[1])), Path(str(a.words[3])), others)
     place = again.place(1).parent
 
     def sleep(_: float) -> None:
