@@ -179,7 +179,8 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
                 train=lambda trainer: _session(trainer, folder, options, report, check),
                 check=check,
             )
-            write_json(folder / REPORT, report)
+            if (folder / "manifest.json").is_file():  # stopped before it began anything, it leaves nothing
+                write_json(folder / REPORT, report)
             if not (as_json or status):
                 print_rounds(report)
         if as_json:

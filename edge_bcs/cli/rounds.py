@@ -124,39 +124,35 @@ def take_part(
         tell(sentence)
         check()
 
+    report["rounds"] = _earlier(folder)
     try:
         number = _join(
             exchange, folder, options, first, lambda ahead, own: exchange.meet(ahead, own, wait, between)
         )
-    except Stopped as stopped:
-        report["rounds"] = _earlier(folder)
-        report["stopped"] = {"by": stopped.name, "step": _saved_step(folder)}
-        return stopped.exit_status
-    report["rounds"] = _earlier(folder)
-    for _ in range(options["max_rounds"] or _ROUNDS):
-        say(f"Round {number}, as board {exchange.board}.")
-        with open_round(resume()) as trainer:
-            if status := train(trainer):
-                return status
-            artifact, metadata = trainer.artifact, trainer.metadata()
-            sent = exchange.send(number, artifact, trainer.state(), metadata, trainer.classes)
-        try:
+        for _ in range(options["max_rounds"] or _ROUNDS):
+            say(f"Round {number}, as board {exchange.board}.")
+            with open_round(resume()) as trainer:
+                if status := train(trainer):
+                    return status
+                artifact, metadata = trainer.artifact, trainer.metadata()
+                sent = exchange.send(number, artifact, trainer.state(), metadata, trainer.classes)
             met = exchange.meet(number, artifact, wait, between)
-        except Stopped as stopped:
-            report["stopped"] = {"by": stopped.name, "step": int(metadata["step"])}
-            return stopped.exit_status
-        except NotMet as error:
-            say(f"{str(error)[0].upper()}{str(error)[1:]}")
-            report["stopped"] = {"by": "--wait", "step": int(metadata["step"])}
-            return TIME_IS_UP
-        done = {name: report.pop(name) for name in _OF_A_ROUND if name in report}
-        report["rounds"].append({"round": number, **done, "sent_bytes": sent, "merged": met.report})
-        number += 1
-        begin(folder, artifact, met, number)
-        write_json(folder / REPORT, report)
-        for one in met.report.get("left_out", []):
-            say(f"Left out of round {number - 1}: {one['why']}")
-    return 0
+            done = {name: report.pop(name) for name in _OF_A_ROUND if name in report}
+            report["rounds"].append({"round": number, **done, "sent_bytes": sent, "merged": met.report})
+            number += 1
+            begin(folder, artifact, met, number)
+            write_json(folder / REPORT, report)
+            for one in met.report.get("left_out", []):
+                say(f"Left out of round {number - 1}: {one['why']}")
+    except NotMet as error:
+        say(f"{str(error)[0].upper()}{str(error)[1:]}")
+        by, status = "--wait", TIME_IS_UP
+    except Stopped as stopped:
+        by, status = stopped.name, stopped.exit_status
+    else:
+        return 0
+    report["stopped"] = {"by": by, "step": _saved_step(folder)}
+    return status
 
 
 def _saved_step(folder: Path) -> int:

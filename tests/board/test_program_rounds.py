@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,34 @@ def test_a_merged_run_that_is_on_its_way_is_waited_for(fleet: tuple[Board, Path]
         status, _, told = again.python("--steps", 2, "--resume", "--max-rounds", 1, "--wait", 2)
     assert status == 75 and "Round 1: runs that are there: 2; waiting" in told
     assert again.metadata()["fleet.begins"] == "3"
+
+
+@pytest.mark.parametrize("program", ["ours", "python"])
+def test_a_board_that_is_stopped_before_it_began_leaves_nothing(
+    fleet: tuple[Board, Path], digits: Path, program: str
+) -> None:
+    """It may be started again as it was."""
+    a, place = fleet
+    merge([place / "a", place / "b"], place / ".coming")
+    (place / "merged").mkdir()
+    shutil.copy(place / ".coming" / STATE, place / "merged")
+    late = Board("late", Path(str(a.words[1])), digits, a.share.parent)
+    begin = [str(board.program())] if program == "ours" else [sys.executable, "-m", "edge_bcs"]
+    words = [*begin, *map(str, late.words), "--steps", "2", "--wait", "60"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        for line in waiting.stderr:
+            if "waiting for what they become" in line:
+                break
+        waiting.send_signal(signal.SIGTERM)
+        output, _ = waiting.communicate(timeout=60)
+    assert waiting.returncode == 143 and not (late.run / "report.json").exists()
+    assert json.loads(output)["stopped"] == {"by": "SIGTERM", "step": 0}
+    shutil.copytree(place / ".coming", place / "merged", dirs_exist_ok=True)
+    start = late.program if program == "ours" else late.python
+    status, _, told = start("--steps", 2, "--wait", 0)
+    assert status == 75, told
+    assert late.metadata()["fleet.begins"] == "3"
 
 
 def test_a_merged_run_that_cannot_be_used_is_one_sentence(

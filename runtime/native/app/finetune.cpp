@@ -434,7 +434,8 @@ int finetune(const Options& options) {
       wanted.training.anew = anew;
       return train_opened(opened, wanted, report);
     });
-    write_json(joined(folder, report_file), report);
+    // Stopped before it began anything, it leaves nothing.
+    if (holds_run(folder)) write_json(joined(folder, report_file), report);
     if (!wanted.as_json && status == 0) print_rounds(report);
   } else {
     const Opened opened = open_run(wanted);

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
 #include <utility>
 
 #include "app/exchange.h"
@@ -140,55 +139,49 @@ int take_part(const RoundWishes& rounds, const RunWishes& run, Value& report, co
   RunWishes again = run;
   again.resume = true, again.machine.seed.reset();
   report["rounds"] = earlier_rounds(run.folder);
-  const auto stopped = [&](const char* by, std::uint64_t step) {
+  std::uint64_t step = 0;  // of the run as it was saved
+  const auto stopped = [&](const char* by) {
     Value stop;
     stop["by"] = by;
     stop["step"] = step;
     report["stopped"] = std::move(stop);
   };
-  std::uint64_t round = 0, saved_step = 0;
-  std::optional<Opened> opened;
   try {
-    std::tie(round, opened) = join(exchange, run, again, rounds.wait, saved_step);
-  } catch (const Interrupted& signal) {
-    stopped(signal.name(), saved_step);
-    return signal.exit_status();
-  }
-  for (std::uint64_t count = 0; count < rounds.max_rounds; ++count) {
-    say("Round " + std::to_string(round) + ", as board " + exchange.board() + ".");
-    if (!opened) opened = open_run(again);
-    edge_bcs_network& network = *opened->network->handle();
-    if (const int status = train(*opened, begins_anew(network)); status != 0) return status;
-    const std::uint64_t step = opened->network->steps(), sent = exchange.send(network, round);
-    try {
+    auto [round, opened] = join(exchange, run, again, rounds.wait, step);
+    for (std::uint64_t count = 0; count < rounds.max_rounds; ++count, ++round) {
+      say("Round " + std::to_string(round) + ", as board " + exchange.board() + ".");
+      if (!opened) opened = open_run(again);
+      edge_bcs_network& network = *opened->network->handle();
+      if (const int status = train(*opened, begins_anew(network)); status != 0) return status;
+      step = opened->network->steps();
+      const std::uint64_t sent = exchange.send(network, round);
       if (!meet(exchange, network, round, rounds.wait)) {
         say("Round " + std::to_string(round) + " has not been merged in " + seconds_of(rounds.wait) +
             " seconds.");
-        stopped("--wait", step);
+        stopped("--wait");
         return time_is_up;
       }
-    } catch (const Interrupted& signal) {
-      stopped(signal.name(), step);
-      return signal.exit_status();
+      Value one, merged = exchange.report(round);
+      one["round"] = round;
+      for (const char* const name : {"before", "after", "training", "memory"}) {
+        if (const Value* const part = report.find(name)) one[name] = *part;
+        report.erase(name);
+      }
+      one["sent_bytes"] = sent;
+      one["merged"] = merged;
+      Value::List all = report["rounds"].items();
+      all.push_back(std::move(one));
+      report["rounds"] = std::move(all);
+      go_on_with(network, run.folder, round + 1, true);
+      opened.reset();
+      write_json(joined(run.folder, report_file), report);
+      if (const Value* const left_out = merged.find("left_out"))
+        for (const Value& out : left_out->items())
+          say("Left out of round " + std::to_string(round) + ": " + out.find("why")->text());
     }
-    Value one, merged = exchange.report(round);
-    one["round"] = round;
-    for (const char* const name : {"before", "after", "training", "memory"}) {
-      if (const Value* const part = report.find(name)) one[name] = *part;
-      report.erase(name);
-    }
-    one["sent_bytes"] = sent;
-    one["merged"] = merged;
-    Value::List all = report["rounds"].items();
-    all.push_back(std::move(one));
-    report["rounds"] = std::move(all);
-    go_on_with(network, run.folder, round + 1, true);
-    opened.reset();
-    write_json(joined(run.folder, report_file), report);
-    if (const Value* const left_out = merged.find("left_out"))
-      for (const Value& out : left_out->items())
-        say("Left out of round " + std::to_string(round) + ": " + out.find("why")->text());
-    ++round;
+  } catch (const Interrupted& signal) {
+    stopped(signal.name());
+    return signal.exit_status();
   }
   return 0;
 }
