@@ -44,11 +44,6 @@ std::uint64_t small_number(std::string_view text) {
   return number;
 }
 
-std::uint64_t noted_round(const edge_bcs_network& network) {
-  const std::string* const text = network.session.network().read_header().find(round_note);
-  return text == nullptr ? 0 : small_number(*text);
-}
-
 }  // namespace
 
 Exchange::Exchange(std::string folder, std::string board)
@@ -97,10 +92,7 @@ std::uint64_t Exchange::send(edge_bcs_network& network, std::uint64_t round) con
     std::ranges::fill(buffers.state[momentum], std::byte{0});
   const StateBytes ours = buffers.state_bytes();
   if (is_file(joined(folder, state_file))) {
-    const FolderFiles files(folder);
-    std::unique_ptr<StoredState> there;
-    for (const char* const name : {partial_file, state_file, previous_file})
-      if (there == nullptr) there = StoredState::read(files, name, manifest);
+    const std::unique_ptr<StoredState> there = StoredState::newest(FolderFiles(folder), manifest);
     require(there == nullptr ||
                 std::ranges::equal(there->tensors, ours,
                                    [](auto one, auto other) { return std::ranges::equal(one, other); }),
@@ -118,7 +110,7 @@ void Exchange::take(edge_bcs_network& network, std::uint64_t round) const {
   const std::string path = merged(round);
   edge_bcs::Network& open = network.session.network();
   open.adopt(FolderFiles(path));
-  const std::uint64_t of = noted_round(network);
+  const std::uint64_t of = round_of(network);
   require(of == 0 || of == round, plain(path), " is of round ", of, ", not ", round, ".");
   if (!open.warning().empty()) say(open.warning());
 }
@@ -137,7 +129,10 @@ std::string name_of_host() {
   return name.empty() ? "board" : name;
 }
 
-std::uint64_t round_of(const edge_bcs_network& network) { return noted_round(network); }
+std::uint64_t round_of(const edge_bcs_network& network) {
+  const std::string* const text = network.session.network().read_header().find(round_note);
+  return text == nullptr ? 0 : small_number(*text);
+}
 
 bool begins_anew(const edge_bcs_network& network) {
   const StateHeader& header = network.session.network().read_header();

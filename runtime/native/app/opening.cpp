@@ -8,6 +8,7 @@
 #include "app/text.h"
 #include "app/trust.h"
 #include "session/archive_files.h"
+#include "session/state.h"
 
 namespace edge_bcs::app {
 
@@ -49,18 +50,18 @@ Value manifest_of(const std::string& path) {
     const std::unique_ptr<Files> files = open_files(path);
     const std::unique_ptr<Source> source = files->open(manifest_file);
     if (source == nullptr) return {};
-    const Json read = Json::parse(read_all(*source, largest_report));
+    const Json read = Json::parse(read_all(*source, largest_manifest));
     return read.kind() == Json::Kind::object ? Value(read) : Value();
   } catch (const Error&) {
     return {};
   }
 }
 
-bool has_signature(const std::string& path) { return open_files(path)->open("manifest.json.sig") != nullptr; }
+bool has_signature(const std::string& path) { return open_files(path)->open(signature_file) != nullptr; }
 
 bool holds_run(const std::string& folder) {
-  return is_file(joined(folder, manifest_file)) && (is_file(joined(folder, "state.safetensors")) ||
-                                                    is_file(joined(folder, "state.previous.safetensors")));
+  return is_file(joined(folder, manifest_file)) &&
+         (is_file(joined(folder, state_file)) || is_file(joined(folder, previous_file)));
 }
 
 Opened open_run(const RunWishes& wanted) {

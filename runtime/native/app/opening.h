@@ -7,11 +7,11 @@
 
 #include "app/network.h"
 #include "app/value.h"
+#include "session/manifest.h"
 
 namespace edge_bcs::app {
 
-inline constexpr const char *report_file = "report.json", *metrics_file = "metrics.jsonl",
-                            *manifest_file = "manifest.json";
+inline constexpr const char *report_file = "report.json", *metrics_file = "metrics.jsonl";
 inline constexpr std::uint64_t largest_report = 16 << 20;
 
 struct RunWishes {

@@ -9,15 +9,14 @@
 
 #include "ops/op.h"
 #include "session/json.h"
+#include "session/manifest.h"
 #include "session/tar_header.h"
 
 namespace edge_bcs {
 
 namespace {
 
-constexpr const char *manifest_name = "manifest.json", *signature_name = "manifest.json.sig";
-constexpr std::uint64_t largest = std::uint64_t{8} << 30, largest_manifest = std::uint64_t{16} << 20,
-                        largest_signature = 4 << 10;
+constexpr std::uint64_t largest = std::uint64_t{8} << 30;
 constexpr std::size_t most_members = 64, longest_path = 4096;
 constexpr std::string_view suffix = ".tar";
 
@@ -135,24 +134,24 @@ void ArchiveFiles::add(char kind, const std::string& name, std::uint64_t offset,
 
 // That the files are the manifest, its signature, and what it lists.
 void ArchiveFiles::check_declared() const {
-  const Member* const manifest = find(manifest_name);
-  require(manifest != nullptr, shown_, " holds no ", manifest_name, ", so it is not an archived artifact");
+  const Member* const manifest = find(manifest_file);
+  require(manifest != nullptr, shown_, " holds no ", manifest_file, ", so it is not an archived artifact");
   require(manifest->size <= largest_manifest, "the manifest in ", shown_,
           " is larger than 16 MiB, so it is not one of edge-bcs");
   Json content;
   const Json* files = nullptr;
   try {
-    content = Json::parse(read_all(*open(manifest_name), largest_manifest));
+    content = Json::parse(read_all(*open(manifest_file), largest_manifest));
     files = content.find("files");
     require(files != nullptr && files->kind() == Json::Kind::object, "it lists no files");
   } catch (const Error&) {
     fail("the manifest in ", shown_, " is damaged; copy the archive again");
   }
   for (const Member& member : members_) {
-    if (member.name == manifest_name) continue;
+    if (member.name == manifest_file) continue;
     const Json* const entry = files->find(member.name);
     const Json* const bytes = entry == nullptr ? nullptr : entry->find("bytes");
-    const bool is_signature = member.name == signature_name;
+    const bool is_signature = member.name == signature_file;
     require(is_signature || entry != nullptr, shown_, " holds '", shown(member.name),
             "', which its manifest does not list");
     require(

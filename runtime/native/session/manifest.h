@@ -13,6 +13,9 @@
 
 namespace edge_bcs {
 
+inline constexpr const char *manifest_file = "manifest.json", *signature_file = "manifest.json.sig";
+inline constexpr std::uint64_t largest_manifest = std::uint64_t{16} << 20, largest_signature = 4 << 10;
+
 // Numbers of a flat buffer that belong to one kernel, parameter or batch norm.
 struct Segment {
   std::string name;

@@ -13,9 +13,7 @@ namespace edge_bcs {
 
 namespace {
 
-constexpr const char *manifest_file = "manifest.json", *signature_file = "manifest.json.sig",
-                     *program_file = "program.bin";
-constexpr std::uint64_t largest_manifest = std::uint64_t{16} << 20, largest_signature = 4 << 10;
+constexpr const char* program_file = "program.bin";
 constexpr std::size_t alignment = 64, piece = std::size_t{1} << 16;
 
 // The error, with the file's name before it.

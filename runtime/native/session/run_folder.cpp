@@ -9,15 +9,13 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <optional>
 #include <system_error>
 
 namespace edge_bcs {
 
 namespace {
 
-constexpr const char *manifest_name = "manifest.json", *manifest_partial = "manifest.json.partial";
-constexpr std::uint64_t largest_manifest = std::uint64_t{16} << 20;
+constexpr const char* manifest_partial = "manifest.json.partial";
 constexpr std::size_t piece = std::size_t{1} << 16;
 
 // A system call was refused; `errno` says why.
@@ -153,20 +151,6 @@ std::vector<std::string> missing_folders(std::string path) {
   return missing;
 }
 
-// Step of the intact state in a file; nothing if there is none.
-std::optional<std::uint64_t> step_of(const FolderFiles& files, const char* name, const Manifest& manifest) {
-  const std::unique_ptr<StoredState> stored = StoredState::read(files, name, manifest);
-  return stored == nullptr ? std::nullopt : std::optional(stored->header.step);
-}
-
-// Step of the newest intact state of a folder; 0 if there is none. The one before may be of a higher step: what boards became
-// together may have fewer than one of them.
-std::uint64_t saved_step(const FolderFiles& files, const Manifest& manifest) {
-  for (const char* const name : {partial_file, state_file, previous_file})
-    if (const auto step = step_of(files, name, manifest)) return *step;
-  return 0;
-}
-
 bool is_same_folder(int one, int other) {
   struct stat first{}, second{};
   return ::fstat(one, &first) == 0 && ::fstat(other, &second) == 0 && first.st_dev == second.st_dev &&
@@ -196,6 +180,12 @@ std::unique_ptr<StoredState> StoredState::read(const Files& files, const char* n
   }
 }
 
+std::unique_ptr<StoredState> StoredState::newest(const Files& files, const Manifest& manifest) {
+  for (const char* const name : {partial_file, state_file, previous_file})
+    if (auto stored = read(files, name, manifest)) return stored;
+  return nullptr;
+}
+
 RunFolder::RunFolder(std::string path, const Files& source, const Network& network, std::uint64_t opened_at)
     : path_(std::move(path)), shown_(shown(path_, 4096)), made_(missing_folders(path_)) {
   const Json ours = Json::parse(network.manifest_text());
@@ -212,7 +202,8 @@ RunFolder::RunFolder(std::string path, const Files& source, const Network& netwo
     lock_ = std::make_unique<FolderLock>(files_->folder(), shown_);
     is_source_ = run && is_same_folder(files_->folder(), source.folder());
     if (is_source_) {
-      const std::uint64_t step = saved_step(*files_, network.manifest());
+      const std::unique_ptr<StoredState> saved = StoredState::newest(*files_, network.manifest());
+      const std::uint64_t step = saved == nullptr ? 0 : saved->header.step;
       require(
           step <= opened_at, shown_, " is at step ", step, " and was at ", opened_at,
           " when it was opened here: another process trained on; open it again, or save to another folder");
@@ -241,7 +232,7 @@ RunFolder::~RunFolder() {
 // Whether a run of this artifact lies there; false if nothing does. A run whose classes have no names gets ours,
 // and says from the next save on what attacks are in.
 bool RunFolder::holds_run(const Json& ours, const Network& network) {
-  const std::unique_ptr<Source> source = files_->open(manifest_name);
+  const std::unique_ptr<Source> source = files_->open(manifest_file);
   if (source == nullptr) return false;
   std::string text;
   Json theirs;
@@ -251,7 +242,7 @@ bool RunFolder::holds_run(const Json& ours, const Network& network) {
     theirs = Json::parse(text);
     found = Manifest::read(theirs);
   } catch (const Error& error) {
-    fail(shown_, "/", manifest_name, ": ", error.what(), "; choose another output folder");
+    fail(shown_, "/", manifest_file, ": ", error.what(), "; choose another output folder");
   }
   require(found.file(state_file) == nullptr, shown_,
           " is an exported artifact, which stays as it is; choose another output folder");
@@ -279,7 +270,7 @@ bool RunFolder::holds_run(const Json& ours, const Network& network) {
 
 // A save that was cut may have written its file whole, which is then the newest, and the next save would overwrite it.
 void RunFolder::end_save(const Manifest& manifest) const {
-  if (!step_of(*files_, partial_file, manifest)) return;
+  if (StoredState::read(*files_, partial_file, manifest) == nullptr) return;
   try {
     put(files_->folder(), partial_file, state_file, previous_file);
   } catch (const Refused& refused) {
@@ -374,7 +365,7 @@ std::uint64_t RunFolder::save(const Network& network, std::string_view header) {
     if (!manifest_.empty()) {
       Replacement made(folder, manifest_partial);
       made.write(bytes_of(manifest_));
-      made.finish(manifest_name);
+      made.finish(manifest_file);
       expect(::fsync(folder) == 0);
       manifest_.clear();
       made_.clear();

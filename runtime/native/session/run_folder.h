@@ -25,6 +25,9 @@ struct StoredState {
 
   // Null if there is none of that name.
   static std::unique_ptr<StoredState> read(const Files& files, const char* name, const Manifest& manifest);
+  // Of the slots of a run; null if none is intact. The one before may be of a higher step: what boards became together may have
+  // fewer than one of them.
+  static std::unique_ptr<StoredState> newest(const Files& files, const Manifest& manifest);
 };
 
 class RunFolder {
