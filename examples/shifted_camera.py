@@ -60,14 +60,14 @@ def seen_by_the_camera(images: NDArray[np.float32], seed: int) -> NDArray[np.flo
 
 
 def camera_images(
-    spec: str, shape: tuple[int, int, int] | None, seed: int
+    spec: str, shape: tuple[int, int, int], seed: int
 ) -> tuple[ArrayDataset, ArrayDataset, tuple[str, ...]]:
     """Return what the board may train on, what it is measured on, and the names of all classes.
 
     Both are the shifted test images of `CLASSES`, in the ``shape`` [C, H, W] that the network takes, and have
     the names of these alone: a camera knows of no others. The network finds its own labels by the names.
     """
-    images = open_data(spec, "test", *([shape] if shape else []))
+    images = open_data(spec, "test", shape)
     x, y = images.read(images.order(seed, 0))
     chosen = np.isin(y, CLASSES)
     x, y = seen_by_the_camera(x[chosen], seed), np.searchsorted(CLASSES, y[chosen])
@@ -94,7 +94,7 @@ def main(checkpoint: str, spec: str, output: Path, **options: Any) -> None:
     """Compare no, plain and robust fine-tuning on what a shifted camera sees, attacked and corrupted."""
     ours = json_with("checkpoint", "data", "rows")
     check_output(output / "report.json", ours, "a report of this example")
-    shape = edge_bcs.load(checkpoint).input_shape
+    shape = edge_bcs.load(checkpoint).input_shape or (3, 32, 32)
     training, held_out, classes = camera_images(spec, shape, options["seed"])
     rows = []
     for name, way in WAYS.items():

@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import numpy as np
 import edge_bcs
 from edge_bcs.bench.fleet_learning import pixels_of
 from edge_bcs.bench.pages import by_hand
+from edge_bcs.bench.settings import add_settings, settings_of
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically, write_json
 from edge_bcs.core.progress import say
@@ -65,6 +66,11 @@ class Settings:
     measured_steps: int = 20
 
 
+def attack_of(steps: int) -> edge_bcs.Attack:
+    """PGD of so many steps of 2.5·ε/steps, with ε = 8/255."""
+    return edge_bcs.Attack(steps=steps, step_size=20 / 255 / steps)
+
+
 def exported(settings: Settings, seed: int, folder: Path) -> None:
     """Compile a new network."""
     import torch
@@ -76,7 +82,7 @@ def exported(settings: Settings, seed: int, folder: Path) -> None:
         sparse, folder, "at", (3, settings.size, settings.size),
         memory=edge_bcs.Memory(micro_batch=settings.batch_size), batch_norm="batch",
         batch_size=settings.batch_size, validate=False,
-        attack=edge_bcs.Attack(steps=settings.attack_steps, step_size=20 / 255 / settings.attack_steps),
+        attack=attack_of(settings.attack_steps),
         hyper=edge_bcs.Hyper(learning_rate=settings.rate, weight_decay=5e-4),
     )  # fmt: skip
 
@@ -110,19 +116,23 @@ def row(
 
 
 def losses(run: Path, test: ArrayDataset, steps: int) -> dict[str, float]:
-    """Precision -> the mean loss, in float32, that attacks of so many steps reach on test images: the losses
-    of training steps that change nothing."""
+    """Precision -> the mean loss, in float32, that attacks of so many steps reach on test images."""
     found = {}
     for precision in PRECISIONS:
         with Trainer(run, threads=1, engine="native", attack_precision=precision) as trainer:
-            size = trainer.artifact.batch_size
-            trainer.attack = edge_bcs.Attack(steps=steps, step_size=20 / 255 / steps)
-            trainer.learning_rate = trainer.weight_decay = 0.0
-            batches = [
-                test.read(np.arange(n, n + size)) for n in range(0, min(len(test), 512) // size * size, size)
-            ]
-            found[precision] = statistics.fmean(trainer.step(x, y)["loss"] for x, y in batches)
+            found[precision] = reached(trainer, test, attack_of(steps))
     return found
+
+
+def reached(trainer: Trainer, test: ArrayDataset, attack: edge_bcs.Attack) -> float:
+    """The mean loss, in float32, of training steps under an attack that leave the weights as they are."""
+    trainer.attack = attack
+    trainer.learning_rate = trainer.weight_decay = 0.0
+    size = trainer.artifact.batch_size
+    batches = range(min(len(test), _LOSS_IMAGES) // size)
+    return statistics.fmean(
+        trainer.step(*test.read(np.arange(n * size, (n + 1) * size)))["loss"] for n in batches
+    )
 
 
 def page(rows: Sequence[dict[str, Any]], rest: str) -> str:
@@ -195,11 +205,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="CIFAR-10, in any form that edge-bcs reads")
     parser.add_argument("--out", type=Path, default=Path("out/attack-precision"), help="where runs are kept")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
-    for field in fields(Settings):
-        option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(option, type=type(field.default), default=field.default)
+    add_settings(parser, Settings)
     options = vars(parser.parse_args())
-    settings = Settings(**{field.name: options[field.name] for field in fields(Settings)})
+    settings = settings_of(Settings, options)
     file, readme = options["results"] / "rows.json", options["results"] / "README.md"
     rows: list[dict[str, Any]] = json.loads(read_small(file))["rows"] if file.exists() else []
     pixels, labels, classes = pixels_of(options["data"], "train", settings.size)

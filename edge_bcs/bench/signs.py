@@ -25,7 +25,7 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import numpy as np
 import edge_bcs
 from edge_bcs.bench.hands import CLASSES, Stage, efficientnet, photographs, pretrained, split, untrained
 from edge_bcs.bench.pages import by_hand
+from edge_bcs.bench.settings import add_settings, settings_of
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically, write_json
 from edge_bcs.core.progress import say
@@ -376,11 +377,9 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--choosing", action="store_true", help="measure the choosing split, not the other")
     parser.add_argument("--threads", type=int, default=2)
-    for field in fields(Settings):
-        kind = type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    add_settings(parser, Settings)
     options = vars(parser.parse_args())
-    settings = Settings(**{field.name: options[field.name] for field in fields(Settings)})
+    settings = settings_of(Settings, options)
     file = options["results"] / ("choosing.json" if options["choosing"] else "rows.json")
     rows: list[dict[str, Any]] = json.loads(read_small(file))["rows"] if file.exists() else []
     images, labels, _ = photographs(options["data"], settings.size)

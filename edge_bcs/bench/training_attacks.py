@@ -18,13 +18,14 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_bcs.bench.pages import by_hand
+from edge_bcs.bench.settings import add_settings, settings_of
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_atomically, write_json
 from edge_bcs.core.progress import say
@@ -160,11 +161,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--repetitions", type=int, default=15, help="steps of each attack that are timed")
     parser.add_argument("--threads", type=int, default=1)
-    for field in fields(Settings):
-        kind = type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    add_settings(parser, Settings)
     options = vars(parser.parse_args())
-    settings = Settings(**{field.name: options[field.name] for field in fields(Settings)})
+    settings = settings_of(Settings, options)
     results, threads = options["results"], options["threads"]
     file = results / "rows.json"
     content: dict[str, Any] = json.loads(read_small(file)) if file.exists() else {"rows": []}

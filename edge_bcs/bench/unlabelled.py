@@ -54,7 +54,7 @@ class Settings:
         sparsity: of the 1×1 layers, or of all of ResNet-18.
         size: height and width of the images. labelled: photographs of each class with a label.
         first_steps, first_rate, first_augment: length, learning rate and augmentation of the training before.
-        stages: of the two ways after that, each SHARE:EPOCHS:STEPS:RATE (see `Stage`), an epoch being one of
+        stages: of all ways after that, each SHARE:EPOCHS:STEPS:RATE (see `Stage`), an epoch being one of
             the way with unlabelled images. objective: of those with an attack.
         augment: of all stages. confidence: that a pseudo-label needs.
         epsilon: of 255. measured_steps: of PGD afterwards.

@@ -12,10 +12,12 @@ import pytest
 
 pytest.importorskip("torch")
 
+from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.precision import half_kernels
 
 from edge_bcs.bench import attack_precision
 from edge_bcs.bench.attack_precision import Settings, page
+from edge_bcs.data.dataset import ArrayDataset
 
 
 def row(seed: int, precision: str, clean: float, robust: float, **more: Any) -> dict[str, Any]:
@@ -53,6 +55,14 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [(one["seed"], one["precision"]) for one in first] == [(0, "f32"), (0, "half")]
     loss = first[0]["loss"]
     assert loss["half"] == pytest.approx(loss["f32"], rel=0.05) and loss["half"] != loss["f32"]
+    (run,) = (tmp_path / "out").glob("*/f32-0")
+    with Trainer(run, threads=1, engine="native") as trainer:
+        before = trainer.state()
+        test = ArrayDataset(images["x_test"], np.arange(64) % 10)
+        again = attack_precision.reached(trainer, test, attack_precision.attack_of(10))
+        assert again == pytest.approx(loss["f32"], rel=1e-6)
+        for name in ("coo.index", "coo.value", "dense.value"):
+            assert np.array_equal(trainer.state()[name], before[name])
     monkeypatch.setattr("sys.argv", [*words, "--seeds", "0", "1"])
     attack_precision.main()
     rows = json.loads(file.read_text())["rows"]
