@@ -41,6 +41,7 @@ LAYERS = [
     Case(8, 20, 2, 2, density=0.9, blocks=3),
     Case(6, 4, 3, 1, kernel=(3, 1), padding=(1, 0, 1, 0), mask_kind=2),
     Case(520, 3, 2, 3, density=1.0),
+    Case(950, 2, 2, 3, density=1.0),  # rows of more entries than a kernel makes ready at once
 ]
 
 
