@@ -38,6 +38,8 @@ PYTHON = ("--engine", "native")
 def photos(tmp_path: Path) -> Folders:
     folders = written_photographs(tmp_path, ("png", "jpg"))
     (folders[1] / ".hidden.png").write_text("none either")
+    shutil.copytree(folders[1], tmp_path / "elsewhere")
+    (folders[1] / "link").symlink_to(tmp_path / "elsewhere")  # nor what a link to a folder leads to
     return folders
 
 
