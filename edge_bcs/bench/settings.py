@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-S = TypeVar("S", bound="DataclassInstance")
+from dataclasses import Field, fields
+from typing import Any, ClassVar, Protocol, TypeVar
 
 
-def add_settings(parser: argparse.ArgumentParser, kind: type[DataclassInstance]) -> None:
+class Dataclass(Protocol):
+    """What every dataclass has."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Kind = TypeVar("Kind", bound=Dataclass)
+
+
+def add_settings(parser: argparse.ArgumentParser, kind: type[Dataclass]) -> None:
     """Add an option for each field."""
     for field in fields(kind):
         option = f"--{field.name.replace('_', '-')}"
         parser.add_argument(option, type=type(field.default), default=field.default)
 
 
-def settings_of(kind: type[S], options: Mapping[str, Any]) -> S:
+def settings_of(kind: type[Kind], options: Mapping[str, Any]) -> Kind:
     """Return what was given."""
     return kind(**{field.name: options[field.name] for field in fields(kind)})
