@@ -57,6 +57,15 @@ def test_links_inside_the_repository_lead_somewhere(document: Path) -> None:
     assert not [link for link in inside if not (document.parent / link).exists()]
 
 
+@pytest.mark.parametrize(
+    "document", [*(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.md")], ids=name
+)
+def test_the_site_leads_to_every_page(document: Path) -> None:
+    """Its strict build refuses a page that no other leads to; it is not among the default tests."""
+    page = name(document).removeprefix("docs/")
+    assert re.search(rf"(?m)\s{re.escape(page)}$", (ROOT / "mkdocs.yml").read_text())
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_tests_that_are_named_exist(document: Path) -> None:
     there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
