@@ -6,7 +6,8 @@ The photographs are split as in `edge_bcs.bench.hands`: 30 % are held out, 10 % 
 EfficientNet-Lite0 is pruned on the host, by magnitude with its weights of ImageNet or, from scratch, at
 random, and learns there for a few epochs with the statistics of its batches. The rest is what `finetune`
 does, under its cap: natural training of all or of the head, and from where natural training of all ended,
-adversarial training of all or of the head, in stages in which ε and the attack grow.
+adversarial training of all or of the head, in stages in which ε and the attack grow. Beside it the dense
+network, which PyTorch trains for as many epochs in all: what the photographs allow without either limit.
 
 Writes rows.json to the folder: for each draw and way the accuracy on the held-out photographs, clean and for
 robust networks under PGD, the settings, and the working set; signs.png; and README.md, whose last part is
@@ -55,15 +56,15 @@ class Way:
     """One way of training.
 
     Attributes:
-        start: "pretrained" or "scratch". part: what the board trains. robust: whether it is attacked.
-        cap: of the working set on the board.
+        start: "pretrained", "scratch" or "dense". part: what is trained. robust: whether it is attacked.
+        cap: of the working set on the board; None: it is trained on the host alone.
         clean, under_attack: what the held-out photographs shall show, if anything was aimed at.
     """
 
     start: str
     part: str
     robust: bool
-    cap: str
+    cap: str | None
     clean: float | None = None
     under_attack: float | None = None
 
@@ -75,6 +76,7 @@ WAYS = {
     "head at": Way("pretrained", "head", True, "10MiB"),
     "scratch natural": Way("scratch", "all", False, "48MiB"),
     "scratch at": Way("scratch", "all", True, "48MiB"),
+    "dense natural": Way("dense", "all", False, None),
 }
 """Measured in pairs, each of all draws."""
 
@@ -128,13 +130,16 @@ class Draw:
 
     def _measured(self, name: str, choosing: bool, threads: int) -> dict[str, Any]:
         way, settings = WAYS[name], self.settings
+        data = self.choosing if choosing else self.held_out
+        part = "choosing" if choosing else "held_out"
         host, chain = self._host(way.start, threads)
+        if way.cap is None:
+            return {part: self._in_pytorch(host, data)}
         if way.robust:
             natural, chain = self._natural(host, chain, Way(way.start, "all", False, "48MiB"), threads)
             run = self._robust(natural, chain, way, threads)
         else:
             run, _ = self._natural(host, chain, way, threads)
-        data = self.choosing if choosing else self.held_out
         steps = settings.measured_steps if way.robust else 0
         say(f"draw {self.draw}, {name}: measuring")
         with Trainer(run, threads=threads) as trainer:
@@ -142,33 +147,43 @@ class Draw:
             peak = trainer.peak_bytes
         report = json.loads(read_small(run / "done.json"))
         return {
-            "choosing" if choosing else "held_out": found,
+            part: found,
             "trained": {"loss": report["loss"], "accuracy": report["accuracy"]},
             "peak_bytes": max(peak, report["peak_bytes"]),
             "cap_bytes": parse_bytes(way.cap),
         }
 
     def _host(self, start: str, threads: int) -> tuple[Path, str]:
-        """Prune the network and train it on the host; return the folder and what decided it."""
+        """Train the network on the host, pruned or dense; return the folder and what decided it."""
         import torch
 
-        s = self.settings
-        chain = _named("", start, s.sparsity, s.size, s.host_epochs, s.host_rate, s.host_batch, s.augment)
+        torch.set_num_threads(threads)
+        s, dense = self.settings, start == "dense"
+        sparsity = 0.0 if dense else s.sparsity
+        epochs = s.host_epochs + (s.epochs if dense else 0)
+        chain = _named("", start, sparsity, s.size, epochs, s.host_rate, s.host_batch, s.augment)
         folder = self.out / f"host-{start}-{chain}"
         if not (folder / "done.json").exists():
             torch.manual_seed(self.draw)
-            make = pretrained if start == "pretrained" else untrained
-            say(f"draw {self.draw}, host, {start}: {s.host_epochs} epochs")
+            make = untrained if start == "scratch" else pretrained
+            say(f"draw {self.draw}, host, {start}: {epochs} epochs")
             edge_bcs.train(
-                make(s.sparsity, self.draw), self.training, objective="natural", batch_size=s.host_batch,
-                schedule=edge_bcs.Schedule(epochs=s.host_epochs, kind="cosine", warmup=0.1),
+                make(sparsity, self.draw), self.training, objective="natural", batch_size=s.host_batch,
+                method="dense" if dense else "bcs",
+                schedule=edge_bcs.Schedule(epochs=epochs, kind="cosine", warmup=0.1),
                 hyper=edge_bcs.Hyper(learning_rate=s.host_rate, weight_decay=0.005 * s.host_rate),
                 feed=edge_bcs.Feed(augment=s.augment, validation=0),
-                compute=edge_bcs.Compute("sparse", threads=threads),
+                compute=edge_bcs.Compute("torch" if dense else "sparse", threads=threads),
                 output=edge_bcs.Output(folder, resume=(folder / "last.safetensors").exists()),
             )  # fmt: skip
             write_json(folder / "done.json", {})
         return folder, chain
+
+    def _in_pytorch(self, host: Path, data: ArrayDataset) -> dict[str, Any]:
+        from edge_bcs.evaluation import evaluate
+
+        found = evaluate(edge_bcs.load(host, with_head()), data, attack="none", batch_size=32)
+        return {"accuracy": found["clean_acc"], "samples": found["samples"]}
 
     def _natural(self, host: Path, before: str, way: Way, threads: int) -> tuple[Path, str]:
         s = self.settings
@@ -298,10 +313,8 @@ def write_page(folder: Path, rows: list[dict[str, Any]], settings: Settings) -> 
         way = WAYS[name]
         aims = {"accuracy": way.clean, "robust_accuracy": way.under_attack}
         cells = [_against(one[measure], aim) if measure in one else "" for measure, aim in aims.items()]
-        lines.append(
-            f"| {name} | {way.part} | {parse_bytes(way.cap) >> 20} | {cells[0]} | {cells[1]} | "
-            f"{one['accuracy']['draws']} |"
-        )
+        board = "none | –" if way.cap is None else f"{way.part} | {parse_bytes(way.cap) >> 20}"
+        lines.append(f"| {name} | {board} | {cells[0]} | {cells[1]} | {one['accuracy']['draws']} |")
     lines += [
         "",
         "| draw | trained | clean | under attack | working set, MiB |",
@@ -313,10 +326,8 @@ def write_page(folder: Path, rows: list[dict[str, Any]], settings: Settings) -> 
             continue
         held = row["held_out"]
         robust = f"{100 * held['robust_accuracy']:.1f}" if "robust_accuracy" in held else ""
-        lines.append(
-            f"| {row['draw']} | {row['way']} | {100 * held['accuracy']:.1f} | {robust} | "
-            f"{row['peak_bytes'] / (1 << 20):.2f} |"
-        )
+        peak = f"{row['peak_bytes'] / (1 << 20):.2f}" if "peak_bytes" in row else "–"
+        lines.append(f"| {row['draw']} | {row['way']} | {100 * held['accuracy']:.1f} | {robust} | {peak} |")
     write_atomically(page, "\n".join([*lines, "", by_hand(page, _BY_HAND)]).encode())
     if found:
         plot(found, folder / "signs.png")

@@ -60,6 +60,21 @@ def test_the_stages_of_a_draw(draw: signs.Draw, monkeypatch: pytest.MonkeyPatch)
     assert [part for part, *_ in trained[3:]] == ["head", "head"]
 
 
+def test_the_dense_network_is_trained_on_the_host_alone(draw: signs.Draw, tmp_path: Path) -> None:
+    dense = draw.row("dense natural", False, 1)
+    assert dense["held_out"]["samples"] == 20 and "peak_bytes" not in dense
+    epochs = [
+        json.loads(line) for line in (next(draw.out.iterdir()) / "epochs.jsonl").read_text().splitlines()
+    ]
+    assert (
+        len(epochs) == 2
+        and sum(epochs[-1]["connections"].values()) == edge_bcs.load(next(draw.out.iterdir())).size
+    )
+    signs.write_page(tmp_path, [dense], draw.settings)
+    page = (tmp_path / "README.md").read_text()
+    assert "| dense natural | none | – | " in page and "| 0 | dense natural | " in page
+
+
 def test_a_training_at_chance_ends(draw: signs.Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signs, "PATIENCE", 2)
     monkeypatch.setattr(signs, "CLASSES", 1)  # so that nothing is better than chance
