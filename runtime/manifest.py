@@ -218,7 +218,7 @@ def parse_manifest(folder: Path, content: bytes) -> dict[str, Any]:
     manifest of a version that is read here."""
     file = folder / MANIFEST
     try:
-        manifest = parse_json(content)
+        manifest = parse_json(content, unique=True)
     except ValueError:
         raise EdgeBcsError(
             f"{file} is not valid JSON (truncated or altered); copy the artifact again."

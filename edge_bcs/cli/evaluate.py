@@ -141,11 +141,11 @@ def command(path: str | None, json_file: str | None, html_file: str | None, **op
     """Measure the accuracy of an artifact, a run or a checkpoint (PATH, --pretrained), on clean images and
     under attack; or that of a dense network as it is: --model with --weights, or an ONNX file.
 
-    Artifacts and runs are measured by their own graphs, as on the board. Attacks other than FGSM and PGD, and
-    options marked (torch), load them into PyTorch. The JSON has the names of RobustBench: clean_acc, adv_acc,
-    norm, eps; with --corruptions also mean_corruption_acc, and the accuracy under each corruption. Classes
-    are matched by name; the data may lack some. "per_class" has the accuracy of each, and "confused" how many
-    images of a class were taken for another.
+    Artifacts (folders, or a .tar) and runs are measured by their own graphs, as on the board. Attacks other
+    than FGSM and PGD, and options marked (torch), load them into PyTorch. The JSON has the names of
+    RobustBench: clean_acc, adv_acc, norm, eps; with --corruptions also mean_corruption_acc, and the accuracy
+    under each corruption. Classes are matched by name; the data may lack some. "per_class" has the accuracy
+    of each, and "confused" how many images of a class were taken for another.
     """
     from edge_bcs.cli import answers_page
     from edge_bcs.core.files import write_atomically

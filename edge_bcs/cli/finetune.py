@@ -105,8 +105,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-hours", type=click.FloatRange(0, min_open=True),
-    help="Save and exit with status 75 after so many hours (with --rounds, of training in a round); --resume "
-    "goes on.",
+    help="Save and exit with status 75 after so many hours (with --rounds, of all rounds and their waiting); "
+    "--resume goes on.",
 )  # fmt: skip
 @click.option(
     "--eval-samples", type=click.IntRange(0), default=200, show_default=True,
@@ -176,7 +176,9 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
                 report,
                 first=lambda: first_artifact(artifact, folder, options),
                 resume=lambda: open_run(artifact, folder, again),
-                train=lambda trainer: _session(trainer, folder, options, report, check),
+                train=lambda trainer, hours: _session(
+                    trainer, folder, {**options, "max_hours": hours}, report, check
+                ),
                 check=check,
             )
             if (folder / "manifest.json").is_file():  # stopped before it began anything, it leaves nothing

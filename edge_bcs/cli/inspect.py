@@ -37,7 +37,7 @@ _SIGNATURES = {
     edge-bcs inspect run --json
 """)
 def command(artifact: str, trust_keys: tuple[str, ...], min_release: int | None, as_json: bool) -> None:
-    """Check every file of an artifact or a run, and show what it holds."""
+    """Check every file of an artifact (a folder, or a .tar) or a run, and show what it holds."""
     from edge_bcs.core.units import format_bytes
     from edge_bcs.data.classes import shown
     from edge_bcs.runtime.artifact import Artifact

@@ -48,9 +48,9 @@ from edge_bcs.core.text import shown
 def command(path: str, images: tuple[str, ...], top: int, as_json: bool, **options: Any) -> None:
     """Name what is on photographs: the likeliest classes of an artifact or a run, with their probabilities.
 
-    IMAGES are image files, and folders of them at any depth. They are read as by finetune and evaluate, a
-    micro-batch at a time, inside the byte budget. A file that is no image gets a sentence, and the others go
-    on.
+    PATH is a folder, or an artifact's .tar. IMAGES are image files, and folders of them at any depth. They
+    are read as by finetune and evaluate, a micro-batch at a time, inside the byte budget. A file that is no
+    image gets a sentence, and the others go on.
 
     Exit status: 0 all images were read; 1 one was not, or nothing could be done.
     """

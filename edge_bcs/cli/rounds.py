@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +63,8 @@ _OPTIONS = (
 )
 _NAMES = ("board", "boards", "max_rounds", "wait", "robust")
 _ROUNDS, _WAIT = 1, 600.0
+_SHORTEST = 1e-9
+"""Hours: the first round is trained for a step at least."""
 _MEASURED = ("accuracy", "robust_accuracy")
 _OF_A_ROUND = ("before", "after", "training", "memory")  # of the command's report
 
@@ -103,7 +107,7 @@ def take_part(
     *,
     first: Callable[[], Artifact],
     resume: Callable[[], Any],
-    train: Callable[[Any], int],
+    train: Callable[[Any, float | None], int],
     check: Callable[[], None],
 ) -> int:
     """Train round after round and return the exit status; what became of each is in ``report["rounds"]``.
@@ -111,42 +115,57 @@ def take_part(
     Args:
         folder: the run of this board. options, report: of the command.
         first: returns the artifact that a new run begins with. resume: opens the run as a Trainer.
-        train: trains that to the end of its round and saves it; its status is not 0 if it was cut off.
+        train: trains that to the end of its round, at most so many hours, and saves it; its status is not 0
+            if it was cut off.
         check: called once a second of waiting; raises Stopped if the command is to end.
     """
     from edge_bcs.cli.stopping import TIME_IS_UP, Stopped
     from edge_bcs.fleet.rounds import NotMet, begin, open_round
 
     exchange, wait = exchange_of(options), _WAIT if options["wait"] is None else options["wait"]
-    tell = told_once()
+    tell, began = told_once(), time.monotonic()
+
+    def hours_left() -> float:
+        allowed = math.inf if options["max_hours"] is None else options["max_hours"]
+        return max(allowed - (time.monotonic() - began) / 3600, 0.0)
 
     def between(sentence: str) -> None:
         tell(sentence)
         check()
+
+    def until_time_is_up(sentence: str) -> None:
+        between(sentence)
+        if not hours_left():
+            raise NotMet(f"round {number} has not been merged in the hours of --max-hours.")
 
     report["rounds"] = _earlier(folder)
     try:
         number = _join(
             exchange, folder, options, first, lambda ahead, own: exchange.meet(ahead, own, wait, between)
         )
-        for _ in range(options["max_rounds"] or _ROUNDS):
+        for count in range(options["max_rounds"] or _ROUNDS):
+            if count and not hours_left():
+                raise NotMet(f"round {number} is for another time: the hours of --max-hours are over.")
             say(f"Round {number}, as board {exchange.board}.")
             with open_round(resume()) as trainer:
-                if status := train(trainer):
+                hours = None if options["max_hours"] is None else max(hours_left(), _SHORTEST)
+                if status := train(trainer, hours):
                     return status
                 artifact, metadata = trainer.artifact, trainer.metadata()
                 sent = exchange.send(number, artifact, trainer.state(), metadata, trainer.classes)
-            met = exchange.meet(number, artifact, wait, between)
+            met = exchange.meet(number, artifact, wait, until_time_is_up)
             done = {name: report.pop(name) for name in _OF_A_ROUND if name in report}
             report["rounds"].append({"round": number, **done, "sent_bytes": sent, "merged": met.report})
+            write_json(
+                folder / REPORT, report
+            )  # first: cut off before the next round began, it is begun again
             number += 1
             begin(folder, artifact, met, number)
-            write_json(folder / REPORT, report)
             for one in met.report.get("left_out", []):
                 say(f"Left out of round {number - 1}: {one['why']}")
     except NotMet as error:
         say(f"{str(error)[0].upper()}{str(error)[1:]}")
-        by, status = "--wait", TIME_IS_UP
+        by, status = "--wait" if hours_left() else "--max-hours", TIME_IS_UP
     except Stopped as stopped:
         by, status = stopped.name, stopped.exit_status
     else:

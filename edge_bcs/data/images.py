@@ -108,9 +108,9 @@ class ImageFiles(Dataset):
         if not self.files:
             raise EdgeBcsError(f"{source} holds no {split} images.")
 
-    def entry_of(self, name: str, why: str) -> Entry | None:
+    def entry_of(self, name: str, why: str, in_tar: bool = False) -> Entry | None:
         """Return the entry of an image that can no longer be used, by its path; None if that names none."""
-        return entry_of(name, why=why)
+        return entry_of(name, why=why, in_tar=in_tar)
 
     def _known_and_gone(
         self, listed: list[tuple[Path, Entry]], handling: Handling
@@ -120,7 +120,8 @@ class ImageFiles(Dataset):
         if not handling.known or not listed:
             return []
         gone = set(handling.known) - {entry.name for _, entry in listed}
-        entries = (self.entry_of(name, handling.known[name]) for name in sorted(gone))
+        in_tar = listed[0][1].offset >= 0
+        entries = (self.entry_of(name, handling.known[name], in_tar) for name in sorted(gone))
         return [(listed[0][0], entry) for entry in entries if entry is not None]
 
     def name_of(self, position: int) -> str:

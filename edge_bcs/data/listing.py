@@ -43,10 +43,12 @@ class Entry:
     why: str = ""
 
 
-def entry_of(name: str, offset: int = -1, size: int = 0, why: str = "") -> Entry | None:
+def entry_of(name: str, offset: int = -1, size: int = 0, why: str = "", *, in_tar: bool) -> Entry | None:
     """Return the entry of an image's path (…/[split/]class/file.jpg), None if it is no image in a class
-    folder. What is hidden (.name) is none, nor is a class folder that is."""
-    parts = name.replace("\\", "/").split("/")
+    folder. What is hidden (.name) is none, nor is a class folder that is. In a tar, which may come from
+    Windows, a backslash separates, too; on disk it is part of a name.
+    """
+    parts = (name.replace("\\", "/") if in_tar else name).split("/")
     if len(parts) < 2 or not parts[-1].lower().endswith(SUFFIXES):
         return None
     if any(part.startswith(".") for part in parts[-2:]):
@@ -122,7 +124,9 @@ def folder_entries(folder: Path) -> Iterator[Entry]:
             for file in _listed(class_folder):
                 name = f"{class_folder.name}/{file.name}"
                 entry = entry_of(
-                    name if parent == folder else f"{parent.name}/{name}", why=why_unusable(file, root)
+                    name if parent == folder else f"{parent.name}/{name}",
+                    why=why_unusable(file, root),
+                    in_tar=False,
                 )
                 if entry is not None:
                     found = True
@@ -151,7 +155,7 @@ def _images_within(item: os.DirEntry[str]) -> str:
         if entry.name.startswith(".") or entry.is_symlink() or not entry.is_dir():
             continue
         inside = _listed(Path(entry.path))
-        if any(entry_of(f"{entry.name}/{file.name}") and file.is_file() for file in inside):
+        if any(entry_of(f"{entry.name}/{file.name}", in_tar=False) and file.is_file() for file in inside):
             return entry.path
         left += inside
     return ""
@@ -235,7 +239,9 @@ def archive_entries(file: Path, split: str = "") -> Iterator[Entry]:
     try:
         with tarfile.open(file, "r:", tarinfo=TarHeader) as archive:
             for member in archive:
-                entry = entry_of(member.name, member.offset_data, member.size) if member.isreg() else None
+                if not member.isreg():
+                    continue
+                entry = entry_of(member.name, member.offset_data, member.size, in_tar=True)
                 if entry is not None:
                     folders.add(entry.name)
                     yield Entry(split or entry.split, entry.class_name, entry.name, entry.offset, entry.size)

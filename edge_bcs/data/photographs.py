@@ -86,7 +86,7 @@ class Photographs(ImageFiles):
         )
         super().__init__(entries, "train", shape, shown(str(folder)), handling, resize)
 
-    def entry_of(self, name: str, why: str) -> Entry:
+    def entry_of(self, name: str, why: str, in_tar: bool = False) -> Entry:
         """Return the entry of a photograph, by its path in the folder."""
         return Entry("train", "", name, why=why)
 

@@ -225,7 +225,7 @@ def compressed_rows(file: Path, split: str, shape: Shape, resize: Resize = SQUAS
                     kind = "test" if name.startswith("test") else "train"
                     yield from cifar_rows(content, kind, shape, source)
                     continue
-                entry = entry_of(member.name)
+                entry = entry_of(member.name, in_tar=True)
                 if entry is None:
                     continue
                 folders.add(member.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import unicodedata
@@ -64,3 +65,25 @@ def test_folders_of_either_form_are_one_class(tiny_artifact: Make, tmp_path: Pat
     image.new("L", (8, 8)).save(tmp_path / "NFC" / unicodedata.normalize("NFD", "café") / "0.png")
     told = board.refused("evaluate", tmp_path / "run", "--data", tmp_path / "NFC", *OPTIONS)
     assert "must be distinct" in told
+
+
+def test_a_backslash_is_part_of_a_name(tiny_artifact: Make, tmp_path: Path) -> None:
+    """A photograph in such a folder that was left out, and is gone since, keeps its class."""
+    image = pytest.importorskip("PIL.Image")
+    for folder, names in {"a": ["0.png", "1\\2.png"], "b\\c": ["0.png"], "d": ["0.png", "1.png"]}.items():
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        for name in names:
+            image.new("L", (8, 8), 40).save(tmp_path / "photos" / folder / name)
+    given = ("finetune", tiny_artifact(), "--data", tmp_path / "photos", "--threads", 1, "--eval-samples", 0)
+    given += ("--max-writes", "none", "--epochs", 2, "--save-steps", 1, "--batch-size", 2, "--on-bad", "skip")
+    for name, program in (("ours", board.run), ("theirs", commands.run)):
+        bad = tmp_path / "photos" / "b\\c" / "0.png"
+        bad.parent.mkdir(exist_ok=True)
+        bad.write_bytes(b"no photograph")
+        begun = program(*given, "-o", tmp_path / name, "--max-hours", 1e-9)
+        assert "1 of 5 images (train) are left out" in begun.stderr
+        bad.unlink()
+        bad.parent.rmdir()
+        program(*given, "-o", tmp_path / name, "--resume")
+        assert json.loads((tmp_path / name / "report.json").read_text())["classes"][:3] == ["a", "b\\c", "d"]
+    assert board.states(tmp_path / "ours") == board.states(tmp_path / "theirs")

@@ -209,6 +209,19 @@ def test_a_signal_ends_the_waiting(tiny_artifact: Make, digits: Path, tmp_path: 
     assert status == 1 and "--rounds names no folder." in told
 
 
+def test_the_hours_are_those_of_all_rounds(tiny_artifact: Make, digits: Path, tmp_path: Path) -> None:
+    a, _ = two(tiny_artifact, digits, tmp_path / "fleet")
+    length = ("--steps", 2, "--wait", 600, "--max-hours", 3 / 3600)
+    for begin in (a.program, a.python):
+        shutil.rmtree(a.run, ignore_errors=True)
+        shutil.rmtree(a.share, ignore_errors=True)
+        status, report, told = begin(*length)
+        assert status == 75 and report["stopped"]["by"] == "--max-hours", told
+        if report["stopped"]["step"] == 2:  # not cut off before
+            assert "Round 1 has not been merged in the hours of --max-hours." in told
+    assert a.program("--steps", 2, "--wait", 0, "--resume")[1]["stopped"] == {"by": "--wait", "step": 2}
+
+
 @pytest.fixture
 def fleet(tiny_artifact: Make, digits: Path, tmp_path: Path) -> tuple[Board, Path]:
     """A board that waits for round 1, which nobody has merged, and the folder of that round."""

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.fleet import rounds
 from edge_bcs.fleet.members import BOARD, ROUND
 from edge_bcs.fleet.merging import merge
-from edge_bcs.fleet.rounds import NotMet, Rounds
+from edge_bcs.fleet.rounds import NotMet, Rounds, begin
 
 Make = Callable[..., Path]
 Array = np.ndarray[Any, Any]
@@ -267,6 +268,50 @@ def test_a_round_that_was_cut_off_is_the_round_that_was_not(
     # Cut off while it waited, it only waits again.
     done = b.learn("--steps", 4, "--boards", 2, "--resume")
     assert done.exit_code == 0 and json.loads(done.stdout)["rounds"][0]["merged"]["overlap"]["pairwise"] == 1
+
+
+def test_a_cut_between_two_rounds_loses_no_row(
+    tiny_artifact: Make, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Board("a", tiny_artifact(), digits, tmp_path)
+    length = ("--steps", 1, "--boards", 1)
+    begun: list[int] = []
+
+    def cut(folder: Path, artifact: Artifact, met: Any, number: int, *seed: Any) -> None:
+        if begun:
+            raise KeyboardInterrupt
+        begun.append(number)
+        begin(folder, artifact, met, number, *seed)
+
+    monkeypatch.setattr("edge_bcs.fleet.rounds.begin", cut)
+    board.learn(*length)
+    assert begun == [1] and board.state()[1][ROUND] == "1"
+    monkeypatch.setattr("edge_bcs.fleet.rounds.begin", begin)
+    again = board.learn(*length, "--resume")
+    assert again.exit_code == 0, again.output
+    assert [one["round"] for one in json.loads(again.stdout)["rounds"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--wait", 600), "round 1 has not been merged in the hours of --max-hours"),
+        (
+            ("--boards", 1, "--max-rounds", 5),
+            "round 2 is for another time: the hours of --max-hours are over",
+        ),
+    ],
+)
+def test_the_hours_are_those_of_all_rounds(
+    tiny_artifact: Make, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Any, told: str
+) -> None:
+    """Here they are over as soon as a run was sent."""
+    share = tmp_path / "share" / "round-0001" / "a"
+    clock = SimpleNamespace(monotonic=lambda: 4000.0 if share.exists() else 0.0)
+    monkeypatch.setattr("edge_bcs.cli.rounds.time", clock)
+    result = Board("a", tiny_artifact(), digits, tmp_path).learn("--steps", 1, *more, "--max-hours", 1)
+    assert result.exit_code == 75 and told in result.stderr.lower(), result.output
+    assert json.loads(result.stdout)["stopped"]["by"] == "--max-hours"
 
 
 def test_what_cannot_be_asked(tiny_artifact: Make, digits: Path, tmp_path: Path) -> None:

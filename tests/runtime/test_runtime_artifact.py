@@ -90,6 +90,11 @@ def test_every_field_is_checked(tmp_path: Path, path: str, value: object, messag
     assert "\n" not in str(caught.value)
 
 
+def name_it_twice(file: Path) -> None:
+    """Other readers would take the first of the two formats."""
+    file.write_text(file.read_text().replace("{", '{"format": "another",', 1))
+
+
 def flip_last_byte(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -102,6 +107,7 @@ FILE_FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("no manifest", lambda f: (f / "manifest.json").unlink(), "holds no manifest.json"),
     ("half a manifest", lambda f: os.truncate(f / "manifest.json", 300), "not valid JSON"),
     ("a deep manifest", lambda f: (f / "manifest.json").write_text("[" * 100_000), "not valid JSON"),
+    ("a manifest with a name twice", lambda f: name_it_twice(f / "manifest.json"), "not valid JSON"),
     ("no graph", lambda f: (f / "attack_model.onnx").unlink(), "lacks attack_model.onnx"),
     ("half a graph", lambda f: os.truncate(f / "eval_model.onnx", 30), "truncated: 30 bytes"),
     ("a changed graph", lambda f: flip_last_byte(f / "eval_model.onnx"), "sha256"),

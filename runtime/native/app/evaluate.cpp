@@ -46,7 +46,8 @@ const CommandSpec evaluate_spec{
     "evaluate",
     "PATH",
     "Measure the accuracy of an artifact or a run, on clean images and under attack, as on the board.\n\n"
-    "The JSON has the names of RobustBench: clean_acc, adv_acc, norm, eps. Classes are matched by name; the "
+    "PATH is a folder, or an artifact's .tar. The JSON has the names of RobustBench: clean_acc, adv_acc, "
+    "norm, eps. Classes are matched by name; the "
     "data may lack some. \"per_class\" has the accuracy of each, and \"confused\" how many images of a class "
     "were "
     "taken for another.",

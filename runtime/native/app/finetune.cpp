@@ -102,8 +102,8 @@ constexpr std::array options_of_finetune{
     OptionSpec{"--max-temp", "°C", "Pause while any sensor of this machine shows more."},
     OptionSpec{
         "--max-hours", "H",
-        "Save and exit with status 75 after so many hours (with --rounds, of training in a round); --resume "
-        "goes on."},
+        "Save and exit with status 75 after so many hours (with --rounds, of all rounds and their waiting); "
+        "--resume goes on."},
     OptionSpec{"--eval-samples", "N",
                "Held-out images that are measured before and after; 0: none. Default: 200."},
     OptionSpec{"--eval-steps", "N", "PGD steps of these measurements. Default: 20."},
@@ -430,8 +430,10 @@ int finetune(const Options& options) {
   report["run"] = folder;
   int status = 0;
   if (wanted.rounds) {
-    status = take_part(*wanted.rounds, wanted, report, [&](const Opened& opened, bool anew) {
-      wanted.training.anew = anew;
+    wanted.rounds->max_hours = wanted.training.max_hours;
+    status = take_part(*wanted.rounds, wanted, report,
+                       [&](const Opened& opened, bool anew, std::optional<double> hours) {
+      wanted.training.anew = anew, wanted.training.max_hours = hours;
       return train_opened(opened, wanted, report);
     });
     // Stopped before it began anything, it leaves nothing.

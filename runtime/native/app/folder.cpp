@@ -100,9 +100,10 @@ struct Entry : ImageFile {
 };
 
 // The entry of an image's path (…/[split/]class/file.jpg); nothing if it is no image in a class folder. What is hidden is
-// none, nor is a class folder that is.
-std::optional<Entry> entry_of(std::string path) {
-  std::ranges::replace(path, '\\', '/');
+// none, nor is a class folder that is. In a tar, which may come from Windows, a backslash separates, too; on disk it is
+// part of a name.
+std::optional<Entry> entry_of(std::string path, bool in_tar) {
+  if (in_tar) std::ranges::replace(path, '\\', '/');
   const std::size_t end = path.rfind('/');
   if (end == std::string::npos || !is_image(std::string_view(path).substr(end + 1))) return {};
   const std::string above = path.substr(0, end), class_name = last_part(above);
@@ -163,7 +164,7 @@ void add_entries_of(const std::string& tar, const std::string& split, std::vecto
   std::set<std::string> seen;
   std::optional<std::vector<std::string>> first;
   for (const TarMember& member : members) {
-    std::optional<Entry> entry = entry_of(member.name);
+    std::optional<Entry> entry = entry_of(member.name, true);
     if (!entry) continue;
     require(is_utf8(entry->class_name), "the name of the class folder ", plain(entry->class_name),
             " is not UTF-8: rename it.");
@@ -283,9 +284,10 @@ class FolderData final : public Data {
   void add_known_and_gone(std::vector<Entry>& found) const {
     std::set<std::string> names;
     for (const Entry& entry : found) names.insert(entry.name);
+    const bool in_tar = found.front().tar != nullptr;
     for (const auto& [name, why] : opening_.handling.known) {
       if (names.contains(name)) continue;
-      std::optional<Entry> entry = flat_ ? Entry{{name}, "train", "", {}} : entry_of(name);
+      std::optional<Entry> entry = flat_ ? Entry{{name}, "train", "", {}} : entry_of(name, in_tar);
       if (!entry) continue;
       entry->name = name, entry->why = why;
       found.push_back(std::move(*entry));

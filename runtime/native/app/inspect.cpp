@@ -55,15 +55,17 @@ std::vector<Layer> layers_of(const Value& manifest, const Network& network) {
 
 }  // namespace
 
-const CommandSpec inspect_spec{"inspect",
-                               "ARTIFACT",
-                               "Check every file of an artifact or a run, and show what it holds.",
-                               options_of_inspect,
-                               {},
-                               "    edge-bcs-run inspect out/vgg16\n"
-                               "    edge-bcs-run inspect run --json\n",
-                               1,
-                               1};
+const CommandSpec inspect_spec{
+    "inspect",
+    "ARTIFACT",
+    "Check every file of an artifact (a folder, or a .tar) or a run, and show what it "
+    "holds.",
+    options_of_inspect,
+    {},
+    "    edge-bcs-run inspect out/vgg16\n"
+    "    edge-bcs-run inspect run --json\n",
+    1,
+    1};
 
 int inspect(const Options& options) {
   const std::string path = options.arguments()[0];

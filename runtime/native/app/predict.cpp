@@ -72,7 +72,8 @@ const CommandSpec predict_spec{
     "PATH IMAGES...",
     "Name what is on photographs: the likeliest classes of an artifact or a run, with their "
     "probabilities.\n\n"
-    "IMAGES are image files (JPEG, PNG), and folders of them at any depth. A file that is no image gets a "
+    "PATH is a folder, or an artifact's .tar. IMAGES are image files (JPEG, PNG), and folders of them at "
+    "any depth. A file that is no image gets a "
     "sentence, and "
     "the others go on.\n\n"
     "Exit status: 0 all images were read; 1 one was not, or nothing could be done.",

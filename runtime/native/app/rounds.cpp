@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "app/exchange.h"
@@ -21,6 +22,7 @@ namespace {
 
 constexpr std::array measures{"accuracy", "robust_accuracy"};
 constexpr unsigned seconds_between_looks = 1;
+constexpr double shortest_hours = 1e-9;  // the first round is trained for a step at least
 
 // "2.5", as Python's %g has it.
 std::string seconds_of(double seconds) {
@@ -30,8 +32,9 @@ std::string seconds_of(double seconds) {
   return text;
 }
 
-// Waits for what a round becomes, and takes it; false: nobody has merged it in time. Throws Interrupted.
-bool meet(const Exchange& exchange, edge_bcs_network& network, std::uint64_t round, double wait) {
+// Waits for what a round becomes, and takes it; false: nobody has merged it in time, or before `ends`. Throws Interrupted.
+bool meet(const Exchange& exchange, edge_bcs_network& network, std::uint64_t round, double wait,
+          double ends = std::numeric_limits<double>::infinity()) {
   const double began = seconds_now();
   std::string told;
   for (;;) {
@@ -52,6 +55,7 @@ bool meet(const Exchange& exchange, edge_bcs_network& network, std::uint64_t rou
                                  "; waiting for what they become.";
     if (sentence != told) say(sentence);
     told = sentence;
+    if (seconds_now() >= ends) return false;
     sleep(seconds_between_looks);
   }
 }
@@ -139,27 +143,36 @@ int take_part(const RoundWishes& rounds, const RunWishes& run, Value& report, co
   RunWishes again = run;
   again.resume = true, again.machine.seed.reset();
   report["rounds"] = earlier_rounds(run.folder);
+  const double ends =
+      rounds.max_hours ? seconds_now() + 3600 * *rounds.max_hours : std::numeric_limits<double>::infinity();
   std::uint64_t step = 0;  // of the run as it was saved
   const auto stopped = [&](const char* by) {
     Value stop;
     stop["by"] = by;
     stop["step"] = step;
     report["stopped"] = std::move(stop);
+    return time_is_up;
   };
   try {
     auto [round, opened] = join(exchange, run, again, rounds.wait, step);
     for (std::uint64_t count = 0; count < rounds.max_rounds; ++count, ++round) {
+      if (count > 0 && seconds_now() >= ends) {
+        say("Round " + std::to_string(round) + " is for another time: the hours of --max-hours are over.");
+        return stopped("--max-hours");
+      }
       say("Round " + std::to_string(round) + ", as board " + exchange.board() + ".");
       if (!opened) opened = open_run(again);
       edge_bcs_network& network = *opened->network->handle();
-      if (const int status = train(*opened, begins_anew(network)); status != 0) return status;
+      std::optional<double> hours;
+      if (rounds.max_hours) hours = std::max((ends - seconds_now()) / 3600, shortest_hours);
+      if (const int status = train(*opened, begins_anew(network), hours); status != 0) return status;
       step = opened->network->steps();
       const std::uint64_t sent = exchange.send(network, round);
-      if (!meet(exchange, network, round, rounds.wait)) {
-        say("Round " + std::to_string(round) + " has not been merged in " + seconds_of(rounds.wait) +
-            " seconds.");
-        stopped("--wait");
-        return time_is_up;
+      if (!meet(exchange, network, round, rounds.wait, ends)) {
+        const bool over = seconds_now() >= ends;
+        say("Round " + std::to_string(round) + " has not been merged in " +
+            (over ? "the hours of --max-hours." : seconds_of(rounds.wait) + " seconds."));
+        return stopped(over ? "--max-hours" : "--wait");
       }
       Value one, merged = exchange.report(round);
       one["round"] = round;
@@ -172,9 +185,10 @@ int take_part(const RoundWishes& rounds, const RunWishes& run, Value& report, co
       Value::List all = report["rounds"].items();
       all.push_back(std::move(one));
       report["rounds"] = std::move(all);
+      // First: cut off before the next round began, it is begun again.
+      write_json(joined(run.folder, report_file), report);
       go_on_with(network, run.folder, round + 1, true);
       opened.reset();
-      write_json(joined(run.folder, report_file), report);
       if (const Value* const left_out = merged.find("left_out"))
         for (const Value& out : left_out->items())
           say("Left out of round " + std::to_string(round) + ": " + out.find("why")->text());

@@ -34,14 +34,15 @@ struct RoundWishes {
   std::string folder, board;
   std::uint64_t max_rounds;
   double wait;  // seconds
+  std::optional<double> max_hours = {};
 };
 
 // Nothing without --rounds. Throws Error for what belongs to it without it, and for a name that no board can have.
 std::optional<RoundWishes> rounds_by(const Options& options);
 
-// Trains what was opened to the end of its round and saves it into the run folder; `anew`: what it was saved in is over. Its
-// status is not 0 if it was cut off.
-using TrainRound = std::function<int(const Opened& opened, bool anew)>;
+// Trains what was opened to the end of its round, at most so many hours, and saves it into the run folder; `anew`: what it was
+// saved in is over. Its status is not 0 if it was cut off.
+using TrainRound = std::function<int(const Opened& opened, bool anew, std::optional<double> hours)>;
 
 // Takes part in rounds and returns the exit status; what became of each is in "rounds" of the report.
 int take_part(const RoundWishes& rounds, const RunWishes& run, Value& report, const TrainRound& train);

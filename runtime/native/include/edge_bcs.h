@@ -122,7 +122,7 @@ EDGE_BCS_API edge_bcs_status edge_bcs_open(const char* folder, const edge_bcs_op
 EDGE_BCS_API edge_bcs_status edge_bcs_open_files(const edge_bcs_file* files, size_t count,
                                                  const edge_bcs_options* options, edge_bcs_network** opened);
 
-/** Bytes of arena that a folder's network needs. Reads the manifest and the program's first table. */
+/** Bytes of arena that the network of a folder, or of a .tar, needs. Reads the manifest and the program's first table. */
 EDGE_BCS_API edge_bcs_status edge_bcs_arena_bytes(const char* folder, uint64_t* bytes);
 
 /** Closes a handle and frees what it took; NULL is none. No other thread may use it. */
