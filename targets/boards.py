@@ -43,12 +43,21 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A board's graphics processor, which edge-bcs does not use; `flops`: float32 operations per second."""
+
+    name: str
+    flops: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A board.
 
     Memory sizes are in bytes, `bandwidth` in bytes per second. `usable` is what a headless Linux leaves
     to one application; `default_budget` is the working set that training gets when the user names none;
-    `calibration` is what was measured on it, if anything was.
+    `calibration` is what was measured on it, if anything was. `gpu` is named to say what the cores are worth
+    beside it.
     """
 
     name: str
@@ -61,6 +70,7 @@ class Target:
     clusters: tuple[Cluster, ...]
     sources: Mapping[str, str]
     calibration: Machine | None = None
+    gpu: Gpu | None = None
 
     @property
     def cores(self) -> int:
@@ -145,7 +155,7 @@ class _Reader:
         self._path = path
 
     def target(self, document: Mapping[str, Any]) -> Target:
-        self._only(document, {"title", "memory", "cpu", "sources", "calibration"}, "")
+        self._only(document, {"title", "memory", "cpu", "gpu", "sources", "calibration"}, "")
         memory = self._table(document, "memory")
         self._only(memory, {"total", "usable", "default_budget", "bandwidth"}, "memory.")
         cpu = self._table(document, "cpu")
@@ -176,7 +186,15 @@ class _Reader:
             clusters=self._clusters(cpu),
             sources=dict(sources),
             calibration=self._calibration(document, isa),
+            gpu=self._gpu(document),
         )
+
+    def _gpu(self, document: Mapping[str, Any]) -> Gpu | None:
+        if "gpu" not in document:
+            return None
+        gpu = self._table(document, "gpu")
+        self._only(gpu, {"name", "flops"}, "gpu.")
+        return Gpu(name=self._text(gpu, "name", "gpu."), flops=self._positive(gpu, "flops", "gpu."))
 
     def _calibration(self, document: Mapping[str, Any], isa: str) -> Machine | None:
         if "calibration" not in document:

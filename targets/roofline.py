@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.engine import available_threads
+from edge_bcs.runtime.manifest import PrunableLayer
 from edge_bcs.targets import cost_model
-from edge_bcs.targets.cost_model import COSTS, VECTOR, Machine
+from edge_bcs.targets.cost_model import COSTS, UPDATES, VECTOR, Machine
 
 from edge_bcs.core.objectives import PLAIN
+from edge_bcs.core.units import format_seconds
 
-from .boards import Cluster, Target
+from .boards import Cluster, Gpu, Target
 from .plans import MemoryPlan
 
 _FLOPS_PER_CYCLE = {"avx512": 64.0, "avx2": 32.0, "neon": 16.0, "scalar": 2.0}
@@ -133,6 +135,39 @@ def _assumptions(target: Target, machine: Machine) -> tuple[str, ...]:
         f"{1e6 * costs.node:.0f} µs to start a node{shared}; connections lie as when compiled; no "
         "throttling, no time for reading data",
     )
+
+
+def beside_gpu(gpu: Gpu, plan: MemoryPlan, runs: Mapping[str, int], layers: Sequence[PrunableLayer]) -> str:
+    """A sentence about the GPU that is not used: how long the same step of the dense network takes there at
+    least, by its arithmetic alone; without that time where the plan does not tell the layers apart."""
+    sentence = f"the GPU ({gpu.name}) is not used"
+    flops = dense_flops(plan, runs, layers)
+    if flops is None:
+        return sentence
+    return (
+        f"{sentence}: the dense network's arithmetic takes it {format_seconds(flops / gpu.flops)} at least, "
+        f"at its peak of {gpu.flops / 1e12:.2g} TFLOP/s in float32"
+    )
+
+
+def dense_flops(plan: MemoryPlan, runs: Mapping[str, int], layers: Sequence[PrunableLayer]) -> float | None:
+    """Floating-point operations of the same step with all weights, of the products alone.
+
+    A walk over connections is that of a layer with as many; None if layers of different sizes have as many.
+    """
+    sizes: dict[int, set[int]] = {}
+    for layer in layers:
+        sizes.setdefault(round(layer.density * layer.size), set()).add(layer.size)
+    found = 0.0
+    for name, count in runs.items():
+        for walk in (walk for walks in plan.phases[name].walks for walk in walks):
+            if walk.kernel in UPDATES:
+                continue
+            size = {walk.entries} if not walk.kernel.startswith("sparse") else sizes.get(walk.entries, set())
+            if len(size) != 1:
+                return None
+            found += count * 2.0 * next(iter(size)) * walk.rows * walk.floats
+    return found
 
 
 def _share(cost: float) -> str:

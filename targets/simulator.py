@@ -30,7 +30,7 @@ from .boards import Target
 from .confinement import confinement
 from .outside import THREAD_BYTES, Outside, predicted_outside
 from .plans import MemoryPlan, plan_of
-from .roofline import StepTime, step_runs, step_time
+from .roofline import StepTime, beside_gpu, step_runs, step_time
 
 FITS, TIGHT, DOES_NOT_FIT = "fits", "tight", "does not fit"
 TIGHT_SHARE = 0.9
@@ -253,6 +253,9 @@ def simulate(
     whose = TYPICAL_BOARD if board is None else roofline.machine_of(board)
     place = Place(None if board is None else _named(target, board), whose, expected_seconds)
     expected = step_time(plan, step_runs(artifact), machine, threads)
+    if expected is not None and machine.gpu is not None:
+        sentence = beside_gpu(machine.gpu, plan, step_runs(artifact), artifact.layers)
+        expected = replace(expected, assumptions=(*expected.assumptions, sentence))
     note("running it here" if run else "")
     measured = run_here(artifact, budget, usable, min(threads, available_threads()), seconds) if run else None
     note("looking for what would help")

@@ -65,34 +65,58 @@ def _passes(engine: Any) -> None:
 def compare_step(
     *,
     model: str,
+    distribution: str,
+    sparsity: float,
     batch_size: int,
     threads: int,
     repetitions: int,
     images_at_once: int = 16,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """Time whole steps of AT with PGD-10 at 99 % (uniform) by our own engine, with attacks in both
-    precisions, and dense PyTorch's in float32, in turn.
+    """Time whole steps of AT with PGD-10 by our own engine, with attacks in both precisions, and those of
+    dense PyTorch, in turn.
 
     Returns:
-        "seconds": "f32", "half" and "torch" → seconds, one a repetition; no half without the arithmetic.
+        "seconds": side → seconds, one a repetition. Sides: "f32" and "half", ours, no half without the
+        arithmetic; of dense PyTorch "torch", "bf16" (under autocast, where there is arithmetic in half
+        precision: elsewhere torch emulates it) and "compiled" (torch.compile, where it finds a compiler).
     """
     import torch
 
-    from edge_bcs import models
     from edge_bcs.runtime import Trainer
 
     torch.set_num_threads(threads)
     images, labels = batch_of(batch_size, 32)
     with contextlib.ExitStack() as stack:
         folder, _ = stack.enter_context(
-            exported(model, 0.99, "uniform", 32, images_at_once, progress, batch_size, 10)
+            exported(model, sparsity, distribution, 32, images_at_once, progress, batch_size, 10)
         )
         sides: dict[str, Callable[[], float]] = {}
         for name in SIDES if has_half() else SIDES[:1]:
             trainer = Trainer(folder, threads=threads, engine="native", attack_precision=name)
             sides[name] = partial(seconds_of, stack.enter_context(trainer).step, images, labels)
-        dense = TorchStep(models.create(model, num_classes=10), 10, channels_last=True)
-        sides["torch"] = partial(seconds_of, dense, torch.from_numpy(images), torch.from_numpy(labels))
-        progress(f"robust steps of {model} with attacks in both precisions")
+        tensors = torch.from_numpy(images), torch.from_numpy(labels)
+        for name, step in _dense_sides(model, tensors, progress).items():
+            sides[name] = partial(seconds_of, step, *tensors)
+        progress(f"robust steps of {model}, {distribution}, {sparsity}")
         return {"seconds": in_turn(sides, repetitions, progress)}
+
+
+def _dense_sides(model: str, batch: tuple[Any, Any], progress: Callable[[str], None]) -> dict[str, TorchStep]:
+    from edge_bcs import models
+
+    def side(**how: bool) -> TorchStep:
+        return TorchStep(models.create(model, num_classes=10), 10, channels_last=True, **how)
+
+    sides = {"torch": side()}
+    if has_half():
+        sides["bf16"] = side(bfloat16=True)
+    progress(f"torch.compile of {model}")
+    compiled = side(compiled=True)
+    try:
+        compiled(*batch)
+    except (RuntimeError, OSError) as error:  # its own kinds of both
+        progress(f"torch.compile is left out: {str(error).splitlines()[0]}")
+    else:
+        sides["compiled"] = compiled
+    return sides

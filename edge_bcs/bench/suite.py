@@ -35,9 +35,15 @@ GROWTH: dict[str, dict[str, Any]] = {
     "pixels": {"image_size": (32, 64, 96), "batch_size": 32, "model": "resnet18"},
 }
 """What grows, everything else kept: the argument of `compare_step` that takes several values, and others."""
-HALF_STEPS = (("vgg16", 128), ("resnet18", 128), ("wrn28_4", 64))
-"""Network, batch of the whole steps with attacks in half precision (99 %, uniform)."""
-SECTIONS = ("steps", "passes", "stacks", "strided", "scaling", "attacks", "half steps")
+ROBUST_STEPS = (
+    ("vgg16", "uniform", "0.99", 128),
+    ("vgg16", "paper", "0.99", 128),
+    ("resnet18", "uniform", "0.99", 128),
+    ("wrn28_4", "uniform", "0.99", 64),
+    ("vgg16", "uniform", "0.9", 128),
+)
+"""Network, distribution, sparsity, batch of the whole steps in both precisions, beside each dense PyTorch."""
+SECTIONS = ("steps", "passes", "stacks", "strided", "scaling", "attacks", "robust steps")
 
 
 class Part(NamedTuple):
@@ -67,8 +73,9 @@ def parts(peak: roof.Roof, repetitions: int, progress: Progress = lambda message
     def attack(network: str, sparsity: str) -> Callable[[], Any]:
         return lambda: attacks.compare_attack(model=network, sparsity=float(sparsity), **common)
 
-    def half_step(network: str, batch: int) -> Callable[[], Any]:
-        return lambda: attacks.compare_step(model=network, batch_size=batch, **common)
+    def robust_step(network: str, distribution: str, sparsity: str, batch: int) -> Callable[[], Any]:
+        settings: dict[str, Any] = {"distribution": distribution, "sparsity": float(sparsity)}
+        return lambda: attacks.compare_step(model=network, batch_size=batch, **settings, **common)
 
     def growth(what: str) -> Callable[[], Any]:
         return lambda: scaling(what, threads, repetitions, progress)
@@ -86,7 +93,7 @@ def parts(peak: roof.Roof, repetitions: int, progress: Progress = lambda message
             Part("attacks", f"{network}, {sparsity}", attack(network, sparsity))
             for network, sparsity in STACKS
         ),
-        *(Part("half steps", network, half_step(network, batch)) for network, batch in HALF_STEPS),
+        *(Part("robust steps", ", ".join(each[:3]), robust_step(*each)) for each in ROBUST_STEPS),
     ]
 
 
@@ -96,6 +103,7 @@ def run(
     progress: Progress = lambda message: None,
     save: Callable[[dict[str, Any]], None] = lambda result: None,
     earlier: dict[str, Any] | None = None,
+    only: Sequence[str] = SECTIONS,
 ) -> dict[str, Any]:
     """Measure everything.
 
@@ -104,6 +112,7 @@ def run(
         progress: called with a sentence before each part.
         save: called with the result after each part; its "missing" lists the parts that are still to come.
         earlier: what an interrupted run saved: its parts are kept, the missing ones measured.
+        only: of `SECTIONS`; the parts of others stay in "missing".
 
     Raises:
         EdgeBcsError: ``earlier`` was measured on another machine or otherwise.
@@ -121,9 +130,10 @@ def run(
     todo = [part for part in parts(peak, repetitions, progress) if part.name not in result[part.section]]
     result["missing"] = [f"{part.section}: {part.name}" for part in todo]
     for part in todo:
-        result[part.section][part.name] = part.measure()
-        del result["missing"][0]
-        save(result)
+        if part.section in only:
+            result[part.section][part.name] = part.measure()
+            result["missing"].remove(f"{part.section}: {part.name}")
+            save(result)
     return result
 
 

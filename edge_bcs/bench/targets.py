@@ -19,7 +19,16 @@ STACK_TARGETS = {"0.99": (30.0, 6.0), "0.9": (4.0, 4.0)}
 """Sparsity → times dense PyTorch, times SparseProp."""
 ATTACK_TARGETS = {"0.99": 1.7, "0.9": 1.8}
 """Sparsity → times float32, of an attack in half precision."""
-HALF_STEP_TARGETS = {"vgg16": 24.0, "resnet18": 22.0, "wrn28_4": 16.0}
+ROBUST_STEP_TARGETS = {
+    "vgg16, uniform, 0.99": 24.0,
+    "vgg16, paper, 0.99": 7.5,
+    "resnet18, uniform, 0.99": 22.0,
+    "wrn28_4, uniform, 0.99": 16.0,
+    "vgg16, uniform, 0.9": 5.5,
+}
+"""Network, distribution, sparsity → times dense PyTorch in float32, attacks in half precision."""
+LEAST_BESIDE_BFLOAT16 = {"0.99": 4.0, "0.9": 0.0}
+"""Sparsity → times dense PyTorch under autocast, however much bfloat16 gains it."""
 HEAVY = 0.1
 """A kernel is heavy that takes at least this fraction of its network's convolutions."""
 
@@ -65,10 +74,16 @@ def of(result: dict[str, Any]) -> list[Target]:
         seconds = found["attacks"].get(name, {}).get("seconds", {})
         what = f"attack pass, {name}, half against f32"
         rows.append(_times(what, least, median_ratio(seconds, "f32", "half"), "float32", digits=2))
-    for name, least in HALF_STEP_TARGETS.items():
-        seconds = found["half steps"].get(name, {}).get("seconds", {})
-        what = f"whole AT step, {name}, uniform, attacks in half"
+    for name, least in ROBUST_STEP_TARGETS.items():
+        seconds = found["robust steps"].get(name, {}).get("seconds", {})
+        what = f"whole AT step, {name}, attacks in half"
         rows.append(_times(what, least, median_ratio(seconds, "torch", "half")))
+        gained = median_ratio(seconds, "torch", "bf16")
+        if gained is not None:
+            least = round(max(least / gained, LEAST_BESIDE_BFLOAT16[name.rpartition(", ")[2]]), 1)
+            rows.append(
+                _times(what, least, median_ratio(seconds, "bf16", "half"), "it under bfloat16 autocast")
+            )
     rows += [_strided(found), _rewiring(found), *_roof(found), *_scaling(found)]
     return rows
 

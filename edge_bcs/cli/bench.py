@@ -9,6 +9,9 @@ import click
 from edge_bcs.cli.common import THREADS, examples, json_option, pairs, print_json
 from edge_bcs.core.progress import Progress, note
 
+SECTIONS = ("steps", "passes", "stacks", "strided", "scaling", "attacks", "robust steps")
+"""Of `edge_bcs.bench.suite`, which imports numpy."""
+
 
 @click.command()
 @click.option("--model", default="vgg16", show_default=True, help="A network of edge-bcs, such as resnet18.")
@@ -47,6 +50,11 @@ from edge_bcs.core.progress import Progress, note
     "--resume", is_flag=True, help="With --all: keep what DIR has and measure only what is missing."
 )
 @click.option(
+    "--only", multiple=True, metavar="PART", type=click.Choice(SECTIONS),
+    help="With --all: measure this part alone, and leave the others for --resume; may be repeated. Parts: "
+    f"{', '.join(SECTIONS)}.",
+)  # fmt: skip
+@click.option(
     "--calibrate",
     is_flag=True,
     help="Measure this machine, and save the speeds with which `export` plans and `simulate` predicts.",
@@ -57,17 +65,25 @@ from edge_bcs.core.progress import Progress, note
     edge-bcs bench --model resnet18 --distribution paper --batch-size 32 --json
     edge-bcs bench --all results/speed
     edge-bcs bench --all results/speed --resume
+    edge-bcs bench --all results/speed/here --only "robust steps"
     edge-bcs bench --calibrate
 """)
-def command(report: Path | None, resume: bool, calibrate: bool, as_json: bool, **options: object) -> None:
+def command(
+    report: Path | None,
+    resume: bool,
+    only: tuple[str, ...],
+    calibrate: bool,
+    as_json: bool,
+    **options: object,
+) -> None:
     """Time a training step under attack beside dense PyTorch (and SparseProp, where it is installed).
 
-    The sides take turns on the same cores.
+    The sides take turns on the same cores. Ours uses the processor's cores alone, never a GPU.
     """
     threads, repetitions = options["threads"], options["repetitions"]
     assert isinstance(threads, int) and isinstance(repetitions, int)
-    if resume and report is None:
-        raise click.UsageError("--resume needs --all DIR.")
+    if (resume or only) and report is None:
+        raise click.UsageError("--resume and --only need --all DIR.")
     if calibrate and report is not None:
         raise click.UsageError("--calibrate and --all are two measurements: give one of them.")
     if calibrate:
@@ -79,7 +95,10 @@ def command(report: Path | None, resume: bool, calibrate: bool, as_json: bool, *
         writer.check(report)
         earlier = writer.read(report) if resume else None
         with Progress("measuring"):
-            suite.run(threads, repetitions, note, lambda result: writer.write(result, report), earlier)
+            suite.run(
+                threads, repetitions, note, lambda result: writer.write(result, report), earlier,
+                only or suite.SECTIONS,
+            )  # fmt: skip
         click.echo(f"wrote {report}/README.md, bench.json, layers.png and scaling.png")
     else:
         _compare(as_json, **options)

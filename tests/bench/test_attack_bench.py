@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from helpers.artifacts import tiny_network
 
 from edge_bcs import models
 from edge_bcs.bench import attacks
-from edge_bcs.bench.turns import median_ratio
+from edge_bcs.bench.turns import TorchStep, median_ratio
 
 HERE = pytest.mark.skipif(half_kernels() != 2, reason="no arithmetic in half precision here")
 
@@ -35,6 +36,8 @@ def tiny(tiny_artifact: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(attacks, "batch_of", batch_of)
     monkeypatch.setattr(models, "create", lambda *_, **__: tiny_network())
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    # Its graphs without the minutes of its code.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
 @pytest.mark.parametrize("half", [pytest.param(True, marks=HERE), False])
@@ -45,6 +48,47 @@ def test_every_side_is_timed(half: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     seconds = attacks.compare_attack(sparsity=0.9, **common)["seconds"]
     assert seconds.keys() == sides
     assert all(len(taken) == 2 and min(taken) > 0 for taken in seconds.values())
-    seconds = attacks.compare_step(batch_size=16, **common)["seconds"]
-    assert seconds.keys() == {*sides, "torch"}
+    common |= {"distribution": "uniform", "sparsity": 0.9, "batch_size": 16}
+    seconds = attacks.compare_step(**common)["seconds"]
+    assert seconds.keys() == {*sides, "torch", "compiled", *(["bf16"] if half else [])}
     assert (median_ratio(seconds, "torch", "half") is None) == (not half)
+
+
+def test_without_a_compiler_the_other_sides_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(model: Any) -> Any:
+        def forward(*_: Any) -> Any:
+            raise RuntimeError("no C++ compiler\nmore of it")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    said: list[str] = []
+    common: dict[str, Any] = {"distribution": "uniform", "sparsity": 0.9, "batch_size": 16, "threads": 1}
+    seconds = attacks.compare_step(model="vgg16", repetitions=1, progress=said.append, **common)["seconds"]
+    assert "torch" in seconds and "compiled" not in seconds
+    assert "torch.compile is left out: no C++ compiler" in said
+
+
+@pytest.mark.parametrize("how", [{}, {"compiled": True}, {"bfloat16": True}])
+def test_each_dense_side_takes_the_step_of_the_first(how: dict[str, bool]) -> None:
+    """Its weights move as those of PyTorch without any of it, in bfloat16 by its rounding."""
+    images, labels = (
+        torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)),
+        torch.arange(16) % 10,
+    )
+    moved = []
+    for options in ({}, how):
+        torch.manual_seed(0)
+        network = tiny_network()
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        step = TorchStep(network, 2, channels_last=True, **options)
+        torch.manual_seed(2)
+        step(images, labels)
+        moved.append(
+            torch.cat([(new - old).flatten() for new, old in zip(network.parameters(), before, strict=True)])
+        )
+    scale = moved[0].abs().max()
+    assert scale > 0
+    far = (moved[1] - moved[0]).abs().max() / scale
+    assert far <= (0.1 if how == {"bfloat16": True} else 1e-4)
+    assert ("bfloat16" in how) == bool(far > 1e-4)

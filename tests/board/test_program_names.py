@@ -74,7 +74,8 @@ def test_a_backslash_is_part_of_a_name(tiny_artifact: Make, tmp_path: Path) -> N
         (tmp_path / "photos" / folder).mkdir(parents=True)
         for name in names:
             image.new("L", (8, 8), 40).save(tmp_path / "photos" / folder / name)
-    given = ("finetune", tiny_artifact(), "--data", tmp_path / "photos", "--threads", 1, "--eval-samples", 0)
+    given: tuple[object, ...] = ("finetune", tiny_artifact(), "--data", tmp_path / "photos", "--threads", 1)
+    given += ("--eval-samples", 0)
     given += ("--max-writes", "none", "--epochs", 2, "--save-steps", 1, "--batch-size", 2, "--on-bad", "skip")
     for name, program in (("ours", board.run), ("theirs", commands.run)):
         bad = tmp_path / "photos" / "b\\c" / "0.png"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from edge_bcs.targets.boards import Gpu
 from edge_bcs.targets.cost_model import COSTS, Machine, save
 
 from edge_bcs import targets
@@ -38,7 +39,8 @@ def test_every_board_of_the_package_loads_and_names_its_sources() -> None:
     for name in targets.names():
         board = targets.load(name)
         assert board.default_budget <= board.usable <= board.total
-        assert set(board.sources) == {"memory", "usable", "bandwidth", "cpu", "arithmetic"}
+        topics = {"memory", "usable", "bandwidth", "cpu", "arithmetic"}
+        assert set(board.sources) == topics | ({"gpu"} if board.gpu else set())
 
 
 def test_bandwidths_are_what_their_sources_compute() -> None:
@@ -132,6 +134,20 @@ def test_the_file_of_a_board_is_one_to_begin_with(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["targets", "--toml"]).exit_code == 2
     unknown = CliRunner().invoke(main, ["targets", "../boards/raspberry-pi-5", "--toml"])
     assert unknown.exit_code == 1 and "No board is called" in unknown.output
+
+
+def test_a_gpu_is_named_and_checked(tmp_path: Path) -> None:
+    assert targets.load("jetson-orin-nano").gpu == Gpu(name="Ampere, 1024 CUDA cores", flops=1.28e12)
+    assert targets.load("raspberry-pi-5").gpu is None
+    for gpu, field in (
+        ('[gpu]\nname = "G"', "gpu.flops"),
+        ('[gpu]\nname = "G"\nflops = -1', "gpu.flops"),
+        ('[gpu]\nname = ""\nflops = 1', "gpu.name"),
+        ('[gpu]\nname = "G"\nflops = 1\ncores = 3', "gpu.cores"),
+    ):
+        (tmp_path / "mine.toml").write_text(f"{GOOD}\n{gpu}\n")
+        with pytest.raises(EdgeBcsError, match=re.escape(f"`{field}`")):
+            targets.load(tmp_path / "mine.toml")
 
 
 def test_an_unknown_board_lists_the_known_ones() -> None:
