@@ -44,6 +44,7 @@ from edge_bcs.runtime.board.saving import DEFAULT_MAX_WRITES
 
 if TYPE_CHECKING:
     from edge_bcs.core.settings import Unlabelled
+    from edge_bcs.runtime.artifact import Artifact
     from edge_bcs.runtime.board.thermostat import Thermostat
 
 
@@ -174,7 +175,7 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
                 folder,
                 options,
                 report,
-                first=lambda: first_artifact(artifact, folder, options),
+                first=lambda: _first(artifact, folder, options, check),
                 resume=lambda: open_run(artifact, folder, again),
                 train=lambda trainer, hours: _session(
                     trainer, folder, {**options, "max_hours": hours}, report, check
@@ -191,6 +192,18 @@ def command(artifact: str, as_json: bool, print_service: bool, **options: Any) -
             by, step = report["stopped"]["by"], report["stopped"]["step"]
             say(f"Stopped by {by} after step {step}; go on with --resume -o {word(folder)}.")
     sys.exit(status)
+
+
+def _first(artifact: str, folder: Path, options: dict[str, Any], check: Callable[[], None]) -> Artifact:
+    """Return what a new run begins with, once its data was looked at: where that cannot be used, nothing is
+    begun."""
+    from edge_bcs.cli.reading import Reading
+
+    found, spec = first_artifact(artifact, folder, options), options["data_spec"]
+    settings: dict[str, Any] = {"resize": found.resize, "watch": check, "quiet": True}
+    with Progress(f"looking at {spec}"):
+        Reading(spec, found.input_shape, options["on_bad"], **settings).open("train")
+    return found
 
 
 def _session(

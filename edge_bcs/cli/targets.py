@@ -64,6 +64,7 @@ def command(name: str | None, as_toml: bool, as_json: bool) -> None:
                 ("default budget", format_bytes(board.default_budget)),
                 ("bandwidth", f"{board.bandwidth / 1e9:.1f} GB/s"),
                 ("processor", f"{clusters} ({board.isa})"),
+                *([("GPU, not used", board.gpu.name)] if board.gpu else []),
                 *((f"source, {topic}", source) for topic, source in board.sources.items()),
             ]
         )

@@ -209,6 +209,15 @@ def test_a_signal_ends_the_waiting(tiny_artifact: Make, digits: Path, tmp_path: 
     assert status == 1 and "--rounds names no folder." in told
 
 
+def test_data_that_cannot_be_used_begins_nothing(tiny_artifact: Make, digits: Path, tmp_path: Path) -> None:
+    wrong, _ = two(tiny_artifact, tmp_path / "none", tmp_path / "fleet")
+    status, _, told = wrong.program("--steps", 1, "--wait", 0)
+    assert status == 1 and "none" in told
+    assert not wrong.run.exists() and not wrong.share.exists()
+    right = Board("a", tiny_artifact(), digits, tmp_path / "fleet")
+    assert right.program("--steps", 1, "--wait", 0)[0] == 75
+
+
 def test_the_hours_are_those_of_all_rounds(tiny_artifact: Make, digits: Path, tmp_path: Path) -> None:
     a, _ = two(tiny_artifact, digits, tmp_path / "fleet")
     length = ("--steps", 2, "--wait", 600, "--max-hours", 3 / 3600)

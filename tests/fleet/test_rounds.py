@@ -270,6 +270,14 @@ def test_a_round_that_was_cut_off_is_the_round_that_was_not(
     assert done.exit_code == 0 and json.loads(done.stdout)["rounds"][0]["merged"]["overlap"]["pairwise"] == 1
 
 
+def test_data_that_cannot_be_used_begins_nothing(tiny_artifact: Make, digits: Path, tmp_path: Path) -> None:
+    board = Board("a", tiny_artifact(), tmp_path / "none", tmp_path)
+    wrong = board.learn("--steps", 1, "--wait", 0)
+    assert wrong.exit_code == 1 and "none" in wrong.output, wrong.output
+    assert not board.run.exists() and not (tmp_path / "share").exists()
+    assert Board("a", tiny_artifact(), digits, tmp_path).learn("--steps", 1, "--boards", 1).exit_code == 0
+
+
 def test_a_cut_between_two_rounds_loses_no_row(
     tiny_artifact: Make, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

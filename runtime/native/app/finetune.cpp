@@ -431,7 +431,10 @@ int finetune(const Options& options) {
   int status = 0;
   if (wanted.rounds) {
     wanted.rounds->max_hours = wanted.training.max_hours;
-    status = take_part(*wanted.rounds, wanted, report,
+    const auto look = [&](const Network& network) {
+      Reading(wanted.data, network, wanted.skips_bad, "", check_signals, true).open("train");
+    };
+    status = take_part(*wanted.rounds, wanted, report, look,
                        [&](const Opened& opened, bool anew, std::optional<double> hours) {
       wanted.training.anew = anew, wanted.training.max_hours = hours;
       return train_opened(opened, wanted, report);

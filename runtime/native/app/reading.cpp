@@ -48,11 +48,12 @@ void print_pairs(const std::vector<std::pair<std::string, std::string>>& rows) {
 }
 
 Reading::Reading(std::string spec, const Network& network, bool skip, const std::string& folder,
-                 std::function<void()> watch)
+                 std::function<void()> watch, bool quiet)
     : spec_(std::move(spec)),
       network_(network),
       skip_(skip),
       resumes_(!folder.empty()),
+      quiet_(quiet),
       watch_(std::move(watch)) {
   if (folder.empty()) return;
   const Value record = read_json(joined(folder, record_file), largest_record);
@@ -92,7 +93,7 @@ void Reading::tell(const std::string& split, const Data& data) {
   Value left_out = Value::Object{};
   for (const LeftOut& image : data.left_out) left_out[image.name] = image.why;
   left_out_[split] = std::move(left_out);
-  if (data.left_out.empty()) return;
+  if (data.left_out.empty() || quiet_) return;
   say(std::to_string(data.left_out.size()) + " of " + std::to_string(data.left_out.size() + data.size()) +
       " images (" + split + ") are left out:");
   for (std::size_t i = 0; i < data.left_out.size() && i < most_told; ++i) say("  " + data.left_out[i].why);

@@ -22,9 +22,9 @@ void print_pairs(const std::vector<std::pair<std::string, std::string>>& rows);
 class Reading {
  public:
   // `folder`: of a training that goes on, whose record says what it left out; "" of a new one.
-  // `watch`: called now and then while images are looked at; what it throws ends that.
+  // `watch`: called now and then while images are looked at; what it throws ends that. `quiet`: says nothing of what is left out.
   Reading(std::string spec, const Network& network, bool skip, const std::string& folder,
-          std::function<void()> watch);
+          std::function<void()> watch, bool quiet = false);
 
   // Opens one split, saying what is left out of it. `keeps_all_files`: it knows the files of all its splits, for `repeated`.
   std::unique_ptr<Data> open(const std::string& split, bool keeps_all_files = false);
@@ -41,7 +41,7 @@ class Reading {
 
   std::string spec_;
   const Network& network_;
-  bool skip_, resumes_;
+  bool skip_, resumes_, quiet_;
   std::function<void()> watch_;
   Value recorded_, left_out_;  // splits, names, reasons
 };

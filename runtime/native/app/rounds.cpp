@@ -101,6 +101,7 @@ Value::List earlier_rounds(const std::string& run) {
 // that was merged. What it had to begin is to be opened again. `step` becomes that of the run. Throws Interrupted.
 std::pair<std::uint64_t, std::optional<Opened>> join(const Exchange& exchange, const RunWishes& run,
                                                      const RunWishes& again, double wait,
+                                                     const std::function<void(const Network&)>& look,
                                                      std::uint64_t& step) {
   const std::uint64_t ahead = exchange.last_merged();
   const bool goes_on = run.resume && holds_run(run.folder);
@@ -113,6 +114,8 @@ std::pair<std::uint64_t, std::optional<Opened>> join(const Exchange& exchange, c
     if (ahead < round) return {round, std::move(opened)};
     say("Round " + std::to_string(ahead) + " was merged; the run was in round " + std::to_string(round) +
         ", and goes on from there.");
+  } else {
+    look(*opened.network);
   }
   if (ahead > 0) meet(exchange, network, ahead, wait);
   go_on_with(network, run.folder, ahead + 1, goes_on, goes_on ? std::nullopt : run.machine.seed);
@@ -138,7 +141,8 @@ std::optional<RoundWishes> rounds_by(const Options& options) {
   return wishes;
 }
 
-int take_part(const RoundWishes& rounds, const RunWishes& run, Value& report, const TrainRound& train) {
+int take_part(const RoundWishes& rounds, const RunWishes& run, Value& report,
+              const std::function<void(const Network&)>& look, const TrainRound& train) {
   const Exchange exchange(rounds.folder, rounds.board);
   RunWishes again = run;
   again.resume = true, again.machine.seed.reset();
@@ -154,7 +158,7 @@ int take_part(const RoundWishes& rounds, const RunWishes& run, Value& report, co
     return time_is_up;
   };
   try {
-    auto [round, opened] = join(exchange, run, again, rounds.wait, step);
+    auto [round, opened] = join(exchange, run, again, rounds.wait, look, step);
     for (std::uint64_t count = 0; count < rounds.max_rounds; ++count, ++round) {
       if (count > 0 && seconds_now() >= ends) {
         say("Round " + std::to_string(round) + " is for another time: the hours of --max-hours are over.");

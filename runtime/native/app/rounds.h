@@ -44,8 +44,10 @@ std::optional<RoundWishes> rounds_by(const Options& options);
 // saved in is over. Its status is not 0 if it was cut off.
 using TrainRound = std::function<int(const Opened& opened, bool anew, std::optional<double> hours)>;
 
-// Takes part in rounds and returns the exit status; what became of each is in "rounds" of the report.
-int take_part(const RoundWishes& rounds, const RunWishes& run, Value& report, const TrainRound& train);
+// Takes part in rounds and returns the exit status; what became of each is in "rounds" of the report. `look`: looks at what a new
+// run would be trained on before it is begun, and throws Error where that cannot be used.
+int take_part(const RoundWishes& rounds, const RunWishes& run, Value& report,
+              const std::function<void(const Network&)>& look, const TrainRound& train);
 
 void print_rounds(const Value& report);
 
