@@ -21,6 +21,7 @@ from edge_bcs.runtime.manifest import (
     SINGLE_STEP,
     STATE,
     VERSION,
+    WIDE_ATTACK,
     TrainedObjective,
     graph_file,
 )
@@ -50,7 +51,7 @@ from edge_bcs.method.sparse_model import SparseModel
 
 from .compiler import Compiled, compile_network
 from .half import half_fault
-from .memory.choice import Job
+from .memory.choice import Choice, Job
 from .network import network_of
 from .ort import checkpoint as ort_checkpoint
 from .plain_eval import PLAIN_EVAL, plain_evaluation_model
@@ -179,7 +180,7 @@ def export(
         classes = completed(check_names(classes, "the network's classes"), network.num_classes)
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "version": SINGLE_STEP if trained.attack.single_step else VERSION if part.everything else IN_PART,
+        "version": _version(trained, part, compiled.choice),
         "created_by": f"edge-bcs {__version__}",
         **({} if publish.release is None else {"release": publish.release}),
         "network": {
@@ -213,6 +214,15 @@ def export(
             signed = signature.sign((folder / MANIFEST).read_bytes(), key)
             (folder / archives.SIGNATURE).write_bytes(signed)
     return Artifact.read(target)
+
+
+def _version(trained: TrainedObjective, part: Part, choice: Choice) -> int:
+    """The oldest format that says all of it: an edge-bcs that does not know it refuses the artifact."""
+    if choice.images != choice.micro_batch:
+        return WIDE_ATTACK
+    if trained.attack.single_step:
+        return SINGLE_STEP
+    return VERSION if part.everything else IN_PART
 
 
 def _write(

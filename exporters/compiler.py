@@ -63,7 +63,7 @@ class Compiled:
 
     @property
     def micro_batch(self) -> int:
-        """Images a run of a graph."""
+        """Images a run of the training graph."""
         return self.choice.micro_batch
 
     def described(self, budget: int | None, store: str) -> dict[str, Any]:
@@ -88,6 +88,7 @@ class Compiled:
             "lists_length": network.lists_length,
             **({} if network.part.everything else {"train": _described(network)}),
             "micro_batch": self.micro_batch,
+            **({} if self.choice.images == self.micro_batch else {"attack_micro_batch": self.choice.images}),
             "lanes": lanes_of(self.micro_batch),
             "memory": {
                 **self.memory.to_json(budget),
@@ -152,7 +153,7 @@ def compiled_inside(
 def build(planner: Planner, job: Job, choice: Choice) -> Compiled:
     """Carry a choice out on the graphs that it was made for."""
     network, replays = planner.network, planner.carried_out(job, choice)
-    buffers = network.buffers(choice.micro_batch, job.objective.two_branches)
+    buffers = network.buffers(choice.images, job.objective.two_branches)
     memory = planner.memory(job, choice)
     program = place(replays, memory, buffers, job.objective.training_input)
     return Compiled(

@@ -59,17 +59,6 @@ def empty_graph(
     )
 
 
-def step_graphs(
-    network: Network, micro_batch: int, objective: Objective, beta: float, keep_both: bool
-) -> dict[str, Graph]:
-    """Phase → graph of what is done with each micro-batch of a step; arguments as `training_graph`."""
-    graphs = {"training": training_graph(network, micro_batch, objective, beta, keep_both)}
-    if not network.attack_apart:
-        graphs["attack"] = attack_graph(network, micro_batch)
-    graphs["eval"] = evaluation_graph(network, micro_batch)
-    return graphs
-
-
 def other_graphs(network: Network, micro_batch: int) -> dict[str, Graph]:
     """Phase → graph of what is done once a step, once after loading, and only to evaluate a network."""
     graphs = {"optimizer": optimizer_graph(network), "lists": lists_graph(network)}

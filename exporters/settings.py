@@ -25,8 +25,8 @@ class Memory:
     Attributes:
         budget: bytes of the working set, such as "12MiB"; the planner chooses the fastest way to stay inside
             it: micro-batch, kernels, and what is recomputed for the backward pass. None: no limit.
-        micro_batch: images per run of a graph, 1 to 65536; default: as the planner says, or 32 without a
-            budget.
+        micro_batch: images per run of the training graph, 1 to 65536; default: as the planner says, or 32
+            without a budget.
         store: "f32", or "bf16": activations may be kept for the backward pass as bfloat16, where the budget
             asks for it (without a budget all are). Gradients then carry its rounding, 2⁻⁹ a number.
         machine: whose time the planner counts; default: that of a typical board.

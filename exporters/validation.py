@@ -180,7 +180,9 @@ def compare(artifact: Artifact, sparse: SparseModel, draw: int, tolerance: float
     buffers = {name: state[name] for name in names}
     lists = np.zeros(artifact.lists_length, np.int32)
     run(str(artifact.graph("lists")), {"coo.index": state["coo.index"], "coo.lists": lists})
-    logits = run(str(artifact.graph("eval")), {"input": clean, **buffers, "coo.lists": lists})["logits"]
+    held = np.zeros((artifact.attack_micro_batch, *artifact.input_shape), np.float32)
+    held[:n] = clean
+    logits = run(str(artifact.graph("eval")), {"input": held, **buffers, "coo.lists": lists})["logits"][:n]
     plain = artifact.path / PLAIN_EVAL
     plain_logits = _run_plain(plain, clean) if plain.is_file() else logits
     feeds = {

@@ -17,6 +17,10 @@ ALIGNMENT = 64
 """Bytes, of which every address in an arena is a multiple."""
 
 
+IMAGES = ("input", "adversarial", "labels", "sample_weight")
+"""Buffers of images, of which the training graph takes a micro-batch at the front."""
+
+
 class Network(Protocol):
     """What the buffers depend on of a network that is compiled, or of an artifact."""
 
@@ -53,14 +57,15 @@ class Network(Protocol):
         """Whether training normalises by the micro-batch."""
 
 
-def bound_buffers(network: Network, micro_batch: int, two_branches: bool) -> dict[str, tuple[str, Shape]]:
+def bound_buffers(network: Network, images: int, two_branches: bool) -> dict[str, tuple[str, Shape]]:
     """Name → (dtype, shape) of every buffer that the runtime binds to the graphs, whatever the phase.
 
     The sum of their bytes is the part of the working set that never changes. With batch statistics a copy of
     the running averages is kept, so that a step that fails half-way leaves no trace. What is not trained has
-    neither momentum nor gradients.
+    neither momentum nor gradients. Of the ``images`` that the buffers hold, the training graph takes those in
+    front.
     """
-    images = (micro_batch, *network.input_shape)
+    pixels = (images, *network.input_shape)
     trained = network.trained.kappa, network.trained.dense_size
     state = state_layout(network.kappa, network.dense_size, network.statistics_size, trained)
     table: dict[str, tuple[str, Shape]] = {name: (kind, (length,)) for name, (kind, length) in state.items()}
@@ -68,12 +73,12 @@ def bound_buffers(network: Network, micro_batch: int, two_branches: bool) -> dic
         "coo.value_grad.accumulation.buffer": ("float32", (trained[0],)),
         "coo.lists": ("int32", (network.lists_length,)),
         "dense.value_grad.accumulation.buffer": ("float32", (trained[1],)),
-        "input": ("float32", images),
-        "adversarial": ("float32", images),
-        "labels": ("int64", (micro_batch,)),
-        "sample_weight": ("float32", (micro_batch,)),
-        "target": ("float32", (micro_batch, network.num_classes)),
-        "logits": ("float32", (micro_batch, network.num_classes)),
+        "input": ("float32", pixels),
+        "adversarial": ("float32", pixels),
+        "labels": ("int64", (images,)),
+        "sample_weight": ("float32", (images,)),
+        "target": ("float32", (images, network.num_classes)),
+        "logits": ("float32", (images, network.num_classes)),
         "loss": ("float32", ()),
         "correct": ("float32", (2 if two_branches else 1,)),
         "coo.value_grad.accumulation.out": ("bool", (1,)),

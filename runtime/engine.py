@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.budget import BudgetExceeded
-from edge_bcs.runtime.buffers import Shape, bound_buffers, buffer_behind
+from edge_bcs.runtime.buffers import IMAGES, Shape, bound_buffers, buffer_behind
 from edge_bcs.runtime.state import read_state
 
 from edge_bcs.core.errors import EdgeBcsError
@@ -121,7 +121,7 @@ class Engine:
     def table(self) -> dict[str, tuple[str, Shape]]:
         """Every bound buffer."""
         artifact = self.artifact
-        return bound_buffers(artifact, artifact.micro_batch, artifact.objective.two_branches)
+        return bound_buffers(artifact, artifact.attack_micro_batch, artifact.objective.two_branches)
 
     def load_state(self) -> dict[str, str]:
         """Fill the buffers of the state and return its metadata."""
@@ -177,6 +177,14 @@ class Engine:
         self.images = count = len(x)
         for name, given in (("input", x), ("labels", y), ("sample_weight", weight)):
             self.arrays[name][:count], self.arrays[name][count:] = given, 0
+
+    def bring_forward(self, first: int, count: int) -> None:
+        """Let the training graph, which takes what lies at the front, see the micro-batch that begins with
+        image ``first`` of those in the buffers, and has ``count`` of them."""
+        size = self.artifact.micro_batch
+        self.images = count
+        for name in IMAGES if first else ():
+            self.arrays[name][:size] = self.arrays[name][first : first + size]
 
     def run(self, graph: str, done: Callable[[], None] | None = None) -> None:
         """Run one graph on the bound buffers.

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 def logits(engine: Engine, x: Array) -> Array:
     """Return the logits f32 [n, classes] of images f32 [n, C, H, W] that are checked."""
-    size, arrays = engine.artifact.micro_batch, engine.arrays
+    size, arrays = engine.artifact.attack_micro_batch, engine.arrays
     result = np.empty((len(x), engine.artifact.num_classes), np.float32)
     for first in range(0, len(x), size):
         part = x[first : first + size]
@@ -112,7 +112,7 @@ def _right_answers(
 
     ``perturbations`` attack the micro-batch in the buffers, whose first image is at that place of ``order``.
     """
-    arrays, size = engine.arrays, engine.artifact.micro_batch
+    arrays, size = engine.arrays, engine.artifact.attack_micro_batch
     clean = robust = lost = 0
     for first in range(0, len(order), size):
         places = order[first : first + size]
@@ -146,7 +146,7 @@ def _under_attack(engine: Engine, x: Array, y: Array, answered: Array, attack: C
     left, refused = answered, not answered.all()
     while left.any():
         if refused:
-            shown = np.full(engine.artifact.micro_batch, left.argmax())
+            shown = np.full(engine.artifact.attack_micro_batch, left.argmax())
             shown[: len(x)][left] = np.flatnonzero(left)
             engine.load(x[shown], y[shown], 0.0)
         else:

@@ -26,10 +26,11 @@ from edge_bcs.core.text import check_text
 from edge_bcs.data.classes import Names
 
 FORMAT = "edge-bcs-artifact"
-VERSION, IN_PART, SINGLE_STEP = 1, 2, 3
-"""Format versions: of artifacts that train all of a network; of those that train a part of it, and of those,
-in part or not, whose attack is a single step. Earlier releases would misread the latter two."""
-VERSIONS = (VERSION, IN_PART, SINGLE_STEP)
+VERSION, IN_PART, SINGLE_STEP, WIDE_ATTACK = 1, 2, 3, 4
+"""Format versions: of artifacts that train all of a network; of those that train a part of it; of those, in
+part or not, whose attack is a single step; and of those, with either or not, that attack more images at once
+than they train on. Earlier releases would misread the last three."""
+VERSIONS = (VERSION, IN_PART, SINGLE_STEP, WIDE_ATTACK)
 GRAPHS = ("training", "attack", "eval", "optimizer", "lists")
 MANIFEST = archive.MANIFEST
 STATE = "state.safetensors"
@@ -120,8 +121,9 @@ class Described:
     Attributes:
         manifest: as it stands in the file.
         kappa: κ, connections of the whole network; size: N, its prunable positions.
-        micro_batch: images per run of a graph; lanes: images per vector; batch_size: the default logical
-            batch.
+        micro_batch: images per run of the training graph. attack_micro_batch: that the buffers hold, a
+            multiple of those, which an attack and an evaluation take at once.
+        lanes: images per vector in training; batch_size: the default logical batch.
         classes: names of the outputs in label order, ``num_classes`` of them; None while they are unknown.
         dense_size, statistics_size: lengths of dense.value and of batchnorm.mean.
         trained: which parameters learn.
@@ -148,6 +150,7 @@ class Described:
     objective: TrainedObjective
     batch_norm: str
     micro_batch: int
+    attack_micro_batch: int
     lanes: int
     batch_size: int
     hyper: dict[str, float]
@@ -166,6 +169,14 @@ class Described:
     def batch_statistics(self) -> bool:
         """Whether training normalises by the micro-batch."""
         return self.batch_norm == "batch"
+
+    @property
+    def micro_batches(self) -> str:
+        """ "1 image", or "4 images, attacked 16 at once", for messages."""
+        text = f"{self.micro_batch} image" + ("" if self.micro_batch == 1 else "s")
+        if self.attack_micro_batch == self.micro_batch:
+            return text
+        return f"{text}, attacked {self.attack_micro_batch} at once"
 
     @property
     def release_text(self) -> str:
@@ -267,11 +278,13 @@ def describe(manifest: dict[str, Any]) -> Described:
     budget = None if memory.value.get("budget") is None else memory.integer("budget", 1, 1 << 50)
     num_classes = network.integer("num_classes", 2)
     objective = _objective(fields.object("objective"))
-    if (manifest["version"] == SINGLE_STEP) != objective.attack.single_step:
+    single_step = objective.attack.single_step
+    if manifest["version"] != WIDE_ATTACK and (manifest["version"] == SINGLE_STEP) != single_step:
         raise EdgeBcsError(
             f"the manifest's format version is {manifest['version']}, and its training attack "
             f"{objective.attack.kind}."
         )
+    micro_batch = fields.integer("micro_batch", 1, 1 << 16)
     return Described(
         manifest=manifest,
         input_shape=(channels, height, width),
@@ -287,7 +300,8 @@ def describe(manifest: dict[str, Any]) -> Described:
         trained=_trained(fields, layers, kappa),
         objective=objective,
         batch_norm=fields.text("batch_norm", ("frozen", "batch")),
-        micro_batch=fields.integer("micro_batch", 1, 1 << 16),
+        micro_batch=micro_batch,
+        attack_micro_batch=_attack_micro_batch(fields, micro_batch),
         lanes=fields.integer("lanes", 1, 64),
         batch_size=fields.integer("batch_size", 1, 1 << 20),
         hyper={name: hyper.number(name) for name in ("learning_rate", "weight_decay", "momentum", "noise")},
@@ -299,6 +313,23 @@ def describe(manifest: dict[str, Any]) -> Described:
             fields.text("attack_precision", PRECISIONS) if "attack_precision" in manifest else None
         ),
     )
+
+
+def _attack_micro_batch(fields: Fields, micro_batch: int) -> int:
+    version = fields.value["version"]
+    if "attack_micro_batch" not in fields.value:
+        if version == WIDE_ATTACK:
+            raise EdgeBcsError(
+                f"the manifest's format version is {version}, but it has no attack_micro_batch."
+            )
+        return micro_batch
+    images = fields.integer("attack_micro_batch", 1, 1 << 16)
+    if version != WIDE_ATTACK or images <= micro_batch or images % micro_batch:
+        raise EdgeBcsError(
+            f"the manifest's attack_micro_batch is {images}, with a micro-batch of {micro_batch} and the "
+            f"format version {version}."
+        )
+    return images
 
 
 def _resize(network: Fields) -> Resize:
@@ -369,7 +400,7 @@ def _trained(fields: Fields, layers: tuple[PrunableLayer, ...], kappa: int) -> T
         for item in fields.objects("dense")
     ]
     version = fields.value["version"]
-    if version != SINGLE_STEP and (version == IN_PART) != ("train" in fields.value):
+    if version not in (SINGLE_STEP, WIDE_ATTACK) and (version == IN_PART) != ("train" in fields.value):
         raise EdgeBcsError(
             f"the manifest's format version is {version}, and it says "
             + ("nothing " if version == IN_PART else "")

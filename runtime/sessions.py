@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.budget import Budget
-from edge_bcs.runtime.buffers import Shape, aligned, allocate, arena_for, bound_in, bytes_of
+from edge_bcs.runtime.buffers import IMAGES, Shape, aligned, allocate, arena_for, bound_in, bytes_of
 from edge_bcs.runtime.engine import Engine
 from edge_bcs.runtime.manifest import PROGRAM
 from edge_bcs.runtime.onnx_file import require_operators
@@ -146,8 +146,12 @@ class SessionEngine(Engine):
         return array, onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
     def value(self, graph: str, name: str) -> onnxruntime.OrtValue:
-        """The buffer behind a graph's input or output, as ONNX Runtime sees it."""
-        return self._values[self.bound_buffer(graph, name)]
+        """The buffer behind a graph's input or output, as ONNX Runtime sees it: of images the training graph
+        sees the micro-batch at the front."""
+        buffer, size = self.bound_buffer(graph, name), self.artifact.micro_batch
+        if graph != "training" or buffer not in IMAGES or size == len(self.arrays[buffer]):
+            return self._values[buffer]
+        return onnxruntime.OrtValue.ortvalue_from_numpy(self.arrays[buffer][:size])
 
     def bind(self, session: onnxruntime.InferenceSession, graph: str) -> onnxruntime.IOBinding:
         """Bind a session of a graph to the buffers: what it updates in place is not copied."""

@@ -122,39 +122,45 @@ def _accumulate(
     attack: Attack,
 ) -> tuple[float, Array, int]:
     """Leave the gradients of a logical batch in the bound buffers, micro-batch after micro-batch (Algorithm
-    1, lines 4 to 8); return the loss, correct answers f64[branches], and how many images have a label.
+    1, lines 4 to 8), several of which may be attacked at once.
+
+    Returns the loss, correct answers f64[branches], and how many images have a label.
 
     ``weight``, f64[n], is that of each image of the batch in the loss.
 
     Raises NotFiniteError for a loss, or running statistics, that are not finite, with the images at fault.
     """
-    arrays, size = engine.arrays, engine.artifact.micro_batch
+    arrays, held, size = engine.arrays, engine.artifact.attack_micro_batch, engine.artifact.micro_batch
     loss, correct, labelled, count = 0.0, np.zeros(len(arrays["correct"])), 0, len(weight)
-    for first in range(0, count, size):
-        end = min(first + size, count)
+    for first in range(0, count, held):
+        end = min(first + held, count)
         guard.reads(True)
         x, y = read(first, end)
         guard.reads(False)
         engine.load(x, y, weight[first:end])
+        part = first
         try:
             craft(engine, first, count, seed=seed, step=step, attack=attack)
-            arrays["lazy_reset_grad"][0] = first == 0
-            engine.run("training")
-            loss += float(arrays["loss"])
-            if not math.isfinite(loss):
-                raise NotFiniteError(f"the loss is {loss}")
-            if guard.has_statistics:
-                check_statistics(engine.artifact, arrays)
+            for part in range(first, end, size):
+                engine.bring_forward(part - first, min(size, end - part))
+                arrays["lazy_reset_grad"][0] = part == 0
+                engine.run("training")
+                loss += float(arrays["loss"])
+                if not math.isfinite(loss):
+                    raise NotFiniteError(f"the loss is {loss}")
+                if guard.has_statistics:
+                    check_statistics(engine.artifact, arrays)
+                correct += arrays["correct"]
         except NotFiniteError as error:
-            blamed = _blamed(engine, first, len(x), name)
+            blamed = _blamed(engine, part, engine.images, name)
             raise NotFiniteError(f"{error} ({blamed}); lower the learning rate.") from None
-        correct += arrays["correct"]
         labelled += int((y != NO_LABEL).sum())
     return loss, correct, labelled
 
 
 def _blamed(engine: Engine, first: int, count: int, name: Name) -> str:
-    """Name the images of the micro-batch at hand whose logits are not finite; all if it is none of them."""
+    """Name those of the first ``count`` images in the buffers whose logits are not finite; all if it is none
+    of them. ``first`` is the place of the first in the batch."""
     arrays, faulty = engine.arrays, np.zeros(count, bool)
     for images in ("input", "adversarial"):
         arrays["input"][...] = arrays[images]

@@ -221,7 +221,7 @@ class Mixed:
     def _label(self, epoch: int) -> None:
         """Let the network say what the images are, for an epoch."""
         trainer, course, data = self._trainer, self._training, self._parts[1].data
-        shape, size = trainer.artifact.input_shape, trainer.artifact.micro_batch
+        shape, size = trainer.artifact.input_shape, trainer.artifact.attack_micro_batch
         labels = np.full(len(data), NO_LABEL)
         what = f"labelling {len(data):,} images"
         with Progress(what, len(data), unit="images", shown=self._progress) as bar:

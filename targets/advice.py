@@ -149,6 +149,17 @@ def _cost(change: Change) -> float:
     return change.seconds if change.fits and change.seconds is not None else float(change.peak_bytes)
 
 
+def images_of(plan: MemoryPlan, artifact: Artifact) -> int:
+    """How many images the buffers of a plan hold, of the network of ``artifact``."""
+    scaled = plan.bound.get(_SCALED_DATA, 0) // _data(artifact)
+    return plan.bound["input"] // (4 * math.prod(artifact.input_shape)) + scaled
+
+
+def _data(artifact: Artifact) -> int:
+    """Bytes of the buffers that hold an image."""
+    return 12 + 8 * artifact.num_classes + 8 * math.prod(artifact.input_shape)
+
+
 def _smallest(artifact: Artifact) -> int:
     return 2 if artifact.batch_norm == "batch" else 1
 
@@ -159,6 +170,7 @@ def _powers(artifact: Artifact) -> list[int]:
     return [size for size in (1 << n for n in range(8)) if _smallest(artifact) <= size <= largest]
 
 
+_SCALED_DATA = "scaled data"
 Variant = tuple[str, dict[str, str], bool, int, MemoryPlan]
 """(what, options of `edge-bcs export` that change, whether weights are lost, micro-batch, plan)."""
 
@@ -197,9 +209,9 @@ class Scaler(Maker):
     def at(self, micro_batch: int) -> MemoryPlan:
         """The plan with another micro-batch."""
         ratio = micro_batch / self.artifact.micro_batch
-        data = 12 + 8 * self.artifact.num_classes + 8 * math.prod(self.artifact.input_shape)
+        held = self.artifact.attack_micro_batch
         bound = dict(self.plan.bound)
-        bound["scaled data"] = data * (micro_batch - self.artifact.micro_batch)
+        bound[_SCALED_DATA] = _data(self.artifact) * (round(held * ratio) - held)
         lanes = self.artifact.lanes, lanes_of(micro_batch)
         below = replace(self.plan, bound=bound).bound_bytes
         phases = {

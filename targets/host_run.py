@@ -96,7 +96,8 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
         trainer.reset_peak()
         trainer.on_run = record
 
-        size = min(artifact.micro_batch, artifact.batch_size)
+        held = artifact.attack_micro_batch
+        size = min(held, artifact.batch_size)
         data = _noise(size, artifact.input_shape, artifact.num_classes)
         places = np.arange(size)
 
@@ -107,7 +108,7 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
                     signals, lambda first, end: data.read(places[: end - first]), count
                 )
 
-        parts = -(-artifact.batch_size // artifact.micro_batch)
+        parts = -(-artifact.batch_size // held)
         trainer.logits(data.images(places))
         began = time.perf_counter()
         # Not counted: memory is touched and threads are started here. Images are read and changed as they are
@@ -119,7 +120,7 @@ def measure(path: str, memory: int | None, threads: int, seconds: float) -> dict
         taken.clear()
         began, waited = time.perf_counter(), waited_for_cores()
         for _ in range(steps):
-            metrics = step(min(artifact.batch_size, timed * artifact.micro_batch))
+            metrics = step(min(artifact.batch_size, timed * held))
         elapsed, waited = time.perf_counter() - began, waited_for_cores() - waited
         runs = {graph: len(each) // steps for graph, each in taken.items()}
         if timed < parts:

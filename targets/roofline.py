@@ -48,16 +48,20 @@ class StepTime:
     assumptions: tuple[str, ...] = field(default=())
 
 
-def step_runs(artifact: Artifact, micro_batch: int | None = None, plain: bool = False) -> dict[str, int]:
+def step_runs(
+    artifact: Artifact, micro_batch: int | None = None, plain: bool = False, images: int | None = None
+) -> dict[str, int]:
     """How often each graph runs in one step over a batch (Algorithm 1: craft, accumulate, update).
 
     Args:
         micro_batch: default: the artifact's.
         plain: with plain adversarial training instead of the artifact's objective.
+        images: that are attacked at once; default: the artifact's, or another ``micro_batch``.
     """
-    objective, size = artifact.objective, micro_batch or artifact.micro_batch
-    kind = PLAIN if plain else objective.kind
-    return kind.runs(artifact.batch_size, size, objective.attack.steps_taken)
+    objective, kind = artifact.objective, PLAIN if plain else artifact.objective.kind
+    if micro_batch is None:
+        micro_batch, images = artifact.micro_batch, artifact.attack_micro_batch
+    return kind.runs(artifact.batch_size, micro_batch, objective.attack.steps_taken, images)
 
 
 def machine_of(target: Target, threads: int | None = None) -> Machine:

@@ -25,7 +25,7 @@ from edge_bcs.core.progress import note
 from edge_bcs.core.units import format_bytes, parse_bytes
 
 from . import boards, roofline
-from .advice import Advice, Place, Recompiled, advise
+from .advice import Advice, Place, Recompiled, advise, images_of
 from .boards import Target
 from .confinement import confinement
 from .outside import THREAD_BYTES, Outside, predicted_outside
@@ -165,6 +165,7 @@ class Simulation:
             "train": artifact.trained.part.text,
             "untrained_bytes": artifact.untrained_bytes,
             "micro_batch": artifact.micro_batch,
+            "attack_micro_batch": artifact.attack_micro_batch,
             "batch_size": artifact.batch_size,
             "target": self.target.name if self.target else None,
             "threads": self.threads,
@@ -246,7 +247,8 @@ def simulate(
     usable = board.usable if board else None
 
     def expected_seconds(changed: MemoryPlan, micro_batch: int, plain: bool) -> float | None:
-        time = step_time(changed, step_runs(artifact, micro_batch, plain), machine, threads)
+        runs = step_runs(artifact, micro_batch, plain, images_of(changed, artifact))
+        time = step_time(changed, runs, machine, threads)
         return time.seconds if time else None
 
     # A command without a board plans for the typical one.

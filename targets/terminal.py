@@ -35,7 +35,7 @@ def show(simulation: Simulation, console: Console) -> None:
 def _verdict(simulation: Simulation) -> RenderableType:
     artifact, board = simulation.artifact, simulation.target
     title = f"{artifact.network} at sparsity {artifact.sparsity}, {artifact.objective.name}, "
-    title += f"batch norm {artifact.batch_norm}, micro-batch {artifact.micro_batch}"
+    title += f"batch norm {artifact.batch_norm}, micro-batch {artifact.micro_batches}"
     if not artifact.trained.part.everything:
         title += (
             f", trained in part ({artifact.trained_text}; {format_bytes(artifact.untrained_bytes)} saved)"

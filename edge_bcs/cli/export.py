@@ -134,8 +134,8 @@ if TYPE_CHECKING:
 @click.option(
     "--micro-batch",
     type=click.IntRange(1),
-    help="Images that are computed at a time; default: what is fastest inside the memory, or 32 without a "
-    "limit.",
+    help="Images that are trained on at a time; default: what is fastest inside the memory, or 32 without a "
+    "limit. Inside a limit more may be attacked at once.",
 )
 @click.option(
     "--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images per optimizer step."
@@ -339,6 +339,7 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any], project: 
                 "batch_norm": artifact.batch_norm,
                 "train": artifact.trained.part.text,
                 "micro_batch": artifact.micro_batch,
+                "attack_micro_batch": artifact.attack_micro_batch,
                 "memory": artifact.budget,
                 "predicted_peak_bytes": artifact.predicted_peak_bytes,
                 "artifact_bytes": size,
@@ -348,7 +349,6 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any], project: 
         return
     signed = "" if artifact.signature == "none" else ", signed"
     click.echo(f"Wrote {output} ({format_bytes(size)}{signed})")
-    images = "1 image" if artifact.micro_batch == 1 else f"{artifact.micro_batch} images"
     budget = "; no budget was named (--memory, --target)"
     if artifact.budget is not None:
         budget = f" of {format_bytes(artifact.budget)}"
@@ -359,7 +359,7 @@ def _report(artifact: Artifact, output: Path, options: dict[str, Any], project: 
             ("classes", None if artifact.classes is None else shown(artifact.classes)),
             ("objective", f"{artifact.objective.name}, batch norm {artifact.batch_norm}"),
             ("learns", artifact.trained_text),
-            ("micro-batch", f"{images}, batches of {artifact.batch_size}"),
+            ("micro-batch", f"{artifact.micro_batches}, batches of {artifact.batch_size}"),
             ("activations", activations(artifact)),
             ("predicted peak", format_bytes(artifact.predicted_peak_bytes) + budget),
         ]

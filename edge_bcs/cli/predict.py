@@ -89,7 +89,7 @@ def _answers(trainer: Any, images: Sequence[str], top: int) -> Iterator[dict[str
     shape = trainer.artifact.input_shape
     check_channels(shape)
     files = _files(images)
-    while part := list(itertools.islice(files, trainer.artifact.micro_batch)):
+    while part := list(itertools.islice(files, trainer.artifact.attack_micro_batch)):
         whys, read = [why for _, why in part], []
         for number, (file, why) in enumerate(part):
             try:

@@ -91,10 +91,17 @@ class Objective:
         """How many images of a batch are attacked: the first ones."""
         return int(batch * self.adversarial_part)
 
-    def runs(self, batch: int, micro_batch: int, attack_steps: int) -> dict[str, int]:
-        """How often each graph runs in one step over ``batch`` images, ``micro_batch`` at a time
-        (Algorithm 1: craft, accumulate, update)."""
-        crafted = -(-self.attacked(batch) // micro_batch)
+    def runs(
+        self, batch: int, micro_batch: int, attack_steps: int, attack_micro_batch: int | None = None
+    ) -> dict[str, int]:
+        """How often each graph runs in one step over ``batch`` images (Algorithm 1: craft, accumulate,
+        update).
+
+        Args:
+            micro_batch: images that are trained on at once. attack_micro_batch: that are attacked at once, a
+                multiple of those; default: as many.
+        """
+        crafted = -(-self.attacked(batch) // (attack_micro_batch or micro_batch))
         return {
             "attack": crafted * attack_steps,
             "eval": crafted if self.attack_loss == "kl" else 0,

@@ -39,7 +39,7 @@ struct data {
   size_t pixels;
 };
 
-/* Reads some images of a step: no more than a micro-batch of them is ever in memory as numbers. */
+/* Reads some images of a step: no more than are attacked at once are ever in memory as numbers. */
 static int read_images(void* user, uint64_t first, uint64_t count, float* images, int64_t* labels) {
   const struct data* data = user;
   for (uint64_t i = 0; i < count; ++i) {

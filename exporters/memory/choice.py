@@ -29,9 +29,13 @@ class Job:
     bfloat16: bool = False
     machine: Machine = TYPICAL_BOARD
 
-    def runs(self, micro_batch: int) -> dict[str, int]:
-        """How often each graph runs in one step (Algorithm 1: craft, accumulate, update)."""
-        runs = self.objective.runs(self.batch_size, micro_batch, self.attack_steps)
+    def runs(self, micro_batch: int, images: int | None = None) -> dict[str, int]:
+        """How often each graph runs in one step (Algorithm 1: craft, accumulate, update).
+
+        Args:
+            micro_batch: images of the training graph. images: of the others; None: as many.
+        """
+        runs = self.objective.runs(self.batch_size, micro_batch, self.attack_steps, images)
         return {graph: runs[graph] for graph in ("training", "attack", "eval")}
 
 
@@ -47,7 +51,9 @@ class Choice:
     """How to compile.
 
     Attributes:
-        micro_batch: images a run of a graph.
+        micro_batch: images a run of the training graph.
+        attack_micro_batch: images that the buffers hold, which an attack and an evaluation take at once: a
+            multiple of those; None: as many.
         keep_both: both branches of a two-branch objective are kept (always False for one branch).
         storage: what is recomputed or narrowed. sparse: modules that do without the dense kernel.
     """
@@ -56,6 +62,12 @@ class Choice:
     keep_both: bool = False
     storage: Storage = field(default_factory=Storage)
     sparse: frozenset[str] = frozenset()
+    attack_micro_batch: int | None = None
+
+    @property
+    def images(self) -> int:
+        """Images that the buffers hold."""
+        return self.attack_micro_batch or self.micro_batch
 
     @property
     def changes(self) -> list[Change]:

@@ -1,9 +1,9 @@
 """The planner: the fastest way to train a network inside a byte budget.
 
-It chooses the micro-batch, which activations are recomputed (or, where that is allowed, kept as bfloat16),
-which layers do without the dense kernel's work memory, and whether the clean branch of a two-branch
-objective is kept or computed again. Images lie side by side in the largest number that divides the
-micro-batch: that costs no memory.
+It chooses the micro-batch, how many images are attacked at once, which activations are recomputed (or, where
+that is allowed, kept as bfloat16), which layers do without the dense kernel's work memory, and whether the
+clean branch of a two-branch objective is kept or computed again. Images lie side by side in the largest
+number that divides the micro-batch: that costs no memory.
 
 Micro-batches are tried in order of the time they would take if memory were free, until none can be faster
 than the best that fits; `space` searches in one of them. What is smallest of all is searched for once,
@@ -16,16 +16,18 @@ over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from edge_bcs.runtime.buffers import aligned
 from edge_bcs.targets.cost_model import lanes_of
 from edge_bcs.targets.plans import MemoryPlan
 
 from edge_bcs.core.objectives import PLAIN
 
-from ..graphs import other_graphs, step_graphs
+from ..graphs import attack_graph, evaluation_graph, other_graphs, training_graph
 from ..network import Network
+from ..nodes import Graph
 from .choice import Choice, Job
 from .replay import Replay, plan, replay_of
 from .space import Figures, Space
@@ -36,6 +38,8 @@ DEFAULT_MICRO_BATCH = 32
 faster, and what a micro-batch's statistics teach must not depend on the machine that compiles."""
 _LARGEST = 128  # micro-batch
 _PLACINGS = 8  # plans that are placed to find one whose arena is inside the budget
+_WORTH = 0.98  # of the time, which more images that are attacked at once must come to: they take memory
+_SURE = 0.96  # of the time, which fewer images of the training graph must come to: predictions are not better
 _HOPELESS = 1.25  # times the budget that the smallest choice may need there, for larger ones to be looked at
 
 
@@ -44,7 +48,7 @@ class Planner:
     """The choices for one network. What was found out for one question is kept for the next."""
 
     network: Network
-    _replays: dict[tuple[object, ...], dict[str, Replay]] = field(default_factory=dict)
+    _replays: dict[tuple[object, ...], Replay] = field(default_factory=dict)
     _spaces: dict[tuple[Job, Choice], Space] = field(default_factory=dict)
     _counted: dict[tuple[Job, int], Figures] = field(default_factory=dict)
     _smallest: dict[tuple[Job, int], Figures] = field(default_factory=dict)
@@ -52,12 +56,19 @@ class Planner:
 
     def replays(self, job: Job, choice: Choice) -> dict[str, Replay]:
         """Phase → graph with the images and branches of ``choice``, in which everything is kept."""
-        key = (choice.micro_batch, job.objective, job.beta, choice.keep_both)
+        network, images = self.network, choice.images
+        training = (choice.micro_batch, job.objective, job.beta, choice.keep_both)
+        found = {"training": self._replay(training_graph, *training)}
+        if not network.attack_apart:
+            found["attack"] = self._replay(attack_graph, images)
+        found["eval"] = self._replay(evaluation_graph, images)
+        return found
+
+    def _replay(self, make: Callable[..., Graph], *arguments: object) -> Replay:
+        """Of a graph that ``make`` makes of the network and the arguments."""
+        key = (make, *arguments)
         if key not in self._replays:
-            graphs = step_graphs(self.network, *key)
-            self._replays[key] = {
-                phase: replay_of(graph, self.network.connections) for phase, graph in graphs.items()
-            }
+            self._replays[key] = replay_of(make(self.network, *arguments), self.network.connections)
         return self._replays[key]
 
     def carried_out(self, job: Job, choice: Choice) -> dict[str, Replay]:
@@ -69,14 +80,14 @@ class Planner:
             if phase == "training":
                 graph = store(graph, choice.storage)
             made[phase] = replay if graph is replay.graph else replay_of(graph, network.connections)
-        for phase, graph in other_graphs(network, choice.micro_batch).items():
+        for phase, graph in other_graphs(network, choice.images).items():
             made[phase] = replay_of(graph, network.connections)
         return made
 
     def memory(self, job: Job, choice: Choice) -> MemoryPlan:
         """Where everything lies with ``choice``."""
         if (job, choice) not in self._memory:
-            buffers = self.network.buffers(choice.micro_batch, job.objective.two_branches)
+            buffers = self.network.buffers(choice.images, job.objective.two_branches)
             apart = {"attack"} if self.network.attack_apart else set()
             self._memory[job, choice] = plan(self.carried_out(job, choice), buffers, apart)
         return self._memory[job, choice]
@@ -151,6 +162,59 @@ class Planner:
         Args:
             micro_batch: only this many images.
         """
+        found = self._fastest(job, budget, micro_batch)
+        if found is None:
+            return None
+        best = self._wider(job, found, budget)
+        if micro_batch is None and job.runs(1)["attack"]:
+            # Most of a step is the attack's: what fewer images of the training graph leave may be worth more.
+            for fewer in self._fewer(found.choice.micro_batch):
+                other = self._fastest(job, budget, fewer)
+                wider = None if other is None else self._wider(job, other, budget)
+                if wider is not None and wider.seconds < _SURE * best.seconds:
+                    best = wider
+        return best
+
+    def _fewer(self, micro_batch: int) -> list[int]:
+        """Halves of a micro-batch, and halves of these."""
+        sizes = []
+        while micro_batch // 2 >= self.network.fewest_images:
+            micro_batch //= 2
+            sizes.append(micro_batch)
+        return sizes
+
+    def _wider(self, job: Job, figures: Figures, budget: int) -> Figures:
+        """The same with as many images at once in attacks and evaluation as are worth their memory."""
+        network, choice = self.network, figures.choice
+        best = replace(figures, seconds=self._seconds(job, choice))
+        if not job.runs(choice.micro_batch)["attack"]:
+            return best
+        for images in self.micro_batches(job):
+            wider = replace(choice, attack_micro_batch=images)
+            if images <= choice.micro_batch or images % choice.micro_batch:
+                continue
+            buffers = network.buffers(images, job.objective.two_branches)
+            bound = sum(aligned(buffer.bytes) for buffer in buffers.values())
+            replays = self.carried_out(job, wider).values()
+            if bound + max(max(replay.room, default=0) for replay in replays) > budget:
+                break
+            seconds = self._seconds(job, wider)
+            if seconds < _WORTH * best.seconds and (peak := self.memory(job, wider).peak_bytes) <= budget:
+                best = replace(figures, choice=wider, peak_bytes=peak, seconds=seconds)
+        return best
+
+    def _seconds(self, job: Job, choice: Choice) -> float:
+        """Predicted seconds an image, all phases of a step."""
+        runs = job.runs(choice.micro_batch, choice.images)
+        replays = self.carried_out(job, choice)
+        each = {
+            name: sum(map(job.machine.seconds, replays[name].walks, replays[name].moved))
+            for name, count in runs.items()
+            if count
+        }
+        return sum(runs[name] * seconds for name, seconds in each.items()) / job.batch_size
+
+    def _fastest(self, job: Job, budget: int, micro_batch: int | None) -> Figures | None:
         least = self.smallest(job, micro_batch)
         if budget < least.peak_bytes:
             return None

@@ -14,6 +14,7 @@ import pytest
 import torch
 from edge_bcs.exporters import export, graphs
 from edge_bcs.exporters import validation as validations
+from edge_bcs.exporters.memory import planner
 from edge_bcs.exporters.memory.choice import Job
 from edge_bcs.exporters.memory.planner import Planner
 from edge_bcs.exporters.network import Network, network_of
@@ -344,7 +345,7 @@ def test_validation_refuses_what_is_wrong_and_leaves_nothing(
         node.inputs[5], node.attributes["mask_kind"] = "", 0
         return graph
 
-    monkeypatch.setattr(graphs, "training_graph", wrong)
+    monkeypatch.setattr(planner, "training_graph", wrong)
     with pytest.raises(EdgeBcsError, match="does not agree with torch"):
         export(sparse, tmp_path / "a", input_shape=SHAPE, **options)
     assert (tmp_path / "a" / "manifest.json").read_bytes() == before

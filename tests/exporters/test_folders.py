@@ -85,7 +85,7 @@ OTHERS: list[tuple[str, Callable[[Path], object], str]] = [
     ("list", lambda f: (f.mkdir(), (f / "manifest.json").write_text("[]")), "is not that of one"),
     ("no list", described(files={}), "does not list an artifact's files"),
     ("other list", described(files={"thesis.txt": {"sha256": "", "bytes": 4}}), "does not list"),
-    ("newer", described(version=4), "unknown version 4"),
+    ("newer", described(version=5), "unknown version 5"),
     ("artifact and a file", with_file("notes.txt"), r"holds notes\.txt, which is not of edge-bcs"),
     ("artifact and a hidden file", with_file(".env"), r"holds \.env, which is not of edge-bcs"),
     ("artifact and a folder", with_file("photos/a.jpg"), "holds photos, which is not of edge-bcs"),

@@ -65,6 +65,7 @@ class Info(Sized):
         *_of(TEXT, "name objective batch_norm sparsity resize trained instruction_set"),
         ("bound_bytes", U64),
         *_of(TEXT, "attack_precision attack"),
+        ("attack_micro_batch", U32),
     ]
 
 

@@ -132,7 +132,7 @@ def test_a_run_whose_state_was_changed(run_files: Files) -> None:
 FAULTS: list[tuple[str, Any, str]] = [
     ("format", "zip", "does not describe an edge-bcs artifact"),
     ("version", 3, "format version is 3, and its training attack pgd"),
-    ("version", 4, "has format 4, and this library reads up to 3"),
+    ("version", 5, "has format 5, and this library reads up to 4"),
     ("objective.training_attack", "n-fgsm", "format version is 1, and its training attack n-fgsm"),
     ("objective.training_attack", "fgsm", "training_attack must be pgd or fgsm-rs or n-fgsm, not 'fgsm'"),
     ("version", True, "field version must be a whole number"),
@@ -167,6 +167,8 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("batch_norm", "running", "batch_norm must be frozen or batch"),
     ("micro_batch", 2**17, "micro_batch must be a whole number from 1 to 65536"),
     ("micro_batch", 8, "program.bin does not fit the manifest: the buffer input"),
+    ("attack_micro_batch", 8, "attack_micro_batch is 8, with a micro-batch of 4 and the format version 1"),
+    ("attack_micro_batch", 4, "attack_micro_batch must be a whole number from 8 to 65536"),
     ("hyper.momentum", None, "hyper.momentum must be a finite number"),
     ("hyper.noise", 1e39, "hyper.noise must be a finite number"),
     ("memory", None, "manifest's memory is not an object"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_bcs.runtime import Trainer
+from edge_bcs.runtime.artifact import Artifact
 from helpers.c_interface import (
     BUSY,
     ERROR,
@@ -63,13 +64,22 @@ def c_training(path: Path, x: Array, y: Array, threads: int) -> tuple[dict[str, 
         return {name: network.tensor(name).tobytes() for name in STATE_NAMES}, told
 
 
-@pytest.mark.parametrize("micro_batch", [4, 5])
+@pytest.mark.parametrize(("micro_batch", "memory"), [(4, None), (5, None), (2, 46_000)])
 @pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_it_trains_to_the_bits_of_python(
-    tiny_artifact: Make, pixels: tuple[Array, Array], objective: str, batch_norm: str, micro_batch: int
+    tiny_artifact: Make,
+    pixels: tuple[Array, Array],
+    objective: str,
+    batch_norm: str,
+    micro_batch: int,
+    memory: int | None,
 ) -> None:
-    path = tiny_artifact(objective=objective, batch_norm=batch_norm, micro_batch=micro_batch)
+    """Also where the memory lets more images be attacked than trained on at once."""
+    options: dict[str, Any] = {} if memory is None else {"memory": memory}
+    path = tiny_artifact(objective=objective, batch_norm=batch_norm, micro_batch=micro_batch, **options)
+    images = Artifact.read(path).attack_micro_batch
+    assert images == micro_batch if memory is None or objective == "natural" else images in (6, 8)
     x, y = pixels
     floats = x.astype(np.float32) / np.float32(255)
     expected = python_training(path, floats, y, "onnxruntime")

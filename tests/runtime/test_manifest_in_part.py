@@ -73,7 +73,8 @@ def test_momentum_is_that_of_what_is_trained(tmp_path: Path) -> None:
         ({"train": {"transposed": 7}}, "train.transposed is not an object"),
         ({"version": 1}, "format version is 1, and it says of a part that is trained"),
         ({"version": 3}, "format version is 3, and its training attack pgd"),
-        ({"version": 4}, "has artifact format 4 and this edge-bcs reads up to 3"),
+        ({"version": 4}, "format version is 4, but it has no attack_micro_batch"),
+        ({"version": 5}, "has artifact format 5 and this edge-bcs reads up to 4"),
         ({"version": True}, "unknown format version"),
     ],
 )

@@ -43,7 +43,7 @@ def set_field(path: str, value: object) -> Callable[[dict[str, Any]], None]:
 
 
 FIELD_FAULTS = [
-    ("version", 4, "upgrade edge-bcs"),
+    ("version", 5, "upgrade edge-bcs"),
     ("version", "1", "unknown format version"),
     ("format", "onnx", "does not describe"),
     ("network", [], "network is not an object"),

@@ -18,6 +18,14 @@ constexpr std::array options_of_inspect{
     trust_key_option, min_release_option,
     OptionSpec{"--json", nullptr, "Print the answer as one JSON object."}};
 
+// "1 image", or "4 images, attacked 16 at once".
+std::string micro_batches(const edge_bcs_info& info) {
+  std::string text = std::to_string(info.micro_batch) + (info.micro_batch == 1 ? " image" : " images");
+  if (info.attack_micro_batch != info.micro_batch)
+    text += ", attacked " + std::to_string(info.attack_micro_batch) + " at once";
+  return text;
+}
+
 struct Layer {
   std::string name, shape;
   std::uint64_t offset, size, active;
@@ -107,8 +115,7 @@ int inspect(const Options& options) {
       {"objective", std::string(info.objective) + (info.attack_steps > 0 ? " with " + attack : "")},
       {"batch norm", info.batch_norm},
       {"learns", info.trained},
-      {"batches",
-       std::to_string(info.batch_size) + " images as micro-batches of " + std::to_string(info.micro_batch)},
+      {"batches", std::to_string(info.batch_size) + " images, in micro-batches of " + micro_batches(info)},
       {"predicted peak", format_bytes(static_cast<double>(info.working_set_bytes))},
       {"arena", format_bytes(static_cast<double>(info.arena_bytes))}};
   if (info.budget_bytes > 0)

@@ -101,10 +101,10 @@ int predict(const Options& options) {
   std::vector<Asked> asked = asked_for(std::span(options.arguments()).subspan(1));
   Value::List answers, failed;
   std::vector<std::uint8_t> pixels;
-  std::vector<float> probabilities(std::size_t{network.info().micro_batch} * network.info().classes);
-  for (std::size_t first = 0; first < asked.size(); first += network.info().micro_batch) {
+  std::vector<float> probabilities(std::size_t{network.info().attack_micro_batch} * network.info().classes);
+  for (std::size_t first = 0; first < asked.size(); first += network.info().attack_micro_batch) {
     const std::span part = std::span(asked).subspan(
-        first, std::min<std::size_t>(network.info().micro_batch, asked.size() - first));
+        first, std::min<std::size_t>(network.info().attack_micro_batch, asked.size() - first));
     check_signals();
     pixels.resize(shape.size() * part.size());
     std::size_t count = 0;

@@ -136,7 +136,7 @@ typedef struct edge_bcs_info {
   uint32_t width;
   uint32_t classes;            /**< outputs */
   uint32_t named;              /**< 1 if the classes have names, see edge_bcs_class_name */
-  uint32_t micro_batch;        /**< images that a graph sees at once */
+  uint32_t micro_batch;        /**< images that are trained on at once */
   uint32_t batch_size;         /**< images of a step, unless the caller decides otherwise */
   uint32_t threads;            /**< of this handle */
   uint32_t attack_steps;       /**< of the training's attack */
@@ -161,6 +161,7 @@ typedef struct edge_bcs_info {
   const char*
       attack_precision; /**< "f32" or "half": in which attacks are here; NULL: there is but the first */
   const char* attack;   /**< with which a training begins: "pgd", or a single step, "fgsm-rs" or "n-fgsm" */
+  uint32_t attack_micro_batch; /**< images that are attacked, and predicted, at once */
 } edge_bcs_info;
 
 /** Fills `info`. */
@@ -189,8 +190,8 @@ EDGE_BCS_API edge_bcs_status edge_bcs_name_classes(edge_bcs_network* network, co
 
 /**
  * Reads the images at the places [first, first + count) of a batch into memory of the library: `images` float
- * [count, C, H, W] in [0, 1], `labels` int64 [count]. `count` is at most a micro-batch, so that no more than that is ever in
- * memory. Returns 0, or another number to end the call with EDGE_BCS_STOPPED.
+ * [count, C, H, W] in [0, 1], `labels` int64 [count]. `count` is at most `edge_bcs_info.attack_micro_batch`, so
+ * that no more than that is ever in memory. Returns 0, or another number to end the call with EDGE_BCS_STOPPED.
  */
 typedef int (*edge_bcs_reader)(void* user, uint64_t first, uint64_t count, float* images, int64_t* labels);
 

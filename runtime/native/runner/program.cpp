@@ -127,14 +127,15 @@ bool meet(std::size_t begin, std::size_t end, const PlacedTensor& other) {
   return begin < other.end() && other.address < end;
 }
 
-// What a graph's tensor may be: a bound buffer, whole and of its own type, or memory behind all of them.
+// What a graph's tensor may be: a bound buffer of its own type, or the front of one (of images, for the training graph), or memory
+// behind all of them.
 void check_place(const PlacedTensor& given, const std::vector<PlacedTensor>& buffers,
                  std::size_t buffers_end) {
   if (given.bytes == 0 || given.address >= buffers_end) return;
-  const bool whole = std::ranges::any_of(buffers, [&](const PlacedTensor& buffer) {
-    return buffer.address == given.address && buffer.bytes == given.bytes && buffer.type == given.type;
+  const bool front = std::ranges::any_of(buffers, [&](const PlacedTensor& buffer) {
+    return buffer.address == given.address && buffer.bytes >= given.bytes && buffer.type == given.type;
   });
-  require(whole, "the tensor ", given.name, " lies across a buffer");
+  require(front, "the tensor ", given.name, " lies across a buffer");
 }
 
 std::vector<std::int32_t> places(const flat::Numbers<std::int32_t>& numbers, std::size_t count) {

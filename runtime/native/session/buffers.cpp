@@ -34,7 +34,7 @@ class Table {
 
 Buffers::Buffers(const Program& program, std::byte* arena, const Manifest& manifest) {
   const Table table(program, arena);
-  const std::size_t images = manifest.micro_batch, classes = manifest.num_classes;
+  const std::size_t images = manifest.attack_micro_batch, classes = manifest.num_classes;
   const std::size_t pixels = images * manifest.image[0] * manifest.image[1] * manifest.image[2];
   input = table.floats("input", pixels);
   adversarial = table.floats("adversarial", pixels);

@@ -117,6 +117,7 @@ edge_bcs_status edge_bcs_get_info(const edge_bcs_network* network, edge_bcs_info
     filled.classes = manifest.num_classes;
     filled.named = manifest.classes.empty() ? 0 : 1;
     filled.micro_batch = manifest.micro_batch;
+    filled.attack_micro_batch = manifest.attack_micro_batch;
     filled.batch_size = manifest.batch_size;
     filled.threads = static_cast<std::uint32_t>(session.network().threads());
     filled.attack_steps = manifest.attack_steps;

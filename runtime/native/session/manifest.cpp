@@ -20,7 +20,7 @@ constexpr std::array graphs{"training_model.onnx", "attack_model.onnx", "eval_mo
 
 constexpr std::array<std::string_view, 3> precisions{"f32", "half", "auto"},
     attacks{"pgd", "fgsm-rs", "n-fgsm"};
-constexpr std::uint64_t in_part = 2, single_step = 3;  // versions of the format
+constexpr std::uint64_t in_part = 2, single_step = 3, wide_attack = 4;  // versions of the format
 
 constexpr std::array objectives{
     Objective{"natural", false, Objective::Start::uniform, false, 0.0, false},
@@ -215,9 +215,9 @@ bool is_part(std::string_view text) {
 }
 
 void read_trained(const Fields& fields, Manifest& made) {
-  const std::uint64_t version = fields.integer("version", 1, single_step);
+  const std::uint64_t version = fields.integer("version", 1, wide_attack);
   const bool part = fields.has("train");
-  require(version == single_step || (version == in_part) == part, "the manifest's format version is ",
+  require(version >= single_step || (version == in_part) == part, "the manifest's format version is ",
           version, ", and it says ", version == in_part ? "nothing " : "", "of a part that is trained");
   if (part) {
     const Fields train = fields.object("train");
@@ -326,8 +326,8 @@ Manifest Manifest::read(const Json& content) {
   require(fields.has("format") && fields.text("format") == "edge-bcs-artifact",
           "the manifest does not describe an edge-bcs artifact");
   const std::uint64_t version = fields.integer("version", 0, 1 << 20);
-  require(version <= single_step, "the artifact has format ", version, ", and this library reads up to ",
-          single_step, ": take a newer one, or export again with an older edge-bcs");
+  require(version <= wide_attack, "the artifact has format ", version, ", and this library reads up to ",
+          wide_attack, ": take a newer one, or export again with an older edge-bcs");
   check_no_text_acts(content);
 
   Manifest made;
@@ -367,14 +367,23 @@ Manifest Manifest::read(const Json& content) {
           "; its layers need ", expected);
 
   made.objective = read_objective(fields.object("objective"), made);
-  require((version == single_step) == (made.attack != AttackKind::pgd), "the manifest's format version is ",
+  const bool single = made.attack != AttackKind::pgd;
+  require(version == wide_attack || (version == single_step) == single, "the manifest's format version is ",
           version, ", and its training attack ", name_of(made.attack));
   if (fields.has("attack_precision"))
     made.attack_precision = static_cast<Precision>(fields.choice("attack_precision", precisions));
   made.batch_norm = fields.text("batch_norm");
   if (made.batch_norm != "frozen" && made.batch_norm != "batch")
     fields.wrong("batch_norm", "frozen or batch");
-  made.micro_batch = static_cast<std::uint32_t>(fields.integer("micro_batch", 1, 1 << 16));
+  made.micro_batch = made.attack_micro_batch =
+      static_cast<std::uint32_t>(fields.integer("micro_batch", 1, 1 << 16));
+  const bool wide = fields.has("attack_micro_batch");
+  if (wide)
+    made.attack_micro_batch =
+        static_cast<std::uint32_t>(fields.integer("attack_micro_batch", 2 * made.micro_batch, 1 << 16));
+  require(wide == (version == wide_attack) && made.attack_micro_batch % made.micro_batch == 0,
+          "the manifest's attack_micro_batch is ", made.attack_micro_batch, ", with a micro-batch of ",
+          made.micro_batch, " and the format version ", version);
   fields.integer("lanes", 1, 64);
   made.batch_size = static_cast<std::uint32_t>(fields.integer("batch_size", 1, 1 << 20));
   const Fields hyper = fields.object("hyper");

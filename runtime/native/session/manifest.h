@@ -73,7 +73,9 @@ struct Manifest {
   std::size_t trained_kappa = 0, trained_dense_size = 0;
   std::vector<Segment> kernels, dense, statistics;
   std::uint64_t seed = 0, predicted_peak = 0, budget = 0, release = 0;  // 0: none
-  std::uint32_t micro_batch = 0, batch_size = 0, attack_steps = 0;
+  // Images that are trained on at once, and that the buffers hold, a multiple: so many are attacked at once.
+  std::uint32_t micro_batch = 0, attack_micro_batch = 0;
+  std::uint32_t batch_size = 0, attack_steps = 0;
   const Objective* objective = nullptr;
   AttackKind attack = AttackKind::pgd;
   double beta = 0, epsilon = 0, step_size = 0;  // beta: weight of the loss's second term

@@ -51,12 +51,12 @@ Session::Session(const Files& files, const Options& options, bool all_files)
     : network_(files, options, all_files),
       steps_(network_.read_header().step),
       seed_(options.seed.value_or(network_.read_header().seed)),
-      answers_(network_.manifest().micro_batch),
-      labels_(network_.manifest().micro_batch),
-      right_(network_.manifest().micro_batch),
-      answered_(network_.manifest().micro_batch),
-      unanswered_(network_.manifest().micro_batch),
-      left_(network_.manifest().micro_batch) {
+      answers_(network_.manifest().attack_micro_batch),
+      labels_(network_.manifest().attack_micro_batch),
+      right_(network_.manifest().attack_micro_batch),
+      answered_(network_.manifest().attack_micro_batch),
+      unanswered_(network_.manifest().attack_micro_batch),
+      left_(network_.manifest().attack_micro_batch) {
   const Manifest& manifest = network_.manifest();
   attack_kind = manifest.attack;
   rates = {manifest.learning_rate, manifest.weight_decay, manifest.momentum, manifest.noise};
@@ -151,23 +151,39 @@ StepFacts Session::accumulate(const Images& images) {
       buffers.sample_weight[i] = static_cast<float>(weight / static_cast<double>(images.count));
     }
     std::ranges::fill(buffers.sample_weight.subspan(count), 0.0f);
-    try {
-      craft(network_, attack_kind, count, first, images.count, {seed_, steps_, Purpose::pgd_start, first});
-      buffers.reset_gradients[0] = first == 0 ? 1 : 0;
-      network_.run("training");
-      facts.loss += buffers.loss[0];
-      if (!std::isfinite(facts.loss)) fail_with<NotFinite>("the loss is ", facts.loss);
-      if (!buffers.kept_mean.empty()) check_statistics();
-    } catch (const NotFinite& error) {
-      fail_with<NotFinite>(error.what(), " (", blamed(first, count), "); lower the learning rate");
-    }
-    for (std::size_t branch = 0; branch < buffers.correct.size(); ++branch)
-      facts.correct[branch] += buffers.correct[branch];
     facts.labelled +=
         count - static_cast<std::size_t>(std::ranges::count(buffers.labels.first(count), no_label));
+    std::size_t part = 0, some = count;
+    try {
+      craft(network_, attack_kind, count, first, images.count, {seed_, steps_, Purpose::pgd_start, first});
+      const std::size_t size = network_.manifest().micro_batch;
+      for (; part < count; part += size) {
+        some = std::min(size, count - part);
+        if (part > 0) bring_forward(part, size);
+        buffers.reset_gradients[0] = first + part == 0 ? 1 : 0;
+        network_.run("training");
+        facts.loss += buffers.loss[0];
+        if (!std::isfinite(facts.loss)) fail_with<NotFinite>("the loss is ", facts.loss);
+        if (!buffers.kept_mean.empty()) check_statistics();
+        for (std::size_t branch = 0; branch < buffers.correct.size(); ++branch)
+          facts.correct[branch] += buffers.correct[branch];
+      }
+    } catch (const NotFinite& error) {
+      fail_with<NotFinite>(error.what(), " (", blamed(first + part, some), "); lower the learning rate");
+    }
     tell(first + count, images.count);
   }
   return facts;
+}
+
+// Lets the training graph, which takes what lies at the front, see `size` images in the buffers from `first` on.
+void Session::bring_forward(std::size_t first, std::size_t size) const {
+  const Buffers& buffers = network_.buffers();
+  const std::size_t pixels = buffers.input.size() / buffers.labels.size();
+  for (const std::span<float> images : {buffers.input, buffers.adversarial})
+    std::ranges::copy(images.subspan(first * pixels, size * pixels), images.begin());
+  std::ranges::copy(buffers.labels.subspan(first, size), buffers.labels.begin());
+  std::ranges::copy(buffers.sample_weight.subspan(first, size), buffers.sample_weight.begin());
 }
 
 void Session::check_update() const {
@@ -209,7 +225,8 @@ void Session::check_statistics() const {
   }
 }
 
-// Names the images of the micro-batch at hand whose logits are not finite; all if it is none of them.
+// Names those of the first `count` images in the buffers whose logits are not finite; all if it is none of them. `first`: place of
+// the first in the batch.
 std::string Session::blamed(std::uint64_t first, std::size_t count) {
   const Buffers& buffers = network_.buffers();
   const std::size_t classes = network_.manifest().num_classes;

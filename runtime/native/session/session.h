@@ -99,6 +99,7 @@ class Session {
   void take_back();
   void check_update() const;
   void check_statistics() const;
+  void bring_forward(std::size_t first, std::size_t size) const;
   std::string blamed(std::uint64_t first, std::size_t count);
   void tell(std::uint64_t done, std::uint64_t all) const;
   Measured measure(const Images& images, const Measure& how, const Descent& descent);
