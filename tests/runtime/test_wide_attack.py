@@ -54,7 +54,9 @@ def test_inside_the_budget_and_as_predicted(
     with Trainer(path, BUDGET, engine=engine) as trainer:
         trainer.on_run = runs.append
         trainer.step(*batch)
-        assert trainer.peak_bytes == trainer.placed_peak_bytes == artifact.predicted_peak_bytes
+        assert trainer.peak_bytes == artifact.predicted_peak_bytes
+        if engine == "native":  # ONNX Runtime's places depend on whether the process used it before
+            assert trainer.placed_peak_bytes == artifact.predicted_peak_bytes
     held, attacked = artifact.attack_micro_batch, 10 if objective != "mixed" else 5
     groups = [min(held, 10 - first) for first in range(0, 10, held)]
     wanted = [group for first, group in zip(range(0, 10, held), groups, strict=True) if first < attacked]
