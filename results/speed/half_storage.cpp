@@ -13,7 +13,8 @@
 namespace {
 
 constexpr std::size_t lanes = 8, sums = 8;
-constexpr std::size_t row = 4, jump = 7;  // vectors side by side, as in a row of a tile; rows from one to the next
+constexpr std::size_t row = 4,
+                      jump = 7;  // vectors side by side, as in a row of a tile; rows from one to the next
 
 double now() {
   timespec time{};
@@ -59,7 +60,8 @@ double cost(std::size_t vectors) {
 }  // namespace
 
 int main() {
-  std::puts("| float32 bytes of the vectors | float32, ns | float16, ns | times |\n| --- | ---: | ---: | ---: |");
+  std::puts(
+      "| float32 bytes of the vectors | float32, ns | float16, ns | times |\n| --- | ---: | ---: | ---: |");
   for (std::size_t kib = 16; kib <= 65536; kib *= 4) {
     const std::size_t vectors = kib * 1024 / (lanes * sizeof(float));
     const double whole = cost<float>(vectors), half = cost<std::uint16_t>(vectors);
