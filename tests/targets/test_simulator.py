@@ -21,13 +21,13 @@ from click.testing import CliRunner
 from edge_bcs.runtime import Trainer
 from edge_bcs.runtime.artifact import Artifact
 from edge_bcs.runtime.buffers import aligned
-from edge_bcs.targets import boards, cost_model, outside, simulator, terminal
+from edge_bcs.targets import cost_model, outside, simulator, terminal
 from edge_bcs.targets.cost_model import COSTS, KernelCosts, Walk
 from edge_bcs.targets.host_run import measure
 from edge_bcs.targets.layout import assign, letters, text_map
 from edge_bcs.targets.outside import MEASURED, PREDICTED, predicted_outside
 from edge_bcs.targets.plans import Allocation, MemoryPlan, Phase, plan_of
-from edge_bcs.targets.roofline import beside_gpu, dense_flops, machine_of, step_runs, step_time, this_host
+from edge_bcs.targets.roofline import machine_of, step_runs, step_time, this_host
 from edge_bcs.targets.simulator import DOES_NOT_FIT, FITS, TIGHT
 from rich.console import Console
 
@@ -155,39 +155,6 @@ def test_fast_cores_come_first_and_no_more_than_there_are() -> None:
         211.2,
         211.2,
     ]
-
-
-def test_what_the_gpu_would_have_to_do(tmp_path: Path) -> None:
-    """As counted in torch: attack and training go forward and back through every layer, and training takes
-    the gradients of the weights, but not of the image."""
-    torch = pytest.importorskip("torch")
-    import edge_bcs
-
-    network = edge_bcs.models.resnet18(num_classes=10, width=0.25, input_size=16).eval()
-    sparse = edge_bcs.sparsify(network, sparsity="0.97", seed=0)
-    options: dict[str, Any] = {"memory": edge_bcs.Memory(micro_batch=16), "batch_size": 32, "validate": False}
-    options |= {"attack": edge_bcs.Attack(steps=3), "batch_norm": "frozen", "input_shape": (3, 16, 16)}
-    edge_bcs.export(sparse, tmp_path / "a", objective="at", **options)
-    counts: list[int] = []
-    for module in network.modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
-            module.register_forward_hook(
-                lambda layer, _, out: counts.append(layer.weight.numel() * out[0].numel() // len(out[0]))
-            )
-    network(torch.rand(1, 3, 16, 16))
-    wanted = 2 * 32 * ((2 * 3 + 3) * sum(counts) - counts[0])
-    artifact = Artifact.read(tmp_path / "a")
-    plan, runs = plan_of(artifact.manifest["memory"]), step_runs(artifact)
-    kernels = {walk.kernel for phase in plan.phases.values() for walks in phase.walks for walk in walks}
-    assert {"sparse", "dense"} <= kernels
-    assert dense_flops(plan, runs, artifact.layers) == wanted
-    gpu = boards.Gpu(name="G", flops=wanted / 2)
-    sentence = beside_gpu(gpu, plan, runs, artifact.layers)
-    assert "the GPU (G) is not used: the dense network's arithmetic takes it 2 s at least" in sentence
-    unknown = [replace(layer, density=0.5) for layer in artifact.layers]
-    assert beside_gpu(gpu, plan, runs, unknown) == "the GPU (G) is not used"
-    found = simulate(artifact, "jetson-nano", run=False)
-    assert found.expected is not None and found.expected.assumptions[-1].startswith("the GPU (Maxwell, 128")
 
 
 def test_without_figures_there_is_no_time() -> None:
