@@ -57,19 +57,21 @@ class Planner:
     def replays(self, job: Job, choice: Choice) -> dict[str, Replay]:
         """Phase → graph with the images and branches of ``choice``, in which everything is kept."""
         network, images = self.network, choice.images
-        training = (choice.micro_batch, job.objective, job.beta, choice.keep_both)
-        found = {"training": self._replay(training_graph, *training)}
+        made = {
+            "training": self._replay(
+                training_graph, choice.micro_batch, job.objective, job.beta, choice.keep_both
+            )
+        }
         if not network.attack_apart:
-            found["attack"] = self._replay(attack_graph, images)
-        found["eval"] = self._replay(evaluation_graph, images)
-        return found
+            made["attack"] = self._replay(attack_graph, images)
+        made["eval"] = self._replay(evaluation_graph, images)
+        return made
 
-    def _replay(self, make: Callable[..., Graph], *arguments: object) -> Replay:
-        """Of a graph that ``make`` makes of the network and the arguments."""
-        key = (make, *arguments)
-        if key not in self._replays:
-            self._replays[key] = replay_of(make(self.network, *arguments), self.network.connections)
-        return self._replays[key]
+    def _replay(self, make: Callable[..., Graph], *key: object) -> Replay:
+        """Of the graph that ``make`` makes of the network and what decides it."""
+        if (make, *key) not in self._replays:
+            self._replays[(make, *key)] = replay_of(make(self.network, *key), self.network.connections)
+        return self._replays[(make, *key)]
 
     def carried_out(self, job: Job, choice: Choice) -> dict[str, Replay]:
         """Phase → graph that ``choice`` makes, of all phases."""
@@ -168,14 +170,14 @@ class Planner:
         best = self._wider(job, found, budget)
         if micro_batch is None and job.runs(1)["attack"]:
             # Most of a step is the attack's: what fewer images of the training graph leave may be worth more.
-            for fewer in self._fewer(found.choice.micro_batch):
-                other = self._fastest(job, budget, fewer)
-                wider = None if other is None else self._wider(job, other, budget)
-                if wider is not None and wider.seconds < _SURE * best.seconds:
-                    best = wider
+            for size in self._halves(found.choice.micro_batch):
+                other = self._fastest(job, budget, size)
+                if other is not None:
+                    found = self._wider(job, other, budget)
+                    best = found if found.seconds < _SURE * best.seconds else best
         return best
 
-    def _fewer(self, micro_batch: int) -> list[int]:
+    def _halves(self, micro_batch: int) -> list[int]:
         """Halves of a micro-batch, and halves of these."""
         sizes = []
         while micro_batch // 2 >= self.network.fewest_images:
@@ -185,22 +187,22 @@ class Planner:
 
     def _wider(self, job: Job, figures: Figures, budget: int) -> Figures:
         """The same with as many images at once in attacks and evaluation as are worth their memory."""
-        network, choice = self.network, figures.choice
-        best = replace(figures, seconds=self._seconds(job, choice))
-        if not job.runs(choice.micro_batch)["attack"]:
+        best = replace(figures, seconds=self._seconds(job, figures.choice))
+        size = figures.choice.micro_batch
+        if not job.runs(size)["attack"]:
             return best
         for images in self.micro_batches(job):
-            wider = replace(choice, attack_micro_batch=images)
-            if images <= choice.micro_batch or images % choice.micro_batch:
+            if images <= size or images % size:
                 continue
-            buffers = network.buffers(images, job.objective.two_branches)
+            choice = replace(figures.choice, attack_micro_batch=images)
+            buffers = self.network.buffers(images, job.objective.two_branches)
             bound = sum(aligned(buffer.bytes) for buffer in buffers.values())
-            replays = self.carried_out(job, wider).values()
+            replays = self.carried_out(job, choice).values()
             if bound + max(max(replay.room, default=0) for replay in replays) > budget:
                 break
-            seconds = self._seconds(job, wider)
-            if seconds < _WORTH * best.seconds and (peak := self.memory(job, wider).peak_bytes) <= budget:
-                best = replace(figures, choice=wider, peak_bytes=peak, seconds=seconds)
+            seconds = self._seconds(job, choice)
+            if seconds < _WORTH * best.seconds and (peak := self.memory(job, choice).peak_bytes) <= budget:
+                best = replace(figures, choice=choice, peak_bytes=peak, seconds=seconds)
         return best
 
     def _seconds(self, job: Job, choice: Choice) -> float:
