@@ -156,9 +156,8 @@ def take_part(
             met = exchange.meet(number, artifact, wait, until_time_is_up)
             done = {name: report.pop(name) for name in _OF_A_ROUND if name in report}
             report["rounds"].append({"round": number, **done, "sent_bytes": sent, "merged": met.report})
-            write_json(
-                folder / REPORT, report
-            )  # first: cut off before the next round began, it is begun again
+            # Before the next round begins: cut off in between, it is begun again, and this one has its row.
+            write_json(folder / REPORT, report)
             number += 1
             begin(folder, artifact, met, number)
             for one in met.report.get("left_out", []):

@@ -16,7 +16,7 @@ over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from edge_bcs.runtime.buffers import aligned
@@ -187,7 +187,8 @@ class Planner:
 
     def _wider(self, job: Job, figures: Figures, budget: int) -> Figures:
         """The same with as many images at once in attacks and evaluation as are worth their memory."""
-        best = replace(figures, seconds=self._seconds(job, figures.choice))
+        replays = self.carried_out(job, figures.choice)
+        best = replace(figures, seconds=_seconds(job, figures.choice, replays))
         size = figures.choice.micro_batch
         if not job.runs(size)["attack"]:
             return best
@@ -197,24 +198,13 @@ class Planner:
             choice = replace(figures.choice, attack_micro_batch=images)
             buffers = self.network.buffers(images, job.objective.two_branches)
             bound = sum(aligned(buffer.bytes) for buffer in buffers.values())
-            replays = self.carried_out(job, choice).values()
-            if bound + max(max(replay.room, default=0) for replay in replays) > budget:
+            replays = self.carried_out(job, choice)
+            if bound + max(max(replay.room, default=0) for replay in replays.values()) > budget:
                 break
-            seconds = self._seconds(job, choice)
+            seconds = _seconds(job, choice, replays)
             if seconds < _WORTH * best.seconds and (peak := self.memory(job, choice).peak_bytes) <= budget:
                 best = replace(figures, choice=choice, peak_bytes=peak, seconds=seconds)
         return best
-
-    def _seconds(self, job: Job, choice: Choice) -> float:
-        """Predicted seconds an image, all phases of a step."""
-        runs = job.runs(choice.micro_batch, choice.images)
-        replays = self.carried_out(job, choice)
-        each = {
-            name: sum(map(job.machine.seconds, replays[name].walks, replays[name].moved))
-            for name, count in runs.items()
-            if count
-        }
-        return sum(runs[name] * seconds for name, seconds in each.items()) / job.batch_size
 
     def _fastest(self, job: Job, budget: int, micro_batch: int | None) -> Figures | None:
         least = self.smallest(job, micro_batch)
@@ -256,3 +246,14 @@ class Planner:
             if figures is not None and figures.seconds < best.seconds:
                 best = figures
         return best
+
+
+def _seconds(job: Job, choice: Choice, replays: Mapping[str, Replay]) -> float:
+    """Predicted seconds an image, all phases of a step."""
+    runs = job.runs(choice.micro_batch, choice.images)
+    each = {
+        name: sum(map(job.machine.seconds, replays[name].walks, replays[name].moved))
+        for name, count in runs.items()
+        if count
+    }
+    return sum(runs[name] * seconds for name, seconds in each.items()) / job.batch_size
