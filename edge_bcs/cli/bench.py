@@ -99,7 +99,8 @@ def command(
                 threads, repetitions, note, lambda result: writer.write(result, report), earlier,
                 only or suite.SECTIONS,
             )  # fmt: skip
-        click.echo(f"wrote {report}/README.md, bench.json, layers.png and scaling.png")
+        pictures = [name for name in ("layers.png", "scaling.png") if (report / name).is_file()]
+        click.echo(f"wrote {report}: {', '.join(['README.md', 'bench.json', *pictures])}")
     else:
         _compare(as_json, **options)
 

@@ -108,7 +108,7 @@ class ImageFiles(Dataset):
         if not self.files:
             raise EdgeBcsError(f"{source} holds no {split} images.")
 
-    def entry_of(self, name: str, why: str, in_tar: bool = False) -> Entry | None:
+    def entry_of(self, name: str, why: str, in_tar: bool) -> Entry | None:
         """Return the entry of an image that can no longer be used, by its path; None if that names none."""
         return entry_of(name, why=why, in_tar=in_tar)
 

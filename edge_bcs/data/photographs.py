@@ -81,12 +81,12 @@ class Photographs(ImageFiles):
     ) -> None:
         root = folder.resolve()
         entries = (
-            (folder, self.entry_of(file.relative_to(folder).as_posix(), why_unusable(file, root)))
+            (folder, self.entry_of(file.relative_to(folder).as_posix(), why_unusable(file, root), False))
             for file in _inside(folder)
         )
         super().__init__(entries, "train", shape, shown(str(folder)), handling, resize)
 
-    def entry_of(self, name: str, why: str, in_tar: bool = False) -> Entry:
+    def entry_of(self, name: str, why: str, in_tar: bool) -> Entry:
         """Return the entry of a photograph, by its path in the folder."""
         return Entry("train", "", name, why=why)
 
