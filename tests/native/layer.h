@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/normal.h"
+#include "kernels/norms.h"
 #include "kernels/rows.h"
 #include "kernels/walk.h"
 
@@ -225,8 +226,9 @@ inline Layer random_layer(Random& random, bool big, bool winograd) {
   if (walk.taps == 0) walk.used[walk.taps++] = 0;
   // Each row empty, full, or in between; sometimes a batch that does not fill its last block.
   const double density = random.one_of({0.02, 0.2, 0.6, 1.0});
-  fill(layer, random, random.chance(0.3) ? random.in(1, walk.lanes) : walk.lanes,
-       [&] { return random.one_of({density, density, density, density, 0.0, 1.0}); });
+  fill(layer, random, random.chance(0.3) ? random.in(1, walk.lanes) : walk.lanes, [&] {
+    return random.one_of({density, density, density, density, 0.0, 1.0});
+  });
   layer.scaled = random.chance(0.5);
   layer.added = random.chance(0.5);
   layer.positions = random.chance(0.5);
@@ -377,6 +379,7 @@ struct Kernels {
   const char* isa;
   const ConvKernels *fast, *scalar;
   const edge_bcs::RowKernels *fast_rows, *scalar_rows;
+  const edge_bcs::NormKernels *fast_norms, *scalar_norms;
   const edge_bcs::NormalKernels *fast_normals, *scalar_normals;
 
   explicit Kernels(const char* path) {
@@ -395,6 +398,10 @@ struct Kernels {
         reinterpret_cast<const edge_bcs::RowKernels* (*)(int)>(function("edge_bcs_row_kernels"));
     fast_rows = rows(0);
     scalar_rows = rows(1);
+    const auto norms =
+        reinterpret_cast<const edge_bcs::NormKernels* (*)(int)>(function("edge_bcs_norm_kernels"));
+    fast_norms = norms(0);
+    scalar_norms = norms(1);
     const auto normals =
         reinterpret_cast<const edge_bcs::NormalKernels* (*)(int)>(function("edge_bcs_normal_kernels"));
     fast_normals = normals(0);

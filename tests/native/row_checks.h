@@ -16,6 +16,7 @@
 namespace row_checks {
 
 using edge_bcs::NormalKernels;
+using edge_bcs::NormKernels;
 using edge_bcs::PoolRow;
 using edge_bcs::Row;
 using edge_bcs::RowKernels;
@@ -232,6 +233,80 @@ inline void sums(const RowKernels& kernels, Random& random, Tally& tally) {
   tally.number(static_cast<float>(made.values - static_cast<double>(values)), 0, allowed, 1);
 }
 
+// For each lane Σ (a − α) and Σ (a − α) · (b − β), added to what there was, in double.
+inline void lane_sums(const NormKernels& kernels, Random& random, Tally& tally) {
+  constexpr std::int64_t some[]{1, 3, 4, 8, 12, 16, 32, 64};
+  const std::int64_t lanes = some[random.in(0, 7)], width = random.in(1, 6), rows = random.in(1, 5);
+  const std::int64_t a_step = (width + random.in(0, 2)) * lanes, b_step = (width + random.in(0, 2)) * lanes;
+  Floats a(static_cast<std::size_t>(rows * a_step)), b(static_cast<std::size_t>(rows * b_step));
+  for (Floats* floats : {&a, &b})
+    for (float& f : *floats) f = random.number();
+  const double alpha = random.number(), beta = random.number();
+  std::vector<double> sums(lanes + 1, 2.0), products(lanes + 1, 3.0);
+  kernels.lane_sums({.lanes = lanes,
+                     .count = width * lanes,
+                     .rows = rows,
+                     .a = a.data(),
+                     .a_step = a_step,
+                     .a_origin = alpha,
+                     .b = b.data(),
+                     .b_step = b_step,
+                     .b_origin = beta},
+                    sums.data(), products.data());
+  for (std::int64_t lane = 0; lane < lanes; ++lane) {
+    long double sum = 2, product = 3, largest = 5;
+    for (std::int64_t y = 0; y < rows; ++y)
+      for (std::int64_t x = 0; x < width; ++x) {
+        const long double u =
+            a[static_cast<std::size_t>(y * a_step + x * lanes + lane)] - static_cast<long double>(alpha);
+        const long double v =
+            b[static_cast<std::size_t>(y * b_step + x * lanes + lane)] - static_cast<long double>(beta);
+        sum += u;
+        product += u * v;
+        largest += std::fabs(u) + std::fabs(u * v);
+      }
+    const auto allowed = static_cast<float>(1e-14L * largest);
+    tally.number(static_cast<float>(sums[lane] - static_cast<double>(sum)), 0, allowed, lane);
+    tally.number(static_cast<float>(products[lane] - static_cast<double>(product)), 0, allowed, lane);
+  }
+  tally.number(static_cast<float>(sums[lanes]), 2, 0, lanes);
+  tally.number(static_cast<float>(products[lanes]), 3, 0, lanes);
+}
+
+// scale · ((d − mean_d) − slope · (x − mean)), which may lie where d does.
+inline void norm_gradient(const NormKernels& kernels, Random& random, Tally& tally) {
+  constexpr std::int64_t some[]{1, 3, 4, 8, 12, 16, 32, 64};
+  const std::int64_t lanes = some[random.in(0, 7)], count = random.in(1, 6) * lanes;
+  Floats scale(static_cast<std::size_t>(lanes)), d(static_cast<std::size_t>(count)), x(d.size());
+  for (Floats* floats : {&scale, &d, &x})
+    for (float& f : *floats) f = random.number();
+  const float mean_d = random.number(), mean = random.number(), slope = random.number();
+  Floats out = d;
+  out.resize(out.size() + guard, untouched);
+  const bool in_place = random.in(0, 1) == 1;
+  kernels.gradient({.lanes = lanes,
+                    .count = count,
+                    .scale = scale.data(),
+                    .d = in_place ? out.data() : d.data(),
+                    .mean_d = mean_d,
+                    .x = x.data(),
+                    .mean = mean,
+                    .slope = slope,
+                    .out = out.data()});
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    if (i >= d.size()) {
+      tally.number(out[i], untouched, 0, i);
+      continue;
+    }
+    const double of_lane = scale[i % static_cast<std::size_t>(lanes)],
+                 centred = static_cast<double>(x[i]) - mean;
+    const double expected = of_lane * (static_cast<double>(d[i]) - mean_d - slope * centred);
+    const double largest = std::fabs(of_lane) * (std::fabs(d[i]) + std::fabs(mean_d) +
+                                                 std::fabs(slope) * (std::fabs(x[i]) + std::fabs(mean)));
+    tally.number(out[i], static_cast<float>(expected), static_cast<float>(1e-6 * largest), i);
+  }
+}
+
 inline PoolRow random_pool(Random& random) {
   PoolRow pool;
   pool.lanes = random.one_of({1, 2, 3, 4, 5, 8, 12, 16, 24, 32});
@@ -337,8 +412,8 @@ inline void normals(const NormalKernels& kernels, Random& random, Tally& tally) 
 // Checks this machine's variant and the scalar one on random rows; returns how many numbers were wrong.
 inline long check(const layers::Kernels& kernels, int rows, unsigned seed) {
   Random random(seed);
-  Tally tallies[]{Tally("combine"), Tally("sums"), Tally("max_pool"), Tally("max_pool_gradient"),
-                  Tally("normals")};
+  Tally tallies[]{Tally("combine"), Tally("sums"),      Tally("max_pool"),     Tally("max_pool_gradient"),
+                  Tally("normals"), Tally("lane_sums"), Tally("norm gradient")};
   for (int i = 0; i < rows; ++i)
     for (const bool scalar : {false, true}) {
       const RowKernels& row = scalar ? *kernels.scalar_rows : *kernels.fast_rows;
@@ -347,6 +422,9 @@ inline long check(const layers::Kernels& kernels, int rows, unsigned seed) {
       max_pool(row, random, tallies[2]);
       max_pool_gradient(row, random, tallies[3]);
       normals(scalar ? *kernels.scalar_normals : *kernels.fast_normals, random, tallies[4]);
+      const NormKernels& norms = scalar ? *kernels.scalar_norms : *kernels.fast_norms;
+      lane_sums(norms, random, tallies[5]);
+      norm_gradient(norms, random, tallies[6]);
     }
   long wrong = 0;
   for (const Tally& tally : tallies) wrong += tally.print(kernels.isa, rows);

@@ -338,6 +338,23 @@ def test_batch_norm(shape: tuple[int, ...], rectify: int, joins: bool, padded: i
     close(grown["affine_grad"], affine_grad + parameters.grad.numpy(), 2e-5)
 
 
+@pytest.mark.parametrize("lanes", [1, 3, 4, 8, 16, 32])
+def test_batch_norm_far_from_zero(lanes: int) -> None:
+    # Of 10^6 ± 0.3, a mean square less the square of the mean has four digits left; sample 0 is not counted.
+    shape = (2, lanes, 3, 2, 5)
+    array = (1e6 + np.random.default_rng(0).integers(0, 16, (2 * lanes, 3, 2, 5)) / 16).astype(F)
+    weight = np.ones(2 * lanes, F)
+    weight[0], array[0] = 0, 7
+    inputs = {"z": pack(array, lanes, 0), "affine": np.ones(6, F), "sample_weight": weight}
+    inputs |= {"mean": np.zeros(3, F), "variance": np.zeros(3, F), "residual": None}
+    attributes = sizes(shape) | {"in_halo": 0, "out_halo": 0, "affine": 0, "statistics": 0, "momentum": 1.0}
+    outputs = {"y": F, "saved": F, "mean": F, "variance": F, "bits": None}
+    made = run("BatchNorm", inputs, outputs, **attributes, epsilon=1e-9)
+    counted = array[1:].astype(np.float64)
+    np.testing.assert_allclose(made["mean"], counted.mean((0, 2, 3)), rtol=1e-7)
+    np.testing.assert_allclose(made["variance"], counted.var((0, 2, 3)), rtol=1e-6)
+
+
 def test_batch_norm_without_update_keeps_the_running_averages() -> None:
     shape = (1, 2, 3, 2, 2)
     statistics = np.arange(1, 4, dtype=F)

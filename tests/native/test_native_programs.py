@@ -23,7 +23,7 @@ def test_every_kernel_equals_the_scalar_one(variant: str) -> None:
         f"{variant} {kernel}"
         for kernel in (
             "sparse", "dense", "gradient", "dense_gradient", "depthwise", "depthwise_products",
-            "combine", "sums", "max_pool", "max_pool_gradient", "normals",
+            "combine", "sums", "max_pool", "max_pool_gradient", "normals", "lane_sums", "norm gradient",
         )
     ]  # fmt: skip
     assert all(line.endswith(" 0 wrong") for line in lines)

@@ -8,6 +8,9 @@ EDGE_BCS_EXPORT const edge_bcs::ConvKernels* edge_bcs_conv_kernels(int scalar) {
 EDGE_BCS_EXPORT const edge_bcs::RowKernels* edge_bcs_row_kernels(int scalar) {
   return scalar != 0 ? &edge_bcs::row_kernels_scalar : &edge_bcs::row_kernels();
 }
+EDGE_BCS_EXPORT const edge_bcs::NormKernels* edge_bcs_norm_kernels(int scalar) {
+  return scalar != 0 ? &edge_bcs::norm_kernels_scalar : &edge_bcs::norm_kernels();
+}
 // What this machine can do in half precision: 2 if its processor has the arithmetic, 1 if only the scalar kernels compute it, 0
 // if nothing does.
 EDGE_BCS_EXPORT int edge_bcs_half_kernels() {

@@ -164,6 +164,7 @@ bool has_half_kernels() { return has_half_arithmetic() || selected_isa() == Isa:
 
 const ConvKernels& conv_kernels() { EDGE_BCS_SELECT(conv_kernels) }
 const RowKernels& row_kernels() { EDGE_BCS_SELECT(row_kernels) }
+const NormKernels& norm_kernels() { EDGE_BCS_SELECT(norm_kernels) }
 const NormalKernels& normal_kernels() { EDGE_BCS_SELECT(normal_kernels) }
 const ProbeKernels& probe_kernels() { EDGE_BCS_SELECT(probe_kernels) }
 

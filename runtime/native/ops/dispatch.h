@@ -6,6 +6,7 @@
 #include "kernels/half.h"
 #include "kernels/half_rows.h"
 #include "kernels/normal.h"
+#include "kernels/norms.h"
 #include "kernels/probe.h"
 #include "kernels/rows.h"
 #include "kernels/walk.h"
@@ -28,6 +29,7 @@ std::int64_t first_level_cache();
 // The kernels of that variant.
 const ConvKernels& conv_kernels();
 const RowKernels& row_kernels();
+const NormKernels& norm_kernels();
 const NormalKernels& normal_kernels();
 const ProbeKernels& probe_kernels();
 

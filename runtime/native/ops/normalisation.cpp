@@ -1,6 +1,7 @@
 // Batch norm with the statistics of the micro-batch (Ioffe and Szegedy, 2015). Samples of weight 0 fill up a
 // micro-batch and count nowhere.
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/epsilon.h"
@@ -28,6 +29,13 @@ class Samples {
   }
   bool counts(std::int64_t nb, std::int64_t b) const { return weight_[nb * lanes_ + b] > 0; }
   std::int64_t count() const { return count_; }
+  // The first pixel of a channel in the first sample that counts; row_of(nb, y) is where a row is.
+  template <class RowOf>
+  double first(const RowOf& row_of) const {
+    std::int64_t sample = 0;
+    while (weight_[sample] == 0) ++sample;
+    return row_of(sample / lanes_, 0)[sample % lanes_];
+  }
 
  private:
   Tensor<const float> weight_;
@@ -35,20 +43,33 @@ class Samples {
   std::int64_t count_ = 0;
 };
 
-// Σ term(offset) over the pixels of channel c of all samples that count, in double and in a fixed order.
-// `offset` is that of a row's element: term(nb, row, j).
-template <class Term>
-double channel_sum(const Stack& stack, std::int64_t blocks, const Samples& samples, const Term& term) {
-  double total = 0;
+// Two sums over a channel's pixels of all samples that count, in double and in a fixed order.
+struct ChannelSums {
+  double sum = 0, products = 0;
+};
+
+// Σ (a − a_origin) and Σ (a − a_origin)·(b − b_origin), where row 0 of the channel in batch block nb is what `a` and `b` return.
+template <class A, class B>
+ChannelSums channel_sums(const Stack& a_stack, const A& a, double a_origin, const Stack& b_stack, const B& b,
+                         double b_origin, std::int64_t blocks, const Samples& samples) {
+  ChannelSums total;
+  LaneRows rows{.lanes = a_stack.lanes,
+                .count = a_stack.row(),
+                .rows = a_stack.height,
+                .a_step = a_stack.row_stride() * a_stack.lanes,
+                .a_origin = a_origin,
+                .b_step = b_stack.row_stride() * b_stack.lanes,
+                .b_origin = b_origin};
   for (std::int64_t nb = 0; nb < blocks; ++nb) {
-    std::array<double, most_lanes> lanes{};
-    for (std::int64_t y = 0; y < stack.height; ++y) {
-      const auto row = term(nb, y);
-      for (std::int64_t x = 0; x < stack.width; ++x)
-        for (std::int64_t b = 0; b < stack.lanes; ++b) lanes[b] += row(x * stack.lanes + b);
-    }
-    for (std::int64_t b = 0; b < stack.lanes; ++b)
-      if (samples.counts(nb, b)) total += lanes[b];
+    std::array<double, most_lanes> sums{}, products{};
+    rows.a = a(nb);
+    rows.b = b(nb);
+    norm_kernels().lane_sums(rows, sums.data(), products.data());
+    for (std::int64_t lane = 0; lane < rows.lanes; ++lane)
+      if (samples.counts(nb, lane)) {
+        total.sum += sums[lane];
+        total.products += products[lane];
+      }
   }
   return total;
 }
@@ -115,16 +136,13 @@ struct BatchNorm {
       const auto row_of = [&](std::int64_t nb, std::int64_t y_index) {
         return z.data() + in.at(nb, c, y_index);
       };
-      const double mean = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
-        return [row = row_of(nb, i)](std::int64_t j) { return static_cast<double>(row[j]); };
-      }) / count;
-      const double variance = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
-        return [row = row_of(nb, i), mean](std::int64_t j) {
-          const double centred = row[j] - mean;
-          return centred * centred;
-        };
-      }) / count;
-      require(std::isfinite(variance), "the activations of channel ", c, " are not finite");
+      // Around a value of the channel itself the squares do not swallow the variance, however far its mean is from 0.
+      const double origin = samples.first(row_of);
+      const auto plane = [&](std::int64_t nb) { return row_of(nb, 0); };
+      const ChannelSums found = channel_sums(in, plane, origin, in, plane, origin, blocks, samples);
+      const double distance = found.sum / count, mean = origin + distance;
+      const double variance = std::max(0.0, found.products / count - distance * distance);
+      require(std::isfinite(found.products), "the activations of channel ", c, " are not finite");
       const auto centre = static_cast<float>(mean);
       const auto inverse = static_cast<float>(1.0 / std::sqrt(variance + epsilon));
       if (saved) {
@@ -194,14 +212,10 @@ struct BatchNormGrad {
 
     context.parallel_for(in.channels, [&](std::int64_t c) {
       const float mean = saved[c], inverse = saved[in.channels + c];
-      const double dshift = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
-        return [d = dy.data() + dy_stack.at(nb, c, i)](std::int64_t j) { return static_cast<double>(d[j]); };
-      });
-      const double dscale = channel_sum(in, blocks, samples, [&](std::int64_t nb, std::int64_t i) {
-        return [d = dy.data() + dy_stack.at(nb, c, i), x = z.data() + in.at(nb, c, i), mean](std::int64_t j) {
-          return d[j] * (static_cast<double>(x[j]) - mean);
-        };
-      }) * inverse;
+      const ChannelSums found = channel_sums(
+          dy_stack, [&](std::int64_t nb) { return dy.data() + dy_stack.at(nb, c, 0); }, 0.0, in,
+          [&](std::int64_t nb) { return z.data() + in.at(nb, c, 0); }, mean, blocks, samples);
+      const double dshift = found.sum, dscale = found.products * inverse;
       sums.scale[c] += static_cast<float>(dscale);
       sums.shift[c] += static_cast<float>(dshift);
 
@@ -212,14 +226,16 @@ struct BatchNormGrad {
         std::array<float, most_lanes> lane_scale;
         for (std::int64_t b = 0; b < in.lanes; ++b) lane_scale[b] = samples.counts(nb, b) ? scale : 0.0f;
         for (std::int64_t i = 0; i < in.height; ++i) {
-          const float* d = dy.data() + dy_stack.at(nb, c, i);
-          const float* x = z.data() + in.at(nb, c, i);
-          float* row = dz.data() + dz_stack.at(nb, c, i);
-          for (std::int64_t p = 0; p < in.width; ++p)
-            for (std::int64_t b = 0; b < in.lanes; ++b) {
-              const std::int64_t j = p * in.lanes + b;
-              row[j] = lane_scale[b] * ((d[j] - mean_dy) - slope * (x[j] - mean));
-            }
+          float* const row = dz.data() + dz_stack.at(nb, c, i);
+          norm_kernels().gradient({.lanes = in.lanes,
+                                   .count = in.row(),
+                                   .scale = lane_scale.data(),
+                                   .d = dy.data() + dy_stack.at(nb, c, i),
+                                   .mean_d = mean_dy,
+                                   .x = z.data() + in.at(nb, c, i),
+                                   .mean = mean,
+                                   .slope = slope,
+                                   .out = row});
           finish(row, 1, 0, row, nb, c, i);
         }
         dz_stack.zero_halo(dz.data() + nb * dz_stack.block(), c);
