@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_bcs.bench.commands import export, told, train
 from edge_bcs.bench.pages import by_hand
 from edge_bcs.bench.settings import add_settings, settings_of
 from edge_bcs.core.errors import EdgeBcsError
@@ -55,16 +55,13 @@ class Settings:
 def row(kind: str, seed: int, data: str, out: Path, settings: Settings, threads: int) -> dict[str, Any]:
     """Train and measure; what is there already is not done again."""
     folder, s = out / f"{kind}-{seed}", settings
-    trained = _told(
-        folder.with_suffix(".json"),
-        *("train", "--data", data, "--model", "resnet18", "--width", s.width, "--input-size", s.size),
+    trained = train(
+        folder,
+        *("--data", data, "--model", "resnet18", "--width", s.width, "--input-size", s.size),
         *("--batch-size", s.batch_size, "--training-attack", kind, "--epochs", s.epochs, "--seed", seed),
-        *("--engine", "sparse", "--threads", threads, "-o", folder, "--json"),
-        *(["--resume"] if (folder / "last.safetensors").exists() else []),
+        *("--engine", "sparse", "--threads", threads),
     )
-    artifact = folder / "artifact"
-    if not (artifact / "manifest.json").exists():
-        _command("export", "--checkpoint", folder, "--micro-batch", 32, "-o", artifact)
+    artifact = export(folder)
     measures = {
         "pgd20": ("--attack", "pgd", "--attack-steps", 20),
         "pgd50": ("--attack", "pgd", "--attack-steps", 50, "--restarts", 10, "--limit", s.few),
@@ -75,7 +72,7 @@ def row(kind: str, seed: int, data: str, out: Path, settings: Settings, threads:
         if name == "autoattack" and not s.fewer:
             continue
         common = ("evaluate", artifact, "--data", data, "--threads", threads, *options, "--json", "-")
-        report = _told(folder / f"{name}.json", *common)
+        report = told(folder / f"{name}.json", *common)
         found[name] = {key: report[key] for key in ("accuracy", "robust_accuracy", "samples")}
     return {
         "kind": kind,
@@ -85,23 +82,6 @@ def row(kind: str, seed: int, data: str, out: Path, settings: Settings, threads:
         "best_epoch": trained["best_epoch"],
         **found,
     }
-
-
-def _told(file: Path, *words: Any) -> dict[str, Any]:
-    """What a command says as JSON, which is kept in a file."""
-    if not file.exists():
-        write_atomically(file, _command(*words).encode(), make_folder=True)
-    content: dict[str, Any] = json.loads(read_small(file))
-    return content
-
-
-def _command(*words: Any) -> str:
-    """Run a command of edge-bcs; what it says on standard error is shown."""
-    arguments = [sys.executable, "-m", "edge_bcs", *map(str, words)]
-    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise EdgeBcsError(f"edge-bcs {words[0]} failed, see above; the same command goes on")
-    return done.stdout
 
 
 def step_seconds(artifact: Path, batch: int, repetitions: int, threads: int) -> dict[str, float]:

@@ -69,6 +69,7 @@ _OWNERS = {
     "rewire": ("bcs",),
     "gradual": ("bcs",),
     "grow": ("bcs",),
+    "recycle": ("bcs",),
     "train": METHODS,
     "distribution": ("bcs",),
     "dense_patterns": ("bcs", "random", "dense", *COMPARATORS),
@@ -127,7 +128,12 @@ _WITH_PRETRAINED = ("bcs", "random")
 )  # fmt: skip
 @click.option(
     "--grow-until", type=click.FloatRange(0, 1, min_open=True), default=Growth.until, show_default=True,
-    help="Share of the steps after which --grow moves none.",
+    help="Share of the steps after which neither --grow nor --recycle moves any.",
+)  # fmt: skip
+@click.option(
+    "--recycle", is_flag=True,
+    help="For bcs: every 100 steps the connections that carry nothing, of units that no image opens or from "
+    "which nothing leads on, move as --grow moves the smallest; alone or with it.",
 )  # fmt: skip
 @click.option(
     "--width", type=float, default=1.0, show_default=True, help="Multiplies the channels of all layers."
@@ -310,8 +316,8 @@ def _check(options: dict[str, Any]) -> None:
             "--pretrain-epochs is for a network that is not robust yet, and a checkpoint is taken as it is: "
             "leave it or --weights out."
         )
-    if given("grow_until") and options["grow"] is None:
-        raise EdgeBcsError("--grow-until says when --grow ends: give it, too.")
+    if given("grow_until") and options["grow"] is None and not options["recycle"]:
+        raise EdgeBcsError("--grow-until says when --grow and --recycle end: give one of them, too.")
     if method == "fixed" and options["counts_from"] is None:
         raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT: a network that bcs trained.")
     check_beta(options)

@@ -176,8 +176,9 @@ def _train(asked: _Asked) -> dict[str, Any]:
         rest = {} if distribution is None else {"distribution": distribution}
         gradual, distribution = Gradual(options["sparsity"], share=options["gradual"], **rest), None
     growth = None
-    if options["grow"] is not None:
-        growth = Growth(share=options["grow"], until=options["grow_until"])
+    if options["grow"] is not None or options["recycle"]:
+        share = options["grow"] or 0.0
+        growth = Growth(share=share, until=options["grow_until"], recycle=options["recycle"])
     if options["zoo_file"] is not None:
         sparse = network
     elif method == "fixed":

@@ -7,6 +7,9 @@ what was taken out, on the batch of the step that follows. So no dense gradient 
 candidates stand in the κ places with a weight of 1e-12, and the ordinary gradient of the connections is read.
 What is kept keeps its momentum; a newborn has none, and the sign that its gradient asks for. Before, between
 and after there are exactly κ connections, and memory is O(κ).
+
+Where asked for, connections that carry nothing leave first, however many they are: those whose own gradient
+is exactly 0 on that batch. No image opens the unit that they come from or lead to, or no path leads on.
 """
 
 from __future__ import annotations
@@ -26,15 +29,15 @@ Coo = tuple[NDArray[np.float32], NDArray[np.signedinteger[Any]], NDArray[np.floa
 """value f32[κ], index int[κ] ascending, momentum f32[κ]."""
 
 
-def moved_at(share: float, every: int, until: float, kappa: int, step: int, total: int) -> int:
-    """How many connections move before ``step`` (from 0) of ``total``: 0 where it is no step of growth.
+def is_due(every: int, until: float, step: int, total: int) -> bool:
+    """Whether connections move before ``step`` (from 0) of ``total``: every so many, up to a share of all."""
+    return step > 0 and step % every == 0 and step < until * total
 
-    f falls from ``share`` along half a cosine to 0 at the share ``until`` of the steps.
-    """
-    end = until * total
-    if step == 0 or step % every or step >= end:
-        return 0
-    return int(share * 0.5 * (1 + math.cos(math.pi * step / end)) * kappa)
+
+def moved_at(share: float, until: float, kappa: int, step: int, total: int) -> int:
+    """How many of the smallest move before ``step``: f·κ, where f falls from ``share`` along half a cosine to
+    0 at the share ``until`` of the steps."""
+    return int(share * 0.5 * (1 + math.cos(math.pi * step / (until * total))) * kappa)
 
 
 def grown(
@@ -46,6 +49,7 @@ def grown(
     size: int,
     seed: int,
     step: int,
+    recycle: bool = False,
 ) -> Coo:
     """Return the connections after ``count`` of them moved.
 
@@ -54,14 +58,16 @@ def grown(
         rounds: candidates for each of them, fewer where fewer positions are dormant.
         gradient_of: returns the gradient f32[κ] of the connections that it is given, which it may keep.
         size: N. seed, step: of the draws.
+        recycle: whether those that carry nothing leave first, more than ``count`` if there are more.
     """
     value, index, momentum = connections
-    count = min(count, size - len(index), len(index))
+    idle = gradient_of(connections) == 0 if recycle else np.zeros(len(index), bool)
+    count = min(max(count, int(idle.sum())), size - len(index), len(index))
     if not count:
         return connections
     rounds = min(rounds, (size - len(index)) // count)
     leaving = np.zeros(len(index), bool)
-    leaving[np.argsort(np.abs(value), kind="stable")[:count]] = True
+    leaving[np.lexsort((np.abs(value), ~idle))[:count]] = True
     kept = value[~leaving], index[~leaving], momentum[~leaving]
     purpose = random.GROWTH
     drawn = draw_births(

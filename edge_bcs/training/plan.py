@@ -90,6 +90,7 @@ class TrainingPlan:
         }
         if self.growth is not None:
             since |= {f"growth_{name}": value for name, value in asdict(self.growth).items()}
+            since["growth_recycle"] = self.growth.recycle or None
         if self.gradual is not None:
             since |= {
                 "gradual": self.gradual.share,

@@ -21,10 +21,10 @@ from edge_bcs.data.balance import Balanced, uneven
 from edge_bcs.data.classes import check_names, completed, match, say
 from edge_bcs.data.dataset import Data, Subset, held_apart, some_of
 from edge_bcs.method.attacks import evaluation_mode, input_gradient
-from edge_bcs.method.growth import moved_at
+from edge_bcs.method.growth import is_due, moved_at
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training import checkpoints, lines
-from edge_bcs.training.backends import Backend, Numbers
+from edge_bcs.training.backends import Backend, Batch, Numbers
 from edge_bcs.training.checkpoints import BEST, LAST, Standing
 from edge_bcs.training.lines import EPOCHS, STEPS, Lines
 from edge_bcs.training.plan import TrainingPlan
@@ -216,26 +216,23 @@ class Run:
         started = time.perf_counter()
         batch = self._batches.read(self.step)
         hyper = self.plan.schedule.at(self.plan.hyper, self.step, self._batches.total)
-        grows = self._grows()
-        if grows:
-            assert self.plan.growth is not None
-            self.backend.grow(batch, grows, self.plan.growth.candidates, self.step)
+        moved = self._grow(batch)
         with HeldSignals() as signals:
             numbers = self.backend.step(batch, hyper, self.step, signals)
             epoch = self.step // self._batches.per_epoch
             self._standing.step += 1
             about = {"step": self.step, "epoch": epoch, "learning_rate": hyper.learning_rate}
             if self.plan.growth is not None:
-                about["moved"] = grows
+                about["moved"] = moved
             self._pending.append((about, batch.whole, started, numbers))
 
-    def _grows(self) -> int:
-        """How many connections move before the next step."""
-        growth = self.plan.growth
-        if growth is None:
+    def _grow(self, batch: Batch) -> int:
+        """Move connections before the next step, if it is time; return how many."""
+        growth, step, total = self.plan.growth, self.step, self._batches.total
+        if growth is None or not is_due(growth.every, growth.until, step, total):
             return 0
-        numbers = growth.share, growth.every, growth.until
-        return moved_at(*numbers, self.sparse.kappa, self.step, self._batches.total)
+        count = moved_at(growth.share, growth.until, self.sparse.kappa, step, total)
+        return self.backend.grow(batch, count, growth, step) if count or growth.recycle else 0
 
     def _settle(self) -> dict[str, Any]:
         """Read the numbers of the oldest step whose numbers are unread, and write its line of metrics."""

@@ -142,22 +142,25 @@ class Growth:
     """Beside the rewiring, small connections move to where their gradient would be large (`method.growth`).
 
     Attributes:
-        share: of the connections that move the first time, above 0 and below 1; it falls along half a cosine.
+        share: of the connections that move the first time, below 1; it falls along half a cosine. Above 0, or
+            0 where ``recycle`` alone moves any.
         every: so many steps, at least 1.
         until: share of the training after which none moves, above 0 and at most 1.
         candidates: dormant positions that are drawn for each connection that moves, at least 1.
+        recycle: whether connections that carry nothing move first, however many they are.
     """
 
     share: float = 0.3
     every: int = 100
     until: float = 0.75
     candidates: int = 4
+    recycle: bool = False
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for a number out of range."""
         check_number("the share of the connections that move", self.share, 1)
         check_number("the share of the steps in which connections grow", self.until, 1)
-        if self.share in (0, 1) or not self.until:
+        if self.share == 1 or (self.share == 0 and not self.recycle) or not self.until:
             raise EdgeBcsError(
                 "of the connections a share above 0 and below 1 moves, in a share of the steps above 0, not "
                 f"{self.share} in {self.until}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_bcs.core import random
-from edge_bcs.method.growth import Coo, grown, moved_at
+from edge_bcs.method.growth import Coo, grown, is_due, moved_at
 
 Array = np.ndarray[Any, Any]
 SIZE = 16
@@ -71,5 +71,25 @@ def test_where_few_positions_are_dormant(size: int, asked: int) -> None:
 
 def test_the_share_falls_along_a_cosine() -> None:
     # Of 1,000 connections 40 % at first, every 10 of 100 steps, in the first half: (1 + cos(π·t/50))/2.
-    found = [moved_at(0.4, 10, 0.5, 1000, step, 100) for step in range(101)]
-    assert {step: count for step, count in enumerate(found) if count} == {10: 361, 20: 261, 30: 138, 40: 38}
+    due = [step for step in range(101) if is_due(10, 0.5, step, 100)]
+    assert {step: moved_at(0.4, 0.5, 1000, step, 100) for step in due} == {10: 361, 20: 261, 30: 138, 40: 38}
+
+
+@pytest.mark.parametrize(("count", "leave"), [(0, {4, 13}), (1, {4, 13}), (3, {4, 13, 8})])
+def test_what_carries_nothing_leaves_first(count: int, leave: set[int]) -> None:
+    """Of five connections two have no gradient, one of them among the largest."""
+    asked: list[Array] = []
+
+    def gradient_of(tried: Coo) -> Array:
+        asked.append(tried[1])
+        return np.where(np.isin(tried[1], [4, 13]), 0, 1 + tried[1]).astype(np.float32)
+
+    made = grown(connections(), count, 2, gradient_of, **STREAM, recycle=True)
+    assert asked[0].tolist() == [1, 4, 7, 8, 13] and len(asked) == 3
+    assert set(connections()[1]) - set(made[1]) == leave
+    assert len(made[1]) == 5 and (np.diff(made[1]) > 0).all() and (made[0] != 0).all()
+
+
+def test_where_everything_carries_something_nothing_is_recycled() -> None:
+    made = grown(connections(), 0, 2, lambda tried: np.ones(5, np.float32), **STREAM, recycle=True)
+    assert all(np.array_equal(one, other) for one, other in zip(made, connections(), strict=True))

@@ -12,7 +12,7 @@ import pytest
 from helpers.training import cut_off, digits, same, tiny
 
 import edge_bcs
-from edge_bcs import Attack, Compute, Feed, Method, Output, Schedule
+from edge_bcs import Attack, Compute, Feed, Hyper, Method, Output, Schedule
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.training.backends import CompiledBackend, TorchBackend
 from edge_bcs.training.settings import Gradual, Growth
@@ -61,10 +61,11 @@ def test_kappa_is_exact_at_every_step(engine: str, attack: str, tmp_path: Path) 
         note(self, "after a step")
         return numbers
 
-    def growing(self: Any, *given: Any) -> None:
+    def growing(self: Any, *given: Any) -> Any:
         note(self, "before it grows")
-        grow(self, *given)
+        moved = grow(self, *given)
         note(self, "grown")
+        return moved
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "step", stepping)
@@ -83,6 +84,49 @@ def test_kappa_is_exact_at_every_step(engine: str, attack: str, tmp_path: Path) 
             assert np.array_equal(state[name], later[name])
 
 
+@pytest.mark.parametrize("engine", BACKENDS)
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_what_carries_nothing_is_recycled(engine: str, share: float, tmp_path: Path) -> None:
+    """A unit that nothing leads on from: the connections to it move, and others as `share` says."""
+    found: list[tuple[int, np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+    backend, grow = BACKENDS[engine], BACKENDS[engine].grow
+
+    def growing(self: Any, *given: Any) -> Any:
+        self.store()
+        before = self.sparse.state()["coo.index"].copy()
+        moved = grow(self, *given)
+        self.store()
+        found.append((moved, before, self.sparse.state()["coo.index"].copy()))
+        return moved
+
+    sparse = edge_bcs.sparsify(tiny(), 0.8, 5)
+    state, (to, on) = sparse.state(), sparse.layers[:2]
+    index = state["coo.index"]
+    unit = int(np.bincount(index[index < on.offset] // 9).argmax())
+    of_unit = np.zeros(sparse.size, bool)
+    of_unit[on.offset :].reshape(10, 8, 64)[:, unit] = True
+    leads_on = of_unit[index]
+    leads_to = index[(index >= to.offset + 9 * unit) & (index < to.offset + 9 * (unit + 1))]
+    dormant = np.setdiff1d(np.arange(on.offset, sparse.size)[~of_unit[on.offset :]], index)
+    index[leads_on] = dormant[: leads_on.sum()]
+    order = np.argsort(index)
+    sparse.load_coo(state["coo.value"][order], index[order], np.zeros(sparse.kappa, np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "grow", growing)
+        edge_bcs.train(
+            sparse, digits(80), method=Method(growth=Growth(share=share, every=1, recycle=True)),
+            batch_size=16, schedule=Schedule(steps=2), attack=Attack(steps=2), feed=Feed(validation=0.2),
+            hyper=Hyper(learning_rate=1e-6, noise=0),  # so small that none dies and is born to lead on
+            compute=Compute(engine, device="cpu"), output=tmp_path / "run", progress=False,
+        )  # fmt: skip
+    ((moved, before, after),) = found
+    assert len(leads_to) and leads_on.sum() and not np.isin(leads_to, after).any()
+    assert len(np.setdiff1d(before, after)) == moved >= max(len(leads_to), int(share * 0.75 * sparse.kappa))
+    assert len(after) == sparse.kappa
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["moved"] for line in lines] == [0, moved]
+
+
 def test_both_engines_move_the_same() -> None:
     """They agree on the gradients but for rounding, and so on nearly all positions."""
     indices = {}
@@ -90,10 +134,11 @@ def test_both_engines_move_the_same() -> None:
         grow = backend.grow
         found: list[np.ndarray[Any, Any]] = []
 
-        def growing(self: Any, *given: Any, grow: Any = grow, found: list[Any] = found) -> None:
-            grow(self, *given)
+        def growing(self: Any, *given: Any, grow: Any = grow, found: list[Any] = found) -> Any:
+            moved = grow(self, *given)
             self.store()
             found.append(self.sparse.state()["coo.index"].copy())
+            return moved
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(backend, "grow", growing)
@@ -126,6 +171,7 @@ def test_it_changes_what_is_learned_and_off_is_off() -> None:
 
 def test_what_is_refused() -> None:
     for growth, message in (
+        ({"share": 1, "recycle": True}, "of the connections a share above 0"),
         ({"share": 0}, "of the connections a share above 0"),
         ({"share": 1.5}, "share of the connections that move must be a number from 0 to 1"),
         ({"until": 0}, "in a share of the steps above 0"),
@@ -155,8 +201,13 @@ def test_the_command(tmp_path: Path) -> None:
     named = {name: value for name, value in plan.items() if name.startswith("growth_")}
     expected = {"share": 0.3, "every": 100, "until": 0.5, "candidates": 4}
     assert named == {f"growth_{name}": value for name, value in expected.items()}
+    made = run(*common, "--recycle", "-o", tmp_path / "recycled")
+    assert made.exit_code == 0, made.output
+    plan = json.loads(read_checkpoint(tmp_path / "recycled" / "last.safetensors").metadata["plan"])
+    assert (plan["growth_share"], plan["growth_recycle"]) == (0, True)
     for words, message in (
-        (("--grow-until", 0.5), "--grow-until says when --grow ends: give it, too"),
+        (("--recycle", "--method", "dense"), "--recycle belongs to bcs, not to dense"),
+        (("--grow-until", 0.5), "--grow-until says when --grow and --recycle end: give one of them, too"),
         (("--grow", 0.2, "--method", "dense"), "--grow belongs to bcs, not to dense"),
         (("--grow", 0.2, "--rewire", "by-layer"), "growth by gradient goes with the method bcs"),
     ):

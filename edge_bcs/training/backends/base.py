@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edge_bcs.core.settings import Attack, Coefficients
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.data.dataset import Data
+from edge_bcs.training.settings import Growth
 
 Segments = Sequence[tuple[int, int]]
 
@@ -68,9 +69,10 @@ class Backend(Protocol):
         """
         ...
 
-    def grow(self, batch: Batch, count: int, rounds: int, step: int) -> None:
-        """Move ``count`` connections to where the batch's gradient is large (`method.growth`), before step
-        ``step``; the momentum of the others, other parameters and running statistics stay."""
+    def grow(self, batch: Batch, count: int, growth: Growth, step: int) -> int:
+        """Move ``count`` connections, or more where ``growth`` recycles, to where the batch's gradient is
+        large (`method.growth`), before step ``step``; return how many moved. The momentum of the others,
+        other parameters and running statistics stay."""
         ...
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:

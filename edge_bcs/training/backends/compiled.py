@@ -17,6 +17,7 @@ from edge_bcs.method.growth import Coo, grown
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.backends.base import Batch, Numbers
 from edge_bcs.training.plan import TrainingPlan
+from edge_bcs.training.settings import Growth
 from edge_bcs.training.updates import keep_mask
 
 _COO = ("coo.value", "coo.index", "coo.momentum")
@@ -86,7 +87,7 @@ class CompiledBackend:
         numbers = Numbers(metrics["loss"], correct, sum(trainer.connections().died.values()))
         return lambda: numbers
 
-    def grow(self, batch: Batch, count: int, rounds: int, step: int) -> None:
+    def grow(self, batch: Batch, count: int, growth: Growth, step: int) -> int:
         """See `Backend`."""
         trainer = self._trainer
         trainer.attack = self.attack
@@ -107,11 +108,21 @@ class CompiledBackend:
         size, seed = self._artifact.size, self.plan.seed
         after = before
         try:
-            after = grown(before, count, rounds, gradient_of, size=size, seed=seed, step=step)
+            after = grown(
+                before,
+                count,
+                growth.candidates,
+                gradient_of,
+                size=size,
+                seed=seed,
+                step=step,
+                recycle=growth.recycle,
+            )
         finally:
             with HeldSignals() as signals:
                 signals.hold()
                 take(after)
+        return len(np.setdiff1d(after[1], before[1]))
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """See `Backend`; PGD takes steps of 2.5·ε/steps (2/255 with the paper's numbers)."""

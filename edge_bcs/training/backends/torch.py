@@ -26,6 +26,7 @@ from edge_bcs.training.backends.base import Batch, Numbers, Segments
 from edge_bcs.training.backends.cuda import Recorded
 from edge_bcs.training.plan import TrainingPlan
 from edge_bcs.training.replicas import Replicas
+from edge_bcs.training.settings import Growth
 from edge_bcs.training.updates import Update
 
 
@@ -173,7 +174,7 @@ class TorchBackend:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def grow(self, batch: Batch, count: int, rounds: int, step: int) -> None:
+    def grow(self, batch: Batch, count: int, growth: Growth, step: int) -> int:
         """See `Backend`."""
         x, labels = self._to_device(batch.images), self._to_device(batch.labels)
         number = torch.full((), step, device=self.device) if self.lag else step
@@ -191,10 +192,20 @@ class TorchBackend:
 
         after = before
         try:
-            after = grown(before, count, rounds, gradient_of, size=sparse.size, seed=sparse.seed, step=step)
+            after = grown(
+                before,
+                count,
+                growth.candidates,
+                gradient_of,
+                size=sparse.size,
+                seed=sparse.seed,
+                step=step,
+                recycle=growth.recycle,
+            )
         finally:
             value, index, momentum = after
             sparse.load_state({**state, "coo.value": value, "coo.index": index, "coo.momentum": momentum})
+        return len(np.setdiff1d(after[1], before[1]))
 
     def watch(self, data: Data) -> tuple[float, float]:
         """See `Backend`; replicas take the mean of what they found, so that they decide alike."""

@@ -1,0 +1,308 @@
+"""`make ablation`: what each option of `edge-bcs train` adds to Algorithm 1, alone and together.
+
+    python -m edge_bcs.bench.ablation results/ablation --data cifar10 --out out/ablation
+
+ResNet-18 of a quarter of the width, 99 % sparse, AT with a single-step attack, `--engine sparse`. Each row is
+a command of `edge-bcs train` with one candidate's options, resumed where it was cut; its best epoch is judged
+under PGD-50 on the tenth of the training images that the training held out (`--validation 0.1`). Test images
+are seen with `--test` alone, of the candidates that are named then: PGD-50 with ten restarts on all of them,
+and AutoAttack. A row is written when it is whole, and rows that are there are kept.
+
+Writes rows.json, ablation.png and README.md, whose last part is written by hand and kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_bcs.bench.commands import export, told, train
+from edge_bcs.bench.pages import by_hand
+from edge_bcs.bench.settings import add_settings, settings_of
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.core.files import read_small, write_atomically, write_json
+from edge_bcs.core.progress import say
+from edge_bcs.data.dataset import Subset, held_apart
+from edge_bcs.plots import write_figure
+
+_BY_HAND = "## What the rows say"
+_TITLE = "# What each option adds to Algorithm 1"
+FIRST = "paper"
+"""With what the others are compared."""
+
+CANDIDATES: dict[str, tuple[str, ...]] = {
+    FIRST: (),
+    "growth": ("--grow",),
+    "erk": ("--distribution", "erk"),
+    "one-cycle": ("--schedule", "one-cycle"),
+    "cosine": ("--schedule", "cosine"),
+    "low decay": ("--weight-decay", "1e-4"),
+    "recycle": ("--recycle",),
+    "growth, erk": ("--grow", "--distribution", "erk"),
+    "growth, recycle": ("--grow", "--recycle"),
+    "growth, low decay": ("--grow", "--weight-decay", "1e-4"),
+}
+"""Options of `edge-bcs train` beside those of all."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How all candidates are trained and judged; each row names it.
+
+    Attributes:
+        epochs, width, size, batch_size, attack: of the training, and of the network.
+        validation: share of the training images that is held out, to choose the best epoch and to judge.
+        judged_steps: of PGD on these.
+    """
+
+    epochs: int = 60
+    width: float = 0.25
+    size: int = 16
+    batch_size: int = 128
+    attack: str = "fgsm-rs"
+    validation: float = 0.1
+    judged_steps: int = 50
+
+
+@dataclass(frozen=True)
+class Tests:
+    """What is measured on the test images, 0: not at all.
+
+    Attributes:
+        restarts: of PGD-50. few: test images of AutoAttack.
+    """
+
+    restarts: int = 10
+    few: int = 1000
+
+
+def row(
+    candidate: str, seed: int, data: str, out: Path, settings: Settings, threads: int, tests: Tests | None
+) -> dict[str, Any]:
+    """Train and judge; what is there already is not done again."""
+    s, folder = settings, out / f"{named(settings)}-{candidate.replace(', ', '+').replace(' ', '-')}-{seed}"
+    trained = train(
+        folder,
+        *("--data", data, "--model", "resnet18", "--width", s.width, "--input-size", s.size),
+        *("--batch-size", s.batch_size, "--training-attack", s.attack, "--epochs", s.epochs, "--seed", seed),
+        *("--validation", s.validation, "--engine", "sparse", "--threads", threads, *CANDIDATES[candidate]),
+    )
+    artifact = export(folder)
+    found = {
+        "candidate": candidate,
+        "seed": seed,
+        "settings": asdict(s),
+        "loss": trained["loss"],
+        "best_epoch": trained["best_epoch"],
+        "fell_back": trained.get("fell_back"),
+        "held_out": _judged(folder / "held_out.json", artifact, data, seed, s, threads),
+    }
+    if tests is not None:
+        found["test"] = _tested(folder, artifact, data, tests, threads)
+    return found
+
+
+def named(settings: Settings) -> str:
+    """What the folders of these settings begin with."""
+    return f"{settings.size}x{settings.size}-{settings.attack}-{settings.epochs}"
+
+
+def _judged(
+    file: Path, artifact: Path, data: str, seed: int, settings: Settings, threads: int
+) -> dict[str, Any]:
+    """Clean and robust accuracy on the training images that were held out."""
+    if not file.exists():
+        from edge_bcs.data.adapt import dataset_of
+        from edge_bcs.runtime import Trainer
+
+        with Trainer(artifact, threads=threads) as trainer:
+            images = dataset_of(data, shape=trainer.artifact.input_shape)
+            held = held_apart(images, settings.validation, seed)[1]
+            found = trainer.evaluate(Subset(images, held), settings.judged_steps)
+        write_json(file, {key: found[key] for key in ("accuracy", "robust_accuracy", "samples")})
+    content: dict[str, Any] = json.loads(read_small(file))
+    return content
+
+
+def _tested(folder: Path, artifact: Path, data: str, tests: Tests, threads: int) -> dict[str, Any]:
+    """Clean and robust accuracy on test images, under PGD-50 and AutoAttack."""
+    asked = {
+        "pgd50": ("--attack", "pgd", "--attack-steps", 50, "--restarts", tests.restarts),
+        "autoattack": ("--attack", "autoattack", "--limit", tests.few, "--resume", folder / "counts.json"),
+    }
+    wanted = {"pgd50": tests.restarts, "autoattack": tests.few}
+    found = {}
+    for name, options in asked.items():
+        if wanted[name]:
+            words = ("evaluate", artifact, "--data", data, "--threads", threads, *options, "--json", "-")
+            report = told(folder / f"{name}.json", *words)
+            found[name] = {key: report[key] for key in ("accuracy", "robust_accuracy", "samples")}
+    return found
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By candidate, the most robust first: its measures on held-out images, mean and deviation of a seed, and
+    what it adds to Algorithm 1 with the same seed."""
+    by_seed: dict[str, dict[int, dict[str, Any]]] = {}
+    for found in rows:
+        by_seed.setdefault(found["candidate"], {})[found["seed"]] = found
+    first = by_seed.get(FIRST, {})
+    told: dict[str, dict[str, Any]] = {}
+    for candidate, of in by_seed.items():
+        one: dict[str, Any] = {"seeds": len(of), "loss": statistics.mean(r["loss"] for r in of.values())}
+        for measure in ("accuracy", "robust_accuracy"):
+            values = {seed: r["held_out"][measure] for seed, r in of.items()}
+            gains = [values[seed] - first[seed]["held_out"][measure] for seed in values if seed in first]
+            one[measure] = {
+                "mean": statistics.mean(values.values()),
+                "deviation": statistics.stdev(values.values()) if len(values) > 1 else None,
+                "gain": statistics.mean(gains) if gains else None,
+                "gain_deviation": statistics.stdev(gains) if len(gains) > 1 else None,
+            }
+        told[candidate] = one
+    return dict(sorted(told.items(), key=lambda item: -item[1]["robust_accuracy"]["mean"]))
+
+
+def page(rows: list[dict[str, Any]], rest: str) -> str:
+    """README.md of the rows that there are: a table for each of the settings."""
+    lines = [
+        _TITLE,
+        "",
+        "ResNet-18 of a quarter of the width, 99 % sparse, AT with ε = 8/255 (`make ablation`); options of",
+        "`edge-bcs train` beside those of all. Judged on the tenth of the training images that is held out.",
+        "Mean and standard deviation of a seed, in %; what an option adds, in points, with the same seed.",
+    ]
+    for settings in _in_order(row["settings"] for row in rows):
+        of = [row for row in rows if row["settings"] == settings]
+        s = Settings(**settings)
+        lines += [
+            "",
+            f"## {s.size}×{s.size} pixels, {s.epochs} epochs, {s.attack}",
+            "",
+            "| candidate | options | seeds | loss "
+            f"| clean | PGD-{s.judged_steps} | adds, clean | adds, robust |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for candidate, found in summary(of).items():
+            measures = [found["accuracy"], found["robust_accuracy"]]
+            cells = [candidate, f"`{' '.join(CANDIDATES[candidate])}`" if CANDIDATES[candidate] else ""]
+            cells += [str(found["seeds"]), f"{found['loss']:.3f}"]
+            cells += [_with_deviation(one["mean"], one["deviation"]) for one in measures]
+            cells += ["" if candidate == FIRST else _gain(one) for one in measures]
+            lines.append("| " + " | ".join(cells) + " |")
+        tested = [row for row in of if "test" in row]
+        if tested:
+            lines += ["", "Test images:", "", "| candidate | seed | clean | PGD-50 | AutoAttack |"]
+            lines.append("| --- | ---: | ---: | ---: | ---: |")
+        for found in tested:
+            pgd, auto = found["test"].get("pgd50"), found["test"].get("autoattack")
+            cells = [found["candidate"], str(found["seed"])]
+            cells += (
+                ["–", "–"] if pgd is None else [_percent(pgd["accuracy"]), _percent(pgd["robust_accuracy"])]
+            )
+            cells.append("–" if auto is None else f"{_percent(auto['robust_accuracy'])} of {auto['samples']}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "![what each option adds](ablation.png)", "", rest or f"{_BY_HAND}\n"])
+
+
+def _in_order(settings: Any) -> list[dict[str, Any]]:
+    """Each once, in the order of their first rows."""
+    found: list[dict[str, Any]] = []
+    for one in settings:
+        if one not in found:
+            found.append(one)
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _with_deviation(mean: float, deviation: float | None) -> str:
+    return _percent(mean) + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+
+def _gain(one: dict[str, Any]) -> str:
+    if one["gain"] is None:
+        return "–"
+    spread = one["gain_deviation"]
+    return f"{100 * one['gain']:+.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+def draw(rows: list[dict[str, Any]], settings: Settings) -> Any:
+    """A figure: each candidate's seeds under PGD-50, beside those of Algorithm 1."""
+    from matplotlib.figure import Figure
+
+    found = summary([row for row in rows if row["settings"] == asdict(settings)])
+    figure = Figure(figsize=(7, 1 + 0.35 * len(found)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (candidate, one) in enumerate(reversed(found.items())):
+        for row in rows:
+            if row["candidate"] == candidate and row["settings"] == asdict(settings):
+                axes.plot(100 * row["held_out"]["robust_accuracy"], place, "o", color="#0072B2", mfc="none")
+        axes.plot(100 * one["robust_accuracy"]["mean"], place, "D", color="#D55E00")
+    if FIRST in found:
+        axes.axvline(100 * found[FIRST]["robust_accuracy"]["mean"], color="0.6", linestyle=":")
+    axes.set_yticks(range(len(found)), list(reversed(found)))
+    axes.set_xlabel(f"held-out images right under PGD-{settings.judged_steps}, %: seeds, and their mean")
+    return figure
+
+
+def write_page(folder: Path, rows: list[dict[str, Any]], settings: Settings) -> None:
+    """Write README.md and ablation.png; what was written by hand into the former is kept."""
+    readme = folder / "README.md"
+    write_atomically(readme, page(rows, by_hand(readme, _BY_HAND)).encode())
+    write_figure(draw(rows, settings), folder / "ablation.png", dpi=150)
+
+
+def main() -> None:
+    """Train and judge what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--data", required=True, help="CIFAR-10, in any form that edge-bcs reads")
+    parser.add_argument("--out", type=Path, required=True, help="where trainings are kept")
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--test", action="store_true", help="measure these candidates on the test images, too"
+    )
+    add_settings(parser, Settings)
+    add_settings(parser, Tests)
+    options = vars(parser.parse_args())
+    settings, results = settings_of(Settings, options), options["results"]
+    tests = settings_of(Tests, options) if options["test"] else None
+    file = results / "rows.json"
+    for seed in options["seeds"]:
+        for candidate in options["candidates"]:
+            if any(_is(found, candidate, seed, settings, tests) for found in _rows(file)):
+                continue
+            made = row(candidate, seed, options["data"], options["out"], settings, options["threads"], tests)
+            # Read again: another process may have written rows meanwhile.
+            rows = [found for found in _rows(file) if not _is(found, candidate, seed, settings, None)]
+            rows.append(made)
+            write_json(file, {"rows": rows}, make_folder=True)
+            write_page(results, rows, settings)
+            clean, robust = (made["held_out"][name] for name in ("accuracy", "robust_accuracy"))
+            say(f"{candidate}, seed {seed}: {clean:.3f} clean, {robust:.3f} robust")
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return json.loads(read_small(file))["rows"] if file.exists() else []
+
+
+def _is(found: dict[str, Any], candidate: str, seed: int, settings: Settings, tests: Tests | None) -> bool:
+    same = (found["candidate"], found["seed"], found["settings"]) == (candidate, seed, asdict(settings))
+    return same and (tests is None or "test" in found)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgeBcsError as error:
+        sys.exit(f"Error: {error}")
