@@ -75,6 +75,16 @@ def test_the_dense_network_is_trained_on_the_host_alone(draw: signs.Draw, tmp_pa
     assert "| dense natural | none | – | " in page and "| 0 | dense natural | " in page
 
 
+def test_a_network_that_is_pruned_while_it_learns(draw: signs.Draw) -> None:
+    """It begins with all weights, ends on the host with as many as the other way, and the board goes on."""
+    row = draw.row("gradual natural", False, 1)
+    assert row["held_out"]["samples"] == 20 and row["peak_bytes"] <= row["cap_bytes"]
+    host = edge_bcs.load(next(draw.out.glob("host-gradual-*")))
+    draw.row("natural", False, 1)
+    assert host.kappa == edge_bcs.load(next(draw.out.glob("host-pretrained-*"))).kappa < host.size
+    assert signs.WAYS["gradual natural"].clean == signs.WAYS["natural"].clean
+
+
 def test_a_training_at_chance_ends(draw: signs.Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signs, "PATIENCE", 2)
     monkeypatch.setattr(signs, "CLASSES", 1)  # so that nothing is better than chance
