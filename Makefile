@@ -19,7 +19,7 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: test-microcontroller c-library program order native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside resident engines endurance fleet fleet-learning zoo zoo-aims pretrained signs training-attacks attack-precision unlabelled test-efficientnet clean
+.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside resident engines endurance fleet fleet-learning zoo zoo-aims pretrained signs training-attacks ablation attack-precision unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests, on two cores (WORKERS=2)"
@@ -57,6 +57,7 @@ help:
 	@echo "make signs       from a pretrained network and photographs of hands, SIGNS=signs.tar.gz, to a robust one on a board (hours)"
 	@echo "make pretrained  measure the checkpoint of RUN and add it to the zoo as NAME; DATA: whose test images (minutes to hours)"
 	@echo "make training-attacks  robust training with PGD-10, fgsm-rs and n-fgsm, DATA=cifar10 (hours)"
+	@echo "make ablation    what each option of train adds to Algorithm 1, DATA=cifar10, into results/ablation (hours)"
 	@echo "make attack-precision  whether attacks in half precision change what is learned, DATA=cifar10 (an hour)"
 	@echo "make unlabelled  what photographs without labels are worth, SIGNS=signs.tar.gz, into results/unlabelled (hours)"
 	@echo "make clean       remove what the above wrote"
@@ -287,6 +288,10 @@ test-efficientnet: $(INSTALLED)
 # Keeps what results/training-attacks has, and goes on where it was cut off: ATTACKS="--kinds n-fgsm" for one row.
 training-attacks: $(INSTALLED)
 	$(BIN)/python -m edge_bcs.bench.training_attacks results/training-attacks --data $(DATA) --out $(OUT)/training-attacks $(ATTACKS)
+
+# Keeps what results/ablation has, and goes on where it was cut off; minutes: ABLATION="--candidates paper --seeds 0 --epochs 5".
+ablation: $(INSTALLED)
+	$(BIN)/python -m edge_bcs.bench.ablation results/ablation --data $(DATA) --out $(OUT)/ablation $(ABLATION)
 
 # Keeps what results/attack-precision has, and goes on where it was cut off.
 attack-precision: $(INSTALLED)

@@ -1,0 +1,126 @@
+"""`make ablation`: a row for each candidate and seed, kept when it is whole; what a table says of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from helpers.training_commands import write_digits
+
+from edge_bcs.bench import ablation
+from edge_bcs.bench.ablation import Settings, main, page, summary
+
+
+def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of it, on digits, by the commands themselves."""
+    from helpers.commands import run
+
+    asked: list[list[str]] = []
+
+    class Done:
+        def __init__(self, arguments: list[str], **_: Any) -> None:
+            words = arguments[3:]
+            asked.append(words)
+            if words[0] == "train":  # a network for the digits
+                words = [*words, "--channels", "1", "--sparsity", "0.8", "--attack-steps", "2"]
+            result = run(*words)
+            self.returncode, self.stdout = result.exit_code, result.stdout
+            assert not self.returncode, result.output
+
+    monkeypatch.setattr("subprocess.run", Done)
+    write_digits(tmp_path / "digits.npz")
+    common = [
+        "bench",
+        str(tmp_path / "r"),
+        "--data",
+        str(tmp_path / "digits.npz"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    small = [
+        "--epochs",
+        "1",
+        "--width",
+        "0.0625",
+        "--size",
+        "8",
+        "--batch-size",
+        "16",
+        "--judged-steps",
+        "2",
+        "--validation",
+        "0.5",
+    ]
+    some = ["--candidates", "paper", "growth, recycle", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", [*common, *small, *some])
+    main()
+    assert [words[0] for words in asked] == ["train", "export"] * 2  # no test image is seen
+    assert "--recycle" in asked[2] and "--grow" in asked[2] and "--recycle" not in asked[0]
+    rows = json.loads((tmp_path / "r" / "rows.json").read_text())["rows"]
+    assert [(row["candidate"], row["seed"]) for row in rows] == [("paper", 1), ("growth, recycle", 1)]
+    assert all(row["held_out"]["samples"] == 32 and "test" not in row for row in rows)
+    assert (tmp_path / "r" / "ablation.png").exists()
+    readme = tmp_path / "r" / "README.md"
+    readme.write_text(readme.read_text() + "\nMine.\n")
+    main()
+    assert len(asked) == 4  # rows that are there stay
+    tests = ["--test", "--restarts", "1", "--few", "0"]
+    monkeypatch.setattr(sys, "argv", [*common, *small, "--candidates", "paper", "--seeds", "1", *tests])
+    main()
+    assert [words[0] for words in asked[4:]] == ["evaluate"]
+    rows = json.loads((tmp_path / "r" / "rows.json").read_text())["rows"]
+    tested = {row["candidate"]: row.get("test") for row in rows}
+    assert tested["growth, recycle"] is None and tested["paper"]["pgd50"]["samples"] == 64
+    assert readme.read_text().endswith("\nMine.\n") and "Test images:" in readme.read_text()
+
+
+def row(candidate: str, seed: int, clean: float, robust: float) -> dict[str, Any]:
+    held_out = {"accuracy": clean, "robust_accuracy": robust, "samples": 100}
+    return {
+        "candidate": candidate,
+        "seed": seed,
+        "loss": 2.0,
+        "held_out": held_out,
+        "settings": asdict(Settings()),
+    }
+
+
+def test_what_an_option_adds_is_told_with_the_same_seed() -> None:
+    rows = [row("paper", 0, 0.40, 0.20), row("paper", 1, 0.44, 0.26), row("growth", 1, 0.45, 0.28)]
+    found = summary(rows)
+    assert list(found) == ["growth", "paper"]  # the most robust first
+    growth = found["growth"]
+    assert growth["robust_accuracy"]["gain"] == pytest.approx(0.02)  # not 0.28 − 0.23
+    assert growth["accuracy"]["deviation"] is None and growth["seeds"] == 1
+    assert found["paper"]["robust_accuracy"]["deviation"] == pytest.approx(0.0424, abs=1e-4)
+    text = page(rows, "")
+    assert "| growth | `--grow` | 1 | 2.000 | 45.0 | 28.0 | +1.0 | +2.0 |" in text
+    assert "| paper |  | 2 | 2.000 | 42.0 ± 2.8 | 23.0 ± 4.2 |  |  |" in text
+    other = row("paper", 0, 0.5, 0.3)
+    other["settings"] = asdict(Settings(size=32))
+    assert page([*rows, other], "").count("## 16×16") == page([*rows, other], "").count("## 32×32") == 1
+
+
+def test_every_candidate_is_a_command(tmp_path: Path) -> None:
+    """Each one's options are options of `edge-bcs train` that go together."""
+    from helpers.commands import run
+
+    for name, options in ablation.CANDIDATES.items():
+        said = run(
+            "train",
+            "--data",
+            tmp_path / "nothing.npz",
+            "--engine",
+            "sparse",
+            *options,
+            "-o",
+            tmp_path / "run",
+        )
+        assert said.exit_code and "nothing.npz" in said.output, (name, said.output)
