@@ -59,7 +59,7 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "0.5",
     ]
     some = ["--candidates", "paper", "growth, recycle", "--seeds", "1"]
-    monkeypatch.setattr(sys, "argv", [*common, *small, *some])
+    monkeypatch.setattr(sys, "argv", [*common, *small.split(), *some])
     main()
     assert [words[0] for words in asked] == ["train", "export"] * 2  # no test image is seen
     assert "--recycle" in asked[2] and "--grow" in asked[2] and "--recycle" not in asked[0]
@@ -72,7 +72,9 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     main()
     assert len(asked) == 4  # rows that are there stay
     tests = ["--test", "--restarts", "1", "--few", "0"]
-    monkeypatch.setattr(sys, "argv", [*common, *small, "--candidates", "paper", "--seeds", "1", *tests])
+    monkeypatch.setattr(
+        sys, "argv", [*common, *small.split(), "--candidates", "paper", "--seeds", "1", *tests]
+    )
     main()
     assert [words[0] for words in asked[4:]] == ["evaluate"]
     rows = json.loads((tmp_path / "r" / "rows.json").read_text())["rows"]
