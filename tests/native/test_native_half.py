@@ -43,6 +43,18 @@ LAYERS = [
     Case(520, 3, 2, 3, density=1.0),
     Case(950, 2, 2, 3, density=1.0),  # rows of more entries than a kernel makes ready at once
 ]
+DEPTHWISE = [
+    Case(5, 5, 12, 20, groups=5, blocks=2, addend=True, mask_kind=2, extra_halo=1),
+    Case(6, 12, 17, 23, kernel=(5, 5), padding=2, stride=2, groups=6, mask_kind=1),
+    Case(3, 3, 9, 250, kernel=(7, 7), padding=3, groups=3, relu=False),
+    Case(5, 10, 14, 14, stride=2, padding=(0, 0, 1, 1), groups=5, blocks=3, mask_kind=2, addend=True),
+    Case(8, 8, 9, 8, dilations=(2, 2), padding=2, groups=8, mask_kind=2),
+    Case(7, 7, 40, 31, stride=(3, 2), padding=(2, 1, 0, 1), groups=7, mask_kind=2),
+    Case(4, 4, 33, 9, kernel=(1, 5), padding=(0, 2, 0, 2), groups=4, affine=False, addend=True),
+    Case(3, 9, 7, 7, kernel=(7, 7), padding=0, groups=3, mask_kind=1),
+    Case(5, 5, 1, 1, kernel=(1, 1), padding=0, groups=5, mask_kind=2),
+    Case(4, 4, 2, 511, groups=4),
+]
 
 
 def variants() -> Iterator[Case]:
@@ -55,6 +67,9 @@ def variants() -> Iterator[Case]:
                 layer, algorithm=algorithm, dense=dense, lanes=lanes, seed=seed, half=True, threads=2,
                 blocks=max(layer.blocks, 1 + seed % 2),
             )  # fmt: skip
+    for seed, layer in enumerate(DEPTHWISE):
+        algorithm, lanes = "depthwise", 8 if seed % 3 == 0 else 16
+        yield replace(layer, algorithm=algorithm, dense=True, lanes=lanes, seed=seed, half=True, threads=2)
 
 
 def close(made: np.ndarray, wanted: np.ndarray, terms: np.ndarray) -> None:
@@ -78,13 +93,19 @@ def test_convolution(case: Case) -> None:
 
     def forward(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         padded = functional.pad(x, (left, right, top, bottom))
-        return functional.conv2d(padded, weight, stride=case.strides, dilation=case.dilations)
+        return functional.conv2d(
+            padded, weight, stride=case.strides, dilation=case.dilations, groups=case.groups
+        )
 
-    # The scale of dy is multiplied into the weights before they are rounded; with FP16 that of y, too.
-    scaled = doubles(rounded(problem.weight * scale[:, None, None, None]))
-    if FP16:
+    # The scale of dy is multiplied into the weights before they are rounded; with FP16 that of y, too. Those
+    # of depthwise layers are not rounded.
+    planes = case.algorithm == "depthwise"
+    store = (lambda weight: weight.astype(np.float64)) if planes else rounded
+    scaled = doubles(store(problem.weight * scale[:, None, None, None]))
+    if FP16 and not planes:
         scale = np.ones_like(scale)
-    x, weight = doubles(rounded(problem.x)), scaled if FP16 else doubles(rounded(problem.weight))
+    folded = FP16 and not planes
+    x, weight = doubles(rounded(problem.x)), scaled if folded else doubles(store(problem.weight))
     factor, summand = (doubles(array)[:, None, None] for array in (scale, shift))
     residual = doubles(rounded(problem.residual)) * case.addend
     z = (forward(x, weight) * factor + summand + residual).numpy()
@@ -249,6 +270,24 @@ def test_fp16_rounds_where_the_scalar_kernels_round() -> None:
     result = programs.run("check_half", 40)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith(" 0 wrong\n")
+
+
+def test_depthwise_rows_that_are_too_long_are_refused() -> None:
+    case = Case(
+        2,
+        2,
+        8,
+        300,
+        kernel=(7, 7),
+        padding=3,
+        groups=2,
+        algorithm="depthwise",
+        dense=True,
+        lanes=16,
+        half=True,
+    )
+    with pytest.raises(Exception, match="rows of 300 pixels are too long for this layer in half precision"):
+        Problem(case).forward()
 
 
 def test_what_has_no_half_precision_says_so() -> None:

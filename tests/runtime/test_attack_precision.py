@@ -124,6 +124,41 @@ def test_half_steps_reach_the_loss_of_float32_steps(tiny_artifact: MakeArtifact,
     assert losses["half"] >= 0.99 * losses["f32"]
 
 
+@HERE
+@pytest.mark.parametrize("channels", [12, 16])
+def test_depthwise_layers(channels: int, tmp_path: Path) -> None:
+    """As MobileNet has them, with either stride: the same bits whoever computes, and a gradient's signs."""
+    torch = pytest.importorskip("torch")
+    from torch import nn
+
+    import edge_bcs
+
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU6(),
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.BatchNorm2d(channels), nn.ReLU6(),
+        nn.Conv2d(channels, 24, 1), nn.BatchNorm2d(24),
+        nn.Conv2d(24, 48, 5, padding=2, stride=2, groups=24), nn.BatchNorm2d(48), nn.ReLU6(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10),
+    )  # fmt: skip
+    sparse = edge_bcs.sparsify(network, 0.3, start="new")
+    path = tmp_path / "artifact"
+    edge_bcs.export(
+        sparse, path, "at", input_shape=(1, 8, 8), batch_size=32, memory=edge_bcs.Memory(micro_batch=16),
+        attack=edge_bcs.Attack(steps=1), attack_precision="half", validate=False,
+    )  # fmt: skip
+    half = {"attack_precision": "half"}
+    bits = after(path, 2, engine="onnxruntime", threads=1, **half)
+    assert equal(bits, after(path, 2, engine="native", threads=2, **half))
+    moves = {}
+    for wanted in ("f32", "half"):
+        with Trainer(path, attack_precision=wanted, engine="onnxruntime") as trainer:
+            trainer.step(*some_digits(16))
+            moves[wanted] = np.sign(trainer.buffers["adversarial"] - trainer.buffers["input"])
+            assert trainer.peak_bytes == trainer.artifact.predicted_peak_bytes
+    assert np.mean(moves["f32"] == moves["half"]) > 0.97 and np.mean(moves["f32"] != 0) > 0.5
+
+
 def test_what_has_no_half_precision_form(tiny_artifact: MakeArtifact) -> None:
     with pytest.raises(EdgeBcsError, match="no half-precision form: images lie 4 side by side"):
         tiny_artifact(attack_precision="half")

@@ -50,16 +50,6 @@ void for_weights(const Walk& walk, const Weights& weights, std::int64_t first, i
            static_cast<std::int64_t>(number.of[rows.entry[j] & 255]), rows.weight(j), j);
 }
 
-// What output plane `row` of a depthwise walk meets: input planes [first, first + count) with rows [weights, …) of the
-// weights.
-struct Planes {
-  Planes(const Walk& walk, std::int64_t row)
-      : count(walk.channels > walk.rows ? walk.channels / walk.rows : 1),
-        first(walk.channels > walk.rows ? row * count : row / (walk.rows / walk.channels)),
-        weights(walk.channels > walk.rows ? first : row) {}
-  std::int64_t count, first, weights;
-};
-
 std::int64_t sparse_tasks(const Walk&, const SparseRows&);
 void sparse(const Walk&, const SparseRows&, std::int64_t task);
 std::int64_t pack_tasks(const Walk&);

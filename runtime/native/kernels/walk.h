@@ -69,6 +69,17 @@ struct Walk {
   bool simple() const { return clips(activation.function) && clips(through.function) && pre == nullptr; }
 };
 
+// What output plane `row` of a depthwise walk meets: input planes [first, first + count) with rows [weights, …) of the
+// weights.
+struct Planes {
+  Planes(std::int64_t channels, std::int64_t rows, std::int64_t row)
+      : count(channels > rows ? channels / rows : 1),
+        first(channels > rows ? row * count : row / (rows / channels)),
+        weights(channels > rows ? first : row) {}
+  Planes(const Walk& walk, std::int64_t row) : Planes(walk.channels, walk.rows, row) {}
+  std::int64_t count, first, weights;
+};
+
 // A sparse matrix of one layer, compressed by rows. Row r has the entries j in [pointer[r·step], pointer[r·step + 1]);
 // entry j is channel << 8 | kpos and its weight is value[j], or value[position[j]] · factor[channel].
 struct SparseRows {

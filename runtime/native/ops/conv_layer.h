@@ -77,8 +77,8 @@ struct ConvLayer {
 
   // Checks that the layer has a half-precision form, if that is asked for.
   void check_half() const {
-    require(!x.half || (groups == 1 && algorithm != Algorithm::depthwise),
-            "layers with groups have no half-precision form");
+    require(!x.half || groups == 1 || algorithm == Algorithm::depthwise,
+            "layers with groups of several channels have no half-precision form");
   }
 
   std::int64_t weights() const { return y.channels * (x.channels / groups) * window.positions(); }

@@ -16,6 +16,7 @@
 #include "ops/conv_layer.h"
 #include "ops/conv_weights.h"
 #include "ops/dispatch.h"
+#include "ops/half_planes.h"
 #include "ops/op.h"
 #include "ops/rows.h"
 #include "ops/stack.h"
@@ -156,6 +157,7 @@ struct Forward {
         activation(activation_from(attributes)) {
     layer.check_algorithm(layer.y);
     layer.check_half();
+    if (in_half_planes(layer)) HalfPlanes::forward(layer, layer.y);
   }
 
   void compute(Context& context) const {
@@ -164,9 +166,20 @@ struct Forward {
     const Addend residual(context.input<float>(3), layer.y, blocks, "residual");
     const auto affine = layer.slots.bind(context.input<float>(2), "affine");
     const Weights weights = source.bind(context, layer, 1, 4).forward();
-    Walk walk = forward_walk(layer, layer.x, x.data(), layer.y, nullptr, blocks);
-
     const auto y = context.output<float>(0, layer.y.shape(blocks));
+    if (in_half_planes(layer)) {
+      const HalfPlanes planes = HalfPlanes::forward(layer, layer.y);
+      const Walk walk = forward_walk(layer, planes.in(), nullptr, planes.out(), nullptr, 1);
+      const HalfPlanes::Offset start;
+      const Finish finish{.count = layer.y.row(),
+                          .addend = residual,
+                          .activation = activation,
+                          .bits = Bits(context, 1, layer.y, blocks),
+                          .pre = Pre(context, 2, pre_stack, blocks)};
+      return planes.run(context, {&walk, 1}, {&start, 1}, weights, x.data(), finish, affine.scale,
+                        affine.shift, y.data(), blocks);
+    }
+    Walk walk = forward_walk(layer, layer.x, x.data(), layer.y, nullptr, blocks);
     const auto bits = context.output<std::uint8_t>(1, layer.y.bits_shape(blocks));
     const Pre pre(context, 2, pre_stack, blocks);
     walk.output = layer.y.row(y.data(), 0, 0, 0);
@@ -256,11 +269,31 @@ void run_phases(const Context& context, const ConvLayer& layer, const InputGradi
   if (!together.empty()) run_planes(context, together, weights, planes);
 }
 
+// The same of a depthwise layer in half precision.
+void run_half_phases(const Context& context, const ConvLayer& layer, const InputGradient& gradient,
+                     const float* from, const Finish& finish, const Weights& weights, float* to,
+                     std::int64_t blocks) {
+  const HalfPlanes planes = HalfPlanes::transposed(layer, gradient.dy, gradient.dx);
+  const std::int64_t across = layer.window.across.stride;
+  std::vector<Walk> walks;
+  std::vector<HalfPlanes::Offset> offsets;
+  for (std::int64_t phase = 0; phase < layer.window.phases(); ++phase) {
+    const HalfPlanes::Offset offset{phase / across, phase % across};
+    const Walk walk =
+        transpose_walk(layer, planes.in(), nullptr, planes.out(), nullptr, 1, offset.row, offset.pixel);
+    if (walk.rows == 0) continue;
+    walks.push_back(walk);
+    offsets.push_back(offset);
+  }
+  planes.run(context, walks, offsets, weights, from, finish, nullptr, nullptr, to, blocks);
+}
+
 template <class Source>
 struct Transposed {
   explicit Transposed(const Attributes& attributes)
       : layer(attributes), source(attributes, layer), gradient(input_gradient(layer, attributes)) {
     check_phases(layer, gradient);
+    if (in_half_planes(layer)) HalfPlanes::transposed(layer, gradient.dy, gradient.dx);
   }
 
   void compute(Context& context) const {
@@ -270,6 +303,8 @@ struct Transposed {
     const Finish finish = gradient.finish(context, 3, 4, blocks);
     const Weights weights = source.bind(context, layer, 1, 5).transpose(affine.scale);
     const auto dx = context.output<float>(0, gradient.dx.shape(blocks));
+    if (in_half_planes(layer))
+      return run_half_phases(context, layer, gradient, dy.data(), finish, weights, dx.data(), blocks);
     const auto room = packing_room(context, layer);
     run_phases<typename Source::Bound>(context, layer, gradient, dy.data(), finish, weights, dx.data(),
                                        blocks, room.data());
