@@ -44,22 +44,10 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "--out",
         str(tmp_path / "o"),
     ]
-    small = [
-        "--epochs",
-        "1",
-        "--width",
-        "0.0625",
-        "--size",
-        "8",
-        "--batch-size",
-        "16",
-        "--judged-steps",
-        "2",
-        "--validation",
-        "0.5",
-    ]
+    sizes = {"epochs": 1, "width": 0.0625, "size": 8, "batch-size": 16, "judged-steps": 2, "validation": 0.5}
+    small = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     some = ["--candidates", "paper", "growth, recycle", "--seeds", "1"]
-    monkeypatch.setattr(sys, "argv", [*common, *small.split(), *some])
+    monkeypatch.setattr(sys, "argv", [*common, *small, *some])
     main()
     assert [words[0] for words in asked] == ["train", "export"] * 2  # no test image is seen
     assert "--recycle" in asked[2] and "--grow" in asked[2] and "--recycle" not in asked[0]
@@ -72,9 +60,7 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     main()
     assert len(asked) == 4  # rows that are there stay
     tests = ["--test", "--restarts", "1", "--few", "0"]
-    monkeypatch.setattr(
-        sys, "argv", [*common, *small.split(), "--candidates", "paper", "--seeds", "1", *tests]
-    )
+    monkeypatch.setattr(sys, "argv", [*common, *small, "--candidates", "paper", "--seeds", "1", *tests])
     main()
     assert [words[0] for words in asked[4:]] == ["evaluate"]
     rows = json.loads((tmp_path / "r" / "rows.json").read_text())["rows"]

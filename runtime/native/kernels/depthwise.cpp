@@ -1,9 +1,8 @@
 // Walks of depthwise convolutions, in which an output plane meets the few input planes of its channel alone.
 //
 // There is little arithmetic to a pixel, so what counts is memory: an output plane is made from its first row to its last, a
-// tile of vectors at a time whose sums stay in registers, while the input around them stays in the caches. Where image rows
-// of the input follow each other as rows of the kernel do (no stride, no dilation), a vector that is loaded once meets every
-// kernel row that reaches it.
+// tile of vectors at a time whose sums stay in registers (depthwise_sums.h), while the input around them stays in the caches.
+#include "kernels/depthwise_sums.h"
 #include "kernels/table.h"
 #include "kernels/tiles.h"
 
@@ -11,57 +10,6 @@
 
 namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 namespace {
-
-// Kernel rows whose input is shared, of those that the walk uses; 0 where they are none of the heights that are compiled.
-int shared_rows(const Walk& walk) {
-  constexpr int compiled[] = {3, 5, 7};
-  for (const int rows : compiled) {
-    if (walk.taps % rows != 0) continue;
-    const int columns = walk.taps / rows;
-    bool follow = true;
-    for (int i = columns; i < walk.taps; ++i)
-      follow &= walk.tap[walk.used[i]] == walk.tap[walk.used[i - columns]] + walk.input_row;
-    if (follow) return rows;
-  }
-  return 0;
-}
-
-// sums += the plane's weights times its input, for a kernel of any shape.
-template <int VL, int TY, int TV>
-EDGE_BCS_INLINE void add_taps(const Walk& walk, const float* weights, float factor,
-                              const float* const (&input)[TY], const std::int64_t (&input_x)[TV],
-                              Vector<VL> (&sums)[TY][TV]) {
-  for (int i = 0; i < walk.taps; ++i) {
-    const Vector<VL> weight = broadcast<VL>(weights[walk.used[i]] * factor);
-    const std::int64_t distance = walk.tap[walk.used[i]];
-#pragma GCC unroll 8
-    for (int y = 0; y < TY; ++y)
-#pragma GCC unroll 4
-      for (int x = 0; x < TV; ++x) sums[y][x] += weight * load<VL>(input[y] + distance + input_x[x]);
-  }
-}
-
-// The same for KH kernel rows that share their input.
-template <int VL, int TY, int TV, int KH>
-EDGE_BCS_INLINE void add_rows(const Walk& walk, const float* weights, float factor, const float* input,
-                              const std::int64_t (&input_x)[TV], Vector<VL> (&sums)[TY][TV]) {
-  const int columns = walk.taps / KH;
-  for (int column = 0; column < columns; ++column) {
-    Vector<VL> weight[KH];
-#pragma GCC unroll 8
-    for (int k = 0; k < KH; ++k) weight[k] = broadcast<VL>(weights[walk.used[k * columns + column]] * factor);
-    const float* from = input + walk.tap[walk.used[column]];
-#pragma GCC unroll 16
-    for (int row = 0; row < TY + KH - 1; ++row, from += walk.input_row)
-#pragma GCC unroll 4
-      for (int x = 0; x < TV; ++x) {
-        const Vector<VL> pixels = load<VL>(from + input_x[x]);
-#pragma GCC unroll 8
-        for (int k = 0; k < KH; ++k)
-          if (row - k >= 0 && row - k < TY) sums[row - k][x] += weight[k] * pixels;
-      }
-  }
-}
 
 // Asks for the lines of a tile at `from`, TY rows of TV vectors, to be written (write = 1) or read.
 template <int VL, int TY, int TV, bool strided, int write>
@@ -149,19 +97,7 @@ __attribute__((noinline)) void depthwise_tile(const Plane& plane, const Place& p
     const float* input[TY];
 #pragma GCC unroll 8
     for (int y = 0; y < TY; ++y) input[y] = from + place.input[y];
-    switch (plane.shared) {
-      case 3:
-        add_rows<VL, TY, TV, 3>(walk, own, factor, input[0], input_x, sums);
-        break;
-      case 5:
-        add_rows<VL, TY, TV, 5>(walk, own, factor, input[0], input_x, sums);
-        break;
-      case 7:
-        add_rows<VL, TY, TV, 7>(walk, own, factor, input[0], input_x, sums);
-        break;
-      default:
-        add_taps<VL, TY, TV>(walk, own, factor, input, input_x, sums);
-    }
+    add_plane<Floats<VL>>(walk, own, factor, plane.shared, input, input_x, sums);
   }
   finish<VL, TY, TV, strided>(walk, place, plane.row, sums);
 }

@@ -49,6 +49,7 @@ namespace variant = EDGE_BCS_KERNEL_NAMESPACE::half_precision;
 const HalfKernels half_kernels_avx512bf16 = {
     {variant::sparse_tasks, variant::sparse, variant::pack_tasks, variant::pack, variant::dense_tasks,
      variant::dense},
+    nullptr,
     variant::widen,
     variant::narrow,
 };

@@ -79,6 +79,10 @@ inline constexpr int half_gradient_exponent = 6;
 // of two bytes, all of them even numbers of pixels but the taps, and `first_pixel` says where in a row the output begins.
 // Lanes are 8 or 16. `packed` has a 32-bit word for two channels. Winograd's products are not used.
 struct HalfKernels : SumKernels {
+  // As ConvKernels::depthwise, of kernels of at most `run_of_entries` positions; null where they are computed in float32
+  // (ops/half_planes.h).
+  void (*depthwise)(const Walk&, const Weights&, std::int64_t row, std::int64_t begin, std::int64_t end);
+
   // Pixels [first, first + count) of an image row as floats, and `count` pixels of a row from floats; the other half of the last
   // pair, if `count` is odd, becomes 0.
   void (*widen)(const std::uint16_t* row, std::int64_t lanes, std::int64_t first, std::int64_t count,

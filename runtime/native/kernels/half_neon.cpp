@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kernels/blocks.h"
+#include "kernels/depthwise_sums.h"
 #include "kernels/half.h"
 #include "kernels/half_eights.h"
 #include "kernels/half_entries.h"
@@ -213,9 +214,8 @@ EDGE_BCS_INLINE Eight factors_of(const Number* weights) {
 // Calls body.template operator()<0>() to <N - 1>().
 template <int N, class Body>
 EDGE_BCS_INLINE void each_lane(const Body& body) {
-  [&]<int... lane>(std::integer_sequence<int, lane...>) {
-    (body.template operator()<lane>(), ...);
-  }(std::make_integer_sequence<int, N>());
+  [&]<int... lane>(std::integer_sequence<int, lane...>) { (body.template operator()<lane>(), ...); }
+  (std::make_integer_sequence<int, N>());
 }
 
 // OB output planes of TY rows and TV vectors that begin `down` and `right` in a tile.
@@ -342,6 +342,59 @@ void dense(const Walk& given, const float* packed, std::int64_t task) {
   });
 }
 
+struct Halves {
+  using Number = half_precision::Number;
+  using Vector = Eight;
+  static EDGE_BCS_INLINE Eight load(const Number* from) { return vld1q_f16(from); }
+  static EDGE_BCS_INLINE Eight spread(float weight) { return vdupq_n_f16(static_cast<Number>(weight)); }
+  static EDGE_BCS_INLINE Eight multiply_add(Eight sum, Eight weight, Eight pixels) {
+    return vfmaq_f16(sum, weight, pixels);
+  }
+};
+
+template <int TY, int TV, bool strided>
+__attribute__((noinline)) void depthwise_tile(const Walk& walk, const Weights& weights, const Place& place,
+                                              std::int64_t row, int shared) {
+  const Planes planes(walk, row);
+  const float scale = walk.scale == nullptr ? 1 : walk.scale[row];
+  std::int64_t input_x[TV];
+#pragma GCC unroll 4
+  for (int x = 0; x < TV; ++x) input_x[x] = along<VL, strided>(place.input_x, x);
+  Eight sums[TY][TV] = {};
+  alignas(64) float waiting[TY * TV * VL];
+  // A plane is a run: its positions are not more.
+  for (std::int64_t p = 0; p < planes.count; ++p) {
+    const Number* const from = numbers(walk.input) + (planes.first + p) * walk.input_plane + place.input_x[0];
+    const float factor = weights.factor == nullptr ? scale : scale * weights.factor[planes.weights + p];
+    const Number* input[TY];
+#pragma GCC unroll 8
+    for (int y = 0; y < TY; ++y) input[y] = from + place.input[y];
+    add_plane<Halves>(walk, weights.all + (planes.weights + p) * weights.row_step, factor, shared, input,
+                      input_x, sums);
+    if (p + 1 < planes.count) {
+      wait(waiting, sums, p == 0);
+#pragma GCC unroll 8
+      for (int y = 0; y < TY; ++y)
+#pragma GCC unroll 4
+        for (int x = 0; x < TV; ++x) sums[y][x] = vdupq_n_f16(0);
+    } else if (p > 0) {
+      total(waiting, sums);
+    }
+  }
+  finish<TY, TV, strided>(walk, place, row, sums);
+}
+
+void depthwise(const Walk& given, const Weights& weights, std::int64_t row, std::int64_t begin,
+               std::int64_t end) {
+  const Walk walk = from_first_pixel(given);
+  const int shared = shared_rows(walk);
+  with_steps(walk, [&]<bool strided>() {
+    for_tiles<VL>(walk, begin, end, [&]<int TY, int TV>(const Place& place) {
+      depthwise_tile<TY, TV, strided>(walk, weights, place, row, shared);
+    });
+  });
+}
+
 void widen(const std::uint16_t* row, std::int64_t lanes, std::int64_t first, std::int64_t count, float* to) {
   const auto* const from = reinterpret_cast<const Number*>(row) + first * lanes;
   for (std::int64_t i = 0; i < count * lanes; i += VL) {
@@ -367,6 +420,7 @@ namespace variant = EDGE_BCS_KERNEL_NAMESPACE::half_precision;
 const HalfKernels half_kernels_neonfp16 = {
     {variant::sparse_tasks, variant::sparse, variant::pack_tasks, variant::pack, variant::dense_tasks,
      variant::dense},
+    variant::depthwise,
     variant::widen,
     variant::narrow,
 };

@@ -80,9 +80,10 @@ struct PlaneGradient {
 // `gradient`; one of them may be missing. All that is done to some rows of a plane is done before the next: a number that
 // several of them read comes from memory once.
 void run_planes(const Context& context, std::span<const Walk> walks, const Weights& weights,
-                const PlaneGradient* gradient) {
+                const PlaneGradient* gradient, bool half = false) {
   constexpr std::int64_t most_planes = 16, least_rows = 8;
   const ConvKernels& kernel = conv_kernels();
+  const auto make = half ? half_kernels().depthwise : kernel.depthwise;
   const Walk& some = gradient == nullptr ? walks[0] : gradient->walk;
   std::int64_t height = some.height;
   for (const Walk& walk : walks) height = std::max(height, walk.height);
@@ -93,8 +94,8 @@ void run_planes(const Context& context, std::span<const Walk> walks, const Weigh
   const auto write = [&](std::int64_t row, std::int64_t block, std::int64_t y) {
     for (const Walk& walk : walks)
       if (y < walk.height)
-        kernel.depthwise(walk, weights, row, block * walk.height + y,
-                         block * walk.height + std::min(walk.height, y + band));
+        make(walk, weights, row, block * walk.height + y,
+             block * walk.height + std::min(walk.height, y + band));
   };
   // A task has planes that follow each other in memory, if they are small.
   const std::int64_t planes = gradient == nullptr ? some.rows : some.channels;
@@ -128,7 +129,8 @@ void run_walk(const Context& context, const ConvLayer& layer, Walk& walk, const 
   if (layer.algorithm == Algorithm::sparse)
     return context.parallel_for(kernel.sparse_tasks(walk, weights.rows),
                                 [&](std::int64_t task) { kernel.sparse(walk, weights.rows, task); });
-  if (layer.algorithm == Algorithm::depthwise) return run_planes(context, {&walk, 1}, weights, nullptr);
+  if (layer.algorithm == Algorithm::depthwise)
+    return run_planes(context, {&walk, 1}, weights, nullptr, layer.x.half);
   walk.winograd = layer.algorithm == Algorithm::winograd;
   const std::int64_t groups = layer.groups, count = layer.weights() / groups;
   const Walk one = group_of(walk, 0, groups);
@@ -266,7 +268,7 @@ void run_phases(const Context& context, const ConvLayer& layer, const InputGradi
     run_walk(context, layer, walk, weights, packed);
     packed = ahead(packed, walk.rows * (walk.channels / layer.groups) * walk.taps);
   }
-  if (!together.empty()) run_planes(context, together, weights, planes);
+  if (!together.empty()) run_planes(context, together, weights, planes, layer.x.half);
 }
 
 // The same of a depthwise layer in half precision.

@@ -1,4 +1,4 @@
-// Depthwise layers in half precision: there is little arithmetic to a number, so what counts is that each is read and written in
+// Depthwise layers in half precision, where no kernel has arithmetic in it for them: there is little arithmetic to a number, so what counts is that each is read and written in
 // two bytes. Some image rows of a plane are widened to float32 in the first-level caches, convolved there by the kernels of
 // float32, and rounded once. Weights and sums are float32.
 #pragma once
@@ -17,8 +17,10 @@
 
 namespace edge_bcs {
 
+// Where the processor's own kernels do not take the layer.
 inline bool in_half_planes(const ConvLayer& layer) {
-  return layer.x.half && layer.algorithm == Algorithm::depthwise;
+  return layer.x.half && layer.algorithm == Algorithm::depthwise &&
+         (half_kernels().depthwise == nullptr || layer.window.positions() > run_of_entries);
 }
 
 // The walks of a depthwise layer, forward or to its input, between a stack `in` and a stack `out` in half precision.
