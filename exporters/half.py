@@ -31,7 +31,7 @@ def _fits(a: Attributes) -> bool:
         rows, made = last - first + 1, a["out_width"]
         width, halo, planes = a["in_width"], a.get("in_halo", 0), 1
     needed = max(1, planes) * (halo + rows * (width + halo)) * lanes
-    return needed <= _MOST_OF_A_BAND and made * lanes <= _MOST_OF_A_RESULT
+    return bool(needed <= _MOST_OF_A_BAND and made * lanes <= _MOST_OF_A_RESULT)
 
 
 def half_fault(network: Network, attack: Graph) -> str:
