@@ -178,8 +178,16 @@ struct Forward {
                           .activation = activation,
                           .bits = Bits(context, 1, layer.y, blocks),
                           .pre = Pre(context, 2, pre_stack, blocks)};
-      return planes.run(context, {&walk, 1}, {&start, 1}, weights, x.data(), finish, affine.scale,
-                        affine.shift, y.data(), blocks);
+      return planes.run(context,
+                        {.walks = {&walk, 1},
+                         .offsets = {&start, 1},
+                         .weights = weights,
+                         .input = x.data(),
+                         .finish = finish,
+                         .scales = affine.scale,
+                         .shifts = affine.shift,
+                         .output = y.data()},
+                        blocks);
     }
     Walk walk = forward_walk(layer, layer.x, x.data(), layer.y, nullptr, blocks);
     const auto bits = context.output<std::uint8_t>(1, layer.y.bits_shape(blocks));
@@ -287,7 +295,16 @@ void run_half_phases(const Context& context, const ConvLayer& layer, const Input
     walks.push_back(walk);
     offsets.push_back(offset);
   }
-  planes.run(context, walks, offsets, weights, from, finish, nullptr, nullptr, to, blocks);
+  planes.run(context,
+             {.walks = walks,
+              .offsets = offsets,
+              .weights = weights,
+              .input = from,
+              .finish = finish,
+              .scales = nullptr,
+              .shifts = nullptr,
+              .output = to},
+             blocks);
 }
 
 template <class Source>

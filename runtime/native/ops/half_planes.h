@@ -1,6 +1,6 @@
-// Depthwise layers in half precision, where no kernel has arithmetic in it for them: there is little arithmetic to a number, so what counts is that each is read and written in
-// two bytes. Some image rows of a plane are widened to float32 in the first-level caches, convolved there by the kernels of
-// float32, and rounded once. Weights and sums are float32.
+// Depthwise layers in half precision, where no kernel has arithmetic in it for them. There is little arithmetic to a number, so
+// what counts is that each is read and written in two bytes: some image rows of a plane are widened to float32 in the
+// first-level caches, convolved there by the kernels of float32, and rounded once. Weights and sums are float32.
 #pragma once
 
 #include <algorithm>
@@ -26,8 +26,9 @@ inline bool in_half_planes(const ConvLayer& layer) {
 // The walks of a depthwise layer, forward or to its input, between a stack `in` and a stack `out` in half precision.
 class HalfPlanes {
  public:
-  // Floats on the thread's stack: of the input rows, and of the output rows that are made of them.
-  static constexpr std::int64_t most_in = 32 << 10, most_out = 16 << 10;
+  // Floats on the thread's stack: of the input rows, and of the output rows that are made of them. A microcontroller, which has
+  // no half precision, has none.
+  static constexpr std::int64_t most_in = 64 * most_half_width, most_out = 32 * most_half_width;
   static constexpr std::int64_t most_rows = 16;  // of a walk, at a time
 
   static HalfPlanes forward(const ConvLayer& layer, const Stack& out) {
@@ -50,47 +51,24 @@ class HalfPlanes {
   Stack in() const { return in_.in_full(); }
   Stack out() const { return out_.in_full().with_halo(0); }
 
-  // Runs `walks`, made from in() and out() with no memory behind them, from `input` to `output`; `offsets` says for each at which
-  // row and pixel of the output it begins. Then `finish` with the scales and shifts of the channels, if there are any.
+  // At which row and pixel of the output a walk begins.
   struct Offset {
     std::int64_t row = 0, pixel = 0;
   };
-  void run(const Context& context, std::span<const Walk> walks, std::span<const Offset> offsets,
-           const Weights& weights, const float* input, const Finish& finish, const float* scales,
-           const float* shifts, float* output, std::int64_t blocks) const {
-    for_planes(context, blocks, out_.channels, [&](std::int64_t nb, std::int64_t c) {
-      alignas(64) float from[most_in], to[most_out];
-      const Planes planes(in_.channels, out_.channels, c);
-      Weights own = weights;
-      own.all += planes.weights * weights.row_step;
-      own.factor = ahead(own.factor, planes.weights);
-      const float scale = scales == nullptr ? 1 : scales[c], shift = shifts == nullptr ? 0 : shifts[c];
-      const std::int64_t rows = ceil_divided(out_.height, out_step_);
-      for (std::int64_t first = 0; first < rows; first += band_) {
-        const std::int64_t last = std::min(rows, first + band_);
-        for (std::int64_t p = 0; p < planes.count; ++p)
-          widen(input, nb, planes.first + p, first * in_step_ + lowest_, (last - 1) * in_step_ + highest_ + 1,
-                from + p * plane());
-        for (std::size_t i = 0; i < walks.size(); ++i) {
-          Walk walk = walks[i];
-          if (first >= walk.height) continue;
-          walk.rows = 1;
-          walk.channels = planes.count;
-          walk.height = std::min(last, walk.height) - first;
-          walk.input = from + (in_.halo - lowest_ * in().row_stride()) * in_.lanes;
-          walk.input_plane = plane();
-          walk.output = to + offsets[i].row * out_.row() + offsets[i].pixel * out_.lanes;
-          conv_kernels().depthwise(walk, own, 0, 0, walk.height);
-        }
-        WideRow wide;
-        for (std::int64_t y = first * out_step_; y < std::min(out_.height, last * out_step_); ++y) {
-          float* const row = out_.row(output, nb, c, y);
-          finish(to + (y - first * out_step_) * out_.row(), scale, shift, wide.to(out_, row), nb, c, y);
-          wide.put(out_, row);
-        }
-      }
-      finish.zero_halo(out_, output, nb, c);
-    });
+  // Walks from `input` to `output`, made from in() and out() with no memory behind them, and what is done to their sums:
+  // `finish` with the scales and shifts of the channels, if there are any.
+  struct Work {
+    std::span<const Walk> walks;
+    std::span<const Offset> offsets;
+    const Weights& weights;
+    const float* input;
+    const Finish& finish;
+    const float *scales, *shifts;
+    float* output;
+  };
+  void run(const Context& context, const Work& work, std::int64_t blocks) const {
+    for_planes(context, blocks, out_.channels,
+               [&](std::int64_t nb, std::int64_t c) { make_plane(work, nb, c); });
   }
 
  private:
@@ -113,6 +91,42 @@ class HalfPlanes {
   }
   bool fits(std::int64_t planes) const {
     return planes * plane() <= most_in && band_ * out_step_ * out_.row() <= most_out;
+  }
+
+  // Not inlined: only who computes in half precision shall need this much of the stack.
+  __attribute__((noinline)) void make_plane(const Work& work, std::int64_t nb, std::int64_t c) const {
+    alignas(64) float from[most_in], to[most_out];
+    const Planes planes(in_.channels, out_.channels, c);
+    Weights own = work.weights;
+    own.all += planes.weights * own.row_step;
+    own.factor = ahead(own.factor, planes.weights);
+    const float scale = work.scales == nullptr ? 1 : work.scales[c],
+                shift = work.shifts == nullptr ? 0 : work.shifts[c];
+    const std::int64_t rows = ceil_divided(out_.height, out_step_);
+    WideRow wide;
+    for (std::int64_t first = 0; first < rows; first += band_) {
+      const std::int64_t last = std::min(rows, first + band_);
+      for (std::int64_t p = 0; p < planes.count; ++p)
+        widen(work.input, nb, planes.first + p, first * in_step_ + lowest_,
+              (last - 1) * in_step_ + highest_ + 1, from + p * plane());
+      for (std::size_t i = 0; i < work.walks.size(); ++i) {
+        Walk walk = work.walks[i];
+        if (first >= walk.height) continue;
+        walk.rows = 1;
+        walk.channels = planes.count;
+        walk.height = std::min(last, walk.height) - first;
+        walk.input = from + (in_.halo - lowest_ * in().row_stride()) * in_.lanes;
+        walk.input_plane = plane();
+        walk.output = to + work.offsets[i].row * out_.row() + work.offsets[i].pixel * out_.lanes;
+        conv_kernels().depthwise(walk, own, 0, 0, walk.height);
+      }
+      for (std::int64_t y = first * out_step_; y < std::min(out_.height, last * out_step_); ++y) {
+        float* const row = out_.row(work.output, nb, c, y);
+        work.finish(to + (y - first * out_step_) * out_.row(), scale, shift, wide.to(out_, row), nb, c, y);
+        wide.put(out_, row);
+      }
+    }
+    work.finish.zero_halo(out_, work.output, nb, c);
   }
 
   // Rows [first, last) of a plane, zeros where the image has none, and the halo in front of each.
