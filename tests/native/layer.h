@@ -226,9 +226,8 @@ inline Layer random_layer(Random& random, bool big, bool winograd) {
   if (walk.taps == 0) walk.used[walk.taps++] = 0;
   // Each row empty, full, or in between; sometimes a batch that does not fill its last block.
   const double density = random.one_of({0.02, 0.2, 0.6, 1.0});
-  fill(layer, random, random.chance(0.3) ? random.in(1, walk.lanes) : walk.lanes, [&] {
-    return random.one_of({density, density, density, density, 0.0, 1.0});
-  });
+  fill(layer, random, random.chance(0.3) ? random.in(1, walk.lanes) : walk.lanes,
+       [&] { return random.one_of({density, density, density, density, 0.0, 1.0}); });
   layer.scaled = random.chance(0.5);
   layer.added = random.chance(0.5);
   layer.positions = random.chance(0.5);

@@ -214,8 +214,9 @@ EDGE_BCS_INLINE Eight factors_of(const Number* weights) {
 // Calls body.template operator()<0>() to <N - 1>().
 template <int N, class Body>
 EDGE_BCS_INLINE void each_lane(const Body& body) {
-  [&]<int... lane>(std::integer_sequence<int, lane...>) { (body.template operator()<lane>(), ...); }
-  (std::make_integer_sequence<int, N>());
+  [&]<int... lane>(std::integer_sequence<int, lane...>) {
+    (body.template operator()<lane>(), ...);
+  }(std::make_integer_sequence<int, N>());
 }
 
 // OB output planes of TY rows and TV vectors that begin `down` and `right` in a tile.

@@ -212,9 +212,9 @@ struct BatchNormGrad {
 
     context.parallel_for(in.channels, [&](std::int64_t c) {
       const float mean = saved[c], inverse = saved[in.channels + c];
-      const ChannelSums found = channel_sums(
-          dy_stack, [&](std::int64_t nb) { return dy.data() + dy_stack.at(nb, c, 0); }, 0.0, in,
-          [&](std::int64_t nb) { return z.data() + in.at(nb, c, 0); }, mean, blocks, samples);
+      const ChannelSums found = channel_sums(dy_stack, [&](std::int64_t nb) {
+        return dy.data() + dy_stack.at(nb, c, 0);
+      }, 0.0, in, [&](std::int64_t nb) { return z.data() + in.at(nb, c, 0); }, mean, blocks, samples);
       const double dshift = found.sum, dscale = found.products * inverse;
       sums.scale[c] += static_cast<float>(dscale);
       sums.shift[c] += static_cast<float>(dshift);
