@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_bcs.bench.commands import export, told, train
+from edge_bcs.bench.commands import accuracies, evaluate, export, kept, train
 from edge_bcs.bench.pages import by_hand
 from edge_bcs.bench.settings import add_settings, settings_of
 from edge_bcs.core.errors import EdgeBcsError
@@ -100,10 +100,10 @@ def row(
         "loss": trained["loss"],
         "best_epoch": trained["best_epoch"],
         "fell_back": trained.get("fell_back"),
-        "held_out": _judged(folder / "held_out.json", artifact, data, seed, s, threads),
+        "held_out": _judged(artifact, data, seed, s, threads),
     }
     if tests is not None:
-        found["test"] = _tested(folder, artifact, data, tests, threads)
+        found |= {"test": _tested(artifact, data, tests, threads), "tests": asdict(tests)}
     return found
 
 
@@ -112,37 +112,32 @@ def named(settings: Settings) -> str:
     return f"{settings.size}x{settings.size}-{settings.attack}-{settings.epochs}"
 
 
-def _judged(
-    file: Path, artifact: Path, data: str, seed: int, settings: Settings, threads: int
-) -> dict[str, Any]:
+def _judged(artifact: Path, data: str, seed: int, settings: Settings, threads: int) -> dict[str, Any]:
     """Clean and robust accuracy on the training images that were held out."""
-    if not file.exists():
-        from edge_bcs.data.adapt import dataset_of
-        from edge_bcs.runtime import Trainer
+    from edge_bcs.data.adapt import dataset_of
+    from edge_bcs.runtime import Trainer
 
+    def judged() -> dict[str, Any]:
         with Trainer(artifact, threads=threads) as trainer:
             images = dataset_of(data, shape=trainer.artifact.input_shape)
             held = held_apart(images, settings.validation, seed)[1]
-            found = trainer.evaluate(Subset(images, held), settings.judged_steps)
-        write_json(file, {key: found[key] for key in ("accuracy", "robust_accuracy", "samples")})
-    content: dict[str, Any] = json.loads(read_small(file))
-    return content
+            return accuracies(trainer.evaluate(Subset(images, held), settings.judged_steps))
+
+    return kept(artifact.parent / "held_out.json", [data, settings.judged_steps], judged)
 
 
-def _tested(folder: Path, artifact: Path, data: str, tests: Tests, threads: int) -> dict[str, Any]:
+def _tested(artifact: Path, data: str, tests: Tests, threads: int) -> dict[str, Any]:
     """Clean and robust accuracy on test images, under PGD-50 and AutoAttack."""
+    counts = artifact.parent / "counts.json"
     asked = {
-        "pgd50": ("--attack", "pgd", "--attack-steps", 50, "--restarts", tests.restarts),
-        "autoattack": ("--attack", "autoattack", "--limit", tests.few, "--resume", folder / "counts.json"),
+        "pgd50": (tests.restarts, "--attack", "pgd", "--attack-steps", 50, "--restarts", tests.restarts),
+        "autoattack": (tests.few, "--attack", "autoattack", "--limit", tests.few, "--resume", counts),
     }
-    wanted = {"pgd50": tests.restarts, "autoattack": tests.few}
-    found = {}
-    for name, options in asked.items():
-        if wanted[name]:
-            words = ("evaluate", artifact, "--data", data, "--threads", threads, *options, "--json", "-")
-            report = told(folder / f"{name}.json", *words)
-            found[name] = {key: report[key] for key in ("accuracy", "robust_accuracy", "samples")}
-    return found
+    return {
+        name: evaluate(name, artifact, "--data", data, "--threads", threads, *options)
+        for name, (wanted, *options) in asked.items()
+        if wanted
+    }
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -298,7 +293,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 def _is(found: dict[str, Any], candidate: str, seed: int, settings: Settings, tests: Tests | None) -> bool:
     same = (found["candidate"], found["seed"], found["settings"]) == (candidate, seed, asdict(settings))
-    return same and (tests is None or "test" in found)
+    return same and (tests is None or found.get("tests") == asdict(tests))
 
 
 if __name__ == "__main__":

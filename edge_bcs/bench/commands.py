@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_bcs.core.errors import EdgeBcsError
-from edge_bcs.core.files import read_small, write_atomically
+from edge_bcs.core.files import read_small, write_json
 
 
-def told(file: Path, *words: Any) -> dict[str, Any]:
-    """What a command says as JSON, which is kept in a file."""
-    if not file.exists():
-        write_atomically(file, command(*words).encode(), make_folder=True)
-    content: dict[str, Any] = json.loads(read_small(file))
-    return content
+def kept(file: Path, asked: Sequence[Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``find`` finds, which is kept in a file until something else is ``asked``."""
+    question = [str(word) for word in asked]
+    content = json.loads(read_small(file)) if file.exists() else {}
+    if content.get("asked") != question:
+        content = {"asked": question, "found": find()}
+        write_json(file, content, make_folder=True)
+    found: dict[str, Any] = content["found"]
+    return found
 
 
 def command(*words: Any) -> str:
@@ -36,7 +40,12 @@ def command(*words: Any) -> str:
 def train(folder: Path, *words: Any) -> dict[str, Any]:
     """Run `edge-bcs train` with these words into a folder, resumed where it was cut; return what it says."""
     resumed = ["--resume"] if (folder / "last.safetensors").exists() else []
-    return told(folder.with_suffix(".json"), "train", *words, "-o", folder, "--json", *resumed)
+
+    def trained() -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(command("train", *words, "-o", folder, "--json", *resumed))
+        return report
+
+    return kept(folder.with_suffix(".json"), words, trained)
 
 
 def export(folder: Path) -> Path:
@@ -45,3 +54,20 @@ def export(folder: Path) -> Path:
     if not (artifact / "manifest.json").exists():
         command("export", "--checkpoint", folder, "--micro-batch", 32, "-o", artifact)
     return artifact
+
+
+def evaluate(name: str, artifact: Path, *words: Any) -> dict[str, Any]:
+    """Run `edge-bcs evaluate` with these words; return the accuracies, and of how many images.
+
+    They are kept beside the artifact, in NAME.json.
+    """
+
+    def measured() -> dict[str, Any]:
+        return accuracies(json.loads(command("evaluate", artifact, *words, "--json", "-")))
+
+    return kept(artifact.parent / f"{name}.json", words, measured)
+
+
+def accuracies(report: dict[str, Any]) -> dict[str, Any]:
+    """What a row has of a measurement."""
+    return {key: report[key] for key in ("accuracy", "robust_accuracy", "samples")}

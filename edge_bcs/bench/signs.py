@@ -163,11 +163,9 @@ class Draw:
 
         torch.set_num_threads(threads)
         s, dense = self.settings, start == "dense"
+        gradual = edge_bcs.Gradual(str(s.sparsity)) if start == "gradual" else None
+        in_pytorch = dense or gradual is not None
         sparsity = 0.0 if dense else s.sparsity
-        method = edge_bcs.Method("dense" if dense else "bcs")
-        if start == "gradual":
-            method = edge_bcs.Method(gradual=edge_bcs.Gradual(str(s.sparsity)))
-        in_pytorch = dense or start == "gradual"
         epochs = s.host_epochs + (s.epochs if dense else 0)
         chain = _named("", start, sparsity, s.size, epochs, s.host_rate, s.host_batch, s.augment)
         folder = self.out / f"host-{start}-{chain}"
@@ -175,12 +173,12 @@ class Draw:
             torch.manual_seed(self.draw)
             make = untrained if start == "scratch" else pretrained
             sparse = make(0.0 if in_pytorch else sparsity, self.draw)
-            if in_pytorch and _is_depthwise(sparse.network):
+            if in_pytorch and _has_groups(sparse.network):
                 sparse.network.register_forward_pre_hook(_channels_last)
             say(f"draw {self.draw}, host, {start}: {epochs} epochs")
             edge_bcs.train(
                 sparse, self.training, objective="natural", batch_size=s.host_batch,
-                method=method,
+                method=edge_bcs.Method("dense" if dense else "bcs", gradual=gradual),
                 schedule=edge_bcs.Schedule(epochs=epochs, kind="cosine", warmup=0.1),
                 hyper=edge_bcs.Hyper(learning_rate=s.host_rate, weight_decay=0.005 * s.host_rate),
                 feed=edge_bcs.Feed(augment=s.augment, validation=0),
@@ -269,8 +267,8 @@ def with_head() -> Any:
     return network
 
 
-def _is_depthwise(network: Any) -> bool:
-    """Whether channels last is what it needs; torch 2.13 crashes with some networks in that layout."""
+def _has_groups(network: Any) -> bool:
+    """Whether it is such a network; torch 2.13 crashes with some others in the layout of `_channels_last`."""
     return any(getattr(module, "groups", 1) > 1 for module in network.modules())
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_bcs.bench.commands import export, told, train
+from edge_bcs.bench.commands import evaluate, export, train
 from edge_bcs.bench.pages import by_hand
 from edge_bcs.bench.settings import add_settings, settings_of
 from edge_bcs.core.errors import EdgeBcsError
@@ -71,9 +71,7 @@ def row(kind: str, seed: int, data: str, out: Path, settings: Settings, threads:
     for name, options in measures.items():
         if name == "autoattack" and not s.fewer:
             continue
-        common = ("evaluate", artifact, "--data", data, "--threads", threads, *options, "--json", "-")
-        report = told(folder / f"{name}.json", *common)
-        found[name] = {key: report[key] for key in ("accuracy", "robust_accuracy", "samples")}
+        found[name] = evaluate(name, artifact, "--data", data, "--threads", threads, *options)
     return {
         "kind": kind,
         "seed": seed,

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from helpers.training_commands import write_digits
+from helpers.training_commands import commands_in_this_process, write_digits
 
 from edge_bcs.bench import ablation
 from edge_bcs.bench.ablation import Settings, main, page, summary
@@ -20,21 +20,7 @@ from edge_bcs.bench.ablation import Settings, main, page, summary
 
 def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of it, on digits, by the commands themselves."""
-    from helpers.commands import run
-
-    asked: list[list[str]] = []
-
-    class Done:
-        def __init__(self, arguments: list[str], **_: Any) -> None:
-            words = arguments[3:]
-            asked.append(words)
-            if words[0] == "train":  # a network for the digits
-                words = [*words, "--channels", "1", "--sparsity", "0.8", "--attack-steps", "2"]
-            result = run(*words)
-            self.returncode, self.stdout = result.exit_code, result.stdout
-            assert not self.returncode, result.output
-
-    monkeypatch.setattr("subprocess.run", Done)
+    asked = commands_in_this_process(monkeypatch)
     write_digits(tmp_path / "digits.npz")
     common = [
         "bench",
@@ -66,6 +52,12 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     rows = json.loads((tmp_path / "r" / "rows.json").read_text())["rows"]
     tested = {row["candidate"]: row.get("test") for row in rows}
     assert tested["growth, recycle"] is None and tested["paper"]["pgd50"]["samples"] == 64
+    main()
+    assert len(asked) == 5
+    # What was measured with other settings is no answer.
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-3], "2", *sys.argv[-2:]])
+    main()
+    assert [words[words.index("--restarts") + 1] for words in asked[4:]] == ["1", "2"]
     assert readme.read_text().endswith("\nMine.\n") and "Test images:" in readme.read_text()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from helpers.training_commands import write_digits
+from helpers.training_commands import commands_in_this_process, write_digits
 
 from edge_bcs.bench import training_attacks
 from edge_bcs.bench.training_attacks import main, step_seconds
@@ -20,21 +20,7 @@ from edge_bcs.bench.training_attacks import main, step_seconds
 
 def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of it, on digits, by the commands themselves."""
-    from helpers.commands import run
-
-    asked: list[str] = []
-
-    class Done:
-        def __init__(self, arguments: list[str], **_: Any) -> None:
-            words = arguments[3:]
-            asked.append(words[0])
-            if words[0] == "train":  # a network for the digits
-                words += ["--channels", "1", "--sparsity", "0.8", "--attack-steps", "2"]
-            result = run(*words)
-            self.returncode, self.stdout = result.exit_code, result.stdout
-            assert not self.returncode, result.output
-
-    monkeypatch.setattr("subprocess.run", Done)
+    asked = commands_in_this_process(monkeypatch)
     monkeypatch.setattr(
         training_attacks, "step_seconds", lambda *_: {"pgd": 0.4, "fgsm-rs": 0.1, "n-fgsm": 0.08}
     )
@@ -63,7 +49,7 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     monkeypatch.setattr(sys, "argv", [*common, *small, "--kinds", "n-fgsm"])
     main()
-    assert asked == ["train", "export", "evaluate", "evaluate"]
+    assert [words[0] for words in asked] == ["train", "export", "evaluate", "evaluate"]
     (row,) = json.loads((tmp_path / "results" / "rows.json").read_text())["rows"]
     assert (row["kind"], row["seed"], row["fell_back"], row["pgd50"]["samples"]) == ("n-fgsm", 0, None, 8)
     readme = tmp_path / "results" / "README.md"
