@@ -9,6 +9,7 @@
 // and shift; its gradients follow by the chain rule.
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -159,7 +160,7 @@ struct Forward {
         activation(activation_from(attributes)) {
     layer.check_algorithm(layer.y);
     layer.check_half();
-    if (in_half_planes(layer)) HalfPlanes::forward(layer, layer.y);
+    planes = HalfPlanes::forward(layer, layer.y);
   }
 
   void compute(Context& context) const {
@@ -169,25 +170,24 @@ struct Forward {
     const auto affine = layer.slots.bind(context.input<float>(2), "affine");
     const Weights weights = source.bind(context, layer, 1, 4).forward();
     const auto y = context.output<float>(0, layer.y.shape(blocks));
-    if (in_half_planes(layer)) {
-      const HalfPlanes planes = HalfPlanes::forward(layer, layer.y);
-      const Walk walk = forward_walk(layer, planes.in(), nullptr, planes.out(), nullptr, 1);
+    if (planes) {
+      const Walk walk = forward_walk(layer, planes->in(), nullptr, planes->out(), nullptr, 1);
       const HalfPlanes::Offset start;
       const Finish finish{.count = layer.y.row(),
                           .addend = residual,
                           .activation = activation,
                           .bits = Bits(context, 1, layer.y, blocks),
                           .pre = Pre(context, 2, pre_stack, blocks)};
-      return planes.run(context,
-                        {.walks = {&walk, 1},
-                         .offsets = {&start, 1},
-                         .weights = weights,
-                         .input = x.data(),
-                         .finish = finish,
-                         .scales = affine.scale,
-                         .shifts = affine.shift,
-                         .output = y.data()},
-                        blocks);
+      return planes->run(context,
+                         {.walks = {&walk, 1},
+                          .offsets = {&start, 1},
+                          .weights = weights,
+                          .input = x.data(),
+                          .finish = finish,
+                          .scales = affine.scale,
+                          .shifts = affine.shift,
+                          .output = y.data()},
+                         blocks);
     }
     Walk walk = forward_walk(layer, layer.x, x.data(), layer.y, nullptr, blocks);
     const auto bits = context.output<std::uint8_t>(1, layer.y.bits_shape(blocks));
@@ -216,6 +216,7 @@ struct Forward {
   Source source;
   Stack pre_stack;
   Activation activation;
+  std::optional<HalfPlanes> planes;
 };
 
 // The gradient of the input, dx = act'(mask) · (convᵀ(scale · dy) + addend).
@@ -280,10 +281,9 @@ void run_phases(const Context& context, const ConvLayer& layer, const InputGradi
 }
 
 // The same of a depthwise layer in half precision.
-void run_half_phases(const Context& context, const ConvLayer& layer, const InputGradient& gradient,
+void run_half_phases(const Context& context, const ConvLayer& layer, const HalfPlanes& planes,
                      const float* from, const Finish& finish, const Weights& weights, float* to,
                      std::int64_t blocks) {
-  const HalfPlanes planes = HalfPlanes::transposed(layer, gradient.dy, gradient.dx);
   const std::int64_t across = layer.window.across.stride;
   std::vector<Walk> walks;
   std::vector<HalfPlanes::Offset> offsets;
@@ -312,7 +312,7 @@ struct Transposed {
   explicit Transposed(const Attributes& attributes)
       : layer(attributes), source(attributes, layer), gradient(input_gradient(layer, attributes)) {
     check_phases(layer, gradient);
-    if (in_half_planes(layer)) HalfPlanes::transposed(layer, gradient.dy, gradient.dx);
+    planes = HalfPlanes::transposed(layer, gradient.dy, gradient.dx);
   }
 
   void compute(Context& context) const {
@@ -322,8 +322,8 @@ struct Transposed {
     const Finish finish = gradient.finish(context, 3, 4, blocks);
     const Weights weights = source.bind(context, layer, 1, 5).transpose(affine.scale);
     const auto dx = context.output<float>(0, gradient.dx.shape(blocks));
-    if (in_half_planes(layer))
-      return run_half_phases(context, layer, gradient, dy.data(), finish, weights, dx.data(), blocks);
+    if (planes)
+      return run_half_phases(context, layer, *planes, dy.data(), finish, weights, dx.data(), blocks);
     const auto room = packing_room(context, layer);
     run_phases<typename Source::Bound>(context, layer, gradient, dy.data(), finish, weights, dx.data(),
                                        blocks, room.data());
@@ -332,6 +332,7 @@ struct Transposed {
   ConvLayer layer;
   Source source;
   InputGradient gradient;
+  std::optional<HalfPlanes> planes;
 };
 
 template <class Source>

@@ -33,6 +33,19 @@ class Pairs {
     return numbers_.data() + (nb * count_ + i) * 2 * lanes_;
   }
   double* second(std::int64_t nb, std::int64_t i) const { return first(nb, i) + lanes_; }
+  // Σ a and Σ a·b over a plane, of which row 0 is at `a` in one stack and at `b` in another.
+  void of_products(std::int64_t nb, std::int64_t i, const Stack& a_stack, const float* a,
+                   const Stack& b_stack, const float* b) const {
+    std::fill_n(first(nb, i), 2 * lanes_, 0.0);
+    norm_kernels().lane_sums({.lanes = lanes_,
+                              .count = a_stack.row(),
+                              .rows = a_stack.height,
+                              .a = a,
+                              .a_step = a_stack.row_stride() * lanes_,
+                              .b = b,
+                              .b_step = b_stack.row_stride() * lanes_},
+                             first(nb, i), second(nb, i));
+  }
 
  private:
   std::int64_t count_, lanes_;
@@ -93,14 +106,7 @@ struct GroupNorm {
                         .pre = Pre(context, 3, pre, blocks)};
     const Pairs sums(context, blocks, in.channels, lanes);
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
-      LaneSums values(lanes), squares(lanes);
-      for (std::int64_t i = 0; i < in.height; ++i) {
-        const float* const row = x.data() + in.at(nb, c, i);
-        values.add(row, in.row());
-        squares.add(row, row, in.row());
-      }
-      values.write(sums.first(nb, c));
-      squares.write(sums.second(nb, c));
+      sums.of_products(nb, c, in, x.data() + in.at(nb, c, 0), in, x.data() + in.at(nb, c, 0));
     });
     // From here on the mean and the inverse deviation, in the place of the group's first channel.
     for_planes(context, blocks, groups.groups, [&](std::int64_t nb, std::int64_t g) {
@@ -176,15 +182,8 @@ struct GroupNormGrad {
     // Σ dy and Σ dy·x̂ of each channel.
     const Pairs sums(context, blocks, in.channels, lanes), means(context, blocks, groups.groups, lanes);
     for_planes(context, blocks, in.channels, [&](std::int64_t nb, std::int64_t c) {
-      LaneSums values(lanes), products(lanes);
-      for (std::int64_t i = 0; i < in.height; ++i) {
-        const float* const row = dy.data() + from.at(nb, c, i);
-        values.add(row, in.row());
-        products.add(row, x.data() + in.at(nb, c, i), in.row());
-      }
       double *const value = sums.first(nb, c), *const product = sums.second(nb, c);
-      values.write(value);
-      products.write(product);
+      sums.of_products(nb, c, from, dy.data() + from.at(nb, c, 0), in, x.data() + in.at(nb, c, 0));
       const float* const mean = saved.data() + groups.saved_at(nb, c);
       for (std::int64_t b = 0; b < lanes; ++b)
         product[b] = (product[b] - mean[b] * value[b]) * mean[lanes + b];

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
+#include <optional>
 #include <span>
 
 #include "kernels/walk.h"
@@ -17,12 +17,6 @@
 
 namespace edge_bcs {
 
-// Where the processor's own kernels do not take the layer.
-inline bool in_half_planes(const ConvLayer& layer) {
-  return layer.x.half && layer.algorithm == Algorithm::depthwise &&
-         (half_kernels().depthwise == nullptr || layer.window.positions() > run_of_entries);
-}
-
 // The walks of a depthwise layer, forward or to its input, between a stack `in` and a stack `out` in half precision.
 class HalfPlanes {
  public:
@@ -31,20 +25,19 @@ class HalfPlanes {
   static constexpr std::int64_t most_in = 64 * most_half_width, most_out = 32 * most_half_width;
   static constexpr std::int64_t most_rows = 16;  // of a walk, at a time
 
-  static HalfPlanes forward(const ConvLayer& layer, const Stack& out) {
-    HalfPlanes planes(layer.x, out, layer.window.down.stride, 1);
-    planes.lowest_ = layer.window.down.pixel(0);
-    planes.highest_ = layer.window.down.pixel(layer.window.down.kernel - 1);
-    return planes.checked();
+  // Of a layer that the processor's own kernels do not take; nothing of others.
+  static std::optional<HalfPlanes> forward(const ConvLayer& layer, const Stack& out) {
+    if (!takes(layer)) return {};
+    const Axis& down = layer.window.down;
+    return HalfPlanes(layer.x, out, down.stride, 1, down.pixel(0), down.pixel(down.kernel - 1));
   }
 
   // From dy to dx.
-  static HalfPlanes transposed(const ConvLayer& layer, const Stack& dy, const Stack& dx) {
+  static std::optional<HalfPlanes> transposed(const ConvLayer& layer, const Stack& dy, const Stack& dx) {
+    if (!takes(layer)) return {};
     const Axis& down = layer.window.down;
-    HalfPlanes planes(dy, dx, 1, down.stride);
-    planes.lowest_ = -floor_divide(down.pixel(down.kernel - 1), down.stride);
-    planes.highest_ = -floor_divide(down.pixel(0), down.stride);
-    return planes.checked();
+    return HalfPlanes(dy, dx, 1, down.stride, -floor_divide(down.pixel(down.kernel - 1), down.stride),
+                      -floor_divide(down.pixel(0), down.stride));
   }
 
   // The input as the walks shall see it: float32, of the same halo; and the output, which has none.
@@ -72,8 +65,19 @@ class HalfPlanes {
   }
 
  private:
-  HalfPlanes(const Stack& in, const Stack& out, std::int64_t in_step, std::int64_t out_step)
-      : in_(in), out_(out), in_step_(in_step), out_step_(out_step) {}
+  // With as many rows in a band as there is room for.
+  HalfPlanes(const Stack& in, const Stack& out, std::int64_t in_step, std::int64_t out_step,
+             std::int64_t lowest, std::int64_t highest)
+      : in_(in), out_(out), in_step_(in_step), out_step_(out_step), lowest_(lowest), highest_(highest) {
+    const std::int64_t planes = Planes(in_.channels, out_.channels, 0).count;
+    for (band_ = most_rows; band_ > 1 && !fits(planes);) --band_;
+    require(fits(planes), "rows of ", in_.width, " pixels are too long for this layer in half precision");
+  }
+
+  static bool takes(const ConvLayer& layer) {
+    return layer.x.half && layer.algorithm == Algorithm::depthwise &&
+           (half_kernels().depthwise == nullptr || layer.window.positions() > run_of_entries);
+  }
 
   static std::int64_t ceil_divided(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -82,13 +86,6 @@ class HalfPlanes {
     return (in_.halo + ((band_ - 1) * in_step_ + highest_ - lowest_ + 1) * in().row_stride()) * in_.lanes;
   }
 
-  // With as many rows in a band as there is room for.
-  HalfPlanes checked() {
-    const std::int64_t planes = Planes(in_.channels, out_.channels, 0).count;
-    for (band_ = most_rows; band_ > 1 && !fits(planes);) --band_;
-    require(fits(planes), "rows of ", in_.width, " pixels are too long for this layer in half precision");
-    return *this;
-  }
   bool fits(std::int64_t planes) const {
     return planes * plane() <= most_in && band_ * out_step_ * out_.row() <= most_out;
   }
@@ -146,8 +143,8 @@ class HalfPlanes {
 
   Stack in_, out_;
   // Rows of the input from one row of a walk to the next, and of the output; the input rows around the first of a walk.
-  std::int64_t in_step_, out_step_, lowest_ = 0, highest_ = 0;
-  std::int64_t band_ = 1;  // rows of a walk at a time
+  std::int64_t in_step_, out_step_, lowest_, highest_;
+  std::int64_t band_;  // rows of a walk at a time
 };
 
 }  // namespace edge_bcs
