@@ -30,7 +30,7 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "--out",
         str(tmp_path / "o"),
     ]
-    sizes = {"epochs": 1, "width": 0.0625, "size": 8, "batch-size": 16, "judged-steps": 2, "validation": 0.5}
+    sizes = {"epochs": 1, "width": 0.0625, "size": 8, "batch-size": 16, "judged-steps": 2, "validation": 0.25}
     small = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     some = ["--candidates", "paper", "growth, recycle", "--seeds", "1"]
     monkeypatch.setattr(sys, "argv", [*common, *small, *some])
@@ -39,7 +39,10 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "--recycle" in asked[2] and "--grow" in asked[2] and "--recycle" not in asked[0]
     rows = json.loads((tmp_path / "r" / "rows.json").read_text())["rows"]
     assert [(row["candidate"], row["seed"]) for row in rows] == [("paper", 1), ("growth, recycle", 1)]
-    assert all(row["held_out"]["samples"] == 32 and "test" not in row for row in rows)
+    assert all(row["held_out"]["samples"] == 16 and "test" not in row for row in rows)
+    for row, end in zip(rows, ("paper-1", "growth+recycle-1"), strict=True):  # the images that it chose by
+        (trained,) = (tmp_path / "o").glob(f"*-{end}.json")
+        assert row["held_out"]["accuracy"] == json.loads(trained.read_text())["found"]["best_clean_acc"]
     assert (tmp_path / "r" / "ablation.png").exists()
     readme = tmp_path / "r" / "README.md"
     readme.write_text(readme.read_text() + "\nMine.\n")

@@ -13,6 +13,7 @@ from helpers.hands import archive
 import edge_bcs
 from edge_bcs import models
 from edge_bcs.bench import signs
+from edge_bcs.checkpoint import read_checkpoint
 
 TINY: dict[str, Any] = {"size": 16, "host_epochs": 1, "host_batch": 4, "epochs": 1, "batch": 4, "at_batch": 4}
 TINY |= {"measured_steps": 2, "augment": "shift", "stages": "0.5:1:1:0.001 1:1:2:0.001"}
@@ -83,6 +84,8 @@ def test_a_network_that_is_pruned_while_it_learns(draw: signs.Draw) -> None:
     draw.row("natural", False, 1)
     assert host.kappa == edge_bcs.load(next(draw.out.glob("host-pretrained-*"))).kappa < host.size
     assert signs.WAYS["gradual natural"].clean == signs.WAYS["natural"].clean
+    plan = read_checkpoint(next(draw.out.glob("host-gradual-*")) / "last.safetensors").metadata["plan"]
+    assert json.loads(plan)["gradual_sparsity"] == "0.9"
 
 
 def test_a_training_at_chance_ends(draw: signs.Draw, monkeypatch: pytest.MonkeyPatch) -> None:
