@@ -8,6 +8,9 @@ under PGD-50 on the tenth of the training images that the training held out (`--
 are seen with `--test` alone, of the candidates that are named then: PGD-50 with ten restarts on all of them,
 and AutoAttack. A row is written when it is whole, and rows that are there are kept.
 
+Beside them the comparators: each prunes one dense network, which is trained robustly for as many epochs, and
+trains what is left for as many again.
+
 Writes rows.json, ablation.png and README.md, whose last part is written by hand and kept.
 """
 
@@ -46,6 +49,9 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "growth, erk": ("--grow", "--distribution", "erk"),
     "growth, recycle": ("--grow", "--recycle"),
     "growth, low decay": ("--grow", "--weight-decay", "1e-4"),
+    "lwm": ("--method", "lwm"),
+    "hydra": ("--method", "hydra"),
+    "admm": ("--method", "admm"),
 }
 """Options of `edge-bcs train` beside those of all."""
 
@@ -85,13 +91,24 @@ def row(
     candidate: str, seed: int, data: str, out: Path, settings: Settings, threads: int, tests: Tests | None
 ) -> dict[str, Any]:
     """Train and judge; what is there already is not done again."""
-    s, folder = settings, out / f"{named(settings)}-{candidate.replace(', ', '+').replace(' ', '-')}-{seed}"
-    trained = train(
-        folder,
+    s, options = settings, CANDIDATES[candidate]
+    common = [
         *("--data", data, "--model", "resnet18", "--width", s.width, "--input-size", s.size),
         *("--batch-size", s.batch_size, "--training-attack", s.attack, "--epochs", s.epochs, "--seed", seed),
-        *("--validation", s.validation, "--engine", "sparse", "--threads", threads, *CANDIDATES[candidate]),
-    )
+        *("--validation", s.validation, "--engine", "sparse", "--threads", threads),
+    ]
+
+    def folder_of(name: str) -> Path:
+        return out / f"{named(s)}-{name.replace(', ', '+').replace(' ', '-')}-{seed}"
+
+    if "--method" in options:
+        train(folder_of("dense"), *common, "--method", "dense")
+        # ADMM is nearer to κ connections the longer it searches; HYDRA's authors search for twenty epochs.
+        search = s.epochs if candidate == "admm" else -(-s.epochs // 3)
+        options = (*options, "--weights", str(folder_of("dense")))
+        options += () if candidate == "lwm" else ("--search-epochs", str(search))
+    folder = folder_of(candidate)
+    trained = train(folder, *common, *options)
     artifact = export(folder)
     found = {
         "candidate": candidate,

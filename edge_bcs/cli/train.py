@@ -325,8 +325,6 @@ def _check(options: dict[str, Any]) -> None:
     if options["engine"] == "sparse":
         if options["gradual"] is not None:
             raise EdgeBcsError("--gradual begins with a dense network: use --engine torch.")
-        if method in COMPARATORS:
-            raise EdgeBcsError(f"{method} begins with a dense network: use --engine torch.")
         if options["compile"]:
             raise EdgeBcsError("--compile is for --engine torch; the sparse engine compiles by itself.")
     if objective_named(options["objective"]).pseudo_labelled != (options["pseudo_labelled"] is not None):

@@ -85,8 +85,8 @@ class Phases:
         data, pseudo_labelled: as in `training.train`, but for paths.
         classes: names of the outputs in label order; default: those of `pretrained`, or of the data.
         start: "new" if the weights of a trained module may be replaced, as in `sparsify`.
-        compute, output, progress: as in `training.train`, on the engine torch; a folder that is resumed
-            continues where a phase was interrupted, and finished phases are read back.
+        compute, output, progress: as in `training.train`; a folder that is resumed continues
+            where a phase was interrupted, and finished phases are read back.
     """
 
     def __init__(
@@ -104,8 +104,6 @@ class Phases:
     ) -> None:
         self.method, self.recipe, self.progress = method, recipe, progress
         self.compute = compute or Compute()
-        if self.compute.engine != "torch":
-            raise EdgeBcsError(f"{method} begins with a dense network; choose the engine torch")
         self.output = output if isinstance(output, Output) else Output(output)
         self.data: Data = dataset_of(data)
         if objective_named(recipe.objective).pseudo_labelled != (pseudo_labelled is not None):
@@ -117,7 +115,7 @@ class Phases:
         self.start = start
         self.classes = None if classes is None else check_names(classes, "the class names")
         self.folder = None if self.output.folder is None else Path(self.output.folder)
-        self.device = choose_device(self.compute.device)
+        self.device = choose_device(self.compute.place)
         self.precision = self.compute.precision or default_precision(self.device)
         self.replicas = Replicas.join(self.device)
         if self.folder is None:
@@ -175,7 +173,7 @@ class Phases:
             beta=objective.beta if recipe.beta is None else recipe.beta,
             method=f"{self.method} {name}".strip(),
             rewire="none",
-            engine="torch",
+            engine=self.compute.engine,
             processes=self.replicas.count,
             schedule=schedule,
             batch_size=recipe.batch_size or objective.batch_size,

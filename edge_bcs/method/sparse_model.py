@@ -297,6 +297,14 @@ class SparseModel(nn.Module):
         self._weight_gradients = _flat_gradients(self._kernels(), self._weight_gradients)
         self._other_gradients = _flat_gradients(self._other_parameters(), self._other_gradients)
 
+    def take_gradients(self, kernels: Tensor, others: Tensor) -> None:
+        """Have these gradients: ``kernels`` f32[κ] of the connections, or f32[N] of all prunable weights, and
+        ``others`` f32[D]."""
+        self.zero_gradients()
+        places = slice(None) if len(kernels) == self.size else self.index
+        self._weight_gradients[places] = kernels
+        self._other_gradients.copy_(others)
+
     def gradients(self) -> tuple[Tensor, Tensor]:
         """Return (f32[κ], f32[D]): accumulated since `zero_gradients`, of connections and of others."""
         return self._weight_gradients[self.index], self._other_gradients

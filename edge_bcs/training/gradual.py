@@ -47,6 +47,7 @@ class GradualPruning(Rewiring):
 
     def __init__(self, rewire: str, gradual: Gradual) -> None:
         super().__init__(rewire)
+        self.needs_torch = True  # the number of connections changes
         self._gradual = gradual
         self._steps = self._every = 1
         self._count = 0

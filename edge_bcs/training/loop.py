@@ -139,7 +139,7 @@ def train(
     data = dataset_of(data, shape=input_shape or sparse.input_shape, resize=sparse.resize)
     second = None if feed.pseudo_labelled is None else _second(feed.pseudo_labelled, data.shape)
     _check_data(rule, data, second)
-    device = choose_device("cpu" if compute.device is None and compute.engine == "sparse" else compute.device)
+    device = choose_device(compute.place)
     if way.gradual is not None and compute.engine != "torch":
         raise EdgeBcsError(f"gradual pruning is for the engine torch, not for {compute.engine}")
     if way.growth is not None and train != "all":

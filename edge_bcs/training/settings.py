@@ -80,6 +80,11 @@ class Compute:
         if self.precision is not None:
             check_choice("precision", self.precision, PRECISIONS)
 
+    @property
+    def place(self) -> str | torch.device | None:
+        """The device that is asked for, or the only one of the engine; None: whichever is there."""
+        return "cpu" if self.device is None and self.engine == "sparse" else self.device
+
 
 @dataclass(frozen=True)
 class Output:

@@ -23,10 +23,12 @@ class Update:
 
     Attributes:
         needs_all_gradients: whether it reads gradients of dormant weights, too.
+        needs_torch: whether no other engine can do it.
         trained: what of the network it updates, and needs gradients of; None: everything.
     """
 
     needs_all_gradients = False
+    needs_torch = False
     trained: Trained | None = None
 
     def begin(self, sparse: SparseModel, total: int) -> None:
@@ -73,6 +75,7 @@ class Rewiring(Update):
 
     def __init__(self, rewire: str, trained: Trained | None = None) -> None:
         self.rewire, self.trained = rewire, trained
+        self.needs_torch = rewire == "by-layer"
 
     def begin(self, sparse: SparseModel, total: int) -> None:
         """See `Update`; what is not trained has no momentum."""

@@ -11,7 +11,7 @@ from edge_bcs.training.backends.compiled import CompiledBackend
 from edge_bcs.training.backends.torch import TorchBackend
 from edge_bcs.training.plan import TrainingPlan
 from edge_bcs.training.replicas import Replicas
-from edge_bcs.training.updates import Rewiring, Update
+from edge_bcs.training.updates import Update
 
 __all__ = ["Backend", "Batch", "CompiledBackend", "Numbers", "TorchBackend", "open_backend"]
 
@@ -32,11 +32,11 @@ def open_backend(
     """
     if plan.engine == "torch":
         return TorchBackend(sparse, plan, update, replicas=replicas)
-    if not isinstance(update, Rewiring) or plan.rewire == "by-layer":
-        what = "rewiring by layer" if isinstance(update, Rewiring) else f"the method {plan.method}"
+    if update.needs_torch:
+        what = "rewiring by layer" if plan.rewire == "by-layer" else "gradual pruning"
         raise EdgeBcsError(f"the sparse engine does not do {what}; choose the engine torch")
     if replicas.count > 1 or sparse.index.device.type != "cpu" or plan.precision != "f32":
         raise EdgeBcsError("the sparse engine runs in one process, on a CPU, in f32")
     if plan.seed != sparse.seed:
         raise EdgeBcsError("the sparse engine draws everything from the network's own seed")
-    return CompiledBackend(sparse, plan, shape, threads)
+    return CompiledBackend(sparse, plan, update, shape, threads)
