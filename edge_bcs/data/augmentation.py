@@ -75,20 +75,20 @@ def shift_and_flip(images: Array, positions: Array, *, seed: int, epoch: int) ->
     """
     height, width = images.shape[2:]
     words = random.blocks(positions, seed=seed, step=epoch, purpose=random.AUGMENT).astype(np.int64)
+    rows, columns = _shifted(height, words[:, 0]), _shifted(width, words[:, 1])
+    mirrored = words[:, 2] >> 31 == 1
+    columns[mirrored] = columns[mirrored, ::-1]
     result = np.empty_like(images)
     for number, image in enumerate(images):
-        rows = _shifted(height, int(words[number, 0]))
-        columns = _shifted(width, int(words[number, 1]))
-        if words[number, 2] >> 31:
-            columns = columns[::-1]
-        result[number] = image[:, rows[:, None], columns]
+        result[number] = image[:, rows[number][:, None], columns[number]]
     return result
 
 
-def _shifted(length: int, word: int) -> Array:
+def _shifted(length: int, words: Array) -> Array:
+    """Which place of a side each one shows, i64[m, length], of the images with these words i64[m]."""
     reach = round(SHIFT * length)
-    shift = (word * (2 * reach + 1) >> 32) - reach
-    return np.clip(np.arange(length) - shift, 0, length - 1)
+    shifts = (words * (2 * reach + 1) >> 32) - reach
+    return np.clip(np.arange(length) - shifts[:, None], 0, length - 1)
 
 
 def photograph(
