@@ -132,7 +132,7 @@ def test_a_whole_step_never_waits(objective: str, batch_norm: str) -> None:
         hyper=Coefficients(), attack=Attack(epsilon=0.1, step_size=0.1, steps=2),
         batch_norm=batch_norm, precision="f32", augment=False, validation=0.0, samples=4, seed=0,
     )  # fmt: skip
-    engine = TorchBackend(sparse, plan, Rewiring("uniform"), replicas=Replicas())
+    engine = TorchBackend(sparse, plan, Rewiring("uniform"), shape=(1, 8, 8), replicas=Replicas())
     assert engine.lag == 1
     batch = Batch(np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, np.int64), [(0, 4)], 4)
     with HeldSignals() as signals:

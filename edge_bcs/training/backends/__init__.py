@@ -31,7 +31,7 @@ def open_backend(
         EdgeBcsError: the sparse engine is asked for what only PyTorch does.
     """
     if plan.engine == "torch":
-        return TorchBackend(sparse, plan, update, replicas=replicas)
+        return TorchBackend(sparse, plan, update, shape=shape, replicas=replicas)
     if update.needs_torch:
         what = "rewiring by layer" if plan.rewire == "by-layer" else "gradual pruning"
         raise EdgeBcsError(f"the sparse engine does not do {what}; choose the engine torch")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.method.step import accumulate, craft
 from edge_bcs.training.backends.base import Batch, Numbers, Segments
 from edge_bcs.training.backends.cuda import Recorded
+from edge_bcs.training.devices import fastest_layout
 from edge_bcs.training.plan import TrainingPlan
 from edge_bcs.training.replicas import Replicas
 from edge_bcs.training.settings import Growth
@@ -39,12 +40,14 @@ class TorchBackend:
         plan: TrainingPlan,
         update: Update,
         *,
+        shape: Sequence[int],
         replicas: Replicas,
     ) -> None:
         self.sparse, self.plan, self.update = sparse, plan, update
         self.attack = plan.attack
         self.replicas = replicas
         self.device = sparse.index.device
+        self._layout = fastest_layout(sparse, shape)
         self.lag = 0 if self.device.type == "cpu" else 1
         self._failed: Tensor | None = None
         self._craft: Callable[..., Tensor] = self._crafted
@@ -167,7 +170,7 @@ class TorchBackend:
             return tensor.to(self.device)
         # From pinned memory a copy is queued like any other work of the device.
         moved = tensor.pin_memory().to(self.device, non_blocking=True)
-        return moved.contiguous(memory_format=torch.channels_last) if moved.dim() == 4 else moved
+        return moved.contiguous(memory_format=self._layout) if moved.dim() == 4 else moved
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.plan.precision == "f32":
