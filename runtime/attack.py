@@ -16,8 +16,8 @@ from edge_bcs.core.library import load
 from edge_bcs.core.settings import Attack, Crafting
 
 Array = np.ndarray[Any, Any]
-_PIECE = 1 << 13  # pixels whose noise is drawn at once: drawing takes some fifty bytes for each
-GAUSSIAN_START = np.float32(0.001)  # TRADES, MART and RST: x + 0.001·N(0, 1)
+_STARTS = ("uniform", "gaussian", "none")
+"""As the library numbers them."""
 
 
 def craft(
@@ -81,23 +81,23 @@ def start_images(
 ) -> Array:
     """Return the first adversarial images f32[m, C, H, W] for the images ``x``, clipped to [0, 1].
 
-    ``kind`` is "uniform" (x ± noise), "none" (x) or "gaussian" (x + 0.001·N(0, 1)). Pixel j of image i takes
-    draw number (position + i)·C·H·W + j of the stream (seed, step, purpose), so that splitting a batch
-    changes nothing.
+    ``kind`` is "uniform" (x ± noise), "gaussian" (x + 0.001·N(0, 1), as TRADES, MART and RST start) or "none"
+    (x). Pixel j of image i takes draw number (position + i)·C·H·W + j of the stream (seed, step, purpose), so
+    that splitting a batch changes nothing.
     """
     moved: Array = np.array(x, np.float32, order="C")
-    if kind == "none":
-        return moved
-    flat, start = moved.reshape(-1), position * math.prod(x.shape[1:])
-    for first in range(0, flat.size, _PIECE):
-        piece = flat[first : first + _PIECE]
-        draws = {"seed": seed, "step": step, "purpose": purpose, "start": start + first}
-        if kind == "uniform":
-            drawn = random.uniform(len(piece), **draws)
-            piece += (np.float32(2) * drawn - np.float32(1)) * np.float32(noise)
-        else:
-            piece += random.normal(len(piece), **draws) * GAUSSIAN_START
-    return np.clip(moved, np.float32(0), np.float32(1), out=moved)
+    _library().edge_bcs_move_to_start(
+        moved.ctypes.data,
+        len(moved),
+        math.prod(x.shape[1:]),
+        _STARTS.index(kind),
+        noise,
+        seed,
+        step,
+        purpose,
+        position,
+    )
+    return moved
 
 
 def softmax(logits: Array, into: Array) -> None:
@@ -111,4 +111,10 @@ def softmax(logits: Array, into: Array) -> None:
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     size, pointer = ctypes.c_uint64, ctypes.c_void_p
-    return load({"edge_bcs_softmax": (None, [pointer, size, size, pointer])})
+    start = [pointer, size, size, ctypes.c_int, ctypes.c_double, size, size, ctypes.c_uint32, size]
+    return load(
+        {
+            "edge_bcs_softmax": (None, [pointer, size, size, pointer]),
+            "edge_bcs_move_to_start": (None, start),
+        }
+    )

@@ -71,3 +71,12 @@ EDGE_BCS_EXPORT void edge_bcs_softmax(const float* logits, std::uint64_t rows, s
   const auto count = static_cast<std::size_t>(rows * classes);
   edge_bcs::softmax({logits, count}, static_cast<std::size_t>(classes), {probabilities, count});
 }
+
+// Moves `images` images of so many pixels to where an attack on them starts, which `start` says: 0 uniform, 1 gaussian, 2 none.
+EDGE_BCS_EXPORT void edge_bcs_move_to_start(float* x, std::uint64_t images, std::uint64_t pixels, int start,
+                                            double width, std::uint64_t seed, std::uint64_t step,
+                                            std::uint32_t purpose, std::uint64_t place) {
+  const edge_bcs::Noise noise{seed, step, static_cast<edge_bcs::Purpose>(purpose), place};
+  edge_bcs::move_to_start({x, static_cast<std::size_t>(images * pixels)}, static_cast<edge_bcs::Start>(start),
+                          width, noise, static_cast<std::size_t>(pixels));
+}

@@ -35,32 +35,32 @@ void add_draws(std::span<float> x, std::uint64_t start, const Draw& draw) {
   }
 }
 
-void move_start(std::span<float> x, const Descent& how, const Noise& noise, std::size_t pixels) {
-  if (how.start == Start::none) {
+}  // namespace
+
+void move_to_start(std::span<float> x, Start start, double width, const Noise& noise, std::size_t pixels) {
+  if (start == Start::none) {
     for (float& pixel : x) pixel = std::min(std::max(pixel, 0.0f), 1.0f);
     return;
   }
   const Philox philox(noise.seed, noise.step, noise.purpose);
-  const std::uint64_t start = noise.place * pixels;
-  if (how.start == Start::uniform) {
-    const auto width = static_cast<float>(how.noise);
-    add_draws(x, start, [&](std::uint64_t first, std::size_t blocks, float* drawn) {
+  const std::uint64_t first_draw = noise.place * pixels;
+  if (start == Start::uniform) {
+    add_draws(x, first_draw,
+              [&, reach = static_cast<float>(width)](std::uint64_t first, std::size_t blocks, float* drawn) {
       for (std::size_t block = 0; block < blocks; ++block)
         for (const std::uint32_t word : philox.block(first + block)) {
           const float uniform = static_cast<float>(word >> 8) * 0x1p-24f;
-          *drawn++ = (2.0f * uniform - 1.0f) * width;
+          *drawn++ = (2.0f * uniform - 1.0f) * reach;
         }
     });
     return;
   }
   const NormalStream stream = philox.stream();
-  add_draws(x, start, [&](std::uint64_t first, std::size_t blocks, float* drawn) {
+  add_draws(x, first_draw, [&](std::uint64_t first, std::size_t blocks, float* drawn) {
     normal_kernels().normals(stream, first, static_cast<int>(blocks), drawn);
     for (std::size_t i = 0; i < words * blocks; ++i) drawn[i] *= gaussian_start;
   });
 }
-
-}  // namespace
 
 void softmax(std::span<const float> logits, std::size_t classes, std::span<float> probabilities) {
   for (std::size_t first = 0; first + classes <= logits.size(); first += classes) {
@@ -86,7 +86,7 @@ void descend(Network& network, std::size_t images, const Descent& how, const Noi
       buffers.target[i * classes + static_cast<std::size_t>(buffers.labels[i])] = 1;
   }
   std::ranges::copy(buffers.input, buffers.adversarial.begin());
-  move_start(buffers.adversarial.first(images * pixels), how, noise, pixels);
+  move_to_start(buffers.adversarial.first(images * pixels), how.start, how.noise, noise, pixels);
   buffers.epsilon[0] = static_cast<float>(how.radius);
   buffers.step_size[0] = static_cast<float>(how.step_size);
   for (std::uint32_t step = 0; step < how.steps; ++step) network.run("attack");

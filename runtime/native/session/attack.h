@@ -31,6 +31,10 @@ Descent crafting(const Manifest& manifest, AttackKind kind);
 // PGD as a network is measured with it: a uniform start, and steps of 2.5·ε/steps.
 Descent measuring(double epsilon, std::uint32_t steps);
 
+// Moves images of so many pixels to where an attack on them starts: pixel j of image i by draw (place + i)·pixels + j of the
+// noise, uniform in ±width or 0.001·N(0, 1), and then into [0, 1]. Splitting a batch changes nothing.
+void move_to_start(std::span<float> x, Start start, double width, const Noise& noise, std::size_t pixels);
+
 // Goes from the `images` images in `input` to those in `adversarial`.
 void descend(Network& network, std::size_t images, const Descent& how, const Noise& noise);
 
