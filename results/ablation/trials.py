@@ -2,12 +2,15 @@
 
     python results/ablation/trials.py results/ablation --data cifar10 --out out --candidates averaging
 
+"distilled" has a teacher: TEACHER=FOLDER in the environment, a checkpoint of a dense robust network.
+
 The other arguments are those of `edge_bcs.bench.ablation`, whose candidates are there, too. A training that
 is cut off is not resumed to the bit: what a patch remembers is not saved.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -128,7 +131,36 @@ def label_noise() -> None:
     steps.craft = crafting
 
 
-TRIALS = {"averaging": averaging, "survival window": survival_window, "label noise": label_noise}
+def distilled() -> None:
+    """The loss sees labels drawn from the probabilities that a dense robust network gives the clean image: in
+    the mean, the cross-entropy with these. The attack keeps the true ones."""
+    from edge_bcs.runtime import Trainer
+    from edge_bcs.runtime import step as steps
+
+    from edge_bcs import export, load
+    from edge_bcs.core.scratch import ScratchFolder
+
+    folder = ScratchFolder("teacher")
+    teacher = Trainer(export(load(os.environ["TEACHER"]), folder.path / "a", validate=False), engine="native")
+    craft: Callable[..., Any] = steps.craft
+    generator = np.random.default_rng(0)
+
+    def crafting(engine: Any, *given: Any, **named: Any) -> Any:
+        made = craft(engine, *given, **named)
+        shares = teacher.probabilities(np.array(engine.arrays["input"]))
+        drawn = (shares.cumsum(axis=1) < generator.random((len(shares), 1))).sum(axis=1)
+        engine.arrays["labels"][...] = drawn.clip(max=shares.shape[1] - 1)
+        return made
+
+    steps.craft = crafting
+
+
+TRIALS = {
+    "averaging": averaging,
+    "survival window": survival_window,
+    "label noise": label_noise,
+    "distilled": distilled,
+}
 
 
 def main() -> None:
