@@ -2,16 +2,17 @@
 
     python -m edge_bcs.bench.ablation results/ablation --data cifar10 --out out/ablation
 
-ResNet-18 of a quarter of the width, 99 % sparse, AT with a single-step attack, `--engine sparse`. Each row is
-a command of `edge-bcs train` with one candidate's options, resumed where it was cut; its best epoch is judged
-under PGD-50 on the tenth of the training images that the training held out (`--validation 0.1`). Test images
-are seen with `--test` alone, of the candidates that are named then: PGD-50 with ten restarts on all of them,
-and AutoAttack. A row is written when it is whole, and rows that are there are kept.
+ResNet-18 of a quarter of the width, 99 % sparse or less, AT with a single-step attack, `--engine sparse`.
+Each row is a command of `edge-bcs train` with one candidate's options, resumed where it was cut; its best
+epoch is judged under PGD-50 on the tenth of the training images that the training held out (`--validation
+0.1`). Test images are seen with `--test` alone, of the candidates that are named then: PGD-50 with ten
+restarts on all of them, and AutoAttack. A row is written when it is whole, and rows that are there are kept.
 
 Beside them the comparators: each prunes one dense network, which is trained robustly for as many epochs, and
 trains what is left for as many again.
 
-Writes rows.json, ablation.png and README.md, whose last part is written by hand and kept.
+Writes rows.json, ablation.png, compression.png where a candidate has rows of several sparsities, and
+README.md, whose last part is written by hand and kept.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Settings:
     """How all candidates are trained and judged; each row names it.
 
     Attributes:
-        epochs, width, size, batch_size, attack: of the training, and of the network.
+        epochs, width, size, sparsity, batch_size, attack: of the training, and of the network.
         validation: share of the training images that is held out, to choose the best epoch and to judge.
         judged_steps: of PGD on these.
     """
@@ -69,10 +70,14 @@ class Settings:
     epochs: int = 60
     width: float = 0.25
     size: int = 16
+    sparsity: str = "0.99"
     batch_size: int = 128
     attack: str = "fgsm-rs"
     validation: float = 0.1
     judged_steps: int = 50
+
+
+_SPARSITY = Settings().sparsity
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ def row(
     s, options = settings, CANDIDATES[candidate]
     common = [
         *("--data", data, "--model", "resnet18", "--width", s.width, "--input-size", s.size),
+        *(() if s.sparsity == _SPARSITY else ("--sparsity", s.sparsity)),
         *("--batch-size", s.batch_size, "--training-attack", s.attack, "--epochs", s.epochs, "--seed", seed),
         *("--validation", s.validation, "--engine", "sparse", "--threads", threads),
     ]
@@ -126,7 +132,8 @@ def row(
 
 def named(settings: Settings) -> str:
     """What the folders of these settings begin with."""
-    return f"{settings.size}x{settings.size}-{settings.attack}-{settings.epochs}"
+    sparsity = "" if settings.sparsity == _SPARSITY else f"-{settings.sparsity}"
+    return f"{settings.size}x{settings.size}-{settings.attack}-{settings.epochs}{sparsity}"
 
 
 def _judged(artifact: Path, data: str, seed: int, settings: Settings, threads: int) -> dict[str, Any]:
@@ -185,7 +192,7 @@ def page(rows: list[dict[str, Any]], rest: str) -> str:
     lines = [
         _TITLE,
         "",
-        "ResNet-18 of a quarter of the width, 99 % sparse, AT with ε = 8/255 (`make ablation`); options of",
+        "ResNet-18 of a quarter of the width, AT with ε = 8/255 (`make ablation`); options of",
         "`edge-bcs train` beside those of all. Judged on the tenth of the training images that is held out.",
         "Mean and standard deviation of a seed, in %; what an option adds, in points, with the same seed.",
     ]
@@ -194,7 +201,8 @@ def page(rows: list[dict[str, Any]], rest: str) -> str:
         s = Settings(**settings)
         lines += [
             "",
-            f"## {s.size}×{s.size} pixels, {s.epochs} epochs, {s.attack}",
+            f"## {s.size}×{s.size} pixels, {_percent(float(s.sparsity)).removesuffix('.0')} % sparse, "
+            f"{s.epochs} epochs, {s.attack}",
             "",
             "| candidate | options | seeds | loss "
             f"| clean | PGD-{s.judged_steps} | adds, clean | adds, robust |",
@@ -219,7 +227,23 @@ def page(rows: list[dict[str, Any]], rest: str) -> str:
             )
             cells.append("–" if auto is None else f"{_percent(auto['robust_accuracy'])} of {auto['samples']}")
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "![what each option adds](ablation.png)", "", rest or f"{_BY_HAND}\n"])
+    pictures = ["![what each option adds](ablation.png)"]
+    if compressed(rows):
+        pictures += ["", "![accuracy against compression](compression.png)"]
+    return "\n".join([*lines, "", *pictures, "", rest or f"{_BY_HAND}\n"])
+
+
+def compressed(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Of each candidate that was trained at several sparsities, with the settings of the first row but for
+    that: what `summary` says of it, by sparsity, the lowest first."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    like = {**rows[0]["settings"], "sparsity": ""} if rows else {}
+    of = [row for row in rows if {**row["settings"], "sparsity": ""} == like]
+    for sparsity in sorted({row["settings"]["sparsity"] for row in of}, key=float):
+        at = summary([row for row in of if row["settings"]["sparsity"] == sparsity])
+        for candidate, one in at.items():
+            found.setdefault(candidate, {})[sparsity] = one
+    return {candidate: one for candidate, one in found.items() if len(one) > 1}
 
 
 def _in_order(settings: Any) -> list[dict[str, Any]]:
@@ -265,11 +289,36 @@ def draw(rows: list[dict[str, Any]], settings: Settings) -> Any:
     return figure
 
 
+def draw_compression(found: dict[str, dict[str, dict[str, Any]]]) -> Any:
+    """A figure of what `compressed` found: clean and robust accuracy against how many times fewer weights
+    there are, as the paper's Figure 1."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    times = {sparsity: 1 / (1 - float(sparsity)) for one in found.values() for sparsity in one}
+    for axes, measure, title in zip(
+        figure.subplots(1, 2), ("accuracy", "robust_accuracy"), ("clean", "under PGD"), strict=True
+    ):
+        for candidate, one in found.items():
+            means = [100 * at[measure]["mean"] for at in one.values()]
+            axes.plot([times[sparsity] for sparsity in one], means, "o-", label=candidate)
+        axes.set_xscale("log")
+        axes.set_xticks(list(times.values()), [f"{number:.0f}×" for number in times.values()])
+        axes.minorticks_off()
+        axes.set_title(title)
+        axes.set_xlabel("compression")
+        axes.set_ylabel("held-out images right, %")
+    axes.legend(fontsize=8)
+    return figure
+
+
 def write_page(folder: Path, rows: list[dict[str, Any]], settings: Settings) -> None:
     """Write README.md and ablation.png; what was written by hand into the former is kept."""
     readme = folder / "README.md"
     write_atomically(readme, page(rows, by_hand(readme, _BY_HAND)).encode())
     write_figure(draw(rows, settings), folder / "ablation.png", dpi=150)
+    if found := compressed(rows):
+        write_figure(draw_compression(found), folder / "compression.png", dpi=150)
 
 
 def main() -> None:
@@ -305,7 +354,9 @@ def main() -> None:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    return json.loads(read_small(file))["rows"] if file.exists() else []
+    """Rows of a file; settings that are younger than a row have their defaults there."""
+    rows: list[dict[str, Any]] = json.loads(read_small(file))["rows"] if file.exists() else []
+    return [{**row, "settings": asdict(Settings(**row["settings"]))} for row in rows]
 
 
 def _is(found: dict[str, Any], candidate: str, seed: int, settings: Settings, tests: Tests | None) -> bool:

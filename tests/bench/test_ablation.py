@@ -111,6 +111,33 @@ def test_what_an_option_adds_is_told_with_the_same_seed() -> None:
     other = row("paper", 0, 0.5, 0.3)
     other["settings"] = asdict(Settings(size=32))
     assert page([*rows, other], "").count("## 16×16") == page([*rows, other], "").count("## 32×32") == 1
+    assert "compression.png" not in page(rows, "")
+
+
+def test_accuracy_against_compression(tmp_path: Path) -> None:
+    """Of candidates with several sparsities, with the settings of the first row: their means."""
+    rows = [row("paper", 0, 0.40, 0.20), row("paper", 1, 0.44, 0.26), row("growth", 0, 0.45, 0.28)]
+    for sparsity, size in (("0.9", 16), ("0.95", 32)):
+        rows.append(
+            {**row("paper", 0, 0.60, 0.35), "settings": asdict(Settings(sparsity=sparsity, size=size))}
+        )
+    found = ablation.compressed(rows)
+    assert {name: list(of) for name, of in found.items()} == {"paper": ["0.9", "0.99"]}
+    assert found["paper"]["0.99"]["accuracy"]["mean"] == pytest.approx(0.42)
+    clean, robust = ablation.draw_compression(found).axes
+    assert [list(axes.lines[0].get_xdata()) for axes in (clean, robust)] == [pytest.approx([10, 100])] * 2
+    assert list(clean.lines[0].get_ydata()) == pytest.approx([60, 42])
+    assert list(robust.lines[0].get_ydata()) == pytest.approx([35, 23])
+    ablation.write_page(tmp_path, rows, Settings())
+    text = (tmp_path / "README.md").read_text()
+    assert (tmp_path / "compression.png").exists() and "## 16×16 pixels, 90 % sparse, 60 epochs" in text
+    # Rows that are older than a setting have its default.
+    old = row("paper", 0, 0.4, 0.2)
+    del old["settings"]["sparsity"]
+    (tmp_path / "rows.json").write_text(json.dumps({"rows": [old]}))
+    assert ablation._rows(tmp_path / "rows.json") == [row("paper", 0, 0.4, 0.2)]
+    assert ablation.named(Settings()) == "16x16-fgsm-rs-60"
+    assert ablation.named(Settings(sparsity="0.9")) == "16x16-fgsm-rs-60-0.9"
 
 
 def test_every_candidate_is_a_command(tmp_path: Path) -> None:
