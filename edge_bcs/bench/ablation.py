@@ -8,8 +8,9 @@ epoch is judged under PGD-50 on the tenth of the training images that the traini
 0.1`). Test images are seen with `--test` alone, of the candidates that are named then: PGD-50 with ten
 restarts on all of them, and AutoAttack. A row is written when it is whole, and rows that are there are kept.
 
-Beside them the comparators: each prunes one dense network, which is trained robustly for as many epochs, and
-trains what is left for as many again.
+Beside them the comparators: each prunes one dense network of the seed, which `--method dense` trains robustly
+for as many epochs, and trains what is left for as many again. In between HYDRA searches for a third of them,
+ADMM for as many. One process at a time may measure comparators of a seed: they share the dense network.
 
 Writes rows.json, ablation.png, compression.png where a candidate has rows of several sparsities, and
 README.md, whose last part is written by hand and kept.
@@ -21,7 +22,7 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,24 +98,22 @@ def row(
 ) -> dict[str, Any]:
     """Train and judge; what is there already is not done again."""
     s, options = settings, CANDIDATES[candidate]
+    sparsity = () if s.sparsity == _SPARSITY else ("--sparsity", s.sparsity)
     common = [
         *("--data", data, "--model", "resnet18", "--width", s.width, "--input-size", s.size),
-        *(() if s.sparsity == _SPARSITY else ("--sparsity", s.sparsity)),
         *("--batch-size", s.batch_size, "--training-attack", s.attack, "--epochs", s.epochs, "--seed", seed),
         *("--validation", s.validation, "--engine", "sparse", "--threads", threads),
     ]
 
-    def folder_of(name: str) -> Path:
-        return out / f"{named(s)}-{name.replace(', ', '+').replace(' ', '-')}-{seed}"
-
     if "--method" in options:
-        train(folder_of("dense"), *common, "--method", "dense")
+        dense = out / f"{named(replace(s, sparsity=_SPARSITY))}-dense-{seed}"  # it has no sparsity
+        train(dense, *common, "--method", "dense")
         # ADMM is nearer to κ connections the longer it searches; HYDRA's authors search for twenty epochs.
         search = s.epochs if candidate == "admm" else -(-s.epochs // 3)
-        options = (*options, "--weights", str(folder_of("dense")))
+        options = (*options, "--weights", str(dense))
         options += () if candidate == "lwm" else ("--search-epochs", str(search))
-    folder = folder_of(candidate)
-    trained = train(folder, *common, *options)
+    folder = out / f"{named(s)}-{candidate.replace(', ', '+').replace(' ', '-')}-{seed}"
+    trained = train(folder, *common, *sparsity, *options)
     artifact = export(folder)
     found = {
         "candidate": candidate,
@@ -196,13 +195,18 @@ def page(rows: list[dict[str, Any]], rest: str) -> str:
         "`edge-bcs train` beside those of all. Judged on the tenth of the training images that is held out.",
         "Mean and standard deviation of a seed, in %; what an option adds, in points, with the same seed.",
     ]
+    if any("--method" in CANDIDATES.get(row["candidate"], ()) for row in rows):
+        lines += [
+            "The comparators (`--method`) also had a dense network, trained for as many epochs, and HYDRA a",
+            "third, ADMM as many again, in which they search what to prune.",
+        ]
     for settings in _in_order(row["settings"] for row in rows):
         of = [row for row in rows if row["settings"] == settings]
         s = Settings(**settings)
         lines += [
             "",
-            f"## {s.size}×{s.size} pixels, {_percent(float(s.sparsity)).removesuffix('.0')} % sparse, "
-            f"{s.epochs} epochs, {s.attack}",
+            f"## {s.size}×{s.size} pixels, {100 * float(s.sparsity):g} % sparse, {s.epochs} epochs, "
+            f"{s.attack}",
             "",
             "| candidate | options | seeds | loss "
             f"| clean | PGD-{s.judged_steps} | adds, clean | adds, robust |",
@@ -210,7 +214,8 @@ def page(rows: list[dict[str, Any]], rest: str) -> str:
         ]
         for candidate, found in summary(of).items():
             measures = [found["accuracy"], found["robust_accuracy"]]
-            cells = [candidate, f"`{' '.join(CANDIDATES[candidate])}`" if CANDIDATES[candidate] else ""]
+            options = " ".join(CANDIDATES.get(candidate, ()))  # trials have none
+            cells = [candidate, f"`{options}`" if options else ""]
             cells += [str(found["seeds"]), f"{found['loss']:.3f}"]
             cells += [_with_deviation(one["mean"], one["deviation"]) for one in measures]
             cells += ["" if candidate == FIRST else _gain(one) for one in measures]
@@ -341,11 +346,11 @@ def main() -> None:
     file = results / "rows.json"
     for seed in options["seeds"]:
         for candidate in options["candidates"]:
-            if any(_is(found, candidate, seed, settings, tests) for found in _rows(file)):
+            if any(_is(found, candidate, seed, settings, tests) for found in rows_of(file)):
                 continue
             made = row(candidate, seed, options["data"], options["out"], settings, options["threads"], tests)
             # Read again: another process may have written rows meanwhile.
-            rows = [found for found in _rows(file) if not _is(found, candidate, seed, settings, None)]
+            rows = [found for found in rows_of(file) if not _is(found, candidate, seed, settings, None)]
             rows.append(made)
             write_json(file, {"rows": rows}, make_folder=True)
             write_page(results, rows, settings)
@@ -353,7 +358,7 @@ def main() -> None:
             say(f"{candidate}, seed {seed}: {clean:.3f} clean, {robust:.3f} robust")
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def rows_of(file: Path) -> list[dict[str, Any]]:
     """Rows of a file; settings that are younger than a row have their defaults there."""
     rows: list[dict[str, Any]] = json.loads(read_small(file))["rows"] if file.exists() else []
     return [{**row, "settings": asdict(Settings(**row["settings"]))} for row in rows]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from edge_bcs.cli.training import is_begun
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_json
 
@@ -39,13 +40,13 @@ def command(*words: Any) -> str:
 
 def train(folder: Path, *words: Any) -> dict[str, Any]:
     """Run `edge-bcs train` with these words into a folder, resumed where it was cut; return what it says."""
-    resumed = ["--resume"] if (folder / "last.safetensors").exists() else []
+    resumed = ["--resume"] if is_begun(folder) else []
 
     def trained() -> dict[str, Any]:
         report: dict[str, Any] = json.loads(command("train", *words, "-o", folder, "--json", *resumed))
         return report
 
-    return kept(folder.with_suffix(".json"), words, trained)
+    return kept(folder.with_name(f"{folder.name}.json"), words, trained)
 
 
 def export(folder: Path) -> Path:

@@ -47,6 +47,15 @@ class Admm(Sgd):
         self.target = project(weights, layers, counts)
         self.dual = torch.zeros_like(weights)
         self.penalty = PENALTY
+        self._total = 0
+
+    def begin(self, sparse: SparseModel, total: int) -> None:
+        """See `Update`."""
+        self._total = total
+
+    def is_settled(self, step: int) -> bool:
+        """Whether it is the end: of all epochs the last is the most nearly sparse, and is kept."""
+        return step >= self._total
 
     def extra_gradient(self, sparse: SparseModel, value: Tensor) -> Tensor:
         """Return ρ·(W − Z + U) of W f32[N]; the network is dense."""
@@ -89,6 +98,6 @@ def train(
     dense.momentum.zero_()
     dense.dense_momentum.zero_()
     update = Admm(dense.weights.detach().to(phases.device), dense.layers, counts, interval)
-    phases.run("alternating", dense, recipe.search_epochs, recipe.learning_rate, update, validation=0.0)
+    phases.run("alternating", dense, recipe.search_epochs, recipe.learning_rate, update)
     sparse = pruned(dense, largest(dense.weights, dense.layers, counts), recipe.sparsity)
     return sparse, phases.fine_tune(sparse)

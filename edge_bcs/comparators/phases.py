@@ -44,8 +44,7 @@ class Recipe:
         epochs: of fine-tuning.
         steps: end every phase after so many steps instead.
         learning_rate, fine_tuning_rate: the highest of the phases before fine-tuning, and of that.
-        schedule, warmup, patience: of every phase, as in `Schedule`; the one that holds no images out (that
-            of ADMM) has no patience.
+        schedule, warmup, patience: of every phase, as in `Schedule`; ADMM's search always goes to its end.
         dense: patterns of the layers that are not pruned, as in `sparsify`, whose default it has.
         weight_decay: λ_w, inside the gradient. momentum: μ.
         batch_size, attack, batch_norm: as in `training.train`; augment, validation,
@@ -152,7 +151,6 @@ class Phases:
         epochs: int,
         rate: float,
         update: Update,
-        validation: float | None = None,
     ) -> dict[str, Any]:
         """Run one phase ("" is the last one); the network is left with its best epoch."""
         recipe = self.recipe
@@ -166,7 +164,7 @@ class Phases:
             kind=recipe.schedule,
             decay="stays",
             warmup=recipe.warmup,
-            patience=recipe.patience if validation is None else None,
+            patience=recipe.patience,
         )
         plan = TrainingPlan(
             objective=objective,
@@ -192,7 +190,7 @@ class Phases:
             precision=self.precision,
             augment=augmentation_of(recipe.augment),
             balance=recipe.balance,
-            validation=recipe.validation if validation is None else validation,
+            validation=recipe.validation,
             samples=len(self.data),
             seed=recipe.seed,
         )

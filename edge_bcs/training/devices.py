@@ -40,7 +40,8 @@ def fastest_layout(sparse: SparseModel, shape: Sequence[int]) -> torch.memory_fo
 
 
 def takes_pixels(sparse: SparseModel, shape: Sequence[int]) -> bool:
-    """Whether the network takes images that lie in memory pixel by pixel (torch.channels_last)."""
+    """Whether the network takes images that lie in memory pixel by pixel (torch.channels_last), as far
+    as evaluation tells."""
     images = torch.zeros(2, *shape, device=sparse.index.device)
     try:
         with evaluation_mode(sparse), torch.no_grad():

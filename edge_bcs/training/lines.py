@@ -42,6 +42,11 @@ class Lines:
         with self._epochs.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
+    def last_epoch(self) -> dict[str, Any]:
+        """What was written last of an epoch; nothing before the first has ended."""
+        lines = self._epochs.read_text(encoding="utf-8").splitlines() if self._epochs.exists() else []
+        return parse_object(lines[-1].encode()) if lines else {}
+
     def flush(self) -> None:
         """Give the lines of all steps to the file."""
         self._steps.flush()

@@ -231,7 +231,7 @@ def run_plan(
         began = True
         return run.train(output.save_seconds, progress and replicas.first)
     except BaseException:  # such as KeyboardInterrupt: the network is left with the steps that were done
-        if began:
+        if began and not run.over:
             with contextlib.suppress(EdgeBcsError):
                 run.backend.store()
         raise

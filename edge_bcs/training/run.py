@@ -45,7 +45,10 @@ class Run:
     Attributes:
         classes: names of the network's outputs, matched with those of the data.
         warnings: sentences about the network.
+        over: whether all steps are done, and the network has its best epoch.
     """
+
+    over = False
 
     def __init__(
         self,
@@ -159,7 +162,7 @@ class Run:
         """Do all steps that are left, and return the report; see `loop.train`."""
         began = saved = time.monotonic()
         batches = self._batches
-        report: dict[str, Any] = dict(self._standing.best)
+        report = {} if self._lines is None else self._lines.last_epoch()
         with Progress("training", batches.total, done=self.step, unit="steps", shown=progress) as bar:
             for text in self.warnings:
                 bar.say(f"warning: {text}")
@@ -193,6 +196,7 @@ class Run:
         if best:
             with HeldSignals() as signals:
                 signals.hold()
+                self.over = True
                 self.sparse.load_state(self._best_state)
                 self.sparse.step = best["best_step"]
         seconds = time.monotonic() - began

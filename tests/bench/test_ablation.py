@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 
 from helpers.training_commands import commands_in_this_process, write_digits
 
-from edge_bcs.bench import ablation
+from edge_bcs.bench import ablation, commands
 from edge_bcs.bench.ablation import Settings, main, page, summary
 
 
@@ -68,8 +68,9 @@ def test_comparators_begin_with_one_dense_network(tmp_path: Path, monkeypatch: p
     asked = commands_in_this_process(monkeypatch)
     write_digits(tmp_path / "digits.npz")
     settings = Settings(epochs=2, width=0.125, size=8, batch_size=16, judged_steps=1, validation=0.25)
+    sparser = replace(settings, sparsity="0.8")
     rows = [
-        ablation.row(name, 0, str(tmp_path / "digits.npz"), tmp_path / "o", settings, 1, None)
+        ablation.row(name, 0, str(tmp_path / "digits.npz"), tmp_path / "o", sparser, 1, None)
         for name in ("lwm", "hydra", "admm")
     ]
     trainings = [words for words in asked if words[0] == "train"]
@@ -77,13 +78,30 @@ def test_comparators_begin_with_one_dense_network(tmp_path: Path, monkeypatch: p
     assert methods == ["dense", "lwm", "hydra", "admm"]
     dense = trainings[0][trainings[0].index("-o") + 1]
     assert all(words[words.index("--weights") + 1] == dense for words in trainings[1:])
+    assert ["0.8" in words for words in trainings] == [False, True, True, True]
+    assert len(list((tmp_path / "o").glob("*.json"))) == 4  # what each one said
     assert all(row["held_out"]["samples"] == 16 for row in rows)
+    text = page(rows, "")
+    assert "## 8×8 pixels, 80 % sparse, 2 epochs" in text and "HYDRA a\nthird, ADMM" in text
     from edge_bcs import load
     from edge_bcs.method.connectivity import kappa
 
     for name in methods[1:]:
         sparse = load(next((tmp_path / "o").glob(f"*-{name}-0")))
-        assert sparse.kappa == kappa(sparse.size, "0.8")  # what the helper asks for
+        assert sparse.kappa == kappa(sparse.size, "0.8")
+
+
+def test_what_was_cut_in_a_phase_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(commands, "command", lambda *words: asked.append(words) or '{"loss": 1}')
+    for name in ("a-0.9-hydra-0", "a-0.9-admm-0"):
+        commands.train(tmp_path / name, "--seed", 0)
+    assert "--resume" not in asked[0] + asked[1]
+    assert len(list(tmp_path.glob("*.json"))) == 2  # each has its own
+    (tmp_path / "cut" / "scores").mkdir(parents=True)
+    (tmp_path / "cut" / "scores" / "last.safetensors").touch()
+    commands.train(tmp_path / "cut", "--seed", 0)
+    assert asked[2][-1] == "--resume"
 
 
 def row(candidate: str, seed: int, clean: float, robust: float) -> dict[str, Any]:
@@ -135,7 +153,7 @@ def test_accuracy_against_compression(tmp_path: Path) -> None:
     old = row("paper", 0, 0.4, 0.2)
     del old["settings"]["sparsity"]
     (tmp_path / "rows.json").write_text(json.dumps({"rows": [old]}))
-    assert ablation._rows(tmp_path / "rows.json") == [row("paper", 0, 0.4, 0.2)]
+    assert ablation.rows_of(tmp_path / "rows.json") == [row("paper", 0, 0.4, 0.2)]
     assert ablation.named(Settings()) == "16x16-fgsm-rs-60"
     assert ablation.named(Settings(sparsity="0.9")) == "16x16-fgsm-rs-60-0.9"
 

@@ -107,3 +107,37 @@ def test_refusals() -> None:
 def test_kappa_holds() -> None:
     sparse, _ = trained("sparse", hyper=Hyper(learning_rate=0.5))
     assert len(sparse.coo()[1]) == connectivity.kappa(sparse.size, 0.8)
+
+
+def test_a_finished_training_that_is_resumed_says_what_it_said(tmp_path: Path) -> None:
+    sparse, said = trained("sparse", output=tmp_path / "run")
+    again, says = trained("sparse", output=Output(tmp_path / "run", resume=True))
+    assert {**says, "seconds": 0} == {**said, "seconds": 0} and "loss" in says
+    assert same(sparse, again)
+
+
+def test_an_end_that_is_interrupted_leaves_the_best_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that was held while the best epoch was put into the network comes when it is there."""
+    from edge_bcs.training.backends import CompiledBackend
+    from edge_bcs.training.run import Run
+
+    worse = iter([0.9, 0.5, 0.1])
+    monkeypatch.setattr(CompiledBackend, "evaluate", lambda self, data: (next(worse), None))
+    whole = Run.train
+
+    def interrupted(self: Run, *given: Any) -> Any:
+        whole(self, *given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "train", interrupted)
+    sparse = edge_bcs.sparsify(tiny(), 0.8, 5)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(
+            sparse, digits(40), objective="natural", method="fixed", epochs=3,
+            compute=Compute("sparse"), output=tmp_path, **{**SHORT, "feed": Feed(validation=0.2)},
+        )  # fmt: skip
+    best, last = (read_checkpoint(tmp_path / f"{name}.safetensors") for name in ("checkpoint", "last"))
+    assert best.metadata["step"] != last.metadata["step"]
+    assert all(np.array_equal(array, best.tensors[name]) for name, array in sparse.state().items())

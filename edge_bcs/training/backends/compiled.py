@@ -37,7 +37,9 @@ class CompiledBackend:
     kernel a layer uses (sparse or dense) is chosen once, from the connectivity at the beginning. A static
     mask is trained by the same graphs, with an update that does not rewire. Any other update than Algorithm
     1's is done in PyTorch, on the network, with the gradients of the graphs; where it needs those of dormant
-    weights, the graphs are those of a network that has all of them, the dormant ones next to nothing.
+    weights, the graphs are those of a network that has all of them, the dormant ones next to nothing. So a
+    unit that has neither a connection nor a bias or norm is on the verge of opening there, and shut in
+    PyTorch.
     """
 
     lag = 0
@@ -112,8 +114,8 @@ class CompiledBackend:
         sparse.take_gradients(*(torch.from_numpy(arrays[f"{kind}{_GRADIENT}"]) for kind in ("coo", "dense")))
         result = self.update(sparse, self._hyper, step=trainer.steps, failed=None)
         self._deaths = raise_if_failed(result, trainer.steps)
-        whole = self.update.needs_all_gradients
-        arrays["coo.value"][...] = _next_to_nothing(sparse) if whole else sparse.coo()[0]
+        everything = self.update.needs_all_gradients
+        arrays["coo.value"][...] = _next_to_nothing(sparse) if everything else sparse.coo()[0]
         arrays["dense.value"][...] = sparse.dense_value.numpy()
 
     def grow(self, batch: Batch, count: int, growth: Growth, step: int) -> int:
