@@ -44,10 +44,8 @@ def main() -> None:
         for share, every in WAYS:
             found = fine_tuned(options, seed, share, every)
             clean, robust = 100 * found["accuracy"], 100 * found["robust_accuracy"]
-            told = (
-                f"{options.objective}, {options.epochs} epochs, rate {options.learning_rate}, seed {seed}, "
-            )
-            told += f"share {share} every {every}: {clean:.1f} clean, {robust:.1f} robust"
+            told = f"{options.objective}, {options.epochs} epochs, rate {options.learning_rate}, "
+            told += f"seed {seed}, share {share} every {every}: {clean:.1f} clean, {robust:.1f} robust"
             print(told, flush=True)
 
 
