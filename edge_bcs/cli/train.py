@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from edge_bcs.cli import recipes
 from edge_bcs.cli.common import (
     AugmentingCommand,
     attack_option,
@@ -65,6 +66,7 @@ from edge_bcs.training.settings import ENGINES, METHODS, PRECISIONS, PRUNED, Gro
 
 # Options of some methods only: a training that took no notice of one would not be what was asked for.
 _OWNERS = {
+    "recipe": ("bcs",),
     "counts_from": ("fixed",),
     "rewire": ("bcs",),
     "gradual": ("bcs",),
@@ -118,6 +120,11 @@ _WITH_PRETRAINED = ("bcs", "random")
     f"(default: {PRUNED}), more and more slowly (Zhu & Gupta, 2017). Rewiring goes on afterwards, with "
     "exactly as many connections as --sparsity leaves; the best epoch is one of these. Until then this "
     "machine holds a dense network and its momentum.",
+)  # fmt: skip
+@click.option(
+    "--recipe", type=click.Choice(list(recipes.RECIPES)), default=recipes.PAPER, show_default=True,
+    help="For bcs: paper is Algorithm 1; best also has --grow, which gained more than seeds differ by. An "
+    "option that is given counts before the recipe's.",
 )  # fmt: skip
 @click.option(
     "--grow", is_flag=False, flag_value=str(Growth.share), metavar="[SHARE]",
@@ -309,6 +316,12 @@ def _check(options: dict[str, Any]) -> None:
         if given(name) and method not in owners:
             option = name.removesuffix("_patterns").replace("_", "-")
             raise EdgeBcsError(f"--{option} belongs to {', '.join(owners)}, not to {method}.")
+    recipes.take(options, given)
+    if options["grow"] is not None and not given("grow") and not _takes_growth(options):
+        raise EdgeBcsError(
+            f"--recipe {options['recipe']} has --grow, which goes neither with --gradual, nor with --rewire "
+            "by-layer, nor with a part of the network (--train): choose --recipe paper."
+        )
     _take_old_spelling(options)
     _check_pretrained(options)
     if is_checkpoint(options["weights"]) and method in COMPARATORS and given("pretrain_epochs"):
@@ -332,6 +345,10 @@ def _check(options: dict[str, Any]) -> None:
         raise EdgeBcsError(
             f"--objective {names} needs --pseudo-labelled PATH, and no other objective takes it."
         )
+
+
+def _takes_growth(options: dict[str, Any]) -> bool:
+    return options["gradual"] is None and options["rewire"] == "uniform" and options["train"] == "all"
 
 
 def _check_pretrained(options: dict[str, Any]) -> None:

@@ -176,3 +176,23 @@ def test_what_is_recommended_fits_the_network_and_can_be_typed(tmp_path: Path, c
     (evaluate,) = recommended(run(*finetune, "--steps", 1, "--batch-size", 8, "--eval-samples", 0))
     assert evaluate == ["evaluate", f"{folder}-run", "--data", "digits"]
     assert run(*evaluate, "--attack", "none", "--limit", 8).exit_code == 0
+
+
+def test_a_recipe_is_the_options_that_it_has(tmp_path: Path) -> None:
+    from edge_bcs.checkpoint import read_checkpoint
+
+    def plan(name: str, *more: object) -> str:
+        train(tmp_path, *more, "-o", tmp_path / name)
+        return read_checkpoint(tmp_path / name / "last.safetensors").metadata["plan"]
+
+    best = plan("best", "--recipe", "best")
+    assert best == plan("grow", "--grow") and '"growth_share": 0.3' in best
+    paper = plan("paper", "--recipe", "paper")
+    assert paper == plan("default") and "growth" not in paper
+    given = plan("given", "--recipe", "best", "--grow", 0.1, "--grow-until", 0.5)
+    assert '"growth_share": 0.1' in given and '"growth_until": 0.5' in given
+    refused = run("train", "--data", tmp_path / "digits.npz", "--recipe", "best", "--method", "random")
+    assert refused.exit_code and "--recipe belongs to bcs, not to random" in refused.output
+    for more in (("--gradual",), ("--rewire", "by-layer"), ("--train", "head")):
+        refused = run("train", "--data", tmp_path / "digits.npz", "--recipe", "best", *more)
+        assert refused.exit_code and "--recipe best has --grow" in refused.output
