@@ -44,8 +44,12 @@ class Lines:
 
     def last_epoch(self) -> dict[str, Any]:
         """What was written last of an epoch; nothing before the first has ended."""
-        lines = self._epochs.read_text(encoding="utf-8").splitlines() if self._epochs.exists() else []
-        return parse_object(lines[-1].encode()) if lines else {}
+        last = b"{}"
+        if self._epochs.exists():
+            with self._epochs.open("rb") as stream:
+                while line := stream.readline(_LONGEST_LINE):
+                    last = line
+        return parse_object(last)
 
     def flush(self) -> None:
         """Give the lines of all steps to the file."""
