@@ -48,8 +48,6 @@ class Run:
         over: whether all steps are done, and the network has its best epoch.
     """
 
-    over = False
-
     def __init__(
         self,
         sparse: SparseModel,
@@ -60,6 +58,7 @@ class Run:
         replicas: Replicas,
     ) -> None:
         self.sparse, self.plan, self.update, self.replicas = sparse, plan, update, replicas
+        self.over = False
         self._backend: Backend | None = None
         kept, held_out = held_apart(data, plan.validation, plan.seed)
         self.warnings: list[str] = []

@@ -19,13 +19,13 @@ import numpy as np
 from edge_bcs.runtime import Trainer
 
 import edge_bcs
-from edge_bcs.method.growth import Coo, grown, is_due, moved_at
+from edge_bcs.method.growth import is_due, moved_at
+from edge_bcs.training.backends.compiled import grow
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from shifted_camera import camera_images
 
-_COO = ("coo.value", "coo.index", "coo.momentum")
-_BATCH, _UNTIL, _CANDIDATES = 128, 0.75, 4
+_BATCH = 128
 WAYS = ((0.0, 1), (0.1, 10), (0.3, 10), (0.3, 30))
 """Share of the connections that moves the first time, and every so many steps."""
 
@@ -65,35 +65,17 @@ def fine_tuned(options: argparse.Namespace, seed: int, share: float, every: int)
         with Trainer(artifact, threads=1, seed=seed) as trainer:
             known = trainer.match_classes(training).data
             total = options.epochs * -(-len(training) // _BATCH)
-            generator = np.random.default_rng(seed)
+            generator, growth = np.random.default_rng(seed), edge_bcs.Growth()
 
-            def grow(record: dict[str, Any]) -> None:
+            def growing(record: dict[str, Any]) -> None:
                 step = record["step"]
-                count = moved_at(share, _UNTIL, trainer.artifact.kappa, step, total)
-                if count and is_due(every, _UNTIL, step, total):
+                count = moved_at(share, growth.until, trainer.artifact.kappa, step, total)
+                if count and is_due(every, growth.until, step, total):
                     images, labels = known.read(generator.choice(len(known), _BATCH, replace=False))
-                    _move(trainer, count, step, images, labels)
+                    grow(trainer, images, labels, count, growth, step)
 
-            trainer.fit(training, options.epochs, on_step=grow)
+            trainer.fit(training, options.epochs, on_step=growing)
             return trainer.evaluate(held_out, 20, epsilon=8 / 255)
-
-
-def _move(trainer: Trainer, count: int, step: int, images: Any, labels: Any) -> None:
-    def take(connections: Coo) -> None:
-        def fill(arrays: dict[str, Any]) -> None:
-            for name, array in zip(_COO, connections, strict=True):
-                arrays[name][...] = array
-
-        trainer.replace_state(fill)
-
-    def gradient_of(connections: Coo) -> Any:
-        take(connections)
-        return trainer.gradient(images, labels)
-
-    state = trainer.state()
-    before: Coo = state[_COO[0]], state[_COO[1]], state[_COO[2]]
-    numbers = {"size": trainer.artifact.size, "seed": trainer.seed, "step": step}
-    take(grown(before, count, _CANDIDATES, gradient_of, **numbers))
 
 
 if __name__ == "__main__":

@@ -120,40 +120,8 @@ class CompiledBackend:
 
     def grow(self, batch: Batch, count: int, growth: Growth, step: int) -> int:
         """See `Backend`."""
-        trainer = self._trainer
-        trainer.attack = self.attack
-
-        def take(connections: Coo) -> None:
-            def fill(arrays: dict[str, Any]) -> None:
-                for name, array in zip(_COO, connections, strict=True):
-                    arrays[name][...] = array
-
-            trainer.replace_state(fill)
-
-        def gradient_of(connections: Coo) -> Any:
-            take(connections)
-            return trainer.gradient(batch.images, batch.labels)
-
-        state = trainer.state()
-        before: Coo = state[_COO[0]], state[_COO[1]], state[_COO[2]]
-        size, seed = self._artifact.size, self.plan.seed
-        after = before
-        try:
-            after = grown(
-                before,
-                count,
-                growth.candidates,
-                gradient_of,
-                size=size,
-                seed=seed,
-                step=step,
-                recycle=growth.recycle,
-            )
-        finally:
-            with HeldSignals() as signals:
-                signals.hold()
-                take(after)
-        return len(np.setdiff1d(after[1], before[1]))
+        self._trainer.attack = self.attack
+        return grow(self._trainer, batch.images, batch.labels, count, growth, step)
 
     def evaluate(self, data: Data) -> tuple[float, float | None]:
         """See `Backend`; PGD takes steps of 2.5·ε/steps (2/255 with the paper's numbers)."""
@@ -189,6 +157,41 @@ def _trainer() -> Any:
     from edge_bcs.runtime import Trainer
 
     return Trainer
+
+
+def grow(trainer: Any, images: Array, labels: Array, count: int, growth: Growth, step: int) -> int:
+    """Move connections of a `Trainer` as `Backend.grow` does, and return how many; none if interrupted."""
+
+    def take(connections: Coo) -> None:
+        def fill(arrays: dict[str, Any]) -> None:
+            for name, array in zip(_COO, connections, strict=True):
+                arrays[name][...] = array
+
+        trainer.replace_state(fill)
+
+    def gradient_of(connections: Coo) -> Any:
+        take(connections)
+        return trainer.gradient(images, labels)
+
+    state = trainer.state()
+    before: Coo = state[_COO[0]], state[_COO[1]], state[_COO[2]]
+    after = before
+    try:
+        after = grown(
+            before,
+            count,
+            growth.candidates,
+            gradient_of,
+            size=trainer.artifact.size,
+            seed=trainer.seed,
+            step=step,
+            recycle=growth.recycle,
+        )
+    finally:
+        with HeldSignals() as signals:
+            signals.hold()
+            take(after)
+    return len(np.setdiff1d(after[1], before[1]))
 
 
 def _updated_by(update: Callable[[Any], None]) -> Any:
