@@ -267,7 +267,7 @@ def test_schedule_and_patience_are_of_every_phase(method: str, tmp_path: Path) -
     for folder in folders:
         plan = json.loads(read_checkpoint(folder / "last.safetensors").metadata["plan"])
         assert (plan["schedule"], plan["warmup"]) == ("one-cycle", 0.4)
-        assert plan.get("patience") == 1
+        assert (plan.get("patience"), plan["validation"]) == (1, 0.2)
         rate = 0.02 if folder.name == "run" else 0.04
         rates = [json.loads(line)["learning_rate"] for line in (folder / "metrics.jsonl").open()]
         schedule = Schedule(kind="one-cycle", warmup=0.4, decay="stays")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import edge_bcs
+from edge_bcs.training import devices
 from edge_bcs.training.devices import fastest_layout, takes_pixels
 
 
@@ -31,3 +35,12 @@ def test_a_network_that_looks_at_its_maps_by_view_keeps_their_order(way: str, ta
     assert takes_pixels(sparse, (3, 8, 8)) is takes
     assert all(torch.equal(tensor, before[name]) for name, tensor in sparse.state_dict().items())
     assert sparse.training and fastest_layout(sparse, (3, 8, 8)) is torch.contiguous_format
+
+
+@pytest.mark.parametrize(("takes", "layout"), [(True, torch.channels_last), (False, torch.contiguous_format)])
+def test_the_layout_on_a_gpu(
+    takes: bool, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "takes_pixels", lambda *_: takes)
+    on_gpu: Any = SimpleNamespace(index=SimpleNamespace(device=torch.device("cuda")))
+    assert fastest_layout(on_gpu, (3, 8, 8)) is layout
