@@ -90,7 +90,7 @@ test: $(INSTALLED)
 test-ort-training:
 	$(PYTHON) -m venv $(VENV)-ort-training
 	$(VENV)-ort-training/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    '.[ort-training]' 'pytest>=8.0'
+	    '.[ort-training]' 'pytest>=8.0' 'pytest-timeout>=2.3.1'
 	$(VENV)-ort-training/bin/pytest tests/ort_training
 
 # Flower has many dependencies, and is nothing that edge-bcs needs. Real processes on loopback are among the tests
@@ -98,7 +98,7 @@ test-ort-training:
 test-flower:
 	$(PYTHON) -m venv $(VENV)-flower
 	$(VENV)-flower/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    '.[host,fleet]' 'flwr[simulation]' 'pytest>=8.0' cryptography
+	    '.[host,fleet]' 'flwr[simulation]' 'pytest>=8.0' 'pytest-timeout>=2.3.1' cryptography
 	FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0 $(VENV)-flower/bin/pytest -m "" tests/fleet/test_flower.py \
 	    tests/fleet/test_flower_processes.py
 
@@ -199,7 +199,7 @@ test-microcontroller: $(INSTALLED)
 # kill -9 at random a hundred times each: the C interface, edge-bcs-run, and runs whose engine changes between kills.
 .PHONY: test-kills
 test-kills: $(INSTALLED)
-	$(BIN)/pytest -m slow -k "hundred" -v -s tests/native/test_c_programs.py tests/board/test_board_program.py \
+	$(BIN)/pytest -m slow --timeout 0 -k "hundred" -v -s tests/native/test_c_programs.py tests/board/test_board_program.py \
 	    tests/runtime/test_killed.py
 
 # Instructions per floating-point operation of the NEON kernels, into results/arm.

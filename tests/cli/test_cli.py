@@ -236,7 +236,6 @@ def test_a_stopped_training_is_saved_and_goes_on_to_the_bit(tiny_artifact: Make,
         (("train", "--data", "digits", "--method", "fixed"), "needs --counts-from"),
         (("train", "--data", "digits", "--pretrained", "x"), "the zoo has no checkpoint"),
         (("train", "--data", "digits", "--objective", "rst"), "needs --pseudo-labelled"),
-        (("train", "--data", "digits", "--method", "hydra", "--engine", "sparse"), "--engine torch"),
         (
             ("train", "--data", "digits", "--objective", "rst", "--pseudo-labelled", "TMP"),
             "pseudo-labelled data",
