@@ -82,6 +82,8 @@ quickstart: $(INSTALLED)
 # A worker takes tests from another one when it has none left; each has a core (tests/conftest.py).
 WORKERS ?= 2
 PYTEST_IN_PARALLEL := -n $(WORKERS) --dist worksteal
+# For environments without the extra "dev".
+PYTEST := 'pytest>=8.0' 'pytest-timeout>=2.3.1'
 
 test: $(INSTALLED)
 	$(BIN)/pytest $(PYTEST_IN_PARALLEL)
@@ -90,7 +92,7 @@ test: $(INSTALLED)
 test-ort-training:
 	$(PYTHON) -m venv $(VENV)-ort-training
 	$(VENV)-ort-training/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    '.[ort-training]' 'pytest>=8.0' 'pytest-timeout>=2.3.1'
+	    '.[ort-training]' $(PYTEST)
 	$(VENV)-ort-training/bin/pytest tests/ort_training
 
 # Flower has many dependencies, and is nothing that edge-bcs needs. Real processes on loopback are among the tests
@@ -98,7 +100,7 @@ test-ort-training:
 test-flower:
 	$(PYTHON) -m venv $(VENV)-flower
 	$(VENV)-flower/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    '.[host,fleet]' 'flwr[simulation]' 'pytest>=8.0' 'pytest-timeout>=2.3.1' cryptography
+	    '.[host,fleet]' 'flwr[simulation]' $(PYTEST) cryptography
 	FLWR_TELEMETRY_ENABLED=0 RAY_USAGE_STATS_ENABLED=0 $(VENV)-flower/bin/pytest -m "" tests/fleet/test_flower.py \
 	    tests/fleet/test_flower_processes.py
 

@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import edge_bcs
-from edge_bcs.bench.hands import photographs, pretrained, split
-from edge_bcs.bench.signs import Settings, with_head
-from edge_bcs.data.dataset import ArrayDataset
+from edge_bcs.bench.hands import photographs, pretrained
+from edge_bcs.bench.signs import Draw, Settings, with_head
 from edge_bcs.evaluation import evaluate
 from edge_bcs.method import losses
 
@@ -36,26 +35,26 @@ def main() -> None:
     parser.add_argument("--draw", type=int, default=0)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--follow", choices=["features", "answers"], required=True)
-    parser.add_argument("--out", type=Path, required=True, help="of the training on the host")
+    parser.add_argument("--out", type=Path, required=True, help="where the trainings are kept")
     options = parser.parse_args()
     s = Settings()
     torch.set_num_threads(1)
     images, labels, _ = photographs(options.data, s.size)
-    places = split(len(labels), options.draw, options.draws)
-    training, choosing, held_out = (ArrayDataset(images[part], labels[part]) for part in places)
+    draw = Draw(s, images, labels, options.draw, options.draws, options.out)
+    measured = {"choosing": draw.choosing, "held out": draw.held_out}
 
     torch.manual_seed(options.draw)
     sparse = pretrained(s.sparsity, options.draw)
     follow(sparse, edge_bcs.load(options.teacher, with_head()), options.follow)
     edge_bcs.train(
-        sparse, training, objective="natural", batch_size=s.host_batch,
+        sparse, draw.training, objective="natural", batch_size=s.host_batch,
         schedule=edge_bcs.Schedule(epochs=s.host_epochs, kind="cosine", warmup=0.1),
         hyper=edge_bcs.Hyper(learning_rate=s.host_rate, weight_decay=0.005 * s.host_rate),
         feed=edge_bcs.Feed(augment=s.augment, validation=0), compute=edge_bcs.Compute(threads=1),
         output=edge_bcs.Output(options.out / "host", resume=(options.out / "host/last.safetensors").exists()),
     )  # fmt: skip
     learnt = edge_bcs.load(options.out / "host", with_head())
-    for name, data in (("choosing", choosing), ("held out", held_out)):
+    for name, data in measured.items():
         found = evaluate(learnt, data, attack="none", batch_size=s.host_batch)
         print(f"host, {name}: {100 * found['clean_acc']:.1f} %", flush=True)
 
@@ -64,8 +63,10 @@ def main() -> None:
         objective="natural", batch_size=s.batch, hyper=edge_bcs.Hyper(learning_rate=s.rate),
     )  # fmt: skip
     with Trainer(artifact, threads=1) as trainer:
-        trainer.fit(training, s.epochs, augment=s.augment, schedule="cosine", warmup=0.1, max_writes=None)
-        for name, data in (("choosing", choosing), ("held out", held_out)):
+        trainer.fit(
+            draw.training, s.epochs, augment=s.augment, schedule="cosine", warmup=0.1, max_writes=None
+        )
+        for name, data in measured.items():
             print(f"board, {name}: {100 * trainer.evaluate(data, 0)['accuracy']:.1f} %", flush=True)
 
 
