@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edge_bcs.exporters.settings import Memory, Publishing
     from edge_bcs.loading import load, pretrained
     from edge_bcs.method.connectivity import SparseModel, sparsify
+    from edge_bcs.method.distillation import Teacher
     from edge_bcs.training.loop import train
     from edge_bcs.training.settings import Compute, Feed, Gradual, Growth, Method, Output
 
@@ -48,6 +49,7 @@ _LAZY = {
     "targets": "edge_bcs.targets",
     "sparsify": "edge_bcs.method.connectivity:sparsify",
     "SparseModel": "edge_bcs.method.connectivity:SparseModel",
+    "Teacher": "edge_bcs.method.distillation:Teacher",
     "train": "edge_bcs.training.loop:train",
     "export": "edge_bcs.exporters:export",
     "load": "edge_bcs.loading:load",
@@ -83,6 +85,7 @@ __all__ = [
     "Publishing",
     "Schedule",
     "SparseModel",
+    "Teacher",
     "Unlabelled",
     "__version__",
     "data",

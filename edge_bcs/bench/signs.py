@@ -4,11 +4,11 @@
 
 The photographs are split as in `edge_bcs.bench.hands`: 30 % are held out, 10 % are there to choose by.
 EfficientNet-Lite0 is pruned on the host, by magnitude with its weights of ImageNet, at once or gradually, or,
-from scratch, at random, and learns there for a few epochs with the statistics of its batches. The rest is
-what `finetune` does, under its cap: natural training of all or of the head, and from where natural training
-of all ended, adversarial training of all or of the head, in stages in which ε and the attack grow. Beside it
-the dense network, which PyTorch trains for as many epochs in all: what the photographs allow without either
-limit.
+from scratch, at random, and learns there for a few epochs with the statistics of its batches; distilled, with
+the dense network as its teacher. The rest is what `finetune` does, under its cap: natural training of all or
+of the head, and from where natural training of all ended, adversarial training of all or of the head, in
+stages in which ε and the attack grow. Beside it the dense network, which PyTorch trains for as many epochs in
+all: what the photographs allow without either limit.
 
 Writes rows.json to the folder: for each draw and way the accuracy on the held-out photographs, clean and for
 robust networks under PGD, the settings, and the working set; signs.png; and README.md, whose last part is
@@ -57,7 +57,7 @@ class Way:
     """One way of training.
 
     Attributes:
-        start: "pretrained", "gradual", "scratch" or "dense". part: what is trained.
+        start: "pretrained", "distilled", "gradual", "scratch" or "dense". part: what is trained.
         robust: whether it is attacked.
         cap: of the working set on the board; None: it is trained on the host alone.
         clean, under_attack: what the held-out photographs shall show, if anything was aimed at.
@@ -74,6 +74,8 @@ class Way:
 WAYS = {
     "natural": Way("pretrained", "all", False, "48MiB", 0.97),
     "at": Way("pretrained", "all", True, "48MiB", 0.85, 0.60),
+    "distilled natural": Way("distilled", "all", False, "48MiB", 0.97),
+    "distilled at": Way("distilled", "all", True, "48MiB", 0.85, 0.60),
     "gradual natural": Way("gradual", "all", False, "48MiB", 0.97),
     "gradual at": Way("gradual", "all", True, "48MiB", 0.85, 0.60),
     "head natural": Way("pretrained", "head", False, "8MiB"),
@@ -164,29 +166,37 @@ class Draw:
         torch.set_num_threads(threads)
         s, dense = self.settings, start == "dense"
         gradual = edge_bcs.Gradual(str(s.sparsity)) if start == "gradual" else None
-        in_pytorch = dense or gradual is not None
+        teacher, before = self._teacher(threads) if start == "distilled" else (None, "")
+        in_pytorch = dense or gradual is not None or teacher is not None
         sparsity = 0.0 if dense else s.sparsity
         epochs = s.host_epochs + (s.epochs if dense else 0)
-        chain = _named("", start, sparsity, s.size, epochs, s.host_rate, s.host_batch, s.augment)
+        chain = _named(before, start, sparsity, s.size, epochs, s.host_rate, s.host_batch, s.augment)
         folder = self.out / f"host-{start}-{chain}"
         if not (folder / "done.json").exists():
             torch.manual_seed(self.draw)
             make = untrained if start == "scratch" else pretrained
-            sparse = make(0.0 if in_pytorch else sparsity, self.draw)
-            if in_pytorch and _has_groups(sparse.network):
-                sparse.network.register_forward_pre_hook(_channels_last)
+            sparse = make(0.0 if gradual is not None else sparsity, self.draw)
+            if in_pytorch:
+                _lay_out(sparse.network)
             say(f"draw {self.draw}, host, {start}: {epochs} epochs")
             edge_bcs.train(
                 sparse, self.training, objective="natural", batch_size=s.host_batch,
                 method=edge_bcs.Method("dense" if dense else "bcs", gradual=gradual),
                 schedule=edge_bcs.Schedule(epochs=epochs, kind="cosine", warmup=0.1),
                 hyper=edge_bcs.Hyper(learning_rate=s.host_rate, weight_decay=0.005 * s.host_rate),
-                feed=edge_bcs.Feed(augment=s.augment, validation=0),
+                feed=edge_bcs.Feed(augment=s.augment, validation=0), teacher=teacher,
                 compute=edge_bcs.Compute("torch" if in_pytorch else "sparse", threads=threads),
                 output=edge_bcs.Output(folder, resume=(folder / "last.safetensors").exists()),
             )  # fmt: skip
             write_json(folder / "done.json", {})
         return folder, chain
+
+    def _teacher(self, threads: int) -> tuple[edge_bcs.Teacher, str]:
+        """The dense network of the draw, and what decided it."""
+        folder, chain = self._host("dense", threads)
+        dense = edge_bcs.load(folder, with_head())
+        _lay_out(dense.network)
+        return edge_bcs.Teacher(dense), chain
 
     def _in_pytorch(self, host: Path, data: ArrayDataset) -> dict[str, Any]:
         from edge_bcs.evaluation import evaluate
@@ -267,9 +277,10 @@ def with_head() -> Any:
     return network
 
 
-def _has_groups(network: Any) -> bool:
-    """Whether it is such a network; torch 2.13 crashes with some others in the layout of `_channels_last`."""
-    return any(getattr(module, "groups", 1) > 1 for module in network.modules())
+def _lay_out(network: Any) -> None:
+    """Give a network with groups its images as `_channels_last`; torch 2.13 crashes with some others."""
+    if any(getattr(module, "groups", 1) > 1 for module in network.modules()):
+        network.register_forward_pre_hook(_channels_last)
 
 
 def _channels_last(network: Any, given: tuple[Any]) -> tuple[Any]:

@@ -254,11 +254,13 @@ def registered(model: str, **arguments: Any) -> nn.Module:
     return models.create(model, **arguments)
 
 
-def own(model: str, shape: Shape | None = None, classes: int | None = None) -> nn.Module:
-    """Return the network that the factory or the ONNX file named by --model makes; it knows which.
+def own(
+    model: str, shape: Shape | None = None, classes: int | None = None, option: str = "--model"
+) -> nn.Module:
+    """Return the network that the factory or the ONNX file named by ``option`` makes; it knows which.
 
     Args:
-        model: what --model says. shape: (C, H, W) of the images, for an ONNX file that leaves it open.
+        model: what the option says. shape: (C, H, W) of the images, for an ONNX file that leaves it open.
         classes: given to a factory that has a parameter num_classes or classes.
 
     Raises:
@@ -276,25 +278,25 @@ def own(model: str, shape: Shape | None = None, classes: int | None = None) -> n
 
     source, _, name = model.rpartition(":")
     if not source or not name:
-        raise EdgeBcsError(f"--model {model} is neither a network of edge-bcs nor {_OWN}.")
-    with _sentence(f"--model {model}: importing {source} failed"):
+        raise EdgeBcsError(f"{option} {model} is neither a network of edge-bcs nor {_OWN}.")
+    with _sentence(f"{option} {model}: importing {source} failed"):
         found: Any = _imported(source)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise EdgeBcsError(f"--model {model}: {source} has no {name}.")
+            raise EdgeBcsError(f"{option} {model}: {source} has no {name}.")
         found = getattr(found, part)
     if isinstance(found, nn.Module) or not callable(found):
         raise EdgeBcsError(
-            f"--model {model}: {name} is a {type(found).__name__}, and a callable without arguments that "
+            f"{option} {model}: {name} is a {type(found).__name__}, and a callable without arguments that "
             "returns the network was expected."
         )
     arguments = _counting(found, classes)
     called = ", ".join(f"{key}={value}" for key, value in arguments.items())
-    with _sentence(f"--model {model}: {name}({called}) failed"):
+    with _sentence(f"{option} {model}: {name}({called}) failed"):
         network = found(**arguments)
     if not isinstance(network, nn.Module):
         raise EdgeBcsError(
-            f"--model {model}: {name}({called}) returned a {type(network).__name__}, and a torch.nn.Module "
+            f"{option} {model}: {name}({called}) returned a {type(network).__name__}, and a torch.nn.Module "
             "was expected."
         )
     # Of a file its name: where it lies on this machine is nobody else's business.

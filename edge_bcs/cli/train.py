@@ -73,6 +73,7 @@ _OWNERS = {
     "grow": ("bcs",),
     "recycle": ("bcs",),
     "train": METHODS,
+    "teacher": METHODS,
     "distribution": ("bcs",),
     "dense_patterns": ("bcs", "random", "dense", *COMPARATORS),
     "weights": ("bcs", "dense", *COMPARATORS),
@@ -141,6 +142,23 @@ _WITH_PRETRAINED = ("bcs", "random")
     "--recycle", is_flag=True,
     help="For bcs: every 100 steps the connections that carry nothing, of units that no image opens or from "
     "which nothing leads on, move as --grow moves the smallest; alone or with it.",
+)  # fmt: skip
+@click.option(
+    "--teacher", type=click.Path(), metavar="PATH",
+    help="A trained network, such as the dense one, whose answers count beside the labels: what `train` or "
+    "`export` wrote, or a state dict of the same network. With --engine torch.",
+)  # fmt: skip
+@click.option(
+    "--teacher-model", metavar="MODULE:FACTORY",
+    help="What makes the teacher where it is a network of your own, and another one than --model.",
+)  # fmt: skip
+@click.option(
+    "--teacher-weight", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
+    help="Of the teacher's part in the loss: T²·KL(its answers, ours), each softened by T.",
+)  # fmt: skip
+@click.option(
+    "--teacher-temperature", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
+    help="T, by which logits are divided: the larger, the more count classes that are wrong.",
 )  # fmt: skip
 @click.option(
     "--width", type=float, default=1.0, show_default=True, help="Multiplies the channels of all layers."
@@ -242,6 +260,7 @@ _WITH_PRETRAINED = ("bcs", "random")
     edge-bcs train --data photos/ --augment photo --balance --schedule cosine --warmup 0.05 --patience 10
     edge-bcs train --model nets.py:make --weights dense.pt --data photos/ --input-size 96 --gradual
     edge-bcs train --model nets.py:make --weights dense.pt --data photos/ --train head --batch-norm frozen
+    edge-bcs train --model nets.py:make --weights dense.pt --data photos/ --teacher runs/dense -o runs/mine
     edge-bcs train --pretrained resnet18-digits-16x16-99-at --data digits --epochs 5 -o runs/digits
     edge-bcs train --data cifar-10-batches-py --method fixed --counts-from runs/vgg16 -o runs/fixed
     edge-bcs train --data cifar-10-batches-py --method hydra --weights runs/dense -o runs/hydra
@@ -331,6 +350,9 @@ def _check(options: dict[str, Any]) -> None:
         )
     if given("grow_until") and options["grow"] is None and not options["recycle"]:
         raise EdgeBcsError("--grow-until says when --grow and --recycle end: give one of them, too.")
+    for name in ("model", "weight", "temperature"):
+        if options["teacher"] is None and given(f"teacher_{name}"):
+            raise EdgeBcsError(f"--teacher-{name} is of a --teacher: give one.")
     if method == "fixed" and options["counts_from"] is None:
         raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT: a network that bcs trained.")
     check_beta(options)
@@ -338,6 +360,8 @@ def _check(options: dict[str, Any]) -> None:
     if options["engine"] == "sparse":
         if options["gradual"] is not None:
             raise EdgeBcsError("--gradual begins with a dense network: use --engine torch.")
+        if options["teacher"] is not None:
+            raise EdgeBcsError("--teacher is for --engine torch.")
         if options["compile"]:
             raise EdgeBcsError("--compile is for --engine torch; the sparse engine compiles by itself.")
     if objective_named(options["objective"]).pseudo_labelled != (options["pseudo_labelled"] is not None):

@@ -163,6 +163,37 @@ def _pseudo_labelled(options: dict[str, Any], shape: tuple[int, int, int]) -> An
     return open_pseudo_labelled(path, shape, trust_pickle=options["trust_pickle"])
 
 
+def _teacher(asked: _Asked) -> Any:
+    """Return what --teacher names: what `train` or `export` wrote, or a state dict; None without it."""
+    import copy
+
+    from edge_bcs import loading
+    from edge_bcs.method.distillation import Teacher
+    from edge_bcs.method.hooks import set_normalization
+    from edge_bcs.runtime.archive import is_artifact
+    from edge_bcs.weights import load_weights
+
+    options, network = asked.options, asked.network
+    path, made = options["teacher"], options["teacher_model"]
+    if path is None:
+        return None
+    if not Path(path).exists():
+        raise EdgeBcsError(f"--teacher {path}: there is no such file or folder.")
+    if made is not None:
+        module = own(made, asked.data.shape, len(asked.data.classes), option="--teacher-model")
+        if options["normalize"] is not None:
+            set_normalization(module, normalization(options))
+    else:
+        module = network if options["zoo_file"] is None else network.network
+    if is_checkpoint(path) or is_artifact(Path(path)):
+        named = made is not None or is_own(options["model"])
+        found: Any = loading.load(path, module if named else None)
+    else:
+        found = copy.deepcopy(module)
+        load_weights(found, path)
+    return Teacher(found, weight=options["teacher_weight"], temperature=options["teacher_temperature"])
+
+
 def _train(asked: _Asked) -> dict[str, Any]:
     """Train by the method itself, or at fixed connections or with all of them."""
     from edge_bcs import loading
@@ -220,6 +251,7 @@ def _train(asked: _Asked) -> dict[str, Any]:
             validation=options["validation"],
             pseudo_labelled=asked.second,
         ),
+        teacher=_teacher(asked),
         **asked.numbers,
         **asked.machine,
     )

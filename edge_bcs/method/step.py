@@ -24,6 +24,7 @@ from edge_bcs.core.settings import BATCH_NORMS, REWIRE, Attack, Coefficients, ch
 from edge_bcs.core.signals import HeldSignals
 from edge_bcs.method import attacks, device_random, losses, rewiring
 from edge_bcs.method.attacks import evaluation_mode
+from edge_bcs.method.distillation import Teacher
 from edge_bcs.method.sparse_model import SparseModel
 
 
@@ -88,12 +89,14 @@ def accumulate(
     sample_weight: Tensor | None = None,
     batch_norm: str = "batch",
     trained: Trained | None = None,
+    teacher: Teacher | None = None,
 ) -> Outcome:
     """Add the gradient of Σ weight·loss to the network's gradients (see `SparseModel.zero_gradients`).
 
     Args:
         sparse: the network.
-        x, adversarial: f32 [n, C, H, W], as `craft` takes and returns; x is used by two branches only.
+        x, adversarial: f32 [n, C, H, W], as `craft` takes and returns; x is used by two branches and by a
+            teacher only.
         labels: i64[n].
         objective, beta: the loss; see `objectives.per_sample`.
         sample_weight: f32[n], all 1/n if None.
@@ -101,6 +104,7 @@ def accumulate(
             and adversarial images go through separately); "frozen": running averages, as in evaluation.
             Nothing but batch norm knows of it: dropout and stochastic depth are the identity in both.
         trained: what has gradients; the batch norms outside it have running averages. None: everything.
+        teacher: whose answers to x count, too (see `Teacher`).
     """
     check_choice("batch norm", batch_norm, BATCH_NORMS)
     names: Collection[str] = [item.name for item in sparse.statistics] if batch_norm == "batch" else ()
@@ -108,7 +112,7 @@ def accumulate(
         names = trained.batch_norms(names)
     norms = [sparse.network.get_submodule(name) for name in names]
     with evaluation_mode(sparse, but=norms), _learning(sparse, trained):
-        return _backward(sparse, x, adversarial, labels, objective, beta, sample_weight)
+        return _backward(sparse, x, adversarial, labels, objective, beta, sample_weight, teacher)
 
 
 @contextmanager
@@ -137,9 +141,12 @@ def _backward(
     objective: Objective,
     beta: float | None,
     sample_weight: Tensor | None,
+    teacher: Teacher | None,
 ) -> Outcome:
     branches = [sparse(x), sparse(adversarial)] if objective.two_branches else [sparse(adversarial)]
     values = losses.per_sample(objective, labels, branches[0], branches[-1], beta)
+    if teacher is not None:
+        values = values + teacher.loss(x, branches[-1])
     loss = losses.weighted(values, sample_weight)
     loss.backward()  # type: ignore[no-untyped-call]
     counted = torch.ones_like(labels, dtype=torch.bool) if sample_weight is None else sample_weight > 0

@@ -27,6 +27,7 @@ from edge_bcs.data.augmentation import augmentation_of
 from edge_bcs.data.dataset import Data
 from edge_bcs.data.pseudo_labelled import open_pseudo_labelled
 from edge_bcs.exportable import trained_part, warn_if_not_exportable
+from edge_bcs.method.distillation import Teacher
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.training.backends import open_backend
 from edge_bcs.training.devices import choose_device
@@ -59,6 +60,7 @@ def train(
     batch_size: int | None = None,
     batch_norm: str = "batch",
     feed: Feed | None = None,
+    teacher: Teacher | None = None,
     seed: int | None = None,
     compute: Compute | None = None,
     output: str | PathLike[str] | Output | None = None,
@@ -100,6 +102,8 @@ def train(
             the pseudo-labelled data.
         batch_norm: "batch", or "frozen" for running statistics throughout (fine-tuning).
         feed: augmentation, balance, the share that is held out, the second data set of rst.
+        teacher: a trained network whose answers count beside the labels; the loss that is told has its part.
+            In PyTorch alone.
         seed: of order, augmentation and attack; the network's if None.
         compute: engine (PyTorch, or the sparse kernels), device, precision, compilation, threads.
         output: folder for checkpoints and metrics, or an `Output`, which has it first and may also resume
@@ -116,9 +120,9 @@ def train(
 
     Raises:
         EdgeBcsError: an argument out of range, a device that is not there, rst without its second data set,
-            data that does not fit, a class that the network does not know, a pixel beyond [0, 1] or not
-            finite, a checkpoint of another plan, an output folder into which another process trains or in
-            which something would be written over, or a step that would make a weight that is not finite.
+            data or a teacher that does not fit, a class that the network does not know, a pixel beyond [0, 1]
+            or not finite, a checkpoint of another plan, an output folder into which another process trains or
+            in which something would be written over, or a step that would make a weight that is not finite.
     """
     given: dict[str, Any] = dict(old)
     if isinstance(schedule, str):
@@ -172,6 +176,7 @@ def train(
         seed=sparse.seed if seed is None else seed,
         gradual=way.gradual,
         growth=way.growth,
+        teacher=teacher,
         train="all" if trained is None else trained.part.text,
     )
     return run_plan(

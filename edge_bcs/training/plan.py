@@ -20,6 +20,7 @@ from edge_bcs.core.settings import (
     check_number,
 )
 from edge_bcs.data.augmentation import Augment, augmentation_of
+from edge_bcs.method.distillation import Teacher
 from edge_bcs.training.settings import Gradual, Growth
 
 
@@ -43,6 +44,7 @@ class TrainingPlan:
         gradual: see `training.settings.Gradual`; None: the network has its connections from the beginning.
         train: what of the network is trained, see `core.part.Part`.
         growth: see `training.settings.Growth`.
+        teacher: from whose answers it learns, too; None: from the labels alone.
     """
 
     objective: Objective
@@ -65,6 +67,7 @@ class TrainingPlan:
     gradual: Gradual | None = None
     train: str = "all"
     growth: Growth | None = None
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for what is out of range and in none of the objects."""
@@ -91,6 +94,12 @@ class TrainingPlan:
         if self.growth is not None:
             since |= {f"growth_{name}": value for name, value in asdict(self.growth).items()}
             since["growth_recycle"] = self.growth.recycle or None
+        if self.teacher is not None:
+            since |= {
+                "teacher": self.teacher.fingerprint,
+                "teacher_weight": self.teacher.weight,
+                "teacher_temperature": self.teacher.temperature,
+            }
         if self.gradual is not None:
             since |= {
                 "gradual": self.gradual.share,

@@ -76,6 +76,20 @@ def test_the_dense_network_is_trained_on_the_host_alone(draw: signs.Draw, tmp_pa
     assert "| dense natural | none | – | " in page and "| 0 | dense natural | " in page
 
 
+def test_the_dense_network_teaches_the_sparse_one(draw: signs.Draw) -> None:
+    row = draw.row("distilled natural", False, 1)
+    assert row["held_out"]["samples"] == 20 and row["peak_bytes"] <= row["cap_bytes"]
+    (dense,), (host,) = (list(draw.out.glob(f"host-{start}-*")) for start in ("dense", "distilled"))
+    plan = json.loads(read_checkpoint(host / "last.safetensors").metadata["plan"])
+    assert plan["teacher"] == edge_bcs.Teacher(edge_bcs.load(dense)).fingerprint
+    learnt = edge_bcs.load(host)
+    assert learnt.kappa == round(learnt.size * 0.1)
+    # The dense network's own row needs nothing more.
+    before = (dense / "metrics.jsonl").stat().st_mtime_ns
+    draw.row("dense natural", False, 1)
+    assert (dense / "metrics.jsonl").stat().st_mtime_ns == before
+
+
 def test_a_network_that_is_pruned_while_it_learns(draw: signs.Draw) -> None:
     """It begins with all weights, ends on the host with as many as the other way, and the board goes on."""
     row = draw.row("gradual natural", False, 1)

@@ -35,6 +35,8 @@ def open_backend(
     if update.needs_torch:
         what = "rewiring by layer" if plan.rewire == "by-layer" else "gradual pruning"
         raise EdgeBcsError(f"the sparse engine does not do {what}; choose the engine torch")
+    if plan.teacher is not None:
+        raise EdgeBcsError("the sparse engine does not learn from a teacher; choose the engine torch")
     if replicas.count > 1 or sparse.index.device.type != "cpu" or plan.precision != "f32":
         raise EdgeBcsError("the sparse engine runs in one process, on a CPU, in f32")
     if plan.seed != sparse.seed:

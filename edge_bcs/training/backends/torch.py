@@ -45,6 +45,7 @@ class TorchBackend:
     ) -> None:
         self.sparse, self.plan, self.update = sparse, plan, update
         self.attack = plan.attack
+        self._teacher = None if plan.teacher is None else plan.teacher.ready(sparse, shape)
         self.replicas = replicas
         self.device = sparse.index.device
         self._layout = fastest_layout(sparse, shape)
@@ -158,6 +159,7 @@ class TorchBackend:
                 sample_weight=weight,
                 batch_norm=self.plan.batch_norm,
                 trained=self.update.trained,
+                teacher=self._teacher,
             )
         return torch.cat([outcome.loss.float().reshape(1), outcome.correct.float()])
 

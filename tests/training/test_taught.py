@@ -1,0 +1,173 @@
+"""A training with a teacher: what it learns, resumed to the bit but with no other teacher; the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import run
+from helpers.training import cut_off, digits, same, tiny
+from helpers.training_commands import SMALL, write_digits
+from torch import nn
+
+import edge_bcs
+from edge_bcs import Compute, Feed, Hyper, Output, Schedule, Teacher
+from edge_bcs.checkpoint import read_checkpoint
+from edge_bcs.core.errors import EdgeBcsError
+from edge_bcs.data import ArrayDataset
+from edge_bcs.training.backends import TorchBackend
+
+
+def taught(
+    teacher: Teacher | None, output: Output | None = None, data: Any = None, **more: Any
+) -> tuple[edge_bcs.SparseModel, dict[str, Any]]:
+    sparse = edge_bcs.sparsify(tiny(), 0.8, 5)
+    arguments: dict[str, Any] = {
+        "objective": "natural",
+        "batch_size": 16,
+        "schedule": Schedule(steps=8),
+        "feed": Feed(validation=0.2),
+        "compute": Compute(device="cpu"),
+        "output": output,
+        "progress": False,
+        **more,
+    }
+    return sparse, edge_bcs.train(sparse, digits(80) if data is None else data, teacher=teacher, **arguments)
+
+
+def other(seed: int = 3) -> nn.Module:
+    network = tiny()
+    torch.manual_seed(seed)
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            part.reset_parameters()
+    return network
+
+
+def test_it_learns_from_the_teacher_what_no_label_says() -> None:
+    """All labels say 0: what the network then knows of the other digits comes from the teacher."""
+    many = digits(600)
+    wise = edge_bcs.sparsify(tiny(), 0, dense=[], start="magnitude")
+    how: dict[str, Any] = {
+        "schedule": Schedule(epochs=6),
+        "hyper": Hyper(learning_rate=0.02),
+        "feed": Feed(validation=0, augment=False),
+    }
+    edge_bcs.train(wise, many, objective="natural", method="dense", batch_size=16, progress=False, **how)
+    images, labels = many.read(np.arange(600))
+    silent = ArrayDataset(images, np.zeros_like(labels), classes=many.classes)
+
+    def right(sparse: edge_bcs.SparseModel) -> float:
+        with torch.no_grad():
+            return float((sparse(torch.from_numpy(images)).argmax(1).numpy() == labels).mean())
+
+    assert right(wise) > 0.95
+    alone, _ = taught(None, data=silent, **how)
+    with_teacher, _ = taught(Teacher(wise, weight=10.0, temperature=1.0), data=silent, **how)
+    assert right(alone) < 0.15 and right(with_teacher) > 0.85
+
+
+def test_resumed_is_as_if_never_interrupted_and_with_no_other_teacher(tmp_path: Path) -> None:
+    whole, report = taught(Teacher(other()), Output(tmp_path / "whole", save_seconds=0.0))
+    plain, without = taught(None)
+    assert not same(whole, plain) and report["loss"] > without["loss"]
+    with cut_off(TorchBackend, "step", 3):
+        taught(Teacher(other()), Output(tmp_path / "cut", save_seconds=0.0))
+    again = Output(tmp_path / "cut", save_seconds=0.0, resume=True)
+    for wrong, message in (
+        (None, r"begun with teacher '[0-9a-f]{16}', not None"),
+        (Teacher(other(4)), r"begun with teacher '[0-9a-f]{16}', not '[0-9a-f]{16}'"),
+        (Teacher(other(), weight=2.0), r"begun with teacher_weight 1\.0, not 2\.0"),
+        (Teacher(other(), temperature=2.0), r"begun with teacher_temperature 4\.0, not 2\.0"),
+    ):
+        with pytest.raises(EdgeBcsError, match=message):
+            taught(wrong, again)
+    resumed, _ = taught(Teacher(other()), again)
+    assert same(whole, resumed)
+
+
+@pytest.mark.parametrize("objective", ["at", "trades"])
+def test_kappa_is_exact_and_the_teacher_stays_as_it_is(objective: str) -> None:
+    wise = other()
+    before = {name: value.clone() for name, value in wise.state_dict().items()}
+    sparse, _ = taught(Teacher(wise), objective=objective, attack=edge_bcs.Attack(steps=2))
+    assert int((sparse.weights != 0).sum()) == sparse.kappa == 1038
+    assert all(torch.equal(value, before[name]) for name, value in wise.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in wise.parameters())
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(
+        EdgeBcsError, match="the sparse engine does not learn from a teacher; choose the engine"
+    ):
+        taught(Teacher(other()), compute=Compute("sparse"))
+    with pytest.raises(EdgeBcsError, match=r"the teacher does not take images of the shape \[1, 8, 8\]"):
+        taught(Teacher(nn.Conv2d(3, 10, 1)))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    write_digits(data := tmp_path / "digits.npz")
+    common = ("train", "--model", "resnet18", *SMALL, "--data", data, "--steps", 2, "--batch-size", 8)
+    dense = run(*common, "--method", "dense", "-o", tmp_path / "dense")
+    assert dense.exit_code == 0, dense.output
+    torch.save(edge_bcs.load(tmp_path / "dense").network.state_dict(), weights := tmp_path / "dense.pt")
+    plans = []
+    for name, path in ("a", tmp_path / "dense"), ("b", tmp_path / "dense/last.safetensors"), ("c", weights):
+        words = ("--teacher", path, "--teacher-weight", 0.5)
+        made = run(*common, *words, "--teacher-temperature", 2, "-o", tmp_path / name)
+        assert made.exit_code == 0, made.output
+        metadata = read_checkpoint(tmp_path / name / "last.safetensors").metadata
+        plans.append(json.loads(metadata["plan"]))
+        assert (plans[-1]["teacher_weight"], plans[-1]["teacher_temperature"]) == (0.5, 2)
+    states = [read_checkpoint(tmp_path / name / "last.safetensors").tensors["coo.value"] for name in "abc"]
+    assert all(np.array_equal(states[0], state) for state in states[1:])
+    other_model = run(*common, "--teacher", tmp_path / "dense", "--engine", "sparse", "-o", tmp_path / "no")
+    assert other_model.exit_code and "--teacher is for --engine torch." in other_model.output
+    for more, message in (
+        (("--teacher-weight", 2), "--teacher-weight is of a --teacher: give one"),
+        (("--teacher-model", "nets.py:make"), "--teacher-model is of a --teacher: give one"),
+        (("--teacher", weights, "--teacher-model", "vgg16"), "--teacher-model vgg16 is neither"),
+        (
+            ("--teacher", tmp_path / "dense", "--method", "hydra"),
+            "--teacher belongs to bcs, random, fixed, d",
+        ),
+        (("--teacher", tmp_path / "none"), "there is no such file or folder"),
+        (("--teacher", data), "digits.npz"),
+        (("--teacher", weights, "--teacher-weight", 0), "0"),
+    ):
+        said = run(*common, *more, "-o", tmp_path / "other")
+        assert said.exit_code and message in " ".join(said.output.split()), said.output
+        assert "Traceback" not in said.output
+
+
+def test_the_teacher_is_another_network_of_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights as they are, and what `train` made of it."""
+    write_digits(data := tmp_path / "digits.npz")
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(
+        "from torch import nn\n"
+        "def small(num_classes=7):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, num_classes))\n"
+    )
+    common = ("train", "--data", data, "--steps", 2, "--batch-size", 8, "--attack-steps", 1)
+    own = ("--model", "nets.py:small", "--input-shape", "1,8,8", "--classes", 10, "--method", "dense")
+    made = run(*common, *own, "-o", "wise")
+    assert made.exit_code == 0, made.output
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+    torch.save(edge_bcs.load("wise", network).network.state_dict(), "wise.pt")
+    digests = set()
+    for number, path in enumerate(("wise", "wise.pt")):
+        words = ("--model", "resnet18", *SMALL, "--teacher", path, "--teacher-model", "nets.py:small")
+        made = run(*common, *words, "-o", f"taught-{number}")
+        assert made.exit_code == 0, made.output
+        stored = read_checkpoint(Path(f"taught-{number}/last.safetensors"))
+        digests.add(stored.tensors["coo.value"].tobytes())
+    assert len(digests) == 1
+    unnamed = run(*common, "--model", "resnet18", *SMALL, "--teacher", "wise", "-o", "no")
+    assert unnamed.exit_code and "made by nets.py:small" in unnamed.output
