@@ -109,30 +109,54 @@ class _Lives:
         """Bytes of the block."""
         return int((addresses + self.sizes).max())
 
-    def placed(self, order: Array) -> Array:
-        """Addresses, parallel to the tensors."""
-        sizes, births, deaths = self.sizes[order], self.births[order], self.deaths[order]
-        starts = np.zeros(len(order), np.int64)
-        for i in range(len(order)):
-            meets = np.flatnonzero((births[:i] <= deaths[i]) & (deaths[:i] >= births[i]))
-            meets = meets[np.argsort(starts[meets], kind="stable")]
-            begins = starts[meets]
-            # Free from the end of all below to the begin of the next, and above all of them.
-            free = np.concatenate(([0], np.maximum.accumulate(begins + sizes[meets])))
-            fits = np.flatnonzero(begins - free[:-1] >= sizes[i])
-            starts[i] = free[fits[0]] if len(fits) else free[-1]
-        addresses = np.empty(len(order), np.int64)
+    def placed(
+        self, order: Array, known: Array | None = None, first: int = 0, most: int | None = None
+    ) -> Array | None:
+        """Addresses, parallel to the tensors; None where the block would be larger than ``most``.
+
+        Args:
+            known: addresses of the ``first`` of the order, which are placed already.
+        """
+        count = len(order)
+        starts = np.zeros(count, np.int64)
+        lives = list(zip(*(a[order].tolist() for a in (self.sizes, self.births, self.deaths)), strict=True))
+        # Of those that are placed, ascending by begin.
+        begins, ends, births, deaths = below = np.empty((4, count), np.int64)
+        if known is not None:
+            starts[:first] = known[order[:first]]
+            up = order[:first][starts[:first].argsort(kind="stable")]
+            below[:, :first] = known[up], known[up] + self.sizes[up], self.births[up], self.deaths[up]
+        for i in range(first, count):
+            size, birth, death = lives[i]
+            meets = (births[:i] <= death) & (deaths[:i] >= birth)
+            low, high = begins[:i][meets], ends[:i][meets]
+            start = 0
+            if len(low) and low[0] < size:
+                # Free from the end of all below to the begin of the next, and above all of them.
+                high = np.maximum.accumulate(high)
+                fits = low[1:] - high[:-1] >= size
+                place = int(fits.argmax()) if len(fits) else 0
+                start = int(high[place]) if len(fits) and fits[place] else int(high[-1])
+            if most is not None and start + size > most:
+                return None
+            starts[i] = start
+            place = int(begins[:i].searchsorted(start))
+            below[:, place + 1 : i + 1] = below[:, place:i]
+            begins[place], ends[place], births[place], deaths[place] = start, start + size, birth, death
+        addresses = np.empty(count, np.int64)
         addresses[order] = starts
         return addresses
 
     def improved(self, order: Array) -> Array:
         """`placed`, and again with the topmost tensor placed earlier, as long as that does no harm."""
         best = self.placed(order)
+        assert best is not None
         if len(order) > _MANY:
             return best
-        tried = order
+        tried, same = order, len(order)
         for _ in range(_PROMOTIONS):
-            if self.extent(best) == self.most_alive:
+            extent = self.extent(best)
+            if extent == self.most_alive:
                 break
             top = int(np.argmax(best + self.sizes))
             place = int(np.flatnonzero(tried == top)[0])
@@ -140,9 +164,10 @@ class _Lives:
                 break
             rest = np.delete(tried, place)
             tried = np.insert(rest, place // 2, top)
-            again = self.placed(tried)
-            if self.extent(again) <= self.extent(best):
-                best = again
+            same = min(same, place // 2)  # as many come first in the order of the best, too
+            again = self.placed(tried, best, same, extent)
+            if again is not None:
+                best, same = again, len(order)
         return best
 
 

@@ -97,6 +97,67 @@ def test_no_two_tensors_share_a_byte_at_the_same_time() -> None:
             assert sum(end - start for start, end in live) <= layout.live <= layout.extent
 
 
+def plainly(tensors: list[Allocation]) -> list[int]:
+    """What `assign` does, a byte a unit, tried address by address."""
+    lives = [range(tensor.birth, tensor.death + 1) for tensor in tensors]
+    alive = [sum(t.bytes for t in tensors if t.birth <= step <= t.death) for step in range(40)]
+
+    def placed(order: list[int]) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for i in order:
+            meets = [j for j in found if set(lives[i]) & set(lives[j])]
+            below = {0, *(found[j] + tensors[j].bytes for j in meets)}
+            found[i] = min(
+                address
+                for address in below
+                if all(
+                    address + tensors[i].bytes <= found[j] or address >= found[j] + tensors[j].bytes
+                    for j in meets
+                )
+            )
+        return found
+
+    def extent(found: dict[int, int]) -> int:
+        return max(address + tensors[i].bytes for i, address in found.items())
+
+    def improved(order: list[int]) -> dict[int, int]:
+        best = placed(order)
+        for _ in range(40):
+            top = min(range(len(tensors)), key=lambda i: (-best[i] - tensors[i].bytes, i))
+            place = order.index(top)
+            if extent(best) == max(alive) or place == 0:
+                break
+            order = [i for i in order if i != top]
+            order.insert(place // 2, top)
+            again = placed(order)
+            best = again if extent(again) <= extent(best) else best
+        return best
+
+    sizes, spans = [t.bytes for t in tensors], [len(life) for life in lives]
+    births = [t.birth for t in tensors]
+    keys: list[Callable[[int], Any]] = [
+        lambda i: (-sizes[i], births[i]),
+        lambda i: (-spans[i], births[i], -sizes[i]),
+        lambda i: (-sizes[i] * spans[i], births[i]),
+        lambda i: (-max(alive[births[i] : births[i] + spans[i]]), -sizes[i]),
+        lambda i: (births[i], -sizes[i]),
+    ]
+    results = [improved(sorted(range(len(tensors)), key=key)) for key in keys]
+    least = min(results, key=extent)
+    return [least[i] for i in range(len(tensors))]
+
+
+def test_places_are_those_of_the_plain_search() -> None:
+    rng = random.Random(2)
+    for _ in range(12):
+        tensors = []
+        for number in range(25):
+            birth = rng.randrange(40)
+            size = rng.choice([1, 8, 8, rng.randrange(1, 60)])
+            tensors.append(Allocation(str(number), size, "a", birth, min(39, birth + rng.randrange(15))))
+        assert assign(tensors, alignment=1).addresses == tuple(plainly(tensors))
+
+
 def phase(**changes: Any) -> Phase:
     tensors = (
         Allocation("x", 3072, "activations kept for backward", 0, 1),
