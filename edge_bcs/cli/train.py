@@ -146,7 +146,7 @@ _WITH_PRETRAINED = ("bcs", "random")
 @click.option(
     "--teacher", type=click.Path(), metavar="PATH",
     help="A trained network, such as the dense one, whose answers count beside the labels: what `train` or "
-    "`export` wrote, or a state dict of the same network. With --engine torch.",
+    "`export` wrote, an ONNX file, or a state dict of the same network. With --engine torch.",
 )  # fmt: skip
 @click.option(
     "--teacher-model", metavar="MODULE:FACTORY",

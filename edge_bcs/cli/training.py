@@ -11,6 +11,7 @@ from edge_bcs.cli.networks import (
     asked_classes,
     asked_shape,
     dense_patterns,
+    is_onnx,
     is_own,
     normalization,
     own,
@@ -164,7 +165,7 @@ def _pseudo_labelled(options: dict[str, Any], shape: tuple[int, int, int]) -> An
 
 
 def _teacher(asked: _Asked) -> Any:
-    """Return what --teacher names: what `train` or `export` wrote, or a state dict; None without it."""
+    """Return what --teacher names: what `train` or `export` wrote, an ONNX file or a state dict."""
     import copy
 
     from edge_bcs import loading
@@ -179,15 +180,18 @@ def _teacher(asked: _Asked) -> Any:
         return None
     if not Path(path).exists():
         raise EdgeBcsError(f"--teacher {path}: there is no such file or folder.")
-    if made is not None:
-        module = own(made, asked.data.shape, len(asked.data.classes), option="--teacher-model")
+    source, option = (path, "--teacher") if is_onnx(path) else (made, "--teacher-model")
+    if source is not None:
+        module = own(source, asked.data.shape, len(asked.data.classes), option)
         if options["normalize"] is not None:
             set_normalization(module, normalization(options))
     else:
         module = network if options["zoo_file"] is None else network.network
-    if is_checkpoint(path) or is_artifact(Path(path)):
+    if source == path:
+        found: Any = module
+    elif is_checkpoint(path) or is_artifact(Path(path)):
         named = made is not None or is_own(options["model"])
-        found: Any = loading.load(path, module if named else None)
+        found = loading.load(path, module if named else None)
     else:
         found = copy.deepcopy(module)
         load_weights(found, path)

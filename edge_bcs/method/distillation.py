@@ -29,7 +29,8 @@ class Teacher:
 
     Attributes:
         network: a torch module, or what `edge_bcs.load` returned, of the same images and at least the same
-            classes. It has running statistics, and stays as it is: a training asks a copy.
+            classes; where it gives probabilities, their logarithms are its logits. Its batch norms have their
+            running statistics, and it stays as it is: a training asks a copy.
         weight: of the term, above 0.
         temperature: T, above 0: the larger, the more the classes that are wrong count.
     """
@@ -76,6 +77,8 @@ class Teacher:
                 answers, outputs = network(x), sparse(x).shape[1]
         except RuntimeError:
             raise EdgeBcsError(f"the teacher does not take images of the shape {list(shape)}") from None
+        if not isinstance(network, SparseModel) and _are_probabilities(answers):
+            network.edge_bcs_ending = "softmax"  # type: ignore[assignment]
         known = network.classes if isinstance(network, SparseModel) else None
         if known is not None and sparse.classes is not None:
             missing = [name for name in sparse.classes if name not in known]
@@ -97,6 +100,10 @@ class Teacher:
             answers = self.network(x)
         apart = losses.kl(answers / self.temperature, logits / self.temperature)
         return self.weight * self.temperature**2 * apart
+
+
+def _are_probabilities(answers: Tensor) -> bool:
+    return bool((answers >= 0).all() and (answers.sum(-1) - 1).abs().max() < 1e-4)
 
 
 class _InOrder(nn.Module):

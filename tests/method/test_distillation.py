@@ -123,6 +123,16 @@ def test_a_teacher_answers_in_the_order_of_the_classes_and_stays_as_it_is() -> N
     assert Teacher(network(3)).ready(sparse, SHAPE).network(images()).shape == (6, 3)
 
 
+def test_probabilities_are_taken_for_what_they_are() -> None:
+    """Many files end in a softmax; softened a second time it would say next to nothing."""
+    sparse, wise, x = edge_bcs.sparsify(network(), 0.5, 3, dense=[]), network(seed=7), images()
+    logits = sparse(x).detach()
+    expected = Teacher(wise).ready(sparse, SHAPE).loss(x, logits)
+    for ending in (nn.Softmax(1), nn.LogSoftmax(1)):
+        found = Teacher(nn.Sequential(copy.deepcopy(wise), ending)).ready(sparse, SHAPE).loss(x, logits)
+        assert torch.allclose(found, expected, rtol=1e-4) and (expected > 1e-4).all()
+
+
 def test_a_network_can_be_its_own_teacher() -> None:
     """A training asks a copy: its answers do not change with the network."""
     sparse = edge_bcs.sparsify(network(), 0.5, 3, dense=[])

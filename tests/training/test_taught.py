@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers.commands import run
+from helpers.onnx_files import File
 from helpers.training import cut_off, digits, same, tiny
 from helpers.training_commands import SMALL, write_digits
 from torch import nn
@@ -161,13 +163,25 @@ def test_the_teacher_is_another_network_of_the_users_own(
     assert made.exit_code == 0, made.output
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
     torch.save(edge_bcs.load("wise", network).network.state_dict(), "wise.pt")
-    digests = set()
-    for number, path in enumerate(("wise", "wise.pt")):
-        words = ("--model", "resnet18", *SMALL, "--teacher", path, "--teacher-model", "nets.py:small")
+    made = run(*common, "--model", "resnet18", *SMALL, "-o", "alone")
+    assert made.exit_code == 0, made.output
+    without = read_checkpoint(Path("alone/last.safetensors")).tensors["coo.value"]
+    found = []
+    state = network.load_state_dict(torch.load("wise.pt", weights_only=True)) and network.state_dict()
+    file = File(1, 8, 8)
+    hidden = file.Flatten("x")
+    for layer in ("1", "3"):
+        weights, bias = (file.constant(state[f"{layer}.{kind}"].numpy()) for kind in ("weight", "bias"))
+        hidden = file.Gemm(hidden if layer == "1" else file.Relu(hidden), weights, bias, transB=1)
+    onnx.save(file.model(hidden), "wise.onnx")
+    for number, path in enumerate(("wise", "wise.pt", "wise.onnx")):
+        made_by = () if path.endswith("onnx") else ("--teacher-model", "nets.py:small")
+        words = ("--model", "resnet18", *SMALL, "--teacher", path, *made_by)
         made = run(*common, *words, "-o", f"taught-{number}")
         assert made.exit_code == 0, made.output
         stored = read_checkpoint(Path(f"taught-{number}/last.safetensors"))
-        digests.add(stored.tensors["coo.value"].tobytes())
-    assert len(digests) == 1
+        found.append(stored.tensors["coo.value"])
+    assert np.array_equal(found[0], found[1]) and np.allclose(found[0], found[2], atol=1e-6)
+    assert not np.array_equal(found[0], without)
     unnamed = run(*common, "--model", "resnet18", *SMALL, "--teacher", "wise", "-o", "no")
     assert unnamed.exit_code and "made by nets.py:small" in unnamed.output
