@@ -48,8 +48,8 @@ CASES: dict[str, tuple[str, float, dict[str, Any]]] = {
     ),
     "resnet18, natural": ("resnet18", 0.05, {"objective": "natural", "memory": Memory(micro_batch=6)}),
     "resnet50, rst, recomputed": ("resnet50", 0.2, {"objective": "rst", "memory": 720_000}),
-    "resnet50, trades, batch, recomputed": (
-        "resnet50", 0.2, {"objective": "trades", "batch_norm": "batch", "memory": 900_000},
+    "resnet18, trades, batch, recomputed": (
+        "resnet18", 0.2, {"objective": "trades", "batch_norm": "batch", "memory": 400_000},
     ),
     "wrn28_2, at, bfloat16": ("wrn28_2", 0.2, {"objective": "at", "memory": Memory(500_000, store="bf16")}),
 }  # fmt: skip

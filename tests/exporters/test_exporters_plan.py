@@ -208,13 +208,13 @@ def check_planned(
 
 
 @pytest.mark.parametrize(
-    ("name", "objective", "statistics"),
-    [("resnet18", "trades", "batch"), ("vgg16", "mart", "frozen"), ("wrn28_2", "at", "batch")],
+    ("name", "objective", "statistics", "share"),
+    [("resnet18", "trades", "batch", 0.5), ("vgg16", "mart", "frozen", 0.1), ("wrn28_2", "at", "batch", 0.3)],
 )
 def test_predicted_is_measured_of_what_the_planner_squeezed(
-    tmp_path: Path, name: str, objective: str, statistics: str
+    tmp_path: Path, name: str, objective: str, statistics: str, share: float
 ) -> None:
-    check_planned(tmp_path, name, objective, statistics, (0.1, 0.5))
+    check_planned(tmp_path, name, objective, statistics, (share,))
 
 
 @pytest.mark.slow

@@ -196,7 +196,7 @@ def test_never_much_slower_than_the_best_that_is_measured(density: float) -> Non
 
 @pytest.mark.parametrize("statistics", ["frozen", "batch"])
 @pytest.mark.parametrize("objective", ["at", "trades"])
-@pytest.mark.parametrize("name", ["vgg16", "resnet50", "wrn28_2", "every layer"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "wrn28_2", "every layer"])
 def test_what_the_planner_predicts_is_what_the_compiler_plans(
     name: str, objective: str, statistics: str
 ) -> None:
@@ -254,11 +254,12 @@ def test_a_recomputed_operator_costs_its_time() -> None:
 def test_more_memory_is_never_slower() -> None:
     _, network = made("resnet18")
     job = Job(objective_named("at"), 0.0, 32)
-    least = Planner(network).smallest(job)
-    largest = max(Planner(network).space(job, n).measure(Choice(n)).peak_bytes for n in (16, 32))
+    planner = Planner(network)
+    least = planner.smallest(job)
+    largest = max(planner.space(job, n).measure(Choice(n)).peak_bytes for n in (16, 32))
     seconds = []
     for budget in np.geomspace(least.peak_bytes, largest, 8).astype(int):
-        found = Planner(network).fastest(job, int(budget))
+        found = planner.fastest(job, int(budget))
         assert found is not None and found.peak_bytes <= budget
         seconds.append(found.seconds)
     assert all(later <= 1.02 * earlier for earlier, later in itertools.pairwise(seconds))

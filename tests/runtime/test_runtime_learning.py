@@ -45,6 +45,7 @@ def test_a_random_99_percent_sparse_network_becomes_robust(tmp_path: Path) -> No
     assert after["accuracy"] > 0.7 and after["robust_accuracy"] > 0.35
 
 
+@pytest.mark.slow
 def test_it_becomes_robust_on_photographs(tmp_path: Path) -> None:
     """The same network on 10,000 images of CIFAR-10 at 16×16, twelve epochs with one-step attacks; chance is
     10 %, and the standard deviation of a share of 20 % of 1,000 images is 1.3 %.
