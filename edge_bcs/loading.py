@@ -63,13 +63,7 @@ def load(
         raise EdgeBcsError(
             f"{path} is not an artifact, and only artifacts carry a signature: {how_to_trust_none()}"
         )
-    if path.is_dir():
-        path = path / _CHECKPOINT
-        if not path.is_file():
-            raise EdgeBcsError(f"{path.parent} holds neither an artifact (manifest.json) nor {_CHECKPOINT}")
-    checkpoint = _from_ort(path) or read_checkpoint(path)
-    if "network" not in checkpoint.metadata:
-        raise EdgeBcsError(f"{path} does not describe its network; load the folder that contains it")
+    path, checkpoint = _checkpoint_at(path)
     try:
         record, layers, sparsity = checkpoint.network(), checkpoint.layers(), checkpoint.sparsity
     except (ValueError, KeyError):
@@ -86,6 +80,30 @@ def load(
         distribution=checkpoint.metadata.get("distribution", "paper"),
         classes=_classes(path, checkpoint, record),
     )
+
+
+def record_of(path: str | Path) -> dict[str, Any]:
+    """Return what is said of the network at a ``path`` that `load` takes (see `SparseModel.record`).
+
+    Raises:
+        EdgeBcsError: nothing usable there.
+    """
+    path = Path(path)
+    if is_artifact(path):
+        from edge_bcs.runtime.artifact import Artifact
+
+        artifact = Artifact.read(path)
+        return {**artifact.manifest["network"]}
+    path, checkpoint = _checkpoint_at(path)
+    try:
+        return checkpoint.network()
+    except (ValueError, KeyError):
+        raise EdgeBcsError(f"{path} describes its network in a way that cannot be read") from None
+
+
+def rebuilds(record: dict[str, Any]) -> bool:
+    """Whether a record names a network of `edge_bcs.models`, so that `load` needs no module."""
+    return record.get("name") in models.FACTORIES and "factory" not in record
 
 
 def pretrained(name: str) -> SparseModel:
@@ -114,6 +132,18 @@ def _classes(path: Path, checkpoint: Checkpoint, record: dict[str, Any]) -> Name
     except EdgeBcsError as error:
         raise EdgeBcsError(f"{path}: {error}") from None
     return classes
+
+
+def _checkpoint_at(path: Path) -> tuple[Path, Checkpoint]:
+    """Return the checkpoint in a file or a folder, and the file."""
+    if path.is_dir():
+        path = path / _CHECKPOINT
+        if not path.is_file():
+            raise EdgeBcsError(f"{path.parent} holds neither an artifact (manifest.json) nor {_CHECKPOINT}")
+    checkpoint = _from_ort(path) or read_checkpoint(path)
+    if "network" not in checkpoint.metadata:
+        raise EdgeBcsError(f"{path} does not describe its network; load the folder that contains it")
+    return path, checkpoint
 
 
 def _from_ort(path: Path) -> Checkpoint | None:
@@ -167,7 +197,7 @@ def _assemble(
         name, arguments = record.get("name"), record.get("arguments", {})
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise EdgeBcsError(f"{path} describes its network in a way that cannot be read")
-        if name not in models.FACTORIES or "factory" in record:
+        if not rebuilds(record):
             raise EdgeBcsError(
                 f"{path} holds the network {name[:60]!r}{_made(record)}, which is not one of edge-bcs: name "
                 "what makes it with --model FILE.py:FACTORY, or in Python give the module, load(path, module)"

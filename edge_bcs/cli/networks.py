@@ -174,6 +174,20 @@ def start(options: dict[str, Any]) -> str | None:
     return asked or ("magnitude" if is_onnx(options["model"]) or options["weights"] else None)
 
 
+def is_checkpoint(path: str | None) -> bool:
+    """Whether a path is what `edge-bcs train` wrote, or a folder, and not a state dict."""
+    from edge_bcs.core.state import is_state
+    from edge_bcs.core.tensor_file import TensorFile
+
+    if path is None or Path(path).is_dir():
+        return path is not None
+    try:
+        with TensorFile(Path(path)) as stored:
+            return is_state(stored.metadata)
+    except (ValueError, TypeError, OSError, EdgeBcsError):
+        return False
+
+
 def prepared(
     network: nn.Module, options: dict[str, Any], classes: int | None, shape: Shape | None
 ) -> nn.Module:

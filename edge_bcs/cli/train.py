@@ -47,6 +47,7 @@ from edge_bcs.cli.networks import (
     distribution_option,
     input_shape_option,
     input_size_option,
+    is_checkpoint,
     is_own,
     model_option,
     normalize_option,
@@ -56,7 +57,8 @@ from edge_bcs.cli.networks import (
     weights_option,
 )
 from edge_bcs.cli.pretrained import pretrained_option, zoo_file
-from edge_bcs.cli.training import COMPARATORS, is_begun, is_checkpoint, trained
+from edge_bcs.cli.teacher import check_teacher, teacher_options
+from edge_bcs.cli.training import COMPARATORS, is_begun, trained
 from edge_bcs.core.errors import EdgeBcsDeprecationWarning, EdgeBcsError
 from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
@@ -143,23 +145,7 @@ _WITH_PRETRAINED = ("bcs", "random")
     help="For bcs: every 100 steps the connections that carry nothing, of units that no image opens or from "
     "which nothing leads on, move as --grow moves the smallest; alone or with it.",
 )  # fmt: skip
-@click.option(
-    "--teacher", type=click.Path(), metavar="PATH",
-    help="A trained network, such as the dense one, whose answers count beside the labels: what `train` or "
-    "`export` wrote, an ONNX file, or a state dict of the same network. With --engine torch.",
-)  # fmt: skip
-@click.option(
-    "--teacher-model", metavar="MODULE:FACTORY",
-    help="What makes the teacher where it is a network of your own, and another one than --model.",
-)  # fmt: skip
-@click.option(
-    "--teacher-weight", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
-    help="Of the teacher's part in the loss: T²·KL(its answers, ours), each softened by T.",
-)  # fmt: skip
-@click.option(
-    "--teacher-temperature", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
-    help="T, by which logits are divided: the larger, the more count classes that are wrong.",
-)  # fmt: skip
+@teacher_options
 @click.option(
     "--width", type=float, default=1.0, show_default=True, help="Multiplies the channels of all layers."
 )
@@ -350,9 +336,7 @@ def _check(options: dict[str, Any]) -> None:
         )
     if given("grow_until") and options["grow"] is None and not options["recycle"]:
         raise EdgeBcsError("--grow-until says when --grow and --recycle end: give one of them, too.")
-    for name in ("model", "weight", "temperature"):
-        if options["teacher"] is None and given(f"teacher_{name}"):
-            raise EdgeBcsError(f"--teacher-{name} is of a --teacher: give one.")
+    check_teacher(options)
     if method == "fixed" and options["counts_from"] is None:
         raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT: a network that bcs trained.")
     check_beta(options)
@@ -360,8 +344,6 @@ def _check(options: dict[str, Any]) -> None:
     if options["engine"] == "sparse":
         if options["gradual"] is not None:
             raise EdgeBcsError("--gradual begins with a dense network: use --engine torch.")
-        if options["teacher"] is not None:
-            raise EdgeBcsError("--teacher is for --engine torch.")
         if options["compile"]:
             raise EdgeBcsError("--compile is for --engine torch; the sparse engine compiles by itself.")
     if objective_named(options["objective"]).pseudo_labelled != (options["pseudo_labelled"] is not None):

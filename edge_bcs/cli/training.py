@@ -11,7 +11,7 @@ from edge_bcs.cli.networks import (
     asked_classes,
     asked_shape,
     dense_patterns,
-    is_onnx,
+    is_checkpoint,
     is_own,
     normalization,
     own,
@@ -22,6 +22,7 @@ from edge_bcs.cli.networks import (
     unknown_shape,
 )
 from edge_bcs.cli.pretrained import with_outputs
+from edge_bcs.cli.teacher import teacher
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.resizing import Resize
 from edge_bcs.core.settings import Hyper, Schedule
@@ -164,40 +165,6 @@ def _pseudo_labelled(options: dict[str, Any], shape: tuple[int, int, int]) -> An
     return open_pseudo_labelled(path, shape, trust_pickle=options["trust_pickle"])
 
 
-def _teacher(asked: _Asked) -> Any:
-    """Return what --teacher names: what `train` or `export` wrote, an ONNX file or a state dict."""
-    import copy
-
-    from edge_bcs import loading
-    from edge_bcs.method.distillation import Teacher
-    from edge_bcs.method.hooks import set_normalization
-    from edge_bcs.runtime.archive import is_artifact
-    from edge_bcs.weights import load_weights
-
-    options, network = asked.options, asked.network
-    path, made = options["teacher"], options["teacher_model"]
-    if path is None:
-        return None
-    if not Path(path).exists():
-        raise EdgeBcsError(f"--teacher {path}: there is no such file or folder.")
-    source, option = (path, "--teacher") if is_onnx(path) else (made, "--teacher-model")
-    if source is not None:
-        module = own(source, asked.data.shape, len(asked.data.classes), option)
-        if options["normalize"] is not None:
-            set_normalization(module, normalization(options))
-    else:
-        module = network if options["zoo_file"] is None else network.network
-    if source == path:
-        found: Any = module
-    elif is_checkpoint(path) or is_artifact(Path(path)):
-        named = made is not None or is_own(options["model"])
-        found = loading.load(path, module if named else None)
-    else:
-        found = copy.deepcopy(module)
-        load_weights(found, path)
-    return Teacher(found, weight=options["teacher_weight"], temperature=options["teacher_temperature"])
-
-
 def _train(asked: _Asked) -> dict[str, Any]:
     """Train by the method itself, or at fixed connections or with all of them."""
     from edge_bcs import loading
@@ -255,7 +222,7 @@ def _train(asked: _Asked) -> dict[str, Any]:
             validation=options["validation"],
             pseudo_labelled=asked.second,
         ),
-        teacher=_teacher(asked),
+        teacher=teacher(network, asked.data, options),
         **asked.numbers,
         **asked.machine,
     )
@@ -306,20 +273,6 @@ def _train_comparator(asked: _Asked) -> dict[str, Any]:
     train: Any = comparators.METHODS[method]
     result: dict[str, Any] = train(network, phases, pretrained, **more)[1]
     return result
-
-
-def is_checkpoint(path: str | None) -> bool:
-    """Whether --weights names what `edge-bcs train` wrote, not a state dict."""
-    from edge_bcs.core.state import is_state
-    from edge_bcs.core.tensor_file import TensorFile
-
-    if path is None or Path(path).is_dir():
-        return path is not None
-    try:
-        with TensorFile(Path(path)) as stored:
-            return is_state(stored.metadata)
-    except (ValueError, TypeError, OSError, EdgeBcsError):
-        return False
 
 
 def _same(network: Any, options: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.settings import check_number
 from edge_bcs.method import losses
 from edge_bcs.method.attacks import evaluation_mode
-from edge_bcs.method.hooks import take_logits
+from edge_bcs.method.hooks import normalization_of, take_logits
 from edge_bcs.method.sparse_model import SparseModel
 
 
@@ -29,8 +30,8 @@ class Teacher:
 
     Attributes:
         network: a torch module, or what `edge_bcs.load` returned, of the same images and at least the same
-            classes; where it gives probabilities, their logarithms are its logits. Its batch norms have their
-            running statistics, and it stays as it is: a training asks a copy.
+            classes, matched by name where both have names, else by place. Where it gives probabilities, their
+            logarithms are its logits. It stays as it is: a training asks a copy, in evaluation mode and f32.
         weight: of the term, above 0.
         temperature: T, above 0: the larger, the more the classes that are wrong count.
     """
@@ -42,6 +43,8 @@ class Teacher:
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for a number out of range."""
+        if not isinstance(self.network, nn.Module):
+            raise EdgeBcsError(f"a teacher is a torch module, not a {type(self.network).__name__}")
         for what, number in (("weight", self.weight), ("temperature", self.temperature)):
             check_number(f"the {what} of a teacher", number)
             if not number:
@@ -49,11 +52,14 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell its parameters and buffers from others'."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        """16 hexadecimal digits that tell its weights, its running statistics and its normalisation from
+        others'; in whatever file they were."""
+        network = self.network.network if isinstance(self.network, SparseModel) else self.network
+        digest = hashlib.sha256(repr(normalization_of(network)).encode())
+        for name, tensor in sorted(network.state_dict().items()):
+            if not name.endswith("num_batches_tracked"):
+                digest.update(name.encode())
+                digest.update(tensor.detach().to("cpu", torch.float32).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def ready(self, sparse: SparseModel, shape: Sequence[int]) -> Teacher:
@@ -67,30 +73,38 @@ class Teacher:
         Raises:
             EdgeBcsError: it does not take such images, or does not know the classes.
         """
-        _ = self.fingerprint  # before a training changes it, which a network that teaches itself would
-        network = copy.deepcopy(self.network).to(sparse.index.device).eval().requires_grad_(False)
-        if take_logits not in network._forward_hooks.values() and not isinstance(network, SparseModel):
-            network.register_forward_hook(take_logits)
         x = torch.zeros(1, *shape, device=sparse.index.device)
+        with torch.no_grad(), evaluation_mode(sparse):
+            outputs = sparse(x).shape[1]
         try:
-            with torch.no_grad(), evaluation_mode(sparse):
-                answers, outputs = network(x), sparse(x).shape[1]
-        except RuntimeError:
-            raise EdgeBcsError(f"the teacher does not take images of the shape {list(shape)}") from None
+            _ = self.fingerprint  # before a training changes it, which a network that teaches itself would
+            network = copy.deepcopy(self.network).to(sparse.index.device).float().eval().requires_grad_(False)
+            if take_logits not in network._forward_hooks.values() and not isinstance(network, SparseModel):
+                network.register_forward_hook(take_logits)
+            with torch.no_grad():
+                answers = network(x)
+        except Exception as error:  # it is the user's code that runs
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            why = f"{type(error).__name__}: {first}"
+            raise EdgeBcsError(
+                f"the teacher does not take images of the shape {list(shape)} ({why})"
+            ) from None
+        if not isinstance(answers, Tensor) or answers.dim() != 2:
+            found = list(answers.shape[1:]) if isinstance(answers, Tensor) else type(answers).__name__
+            raise EdgeBcsError(f"the teacher's answer is {found}, not a number for each class")
+        if not answers.isfinite().all():
+            raise EdgeBcsError("the teacher's answers are not finite")
         if not isinstance(network, SparseModel) and _are_probabilities(answers):
             network.edge_bcs_ending = "softmax"  # type: ignore[assignment]
-        known = network.classes if isinstance(network, SparseModel) else None
-        if known is not None and sparse.classes is not None:
-            missing = [name for name in sparse.classes if name not in known]
+        known, wanted = getattr(self.network, "classes", None), sparse.classes
+        if isinstance(network, SparseModel) and _are_names(known) and _are_names(wanted):
+            missing = [name for name in wanted if name not in known]
             if missing:
-                raise EdgeBcsError(f"the teacher does not know the class {missing[0]}")
-            if known != sparse.classes:
-                network = _InOrder(network, [known.index(name) for name in sparse.classes])
-        elif answers.dim() != 2 or answers.shape[1] != outputs:
-            raise EdgeBcsError(
-                f"the teacher's answer has the shape {list(answers.shape[1:])}, and the network has "
-                f"{outputs} outputs"
-            )
+                raise EdgeBcsError(f"the teacher does not know the class {missing[0]!r}")
+            if known != wanted:
+                network = _InOrder(network, [known.index(name) for name in wanted])
+        elif answers.shape[1] != outputs:
+            raise EdgeBcsError(f"the teacher has {answers.shape[1]} outputs, and the network {outputs}")
         return replace(self, network=network)
 
     def loss(self, x: Tensor, logits: Tensor) -> Tensor:
@@ -100,6 +114,11 @@ class Teacher:
             answers = self.network(x)
         apart = losses.kl(answers / self.temperature, logits / self.temperature)
         return self.weight * self.temperature**2 * apart
+
+
+def _are_names(classes: Sequence[str] | None) -> TypeGuard[Sequence[str]]:
+    """Whether somebody named the classes: "0", "1", … are places."""
+    return classes is not None and list(classes) != [str(place) for place in range(len(classes))]
 
 
 def _are_probabilities(answers: Tensor) -> bool:

@@ -21,6 +21,7 @@ from edge_bcs.training.updates import Update
 
 BEST = "checkpoint.safetensors"
 LAST = "last.safetensors"
+_RESUME = "resume it as it was begun, or choose another folder"
 _UNSAID = {"balance": False, "decay": "stays", "train": "all", "training_attack": "pgd"}
 """What a plan means that does not say these."""
 
@@ -95,12 +96,13 @@ def resumed(
     for name in {**asked, **begun}:
         before, now = (plan_of.get(name, _UNSAID.get(name)) for plan_of in (begun, asked))
         if before != now:
-            raise EdgeBcsError(
-                f"{last.parent} was begun with {name} {before!r}, not {now!r}; resume it as it was begun, or "
-                "choose another folder"
-            )
-    names, record = ("name", "arguments", "resize"), sparse.record
-    same = all(network.get(name) == record.get(name) for name in names)
+            raise EdgeBcsError(f"{last.parent} was begun with {_apart(name, before, now)}; {_RESUME}")
+    record = sparse.record
+    for name in ("normalize", "resize"):
+        if network.get(name) != record.get(name):
+            differ = f"{name} {network.get(name)!r}, not {record.get(name)!r}"
+            raise EdgeBcsError(f"{last.parent} was begun with {differ}; {_RESUME}")
+    same = all(network.get(name) == record.get(name) for name in ("name", "arguments"))
     same = same and network.get("head", record.get("head")) == record.get("head", network.get("head"))
     if not same or checkpoint.seed != sparse.seed:
         name = str(network.get("name"))[:60]
@@ -108,14 +110,12 @@ def resumed(
             name += f" (made by {made[:200]})"
         raise EdgeBcsError(
             f"{last.parent} was begun with the network {name} and the seed {checkpoint.seed}, not with "
-            f"{sparse.record['name']} and the seed {sparse.seed}; resume it as it was begun, "
-            "or choose another folder"
+            f"{sparse.record['name']} and the seed {sparse.seed}; {_RESUME}"
         )
     stored = checkpoint.classes
     if stored is not None and stored != classes:
         raise EdgeBcsError(
-            f"{last.parent} was begun with the classes {shown(stored)}, not {shown(classes or ())}; "
-            "resume it as it was begun, or choose another folder"
+            f"{last.parent} was begun with the classes {shown(stored)}, not {shown(classes or ())}; {_RESUME}"
         )
     if plan.gradual is not None:  # which had as many connections then as it had
         sparse.become(*(checkpoint.tensors[f"coo.{name}"] for name in ("value", "index", "momentum")))
@@ -124,6 +124,13 @@ def resumed(
     update.took_over(sparse)
     sparse.step = standing.step
     return standing, read_checkpoint(last.parent / BEST).tensors if standing.best else None
+
+
+def _apart(name: str, before: Any, now: Any) -> str:
+    """How a plan that began differs from the one that is asked for, in one of their entries."""
+    if name == "teacher":
+        return "no teacher" if before is None else f"{'a' if now is None else 'another'} teacher"
+    return f"{name} {before!r}, not {now!r}"
 
 
 def is_of_first_epoch(path: Path, plan: TrainingPlan) -> bool:

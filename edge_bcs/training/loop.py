@@ -138,6 +138,8 @@ def train(
     way = spelt.into(
         "method", *((method, Method()) if isinstance(method, Method) else (None, Method(method)))
     )
+    if teacher is not None and not isinstance(teacher, Teacher):
+        raise EdgeBcsError(f"a teacher is an edge_bcs.Teacher(network), not a {type(teacher).__name__}")
     rule = objective_named(objective)
     batch_size = batch_size_of(data) if batch_size is None else batch_size
     data = dataset_of(data, shape=input_shape or sparse.input_shape, resize=sparse.resize)

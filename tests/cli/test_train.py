@@ -121,6 +121,17 @@ def test_train_rst_and_resume(tmp_path: Path) -> None:
     assert again["step"] == first["step"] and again["best_step"] == first["best_step"]
 
 
+def test_what_is_resumed_has_the_same_pixels(tmp_path: Path) -> None:
+    kept = ("--steps", 2, "--batch-size", 16, "-o", tmp_path / "run")
+    train(tmp_path, "--normalize", "0.5:0.2", *kept)
+    for words in (), ("--normalize", "0.5:0.3"):
+        given = ("train", "--model", "resnet18", *SMALL, "--data", tmp_path / "digits.npz", *words, *kept)
+        said = " ".join(run(*given, "--resume").output.split())
+        assert "was begun with normalize {'mean': [0.5], 'std': [0.2]}, not" in said
+        assert "resume it as it was begun, or choose another folder" in said
+    train(tmp_path, "--normalize", "0.5:0.2", *kept, "--resume")
+
+
 def test_square_and_its_curve(tmp_path: Path) -> None:
     pytest.importorskip("pyautoattack")
     train(tmp_path, "-o", tmp_path / "run")

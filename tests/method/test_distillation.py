@@ -48,6 +48,23 @@ class Fixed(nn.Module):
         return self.logits.expand(len(x), -1)
 
 
+class Picky(nn.Module):
+    """Takes no images of another size, as many do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != 32:
+            raise ValueError("32 pixels\nare what it takes")
+        return x
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_a_teacher_of_another_precision_is_asked_in_f32(kind: torch.dtype) -> None:
+    sparse, wise = edge_bcs.sparsify(network(), 0.5, 3, dense=[]), network(seed=7).to(kind)
+    answers = Teacher(wise).ready(sparse, SHAPE).network(images())
+    assert torch.equal(answers, copy.deepcopy(wise).float().eval()(images()))
+    assert next(wise.parameters()).dtype == kind
+
+
 def test_the_term_by_hand() -> None:
     """weight·T²·Σ q·(ln q − ln p), with q and p softened by T, in plain numpy."""
     logits = torch.tensor([[0.0, 0.0, 0.0], [3.0, -1.0, 0.5]])
@@ -116,9 +133,11 @@ def test_a_teacher_answers_in_the_order_of_the_classes_and_stays_as_it_is() -> N
     assert torch.equal(answers, wise(images())[:, [1, 0, 2]])
     # Without names on one side the places count.
     wise.classes = None
-    with pytest.raises(
-        EdgeBcsError, match=r"the teacher's answer has the shape \[4\], and the network has 3"
-    ):
+    with pytest.raises(EdgeBcsError, match="the teacher has 4 outputs, and the network 3"):
+        Teacher(wise).ready(sparse, SHAPE)
+    # So they do where the names are only numbers.
+    wise.classes = ("0", "1", "2", "3")
+    with pytest.raises(EdgeBcsError, match="the teacher has 4 outputs, and the network 3"):
         Teacher(wise).ready(sparse, SHAPE)
     assert Teacher(network(3)).ready(sparse, SHAPE).network(images()).shape == (6, 3)
 
@@ -147,9 +166,16 @@ def test_a_network_can_be_its_own_teacher() -> None:
     assert not any(parameter.requires_grad for parameter in ready.network.parameters())
 
 
-def test_a_fingerprint_is_of_all_that_it_computes_with() -> None:
+def test_a_fingerprint_is_of_weights_statistics_and_normalisation() -> None:
     first, second = network(), network()
-    assert Teacher(first).fingerprint == Teacher(second, weight=2.0).fingerprint
+    known = Teacher(first).fingerprint
+    assert known == Teacher(second, weight=2.0).fingerprint
+    whole = edge_bcs.sparsify(first, 0, dense=[], start="magnitude")
+    assert Teacher(whole).fingerprint == known
+    whole.momentum += 1  # on which no answer depends
+    assert Teacher(whole).fingerprint == known
+    whole.normalize = edge_bcs.Normalization((0.5,), (0.2,))
+    assert Teacher(whole).fingerprint != known
     second[1].get_buffer("running_mean").add_(1.0)
     assert Teacher(first).fingerprint != Teacher(second).fingerprint
 
@@ -168,12 +194,16 @@ def test_what_is_refused() -> None:
         Teacher(nn.Conv2d(3, 4, 1)).ready(
             edge_bcs.sparsify(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), 0), (1, 8, 8)
         )
-    with pytest.raises(
-        EdgeBcsError, match=r"answer has the shape \[4, 8, 8\], and the network has 4 outputs"
-    ):
+    with pytest.raises(EdgeBcsError, match=r"answer is \[4, 8, 8\], not a number for each class"):
         Teacher(nn.Conv2d(3, 4, 1)).ready(sparse, SHAPE)
+    with pytest.raises(EdgeBcsError, match=r"images of the shape \[3, 8, 8\] \(ValueError: 32 pixels\)"):
+        Teacher(Picky()).ready(sparse, SHAPE)
+    with pytest.raises(EdgeBcsError, match="the teacher's answers are not finite"):
+        Teacher(Fixed(float("nan"), 0.0, 0.0, 0.0)).ready(sparse, SHAPE)
+    with pytest.raises(EdgeBcsError, match="a teacher is a torch module, not a str"):
+        Teacher("runs/dense")  # type: ignore[arg-type]
     sparse.classes = ("ant", "bee", "cat", "dog")
     wise = edge_bcs.sparsify(network(), 0, dense=[], start="magnitude")
     wise.classes = ("ant", "bee", "cat", "eel")
-    with pytest.raises(EdgeBcsError, match="the teacher does not know the class dog"):
+    with pytest.raises(EdgeBcsError, match="the teacher does not know the class 'dog'"):
         Teacher(wise).ready(sparse, SHAPE)

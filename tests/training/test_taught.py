@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.commands import run
 from helpers.onnx_files import File
+from helpers.signing import make_key, sign
 from helpers.training import cut_off, digits, same, tiny
 from helpers.training_commands import SMALL, write_digits
 from torch import nn
@@ -22,6 +23,7 @@ from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.data import ArrayDataset
 from edge_bcs.training.backends import TorchBackend
+from edge_bcs.zoo import read_cards
 
 
 def taught(
@@ -81,8 +83,8 @@ def test_resumed_is_as_if_never_interrupted_and_with_no_other_teacher(tmp_path: 
         taught(Teacher(other()), Output(tmp_path / "cut", save_seconds=0.0))
     again = Output(tmp_path / "cut", save_seconds=0.0, resume=True)
     for wrong, message in (
-        (None, r"begun with teacher '[0-9a-f]{16}', not None"),
-        (Teacher(other(4)), r"begun with teacher '[0-9a-f]{16}', not '[0-9a-f]{16}'"),
+        (None, "begun with a teacher; resume it as it was begun"),
+        (Teacher(other(4)), "begun with another teacher; resume"),
         (Teacher(other(), weight=2.0), r"begun with teacher_weight 1\.0, not 2\.0"),
         (Teacher(other(), temperature=2.0), r"begun with teacher_temperature 4\.0, not 2\.0"),
     ):
@@ -109,6 +111,8 @@ def test_what_is_refused() -> None:
         taught(Teacher(other()), compute=Compute("sparse"))
     with pytest.raises(EdgeBcsError, match=r"the teacher does not take images of the shape \[1, 8, 8\]"):
         taught(Teacher(nn.Conv2d(3, 10, 1)))
+    with pytest.raises(EdgeBcsError, match=r"a teacher is an edge_bcs.Teacher\(network\), not a Sequential"):
+        taught(other())  # type: ignore[arg-type]
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -132,14 +136,18 @@ def test_the_command(tmp_path: Path) -> None:
     for more, message in (
         (("--teacher-weight", 2), "--teacher-weight is of a --teacher: give one"),
         (("--teacher-model", "nets.py:make"), "--teacher-model is of a --teacher: give one"),
-        (("--teacher", weights, "--teacher-model", "vgg16"), "--teacher-model vgg16 is neither"),
+        (
+            ("--teacher", weights, "--teacher-model", "vgg16"),
+            "--teacher-model vgg16: give what makes a network",
+        ),
         (
             ("--teacher", tmp_path / "dense", "--method", "hydra"),
             "--teacher belongs to bcs, random, fixed, d",
         ),
-        (("--teacher", tmp_path / "none"), "there is no such file or folder"),
-        (("--teacher", data), "digits.npz"),
-        (("--teacher", weights, "--teacher-weight", 0), "0"),
+        (("--teacher", tmp_path / "none"), "there is no such file or folder, nor such a name in the zoo"),
+        (("--teacher", ""), "there is no such file or folder"),
+        (("--teacher", data), f"--teacher: {data}"),
+        (("--teacher", weights, "--teacher-weight", 0), "'--teacher-weight': 0.0 is not in the range x>0"),
     ):
         said = run(*common, *more, "-o", tmp_path / "other")
         assert said.exit_code and message in " ".join(said.output.split()), said.output
@@ -184,4 +192,96 @@ def test_the_teacher_is_another_network_of_the_users_own(
     assert np.array_equal(found[0], found[1]) and np.allclose(found[0], found[2], atol=1e-6)
     assert not np.array_equal(found[0], without)
     unnamed = run(*common, "--model", "resnet18", *SMALL, "--teacher", "wise", "-o", "no")
-    assert unnamed.exit_code and "made by nets.py:small" in unnamed.output
+    said = " ".join(unnamed.output.split())
+    assert "made by nets.py:small: name what makes it with --teacher-model FILE.py:FACTORY" in said
+    unfit = run(*common, "--model", "resnet18", *SMALL, "--teacher", "wise.pt", "-o", "no")
+    assert "Is it another network? --teacher-model names what makes it." in " ".join(unfit.output.split())
+    needless = ("--teacher", "wise.onnx", "--teacher-model", "nets.py:small")
+    refused = run(*common, "--model", "resnet18", *SMALL, *needless, "-o", "no")
+    said = " ".join(refused.output.split())
+    assert "wise.onnx says by itself what it is: leave --teacher-model out" in said
+
+
+def plan_of(folder: Path) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads(read_checkpoint(folder / "last.safetensors").metadata["plan"])
+    return plan
+
+
+FACTORY = """
+from torch import nn
+def small(num_classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+OWN = ("--model", "nets.py:small", "--input-shape", "1,8,8", "--dense", "none", "--sparsity", 0.5)
+QUICK = ("--objective", "natural", "--steps", 2, "--batch-size", 8)
+
+
+def test_a_teacher_keeps_its_own_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --normalize says is the student's; it holds for a teacher only where its file cannot say it."""
+    monkeypatch.chdir(tmp_path)
+    write_digits(Path("digits.npz"))
+    Path("nets.py").write_text(FACTORY)
+    common = ("train", "--data", "digits.npz", *OWN, *QUICK)
+    made = run(*common, "--method", "dense", "-o", "wise")
+    assert made.exit_code == 0, made.output
+    wise = edge_bcs.load("wise", nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    plain = Teacher(wise).fingerprint
+    torch.save(wise.network.state_dict(), "wise.pt")
+    edge_bcs.export(wise, "artifact", input_shape=(1, 8, 8), validate=False)
+    wise.normalize = edge_bcs.Normalization((0.5,), (0.2,))
+    normalised = Teacher(wise).fingerprint
+    teachers = ("wise", plain), ("artifact", plain), ("wise/last.safetensors", plain), ("wise.pt", normalised)
+    for number, (path, expected) in enumerate(teachers):
+        made = run(*common, "--normalize", "0.5:0.2", "--teacher", path, "-o", f"taught-{number}")
+        assert made.exit_code == 0, made.output
+        assert plan_of(Path(f"taught-{number}"))["teacher"] == expected, path
+
+
+def test_a_network_of_the_users_own_learns_from_one_of_edge_bcs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_digits(Path("digits.npz"))
+    Path("nets.py").write_text(FACTORY)
+    dense = run("train", "--data", "digits.npz", *QUICK, *SMALL, "--model", "resnet18", "-o", "dense")
+    assert dense.exit_code == 0, dense.output
+    name = next(card.name for card in read_cards() if list(card.input_shape) == [1, 8, 8])
+    for path, wise in ("dense", edge_bcs.load("dense")), (name, edge_bcs.pretrained(name)):
+        made = run("train", "--data", "digits.npz", *OWN, *QUICK, "--teacher", path, "-o", f"of-{path}")
+        assert made.exit_code == 0, made.output
+        assert plan_of(Path(f"of-{path}"))["teacher"] == Teacher(wise).fingerprint
+
+
+def test_classes_are_matched_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher knows one more, in another order; what the factory makes has another number still."""
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(FACTORY)
+    images, labels = np.random.default_rng(0).random((40, 1, 8, 8), np.float32), np.arange(40)
+    for count in (3, 4):
+        np.savez(f"{count}.npz", x_train=images, y_train=labels % count)
+    common = ("train", *OWN, *QUICK)
+    wise = run(*common, "--data", "4.npz", "--class-names", "d,c,b,a", "--classes", 4, "-o", "wise")
+    assert wise.exit_code == 0, wise.output
+    named = ("--data", "3.npz", "--classes", 3, "--teacher", "wise", "--class-names")
+    made = run(*common, *named, "a,b,c", "-o", "taught")
+    assert made.exit_code == 0, made.output
+    assert "the teacher does not know the class 'e'" in run(*common, *named, "a,b,e", "-o", "no").output
+
+
+def test_only_a_signed_artifact_teaches_where_a_key_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    private, public = make_key(tmp_path, "maker")
+    write_digits(Path("digits.npz"))
+    Path("nets.py").write_text(FACTORY)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    edge_bcs.export(edge_bcs.sparsify(network, 0.5), "artifact", input_shape=(1, 8, 8), validate=False)
+    torch.save(network.state_dict(), "wise.pt")
+    common = ("train", "--data", "digits.npz", *OWN, *QUICK, "--trust-key", public)
+    for path, message in ("artifact", "is not signed"), ("wise.pt", "only artifacts carry a signature"):
+        refused = run(*common, "--teacher", path, "-o", "no")
+        assert refused.exit_code and message in " ".join(refused.output.split())
+    sign(Path("artifact"), private)
+    made = run(*common, "--teacher", "artifact", "-o", "taught")
+    assert made.exit_code == 0, made.output
