@@ -399,7 +399,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
                 axis.plot(
                     [place + shift - 0.19, place + shift + 0.19], [100 * aim] * 2, color="#24292f", lw=2
                 )
-    axis.set_xticks(range(len(found)), list(found))
+    axis.set_xticks(range(len(found)), [name.replace(" ", "\n") for name in found])
     axis.set_ylim(0, 108)
     axis.set_ylabel("right, % of the held-out photographs")
     axis.legend(fontsize=8, loc="lower right")
