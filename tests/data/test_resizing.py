@@ -122,7 +122,7 @@ def test_a_network_keeps_it_from_host_to_board(photos: Path, tmp_path: Path) -> 
     train = ("train", *small, *short, "--data", photos, "-o", tmp_path / "host")
     assert run(*train, "--resize", "crop:0.875").exit_code == 0
     refused = run(*train, "--resize", "crop", "--resume")
-    assert refused.exit_code == 1 and "with the network" in refused.stderr
+    assert refused.exit_code == 1 and "begun with resize 'crop:0.875', not 'crop'" in refused.stderr
     assert edge_bcs.load(tmp_path / "host").resize == Resize(0.875)
     exported = run("export", "--checkpoint", tmp_path / "host", "--no-validate", "-o", tmp_path / "artifact")
     assert exported.exit_code == 0, exported.output
