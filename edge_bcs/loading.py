@@ -57,12 +57,7 @@ def load(
         raise EdgeBcsError(f"there is no file or folder {path}")
     if is_artifact(path):
         return _from_artifact(path, model, trust_keys, min_release)
-    if trust_keys or min_release is not None:
-        from edge_bcs.runtime.signature import how_to_trust_none
-
-        raise EdgeBcsError(
-            f"{path} is not an artifact, and only artifacts carry a signature: {how_to_trust_none()}"
-        )
+    check_unsigned(path, trust_keys, min_release)
     path, checkpoint = _checkpoint_at(path)
     try:
         record, layers, sparsity = checkpoint.network(), checkpoint.layers(), checkpoint.sparsity
@@ -82,6 +77,16 @@ def load(
     )
 
 
+def check_unsigned(path: str | Path, trust_keys: Sequence[str | Path], min_release: int | None) -> None:
+    """Raise `EdgeBcsError` if a file that is no artifact is asked for a signature; arguments as of `load`."""
+    if trust_keys or min_release is not None:
+        from edge_bcs.runtime.signature import how_to_trust_none
+
+        raise EdgeBcsError(
+            f"{path} is not an artifact, and only artifacts carry a signature: {how_to_trust_none()}"
+        )
+
+
 def record_of(path: str | Path) -> dict[str, Any]:
     """Return what is said of the network at a ``path`` that `load` takes (see `SparseModel.record`).
 
@@ -92,8 +97,7 @@ def record_of(path: str | Path) -> dict[str, Any]:
     if is_artifact(path):
         from edge_bcs.runtime.artifact import Artifact
 
-        artifact = Artifact.read(path)
-        return {**artifact.manifest["network"]}
+        return {**Artifact.read(path).manifest["network"]}
     path, checkpoint = _checkpoint_at(path)
     try:
         return checkpoint.network()

@@ -102,8 +102,8 @@ def _found(network: Any, data: Any, options: dict[str, Any]) -> Any:
     record = loading.record_of(path) if ours else {}
     if ours and made is None and loading.rebuilds(record):
         return loading.load(path, **trust)
-    if not ours and any(trust.values()):
-        raise EdgeBcsError(f"{path} is not an artifact, and only artifacts carry a signature.")
+    if not ours:
+        loading.check_unsigned(path, **trust)
     if onnx:
         module = own(path, data.shape, option="--teacher")
     elif made is not None:

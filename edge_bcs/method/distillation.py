@@ -96,8 +96,8 @@ class Teacher:
             raise EdgeBcsError("the teacher's answers are not finite")
         if not isinstance(network, SparseModel) and _are_probabilities(answers):
             network.edge_bcs_ending = "softmax"  # type: ignore[assignment]
-        known, wanted = getattr(self.network, "classes", None), sparse.classes
-        if isinstance(network, SparseModel) and _are_names(known) and _are_names(wanted):
+        known, wanted = network.classes if isinstance(network, SparseModel) else None, sparse.classes
+        if _are_names(known) and _are_names(wanted):
             missing = [name for name in wanted if name not in known]
             if missing:
                 raise EdgeBcsError(f"the teacher does not know the class {missing[0]!r}")

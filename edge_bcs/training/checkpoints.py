@@ -99,9 +99,9 @@ def resumed(
             raise EdgeBcsError(f"{last.parent} was begun with {_apart(name, before, now)}; {_RESUME}")
     record = sparse.record
     for name in ("normalize", "resize"):
-        if network.get(name) != record.get(name):
-            differ = f"{name} {network.get(name)!r}, not {record.get(name)!r}"
-            raise EdgeBcsError(f"{last.parent} was begun with {differ}; {_RESUME}")
+        before, now = network.get(name), record.get(name)
+        if before != now:
+            raise EdgeBcsError(f"{last.parent} was begun with {_apart(name, before, now)}; {_RESUME}")
     same = all(network.get(name) == record.get(name) for name in ("name", "arguments"))
     same = same and network.get("head", record.get("head")) == record.get("head", network.get("head"))
     if not same or checkpoint.seed != sparse.seed:
@@ -127,7 +127,7 @@ def resumed(
 
 
 def _apart(name: str, before: Any, now: Any) -> str:
-    """How a plan that began differs from the one that is asked for, in one of their entries."""
+    """How a training that began differs from the one that is asked for, in one of their entries."""
     if name == "teacher":
         return "no teacher" if before is None else f"{'a' if now is None else 'another'} teacher"
     return f"{name} {before!r}, not {now!r}"

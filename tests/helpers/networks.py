@@ -104,6 +104,18 @@ class Residual(nn.Module):
         return self.head(torch.flatten(x, 1))
 
 
+def pooled(outputs: int = 4) -> nn.Sequential:
+    """A convolution, a batch norm and a linear layer on 2×2 means, for images [3, H, W] of any size."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, outputs),
+    )
+
+
 def tiny(
     name: str, width: float = 0.0625, size: int = 16, classes: int = 5, density: float = 0.5, seed: int = 3
 ) -> SparseModel:

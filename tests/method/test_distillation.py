@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers.networks import pooled
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,14 +24,7 @@ SHAPE = (3, 8, 8)
 
 def network(outputs: int = 4, seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1, bias=False),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(24, outputs),
-    )
+    return pooled(outputs)
 
 
 def images(count: int = 6) -> Tensor:

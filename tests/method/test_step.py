@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from helpers.networks import pooled
 from torch import nn
 
 import edge_bcs
@@ -19,17 +20,6 @@ from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.objectives import OBJECTIVES, objective_named
 from edge_bcs.core.settings import Attack, Coefficients
 from edge_bcs.method import step as steps
-
-
-def tiny() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1, bias=False),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(24, 4),
-    )
 
 
 def batch(size: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,7 +129,7 @@ def test_kappa_holds_at_every_step(name: str, sparsity: float) -> None:
 
 
 def test_attacked_part_of_the_batch() -> None:
-    sparse = edge_bcs.sparsify(tiny(), 0.5, 0)
+    sparse = edge_bcs.sparsify(pooled(), 0.5, 0)
     x, y = batch(7)
     for name, attacked in (("natural", 0), ("mixed", 3), ("at", 7), ("trades", 7), ("mart", 7)):
         objective = objective_named(name)
@@ -214,7 +204,7 @@ def test_the_attack_of_every_objective(name: str, start: str, loss: str, attacke
 
 
 def test_micro_batches_accumulate_the_same_gradient() -> None:
-    sparse = edge_bcs.sparsify(tiny(), 0.5, 0)
+    sparse = edge_bcs.sparsify(pooled(), 0.5, 0)
     x, y = batch(8)
     adversarial = (x + 0.01).clamp(0, 1)
     found = []
@@ -237,7 +227,7 @@ def test_micro_batches_accumulate_the_same_gradient() -> None:
 
 
 def test_frozen_statistics_stay_and_batch_statistics_move() -> None:
-    sparse = edge_bcs.sparsify(tiny(), 0.5, 0)
+    sparse = edge_bcs.sparsify(pooled(), 0.5, 0)
     x, y = batch()
     trades = objective_named("trades")
     sparse.zero_gradients()
@@ -267,7 +257,7 @@ def test_dropout_and_stochastic_depth_are_the_identity_whatever_the_statistics()
 
     def network(dropout: nn.Module) -> nn.Sequential:
         torch.manual_seed(0)
-        return nn.Sequential(StochasticDepth(nn.BatchNorm2d(3), dropout), *tiny())
+        return nn.Sequential(StochasticDepth(nn.BatchNorm2d(3), dropout), *pooled())
 
     x, y = batch()
     found = []
@@ -325,7 +315,7 @@ def test_births_by_layer() -> None:
 
 
 def test_static_masks_keep_their_positions() -> None:
-    sparse = edge_bcs.sparsify(tiny(), 0.5, 0)
+    sparse = edge_bcs.sparsify(pooled(), 0.5, 0)
     before = sparse.index.clone()
     sparse.zero_gradients()
     for parameter in sparse.parameters():
@@ -336,7 +326,7 @@ def test_static_masks_keep_their_positions() -> None:
 
 
 def test_a_step_that_would_make_nonsense_changes_nothing() -> None:
-    sparse = edge_bcs.sparsify(tiny(), 0.5, 0)
+    sparse = edge_bcs.sparsify(pooled(), 0.5, 0)
     before = sparse.state()
     for reference in (False, True):
         sparse.zero_gradients()

@@ -131,8 +131,8 @@ def test_the_command(tmp_path: Path) -> None:
         assert (plans[-1]["teacher_weight"], plans[-1]["teacher_temperature"]) == (0.5, 2)
     states = [read_checkpoint(tmp_path / name / "last.safetensors").tensors["coo.value"] for name in "abc"]
     assert all(np.array_equal(states[0], state) for state in states[1:])
-    other_model = run(*common, "--teacher", tmp_path / "dense", "--engine", "sparse", "-o", tmp_path / "no")
-    assert other_model.exit_code and "--teacher is for --engine torch." in other_model.output
+    refused = run(*common, "--teacher", tmp_path / "dense", "--engine", "sparse", "-o", tmp_path / "no")
+    assert refused.exit_code and "--teacher is for --engine torch." in refused.output
     for more, message in (
         (("--teacher-weight", 2), "--teacher-weight is of a --teacher: give one"),
         (("--teacher-model", "nets.py:make"), "--teacher-model is of a --teacher: give one"),
@@ -175,7 +175,7 @@ def test_the_teacher_is_another_network_of_the_users_own(
     assert made.exit_code == 0, made.output
     without = read_checkpoint(Path("alone/last.safetensors")).tensors["coo.value"]
     found = []
-    state = network.load_state_dict(torch.load("wise.pt", weights_only=True)) and network.state_dict()
+    state = torch.load("wise.pt", weights_only=True)
     file = File(1, 8, 8)
     hidden = file.Flatten("x")
     for layer in ("1", "3"):
