@@ -21,6 +21,24 @@ class Stopped(Exception):  # noqa: N818 (not an error)
         super().__init__(self.name)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM interrupt the block as SIGINT does: raise Terminated where it is."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def stoppable() -> Iterator[Callable[[], None]]:
     """Note SIGINT and SIGTERM inside the block; yield the function that raises Stopped if one has arrived.

@@ -57,8 +57,9 @@ from edge_bcs.cli.networks import (
     weights_option,
 )
 from edge_bcs.cli.pretrained import pretrained_option, zoo_file
+from edge_bcs.cli.stopping import Terminated, terminable
 from edge_bcs.cli.teacher import check_teacher, teacher_options
-from edge_bcs.cli.training import COMPARATORS, is_begun, trained
+from edge_bcs.cli.training import COMPARATORS, how_to_go_on, is_begun, trained
 from edge_bcs.core.errors import EdgeBcsDeprecationWarning, EdgeBcsError
 from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
@@ -261,8 +262,8 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     other classes, the last layer is made anew.
 
     The output folder gets checkpoint.safetensors (the best epoch on held-out images), last.safetensors (the
-    newest), metrics.jsonl and epochs.jsonl. --resume goes on with a training that was stopped, and ends with
-    the same bits as one that was not.
+    newest), metrics.jsonl and epochs.jsonl. Ctrl-C and SIGTERM save what was done. --resume goes on with a
+    training that was stopped, and ends with the same bits as one that was not.
     """
     from edge_bcs.cli.reading import check_apart
 
@@ -275,12 +276,11 @@ def command(model: str, data_spec: str, as_json: bool, **options: Any) -> None:
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun
     try:
         lock = FolderLock(output) if first else nullcontext()
-        with lock, Progress("preparing to train", shown=first):
+        with terminable(), lock, Progress("preparing to train", shown=first):
             result = trained(model, data_spec, output, options, first)
-    except KeyboardInterrupt:
-        begun = is_begun(output)
-        say(f"Stopped; {f'go on with --resume -o {word(output)}' if begun else 'nothing was saved yet'}.")
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        say(how_to_go_on(output))
+        sys.exit(143 if isinstance(interrupt, Terminated) else 130)
     if not first:
         return
     if as_json:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_bcs.cli.common import attack_of, class_names, given, trusted
+from edge_bcs.cli.common import attack_of, class_names, given, trusted, word
 from edge_bcs.cli.networks import (
     asked_classes,
     asked_shape,
@@ -53,6 +53,17 @@ class _Asked:
 def is_begun(output: Path) -> bool:
     """Whether a training has saved into a folder."""
     return any(output.rglob(_SAVED))
+
+
+def how_to_go_on(output: Path) -> str:
+    """What to say of a training that was stopped: how far its folder has it, and how it goes on."""
+    from edge_bcs.checkpoint import read_checkpoint
+
+    if not is_begun(output):
+        return "Stopped; nothing was saved yet."
+    last = output / _SAVED  # those of a phase before the last one lie deeper
+    after = f" after step {read_checkpoint(last).step}" if last.is_file() else ""
+    return f"Stopped{after}; go on with --resume -o {word(output)}."
 
 
 def trained(model: str, data_spec: str, output: Path, options: dict[str, Any], first: bool) -> dict[str, Any]:

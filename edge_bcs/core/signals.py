@@ -28,14 +28,19 @@ class HeldSignals:
     often as their signals came and in that order, whatever they raise. Signals that are ignored, that end the
     process, or that are handled by something else than Python are not touched. In other threads, where no
     handler runs, nothing is done. A few microseconds; blocks may lie in each other.
+
+    Attributes:
+        held: whether `hold` has been called.
     """
 
     def __init__(self) -> None:
+        self.held = False
         self._handlers: dict[int, _Handler] = {}
         self._arrived: deque[tuple[_Handler, int, FrameType | None]] = deque()
 
     def hold(self) -> None:
         """Hold signals from now on; once is enough."""
+        self.held = True
         if threading.get_ident() != threading.main_thread().ident:
             return
         for number in compress(_NUMBERS, map(callable, map(getsignal, _NUMBERS))):

@@ -31,13 +31,14 @@ class Standing:
     """How far a training is, beside the state of its network.
 
     Attributes:
-        step: steps done.
+        step: steps done. ended: those of the epochs that have been evaluated at their end.
         best: what the report says of the best epoch; empty before the first one ended.
         sums: f64[4] over the steps of the epoch: loss, right answers of up to two branches, deaths.
         watch: of a single-step attack, whether it has collapsed.
     """
 
     step: int = 0
+    ended: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     watch: Watch = field(default_factory=Watch)
@@ -54,6 +55,7 @@ def save(
             "objective": plan.objective.name,
             "plan": json.dumps(plan.described()),
             "sums": json.dumps(standing.sums.tolist()),
+            "ended": json.dumps(standing.ended),
             "best": json.dumps(standing.best),
             **({"watch": json.dumps(standing.watch.dump())} if plan.attack.single_step else {}),
         },
@@ -82,12 +84,15 @@ def resumed(
     try:
         begun = parse_object(checkpoint.metadata["plan"])
         standing.best = parse_object(checkpoint.metadata["best"])
+        # Without it the checkpoint was written within an epoch, or after the end of one had been seen to.
+        standing.ended = parse_json(checkpoint.metadata.get("ended", str(checkpoint.step)))
         sums = np.array(parse_json(checkpoint.metadata["sums"]), np.float64)
         if plan.attack.single_step and "watch" in checkpoint.metadata:
             standing.watch = Watch.parse(parse_object(checkpoint.metadata["watch"]))
         network = checkpoint.network()
         best = standing.best
-        if sums.shape != standing.sums.shape or (best and type(best["best_step"]) is not int):
+        counts = [standing.ended, *([best["best_step"]] if best else [])]
+        if sums.shape != standing.sums.shape or any(type(count) is not int for count in counts):
             raise ValueError
     except (KeyError, ValueError, TypeError):
         raise EdgeBcsError(f"{last} was not written by a training") from None

@@ -16,17 +16,18 @@ _LONGEST_LINE = 1 << 20
 
 
 class Lines:
-    """Both files of a folder, which is made; lines of steps after ``step`` are dropped from them.
+    """Both files of a folder, which is made. Lines of steps after ``step`` are dropped from them, and those
+    of epochs that end after the step ``ended``.
 
     Raises:
         EdgeBcsError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, ended: int) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in (STEPS, EPOCHS):
-                keep_lines(folder / name, step)
+            keep_lines(folder / STEPS, step)
+            keep_lines(folder / EPOCHS, ended)
             self._steps = (folder / STEPS).open("a", encoding="utf-8")
         except OSError as error:
             raise EdgeBcsError(f"{folder} cannot be written: {error.strerror or error}") from None

@@ -71,7 +71,9 @@ def train(
 
     The best epoch has the highest robust accuracy (PGD with the training attack; clean accuracy for natural
     training) on images of the training data that are held out for it. Under torchrun all processes train one
-    network (see `edge_bcs.training.replicas`), and the first writes.
+    network (see `edge_bcs.training.replicas`), and the first writes. Where KeyboardInterrupt or SystemExit
+    ends it, the network and the folder are left with the steps that were done (torchrun's folder with those
+    that were saved last).
 
     Args:
         sparse: what `sparsify` returned; trained in place. Its `classes` are matched with the data's by name
@@ -237,7 +239,12 @@ def run_plan(
         run.backend.load(run.step)
         began = True
         return run.train(output.save_seconds, progress and replicas.first)
-    except BaseException:  # such as KeyboardInterrupt: the network is left with the steps that were done
+    except (KeyboardInterrupt, SystemExit):
+        if began and not run.over:
+            with contextlib.suppress(EdgeBcsError):
+                run.leave()
+        raise
+    except BaseException:  # the network is left with the steps that were done
         if began and not run.over:
             with contextlib.suppress(EdgeBcsError):
                 run.backend.store()

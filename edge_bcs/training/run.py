@@ -94,6 +94,7 @@ class Run:
         # Steps whose numbers have not been read: what they are about, when they began, how to read them.
         self._pending: deque[tuple[dict[str, Any], int, float, Callable[[], Numbers]]] = deque()
         self._settled_at = 0.0
+        self._whole = True  # the state is that of the steps that are counted, and may be saved as that
 
     @property
     def step(self) -> int:
@@ -136,7 +137,7 @@ class Run:
         else:
             _check_new(output, self.plan)
         if self.replicas.first:
-            self._output, self._lines = output, Lines(output, self.step)
+            self._output, self._lines = output, Lines(output, self.step, self._standing.ended)
 
     @property
     def backend(self) -> Backend:
@@ -176,20 +177,18 @@ class Run:
                 self.backend.attack = self.plan.attack.pgd
             if self._standing.watch.step < 0:
                 self._look(bar, over=False)
-            while self.step < batches.total and not self._gives_up:
-                epoch, number = divmod(self.step, batches.per_epoch)
-                self._one_step()
-                settle(self.backend.lag)
-                if number + 1 == batches.per_epoch or self.step == batches.total:
-                    settle(0)
-                    report = self._end_of_epoch(epoch, number + 1, bar)
+            while True:
+                if self._epoch_is_over:
+                    self._save_newest()  # what follows may take long, and is done again after an interruption
+                    report = self._end_of_epoch(bar)
                     saved = time.monotonic()
-                elif time.monotonic() - saved >= save_seconds:
+                if self.step >= batches.total or self._gives_up:
+                    break
+                self._one_step()
+                settle(0 if self._epoch_is_over else self.backend.lag)
+                if not self._epoch_is_over and time.monotonic() - saved >= save_seconds:
                     settle(0)
-                    if self._lines is not None:
-                        self._lines.flush()
-                    self.backend.store()
-                    self._save(LAST)
+                    self._save_newest()
                     saved = time.monotonic()
         best = self._standing.best
         if best:
@@ -204,6 +203,25 @@ class Run:
         if self._watched is not None:
             about["fell_back"] = self._standing.watch.fell_back
         return {**report, **best, "step": self.step, **about}
+
+    def leave(self) -> None:
+        """After an interruption: give the network what was done, and the folder, too, unless it was between
+        two steps' states; then that holds an earlier one."""
+        with HeldSignals() as signals:
+            signals.hold()
+            if not self._whole or not self.step or self.replicas.count > 1:  # the others may be gone
+                self.backend.store()
+                return
+            while self._pending:
+                self._settle()
+            self._save_newest()
+
+    @property
+    def _epoch_is_over(self) -> bool:
+        """Whether all steps of an epoch are done, but not what comes at its end."""
+        step, batches = self.step, self._batches
+        at_end = step % batches.per_epoch == 0 or step == batches.total
+        return at_end and step != self._standing.ended
 
     @property
     def _gives_up(self) -> bool:
@@ -221,9 +239,14 @@ class Run:
         hyper = self.plan.schedule.at(self.plan.hyper, self.step, self._batches.total)
         moved = self._grow(batch)
         with HeldSignals() as signals:
-            numbers = self.backend.step(batch, hyper, self.step, signals)
+            try:
+                numbers = self.backend.step(batch, hyper, self.step, signals)
+            except BaseException:
+                self._whole = self._whole and not signals.held
+                raise
             epoch = self.step // self._batches.per_epoch
             self._standing.step += 1
+            self._whole = True
             about = {"step": self.step, "epoch": epoch, "learning_rate": hyper.learning_rate}
             if self.plan.growth is not None:
                 about["moved"] = moved
@@ -235,11 +258,12 @@ class Run:
         if growth is None or not is_due(growth.every, growth.until, step, total):
             return 0
         count = moved_at(growth.share, growth.until, self.sparse.kappa, step, total)
+        self._whole = False
         return self.backend.grow(batch, count, growth, step) if count or growth.recycle else 0
 
     def _settle(self) -> dict[str, Any]:
         """Read the numbers of the oldest step whose numbers are unread, and write its line of metrics."""
-        about, images, started, read = self._pending.popleft()
+        about, images, started, read = self._pending[0]
         numbers = read()
         shares = [count / images for count in numbers.correct]
         line = {"step": about["step"], "epoch": about["epoch"], "loss": numbers.loss, "accuracy": shares[0]}
@@ -247,15 +271,18 @@ class Run:
             line["robust_accuracy"] = shares[1]
         elif self.plan.objective.accuracy_is_robust:
             line["robust_accuracy"] = shares[0]
-        self._standing.sums += [numbers.loss, shares[0], shares[-1], numbers.deaths]
         now = time.perf_counter()
         seconds, self._settled_at = now - max(started, self._settled_at), now
         line |= {"deaths": numbers.deaths, "learning_rate": about["learning_rate"]}
         if "moved" in about:
             line["moved"] = about["moved"]
         line["milliseconds"] = 1e3 * seconds
-        if self._lines is not None:
-            self._lines.step(line)
+        with HeldSignals() as signals:
+            signals.hold()
+            self._pending.popleft()
+            self._standing.sums += [numbers.loss, shares[0], shares[-1], numbers.deaths]
+            if self._lines is not None:
+                self._lines.step(line)
         return line
 
     def _look(self, bar: Progress, *, over: bool) -> dict[str, float]:
@@ -271,9 +298,11 @@ class Run:
             bar.say(watch.sentence(attack.kind, own, pgd))
         return {"watched_own_acc": own, "watched_pgd_acc": pgd}
 
-    def _end_of_epoch(self, epoch: int, steps: int, bar: Progress) -> dict[str, Any]:
+    def _end_of_epoch(self, bar: Progress) -> dict[str, Any]:
         """Evaluate on the held-out images, keep the best state, write everything."""
-        mean = self._standing.sums / steps
+        self._whole = False
+        epoch = (self.step - 1) // self._batches.per_epoch
+        mean = self._standing.sums / (self.step - epoch * self._batches.per_epoch)
         line: dict[str, Any] = {
             "epoch": epoch,
             "step": self.step,
@@ -315,8 +344,17 @@ class Run:
             self._save(BEST)
         if self._lines is not None:
             self._lines.epoch(line)
+        self._standing.ended = self.step
         self._save(LAST)
+        self._whole = True
         return line
+
+    def _save_newest(self) -> None:
+        """Give the network what was done, and the folder that and the lines of all steps."""
+        if self._lines is not None:
+            self._lines.flush()
+        self.backend.store()
+        self._save(LAST)
 
     def _save(self, name: str) -> None:
         if self._output is not None:

@@ -156,10 +156,11 @@ def test_train_stopped_by_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: 
         return interrupt
 
     common = ("--model", "resnet18", "--data", tmp_path / "digits.npz", *SMALL, "--batch-size", 16)
-    for when, said in ((0, "nothing was saved yet."), (4, f"go on with --resume -o '{tmp_path}/my run'.")):
+    go_on = f"go on with --resume -o '{tmp_path}/my run'."
+    for when, said in ((0, "; nothing was saved yet."), (4, f" after step 4; {go_on}")):
         monkeypatch.setattr(TorchBackend, "step", interrupted_at(when))
         result = run("train", *common, "--epochs", 2, "-o", tmp_path / "my run")
-        assert result.exit_code == 130 and result.stderr.endswith(f"Stopped; {said}\n")
+        assert result.exit_code == 130 and result.stderr.endswith(f"Stopped{said}\n")
 
 
 def recommended(result: Result) -> list[list[str]]:

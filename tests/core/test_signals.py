@@ -438,14 +438,18 @@ def test_a_training_of_the_host_is_left_with_whole_steps(engine: str, count: int
         training.train(sparse, (x, y), **options)
     chance, steps = random.Random(2), set()
 
-    def timed(self: Any, batch: Any, hyper: Any, step: int, signals: HeldSignals) -> Any:
-        if step == 0:
-            set_off(chance.uniform(0, began[-1] - began[0]))
-        return real(self, batch, hyper, step, signals)
+    # Most of the training is its first evaluation: moments drawn from all of it would nearly all lie there.
+    def timed(moment: int) -> Any:
+        def step(self: Any, batch: Any, hyper: Any, step: int, signals: HeldSignals) -> Any:
+            if step == moment:
+                set_off(chance.uniform(0, began[step + 1] - began[step]))
+            return real(self, batch, hyper, step, signals)
+
+        return step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "step", timed)
-        for _ in range(count):
+        for moment in chance.sample(range(len(began) - 1), count):
+            patch.setattr(kind, "step", timed(moment))
             sparse = fresh()
             try:
                 training.train(sparse, (x, y), **options)

@@ -173,11 +173,12 @@ def test_resumed_is_as_if_never_interrupted(
 def test_killed_before_the_first_save_it_begins_anew(
     resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a line of epochs.jsonl and before the state of that epoch: each line is there once."""
+    """After a line of epochs.jsonl and before any state, as older versions may have left it: each line is
+    there once."""
     arguments: dict[str, Any] = {"epochs": 2, "feed": Feed(validation=0.1), **SHORT}
 
     def killed(file: Path, *_: object, **__: object) -> None:
-        if file.name == "last.safetensors":
+        if file.name == "last.safetensors" and (tmp_path / "epochs.jsonl").exists():
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
