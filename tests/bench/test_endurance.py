@@ -19,6 +19,7 @@ from edge_bcs.core.errors import EdgeBcsError
 Make = Callable[..., Path]
 
 
+@pytest.mark.slow
 def test_many_steps_drift_nowhere(tiny_artifact: Make, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edge_bcs.bench.endurance", "--artifact", str(tiny_artifact())]
     command += ["--steps", "20000", "--training-steps", "300", "-o", str(tmp_path)]

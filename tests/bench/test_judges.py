@@ -45,6 +45,7 @@ def report(folder: Path, **said: Any) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "names"),
     [

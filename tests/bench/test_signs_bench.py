@@ -37,6 +37,7 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> signs.Draw:
     return signs.Draw(signs.Settings(**TINY), images, labels, 0, 5, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_stages_of_a_draw(draw: signs.Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way begins where the one before ended, and what two have in common is trained once."""
     trained: list[tuple[str, float, int]] = []

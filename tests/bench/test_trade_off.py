@@ -121,6 +121,7 @@ def test_an_artifact_is_measured_again_while_other_work_disturbs_it(monkeypatch:
     assert asked(0.3, 0.6, 0.5, 0.9) == [0.6, 0.9]  # three attempts, and no more
 
 
+@pytest.mark.slow
 def test_one_artifact_is_predicted_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = tiny("resnet18")
     job = Job(objective_named("at"))

@@ -62,6 +62,7 @@ def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(content["rows"]) == 6 and content["summary"]["accuracy"]["gain"]["draws"] == 2
 
 
+@pytest.mark.slow
 def test_a_small_one_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All ways go on from the same training, through all stages; the other way is measured apart."""
     words = ["unlabelled", str(tmp_path / "results"), "--data", str(archive(tmp_path)), "--out",

@@ -88,7 +88,7 @@ def test_the_checker_finds_what_is_wrong(tiny_artifact: Make) -> None:
     assert found > len(graph.tensors)
 
 
-@pytest.mark.parametrize("memory", [None, 3_000_000])
+@pytest.mark.parametrize("memory", [None, pytest.param(3_000_000, marks=pytest.mark.slow)])
 def test_the_arena_is_what_lives_at_once_and_few_holes(tmp_path: Path, memory: int | None) -> None:
     sparse = edge_bcs.sparsify(models.resnet50(num_classes=10, width=0.125), 0.8, 0)
     artifact = edge_bcs.export(sparse, tmp_path / "a", "trades", memory=memory, validate=False)

@@ -219,11 +219,12 @@ def test_a_checkpoint_cut_anywhere_is_refused(tmp_path: Path) -> None:
             read_ort_checkpoint(file)
 
 
-def test_a_checkpoint_altered_anywhere_is_read_or_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_checkpoint_altered_anywhere_is_read_or_refused(step: int, tmp_path: Path) -> None:
     content = (DENSE / "mobile" / "half_way").read_bytes()
     file = tmp_path / "altered"
     refused = 0
-    for position in range(len(content)):
+    for position in range(0, len(content), step):
         altered = bytearray(content)
         altered[position] ^= 0xFF
         file.write_bytes(altered)
@@ -231,7 +232,7 @@ def test_a_checkpoint_altered_anywhere_is_read_or_refused(tmp_path: Path) -> Non
             read_ort_checkpoint(file)
         except EdgeBcsError:
             refused += 1
-    assert refused > 100
+    assert refused > 100 // step
 
 
 def test_wrong_images_and_labels_are_refused() -> None:

@@ -17,6 +17,7 @@ CIFAR10 = Path(os.environ.get("EDGE_BCS_CIFAR10", ROOT.parent / "shared" / "data
 SMALL = (3, 16, 16)
 
 
+@pytest.mark.slow
 def test_a_random_99_percent_sparse_network_becomes_robust(tmp_path: Path) -> None:
     """ResNet-18 of a quarter of the width on the digits at 32×32; chance is 10 %."""
     pytest.importorskip("torch")

@@ -68,7 +68,7 @@ def run(folder: Path, processes: int, **options: Any) -> list[dict[str, np.ndarr
     return states
 
 
-@pytest.mark.parametrize("objective", ["mixed", "rst"])  # whose batches have two halves
+@pytest.mark.parametrize("objective", ["mixed", pytest.param("rst", marks=pytest.mark.slow)])  # two halves
 def test_replicas_agree_and_match_one_process(objective: str, tmp_path: Path) -> None:
     """With frozen statistics the sum over replicas is that of one process, up to rounding."""
     options = {"objective": objective, "batch_norm": "frozen", "hyper": {"learning_rate": 0.02}}
