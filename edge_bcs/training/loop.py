@@ -239,15 +239,10 @@ def run_plan(
         run.backend.load(run.step)
         began = True
         return run.train(output.save_seconds, progress and replicas.first)
-    except (KeyboardInterrupt, SystemExit):
+    except BaseException as error:
         if began and not run.over:
             with contextlib.suppress(EdgeBcsError):
-                run.leave()
-        raise
-    except BaseException:  # the network is left with the steps that were done
-        if began and not run.over:
-            with contextlib.suppress(EdgeBcsError):
-                run.backend.store()
+                run.leave(keep=isinstance(error, (KeyboardInterrupt, SystemExit)))
         raise
     finally:
         with HeldSignals() as signals:

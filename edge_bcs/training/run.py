@@ -204,12 +204,13 @@ class Run:
             about["fell_back"] = self._standing.watch.fell_back
         return {**report, **best, "step": self.step, **about}
 
-    def leave(self) -> None:
-        """After an interruption: give the network what was done, and the folder, too, unless it was between
-        two steps' states; then that holds an earlier one."""
+    def leave(self, *, keep: bool) -> None:
+        """Give the network what was done before it ends early; to ``keep`` it, the folder, too, unless that
+        is between two steps' states; then it holds an earlier one."""
         with HeldSignals() as signals:
             signals.hold()
-            if not self._whole or not self.step or self.replicas.count > 1:  # the others may be gone
+            alone = self.replicas.count == 1  # the other processes may be gone
+            if not (keep and alone and self._whole and self.step):
                 self.backend.store()
                 return
             while self._pending:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import nn
 
 import edge_bcs
 from edge_bcs import Attack, Compute
+from edge_bcs.checkpoint import read_checkpoint
 from edge_bcs.data import ArrayDataset, open_data
 
 SHORT: dict[str, Any] = {
@@ -58,3 +61,20 @@ def cut_off(owner: Any, name: str, stop: int) -> Iterator[None]:
 def same(first: edge_bcs.SparseModel, second: edge_bcs.SparseModel) -> bool:
     other = second.state()
     return all(np.array_equal(buffer, other[name]) for name, buffer in first.state().items())
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def check_same(whole: Path, cut: Path) -> None:
+    """Both folders hold the same, but for the time that it took."""
+    for name in ("checkpoint", "last"):
+        one, other = (read_checkpoint(folder / f"{name}.safetensors") for folder in (whole, cut))
+        assert one.metadata == other.metadata
+        assert all(np.array_equal(buffer, other.tensors[key]) for key, buffer in one.tensors.items())
+    steps = [
+        [{**line, "milliseconds": 0} for line in lines(folder, "metrics.jsonl")] for folder in (whole, cut)
+    ]
+    assert steps[0] == steps[1]
+    assert (whole / "epochs.jsonl").read_text() == (cut / "epochs.jsonl").read_text()

@@ -83,9 +83,7 @@ def test_every_command_does_what_it_says(
 def test_the_trade_off_is_what_the_planner_makes_of_each_budget(
     vgg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        compiled_advice.Compiler, "variants", lambda *_: iter(())
-    )  # the other half of the advice
+    monkeypatch.setattr(compiled_advice.Compiler, "variants", lambda *_: iter(()))  # not looked at here
     budget = int(0.7 * Artifact.read(vgg).predicted_peak_bytes)
     points = simulate(vgg, "raspberry-pi-4", memory=budget, run=False, curve=True).advice.curve
     assert len(points) > 4 and budget in [point.budget_bytes for point in points]

@@ -13,12 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from helpers.training import SHORT, cut_off, digits, same, tiny
+from helpers.training import SHORT, check_same, cut_off, digits, lines, same, tiny
 
 import edge_bcs
 from edge_bcs import Attack, Compute, Feed, Output
@@ -31,7 +30,7 @@ from edge_bcs.training.settings import Growth, Method
 
 NEVER = 1e9  # seconds between saves: what is saved is saved for the interruption, or at the end of an epoch
 GROWTH = Growth(share=0.2, every=2, until=0.8, candidates=2)
-ENGINES = {"torch": backends.TorchBackend, "sparse": backends.CompiledBackend}
+ENGINES: dict[str, Any] = {"torch": backends.TorchBackend, "sparse": backends.CompiledBackend}
 
 
 def trained(engine: str, output: Output, **more: Any) -> edge_bcs.SparseModel:
@@ -45,23 +44,6 @@ def trained(engine: str, output: Output, **more: Any) -> edge_bcs.SparseModel:
     }
     training.train(sparse, digits(60), output=output, **{**SHORT, **options, **more})
     return sparse
-
-
-def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
-
-
-def check_same(whole: Path, cut: Path) -> None:
-    """Both folders hold the same, but for the time that it took."""
-    for name in ("checkpoint", "last"):
-        one, other = (read_checkpoint(folder / f"{name}.safetensors") for folder in (whole, cut))
-        assert one.metadata == other.metadata
-        assert all(np.array_equal(buffer, other.tensors[key]) for key, buffer in one.tensors.items())
-    steps = [
-        [{**line, "milliseconds": 0} for line in lines(folder, "metrics.jsonl")] for folder in (whole, cut)
-    ]
-    assert steps[0] == steps[1]
-    assert lines(whole, "epochs.jsonl") == lines(cut, "epochs.jsonl")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -80,6 +62,33 @@ def test_the_steps_that_were_done_are_saved(
         assert read_checkpoint(last).step == saved == len(lines(tmp_path / "cut", "metrics.jsonl"))
     resumed = trained(engine, replace(cut, resume=saved is not None))
     assert same(whole, resumed)
+    check_same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_whose_numbers_are_unread_has_its_line(engine: str, tmp_path: Path) -> None:
+    """Interrupted after the fifth step, before its loss is read; on a GPU several may wait for that."""
+    cut = Output(tmp_path / "cut", save_seconds=NEVER)
+    trained(engine, replace(cut, folder=tmp_path / "whole"))
+    begin = ENGINES[engine].step
+    unread = [True]
+
+    def begun(self: Any, batch: Any, hyper: Any, number: int, *more: Any) -> Callable[[], Any]:
+        numbers = begin(self, batch, hyper, number, *more)
+
+        def read() -> Any:
+            if number == 4 and unread and unread.pop():
+                raise KeyboardInterrupt
+            return numbers()
+
+        return read
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ENGINES[engine], "step", begun)
+        trained(engine, cut)
+    assert read_checkpoint(tmp_path / "cut" / "last.safetensors").step == 5
+    assert len(lines(tmp_path / "cut", "metrics.jsonl")) == 5
+    trained(engine, replace(cut, resume=True))
     check_same(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -114,7 +123,7 @@ def test_an_end_of_an_epoch_that_is_killed_is_done_again(written: bool, tmp_path
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "leave", lambda self: None)
+        patch.setattr(Run, "leave", lambda self, keep: None)
         patch.setattr(Lines, "epoch", killed)
         trained("torch", cut)
     assert lines(tmp_path / "cut", "epochs.jsonl")[-1]["step"] == (6 if written else 3)
