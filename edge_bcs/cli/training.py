@@ -247,7 +247,7 @@ def _train_comparator(asked: _Asked) -> dict[str, Any]:
 
     network, options = asked.network, asked.options
     method = options["method"]
-    recipe = comparators.Recipe(
+    settings = comparators.PhaseSettings(
         sparsity=options["sparsity"],
         seed=options["seed"],
         pretrain_epochs=options["pretrain_epochs"] or 100,
@@ -267,7 +267,7 @@ def _train_comparator(asked: _Asked) -> dict[str, Any]:
     )
     phases = comparators.Phases(
         method,
-        recipe,
+        settings,
         asked.data,
         pseudo_labelled=asked.second,
         classes=options["class_names"],
@@ -279,7 +279,7 @@ def _train_comparator(asked: _Asked) -> dict[str, Any]:
         pretrained = loading.load(options["weights"], _same(network, options), **trusted(options))
         network = pretrained.network
     elif options["weights"] is not None and options["pretrain_epochs"] is None:
-        pretrained = sparsify(network, 0, options["seed"], dense=recipe.dense, start="magnitude")
+        pretrained = sparsify(network, 0, options["seed"], dense=settings.dense, start="magnitude")
     more = {"interval": options["admm_interval"]} if method == "admm" else {}
     train: Any = comparators.METHODS[method]
     result: dict[str, Any] = train(network, phases, pretrained, **more)[1]

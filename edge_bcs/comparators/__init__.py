@@ -12,8 +12,8 @@ Each ends with exactly κ connections, every layer with the same density, in a c
 from __future__ import annotations
 
 from edge_bcs.comparators import admm, hydra, lwm
-from edge_bcs.comparators.phases import Phases, Recipe
+from edge_bcs.comparators.phases import Phases, PhaseSettings
 
-__all__ = ["METHODS", "Phases", "Recipe"]
+__all__ = ["METHODS", "PhaseSettings", "Phases"]
 
 METHODS = {"lwm": lwm.train, "hydra": hydra.train, "admm": admm.train}

@@ -93,11 +93,11 @@ def train(
     The alternating phase keeps its last epoch, not its best: the best is the least pruned one.
     """
     dense = phases.pretrain(network, pretrained)
-    recipe = phases.recipe
-    counts = equal_densities(dense.layers, recipe.sparsity)
+    settings = phases.settings
+    counts = equal_densities(dense.layers, settings.sparsity)
     dense.momentum.zero_()
     dense.dense_momentum.zero_()
     update = Admm(dense.weights.detach().to(phases.device), dense.layers, counts, interval)
-    phases.run("alternating", dense, recipe.search_epochs, recipe.learning_rate, update)
-    sparse = pruned(dense, largest(dense.weights, dense.layers, counts), recipe.sparsity)
+    phases.run("alternating", dense, settings.search_epochs, settings.learning_rate, update)
+    sparse = pruned(dense, largest(dense.weights, dense.layers, counts), settings.sparsity)
     return sparse, phases.fine_tune(sparse)

@@ -90,12 +90,12 @@ def train(
 ) -> tuple[SparseModel, dict[str, Any]]:
     """Return a network with κ connections, and the report of its fine-tuning; arguments as in `lwm.train`."""
     dense = phases.pretrain(network, pretrained)
-    recipe, device = phases.recipe, phases.device
-    counts = equal_densities(dense.layers, recipe.sparsity)
+    settings, device = phases.settings, phases.device
+    counts = equal_densities(dense.layers, settings.sparsity)
     weights = dense.weights.detach().to(device)
     scores = Scores(weights, dense.layers, counts)
-    masked = pruned(dense, largest(scores.scores, dense.layers, counts), recipe.sparsity)
-    phases.run("scores", masked, recipe.search_epochs, recipe.learning_rate, scores)
+    masked = pruned(dense, largest(scores.scores, dense.layers, counts), settings.sparsity)
+    phases.run("scores", masked, settings.search_epochs, settings.learning_rate, scores)
     masked.momentum.zero_()
     masked.dense_momentum.zero_()
     return masked, phases.fine_tune(masked)

@@ -22,6 +22,6 @@ def train(
         pretrained: a dense robust network, instead of training one.
     """
     dense = phases.pretrain(network, pretrained)
-    counts = equal_densities(dense.layers, phases.recipe.sparsity)
-    sparse = pruned(dense, largest(dense.weights, dense.layers, counts), phases.recipe.sparsity)
+    counts = equal_densities(dense.layers, phases.settings.sparsity)
+    sparse = pruned(dense, largest(dense.weights, dense.layers, counts), phases.settings.sparsity)
     return sparse, phases.fine_tune(sparse)

@@ -32,7 +32,7 @@ from edge_bcs.training.updates import Sgd, Update
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class PhaseSettings:
     """A comparator's numbers; the defaults are HYDRA's (SGD, cosine schedule, batches of 128).
 
     Attributes:
@@ -80,7 +80,7 @@ class Phases:
 
     Args:
         method: name of the comparator.
-        recipe: its numbers.
+        settings: its numbers.
         data, pseudo_labelled: as in `training.train`, but for paths.
         classes: names of the outputs in label order; default: those of `pretrained`, or of the data.
         start: "new" if the weights of a trained module may be replaced, as in `sparsify`.
@@ -91,7 +91,7 @@ class Phases:
     def __init__(
         self,
         method: str,
-        recipe: Recipe,
+        settings: PhaseSettings,
         data: Any,
         *,
         pseudo_labelled: Any = None,
@@ -101,11 +101,11 @@ class Phases:
         output: str | PathLike[str] | Output | None = None,
         progress: bool = True,
     ) -> None:
-        self.method, self.recipe, self.progress = method, recipe, progress
+        self.method, self.settings, self.progress = method, settings, progress
         self.compute = compute or Compute()
         self.output = output if isinstance(output, Output) else Output(output)
         self.data: Data = dataset_of(data)
-        if objective_named(recipe.objective).pseudo_labelled != (pseudo_labelled is not None):
+        if objective_named(settings.objective).pseudo_labelled != (pseudo_labelled is not None):
             names = " or ".join(PSEUDO_LABELLED)
             raise EdgeBcsError(
                 f"the objective {names}, and no other, needs a second, pseudo-labelled data set"
@@ -127,7 +127,7 @@ class Phases:
     def pretrain(self, network: nn.Module, pretrained: SparseModel | None) -> SparseModel:
         """Return a dense robust network: `pretrained`, or one trained for `pretrain_epochs`."""
         start = self.start if pretrained is None else "new"  # what the network holds is replaced all the same
-        dense = sparsify(network, 0, self.recipe.seed, dense=self.recipe.dense, start=start)
+        dense = sparsify(network, 0, self.settings.seed, dense=self.settings.dense, start=start)
         dense.classes = self.classes
         if pretrained is not None:
             if pretrained.layers != dense.layers or pretrained.kappa != dense.size:
@@ -137,12 +137,12 @@ class Phases:
             if self.classes is not None:
                 dense.classes = named(dense.classes, self.classes)
             return dense
-        self.run("pretraining", dense, self.recipe.pretrain_epochs, self.recipe.learning_rate, Sgd())
+        self.run("pretraining", dense, self.settings.pretrain_epochs, self.settings.learning_rate, Sgd())
         return dense
 
     def fine_tune(self, pruned: SparseModel) -> dict[str, Any]:
         """Train the connections that are left, and return the report of this last phase."""
-        return self.run("", pruned, self.recipe.epochs, self.recipe.fine_tuning_rate, Sgd())
+        return self.run("", pruned, self.settings.epochs, self.settings.fine_tuning_rate, Sgd())
 
     def run(
         self,
@@ -153,46 +153,46 @@ class Phases:
         update: Update,
     ) -> dict[str, Any]:
         """Run one phase ("" is the last one); the network is left with its best epoch."""
-        recipe = self.recipe
+        settings = self.settings
         if self.progress and self.replicas.first:
-            length = f"{recipe.steps} steps" if recipe.steps else f"{epochs} epochs"
+            length = f"{settings.steps} steps" if settings.steps else f"{epochs} epochs"
             say(f"{self.method}: {name or 'fine-tuning'} for {length}")
-        objective = objective_named(recipe.objective)
+        objective = objective_named(settings.objective)
         schedule = Schedule(
             epochs=epochs,
-            steps=recipe.steps,
-            kind=recipe.schedule,
+            steps=settings.steps,
+            kind=settings.schedule,
             decay="stays",
-            warmup=recipe.warmup,
-            patience=recipe.patience,
+            warmup=settings.warmup,
+            patience=settings.patience,
         )
         plan = TrainingPlan(
             objective=objective,
-            beta=objective.beta if recipe.beta is None else recipe.beta,
+            beta=objective.beta if settings.beta is None else settings.beta,
             method=f"{self.method} {name}".strip(),
             rewire="none",
             engine=self.compute.engine,
             processes=self.replicas.count,
             schedule=schedule,
-            batch_size=recipe.batch_size or objective.batch_size,
+            batch_size=settings.batch_size or objective.batch_size,
             hyper=filled(
                 Hyper(
                     learning_rate=rate,
-                    weight_decay=recipe.weight_decay,
-                    momentum=recipe.momentum,
+                    weight_decay=settings.weight_decay,
+                    momentum=settings.momentum,
                     noise=0.0,
                 ),
                 fine_tuning=False,
-                batch_norm=recipe.batch_norm,
+                batch_norm=settings.batch_norm,
             ),
-            attack=recipe.attack,
-            batch_norm=recipe.batch_norm,
+            attack=settings.attack,
+            batch_norm=settings.batch_norm,
             precision=self.precision,
-            augment=augmentation_of(recipe.augment),
-            balance=recipe.balance,
-            validation=recipe.validation,
+            augment=augmentation_of(settings.augment),
+            balance=settings.balance,
+            validation=settings.validation,
             samples=len(self.data),
-            seed=recipe.seed,
+            seed=settings.seed,
         )
         folder = None if self.folder is None else self.folder / name
         begun = self.output.resume and folder is not None and (folder / LAST).is_file()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import edge_bcs
 from edge_bcs import Attack, Compute, Output, Schedule
 from edge_bcs.checkpoint import read_checkpoint
-from edge_bcs.comparators import METHODS, Phases, Recipe, admm, hydra, pruning
+from edge_bcs.comparators import METHODS, Phases, PhaseSettings, admm, hydra, pruning
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.segments import Segment
 from edge_bcs.core.settings import Coefficients
@@ -140,12 +140,12 @@ ENGINES = {"torch": CPU, "sparse": Compute("sparse", threads=1)}
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("method", METHODS)
 def test_from_pretraining_to_kappa_connections(method: str, engine: str, tmp_path: Path) -> None:
-    recipe = Recipe(sparsity="0.9", seed=2, pretrain_epochs=2, search_epochs=2, epochs=2, **SHORT)
+    settings = PhaseSettings(sparsity="0.9", seed=2, pretrain_epochs=2, search_epochs=2, epochs=2, **SHORT)
 
     def run(folder: str, resume: bool = False, **more: Any) -> edge_bcs.SparseModel:
         phases = Phases(
             method,
-            recipe,
+            settings,
             digits(60),
             output=Output(tmp_path / folder, resume=resume),
             compute=ENGINES[engine],
@@ -179,10 +179,10 @@ def test_the_sparse_engine_trains_as_torch_does(method: str, tmp_path: Path) -> 
     """Losses, rates, moved connections and weights of every phase, but for rounding. No images are held out:
     two measures of a few might choose another epoch."""
     short = {**SHORT, "validation": 0.0, "learning_rate": 0.05}
-    recipe = Recipe(sparsity="0.8", seed=2, pretrain_epochs=2, search_epochs=2, epochs=2, **short)
+    settings = PhaseSettings(sparsity="0.8", seed=2, pretrain_epochs=2, search_epochs=2, epochs=2, **short)
     for engine, compute in ENGINES.items():
         output = tmp_path / engine
-        phases = Phases(method, recipe, digits(60), output=output, compute=compute, progress=False)
+        phases = Phases(method, settings, digits(60), output=output, compute=compute, progress=False)
         METHODS[method](tiny(), phases, **({"interval": 1} if method == "admm" else {}))
     files = sorted(path.relative_to(tmp_path / "torch") for path in tmp_path.glob("torch/**/metrics.jsonl"))
     assert len(files) == (2 if method == "lwm" else 3)
@@ -208,14 +208,14 @@ def test_the_sparse_engine_trains_as_torch_does(method: str, tmp_path: Path) -> 
 def test_an_interrupted_search_goes_on_to_the_bit(
     method: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Recipe(sparsity="0.9", seed=2, pretrain_epochs=1, search_epochs=3, epochs=1, **SHORT)
+    settings = PhaseSettings(sparsity="0.9", seed=2, pretrain_epochs=1, search_epochs=3, epochs=1, **SHORT)
     rule = hydra.Scores if method == "hydra" else admm.Admm
     more = {"interval": 1} if method == "admm" else {}
 
     def run(folder: str, resume: bool = False) -> edge_bcs.SparseModel:
         phases = Phases(
             method,
-            recipe,
+            settings,
             digits(60),
             output=Output(tmp_path / folder, resume=resume, save_seconds=0.0),
             compute=ENGINES[engine],
@@ -246,21 +246,21 @@ def test_an_interrupted_search_goes_on_to_the_bit(
 
 
 def test_refusals() -> None:
-    phases = Phases("lwm", Recipe(sparsity="0.9"), digits(20), compute=CPU, progress=False)
+    phases = Phases("lwm", PhaseSettings(sparsity="0.9"), digits(20), compute=CPU, progress=False)
     with pytest.raises(EdgeBcsError, match="not a dense one with the kernels of the model"):
         METHODS["lwm"](tiny(), phases, edge_bcs.sparsify(tiny(), 0.5))
     with pytest.raises(EdgeBcsError, match="rst, and no other"):
-        Phases("lwm", Recipe(sparsity="0.9", objective="rst"), digits(20))
+        Phases("lwm", PhaseSettings(sparsity="0.9", objective="rst"), digits(20))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_schedule_and_patience_are_of_every_phase(method: str, tmp_path: Path) -> None:
     """Rates against the schedule's own, in every phase; patience where images are held out."""
-    recipe = Recipe(
+    settings = PhaseSettings(
         sparsity="0.9", pretrain_epochs=2, search_epochs=2, epochs=2, schedule="one-cycle", warmup=0.4,
         patience=1, learning_rate=0.04, fine_tuning_rate=0.02, **SHORT,
     )  # fmt: skip
-    phases = Phases(method, recipe, digits(60), output=tmp_path / "run", compute=CPU, progress=False)
+    phases = Phases(method, settings, digits(60), output=tmp_path / "run", compute=CPU, progress=False)
     METHODS[method](tiny(), phases)
     folders = {path.parent for path in (tmp_path / "run").rglob("metrics.jsonl")}
     assert len(folders) == (2 if method == "lwm" else 3)
@@ -284,8 +284,10 @@ def test_dense_kernels_are_neither_pruned_nor_counted(method: str) -> None:
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 40), nn.Linear(40, 10)
     )
     for given, dense in ((None, ("0",)), (["0", "4"], ("0", "4")), ([], ())):
-        recipe = Recipe(sparsity="0.9", pretrain_epochs=1, search_epochs=1, epochs=1, dense=given, **SHORT)
-        phases = Phases(method, recipe, digits(60), compute=CPU, progress=False)
+        settings = PhaseSettings(
+            sparsity="0.9", pretrain_epochs=1, search_epochs=1, epochs=1, dense=given, **SHORT
+        )
+        phases = Phases(method, settings, digits(60), compute=CPU, progress=False)
         sparse = METHODS[method](wide, phases)[0]
         assert sparse.dense_kernels == dense and sparse.kappa == connectivity.kappa(sparse.size, "0.9")
         assert all(sparse.network.get_parameter(f"{name}.weight").all() for name in dense)

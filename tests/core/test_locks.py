@@ -327,7 +327,7 @@ def test_two_trainings_of_one_folder(tmp_path: Path, holder: subprocess.Popen[st
     from helpers.training import digits as images
 
     import edge_bcs
-    from edge_bcs.comparators import METHODS, Phases, Recipe
+    from edge_bcs.comparators import METHODS, Phases, PhaseSettings
     from edge_bcs.training import loop as training
 
     def train(resume: bool = False) -> dict[str, Any]:
@@ -339,18 +339,18 @@ def test_two_trainings_of_one_folder(tmp_path: Path, holder: subprocess.Popen[st
         with pytest.raises(EdgeBcsError, match=rf"run is being written by process {holder.pid}"):
             train(resume)
     cpu = edge_bcs.Compute(device="cpu")
-    recipe = Recipe(
+    settings = PhaseSettings(
         sparsity="0.9", steps=1, batch_size=16, attack=edge_bcs.Attack(steps=1), augment=False, validation=0.2
     )
     with pytest.raises(EdgeBcsError, match="is being written"):
-        Phases("lwm", recipe, images(40), output=tmp_path / "run", compute=cpu, progress=False)
+        Phases("lwm", settings, images(40), output=tmp_path / "run", compute=cpu, progress=False)
     holder.kill()
     holder.wait()
     train()
     names = ["checkpoint.safetensors", "epochs.jsonl", "last.safetensors", "metrics.jsonl"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     train(resume=True)
-    phases = Phases("lwm", recipe, images(40), output=tmp_path / "lwm", compute=cpu, progress=False)
+    phases = Phases("lwm", settings, images(40), output=tmp_path / "lwm", compute=cpu, progress=False)
     command = [sys.executable, "-c", HOLD, str(tmp_path / "lwm")]
     METHODS["lwm"](tiny(), phases)  # from the first phase to the last, and after it
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1

@@ -223,13 +223,13 @@ def test_commands_on_the_host(tmp_path: Path) -> None:
 
 def test_comparators_keep_the_names_of_what_they_prune(network: Any) -> None:
     import edge_bcs
-    from edge_bcs.comparators import METHODS, Phases, Recipe
+    from edge_bcs.comparators import METHODS, Phases, PhaseSettings
 
     dense = edge_bcs.sparsify(network, 0)
     dense.classes = (*ANIMALS, "dog")
-    recipe = Recipe(sparsity="0.5", objective="natural", steps=1, batch_size=8, search_epochs=1)
+    few = PhaseSettings(sparsity="0.5", objective="natural", steps=1, batch_size=8, search_epochs=1)
     for train in METHODS.values():
-        phases = Phases("lwm", recipe, arrays(("cat", "ant")), progress=False, compute=Compute(device="cpu"))
+        phases = Phases("lwm", few, arrays(("cat", "ant")), progress=False, compute=Compute(device="cpu"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sparse, report = train(network, phases, dense)

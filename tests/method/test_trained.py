@@ -172,7 +172,7 @@ def test_a_pretrained_network_is_what_comparators_begin_with() -> None:
     data = open_data("digits", shape=(1, 8, 8))
     phases = comparators.Phases(
         "lwm",
-        comparators.Recipe(sparsity="0.5"),
+        comparators.PhaseSettings(sparsity="0.5"),
         data,
         compute=edge_bcs.Compute(device="cpu"),
         progress=False,
