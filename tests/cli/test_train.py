@@ -58,6 +58,9 @@ def load_file(artifact: Path) -> dict[str, str]:
 
 
 def test_train_every_baseline(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from helpers.training import lines
+
     bcs = train(tmp_path, "-o", tmp_path / "bcs")
     fixed = train(tmp_path, "--method", "fixed", "--counts-from", tmp_path / "bcs", "-o", tmp_path / "fixed")
     assert bcs["connections"] == fixed["connections"]
@@ -72,8 +75,11 @@ def test_train_every_baseline(tmp_path: Path) -> None:
     dense = train(tmp_path, "--method", "dense", "-o", tmp_path / "dense")
     assert sum(dense["connections"].values()) == 5 * sum(bcs["connections"].values())
     lengths = ("--pretrain-epochs", 1, "--search-epochs", 1, "--epochs", 1, "--admm-interval", 1)
+    rates = ("--learning-rate", 0.05, "--fine-tuning-rate", 0.02)
     for method in ("lwm", "hydra", "admm"):
-        pruned = train(tmp_path, "--method", method, *lengths, "-o", tmp_path / method)
+        pruned = train(tmp_path, "--method", method, *lengths, *rates, "-o", tmp_path / method)
+        begun = [lines(tmp_path / method / phase, "metrics.jsonl")[0] for phase in ("pretraining", "")]
+        assert [line["learning_rate"] for line in begun] == [0.05, 0.02]
         assert sum(pruned["connections"].values()) == sum(bcs["connections"].values())
         succeed("export", "--checkpoint", tmp_path / method, "-o", tmp_path / f"{method}.artifact")
 
