@@ -53,7 +53,6 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "growth, low decay": ("--grow", "--weight-decay", "1e-4"),
     "growth, cosine": ("--grow", "--schedule", "cosine"),
     "growth, one-cycle": ("--grow", "--schedule", "one-cycle"),
-    "growth, batch 64": ("--grow", "--batch-size", "64"),
     "lwm": ("--method", "lwm"),
     "hydra": ("--method", "hydra"),
     "admm": ("--method", "admm"),

@@ -173,10 +173,7 @@ def main() -> None:
         TRIALS[patch.removeprefix(_WORD).replace("-", " ")]()
         edge_bcs()
         return
-    patched = {name: (f"{_WORD}{name.replace(' ', '-')}",) for name in TRIALS}
-    ablation.CANDIDATES |= patched | {
-        f"growth, {name}": ("--grow", *words) for name, words in patched.items()
-    }
+    ablation.CANDIDATES |= {name: (f"{_WORD}{name.replace(' ', '-')}",) for name in TRIALS}
     run = commands.subprocess.run
 
     def running(arguments: list[str], **options: Any) -> Any:
