@@ -42,6 +42,9 @@ LAYERS = [
     Case(6, 4, 3, 1, kernel=(3, 1), padding=(1, 0, 1, 0), mask_kind=2),
     Case(520, 3, 2, 3, density=1.0),
     Case(950, 2, 2, 3, density=1.0),  # rows of more entries than a kernel makes ready at once
+    Case(91, 80, 3, 9, mask_kind=2),  # channels in parts, and more rows than may wait for the next part
+    Case(5, 6, 1, 1, stride=2, mask_kind=2, addend=True),
+    Case(12, 9, 9, 17, stride=2, density=0.4, mask_kind=2, addend=True),
 ]
 DEPTHWISE = [
     Case(5, 5, 12, 20, groups=5, blocks=2, addend=True, mask_kind=2, extra_halo=1),

@@ -14,7 +14,8 @@ inline constexpr int most_chunks = 16, smallest_chunk = 6;
 
 // Bytes of one input plane that a tile of the walk reads.
 std::int64_t footprint(const Walk& walk) {
-  const int across = pixels_across(walk, sparse_across), down = smaller_int(most_rows, sparse_sums / across);
+  const int across = pixels_across(walk, sparse_across);
+  const std::int64_t down = smaller(smaller(most_rows, sparse_sums / across), walk.blocks * walk.height);
   std::int64_t side = 1;  // of the kernel, guessed from the number of its positions
   while (side * side < walk.taps) ++side;
   const std::int64_t stride = walk.input_pixel / walk.lanes;
@@ -68,7 +69,7 @@ struct Entries {
     const std::int64_t channels = ceil_divide(walk.channels, chunks), stop = matrix.end(walk.rows - 1);
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const std::int64_t end =
-          chunk == chunks - 1 ? to : matrix.first_at_least(from, to, (chunk + 1) * channels);
+          chunk == chunks - 1 ? to : first_beyond(matrix, from, to, (chunk + 1) * channels);
       const auto count = static_cast<int>(end - from);
       int even = used, odd = used + count;
       for (std::int64_t j = from; j < end; j += 16)
@@ -81,6 +82,20 @@ struct Entries {
   }
 
  private:
+  // SparseRows::first_at_least, from the front: chunks are short, and a search by halves mispredicts.
+  static std::int64_t first_beyond(const SparseRows& matrix, std::int64_t from, std::int64_t to,
+                                   std::int64_t channel) {
+    const __m512i bound = _mm512_set1_epi32(static_cast<int>(channel << 8));
+    for (; from < to; from += 16) {
+      const auto left = static_cast<int>(smaller(16, to - from));
+      const auto all = static_cast<__mmask16>((1u << left) - 1);
+      const __m512i entry = _mm512_maskz_loadu_epi32(all, matrix.entry + from);
+      const int below = __builtin_popcount(_mm512_mask_cmplt_epi32_mask(all, entry, bound));
+      if (below < 16) return from + below;
+    }
+    return to;
+  }
+
   // Puts up to 16 entries, those at even distances from `even` on upwards, the others below `odd`; the matrix ends at `stop`.
   void add_some(const Walk& walk, const SparseRows& matrix, std::int64_t first, int count, int& even,
                 int& odd, std::int64_t stop) {
@@ -205,6 +220,7 @@ __attribute__((noinline)) void sparse_tile(const Walk& walk, const Entries& entr
   }
   const bool asks = unit && !tile.ends_row, far = asks && fetches_ahead(walk, entries);
   std::int64_t fetched = 0;
+  const Finish<VL, TY, TX> finish(walk, tile);
   const std::int64_t visits = std::int64_t{entries.chunks} * entries.rows;
   for (int chunk = 0; chunk < entries.chunks; ++chunk) {
     const bool last = chunk == entries.chunks - 1;
@@ -224,7 +240,7 @@ __attribute__((noinline)) void sparse_tile(const Walk& walk, const Entries& entr
       accumulate<VL, TY, TX, unit, false>(sums, rows, across, entries, part.begin, part.middle);
       accumulate<VL, TY, TX, unit, true>(sums, rows, across, entries, part.middle, part.end);
       if (last && !entries.unfinished) {
-        finish<VL, TY, TX>(walk, tile, entries.first_row + r, sums);
+        finish(entries.first_row + r, sums);
         continue;
       }
 #pragma GCC unroll 8

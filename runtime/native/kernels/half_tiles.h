@@ -86,9 +86,27 @@ EDGE_BCS_INLINE Integers<VL> rounded(Vector<VL> value) {
         reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(reinterpret_cast<__m256>(value)))));
 }
 
+// Both rounded, as pairs.
 template <int VL>
 EDGE_BCS_INLINE Integers<VL> pair_of(Vector<VL> first, Vector<VL> second) {
-  return rounded<VL>(first) | (rounded<VL>(second) << 16);
+  if constexpr (VL == 16) {
+    alignas(64) static constexpr auto in_turn = [] {
+      struct Places {
+        std::uint16_t at[32];
+      } places{};
+      for (int i = 0; i < 16; ++i) {
+        places.at[2 * i] = static_cast<std::uint16_t>(i);
+        places.at[2 * i + 1] = static_cast<std::uint16_t>(16 + i);
+      }
+      return places;
+    }();
+    const __m512bh both =
+        _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first));
+    return reinterpret_cast<Integers<VL>>(_mm512_maskz_permutexvar_epi16(
+        0xffffffff, _mm512_load_si512(&in_turn), reinterpret_cast<__m512i>(both)));
+  } else {
+    return rounded<VL>(first) | (rounded<VL>(second) << 16);
+  }
 }
 
 // Writes one of a pair's pixels.
@@ -210,59 +228,127 @@ __attribute__((noinline)) void finish_pixels(const Walk& walk, const Tile& tile,
   });
 }
 
-// out = act'(mask) · act(scale · sums + shift + addend) for one output plane of a tile, with the bits and the halo. What most walks
-// ask for is inlined: whole pairs, and activations that clip.
+// Whether each number of a row of a tile is positive, for pixels beside each other.
+template <int VL, int TX>
+EDGE_BCS_INLINE void store_row_of_bits(std::uint8_t* to, const Vector<VL> (&row)[TX]) {
+  if constexpr (VL == 16 && TX == 8) {
+    const Vector<VL> left[] = {row[0], row[1], row[2], row[3]}, right[] = {row[4], row[5], row[6], row[7]};
+    store_positive_bits<VL, 4>(to, 0, left);
+    store_positive_bits<VL, 4>(to, 4 * VL, right);
+  } else {
+    store_positive_bits<VL, TX>(to, 0, row);
+  }
+}
+
+// What is done to the sums of a tile, of one output plane after the other: out = act'(mask) · act(scale · sums + shift + addend),
+// with the bits and the halo. What does not change from plane to plane is looked up once.
 template <int VL, int TY, int TX>
-EDGE_BCS_INLINE void finish(const Walk& walk, const Tile& tile, std::int64_t row,
-                            Vector<VL> (&sums)[TY][TX]) {
+class Finish {
+ public:
+  Finish(const Walk& walk, const Tile& tile)
+      : walk_(walk),
+        tile_(tile),
+        pixels_(walk, tile, 0),
+        beside_(pixels_.step == 1),
+        plain_((beside_ ? TX % 2 == 0 : pixels_.step % 2 == 0) && !pixels_.vector && walk.simple() &&
+               walk.mask == nullptr),
+        second_(!beside_ && pixels_.first % 2 != 0),
+        halo_(tile.ends_row && tile.first + TX == walk.width && walk.tail + walk.bottom > 0),
+        function_(walk.activation.function),
+        output_(numbers(walk.output) + (pixels_.first - second_) * VL),
+        addend_(walk.addend == nullptr ? nullptr : numbers(walk.addend) + (pixels_.first - second_) * VL),
+        scale_(walk.scale),
+        shift_(walk.shift),
+        bits_(walk.bits),
+        mask_bits_(walk.mask_bits) {}
+
+  EDGE_BCS_INLINE void operator()(std::int64_t row, Vector<VL> (&sums)[TY][TX]) const {
 #define EDGE_BCS_EACH \
   _Pragma("GCC unroll 8") for (int y = 0; y < TY; ++y) _Pragma("GCC unroll 8") for (int x = 0; x < TX; ++x)
 #define EDGE_BCS_EACH_PAIR                             \
   _Pragma("GCC unroll 8") for (int y = 0; y < TY; ++y) \
       _Pragma("GCC unroll 8") for (int x = 0; x + 1 < TX; x += 2)
-  const OutputPixels<VL> to(walk, tile, row);
-  Number* const output = numbers(walk.output) + to.plane;
-  if (TX % 2 != 0 || to.step != 1 || !walk.simple() || walk.mask != nullptr) {
-    // A copy, because sums whose address is known cannot stay in registers.
-    Vector<VL> values[TY * TX];
-    EDGE_BCS_EACH values[y * TX + x] = sums[y][x];
-    finish_pixels<VL>(walk, tile, row, values, TY, TX);
-  } else {
-    if (walk.scale != nullptr) {
-      const Vector<VL> scale = broadcast<VL>(walk.scale[row]), shift = broadcast<VL>(walk.shift[row]);
-      EDGE_BCS_EACH sums[y][x] = sums[y][x] * scale + shift;
-    }
-    if (walk.addend != nullptr) {
-      const Number* const addend = numbers(walk.addend) + to.plane + to.first * VL;
-      EDGE_BCS_EACH_PAIR {
-        const Integers<VL> pair = load_pair<VL>(addend + tile.output[y] + x * VL);
-        sums[y][x] += lower<VL>(pair);
-        sums[y][x + 1] += upper<VL>(pair);
+    if (!plain_) {
+      // A copy, because sums whose address is known cannot stay in registers.
+      Vector<VL> values[TY * TX];
+      EDGE_BCS_EACH values[y * TX + x] = sums[y][x];
+      finish_pixels<VL>(walk_, tile_, row, values, TY, TX);
+    } else {
+      const std::int64_t plane = row * walk_.output_plane;
+      const std::int64_t bits_row = row * walk_.bits_plane + walk_.bits_first / 8;
+      const std::int64_t bits_pixel = walk_.bits_pixel / 8, first_bits = bits_row + tile_.first * bits_pixel;
+      if (scale_ != nullptr) {
+        const Vector<VL> scale = broadcast<VL>(scale_[row]), shift = broadcast<VL>(shift_[row]);
+        EDGE_BCS_EACH sums[y][x] = sums[y][x] * scale + shift;
+      }
+      if (addend_ != nullptr && !beside_) {
+        EDGE_BCS_EACH {
+          const Integers<VL> pair = load_pair<VL>(addend_ + plane + tile_.output[y] + x * pixels_.step * VL);
+          sums[y][x] += second_ ? upper<VL>(pair) : lower<VL>(pair);
+        }
+      } else if (addend_ != nullptr) {
+        EDGE_BCS_EACH_PAIR {
+          const Integers<VL> pair = load_pair<VL>(addend_ + plane + tile_.output[y] + x * VL);
+          sums[y][x] += lower<VL>(pair);
+          sums[y][x + 1] += upper<VL>(pair);
+        }
+      }
+      if (bits_ != nullptr) {
+#pragma GCC unroll 8
+        for (int y = 0; y < TY; ++y) {
+          Vector<VL> open[TX];
+#pragma GCC unroll 8
+          for (int x = 0; x < TX; ++x)
+            open[x] = function_ == Function::relu6 ? openness<VL>(Function::relu6, sums[y][x]) : sums[y][x];
+          std::uint8_t* const to = bits_ + first_bits + tile_.bits[y];
+          if (bits_pixel * 8 == VL) {
+            store_row_of_bits<VL, TX>(to, open);
+          } else {
+#pragma GCC unroll 8
+            for (int x = 0; x < TX; ++x) store_bits<VL>(to + x * bits_pixel, 0, positive_bits<VL>(open[x]));
+          }
+        }
+      }
+      if (function_ == Function::relu) {
+        EDGE_BCS_EACH sums[y][x] = relu<VL>(sums[y][x]);
+      } else if (function_ == Function::relu6) {
+        EDGE_BCS_EACH sums[y][x] = relu6_of<VL>(sums[y][x]);
+      }
+      if (mask_bits_ != nullptr) {
+        EDGE_BCS_EACH sums[y][x] = where_bits<VL>(
+            load_bits<VL>(mask_bits_ + first_bits + tile_.bits[y] + x * bits_pixel, 0), sums[y][x]);
+      }
+      Number* const output = output_ + plane;
+      if (beside_) {
+        EDGE_BCS_EACH_PAIR store_pair<VL>(output + tile_.output[y] + x * VL,
+                                          pair_of<VL>(sums[y][x], sums[y][x + 1]));
+      } else {
+        EDGE_BCS_EACH store_pixel<VL>(output + tile_.output[y] + x * pixels_.step * VL, second_, sums[y][x]);
       }
     }
-    if (walk.bits != nullptr) {
-      const bool bends = walk.activation.function == Function::relu6;
-      EDGE_BCS_EACH {
-        const Vector<VL> open = bends ? openness<VL>(Function::relu6, sums[y][x]) : sums[y][x];
-        store_bits<VL>(walk.bits + to.byte(y, x), 0, positive_bits<VL>(open));
-      }
-    }
-    if (walk.activation.function == Function::relu) {
-      EDGE_BCS_EACH sums[y][x] = relu<VL>(sums[y][x]);
-    } else if (walk.activation.function == Function::relu6) {
-      EDGE_BCS_EACH sums[y][x] = relu6_of<VL>(sums[y][x]);
-    }
-    if (walk.mask_bits != nullptr) {
-      EDGE_BCS_EACH sums[y][x] = where_bits<VL>(load_bits<VL>(walk.mask_bits + to.byte(y, x), 0), sums[y][x]);
-    }
-    EDGE_BCS_EACH_PAIR store_pair<VL>(output + tile.output[y] + (to.first + x) * VL,
-                                      pair_of<VL>(sums[y][x], sums[y][x + 1]));
-  }
 #undef EDGE_BCS_EACH_PAIR
 #undef EDGE_BCS_EACH
-  if (tile.ends_row && tile.first + TX == walk.width && walk.tail + walk.bottom > 0)
-    zero_halo<VL>(walk, tile, output, TY);
-}
+    if (halo_) {
+      const OutputPixels<VL> to(walk_, tile_, row);
+      zero_halo<VL>(walk_, tile_, numbers(walk_.output) + to.plane, TY);
+    }
+  }
+
+ private:
+  const Walk& walk_;
+  const Tile& tile_;
+  OutputPixels<VL> pixels_;
+  bool beside_;
+  // Whether this class does it: pixels lie side by side in whole pairs, or an even number apart, all in the same place of theirs.
+  bool plain_;
+  bool second_, halo_;
+  Function function_;
+  Number* output_;
+  const Number* addend_;
+  const float *scale_, *shift_;
+  std::uint8_t* bits_;
+  const std::uint8_t* mask_bits_;
+};
 
 // How many pixels side by side tiles of the walk have, where as many are left.
 inline int pixels_across(const Walk& walk, int most) {
