@@ -200,15 +200,16 @@ def _attacks(result: dict[str, Any]) -> list[str]:
     if result.get("robust steps"):
         lines += ["", "## Whole steps beside each dense PyTorch", ""]
         lines += [
-            "AT with PGD-10 by our own engine, 16 images at once, attacks in float32 and in half precision;",
-            "beside it dense PyTorch in float32, under autocast to bfloat16 (where there is half), and",
-            "compiled (torch.compile). Behind each its time over ours with attacks in float32, and in half.",
+            "AT with PGD-10 by our own engine, attacks in float32 and in half precision; in brackets the images",
+            "that it holds at once, 16 or 16 for each thread, whichever was the faster. Beside it dense PyTorch",
+            "in float32, under autocast to bfloat16 (where there is half), and compiled (torch.compile); behind",
+            "each its time over ours with attacks in float32, and in half.",
             "",
         ]
         columns = ["network, densities, sparsity", "ours, float32, s", "half, s", "times"]
         lines += _table(
             [*columns, *(f"{title}, s" for title in _DENSE.values())],
-            (_robust_step_row(name, found["seconds"]) for name, found in result["robust steps"].items()),
+            (_robust_step_row(name, found) for name, found in result["robust steps"].items()),
         )
     return lines
 
@@ -219,8 +220,11 @@ def _precision_row(name: str, seconds: dict[str, list[float]], unit: float = 1.0
     return [name, *taken, "–" if times is None else f"{times:.2f}×"]
 
 
-def _robust_step_row(name: str, seconds: dict[str, list[float]]) -> list[str]:
-    cells = _precision_row(name, seconds)
+def _robust_step_row(name: str, found: dict[str, Any]) -> list[str]:
+    seconds, cells = found["seconds"], _precision_row(name, found["seconds"])
+    for column, side in ((1, "f32"), (2, "half")):
+        if side in found["images"]:
+            cells[column] += f" [{found['images'][side]}]"
     for side in _DENSE:
         times = (median_ratio(seconds, side, ours) for ours in ("f32", "half"))
         told = ", ".join(f"{each:.1f}×" for each in times if each is not None)

@@ -162,12 +162,12 @@ def compare_step(
     import torch
 
     torch.set_num_threads(threads)
-    sizes = {min(batch_size, images) for images in (_IMAGES_IN_VECTORS, _IMAGES_IN_VECTORS * threads)}
+    sizes = micro_batches(batch_size, threads) if micro_batch is None else [micro_batch]
     given = (model, sparsity, distribution, image_size)
     with contextlib.ExitStack() as stack:
         artifacts = {
             size: stack.enter_context(exported(*given, size, progress, batch_size, attack_steps))
-            for size in (sorted(sizes) if micro_batch is None else [micro_batch])
+            for size in sizes
         }
         sparse = next(iter(artifacts.values()))[1]
         images, labels = batch_of(batch_size, image_size)
@@ -277,6 +277,11 @@ def compare_pass(
             found["least_seconds"] = runs * sum(item.seconds for item in each)
             found["least_in_cache_seconds"] = runs * sum(item.in_cache for item in each)
         return found
+
+
+def micro_batches(batch_size: int, threads: int) -> list[int]:
+    """The micro-batches of which the faster counts: the longest vector of images, and as many for each thread."""
+    return sorted({min(batch_size, images) for images in (_IMAGES_IN_VECTORS, _IMAGES_IN_VECTORS * threads)})
 
 
 def batch_of(count: int, size: int) -> tuple[Any, Any]:

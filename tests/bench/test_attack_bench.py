@@ -45,12 +45,14 @@ def tiny(tiny_artifact: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) ->
 def test_every_side_is_timed(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attacks, "has_half", lambda: half)
     sides = {"f32", "half"} if half else {"f32"}
-    common: dict[str, Any] = {"model": "vgg16", "threads": 1, "repetitions": 2, "images_at_once": 16}
-    seconds = attacks.compare_attack(sparsity=0.9, **common)["seconds"]
+    common: dict[str, Any] = {"model": "vgg16", "threads": 1, "repetitions": 2}
+    seconds = attacks.compare_attack(sparsity=0.9, images_at_once=16, **common)["seconds"]
     assert seconds.keys() == sides
     assert all(len(taken) == 2 and min(taken) > 0 for taken in seconds.values())
     common |= {"distribution": "uniform", "sparsity": 0.9, "batch_size": 16}
-    seconds = attacks.compare_step(**common)["seconds"]
+    found = attacks.compare_step(**common)
+    seconds = found["seconds"]
+    assert found["images"] == dict.fromkeys(sides, 16)
     assert seconds.keys() == {*sides, "torch", "compiled", *(["bf16"] if half else [])}
     assert (median_ratio(seconds, "torch", "half") is None) == (not half)
 

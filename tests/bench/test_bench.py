@@ -216,7 +216,8 @@ ROBUST_STEP = {
         "torch": [8.0, 8.0],
         "bf16": [4.0, 4.0],
         "compiled": [6.0, 6.0],
-    }
+    },
+    "images": {"f32": 16, "half": 32},
 }
 POINTS = [{"x": 32, "seconds": 0.1}, {"x": 64, "seconds": 0.2}]
 STACK = {"network": "vgg16", "sparsity": "0.99", "batch": 32, "layers": [_row(0.001, 0.03, 2)]}
@@ -266,7 +267,7 @@ def test_the_report_names_the_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "| vgg16, 0.99 | 10.00 (10.00–20.00) | 6.00 (5.00) | 300.00 (200.00–800.00) | 30.0× |" in text
     assert "- vgg16, uniform, attack: Conv 4.00 (75 %, loads)\n" in text
     assert "| vgg16, 0.9 | 14.00 (14.00–36.00) | 8.00 (8.00–20.00) | 1.75× |" in text
-    row = "| vgg16, paper, 0.99 | 0.50 (0.50–0.50) | 0.40 (0.40–0.40) | 1.25× | "
+    row = "| vgg16, paper, 0.99 | 0.50 (0.50–0.50) [16] | 0.40 (0.40–0.40) [32] | 1.25× | "
     row += "8.00 (8.00–8.00): 16.0×, 20.0× | "
     assert row + "4.00 (4.00–4.00): 8.0×, 10.0× | 6.00 (6.00–6.00): 12.0×, 15.0× |" in text
     assert "| 1.00 | 1 / 1000 / 25 % / 50 % loads |" in text

@@ -15,7 +15,7 @@ namespace edge_bcs {
 namespace {
 
 constexpr int looks = 4000;  // at the state, some fifty microseconds, before a thread sleeps
-// Pieces of a job for each thread: few enough that taking one costs little, enough that uneven ones even out.
+// Pieces of a thread's share of a job: few enough that taking one costs little, enough that uneven ones even out.
 constexpr std::size_t pieces = 16;
 
 void pause() {
@@ -42,16 +42,22 @@ class Pool::Others {
   // caller has left. The rest of the word counts jobs.
   static constexpr std::uint32_t open = 1, helper = 2, inside = 0xfffe, job = 0x10000;
 
-  void help();
-  void work();
+  // What is left of a thread's share of the job, on a cache line of its own.
+  struct alignas(64) Share {
+    std::atomic<std::size_t> next{0};
+    std::size_t end = 0;
+  };
+
+  void help(std::size_t thread);
+  void work(std::size_t thread);
 
   std::vector<std::thread> threads_;
+  std::vector<Share> shares_;  // of the caller first
   std::atomic<bool> ended_{false};
   alignas(64) std::atomic<std::uint32_t> state_{0};
-  alignas(64) std::atomic<std::size_t> next_{0};
   void (*body_)(void*, std::size_t) = nullptr;
   void* data_ = nullptr;
-  std::size_t count_ = 0, part_ = 1;
+  std::size_t part_ = 1;
 };
 
 Pool::Pool(int threads) : others_(threads > 1 ? std::make_unique<Others>(threads - 1) : nullptr) {}
@@ -71,8 +77,8 @@ int available_threads() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-Pool::Others::Others(int count) {
-  for (int i = 0; i < count; ++i) threads_.emplace_back([this] { help(); });
+Pool::Others::Others(int count) : shares_(static_cast<std::size_t>(count) + 1) {
+  for (std::size_t i = 1; i < shares_.size(); ++i) threads_.emplace_back([this, i] { help(i); });
 }
 
 Pool::Others::~Others() {
@@ -82,21 +88,30 @@ Pool::Others::~Others() {
   for (std::thread& other : threads_) other.join();
 }
 
-void Pool::Others::work() {
-  for (;;) {
-    const std::size_t first = next_.fetch_add(part_, std::memory_order_relaxed);
-    if (first >= count_) return;
-    for (std::size_t i = first; i < std::min(count_, first + part_); ++i) body_(data_, i);
+// A thread does its own share first, and then what others have left of theirs. The parts of a job go through the images in order,
+// so from one operator to the next a thread meets what it wrote itself, in its own caches.
+void Pool::Others::work(std::size_t thread) {
+  for (std::size_t i = 0; i < shares_.size(); ++i) {
+    Share& share = shares_[(thread + i) % shares_.size()];
+    for (;;) {
+      const std::size_t first = share.next.fetch_add(part_, std::memory_order_relaxed);
+      if (first >= share.end) break;
+      for (std::size_t at = first; at < std::min(share.end, first + part_); ++at) body_(data_, at);
+    }
   }
 }
 
 void Pool::Others::run(void (*body)(void*, std::size_t), std::size_t count, void* data) {
-  body_ = body, data_ = data, count_ = count;
-  part_ = std::max<std::size_t>(1, count / (pieces * (threads_.size() + 1)));
-  next_.store(0, std::memory_order_relaxed);
+  const std::size_t threads = shares_.size();
+  body_ = body, data_ = data;
+  part_ = std::max<std::size_t>(1, count / (pieces * threads));
+  for (std::size_t i = 0; i < threads; ++i) {
+    shares_[i].next.store(count * i / threads, std::memory_order_relaxed);
+    shares_[i].end = count * (i + 1) / threads;
+  }
   state_.fetch_add(job | open, std::memory_order_release);
   state_.notify_all();
-  work();
+  work(0);
   state_.fetch_and(~open, std::memory_order_relaxed);
   for (int look = 0; (state_.load(std::memory_order_acquire) & inside) != 0; ++look) {
     if (look < looks)
@@ -106,7 +121,7 @@ void Pool::Others::run(void (*body)(void*, std::size_t), std::size_t count, void
   }
 }
 
-void Pool::Others::help() {
+void Pool::Others::help(std::size_t thread) {
   std::uint32_t seen = 0;
   for (;;) {
     std::uint32_t now = state_.load(std::memory_order_acquire);
@@ -125,7 +140,7 @@ void Pool::Others::help() {
       seen = now & ~open;  // somebody else joined, or the job was closed: look again
       continue;
     }
-    work();
+    work(thread);
     state_.fetch_sub(helper, std::memory_order_release);
     seen = state_.load(std::memory_order_relaxed) & ~open;
   }
