@@ -200,10 +200,10 @@ def _attacks(result: dict[str, Any]) -> list[str]:
     if result.get("robust steps"):
         lines += ["", "## Whole steps beside each dense PyTorch", ""]
         lines += [
-            "AT with PGD-10 by our own engine, attacks in float32 and in half precision; in brackets the images",
-            "that it holds at once, 16 or 16 for each thread, whichever was the faster. Beside it dense PyTorch",
-            "in float32, under autocast to bfloat16 (where there is half), and compiled (torch.compile); behind",
-            "each its time over ours with attacks in float32, and in half.",
+            "AT with PGD-10 by our own engine, attacks in float32 and in half precision; in brackets the",
+            "images that it holds at once, 16 or 16 for each thread, whichever was the faster. Beside it",
+            "dense PyTorch in float32, under autocast to bfloat16 (where there is half), and compiled",
+            "(torch.compile); behind each its time over ours with attacks in float32, and in half.",
             "",
         ]
         columns = ["network, densities, sparsity", "ours, float32, s", "half, s", "times"]

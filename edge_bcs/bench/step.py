@@ -280,7 +280,7 @@ def compare_pass(
 
 
 def micro_batches(batch_size: int, threads: int) -> list[int]:
-    """The micro-batches of which the faster counts: the longest vector of images, and as many for each thread."""
+    """The micro-batches of which the faster counts: the longest vector, and as many for each thread."""
     return sorted({min(batch_size, images) for images in (_IMAGES_IN_VECTORS, _IMAGES_IN_VECTORS * threads)})
 
 
