@@ -18,6 +18,13 @@ from edge_bcs import models
 from edge_bcs.bench import attacks
 from edge_bcs.bench.turns import TorchStep, median_ratio
 
+
+class Stepper:
+    """A trainer whose steps are not asked for."""
+
+    step = None
+
+
 HERE = pytest.mark.skipif(half_kernels() != 2, reason="no arithmetic in half precision here")
 
 
@@ -55,6 +62,18 @@ def test_every_side_is_timed(half: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["images"] == dict.fromkeys(sides, 16)
     assert seconds.keys() == {*sides, "torch", "compiled", *(["bf16"] if half else [])}
     assert (median_ratio(seconds, "torch", "half") is None) == (not half)
+
+
+def test_the_faster_micro_batch_counts_for_each_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"f32 16": [1.0, 5.0, 1.0], "f32 32": [2.0, 2.0, 2.0], "half 16": [2.0] * 3, "half 32": [1.0] * 3}
+    monkeypatch.setattr(attacks, "has_half", lambda: True)
+    monkeypatch.setattr("edge_bcs.runtime.Trainer", lambda *_, **__: contextlib.nullcontext(Stepper()))
+    monkeypatch.setattr(attacks, "_dense_sides", lambda *_: {})
+    monkeypatch.setattr(attacks, "in_turn", lambda sides, *_: {name: taken[name] for name in sides})
+    common: dict[str, Any] = {"distribution": "uniform", "sparsity": 0.9, "batch_size": 32}
+    found = attacks.compare_step(model="vgg16", threads=2, repetitions=3, **common)
+    assert found["images"] == {"f32": 16, "half": 32}
+    assert found["seconds"] == {"f32": taken["f32 16"], "half": taken["half 32"]}
 
 
 def test_without_a_compiler_the_other_sides_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:

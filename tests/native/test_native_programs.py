@@ -48,6 +48,12 @@ def test_the_arena_keeps_blocks_apart_and_grows_at_its_end(seed: int) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_each_part_of_a_job_is_done_once(threads: int) -> None:
+    result = programs.run("check_pool", threads)
+    assert result.returncode == 0, result.stderr
+
+
 def test_an_operator_runs_without_onnx_runtime() -> None:
     inputs = {"value": np.ones(3, F), "momentum": np.ones(3, F), "gradient": np.array([1, 2, 3], F)}
     hyper = np.array([0.5, 0, 1, 0], F)

@@ -13,12 +13,6 @@ namespace edge_bcs::EDGE_BCS_KERNEL_NAMESPACE {
 
 inline constexpr int block_rows = 6;
 
-// In half precision: the number of rows of the block that begins `rows_left` rows before the end of the matrix.
-inline int half_block(std::int64_t rows_left) {
-  if (rows_left >= block_rows) return block_rows;
-  return rows_left >= 4 ? 4 : rows_left >= 2 ? 2 : 1;
-}
-
 // Groups of rows begin at multiples of the row block, so that the packed weights do not depend on the cut.
 inline Tasks cut_blocks(const Walk& walk) {
   Tasks tasks = cut(walk, 16);

@@ -60,7 +60,7 @@ struct Patch {
     for (int k = 0; k < walk.taps; ++k) {
       const std::int64_t first = walk.tap[walk.used[k]] / VL;
       // Where taps are a pixel apart, they meet the same pixels but one.
-      const bool same = step == 1 && count > 0 && first <= next && first >= next - TX;
+      const bool same = step == 1 && count > 0 && first <= next;
       start[k] = same ? count - static_cast<int>(next - first) : count;
       for (int x = same ? static_cast<int>(next - first) : 0; x < TX; ++x)
         pixel[count++] = static_cast<std::int32_t>(first + x * step);

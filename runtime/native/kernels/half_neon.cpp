@@ -211,6 +211,12 @@ EDGE_BCS_INLINE Eight factors_of(const Number* weights) {
   }
 }
 
+// The number of rows of the block that begins `left` rows before the end of the matrix.
+int rows_of_block(std::int64_t left) {
+  if (left >= block_rows) return block_rows;
+  return left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
 // Calls body.template operator()<0>() to <N - 1>().
 template <int N, class Body>
 EDGE_BCS_INLINE void each_lane(const Body& body) {
@@ -281,7 +287,7 @@ void dense_tile(const Walk& walk, const Number* packed, const Place& place, std:
   constexpr int down = smaller_int(TY, block_vectors > TV ? block_vectors / TV : 1);
   for (std::int64_t row = first; row < last;) {
     const Number* const weights = packed + row * walk.channels * walk.taps;
-    const int size = half_block(last - row);
+    const int size = rows_of_block(last - row);
     for (int y = 0; y < TY; y += down) switch (size) {
         case block_rows:
           dense_block<block_rows, down, TV, strided>(walk, weights, place, row, y, 0);
@@ -316,7 +322,8 @@ void sparse(const Walk& walk, const SparseRows& rows, std::int64_t task) {
 std::int64_t pack_tasks(const Walk& walk) { return packing_tasks(walk); }
 
 void pack(const Walk& walk, const Weights& weights, float* packed, std::int64_t task) {
-  pack_blocks(walk, weights, packed_rows(walk, task), numbers(packed), walk.channels * walk.taps, half_block,
+  pack_blocks(walk, weights, packed_rows(walk, task), numbers(packed), walk.channels * walk.taps,
+              rows_of_block,
               [&](Number* to, int size, int o, std::int64_t row, std::int64_t channel, std::int64_t tap,
                   float weight) {
     const float scale = walk.scale == nullptr ? 1 : walk.scale[row];

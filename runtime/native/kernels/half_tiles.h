@@ -228,18 +228,6 @@ __attribute__((noinline)) void finish_pixels(const Walk& walk, const Tile& tile,
   });
 }
 
-// Whether each number of a row of a tile is positive, for pixels beside each other.
-template <int VL, int TX>
-EDGE_BCS_INLINE void store_row_of_bits(std::uint8_t* to, const Vector<VL> (&row)[TX]) {
-  if constexpr (VL == 16 && TX == 8) {
-    const Vector<VL> left[] = {row[0], row[1], row[2], row[3]}, right[] = {row[4], row[5], row[6], row[7]};
-    store_positive_bits<VL, 4>(to, 0, left);
-    store_positive_bits<VL, 4>(to, 4 * VL, right);
-  } else {
-    store_positive_bits<VL, TX>(to, 0, row);
-  }
-}
-
 // What is done to the sums of a tile, of one output plane after the other: out = act'(mask) · act(scale · sums + shift + addend),
 // with the bits and the halo. What does not change from plane to plane is looked up once.
 template <int VL, int TY, int TX>
@@ -302,7 +290,7 @@ class Finish {
             open[x] = function_ == Function::relu6 ? openness<VL>(Function::relu6, sums[y][x]) : sums[y][x];
           std::uint8_t* const to = bits_ + first_bits + tile_.bits[y];
           if (bits_pixel * 8 == VL) {
-            store_row_of_bits<VL, TX>(to, open);
+            store_positive_bits<VL, TX>(to, 0, open);
           } else {
 #pragma GCC unroll 8
             for (int x = 0; x < TX; ++x) store_bits<VL>(to + x * bits_pixel, 0, positive_bits<VL>(open[x]));
@@ -328,10 +316,8 @@ class Finish {
     }
 #undef EDGE_BCS_EACH_PAIR
 #undef EDGE_BCS_EACH
-    if (halo_) {
-      const OutputPixels<VL> to(walk_, tile_, row);
-      zero_halo<VL>(walk_, tile_, numbers(walk_.output) + to.plane, TY);
-    }
+    if (halo_)
+      zero_halo<VL>(walk_, tile_, numbers(walk_.output) + OutputPixels<VL>(walk_, tile_, row).plane, TY);
   }
 
  private:

@@ -154,14 +154,17 @@ EDGE_BCS_INLINE void store_bits(std::uint8_t* row, std::int64_t at, unsigned bit
 template <int VL, int N>
 EDGE_BCS_INLINE void store_positive_bits(std::uint8_t* row, std::int64_t at, const Vector<VL> (&a)[N]) {
 #if defined(__AVX512F__)
-  if constexpr (VL == 16 && N == 4) {
-    __mmask16 bits[N];
+  if constexpr (VL == 16 && N % 4 == 0) {
+#pragma GCC unroll 2
+    for (int first = 0; first < N; first += 4) {
+      __mmask16 bits[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < N; ++i) bits[i] = static_cast<__mmask16>(positive_bits<VL>(a[i]));
-    // Rows of bits begin at any byte.
-    typedef __mmask64 Unaligned __attribute__((aligned(1), may_alias));
-    *reinterpret_cast<Unaligned*>(row + at / 8) =
-        _mm512_kunpackd(_mm512_kunpackw(bits[3], bits[2]), _mm512_kunpackw(bits[1], bits[0]));
+      for (int i = 0; i < 4; ++i) bits[i] = static_cast<__mmask16>(positive_bits<VL>(a[first + i]));
+      // Rows of bits begin at any byte.
+      typedef __mmask64 Unaligned __attribute__((aligned(1), may_alias));
+      *reinterpret_cast<Unaligned*>(row + at / 8 + first * VL / 8) =
+          _mm512_kunpackd(_mm512_kunpackw(bits[3], bits[2]), _mm512_kunpackw(bits[1], bits[0]));
+    }
     return;
   }
 #endif
