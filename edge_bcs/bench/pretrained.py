@@ -1,7 +1,7 @@
 """`make pretrained`: measures a run of `edge-bcs train` and adds it to the zoo, with its report card.
 
 Nothing on a card is typed in: the recipe is the plan in the checkpoint, and every accuracy is measured here,
-on test images, with the file that is published. Clean accuracy and PGD by the network's own sparse graphs,
+on test images, with the file that is published, by the network's own sparse graphs: clean accuracy and PGD,
 AutoAttack by pyautoattack (extra `eval`) on as many images as --autoattack says, and under the corruptions of
 `evaluate --corruptions` as many as --corruptions says. A number that was not measured is null. Run again,
 only what is asked for is measured anew; what the card of the same file says of the rest stays. An evaluation
@@ -25,6 +25,7 @@ from edge_bcs.core.metadata import parse_object
 from edge_bcs.core.settings import Attack
 from edge_bcs.data import open_data
 from edge_bcs.evaluation.measures import evaluate
+from edge_bcs.exporters.passes import by_graphs
 from edge_bcs.method.sparse_model import SparseModel
 from edge_bcs.runtime.trainer import Trainer
 from edge_bcs.zoo import MEASURES, Card
@@ -93,12 +94,14 @@ def publish(
         if autoattack is not None:
             counts = source.with_name(f"{name}.autoattack.json")
             asked: dict[str, Any] = {"samples": autoattack, "epsilon": EPSILON, "resume": counts}
-            report = evaluate(sparse, _test(data, sparse), attack="autoattack", progress=True, **asked)
+            with by_graphs(sparse, _shape(sparse), threads):
+                report = evaluate(sparse, _test(data, sparse), attack="autoattack", progress=True, **asked)
             accuracies["autoattack"] = report["adv_acc"]
             measured["autoattack"] = {"samples": report["samples"], "eps": EPSILON}
         if corruptions is not None:
             corrupt: dict[str, Any] = {"samples": corruptions, "corruptions": True, "progress": True}
-            report = evaluate(sparse, _test(data, sparse), attack="none", **corrupt)
+            with by_graphs(sparse, _shape(sparse), threads):
+                report = evaluate(sparse, _test(data, sparse), attack="none", **corrupt)
             accuracies["corruption"] = report["mean_corruption_acc"]
             measured["corruption"] = {"samples": report["samples"]}
         subset = evaluate(sparse, _test(data, sparse), attack="none", samples=SUBSET)

@@ -6,7 +6,7 @@ The state has the names and the layout of every other form of it (`edge_bcs.core
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -111,9 +111,12 @@ class SparseModel(nn.Module):
         seed, sparsity, distribution: what `sparsify` was asked for; `sparsity` is a decimal string.
         classes: names of the outputs in label order; None until training takes them from its first data, or
             you set them. Data is matched with them by name (edge_bcs/data/classes.py).
+        passes: what computes the logits of f32 [n, C, H, W] in evaluation mode instead of `network`; None for
+            the latter (`edge_bcs.exporters.passes.by_graphs`).
     """
 
     classes: tuple[str, ...] | None
+    passes: Callable[[Tensor], Tensor] | None
     index: Tensor
     momentum: Tensor
     dense_momentum: Tensor
@@ -138,7 +141,7 @@ class SparseModel(nn.Module):
         self.size = sum(layer.size for layer in self.layers)
         self.kappa = len(index)
         self.step = 0
-        self.classes = None
+        self.classes, self.passes = None, None
         self.seed, self.sparsity, self.distribution = seed, sparsity, distribution
         self.network = network
         self.dense = self._dense_parameters()
@@ -158,7 +161,7 @@ class SparseModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits f32 [n, classes] of images f32 [n, C, H, W] in [0, 1]."""
-        logits: Tensor = self.network(x)
+        logits: Tensor = self.network(x) if self.training or self.passes is None else self.passes(x)
         return logits
 
     @property

@@ -48,6 +48,12 @@ def test_train_on_the_host(tmp_path: Path, engine: str) -> None:
     names |= {"samples", "sparsity", "kappa", "size", "step"}
     assert all(board[name] == by_torch[name] for name in names)
     assert set(board) & set(by_torch) >= {"adv_acc", "accuracy", "robust_accuracy"}
+    by_graphs = succeed(*sample, "--engine", "sparse", "--step-size", "2/255", "--corruptions")
+    expected = succeed(*sample, "--engine", "torch", "--step-size", "2/255", "--corruptions")
+    assert (by_graphs.pop("engine"), expected.pop("engine")) == ("sparse", "torch")
+    assert {**by_graphs, "seconds": 0} == {**expected, "seconds": 0}
+    refused = run(*evaluate, tmp_path / "a", "--engine", "sparse", "--device", "cpu")
+    assert refused.exit_code == 1 and "leave --device out" in refused.output
 
 
 def load_file(artifact: Path) -> dict[str, str]:
