@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edge_bcs.bench.commands import accuracies, evaluate, export, kept, train
+from edge_bcs.bench.commands import AUTOATTACK, accuracies, evaluate, export, kept, train
 from edge_bcs.bench.pages import by_hand
 from edge_bcs.bench.settings import add_settings, settings_of
 from edge_bcs.core.errors import EdgeBcsError
@@ -156,7 +156,7 @@ def _tested(artifact: Path, data: str, tests: Tests, threads: int) -> dict[str, 
     counts = artifact.parent / "counts.json"
     asked = {
         "pgd50": (tests.restarts, "--attack", "pgd", "--attack-steps", 50, "--restarts", tests.restarts),
-        "autoattack": (tests.few, "--attack", "autoattack", "--limit", tests.few, "--resume", counts),
+        "autoattack": (tests.few, *AUTOATTACK, "--limit", tests.few, "--resume", counts),
     }
     return {
         name: evaluate(name, artifact, "--data", data, "--threads", threads, *options)

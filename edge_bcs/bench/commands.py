@@ -13,6 +13,9 @@ from edge_bcs.cli.training import is_begun
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.files import read_small, write_json
 
+AUTOATTACK = ("--attack", "autoattack", "--engine", "sparse")
+"""Words of `edge-bcs evaluate` that a sparse network is attacked with."""
+
 
 def kept(file: Path, asked: Sequence[Any], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What ``find`` finds, which is kept in a file until something else is ``asked``."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_bcs.bench.commands import evaluate, export, train
+from edge_bcs.bench.commands import AUTOATTACK, evaluate, export, train
 from edge_bcs.bench.pages import by_hand
 from edge_bcs.bench.settings import add_settings, settings_of
 from edge_bcs.core.errors import EdgeBcsError
@@ -65,7 +65,7 @@ def row(kind: str, seed: int, data: str, out: Path, settings: Settings, threads:
     measures = {
         "pgd20": ("--attack", "pgd", "--attack-steps", 20),
         "pgd50": ("--attack", "pgd", "--attack-steps", 50, "--restarts", 10, "--limit", s.few),
-        "autoattack": ("--attack", "autoattack", "--limit", s.fewer, "--resume", folder / "counts.json"),
+        "autoattack": (*AUTOATTACK, "--limit", s.fewer, "--resume", folder / "counts.json"),
     }
     found = {}
     for name, options in measures.items():
