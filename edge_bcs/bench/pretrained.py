@@ -93,7 +93,7 @@ def publish(
                 measured[measure] = found
         if autoattack is not None:
             counts = source.with_name(f"{name}.autoattack.json")
-            asked: dict[str, Any] = {"samples": autoattack, "epsilon": EPSILON, "resume": counts}
+            asked: dict[str, Any] = {"samples": autoattack, "epsilon": EPSILON, "resume": counts, "batch_size": 512}
             with by_graphs(sparse, _shape(sparse), threads):
                 report = evaluate(sparse, _test(data, sparse), attack="autoattack", progress=True, **asked)
             accuracies["autoattack"] = report["adv_acc"]

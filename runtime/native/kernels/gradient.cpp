@@ -201,11 +201,11 @@ void gradient_walk(const Walk& walk, const SparseRows& rows, const WeightGradien
 }  // namespace
 
 // Each task reads all input planes once more, from beyond the second-level cache: so many entries should use each of them
-// that this does not decide the time.
+// that this does not decide the time. With fewer, a board's cores still share the work.
 std::int64_t gradient_tasks(const Walk& walk, const SparseRows& rows) {
-  constexpr std::int64_t uses = 24;
+  constexpr std::int64_t uses = 24, least = 6;
   const std::int64_t entries = rows.end(walk.rows - 1) - rows.begin(0);
-  return smaller(walk.rows, larger(2, smaller(enough_tasks, entries / (uses * walk.channels))));
+  return smaller(walk.rows, larger(least, smaller(enough_tasks, entries / (uses * walk.channels))));
 }
 
 void gradient(const Walk& walk, const SparseRows& rows, const WeightGradient& gradient, std::int64_t task) {
