@@ -4,8 +4,8 @@ Nothing on a card is typed in: the recipe is the plan in the checkpoint, and eve
 on test images, with the file that is published, by the network's own sparse graphs: clean accuracy and PGD,
 AutoAttack by pyautoattack (extra `eval`) on as many images as --autoattack says, and under the corruptions of
 `evaluate --corruptions` as many as --corruptions says. A number that was not measured is null. Run again,
-only what is asked for is measured anew; what the card of the same file says of the rest stays. An evaluation
-by AutoAttack that was cut goes on.
+only what is asked for is measured anew; what the card of the same file says of the rest stays. An attack
+that was cut goes on.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from edge_bcs import zoo
 from edge_bcs.checkpoint import read_checkpoint, save_checkpoint
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import parse_object
-from edge_bcs.core.settings import Attack
 from edge_bcs.data import open_data
 from edge_bcs.evaluation.measures import evaluate
 from edge_bcs.exporters.passes import by_graphs
 from edge_bcs.method.sparse_model import SparseModel
-from edge_bcs.runtime.trainer import Trainer
 from edge_bcs.zoo import MEASURES, Card
 
 EPSILON = 8 / 255
 SUBSET = 100
 """Test images on which the tests look whether a loaded checkpoint is what was measured."""
+_BATCH = 512
+"""Images at a time: those that an attack still tries fill whole passes."""
 _KEPT = ("objective", "plan", "best")
 """Of the metadata of a training: what says how the network came about."""
 
@@ -87,21 +87,24 @@ def publish(
         measured = dict(before.measured) if before else dict.fromkeys(MEASURES)
         accuracies = dict(before.accuracies) if before else dict.fromkeys(MEASURES)
         sparse = edge_bcs.load(fresh)
+
+        def found(attack: str, **asked: Any) -> dict[str, Any]:
+            counts = None if attack == "none" else source.with_name(f"{name}.{attack}.json")
+            how: dict[str, Any] = {"epsilon": EPSILON, "batch_size": _BATCH, "resume": counts, **asked}
+            with by_graphs(sparse, _shape(sparse), threads):
+                return evaluate(sparse, _test(data, sparse), attack=attack, progress=True, **how)
+
         if steps:
-            for measure, found in _by_graphs(sparse, data, steps, restarts, limit, threads).items():
-                accuracies[measure] = found.pop("accuracy")
-                measured[measure] = found
+            report = found("pgd", steps=steps, restarts=restarts, samples=limit)
+            accuracies |= {"clean": report["clean_acc"], "pgd": report["adv_acc"]}
+            measured["clean"] = {"samples": report["samples"]}
+            measured["pgd"] = {key: report[key] for key in ("samples", "steps", "restarts", "eps")}
         if autoattack is not None:
-            counts = source.with_name(f"{name}.autoattack.json")
-            asked: dict[str, Any] = {"samples": autoattack, "epsilon": EPSILON, "resume": counts, "batch_size": 512}
-            with by_graphs(sparse, _shape(sparse), threads):
-                report = evaluate(sparse, _test(data, sparse), attack="autoattack", progress=True, **asked)
+            report = found("autoattack", samples=autoattack)
             accuracies["autoattack"] = report["adv_acc"]
-            measured["autoattack"] = {"samples": report["samples"], "eps": EPSILON}
+            measured["autoattack"] = {key: report[key] for key in ("samples", "eps")}
         if corruptions is not None:
-            corrupt: dict[str, Any] = {"samples": corruptions, "corruptions": True, "progress": True}
-            with by_graphs(sparse, _shape(sparse), threads):
-                report = evaluate(sparse, _test(data, sparse), attack="none", **corrupt)
+            report = found("none", samples=corruptions, corruptions=True)
             accuracies["corruption"] = report["mean_corruption_acc"]
             measured["corruption"] = {"samples": report["samples"]}
         subset = evaluate(sparse, _test(data, sparse), attack="none", samples=SUBSET)
@@ -157,29 +160,6 @@ def _described(name: str, file: Path, sparse: SparseModel, plan: dict[str, Any],
         bytes=0,
         sha256="",
     )
-
-
-def _by_graphs(
-    sparse: SparseModel, data: str, steps: int, restarts: int, limit: int | None, threads: int
-) -> dict[str, dict[str, Any]]:
-    """Measure clean accuracy and PGD with the artifact's graphs, which skip what is zero."""
-    with tempfile.TemporaryDirectory() as held:
-        artifact = edge_bcs.export(
-            sparse,
-            Path(held) / "artifact",
-            input_shape=_shape(sparse),
-            attack=Attack(epsilon=EPSILON),
-            batch_norm="frozen",
-            validate=False,
-        )
-        with Trainer(artifact, threads=threads) as trainer:
-            found = trainer.evaluate(_test(data, sparse), steps, restarts=restarts, limit=limit)
-    how = {"steps": steps, "restarts": restarts, "eps": EPSILON}
-    samples = {"samples": found["samples"]}
-    return {
-        "clean": {"accuracy": found["accuracy"], **samples},
-        "pgd": {"accuracy": found["robust_accuracy"], **samples, **how},
-    }
 
 
 def main() -> None:
