@@ -30,6 +30,7 @@ from edge_bcs.cli.common import (
     on_bad_option,
     pairs,
     percent,
+    precision_option,
     print_json,
     schedule_option,
     seed_option,
@@ -228,6 +229,7 @@ _WITH_PRETRAINED = ("bcs", "random")
     type=click.Choice(PRECISIONS),
     help="Of PyTorch's arithmetic; default: bf16 on a GPU, else f32.",
 )
+@precision_option("f32", "f32")
 @click.option("--compile", is_flag=True, help="Speed PyTorch up with torch.compile.")
 @threads_option
 @trust_option
@@ -346,6 +348,8 @@ def _check(options: dict[str, Any]) -> None:
             raise EdgeBcsError("--gradual begins with a dense network: use --engine torch.")
         if options["compile"]:
             raise EdgeBcsError("--compile is for --engine torch; the sparse engine compiles by itself.")
+    elif options["attack_precision"] != "f32":
+        raise EdgeBcsError("--attack-precision needs --engine sparse; PyTorch's is --precision.")
     if objective_named(options["objective"]).pseudo_labelled != (options["pseudo_labelled"] is not None):
         names = " or ".join(PSEUDO_LABELLED)
         raise EdgeBcsError(

@@ -130,6 +130,7 @@ def trained(model: str, data_spec: str, output: Path, options: dict[str, Any], f
             precision=options["precision"],
             compile=options["compile"],
             threads=options["threads"],
+            attack_precision=options["attack_precision"],
         ),
         "output": Output(output, resume=options["resume"]),
     }

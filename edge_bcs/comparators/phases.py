@@ -188,6 +188,7 @@ class Phases:
             attack=settings.attack,
             batch_norm=settings.batch_norm,
             precision=self.precision,
+            attack_precision=self.compute.attack_precision,
             augment=augmentation_of(settings.augment),
             balance=settings.balance,
             validation=settings.validation,

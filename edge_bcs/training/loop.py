@@ -173,6 +173,7 @@ def train(
         attack=attack,
         batch_norm=batch_norm,
         precision=compute.precision or default_precision(device),
+        attack_precision=compute.attack_precision,
         augment=augmentation_of(feed.augment),
         balance=feed.balance,
         validation=feed.validation,

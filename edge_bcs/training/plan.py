@@ -21,7 +21,7 @@ from edge_bcs.core.settings import (
 )
 from edge_bcs.data.augmentation import Augment, augmentation_of
 from edge_bcs.method.distillation import Teacher
-from edge_bcs.training.settings import Gradual, Growth
+from edge_bcs.training.settings import FULL, Gradual, Growth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class TrainingPlan:
         train: what of the network is trained, see `core.part.Part`.
         growth: see `training.settings.Growth`.
         teacher: from whose answers it learns, too; None: from the labels alone.
+        attack_precision: see `training.settings.Compute`.
     """
 
     objective: Objective
@@ -68,6 +69,7 @@ class TrainingPlan:
     train: str = "all"
     growth: Growth | None = None
     teacher: Teacher | None = None
+    attack_precision: str = FULL
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for what is out of range and in none of the objects."""
@@ -90,6 +92,7 @@ class TrainingPlan:
             "balance": self.balance or None,
             "train": None if self.train == "all" else self.train,
             "training_attack": self.attack.kind if self.attack.single_step else None,
+            "attack_precision": None if self.attack_precision == FULL else self.attack_precision,
         }
         if self.growth is not None:
             since |= {f"growth_{name}": value for name, value in asdict(self.growth).items()}

@@ -138,3 +138,36 @@ def test_an_end_that_is_interrupted_leaves_the_best_epoch(
     best, last = (read_checkpoint(tmp_path / f"{name}.safetensors") for name in ("checkpoint", "last"))
     assert best.metadata["step"] != last.metadata["step"]
     assert all(np.array_equal(array, best.tensors[name]) for name, array in sparse.state().items())
+
+
+@pytest.mark.parametrize("asked", ["half", "auto"])
+def test_attacks_in_half_precision_where_the_processor_has_it(asked: str, tmp_path: Path) -> None:
+    """The weights tell that the attacks differ, the plan what was asked for."""
+    from edge_bcs.runtime.library import half_kernels
+
+    if asked == "half" and not half_kernels():
+        pytest.skip("no half precision here")
+
+    def at(precision: str, output: Output) -> edge_bcs.SparseModel:
+        sparse = edge_bcs.sparsify(tiny(), 0.5, 5)
+        compute = Compute("sparse", threads=1, attack_precision=precision)
+        training.train(
+            sparse, digits(64), schedule=Schedule(steps=3), compute=compute, output=output, **SHORT
+        )
+        return sparse
+
+    folder = Output(tmp_path / "half")
+    found, full = at(asked, folder), at("f32", Output(tmp_path / "full"))
+    assert same(found, full) == (asked == "auto" and half_kernels() != 2)
+    assert same(at(asked, replace(folder, resume=True)), found)
+    plan = json.loads(read_checkpoint(tmp_path / "half" / "last.safetensors").metadata["plan"])
+    assert plan["attack_precision"] == asked
+    with pytest.raises(EdgeBcsError, match="attack_precision"):
+        at("f32", replace(folder, resume=True))
+
+
+def test_half_precision_is_for_the_sparse_engine() -> None:
+    with pytest.raises(EdgeBcsError, match="need the sparse engine"):
+        Compute("torch", attack_precision="half")
+    with pytest.raises(EdgeBcsError, match="the attack precision is f32, half or auto, not 'f16'"):
+        Compute("sparse", attack_precision="f16")

@@ -67,6 +67,7 @@ class CompiledBackend:
                 train=plan.train,
                 batch_size=plan.batch_size,
                 attack=plan.attack,
+                attack_precision=plan.attack_precision,
                 beta=plan.beta,
                 hyper=Hyper(**asdict(plan.hyper)),
                 epochs=plan.schedule.epochs,
