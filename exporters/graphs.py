@@ -16,8 +16,8 @@ from edge_bcs.core.objectives import Objective
 from .autodiff import Gradients, Tape
 from .forward import Branch, Lowering
 from .network import Network
-from .nodes import Graph, TensorType
-from .operators.base import named_halos, stack_type
+from .nodes import Graph
+from .operators.base import named_halos
 from .operators.images import PgdStep, UnpackOutput
 from .operators.lists import BuildLists
 from .operators.losses import LOSSES, SoftmaxDifference
@@ -101,27 +101,6 @@ def attack_graph(network: Network, micro_batch: int) -> Graph:
     inputs |= {"step_size": "step_size", "epsilon": "epsilon"}
     attributes = {"lanes": branch.lanes, **named_halos(dx_halo=gradient)}
     PgdStep.emit(graph, inputs, {"x_adv_out": "adversarial.out"}, attributes)
-    graph.resolve()
-    return graph
-
-
-def jacobian_graph(network: Network, micro_batch: int) -> Graph:
-    """Vᵀ·J of a micro-batch with running statistics: the gradient of the images for one of the logits.
-
-    Inputs ``input`` and ``seed``, a stack [NB, K, B] of the latter; output ``gradient``, a stack of images
-    without halo, before the factor of a normalisation.
-    """
-    lanes = lanes_of(micro_batch)
-    graph = empty_graph("jacobian_model", network, ("input", *network.attack.parameters), [], micro_batch)
-    lowering = Lowering(graph, network, network.attack, lanes)
-    branch = Branch(lowering, "input")
-    blocks, classes = micro_batch // lanes, network.num_classes
-    graph.inputs["seed"] = TensorType("f32", (blocks, classes, lanes))
-    gradient = Tape(branch, "seed").image_gradient
-    graph.halos.zero(gradient)
-    for node in graph.nodes:
-        node.outputs = ["gradient" if made == gradient else made for made in node.outputs]
-    graph.outputs["gradient"] = stack_type(blocks, *network.input_shape, 0, lanes)
     graph.resolve()
     return graph
 

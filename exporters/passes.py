@@ -21,12 +21,17 @@ from torch import Tensor
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.method.sparse_model import SparseModel
 
-from .graphs import evaluation_graph, jacobian_graph, lists_graph
+from .autodiff import Tape
+from .forward import Branch, Lowering
+from .graphs import empty_graph, evaluation_graph, lists_graph
 from .layers import Input
+from .memory.replay import tensor_types
 from .network import Network, network_of
-from .nodes import Graph
+from .nodes import Graph, TensorType
+from .operators.images import UnpackOutput
 
 Array = np.ndarray[Any, Any]
+Values = dict[str, onnxruntime.OrtValue]
 IMAGES_AT_ONCE = 32
 """Of a run of a graph: two blocks of 16 lanes."""
 
@@ -53,44 +58,97 @@ class Passes:
         given = {"coo.index": state["coo.index"], "coo.lists": np.zeros(network.lists_length, np.int32)}
         self._read = {**state, "coo.lists": self._session(lists_graph(network)).run(None, given)[0]}
         self._logits = self._session(evaluation_graph(network, IMAGES_AT_ONCE))
-        self._gradients = self._session(jacobian_graph(network, IMAGES_AT_ONCE))
+        forward, backward = jacobian_graphs(network, IMAGES_AT_ONCE)
+        self._forward, self._backward = self._session(forward), self._session(backward)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the logits f32 [n, K] of images f32 [n, C, H, W] in [0, 1], differentiable once."""
         logits: Tensor = _Logits.apply(x, self)  # type: ignore[no-untyped-call]
         return logits
 
-    def logits(self, x: Array) -> Array:
-        """Return the logits f32 [n, K] of images f32 [n, C, H, W]."""
-        found = np.empty((len(x), self._classes), np.float32)
-        for first in range(0, len(x), IMAGES_AT_ONCE):
-            part = x[first : first + IMAGES_AT_ONCE]
-            found[first : first + len(part)] = self._run(self._logits, input=_whole(part))[: len(part)]
-        return found
+    def forward(self, x: Array, kept: list[Values] | None = None) -> Array:
+        """Return the logits f32 [n, K] of images f32 [n, C, H, W].
 
-    def gradients(self, x: Array, seed: Array) -> Array:
-        """Return Vᵀ·J f32 [n, C, H, W] of images f32 [n, C, H, W] for V = ``seed`` f32 [n, K]."""
-        found = np.empty_like(x)
-        lanes = lanes_of(IMAGES_AT_ONCE)
+        ``kept`` gets what `backward` needs, by micro-batch; None: nothing is needed.
+        """
+        logits = np.empty((len(x), self._classes), np.float32)
         for first in range(0, len(x), IMAGES_AT_ONCE):
             part = x[first : first + IMAGES_AT_ONCE]
-            stack = _whole(seed[first : first + IMAGES_AT_ONCE]).reshape(-1, lanes, self._classes)
-            seeds = np.ascontiguousarray(stack.transpose(0, 2, 1))
-            blocks = self._run(self._gradients, input=_whole(part), seed=seeds)
+            found = self._run(self._logits if kept is None else self._forward, {"input": _whole(part)})
+            logits[first : first + len(part)] = found.pop("logits").numpy()[: len(part)]
+            if kept is not None:
+                kept.append(found)
+        return logits
+
+    def backward(self, seed: Array, kept: list[Values]) -> Array:
+        """Return Vᵀ·J f32 [n, C, H, W] for V = ``seed`` f32 [n, K], of the images of a `forward`."""
+        lanes = lanes_of(IMAGES_AT_ONCE)
+        gradient = np.empty((len(seed), *self._shape), np.float32)
+        for number, values in enumerate(kept):
+            part = seed[number * IMAGES_AT_ONCE : (number + 1) * IMAGES_AT_ONCE]
+            stack = _whole(part).reshape(-1, lanes, self._classes).transpose(0, 2, 1)
+            found = self._run(self._backward, {"seed": np.ascontiguousarray(stack)}, values)
+            (blocks,) = (value.numpy() for value in found.values())
             images = blocks.transpose(0, 2, 1).reshape(-1, *self._shape)
-            found[first : first + len(part)] = images[: len(part)]
-        found *= self._scale
-        return found
+            gradient[number * IMAGES_AT_ONCE :][: len(part)] = images[: len(part)]
+        gradient *= self._scale
+        return gradient
 
     def _session(self, graph: Graph) -> onnxruntime.InferenceSession:
         content = graph.to_onnx().SerializeToString()
         options = session_options(self._threads)
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def _run(self, session: onnxruntime.InferenceSession, **given: Array) -> Array:
-        read = {item.name: given.get(item.name, self._read.get(item.name)) for item in session.get_inputs()}
-        found: Array = session.run(None, read)[0]
-        return found
+    def _run(
+        self, session: onnxruntime.InferenceSession, given: dict[str, Array], kept: Values | None = None
+    ) -> Values:
+        kept = kept or {}
+        arrays = {**self._read, **given}
+        read = {
+            item.name: kept[item.name]
+            if item.name in kept
+            else onnxruntime.OrtValue.ortvalue_from_numpy(arrays[item.name])
+            for item in session.get_inputs()
+        }
+        outputs = [item.name for item in session.get_outputs()]
+        return dict(zip(outputs, session.run_with_ort_values(outputs, read), strict=True))
+
+
+def jacobian_graphs(network: Network, micro_batch: int) -> tuple[Graph, Graph]:
+    """The logits of a micro-batch with running statistics, and Vᵀ·J: the gradient of its images for one of
+    the logits.
+
+    The first has the input ``input`` and the output ``logits``. The second has the input ``seed``, a stack
+    [NB, K, B] of the gradient of the logits, and one output, a stack of images without halo, before the
+    factor of a normalisation. What it needs besides are further outputs of the first.
+    """
+    lanes = lanes_of(micro_batch)
+    read = ("input", *network.attack.parameters)
+    graph = empty_graph("jacobian_model", network, read, ["logits"], micro_batch)
+    branch = Branch(Lowering(graph, network, network.attack, lanes), "input")
+    UnpackOutput.emit(graph, {"stack": branch.logits}, {"y": "logits"}, {"lanes": lanes})
+    graph.inputs["seed"] = TensorType("f32", (micro_batch // lanes, network.num_classes, lanes))
+    length = len(graph.nodes)
+    gradient = Tape(branch, "seed").image_gradient
+    graph.halos.zero(gradient)
+    graph.resolve()
+
+    types = tensor_types(graph)
+    forward, backward = graph.nodes[:length], graph.nodes[length:]
+    made = {name for node in forward for name in node.outputs if name}
+    needed = {name: types[name] for node in backward for name in node.inputs if name in made}
+    inputs = {name: kind for name, kind in graph.inputs.items() if name != "seed"}
+    kept = {"seed": types["seed"], **inputs, **needed}
+    used = {name for node in backward for name in node.inputs}
+    return (
+        Graph("logits_model", inputs, {**graph.outputs, **needed}, forward),
+        Graph(
+            "jacobian_model",
+            {name: kind for name, kind in kept.items() if name in used},
+            {gradient: types[gradient]},
+            backward,
+        ),
+    )
 
 
 def _scale(network: Network) -> Array:
@@ -114,15 +172,13 @@ class _Logits(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, passes: Passes) -> Tensor:
         """Return the logits f32 [n, K]."""
-        context.save_for_backward(x)
-        context.passes = passes
-        return torch.from_numpy(passes.logits(x.detach().numpy()))
+        context.passes, context.kept = passes, [] if context.needs_input_grad[0] else None
+        return torch.from_numpy(passes.forward(x.detach().numpy(), context.kept))
 
     @staticmethod
     def backward(context: Any, *seeds: Tensor) -> tuple[Tensor, None]:
         """Return the gradient of the images."""
-        (x,) = context.saved_tensors
-        return torch.from_numpy(context.passes.gradients(x.detach().numpy(), seeds[0].numpy())), None
+        return torch.from_numpy(context.passes.backward(seeds[0].numpy(), context.kept)), None
 
 
 @contextlib.contextmanager
