@@ -7,7 +7,8 @@ weight in a hundred is there, PyTorch multiplies by all of them; the graphs skip
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,19 @@ from .operators.images import UnpackOutput
 
 Array = np.ndarray[Any, Any]
 Values = dict[str, onnxruntime.OrtValue]
-IMAGES_AT_ONCE = 32
-"""Of a run of a graph: two blocks of 16 lanes."""
+_SIZES = (32, 16)
+"""Images of a run of a graph; the last ones take the smallest that holds them."""
+
+
+@dataclass(frozen=True)
+class _Sessions:
+    """The graphs for so many images at once: logits alone, logits with what backwards needs, backwards."""
+
+    size: int
+    logits: onnxruntime.InferenceSession
+    forward: onnxruntime.InferenceSession
+    backward: onnxruntime.InferenceSession
+    halo: int
 
 
 class Passes:
@@ -55,14 +67,25 @@ class Passes:
         self._scale = _scale(network)
         self._threads = threads or available_threads()
         state = sparse.state()
-        given = {"coo.index": state["coo.index"], "coo.lists": np.zeros(network.lists_length, np.int32)}
-        self._read = {**state, "coo.lists": self._session(lists_graph(network)).run(None, given)[0]}
-        self._logits = self._session(evaluation_graph(network, IMAGES_AT_ONCE))
-        forward, backward = jacobian_graphs(network, IMAGES_AT_ONCE)
-        self._forward, self._backward = self._session(forward), self._session(backward)
+        arrays = {**state, "coo.lists": np.zeros(network.lists_length, np.int32)}
+        self._read = {name: _value(array) for name, array in arrays.items()}
+        lists = _run(self._session(lists_graph(network)), self._read)
+        self._read["coo.lists"] = lists["coo.lists.out"]
+        self._sessions = [self._sessions_for(network, size) for size in _SIZES]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the logits f32 [n, K] of images f32 [n, C, H, W] in [0, 1], differentiable once."""
+        """Return the logits f32 [n, K] of images f32 [n, C, H, W] in [0, 1], differentiable once.
+
+        Raises:
+            EdgeBcsError: images of another shape or type.
+        """
+        if tuple(x.shape[1:]) != self._shape or x.dtype != torch.float32:
+            raise EdgeBcsError(
+                f"the network takes images f32 [n, {', '.join(map(str, self._shape))}], not "
+                f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+            )
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return torch.from_numpy(self.forward(x.detach().numpy()))
         logits: Tensor = _Logits.apply(x, self)  # type: ignore[no-untyped-call]
         return logits
 
@@ -72,9 +95,10 @@ class Passes:
         ``kept`` gets what `backward` needs, by micro-batch; None: nothing is needed.
         """
         logits = np.empty((len(x), self._classes), np.float32)
-        for first in range(0, len(x), IMAGES_AT_ONCE):
-            part = x[first : first + IMAGES_AT_ONCE]
-            found = self._run(self._logits if kept is None else self._forward, {"input": _whole(part)})
+        for first, sessions in self._parts(len(x)):
+            part = x[first : first + sessions.size]
+            given = {**self._read, "input": _value(_whole(part, sessions.size))}
+            found = _run(sessions.logits if kept is None else sessions.forward, given)
             logits[first : first + len(part)] = found.pop("logits").numpy()[: len(part)]
             if kept is not None:
                 kept.append(found)
@@ -82,45 +106,51 @@ class Passes:
 
     def backward(self, seed: Array, kept: list[Values]) -> Array:
         """Return Vᵀ·J f32 [n, C, H, W] for V = ``seed`` f32 [n, K], of the images of a `forward`."""
-        lanes = lanes_of(IMAGES_AT_ONCE)
         gradient = np.empty((len(seed), *self._shape), np.float32)
-        for number, values in enumerate(kept):
-            part = seed[number * IMAGES_AT_ONCE : (number + 1) * IMAGES_AT_ONCE]
-            stack = _whole(part).reshape(-1, lanes, self._classes).transpose(0, 2, 1)
-            found = self._run(self._backward, {"seed": np.ascontiguousarray(stack)}, values)
-            (blocks,) = (value.numpy() for value in found.values())
-            images = blocks.transpose(0, 2, 1).reshape(-1, *self._shape)
-            gradient[number * IMAGES_AT_ONCE :][: len(part)] = images[: len(part)]
+        for (first, sessions), values in zip(self._parts(len(seed)), kept, strict=True):
+            part = seed[first : first + sessions.size]
+            stack = _whole(part, sessions.size).reshape(-1, lanes_of(sessions.size), self._classes)
+            given = {**self._read, **values, "seed": _value(np.ascontiguousarray(stack.transpose(0, 2, 1)))}
+            (blocks,) = _run(sessions.backward, given).values()
+            gradient[first : first + len(part)] = self._images(blocks.numpy(), sessions.halo)[: len(part)]
         gradient *= self._scale
         return gradient
 
+    def _parts(self, count: int) -> Iterator[tuple[int, _Sessions]]:
+        """Where each micro-batch of ``count`` images begins, and what computes it."""
+        first = 0
+        while first < count:
+            fitting = [one for one in self._sessions if one.size >= count - first]
+            sessions = fitting[-1] if fitting else self._sessions[0]
+            yield first, sessions
+            first += sessions.size
+
+    def _images(self, blocks: Array, halo: int) -> Array:
+        """Images [n, C, H, W] out of stacks [NB, pixels, B]."""
+        channels, height, width = self._shape
+        rows, columns = height + halo, width + halo
+        planes = blocks[:, blocks.shape[1] - channels * rows * columns :]
+        planes = planes.reshape(len(blocks), channels, rows, columns, -1)[:, :, :height, :width]
+        return planes.transpose(0, 4, 1, 2, 3).reshape(-1, *self._shape)
+
+    def _sessions_for(self, network: Network, size: int) -> _Sessions:
+        forward, backward, halo = jacobian_graphs(network, size)
+        logits = self._session(evaluation_graph(network, size))
+        return _Sessions(size, logits, self._session(forward), self._session(backward), halo)
+
     def _session(self, graph: Graph) -> onnxruntime.InferenceSession:
+        options = session_options(self._threads, apart=True)
         content = graph.to_onnx().SerializeToString()
-        options = session_options(self._threads)
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def _run(
-        self, session: onnxruntime.InferenceSession, given: dict[str, Array], kept: Values | None = None
-    ) -> Values:
-        kept = kept or {}
-        arrays = {**self._read, **given}
-        read = {
-            item.name: kept[item.name]
-            if item.name in kept
-            else onnxruntime.OrtValue.ortvalue_from_numpy(arrays[item.name])
-            for item in session.get_inputs()
-        }
-        outputs = [item.name for item in session.get_outputs()]
-        return dict(zip(outputs, session.run_with_ort_values(outputs, read), strict=True))
 
-
-def jacobian_graphs(network: Network, micro_batch: int) -> tuple[Graph, Graph]:
+def jacobian_graphs(network: Network, micro_batch: int) -> tuple[Graph, Graph, int]:
     """The logits of a micro-batch with running statistics, and Vᵀ·J: the gradient of its images for one of
     the logits.
 
     The first has the input ``input`` and the output ``logits``. The second has the input ``seed``, a stack
-    [NB, K, B] of the gradient of the logits, and one output, a stack of images without halo, before the
-    factor of a normalisation. What it needs besides are further outputs of the first.
+    [NB, K, B] of the gradient of the logits, and one output, a stack of images before the factor of a
+    normalisation, with the halo that comes third. What it needs besides are further outputs of the first.
     """
     lanes = lanes_of(micro_batch)
     read = ("input", *network.attack.parameters)
@@ -130,25 +160,31 @@ def jacobian_graphs(network: Network, micro_batch: int) -> tuple[Graph, Graph]:
     graph.inputs["seed"] = TensorType("f32", (micro_batch // lanes, network.num_classes, lanes))
     length = len(graph.nodes)
     gradient = Tape(branch, "seed").image_gradient
-    graph.halos.zero(gradient)
     graph.resolve()
 
     types = tensor_types(graph)
     forward, backward = graph.nodes[:length], graph.nodes[length:]
     made = {name for node in forward for name in node.outputs if name}
-    needed = {name: types[name] for node in backward for name in node.inputs if name in made}
-    inputs = {name: kind for name, kind in graph.inputs.items() if name != "seed"}
-    kept = {"seed": types["seed"], **inputs, **needed}
     used = {name for node in backward for name in node.inputs}
+    kept = {name: types[name] for name in types if name in made & used}
+    inputs = {name: kind for name, kind in graph.inputs.items() if name != "seed"}
+    read_backwards = {name: types[name] for name in (*graph.inputs, *kept) if name in used}
     return (
-        Graph("logits_model", inputs, {**graph.outputs, **needed}, forward),
-        Graph(
-            "jacobian_model",
-            {name: kind for name, kind in kept.items() if name in used},
-            {gradient: types[gradient]},
-            backward,
-        ),
+        Graph("logits_model", inputs, {**graph.outputs, **kept}, forward),
+        Graph("jacobian_model", read_backwards, {gradient: types[gradient]}, backward),
+        graph.halos.solve(gradient),
     )
+
+
+def _run(session: onnxruntime.InferenceSession, given: Mapping[str, onnxruntime.OrtValue]) -> Values:
+    """The outputs of a graph that reads some of what is given."""
+    read = {item.name: given[item.name] for item in session.get_inputs()}
+    names = [item.name for item in session.get_outputs()]
+    return dict(zip(names, session.run_with_ort_values(names, read), strict=True))
+
+
+def _value(array: Array) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def _scale(network: Network) -> Array:
@@ -157,11 +193,11 @@ def _scale(network: Network) -> Array:
     return np.array(scales[0], np.float32)[:, None, None] if scales else np.ones(1, np.float32)
 
 
-def _whole(part: Array) -> Array:
-    """A micro-batch: what is missing is 0."""
-    if len(part) == IMAGES_AT_ONCE:
+def _whole(part: Array, size: int) -> Array:
+    """A micro-batch of that size: what is missing is 0."""
+    if len(part) == size:
         return np.ascontiguousarray(part)
-    whole = np.zeros((IMAGES_AT_ONCE, *part.shape[1:]), np.float32)
+    whole = np.zeros((size, *part.shape[1:]), np.float32)
     whole[: len(part)] = part
     return whole
 
@@ -172,10 +208,11 @@ class _Logits(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, passes: Passes) -> Tensor:
         """Return the logits f32 [n, K]."""
-        context.passes, context.kept = passes, [] if context.needs_input_grad[0] else None
+        context.passes, context.kept = passes, []
         return torch.from_numpy(passes.forward(x.detach().numpy(), context.kept))
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(context: Any, *seeds: Tensor) -> tuple[Tensor, None]:
         """Return the gradient of the images."""
         return torch.from_numpy(context.passes.backward(seeds[0].numpy(), context.kept)), None
@@ -187,7 +224,7 @@ def by_graphs(
 ) -> Iterator[None]:
     """Let the graphs of ``sparse`` compute it, in evaluation mode, as long as the context lasts.
 
-    Its weights may not change meanwhile.
+    Its weights may not change meanwhile, and it can be neither copied nor stored.
 
     Raises:
         EdgeBcsError: the network lies on another device than the CPU, or holds something that is not
@@ -195,8 +232,8 @@ def by_graphs(
     """
     if sparse.index.device.type != "cpu":
         raise EdgeBcsError("the graphs run on the CPU, and the network lies on another device.")
-    sparse.passes = Passes(sparse, input_shape, threads)
+    before, sparse.passes = sparse.passes, Passes(sparse, input_shape, threads)
     try:
         yield
     finally:
-        sparse.passes = None
+        sparse.passes = before

@@ -25,9 +25,12 @@ from edge_bcs.core.errors import EdgeBcsError
 Array = np.ndarray[Any, Any]
 
 
-def session_options(threads: int, budget: Budget | None = None) -> onnxruntime.SessionOptions:
+def session_options(
+    threads: int, budget: Budget | None = None, *, apart: bool = False
+) -> onnxruntime.SessionOptions:
     """Options under which the graphs run as the compiler ordered them and every tensor comes from the
-    budget; where ``budget`` cannot count each (before 1.23), from the arena that it limits."""
+    budget; where ``budget`` cannot count each (before 1.23), from the arena that it limits. ``apart``: from
+    outside the budget of whichever Trainer is open in this process, but for what operators work in."""
     from edge_bcs.runtime.library import register
 
     options = onnxruntime.SessionOptions()
@@ -42,7 +45,7 @@ def session_options(threads: int, budget: Budget | None = None) -> onnxruntime.S
     if budget is not None and budget.arena is not None:
         options.enable_cpu_mem_arena = True
     # An arena that another Trainer of the process limited is not for one that has no such limit.
-    shared = budget is None or budget.exact or budget.arena is not None
+    shared = not apart and (budget is None or budget.exact or budget.arena is not None)
     options.add_session_config_entry("session.use_env_allocators", str(int(shared)))
     # Each session has its own threads; those of the session that just ran must not keep a core from the next
     # one.

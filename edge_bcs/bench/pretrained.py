@@ -1,8 +1,8 @@
 """`make pretrained`: measures a run of `edge-bcs train` and adds it to the zoo, with its report card.
 
 Nothing on a card is typed in: the recipe is the plan in the checkpoint, and every accuracy is measured here,
-on test images, with the file that is published, by the network's own sparse graphs: clean accuracy and PGD,
-AutoAttack by pyautoattack (extra `eval`) on as many images as --autoattack says, and under the corruptions of
+on test images, with the file that is published, whose sparse graphs compute it: clean accuracy and PGD,
+AutoAttack (pyautoattack, extra `eval`) on as many images as --autoattack says, and under the corruptions of
 `evaluate --corruptions` as many as --corruptions says. A number that was not measured is null. Run again,
 only what is asked for is measured anew; what the card of the same file says of the rest stays. An attack
 that was cut goes on.

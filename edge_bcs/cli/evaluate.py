@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,8 +114,8 @@ _REPORTED = json_with("path", "data", "split", "engine")
 @click.option(
     "--engine", type=click.Choice(["board", "native", "torch", "sparse"]),
     help="board: the artifact's graphs; native: the same without ONNX Runtime; torch: PyTorch; sparse: as "
-    "torch, on a CPU, but zero weights cost nothing, which makes long attacks on a sparse network several "
-    "times as fast. Default: board for artifacts and runs, unless an option needs torch.",
+    "torch, on a CPU, but zero weights cost nothing, which makes long attacks on a large sparse network "
+    "several times as fast. Default: board for artifacts and runs, unless an option needs torch.",
 )  # fmt: skip
 @on_bad_option
 @memory_option
@@ -164,7 +163,8 @@ def command(path: str | None, json_file: str | None, html_file: str | None, **op
         check_output(html_file, containing(answers_page.TITLE), "a page of `edge-bcs evaluate --html`")
     counting = _Counting()
     chosen = _chosen_engine(path, options)
-    measure = _on_board if chosen == "board" else _in_torch
+    options["engine"] = chosen
+    measure = _in_torch if chosen in ("torch", "sparse") else _on_board
     with Progress(f"opening {path}"):
         result = measure(path, options, counting)
     result = {"path": path, "data": options["data_spec"], "split": options["split"], **result}
@@ -282,7 +282,7 @@ def _what(path: str | None, options: dict[str, Any]) -> str:
 
 
 def _chosen_engine(path: str, options: dict[str, Any]) -> str:
-    """Return "board", "torch" or "sparse"; refuse the board what only torch can do."""
+    """Return the engine; refuse the board what only torch can do."""
     from edge_bcs.runtime.archive import is_artifact
 
     needs_torch = [f"--{name.replace('_', '-')}" for name in _TORCHS_OPTIONS if given(name)]
@@ -290,13 +290,14 @@ def _chosen_engine(path: str, options: dict[str, Any]) -> str:
         needs_torch.insert(0, f"--attack {options['attack']}")
     asked = options["engine"]
     if asked in _BOARDS and needs_torch:
-        raise EdgeBcsError(f"{needs_torch[0]} needs --engine torch; --engine {asked} has fgsm and pgd.")
+        engines = "torch" if needs_torch[0] == "--device" else "torch or sparse"
+        raise EdgeBcsError(f"{needs_torch[0]} needs --engine {engines}; --engine {asked} has fgsm and pgd.")
     if asked == "sparse" and given("device"):
         raise EdgeBcsError("--engine sparse computes on the CPU: leave --device out.")
     board = asked in _BOARDS or (asked is None and is_artifact(path) and not needs_torch)
     if given("memory") and not board:
-        raise EdgeBcsError("--memory needs --engine board: PyTorch has no such cap.")
-    return "board" if board else asked or "torch"
+        raise EdgeBcsError("--memory needs --engine board or native: other engines have no such cap.")
+    return asked or ("board" if board else "torch")
 
 
 def _on_board(path: str, options: dict[str, Any], counting: _Counting) -> dict[str, Any]:
@@ -331,7 +332,7 @@ def _on_board(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
                 on_answers=counting,
             )
         report = {
-            "engine": options["engine"] or "board",
+            "engine": options["engine"],
             "clean_acc": measured["accuracy"],
             "adv_acc": measured.get("robust_accuracy"),
             "attack": attack,
@@ -410,9 +411,9 @@ def _in_torch(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
         "corruptions": options["corruptions"],
     }
     counting.classes, counting.name = getattr(sparse, "classes", None), data.name_of
-    by_graphs = options["engine"] == "sparse"
-    with _passes(sparse, data.shape, options["threads"]) if by_graphs else nullcontext():
-        report = evaluation.evaluate(sparse, data, queries=options["queries"] or 5000, **arguments)
+    if options["engine"] == "sparse":
+        _use_graphs(sparse, data.shape, options["threads"])
+    report = evaluation.evaluate(sparse, data, queries=options["queries"] or 5000, **arguments)
     named = {"accuracy": report["clean_acc"]}
     if attack != "none":
         named["robust_accuracy"] = report["adv_acc"]
@@ -424,14 +425,16 @@ def _in_torch(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
         "step": sparse.step,
         **reading.report(),
     }
-    engine = "sparse" if by_graphs else "torch"
-    return {"engine": engine, "device": str(device), **named, **report, **described}
+    return {"engine": options["engine"], "device": str(device), **named, **report, **described}
 
 
-def _passes(sparse: Any, shape: Any, threads: int | None) -> AbstractContextManager[None]:
-    from edge_bcs.exporters.passes import by_graphs
+def _use_graphs(sparse: Any, shape: Any, threads: int | None) -> None:
+    from edge_bcs.exporters.passes import Passes
 
-    return by_graphs(sparse, tuple(shape), threads)
+    try:
+        sparse.passes = Passes(sparse, tuple(shape), threads)
+    except EdgeBcsError as error:
+        raise EdgeBcsError(f"{error} Leave --engine sparse out, and PyTorch measures it.") from None
 
 
 def _input_shape(path: str, sparse: Any, options: dict[str, Any]) -> tuple[int, int, int]:

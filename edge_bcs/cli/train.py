@@ -30,7 +30,6 @@ from edge_bcs.cli.common import (
     on_bad_option,
     pairs,
     percent,
-    precision_option,
     print_json,
     schedule_option,
     seed_option,
@@ -66,7 +65,7 @@ from edge_bcs.core.locks import FolderLock
 from edge_bcs.core.objectives import PSEUDO_LABELLED, objective_named
 from edge_bcs.core.outputs import check_folder
 from edge_bcs.core.progress import Progress, say
-from edge_bcs.training.settings import ENGINES, METHODS, PRECISIONS, PRUNED, Growth
+from edge_bcs.training.settings import ATTACK_PRECISIONS, ENGINES, METHODS, PRECISIONS, PRUNED, Growth
 
 # Options of some methods only: a training that took no notice of one would not be what was asked for.
 _OWNERS = {
@@ -229,7 +228,11 @@ _WITH_PRETRAINED = ("bcs", "random")
     type=click.Choice(PRECISIONS),
     help="Of PyTorch's arithmetic; default: bf16 on a GPU, else f32.",
 )
-@precision_option("f32", "f32")
+@click.option(
+    "--attack-precision", type=click.Choice(ATTACK_PRECISIONS), default="f32", show_default=True,
+    help="Of the sparse engine's attacks: half is two bytes a number, faster on processors that have "
+    "arithmetic in it (AVX-512 BF16, ARM's FP16). What is learned stays float32.",
+)  # fmt: skip
 @click.option("--compile", is_flag=True, help="Speed PyTorch up with torch.compile.")
 @threads_option
 @trust_option

@@ -22,7 +22,13 @@ from edge_bcs.training.updates import Update
 BEST = "checkpoint.safetensors"
 LAST = "last.safetensors"
 _RESUME = "resume it as it was begun, or choose another folder"
-_UNSAID = {"balance": False, "decay": "stays", "train": "all", "training_attack": "pgd"}
+_UNSAID = {
+    "attack_precision": "f32",
+    "balance": False,
+    "decay": "stays",
+    "train": "all",
+    "training_attack": "pgd",
+}
 """What a plan means that does not say these."""
 
 

@@ -21,7 +21,7 @@ from edge_bcs.core.settings import (
 )
 from edge_bcs.data.augmentation import Augment, augmentation_of
 from edge_bcs.method.distillation import Teacher
-from edge_bcs.training.settings import FULL, Gradual, Growth
+from edge_bcs.training.settings import Gradual, Growth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class TrainingPlan:
     train: str = "all"
     growth: Growth | None = None
     teacher: Teacher | None = None
-    attack_precision: str = FULL
+    attack_precision: str = "f32"
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for what is out of range and in none of the objects."""
@@ -78,6 +78,10 @@ class TrainingPlan:
         check_choice("rewiring", self.rewire, (*REWIRE, "none"))
         check_choice("batch norm", self.batch_norm, BATCH_NORMS)
         self.objective.check_attack(self.attack)
+        if self.attack_precision == "half" and not self.objective.adversarial:
+            raise EdgeBcsError(
+                f"{self.objective.name} attacks nothing: leave out that attacks are in half precision"
+            )
         if self.schedule.patience is not None and not self.validation:
             raise EdgeBcsError("patience needs images that are held out: give validation a share of them")
 
@@ -92,7 +96,7 @@ class TrainingPlan:
             "balance": self.balance or None,
             "train": None if self.train == "all" else self.train,
             "training_attack": self.attack.kind if self.attack.single_step else None,
-            "attack_precision": None if self.attack_precision == FULL else self.attack_precision,
+            "attack_precision": None if self.attack_precision == "f32" else self.attack_precision,
         }
         if self.growth is not None:
             since |= {f"growth_{name}": value for name, value in asdict(self.growth).items()}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from edge_bcs.core.errors import EdgeBcsError
 from edge_bcs.core.metadata import exact_sparsity
-from edge_bcs.core.settings import PRECISIONS as ATTACK_PRECISIONS
 from edge_bcs.core.settings import REWIRE, Attack, Hyper, Schedule, check_choice, check_count, check_number
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ METHODS = ("bcs", "random", "fixed", "dense")
 """Of `train`; all but "bcs" keep the mask that the network has."""
 ENGINES = ("torch", "sparse")
 PRECISIONS = ("f32", "bf16")
-FULL = "f32"
+ATTACK_PRECISIONS = ("f32", "half")
 PRUNED = 0.4
 """Share of the steps in which `Gradual` prunes: before the learning rate of "steps" first falls."""
 
@@ -67,8 +66,8 @@ class Compute:
         precision: "f32" or "bf16" (autocast; weights and updates stay f32); bf16 on a GPU if None.
         compile: compile the network with torch.compile; the minutes that takes are worth it on a GPU.
         threads: of the sparse engine; all processors of this process if None.
-        attack_precision: of the sparse engine's attacks: "f32"; "half", two bytes a number, where the
-            processor has arithmetic in it; or "auto", half on those and f32 elsewhere.
+        attack_precision: of the sparse engine's attacks, those on held-out images among them: "f32", or
+            "half", two bytes a number, where the processor has arithmetic in it.
     """
 
     engine: str = "torch"
@@ -77,13 +76,13 @@ class Compute:
     precision: str | None = None
     compile: bool = False
     threads: int | None = None
-    attack_precision: str = FULL
+    attack_precision: str = ATTACK_PRECISIONS[0]
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for an engine or a precision that there is not."""
         check_choice("engine", self.engine, ENGINES)
         check_choice("attack precision", self.attack_precision, ATTACK_PRECISIONS)
-        if self.attack_precision != FULL and self.engine != "sparse":
+        if self.attack_precision == "half" and self.engine != "sparse":
             raise EdgeBcsError(
                 "attacks in half precision need the sparse engine; PyTorch has its own precision"
             )

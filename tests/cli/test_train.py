@@ -54,6 +54,11 @@ def test_train_on_the_host(tmp_path: Path, engine: str) -> None:
     assert {**by_graphs, "seconds": 0} == {**expected, "seconds": 0}
     refused = run(*evaluate, tmp_path / "a", "--engine", "sparse", "--device", "cpu")
     assert refused.exit_code == 1 and "leave --device out" in refused.output
+    refused = run(*evaluate, tmp_path / "a", "--engine", "sparse", "--memory", "16MiB")
+    assert refused.exit_code == 1 and "--memory needs --engine board or native" in refused.output
+    half = ("--attack-precision", "half", "-o", tmp_path / "none")
+    refused = run("train", "--data", "digits", "--model", "resnet18", *half)
+    assert refused.exit_code == 1 and "--attack-precision needs --engine sparse" in refused.output
 
 
 def load_file(artifact: Path) -> dict[str, str]:

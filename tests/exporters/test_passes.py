@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from edge_bcs.exporters.passes import IMAGES_AT_ONCE, by_graphs  # noqa: E402
+from edge_bcs.exporters.passes import by_graphs  # noqa: E402
+from edge_bcs.runtime import Trainer  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import edge_bcs  # noqa: E402
 from edge_bcs import models  # noqa: E402
 from edge_bcs.core.answers import Batch  # noqa: E402
+from edge_bcs.core.errors import EdgeBcsError  # noqa: E402
 from edge_bcs.core.normalization import Normalization  # noqa: E402
 from edge_bcs.data import ArrayDataset  # noqa: E402
 from edge_bcs.evaluation.measures import evaluate  # noqa: E402
@@ -49,7 +53,7 @@ def distances(found: Tensor, expected: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "normalize"), [("resnet18", False), ("vgg16", True)])
-@pytest.mark.parametrize("count", [1, IMAGES_AT_ONCE + 7])
+@pytest.mark.parametrize("count", [1, 39])
 def test_logits_and_gradients_are_those_of_float64(name: str, normalize: bool, count: int) -> None:
     """A rounding may shut a unit at its threshold, as in torch's own float32; so not of every image."""
     sparse = network(name, normalize)
@@ -62,6 +66,58 @@ def test_logits_and_gradients_are_those_of_float64(name: str, normalize: bool, c
     assert float(distances(logits.detach(), expected[0]).max()) < 1e-5
     assert float(distances(gradient, expected[1]).median()) < 1e-5
     assert int((distances(gradient, expected[1]) > 1e-4).sum()) <= count // 10
+
+
+class Added(nn.Module):
+    """The image is an addend, whose gradient lies in the halo of a convolution; a smooth activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Linear(4 * 10 * 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits f32 [n, 3]."""
+        hidden: Tensor = nn.functional.gelu(x + self.first(x))
+        logits: Tensor = self.last(self.second(hidden).flatten(1))
+        return logits
+
+
+def test_a_network_that_adds_the_image_and_is_not_square() -> None:
+    torch.manual_seed(0)
+    sparse = edge_bcs.sparsify(Added(), 0.5, seed=0, dense=[]).eval()
+    x, seed = torch.rand(50, 3, 10, 6, requires_grad=True), torch.randn(50, 3)
+    expected = exact(sparse, x, seed)
+    with by_graphs(sparse, (3, 10, 6), threads=1):
+        logits = sparse(x)
+        gradients = [
+            torch.autograd.grad((logits * seed).sum(), x, retain_graph=again)[0] for again in (True, False)
+        ]
+    assert float(distances(logits.detach(), expected[0]).max()) < 1e-5
+    assert float(distances(gradients[0], expected[1]).max()) < 1e-5
+    assert torch.equal(*gradients)
+
+
+def test_a_trainers_budget_is_not_theirs(tmp_path: Path) -> None:
+    sparse = network("resnet18")
+    x = torch.rand(70, *SHAPE, requires_grad=True)
+    artifact = edge_bcs.export(sparse, tmp_path / "a", input_shape=SHAPE, memory="5MiB", validate=False)
+    with by_graphs(sparse, SHAPE, threads=1), Trainer(artifact, threads=1) as trainer:
+        kept = sparse(x)
+        torch.autograd.grad(kept.sum(), x)
+        trainer.step(x.detach().numpy()[:16], np.arange(16) % 7)
+
+
+def test_what_passes_cannot_do() -> None:
+    sparse = network("resnet18")
+    with by_graphs(sparse, SHAPE):
+        for wrong in (torch.rand(32, 3, 16, 8), torch.rand(5, 1, 16, 16), torch.rand(32, *SHAPE).double()):
+            with pytest.raises(EdgeBcsError, match=r"the network takes images f32 \[n, 3, 16, 16\], not "):
+                sparse(wrong)
+        x = torch.rand(2, *SHAPE, requires_grad=True)
+        gradient = torch.autograd.grad(sparse(x).square().sum(), x, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
 
 
 def test_only_while_the_context_lasts_and_only_in_evaluation_mode() -> None:

@@ -140,34 +140,55 @@ def test_an_end_that_is_interrupted_leaves_the_best_epoch(
     assert all(np.array_equal(array, best.tensors[name]) for name, array in sparse.state().items())
 
 
-@pytest.mark.parametrize("asked", ["half", "auto"])
-def test_attacks_in_half_precision_where_the_processor_has_it(asked: str, tmp_path: Path) -> None:
-    """The weights tell that the attacks differ, the plan what was asked for."""
+def test_attacks_in_half_precision(tmp_path: Path) -> None:
+    """The weights tell that the attacks differ, the plan what was asked for; a resumed training keeps it."""
     from edge_bcs.runtime.library import half_kernels
 
-    if asked == "half" and not half_kernels():
+    if not half_kernels():
         pytest.skip("no half precision here")
 
-    def at(precision: str, output: Output) -> edge_bcs.SparseModel:
+    def at(precision: str, output: Output, batch_size: int = 16) -> edge_bcs.SparseModel:
         sparse = edge_bcs.sparsify(tiny(), 0.5, 5)
         compute = Compute("sparse", threads=1, attack_precision=precision)
-        training.train(
-            sparse, digits(64), schedule=Schedule(steps=3), compute=compute, output=output, **SHORT
-        )
+        more: dict[str, Any] = {**SHORT, "batch_size": batch_size, "output": output, "compute": compute}
+        training.train(sparse, digits(64), schedule=Schedule(steps=3), **more)
         return sparse
 
     folder = Output(tmp_path / "half")
-    found, full = at(asked, folder), at("f32", Output(tmp_path / "full"))
-    assert same(found, full) == (asked == "auto" and half_kernels() != 2)
-    assert same(at(asked, replace(folder, resume=True)), found)
+    found = at("half", folder)
+    assert not same(found, at("f32", Output(tmp_path / "full")))
+    assert same(at("half", replace(folder, resume=True)), found)
     plan = json.loads(read_checkpoint(tmp_path / "half" / "last.safetensors").metadata["plan"])
-    assert plan["attack_precision"] == asked
-    with pytest.raises(EdgeBcsError, match="attack_precision"):
+    assert plan["attack_precision"] == "half"
+    with pytest.raises(EdgeBcsError, match="was begun with attack_precision 'half', not 'f32'"):
         at("f32", replace(folder, resume=True))
+    with pytest.raises(EdgeBcsError, match="8 images or a multiple of 16 at a time, not 12"):
+        at("half", Output(), 12)
 
 
-def test_half_precision_is_for_the_sparse_engine() -> None:
-    with pytest.raises(EdgeBcsError, match="need the sparse engine"):
-        Compute("torch", attack_precision="half")
-    with pytest.raises(EdgeBcsError, match="the attack precision is f32, half or auto, not 'f16'"):
-        Compute("sparse", attack_precision="f16")
+def test_half_precision_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_bcs.runtime import precision
+
+    monkeypatch.setattr(precision, "half_kernels", lambda: 0)
+    with pytest.raises(EdgeBcsError, match=r"take the attack precision f32\.$"):
+        half = Compute("sparse", attack_precision="half")
+        training.train(edge_bcs.sparsify(tiny(), 0.5, 5), digits(64), compute=half, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"engine": "torch", "attack_precision": "half"}, "need the sparse engine"),
+        ({"engine": "sparse", "attack_precision": "f16"}, "the attack precision is f32 or half, not 'f16'"),
+    ],
+)
+def test_half_precision_that_cannot_be(asked: dict[str, str], said: str) -> None:
+    with pytest.raises(EdgeBcsError, match=said):
+        Compute(**asked)  # type: ignore[arg-type]
+
+
+def test_without_an_attack_none_is_in_half_precision() -> None:
+    half = Compute("sparse", attack_precision="half")
+    with pytest.raises(EdgeBcsError, match="natural attacks nothing"):
+        sparse = edge_bcs.sparsify(tiny(), 0.5, 5)
+        training.train(sparse, digits(64), objective="natural", compute=half, **SHORT)

@@ -48,13 +48,20 @@ class CompiledBackend:
         self, sparse: SparseModel, plan: TrainingPlan, update: Update, shape: Any, threads: int | None
     ) -> None:
         from edge_bcs.exporters import export
+        from edge_bcs.exporters.half import LANES
         from edge_bcs.exporters.settings import Memory
+        from edge_bcs.targets.cost_model import lanes_of
 
         self.sparse, self.plan, self.update, self.threads = sparse, plan, update, threads
         self._in_pytorch = not isinstance(update, Rewiring)
         self._hyper, self._deaths = plan.hyper, 0  # of the last step's update in PyTorch
         self.attack = plan.attack
         self._trainer: Any = None
+        if plan.attack_precision == "half" and lanes_of(max(plan.batch_size, 2)) not in LANES:
+            raise EdgeBcsError(
+                "attacks in half precision take 8 images or a multiple of 16 at a time, not "
+                f"{plan.batch_size}: choose another batch size, or the attack precision f32"
+            )
         self._folder = ScratchFolder("train")
         try:
             self._artifact = export(
@@ -90,7 +97,7 @@ class CompiledBackend:
             trainer = _updated_by(self._update_in_pytorch)
         elif self.plan.rewire == "none":
             trainer = _updated_by(_keep_mask)
-        self._trainer = trainer(run, threads=self.threads)
+        self._trainer = trainer(run, threads=self.threads, attack_precision=self.plan.attack_precision)
 
     def step(
         self, batch: Batch, hyper: Coefficients, step: int, signals: HeldSignals
