@@ -53,6 +53,7 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "growth, low decay": ("--grow", "--weight-decay", "1e-4"),
     "growth, cosine": ("--grow", "--schedule", "cosine"),
     "growth, one-cycle": ("--grow", "--schedule", "one-cycle"),
+    "growth, pgd end": ("--grow", "--pgd-from", "0.8"),
     "lwm": ("--method", "lwm"),
     "hydra": ("--method", "hydra"),
     "admm": ("--method", "admm"),

@@ -77,6 +77,7 @@ _OWNERS = {
     "recycle": ("bcs",),
     "train": METHODS,
     "teacher": METHODS,
+    "pgd_from": METHODS,
     "distribution": ("bcs",),
     "dense_patterns": ("bcs", "random", "dense", *COMPARATORS),
     "weights": ("bcs", "dense", *COMPARATORS),
@@ -184,6 +185,10 @@ _WITH_PRETRAINED = ("bcs", "random")
 )
 @beta_option
 @attack_option(1)
+@click.option(
+    "--pgd-from", type=click.FloatRange(0, 1), metavar="SHARE",
+    help="With a single-step attack: after this share of the steps the training attacks with PGD.",
+)  # fmt: skip
 @click.option(
     "--batch-norm", type=click.Choice(["batch", "frozen"]), default="batch", show_default=True,
     help="Batch norm with the statistics of each batch, or with those that the network has.",
@@ -341,6 +346,10 @@ def _check(options: dict[str, Any]) -> None:
         )
     if given("grow_until") and options["grow"] is None and not options["recycle"]:
         raise EdgeBcsError("--grow-until says when --grow and --recycle end: give one of them, too.")
+    if options["pgd_from"] is not None and options["training_attack"] == "pgd":
+        raise EdgeBcsError(
+            "--pgd-from is for --training-attack fgsm-rs or n-fgsm: pgd attacks from the first step."
+        )
     check_teacher(options)
     if method == "fixed" and options["counts_from"] is None:
         raise EdgeBcsError("--method fixed needs --counts-from CHECKPOINT: a network that bcs trained.")

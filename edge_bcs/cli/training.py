@@ -234,6 +234,7 @@ def _train(asked: _Asked) -> dict[str, Any]:
             validation=options["validation"],
             pseudo_labelled=asked.second,
         ),
+        pgd_from=options["pgd_from"],
         teacher=teacher(network, asked.data, options),
         **asked.numbers,
         **asked.machine,

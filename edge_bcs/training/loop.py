@@ -56,6 +56,7 @@ def train(
     schedule: Schedule | str | None = None,
     hyper: Hyper | None = None,
     attack: Attack | None = None,
+    pgd_from: float | None = None,
     input_shape: Sequence[int] | None = None,
     batch_size: int | None = None,
     batch_norm: str = "batch",
@@ -98,6 +99,8 @@ def train(
         hyper: learning rate, weight decay, momentum and noise.
         attack: while training; default: PGD-10 with ε 8/255. A single step is watched, and falls back on PGD
             where it collapses (see `edge_bcs.core.collapse`).
+        pgd_from: share of the steps, in [0, 1], after which PGD takes the place of a single-step attack;
+            never if None.
         input_shape: (C, H, W) to which the images of a path are brought; what the network was made for if
             None, which networks of `edge_bcs.models` say.
         batch_size: images a step; if None that of the DataLoader, or 128, or 256 for rst, half of them from
@@ -174,6 +177,7 @@ def train(
         batch_norm=batch_norm,
         precision=compute.precision or default_precision(device),
         attack_precision=compute.attack_precision,
+        pgd_from=pgd_from,
         augment=augmentation_of(feed.augment),
         balance=feed.balance,
         validation=feed.validation,

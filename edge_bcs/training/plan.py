@@ -46,6 +46,7 @@ class TrainingPlan:
         growth: see `training.settings.Growth`.
         teacher: from whose answers it learns, too; None: from the labels alone.
         attack_precision: see `training.settings.Compute`.
+        pgd_from: share of the steps after which PGD takes the place of a single-step attack; None: never.
     """
 
     objective: Objective
@@ -70,6 +71,7 @@ class TrainingPlan:
     growth: Growth | None = None
     teacher: Teacher | None = None
     attack_precision: str = "f32"
+    pgd_from: float | None = None
 
     def __post_init__(self) -> None:
         """Raise `EdgeBcsError` for what is out of range and in none of the objects."""
@@ -78,12 +80,20 @@ class TrainingPlan:
         check_choice("rewiring", self.rewire, (*REWIRE, "none"))
         check_choice("batch norm", self.batch_norm, BATCH_NORMS)
         self.objective.check_attack(self.attack)
+        if self.pgd_from is not None:
+            check_number("the share of the steps after which PGD attacks", self.pgd_from, 1)
+            if not self.attack.single_step:
+                raise EdgeBcsError("PGD attacks from the beginning: pgd_from is for a single-step attack")
         if self.attack_precision == "half" and not self.objective.adversarial:
             raise EdgeBcsError(
                 f"{self.objective.name} attacks nothing: leave out that attacks are in half precision"
             )
         if self.schedule.patience is not None and not self.validation:
             raise EdgeBcsError("patience needs images that are held out: give validation a share of them")
+
+    def attack_at(self, step: int, steps: int) -> Attack:
+        """Return the attack of a step, from 0, of so many, where none has collapsed."""
+        return self.attack if self.pgd_from is None or step < self.pgd_from * steps else self.attack.pgd
 
     def described(self) -> dict[str, Any]:
         """Return it as a checkpoint has it: names and numbers, flat; of what 0.1 had not, what is used."""
@@ -96,6 +106,7 @@ class TrainingPlan:
             "balance": self.balance or None,
             "train": None if self.train == "all" else self.train,
             "training_attack": self.attack.kind if self.attack.single_step else None,
+            "pgd_from": self.pgd_from,
             "attack_precision": None if self.attack_precision == "f32" else self.attack_precision,
         }
         if self.growth is not None:

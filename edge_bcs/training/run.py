@@ -173,8 +173,7 @@ class Run:
                     described = f"epoch {line['epoch'] + 1}, loss {line['loss']:.3f}"
                     bar.update(line["step"], text=f"{described}, accuracy {100 * line['accuracy']:.1f} %")
 
-            if self._standing.watch.fell_back is not None:
-                self.backend.attack = self.plan.attack.pgd
+            self._take_attack()
             if self._standing.watch.step < 0:
                 self._look(bar, over=False)
             while True:
@@ -238,6 +237,7 @@ class Run:
         started = time.perf_counter()
         batch = self._batches.read(self.step)
         hyper = self.plan.schedule.at(self.plan.hyper, self.step, self._batches.total)
+        self._take_attack()
         moved = self._grow(batch)
         with HeldSignals() as signals:
             try:
@@ -252,6 +252,11 @@ class Run:
             if self.plan.growth is not None:
                 about["moved"] = moved
             self._pending.append((about, batch.whole, started, numbers))
+
+    def _take_attack(self) -> None:
+        """Let the backend have the attack of the next step."""
+        attack = self.plan.attack_at(self.step, self._batches.total)
+        self.backend.attack = attack if self._standing.watch.fell_back is None else attack.pgd
 
     def _grow(self, batch: Batch) -> int:
         """Move connections before the next step, if it is time; return how many."""
@@ -291,7 +296,9 @@ class Run:
         what is to be said of it in the line of the epoch."""
         watch, watched, attack = self._standing.watch, self._watched, self.backend.attack
         size = self.plan.batch_size
-        if watched is None or not watch.is_due(self.step, size, len(watched), over=over):
+        if watched is None or not attack.single_step:
+            return {}
+        if not watch.is_due(self.step, size, len(watched), over=over):
             return {}
         own, pgd = self.backend.watch(watched)
         if watch.note(self.step, own, pgd, len(watched)):

@@ -65,6 +65,11 @@ def test_what_cannot_be(command: str, words: tuple[str, ...], message: str, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_pgd_from_needs_a_single_step(tmp_path: Path) -> None:
+    words = ("train", *NETWORK, "--data", "digits", "--pgd-from", 0.8, "-o", tmp_path / "out")
+    assert "pgd attacks from the first step" in " ".join(run(*words, fails=True).split())
+
+
 def test_a_microcontroller_is_given_none(tmp_path: Path) -> None:
     options = ("--training-attack", "n-fgsm", "--no-validate", "--target", "stm32h7", "-o", tmp_path / "a")
     said = " ".join(run("export", *NETWORK, *options, fails=True).split())

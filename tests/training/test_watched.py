@@ -137,6 +137,39 @@ def test_after_the_fall_it_is_plain_pgd(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["torch", "sparse"], indirect=False)
+def test_pgd_from_a_share_of_the_steps_on(engine: str, tmp_path: Path) -> None:
+    """Resumed on either side of it, too; the epoch before it is the last one that is looked at."""
+    kinds: list[tuple[int, str]] = []
+    step = BACKENDS[engine].step
+
+    def noting(self: Any, batch: Any, hyper: Any, number: int, signals: Any) -> Any:
+        kinds.append((number, self.attack.kind))
+        return step(self, batch, hyper, number, signals)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BACKENDS[engine], "step", noting)
+        patch.setattr(BACKENDS[engine], "watch", lambda self, data: (0.5, 0.4))
+        patch.setattr("edge_bcs.core.collapse.APART", 1)
+        whole, report = trained(engine, Output(tmp_path / "whole", save_seconds=0.0), pgd_from=0.5)
+        asked = [(number, "n-fgsm" if number < 5 else "pgd") for number in range(9)]
+        assert kinds == asked and report["fell_back"] is None
+        lines = [json.loads(line) for line in (tmp_path / "whole" / "epochs.jsonl").read_text().splitlines()]
+        assert ["watched_pgd_acc" in line for line in lines] == [True, False, False]
+        for stop in (4, 7):
+            cut = Output(tmp_path / f"cut{stop}", save_seconds=0.0)
+            with cut_off(BACKENDS[engine], "step", stop):
+                trained(engine, cut, pgd_from=0.5)
+            kinds.clear()
+            assert same(trained(engine, replace(cut, resume=True), pgd_from=0.5)[0], whole)
+            assert kinds == asked[stop:]
+        with pytest.raises(EdgeBcsError, match=r"begun with pgd_from 0\.5, not 0\.6"):
+            trained(engine, replace(cut, resume=True), pgd_from=0.6)
+    for wrong in ({"pgd_from": 1.5}, {"pgd_from": 0.5, "kind": "pgd"}):
+        with pytest.raises(EdgeBcsError):
+            trained(engine, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("engine", ["torch", "sparse"], indirect=False)
 def test_what_is_watched(engine: str) -> None:
     """Without images that are held out it is images of the training; the shares are those of the attacks."""
     seen: list[tuple[int, tuple[float, float]]] = []
