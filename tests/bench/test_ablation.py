@@ -172,6 +172,8 @@ def test_every_candidate_is_a_command(tmp_path: Path) -> None:
             tmp_path / "nothing.npz",
             "--engine",
             "sparse",
+            "--training-attack",
+            ablation.Settings().attack,
             *options,
             "-o",
             tmp_path / "run",

@@ -203,7 +203,10 @@ def test_the_commands_take_it(tiny_artifact: Make, digits: Path, tmp_path: Path)
         del answer["path"], answer["peak_bytes"]
     assert answers[0] == answers[1]
     refused = run("evaluate", folder, "--data", digits, "--engine", "native", "--attack", "autoattack")
-    assert "--attack autoattack needs --engine torch; --engine native has fgsm and pgd" in refused.stderr
+    assert (
+        "--attack autoattack needs --engine torch or sparse; --engine native has fgsm and pgd"
+        in refused.stderr
+    )
 
 
 def test_an_operator_that_refuses_is_named(tiny_artifact: Make, batch: Batch) -> None:
