@@ -112,7 +112,9 @@ class Passes:
             stack = _whole(part, sessions.size).reshape(-1, lanes_of(sessions.size), self._classes)
             given = {**self._read, **values, "seed": _value(np.ascontiguousarray(stack.transpose(0, 2, 1)))}
             (blocks,) = _run(sessions.backward, given).values()
-            gradient[first : first + len(part)] = self._images(blocks.numpy(), sessions.halo)[: len(part)]
+            gradient[first : first + len(part)] = unstacked(blocks.numpy(), self._shape, sessions.halo)[
+                : len(part)
+            ]
         gradient *= self._scale
         return gradient
 
@@ -124,14 +126,6 @@ class Passes:
             sessions = fitting[-1] if fitting else self._sessions[0]
             yield first, sessions
             first += sessions.size
-
-    def _images(self, blocks: Array, halo: int) -> Array:
-        """Images [n, C, H, W] out of stacks [NB, pixels, B]."""
-        channels, height, width = self._shape
-        rows, columns = height + halo, width + halo
-        planes = blocks[:, blocks.shape[1] - channels * rows * columns :]
-        planes = planes.reshape(len(blocks), channels, rows, columns, -1)[:, :, :height, :width]
-        return planes.transpose(0, 4, 1, 2, 3).reshape(-1, *self._shape)
 
     def _sessions_for(self, network: Network, size: int) -> _Sessions:
         forward, backward, halo = jacobian_graphs(network, size)
@@ -174,6 +168,15 @@ def jacobian_graphs(network: Network, micro_batch: int) -> tuple[Graph, Graph, i
         Graph("jacobian_model", read_backwards, {gradient: types[gradient]}, backward),
         graph.halos.solve(gradient),
     )
+
+
+def unstacked(stack: Array, shape: tuple[int, int, int], halo: int) -> Array:
+    """Images [n, C, H, W] of the ``shape`` (C, H, W) out of a stack [NB, pixels, B] with a halo."""
+    channels, height, width = shape
+    rows, columns = height + halo, width + halo
+    planes = stack[:, stack.shape[1] - channels * rows * columns :]
+    planes = planes.reshape(len(stack), channels, rows, columns, -1)[:, :, :height, :width]
+    return planes.transpose(0, 4, 1, 2, 3).reshape(-1, *shape)
 
 
 def _run(session: onnxruntime.InferenceSession, given: Mapping[str, onnxruntime.OrtValue]) -> Values:

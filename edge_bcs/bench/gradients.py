@@ -313,6 +313,7 @@ def attack_gradient(engine: SessionEngine, batch: Batch) -> Array:
     import onnx
     import onnxruntime
 
+    from edge_bcs.exporters.passes import unstacked
     from edge_bcs.runtime.sessions import session_options
 
     model = onnx.load_from_string(engine.artifact.read_graph("attack"))
@@ -324,8 +325,6 @@ def attack_gradient(engine: SessionEngine, batch: Batch) -> Array:
         model.SerializeToString(), session_options(engine.threads), providers=["CPUExecutionProvider"]
     )
     arrays, size = engine.arrays, engine.artifact.micro_batch
-    channels, height, width = engine.artifact.input_shape
-    rows, columns = height + halo, width + halo
     found = []
     for first in range(0, len(batch), size):
         part = batch.part(first, first + size)
@@ -337,9 +336,6 @@ def attack_gradient(engine: SessionEngine, batch: Batch) -> Array:
         arrays["target"][np.arange(count), part.labels] = 1
         arrays["epsilon"][0] = arrays["step_size"][0] = 0
         (stack,) = session.run([tensor], {item.name: arrays[item.name] for item in session.get_inputs()})
-        blocks, pixels, lanes = stack.shape
-        planes = stack[:, pixels - channels * rows * columns :]
-        planes = planes.reshape(blocks, channels, rows, columns, lanes)[:, :, :height, :width]
-        images = planes.transpose(0, 4, 1, 2, 3).reshape(blocks * lanes, channels, height, width)
+        images = unstacked(stack, engine.artifact.input_shape, halo)
         found.append(images[:count].copy())  # a view would keep memory of ONNX Runtime's, which is counted
     return np.concatenate(found)

@@ -91,22 +91,22 @@ def publish(
         def found(attack: str, **asked: Any) -> dict[str, Any]:
             counts = None if attack == "none" else source.with_name(f"{name}.{attack}.json")
             how: dict[str, Any] = {"epsilon": EPSILON, "batch_size": _BATCH, "resume": counts, **asked}
-            with by_graphs(sparse, _shape(sparse), threads):
-                return evaluate(sparse, _test(data, sparse), attack=attack, progress=True, **how)
+            return evaluate(sparse, _test(data, sparse), attack=attack, progress=True, **how)
 
-        if steps:
-            report = found("pgd", steps=steps, restarts=restarts, samples=limit)
-            accuracies |= {"clean": report["clean_acc"], "pgd": report["adv_acc"]}
-            measured["clean"] = {"samples": report["samples"]}
-            measured["pgd"] = {key: report[key] for key in ("samples", "steps", "restarts", "eps")}
-        if autoattack is not None:
-            report = found("autoattack", samples=autoattack)
-            accuracies["autoattack"] = report["adv_acc"]
-            measured["autoattack"] = {key: report[key] for key in ("samples", "eps")}
-        if corruptions is not None:
-            report = found("none", samples=corruptions, corruptions=True)
-            accuracies["corruption"] = report["mean_corruption_acc"]
-            measured["corruption"] = {"samples": report["samples"]}
+        with by_graphs(sparse, _shape(sparse), threads):
+            if steps:
+                report = found("pgd", steps=steps, restarts=restarts, samples=limit)
+                accuracies |= {"clean": report["clean_acc"], "pgd": report["adv_acc"]}
+                measured["clean"] = {"samples": report["samples"]}
+                measured["pgd"] = {key: report[key] for key in ("samples", "steps", "restarts", "eps")}
+            if autoattack is not None:
+                report = found("autoattack", samples=autoattack)
+                accuracies["autoattack"] = report["adv_acc"]
+                measured["autoattack"] = {key: report[key] for key in ("samples", "eps")}
+            if corruptions is not None:
+                report = found("none", samples=corruptions, corruptions=True)
+                accuracies["corruption"] = report["mean_corruption_acc"]
+                measured["corruption"] = {"samples": report["samples"]}
         subset = evaluate(sparse, _test(data, sparse), attack="none", samples=SUBSET)
         right = round(subset["clean_acc"] * subset["samples"])
         card = dataclasses.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,9 +163,8 @@ def command(path: str | None, json_file: str | None, html_file: str | None, **op
             )
         check_output(html_file, containing(answers_page.TITLE), "a page of `edge-bcs evaluate --html`")
     counting = _Counting()
-    chosen = _chosen_engine(path, options)
-    options["engine"] = chosen
-    measure = _in_torch if chosen in ("torch", "sparse") else _on_board
+    options["engine"] = _chosen_engine(path, options)
+    measure = _on_board if options["engine"] in _BOARDS else _in_torch
     with Progress(f"opening {path}"):
         result = measure(path, options, counting)
     result = {"path": path, "data": options["data_spec"], "split": options["split"], **result}
@@ -411,9 +411,10 @@ def _in_torch(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
         "corruptions": options["corruptions"],
     }
     counting.classes, counting.name = getattr(sparse, "classes", None), data.name_of
-    if options["engine"] == "sparse":
-        _use_graphs(sparse, data.shape, options["threads"])
-    report = evaluation.evaluate(sparse, data, queries=options["queries"] or 5000, **arguments)
+    with ExitStack() as stack:
+        if options["engine"] == "sparse":
+            _use_graphs(stack, sparse, data.shape, options["threads"])
+        report = evaluation.evaluate(sparse, data, queries=options["queries"] or 5000, **arguments)
     named = {"accuracy": report["clean_acc"]}
     if attack != "none":
         named["robust_accuracy"] = report["adv_acc"]
@@ -428,11 +429,11 @@ def _in_torch(path: str, options: dict[str, Any], counting: _Counting) -> dict[s
     return {"engine": options["engine"], "device": str(device), **named, **report, **described}
 
 
-def _use_graphs(sparse: Any, shape: Any, threads: int | None) -> None:
-    from edge_bcs.exporters.passes import Passes
+def _use_graphs(stack: ExitStack, sparse: Any, shape: Any, threads: int | None) -> None:
+    from edge_bcs.exporters.passes import by_graphs
 
     try:
-        sparse.passes = Passes(sparse, tuple(shape), threads)
+        stack.enter_context(by_graphs(sparse, shape, threads))
     except EdgeBcsError as error:
         raise EdgeBcsError(f"{error} Leave --engine sparse out, and PyTorch measures it.") from None
 

@@ -302,7 +302,6 @@ class Run:
             return {}
         own, pgd = self.backend.watch(watched)
         if watch.note(self.step, own, pgd, len(watched)):
-            self.backend.attack = attack.pgd
             bar.say(watch.sentence(attack.kind, own, pgd))
         return {"watched_own_acc": own, "watched_pgd_acc": pgd}
 

@@ -24,7 +24,10 @@ def train(tmp_path: Path, *more: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", ["torch", "sparse"])
-def test_train_on_the_host(tmp_path: Path, engine: str) -> None:
+def test_train_on_the_host(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from edge_bcs.exporters.passes import Passes
+
     result = train(tmp_path, "--engine", engine, "-o", tmp_path / "checkpoint")
     again = train(tmp_path, "--engine", engine, "-o", tmp_path / "again")
     assert {**again, "seconds": 0, "output": 0} == {**result, "seconds": 0, "output": 0}
@@ -48,7 +51,14 @@ def test_train_on_the_host(tmp_path: Path, engine: str) -> None:
     names |= {"samples", "sparsity", "kappa", "size", "step"}
     assert all(board[name] == by_torch[name] for name in names)
     assert set(board) & set(by_torch) >= {"adv_acc", "accuracy", "robust_accuracy"}
-    by_graphs = succeed(*sample, "--engine", "sparse", "--step-size", "2/255", "--corruptions")
+    with monkeypatch.context() as patch:
+        passes: list[int] = []
+        forward = Passes.forward
+        patch.setattr(
+            Passes, "forward", lambda self, x, *kept: passes.append(len(x)) or forward(self, x, *kept)
+        )
+        by_graphs = succeed(*sample, "--engine", "sparse", "--step-size", "2/255", "--corruptions")
+    assert len(passes) > 14 * 5  # of the corruptions alone
     expected = succeed(*sample, "--engine", "torch", "--step-size", "2/255", "--corruptions")
     assert (by_graphs.pop("engine"), expected.pop("engine")) == ("sparse", "torch")
     assert {**by_graphs, "seconds": 0} == {**expected, "seconds": 0}
