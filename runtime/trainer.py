@@ -345,7 +345,7 @@ class Trainer(Predictor):
                 artifact's.
             schedule, warmup: how both change, see `edge_bcs.Schedule`. Default, of these and the next four:
                 what a training that is resumed had, else "steps", without a rise.
-            augment: "shift" or True, "photo", "zoom", "mix", "none" or False
+            augment: "shift" or True, "photo", "zoom", "mix", "mirror", "none" or False
                 (`edge_bcs.data.augmentation`); default: shift.
             balance: draw images so that the classes come up evenly (`edge_bcs.data.balance`); default: no.
             validation: share of the images that is held out and measured after each epoch, under attack

@@ -93,7 +93,8 @@ _augment_option = click.option(
     type=click.Choice(AUGMENTATIONS),
     help="shift: by ±10 %, and flip; photo: crop, flip, and change brightness, contrast and saturation; "
     "zoom: the same, from nearer or farther; mix: zoom, and chains of small changes of tones and shape, for "
-    "cameras and light that no image here has. Default: shift, which --augment alone is, too.",
+    "cameras and light that no image here has; mirror: flip alone. Default: shift, which --augment alone "
+    "is, too.",
 )
 _no_augment_option = click.option("--no-augment", is_flag=True, help="Short for --augment none.")
 balance_option = click.option(

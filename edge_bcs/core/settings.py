@@ -17,7 +17,7 @@ BATCH_NORMS = ("frozen", "batch")
 """Running statistics, or those of each (micro-)batch."""
 REWIRE = ("uniform", "by-layer")
 """Where connections are born: anywhere (Algorithm 1), or layer by layer (the released code)."""
-AUGMENTATIONS = ("none", "shift", "photo", "zoom", "mix")
+AUGMENTATIONS = ("none", "shift", "photo", "zoom", "mix", "mirror")
 """What may be done to an image before it is trained on (see `edge_bcs.data.augmentation`)."""
 PRECISIONS = ("f32", "half", "auto")
 """Of an attack in training: float32; two bytes a number, where the processor has arithmetic in it; or

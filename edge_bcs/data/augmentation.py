@@ -3,6 +3,7 @@
 | name | each image is |
 | --- | --- |
 | none | as it is |
+| mirror | mirrored with probability ½ |
 | shift | shifted by up to ±10 % on each axis, and mirrored with probability ½ |
 | photo | cropped, mirrored with probability ½, and given another brightness, contrast and saturation |
 | zoom | the same, but nearer or farther: what it shows has sides of 60 to 160 % of the image's |
@@ -30,7 +31,7 @@ from edge_bcs.core.settings import AUGMENTATIONS
 from edge_bcs.data import mixing
 
 Array = np.ndarray[Any, Any]
-Augment = bool | Literal["none", "shift", "photo", "zoom", "mix"]
+Augment = bool | Literal["none", "shift", "photo", "zoom", "mix", "mirror"]
 """True is "shift", False is "none"."""
 SHIFT = 0.1  # of the size, on each axis
 _WORDS = 8  # of an image, before mixing
@@ -63,6 +64,9 @@ def augmented(images: Array, positions: Array, augment: Augment, *, seed: int, e
         return images
     if name == "shift":
         return shift_and_flip(images, positions, seed=seed, epoch=epoch)
+    if name == "mirror":
+        mirrored = _mirrored(_words(positions, seed, epoch))
+        return np.where(mirrored[:, None, None, None], images[..., ::-1], images)
     return photograph(images, positions, seed=seed, epoch=epoch, zoom=name != "photo", mix=name == "mix")
 
 
@@ -74,14 +78,24 @@ def shift_and_flip(images: Array, positions: Array, *, seed: int, epoch: int) ->
     mirror.
     """
     height, width = images.shape[2:]
-    words = random.blocks(positions, seed=seed, step=epoch, purpose=random.AUGMENT).astype(np.int64)
+    words = _words(positions, seed, epoch)
     rows, columns = _shifted(height, words[:, 0]), _shifted(width, words[:, 1])
-    mirrored = words[:, 2] >> 31 == 1
+    mirrored = _mirrored(words)
     columns[mirrored] = columns[mirrored, ::-1]
     result = np.empty_like(images)
     for number, image in enumerate(images):
         result[number] = image[:, rows[number][:, None], columns[number]]
     return result
+
+
+def _words(positions: Array, seed: int, epoch: int) -> Array:
+    """Return i64[m, 4], of the images at these positions."""
+    return random.blocks(positions, seed=seed, step=epoch, purpose=random.AUGMENT).astype(np.int64)
+
+
+def _mirrored(words: Array) -> Array:
+    """Which images are mirrored, bool[m]: the same with "shift" and "mirror"."""
+    return np.asarray(words[:, 2] >> 31 == 1)
 
 
 def _shifted(length: int, words: Array) -> Array:

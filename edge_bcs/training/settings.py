@@ -32,8 +32,8 @@ class Feed:
 
     Attributes:
         augment: "shift" or True: shift by up to ±10 % and flip; "photo": crop, flip and colour; "zoom": the
-            same, from nearer or farther; "mix": zoom and AugMix; "none" or False (see
-            `edge_bcs.data.augmentation`).
+            same, from nearer or farther; "mix": zoom and AugMix; "mirror": flip alone; "none" or
+            False (see `edge_bcs.data.augmentation`).
         validation: fraction of the data that is held out to choose the best epoch, at least 0 and below 1;
             with 0 the last epoch is kept.
         pseudo_labelled: the second data set of rst, of the same kinds as the first; a path is read whole (an

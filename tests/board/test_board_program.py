@@ -73,7 +73,7 @@ def trained_by_both(
         assert [line | {"peak_bytes": 0} for line in found] == [line | {"peak_bytes": 0} for line in expected]
 
 
-@pytest.mark.parametrize("augment", ["none", "shift", "photo", "zoom", "mix"])
+@pytest.mark.parametrize("augment", ["none", "shift", "photo", "zoom", "mix", "mirror"])
 def test_a_training_has_the_bits_of_python(tiny_artifact: Make, tmp_path: Path, augment: str) -> None:
     options = ("--steps", 9, "--save-steps", 4, "--augment", augment)
     trained_by_both(tiny_artifact(), "digits", tmp_path, *options)

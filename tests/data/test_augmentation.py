@@ -123,8 +123,23 @@ def test_names_and_flags_say_the_same(batch: tuple[Array, Array]) -> None:
     photos = data.read(places, augment="photo", **common)[0]
     np.testing.assert_array_equal(augmented(images, places, "photo", **common), photos)
     assert len({part.tobytes() for part in (images, shifted, photos)}) == 3
-    with pytest.raises(EdgeBcsError, match="the augmentation is none, shift, photo, zoom or mix, not 'crop'"):
+    with pytest.raises(
+        EdgeBcsError, match="the augmentation is none, shift, photo, zoom, mix or mirror, not 'crop'"
+    ):
         data.read(places, augment="crop", **common)  # type: ignore[arg-type]
+
+
+def test_mirror_is_the_flip_of_shift_alone() -> None:
+    """Of a ramp that rises to the right, each image is as it was or the other way round, as shift has it."""
+    images = np.broadcast_to(np.linspace(0.0, 1.0, 20, dtype=np.float32), (300, 3, 20, 20))
+    places = np.arange(7, 307)
+    found = augmented(images, places, "mirror", seed=3, epoch=1)
+    falls = found[:, 0, 0, 0] > found[:, 0, 0, -1]
+    assert 120 < falls.sum() < 180
+    np.testing.assert_array_equal(found[falls], images[falls][..., ::-1])
+    np.testing.assert_array_equal(found[~falls], images[~falls])
+    shifted = augmented(images, places, "shift", seed=3, epoch=1)
+    np.testing.assert_array_equal(falls, shifted[:, 0, 0, 0] > shifted[:, 0, 0, -1])
 
 
 # Balance

@@ -10,7 +10,7 @@ import numpy as np
 from edge_bcs.runtime.library import load
 
 Array = np.ndarray[Any, Any]
-KINDS = ("none", "shift", "photo", "zoom", "mix")
+KINDS = ("none", "shift", "photo", "zoom", "mix", "mirror")
 
 
 @lru_cache(maxsize=1)

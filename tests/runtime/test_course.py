@@ -131,7 +131,7 @@ def test_what_is_no_course_is_refused(wrong: dict[str, Any]) -> None:
     [
         ({"schedule": "linear"}, "the schedule is steps, cosine or one-cycle, not 'linear'"),
         ({"warmup": 1.0}, "warmup must be a share below 1"),
-        ({"augment": "crop"}, "the augmentation is none, shift, photo, zoom or mix, not 'crop'"),
+        ({"augment": "crop"}, "the augmentation is none, shift, photo, zoom, mix or mirror, not 'crop'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tiny_artifact: Make, wishes: Any, sentence: str) -> None:

@@ -46,11 +46,12 @@ constexpr std::array options_of_finetune{
     OptionSpec{"--warmup", "SHARE",
                "Of the steps, such as 0.05, in which the learning rate rises to its highest."},
     OptionSpec{
-        "--augment", "none|shift|photo|zoom|mix",
+        "--augment", "none|shift|photo|zoom|mix|mirror",
         "shift: by ±10 %, and flip; photo: crop, flip, and change brightness, contrast and saturation; "
         "zoom: the same, from nearer or farther; mix: zoom, and chains of changes of tones and shape "
         "(AugMix), for "
-        "cameras and light that no image here has. Default: shift, which --augment alone is, too.",
+        "cameras and light that no image here has; mirror: flip alone. Default: shift, which --augment alone "
+        "is, too.",
         "shift"},
     OptionSpec{
         "--validation", "SHARE",

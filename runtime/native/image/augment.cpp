@@ -35,12 +35,26 @@ std::vector<int> shifted(int length, std::uint32_t word) {
   return places;
 }
 
+bool mirrored(const Philox::Words& words) { return words[2] >> 31 != 0; }
+
+Philox::Words words_of(const Draw& draw) {
+  return Philox(draw.seed, draw.epoch, Purpose::augment).block(draw.position);
+}
+
+void mirror(std::span<const float> image, const ImageShape& shape, const Draw& draw,
+            std::span<float> result) {
+  std::ranges::copy(image, result.begin());
+  if (!mirrored(words_of(draw))) return;
+  for (std::size_t row = 0; row < result.size(); row += shape.row())
+    std::ranges::reverse(result.subspan(row, shape.row()));
+}
+
 void shift_and_flip(std::span<const float> image, const ImageShape& shape, const Draw& draw,
                     std::span<float> result) {
-  const Philox::Words words = Philox(draw.seed, draw.epoch, Purpose::augment).block(draw.position);
+  const Philox::Words words = words_of(draw);
   const std::vector<int> rows = shifted(shape.height, words[0]);
   std::vector<int> columns = shifted(shape.width, words[1]);
-  if (words[2] >> 31 != 0) std::ranges::reverse(columns);
+  if (mirrored(words)) std::ranges::reverse(columns);
   float* into = result.data();
   for (int channel = 0; channel < shape.channels; ++channel)
     for (const int row : rows) {
@@ -160,6 +174,8 @@ void augment(std::span<const float> image, const ImageShape& shape, const Draw& 
     case Augmentation::none:
       std::ranges::copy(image, result.begin());
       return;
+    case Augmentation::mirror:
+      return mirror(image, shape, draw, result);
     case Augmentation::shift:
       return shift_and_flip(image, shape, draw, result);
     case Augmentation::photo:

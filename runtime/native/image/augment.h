@@ -9,10 +9,11 @@
 
 namespace edge_bcs {
 
-enum class Augmentation : std::int32_t { none = 0, shift = 1, photo = 2, zoom = 3, mix = 4 };
+enum class Augmentation : std::int32_t { none = 0, shift = 1, photo = 2, zoom = 3, mix = 4, mirror = 5 };
 
 // Their names, in this order.
-inline constexpr std::array<std::string_view, 5> augmentations{"none", "shift", "photo", "zoom", "mix"};
+inline constexpr std::array<std::string_view, 6> augmentations{"none", "shift", "photo",
+                                                               "zoom", "mix",   "mirror"};
 
 // What happens to the image at `position` of the data in an epoch.
 struct Draw {

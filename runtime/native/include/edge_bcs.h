@@ -352,9 +352,9 @@ typedef struct edge_bcs_training {
   uint64_t batch_size;  /**< images of a step; default: the artifact's */
   double learning_rate; /**< the highest λ, to which λ_w keeps its ratio; default: the artifact's */
   const char* schedule; /**< "steps", "cosine" or "one-cycle"; default: steps */
-  const char*
-      augment; /**< "shift", "photo", "zoom", "mix" or "none": kept with the run, done by who reads; default: shift */
-  double warmup; /**< share of the steps in which λ rises, below 1, if `has_warmup` is 1 */
+  const char* augment;  /**< "shift", "photo", "zoom", "mix", "mirror" or "none": kept with the run, done by
+                          who reads; default: shift */
+  double warmup;        /**< share of the steps in which λ rises, below 1, if `has_warmup` is 1 */
   uint32_t has_warmup;
   uint32_t
       balance; /**< 1: images are drawn so that the classes come up evenly, by who reads; 2: they are not */

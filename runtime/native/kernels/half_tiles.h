@@ -56,16 +56,6 @@ EDGE_BCS_INLINE Integers<VL> spread(std::uint32_t word) {
     return reinterpret_cast<Integers<VL>>(_mm256_set1_epi32(static_cast<int>(word)));
 }
 
-// The halves of each word exchanged.
-template <int VL>
-EDGE_BCS_INLINE Integers<VL> exchanged(Integers<VL> words) {
-  if constexpr (VL == 16)
-    return reinterpret_cast<Integers<VL>>(
-        _mm512_maskz_rol_epi32(0xffff, reinterpret_cast<__m512i>(words), 16));
-  else
-    return reinterpret_cast<Integers<VL>>(_mm256_rol_epi32(reinterpret_cast<__m256i>(words), 16));
-}
-
 template <int VL>
 EDGE_BCS_INLINE Vector<VL> lower(Integers<VL> pair) {
   return reinterpret_cast<Vector<VL>>(pair << 16);
